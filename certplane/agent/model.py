@@ -1,0 +1,132 @@
+"""The agent's domain values: what is on disk, what is asked for, what the broker answered.
+
+Frozen, without behaviour beyond derived facts. Times are aware UTC; serial numbers and hashes are lower-case
+hexadecimal; PEM strings end with a newline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+from certplane.errors import Refusal
+
+__all__ = [
+    "HookResult",
+    "IdentityView",
+    "IssuedCertificate",
+    "LineageState",
+    "LineageStatus",
+    "OrderView",
+    "PendingRequest",
+    "Version",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One certificate with its key on disk: `path` is the directory `versions/<number>`.
+
+    `certificate_id` and `renew_time` are what the broker said; empty and None for an imported or identity version.
+    """
+
+    number: int
+    path: Path
+    dns_names: tuple[str, ...]
+    serial_number: str
+    public_key_sha256: str
+    not_before: datetime
+    not_after: datetime
+    certificate_id: str = ""
+    renew_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRequest:
+    """A key that is on disk and the CSR made with it: sent, or about to be. A retry sends the same."""
+
+    csr_pem: str
+    public_key_sha256: str
+    create_time: datetime
+    replaces_certificate_id: str = ""
+    order_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedCertificate:
+    """A certificate as the broker or the internal CA handed it out. `chain_pem`: issuers, leaf's issuer first."""
+
+    certificate_pem: str
+    chain_pem: str
+    certificate_id: str = ""
+    renew_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OrderView:
+    """The broker's answer to a request: an order, its certificate once issued, its refusal once failed."""
+
+    order_id: str
+    state: str
+    certificate: IssuedCertificate | None = None
+    error: Refusal | None = None
+    retry_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityView:
+    """How the broker sees this host."""
+
+    name: str
+    kind: str
+    label: str
+    serial_number: str
+    expire_time: datetime
+    profiles: tuple[str, ...]
+    broker_time: datetime
+    broker_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HookResult:
+    """How a hook ended: `exit_status` None when it was killed at its time limit; output is the last 16 KiB, text."""
+
+    exit_status: int | None
+    output: str
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ended by itself with status 0."""
+        return self.exit_status == 0
+
+
+class LineageState(StrEnum):
+    """Where one certificate of this host is."""
+
+    ABSENT = "absent"
+    WAITING = "waiting"
+    DUE = "due"
+    REQUESTING = "requesting"
+    INSTALLING = "installing"
+    RELOADING = "reloading"
+    FAILED = "failed"
+    DEGRADED = "degraded"
+    """Issued but not activated: the reload failed; the previous version is in place, or the new one unconfirmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineageStatus:
+    """What `status` shows of one certificate; written to disk after each step."""
+
+    name: str
+    state: LineageState
+    update_time: datetime
+    renew_time: datetime | None = None
+    renew_reason: str = ""
+    failures: int = 0
+    next_attempt_time: datetime | None = None
+    last_error: str = ""
+    rejected_version: int | None = None
+    """The version whose reload failed and was rolled back; activation is retried, not issuance."""

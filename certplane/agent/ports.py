@@ -1,0 +1,145 @@
+"""What the agent's plan needs from outside, as interfaces. The comments are contracts.
+
+File ports block (they fsync): the app calls them on its one-thread pool, never on the event loop. Only
+`CertplaneError`s escape a port.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from certplane.agent.model import (
+    HookResult,
+    IdentityView,
+    IssuedCertificate,
+    OrderView,
+    PendingRequest,
+    Version,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+__all__ = ["Broker", "HookRunner", "IdentityAuthority", "PendingKeys", "VersionStore"]
+
+
+class IdentityAuthority(Protocol):
+    """The internal CA (step-ca). Its root is verified by fingerprint, bundle, or both, before anything is sent.
+
+    Raises:
+        OperationError: with the CA's own words and a remedy. `EnrollmentError` (its subclass in
+            `agent.enrollment.errors`) says whether the token may be burnt.
+    """
+
+    async def enroll(self, token: str, csr_pem: str) -> IssuedCertificate:
+        """Exchange a one-time token for an identity certificate (POST /sign). Repeated only if nothing was sent."""
+        ...
+
+    async def renew(self, current: Version) -> IssuedCertificate:
+        """A new certificate for the same key, by mTLS with the current one (POST /renew)."""
+        ...
+
+    async def rekey(self, current: Version, csr_pem: str) -> IssuedCertificate:
+        """A new certificate for the CSR's key, by mTLS with the current one (POST /rekey)."""
+        ...
+
+    async def recover(self, expired: Version) -> IssuedCertificate:
+        """A new certificate for an expired identity's key, by a token signed with that key, where the CA allows it."""
+        ...
+
+
+class PendingKeys(Protocol):
+    """One lineage's key that waits for its certificate. Durable before a method returns; 0600; never overwritten."""
+
+    def pending(self) -> PendingRequest | None:
+        """The request under way, also after a crash."""
+        ...
+
+    def begin(
+        self, *, common_name: str, sans: Sequence[str], replaces_certificate_id: str, reuse_key: bool
+    ) -> PendingRequest:
+        """Make a key (or take the current version's) and its CSR. The same request again if one is pending."""
+        ...
+
+    def record_order(self, order_id: str) -> PendingRequest:
+        """Note which order the request became."""
+        ...
+
+    def abandon(self) -> None:
+        """Drop the pending key: only after the broker refused it for good."""
+        ...
+
+
+class VersionStore(Protocol):
+    """One lineage's versions on disk and the configured paths that point at them (design, fixed decision 7)."""
+
+    def current(self) -> Version | None:
+        """The version that the configured paths show."""
+        ...
+
+    def versions(self) -> Sequence[Version]:
+        """All that are complete on disk, oldest first."""
+        ...
+
+    def stage(self, issued: IssuedCertificate) -> Version:
+        """Write the next version from the pending key and `issued`; nothing that services read changes.
+
+        The leaf is checked against the pending key first. Staging the same certificate again returns the same version.
+
+        Raises:
+            OperationError: the certificate isn't for the pending key, or the disk refuses.
+        """
+        ...
+
+    def activate(self, version: Version) -> None:
+        """Make the configured paths show `version`: one atomic rename (link mode), or a journalled copy (copy mode).
+
+        Also finishes whatever a crash left, imports files that stand at the paths on first use, and forgets the
+        pending key once the version it belongs to is current.
+        """
+        ...
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest `keep` versions, never the current one nor the one before it."""
+        ...
+
+
+class HookRunner(Protocol):
+    """Runs an operator's command."""
+
+    async def run(self, command: str, timeout: timedelta, environment: dict[str, str]) -> HookResult:
+        """Run in a process group of its own, killed as a whole at `timeout`; wait for the exit, not the end of output.
+
+        NOTIFY_SOCKET and CREDENTIALS_DIRECTORY are not passed on.
+        """
+        ...
+
+
+class Broker(Protocol):
+    """The broker over one persistent mTLS channel.
+
+    Raises:
+        RefusalError: what the broker said, with its reason and when to come back.
+        OperationError: the broker can't be reached, or answers with something else.
+    """
+
+    async def issue(self, *, profile: str, csr_pem: str, replaces_certificate_id: str, wait: timedelta) -> OrderView:
+        """IssueCertificate, or RenewCertificate when something is replaced; answers within `wait` and a little."""
+        ...
+
+    async def get_order(self, order_id: str) -> OrderView:
+        """The order as it is now."""
+        ...
+
+    async def get_identity(self) -> IdentityView:
+        """How the broker sees this host."""
+        ...
+
+    async def report_enrollment(self, identity_serial_number: str) -> None:
+        """Tell the broker what runs here."""
+        ...
+
+    async def use_identity(self, identity: Version) -> None:
+        """Open a new channel with this identity for the next calls; the old channel ends when its calls have."""
+        ...

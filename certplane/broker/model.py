@@ -1,0 +1,371 @@
+"""The broker's domain values: callers, profiles, orders, certificates, audit events.
+
+All are frozen, hold no behaviour beyond derived facts, and know neither gRPC nor SQL. Times are aware UTC. Serial
+numbers are lower-case hexadecimal without leading zeros; hashes are lower-case hexadecimal SHA-256; DNS names are
+canonical (lower case, A-labels, `certplane.pki.names`) and tuples of them sorted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from certplane.errors import Refusal
+
+__all__ = [
+    "AuditDecision",
+    "AuditEvent",
+    "AuditEventType",
+    "AuditSeverity",
+    "Caller",
+    "CertificateRecord",
+    "DenyEntry",
+    "DnsChallenge",
+    "EnrollmentReport",
+    "Grant",
+    "IdentityKind",
+    "IssuerOrder",
+    "IssuerOrderStatus",
+    "KeyRotation",
+    "KeyUse",
+    "Order",
+    "OrderDraft",
+    "OrderState",
+    "Profile",
+    "RevocationReason",
+    "TxtRecord",
+]
+
+
+class IdentityKind(StrEnum):
+    """What policy says an identity is."""
+
+    HOST = "host"
+    SERVICE = "service"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What policy gives to one identity."""
+
+    name: str
+    kind: IdentityKind
+    label: str
+    profiles: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling, established anew on every call; `name` is the SAN that policy knows."""
+
+    name: str
+    kind: IdentityKind
+    label: str
+    profiles: tuple[str, ...]
+    roles: tuple[str, ...]
+    serial_number: str
+    issuer: str
+    provisioner: str
+    not_after: datetime
+    source_ip: str = ""
+    user_agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One certificate that policy lets some identities have.
+
+    `hash` is over everything that decides what certificate comes out (names, key types, challenge, issuer settings,
+    credentials' name), so that an edited profile is another profile to the cache and to open orders.
+    """
+
+    name: str
+    kind: str
+    """`wildcard`, `multi_san` or `mixed`."""
+    dns_names: tuple[str, ...]
+    hash: str
+    challenge: str = "dns-01"
+    credentials: str = ""
+    """Name of the DNS provider's secret; empty for the configured default."""
+    acme_profile: str = ""
+    renew_before: timedelta | None = None
+    key_types: tuple[str, ...] = ("ec-p256", "ec-p384", "rsa-2048", "rsa-3072", "rsa-4096")
+    """Values of `certplane.pki.keys.KeyType`."""
+
+
+class OrderState(StrEnum):
+    """Where an order is; values are stored and shown. Forward only; FAILED can follow any but ISSUED."""
+
+    PENDING = "PENDING"
+    AUTHORIZED = "AUTHORIZED"
+    VALIDATING = "VALIDATING"
+    FINALIZING = "FINALIZING"
+    ISSUED = "ISSUED"
+    FAILED = "FAILED"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the order still wants work; the unique index covers the open ones."""
+        return self not in (OrderState.ISSUED, OrderState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class TxtRecord:
+    """A TXT record that the broker wrote: enough to find and remove it after a restart.
+
+    `name` is the record's absolute name without the final dot; `record_id` is the provider's, empty if it has none.
+    """
+
+    zone: str
+    name: str
+    value: str
+    record_id: str = ""
+    credentials: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderDraft:
+    """An order before the store has given it an id and times; what makes it unique is `key`."""
+
+    identity: str
+    profile: str
+    profile_hash: str
+    dns_names: tuple[str, ...]
+    public_key_sha256: str
+    csr_der: bytes
+    issuer: str
+    request_id: str
+    identity_serial: str = ""
+    replaces_certificate_id: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, tuple[str, ...], str, str]:
+        """Identity of the work (design, fixed decision 3): equal keys are one open order."""
+        return (self.identity, self.profile_hash, self.dns_names, self.public_key_sha256, self.replaces_certificate_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Order(OrderDraft):
+    """A durable order with its journal of what was done outside.
+
+    `acme_order_url` is durable before the order's challenges are touched, `txt_records` before a challenge is answered,
+    FINALIZING before the CSR is sent.
+    """
+
+    order_id: str = ""
+    state: OrderState = OrderState.PENDING
+    create_time: datetime = field(kw_only=True)
+    update_time: datetime = field(kw_only=True)
+    acme_order_url: str = ""
+    txt_records: tuple[TxtRecord, ...] = ()
+    certificate_id: str = ""
+    error: Refusal | None = None
+    retry_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRecord:
+    """A stored certificate. `chain_pem` is the issuers, leaf's issuer first, without the root.
+
+    `renew_time` is capped: never later than half of the real life when the profile's `renew_before` is longer.
+    `deliver_time` is when it was first handed out; None means that its holder may not have it.
+    """
+
+    certificate_id: str
+    order_id: str
+    identity: str
+    profile: str
+    profile_hash: str
+    issuer: str
+    dns_names: tuple[str, ...]
+    public_key_sha256: str
+    serial_number: str
+    certificate_pem: str
+    chain_pem: str
+    not_before: datetime
+    not_after: datetime
+    renew_time: datetime
+    create_time: datetime
+    acme_order_url: str = ""
+    deliver_time: datetime | None = None
+    revoke_time: datetime | None = None
+    revocation_reason: RevocationReason | None = None
+
+
+class RevocationReason(StrEnum):
+    """RFC 5280 5.3.1, the reasons a subscriber may give."""
+
+    UNSPECIFIED = "unspecified"
+    KEY_COMPROMISE = "keyCompromise"
+    AFFILIATION_CHANGED = "affiliationChanged"
+    SUPERSEDED = "superseded"
+    CESSATION_OF_OPERATION = "cessationOfOperation"
+
+
+class KeyRotation(StrEnum):
+    """Whether a renewal makes a new key."""
+
+    ALWAYS = "always"
+    REUSE = "reuse"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What the store knows of a public key: who used it first, and whether it is blocked as compromised."""
+
+    identity: str
+    blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DenyEntry:
+    """An identity that an operator has shut out: one certificate (`issuer` and `serial_number`), or a `name`."""
+
+    name: str = ""
+    issuer: str = ""
+    serial_number: str = ""
+    reason: str = ""
+    create_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnrollmentReport:
+    """What an identity last said that it runs."""
+
+    identity: str
+    agent_version: str
+    host_facts: tuple[tuple[str, str], ...]
+    identity_serial_number: str
+    record_time: datetime
+
+
+class IssuerOrderStatus(StrEnum):
+    """RFC 8555 7.1.6."""
+
+    PENDING = "pending"
+    READY = "ready"
+    PROCESSING = "processing"
+    VALID = "valid"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class DnsChallenge:
+    """A dns-01 challenge still to be met (RFC 8555 8.4).
+
+    `record_name` is `_acme-challenge.<domain>` without the final dot, `record_value` the TXT content, unquoted.
+    """
+
+    domain: str
+    record_name: str
+    record_value: str
+    authorization_url: str
+    challenge_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerOrder:
+    """An order as the CA has it; `challenges` are those not yet valid, empty unless the order is pending."""
+
+    url: str
+    status: IssuerOrderStatus
+    challenges: tuple[DnsChallenge, ...] = ()
+
+
+class AuditDecision(StrEnum):
+    """What an event says was decided."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    ISSUE = "issue"
+    CACHE_HIT = "cache_hit"
+    ERROR = "error"
+    NONE = ""
+
+
+class AuditSeverity(StrEnum):
+    """How much an event wants a person's eye."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class AuditEventType(StrEnum):
+    """Names of the public format first; those that Certplane adds after them."""
+
+    BROKER_STARTED = "broker_started"
+    POLICY_LOADED = "policy_loaded"
+    POLICY_REJECTED = "policy_rejected"
+    CERTIFICATE_REQUEST_RECEIVED = "certificate_request_received"
+    CERTIFICATE_AUTHORIZED = "certificate_authorized"
+    CERTIFICATE_DENIED = "certificate_denied"
+    CERTIFICATE_CACHE_HIT = "certificate_cache_hit"
+    CERTIFICATE_ISSUED = "certificate_issued"
+    CERTIFICATE_ISSUE_FAILED = "certificate_issue_failed"
+    BROKER_STOPPED = "broker_stopped"
+    CERTIFICATE_DELIVERED = "certificate_delivered"
+    CERTIFICATE_REVOKED = "certificate_revoked"
+    DENIALS_COALESCED = "denials_coalesced"
+    ENROLLMENT_REPORTED = "enrollment_reported"
+    IDENTITY_ALLOWED = "identity_allowed"
+    IDENTITY_DENIED = "identity_denied"
+    ORDER_ABANDONED = "order_abandoned"
+    RPC_DENIED = "rpc_denied"
+    TRUST_RELOADED = "trust_reloaded"
+    TRUST_REJECTED = "trust_rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One audited fact; `record()` is the JSON object that is stored, mirrored and spilled.
+
+    Empty fields are left out of the record. CSRs appear as hashes only.
+    """
+
+    event_id: str
+    timestamp: datetime
+    event_type: AuditEventType
+    request_id: str = ""
+    severity: AuditSeverity = AuditSeverity.INFO
+    decision: AuditDecision = AuditDecision.NONE
+    identity: str = ""
+    profile_name: str = ""
+    profile_hash: str = ""
+    policy_hash: str = ""
+    reason_code: str = ""
+    reason: str = ""
+    source_ip: str = ""
+    user_agent: str = ""
+    csr_sha256: str = ""
+    csr_public_key_sha256: str = ""
+    csr_dns_names: tuple[str, ...] = ()
+    expected_dns_names: tuple[str, ...] = ()
+    issuer_name: str = ""
+    issuer_directory: str = ""
+    acme_order_url: str = ""
+    order_id: str = ""
+    certificate_id: str = ""
+    cert_serial_number: str = ""
+    cert_not_before: datetime | None = None
+    cert_not_after: datetime | None = None
+    cache_result: str = ""
+    count: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """The event as a JSON object: RFC 3339 times with microseconds and `Z`, empty fields left out."""
+        record: dict[str, Any] = {}
+        for name in _EVENT_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, datetime):
+                record[name] = value.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            elif value or value is False:
+                record[name] = list(value) if isinstance(value, tuple) else value
+        return record
+
+
+_EVENT_FIELDS = tuple(AuditEvent.__dataclass_fields__)

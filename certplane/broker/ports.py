@@ -1,0 +1,350 @@
+"""What the broker's story needs from outside, as interfaces. The comments are contracts; adapters and fakes keep them.
+
+Rules for every port: only `RefusalError` of the named reasons (and cancellation) escapes; "durable" means that
+a power cut can not undo it once the method returns; methods may be called concurrently from the event loop; a cancelled
+wait never undoes or tears what was begun.
+
+| port | adapter | fake |
+|---|---|---|
+| orders, certificates, keys, deny-list, reports, `AuditLog` | `store`, `audit` | tests/fakes |
+| `Issuer`, `Revoker` | `issuers.acme` | tests/fakes |
+| `ChallengeSolver` | `issuers.dns` | tests/fakes |
+| `PolicySource` | `policy` | - |
+| `SecretSource` | `secrets` | tests/fakes |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from certplane.broker.model import (
+    AuditEvent,
+    CertificateRecord,
+    DenyEntry,
+    DnsChallenge,
+    EnrollmentReport,
+    Grant,
+    IssuerOrder,
+    KeyUse,
+    Order,
+    OrderDraft,
+    OrderState,
+    Profile,
+    RevocationReason,
+    TxtRecord,
+)
+from certplane.errors import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "AuditLog",
+    "CertificateQuery",
+    "CertificateStore",
+    "ChallengeSolver",
+    "DenyList",
+    "DurableLimits",
+    "EnrollmentStore",
+    "Issuer",
+    "KeyLedger",
+    "OpenedOrder",
+    "OrderChange",
+    "OrderStore",
+    "Policy",
+    "PolicySource",
+    "Revoker",
+    "SecretSource",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DurableLimits:
+    """Limits counted over order rows (design, fixed decision 12); None is no limit.
+
+    The windows slide: an hour, and a day for new keys (distinct keys of one identity and profile).
+    """
+
+    per_identity_per_hour: int | None = None
+    per_identity_profile_per_hour: int | None = None
+    new_keys_per_identity_profile_per_day: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedOrder:
+    """What `open_order` found or made: `created` False means that an equal one was joined.
+
+    A joined order may be FAILED with its `retry_time` ahead: the caller gets that one again.
+    """
+
+    order: Order
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OrderChange:
+    """What to write on an order; None leaves a field as it is."""
+
+    state: OrderState | None = None
+    acme_order_url: str | None = None
+    txt_records: tuple[TxtRecord, ...] | None = None
+    error: Refusal | None = None
+    retry_time: datetime | None = None
+
+
+class OrderStore(Protocol):
+    """Orders. Writes are durable and carry their audit events in the same transaction.
+
+    How events fail is the audit mode's: under `fail_closed` the write fails with AUDIT_UNAVAILABLE and nothing is
+    changed; under `fail_open` the events go to the log and the spill file and the write stands. When the write itself
+    fails: STORE_UNAVAILABLE, nothing changed.
+    """
+
+    async def open_order(self, draft: OrderDraft, limits: DurableLimits, events: Sequence[AuditEvent]) -> OpenedOrder:
+        """Join the open (or failed and not yet retryable) order of the same key, else check limits and make one.
+
+        One transaction: two callers at once get one order. Events are written only when an order is created.
+
+        Raises:
+            RefusalError: RATE_LIMITED with the limit's name as violation and the time until the window frees a place;
+                nothing is written then. KEY_REUSED when the key belongs to another identity or is blocked.
+        """
+        ...
+
+    async def change_order(self, order_id: str, change: OrderChange, events: Sequence[AuditEvent] = ()) -> Order:
+        """Write `change` on an open order and return it as it is now.
+
+        Raises:
+            RefusalError: ORDER_NOT_FOUND for an unknown or ended order.
+        """
+        ...
+
+    async def finish_order(self, certificate: CertificateRecord, events: Sequence[AuditEvent]) -> Order:
+        """Store the certificate and set its order ISSUED, in one transaction. Doing it again changes nothing."""
+        ...
+
+    async def get_order(self, order_id: str) -> Order | None:
+        """The order, whoever's it is."""
+        ...
+
+    async def unfinished_orders(self) -> Sequence[Order]:
+        """Open orders and ended ones that still list TXT records, oldest first: what a start must pick up."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateQuery:
+    """A page of one identity's certificates, newest first; `after` is the last certificate_id of the page before."""
+
+    identity: str
+    profile: str = ""
+    usable_at: datetime | None = None
+    """Only those that are neither revoked nor expired at this time; None for all."""
+    after: str = ""
+    limit: int = 50
+
+
+class CertificateStore(Protocol):
+    """Certificates. Reads are of committed rows; writes are durable."""
+
+    async def find_cached(
+        self, identity: str, profile_hash: str, issuer: str, public_key_sha256: str
+    ) -> CertificateRecord | None:
+        """The newest certificate of this key that isn't revoked. Whether it is due is the caller's to decide."""
+        ...
+
+    async def get_certificate(self, certificate_id: str) -> CertificateRecord | None:
+        """The certificate, whoever's it is."""
+        ...
+
+    async def list_certificates(self, query: CertificateQuery) -> Sequence[CertificateRecord]:
+        """A page."""
+        ...
+
+    async def mark_delivered(self, certificate_id: str, time: datetime, events: Sequence[AuditEvent]) -> None:
+        """Record the first hand-out (later times are ignored) and the events, in one durable transaction.
+
+        Audit failures as in `OrderStore`.
+        """
+        ...
+
+    async def mark_revoked(
+        self, certificate_id: str, reason: RevocationReason, time: datetime, events: Sequence[AuditEvent]
+    ) -> CertificateRecord:
+        """Record the revocation; KEY_COMPROMISE also blocks the key. Doing it again keeps the first time."""
+        ...
+
+
+class KeyLedger(Protocol):
+    """Which public keys were seen, and whose they are."""
+
+    async def key_use(self, public_key_sha256: str) -> KeyUse | None:
+        """What is known of the key; None if it was never in an order and never blocked."""
+        ...
+
+
+class DenyList(Protocol):
+    """Identities that an operator has shut out. Readers see a change at most a second after it is durable."""
+
+    def denied(self, name: str, issuer: str, serial_number: str) -> DenyEntry | None:
+        """The entry that shuts this identity out, from memory: called on every call."""
+        ...
+
+    async def deny(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> None:
+        """Add an entry, durable."""
+        ...
+
+    async def allow(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> bool:
+        """Remove the entry of the same name, or issuer and serial; False if there was none."""
+        ...
+
+    async def entries(self) -> Sequence[DenyEntry]:
+        """All entries, oldest first."""
+        ...
+
+
+class EnrollmentStore(Protocol):
+    """The latest report of each identity."""
+
+    async def record_report(self, report: EnrollmentReport, events: Sequence[AuditEvent]) -> None:
+        """Replace the identity's report, durable."""
+        ...
+
+
+class AuditLog(Protocol):
+    """The audit log on its own, for what isn't part of a store's transaction."""
+
+    async def append(self, events: Sequence[AuditEvent]) -> None:
+        """Return when the events are durable, or, under `fail_open`, logged, spilled and counted.
+
+        Raises:
+            RefusalError: AUDIT_UNAVAILABLE under `fail_closed`.
+        """
+        ...
+
+    async def tail(self, limit: int) -> Sequence[dict[str, object]]:
+        """The records of the last `limit` events, oldest first."""
+        ...
+
+
+class Policy(Protocol):
+    """One loaded policy, immutable."""
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the file's bytes."""
+        ...
+
+    def find_grant(self, identity: str) -> Grant | None:
+        """What the policy gives to the identity of this name (a SAN: canonical DNS name or URI as written)."""
+        ...
+
+    def find_profile(self, name: str) -> Profile | None:
+        """The profile of this name."""
+        ...
+
+
+class PolicySource(Protocol):
+    """The policy in force."""
+
+    @property
+    def current(self) -> Policy:
+        """An immutable snapshot; a reload makes another.
+
+        Raises:
+            RefusalError: POLICY_UNAVAILABLE when none was ever loaded.
+        """
+        ...
+
+
+class Issuer(Protocol):
+    """A public CA's order machinery (RFC 8555 7.4), a step a method, so that each step is journalled before the next.
+
+    Every method ends within `timeout` (of monotonic time). It repeats what is safe to repeat (badNonce, 5xx, lost
+    connections) within that time, and nothing else.
+
+    Raises (all methods):
+        RefusalError: ISSUER_UNAVAILABLE (try again, retry_after if the CA said), ISSUER_RATE_LIMITED (with
+            retry_after), ISSUER_REJECTED (the CA's problem documents).
+    """
+
+    @property
+    def name(self) -> str:
+        """The issuer's name in the configuration, part of the cache's key."""
+        ...
+
+    @property
+    def directory(self) -> str:
+        """The ACME directory's URL."""
+        ...
+
+    async def create_order(self, csr_der: bytes, profile: Profile, timeout: timedelta) -> IssuerOrder:
+        """Ask the CA for an order of the CSR's names. The CA may hand back a pending one of the same names."""
+        ...
+
+    async def get_order(self, url: str, timeout: timedelta) -> IssuerOrder:
+        """The order as it is at the CA now. ISSUER_REJECTED if the CA doesn't know it (any more)."""
+        ...
+
+    async def answer_challenges(self, order: IssuerOrder, timeout: timedelta) -> IssuerOrder:
+        """Tell the CA that the TXT records stand, wait until the order is ready or has failed."""
+        ...
+
+    async def finalize(self, order: IssuerOrder, csr_der: bytes, timeout: timedelta) -> IssuerOrder:
+        """Send the CSR once. A lost answer is ISSUER_UNAVAILABLE: look with `get_order`, never finalise blindly."""
+        ...
+
+    async def download(self, order: IssuerOrder, timeout: timedelta) -> str:
+        """Wait until the order is valid and return the chain, PEM, leaf first, the preferred chain if configured."""
+        ...
+
+
+class Revoker(Protocol):
+    """Revocation at the CA (RFC 8555 7.6)."""
+
+    async def revoke(self, certificate_pem: str, reason: RevocationReason, timeout: timedelta) -> None:
+        """Revoke; already revoked is success. Errors as `Issuer`'s."""
+        ...
+
+
+class ChallengeSolver(Protocol):
+    """Makes the world see the TXT records of dns-01 challenges.
+
+    Records are added beside what stands there, never replaced: a wildcard and its apex share a name.
+
+    Raises (present, wait_until_visible):
+        RefusalError: DNS_UNAVAILABLE (try again), DNS_REJECTED (credentials, zone, permission: a person's job).
+    """
+
+    def plan(self, challenges: Sequence[DnsChallenge], profile: Profile) -> Sequence[TxtRecord]:
+        """The records to journal before anything is written: `zone` and `record_id` may be empty. Pure."""
+        ...
+
+    async def present(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:
+        """Write the records; returns them with zone and provider's id. A record that stands already is adopted."""
+        ...
+
+    async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> None:
+        """Return when every authoritative server of each record's zone answers with its value.
+
+        DNS_UNAVAILABLE names the server that lacked it.
+        """
+        ...
+
+    async def remove(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:
+        """Remove exactly these records (by id, else name and value); returns those still standing. Never raises."""
+        ...
+
+
+class SecretSource(Protocol):
+    """Secrets by name, read at use and never logged."""
+
+    async def read(self, name: str) -> str:
+        """The secret, without a trailing newline.
+
+        Raises:
+            RefusalError: DNS_REJECTED naming the secret (never its value) when there is none or it can't be read.
+        """
+        ...

@@ -1,0 +1,165 @@
+"""Every error of Certplane, in one hierarchy.
+
+    CertplaneError
+    |-- RefusalError            a request can't be served; travels over gRPC as a Status with one ErrorInfo
+    |   `-- (subclasses of packages add where it was found, never another meaning)
+    |-- ConfigurationError      a file, an argument or a file mode is wrong; the programs exit with status 2
+    `-- OperationError          something outside failed on this host: a CA call, an installation, a hook
+
+A `Refusal` is the value inside a `RefusalError`. It is also what a failed order stores, so that the same cause reads
+the same whether it stopped a call or an order. Its message is written for the one who must fix the cause, is safe to show
+to the caller, and never holds a key, a token or a secret. `certplane.rpc.status` maps reasons to gRPC codes, both ways.
+
+Misuse of an interface inside the program is a plain `RuntimeError` or `ValueError`, never one of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+__all__ = [
+    "CertplaneError",
+    "ConfigurationError",
+    "ConfigurationProblem",
+    "OperationError",
+    "ProblemDocument",
+    "Reason",
+    "Refusal",
+    "RefusalError",
+    "Violation",
+]
+
+
+class Reason(StrEnum):
+    """`ErrorInfo.reason` of a refusal, domain `certplane`. docs/errors.md describes each with its remedy."""
+
+    IDENTITY_EXPIRED = "IDENTITY_EXPIRED"
+    IDENTITY_REVOKED = "IDENTITY_REVOKED"
+    IDENTITY_RETIRED = "IDENTITY_RETIRED"
+    IDENTITY_CONTESTED = "IDENTITY_CONTESTED"
+    IDENTITY_UNKNOWN = "IDENTITY_UNKNOWN"
+    PROFILE_NOT_ALLOWED = "PROFILE_NOT_ALLOWED"
+    NAMES_NOT_ALLOWED = "NAMES_NOT_ALLOWED"
+    KEY_REUSED = "KEY_REUSED"
+    ROLE_REQUIRED = "ROLE_REQUIRED"
+    CSR_INVALID = "CSR_INVALID"
+    KEY_WEAK = "KEY_WEAK"
+    REQUEST_INVALID = "REQUEST_INVALID"
+    RATE_LIMITED = "RATE_LIMITED"
+    ISSUER_RATE_LIMITED = "ISSUER_RATE_LIMITED"
+    AUDIT_UNAVAILABLE = "AUDIT_UNAVAILABLE"
+    STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
+    POLICY_UNAVAILABLE = "POLICY_UNAVAILABLE"
+    ISSUER_UNAVAILABLE = "ISSUER_UNAVAILABLE"
+    DNS_UNAVAILABLE = "DNS_UNAVAILABLE"
+    DRAINING = "DRAINING"
+    ISSUER_REJECTED = "ISSUER_REJECTED"
+    DNS_REJECTED = "DNS_REJECTED"
+    ORDER_NOT_FOUND = "ORDER_NOT_FOUND"
+    CERTIFICATE_NOT_FOUND = "CERTIFICATE_NOT_FOUND"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One thing that is wrong: `subject` is a request field (BadRequest) or a limit (QuotaFailure)."""
+
+    subject: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemDocument:
+    """What a CA said (RFC 8555 6.7, RFC 9457), control characters removed; `type` is the full URN."""
+
+    type: str
+    detail: str
+    status: int | None = None
+    identifier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request or an order ended, and when to come back.
+
+    `retry_after` counts from the moment the refusal was made; set whenever a CA, a limit or a lock says so.
+    `problems` is the CA's problem document first, then its subproblems.
+    """
+
+    reason: Reason
+    message: str
+    retry_after: timedelta | None = None
+    violations: tuple[Violation, ...] = ()
+    problems: tuple[ProblemDocument, ...] = ()
+
+
+class CertplaneError(Exception):
+    """Root of everything that Certplane raises on purpose."""
+
+
+class RefusalError(CertplaneError):
+    """A request can't be served; `refusal` says why."""
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        retry_after: timedelta | None = None,
+        violations: Sequence[Violation] = (),
+        problems: Sequence[ProblemDocument] = (),
+    ) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.refusal = Refusal(reason, message, retry_after, tuple(violations), tuple(problems))
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> RefusalError:
+        """The error that carries `refusal`, as when a stored one is raised again."""
+        return RefusalError(
+            refusal.reason,
+            refusal.message,
+            retry_after=refusal.retry_after,
+            violations=refusal.violations,
+            problems=refusal.problems,
+        )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ConfigurationProblem:
+    """One wrong thing in a configuration, printed as one line: `file:line: key: message; remedy`."""
+
+    file: str
+    line: int | None
+    key: str
+    message: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """The line that a user reads."""
+        where = self.file if self.line is None else f"{self.file}:{self.line}"
+        text = ": ".join(part for part in (where, self.key, self.message) if part)
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class ConfigurationError(CertplaneError):
+    """All that is wrong with a configuration, reported at once."""
+
+    def __init__(self, problems: Sequence[ConfigurationProblem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class OperationError(CertplaneError):
+    """Something outside failed on this host; `remedy` says what a person can do, empty if waiting is all."""
+
+    def __init__(self, message: str, *, remedy: str = "", retry_after: timedelta | None = None) -> None:
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+        self.message = message
+        self.remedy = remedy
+        self.retry_after = retry_after

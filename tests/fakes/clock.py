@@ -1,0 +1,52 @@
+"""A clock that stands still until a test moves it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+__all__ = ["ManualClock"]
+
+
+class ManualClock:
+    """`Clock` for tests: `advance` moves wall and monotonic time together and wakes the sleepers that are due."""
+
+    def __init__(self, now: datetime = datetime(2026, 11, 23, 12, tzinfo=UTC)) -> None:
+        self._now = now
+        self._monotonic = 1000.0
+        self._sleepers: list[tuple[float, asyncio.Event]] = []
+
+    def now(self) -> datetime:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    async def sleep(self, span: timedelta) -> None:
+        if span <= timedelta():
+            await asyncio.sleep(0)
+            return
+        event = asyncio.Event()
+        entry = (self._monotonic + span.total_seconds(), event)
+        self._sleepers.append(entry)
+        try:
+            await event.wait()
+        finally:
+            self._sleepers.remove(entry)
+
+    def advance(self, span: timedelta) -> None:
+        """Move time forward."""
+        self._now += span
+        self._monotonic += span.total_seconds()
+        for due, event in self._sleepers:
+            if due <= self._monotonic:
+                event.set()
+
+    def jump(self, span: timedelta) -> None:
+        """Step the wall clock alone, as NTP or an operator does."""
+        self._now += span
+
+    @property
+    def sleepers(self) -> int:
+        """How many tasks sleep now."""
+        return len(self._sleepers)
