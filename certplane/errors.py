@@ -6,9 +6,9 @@
     |-- ConfigurationError      a file, an argument or a file mode is wrong; the programs exit with status 2
     `-- OperationError          something outside failed on this host: a CA call, an installation, a hook
 
-A `Refusal` is the value inside a `RefusalError`. A failed order stores one too, so that the same cause reads
-the same whether it stopped a call or an order. Its message is written for the one who must fix the cause, is safe to show
-to the caller, and never holds a key, a token or a secret. `certplane.rpc.status` maps reasons to gRPC codes, both ways.
+A `Refusal` is the value inside a `RefusalError`. A failed order stores one too, so that the same cause reads the same
+whether it stopped a call or an order. Its message is written for the one who must fix the cause, is safe to show to the
+caller, and never holds a key, a token or a secret. `certplane.rpc.status` maps reasons to gRPC codes, both ways.
 
 Misuse of an interface inside the program is a plain `RuntimeError` or `ValueError`, never one of these.
 """

@@ -1,0 +1,86 @@
+"""Promises of the wire contract that a linter can't check, read from the descriptors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
+
+from certplane.v1 import certificate_pb2, enrollment_pb2
+
+FILES: tuple[FileDescriptor, ...] = (certificate_pb2.DESCRIPTOR, enrollment_pb2.DESCRIPTOR)
+PRIVATE = re.compile(r"private|secret|passw|token$|(^|_)key(_pem|_der)?$|pkcs8|pkcs12|pfx|keystore")
+PAGING = {"page_token", "next_page_token"}
+
+
+def walk(message: Descriptor, seen: set[str]) -> Iterator[FieldDescriptor]:
+    """Every field that can be reached from `message`, through sub-messages too."""
+    if message.full_name in seen:
+        return
+    seen.add(message.full_name)
+    for field in message.fields:
+        yield field
+        if field.message_type is not None:
+            yield from walk(field.message_type, seen)
+
+
+def all_fields() -> list[FieldDescriptor]:
+    seen: set[str] = set()
+    return [field for file in FILES for message in file.message_types_by_name.values() for field in walk(message, seen)]
+
+
+def private_looking(fields: list[FieldDescriptor]) -> list[str]:
+    # A map's entries have fields called "key" and "value"; the map field itself is looked at under its own name.
+    return [
+        field.full_name
+        for field in fields
+        if PRIVATE.search(field.name) and field.name not in PAGING and not field.containing_type.GetOptions().map_entry
+    ]
+
+
+def test_no_message_can_carry_a_private_key() -> None:
+    """No field of any message that the services can send or receive is named as a key, secret or password would be."""
+    fields = all_fields()
+    assert len(fields) > 60
+    assert private_looking(fields) == []
+
+
+def test_no_field_is_opaque_bytes() -> None:
+    """Nothing is sent as bytes or Any outside google.rpc.Status, so that no key can hide in a field with another name."""
+    opaque = [
+        field.full_name
+        for field in all_fields()
+        if field.type == FieldDescriptor.TYPE_BYTES and not field.full_name.startswith("google.")
+    ]
+    assert opaque == []
+
+
+@pytest.mark.parametrize("name", ["private_key", "key_pem", "tls_key", "pfx", "bootstrap_token", "password"])
+def test_the_check_for_private_keys_would_see_one(name: str) -> None:
+    """The names that such a field would have are caught."""
+    assert PRIVATE.search(name)
+
+
+def test_every_rpc_says_who_may_call_it() -> None:
+    """Each method's comment in the proto ends with a line "Callers: ..."."""
+    import pathlib
+
+    root = pathlib.Path(__file__).parents[3] / "proto" / "certplane" / "v1"
+    rpcs = []
+    for path in sorted(root.glob("*.proto")):
+        for comment, name in re.findall(r"((?:^ *//.*\n)+) *rpc (\w+)\(", path.read_text(), re.MULTILINE):
+            rpcs.append(name)
+            assert re.search(r"// Callers: .+\.\n\Z", comment), name
+    assert len(rpcs) == sum(len(s.methods) for file in FILES for s in file.services_by_name.values())
+
+
+def test_each_rpc_has_messages_of_its_own() -> None:
+    """VerbNoun takes VerbNounRequest and returns VerbNounResponse, so that either can grow alone."""
+    for file in FILES:
+        for service in file.services_by_name.values():
+            for method in service.methods:
+                assert method.input_type.name == f"{method.name}Request"
+                assert method.output_type.name == f"{method.name}Response"
+                assert method.input_type.fields[0].name == "request_id"
