@@ -1,0 +1,75 @@
+"""TLS credentials of either side, out of PEM bytes that were checked before.
+
+Rules it keeps:
+
+- The server asks every client for a certificate and refuses the handshake without one.
+- The server's fetcher returns a configuration on *every* connection, never None. A new object voids the TLS session
+  tickets handed out before; with None a ticket lets a client back in whose certificate has expired, or whose CA was
+  removed, without any check (seen with grpcio 1.85: TLS 1.2 and 1.3 alike).
+
+It reads no file and checks no pair: grpc's core takes a broken configuration without a word to Python, so whoever hands
+one over has loaded it with `certplane.pki` first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+
+__all__ = ["KeyPair", "ServerTls", "channel_credentials"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A private key and its certificate chain, both PEM; the chain begins with the leaf."""
+
+    private_key_pem: bytes
+    chain_pem: bytes
+
+    def __repr__(self) -> str:
+        """Without the key: a value like this ends up in log lines and tracebacks."""
+        return f"KeyPair(private_key_pem=..., chain_pem=<{len(self.chain_pem)} bytes>)"
+
+
+class ServerTls:
+    """What a server presents and whom it lets connect, replaceable while it runs.
+
+    `replace` may be called from any thread; it is in force for the next connection. Open connections live on: what they
+    may do is decided on every call (`certplane.broker.services.interceptors`).
+    """
+
+    def __init__(self, pair: KeyPair, client_ca_pem: bytes) -> None:
+        self._configuration = _configuration(pair, client_ca_pem)
+
+    def replace(self, pair: KeyPair, client_ca_pem: bytes) -> None:
+        """Put another pair and bundle in force. Both must have been checked."""
+        self._configuration = _configuration(pair, client_ca_pem)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Credentials for `add_secure_port`."""
+        return grpc.dynamic_ssl_server_credentials(self._configuration, self._fetch, require_client_authentication=True)
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration:
+        # Called on a thread of grpc's core, once per connection: nothing but an attribute read.
+        return self._configuration
+
+
+def _configuration(pair: KeyPair, client_ca_pem: bytes) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(pair.private_key_pem, pair.chain_pem)], root_certificates=client_ca_pem
+    )
+
+
+def channel_credentials(server_ca_pem: bytes, pair: KeyPair | None) -> grpc.ChannelCredentials:
+    """Credentials of a client.
+
+    Args:
+        server_ca_pem: The only CAs that the server's certificate may come from, PEM.
+        pair: The client's identity; None connects without one, which a broker refuses (tests show that it does).
+    """
+    if pair is None:
+        return grpc.ssl_channel_credentials(root_certificates=server_ca_pem)
+    return grpc.ssl_channel_credentials(
+        root_certificates=server_ca_pem, private_key=pair.private_key_pem, certificate_chain=pair.chain_pem
+    )
