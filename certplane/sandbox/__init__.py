@@ -1,0 +1,15 @@
+"""Throw-away servers on loopback, for the demo and for tests: what Certplane talks to, and nothing of Certplane itself.
+
+Places to start:
+
+- `parts` finds the programs that we did not write (step-ca, Pebble, BIND, PostgreSQL, grpcurl) and says which are
+  left out;
+- `ports` holds the two roles that are played either by a real part or by our own stand-in: `IdentityCa` (`step_ca`,
+  else `identity_ca`) and `DnsServer` (`bind`, else `dns`);
+- `pebble`, `postgres` and `cloudflare_api` are the other servers;
+- `process` starts programs and stops them again, also when this process is killed.
+
+Every server is an async context manager that listens on a free loopback port and keeps its files and its log in a
+folder that the caller names. None may be reachable from another machine, and no key in here is worth anything outside
+it. Nothing under `certplane.agent` or `certplane.broker` may import this package.
+"""

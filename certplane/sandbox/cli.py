@@ -1,0 +1,66 @@
+"""Command line of the sandbox: `parts` shows which real parts this machine has."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from certplane.sandbox import parts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    `parts` exits with 1 when a part is left out although `CERTPLANE_REQUIRE_PARTS` demands all.
+    """
+    parser = argparse.ArgumentParser(prog="python -m certplane.sandbox", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    parts_command = commands.add_parser("parts", help="show the real parts: found or left out, and why")
+    parts_command.add_argument("--json", action="store_true", help="one JSON array instead of a table")
+    parts_command.add_argument("--left-out", action="store_true", help="only what is missing, a line each")
+    options = parser.parse_args(arguments)
+
+    found = parts.find_all()
+    if options.json:
+        print(json.dumps([_as_json(part) for part in found], indent=2))
+    elif options.left_out:
+        for part in found:
+            if isinstance(part, parts.LeftOut):
+                print(f"left out: {part.name} ({part.kind.used_for}): {part.reason}")
+    else:
+        sys.stdout.write(_table(found))
+    missing = any(isinstance(part, parts.LeftOut) for part in found)
+    return 1 if missing and parts.all_required() else 0
+
+
+def _as_json(part: parts.Part | parts.LeftOut) -> dict[str, object]:
+    common = {"name": part.name, "used_for": part.kind.used_for}
+    if isinstance(part, parts.LeftOut):
+        return {**common, "found": False, "reason": part.reason}
+    return {
+        **common,
+        "found": True,
+        "path": str(part.path),
+        "version": part.version,
+        "capabilities": sorted(part.capabilities),
+    }
+
+
+def _table(found: Sequence[parts.Part | parts.LeftOut]) -> str:
+    rows = [("part", "version", "used for", "where")]
+    for part in found:
+        if isinstance(part, parts.LeftOut):
+            rows.append((part.name, "left out", part.kind.used_for, part.reason))
+        else:
+            notes = f" ({', '.join(sorted(part.capabilities))})" if part.capabilities else ""
+            rows.append((part.name, part.version or "unknown", part.kind.used_for, f"{part.path}{notes}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]]) + "\n"
+        for row in rows
+    )
