@@ -11,6 +11,8 @@ wait never undoes or tears what was begun.
 | `ChallengeSolver` | `issuers.dns` | tests/fakes |
 | `PolicySource` | `policy` | - |
 | `SecretSource` | `secrets` | tests/fakes |
+| `DenialRecorder` | `audit` | tests/fakes |
+| `Meter` | `app` | `NullMeter`, tests/fakes |
 """
 
 from __future__ import annotations
@@ -45,11 +47,14 @@ __all__ = [
     "CertificateQuery",
     "CertificateStore",
     "ChallengeSolver",
+    "DenialRecorder",
     "DenyList",
     "DurableLimits",
     "EnrollmentStore",
     "Issuer",
     "KeyLedger",
+    "Meter",
+    "NullMeter",
     "OpenedOrder",
     "OrderChange",
     "OrderStore",
@@ -116,8 +121,10 @@ class OrderStore(Protocol):
     async def change_order(self, order_id: str, change: OrderChange, events: Sequence[AuditEvent] = ()) -> Order:
         """Write `change` on an open order and return it as it is now.
 
+        An ended order takes a change of `txt_records` alone, since records are removed after the end.
+
         Raises:
-            RefusalError: ORDER_NOT_FOUND for an unknown or ended order.
+            RefusalError: ORDER_NOT_FOUND for an unknown order, and for any other change of an ended one.
         """
         ...
 
@@ -227,6 +234,47 @@ class AuditLog(Protocol):
     async def tail(self, limit: int) -> Sequence[dict[str, object]]:
         """The records of the last `limit` events, oldest first."""
         ...
+
+
+class DenialRecorder(Protocol):
+    """Where refused requests are audited; repeats of one denial may be counted together instead of written each."""
+
+    async def record(self, event: AuditEvent) -> None:
+        """Return when the denial is durable, or counted into one that will be.
+
+        Raises:
+            RefusalError: AUDIT_UNAVAILABLE under `fail_closed`.
+        """
+        ...
+
+
+class Meter(Protocol):
+    """Counts and times things; a name always comes with the same label names. Never raises, never waits."""
+
+    def count(self, name: str, **labels: str) -> None:
+        """Add one to a counter."""
+        ...
+
+    def observe(self, name: str, span: timedelta, **labels: str) -> None:
+        """Record how long something took."""
+        ...
+
+    def level(self, name: str, value: float, **labels: str) -> None:
+        """Set what now is."""
+        ...
+
+
+class NullMeter:
+    """A `Meter` that nobody reads."""
+
+    def count(self, name: str, **labels: str) -> None:
+        """See `Meter.count`."""
+
+    def observe(self, name: str, span: timedelta, **labels: str) -> None:
+        """See `Meter.observe`."""
+
+    def level(self, name: str, value: float, **labels: str) -> None:
+        """See `Meter.level`."""
 
 
 class Policy(Protocol):
