@@ -30,6 +30,7 @@ class Version:
     """One certificate with its key on disk: `path` is the directory `versions/<number>`.
 
     `certificate_id` and `renew_time` are what the broker said; empty and None for an imported or identity version.
+    `key_type` is a `pki.keys.KeyType` by value, empty where the key (of an imported pair) is of no such kind.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Version:
     not_after: datetime
     certificate_id: str = ""
     renew_time: datetime | None = None
+    key_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,11 @@ class LineageState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LineageStatus:
-    """What `status` shows of one certificate; written to disk after each step."""
+    """What `status` shows of one certificate; written to disk after each step.
+
+    Requests and activations fail and wait apart: `failures`, `next_attempt_time` and `retry_time` are the request's,
+    those with `activation` in their name the activation's. `certplane.agent.renewal.status` has the transitions.
+    """
 
     name: str
     state: LineageState
@@ -130,3 +136,10 @@ class LineageStatus:
     last_error: str = ""
     rejected_version: int | None = None
     """The version whose reload failed and was rolled back; activation is retried, not issuance."""
+    retry_time: datetime | None = None
+    """No request before it: the CA, a limit or the broker said so. Not even a forced one."""
+    confirmed_version: int | None = None
+    """The last version whose reload succeeded. A newer one on disk is still to be activated; it is what a failed
+    activation goes back to."""
+    activation_failures: int = 0
+    next_activation_time: datetime | None = None

@@ -12,6 +12,7 @@ from certplane.agent.model import (
     HookResult,
     IdentityView,
     IssuedCertificate,
+    LineageStatus,
     OrderView,
     PendingRequest,
     Version,
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import timedelta
 
-__all__ = ["Broker", "HookRunner", "IdentityAuthority", "PendingKeys", "VersionStore"]
+__all__ = [
+    "Broker",
+    "HookRunner",
+    "IdentityAuthority",
+    "PendingKeyMaterial",
+    "PendingKeys",
+    "StatusFile",
+    "VersionStore",
+]
 
 
 class IdentityAuthority(Protocol):
@@ -67,7 +76,23 @@ class PendingKeys(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Drop the pending key: only after the broker refused it for good."""
+        """Drop the pending key: only after the broker refused it for good, or the configuration wants another one."""
+        ...
+
+
+class PendingKeyMaterial(Protocol):
+    """The pending key itself, for the version store of the same lineage alone: nobody else asks for key bytes."""
+
+    def private_key_pem(self) -> bytes | None:
+        """PKCS#8 PEM of the pending key; None when nothing is pending."""
+        ...
+
+    def request_id(self) -> str | None:
+        """What tells this pending request from any other of the lineage, also when the key is the same."""
+        ...
+
+    def forget(self, request_id: str) -> None:
+        """Drop the pending key if it is still this request's: a version holds it now."""
         ...
 
 
@@ -85,7 +110,9 @@ class VersionStore(Protocol):
     def stage(self, issued: IssuedCertificate) -> Version:
         """Write the next version from the pending key and `issued`; nothing that services read changes.
 
-        The leaf is checked against the pending key first. Staging the same certificate again returns the same version.
+        The leaf is checked against the pending key first. Once the version is durable the pending key is forgotten, so
+        that a request is pending exactly as long as no version answers it. Staging the same certificate again returns
+        the same version.
 
         Raises:
             OperationError: the certificate isn't for the pending key, or the disk refuses.
@@ -95,13 +122,28 @@ class VersionStore(Protocol):
     def activate(self, version: Version) -> None:
         """Make the configured paths show `version`: one atomic rename (link mode), or a journalled copy (copy mode).
 
-        Also finishes whatever a crash left, imports files that stand at the paths on first use, and forgets the
-        pending key once the version it belongs to is current.
+        Also finishes whatever a crash left and imports files that stand at the paths on first use.
+
+        Raises:
+            OperationError: something stands at a path that isn't ours to replace, a directory may be written by
+                others, or the disk refuses. The version that was current stays.
         """
         ...
 
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` versions, never the current one nor the one before it."""
+        ...
+
+
+class StatusFile(Protocol):
+    """One lineage's `LineageStatus` on disk."""
+
+    def load(self) -> LineageStatus | None:
+        """What was saved last; None if nothing was, or it can't be read (logged: the plan starts over)."""
+        ...
+
+    def save(self, status: LineageStatus) -> None:
+        """Replace it atomically; durable before it returns."""
         ...
 
 

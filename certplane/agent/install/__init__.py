@@ -1,0 +1,24 @@
+"""Certificates on this host's disk: versions, the one switch, and what follows it.
+
+A lineage is a directory of the agent's state:
+
+    <lineage>/
+      current -> versions/3         the one symlink whose rename switches key, certificate and chain together
+      versions/3/                   privkey.pem cert.pem chain.pem fullchain.pem combined.pem metadata.json
+      versions/0/                   what stood at the configured paths before Certplane came
+      pending/                      the key store's: a key that waits for its certificate
+      replaced/1/                   files that stood at configured paths and were no pair; never removed
+      status.json                   the `LineageStatus`
+
+and the configured paths are symlinks to `<lineage>/current/<file>` (or copies: `InstallMode.COPY`).
+
+Places to start:
+    lineage     `FileVersionStore(directory, outputs, keys=..., mode=...)`: the port `VersionStore`
+    versions    the directories `versions/<n>`: written whole, read back, removed whole
+    linking     configured paths as symlinks; import of what stood there
+    copying     configured paths as copies, with a journal
+    activation  `Activator`: install, reload, roll back; the result says which
+    hook        `ShellHookRunner`: the operator's command in a process group of its own
+    status      `JsonStatusFile(directory)`
+    lock        `StateLock(state_dir)`: one agent per state directory
+"""
