@@ -32,10 +32,11 @@ __all__ = ["CODES", "DOMAIN", "Row", "grpc_status", "refusal_from_error", "refus
 
 DOMAIN: Final = "certplane"
 
-_MESSAGE_BYTES: Final = 1024
+_MESSAGE_BYTES: Final = 512
 _TEXT_BYTES: Final = 256
+_PROBLEMS: Final = 8
 _DETAILS_BYTES: Final = 3072
-"""With the message (sent twice) and base64's third on top this stays under the 8 KiB that a peer surely accepts."""
+"""Base64 adds a third, and the message goes twice, once percent-encoded: together under the 8 KiB, whatever is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def status_from_refusal(refusal: Refusal, *, request_id: str = "") -> status_pb2
     info = error_details_pb2.ErrorInfo(domain=DOMAIN, reason=refusal.reason.value)
     if request_id:
         info.metadata["request_id"] = request_id
-    for index, problem in enumerate(refusal.problems):
+    for index, problem in enumerate(refusal.problems[:_PROBLEMS]):
         if problem.status is not None:
             info.metadata[f"problem_status_{index}"] = str(problem.status)
     status = status_pb2.Status(code=row.code.value[0], message=_clean(refusal.message, _MESSAGE_BYTES))
@@ -192,7 +193,7 @@ def _problems_detail(refusal: Refusal, room: int) -> error_details_pb2.Precondit
     if not refusal.problems:
         return None
     precondition = error_details_pb2.PreconditionFailure()
-    texts = ((problem.type, problem.identifier, problem.detail) for problem in refusal.problems)
+    texts = ((problem.type, problem.identifier, problem.detail) for problem in refusal.problems[:_PROBLEMS])
     for kind, identifier, detail in _fitting(texts, room):
         precondition.violations.add(type=kind, subject=identifier, description=detail)
     return precondition

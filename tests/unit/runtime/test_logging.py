@@ -1,0 +1,106 @@
+"""One event, one line, whatever is in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from certplane.runtime.logging import JsonFormatter, TextFormatter, request_id, setup
+
+HOSTILE = "web1\r\n2026-11-23 ERROR forged \x1b[31mred\x9b31m \u2028next \u202eright \ud800 \x00end"
+
+
+def record(
+    message: str, *args: object, fields: dict[str, object] | None = None, error: Exception | None = None
+) -> logging.LogRecord:
+    made = logging.LogRecord("certplane.x", logging.INFO, __file__, 1, message, args, None)
+    made.created = 1795435200.0429
+    if fields is not None:
+        made.fields = fields
+    if error is not None:
+        made.exc_info = (type(error), error, error.__traceback__)
+    return made
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers = []
+    yield root
+    for handler in root.handlers:
+        handler.close()
+    root.handlers, root.level = handlers, level
+    logging.captureWarnings(capture=False)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = True
+
+
+def test_text_line() -> None:
+    """A text line is time, level, logger, message and fields, values quoted where needed."""
+    line = TextFormatter().format(record("served %s", "it", fields={"code": "OK", "reason": "a b", "empty": ""}))
+    assert line == '2026-11-23T12:00:00.042Z INFO certplane.x: served it code=OK reason="a b" empty=""'
+
+
+def test_json_line() -> None:
+    """A JSON line is an object with the fields beside the message, which they can't replace."""
+    line = JsonFormatter().format(record("served", fields={"code": "OK", "message": "forged", "path": Path("/x")}))
+    assert json.loads(line) == {
+        "time": "2026-11-23T12:00:00.042Z",
+        "level": "info",
+        "logger": "certplane.x",
+        "message": "served",
+        "code": "OK",
+        "path": "/x",
+    }
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()], ids=["text", "json"])
+def test_line_stays_one_line(formatter: logging.Formatter) -> None:
+    """Control characters in message, field or exception can neither break a line nor reach a terminal."""
+    line = formatter.format(record("host %s", HOSTILE, fields={"agent": HOSTILE}, error=ValueError(HOSTILE)))
+    assert all(character.isprintable() for character in line)
+    assert "ValueError" in line
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()], ids=["text", "json"])
+def test_call_is_named(formatter: logging.Formatter) -> None:
+    """Every line that is written while a call is served carries the call's id, once."""
+    token = request_id.set("r-77")
+    try:
+        line = formatter.format(record("x", fields={"request_id": "other"}))
+    finally:
+        request_id.reset(token)
+    assert line.count("r-77") == 1
+    assert "other" not in line
+
+
+def test_setup_writes_to_a_file_and_tames_libraries(root_logger: logging.Logger, tmp_path: Path) -> None:
+    """Set-up replaces the handlers, appends to the file and keeps chatty libraries quiet at any level."""
+    path = tmp_path / "broker.log"
+    setup("debug", "json", str(path))
+    setup("debug", "json", str(path))
+    logging.getLogger("certplane.test").debug("seen")
+    logging.getLogger("acme.client").debug("payload")
+    logging.getLogger("grpc._cython").info("noise")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["message"] for line in lines] == ["seen"]
+
+
+def test_setup_knows_the_standard_streams(root_logger: logging.Logger) -> None:
+    """`stdout` and `stderr` are the streams, not files of that name."""
+    setup("info", "text", "stderr")
+    (handler,) = root_logger.handlers
+    assert isinstance(handler, logging.StreamHandler)
+    assert handler.stream is sys.stderr
+
+
+@pytest.mark.parametrize(("level", "layout"), [("loud", "text"), ("info", "xml")])
+def test_setup_refuses_what_it_does_not_know(level: str, layout: str) -> None:
+    """A level or format that doesn't exist is a mistake, not a default."""
+    with pytest.raises(ValueError, match="unknown"):
+        setup(level, layout, "stderr")
