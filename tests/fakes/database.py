@@ -1,0 +1,98 @@
+"""The broker's database as plain dictionaries: what all store fakes share, and what survives a simulated crash."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+from certplane.broker.model import AuditEvent, CertificateRecord, DenyEntry, EnrollmentReport, KeyUse, Order
+from certplane.errors import Reason, RefusalError
+from certplane.runtime.clock import Clock
+from tests.fakes.faults import FaultScript
+
+__all__ = ["FakeDatabase"]
+
+T = TypeVar("T")
+
+FailureMode = Literal["fail_closed", "fail_open"]
+
+
+class FakeDatabase:
+    """Rows, the audit log, and the faults of both.
+
+    A transaction takes effect at the moment it is asked for, wholly or not at all, and its caller learns of it a turn of
+    the loop later; cancelling the caller in between changes nothing. `fork` copies everything as it is now, as a disk
+    would be found after a power cut.
+    """
+
+    def __init__(self, clock: Clock, *, failure_mode: FailureMode = "fail_closed") -> None:
+        self.clock = clock
+        self.failure_mode = failure_mode
+        self.orders: dict[str, Order] = {}
+        self.certificates: dict[str, CertificateRecord] = {}
+        self.keys: dict[str, KeyUse] = {}
+        self.denied: list[DenyEntry] = []
+        self.reports: dict[str, EnrollmentReport] = {}
+        self.events: list[AuditEvent] = []
+        self.spilled: list[AuditEvent] = []
+        self.commits = 0
+        self.down = False
+        """Every read and write fails: STORE_UNAVAILABLE."""
+        self.audit_down = False
+        """Events can't be written; what follows is the failure mode's."""
+        self.faults = FaultScript()
+        self._ids = 0
+
+    def fork(self) -> FakeDatabase:
+        """A database with the same rows and without the faults."""
+        other = FakeDatabase(self.clock, failure_mode=self.failure_mode)
+        for name in ("orders", "certificates", "keys", "denied", "reports", "events", "spilled"):
+            setattr(other, name, copy.copy(getattr(self, name)))
+        other._ids = self._ids
+        return other
+
+    def new_id(self, prefix: str) -> str:
+        """An id that sorts by age."""
+        self._ids += 1
+        return f"{prefix}-{self._ids:06d}"
+
+    async def read(self, operation: str, query: Callable[[], T]) -> T:
+        """What `query` finds in the committed rows."""
+        async with self.faults.around(operation):
+            self._check_up()
+            return query()
+
+    async def write(self, operation: str, events: Sequence[AuditEvent], change: Callable[[], T]) -> T:
+        """One transaction of `change` and `events`: `change` raises before it touches anything, or not at all."""
+        async with self.faults.around(operation):
+            self._check_up()
+            spill = self._check_audit(events)
+            result = change()
+            (self.spilled if spill else self.events).extend(events)
+            self.commits += 1
+        return result
+
+    async def append(self, events: Sequence[AuditEvent]) -> None:
+        """Events on their own: a store that is down loses them as an audit log that is down does."""
+        async with self.faults.around("append"):
+            spill = self._check_audit(events, down=self.down)
+            (self.spilled if spill else self.events).extend(events)
+            self.commits += 1
+
+    def _check_up(self) -> None:
+        if self.down:
+            raise RefusalError(
+                Reason.STORE_UNAVAILABLE, "the database does not answer", retry_after=timedelta(seconds=5)
+            )
+
+    def _check_audit(self, events: Sequence[AuditEvent], *, down: bool = False) -> bool:
+        """Whether the events must be spilled."""
+        if not events or not (self.audit_down or down):
+            return False
+        if self.failure_mode == "fail_closed":
+            raise RefusalError(
+                Reason.AUDIT_UNAVAILABLE, "the audit log can't be written", retry_after=timedelta(seconds=5)
+            )
+        return True

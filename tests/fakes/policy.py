@@ -1,0 +1,48 @@
+"""A policy made of values, and a `PolicySource` whose policy a test changes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from certplane.broker.model import Grant, Profile
+from certplane.broker.ports import Policy
+from certplane.errors import Reason, RefusalError
+
+__all__ = ["FakePolicy", "FakePolicySource"]
+
+
+@dataclass(frozen=True)
+class FakePolicy:
+    """`Policy` of the given grants and profiles; its hash is that of what it says."""
+
+    grants: dict[str, Grant] = field(default_factory=dict)
+    profiles: dict[str, Profile] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, grants: Iterable[Grant] = (), profiles: Iterable[Profile] = ()) -> FakePolicy:
+        return cls({grant.name: grant for grant in grants}, {profile.name: profile for profile in profiles})
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(repr((self.grants, self.profiles)).encode()).hexdigest()
+
+    def find_grant(self, identity: str) -> Grant | None:
+        return self.grants.get(identity)
+
+    def find_profile(self, name: str) -> Profile | None:
+        return self.profiles.get(name)
+
+
+class FakePolicySource:
+    """`PolicySource`; assign `policy` to reload, None stands for one that never loaded."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.policy = policy
+
+    @property
+    def current(self) -> Policy:
+        if self.policy is None:
+            raise RefusalError(Reason.POLICY_UNAVAILABLE, "no policy is loaded")
+        return self.policy

@@ -1,0 +1,360 @@
+"""Store fakes over one `FakeDatabase`: orders, certificates, keys, the deny-list, reports and the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
+
+from certplane.broker.model import (
+    AuditEvent,
+    CertificateRecord,
+    DenyEntry,
+    EnrollmentReport,
+    KeyUse,
+    Order,
+    OrderDraft,
+    OrderState,
+    RevocationReason,
+)
+from certplane.broker.ports import CertificateQuery, DurableLimits, OpenedOrder, OrderChange
+from certplane.errors import Reason, RefusalError, Violation
+from certplane.runtime.clock import Clock
+from tests.fakes.database import FailureMode, FakeDatabase
+
+__all__ = [
+    "FakeAuditLog",
+    "FakeCertificateStore",
+    "FakeDenyList",
+    "FakeEnrollmentStore",
+    "FakeKeyLedger",
+    "FakeOrderStore",
+    "FakeStores",
+]
+
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+_RANK = {state: rank for rank, state in enumerate(OrderState)}
+
+
+class FakeOrderStore:
+    """`OrderStore` in memory; a state that moves backwards is a mistake of the caller and raises RuntimeError."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    async def open_order(self, draft: OrderDraft, limits: DurableLimits, events: Sequence[AuditEvent]) -> OpenedOrder:
+        async with self._db.faults.around("open_order"):
+            self._db._check_up()
+            now = self._db.clock.now()
+            use = self._db.keys.get(draft.public_key_sha256)
+            if use is not None and (use.blocked or use.identity != draft.identity):
+                raise RefusalError(Reason.KEY_REUSED, "the key can't be used")
+            joined = self._find(draft, now)
+            if joined is not None:
+                return OpenedOrder(joined, created=False)
+            self._check_limits(draft, limits, now)
+            spill = self._db._check_audit(events)
+            order = Order(
+                **{field.name: getattr(draft, field.name) for field in fields(OrderDraft)},
+                order_id=self._db.new_id("order"),
+                create_time=now,
+                update_time=now,
+            )
+            self._db.orders[order.order_id] = order
+            self._db.keys.setdefault(draft.public_key_sha256, KeyUse(draft.identity, blocked=False))
+            (self._db.spilled if spill else self._db.events).extend(events)
+            self._db.commits += 1
+        return OpenedOrder(order, created=True)
+
+    async def change_order(self, order_id: str, change: OrderChange, events: Sequence[AuditEvent] = ()) -> Order:
+        def write() -> Order:
+            order = self._db.orders.get(order_id)
+            only_records = change == OrderChange(txt_records=change.txt_records)
+            if order is None or not (order.state.is_open or only_records):
+                raise RefusalError(Reason.ORDER_NOT_FOUND, "there is no such open order")
+            values = {
+                field.name: getattr(change, field.name)
+                for field in fields(OrderChange)
+                if getattr(change, field.name) is not None
+            }
+            if change.state is not None and _RANK[change.state] < _RANK[order.state]:
+                raise RuntimeError(f"an order doesn't go back from {order.state} to {change.state}")
+            if change.state is not None and change.state is not order.state:
+                values["update_time"] = self._db.clock.now()
+            changed = replace(order, **values)
+            self._db.orders[order_id] = changed
+            return changed
+
+        return await self._db.write("change_order", events, write)
+
+    async def finish_order(self, certificate: CertificateRecord, events: Sequence[AuditEvent]) -> Order:
+        order = self._db.orders.get(certificate.order_id)
+        if order is not None and order.state is OrderState.ISSUED:
+            return order
+
+        def write() -> Order:
+            order = self._db.orders.get(certificate.order_id)
+            if order is None or not order.state.is_open:
+                raise RefusalError(Reason.ORDER_NOT_FOUND, "there is no such open order")
+            finished = replace(
+                order,
+                state=OrderState.ISSUED,
+                certificate_id=certificate.certificate_id,
+                update_time=self._db.clock.now(),
+            )
+            self._db.certificates[certificate.certificate_id] = certificate
+            self._db.orders[order.order_id] = finished
+            return finished
+
+        return await self._db.write("finish_order", events, write)
+
+    async def get_order(self, order_id: str) -> Order | None:
+        return await self._db.read("get_order", lambda: self._db.orders.get(order_id))
+
+    async def unfinished_orders(self) -> Sequence[Order]:
+        return await self._db.read(
+            "unfinished_orders",
+            lambda: sorted(
+                (order for order in self._db.orders.values() if order.state.is_open or order.txt_records),
+                key=lambda order: (order.create_time, order.order_id),
+            ),
+        )
+
+    def _find(self, draft: OrderDraft, now: datetime) -> Order | None:
+        for order in reversed(self._db.orders.values()):
+            if order.key == draft.key and (
+                order.state.is_open
+                or (order.state is OrderState.FAILED and order.retry_time is not None and order.retry_time > now)
+            ):
+                return order
+        return None
+
+    def _check_limits(self, draft: OrderDraft, limits: DurableLimits, now: datetime) -> None:
+        mine = [order for order in self._db.orders.values() if order.identity == draft.identity]
+        same_profile = [order for order in mine if order.profile == draft.profile]
+        self._check_window(
+            "per_identity_per_hour",
+            limits.per_identity_per_hour,
+            [order.create_time for order in mine],
+            HOUR,
+            now,
+        )
+        self._check_window(
+            "per_identity_profile_per_hour",
+            limits.per_identity_profile_per_hour,
+            [order.create_time for order in same_profile],
+            HOUR,
+            now,
+        )
+        last_uses: dict[str, datetime] = {}
+        for order in same_profile:
+            last_uses[order.public_key_sha256] = order.create_time
+        if draft.public_key_sha256 in last_uses and last_uses[draft.public_key_sha256] > now - DAY:
+            return
+        self._check_window(
+            "new_keys_per_identity_profile_per_day",
+            limits.new_keys_per_identity_profile_per_day,
+            list(last_uses.values()),
+            DAY,
+            now,
+        )
+
+    @staticmethod
+    def _check_window(name: str, limit: int | None, times: list[datetime], window: timedelta, now: datetime) -> None:
+        inside = sorted(time for time in times if time > now - window)
+        if limit is None or len(inside) < limit:
+            return
+        frees = inside[len(inside) - limit] + window if limit else now + window
+        raise RefusalError(
+            Reason.RATE_LIMITED,
+            "too many orders",
+            retry_after=frees - now,
+            violations=(Violation(name, f"{limit} per {window}"),),
+        )
+
+
+class FakeCertificateStore:
+    """`CertificateStore` in memory."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    async def find_cached(
+        self, identity: str, profile_hash: str, issuer: str, public_key_sha256: str
+    ) -> CertificateRecord | None:
+        wanted = (identity, profile_hash, issuer, public_key_sha256)
+
+        def query() -> CertificateRecord | None:
+            return next(
+                (
+                    record
+                    for record in reversed(self._db.certificates.values())
+                    if (record.identity, record.profile_hash, record.issuer, record.public_key_sha256) == wanted
+                    and record.revoke_time is None
+                ),
+                None,
+            )
+
+        return await self._db.read("find_cached", query)
+
+    async def get_certificate(self, certificate_id: str) -> CertificateRecord | None:
+        return await self._db.read("get_certificate", lambda: self._db.certificates.get(certificate_id))
+
+    async def list_certificates(self, query: CertificateQuery) -> Sequence[CertificateRecord]:
+        def page() -> list[CertificateRecord]:
+            records = [
+                record
+                for record in reversed(self._db.certificates.values())
+                if record.identity == query.identity
+                and query.profile in ("", record.profile)
+                and (query.usable_at is None or (record.revoke_time is None and record.not_after > query.usable_at))
+            ]
+            if query.after:
+                ids = [record.certificate_id for record in records]
+                records = records[ids.index(query.after) + 1 :] if query.after in ids else []
+            return records[: query.limit]
+
+        return await self._db.read("list_certificates", page)
+
+    async def mark_delivered(self, certificate_id: str, time: datetime, events: Sequence[AuditEvent]) -> None:
+        def write() -> None:
+            record = self._db.certificates[certificate_id]
+            if record.deliver_time is None:
+                self._db.certificates[certificate_id] = replace(record, deliver_time=time)
+
+        await self._db.write("mark_delivered", events, write)
+
+    async def mark_revoked(
+        self, certificate_id: str, reason: RevocationReason, time: datetime, events: Sequence[AuditEvent]
+    ) -> CertificateRecord:
+        def write() -> CertificateRecord:
+            record = self._db.certificates[certificate_id]
+            if record.revoke_time is None:
+                record = replace(record, revoke_time=time, revocation_reason=reason)
+                self._db.certificates[certificate_id] = record
+            if reason is RevocationReason.KEY_COMPROMISE:
+                use = self._db.keys.get(record.public_key_sha256, KeyUse(record.identity, blocked=True))
+                self._db.keys[record.public_key_sha256] = replace(use, blocked=True)
+            return record
+
+        return await self._db.write("mark_revoked", events, write)
+
+
+class FakeKeyLedger:
+    """`KeyLedger` in memory."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    async def key_use(self, public_key_sha256: str) -> KeyUse | None:
+        return await self._db.read("key_use", lambda: self._db.keys.get(public_key_sha256))
+
+
+class FakeDenyList:
+    """`DenyList` in memory."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    def denied(self, name: str, issuer: str, serial_number: str) -> DenyEntry | None:
+        return next(
+            (
+                entry
+                for entry in self._db.denied
+                if (entry.name and entry.name == name)
+                or (entry.serial_number and (entry.issuer, entry.serial_number) == (issuer, serial_number))
+            ),
+            None,
+        )
+
+    async def deny(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> None:
+        def write() -> None:
+            if self._index(entry) is None:
+                self._db.denied.append(replace(entry, create_time=entry.create_time or self._db.clock.now()))
+
+        await self._db.write("deny", events, write)
+
+    async def allow(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> bool:
+        def write() -> bool:
+            index = self._index(entry)
+            if index is None:
+                return False
+            del self._db.denied[index]
+            return True
+
+        return await self._db.write("allow", events, write)
+
+    async def entries(self) -> Sequence[DenyEntry]:
+        return await self._db.read("entries", lambda: list(self._db.denied))
+
+    def _index(self, entry: DenyEntry) -> int | None:
+        wanted = (entry.name, entry.issuer, entry.serial_number)
+        return next(
+            (
+                index
+                for index, known in enumerate(self._db.denied)
+                if (known.name, known.issuer, known.serial_number) == wanted
+            ),
+            None,
+        )
+
+
+class FakeEnrollmentStore:
+    """`EnrollmentStore` in memory."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    async def record_report(self, report: EnrollmentReport, events: Sequence[AuditEvent]) -> None:
+        def write() -> None:
+            self._db.reports[report.identity] = report
+
+        await self._db.write("record_report", events, write)
+
+
+class FakeAuditLog:
+    """`AuditLog` in memory."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    async def append(self, events: Sequence[AuditEvent]) -> None:
+        await self._db.append(events)
+
+    async def tail(self, limit: int) -> Sequence[dict[str, object]]:
+        return await self._db.read(
+            "tail", lambda: [event.record() for event in self._db.events[-limit:]] if limit > 0 else []
+        )
+
+
+@dataclass(frozen=True)
+class FakeStores:
+    """All store fakes over one database."""
+
+    database: FakeDatabase
+    orders: FakeOrderStore
+    certificates: FakeCertificateStore
+    keys: FakeKeyLedger
+    deny_list: FakeDenyList
+    enrollments: FakeEnrollmentStore
+    audit: FakeAuditLog
+
+    @classmethod
+    def over(cls, database: FakeDatabase) -> FakeStores:
+        """The fakes of `database`."""
+        return cls(
+            database,
+            FakeOrderStore(database),
+            FakeCertificateStore(database),
+            FakeKeyLedger(database),
+            FakeDenyList(database),
+            FakeEnrollmentStore(database),
+            FakeAuditLog(database),
+        )
+
+    @classmethod
+    def open(cls, clock: Clock, *, failure_mode: FailureMode = "fail_closed") -> FakeStores:
+        """The fakes of a new database."""
+        return cls.over(FakeDatabase(clock, failure_mode=failure_mode))
