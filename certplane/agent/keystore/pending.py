@@ -1,0 +1,246 @@
+"""The pending key of one lineage: made, kept and handed over on this host, never overwritten.
+
+    <lineage>/pending/privkey.pem     PKCS#8, 0600
+    <lineage>/pending/request.json    the CSR, what it replaces, which order it became
+
+The directory (0700) appears whole (written beside its place, fsync, rename) before `begin` returns, so that a CSR that
+was sent always finds its key again, and a retry after any crash sends the same CSR: the same order at the broker.
+
+One writer: the agent that holds the state lock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from certplane.agent.model import PendingRequest
+from certplane.errors import OperationError, RefusalError
+from certplane.pki.csr import build_csr
+from certplane.pki.keys import (
+    KeyType,
+    PrivateKey,
+    PrivateKeyError,
+    check_public_key,
+    generate_private_key,
+    load_private_key,
+    private_key_pem,
+    public_key_sha256,
+)
+from certplane.runtime.clock import Clock
+from certplane.runtime.failpoints import failpoint
+from certplane.runtime.files import Directory, open_directory
+
+__all__ = ["FAILPOINTS", "FilePendingKeys", "PendingKeyError"]
+
+FAILPOINTS = (
+    "keystore.begin.before",
+    "keystore.begin.written",
+    "keystore.begin.after",
+    "keystore.record.before",
+    "keystore.record.after",
+    "keystore.drop.before",
+    "keystore.drop.renamed",
+    "keystore.drop.after",
+)
+
+_LOG = logging.getLogger(__name__)
+
+_PENDING = "pending"
+_BEGUN = ".pending-new"
+_DROPPED = ".pending-old"
+_KEY = "privkey.pem"
+_REQUEST = "request.json"
+_FORMAT = 1
+
+
+class PendingKeyError(OperationError):
+    """The pending key can't be read or written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    request_id: str
+    request: PendingRequest
+
+
+class FilePendingKeys:
+    """`PendingKeys` and `PendingKeyMaterial` in a lineage's directory."""
+
+    def __init__(self, directory: Path, *, clock: Clock, key_type: KeyType = KeyType.EC_P256) -> None:
+        """Nothing is touched before the first call.
+
+        Args:
+            directory: The lineage's directory, absolute; made (0755) when it is first needed.
+            clock: For `create_time`.
+            key_type: What new keys are.
+        """
+        self._directory = directory
+        self._clock = clock
+        self._key_type = key_type
+
+    def pending(self) -> PendingRequest | None:
+        """See `PendingKeys.pending`."""
+        stored = self._load()
+        return None if stored is None else stored.request
+
+    def begin(
+        self, *, common_name: str, sans: Sequence[str], replaces_certificate_id: str, reuse_key: bool
+    ) -> PendingRequest:
+        """See `PendingKeys.begin`. With `reuse_key` and no fitting key in the current version, a new key is made."""
+        stored = self._load()
+        if stored is not None:
+            return stored.request
+        key = (self._current_key() if reuse_key else None) or generate_private_key(self._key_type)
+        request = PendingRequest(
+            csr_pem=build_csr(key, common_name=common_name, sans=sans),
+            public_key_sha256=public_key_sha256(key.public_key()),
+            create_time=self._clock.now(),
+            replaces_certificate_id=replaces_certificate_id,
+        )
+        failpoint("keystore.begin.before")
+        try:
+            with open_directory(self._directory, create_mode=0o755) as lineage:
+                _sweep(lineage)
+                with lineage.make(_BEGUN, mode=0o700) as begun:
+                    begun.write_new(_KEY, private_key_pem(key), mode=0o600)
+                    begun.write_new(_REQUEST, _to_json(_Stored(secrets.token_hex(8), request)), mode=0o600)
+                    begun.sync()
+                failpoint("keystore.begin.written")
+                lineage.rename(_BEGUN, _PENDING)
+                lineage.sync()
+        except OSError as error:
+            raise PendingKeyError(f"no key can be stored in {self._directory}: {error}") from error
+        failpoint("keystore.begin.after")
+        return request
+
+    def record_order(self, order_id: str) -> PendingRequest:
+        """See `PendingKeys.record_order`."""
+        stored = self._load()
+        if stored is None:
+            raise RuntimeError("no request is pending")
+        recorded = replace(stored.request, order_id=order_id)
+        failpoint("keystore.record.before")
+        try:
+            with open_directory(self._directory / _PENDING) as pending:
+                pending.replace(_REQUEST, _to_json(_Stored(stored.request_id, recorded)), mode=0o600)
+        except OSError as error:
+            raise PendingKeyError(f"{self._directory / _PENDING} can't be written: {error}") from error
+        failpoint("keystore.record.after")
+        return recorded
+
+    def abandon(self) -> None:
+        """See `PendingKeys.abandon`."""
+        failpoint("keystore.drop.before")
+        try:
+            with open_directory(self._directory) as lineage:
+                if lineage.status(_PENDING) is not None:
+                    lineage.discard_tree(_DROPPED)
+                    lineage.rename(_PENDING, _DROPPED)  # whole, then gone: never a request without its key
+                    failpoint("keystore.drop.renamed")
+                _sweep(lineage)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise PendingKeyError(f"{self._directory / _PENDING} can't be removed: {error}") from error
+        failpoint("keystore.drop.after")
+
+    def private_key_pem(self) -> bytes | None:
+        """See `PendingKeyMaterial.private_key_pem`."""
+        try:
+            with open_directory(self._directory / _PENDING) as pending:
+                return pending.read(_KEY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise PendingKeyError(f"{self._directory / _PENDING / _KEY} can't be read: {error}") from error
+
+    def request_id(self) -> str | None:
+        """See `PendingKeyMaterial.request_id`."""
+        stored = self._load()
+        return None if stored is None else stored.request_id
+
+    def forget(self, request_id: str) -> None:
+        """See `PendingKeyMaterial.forget`."""
+        if self.request_id() == request_id:
+            self.abandon()
+
+    def _load(self) -> _Stored | None:
+        path = self._directory / _PENDING / _REQUEST
+        try:
+            pending = open_directory(self._directory / _PENDING)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise PendingKeyError(f"{path.parent} can't be read: {error}") from error
+        try:
+            with pending:
+                pending.read(_KEY)
+                return _from_json(pending.read(_REQUEST))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PendingKeyError(
+                f"the pending request {path} can't be read ({type(error).__name__})",
+                remedy=f"move {path.parent} away; a new key is made then",
+            ) from error
+
+    def _current_key(self) -> PrivateKey | None:
+        """The current version's key if it is what a new one would be."""
+        path = self._directory / "current" / _KEY
+        try:
+            key = load_private_key(path.read_bytes())
+            fits = check_public_key(key.public_key()) is self._key_type
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise PendingKeyError(f"the current key {path} can't be read: {error}") from error
+        except (PrivateKeyError, RefusalError):
+            fits = False
+        if not fits:
+            _LOG.info(
+                "%s: the current key is not a sound %s key; making a new one", self._directory.name, self._key_type
+            )
+            return None
+        return key
+
+
+def _sweep(lineage: Directory) -> None:
+    """Remove what a crash left of a `begin` or `abandon` that didn't end."""
+    lineage.discard_tree(_BEGUN)
+    lineage.discard_tree(_DROPPED)
+    lineage.sync()
+
+
+def _to_json(stored: _Stored) -> bytes:
+    request = stored.request
+    document = {
+        "format": _FORMAT,
+        "request_id": stored.request_id,
+        "csr_pem": request.csr_pem,
+        "public_key_sha256": request.public_key_sha256,
+        "create_time": request.create_time.isoformat(),
+        "replaces_certificate_id": request.replaces_certificate_id,
+        "order_id": request.order_id,
+    }
+    return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def _from_json(data: bytes) -> _Stored:
+    document: dict[str, Any] = json.loads(data)
+    if document["format"] != _FORMAT:
+        raise ValueError("written by another release")
+    return _Stored(
+        document["request_id"],
+        PendingRequest(
+            csr_pem=document["csr_pem"],
+            public_key_sha256=document["public_key_sha256"],
+            create_time=datetime.fromisoformat(document["create_time"]),
+            replaces_certificate_id=document["replaces_certificate_id"],
+            order_id=document["order_id"],
+        ),
+    )
