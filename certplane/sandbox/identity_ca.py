@@ -1,0 +1,318 @@
+"""The sandbox's own identity CA: step-ca's HTTPS interface, as far as an agent uses it, where no step-ca can be had.
+
+An agent runs the same code against either. Served, with and without the prefix /1.0: GET /health, /version,
+/root/{sha}, /roots, /roots.pem, /intermediates, /provisioners; POST /sign, /renew, /rekey, /revoke.
+`identity_authority` decides; here are the HTTP and the TLS: a client certificate is asked for, not demanded, and one
+that doesn't verify breaks the handshake.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certplane.runtime.clock import Clock, SystemClock
+from certplane.sandbox.errors import PortTakenError
+from certplane.sandbox.identity_authority import IdentityAuthority
+from certplane.sandbox.identity_pki import IdentityCaClient, IdentityPki, IdentityRules
+from certplane.sandbox.identity_requests import RefusedError, bad_request
+from certplane.sandbox.loopback import LOOPBACK
+from certplane.sandbox.ports import X5C_PROVISIONER
+from certplane.sandbox.process import start_on_free_port
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+    from pathlib import Path
+    from types import TracebackType
+
+_NAMES = (LOOPBACK, "localhost")
+_MOST_BODY = 1 << 20
+_SILENCE_SECONDS = 30
+_TLS_OPTIONS = {
+    "cipherSuites": ["TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"],
+    "minVersion": 1.2,
+    "maxVersion": 1.3,
+    "renegotiation": False,
+}
+
+
+class SandboxIdentityCa(IdentityCaClient):
+    """An `IdentityCa` played by the sandbox itself.
+
+    Attributes:
+        requests: method and path of each request that was answered, oldest first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rules: IdentityRules | None = None,
+        *,
+        pki: IdentityPki | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            folder: the root, and the server's own key.
+            rules: how long identities live and what may be renewed.
+            pki: keys; new ones by default.
+            clock: what the CA takes the time from.
+        """
+        super().__init__(pki or IdentityPki(), rules or IdentityRules(), folder, clock)
+        self.requests: list[str] = []
+        self._authority = IdentityAuthority(self._pki, self._rules, clock or SystemClock(), _NAMES)
+        self._server: _Server | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start it; it answers when this returns."""
+
+        async def start(port: int) -> _Server:
+            return self._serve(port)
+
+        self._server = await start_on_free_port(start)
+        self._url = f"https://{LOOPBACK}:{self._server.server_port}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    async def restart(self) -> None:
+        """See `ports.IdentityCa.restart`."""
+        if self._server is None:
+            raise RuntimeError("the identity CA was not started")
+        port = self._server.server_port
+        self._server.stop()
+        self._authority.restarted()
+        self._server = self._serve(port)
+
+    def _serve(self, port: int) -> _Server:
+        credential = self._pki.intermediate.issue("Certplane Sandbox CA", _NAMES)
+        certificate, key = credential.write(self._folder, "server")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(certificate, key)
+        context.verify_mode = ssl.CERT_OPTIONAL
+        # The intermediate too, for clients that send their leaf alone, as step-ca does.
+        context.load_verify_locations(cadata=(self._pki.root.pem + self._pki.intermediate.pem).decode())
+        try:
+            server = _Server((LOOPBACK, port), context, self._authority, self._pki, self.requests)
+        except OSError as error:
+            raise PortTakenError("the sandbox's identity CA", str(error)) from error
+        server.run()
+        return server
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        context: ssl.SSLContext,
+        authority: IdentityAuthority,
+        pki: IdentityPki,
+        requests: list[str],
+    ) -> None:
+        super().__init__(address, _Handler)
+        self.context = context
+        self.authority = authority
+        self.pki = pki
+        self.requests = requests
+        self._thread = threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.05}, name="sandbox-identity-ca", daemon=True
+        )
+
+    def run(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a client that hangs up or fails the handshake is ordinary here."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "certplane-sandbox"
+    timeout = _SILENCE_SECONDS
+
+    def setup(self) -> None:
+        """The TLS handshake, in the connection's own thread, so that a slow client holds up nobody."""
+        self.request.settimeout(_SILENCE_SECONDS)
+        server = cast("_Server", self.server)
+        self.request = server.context.wrap_socket(cast("socket.socket", self.request), server_side=True)
+        super().setup()
+
+    def finish(self) -> None:
+        super().finish()
+        with contextlib.suppress(OSError):
+            self.request.close()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+        """Nothing on standard error."""
+
+    def do_GET(self) -> None:
+        self._answer("GET")
+
+    def do_POST(self) -> None:
+        self._answer("POST")
+
+    def _answer(self, method: str) -> None:
+        server = cast("_Server", self.server)
+        path = re.sub(r"^/1\.0(?=/)", "", self.path.partition("?")[0])
+        server.requests.append(f"{method} {path}")
+        body = self._body()
+        route = next((route for pattern, route in _ROUTES if re.fullmatch(pattern, path)), None)
+        if route is None:
+            self._send(404, b"404 page not found\n", "text/plain; charset=utf-8")
+            return
+        if method not in route:
+            self._send(405, b"", None, [("Allow", ", ".join(route))])
+            return
+        scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
+        asked = _Asked(server.authority, server.pki, path, body, self._peer(), bearer if scheme == "Bearer" else None)
+        try:
+            status, content = route[method](asked)
+        except RefusedError as refusal:
+            status, content = refusal.status, {"status": refusal.status, "message": refusal.message}
+        if isinstance(content, bytes):
+            self._send(status, content, "application/x-pem-file")
+        else:
+            self._send(status, json.dumps(content, separators=(",", ":")).encode() + b"\n", "application/json")
+
+    def _body(self) -> bytes:
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > _MOST_BODY:
+            self.close_connection = True
+            return b""
+        return self.rfile.read(length)
+
+    def _send(
+        self, status: int, content: bytes, content_type: str | None, headers: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        if content_type:
+            self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _peer(self) -> x509.Certificate | None:
+        der = cast("ssl.SSLSocket", self.request).getpeercert(binary_form=True)
+        return x509.load_der_x509_certificate(der) if der else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One request: who answers it, and what came."""
+
+    authority: IdentityAuthority
+    pki: IdentityPki
+    path: str
+    body: bytes
+    peer: x509.Certificate | None
+    bearer: str | None
+
+
+_Reply = tuple[int, dict[str, Any] | bytes]
+
+
+def _health(_: _Asked) -> _Reply:
+    return 200, {"status": "ok"}
+
+
+def _version(_: _Asked) -> _Reply:
+    return 200, {"version": "sandbox"}
+
+
+def _root(asked: _Asked) -> _Reply:
+    wanted = asked.path.removeprefix("/root/").replace("-", "").lower()
+    if wanted != asked.pki.root.fingerprint:
+        raise RefusedError(404, f'root certificate with fingerprint "{wanted}" was not found')
+    return 200, {"ca": asked.pki.root.pem.decode()}
+
+
+def _roots(asked: _Asked) -> _Reply:
+    return 201, {"crts": [asked.pki.root.pem.decode()]}
+
+
+def _roots_pem(asked: _Asked) -> _Reply:
+    return 200, asked.pki.root.pem
+
+
+def _intermediates(asked: _Asked) -> _Reply:
+    return 201, {"crts": [asked.pki.intermediate.pem.decode()]}
+
+
+def _provisioners(asked: _Asked) -> _Reply:
+    jwk = [{"type": "JWK", "name": name, "key": key.public_jwk} for name, key in asked.pki.jwk_keys.items()]
+    roots = base64.b64encode(asked.pki.x5c_authority.pem).decode()
+    return 200, {"provisioners": [*jwk, {"type": "X5C", "name": X5C_PROVISIONER, "roots": roots}], "nextCursor": ""}
+
+
+def _sign(asked: _Asked) -> _Reply:
+    return 201, _signed(asked.authority.sign(asked.body))
+
+
+def _renew(asked: _Asked) -> _Reply:
+    leaf = asked.peer
+    if leaf is None:
+        if asked.bearer is None:
+            raise bad_request("missing client certificate")
+        leaf = asked.authority.leaf_of_renewal_token(asked.bearer)
+    return 201, _signed(asked.authority.renew(leaf))
+
+
+def _rekey(asked: _Asked) -> _Reply:
+    if asked.peer is None:
+        raise bad_request("missing client certificate")
+    return 201, _signed(asked.authority.rekey(asked.peer, asked.body))
+
+
+def _revoke(asked: _Asked) -> _Reply:
+    asked.authority.revoke(asked.body, asked.peer)
+    return 200, {"status": "ok"}
+
+
+_ROUTES: tuple[tuple[str, dict[str, Callable[[_Asked], _Reply]]], ...] = (
+    (r"/health", {"GET": _health}),
+    (r"/version", {"GET": _version}),
+    (r"/root/[^/]+", {"GET": _root}),
+    (r"/roots", {"GET": _roots}),
+    (r"/roots\.pem", {"GET": _roots_pem}),
+    (r"/intermediates", {"GET": _intermediates}),
+    (r"/provisioners", {"GET": _provisioners}),
+    (r"/sign", {"POST": _sign}),
+    (r"/renew", {"POST": _renew}),
+    (r"/rekey", {"POST": _rekey}),
+    (r"/revoke", {"POST": _revoke}),
+)
+
+
+def _signed(chain: list[x509.Certificate]) -> dict[str, Any]:
+    pems = [certificate.public_bytes(Encoding.PEM).decode() for certificate in chain]
+    return {"crt": pems[0], "ca": pems[1], "certChain": pems, "tlsOptions": _TLS_OPTIONS}
