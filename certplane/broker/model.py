@@ -258,6 +258,7 @@ class DnsChallenge:
     """A dns-01 challenge still to be met (RFC 8555 8.4).
 
     `record_name` is `_acme-challenge.<domain>` without the final dot, `record_value` the TXT content, unquoted.
+    `key_authorization` (RFC 8555 8.1) is for DNS APIs that make the record themselves; it is no secret.
     """
 
     domain: str
@@ -265,6 +266,7 @@ class DnsChallenge:
     record_value: str
     authorization_url: str
     challenge_url: str
+    key_authorization: str = ""
 
 
 @dataclass(frozen=True, slots=True)
