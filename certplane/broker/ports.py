@@ -12,6 +12,8 @@ wait never undoes or tears what was begun.
 | `PolicySource` | `policy` | - |
 | `SecretSource` | `secrets` | tests/fakes |
 | `DenialRecorder` | `audit` | tests/fakes |
+| `AuditFallback` | `audit` | - |
+| `AuditImport` | `store` | - |
 | `Meter` | `app` | `NullMeter`, tests/fakes |
 """
 
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "AuditFallback",
+    "AuditImport",
     "AuditLog",
     "CertificateQuery",
     "CertificateStore",
@@ -233,6 +237,39 @@ class AuditLog(Protocol):
 
     async def tail(self, limit: int) -> Sequence[dict[str, object]]:
         """The records of the last `limit` events, oldest first."""
+        ...
+
+
+class AuditFallback(Protocol):
+    """What the audit settings make of events; the store asks it while it writes them.
+
+    Records are JSON objects, one line each. Called from any thread, never from the event loop; may wait for a disk,
+    never raises.
+    """
+
+    @property
+    def fail_open(self) -> bool:
+        """Whether a change stands when its events can't be written."""
+        ...
+
+    def rescue(self, records: Sequence[str], cause: Exception) -> None:
+        """Log, spill and count what the database did not take; called before the change itself is committed."""
+        ...
+
+    def written(self, records: Sequence[str]) -> None:
+        """These are durable in the database, and who waited for them has been told: the place to mirror them."""
+        ...
+
+
+class AuditImport(Protocol):
+    """Takes back the records that an `AuditFallback` spilled."""
+
+    async def import_records(self, records: Sequence[str]) -> int:
+        """Add those that the log lacks (by `event_id`), durable, all or none; returns how many were new.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE, in either failure mode.
+        """
         ...
 
 
