@@ -1,0 +1,119 @@
+"""What the internal CA answered: a certificate that is proven to be ours, or a refusal with a remedy. Pure.
+
+step-ca tells few causes apart for its clients (its log has the rest), so a remedy names all that a person should look
+at. Tokens and keys appear in no text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certplane.agent.enrollment.errors import EnrollmentError, RefusedError
+from certplane.agent.model import IssuedCertificate
+from certplane.errors import CertplaneError
+from certplane.pki.identity import TrustBundle, verify_identity
+from certplane.pki.keys import public_key_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from certplane.agent.enrollment.exchange import Reply
+
+__all__ = ["NEW_TOKEN", "accept_certificate", "renewal_refused", "san_names", "sign_refused"]
+
+_UNAUTHORIZED = 401
+NEW_TOKEN = "get a new token and run `certplane-agent enroll` again (the key made on this host is kept)"  # noqa: S105 - advice
+"""What to do when a token is spent."""
+_RE_ENROLL = "get a new token and run `certplane-agent enroll --force`"
+
+
+def accept_certificate(
+    reply: Reply, *, key_sha256: str, names: Sequence[str], roots_pem: str, now: datetime
+) -> IssuedCertificate:
+    """The certificate of a 201 answer, whole chain, once it is proven to be what was asked for.
+
+    Args:
+        reply: the answer of `/sign`, `/renew` or `/rekey`.
+        key_sha256: SHA-256 of the SubjectPublicKeyInfo that it must be for.
+        names: the subjectAltNames that it must have, no others.
+        roots_pem: the pinned roots.
+        now: this host's time.
+
+    Raises:
+        EnrollmentError: it is for another key or other names, leads to another root, or can't be read.
+    """
+    try:
+        certificates = _certificates(reply)
+        leaf_pem, *issuers_pem = (certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+        chain_pem = b"".join(issuers_pem)
+        leaf = certificates[0]
+        _check_ours(leaf, key_sha256, names)
+        # The CA's clock counts for what it has just made: this host's may be a little behind or ahead of it.
+        judged_at = min(max(now, leaf.not_valid_before_utc), leaf.not_valid_after_utc)
+        verify_identity(leaf_pem, chain_pem, TrustBundle.from_pem(roots_pem.encode()), judged_at)
+    except (ValueError, CertplaneError) as error:
+        detail = str(error) if isinstance(error, ValueError) else "it has no valid path to the pinned root"
+        raise EnrollmentError(
+            f"the certificate from the internal CA is not usable: {detail}",
+            remedy="look at the provisioner's template and at the CA's intermediate",
+        ) from error
+    return IssuedCertificate(certificate_pem=leaf_pem.decode(), chain_pem=chain_pem.decode())
+
+
+def sign_refused(reply: Reply, origin: str) -> RefusedError:
+    """The error for a `/sign` that the CA at `origin` refused; the token counts as spent."""
+    said = reply.said or f"HTTP {reply.status}"
+    if reply.status == _UNAUTHORIZED:
+        # step-ca has one sentence for all of these; an expired token was found out before it was sent
+        remedy = f"the token was used before, or is older than the CA's last start, or isn't for {origin}: {NEW_TOKEN}"
+    elif reply.status < 500:
+        remedy = f"compare identity.name with what the CA's provisioner allows, then {NEW_TOKEN}"
+    else:
+        remedy = f"look at the CA's log, then {NEW_TOKEN}"
+    message = f"the internal CA at {origin} refused to enroll this host: {said}"
+    return RefusedError(message, status=reply.status, said=said, remedy=remedy, token_spent=True)
+
+
+def renewal_refused(reply: Reply, origin: str) -> RefusedError:
+    """The error for a `/renew` or `/rekey` that the CA at `origin` refused."""
+    said = reply.said or f"HTTP {reply.status}"
+    if reply.status == _UNAUTHORIZED:
+        remedy = (
+            "the identity is revoked, or expired where the CA doesn't renew that, or its provisioner renews nothing: "
+            f"{_RE_ENROLL}"
+        )
+    else:
+        remedy = f"look at the CA's log; if that doesn't help, {_RE_ENROLL}"
+    message = f"the internal CA at {origin} refused to renew this host's identity: {said}"
+    return RefusedError(message, status=reply.status, said=said, remedy=remedy)
+
+
+def san_names(extensions: x509.Extensions) -> tuple[str, ...]:
+    """The subjectAltNames of a certificate or CSR as text: DNS names and URIs as they are, others as `type:value`."""
+    try:
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    known = (x509.DNSName, x509.UniformResourceIdentifier)
+    return tuple(name.value if isinstance(name, known) else f"{type(name).__name__}:{name.value}" for name in names)
+
+
+def _check_ours(leaf: x509.Certificate, key_sha256: str, names: Sequence[str]) -> None:
+    if public_key_sha256(leaf.public_key()) != key_sha256:
+        raise ValueError("it is for another key")
+    got = san_names(leaf.extensions)
+    if sorted(got) != sorted(names):
+        raise ValueError(f"it is for {', '.join(got) or 'no name'} instead of {', '.join(names)}")
+
+
+def _certificates(reply: Reply) -> list[x509.Certificate]:
+    """Leaf first; older CAs send only leaf and issuer, so those stand in for a missing `certChain`."""
+    answer = reply.json()
+    pems = answer.get("certChain") or [pem for pem in (answer.get("crt"), answer.get("ca")) if pem]
+    if not isinstance(pems, list) or not pems or not all(isinstance(pem, str) for pem in pems):
+        raise ValueError("the answer holds no certificate")
+    return [x509.load_pem_x509_certificate(pem.encode()) for pem in pems]
