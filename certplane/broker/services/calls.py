@@ -1,0 +1,64 @@
+"""The call that is being served, as the edge knows it and the servicers read it.
+
+The edge (`certplane.broker.services.interceptors.edge`) makes one `Call` per RPC and sets it for the length of the
+handler; a servicer asks `current_call()` for the caller and the request's id. Nothing else goes this way.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+from certplane.broker.model import Caller
+from certplane.errors import Reason, RefusalError, Violation
+
+__all__ = ["Call", "EdgeRefusalError", "current_call", "new_request_id", "serving", "valid_request_id"]
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class EdgeRefusalError(RefusalError):
+    """A servicer refuses a request before the story sees it; the edge audits it, since nobody else will."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One RPC. `caller` is None until it is authenticated, which a servicer never sees; `reason` is of its refusal."""
+
+    method: str
+    request_id: str
+    caller: Caller | None = None
+    reason: str = ""
+
+
+serving: ContextVar[Call] = ContextVar("certplane_call")
+
+
+def current_call() -> tuple[Caller, str]:
+    """The caller and the request's id of the call that is being served."""
+    call = serving.get()
+    if call.caller is None:
+        raise RuntimeError("a servicer runs before its caller is authenticated")
+    return call.caller, call.request_id
+
+
+def new_request_id() -> str:
+    """An id for a call that brought none."""
+    return secrets.token_hex(8)
+
+
+def valid_request_id(text: str) -> str:
+    """`text` if it can be a request's id.
+
+    Raises:
+        EdgeRefusalError: REQUEST_INVALID; an id goes into logs and records, so only plain characters are let through.
+    """
+    if _REQUEST_ID.fullmatch(text) is None:
+        problem = "must be 1 to 64 of the characters A-Z a-z 0-9 . _ -"
+        raise EdgeRefusalError(
+            Reason.REQUEST_INVALID, f"request_id {problem}", violations=[Violation("request_id", problem)]
+        )
+    return text

@@ -1,0 +1,97 @@
+"""Who may call what: one row per method of every service that the broker serves.
+
+A method that is served and has no row here is refused: a test finds each method of each served service in `METHODS`,
+so that nobody adds one without deciding who may call it. The rows of our own services say what the comments of the
+proto files say ("Callers: ..."); a test compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from certplane.broker.model import Caller, IdentityKind
+from certplane.errors import Reason, RefusalError
+
+__all__ = ["METHODS", "Access", "check_access"]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The rules of one method.
+
+    Attributes:
+        kinds: The kinds of identities that may call it.
+        cost: Tokens that a call takes out of the caller's bucket.
+        issuing: Whether it may start an order: refused while the broker drains.
+    """
+
+    kinds: frozenset[IdentityKind]
+    cost: int = 1
+    issuing: bool = False
+
+
+_ANYONE: Final = Access(frozenset(IdentityKind))
+_HOLDERS: Final = frozenset({IdentityKind.HOST, IdentityKind.SERVICE})
+_OPERATORS: Final = Access(frozenset({IdentityKind.OPERATOR}))
+
+
+def _rows(service: str, rows: Mapping[str, Access]) -> dict[str, Access]:
+    return {f"/{service}/{method}": access for method, access in rows.items()}
+
+
+METHODS: Final[Mapping[str, Access]] = {
+    **_rows(
+        "certplane.v1.EnrollmentService",
+        {
+            "GetIdentity": _ANYONE,
+            "GetTrustBundle": _ANYONE,
+            "ReportEnrollment": _ANYONE,
+        },
+    ),
+    **_rows(
+        "certplane.v1.CertificateService",
+        {
+            "IssueCertificate": Access(_HOLDERS, issuing=True),
+            "RenewCertificate": Access(_HOLDERS, issuing=True),
+            "GetOrder": Access(_HOLDERS),
+            "WatchOrder": Access(_HOLDERS),
+            "GetCertificate": Access(_HOLDERS),
+            "ListCertificates": Access(_HOLDERS),
+            "RevokeCertificate": Access(_HOLDERS),
+        },
+    ),
+    **_rows("grpc.health.v1.Health", {"Check": _ANYONE, "List": _ANYONE, "Watch": _ANYONE}),
+    **_rows("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": _ANYONE}),
+    **_rows("grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": _ANYONE}),
+    **_rows(
+        "grpc.channelz.v1.Channelz",
+        dict.fromkeys(
+            (
+                "GetTopChannels",
+                "GetServers",
+                "GetServer",
+                "GetServerSockets",
+                "GetChannel",
+                "GetSubchannel",
+                "GetSocket",
+            ),
+            _OPERATORS,
+        ),
+    ),
+}
+
+
+def check_access(access: Access | None, caller: Caller) -> Access:
+    """The rules of the method, if `caller` may call it; None stands for a method without a row.
+
+    Raises:
+        RefusalError: ROLE_REQUIRED.
+    """
+    if access is None:
+        raise RefusalError(Reason.ROLE_REQUIRED, "nobody may call this method")
+    if caller.kind not in access.kinds:
+        allowed = " and ".join(sorted(f"{kind}s" for kind in access.kinds))
+        raise RefusalError(Reason.ROLE_REQUIRED, f"only {allowed} may call this method; the caller is a {caller.kind}")
+    return access

@@ -1,0 +1,189 @@
+"""Who is calling: design, fixed decision 2, looked at anew on every call and, in streams, before every message.
+
+The TLS handshake has verified the client's certificate against the bundle *of that moment*. A connection lives on for
+hours, through expiry, revocation, and a CA that was taken out of the bundle, so nothing of the handshake is believed
+but what only it can know: which certificate the peer holds the key of, the TLS version, and whether the session was
+resumed (a resumed one skipped the verification, so it proves nothing and is refused).
+
+What is remembered between calls are facts of a certificate (`certplane.pki.identity.IdentityVerifier`), never a
+decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+from urllib.parse import unquote
+
+from certplane.broker.model import Caller, Grant
+from certplane.broker.ports import DenyList, Policy, PolicySource
+from certplane.errors import Reason, RefusalError
+from certplane.pki.identity import IdentityCertificate, IdentityVerifier, TrustBundle
+from certplane.runtime.clock import Clock
+
+__all__ = ["AuthenticationError", "Authenticator", "BundleSource", "Peer", "peer_of"]
+
+_REMEMBERED_PATHS: Final = 20_000
+"""Twice the connections that one broker is meant for; an entry is a few hundred bytes."""
+
+_TLS_VERSIONS: Final = {"TLSv1.2": (1, 2), "TLSv1.3": (1, 3)}
+_MIN_VERSIONS: Final = {"1.2": (1, 2), "1.3": (1, 3)}
+
+
+class AuthenticationError(RefusalError):
+    """The peer isn't let in. `identity` is what its verified certificate says, empty when none was verified."""
+
+    def __init__(self, reason: Reason, message: str, certificate: IdentityCertificate | None = None) -> None:
+        super().__init__(reason, message)
+        self.certificate = certificate
+
+
+class BundleSource(Protocol):
+    """Where the CA bundle in force is found."""
+
+    @property
+    def bundle(self) -> TrustBundle:
+        """The bundle in force now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What the connection says of the other side; the same for every call on it."""
+
+    leaf_pem: bytes
+    chain_pem: bytes
+    tls_version: str
+    session_reused: bool
+    source_ip: str = ""
+    user_agent: str = ""
+
+
+def peer_of(auth_context: Mapping[str, Iterable[bytes]], address: str, user_agent: str = "") -> Peer:
+    """The peer of a call.
+
+    Args:
+        auth_context: The call's, with the keys of grpc's core; a missing one is empty, and refused later.
+        address: `context.peer()`, such as `ipv4:192.0.2.1:5000` or `ipv6:%5B2001:db8::1%5D:5000`.
+        user_agent: The call's header, as sent.
+    """
+    return Peer(
+        leaf_pem=_first(auth_context, "x509_pem_cert"),
+        chain_pem=_first(auth_context, "x509_pem_cert_chain"),
+        tls_version=_first(auth_context, "ssl_tls_version").decode("ascii", "replace"),
+        # Anything but a clear "false" counts as resumed.
+        session_reused=_first(auth_context, "ssl_session_reused") != b"false",
+        source_ip=_ip_of(address),
+        user_agent=user_agent[:256],
+    )
+
+
+class Authenticator:
+    """Decides who a peer is. For one thread: the event loop's."""
+
+    def __init__(
+        self,
+        *,
+        trust: BundleSource,
+        policy: PolicySource,
+        deny_list: DenyList,
+        min_tls_version: str,
+        provisioners: Collection[str],
+        clock: Clock,
+    ) -> None:
+        """Take what decides.
+
+        Args:
+            trust: The CA bundle in force.
+            policy: The policy in force.
+            deny_list: Who was shut out.
+            min_tls_version: `1.2` or `1.3`.
+            provisioners: Kinds of step-ca provisioners whose certificates are identities, compared without case; the
+                empty string in it lets in certificates that don't say.
+            clock: The time.
+        """
+        self._trust = trust
+        self._policy = policy
+        self._deny_list = deny_list
+        self._min_tls_version = _MIN_VERSIONS[min_tls_version]
+        self._min_tls_text = min_tls_version
+        self._provisioners = frozenset(kind.casefold() for kind in provisioners)
+        self._clock = clock
+        self._verifier = IdentityVerifier(_REMEMBERED_PATHS)
+
+    def authenticate(self, peer: Peer) -> Caller:
+        """The caller, or why there is none.
+
+        Raises:
+            AuthenticationError: IDENTITY_UNKNOWN, IDENTITY_EXPIRED or IDENTITY_REVOKED.
+            RefusalError: POLICY_UNAVAILABLE.
+        """
+        if not peer.leaf_pem:
+            raise AuthenticationError(Reason.IDENTITY_UNKNOWN, "no client certificate was presented")
+        if peer.session_reused:
+            raise AuthenticationError(
+                Reason.IDENTITY_UNKNOWN, "the TLS session was resumed; connect with a full handshake"
+            )
+        if _TLS_VERSIONS.get(peer.tls_version, (0, 0)) < self._min_tls_version:
+            raise AuthenticationError(
+                Reason.IDENTITY_UNKNOWN, f"the connection's TLS is older than {self._min_tls_text}; use a newer one"
+            )
+        try:
+            certificate = self._verifier.verify(peer.leaf_pem, peer.chain_pem, self._trust.bundle, self._clock.now())
+        except RefusalError as error:
+            raise AuthenticationError(error.refusal.reason, error.refusal.message) from error
+        grant = self._grant(certificate, self._policy.current)
+        denied = self._deny_list.denied(grant.name, certificate.issuer, certificate.serial_number)
+        if denied is not None:
+            raise AuthenticationError(
+                Reason.IDENTITY_REVOKED, "the identity was shut out by an operator; ask for a new one", certificate
+            )
+        provisioner = certificate.provisioner_kind
+        if certificate.provisioner_name:
+            provisioner = f"{provisioner}/{certificate.provisioner_name}"
+        return Caller(
+            name=grant.name,
+            kind=grant.kind,
+            label=grant.label,
+            profiles=grant.profiles,
+            roles=grant.roles,
+            serial_number=certificate.serial_number,
+            issuer=certificate.issuer,
+            provisioner=provisioner,
+            not_after=certificate.not_after,
+            source_ip=peer.source_ip,
+            user_agent=peer.user_agent,
+        )
+
+    def _grant(self, certificate: IdentityCertificate, policy: Policy) -> Grant:
+        if certificate.provisioner_kind.casefold() not in self._provisioners:
+            kind = certificate.provisioner_kind or "an unnamed kind"
+            raise AuthenticationError(
+                Reason.IDENTITY_UNKNOWN,
+                f"certificates of {kind} of provisioner are not accepted as identities",
+                certificate,
+            )
+        grants = [grant for grant in map(policy.find_grant, certificate.names) if grant is not None]
+        if len(grants) != 1 or certificate.common_name not in ("", grants[0].name):
+            # One text for all three: it must not tell which names the policy knows.
+            raise AuthenticationError(
+                Reason.IDENTITY_UNKNOWN,
+                "the client certificate is not one known identity: exactly one of its subjectAltNames must be known, "
+                "and the common name empty or the same",
+                certificate,
+            )
+        return grants[0]
+
+
+def _first(auth_context: Mapping[str, Iterable[bytes]], key: str) -> bytes:
+    return next(iter(auth_context.get(key, ())), b"")
+
+
+def _ip_of(address: str) -> str:
+    family, _, rest = address.partition(":")
+    if family == "ipv4":
+        return rest.rpartition(":")[0]
+    if family == "ipv6":
+        return unquote(rest).rpartition(":")[0].strip("[]")
+    return ""

@@ -1,0 +1,333 @@
+"""The one interceptor: everything between a connection and a servicer, in a single wrapper around each handler.
+
+For each call, in this order: authenticate (design, fixed decision 2), take from the caller's bucket, check the access
+table, read the message, take or make the request's id, serve, count, log. A refusal becomes a rich status; anything
+unexpected becomes INTERNAL with the request's id and nothing else, and the log has the traceback. What the edge refuses
+it also audits; what the story refuses the story has audited.
+
+Streams are looked after while they are open: the caller is authenticated again before each message that goes out, every
+`recheck`, and at the moment its certificate ends.
+
+One wrapper instead of a chain of interceptors because each link costs a coroutine per call, and because the order above
+is a rule that is best read in one place. Messages are read here, not by grpc, so that nobody who isn't known reaches a
+parser, and a message that can't be read is a refusal like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, NoReturn, Protocol
+
+import grpc
+
+from certplane.broker.model import IdentityKind
+from certplane.broker.services.calls import Call, EdgeRefusalError, new_request_id, serving, valid_request_id
+from certplane.broker.services.interceptors.access import METHODS, Access, check_access
+from certplane.broker.services.interceptors.authentication import AuthenticationError, Authenticator, Peer, peer_of
+from certplane.broker.services.interceptors.buckets import TokenBuckets
+from certplane.broker.services.interceptors.handlers import (
+    Behaviour,
+    RpcContext,
+    read_message,
+    read_messages,
+    run_stream,
+    unimplemented,
+)
+from certplane.broker.services.interceptors.metrics import Metrics
+from certplane.errors import Reason, Refusal, RefusalError, Violation
+from certplane.rpc.status import grpc_status, status_from_refusal
+from certplane.runtime.clock import Clock
+from certplane.runtime.logging import request_id as logged_request_id
+
+__all__ = ["REQUEST_ID_KEY", "Denial", "DenialLog", "Edge"]
+
+RpcHandler = grpc.RpcMethodHandler[Any, Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]]
+
+REQUEST_ID_KEY: Final = "x-request-id"
+"""Metadata key: of a request that has no field for it, and of every answer's trailing metadata."""
+
+_RECHECK_AFTER_SECONDS: Final = 1.0
+"""A unary call that took longer is authenticated again before its answer goes out."""
+
+_UNKNOWN_METHOD: Final = "unknown"
+"""What stands for a method that isn't served in metrics: callers choose such names."""
+
+_UNKNOWN_METHOD_ACCESS: Final = Access(frozenset(IdentityKind))
+
+_KINDS: Final[dict[tuple[bool, bool], tuple[str, Callable[..., RpcHandler]]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+"""By whether requests and responses are streams: where a handler has its function, and how one is made."""
+
+_logger = logging.getLogger(__name__)
+_access_logger = logging.getLogger("certplane.broker.access")
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A call that the edge refused: what an audit event of it says."""
+
+    request_id: str
+    method: str
+    refusal: Refusal
+    identity: str
+    serial_number: str
+    source_ip: str
+    user_agent: str
+
+
+class DenialLog(Protocol):
+    """Where refusals of the edge are audited."""
+
+    async def denied(self, denial: Denial) -> None:
+        """Record it, or count it with its equals; may fail, which doesn't change the answer."""
+        ...
+
+
+class Edge(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of all services of one server."""
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        buckets: TokenBuckets,
+        denials: DenialLog,
+        metrics: Metrics,
+        clock: Clock,
+        recheck: timedelta = timedelta(seconds=5),
+    ) -> None:
+        """Take what the edge works with; `recheck` is how often an open stream's caller is looked at."""
+        self._authenticator = authenticator
+        self._buckets = buckets
+        self._denials = denials
+        self._metrics = metrics
+        self._clock = clock
+        self._recheck = recheck
+        self._handlers: dict[str, RpcHandler] = {}
+        self._draining: timedelta | None = None
+
+    def drain(self, retry_after: timedelta) -> None:
+        """From now on refuse calls that may start an order; `retry_after` is when to try again."""
+        self._draining = retry_after
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> RpcHandler:
+        """The wrapped handler of a method; each is wrapped once."""
+        method = handler_call_details.method
+        handler = self._handlers.get(method)
+        if handler is None:
+            served = await continuation(handler_call_details)
+            handler = self._wrap(method, served)
+            if served is not None:  # names that aren't served are the caller's choice: they must not fill a table
+                self._handlers[method] = handler
+        return handler
+
+    def _wrap(self, method: str, handler: RpcHandler | None) -> RpcHandler:
+        if handler is None:
+            # Reads no message and answers UNIMPLEMENTED, which tells a newer agent that this broker is older, but tells
+            # it only to somebody who is known.
+            serve = self._serving(_UNKNOWN_METHOD, _UNKNOWN_METHOD_ACCESS, unimplemented, lambda stream: stream)
+            return grpc.stream_stream_rpc_method_handler(serve)
+        kind = (handler.request_streaming, handler.response_streaming)
+        attribute, make = _KINDS[kind]
+        read = functools.partial(
+            read_messages if handler.request_streaming else read_message, handler.request_deserializer or bytes
+        )
+        brief = kind == (False, False)
+        serve = self._serving(method, METHODS.get(method), getattr(handler, attribute), read, brief=brief)
+        return make(serve, None, handler.response_serializer)
+
+    def _serving(
+        self,
+        method: str,
+        access: Access | None,
+        behaviour: Behaviour,
+        read: Callable[[Any], Any],
+        *,
+        brief: bool = False,
+    ) -> Behaviour:
+        """The wrapper of one method's handler.
+
+        Args:
+            method: Its full name, as it is logged and counted.
+            access: Its row.
+            behaviour: Its handler.
+            read: From what grpc hands over (bytes, or a stream of them) to what the handler takes.
+            brief: One message each way: nothing is watched meanwhile, and an answer that took long is looked at again.
+        """
+
+        async def serve(argument: Any, context: RpcContext) -> Any:
+            started = self._clock.monotonic()
+            call, peer = self._begin(method, context)
+            admitted = False
+            try:
+                self._admit(call, peer, access)
+                admitted = True
+                request = self._open(call, read(argument))
+                if brief:
+                    response = await behaviour(request, context)
+                    if self._clock.monotonic() - started > _RECHECK_AFTER_SECONDS:
+                        self._admit_again(call, peer, access)
+                else:
+                    check = functools.partial(self._admit_again, call, peer, access)
+                    response = await self._watched(behaviour, request, context, call, check)
+                context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+                return response
+            except RefusalError as error:
+                await self._refuse(call, peer, context, error, audit=not admitted)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:
+                # The caller learns the request's id, the log has the rest.
+                _logger.exception("a call failed unexpectedly", extra={"fields": {"method": method}})
+                call.reason = Reason.INTERNAL
+                text = f"internal error; the broker's log has it as request {call.request_id}"
+                await _abort(call, context, Refusal(Reason.INTERNAL, text))
+            finally:
+                self._end(call, peer, context, self._clock.monotonic() - started)
+
+        return serve
+
+    async def _watched(
+        self, behaviour: Behaviour, request: Any, context: RpcContext, call: Call, check: Callable[[], None]
+    ) -> Any:
+        """Run a stream's handler while its caller is looked at; the handler is cancelled when that fails."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._watch(call, check))
+                response = await run_stream(behaviour, request, context, check)
+                watch.cancel()
+        except BaseExceptionGroup as errors:
+            # The first to fail cancels the other, and a cancelled one adds nothing.
+            raise errors.exceptions[0] from None
+        return response
+
+    def _begin(self, method: str, context: RpcContext) -> tuple[Call, Peer]:
+        user_agent = ""
+        request_id = ""
+        for key, value in context.invocation_metadata() or ():
+            if key == "user-agent":
+                user_agent = str(value)
+            elif key == REQUEST_ID_KEY:
+                request_id = str(value)
+        try:
+            request_id = valid_request_id(request_id)
+        except EdgeRefusalError:  # of a call whose message may bring a better one, or that isn't let in anyway
+            request_id = new_request_id()
+        logged_request_id.set(request_id)
+        self._metrics.in_flight.inc()
+        return Call(method, request_id), peer_of(context.auth_context(), context.peer(), user_agent)
+
+    def _admit(self, call: Call, peer: Peer, access: Access | None) -> None:
+        """Let the call in, or raise why not; sets its caller."""
+        caller = self._authenticator.authenticate(peer)
+        call.caller = caller
+        wait = self._buckets.take(caller.name, 1 if access is None else access.cost)
+        if wait is not None:
+            violation = Violation("calls_per_identity", "too many calls in a short time")
+            raise RefusalError(
+                Reason.RATE_LIMITED, "too many calls; slow down", retry_after=wait, violations=[violation]
+            )
+        rules = check_access(access, caller)
+        if rules.issuing and self._draining is not None:
+            raise RefusalError(
+                Reason.DRAINING, "the broker is shutting down; ask again shortly", retry_after=self._draining
+            )
+
+    def _admit_again(self, call: Call, peer: Peer, access: Access | None) -> None:
+        """Raise what has changed since the call was let in."""
+        caller = self._authenticator.authenticate(peer)
+        if call.caller is not None and caller.name != call.caller.name:
+            raise AuthenticationError(Reason.IDENTITY_UNKNOWN, "the identity is now another; call again")
+        check_access(access, caller)
+
+    def _open(self, call: Call, request: Any) -> Any:
+        """Note the id that the request itself brings and make the call known to the servicer."""
+        own = getattr(request, "request_id", "")
+        if own:
+            call.request_id = valid_request_id(own)
+            logged_request_id.set(own)
+        serving.set(call)
+        return request
+
+    async def _watch(self, call: Call, check: Callable[[], None]) -> None:
+        """Look at an open stream's caller every `recheck`, and right after its certificate's end."""
+        while call.caller is not None:
+            left = call.caller.not_after - self._clock.now() + timedelta(milliseconds=1)
+            await self._clock.sleep(max(min(left, self._recheck), timedelta(milliseconds=1)))
+            check()
+
+    async def _refuse(
+        self, call: Call, peer: Peer, context: RpcContext, error: RefusalError, *, audit: bool
+    ) -> NoReturn:
+        refusal = error.refusal
+        call.reason = refusal.reason
+        if audit or isinstance(error, (AuthenticationError, EdgeRefusalError)):
+            try:
+                await self._denials.denied(_denial(call, peer, error))
+            except Exception:
+                # The caller is refused either way; what can't be recorded is at least in the log.
+                _logger.exception("a denial could not be audited", extra={"fields": {"method": call.method}})
+        await _abort(call, context, refusal)
+
+    def _end(self, call: Call, peer: Peer, context: RpcContext, seconds: float) -> None:
+        self._metrics.in_flight.dec()
+        error = sys.exc_info()[1]
+        code = "CANCELLED" if isinstance(error, asyncio.CancelledError) else _code_name(context.code())
+        self._metrics.call_ended(call.method, code, call.reason, seconds)
+        if _access_logger.isEnabledFor(logging.INFO):
+            fields = {
+                "method": call.method,
+                "code": code,
+                "reason": call.reason,
+                "identity": call.caller.name if call.caller else "",
+                "source_ip": peer.source_ip,
+                "user_agent": peer.user_agent,
+                "ms": round(seconds * 1000, 1),
+            }
+            _access_logger.info("call", extra={"fields": fields})
+
+
+async def _abort(call: Call, context: RpcContext, refusal: Refusal) -> NoReturn:
+    status = grpc_status(status_from_refusal(refusal, request_id=call.request_id))
+    metadata = (*(status.trailing_metadata or ()), (REQUEST_ID_KEY, call.request_id))
+    await context.abort(status.code, status.details, metadata)
+
+
+def _denial(call: Call, peer: Peer, error: RefusalError) -> Denial:
+    certificate = error.certificate if isinstance(error, AuthenticationError) else None
+    if call.caller is not None:
+        identity, serial_number = call.caller.name, call.caller.serial_number
+    elif certificate is not None:
+        identity, serial_number = ",".join(certificate.names[:4]), certificate.serial_number
+    else:
+        identity = serial_number = ""
+    return Denial(
+        request_id=call.request_id,
+        method=call.method,
+        refusal=error.refusal,
+        identity=identity,
+        serial_number=serial_number,
+        source_ip=peer.source_ip,
+        user_agent=peer.user_agent,
+    )
+
+
+_CODE_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+def _code_name(code: Any) -> str:
+    """The name of what `context.code()` returns: 0 until one is set, then a number or a StatusCode."""
+    return code.name if isinstance(code, grpc.StatusCode) else _CODE_NAMES.get(code, "UNKNOWN")
