@@ -1,0 +1,15 @@
+"""Where public certificates come from: the ACME issuer, and under `dns` the TXT records that prove control of names.
+
+| module | owns |
+|---|---|
+| `acme` | `AcmeIssuer`: the steps of an order (RFC 8555), async, each within its deadline; start here |
+| `acme_client` | one blocking ACME client; one HTTP exchange a method |
+| `acme_network` | what goes over the wire: signatures, nonces, limits on what a CA may send back |
+| `acme_resources` | a CA's JSON as checked values |
+| `acme_account` | the account key's file |
+| `dns` | `DnsSolver`, its providers, and the look at every authoritative server |
+| `attempts` | deadlines, and repeating what is safe to repeat |
+| `answers`, `outgoing` | text and times that outsiders send; where the broker may call |
+
+Everything that comes from outside is size-limited, checked and made printable here; only `RefusalError` leaves.
+"""

@@ -1,0 +1,323 @@
+"""`AcmeIssuer`: a public CA over ACME (RFC 8555), with the `acme` package.
+
+Each method of the port is a step that the caller journals before the next. A step is a few exchanges with the CA, each
+on a worker of a bounded pool (`acme_workers`); between them the event loop waits, not a thread.
+
+Rules:
+
+- a step ends by its deadline; badNonce, 5xx and lost connections are repeated until then where that is safe;
+- newOrder is safe to repeat: the worst is an order that nobody finishes, which the CA lets expire;
+- finalize is not: a CSR whose answer is lost is never sent again here, and an order is looked at before it is sent;
+- answering a challenge is safe, because one that is no longer pending takes no second answer;
+- the CA's own word (a problem document) ends a step; a page of HTML, a redirect or nonsense is an absent CA.
+
+It refuses to fetch URLs on hosts that the configuration doesn't name, and to prove names that weren't asked for.
+Renewal information (RFC 9773), external account binding and `replaces` are not here yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from certplane.broker.issuers.acme_client import AcmeClient
+from certplane.broker.issuers.acme_network import AcmeError
+from certplane.broker.issuers.acme_resources import MOST_PROBLEMS, AcmeAuthorization, AcmeOrder
+from certplane.broker.issuers.acme_workers import AcmeWorkers, unsent
+from certplane.broker.issuers.attempts import Deadline, all_of
+from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
+from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, RevocationReason
+from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+
+if TYPE_CHECKING:
+    import random
+    from pathlib import Path
+
+    from certplane.broker.issuers.acme_account import AccountKey
+    from certplane.broker.model import Profile
+    from certplane.runtime.clock import Clock
+
+__all__ = ["AcmeIssuer", "AcmeServer"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_LOOK = timedelta(milliseconds=250)
+_LONGEST_LOOK = timedelta(seconds=5)
+_LOOK_GROWTH = 1.6
+"""Waits between looks at an order when the CA sends no Retry-After. The first finds a CA that is done at once; the
+last keeps a CA that needs minutes at twelve requests each."""
+
+_REASON_CODES = {
+    RevocationReason.UNSPECIFIED: 0,
+    RevocationReason.KEY_COMPROMISE: 1,
+    RevocationReason.AFFILIATION_CHANGED: 3,
+    RevocationReason.SUPERSEDED: 4,
+    RevocationReason.CESSATION_OF_OPERATION: 5,
+}
+"""RFC 5280 5.3.1."""
+
+_PENDING = frozenset({IssuerOrderStatus.PENDING})
+_UNFINISHED = frozenset({IssuerOrderStatus.PENDING, IssuerOrderStatus.READY, IssuerOrderStatus.PROCESSING})
+
+
+@dataclass(frozen=True, slots=True)
+class AcmeServer:
+    """Which CA, and how it is reached.
+
+    Attributes:
+        directory_url: `issuer.acme.directory_url`, https.
+        account_email: contact given when the account is made; may be empty.
+        preferred_chain: common name of the issuer of the wanted chain's last certificate; empty for the CA's default.
+        allowed_hosts: more hosts that its answers may point to, `host` or `host:port`.
+        ca_bundle: PEM file with the roots of a private CA's HTTPS server; None for the public ones.
+        user_agent: with the program's version.
+    """
+
+    directory_url: str
+    account_email: str = ""
+    preferred_chain: str = ""
+    allowed_hosts: tuple[str, ...] = ()
+    ca_bundle: Path | None = None
+    user_agent: str = "certplane"
+
+
+class AcmeIssuer:
+    """The ports `Issuer` and `Revoker`, over ACME.
+
+    Nothing is sent before the first call, so that a broker starts while its CA is away.
+    """
+
+    def __init__(
+        self, name: str, server: AcmeServer, key: AccountKey, *, clock: Clock, rng: random.Random, workers: int = 4
+    ) -> None:
+        """Make it.
+
+        Args:
+            name: the issuer's name in the configuration.
+            server: which CA.
+            key: the account's.
+            clock: for deadlines and waits.
+            rng: for the jitter of repeats.
+            workers: exchanges with the CA under way at once.
+
+        Raises:
+            ConfigurationError: the directory's URL or an allowed host can't be used.
+        """
+        try:
+            hosts = AllowedHosts(server.directory_url, server.allowed_hosts)
+        except ForbiddenUrlError as error:
+            problem = ConfigurationProblem("", None, "issuer.acme.directory_url", str(error), "name an https URL")
+            raise ConfigurationError([problem]) from error
+        bundle = None if server.ca_bundle is None else str(server.ca_bundle)
+        self._name, self._server, self._key, self._clock = name, server, key, clock
+        self._workers = AcmeWorkers(
+            lambda: AcmeClient(key, hosts, clock, user_agent=server.user_agent, ca_bundle=bundle),
+            server.directory_url,
+            server.account_email,
+            size=workers,
+            rng=rng,
+        )
+
+    @property
+    def name(self) -> str:
+        """See `Issuer.name`."""
+        return self._name
+
+    @property
+    def directory(self) -> str:
+        """See `Issuer.directory`."""
+        return self._server.directory_url
+
+    @property
+    def account_key_sha256(self) -> str:
+        """SHA-256 of the account key's SPKI: a CSR with this key must be refused (RFC 8555 11.1)."""
+        return self._key.public_key_sha256
+
+    def close(self) -> None:
+        """Take no more calls and close the connections."""
+        self._workers.close()
+
+    async def create_order(self, csr_der: bytes, profile: Profile, timeout: timedelta) -> IssuerOrder:
+        """See `Issuer.create_order`."""
+        deadline = Deadline.after(timeout, self._clock)
+        names = _dns_names(csr_der)
+        with _doing("create the order"):
+            order = await self._workers.call(lambda client: client.create_order(names, profile.acme_profile), deadline)
+            created = await self._with_challenges(order, deadline)
+            asked = {name.removeprefix("*.") for name in names}
+            if strange := [challenge.domain for challenge in created.challenges if challenge.domain not in asked]:
+                raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it wants proof for {strange[0]!r}, which wasn't asked for")
+        _log.info("ACME order %s: %s, challenges to meet: %d", order.url, order.status, len(created.challenges))
+        return created
+
+    async def get_order(self, url: str, timeout: timedelta) -> IssuerOrder:
+        """See `Issuer.get_order`."""
+        deadline = Deadline.after(timeout, self._clock)
+        with _doing(f"show the order {url}"):
+            return await self._with_challenges(await self._fetch(url, deadline), deadline)
+
+    async def answer_challenges(self, order: IssuerOrder, timeout: timedelta) -> IssuerOrder:
+        """See `Issuer.answer_challenges`. An order that became invalid is ISSUER_REJECTED, with the CA's reasons."""
+        deadline = Deadline.after(timeout, self._clock)
+        with _doing(f"validate the order {order.url}"):
+            await all_of(self._answer(challenge, deadline) for challenge in order.challenges)
+            _log.info("ACME order %s: challenges answered: %d", order.url, len(order.challenges))
+            seen = await self._look_while(_PENDING, order.url, deadline)
+        _log.info("ACME order %s: %s", order.url, seen.status)
+        return IssuerOrder(order.url, seen.status)
+
+    async def finalize(self, order: IssuerOrder, csr_der: bytes, timeout: timedelta) -> IssuerOrder:
+        """See `Issuer.finalize`. An order that the CA has finalised already is returned as it is."""
+        deadline = Deadline.after(timeout, self._clock)
+        with _doing(f"finalize the order {order.url}"):
+            seen = await self._fetch(order.url, deadline)
+            if seen.status is IssuerOrderStatus.READY:
+                seen = await self._send_csr(seen, csr_der, deadline)
+            if seen.status is IssuerOrderStatus.INVALID:
+                raise await self._invalid(seen, deadline)
+            if seen.status in {IssuerOrderStatus.PENDING, IssuerOrderStatus.READY}:
+                raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it is still {seen.status}", retry_after=seen.retry_after)
+        _log.info("ACME order %s: %s", order.url, seen.status)
+        return IssuerOrder(order.url, seen.status)
+
+    async def download(self, order: IssuerOrder, timeout: timedelta) -> str:
+        """See `Issuer.download`."""
+        deadline = Deadline.after(timeout, self._clock)
+        with _doing(f"give the certificate of the order {order.url}"):
+            # "ready" may be an answer from a replica that lags behind the finalisation.
+            seen = await self._look_while(_UNFINISHED, order.url, deadline)
+            chain, alternates = await self._workers.call(lambda client: client.fetch_chain(seen.certificate), deadline)
+            _log.info("ACME order %s: certificate fetched", order.url)
+            return await self._choose_chain(chain, alternates, deadline)
+
+    async def revoke(self, certificate_pem: str, reason: RevocationReason, timeout: timedelta) -> None:
+        """See `Revoker.revoke`."""
+        deadline = Deadline.after(timeout, self._clock)
+        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+        code = _REASON_CODES[reason]
+        with _doing(f"revoke the certificate {certificate.serial_number:x}"):
+            try:
+                await self._workers.call(lambda client: client.revoke_certificate(certificate, code), deadline)
+            except AcmeError as error:
+                if not error.is_problem("alreadyRevoked"):
+                    raise
+        _log.info("ACME: certificate %x revoked: %s", certificate.serial_number, reason)
+
+    async def _fetch(self, url: str, deadline: Deadline) -> AcmeOrder:
+        return await self._workers.call(lambda client: client.fetch_order(url), deadline)
+
+    async def _authorizations(self, order: AcmeOrder, deadline: Deadline) -> list[AcmeAuthorization]:
+        async def fetch(url: str) -> AcmeAuthorization:
+            return await self._workers.call(lambda client: client.fetch_authorization(url), deadline)
+
+        return await all_of(fetch(url) for url in order.authorizations)
+
+    async def _with_challenges(self, order: AcmeOrder, deadline: Deadline) -> IssuerOrder:
+        """The order with its outstanding challenges: authorizations that are valid already are skipped (7.5)."""
+        if order.status is not IssuerOrderStatus.PENDING:
+            return IssuerOrder(order.url, order.status)
+        outstanding = [entry for entry in await self._authorizations(order, deadline) if entry.status == "pending"]
+        challenges = [entry.challenge for entry in outstanding if entry.challenge is not None]
+        if len(challenges) < len(outstanding):
+            without = next(entry.domain for entry in outstanding if entry.challenge is None)
+            raise AcmeError(Reason.ISSUER_REJECTED, f"it offers no dns-01 challenge for {without}")
+        return IssuerOrder(order.url, order.status, tuple(challenges))
+
+    async def _answer(self, challenge: DnsChallenge, deadline: Deadline) -> None:
+        try:
+            await self._workers.call(lambda client: client.answer(challenge.challenge_url), deadline)
+        except AcmeError as error:
+            if error.refusal.reason is not Reason.ISSUER_REJECTED:
+                raise
+            # It was answered before, by a try whose answer was lost or before a restart: then it isn't pending now.
+            seen = await self._workers.call(
+                lambda client: client.fetch_authorization(challenge.authorization_url), deadline
+            )
+            if seen.status == "pending":
+                raise
+
+    async def _send_csr(self, order: AcmeOrder, csr_der: bytes, deadline: Deadline) -> AcmeOrder:
+        try:
+            sent = await self._workers.call(lambda client: client.send_csr(order, csr_der), deadline, may_repeat=unsent)
+        except AcmeError as error:
+            if not error.is_problem("orderNotReady"):
+                raise
+            # It was finalised meanwhile, or a replica doesn't know yet that it is ready: its status tells.
+            return await self._fetch(order.url, deadline)
+        _log.info("ACME order %s: CSR sent", order.url)
+        return sent
+
+    async def _look_while(self, unfinished: frozenset[IssuerOrderStatus], url: str, deadline: Deadline) -> AcmeOrder:
+        """Look at the order until its status is another, waiting as the CA asks (Retry-After)."""
+        pause = _FIRST_LOOK
+        while (seen := await self._fetch(url, deadline)).status in unfinished:
+            if not await deadline.sleep(max(pause, seen.retry_after or timedelta())):
+                raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it is still {seen.status}", retry_after=seen.retry_after)
+            pause = min(pause * _LOOK_GROWTH, _LONGEST_LOOK)
+        if seen.status is IssuerOrderStatus.INVALID:
+            raise await self._invalid(seen, deadline)
+        return seen
+
+    async def _invalid(self, order: AcmeOrder, deadline: Deadline) -> AcmeError:
+        """Why the order is invalid: its own problem, and those of its failed authorizations (7.1.6)."""
+        problems = list(order.problems)
+        with contextlib.suppress(AcmeError):
+            for authorization in await self._authorizations(order, deadline):
+                problems += authorization.problems
+        said = "; ".join(f"{problem.identifier} {problem.detail}".strip() for problem in problems[:3])
+        return AcmeError(Reason.ISSUER_REJECTED, said or "the order is invalid", problems=problems[:MOST_PROBLEMS])
+
+    async def _choose_chain(self, chain: str, alternates: Sequence[str], deadline: Deadline) -> str:
+        wanted = self._server.preferred_chain
+        if not wanted or _top_issuer(chain) == wanted:
+            return chain
+        for url in alternates:
+            try:
+                other = await self._alternate(url, deadline)
+            except AcmeError as error:
+                # The certificate is issued: another chain serves better than none.
+                _log.warning("ACME: the alternate chain %s can't be had: %s", url, error)
+                continue
+            if _top_issuer(other) == wanted:
+                return other
+        _log.warning("ACME: the CA offers no chain from %r; its default chain is used", wanted)
+        return chain
+
+    async def _alternate(self, url: str, deadline: Deadline) -> str:
+        chain, _ = await self._workers.call(lambda client: client.fetch_chain(url), deadline)
+        return chain
+
+
+def _dns_names(csr_der: bytes) -> tuple[str, ...]:
+    """The DNS names of the CSR's SAN; the caller has checked the CSR."""
+    csr = x509.load_der_x509_csr(csr_der)
+    sans = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return tuple(sorted({name.lower() for name in sans.get_values_for_type(x509.DNSName)}))
+
+
+def _top_issuer(chain_pem: str) -> str:
+    """Common name of the issuer of a chain's last certificate: which root the chain leads to."""
+    try:
+        last = x509.load_pem_x509_certificates(chain_pem.encode())[-1]
+        names = last.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except ValueError as error:
+        raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it sent a certificate that can't be read") from error
+    return str(names[0].value) if names else ""
+
+
+@contextlib.contextmanager
+def _doing(what: str) -> Iterator[None]:
+    """Say in the message of an error what was being done."""
+    try:
+        yield
+    except AcmeError as error:
+        did = "refused to" if error.refusal.reason is Reason.ISSUER_REJECTED else "did not"
+        message = f"the CA {did} {what}: {error.refusal.message}"
+        raise RefusalError.of(replace(error.refusal, message=message)) from error

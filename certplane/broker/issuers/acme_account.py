@@ -1,0 +1,130 @@
+"""The ACME account key: one file, made once, never overwritten.
+
+Whoever has the key can revoke every certificate of the account and answer for its names, so the file is 0600 from its
+first byte on and a file that others can read is refused. A new key is P-256 (ES256); a key brought along may be P-256,
+P-384 or RSA.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from josepy.jwa import ES256, ES384, RS256, JWASignature
+from josepy.jwk import JWK, JWKEC, JWKRSA
+
+from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.pki.keys import (
+    KeyType,
+    PrivateKeyError,
+    generate_private_key,
+    load_private_key,
+    private_key_pem,
+    public_key_sha256,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["AccountKey"]
+
+_SETTING = "issuer.acme.account_key"
+_LARGEST_FILE = 64 * 1024
+_OTHERS = stat.S_IRWXO | stat.S_IWGRP
+"""Modes that no account key may have: anything for others, writing for the group."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountKey:
+    """The key that signs every ACME request.
+
+    Attributes:
+        public_key_sha256: SHA-256 of its SubjectPublicKeyInfo; a CSR with this key must be refused (RFC 8555 11.1).
+    """
+
+    jwk: JWK = field(repr=False)
+    algorithm: JWASignature = field(repr=False)
+    public_key_sha256: str
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> AccountKey:
+        """Read the key at `path`, or make one there if there is no file.
+
+        Blocks; call it while the broker starts. Two programs that start at once end up with the same key.
+
+        Raises:
+            ConfigurationError: the file can't be read or made, others can read it, or it isn't a usable key.
+        """
+        try:
+            pem = _read(path)
+            if pem is None:
+                _create(path)
+                pem = _read(path) or b""
+        except OSError as error:
+            raise _problem(
+                path, f"can't be read or made: {error.strerror}", "check the folder and its owner"
+            ) from error
+        return cls.from_pem(pem, path)
+
+    @classmethod
+    def from_pem(cls, pem: bytes, path: Path) -> AccountKey:
+        """The key in `pem`; `path` is for the error.
+
+        Raises:
+            ConfigurationError: it isn't a usable key.
+        """
+        try:
+            key = load_private_key(pem)
+        except PrivateKeyError as error:
+            remedy = "put the account's key there, or move the file away to get a new account"
+            raise _problem(path, f"can't be used: {error}", remedy) from error
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            algorithm = ES256 if isinstance(key.curve, ec.SECP256R1) else ES384
+            return cls(JWKEC(key=key), algorithm, public_key_sha256(key.public_key()))
+        return cls(JWKRSA(key=key), RS256, public_key_sha256(key.public_key()))
+
+
+def _read(path: Path) -> bytes | None:
+    """The file's content, None if there is no file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise _problem(path, "isn't a regular file", "name a file that holds the account key alone")
+        if mode & _OTHERS:
+            raise _problem(path, "can be read or changed by others", f"chmod 600 {path}")
+        return file.read(_LARGEST_FILE)
+
+
+def _create(path: Path) -> None:
+    """Put a new key at `path` in one step: a crash leaves either no file or a whole key. Leaves an existing one."""
+    pem = private_key_pem(generate_private_key(KeyType.EC_P256))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another program was faster: its key is the key
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _problem(path: Path, message: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError([ConfigurationProblem(str(path), None, _SETTING, f"the account key {message}", remedy)])

@@ -1,0 +1,267 @@
+"""What an ACME client sends and accepts: the wire below `acme_client`, on top of `acme`'s signatures and nonces.
+
+`acme.client.ClientNetwork` trusts its CA: it follows redirects, reads bodies of any size, drops `Retry-After` and the
+nonces of error answers, and tries a bad nonce once more. Here:
+
+- only https, only allowed hosts, no redirects (`outgoing`);
+- bodies of at most 1 MiB, read until the call's deadline and no longer;
+- `badNonce` up to five tries, each with the nonce that came with the refusal (RFC 8555 6.5);
+- every failure is an `AcmeError` (RFC 8555 6.7), which says whether the request can have had an effect.
+
+One object belongs to one worker at a time: neither its session nor its nonces are made for several threads. Nothing is
+repeated here but bad nonces: what is safe to repeat is known by who asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import requests
+import urllib3.exceptions
+from acme import errors
+from acme.client import ClientNetwork
+from josepy.interfaces import JSONDeSerializable
+from requests.utils import get_environ_proxies
+
+from certplane.broker.issuers.acme_resources import problem_documents
+from certplane.broker.issuers.answers import parse_retry_after, printable
+from certplane.broker.issuers.outgoing import ForbiddenUrlError
+from certplane.errors import ProblemDocument, Reason, RefusalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from certplane.broker.issuers.acme_account import AccountKey
+    from certplane.broker.issuers.outgoing import AllowedHosts
+    from certplane.runtime.clock import Clock
+
+__all__ = ["LARGEST_BODY", "AcmeError", "AcmeNetwork"]
+
+LARGEST_BODY = 1024 * 1024
+"""Chains, orders and directories of real CAs stay below 64 KiB."""
+
+_SOCKET_TIMEOUT = timedelta(seconds=30)
+"""For connecting and for each wait on the socket; the call's deadline comes first if it is nearer."""
+_READ_SIZE = 64 * 1024
+_NONCE_TRIES = 5
+_UNKNOWN_WAIT = timedelta(minutes=10)
+"""After a rate limit without `Retry-After` (RFC 8555 6.6 asks for one): the second step of the waits that Let's
+Encrypt's integration guide recommends."""
+_URN = "urn:ietf:params:acme:error:"
+
+# `acme` logs every payload at DEBUG, account data and CSRs included.
+logging.getLogger("acme").setLevel(logging.INFO)
+
+
+class AcmeError(RefusalError):
+    """A step at the CA failed.
+
+    Attributes:
+        unsent: the CA can't have received the request, so that repeating even a finalisation is safe.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        retry_after: timedelta | None = None,
+        problems: Sequence[ProblemDocument] = (),
+        unsent: bool = False,
+    ) -> None:
+        super().__init__(reason, message, retry_after=retry_after, problems=problems)
+        self.unsent = unsent
+
+    def is_problem(self, name: str) -> bool:
+        """Whether the CA's problem document is of this type (the last part of the URN, RFC 8555 6.7)."""
+        return bool(self.refusal.problems) and self.refusal.problems[0].type == _URN + name
+
+
+class AcmeNetwork(ClientNetwork):
+    """One worker's connection to the CA."""
+
+    def __init__(
+        self, key: AccountKey, hosts: AllowedHosts, clock: Clock, *, user_agent: str, ca_bundle: str | None = None
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            key: signs the requests.
+            hosts: which may be called.
+            clock: for deadlines and for dates in `Retry-After`.
+            user_agent: as RFC 8555 6.1 demands.
+            ca_bundle: PEM file with the roots of a private CA's HTTPS server; None for the public ones.
+        """
+        super().__init__(key.jwk, alg=key.algorithm, user_agent=user_agent)
+        self._hosts = hosts
+        self._clock = clock
+        # False keeps ~/.netrc and REQUESTS_CA_BUNDLE out; an operator's proxy is honoured in `_send_request`.
+        self.session.trust_env = False
+        self.session.verify = ca_bundle or True
+        self.deadline = 0.0
+        """Monotonic time; set before each call."""
+
+    def get(self, url: str, *_args: Any, **_kwargs: Any) -> requests.Response:
+        """GET, as for the directory only. Raises `AcmeError`."""
+        return self._checked(self._send_request("GET", url))
+
+    def post(self, *args: Any, **kwargs: Any) -> requests.Response:
+        """POST a signed object; the answer is a 2xx one. Raises `AcmeError`."""
+        for _ in range(_NONCE_TRIES - 1):
+            try:
+                return self._post_once(*args, **kwargs)
+            except AcmeError as error:
+                if not error.is_problem("badNonce"):
+                    raise
+        return self._post_once(*args, **kwargs)
+
+    def _post_once(
+        self, url: str, obj: JSONDeSerializable, content_type: str = ClientNetwork.JOSE_CONTENT_TYPE, **kwargs: Any
+    ) -> requests.Response:
+        try:
+            nonce = self._nonces.pop() if self._nonces else self._new_nonce(kwargs["new_nonce_url"])
+        except AcmeError as error:
+            error.unsent = True
+            raise
+        data = self._wrap_in_jws(obj, nonce, url)
+        response = self._send_request("POST", url, data=data, headers={"Content-Type": content_type})
+        self._keep_nonce(response)
+        return self._checked(response)
+
+    def _new_nonce(self, url: str) -> str:
+        response = self._checked(self._send_request("HEAD", url))
+        self._keep_nonce(response)
+        if not self._nonces:
+            raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it gave no nonce")
+        return self._nonces.pop()
+
+    def _keep_nonce(self, response: requests.Response) -> None:
+        # Only the newest: a CA forgets old ones, and each answer brings another.
+        self._nonces.clear()
+        with contextlib.suppress(errors.NonceError):
+            self._add_nonce(response)
+
+    def _send_request(self, method: str, url: str, *_args: Any, **kwargs: Any) -> requests.Response:
+        """One exchange; the body has been read when it returns. Raises `AcmeError` unless a whole answer came."""
+        try:
+            self._hosts.check(url)
+        except ForbiddenUrlError as error:
+            raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"its answer held {error}", unsent=True) from error
+        headers = {"User-Agent": self.user_agent, "Accept-Encoding": "identity", **kwargs.get("headers", {})}
+        with _failures_as_acme_errors():
+            response = self.session.request(
+                method,
+                url,
+                data=kwargs.get("data"),
+                headers=headers,
+                proxies=get_environ_proxies(url),
+                timeout=self._socket_timeout(),
+                allow_redirects=False,
+                stream=True,
+            )
+            with contextlib.closing(response):
+                body = self._read(response)
+            # Public way to give a streamed response its content: what it reads from.
+            response.raw = io.BytesIO(body)
+            response.encoding = "utf-8"
+        return response
+
+    def _read(self, response: requests.Response) -> bytes:
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise _unreadable("a compressed body that was not asked for")
+        body = bytearray()
+        # read1 returns what has come, so that a server that drips can't hold the call past its deadline.
+        while chunk := response.raw.read1(_READ_SIZE):
+            body += chunk
+            if len(body) > LARGEST_BODY:
+                raise _unreadable(f"a body of more than {LARGEST_BODY} bytes")
+            self._socket_timeout()
+        return bytes(body)
+
+    def _socket_timeout(self) -> float:
+        left = self.deadline - self._clock.monotonic()
+        if left <= 0:
+            raise requests.Timeout
+        return min(left, _SOCKET_TIMEOUT.total_seconds())
+
+    def _checked(self, response: requests.Response) -> requests.Response:
+        """A 2xx answer, else an `AcmeError`."""
+        if 200 <= response.status_code < 300:
+            return response
+        raise self._refused(response)
+
+    def _refused(self, response: requests.Response) -> AcmeError:
+        status = response.status_code
+        retry_after = parse_retry_after(response.headers.get("Retry-After"), self._clock.now())
+        problems = problem_documents(_json_or_none(response), status)
+        if status == 429 or (problems and problems[0].type == f"{_URN}rateLimited"):
+            said = problems[0].detail if problems else "too many requests"
+            wait = _UNKNOWN_WAIT if retry_after is None else retry_after
+            return AcmeError(Reason.ISSUER_RATE_LIMITED, said, retry_after=wait, problems=problems)
+        if 300 <= status < 400:
+            return _unreadable(f"a redirect ({status}), which isn't followed")
+        # Only a problem document is the CA's own word; an HTML page comes from something in front of it.
+        if not problems:
+            return AcmeError(Reason.ISSUER_UNAVAILABLE, f"HTTP status {status}", retry_after=retry_after)
+        said = f"{problems[0].type.removeprefix(_URN)}: {problems[0].detail}"
+        temporary = status >= 500 or status == 408 or problems[0].type in {f"{_URN}serverInternal", f"{_URN}badNonce"}
+        reason = Reason.ISSUER_UNAVAILABLE if temporary else Reason.ISSUER_REJECTED
+        return AcmeError(reason, said, retry_after=retry_after, problems=problems)
+
+
+def _json_or_none(response: requests.Response) -> object:
+    try:
+        return json.loads(response.content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unreadable(what: str) -> AcmeError:
+    return AcmeError(Reason.ISSUER_UNAVAILABLE, f"it sent {what}")
+
+
+@contextlib.contextmanager
+def _failures_as_acme_errors() -> Iterator[None]:
+    try:
+        yield
+    except AcmeError:
+        raise
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        message = f"no answer: {_what_happened(error)}"
+        raise AcmeError(Reason.ISSUER_UNAVAILABLE, message, unsent=_nothing_sent(error)) from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it wraps: `requests` wraps urllib3's MaxRetryError, which has the cause as `reason`."""
+    seen: set[int] = set()
+    queue: list[object] = [error]
+    while queue:
+        cause = queue.pop(0)
+        if isinstance(cause, BaseException) and id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            queue += [*cause.args, getattr(cause, "reason", None), cause.__cause__, cause.__context__]
+
+
+def _nothing_sent(error: BaseException) -> bool:
+    unconnected = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+    return any(isinstance(cause, unconnected) for cause in _causes(error))
+
+
+def _what_happened(error: BaseException) -> str:
+    if isinstance(error, requests.Timeout):
+        return "it took too long"
+    for cause in _causes(error):
+        if isinstance(cause, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
+            return f"TLS failed ({printable(_innermost(error), 200)})"
+    return printable(_innermost(error), 200)
+
+
+def _innermost(error: BaseException) -> str:
+    *_, last = _causes(error)
+    return f"{type(last).__name__}: {last}" if str(last) else type(last).__name__

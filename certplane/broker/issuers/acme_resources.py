@@ -1,0 +1,164 @@
+"""A CA's JSON as checked values: orders, authorizations, problem documents (RFC 8555 7.1 and 6.7). Pure.
+
+Read here rather than with `acme.messages`: those refuse a whole order for one unknown status, identifier or challenge
+type inside, and drop the status of a problem. What isn't understood and isn't needed is passed over; what is needed and
+missing is a `MalformedAnswerError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from acme import challenges
+from josepy.errors import DeserializationError
+from josepy.jwk import JWK
+
+from certplane.broker.issuers.answers import printable
+from certplane.broker.model import DnsChallenge, IssuerOrderStatus
+from certplane.errors import ProblemDocument
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+__all__ = ["MOST_PROBLEMS", "AcmeAuthorization", "AcmeOrder", "MalformedAnswerError", "problem_documents"]
+
+_LONGEST_TYPE = 200
+_LONGEST_DETAIL = 500
+MOST_PROBLEMS = 10
+"""With the lengths above they fit into a gRPC status (8 KiB of metadata)."""
+_MOST_AUTHORIZATIONS = 100
+"""Names in a certificate of a public CA."""
+
+
+class MalformedAnswerError(ValueError):
+    """An answer lacks what the protocol promises; the text is ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class AcmeOrder:
+    """An order object (RFC 8555 7.1.3). `problems` says why it is invalid, if the CA says so on the order."""
+
+    url: str
+    status: IssuerOrderStatus
+    authorizations: tuple[str, ...]
+    finalize: str
+    certificate: str
+    problems: tuple[ProblemDocument, ...]
+    retry_after: timedelta | None
+
+    @classmethod
+    def parse(cls, url: str, body: object, retry_after: timedelta | None) -> AcmeOrder:
+        """Read it.
+
+        Raises:
+            MalformedAnswerError: no such thing.
+        """
+        fields = _mapping(body, "an order")
+        try:
+            status = IssuerOrderStatus(_text(fields, "status"))
+        except ValueError as error:
+            raise MalformedAnswerError("an order with an unknown status") from error
+        authorizations = fields.get("authorizations")
+        if not isinstance(authorizations, list) or len(authorizations) > _MOST_AUTHORIZATIONS:
+            raise MalformedAnswerError("an order without a sensible list of authorizations")
+        certificate = fields.get("certificate")
+        return cls(
+            url=url,
+            status=status,
+            authorizations=tuple(entry for entry in authorizations if isinstance(entry, str)),
+            finalize=_text(fields, "finalize"),
+            certificate=certificate if isinstance(certificate, str) else "",
+            problems=problem_documents(fields.get("error")),
+            retry_after=retry_after,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AcmeAuthorization:
+    """An authorization object (RFC 8555 7.1.4): `status` as the CA writes it; `challenge` is its dns-01, if any."""
+
+    url: str
+    domain: str
+    status: str
+    challenge: DnsChallenge | None
+    problems: tuple[ProblemDocument, ...]
+
+    @classmethod
+    def parse(cls, url: str, body: object, key: JWK) -> AcmeAuthorization:
+        """Read it; `key` is the account's, for the TXT value.
+
+        Raises:
+            MalformedAnswerError: no such thing.
+        """
+        fields = _mapping(body, "an authorization")
+        identifier = _mapping(fields.get("identifier"), "an identifier")
+        domain = _text(identifier, "value")
+        found = fields.get("challenges")
+        offered = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+        dns = [entry for entry in offered if entry.get("type") == challenges.DNS01.typ]
+        problems = [problem for entry in offered for problem in problem_documents(entry.get("error"), domain=domain)]
+        return cls(
+            url=url,
+            domain=domain,
+            status=_text(fields, "status"),
+            challenge=_dns_challenge(url, domain, dns[0], key) if dns else None,
+            problems=tuple(problems[:MOST_PROBLEMS]),
+        )
+
+
+def problem_documents(body: object, status: int | None = None, domain: str = "") -> tuple[ProblemDocument, ...]:
+    """The problem document and its subproblems, made printable; empty if `body` isn't one.
+
+    Args:
+        body: decoded JSON of any shape.
+        status: HTTP status, when the document has none.
+        domain: the identifier, when the document has none.
+    """
+    if not isinstance(body, Mapping) or not isinstance(body.get("type"), str):
+        return ()
+    subproblems = body.get("subproblems")
+    entries = [body, *(subproblems if isinstance(subproblems, list) else [])]
+    return tuple(
+        _problem_document(entry, status, domain) for entry in entries[:MOST_PROBLEMS] if isinstance(entry, Mapping)
+    )
+
+
+def _problem_document(body: Mapping[str, object], status: int | None, domain: str) -> ProblemDocument:
+    own_status, identifier = body.get("status"), body.get("identifier")
+    name = identifier.get("value") if isinstance(identifier, Mapping) else None
+    return ProblemDocument(
+        type=printable(body.get("type"), _LONGEST_TYPE) or "about:blank",
+        detail=printable(body.get("detail") or body.get("title"), _LONGEST_DETAIL),
+        status=own_status if isinstance(own_status, int) and 100 <= own_status < 600 else status,
+        identifier=printable(name, _LONGEST_TYPE) or domain,
+    )
+
+
+def _dns_challenge(url: str, domain: str, fields: Mapping[str, object], key: JWK) -> DnsChallenge:
+    try:
+        challenge = challenges.DNS01.from_json({"type": challenges.DNS01.typ, "token": _text(fields, "token")})
+    except DeserializationError as error:
+        raise MalformedAnswerError("a challenge with a bad token") from error
+    return DnsChallenge(
+        domain=domain,
+        record_name=challenge.validation_domain_name(domain),
+        record_value=challenge.validation(key),
+        authorization_url=url,
+        challenge_url=_text(fields, "url"),
+        key_authorization=challenge.key_authorization(key),
+    )
+
+
+def _mapping(body: object, what: str) -> Mapping[str, object]:
+    if not isinstance(body, Mapping):
+        raise MalformedAnswerError(f"{what} that isn't a JSON object")
+    return body
+
+
+def _text(fields: Mapping[str, object], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value:
+        raise MalformedAnswerError(f"an object without {name}")
+    return value

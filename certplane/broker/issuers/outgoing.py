@@ -1,0 +1,85 @@
+"""Where the broker may call out to (design, fixed decision 15): https, and only hosts that the configuration names.
+
+A CA's answers are full of URLs. Each one is checked here before it is fetched, so that no answer makes the broker call
+a host that its operator did not choose.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["AllowedHosts", "ForbiddenUrlError", "check_endpoint"]
+
+_HTTPS_PORT = 443
+
+
+class ForbiddenUrlError(ValueError):
+    """A URL that the broker doesn't call; the text says why and is safe to show."""
+
+
+class AllowedHosts:
+    """The hosts that may be called: that of one URL, and those of an allow-list.
+
+    An entry is `host` (port 443) or `host:port`; a host on another port is another host.
+    """
+
+    def __init__(self, url: str, also: Iterable[str] = ()) -> None:
+        """Allow the host of `url` and those of `also`.
+
+        Raises:
+            ForbiddenUrlError: `url` isn't an https URL with a host, or an entry isn't a host.
+        """
+        self._allowed = frozenset([_authority(url), *(_authority(f"https://{entry}/") for entry in also)])
+
+    def check(self, url: object) -> str:
+        """Return `url` if it may be called.
+
+        Raises:
+            ForbiddenUrlError: it may not.
+        """
+        if not isinstance(url, str):
+            raise ForbiddenUrlError("a URL is missing")
+        host, port = _authority(url)
+        if (host, port) not in self._allowed:
+            raise ForbiddenUrlError(f"a URL on {host}:{port}, which is neither the directory's host nor allowed")
+        return url
+
+
+def check_endpoint(url: str) -> str:
+    """Return the configured `url` if secrets may be sent there: https, or http to this machine.
+
+    Raises:
+        ForbiddenUrlError: they may not.
+    """
+    host, _ = _authority(url, schemes=("https", "http"))
+    if url.lower().startswith("http:") and not _is_loopback(host):
+        raise ForbiddenUrlError("it must be https: credentials are sent to it")
+    return url
+
+
+def _authority(url: str, schemes: tuple[str, ...] = ("https",)) -> tuple[str, int]:
+    # What parsers are known to read differently never gets to a second parser.
+    if not url.isascii() or any(character <= " " or character in '\\<>"^`{|}\x7f' for character in url):
+        raise ForbiddenUrlError("a URL with characters that no URL has")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ForbiddenUrlError("a URL that can't be read") from error
+    if parts.scheme not in schemes:
+        raise ForbiddenUrlError(f"a URL that isn't {schemes[0]}")
+    if not host or "@" in parts.netloc or "%" in parts.netloc:
+        raise ForbiddenUrlError("a URL without a plain host")
+    return host.rstrip("."), port or (_HTTPS_PORT if parts.scheme == "https" else 80)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
