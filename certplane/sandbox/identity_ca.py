@@ -9,37 +9,29 @@ that doesn't verify breaks the handshake.
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import re
 import ssl
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.runtime.clock import Clock, SystemClock
-from certplane.sandbox.errors import PortTakenError
+from certplane.sandbox.http_server import LoopbackHandler, LoopbackServer
 from certplane.sandbox.identity_authority import IdentityAuthority
 from certplane.sandbox.identity_pki import IdentityCaClient, IdentityPki, IdentityRules
 from certplane.sandbox.identity_requests import RefusedError, bad_request
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.ports import X5C_PROVISIONER
-from certplane.sandbox.process import start_on_free_port
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Iterable
     from pathlib import Path
     from types import TracebackType
 
 _NAMES = (LOOPBACK, "localhost")
-_MOST_BODY = 1 << 20
-_SILENCE_SECONDS = 30
 _TLS_OPTIONS = {
     "cipherSuites": ["TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"],
     "minVersion": 1.2,
@@ -78,11 +70,7 @@ class SandboxIdentityCa(IdentityCaClient):
 
     async def __aenter__(self) -> Self:
         """Start it; it answers when this returns."""
-
-        async def start(port: int) -> _Server:
-            return self._serve(port)
-
-        self._server = await start_on_free_port(start)
+        self._server = self._serve(0)
         self._url = f"https://{LOOPBACK}:{self._server.server_port}"
         return self
 
@@ -112,118 +100,47 @@ class SandboxIdentityCa(IdentityCaClient):
         context.verify_mode = ssl.CERT_OPTIONAL
         # The intermediate too, for clients that send their leaf alone, as step-ca does.
         context.load_verify_locations(cadata=(self._pki.root.pem + self._pki.intermediate.pem).decode())
-        try:
-            server = _Server((LOOPBACK, port), context, self._authority, self._pki, self.requests)
-        except OSError as error:
-            raise PortTakenError("the sandbox's identity CA", str(error)) from error
+        server = _Server(port, context, self._authority, self._pki, self.requests)
         server.run()
         return server
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
+class _Server(LoopbackServer):
     def __init__(
-        self,
-        address: tuple[str, int],
-        context: ssl.SSLContext,
-        authority: IdentityAuthority,
-        pki: IdentityPki,
-        requests: list[str],
+        self, port: int, context: ssl.SSLContext, authority: IdentityAuthority, pki: IdentityPki, requests: list[str]
     ) -> None:
-        super().__init__(address, _Handler)
-        self.context = context
+        super().__init__("the sandbox's identity CA", port, _Handler, context)
         self.authority = authority
         self.pki = pki
         self.requests = requests
-        self._thread = threading.Thread(
-            target=self.serve_forever, kwargs={"poll_interval": 0.05}, name="sandbox-identity-ca", daemon=True
-        )
-
-    def run(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a client that hangs up or fails the handshake is ordinary here."""
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "certplane-sandbox"
-    timeout = _SILENCE_SECONDS
-
-    def setup(self) -> None:
-        """The TLS handshake, in the connection's own thread, so that a slow client holds up nobody."""
-        self.request.settimeout(_SILENCE_SECONDS)
-        server = cast("_Server", self.server)
-        self.request = server.context.wrap_socket(cast("socket.socket", self.request), server_side=True)
-        super().setup()
-
-    def finish(self) -> None:
-        super().finish()
-        with contextlib.suppress(OSError):
-            self.request.close()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        """Nothing on standard error."""
-
-    def do_GET(self) -> None:
-        self._answer("GET")
-
-    def do_POST(self) -> None:
-        self._answer("POST")
-
-    def _answer(self, method: str) -> None:
+class _Handler(LoopbackHandler):
+    def reply(self, method: str) -> None:
+        """See `LoopbackHandler.reply`."""
         server = cast("_Server", self.server)
         path = re.sub(r"^/1\.0(?=/)", "", self.path.partition("?")[0])
         server.requests.append(f"{method} {path}")
-        body = self._body()
+        body = self.body()
         route = next((route for pattern, route in _ROUTES if re.fullmatch(pattern, path)), None)
         if route is None:
-            self._send(404, b"404 page not found\n", "text/plain; charset=utf-8")
+            self.answer(404, b"404 page not found\n", "text/plain; charset=utf-8")
             return
         if method not in route:
-            self._send(405, b"", None, [("Allow", ", ".join(route))])
+            self.answer(405, b"", None, [("Allow", ", ".join(route))])
             return
+        der = self.peer_certificate()
+        peer = x509.load_der_x509_certificate(der) if der else None
         scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
-        asked = _Asked(server.authority, server.pki, path, body, self._peer(), bearer if scheme == "Bearer" else None)
+        asked = _Asked(server.authority, server.pki, path, body, peer, bearer if scheme == "Bearer" else None)
         try:
             status, content = route[method](asked)
         except RefusedError as refusal:
             status, content = refusal.status, {"status": refusal.status, "message": refusal.message}
         if isinstance(content, bytes):
-            self._send(status, content, "application/x-pem-file")
+            self.answer(status, content, "application/x-pem-file")
         else:
-            self._send(status, json.dumps(content, separators=(",", ":")).encode() + b"\n", "application/json")
-
-    def _body(self) -> bytes:
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > _MOST_BODY:
-            self.close_connection = True
-            return b""
-        return self.rfile.read(length)
-
-    def _send(
-        self, status: int, content: bytes, content_type: str | None, headers: Iterable[tuple[str, str]] = ()
-    ) -> None:
-        self.send_response(status)
-        for name, value in headers:
-            self.send_header(name, value)
-        if content_type:
-            self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def _peer(self) -> x509.Certificate | None:
-        der = cast("ssl.SSLSocket", self.request).getpeercert(binary_form=True)
-        return x509.load_der_x509_certificate(der) if der else None
+            self.answer(status, json.dumps(content, separators=(",", ":")).encode() + b"\n", "application/json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,22 @@ class ServerProcess:
             await self.stop()
             raise
 
+    async def run_to_end(self) -> None:
+        """Run a program that ends by itself, such as one that prepares a server's files.
+
+        Raises:
+            ServerStartError: it can't be started, failed, or didn't end within `ready_within`.
+        """
+
+        async def never() -> bool:
+            return False
+
+        try:
+            await self.start(never)
+        except ServerStartError:
+            if self._child is None or self._child.returncode != 0:
+                raise
+
     async def _until_ready(self, ready: Callable[[], Awaitable[bool]]) -> None:
         deadline = asyncio.get_running_loop().time() + self.ready_within.total_seconds()
         while True:

@@ -1,0 +1,184 @@
+"""A throw-away PostgreSQL cluster, for the store that several brokers share.
+
+Its data is in a folder of its own directly under the temporary folder: PostgreSQL refuses to run as root, so the user
+it runs as must reach the folder, and a unix socket's path may have about 100 bytes only. It asks for no password, and
+listens on loopback and on that socket. Commits don't wait for the disk: what survives a power cut is not to be tested
+with it.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import psycopg
+from psycopg import sql
+
+from certplane.sandbox import parts
+from certplane.sandbox.errors import SandboxError
+from certplane.sandbox.loopback import LOOPBACK
+from certplane.sandbox.process import ServerProcess, start_on_free_port
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_SUPERUSER = "certplane"
+_UNPRIVILEGED = ("postgres", "nobody")
+_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "100",
+    "shared_buffers": "32MB",
+    "log_min_messages": "warning",
+}
+
+
+class PostgresCluster:
+    """A running PostgreSQL. Use it as an async context manager."""
+
+    def __init__(self, *, part: parts.Part | None = None) -> None:
+        """Nothing runs yet.
+
+        Args:
+            part: the `postgres` to run, with `initdb` beside it; default: the one on this machine.
+
+        Raises:
+            PartMissingError: there is no PostgreSQL.
+        """
+        self._part = part or parts.require("postgresql")
+        self._folder: Path | None = None
+        self._port: int | None = None
+        self._process: ServerProcess | None = None
+
+    def url(self, database: str = "postgres") -> str:
+        """`postgresql://...` of a database, over loopback.
+
+        Raises:
+            RuntimeError: it was not started.
+        """
+        if self._port is None:
+            raise RuntimeError("PostgreSQL was not started")
+        return f"postgresql://{_SUPERUSER}@{LOOPBACK}:{self._port}/{database}"
+
+    async def create_database(self, name: str) -> str:
+        """Make an empty database and return its URL."""
+        async with await psycopg.AsyncConnection.connect(self.url(), autocommit=True) as connection:
+            await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return self.url(name)
+
+    async def drop_database(self, name: str) -> None:
+        """Remove a database, cutting the connections to it. Removing nothing is no error."""
+        async with await psycopg.AsyncConnection.connect(self.url(), autocommit=True) as connection:
+            command = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            await connection.execute(command)
+
+    async def __aenter__(self) -> Self:
+        """Make the cluster, start it and wait until it takes connections.
+
+        Raises:
+            ServerStartError: it can't be made, or doesn't come up.
+        """
+        self._folder = Path(tempfile.mkdtemp(prefix="certplane-pg-"))
+        user = _other_user()
+        if user is not None:
+            os.chown(self._folder, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+        try:
+            await self._initialise(user)
+            self._process = await start_on_free_port(lambda port: self._start(port, user))
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it and remove its data."""
+        if self._process is not None:
+            await self._process.stop()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def stop(self) -> None:
+        """Stop it at once, as a failed machine would; `start` brings it back with its data."""
+        if self._process is not None:
+            await self._process.stop()
+
+    async def start(self) -> None:
+        """Start it again after `stop`, on the same port."""
+        if self._process is None:
+            raise RuntimeError("PostgreSQL was not started")
+        await self._process.start(self._takes_connections)
+
+    async def _initialise(self, user: str | None) -> None:
+        assert self._folder is not None
+        initdb = ServerProcess(
+            "initdb",
+            [
+                self._part.path.parent / "initdb",
+                f"--pgdata={self._folder / 'data'}",
+                f"--username={_SUPERUSER}",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+                "--no-instructions",
+            ],
+            log=self._folder / "initdb.log",
+            user=user,
+        )
+        await initdb.run_to_end()
+
+    async def _start(self, port: int, user: str | None) -> ServerProcess:
+        assert self._folder is not None
+        self._port = port
+        settings = {
+            **_SETTINGS,
+            "listen_addresses": LOOPBACK,
+            "port": str(port),
+            "unix_socket_directories": str(self._folder),
+        }
+        process = ServerProcess(
+            "PostgreSQL",
+            [
+                self._part.path,
+                "-D",
+                self._folder / "data",
+                *(option for name, value in settings.items() for option in ("-c", f"{name}={value}")),
+            ],
+            log=self._folder / "postgres.log",
+            user=user,
+            stop_signal=signal.SIGINT,  # fast shutdown: SIGTERM would wait for clients to leave
+        )
+        await process.start(self._takes_connections)
+        return process
+
+    async def _takes_connections(self) -> bool:
+        try:
+            async with await psycopg.AsyncConnection.connect(self.url(), connect_timeout=2):
+                return True
+        except psycopg.OperationalError:
+            return False
+
+
+def _other_user() -> str | None:
+    """Whom to run as: None for ourselves, or an unprivileged user when we are root.
+
+    Raises:
+        SandboxError: we are root and there is nobody else.
+    """
+    if os.geteuid() != 0:
+        return None
+    for name in _UNPRIVILEGED:
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return name
+    raise SandboxError("PostgreSQL doesn't run as root, and this machine has no other user for it")
