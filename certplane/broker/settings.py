@@ -1,0 +1,488 @@
+"""broker.yml as frozen values: the public format's keys with their defaults, and Certplane's own after them.
+
+A section is a dataclass, a field a key: this file is the reference of the format, and docs/configuration.md tells it
+in words. Paths are kept as written; the files behind them are read, and judged, by those who use them (`Source.problem`
+gives them the place to name). Secrets stand in a secret source and are named here; the vault token is the format's one
+exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from certplane.broker.ports import DurableLimits
+from certplane.config.decoding import Check, KeyProblem, decode
+from certplane.config.document import Document, Source
+from certplane.config.values import (
+    HostPort,
+    HttpsUrl,
+    HttpUrl,
+    ListenAddress,
+    LogDestination,
+    LogFormat,
+    LogLevel,
+)
+from certplane.pki.identity import PROVISIONER_KINDS
+
+__all__ = [
+    "AcmeSettings",
+    "AuditFailureMode",
+    "AuditSettings",
+    "BrokerSettings",
+    "CloudflareSettings",
+    "DnsProvider",
+    "FileSecretsSettings",
+    "HttpreqMode",
+    "HttpreqSettings",
+    "IssuerProvider",
+    "IssuerSettings",
+    "LoggingSettings",
+    "MetricsSettings",
+    "MtlsSettings",
+    "PolicySettings",
+    "PropagationSettings",
+    "RateLimitSettings",
+    "Rfc2136Settings",
+    "SecretsProvider",
+    "SecretsSettings",
+    "ServerSettings",
+    "StoreDriver",
+    "StoreSettings",
+    "TlsSettings",
+    "TlsVersion",
+    "TsigAlgorithm",
+    "VaultSettings",
+    "load_settings",
+]
+
+
+def _positive(value: Any) -> str | None:
+    return None if value > type(value)() else "must be more than zero"
+
+
+def _not_negative(value: int) -> str | None:
+    return None if value >= 0 else "must not be negative; 0 is no limit"
+
+
+def _provisioner_kinds(kinds: tuple[str, ...]) -> str | None:
+    unknown = sorted(set(kinds) - set(PROVISIONER_KINDS.values()))
+    if unknown:
+        return f"has the unknown kind {unknown[0][:40]!a}; step-ca's are {', '.join(PROVISIONER_KINDS.values())}"
+    return None if kinds else "must name at least one kind"
+
+
+def _kv_version(version: int) -> str | None:
+    return None if version in {1, 2} else "must be 1 or 2"
+
+
+def _not_empty(text: str) -> str | None:
+    return None if text else "must not be empty"
+
+
+PositiveSpan = Annotated[timedelta, Check(_positive)]
+PositiveNumber = Annotated[int, Check(_positive)]
+Limit = Annotated[int, Check(_not_negative)]
+
+_DEFAULT_ADDRESS = ListenAddress("", 8443)
+_CLOUDFLARE_API = HttpUrl("https://api.cloudflare.com/client/v4")
+
+
+class TlsVersion(StrEnum):
+    """The oldest TLS version that a client may speak."""
+
+    TLS_1_2 = "1.2"
+    TLS_1_3 = "1.3"
+
+
+class IssuerProvider(StrEnum):
+    """Where certificates come from."""
+
+    ACME = "acme"
+
+
+class DnsProvider(StrEnum):
+    """Who writes the TXT records of dns-01."""
+
+    CLOUDFLARE = "cloudflare"
+    HTTPREQ = "httpreq"
+    RFC2136 = "rfc2136"
+
+
+class TsigAlgorithm(StrEnum):
+    """How dynamic updates are signed (RFC 8945 6)."""
+
+    HMAC_SHA256 = "hmac-sha256"
+    HMAC_SHA384 = "hmac-sha384"
+    HMAC_SHA512 = "hmac-sha512"
+
+
+class HttpreqMode(StrEnum):
+    """What an httpreq endpoint is sent: name and value, or what they derive from."""
+
+    DEFAULT = "default"
+    RAW = "raw"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Empty is `default`; case doesn't matter (others write RAW)."""
+        mode = text.lower() or "default"
+        if mode not in set(cls):
+            raise ValueError(f"is {text[:40]!a}, must be one of {', '.join(cls)}")
+        return cls(mode)
+
+
+class SecretsProvider(StrEnum):
+    """Where secrets are read."""
+
+    ENV = "env"
+    FILE = "file"
+    VAULT = "vault"
+    OPENBAO = "openbao"
+
+
+class StoreDriver(StrEnum):
+    """Which database."""
+
+    SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
+
+
+class AuditFailureMode(StrEnum):
+    """What happens when an audit event can't be written (design, fixed decision 5)."""
+
+    FAIL_OPEN = "fail_open"
+    FAIL_CLOSED = "fail_closed"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """The broker's own certificate: `cert` is its chain in PEM, leaf first."""
+
+    cert: Path
+    key: Path
+    min_version: TlsVersion = TlsVersion.TLS_1_2
+
+
+@dataclass(frozen=True, slots=True)
+class MtlsSettings:
+    """Whose client certificates are accepted; `provisioners` are step-ca's kinds."""
+
+    agent_ca_bundle: Path
+    provisioners: Annotated[tuple[str, ...], Check(_provisioner_kinds)] = ("JWK",)
+    allow_missing_provisioner: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The gRPC server. The four HTTP timeouts are the format's and have no effect here."""
+
+    tls: TlsSettings
+    mtls: MtlsSettings
+    address: ListenAddress = _DEFAULT_ADDRESS
+    read_timeout: timedelta | None = None
+    read_header_timeout: timedelta | None = None
+    write_timeout: timedelta | None = None
+    idle_timeout: timedelta | None = None
+    calls_per_identity_per_second: PositiveNumber = 20
+    calls_burst: PositiveNumber = 40
+    drain_timeout: timedelta = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """Where policy.yml is; `watch` reloads it when its content changes."""
+
+    path: Path
+    watch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CloudflareSettings:
+    """`credentials` names the API token's secret, for profiles that name none. `ttl` is the TXT records'."""
+
+    base_url: HttpUrl = _CLOUDFLARE_API
+    credentials: str = "cloudflare/api-token"
+    http_timeout: PositiveSpan = timedelta(seconds=30)
+    propagation_timeout: PositiveSpan | None = None
+    polling_interval: PositiveSpan | None = None
+    ttl: PositiveSpan = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Rfc2136Settings:
+    """Dynamic updates (RFC 2136) signed with TSIG (RFC 8945); `tsig_secret` names the base64 key's secret."""
+
+    server: HostPort
+    tsig_name: str
+    tsig_secret: str
+    tsig_algorithm: TsigAlgorithm = TsigAlgorithm.HMAC_SHA256
+    timeout: PositiveSpan = timedelta(seconds=10)
+    propagation_timeout: PositiveSpan | None = None
+    polling_interval: PositiveSpan | None = None
+    ttl: PositiveSpan = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpreqSettings:
+    """An HTTP endpoint that writes records; the two secrets, if named, are its basic authentication."""
+
+    endpoint: HttpUrl
+    mode: HttpreqMode = HttpreqMode.DEFAULT
+    username_secret: str = ""
+    password_secret: str = ""
+    propagation_timeout: PositiveSpan = timedelta(seconds=30)
+    polling_interval: PositiveSpan = timedelta(seconds=2)
+    http_timeout: PositiveSpan = timedelta(seconds=10)
+    recursive_nameservers: tuple[HostPort, ...] = ()
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """Basic authentication has two halves."""
+        if bool(self.username_secret) != bool(self.password_secret):
+            missing = "password_secret" if self.username_secret else "username_secret"
+            yield KeyProblem(missing, "is required beside the other one", "name both secrets, or neither")
+
+
+@dataclass(frozen=True, slots=True)
+class PropagationSettings:
+    """How TXT records are looked for before a challenge is answered.
+
+    `nameservers` are asked instead of the zone's own authoritative servers (split DNS); `settle` is waited after the last
+    of them has the records.
+    """
+
+    timeout: PositiveSpan = timedelta(seconds=120)
+    interval: PositiveSpan = timedelta(seconds=2)
+    nameservers: tuple[HostPort, ...] = ()
+    settle: timedelta = timedelta()
+
+
+@dataclass(frozen=True, slots=True)
+class AcmeSettings:
+    """The public CA (RFC 8555).
+
+    `account_key` is made on first use. `ca_bundle` is for a private CA's own HTTPS, `allowed_hosts` for hosts other
+    than the directory's that its URLs may name. `preferred_chain` is a part of the issuer's name of a chain's top.
+    """
+
+    directory_url: HttpsUrl
+    account_key: Path
+    dns_provider: DnsProvider
+    account_email: str = ""
+    preferred_chain: str = ""
+    ca_bundle: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    http_timeout: PositiveSpan = timedelta(seconds=30)
+    propagation: PropagationSettings = PropagationSettings()
+    cloudflare: CloudflareSettings = CloudflareSettings()
+    rfc2136: Rfc2136Settings | None = None
+    httpreq: HttpreqSettings | None = None
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """The chosen DNS provider is configured."""
+        for provider, section in ((DnsProvider.RFC2136, self.rfc2136), (DnsProvider.HTTPREQ, self.httpreq)):
+            if self.dns_provider is provider and section is None:
+                yield KeyProblem(provider, f"is required with dns_provider: {provider}", f"add `{provider}:`")
+
+    @property
+    def effective_propagation(self) -> PropagationSettings:
+        """`propagation` with what the chosen provider's own section says instead."""
+        match self.dns_provider:
+            case DnsProvider.CLOUDFLARE:
+                own: CloudflareSettings | Rfc2136Settings | HttpreqSettings | None = self.cloudflare
+            case DnsProvider.RFC2136:
+                own = self.rfc2136
+            case DnsProvider.HTTPREQ:
+                own = self.httpreq
+        if own is None:
+            return self.propagation
+        nameservers = own.recursive_nameservers if isinstance(own, HttpreqSettings) else ()
+        return replace(
+            self.propagation,
+            timeout=own.propagation_timeout or self.propagation.timeout,
+            interval=own.polling_interval or self.propagation.interval,
+            nameservers=self.propagation.nameservers or nameservers,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerSettings:
+    """The issuer; `name` is part of what makes a cached certificate the same."""
+
+    acme: AcmeSettings
+    provider: IssuerProvider = IssuerProvider.ACME
+    name: Annotated[str, Check(_not_empty)] = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSecretsSettings:
+    """Secrets as files below one directory; nothing outside it is read."""
+
+    directory: Path = Path("/etc/certplane/secrets")
+
+
+@dataclass(frozen=True, slots=True)
+class VaultSettings:
+    """A KV store of Vault or OpenBao; `key` is the field of an entry that holds the secret."""
+
+    address: HttpUrl
+    token: str = field(default="", repr=False)
+    token_file: Path | None = None
+    mount_path: str = "secret"
+    kv_version: Annotated[int, Check(_kv_version)] = 2
+    key: str = "value"
+    timeout: PositiveSpan = timedelta(seconds=10)
+    namespace: str = ""
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """There is exactly one token."""
+        if bool(self.token) == (self.token_file is not None):
+            yield KeyProblem("token_file", "or `token` is required, and only one of them", "prefer token_file")
+
+
+@dataclass(frozen=True, slots=True)
+class SecretsSettings:
+    """Where secrets are read: the environment, files, or a vault (OpenBao is configured in the same section)."""
+
+    provider: SecretsProvider = SecretsProvider.ENV
+    file: FileSecretsSettings = FileSecretsSettings()
+    vault: VaultSettings | None = None
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """The chosen provider is configured."""
+        if self.provider in {SecretsProvider.VAULT, SecretsProvider.OPENBAO} and self.vault is None:
+            yield KeyProblem("vault", f"is required with provider: {self.provider}", "add `vault:` with its address")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """The database: a file for SQLite, `url` and the name of its password's secret for PostgreSQL."""
+
+    driver: StoreDriver = StoreDriver.SQLITE
+    path: Path = Path("/var/lib/certplane/broker.db")
+    url: str = ""
+    password_secret: str = ""
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """A URL goes with PostgreSQL and holds no password."""
+        if self.driver is StoreDriver.SQLITE:
+            if self.url or self.password_secret:
+                key = "url" if self.url else "password_secret"
+                yield KeyProblem(key, "goes with driver: postgresql only", "use `path` for SQLite")
+            return
+        if not self.url:
+            yield KeyProblem("url", "is required with driver: postgresql", "write postgresql://user@host:5432/database")
+            return
+        try:
+            parts = urlsplit(self.url)
+            has_password = parts.password is not None or "password=" in parts.query
+            good_scheme = parts.scheme in {"postgresql", "postgres"}
+        except ValueError:
+            has_password = good_scheme = False
+        if has_password:
+            yield KeyProblem("url", "must not hold a password", "store it as a secret and name it in password_secret")
+        elif not good_scheme:
+            yield KeyProblem("url", "must be a URL postgresql://...", "write postgresql://user@host:5432/database")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """The audit log. `spill_path` takes, under fail_open, what the database doesn't; unset, it stands beside it."""
+
+    enabled: bool = True
+    failure_mode: AuditFailureMode = AuditFailureMode.FAIL_OPEN
+    mirror_to_log: bool = False
+    spill_path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitSettings:
+    """Limits counted over orders; 0 is no limit."""
+
+    per_identity_per_hour: Limit = 50
+    per_identity_profile_per_hour: Limit = 20
+    new_keys_per_identity_profile_per_day: Limit = 2
+
+    @property
+    def durable_limits(self) -> DurableLimits:
+        """As the order store takes them."""
+        return DurableLimits(
+            self.per_identity_per_hour or None,
+            self.per_identity_profile_per_hour or None,
+            self.new_keys_per_identity_profile_per_day or None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """Where Prometheus metrics are served, plain HTTP without authentication: loopback, say. Unset is off."""
+
+    address: ListenAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingSettings:
+    """The broker's log."""
+
+    level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.JSON
+    destination: LogDestination = LogDestination.STDOUT
+
+
+@dataclass(frozen=True, slots=True)
+class _BrokerFile:
+    """The whole file."""
+
+    server: ServerSettings
+    policy: PolicySettings
+    issuer: IssuerSettings
+    secrets: SecretsSettings = SecretsSettings()
+    store: StoreSettings = StoreSettings()
+    audit: AuditSettings = AuditSettings()
+    rate_limits: RateLimitSettings = RateLimitSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings(_BrokerFile):
+    """A broker.yml that is right. `source` says where each key stands."""
+
+    source: Source = field(kw_only=True)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the file, for the log."""
+        return self.source.sha256
+
+    @property
+    def spill_path(self) -> Path:
+        """Where audit events spill: as configured, else beside the database."""
+        return self.audit.spill_path or self.store.path.with_name("audit-spill.jsonl")
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Keys that were read and have no effect, a line each, for the log."""
+        keys = ("read_timeout", "read_header_timeout", "write_timeout", "idle_timeout")
+        return tuple(
+            str(self.source.problem(f"server.{key}", "has no effect: gRPC connections end by keepalive and age"))
+            for key in keys
+            if getattr(self.server, key) is not None
+        )
+
+
+def load_settings(path: Path) -> BrokerSettings:
+    """Read broker.yml.
+
+    Raises:
+        ConfigurationError: everything that is wrong with it.
+    """
+    document = Document.read(path)
+    file = decode(document, _BrokerFile)
+    sections = {name: getattr(file, name) for name in _BrokerFile.__dataclass_fields__}
+    return BrokerSettings(**sections, source=document.source)

@@ -1,0 +1,266 @@
+"""Nodes of a configuration file into frozen dataclasses, told what to expect by their annotations.
+
+A section is a dataclass; its fields are the section's keys, its defaults the format's. Understood: `str` (the text as
+it stands), `bool`, `int`, `timedelta` (`certplane.config.durations`), `Path`, string enums, types with a `parse` class
+method that raises `ValueError`, nested sections, `tuple[X, ...]`, `Mapping[str, X]`, and `X | None`.
+
+A key without a value (`key:`) counts as not written. Booleans are those of YAML 1.1, which the format's files were
+written for: true/false, yes/no, on/off, unquoted. Numbers are decimal and unquoted. A text for which a section gives
+no default must not be empty. What a type can't say is an annotation `Annotated[int, Check(...)]`, or, for rules over
+several keys, a section's `problems` method.
+
+Nothing stops at the first mistake: every key that can be judged is. Values are quoted in messages only where they are
+one of a few words, so that a secret written in the wrong place is not repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
+
+from certplane.config.document import Document, MappingNode, Node, ScalarNode, SequenceNode, Source
+from certplane.config.durations import DurationError, parse_duration
+from certplane.errors import ConfigurationError, ConfigurationProblem
+
+__all__ = ["Check", "Checked", "Decoder", "KeyProblem", "decode"]
+
+T = TypeVar("T")
+
+_TRUE = frozenset({"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"})
+_FALSE = frozenset({"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"})
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """In `Annotated[X, Check(rule)]`: `rule` is given the decoded value and returns the problem with it, or None."""
+
+    rule: Callable[[Any], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyProblem:
+    """What a section finds wrong with one of its keys; `key` is relative to the section."""
+
+    key: str
+    message: str
+    remedy: str = ""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A section with rules over several of its keys, asked once each key by itself is right."""
+
+    def problems(self) -> Iterable[KeyProblem]:
+        """All that is wrong."""
+        ...
+
+
+def decode(document: Document, section: type[T]) -> T:
+    """A whole file as `section`.
+
+    Raises:
+        ConfigurationError: everything that is wrong with it, in the file's order.
+    """
+    decoder = Decoder(document.source)
+    value = decoder.section(document.root, section)
+    decoder.finish()
+    assert value is not None
+    return value
+
+
+class Decoder:
+    """Decodes nodes of one file, collecting problems. A value that can't be had is None, its problem noted."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._problems: list[ConfigurationProblem] = []
+
+    def add(self, key: str, message: str, remedy: str = "") -> None:
+        """Note a problem with the value at `key`, the path from the top."""
+        self._problems.append(self._source.problem(key, message, remedy))
+
+    def finish(self) -> None:
+        """End the reading.
+
+        Raises:
+            ConfigurationError: there were problems.
+        """
+        if self._problems:
+            raise ConfigurationError(sorted(self._problems, key=lambda problem: problem.line or 0))
+
+    def section(self, node: Node, section: type[T]) -> T | None:
+        """The section at `node`, None if anything in it is wrong."""
+        if not isinstance(node, MappingNode):
+            self.add(node.key, "must be keys with values", "indent its keys below it")
+            return None
+        before = len(self._problems)
+        expected = _fields(section)
+        self._report_unknown(node, expected.keys())
+        values: dict[str, Any] = {}
+        for name, (annotation, spec) in expected.items():
+            entry = node.entries.get(name)
+            path = _join(node.key, name)
+            if entry is None or (isinstance(entry.value, ScalarNode) and entry.value.is_null):
+                self._take_default(path, annotation, spec, values)
+                continue
+            value = self.value(entry.value, annotation)
+            if value is None:
+                continue
+            if value == "" and spec.default is MISSING:
+                self.add(path, "must not be empty")
+                continue
+            values[name] = value
+        if len(self._problems) > before:
+            return None
+        decoded = section(**values)
+        if isinstance(decoded, Checked):
+            for found in decoded.problems():
+                self.add(_join(node.key, found.key), found.message, found.remedy)
+        return decoded if len(self._problems) == before else None
+
+    def value(self, node: Node, annotation: Any) -> Any:
+        """The value at `node` as `annotation` says, None if it is wrong."""
+        origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+        if origin is Annotated:
+            return self._checked(node, *arguments)
+        if origin in {types.UnionType, typing.Union}:
+            (annotation,) = (argument for argument in arguments if argument is not types.NoneType)
+            return self.value(node, annotation)
+        if origin is tuple:
+            return self._items(node, arguments[0])
+        if origin is Mapping:
+            return self._mapping(node, arguments[1])
+        if dataclasses.is_dataclass(annotation) and not hasattr(annotation, "parse"):
+            assert isinstance(annotation, type)
+            return self.section(node, annotation)
+        return self._scalar(node, annotation)
+
+    def _checked(self, node: Node, annotation: Any, *extras: Any) -> Any:
+        value = self.value(node, annotation)
+        for extra in extras:
+            if value is not None and isinstance(extra, Check) and (problem := extra.rule(value)) is not None:
+                self.add(node.key, problem)
+                return None
+        return value
+
+    def _items(self, node: Node, annotation: Any) -> tuple[Any, ...] | None:
+        if not isinstance(node, SequenceNode):
+            self.add(node.key, "must be a list", "write each item in a line of its own after `- `")
+            return None
+        values = tuple(self.value(item, annotation) for item in node.items)
+        return None if any(value is None for value in values) else values
+
+    def _mapping(self, node: Node, annotation: Any) -> Mapping[str, Any] | None:
+        if not isinstance(node, MappingNode):
+            self.add(node.key, "must be names with values", "indent its names below it")
+            return None
+        values = {name: self.value(entry.value, annotation) for name, entry in node.entries.items()}
+        return None if any(value is None for value in values.values()) else values
+
+    def _scalar(self, node: Node, annotation: Any) -> Any:
+        if not isinstance(node, ScalarNode):
+            kind = "a list" if isinstance(node, SequenceNode) else "keys with values"
+            self.add(node.key, f"must be {_describe(annotation)}, not {kind}")
+            return None
+        try:
+            return _read_scalar(node, annotation)
+        except ValueError as error:
+            self.add(node.key, str(error))
+            return None
+
+    def _take_default(self, path: str, annotation: Any, spec: dataclasses.Field[Any], values: dict[str, Any]) -> None:
+        """Leave the key to the dataclass's default; a section that isn't written is one without keys."""
+        if spec.default is not MISSING or spec.default_factory is not MISSING:
+            return
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and not hasattr(annotation, "parse"):
+            values[spec.name] = self.section(MappingNode(0, path, {}), annotation)
+            return
+        self.add(path, "is required", f"add `{path.rpartition('.')[2]}: ...`")
+
+    def _report_unknown(self, node: MappingNode, known: Iterable[str]) -> None:
+        names = list(known)
+        for name in node.entries:
+            if name not in names:
+                nearest = difflib.get_close_matches(name, names, n=1)
+                remedy = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(names)}"
+                self.add(_join(node.key, name), "is not a known key", remedy)
+
+
+def _fields(section: type[Any]) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """A section's keys: its dataclass's constructor fields with their resolved annotations."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    return {spec.name: (hints[spec.name], spec) for spec in dataclasses.fields(section) if spec.init}
+
+
+def _read_scalar(node: ScalarNode, annotation: Any) -> Any:
+    """The scalar as `annotation`; ValueError says what it must be."""
+    if reader := _READERS.get(annotation):
+        return reader(node)
+    if hasattr(annotation, "parse"):
+        return annotation.parse(node.text)
+    assert issubclass(annotation, StrEnum), annotation
+    if node.text in set(annotation):
+        return annotation(node.text)
+    raise ValueError(f"is {node.text[:40]!a}, must be one of {', '.join(annotation)}")
+
+
+def _read_text(node: ScalarNode) -> str:
+    return node.text
+
+
+def _read_boolean(node: ScalarNode) -> bool:
+    if node.plain and node.text in _TRUE | _FALSE:
+        return node.text in _TRUE
+    raise ValueError("must be true or false, without quotes")
+
+
+def _read_integer(node: ScalarNode) -> int:
+    if node.plain and _INTEGER.fullmatch(node.text):
+        return int(node.text)
+    raise ValueError("must be a whole number, without quotes")
+
+
+def _read_path(node: ScalarNode) -> Path:
+    if not node.text or "\0" in node.text:
+        raise ValueError("must be the path of a file")
+    return Path(node.text)
+
+
+def _read_duration(node: ScalarNode) -> timedelta:
+    text = node.text
+    try:
+        return parse_duration(text)
+    except DurationError as error:
+        if re.fullmatch(r"\d{1,9}", text, re.ASCII):
+            raise ValueError(f"needs a unit; write {text}s, {text}m or {text}h") from error
+        if days := re.fullmatch(r"(\d{1,6})d", text, re.ASCII):
+            raise ValueError(f"has no unit for days; write {int(days[1]) * 24}h") from error
+        raise
+
+
+_READERS: dict[Any, Callable[[ScalarNode], Any]] = {
+    str: _read_text,
+    bool: _read_boolean,
+    int: _read_integer,
+    Path: _read_path,
+    timedelta: _read_duration,
+}
+
+
+def _describe(annotation: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", timedelta: "a duration", Path: "a path"}
+    return names.get(annotation, "a text")
+
+
+def _join(section: str, key: str) -> str:
+    return f"{section}.{key}" if section else key

@@ -1,0 +1,48 @@
+"""Durations as the configuration writes them: `720h`, `30s`, `1h30m`, `1.5h`, `500ms`."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from fractions import Fraction
+
+__all__ = ["DurationError", "format_duration", "parse_duration"]
+
+_MICROSECONDS = {"h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000, "us": 1, "\u00b5s": 1}
+_PART = r"(?:\d{1,12}(?:\.\d{1,9})?|\.\d{1,9})(?:ms|us|\u00b5s|h|m|s)"
+_DURATION = re.compile(rf"(?:{_PART})+", re.ASCII)
+_PARTS = re.compile(r"(\d*\.?\d+)(ms|us|\u00b5s|h|m|s)", re.ASCII)
+
+
+class DurationError(ValueError):
+    """A text is not a duration; the message is for whoever wrote it."""
+
+
+def parse_duration(text: str) -> timedelta:
+    """The span of time that `text` writes, in the notation of Go's time.ParseDuration without a sign; `0` is allowed.
+
+    Parts of a microsecond are dropped.
+
+    Raises:
+        DurationError: another notation, or longer than a timedelta holds.
+    """
+    if text == "0":
+        return timedelta()
+    if _DURATION.fullmatch(text) is None:
+        raise DurationError("is not a duration; write it like 720h, 1h30m, 30s or 500ms")
+    microseconds = sum(Fraction(number) * _MICROSECONDS[unit] for number, unit in _PARTS.findall(text))
+    try:
+        return timedelta(microseconds=int(microseconds))
+    except OverflowError as error:
+        raise DurationError("is longer than any clock runs") from error
+
+
+def format_duration(span: timedelta) -> str:
+    """The shortest way to write a span that isn't negative: `1h30m`, `0s`."""
+    rest = span // timedelta(microseconds=1)
+    parts = []
+    for unit in ("h", "m", "s", "ms", "us"):
+        count, rest = divmod(rest, _MICROSECONDS[unit])
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
