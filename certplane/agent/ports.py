@@ -19,7 +19,7 @@ from certplane.agent.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from datetime import timedelta
 
 __all__ = [
@@ -184,4 +184,17 @@ class Broker(Protocol):
 
     async def use_identity(self, identity: Version) -> None:
         """Open a new channel with this identity for the next calls; the old channel ends when its calls have."""
+        ...
+
+
+class OrderFollower(Protocol):
+    """Follows an order at the broker while it is under way; beside `Broker`, over the same channel."""
+
+    def watch_order(self, order_id: str, wait: timedelta) -> AsyncIterator[OrderView]:
+        """The order now and after each change; ends after ISSUED or FAILED, or quietly when `wait` is over.
+
+        Raises:
+            RefusalError: as `Broker`; the order goes on.
+            OperationError: as `Broker`; the order goes on.
+        """
         ...

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from certplane import __version__
 from certplane.agent.enrollment.errors import EnrollmentError, UnreachableError
+from certplane.runtime.connection import ConnectionFailure, connection_failure, ssl_reason
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -30,8 +31,18 @@ _MOST_BYTES = 256 * 1024
 """Room for a long chain; a normal answer has under 10 KiB."""
 _MOST_WORDS = 400
 """Characters of the CA's message that are passed on."""
-_NOT_YET_VALID, _EXPIRED, _HOSTNAME_MISMATCH, _IP_MISMATCH = 9, 10, 62, 64
-"""X509_V_ERR_* of OpenSSL's x509_vfy.h."""
+_REMEDIES = {
+    ConnectionFailure.NOT_FOUND: "check identity.step_ca.url and this host's resolver",
+    ConnectionFailure.UNREACHABLE: "check that the CA runs and its port is open",
+    ConnectionFailure.TIMEOUT: "check the network between this host and the CA",
+    ConnectionFailure.NO_TLS: "check that identity.step_ca.url is step-ca's own port",
+    ConnectionFailure.UNTRUSTED: (
+        "check identity.step_ca.fingerprint and root_ca_bundle against the CA's root; if they are right, something "
+        "else answers at this address"
+    ),
+    ConnectionFailure.WRONG_NAME: "use a name of the CA in identity.step_ca.url, or add this one to the CA's dnsNames",
+    ConnectionFailure.WRONG_TIME: "check this host's clock first, then the CA's own certificate",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +127,7 @@ def exchange(
         try:
             connection.connect()
         except OSError as error:
-            raise _not_connected(endpoint, error, seconds) from error
+            raise _not_connected(endpoint, error) from error
         headers = {"User-Agent": f"certplane-agent/{__version__}", "Accept": "application/json"}
         if bearer:
             headers["Authorization"] = f"Bearer {bearer}"
@@ -166,40 +177,9 @@ class _Watchdog:
         self._timer.cancel()
 
 
-def _not_connected(endpoint: Endpoint, error: OSError, seconds: float) -> UnreachableError:
-    where = f"the internal CA at {endpoint.origin}"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return _not_trusted(where, endpoint, error)
-    if isinstance(error, ssl.SSLError):
-        return UnreachableError(
-            f"no TLS with {where}: {_ssl_text(error)}", remedy="check that identity.step_ca.url is step-ca's own port"
-        )
-    if isinstance(error, socket.gaierror):
-        return UnreachableError(
-            f"{where} can't be found: {error.strerror}", remedy="check identity.step_ca.url and this host's resolver"
-        )
-    if isinstance(error, TimeoutError):
-        return UnreachableError(
-            f"{where} didn't answer within {seconds:g} s", remedy="check the network between this host and the CA"
-        )
-    return UnreachableError(
-        f"{where} can't be reached: {error.strerror or error}", remedy="check that the CA runs and the port is open"
-    )
-
-
-def _not_trusted(where: str, endpoint: Endpoint, error: ssl.SSLCertVerificationError) -> UnreachableError:
-    message = f"{where} is not trusted: {error.verify_message}"
-    if error.verify_code in (_NOT_YET_VALID, _EXPIRED):
-        return UnreachableError(message, remedy="check this host's clock first, then the CA's own certificate")
-    if error.verify_code in (_HOSTNAME_MISMATCH, _IP_MISMATCH):
-        return UnreachableError(
-            message, remedy=f"use a name of the CA in identity.step_ca.url, or add {endpoint.host} to its dnsNames"
-        )
-    return UnreachableError(
-        message,
-        remedy="check identity.step_ca.fingerprint and root_ca_bundle against the CA's root; "
-        "if they are right, something else answers at this address",
-    )
+def _not_connected(endpoint: Endpoint, error: OSError) -> UnreachableError:
+    kind, phrase = connection_failure(error)
+    return UnreachableError(f"the internal CA at {endpoint.origin} {phrase}", remedy=_REMEDIES[kind])
 
 
 def _lost(endpoint: Endpoint, method: str, route: str, error: Exception, seconds: float | None) -> EnrollmentError:
@@ -212,14 +192,10 @@ def _lost(endpoint: Endpoint, method: str, route: str, error: Exception, seconds
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
         # TLS 1.3 refuses a client certificate only after the handshake, on the first read
         return EnrollmentError(
-            f"{call}: the CA refused this host's certificate: {_ssl_text(error).partition('alert ')[2]}",
+            f"{call}: the CA refused this host's certificate: {ssl_reason(error)}",
             remedy="the identity has expired, or comes from another CA: `certplane-agent check` says which",
         )
     return EnrollmentError(f"{call}: the answer was lost ({_text(error)})", remedy="look at the CA's log")
-
-
-def _ssl_text(error: ssl.SSLError) -> str:
-    return (error.reason or _text(error)).replace("_", " ").lower()
 
 
 def _text(error: Exception) -> str:

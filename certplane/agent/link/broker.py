@@ -1,0 +1,225 @@
+"""`Broker` over gRPC: one persistent channel with this host's identity, a deadline on every call.
+
+A channel keeps its certificate for life, so a renewed identity is a new channel: the next call uses it, and the old one
+ends when its calls have. Nothing is retried here: a call that failed is the caller's to repeat, which is safe since the
+same request joins the same order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import uuid
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+
+from certplane import __version__
+from certplane.agent.link.convert import identity_view, order_view
+from certplane.agent.link.diagnosis import expired_identity, unreachable
+from certplane.errors import CertplaneError, OperationError, RefusalError
+from certplane.rpc.channel import open_channel
+from certplane.rpc.credentials import KeyPair, channel_credentials
+from certplane.rpc.status import refusal_from_error
+from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable
+    from pathlib import Path
+
+    from google.protobuf.duration_pb2 import Duration
+
+    from certplane.agent.model import IdentityView, OrderView, Version
+    from certplane.runtime.clock import Clock
+    from certplane.runtime.pool import BlockingPool
+
+__all__ = ["GrpcBroker"]
+
+T = TypeVar("T")
+
+_GRACE = timedelta(minutes=1)
+"""What calls under way get when a new identity takes over; longer than any call but a long wait for an order."""
+_MOST_FACT_BYTES = 256
+"""The broker's limit for a host fact."""
+_CODES_OF_NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE,)
+
+
+class GrpcBroker:
+    """`Broker` and `OrderFollower`. On one event loop; nothing works before the first `use_identity`.
+
+    Args:
+        url: `https://host[:port]`.
+        server_ca_bundle: PEM file with the CAs that the broker's certificate may come from; read at `use_identity`.
+        timeout: of a call, beyond what it is asked to wait.
+        clock: says whether the own identity is over.
+        disk: the pool for reading files and for looking into a failed connection.
+    """
+
+    def __init__(
+        self, url: str, *, server_ca_bundle: Path, timeout: timedelta, clock: Clock, disk: BlockingPool
+    ) -> None:
+        self._url = url
+        self._server_ca_bundle = server_ca_bundle
+        self._timeout = timeout
+        self._clock = clock
+        self._disk = disk
+        self._identity: Version | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def use_identity(self, identity: Version) -> None:
+        """See `Broker.use_identity`.
+
+        Raises:
+            OperationError: the identity's or the bundle's files can't be read.
+        """
+        credentials = await self._disk.run(self._credentials, identity)
+        old = self._channel
+        self._channel = open_channel(self._url, credentials, user_agent=f"certplane-agent/{__version__}")
+        self._identity = identity
+        if old is not None:
+            self._end(old, _GRACE)
+
+    async def issue(self, *, profile: str, csr_pem: str, replaces_certificate_id: str, wait: timedelta) -> OrderView:
+        """See `Broker.issue`."""
+        service = self._certificates()
+        timeout = self._seconds(wait)
+        if replaces_certificate_id:
+            renewal = certificate_pb2.RenewCertificateRequest(
+                request_id=_request_id(),
+                certificate_id=replaces_certificate_id,
+                profile=profile,
+                csr_pem=csr_pem,
+            )
+            _set(renewal.wait_duration, wait)
+            renewed = await self._answer(service.RenewCertificate(renewal, timeout=timeout))
+            return order_view(renewed.order, renewed.certificate if renewed.HasField("certificate") else None)
+        request = certificate_pb2.IssueCertificateRequest(request_id=_request_id(), profile=profile, csr_pem=csr_pem)
+        _set(request.wait_duration, wait)
+        issued = await self._answer(service.IssueCertificate(request, timeout=timeout))
+        return order_view(issued.order, issued.certificate if issued.HasField("certificate") else None)
+
+    async def get_order(self, order_id: str) -> OrderView:
+        """See `Broker.get_order`."""
+        request = certificate_pb2.GetOrderRequest(request_id=_request_id(), order_id=order_id)
+        response = await self._answer(self._certificates().GetOrder(request, timeout=self._seconds()))
+        return order_view(response.order, response.certificate if response.HasField("certificate") else None)
+
+    async def watch_order(self, order_id: str, wait: timedelta) -> AsyncIterator[OrderView]:
+        """See `OrderFollower.watch_order`."""
+        request = certificate_pb2.WatchOrderRequest(request_id=_request_id(), order_id=order_id)
+        call = self._certificates().WatchOrder(request, timeout=wait.total_seconds())
+        try:
+            async for response in call:
+                yield order_view(response.order, response.certificate if response.HasField("certificate") else None)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise await self._error(error) from error
+        finally:
+            call.cancel()
+
+    async def get_identity(self) -> IdentityView:
+        """See `Broker.get_identity`."""
+        request = enrollment_pb2.GetIdentityRequest(request_id=_request_id())
+        return identity_view(await self._answer(self._enrollment().GetIdentity(request, timeout=self._seconds())))
+
+    async def report_enrollment(self, identity_serial_number: str) -> None:
+        """See `Broker.report_enrollment`."""
+        request = enrollment_pb2.ReportEnrollmentRequest(
+            request_id=_request_id(),
+            agent_version=__version__,
+            host_facts=_host_facts(),
+            identity_serial_number=identity_serial_number,
+        )
+        await self._answer(self._enrollment().ReportEnrollment(request, timeout=self._seconds()))
+
+    async def close(self) -> None:
+        """End the channel and those that are still ending, calls included."""
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _certificates(self) -> certificate_pb2_grpc.CertificateServiceStub:
+        return certificate_pb2_grpc.CertificateServiceStub(self._open())
+
+    def _enrollment(self) -> enrollment_pb2_grpc.EnrollmentServiceStub:
+        return enrollment_pb2_grpc.EnrollmentServiceStub(self._open())
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            raise RuntimeError("use_identity comes before any call")
+        return self._channel
+
+    def _seconds(self, wait: timedelta = timedelta()) -> float:
+        return (self._timeout + wait).total_seconds()
+
+    async def _answer(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise await self._error(error) from error
+
+    async def _error(self, error: grpc.aio.AioRpcError) -> CertplaneError:
+        """What a failed call means to the agent."""
+        refusal = refusal_from_error(error)
+        if refusal is not None:
+            return RefusalError.of(refusal)
+        identity = self._identity
+        said = f"{error.code().name}: {error.details() or 'no details'}"
+        if identity is not None and error.code() in _CODES_OF_NO_CONNECTION:
+            expired = expired_identity(identity, self._clock.now())
+            if expired is not None:
+                return expired
+            return await self._disk.run(unreachable, self._url, self._server_ca_bundle, identity, said)
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return OperationError(
+                f"the broker at {self._url} didn't answer in time", remedy="look at the broker's log and its load"
+            )
+        return OperationError(
+            f"{self._url} answered {said}", remedy="check that broker.url is a Certplane broker and look at its log"
+        )
+
+    def _credentials(self, identity: Version) -> grpc.ChannelCredentials:
+        try:
+            pair = KeyPair(
+                private_key_pem=(identity.path / "privkey.pem").read_bytes(),
+                chain_pem=(identity.path / "fullchain.pem").read_bytes(),
+            )
+            return channel_credentials(self._server_ca_bundle.read_bytes(), pair)
+        except OSError as error:
+            raise OperationError(
+                f"{error.filename} can't be read: {error.strerror}",
+                remedy="check that the file is there and readable for the agent's user",
+            ) from error
+
+    def _end(self, channel: grpc.aio.Channel, grace: timedelta) -> None:
+        task = asyncio.ensure_future(channel.close(grace.total_seconds()))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _request_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _set(duration: Duration, span: timedelta) -> None:
+    duration.FromTimedelta(span)
+
+
+def _host_facts() -> dict[str, str]:
+    """What the broker may know of this host; nothing that names its users or its addresses."""
+    try:
+        system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        system = platform.system()
+    facts = {
+        "os": system,
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+    return {name: value.encode()[:_MOST_FACT_BYTES].decode(errors="ignore") for name, value in facts.items() if value}

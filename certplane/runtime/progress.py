@@ -1,0 +1,181 @@
+"""Work that takes more than a moment shows its steps: live on a terminal, as lines when piped, as JSON on request.
+
+A program reports to a `Progress` and doesn't know which it is. The live display needs the package `rich` (extra
+`terminal`) and is used only if that is installed and the stream is a terminal; it is imported no sooner. Results don't
+belong here: a command prints them to standard output, progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from certplane.runtime.clock import Clock
+
+__all__ = ["JsonProgress", "PlainProgress", "Progress", "SilentProgress", "open_progress"]
+
+
+class Progress(Protocol):
+    """Where steps are reported, from the event loop only. A context manager: the display ends with it."""
+
+    def step(self, subject: str, text: str) -> None:
+        """`subject` has begun the step `text`, which ends its step before."""
+        ...
+
+    def done(self, subject: str, text: str) -> None:
+        """`subject` has come to a good end."""
+        ...
+
+    def failed(self, subject: str, text: str) -> None:
+        """`subject` has come to a bad end."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the display, whatever happened."""
+        ...
+
+
+class _Quiet:
+    """A display that has nothing to begin or end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to end."""
+
+
+class SilentProgress(_Quiet):
+    """For a daemon, whose log says the same."""
+
+    def step(self, subject: str, text: str) -> None:
+        """See `Progress.step`."""
+
+    def done(self, subject: str, text: str) -> None:
+        """See `Progress.done`."""
+
+    def failed(self, subject: str, text: str) -> None:
+        """See `Progress.failed`."""
+
+
+class PlainProgress(_Quiet):
+    """One line for each step: `subject: text`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def step(self, subject: str, text: str) -> None:
+        """See `Progress.step`."""
+        print(f"{subject}: {text}", file=self._stream, flush=True)
+
+    def done(self, subject: str, text: str) -> None:
+        """See `Progress.done`."""
+        print(f"{subject}: done: {text}", file=self._stream, flush=True)
+
+    def failed(self, subject: str, text: str) -> None:
+        """See `Progress.failed`."""
+        print(f"{subject}: FAILED: {text}", file=self._stream, flush=True)
+
+
+class JsonProgress(_Quiet):
+    """One JSON object a line: `time` (RFC 3339), `subject`, `event` (step, done or failed) and `text`."""
+
+    def __init__(self, stream: TextIO, clock: Clock) -> None:
+        self._stream = stream
+        self._clock = clock
+
+    def step(self, subject: str, text: str) -> None:
+        """See `Progress.step`."""
+        self._write("step", subject, text)
+
+    def done(self, subject: str, text: str) -> None:
+        """See `Progress.done`."""
+        self._write("done", subject, text)
+
+    def failed(self, subject: str, text: str) -> None:
+        """See `Progress.failed`."""
+        self._write("failed", subject, text)
+
+    def _write(self, event: str, subject: str, text: str) -> None:
+        time = self._clock.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        line = json.dumps({"time": time, "subject": subject, "event": event, "text": text}, ensure_ascii=False)
+        print(line, file=self._stream, flush=True)
+
+
+class _LiveProgress:
+    """A row for each subject with a spinner, its step and its time, drawn by `rich`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        # Imported here since a host without a terminal, or without the extra, never needs it.
+        from rich.console import Console  # noqa: PLC0415
+        from rich.markup import escape  # noqa: PLC0415
+        from rich.progress import Progress as Rows  # noqa: PLC0415
+        from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+        self._escape = escape
+        self._rows = Rows(
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.fields[subject]}"),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=Console(file=stream),
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def step(self, subject: str, text: str) -> None:
+        """See `Progress.step`."""
+        self._show(subject, self._escape(text))
+
+    def done(self, subject: str, text: str) -> None:
+        """See `Progress.done`."""
+        self._show(subject, f"[green]{self._escape(text)}[/green]", ended=True)
+
+    def failed(self, subject: str, text: str) -> None:
+        """See `Progress.failed`."""
+        self._show(subject, f"[red]{self._escape(text)}[/red]", ended=True)
+
+    def __enter__(self) -> Self:
+        self._rows.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rows.stop()
+
+    def _show(self, subject: str, text: str, *, ended: bool = False) -> None:
+        task = self._tasks.get(subject)
+        if task is None:
+            task = self._tasks[subject] = self._rows.add_task("", total=1, subject=self._escape(subject))
+        self._rows.update(task, description=text, completed=1 if ended else 0)
+
+
+def open_progress(clock: Clock, *, as_json: bool, stream: TextIO | None = None) -> Progress:
+    """The display that fits: JSON lines if asked for, live on a terminal, else plain lines.
+
+    Args:
+        clock: dates the JSON lines.
+        as_json: whether the command was called with `--json`.
+        stream: where to; standard error by default.
+    """
+    stream = stream or sys.stderr
+    if as_json:
+        return JsonProgress(stream, clock)
+    if stream.isatty():
+        try:
+            return _LiveProgress(stream)
+        except ImportError:
+            return PlainProgress(stream)
+    return PlainProgress(stream)
