@@ -252,6 +252,18 @@ class Directory:
         _make(self._fd, name, mode)
         return self.child(name)
 
+    def permit(self, name: str, *, mode: int, owner: Owner) -> None:
+        """Set a file's mode and owner, on its descriptor, if they differ; a link is refused."""
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            status = os.fstat(fd)
+            if (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) != (owner.uid, owner.gid, mode):
+                os.fchown(fd, owner.uid, owner.gid)
+                os.fchmod(fd, mode)
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def discard(self, name: str) -> None:
         """Remove a file or link if it is there; durable after `sync`."""
         with contextlib.suppress(FileNotFoundError):

@@ -1,0 +1,157 @@
+"""One lineage's versions and the configured paths that show one of them: the port `VersionStore` on disk."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from certplane.agent.install.copying import CopiedOutputs
+from certplane.agent.install.linking import LinkedOutputs
+from certplane.agent.install.material import Part, compose
+from certplane.agent.install.outputs import InstallMode, Outputs
+from certplane.agent.install.pointers import CURRENT, HELD, Pointers
+from certplane.agent.install.steps import step
+from certplane.agent.install.versions import IMPORTED, Metadata, VersionDirectories
+from certplane.agent.model import IssuedCertificate, Version
+from certplane.agent.ports import PendingKeyMaterial
+from certplane.errors import OperationError
+from certplane.pki.chain import ChainError, leaf_facts, split_chain
+from certplane.pki.keys import load_private_key, public_key_sha256
+
+__all__ = ["FileVersionStore", "InstallError"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class InstallError(OperationError):
+    """A version can't be written or shown; what was shown before still is."""
+
+
+class FileVersionStore:
+    """`VersionStore` in a lineage's directory. One writer: the agent that holds the state lock."""
+
+    def __init__(
+        self,
+        directory: Path,
+        outputs: Outputs,
+        *,
+        keys: PendingKeyMaterial,
+        mode: InstallMode = InstallMode.LINK,
+    ) -> None:
+        """Nothing is touched before the first call.
+
+        Args:
+            directory: The lineage's directory, absolute; made (0755) when it is first needed.
+            outputs: The configured paths; `Outputs()` for a lineage that only the agent reads.
+            keys: The pending key of the same lineage.
+            mode: How the paths show the current version.
+
+        Raises:
+            ValueError: an output lies inside the lineage.
+        """
+        if any(path.is_relative_to(directory) for path in outputs.paths().values()):
+            raise ValueError(f"an output can't lie in the agent's own directory {directory}")
+        self._directory = directory
+        self._keys = keys
+        self._versions = VersionDirectories(directory)
+        self._pointers = Pointers(directory)
+        self._copies = CopiedOutputs(directory, outputs, self._versions, self._pointers)
+        self._links = LinkedOutputs(directory, outputs, self._versions, self._pointers)
+        self._shown = self._copies if mode is InstallMode.COPY else self._links
+
+    def recover(self) -> None:
+        """Finish what a crash left; the agent calls it once for each lineage when it starts, before anything else.
+
+        Raises:
+            OperationError: the disk refuses.
+        """
+        with self._disk("recovered"):
+            self._versions.sweep()
+            self._forget_answered()
+            self._copies.finish()  # whatever the mode is now; links need nothing: no crash leaves a mixed pair there
+
+    def current(self) -> Version | None:
+        """See `VersionStore.current`."""
+        with self._disk("read"):
+            number = self._pointers.number(CURRENT)
+            return None if number is None else self._versions.get(number)
+
+    def versions(self) -> Sequence[Version]:
+        """See `VersionStore.versions`."""
+        with self._disk("read"):
+            return self._versions.all()
+
+    def stage(self, issued: IssuedCertificate) -> Version:
+        """See `VersionStore.stage`."""
+        with self._disk("staged"):
+            self._forget_answered()
+            try:
+                leaf_pem, chain_pem = split_chain(f"{issued.certificate_pem}\n{issued.chain_pem}")
+                return self._staged(leaf_pem) or self._write(leaf_pem, chain_pem, issued)
+            except ChainError as error:
+                raise InstallError(f"the certificate can't be installed: {error.refusal.message}") from error
+
+    def activate(self, version: Version) -> None:
+        """See `VersionStore.activate`."""
+        with self._disk("installed"):
+            if self._versions.get(version.number) is None:
+                raise InstallError(f"version {version.number} is not complete in {self._directory}")
+            self._versions.sweep()
+            self._forget_answered()
+            self._shown.show(version.number)
+
+    def prune(self, keep: int) -> None:
+        """See `VersionStore.prune`."""
+        if keep < 1:
+            raise ValueError("at least one version must be kept")
+        with self._disk("pruned"):
+            versions = [version.number for version in self._versions.all()]
+            for number in set(versions[:-keep]) - self._in_use(versions):
+                self._versions.remove(number)
+
+    def _in_use(self, versions: Sequence[int]) -> set[int | None]:
+        """The current version, the one before it, and one that a first use still holds."""
+        current = self._pointers.number(CURRENT)
+        before = [number for number in versions if current is not None and number < current]
+        return {current, self._pointers.number(HELD), *before[-1:]}
+
+    def _forget_answered(self) -> None:
+        """Drop the pending key if a version holds it: a crash came between the two."""
+        pending = self._keys.request_id()
+        if pending is not None and pending in self._versions.request_ids():
+            self._keys.forget(pending)
+
+    def _staged(self, leaf_pem: str) -> Version | None:
+        for version in reversed(self._versions.all()):
+            if version.number != IMPORTED and self._versions.read(version.number)[Part.CERT] == leaf_pem.encode():
+                return version
+        return None
+
+    def _write(self, leaf_pem: str, chain_pem: str, issued: IssuedCertificate) -> Version:
+        key_pem, request_id = self._keys.private_key_pem(), self._keys.request_id()
+        if key_pem is None or request_id is None:
+            raise InstallError("no key waits for this certificate")
+        if leaf_facts(leaf_pem).public_key_sha256 != public_key_sha256(load_private_key(key_pem).public_key()):
+            raise InstallError("the certificate is for another key than the one that waits for it")
+        version = self._versions.add(
+            self._versions.next_number(),
+            compose(key_pem, leaf_pem, chain_pem),
+            Metadata(issued.certificate_id, issued.renew_time, request_id),
+        )
+        with step("forget"):
+            self._keys.forget(request_id)
+        return version
+
+    @contextmanager
+    def _disk(self, what: str) -> Iterator[None]:
+        """Say what an `OSError` means here; nothing but `CertplaneError`s leave the port."""
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            raise InstallError(
+                f"{self._directory.name} can't be {what}: {error}", remedy="make room on the disk" if full else ""
+            ) from error

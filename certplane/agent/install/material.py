@@ -1,0 +1,105 @@
+"""The five files of a version and how they hang together: pure, bytes in, bytes out.
+
+A combined file begins with the key: Postfix (`smtpd_tls_chain_files`) wants each key before its certificates, and
+other programs take any order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from certplane.errors import CertplaneError
+from certplane.pki.chain import ChainError, leaf_facts
+from certplane.pki.keys import public_key_sha256
+
+__all__ = ["KEY_PARTS", "NoPairError", "Part", "complete", "compose"]
+
+
+class Part(StrEnum):
+    """A file of a version; the value is its name there."""
+
+    PRIVKEY = "privkey.pem"
+    CERT = "cert.pem"
+    CHAIN = "chain.pem"
+    FULLCHAIN = "fullchain.pem"
+    COMBINED = "combined.pem"
+
+
+KEY_PARTS = frozenset({Part.PRIVKEY, Part.COMBINED})
+"""Those that hold the private key."""
+
+_BLOCK = re.compile(rb"-----BEGIN (?P<label>[A-Z0-9 ]+)-----[\x01-\x7f]*?-----END (?P=label)-----")
+
+
+class NoPairError(CertplaneError):
+    """Files are no complete pair of a key and its certificate; the message says why and holds none of their bytes."""
+
+
+def compose(key_pem: bytes, certificate_pem: str, chain_pem: str) -> dict[Part, bytes]:
+    """All files of a version; each ends with a newline unless it is empty (a chain without issuers)."""
+    key = _ended(key_pem)
+    leaf = _ended(certificate_pem.encode("ascii"))
+    chain = _ended(chain_pem.encode("ascii"))
+    return {
+        Part.PRIVKEY: key,
+        Part.CERT: leaf,
+        Part.CHAIN: chain,
+        Part.FULLCHAIN: leaf + chain,
+        Part.COMBINED: key + leaf + chain,
+    }
+
+
+def complete(found: Mapping[Part, bytes]) -> dict[Part, bytes]:
+    """All files of a version from those that stand at configured paths, which keep every byte.
+
+    Whoever wrote them had his own ideas: a `cert` may hold the whole chain, a key may be PKCS#1 or SEC 1, text may
+    stand between the blocks. What matters is one leaf in all of them, and that the key is its.
+
+    Raises:
+        NoPairError: no key or no certificate, several of them that differ, or the key isn't the certificate's.
+    """
+    keys = {block for part in KEY_PARTS for block in _blocks(found.get(part, b""), b"PRIVATE KEY")}
+    if len(keys) != 1:
+        raise NoPairError("there is no private key" if not keys else "there are several private keys")
+    chains = {
+        part: certificates
+        for part in (Part.FULLCHAIN, Part.COMBINED, Part.CERT)
+        if (certificates := _blocks(found.get(part, b""), b"CERTIFICATE"))
+    }
+    leaves = {certificates[0] for certificates in chains.values()}
+    if len(leaves) != 1:
+        raise NoPairError("there is no certificate" if not leaves else "there are several certificates")
+    key, leaf = keys.pop(), leaves.pop()
+    _check_pair(key, leaf)
+    longest = max(chains.values(), key=len)
+    chain = _blocks(found.get(Part.CHAIN, b""), b"CERTIFICATE") or longest[1:]
+    derived = compose(key, leaf.decode("ascii"), "".join(block.decode("ascii") + "\n" for block in chain))
+    return {**derived, **found}
+
+
+def _check_pair(key_pem: bytes, leaf_pem: bytes) -> None:
+    try:
+        key = load_pem_private_key(key_pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # The cause may quote the key's bytes: it is cut off on purpose.
+        raise NoPairError("the private key can't be read, or is encrypted") from None
+    try:
+        facts = leaf_facts(leaf_pem.decode("ascii") + "\n")
+    except ChainError as error:
+        raise NoPairError("the certificate can't be read") from error
+    if facts.public_key_sha256 != public_key_sha256(key.public_key()):
+        raise NoPairError("the private key is not the certificate's")
+
+
+def _blocks(pem: bytes, label: bytes) -> list[bytes]:
+    """The PEM blocks whose label ends so, in order, white space around them dropped."""
+    return [match.group().replace(b"\r\n", b"\n") for match in _BLOCK.finditer(pem) if match["label"].endswith(label)]
+
+
+def _ended(pem: bytes) -> bytes:
+    return pem if not pem or pem.endswith(b"\n") else pem + b"\n"

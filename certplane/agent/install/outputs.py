@@ -1,0 +1,150 @@
+"""The paths that services read, and what stands there now."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, StrEnum
+from pathlib import Path
+
+from certplane.agent.install.material import Part
+from certplane.errors import OperationError
+from certplane.runtime.files import Directory, Owner, open_directory
+
+__all__ = ["InstallMode", "Output", "OutputError", "Outputs", "Standing", "survey"]
+
+_LARGEST = 1 << 20
+"""Octets: a key with the longest chain has a hundredth of it; what is larger is no file of ours to replace."""
+
+DIRECTORY_MODE = 0o755
+
+
+class OutputError(OperationError):
+    """What stands at a configured path isn't ours to replace."""
+
+
+class InstallMode(StrEnum):
+    """How configured paths show the current version."""
+
+    LINK = "link"
+    COPY = "copy"
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The configured paths of one certificate, absolute, all different; None where a part isn't wanted."""
+
+    key: Path | None = None
+    cert: Path | None = None
+    chain: Path | None = None
+    fullchain: Path | None = None
+    combined: Path | None = None
+
+    def __post_init__(self) -> None:
+        paths = list(self.paths().values())
+        if len(set(paths)) != len(paths):
+            raise ValueError("two outputs of a certificate can't share a path")
+        if not all(path.is_absolute() for path in paths):
+            raise ValueError("an output's path must be absolute")
+
+    def paths(self) -> dict[Part, Path]:
+        """The paths that are set, in the order in which they are written: the key first."""
+        wanted = {
+            Part.PRIVKEY: self.key,
+            Part.CERT: self.cert,
+            Part.FULLCHAIN: self.fullchain,
+            Part.CHAIN: self.chain,
+            Part.COMBINED: self.combined,
+        }
+        return {part: path for part, path in wanted.items() if path is not None}
+
+
+class Standing(Enum):
+    """What stands at a configured path."""
+
+    ABSENT = "absent"
+    FILE = "file"
+    CURRENT = "current"
+    """A link through this lineage's `current`."""
+    HELD = "held"
+    """A link through this lineage's `held`: a first use that a crash interrupted."""
+    SIBLING = "sibling"
+    """A link through another lineage's `current` beside this one: the certificate was renamed in the configuration."""
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One configured path as it was found. `data`, `mode` and `owner` only of what can be read there now."""
+
+    part: Part
+    path: Path
+    standing: Standing
+    target: str = ""
+    data: bytes | None = None
+    mode: int = 0
+    owner: Owner | None = None
+    problem: str = ""
+
+
+def survey(lineage: Path, outputs: Outputs) -> list[Output]:
+    """Look at every configured path, making the directories that are missing.
+
+    Raises:
+        OutputError: somebody else's link, a directory or a device stands at one of them; all are named.
+        UnsafeDirectoryError: see `certplane.runtime.files`.
+        OSError: the disk refuses.
+    """
+    found = [_look(lineage, part, path) for part, path in outputs.paths().items()]
+    _refuse_foreign([output for output in found if output.standing is Standing.FOREIGN])
+    return found
+
+
+def _look(lineage: Path, part: Part, path: Path) -> Output:
+    with open_directory(path.parent, create_mode=DIRECTORY_MODE) as directory:
+        status = directory.status(path.name)
+        if status is None:
+            return Output(part, path, Standing.ABSENT)
+        if stat.S_ISLNK(status.st_mode):
+            return _look_through(lineage, part, path, directory.link_target(path.name) or "")
+        if not stat.S_ISREG(status.st_mode):
+            return Output(part, path, Standing.FOREIGN, problem="is not a regular file")
+        if status.st_size > _LARGEST:
+            return Output(part, path, Standing.FOREIGN, problem=f"has {status.st_size} octets: no key or certificate")
+        return _read(directory, path.name, Output(part, path, Standing.FILE))
+
+
+def _look_through(lineage: Path, part: Part, path: Path, target: str) -> Output:
+    where = Path(target)
+    if where.parent == lineage / "current":
+        return Output(part, path, Standing.CURRENT, target)
+    if where.parent.parent.parent == lineage.parent and where.parent.name == "current" and where.name in set(Part):
+        standing = Standing.SIBLING
+    elif where.parent == lineage / "held":
+        standing = Standing.HELD
+    else:
+        return Output(part, path, Standing.FOREIGN, problem=f"is a symbolic link to {target}")
+    output = Output(part, path, standing, target)
+    try:
+        # Links within our own state directory, which nobody else may write: followed on purpose.
+        with open_directory(where.parent.resolve(strict=True)) as directory:
+            return _read(directory, where.name, output)
+    except FileNotFoundError:
+        return output
+
+
+def _read(directory: Directory, name: str, output: Output) -> Output:
+    data = directory.read(name)
+    status = directory.status(name)
+    assert status is not None
+    return replace(output, data=data, mode=stat.S_IMODE(status.st_mode), owner=Owner(status.st_uid, status.st_gid))
+
+
+def _refuse_foreign(foreign: Sequence[Output]) -> None:
+    if foreign:
+        problems = "; ".join(f"{output.path} {output.problem}" for output in foreign)
+        raise OutputError(
+            f"not replaced: {problems}",
+            remedy="remove it, or configure another path and point the service there",
+        )

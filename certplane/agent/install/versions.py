@@ -1,0 +1,251 @@
+"""The directories `versions/<n>` of a lineage: written whole, read back, removed whole.
+
+A version's files never change once it has its number; only their owner and mode may, before it is first shown. Keys are
+0600, the rest 0644 in directories of 0755, so that a service that isn't root can follow a configured link to its
+certificate. A key that such a service must read too is `permit`'s business: it passes on what the operator set.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from certplane.agent.install.material import KEY_PARTS, Part
+from certplane.agent.install.steps import step
+from certplane.agent.model import Version
+from certplane.errors import CertplaneError, RefusalError
+from certplane.pki.chain import CertificateFacts, leaf_facts
+from certplane.pki.keys import check_public_key
+from certplane.runtime.files import Directory, Owner, open_directory
+
+__all__ = ["IMPORTED", "Metadata", "Permission", "VersionDirectories"]
+
+IMPORTED = 0
+"""The number of the version that was at the configured paths first."""
+
+_LOG = logging.getLogger(__name__)
+
+_FORMAT = 1
+_METADATA = "metadata.json"
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+_NEW = ".new"
+_REMOVED = ".removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What the files themselves don't say. `request_id`: the pending request that the version answers."""
+
+    certificate_id: str = ""
+    renew_time: datetime | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """Owner and mode of a file."""
+
+    owner: Owner
+    mode: int
+
+    def narrowed(self, part: Part) -> Permission:
+        """The same without what no certificate needs: a key is never written by a group, nor read by everybody."""
+        return Permission(self.owner, self.mode & (0o640 if part in KEY_PARTS else 0o644))
+
+
+class VersionDirectories:
+    """All versions of one lineage. One writer: the agent that holds the state lock."""
+
+    def __init__(self, lineage: Path) -> None:
+        self._path = lineage / "versions"
+
+    def all(self) -> list[Version]:
+        """The complete ones, oldest first; what can't be read is logged and left out."""
+        try:
+            with open_directory(self._path) as directory:
+                numbers = sorted(int(name) for name in directory.names() if _NUMBER.fullmatch(name))
+        except FileNotFoundError:
+            return []
+        return [version for number in numbers if (version := self.get(number)) is not None]
+
+    def get(self, number: int) -> Version | None:
+        """One of them; None if there is no such version, or it can't be read (logged)."""
+        path = self._path / str(number)
+        try:
+            with open_directory(path) as directory:
+                metadata, key_type = _from_json(directory.read(_METADATA))
+                facts = leaf_facts(_first_certificate(directory.read(Part.CERT)))
+                missing = [part for part in Part if directory.status(part) is None]
+        except FileNotFoundError:
+            if path.is_dir():
+                _LOG.warning("%s is no complete version; it is left out", path)
+            return None
+        except (OSError, ValueError, KeyError, TypeError, CertplaneError) as error:
+            _LOG.warning("%s can't be read and is left out: %s", path, error)
+            return None
+        if missing:
+            _LOG.warning("%s lacks %s and is left out", path, ", ".join(missing))
+            return None
+        return _version(number, path, facts, metadata, key_type)
+
+    def read(self, number: int) -> dict[Part, bytes]:
+        """The files of a version."""
+        with open_directory(self._path / str(number)) as directory:
+            return {part: directory.read(part) for part in Part}
+
+    def request_ids(self) -> set[str]:
+        """The pending requests that versions answer."""
+        found = set()
+        for version in self.all():
+            with open_directory(version.path) as directory:
+                metadata, _ = _from_json(directory.read(_METADATA))
+                found.add(metadata.request_id)
+        return found - {""}
+
+    def next_number(self) -> int:
+        """The number that `add` shall give: above all that stand there, complete or not; 0 is the imported one's."""
+        try:
+            with open_directory(self._path) as directory:
+                return max((int(name) for name in directory.names() if _NUMBER.fullmatch(name)), default=IMPORTED) + 1
+        except FileNotFoundError:
+            return IMPORTED + 1
+
+    def add(
+        self,
+        number: int,
+        files: Mapping[Part, bytes],
+        metadata: Metadata,
+        permissions: Mapping[Part, Permission] | None = None,
+    ) -> Version:
+        """Write a version: durable, with all its files, once its number appears.
+
+        Raises:
+            OSError: the disk refuses; nothing of it stays, or it is swept by the next `add`.
+        """
+        facts = leaf_facts(_first_certificate(files[Part.CERT]))
+        key_type = _key_type(files[Part.CERT])
+        with open_directory(self._path, create_mode=0o755) as directory:
+            directory.discard_tree(_NEW)
+            try:
+                with step("write"), directory.make(_NEW, mode=0o755) as new:
+                    for part in Part:
+                        new.write_new(part, files[part], mode=0o600 if part in KEY_PARTS else 0o644)
+                        if permissions is not None and part in permissions:
+                            _permit(new, part, permissions[part].narrowed(part))
+                    new.write_new(_METADATA, _to_json(metadata, key_type), mode=0o644)
+                    new.sync()
+                with step("publish"):
+                    directory.rename(_NEW, str(number))
+                    directory.sync()
+            except OSError:
+                directory.discard_tree(_NEW)
+                raise
+        return _version(number, self._path / str(number), facts, metadata, key_type)
+
+    def permissions(self, number: int) -> dict[Part, Permission]:
+        """Owner and mode of a version's files."""
+        with open_directory(self._path / str(number)) as directory:
+            found = {part: directory.status(part) for part in Part}
+        return {part: _permission(status) for part, status in found.items() if status is not None}
+
+    def permit(self, number: int, permissions: Mapping[Part, Permission]) -> None:
+        """Give a version's files the owner and mode of those that they replace, as far as that is sensible."""
+        with open_directory(self._path / str(number)) as directory:
+            for part, permission in permissions.items():
+                _permit(directory, part, permission.narrowed(part))
+
+    def remove(self, number: int) -> None:
+        """Remove a version; a crash leaves it whole or without its number."""
+        with open_directory(self._path) as directory:
+            directory.discard_tree(_REMOVED)
+            with step("remove"):
+                directory.rename(str(number), _REMOVED)
+                directory.sync()
+            directory.discard_tree(_REMOVED)
+            directory.sync()
+
+    def sweep(self) -> None:
+        """Remove what a crash left of `add` and `remove`."""
+        try:
+            with open_directory(self._path) as directory:
+                directory.discard_tree(_NEW)
+                directory.discard_tree(_REMOVED)
+        except FileNotFoundError:
+            return
+
+
+def _permission(status: os.stat_result) -> Permission:
+    return Permission(Owner(status.st_uid, status.st_gid), status.st_mode & 0o777)
+
+
+def _permit(directory: Directory, name: Part, permission: Permission) -> None:
+    try:
+        directory.permit(name, mode=permission.mode, owner=permission.owner)
+    except PermissionError:  # not root, and not a member of the group
+        _LOG.warning("%s keeps its owner: only root can give it to %s", directory.path / name, permission.owner)
+
+
+def _first_certificate(pem: bytes) -> str:
+    """From an imported file on: text may stand around the blocks."""
+    end = b"-----END CERTIFICATE-----"
+    begin = pem.find(b"-----BEGIN CERTIFICATE-----")
+    stop = pem.find(end, begin)
+    if begin < 0 or stop < 0:
+        raise ValueError("no certificate")
+    return pem[begin : stop + len(end)].decode("ascii") + "\n"
+
+
+def _key_type(pem: bytes) -> str:
+    try:
+        return check_public_key(x509.load_pem_x509_certificate(_first_certificate(pem).encode()).public_key())
+    except (RefusalError, ValueError, UnsupportedAlgorithm):
+        return ""
+
+
+def _version(number: int, path: Path, facts: CertificateFacts, metadata: Metadata, key_type: str) -> Version:
+    return Version(
+        number=number,
+        path=path,
+        dns_names=facts.dns_names,
+        serial_number=facts.serial_number,
+        public_key_sha256=facts.public_key_sha256,
+        not_before=facts.not_before,
+        not_after=facts.not_after,
+        certificate_id=metadata.certificate_id,
+        renew_time=metadata.renew_time,
+        key_type=key_type,
+    )
+
+
+def _to_json(metadata: Metadata, key_type: str) -> bytes:
+    document = {
+        "format": _FORMAT,
+        "certificate_id": metadata.certificate_id,
+        "renew_time": None if metadata.renew_time is None else metadata.renew_time.isoformat(),
+        "request_id": metadata.request_id,
+        "key_type": key_type,
+    }
+    return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def _from_json(data: bytes) -> tuple[Metadata, str]:
+    document: dict[str, Any] = json.loads(data)
+    if document["format"] != _FORMAT:
+        raise ValueError("written by another release")
+    renew_time = document["renew_time"]
+    metadata = Metadata(
+        certificate_id=document["certificate_id"],
+        renew_time=None if renew_time is None else datetime.fromisoformat(renew_time),
+        request_id=document["request_id"],
+    )
+    return metadata, document["key_type"]
