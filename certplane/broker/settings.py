@@ -252,8 +252,8 @@ class HttpreqSettings:
 class PropagationSettings:
     """How TXT records are looked for before a challenge is answered.
 
-    `nameservers` are asked instead of the zone's own authoritative servers (split DNS); `settle` is waited after the last
-    of them has the records.
+    `nameservers` are asked instead of the zone's own authoritative servers (split DNS); `settle` is waited after the
+    last of them has the records.
     """
 
     timeout: PositiveSpan = timedelta(seconds=120)

@@ -1,0 +1,313 @@
+"""policy.yml as an immutable value, or everything that is wrong with the file at once.
+
+Names are held to what a public CA could issue: DNS names with at least two labels, none under a special-use domain
+(RFC 6761 and its registry), no wildcard for a whole top-level domain, no name that a wildcard of the same profile
+covers already, since CAs refuse such an order. `.test` and `.example` are allowed although no public CA issues for
+them: a private ACME server does, and that is how a policy is tried. Public suffixes (`co.uk`) are not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from certplane.broker.model import Grant, IdentityKind, Profile
+from certplane.config.decoding import Check, Decoder, KeyProblem
+from certplane.config.document import Document, MappingNode, Node, ScalarNode, SequenceNode
+from certplane.config.values import DnsName, IdentityName, canonical_identity_name
+from certplane.pki.csr import MAX_DNS_NAMES
+from certplane.pki.keys import KeyType
+
+__all__ = ["Challenge", "PolicyDocument", "ProfileKind", "load_policy", "read_policy"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_ROLE = re.compile(r"[a-z][a-z_-]{0,63}", re.ASCII)
+
+_SPECIAL_USE = frozenset({"alt", "arpa", "internal", "invalid", "local", "localhost", "onion"})
+"""Top-level domains of the special-use registry, and `internal`, which ICANN reserved: no public CA issues for them."""
+
+_CA_PROFILE_NAMES = {"tlsserver": 25, "shortlived": 25}
+"""Names per certificate of Let's Encrypt's profiles, where fewer than `MAX_DNS_NAMES`."""
+
+
+class Challenge(StrEnum):
+    """How control of a name is shown."""
+
+    DNS_01 = "dns-01"
+
+
+class ProfileKind(StrEnum):
+    """Which names a profile has: wildcards only, none, or both."""
+
+    WILDCARD = "wildcard"
+    MULTI_SAN = "multi_san"
+    MIXED = "mixed"
+
+
+class Role(str):
+    """What an operator or a service may do besides certificates; a free word that services look for."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The word as it stands."""
+        if _ROLE.fullmatch(text) is None:
+            raise ValueError("must be a word of a-z, '_' and '-'")
+        return cls(text)
+
+
+def _version(version: int) -> str | None:
+    return None if version == 1 else f"is {version}; this broker reads version 1"
+
+
+def _positive(span: timedelta) -> str | None:
+    return None if span > timedelta() else "must be more than zero"
+
+
+@dataclass(frozen=True, slots=True)
+class _AcmeEntry:
+    """`credentials` names the DNS provider's secret; `profile` is the CA's certificate profile."""
+
+    challenge: Challenge = Challenge.DNS_01
+    credentials: str = ""
+    profile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _ProfileEntry:
+    """One of `profiles`."""
+
+    type: ProfileKind
+    dns_names: tuple[DnsName, ...]
+    acme: _AcmeEntry = _AcmeEntry()
+    renew_before: Annotated[timedelta, Check(_positive)] | None = None
+    key_types: tuple[KeyType, ...] = tuple(KeyType)
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """Names and type agree, and a CA could issue for all of them at once."""
+        names = self.dns_names
+        wildcards = [name for name in names if name.startswith("*")]
+        if not names:
+            yield KeyProblem("dns_names", "must not be empty")
+        elif self.type is ProfileKind.WILDCARD and len(wildcards) < len(names):
+            plain = next(name for name in names if name not in wildcards)
+            yield KeyProblem(
+                "dns_names", f"of a wildcard profile holds {plain}", "use type: mixed, or only wildcard names"
+            )
+        elif self.type is ProfileKind.MULTI_SAN and wildcards:
+            yield KeyProblem("dns_names", f"of a multi_san profile holds {wildcards[0]}", "use type: wildcard or mixed")
+        elif self.type is ProfileKind.MIXED and len(wildcards) in {0, len(names)}:
+            missing = "other" if wildcards else "wildcard"
+            remedy = f"add one, or use type: {'wildcard' if wildcards else 'multi_san'}"
+            yield KeyProblem("dns_names", f"of a mixed profile holds no {missing} name", remedy)
+        most = min(MAX_DNS_NAMES, _CA_PROFILE_NAMES.get(self.acme.profile, MAX_DNS_NAMES))
+        if len(names) > most:
+            yield KeyProblem("dns_names", f"holds {len(names)} names; the CA allows {most}", "split the profile")
+        if not self.key_types:
+            yield KeyProblem("key_types", "must not be empty", f"leave it out for {', '.join(KeyType)}")
+        yield from self._name_problems()
+
+    def _name_problems(self) -> Iterator[KeyProblem]:
+        seen: set[str] = set()
+        for number, name in enumerate(self.dns_names):
+            key = f"dns_names[{number}]"
+            if name in seen:
+                yield KeyProblem(key, f"is {name} again", "write each name once")
+            seen.add(name)
+            if problem := _name_problem(name):
+                yield KeyProblem(key, f"is {name}: {problem}", "remove it")
+        for number, name in enumerate(self.dns_names):
+            covering = f"*.{name.partition('.')[2]}"
+            if name != covering and covering in seen:
+                yield KeyProblem(
+                    f"dns_names[{number}]", f"is {name}, which {covering} covers; CAs refuse both together", "remove it"
+                )
+
+
+def _name_problem(name: str) -> str | None:
+    """Why no CA would issue for a well-formed name."""
+    labels = name.removeprefix("*.").split(".")
+    if labels[-1] in _SPECIAL_USE:
+        return f"names under .{labels[-1]} are not public"
+    if name == "*" or len(labels) < 2:
+        return "it stands for a whole top-level domain" if name.startswith("*") else "it has one label only"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _HostEntry:
+    """One of `hosts`."""
+
+    identity: IdentityName
+    profiles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _ServiceEntry:
+    """One of `services`."""
+
+    identity: IdentityName
+    profiles: tuple[str, ...] = ()
+    roles: tuple[Role, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _OperatorEntry:
+    """One of `operators`."""
+
+    identity: IdentityName
+    roles: tuple[Role, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _PolicyFile:
+    """The whole file."""
+
+    version: Annotated[int, Check(_version)]
+    profiles: Mapping[str, _ProfileEntry] = field(default_factory=dict)
+    hosts: Mapping[str, _HostEntry] = field(default_factory=dict)
+    services: Mapping[str, _ServiceEntry] = field(default_factory=dict)
+    operators: Mapping[str, _OperatorEntry] = field(default_factory=dict)
+
+
+class PolicyDocument:
+    """A loaded policy, immutable; implements `certplane.broker.ports.Policy`."""
+
+    def __init__(self, hash_: str, profiles: Mapping[str, Profile], grants: Mapping[str, Grant]) -> None:
+        self._hash = hash_
+        self._profiles = dict(profiles)
+        self._grants = dict(grants)
+
+    @property
+    def hash(self) -> str:
+        """See `Policy.hash`."""
+        return self._hash
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """All profiles, in the file's order."""
+        return tuple(self._profiles.values())
+
+    @property
+    def grants(self) -> tuple[Grant, ...]:
+        """All identities, in the file's order: hosts, services, operators."""
+        return tuple(self._grants.values())
+
+    def find_grant(self, identity: str) -> Grant | None:
+        """See `Policy.find_grant`."""
+        return self._grants.get(identity)
+
+    def find_profile(self, name: str) -> Profile | None:
+        """See `Policy.find_profile`."""
+        return self._profiles.get(name)
+
+
+def load_policy(path: Path) -> PolicyDocument:
+    """Read policy.yml.
+
+    Raises:
+        ConfigurationError: everything that is wrong with it.
+    """
+    return read_policy(Document.read(path))
+
+
+def read_policy(document: Document) -> PolicyDocument:
+    """The policy of a document. Raises as `load_policy`."""
+    decoder = Decoder(document.source)
+    file = decoder.section(document.root, _PolicyFile)
+    _check_across(document.root, decoder)
+    decoder.finish()
+    assert file is not None
+    profiles = {name: _profile(name, entry) for name, entry in file.profiles.items()}
+    grants = [
+        *(Grant(e.identity, IdentityKind.HOST, label, e.profiles) for label, e in file.hosts.items()),
+        *(Grant(e.identity, IdentityKind.SERVICE, label, e.profiles, e.roles) for label, e in file.services.items()),
+        *(Grant(e.identity, IdentityKind.OPERATOR, label, (), e.roles) for label, e in file.operators.items()),
+    ]
+    return PolicyDocument(document.source.sha256, profiles, {grant.name: grant for grant in grants})
+
+
+def _profile(name: str, entry: _ProfileEntry) -> Profile:
+    facts: dict[str, Any] = {
+        "name": name,
+        "type": entry.type,
+        "dns_names": sorted(entry.dns_names),
+        "key_types": sorted(entry.key_types),
+        "challenge": entry.acme.challenge,
+        "credentials": entry.acme.credentials,
+        "acme_profile": entry.acme.profile,
+    }
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return Profile(
+        name=name,
+        kind=entry.type,
+        dns_names=tuple(sorted(entry.dns_names)),
+        hash=hashlib.sha256(canonical.encode("ascii")).hexdigest(),
+        challenge=entry.acme.challenge,
+        credentials=entry.acme.credentials,
+        acme_profile=entry.acme.profile,
+        renew_before=entry.renew_before,
+        key_types=tuple(entry.key_types),
+    )
+
+
+def _check_across(root: MappingNode, decoder: Decoder) -> None:
+    """What one entry says of another, on the nodes, so that it is told beside whatever else is wrong."""
+    profiles = _entries(root, "profiles")
+    for name, node in profiles.items():
+        _check_label(name, node, decoder)
+    owners: dict[str, str] = {}
+    for section in ("hosts", "services", "operators"):
+        for label, node in _entries(root, section).items():
+            _check_label(label, node, decoder)
+            if isinstance(node, MappingNode):
+                _check_identity(node, owners, decoder)
+                _check_profiles(node, profiles.keys(), decoder)
+
+
+def _entries(root: MappingNode, section: str) -> dict[str, Node]:
+    entry = root.entries.get(section)
+    if entry is None or not isinstance(entry.value, MappingNode):
+        return {}
+    return {name: inner.value for name, inner in entry.value.entries.items()}
+
+
+def _check_label(label: str, node: Node, decoder: Decoder) -> None:
+    if _NAME.fullmatch(label) is None:
+        decoder.add(node.key, "has a name with other characters than A-Z, a-z, 0-9, '.', '_', '-', or over 64 of them")
+
+
+def _check_identity(node: MappingNode, owners: dict[str, str], decoder: Decoder) -> None:
+    entry = node.entries.get("identity")
+    if entry is None or not isinstance(entry.value, ScalarNode):
+        return
+    try:
+        identity = canonical_identity_name(entry.value.text)
+    except ValueError:
+        return  # told already
+    first = owners.setdefault(identity, node.key)
+    if first != node.key:
+        decoder.add(entry.value.key, f"is {identity}, the identity of {first} too", "give each entry its own")
+
+
+def _check_profiles(node: MappingNode, known: Any, decoder: Decoder) -> None:
+    entry = node.entries.get("profiles")
+    if entry is None or not isinstance(entry.value, SequenceNode):
+        return
+    seen: set[str] = set()
+    for item in entry.value.items:
+        if not isinstance(item, ScalarNode):
+            continue
+        if item.text in seen:
+            decoder.add(item.key, "names the same profile again", "write it once")
+        elif item.text not in known:
+            decoder.add(item.key, f"is {item.text[:64]!a}, which is no profile", "define it under `profiles`")
+        seen.add(item.text)
