@@ -20,17 +20,18 @@ import functools
 import logging
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 import grpc
 
 from certplane.broker.model import IdentityKind
+from certplane.broker.ports import DenialRecorder
 from certplane.broker.services.calls import Call, EdgeRefusalError, new_request_id, serving, valid_request_id
 from certplane.broker.services.interceptors.access import METHODS, Access, check_access
 from certplane.broker.services.interceptors.authentication import AuthenticationError, Authenticator, Peer, peer_of
 from certplane.broker.services.interceptors.buckets import TokenBuckets
+from certplane.broker.services.interceptors.denials import denial_event
 from certplane.broker.services.interceptors.handlers import (
     Behaviour,
     RpcContext,
@@ -45,7 +46,7 @@ from certplane.rpc.status import grpc_status, status_from_refusal
 from certplane.runtime.clock import Clock
 from certplane.runtime.logging import request_id as logged_request_id
 
-__all__ = ["REQUEST_ID_KEY", "Denial", "DenialLog", "Edge"]
+__all__ = ["REQUEST_ID_KEY", "Edge"]
 
 RpcHandler = grpc.RpcMethodHandler[Any, Any]
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]]
@@ -73,27 +74,6 @@ _logger = logging.getLogger(__name__)
 _access_logger = logging.getLogger("certplane.broker.access")
 
 
-@dataclass(frozen=True, slots=True)
-class Denial:
-    """A call that the edge refused: what an audit event of it says."""
-
-    request_id: str
-    method: str
-    refusal: Refusal
-    identity: str
-    serial_number: str
-    source_ip: str
-    user_agent: str
-
-
-class DenialLog(Protocol):
-    """Where refusals of the edge are audited."""
-
-    async def denied(self, denial: Denial) -> None:
-        """Record it, or count it with its equals; may fail, which doesn't change the answer."""
-        ...
-
-
 class Edge(grpc.aio.ServerInterceptor):
     """Wraps the handlers of all services of one server."""
 
@@ -102,9 +82,10 @@ class Edge(grpc.aio.ServerInterceptor):
         *,
         authenticator: Authenticator,
         buckets: TokenBuckets,
-        denials: DenialLog,
+        denials: DenialRecorder,
         metrics: Metrics,
         clock: Clock,
+        new_event_id: Callable[[], str],
         recheck: timedelta = timedelta(seconds=5),
     ) -> None:
         """Take what the edge works with; `recheck` is how often an open stream's caller is looked at."""
@@ -113,6 +94,7 @@ class Edge(grpc.aio.ServerInterceptor):
         self._denials = denials
         self._metrics = metrics
         self._clock = clock
+        self._new_event_id = new_event_id
         self._recheck = recheck
         self._handlers: dict[str, RpcHandler] = {}
         self._draining: timedelta | None = None
@@ -276,7 +258,8 @@ class Edge(grpc.aio.ServerInterceptor):
         call.reason = refusal.reason
         if audit or isinstance(error, (AuthenticationError, EdgeRefusalError)):
             try:
-                await self._denials.denied(_denial(call, peer, error))
+                event = denial_event(call, peer, error, clock=self._clock, new_id=self._new_event_id)
+                await self._denials.record(event)
             except Exception:
                 # The caller is refused either way; what can't be recorded is at least in the log.
                 _logger.exception("a denial could not be audited", extra={"fields": {"method": call.method}})
@@ -304,25 +287,6 @@ async def _abort(call: Call, context: RpcContext, refusal: Refusal) -> NoReturn:
     status = grpc_status(status_from_refusal(refusal, request_id=call.request_id))
     metadata = (*(status.trailing_metadata or ()), (REQUEST_ID_KEY, call.request_id))
     await context.abort(status.code, status.details, metadata)
-
-
-def _denial(call: Call, peer: Peer, error: RefusalError) -> Denial:
-    certificate = error.certificate if isinstance(error, AuthenticationError) else None
-    if call.caller is not None:
-        identity, serial_number = call.caller.name, call.caller.serial_number
-    elif certificate is not None:
-        identity, serial_number = ",".join(certificate.names[:4]), certificate.serial_number
-    else:
-        identity = serial_number = ""
-    return Denial(
-        request_id=call.request_id,
-        method=call.method,
-        refusal=error.refusal,
-        identity=identity,
-        serial_number=serial_number,
-        source_ip=peer.source_ip,
-        user_agent=peer.user_agent,
-    )
 
 
 _CODE_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}

@@ -1,0 +1,137 @@
+# ruff: noqa: N802 - methods bear the names of the proto file
+"""`EnrollmentService`: how the broker sees an enrolled caller, and what the caller runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+import grpc
+
+from certplane import __version__
+from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, EnrollmentReport
+from certplane.broker.ports import EnrollmentStore, PolicySource
+from certplane.broker.services.calls import current_call
+from certplane.broker.services.convert import identity_message, invalid_request, timestamp
+from certplane.runtime.clock import Clock
+from certplane.v1 import enrollment_pb2 as pb
+from certplane.v1 import enrollment_pb2_grpc
+
+__all__ = ["EnrollmentServicer", "PresentedTrust"]
+
+RpcContext = grpc.aio.ServicerContext[Any, Any]
+
+_MAX_VERSION: Final = 64
+_MAX_FACTS: Final = 16
+_MAX_FACT_KEY: Final = 64
+_MAX_FACT_VALUE: Final = 256
+_SERIAL: Final = re.compile(r"0|[1-9a-f][0-9a-f]{0,39}")
+"""RFC 5280 4.1.2.2: at most 20 octets."""
+
+
+class PresentedTrust(Protocol):
+    """What the broker trusts and presents now, PEM."""
+
+    @property
+    def agent_ca_bundle_pem(self) -> str:
+        """CA certificates that identities are verified against."""
+        ...
+
+    @property
+    def server_chain_pem(self) -> str:
+        """What new connections are presented, leaf first."""
+        ...
+
+
+class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
+    """See the proto file: the comment of each method there is its contract."""
+
+    def __init__(
+        self,
+        *,
+        trust: PresentedTrust,
+        policy: PolicySource,
+        enrollments: EnrollmentStore,
+        clock: Clock,
+        new_event_id: Callable[[], str],
+    ) -> None:
+        self._trust = trust
+        self._policy = policy
+        self._enrollments = enrollments
+        self._clock = clock
+        self._new_event_id = new_event_id
+
+    async def GetIdentity(self, _request: pb.GetIdentityRequest, _context: RpcContext) -> pb.GetIdentityResponse:
+        """Who the broker takes the caller for."""
+        caller, _ = current_call()
+        return pb.GetIdentityResponse(
+            identity=identity_message(caller),
+            broker_time=timestamp(self._clock.now()),
+            policy_hash=self._policy.current.hash,
+            broker_version=__version__,
+        )
+
+    async def GetTrustBundle(
+        self, _request: pb.GetTrustBundleRequest, _context: RpcContext
+    ) -> pb.GetTrustBundleResponse:
+        """What the broker trusts and presents."""
+        return pb.GetTrustBundleResponse(
+            agent_ca_bundle_pem=self._trust.agent_ca_bundle_pem,
+            server_certificate_chain_pem=self._trust.server_chain_pem,
+        )
+
+    async def ReportEnrollment(
+        self, request: pb.ReportEnrollmentRequest, _context: RpcContext
+    ) -> pb.ReportEnrollmentResponse:
+        """Record what the caller runs; the record and its audit event are one transaction."""
+        caller, request_id = current_call()
+        now = self._clock.now()
+        report = EnrollmentReport(
+            identity=caller.name,
+            agent_version=_version(request.agent_version),
+            host_facts=_facts(request.host_facts),
+            identity_serial_number=_serial_number(request.identity_serial_number),
+            record_time=now,
+        )
+        event = AuditEvent(
+            event_id=self._new_event_id(),
+            timestamp=now,
+            event_type=AuditEventType.ENROLLMENT_REPORTED,
+            request_id=request_id,
+            decision=AuditDecision.ALLOW,
+            identity=caller.name,
+            reason=f"agent {report.agent_version}, identity certificate {report.identity_serial_number} on disk, "
+            f"{caller.serial_number} in use",
+            source_ip=caller.source_ip,
+            user_agent=caller.user_agent,
+        )
+        await self._enrollments.record_report(report, [event])
+        return pb.ReportEnrollmentResponse(record_time=timestamp(now))
+
+
+def _version(text: str) -> str:
+    if not text:
+        raise invalid_request("agent_version", "is required")
+    if len(text.encode()) > _MAX_VERSION or not text.isprintable():
+        raise invalid_request("agent_version", f"must be at most {_MAX_VERSION} bytes, printable")
+    return text
+
+
+def _facts(facts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    if len(facts) > _MAX_FACTS:
+        raise invalid_request("host_facts", f"has more than {_MAX_FACTS} keys")
+    for key, value in facts.items():
+        if not key or len(key.encode()) > _MAX_FACT_KEY or not key.isprintable():
+            raise invalid_request("host_facts", f"has a key that is not 1 to {_MAX_FACT_KEY} printable bytes")
+        if len(value.encode()) > _MAX_FACT_VALUE or not value.isprintable():
+            raise invalid_request(f"host_facts[{key}]", f"must be at most {_MAX_FACT_VALUE} bytes, printable")
+    return tuple(sorted(facts.items()))
+
+
+def _serial_number(text: str) -> str:
+    if not text:
+        raise invalid_request("identity_serial_number", "is required")
+    if _SERIAL.fullmatch(text) is None:
+        raise invalid_request("identity_serial_number", "must be lower-case hexadecimal without leading zeros")
+    return text

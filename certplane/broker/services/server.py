@@ -1,0 +1,104 @@
+"""The broker's gRPC server: its options, and all services behind one edge.
+
+One port, mTLS only. The options are the ones of which we have seen that they work (grpcio 1.85): some strings that look
+right are ignored without a word, so change them with a test.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from certplane.broker.services.certificates import CertificateServicer
+from certplane.broker.services.enrollment import EnrollmentServicer
+from certplane.broker.services.interceptors.edge import Edge
+from certplane.broker.services.operations import add_operations
+from certplane.rpc.channel import MAX_MESSAGE_BYTES
+from certplane.rpc.credentials import ServerTls
+from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
+
+__all__ = ["SERVER_OPTIONS", "SERVICES", "BrokerServer", "PortError"]
+
+_MINUTE_MS: Final = 60_000
+
+SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    # A second broker on the port fails instead of getting half of the connections.
+    ("grpc.so_reuseport", 0),
+    # A dead peer is noticed after 60 s + 20 s. keepalive_timeout_ms alone has no effect on a server: the wait for the
+    # answer is http2.ping_timeout_ms.
+    ("grpc.keepalive_time_ms", _MINUTE_MS),
+    ("grpc.http2.ping_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Clients ping every 90 s (certplane.rpc.channel); grpc's default calls more than one in five minutes abuse.
+    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    # A socket that doesn't finish its handshake is closed; grpc's default is 120 s.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # Connections are made anew every four hours (+-10 %), with a full handshake. Calls under way get longer than the
+    # longest wait for an order.
+    ("grpc.max_connection_age_ms", 4 * 60 * _MINUTE_MS),
+    ("grpc.max_connection_age_grace_ms", 11 * _MINUTE_MS),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Per connection; what is above it queues at the client.
+    ("grpc.max_concurrent_streams", 128),
+    # Above 8 KiB a request may be, above 16 KiB it is refused with RESOURCE_EXHAUSTED.
+    ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    ("grpc.enable_channelz", 1),
+)
+
+SERVICES: Final = (
+    certificate_pb2.DESCRIPTOR.services_by_name["CertificateService"].full_name,
+    enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name,
+)
+
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+
+
+class PortError(OSError):
+    """The address can't be listened on."""
+
+
+class BrokerServer:
+    """One server: bound when made, serving from `start` to `stop`."""
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        tls: ServerTls,
+        edge: Edge,
+        enrollment: EnrollmentServicer,
+        certificates: CertificateServicer,
+    ) -> None:
+        """Build the server and bind the port.
+
+        Raises:
+            PortError: the port is taken, or the address isn't this machine's.
+        """
+        self._edge = edge
+        self._server = grpc.aio.server(interceptors=(edge,), options=SERVER_OPTIONS)
+        enrollment_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, self._server)
+        certificate_pb2_grpc.add_CertificateServiceServicer_to_server(certificates, self._server)
+        self._health = add_operations(self._server, SERVICES)
+        try:
+            self.port = self._server.add_secure_port(address, tls.credentials())
+        except RuntimeError as error:
+            raise PortError(f"can't listen on {address}: the port is taken, or not this machine's address") from error
+
+    async def start(self) -> None:
+        """Serve; health says SERVING."""
+        await self._server.start()
+        for service in SERVICES:
+            await self._health.set(service, _SERVING)
+
+    async def drain(self, retry_after: timedelta) -> None:
+        """Say NOT_SERVING, and refuse calls that may start an order with DRAINING; the others are still served."""
+        self._edge.drain(retry_after)
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace: timedelta) -> None:
+        """Close the port at once; calls get `grace` to end, then they are cancelled."""
+        await self._server.stop(grace.total_seconds())

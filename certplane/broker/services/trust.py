@@ -1,0 +1,177 @@
+"""The broker's own certificate and the agents' CA bundle: read, checked, then in force for the next connection.
+
+Rules it keeps:
+
+- Nothing is handed to grpc that was not loaded first: its core takes a key that doesn't match its certificate, or a
+  bundle that is none, and keeps the old configuration without a word to Python.
+- What was checked is what is handed over: certificates and key are written anew from what was parsed.
+- A bundle may hold several roots, so that an old and a new internal CA overlap while hosts move.
+
+Reading again, and what to do when it fails, is `certplane.broker.reload`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certplane.config.files import read_file, read_private_file
+from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.pki.chain import CertificateFacts, ChainError, leaf_facts, split_chain
+from certplane.pki.identity import BundleError, TrustBundle
+from certplane.pki.keys import PrivateKeyError, load_private_key, private_key_pem, public_key_sha256
+from certplane.rpc.credentials import KeyPair, ServerTls
+
+__all__ = ["Trust", "TrustFiles", "TrustInForce", "TrustText"]
+
+Locate = Callable[[str], ConfigurationProblem]
+"""From a key of the configuration to where it stands, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrustText:
+    """The three files as they are on disk."""
+
+    chain: bytes
+    key: bytes
+    bundle: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the three; equal when nothing has changed."""
+        digests = (hashlib.sha256(part).digest() for part in (self.chain, self.key, self.bundle))
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"TrustText({self.fingerprint[:12]})"
+
+
+@dataclass(frozen=True, slots=True)
+class TrustFiles:
+    """Where the files are, and where they are configured."""
+
+    cert: Path
+    key: Path
+    agent_ca_bundle: Path
+    locate: Locate
+
+    def read(self) -> TrustText:
+        """Read the three. Blocks.
+
+        Raises:
+            ConfigurationError: all that can't be read, or the key's mode lets others in.
+        """
+        parts: list[bytes] = []
+        problems: list[ConfigurationProblem] = []
+        for path, key, read in (
+            (self.cert, "server.tls.cert", read_file),
+            (self.key, "server.tls.key", read_private_file),
+            (self.agent_ca_bundle, "server.mtls.agent_ca_bundle", read_file),
+        ):
+            try:
+                parts.append(read(path, at=self.locate(key)))
+            except ConfigurationError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigurationError(problems)
+        return TrustText(*parts)
+
+    def check(self, text: TrustText) -> Trust:
+        """What the files mean.
+
+        Raises:
+            ConfigurationError: all that is wrong with them. Whether they are expired is not asked.
+        """
+        problems: list[ConfigurationProblem] = []
+
+        def problem(key: str, path: Path, message: str, remedy: str) -> None:
+            at = self.locate(key)
+            problems.append(ConfigurationProblem(at.file, at.line, at.key, f"{path} {message}", remedy))
+
+        chain = facts = key = bundle = None
+        try:
+            chain_text = text.chain.decode("ascii")
+            facts = leaf_facts(chain_text)
+            chain = "".join(split_chain(chain_text)).encode("ascii")
+        except (ChainError, UnicodeDecodeError) as error:
+            detail = error.refusal.message if isinstance(error, ChainError) else "not text"
+            problem("server.tls.cert", self.cert, f"is no certificate chain: {detail}", "give PEM, leaf first")
+        try:
+            key = load_private_key(text.key)
+        except PrivateKeyError as error:
+            problem("server.tls.key", self.key, f"can't be used: {error}", "give the certificate's key in PEM")
+        if facts is not None and key is not None and facts.public_key_sha256 != public_key_sha256(key.public_key()):
+            problem(
+                "server.tls.key",
+                self.key,
+                f"is not the key of {self.cert}",
+                "put the pair that belongs together into both files",
+            )
+        try:
+            bundle = TrustBundle.from_pem(text.bundle)
+        except BundleError as error:
+            problem("server.mtls.agent_ca_bundle", self.agent_ca_bundle, str(error), "give CA certificates in PEM")
+        if problems or facts is None or chain is None or key is None or bundle is None:
+            raise ConfigurationError(problems)
+        return Trust(KeyPair(private_key_pem(key), chain), facts, bundle)
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """A checked pair and bundle."""
+
+    pair: KeyPair
+    server: CertificateFacts
+    bundle: TrustBundle
+
+    @property
+    def bundle_pem(self) -> bytes:
+        """The bundle's certificates, PEM, without what stood between them."""
+        return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in self.bundle.certificates)
+
+    @property
+    def ca_not_after(self) -> datetime:
+        """When the first of the bundle's CAs ends."""
+        return min(certificate.not_valid_after_utc for certificate in self.bundle.certificates)
+
+
+class TrustInForce:
+    """What the broker presents and trusts now. Changed from the event loop; read from anywhere."""
+
+    def __init__(self, trust: Trust) -> None:
+        self._trust = trust
+        self._bundle_pem = trust.bundle_pem
+        self.tls = ServerTls(trust.pair, self._bundle_pem)
+
+    @property
+    def current(self) -> Trust:
+        """All of it."""
+        return self._trust
+
+    @property
+    def bundle(self) -> TrustBundle:
+        """The CAs that callers are verified against, on every call."""
+        return self._trust.bundle
+
+    @property
+    def agent_ca_bundle_pem(self) -> str:
+        """The same as PEM."""
+        return self._bundle_pem.decode("ascii")
+
+    @property
+    def server_chain_pem(self) -> str:
+        """What new connections are presented, leaf first."""
+        return self._trust.pair.chain_pem.decode("ascii")
+
+    def replace(self, trust: Trust) -> None:
+        """Put `trust` in force: for new connections their handshake, for all of them the next call."""
+        bundle_pem = trust.bundle_pem
+        self.tls.replace(trust.pair, bundle_pem)
+        self._trust = trust
+        self._bundle_pem = bundle_pem
