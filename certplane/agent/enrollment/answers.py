@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certplane.agent.enrollment.errors import EnrollmentError, RefusedError
 from certplane.agent.model import IssuedCertificate
 from certplane.errors import CertplaneError
-from certplane.pki.identity import TrustBundle, verify_identity
+from certplane.pki.identity import verify_identity
 from certplane.pki.keys import public_key_sha256
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from certplane.agent.enrollment.exchange import Reply
+    from certplane.pki.identity import TrustBundle
 
 __all__ = ["NEW_TOKEN", "accept_certificate", "renewal_refused", "san_names", "sign_refused"]
 
@@ -32,7 +33,7 @@ _RE_ENROLL = "get a new token and run `certplane-agent enroll --force`"
 
 
 def accept_certificate(
-    reply: Reply, *, key_sha256: str, names: Sequence[str], roots_pem: str, now: datetime
+    reply: Reply, *, key_sha256: str, names: Sequence[str], anchors: TrustBundle, now: datetime
 ) -> IssuedCertificate:
     """The certificate of a 201 answer, whole chain, once it is proven to be what was asked for.
 
@@ -40,7 +41,7 @@ def accept_certificate(
         reply: the answer of `/sign`, `/renew` or `/rekey`.
         key_sha256: SHA-256 of the SubjectPublicKeyInfo that it must be for.
         names: the subjectAltNames that it must have, no others.
-        roots_pem: the pinned roots.
+        anchors: what its chain must lead to.
         now: this host's time.
 
     Raises:
@@ -54,12 +55,12 @@ def accept_certificate(
         _check_ours(leaf, key_sha256, names)
         # The CA's clock counts for what it has just made: this host's may be a little behind or ahead of it.
         judged_at = min(max(now, leaf.not_valid_before_utc), leaf.not_valid_after_utc)
-        verify_identity(leaf_pem, chain_pem, TrustBundle.from_pem(roots_pem.encode()), judged_at)
+        verify_identity(leaf_pem, chain_pem, anchors, judged_at)
     except (ValueError, CertplaneError) as error:
-        detail = str(error) if isinstance(error, ValueError) else "it has no valid path to the pinned root"
+        detail = str(error) if isinstance(error, ValueError) else "it has no valid path to the internal CA's root"
         raise EnrollmentError(
             f"the certificate from the internal CA is not usable: {detail}",
-            remedy="look at the provisioner's template and at the CA's intermediate",
+            remedy="look at the provisioner's template, at the CA's intermediate and at identity.issuer_ca_bundle",
         ) from error
     return IssuedCertificate(certificate_pem=leaf_pem.decode(), chain_pem=chain_pem.decode())
 

@@ -18,7 +18,7 @@ from certplane.agent.enrollment.errors import EnrollmentError, RefusedError, Unr
 from certplane.agent.enrollment.exchange import Endpoint, Reply, exchange
 from certplane.agent.enrollment.recovery import SigningKey, renewal_token
 from certplane.agent.enrollment.token import check_token, parse_token
-from certplane.agent.enrollment.trust import PinnedRoots, pinned_roots
+from certplane.agent.enrollment.trust import PinnedRoots, Trust, pinned_roots
 from certplane.agent.model import IssuedCertificate, Version
 from certplane.errors import CertplaneError, OperationError
 from certplane.pki.keys import load_private_key, public_key_sha256
@@ -28,8 +28,8 @@ from certplane.runtime.pool import BlockingPool
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
-    from pathlib import Path
 
+    from certplane.pki.identity import TrustBundle
     from certplane.runtime.clock import Clock
 
 __all__ = ["StepCaAuthority"]
@@ -46,8 +46,7 @@ class StepCaAuthority:
 
     Args:
         endpoint: where the CA answers.
-        fingerprint: the root's SHA-256, hex; empty when only the bundle is used.
-        root_ca_bundle: PEM file with the roots; None when only the fingerprint is used.
+        trust: what it is known by.
         timeout: of one request; see `exchange`.
         clock: judges tokens, and waits between tries.
         rng: spreads those waits.
@@ -57,17 +56,13 @@ class StepCaAuthority:
         self,
         endpoint: Endpoint,
         *,
-        fingerprint: str,
-        root_ca_bundle: Path | None,
+        trust: Trust,
         timeout: timedelta,
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        if not fingerprint and root_ca_bundle is None:
-            raise ValueError("a fingerprint or a bundle is needed to know the CA by")
         self._endpoint = endpoint
-        self._fingerprint = fingerprint
-        self._bundle = root_ca_bundle
+        self._trust = trust
         self._timeout = timeout
         self._clock = clock
         self._rng = rng
@@ -114,13 +109,13 @@ class StepCaAuthority:
         csr = x509.load_pem_x509_csr(csr_pem.encode())
         names = san_names(csr.extensions)
         claims = parse_token(token)
-        roots = self._roots()
+        roots, anchors = self._believed()
         check_token(claims, names=names, root_sha256=roots.sha256, now=self._clock.now())
         try:
             reply = self._exchange("POST", "/sign", roots.context(), body={"csr": csr_pem, "ott": token})
             if reply.status != _CREATED:
                 raise sign_refused(reply, self._endpoint.origin)
-            return self._accepted(reply, csr, names, roots)
+            return self._accepted(reply, csr, names, anchors)
         except (UnreachableError, RefusedError):
             raise
         except EnrollmentError as error:
@@ -131,27 +126,28 @@ class StepCaAuthority:
             ) from error
 
     def _renew(self, current: Version) -> IssuedCertificate:
-        roots = self._roots()
+        roots, anchors = self._believed()
         leaf = _read_chain(current)[0]
         reply = self._exchange("POST", "/renew", _with_identity(roots.context(), current))
-        return self._renewed(reply, leaf, leaf, roots)
+        return self._renewed(reply, leaf, leaf, anchors)
 
     def _rekey(self, current: Version, csr_pem: str) -> IssuedCertificate:
-        roots = self._roots()
+        roots, anchors = self._believed()
         leaf = _read_chain(current)[0]
         reply = self._exchange("POST", "/rekey", _with_identity(roots.context(), current), body={"csr": csr_pem})
-        return self._renewed(reply, x509.load_pem_x509_csr(csr_pem.encode()), leaf, roots)
+        return self._renewed(reply, x509.load_pem_x509_csr(csr_pem.encode()), leaf, anchors)
 
     def _recover(self, expired: Version) -> IssuedCertificate:
-        roots = self._roots()
+        roots, anchors = self._believed()
         chain = _read_chain(expired)
         audience = f"{self._endpoint.origin}/renew"
         bearer = renewal_token(chain, _read_key(expired), audience=audience, now=self._clock.now())
         reply = self._exchange("POST", "/renew", roots.context(), bearer=bearer)
-        return self._renewed(reply, chain[0], chain[0], roots)
+        return self._renewed(reply, chain[0], chain[0], anchors)
 
     def _check(self) -> str:
-        reply = self._exchange("GET", "/health", self._roots().context())
+        roots, _ = self._believed()
+        reply = self._exchange("GET", "/health", roots.context())
         if reply.status != 200 or reply.json().get("status") != "ok":
             raise EnrollmentError(
                 f"the internal CA at {self._endpoint.origin} is not well (HTTP {reply.status})",
@@ -159,8 +155,10 @@ class StepCaAuthority:
             )
         return self._endpoint.origin
 
-    def _roots(self) -> PinnedRoots:
-        return pinned_roots(self._endpoint, self._fingerprint, self._bundle, self._timeout)
+    def _believed(self) -> tuple[PinnedRoots, TrustBundle]:
+        """The roots to connect with and what an identity must lead to: both known before anything is sent."""
+        roots = pinned_roots(self._endpoint, self._trust, self._timeout)
+        return roots, self._trust.anchors(roots)
 
     def _exchange(
         self,
@@ -178,25 +176,25 @@ class StepCaAuthority:
         reply: Reply,
         keyed: x509.Certificate | x509.CertificateSigningRequest,
         leaf: x509.Certificate,
-        roots: PinnedRoots,
+        anchors: TrustBundle,
     ) -> IssuedCertificate:
         if reply.status != _CREATED:
             raise renewal_refused(reply, self._endpoint.origin)
-        return self._accepted(reply, keyed, san_names(leaf.extensions), roots)
+        return self._accepted(reply, keyed, san_names(leaf.extensions), anchors)
 
     def _accepted(
         self,
         reply: Reply,
         keyed: x509.Certificate | x509.CertificateSigningRequest,
         names: tuple[str, ...],
-        roots: PinnedRoots,
+        anchors: TrustBundle,
     ) -> IssuedCertificate:
         """`accept_certificate` for the key of `keyed`, at this moment."""
         return accept_certificate(
             reply,
             key_sha256=public_key_sha256(keyed.public_key()),
             names=names,
-            roots_pem=roots.pem,
+            anchors=anchors,
             now=self._clock.now(),
         )
 

@@ -17,87 +17,113 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.agent.enrollment.errors import EnrollmentError, RefusedError, UnreachableError
 from certplane.agent.enrollment.exchange import Endpoint, exchange
+from certplane.config.files import read_file
 from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.pki.identity import BundleError, TrustBundle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import timedelta
     from pathlib import Path
 
-__all__ = ["PinnedRoots", "pinned_roots"]
+__all__ = ["PinnedRoots", "Trust", "pinned_roots"]
 
+_ROOT_BUNDLE_KEY = "identity.step_ca.root_ca_bundle"
+_ISSUER_BUNDLE_KEY = "identity.issuer_ca_bundle"
 _CHECK_FINGERPRINT = "compare it with `step certificate fingerprint root_ca.crt` on the CA"
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """How the internal CA is known, as configured.
+
+    Attributes:
+        fingerprint: the root's SHA-256, lower-case hex; empty when only the bundle is used.
+        root_ca_bundle: PEM file with the roots of the CA's HTTPS; None when only the fingerprint is used.
+        issuer_ca_bundle: PEM file with what identities must lead to; None for the roots above.
+        problem: makes a problem of a configured key, a message and a remedy (`Source.problem`).
+    """
+
+    fingerprint: str
+    root_ca_bundle: Path | None
+    issuer_ca_bundle: Path | None
+    problem: Callable[[str, str, str], ConfigurationProblem]
+
+    def anchors(self, roots: PinnedRoots) -> TrustBundle:
+        """What an identity's chain must lead to. Blocks.
+
+        Raises:
+            ConfigurationError: the bundle can't be used.
+        """
+        if self.issuer_ca_bundle is None:
+            return TrustBundle(roots.certificates)
+        return self.read_bundle(self.issuer_ca_bundle, _ISSUER_BUNDLE_KEY)
+
+    def read_bundle(self, path: Path, key: str) -> TrustBundle:
+        """The bundle in `path`, which is the value of `key`. Blocks.
+
+        Raises:
+            ConfigurationError: it can't be read, or isn't one.
+        """
+        pem = read_file(path, at=self.problem(key, "", ""))
+        try:
+            return TrustBundle.from_pem(pem)
+        except BundleError as error:
+            problem = self.problem(key, f"{path} {error}", "put the internal CA's root certificate there, PEM")
+            raise ConfigurationError([problem]) from error
+
+
+@dataclass(frozen=True, slots=True)
 class PinnedRoots:
-    """The roots that are believed, and their SHA-256 fingerprints (of the DER, lower-case hex)."""
+    """The roots that are believed."""
 
-    pem: str
-    sha256: tuple[str, ...]
+    certificates: tuple[x509.Certificate, ...]
 
-    @classmethod
-    def of(cls, certificates: Sequence[x509.Certificate]) -> PinnedRoots:
-        """Exactly these."""
-        return cls(
-            pem="".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in certificates),
-            sha256=tuple(_sha256(certificate) for certificate in certificates),
-        )
+    @property
+    def sha256(self) -> Sequence[str]:
+        """Their fingerprints: SHA-256 of the DER, lower-case hex."""
+        return [_sha256(certificate) for certificate in self.certificates]
 
     def context(self) -> ssl.SSLContext:
         """A TLS context that believes these roots and nothing else, with the host's name checked."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_verify_locations(cadata=self.pem)
+        context.load_verify_locations(cadata=b"".join(root.public_bytes(Encoding.DER) for root in self.certificates))
         return context
 
 
-def pinned_roots(endpoint: Endpoint, fingerprint: str, bundle: Path | None, timeout: timedelta) -> PinnedRoots:
-    """The roots by `fingerprint` (hex; empty for none), by `bundle`, or both. Blocks.
+def pinned_roots(endpoint: Endpoint, trust: Trust, timeout: timedelta) -> PinnedRoots:
+    """The roots of the CA at `endpoint`. Blocks.
 
     Raises:
         UnreachableError: the CA can't be asked for its root.
         EnrollmentError: the CA doesn't have that root, or hands out another.
-        ConfigurationError: the bundle can't be read, or has no root of that fingerprint.
+        ConfigurationError: the bundle can't be used, or has no root of that fingerprint.
     """
-    wanted = fingerprint.replace(":", "").lower()
-    if bundle is not None:
-        return _from_bundle(bundle, wanted)
-    return _fetched(endpoint, wanted, timeout)
-
-
-def _from_bundle(bundle: Path, wanted: str) -> PinnedRoots:
-    try:
-        certificates = x509.load_pem_x509_certificates(bundle.read_bytes())
-    except OSError as error:
-        raise _bundle_problem(
-            bundle, f"can't be read: {error.strerror}", "put the internal CA's root there, PEM"
-        ) from error
-    except ValueError as error:
-        raise _bundle_problem(
-            bundle, "holds no certificates in PEM", "put the internal CA's root there, PEM"
-        ) from error
-    if wanted:
-        certificates = [certificate for certificate in certificates if _sha256(certificate) == wanted]
+    if trust.root_ca_bundle is None:
+        return PinnedRoots((_fetched(endpoint, trust.fingerprint, timeout),))
+    certificates = trust.read_bundle(trust.root_ca_bundle, _ROOT_BUNDLE_KEY).certificates
+    if trust.fingerprint:
+        certificates = tuple(root for root in certificates if _sha256(root) == trust.fingerprint)
     if not certificates:
-        message = f"none of its certificates has the fingerprint {wanted} of identity.step_ca.fingerprint"
-        raise _bundle_problem(bundle, message, _CHECK_FINGERPRINT)
-    return PinnedRoots.of(certificates)
+        message = f"{trust.root_ca_bundle} has no certificate with the fingerprint {trust.fingerprint}"
+        raise ConfigurationError([trust.problem(_ROOT_BUNDLE_KEY, message, _CHECK_FINGERPRINT)])
+    return PinnedRoots(certificates)
 
 
-def _fetched(endpoint: Endpoint, wanted: str, timeout: timedelta) -> PinnedRoots:
+def _fetched(endpoint: Endpoint, fingerprint: str, timeout: timedelta) -> x509.Certificate:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # what is fetched proves itself by its hash
     try:
-        reply = exchange(endpoint, "GET", f"/root/{wanted}", context=context, timeout=timeout)
+        reply = exchange(endpoint, "GET", f"/root/{fingerprint}", context=context, timeout=timeout)
     except UnreachableError:
         raise
     except EnrollmentError as error:  # asking for a root changes nothing, so it counts as nothing sent
         raise UnreachableError(error.message, remedy=error.remedy) from error
     if reply.status != 200:
         raise RefusedError(
-            f"the CA at {endpoint.origin} has no root with the fingerprint {wanted} (HTTP {reply.status})",
+            f"the CA at {endpoint.origin} has no root with the fingerprint {fingerprint} (HTTP {reply.status})",
             status=reply.status,
             said=reply.said,
             remedy=f"check identity.step_ca.fingerprint: {_CHECK_FINGERPRINT}",
@@ -108,19 +134,13 @@ def _fetched(endpoint: Endpoint, wanted: str, timeout: timedelta) -> PinnedRoots
         raise EnrollmentError(
             f"{endpoint.origin} doesn't answer like step-ca", remedy="check identity.step_ca.url"
         ) from error
-    if _sha256(certificate) != wanted:
+    if _sha256(certificate) != fingerprint:
         raise EnrollmentError(
-            f"{endpoint.origin} handed out a root with the fingerprint {_sha256(certificate)} instead of {wanted}",
+            f"{endpoint.origin} handed out a root with the fingerprint {_sha256(certificate)} instead of {fingerprint}",
             remedy="something between this host and the CA answers in its place; nothing was sent to it",
         )
-    return PinnedRoots.of([certificate])
+    return certificate
 
 
 def _sha256(certificate: x509.Certificate) -> str:
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
-
-
-def _bundle_problem(bundle: Path, message: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(
-        [ConfigurationProblem(str(bundle), None, "identity.step_ca.root_ca_bundle", message, remedy)]
-    )
