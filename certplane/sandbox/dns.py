@@ -26,6 +26,7 @@ import dns.name
 import dns.opcode
 import dns.rcode
 import dns.rdata
+import dns.rdataclass
 import dns.rdatatype
 import dns.tsig
 import dns.update
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _REMEMBERED_QUESTIONS = 10_000
+_TSIG_ERRORS: dict[type[Exception], dns.rcode.Rcode] = {
+    dns.message.UnknownTSIGKey: dns.rcode.BADKEY,
+    dns.tsig.BadSignature: dns.rcode.BADSIG,
+    dns.tsig.BadTime: dns.rcode.BADTIME,
+}
 _PLAIN_UDP_BYTES = 512  # RFC 1035, 4.2.1
 
 
@@ -208,8 +214,8 @@ class _Service:
         faults = self.faults[address]
         try:
             message = dns.message.from_wire(wire, keyring=self.endpoint.key.keyring)
-        except (dns.message.UnknownTSIGKey, dns.tsig.BadSignature, dns.tsig.PeerError, dns.tsig.BadTime):
-            return _refusal(wire, dns.rcode.NOTAUTH)
+        except tuple(_TSIG_ERRORS) as error:
+            return _tsig_refusal(wire, _TSIG_ERRORS[type(error)])
         except dns.exception.DNSException:
             return _refusal(wire, dns.rcode.FORMERR)
         if faults.drop and faults.concern(message):
@@ -279,10 +285,21 @@ class _Datagrams(asyncio.DatagramProtocol):
             self._transport.sendto(answer, addr)
 
 
-def _refusal(wire: bytes, rcode: dns.rcode.Rcode) -> bytes | None:
-    """A bare header with the question's id; None if there isn't even a header."""
+def _refusal(wire: bytes, rcode: dns.rcode.Rcode, tsig: bytes = b"") -> bytes | None:
+    """A bare header with the question's id, and a TSIG record if given; None if there isn't even a header."""
     if len(wire) < 12:
         return None
     (flags,) = struct.unpack_from("!H", wire, 2)
     kept = flags & 0x7900  # opcode and RD
-    return wire[:2] + struct.pack("!HHHHH", 0x8000 | kept | int(rcode), 0, 0, 0, 0)
+    return wire[:2] + struct.pack("!HHHHH", 0x8000 | kept | int(rcode), 0, 0, 0, 1 if tsig else 0) + tsig
+
+
+def _tsig_refusal(wire: bytes, error: dns.rcode.Rcode) -> bytes | None:
+    """NOTAUTH with an unsigned TSIG that says what is wrong with the question's (RFC 8945, 5.2 and 5.3.2)."""
+    asked = dns.message.from_wire(wire, keyring=False)
+    if asked.tsig is None:
+        return _refusal(wire, dns.rcode.NOTAUTH)
+    theirs = asked.tsig[0]
+    ours = theirs.replace(mac=b"", error=error, other=b"").to_wire() or b""
+    fixed = struct.pack("!HHIH", dns.rdatatype.TSIG, dns.rdataclass.ANY, 0, len(ours))
+    return _refusal(wire, dns.rcode.NOTAUTH, (asked.tsig.name.to_wire() or b"") + fixed + ours)

@@ -27,6 +27,7 @@ class LoopbackServer(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # the default of 5 makes a burst of clients wait a second for their SYN to be sent again
 
     def __init__(
         self, name: str, port: int, handler: type[LoopbackHandler], context: ssl.SSLContext | None = None
