@@ -1,0 +1,22 @@
+"""The story of a certificate: from a caller's CSR to a stored, audited and handed-out certificate.
+
+Pure asynchronous domain code: it reaches the world through `certplane.broker.ports` alone and knows neither gRPC, ACME
+nor SQL. Read in this order:
+
+| module | owns |
+|---|---|
+| `authority` | `RegistrationAuthority`, the public face: each call's order of rules |
+| `authorisation` | what is asked before anything is done: CSR, policy, the key, the certificate that is replaced |
+| `caching` | pure: which stored certificate answers a request |
+| `flights` | the orders under way in this process, and those who wait for them |
+| `execution` | one order's way through the CA, a journalled step at a time; `FAILPOINTS` |
+| `validation` | the DNS part of that way: records journalled, written, seen, answered for, removed |
+| `journal` | the durable side of an order under way: every write, retried as long as it takes |
+| `queue` | whose turn it is: one ACME order at a time per name set |
+| `outcome` | pure: what a failure means for an order |
+| `delivery` | the hand-out: policy asked again, recorded, then given |
+| `revocation` | taking certificates back |
+| `events` | the audit events of all of these |
+| `settings`, `context`, `measures` | limits and times; the ports together; metric names |
+| `waiting` | waiting for events with injected time; work that a cancellation must not tear |
+"""

@@ -1,0 +1,139 @@
+"""What is asked before anything is done, in this order: the CSR, policy, the key, the certificate to be replaced.
+
+The same questions are asked again about an order before the CA is asked and before it is finalised, and about a
+certificate before it is handed out, each time under the policy of that moment. A refusal here makes no order.
+
+Permission comes before existence: another's certificate and an unknown one get the same answer, and so do a profile
+that isn't the caller's and one that doesn't exist (`certplane.broker.policy.decision`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from certplane.broker.issuance.commands import IssueCommand
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.events import CallEvents
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.model import Caller, CertificateRecord, Order, Profile
+from certplane.broker.policy.decision import decide, decide_again
+from certplane.broker.ports import Policy
+from certplane.errors import Reason, RefusalError
+from certplane.pki.csr import CertificateRequest, CsrCache
+
+__all__ = ["AuthorisedRequest", "CallAuthorisation", "OrderAuthorisation", "certificate_not_found"]
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorisedRequest:
+    """A request that everything allows; `policy` is the snapshot that said so."""
+
+    policy: Policy
+    profile: Profile
+    request: CertificateRequest
+    replaces_certificate_id: str
+
+
+class CallAuthorisation:
+    """Asks about calls: new requests, and hand-outs of what there is."""
+
+    def __init__(self, ports: IssuancePorts, settings: IssuanceSettings) -> None:
+        self._ports = ports
+        self._account_key_sha256 = settings.account_key_sha256
+        self._requests = CsrCache(settings.csr_cache_size)
+
+    async def authorise(self, caller: Caller, command: IssueCommand, events: CallEvents) -> AuthorisedRequest:
+        """Whether `caller` may have what it asks for; `events` learns what is found on the way.
+
+        Raises:
+            RefusalError: CSR_INVALID, KEY_WEAK, IDENTITY_UNKNOWN, PROFILE_NOT_ALLOWED, NAMES_NOT_ALLOWED, KEY_REUSED,
+                CERTIFICATE_NOT_FOUND, POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
+        """
+        try:
+            request = self._requests.parse(command.csr_pem)
+        except RefusalError:
+            events.learn_unreadable_csr(command.csr_pem)
+            raise
+        events.learn_csr(request)
+        policy = self._ports.policies.current
+        events.learn_policy(policy, policy.find_profile(command.profile))
+        profile = decide(policy, caller.name, command.profile, request)
+        await self._check_key(caller.name, request.public_key_sha256)
+        if command.replaces_certificate_id:
+            await self._check_replaced(caller, command)
+        return AuthorisedRequest(policy, profile, request, command.replaces_certificate_id)
+
+    def ask_again(self, caller: Caller, record: CertificateRecord) -> Policy:
+        """Whether `caller` may have the stored certificate under the policy of this moment, which is returned.
+
+        A profile that was edited, but still has these names, takes nothing back.
+
+        Raises:
+            RefusalError: IDENTITY_UNKNOWN, PROFILE_NOT_ALLOWED, NAMES_NOT_ALLOWED or POLICY_UNAVAILABLE.
+        """
+        policy = self._ports.policies.current
+        decide_again(policy, caller.name, record.profile, record.dns_names)
+        return policy
+
+    async def own_certificate(self, caller: Caller, certificate_id: str) -> CertificateRecord:
+        """The certificate, if it is the caller's.
+
+        Raises:
+            RefusalError: CERTIFICATE_NOT_FOUND, another's too.
+        """
+        record = await self._ports.certificates.get_certificate(certificate_id)
+        if record is None or record.identity != caller.name:
+            raise certificate_not_found()
+        return record
+
+    async def _check_key(self, identity: str, public_key_sha256: str) -> None:
+        if public_key_sha256 == self._account_key_sha256:
+            # RFC 8555 11.1: the account key must not be certified. Whose key it is stays unsaid.
+            raise _key_reused()
+        use = await self._ports.keys.key_use(public_key_sha256)
+        if use is not None and (use.blocked or use.identity != identity):
+            raise _key_reused()
+
+    async def _check_replaced(self, caller: Caller, command: IssueCommand) -> None:
+        replaced = await self.own_certificate(caller, command.replaces_certificate_id)
+        if replaced.profile != command.profile:
+            raise certificate_not_found()
+
+
+class OrderAuthorisation:
+    """Asks again about orders under way."""
+
+    def __init__(self, ports: IssuancePorts) -> None:
+        self._ports = ports
+
+    async def ask_again(self, order: Order) -> Profile:
+        """Whether the order may go on, under the policy of this moment.
+
+        Raises:
+            RefusalError: IDENTITY_UNKNOWN, PROFILE_NOT_ALLOWED (the profile is gone, not the identity's any more, or
+                edited), NAMES_NOT_ALLOWED, KEY_REUSED (blocked meanwhile), ISSUER_REJECTED (not this broker's issuer
+                any more), POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
+        """
+        profile = decide_again(self._ports.policies.current, order.identity, order.profile, order.dns_names)
+        if profile.hash != order.profile_hash:
+            raise RefusalError(
+                Reason.PROFILE_NOT_ALLOWED, "the profile was changed while the order was under way; ask again"
+            )
+        if order.issuer != self._ports.issuer.name:
+            raise RefusalError(
+                Reason.ISSUER_REJECTED, "the broker has another issuer by now; ask again", retry_after=timedelta()
+            )
+        use = await self._ports.keys.key_use(order.public_key_sha256)
+        if use is not None and use.blocked:
+            raise _key_reused()
+        return profile
+
+
+def certificate_not_found() -> RefusalError:
+    """The one answer for a certificate that is unknown, another's, or of another profile."""
+    return RefusalError(Reason.CERTIFICATE_NOT_FOUND, "you have no such certificate")
+
+
+def _key_reused() -> RefusalError:
+    return RefusalError(Reason.KEY_REUSED, "this key can't be used; make a new one")

@@ -1,0 +1,264 @@
+"""`RegistrationAuthority`: what callers may ask about certificates, and the order of rules that serves each call.
+
+    CSR, policy, key, replaced certificate -> cache -> join -> durable limits -> order -> wait -> policy -> hand out
+    `------------- a refusal is an error, audited -------------------------'     `- a failed order is an answer -'
+
+- The events that authorise are durable before the CA is contacted (they are part of the order's creation), the one that
+  issues before anybody learns of the certificate, and the one that hands out before it is given.
+- Errors come only before an order exists, or when a hand-out is refused. A failed order is an answer.
+- Equal requests share one order: the store's unique index decides, and in this process nobody looks at the cache before
+  an order ended and opens one after it did.
+- Waiting is all that a cancelled call stops.
+
+Who the caller is, and whether it may call at all, was decided before (`certplane.broker.services`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+from certplane.broker.issuance import measures
+from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAuthorisation
+from certplane.broker.issuance.caching import answers, answers_again
+from certplane.broker.issuance.commands import IssueCommand, IssueResult
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.delivery import Delivery
+from certplane.broker.issuance.dispatch import OrderDispatcher, draining_refusal
+from certplane.broker.issuance.events import CallEvents, EventFactory
+from certplane.broker.issuance.flights import Flight
+from certplane.broker.issuance.revocation import Revocation
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuance.waiting import within
+from certplane.broker.model import Caller, CertificateRecord, Order, OrderDraft, OrderState, RevocationReason
+from certplane.broker.ports import CertificateQuery
+from certplane.errors import Reason, RefusalError
+
+__all__ = ["IssueCommand", "IssueResult", "RegistrationAuthority"]
+
+_NO_DECISION = frozenset(
+    {
+        Reason.STORE_UNAVAILABLE,
+        Reason.AUDIT_UNAVAILABLE,
+        Reason.POLICY_UNAVAILABLE,
+        Reason.DRAINING,
+        Reason.ISSUER_UNAVAILABLE,
+        Reason.ISSUER_RATE_LIMITED,
+    }
+)
+"""Nothing was decided about the caller; asking again may succeed. All other refusals are audited."""
+
+
+class RegistrationAuthority:
+    """Issues, renews, shows and revokes certificates for authenticated callers."""
+
+    def __init__(self, ports: IssuancePorts, settings: IssuanceSettings) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._events = EventFactory(ports.clock, ports.new_id, ports.issuer)
+        self._authorisation = CallAuthorisation(ports, settings)
+        self._delivery = Delivery(ports, self._authorisation)
+        self._revocation = Revocation(ports, settings, self._authorisation)
+        self._dispatcher = OrderDispatcher(ports, settings, self._events)
+        self._issued_orders: OrderedDict[str, Order] = OrderedDict()
+
+    async def start(self) -> None:
+        """Resume unfinished orders; calls that need an order are served from now on.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        await self._dispatcher.start()
+
+    async def drain(self, timeout: timedelta) -> None:
+        """Refuse new orders, give running ones `timeout` to end, then park them: the next start goes on."""
+        await self._dispatcher.drain(timeout)
+
+    async def issue(self, caller: Caller, command: IssueCommand) -> IssueResult:
+        """A certificate for the CSR's key: from the cache, or by an order that is made or joined and waited for.
+
+        Raises:
+            RefusalError: CSR_INVALID, KEY_WEAK, PROFILE_NOT_ALLOWED, NAMES_NOT_ALLOWED, KEY_REUSED,
+                CERTIFICATE_NOT_FOUND (what it replaces), RATE_LIMITED, DRAINING, AUDIT_UNAVAILABLE, STORE_UNAVAILABLE
+                or POLICY_UNAVAILABLE.
+        """
+        events = self._events.of_call(caller, command.request_id, command.profile)
+        granted = ""
+        try:
+            async with self._audited_refusals(events):
+                asked = await self._authorisation.authorise(caller, command, events)
+                granted = asked.profile.name
+                found = await self._find_or_open(caller, command, asked, events)
+        except RefusalError as error:
+            self._ports.meter.count(measures.REQUESTS, profile=granted, result=error.refusal.reason.value)
+            raise
+        if isinstance(found, IssueResult):
+            return found
+        await within(self._ports.clock, min(command.wait, self._settings.longest_wait), found.landed)
+        return await self._result(caller, found.order, events)
+
+    async def get_order(self, caller: Caller, request_id: str, order_id: str) -> IssueResult:
+        """An order of the caller, with its certificate when it is ISSUED.
+
+        Raises:
+            RefusalError: ORDER_NOT_FOUND, or what forbids the hand-out.
+        """
+        events = self._events.of_call(caller, request_id)
+        order = await self._own_order(caller, order_id, events)
+        return await self._result(caller, order, events)
+
+    async def watch_order(self, caller: Caller, request_id: str, order_id: str) -> AsyncIterator[IssueResult]:
+        """An order of the caller now and after each change of state; ends after ISSUED or FAILED.
+
+        Raises:
+            RefusalError: ORDER_NOT_FOUND, what forbids the hand-out, or DRAINING when the order was parked.
+        """
+        events = self._events.of_call(caller, request_id)
+        order = await self._own_order(caller, order_id, events)
+        flight = self._dispatcher.flights.find(order_id)
+        if flight is None and order.state.is_open:
+            if self._dispatcher.draining:
+                raise draining_refusal()
+            flight = self._dispatcher.run(order)
+        if flight is None:
+            yield await self._result(caller, order, events)
+            return
+        async for state in flight.follow():
+            yield await self._result(caller, state, events)
+        if flight.order.state.is_open:
+            raise draining_refusal()
+
+    async def get_certificate(self, caller: Caller, request_id: str, certificate_id: str) -> CertificateRecord:
+        """A certificate of the caller.
+
+        Raises:
+            RefusalError: CERTIFICATE_NOT_FOUND, or what forbids the hand-out.
+        """
+        events = self._events.of_call(caller, request_id)
+        async with self._audited_refusals(events, certificate_id=certificate_id):
+            record = await self._authorisation.own_certificate(caller, certificate_id)
+            await self._delivery.of_certificate(caller, record, events)
+        return record
+
+    async def list_certificates(self, caller: Caller, query: CertificateQuery) -> Sequence[CertificateRecord]:
+        """A page of the caller's own certificates, whatever identity the query names. No hand-out: show no PEM of it.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        return await self._ports.certificates.list_certificates(replace(query, identity=caller.name))
+
+    async def revoke(
+        self, caller: Caller, request_id: str, certificate_id: str, reason: RevocationReason
+    ) -> CertificateRecord:
+        """Revoke a certificate of the caller; a cancelled call doesn't stop it half way.
+
+        Raises:
+            RefusalError: see `Revocation.revoke`; DRAINING.
+        """
+        events = self._events.of_call(caller, request_id)
+        async with self._audited_refusals(events, certificate_id=certificate_id):
+            return await self._dispatcher.protect(self._revocation.revoke(caller, certificate_id, reason, events))
+
+    async def _find_or_open(
+        self, caller: Caller, command: IssueCommand, asked: AuthorisedRequest, events: CallEvents
+    ) -> IssueResult | Flight:
+        """The answer if there is one by now, else the order to wait for."""
+        draft = self._draft(caller, command, asked)
+        flights = self._dispatcher.flights
+        while True:
+            issued = flights.issued
+            cached = await self._find_cached(caller, asked)
+            if cached is not None:
+                record, order = cached
+                await self._delivery.from_cache(caller, asked, record, events)
+                self._count(asked, "cache")
+                return IssueResult(order, record, "cache")
+            flight = flights.find_open(draft.key)
+            if flight is not None or issued == flights.issued:
+                break  # else an order has brought a certificate since the cache was asked: look again
+        if flight is None:
+            opened, flight = await self._dispatcher.open(draft, (events.received(), events.authorized("miss")))
+            if opened.created and flight is not None:
+                self._count(asked, "opened")
+                return flight
+            order = opened.order
+        else:
+            order = flight.order
+        await self._ports.audit.append((events.received(), events.authorized("joined")))
+        self._count(asked, "joined")
+        return flight if flight is not None else IssueResult(order)
+
+    def _draft(self, caller: Caller, command: IssueCommand, asked: AuthorisedRequest) -> OrderDraft:
+        return OrderDraft(
+            identity=caller.name,
+            profile=asked.profile.name,
+            profile_hash=asked.profile.hash,
+            dns_names=asked.request.dns_names,
+            public_key_sha256=asked.request.public_key_sha256,
+            csr_der=asked.request.der,
+            issuer=self._ports.issuer.name,
+            request_id=command.request_id,
+            identity_serial=caller.serial_number,
+            replaces_certificate_id=command.replaces_certificate_id,
+        )
+
+    async def _find_cached(self, caller: Caller, asked: AuthorisedRequest) -> tuple[CertificateRecord, Order] | None:
+        record = await self._ports.certificates.find_cached(
+            caller.name, asked.profile.hash, self._ports.issuer.name, asked.request.public_key_sha256
+        )
+        if record is None:
+            return None
+        now, replaced = self._ports.clock.now(), asked.replaces_certificate_id
+        fresh = answers(record, now, replaced)
+        if not fresh and not replaced:
+            return None
+        order = await self._issued_order(record.order_id)
+        return (record, order) if fresh or answers_again(record, order, now, replaced) else None
+
+    async def _issued_order(self, order_id: str) -> Order:
+        """The order that brought a certificate; an ISSUED order never changes again, so it is kept."""
+        order = self._issued_orders.get(order_id)
+        if order is None:
+            order = await self._ports.orders.get_order(order_id)
+            if order is None:
+                raise RuntimeError(f"there is a certificate of order {order_id}, but no such order")
+            self._issued_orders[order_id] = order
+            if len(self._issued_orders) > self._settings.order_cache_size:
+                self._issued_orders.popitem(last=False)
+        else:
+            self._issued_orders.move_to_end(order_id)
+        return order
+
+    async def _own_order(self, caller: Caller, order_id: str, events: CallEvents) -> Order:
+        async with self._audited_refusals(events, order_id=order_id):
+            flight = self._dispatcher.flights.find(order_id)
+            order = flight.order if flight is not None else await self._ports.orders.get_order(order_id)
+            if order is None or order.identity != caller.name:
+                raise RefusalError(Reason.ORDER_NOT_FOUND, "you have no such order")
+            return order
+
+    async def _result(self, caller: Caller, order: Order, events: CallEvents) -> IssueResult:
+        if order.state is not OrderState.ISSUED:
+            return IssueResult(order)
+        async with self._audited_refusals(events, order_id=order.order_id, certificate_id=order.certificate_id):
+            return IssueResult(order, await self._delivery.of_order(caller, order, events), "order")
+
+    @asynccontextmanager
+    async def _audited_refusals(
+        self, events: CallEvents, *, order_id: str = "", certificate_id: str = ""
+    ) -> AsyncIterator[None]:
+        """Record a refusal of the block before it goes on to the caller; if that can't be done, say that instead."""
+        try:
+            yield
+        except RefusalError as error:
+            if error.refusal.reason not in _NO_DECISION:
+                denial = events.denied(error.refusal, order_id=order_id, certificate_id=certificate_id)
+                await self._ports.denials.record(denial)
+            raise
+
+    def _count(self, asked: AuthorisedRequest, result: str) -> None:
+        self._ports.meter.count(measures.REQUESTS, profile=asked.profile.name, result=result)

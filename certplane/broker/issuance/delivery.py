@@ -1,0 +1,56 @@
+"""The hand-out of a certificate: policy is asked again, the hand-out is made durable, then the certificate is given.
+
+If the event can't be written (`fail_closed`) or the store is away, nothing is handed out. The certificate stays stored
+and undelivered, so that asking again gets it.
+"""
+
+from __future__ import annotations
+
+from certplane.broker.issuance import measures
+from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAuthorisation
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.events import CallEvents
+from certplane.broker.model import Caller, CertificateRecord, Order
+
+__all__ = ["Delivery"]
+
+
+class Delivery:
+    """Hands certificates out; each method returns when the hand-out is on record."""
+
+    def __init__(self, ports: IssuancePorts, authorisation: CallAuthorisation) -> None:
+        self._ports = ports
+        self._authorisation = authorisation
+
+    async def from_cache(
+        self, caller: Caller, asked: AuthorisedRequest, record: CertificateRecord, events: CallEvents
+    ) -> None:
+        """A stored certificate answers a request: one durable wait for all its events."""
+        if self._ports.policies.current is not asked.policy:
+            self._authorisation.ask_again(caller, record)
+        batch = (events.received(), events.authorized("hit"), events.cache_hit(record))
+        if record.deliver_time is None:
+            await self._ports.certificates.mark_delivered(record.certificate_id, self._ports.clock.now(), batch)
+        else:
+            await self._ports.audit.append(batch)
+        self._ports.meter.count(measures.DELIVERIES, source="cache")
+
+    async def of_order(self, caller: Caller, order: Order, events: CallEvents) -> CertificateRecord:
+        """The certificate of an ISSUED order."""
+        record = await self._ports.certificates.get_certificate(order.certificate_id)
+        if record is None:
+            raise RuntimeError(f"order {order.order_id} is ISSUED, but its certificate is not in the store")
+        await self._hand_out(caller, record, events, "order")
+        return record
+
+    async def of_certificate(self, caller: Caller, record: CertificateRecord, events: CallEvents) -> None:
+        """A stored certificate that was asked for by its id."""
+        await self._hand_out(caller, record, events, "stored")
+
+    async def _hand_out(self, caller: Caller, record: CertificateRecord, events: CallEvents, source: str) -> None:
+        policy = self._authorisation.ask_again(caller, record)
+        events.learn_policy(policy, policy.find_profile(record.profile))
+        await self._ports.certificates.mark_delivered(
+            record.certificate_id, self._ports.clock.now(), [events.delivered(record)]
+        )
+        self._ports.meter.count(measures.DELIVERIES, source=source)

@@ -1,0 +1,231 @@
+"""Who runs the orders: one task an order, owned here and by no call.
+
+Rules:
+
+- `start` picks up every open order where its journal left it, those first that the CA already knows, and removes TXT
+  records that ended orders have left.
+- An order is run by at most one task. Work that a call has begun and that must not be torn by the call's cancellation
+  runs here too (`protect`).
+- `drain` lets running orders finish for a while, parks the rest (their journal is all they need) and takes no new ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from certplane.broker.issuance import measures
+from certplane.broker.issuance.authorisation import OrderAuthorisation
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.events import EventFactory
+from certplane.broker.issuance.execution import OrderExecution
+from certplane.broker.issuance.flights import Flight, Flights
+from certplane.broker.issuance.journal import Journal
+from certplane.broker.issuance.queue import OrderQueue
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuance.validation import RecordCleaner
+from certplane.broker.issuance.waiting import see_through, within
+from certplane.broker.model import AuditEvent, Order, OrderDraft, OrderState
+from certplane.broker.ports import OpenedOrder
+from certplane.errors import Reason, Refusal, RefusalError
+from certplane.runtime.logging import request_id
+
+__all__ = ["OrderDispatcher", "draining_refusal"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_COME_BACK = timedelta(seconds=5)
+"""A restarting broker is usually back by then."""
+
+
+class OrderDispatcher:
+    """Runs orders; `flights` are those under way."""
+
+    def __init__(self, ports: IssuancePorts, settings: IssuanceSettings, events: EventFactory) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._events = events
+        self._authorisation = OrderAuthorisation(ports)
+        self._queue = OrderQueue(settings.parallel_orders)
+        self._cleaner = RecordCleaner(ports, settings)
+        self._group: asyncio.TaskGroup | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._protected = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.flights = Flights()
+        self.draining = False
+
+    async def start(self) -> None:
+        """Pick up what a previous run has left, and be ready for new orders.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE; nothing is started then.
+        """
+        if self._supervisor is not None:
+            raise RuntimeError("orders are already being run")
+        unfinished = await self._ports.orders.unfinished_orders()
+        started = asyncio.Event()
+        self._supervisor = asyncio.create_task(self._supervise(started), name="orders")
+        await started.wait()
+        # Known to the CA first: a CA that hands back pending orders would give theirs to a new one of the same names.
+        for order in sorted(
+            (order for order in unfinished if order.state.is_open),
+            key=lambda order: (not order.acme_order_url, order.create_time),
+        ):
+            self.run(order)
+        for order in unfinished:
+            if not order.state.is_open:
+                self._owner.create_task(self._sweep(order))
+
+    async def open(self, draft: OrderDraft, events: Sequence[AuditEvent]) -> tuple[OpenedOrder, Flight | None]:
+        """Make or join the order of `draft` and see that it runs; the flight is None when the joined one has failed.
+
+        Raises:
+            RefusalError: DRAINING, RATE_LIMITED, KEY_REUSED, AUDIT_UNAVAILABLE or STORE_UNAVAILABLE.
+        """
+        if self.draining:
+            raise draining_refusal()
+        return await self.protect(self._open(draft, events))
+
+    async def _open(self, draft: OrderDraft, events: Sequence[AuditEvent]) -> tuple[OpenedOrder, Flight | None]:
+        opened = await self._ports.orders.open_order(draft, self._settings.limits, events)
+        return opened, self.run(opened.order) if opened.order.state.is_open else None
+
+    def run(self, order: Order) -> Flight:
+        """See that an open order runs here; its flight, the same one for the same order."""
+        flight = self.flights.find(order.order_id)
+        if flight is not None:
+            return flight
+        flight = self.flights.add(order)
+        self._note_level()
+        execution = OrderExecution(
+            self._ports,
+            self._settings,
+            queue=self._queue,
+            cleaner=self._cleaner,
+            authorisation=self._authorisation,
+            journal=Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry),
+            events=self._events.of_order(order),
+        )
+        flight.task = self._owner.create_task(self._fly(flight, execution), name=f"order {order.order_id}")
+        return flight
+
+    async def protect(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run a call's `work` to its end even if the call is cancelled.
+
+        Raises:
+            RefusalError: DRAINING when the broker stopped before the work was done, and all that `work` raises.
+        """
+        if self._group is None:
+            work.close()
+            raise draining_refusal() if self.draining else RuntimeError("orders are not being run yet")
+        self._protected += 1
+        self._note_level()
+        try:
+            return await see_through(self._group, work)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if self.draining and task is not None and not task.cancelling():
+                raise draining_refusal() from error
+            raise
+        finally:
+            self._protected -= 1
+            self._note_level()
+
+    async def drain(self, timeout: timedelta) -> None:
+        """Take no new orders; return when all have ended or are parked, at the latest a grace after `timeout`."""
+        self.draining = True
+        if self._supervisor is None:
+            return
+        for flight in self.flights:
+            if not flight.begun:
+                _park(flight)
+        await within(self._ports.clock, timeout, self._idle)
+        for flight in self.flights:
+            _park(flight)
+        await within(self._ports.clock, self._settings.parking_grace, self._idle)
+        self._group = None
+        self._supervisor.cancel()
+        await asyncio.wait({self._supervisor})
+        if not self._supervisor.cancelled():
+            self._supervisor.result()
+
+    async def _supervise(self, started: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            started.set()
+            await asyncio.Event().wait()  # for good: `drain` cancels this task and with it whatever is left
+
+    async def _fly(self, flight: Flight, execution: OrderExecution) -> None:
+        """An order's task: no fault of one order reaches the others."""
+        request_id.set(flight.order.request_id)
+
+        def begin() -> None:
+            flight.begun = True
+
+        try:
+            await execution.run(begin)
+        except Exception:
+            logger.exception("an order met an unexpected fault", extra={"fields": {"order_id": flight.order.order_id}})
+            await self._contain(flight, execution)
+        finally:
+            self.flights.remove(flight)
+            self._note_level()
+
+    async def _contain(self, flight: Flight, execution: OrderExecution) -> None:
+        """After an unexpected fault: before the finalisation the order fails; after it, it stays for another try."""
+        order = flight.order
+        if not order.state.is_open or order.state is OrderState.FINALIZING:
+            return
+        refusal = Refusal(Reason.INTERNAL, f"an unexpected fault; quote order {order.order_id}")
+        try:
+            await execution.fail(refusal)
+        except Exception:
+            logger.exception("an order could not be failed", extra={"fields": {"order_id": order.order_id}})
+
+    async def _sweep(self, order: Order) -> None:
+        """Remove the records that an ended order has left."""
+        flight = Flight(order)
+        journal = Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry)
+        execution = OrderExecution(
+            self._ports,
+            self._settings,
+            queue=self._queue,
+            cleaner=self._cleaner,
+            authorisation=self._authorisation,
+            journal=journal,
+            events=self._events.of_order(order),
+        )
+        try:
+            await execution.clean_up()
+        except Exception:
+            logger.exception("left TXT records could not be removed", extra={"fields": {"order_id": order.order_id}})
+
+    @property
+    def _owner(self) -> asyncio.TaskGroup:
+        if self._group is None:
+            raise RuntimeError("orders are not being run")
+        return self._group
+
+    def _note_level(self) -> None:
+        self._ports.meter.level(measures.ORDERS_OPEN, len(self.flights))
+        if len(self.flights) or self._protected:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+
+def draining_refusal() -> RefusalError:
+    """The broker is stopping."""
+    return RefusalError(Reason.DRAINING, "the broker is stopping; ask again", retry_after=_COME_BACK)
+
+
+def _park(flight: Flight) -> None:
+    if flight.task is not None:
+        flight.task.cancel()

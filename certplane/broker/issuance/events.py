@@ -1,0 +1,214 @@
+"""The audit events of issuance, built in one place so that each kind always carries the same facts.
+
+A CSR appears as its hash, its key's hash and its names, never as itself. A denial carries what the received event would
+have, so a refused request is one event.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from certplane.broker.model import (
+    AuditDecision,
+    AuditEvent,
+    AuditEventType,
+    AuditSeverity,
+    Caller,
+    CertificateRecord,
+    Order,
+    Profile,
+    RevocationReason,
+)
+from certplane.broker.ports import Issuer, Policy
+from certplane.errors import Reason, Refusal
+from certplane.pki.csr import CertificateRequest
+from certplane.runtime.clock import Clock
+
+__all__ = ["CallEvents", "EventFactory", "OrderEvents"]
+
+_ALERTING = frozenset({Reason.KEY_REUSED, Reason.IDENTITY_UNKNOWN})
+"""Refusals that no honest host meets in daily work."""
+
+
+class EventFactory:
+    """Makes the builders of a call's and of an order's events."""
+
+    def __init__(self, clock: Clock, new_id: Callable[[], str], issuer: Issuer) -> None:
+        self._clock = clock
+        self._new_id = new_id
+        self._issuer = {"issuer_name": issuer.name, "issuer_directory": issuer.directory}
+
+    def of_call(self, caller: Caller, request_id: str, profile_name: str = "") -> CallEvents:
+        """The events of one call."""
+        facts = {
+            "request_id": request_id,
+            "identity": caller.name,
+            "source_ip": caller.source_ip,
+            "user_agent": caller.user_agent,
+            "profile_name": profile_name,
+        }
+        return CallEvents(self._clock, self._new_id, self._issuer, facts)
+
+    def of_order(self, order: Order) -> OrderEvents:
+        """The events of one order under way."""
+        facts = {
+            **self._issuer,
+            "request_id": order.request_id,
+            "identity": order.identity,
+            "profile_name": order.profile,
+            "profile_hash": order.profile_hash,
+            "csr_sha256": hashlib.sha256(order.csr_der).hexdigest(),
+            "csr_public_key_sha256": order.public_key_sha256,
+            "csr_dns_names": order.dns_names,
+            "order_id": order.order_id,
+        }
+        return OrderEvents(self._clock, self._new_id, facts)
+
+
+class CallEvents:
+    """The events of one call; what is learned on the way is part of those that follow."""
+
+    __slots__ = ("_clock", "_facts", "_issuer", "_new_id")
+
+    def __init__(self, clock: Clock, new_id: Callable[[], str], issuer: dict[str, str], facts: dict[str, Any]) -> None:
+        self._clock = clock
+        self._new_id = new_id
+        self._issuer = issuer
+        self._facts = facts
+
+    def learn_csr(self, request: CertificateRequest) -> None:
+        """The CSR was read."""
+        self._facts["csr_sha256"] = request.sha256
+        self._facts["csr_public_key_sha256"] = request.public_key_sha256
+        self._facts["csr_dns_names"] = request.dns_names
+
+    def learn_unreadable_csr(self, csr_pem: str) -> None:
+        """The CSR was refused: there is no DER to hash, so the hash is over the text as it was sent."""
+        self._facts["csr_sha256"] = hashlib.sha256(csr_pem.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def learn_policy(self, policy: Policy, profile: Profile | None) -> None:
+        """Policy was asked; `profile` is what it has of the wanted name, granted or not."""
+        self._facts["policy_hash"] = policy.hash
+        if profile is not None:
+            self._facts["profile_hash"] = profile.hash
+            self._facts["expected_dns_names"] = profile.dns_names
+
+    def received(self) -> AuditEvent:
+        """A request came and could be read."""
+        return self._event(AuditEventType.CERTIFICATE_REQUEST_RECEIVED)
+
+    def authorized(self, cache_result: str) -> AuditEvent:
+        """Policy allows it; `cache_result` is hit, miss or joined."""
+        return self._event(
+            AuditEventType.CERTIFICATE_AUTHORIZED,
+            decision=AuditDecision.ALLOW,
+            cache_result=cache_result,
+            **self._issuer,
+        )
+
+    def cache_hit(self, record: CertificateRecord) -> AuditEvent:
+        """A stored certificate is handed out as the answer."""
+        return self._event(
+            AuditEventType.CERTIFICATE_CACHE_HIT,
+            decision=AuditDecision.CACHE_HIT,
+            cache_result="hit",
+            **_of_certificate(record),
+        )
+
+    def delivered(self, record: CertificateRecord) -> AuditEvent:
+        """The certificate of an order, or one that was asked for by its id, is handed out."""
+        facts = _of_certificate(record)
+        facts |= {"profile_name": record.profile, "profile_hash": record.profile_hash}
+        return self._event(AuditEventType.CERTIFICATE_DELIVERED, decision=AuditDecision.ALLOW, **facts)
+
+    def denied(self, refusal: Refusal, *, order_id: str = "", certificate_id: str = "") -> AuditEvent:
+        """The call is refused."""
+        facts: dict[str, Any] = {"reason_code": refusal.reason.value, "reason": refusal.message}
+        if order_id:
+            facts["order_id"] = order_id
+        if certificate_id:
+            facts["certificate_id"] = certificate_id
+        return self._event(
+            AuditEventType.CERTIFICATE_DENIED,
+            decision=AuditDecision.DENY,
+            severity=AuditSeverity.ERROR if refusal.reason in _ALERTING else AuditSeverity.WARNING,
+            **facts,
+        )
+
+    def revoked(self, record: CertificateRecord, reason: RevocationReason) -> AuditEvent:
+        """The CA has revoked the certificate."""
+        facts = _of_certificate(record)
+        facts |= {"profile_name": record.profile, "profile_hash": record.profile_hash}
+        return self._event(
+            AuditEventType.CERTIFICATE_REVOKED,
+            decision=AuditDecision.ALLOW,
+            severity=AuditSeverity.WARNING,
+            reason_code=reason.value,
+            csr_public_key_sha256=record.public_key_sha256,
+            **facts,
+        )
+
+    def _event(self, event_type: AuditEventType, **facts: Any) -> AuditEvent:
+        return AuditEvent(
+            event_id=self._new_id(), timestamp=self._clock.now(), event_type=event_type, **{**self._facts, **facts}
+        )
+
+
+class OrderEvents:
+    """The events of one order under way."""
+
+    __slots__ = ("_clock", "_facts", "_new_id")
+
+    def __init__(self, clock: Clock, new_id: Callable[[], str], facts: dict[str, Any]) -> None:
+        self._clock = clock
+        self._new_id = new_id
+        self._facts = facts
+
+    def issued(self, record: CertificateRecord, policy: Policy | None) -> AuditEvent:
+        """The CA has issued, and the certificate is what was asked for."""
+        return self._event(
+            AuditEventType.CERTIFICATE_ISSUED,
+            decision=AuditDecision.ISSUE,
+            policy_hash=policy.hash if policy is not None else "",
+            **_of_certificate(record),
+        )
+
+    def failed(self, refusal: Refusal, acme_order_url: str, *, alarming: bool) -> AuditEvent:
+        """The order ended without a certificate."""
+        detail = "; ".join(filter(None, (refusal.message, *(problem.detail for problem in refusal.problems))))
+        return self._event(
+            AuditEventType.CERTIFICATE_ISSUE_FAILED,
+            decision=AuditDecision.ERROR,
+            severity=AuditSeverity.ERROR if alarming else AuditSeverity.WARNING,
+            reason_code=refusal.reason.value,
+            reason=detail,
+            acme_order_url=acme_order_url,
+        )
+
+    def abandoned(self, acme_order_url: str, why: str) -> AuditEvent:
+        """An order at the CA was given up before it was finalised."""
+        return self._event(
+            AuditEventType.ORDER_ABANDONED,
+            severity=AuditSeverity.WARNING,
+            reason=why,
+            acme_order_url=acme_order_url,
+        )
+
+    def _event(self, event_type: AuditEventType, **facts: Any) -> AuditEvent:
+        return AuditEvent(
+            event_id=self._new_id(), timestamp=self._clock.now(), event_type=event_type, **{**self._facts, **facts}
+        )
+
+
+def _of_certificate(record: CertificateRecord) -> dict[str, Any]:
+    return {
+        "certificate_id": record.certificate_id,
+        "order_id": record.order_id,
+        "issuer_name": record.issuer,
+        "acme_order_url": record.acme_order_url,
+        "cert_serial_number": record.serial_number,
+        "cert_not_before": record.not_before,
+        "cert_not_after": record.not_after,
+    }

@@ -1,0 +1,392 @@
+"""One order's way through the CA, each step journalled before the next.
+
+    PENDING ----> create ----> AUTHORIZED ----> records ----> VALIDATING ----> answer ----> FINALIZING ----> ISSUED
+                  (journal: ACME order URL)     (journal: TXT records)         (journal)    finalise, download, store
+
+The order's row says where to go on, so that a start after a crash and a try after a failed step are the same code: look
+at the CA's order, then do what its state and ours ask for.
+
+- FINALIZING is durable before the CSR is sent, and from then on only the CA's word ends the order: as long as it can't
+  be asked, or says "processing", it is asked again. `ready` means that it never got the CSR. An order that it does not
+  know any more is FAILED, never silently done again.
+- Before that, an order that the CA lost or that somebody else finalised is abandoned, which is counted, and another is
+  made.
+- Policy, and whether the key is blocked, is asked again before the CA is asked for an order, and right before the
+  finalisation.
+- A cancellation parks the order: nothing is undone, the next start goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+from certplane.broker.issuance import measures
+from certplane.broker.issuance.authorisation import OrderAuthorisation
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.events import OrderEvents
+from certplane.broker.issuance.journal import Journal
+from certplane.broker.issuance.outcome import End, TryAgain, conclude, pause_before_new_order
+from certplane.broker.issuance.queue import Lane, OrderQueue
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuance.validation import RecordCleaner, merge_records
+from certplane.broker.model import CertificateRecord, IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
+from certplane.broker.ports import OrderChange, Policy
+from certplane.errors import Reason, Refusal, RefusalError
+from certplane.pki.chain import ChainError, IssuedChain, check_issued_chain
+from certplane.pki.lifetime import renew_time
+from certplane.runtime.failpoints import failpoint
+
+__all__ = ["FAILPOINTS", "STEPS", "OrderExecution"]
+
+logger = logging.getLogger(__name__)
+
+STEPS = (
+    "create",
+    "journal_url",
+    "journal_records",
+    "present",
+    "journal_record_ids",
+    "propagate",
+    "answer",
+    "journal_finalizing",
+    "finalize",
+    "download",
+    "store",
+    "remove",
+    "journal_removed",
+)
+"""Every step of an order that meets no trouble, in order."""
+
+FAILPOINTS = tuple(f"order.{step}.{edge}" for step in STEPS for edge in ("before", "after"))
+
+_MOST_ABANDONED = 3
+"""ACME orders that one order may give up before it fails: a CA that loses each one would get new ones without end."""
+
+_SHORTEST_TIMEOUT = timedelta(seconds=1)
+
+
+class _OrderOverError(Exception):
+    """The order can't go on; `left_open` says whether the CA still holds an order that was never finalised."""
+
+    def __init__(self, end: End, *, left_open: bool = False, alarming: bool = False) -> None:
+        super().__init__(end.refusal.message)
+        self.end = end
+        self.left_open = left_open
+        self.alarming = alarming
+
+
+class OrderExecution:
+    """Takes one order to its end. Used once, by one task."""
+
+    def __init__(
+        self,
+        ports: IssuancePorts,
+        settings: IssuanceSettings,
+        *,
+        queue: OrderQueue,
+        cleaner: RecordCleaner,
+        authorisation: OrderAuthorisation,
+        journal: Journal,
+        events: OrderEvents,
+    ) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._queue = queue
+        self._cleaner = cleaner
+        self._authorisation = authorisation
+        self._journal = journal
+        self._events = events
+        self._lane = self._find_lane()
+        self._acme: IssuerOrder | None = None
+        """The CA's order as last seen; None when it has to be looked at."""
+        self._deadline = 0.0
+        self._failures = 0
+        self._abandoned = 0
+        self._ending: End | None = None
+        """In FINALIZING: how the order ends if the CA turns out not to have the CSR."""
+
+    @property
+    def order(self) -> Order:
+        """The order as it durably is."""
+        return self._journal.order
+
+    async def run(self, begin: Callable[[], None]) -> None:
+        """Wait for the order's turn, call `begin`, and work until the order has ended and its records are removed.
+
+        A cancellation parks the order, but lets the storing of an issued certificate finish.
+        """
+        async with self._queue.turn(self._lane):
+            begin()
+            started = self._ports.clock.monotonic()
+            self._deadline = started + self._settings.order_time_limit.total_seconds()
+            try:
+                await self._journal.refresh()
+                while self.order.state.is_open:
+                    await self._try_on()
+                reason = self.order.error.reason.value if self.order.error is not None else OrderState.ISSUED.value
+                spent = timedelta(seconds=self._ports.clock.monotonic() - started)
+                self._ports.meter.observe(measures.ORDER_DURATION, spent, reason=reason)
+                self._ports.meter.count(measures.ORDERS_ENDED, profile=self.order.profile, reason=reason)
+                await self.clean_up()
+            finally:
+                self._cleaner.release(self.order.order_id)
+
+    async def fail(self, refusal: Refusal) -> None:
+        """End the order for a reason that lies outside of it, and remove its records."""
+        await self._end(End(refusal, pause_before_new_order(refusal)), left_open=bool(self.order.acme_order_url))
+        await self.clean_up()
+
+    async def clean_up(self) -> None:
+        """Remove the records of an ended order; those that can't be removed stay journalled."""
+        records = self.order.txt_records
+        if not records:
+            return
+        with self._step("remove"):
+            left = await self._cleaner.remove(self.order)
+        if left != records:
+            with self._step("journal_removed"):
+                await self._journal.write(OrderChange(txt_records=left))
+
+    async def _try_on(self) -> None:
+        """One step, and what follows from its failure."""
+        state = self.order.state
+        try:
+            await self._advance()
+        except _OrderOverError as over:
+            await self._end(over.end, left_open=over.left_open, alarming=over.alarming)
+        except RefusalError as error:
+            await self._after_failure(error.refusal)
+        if self.order.state is not state:
+            self._failures = 0
+
+    async def _after_failure(self, refusal: Refusal) -> None:
+        self._acme = None
+        self._failures += 1
+        self._ports.meter.count(measures.STEP_FAILURES, reason=refusal.reason.value)
+        verdict = conclude(
+            refusal,
+            failures=self._failures,
+            time_left=self._time_left,
+            backoff=self._settings.retry,
+            rng=self._ports.rng,
+        )
+        logger.info(
+            "a step of an order failed: %s",
+            refusal.message,
+            extra={"fields": {"order_id": self.order.order_id, "reason": refusal.reason.value}},
+        )
+        if isinstance(verdict, TryAgain):
+            self._ending = None
+            await self._ports.clock.sleep(verdict.wait)
+        elif self.order.state is OrderState.FINALIZING:
+            # The CA may have the CSR: what it says when it is looked at again decides, however long that takes.
+            self._ending = verdict
+            await self._ports.clock.sleep(self._settings.retry.wait(self._failures, self._ports.rng))
+        else:
+            left_open = bool(self.order.acme_order_url) and refusal.reason is not Reason.ISSUER_REJECTED
+            await self._end(verdict, left_open=left_open)
+
+    async def _advance(self) -> None:
+        if not self.order.acme_order_url:
+            await self._create()
+        elif self._acme is None:
+            await self._look(self.order.acme_order_url)
+        elif self.order.state is OrderState.FINALIZING:
+            await self._complete(self._acme)
+        else:
+            await self._prepare(self._acme)
+
+    async def _create(self) -> None:
+        profile = await self._authorisation.ask_again(self.order)
+        held = self._queue.held(self._lane, self._ports.clock.now())
+        if held is not None:
+            until, refusal = held
+            wait = until - self._ports.clock.now()
+            raise _OrderOverError(End(replace(refusal, retry_after=wait), wait))
+        with self._step("create"):
+            acme = await self._ports.issuer.create_order(
+                self.order.csr_der, profile, self._timeout(self._settings.call_timeout)
+            )
+        if acme.status not in (IssuerOrderStatus.PENDING, IssuerOrderStatus.READY):
+            raise RefusalError(Reason.ISSUER_UNAVAILABLE, f"the CA handed back an order that is {acme.status.value}")
+        with self._step("journal_url"):
+            state = OrderState.AUTHORIZED if self.order.state is OrderState.PENDING else None
+            await self._journal.write(OrderChange(state=state, acme_order_url=acme.url))
+        self._acme = acme
+
+    async def _look(self, url: str) -> None:
+        try:
+            self._acme = await self._ports.issuer.get_order(url, self._timeout(self._settings.call_timeout))
+        except RefusalError as error:
+            if error.refusal.reason is not Reason.ISSUER_REJECTED:
+                raise
+            if self.order.state is OrderState.FINALIZING:
+                unknown = replace(
+                    error.refusal,
+                    message="the CA does not know the order any more for which the CSR may have been sent",
+                )
+                raise _OrderOverError(End(unknown, pause_before_new_order(unknown)), alarming=True) from error
+            await self._abandon("the CA does not know it any more", error.refusal)
+
+    async def _abandon(self, why: str, refusal: Refusal) -> None:
+        """Give up an order at the CA that can't be used and was not finalised by us; another one follows."""
+        url = self.order.acme_order_url
+        self._abandoned += 1
+        if self._abandoned > _MOST_ABANDONED:
+            raise _OrderOverError(End(refusal, pause_before_new_order(refusal)))
+        self._acme = None
+        await self._journal.write(OrderChange(acme_order_url=""), [self._events.abandoned(url, why)])
+        self._ports.meter.count(measures.ORDERS_ABANDONED)
+
+    async def _prepare(self, acme: IssuerOrder) -> None:
+        """Before the finalisation: get the CA's order ready, then make the decision to finalise durable."""
+        match acme.status:
+            case IssuerOrderStatus.PENDING:
+                await self._validate(acme)
+            case IssuerOrderStatus.READY:
+                await self._authorisation.ask_again(self.order)
+                with self._step("journal_finalizing"):
+                    await self._journal.write(OrderChange(state=OrderState.FINALIZING))
+            case IssuerOrderStatus.INVALID:
+                raise _OrderOverError(_rejected("the CA has given the order up: a challenge failed or it expired"))
+            case _:
+                why = f"it is {acme.status.value} although its CSR was never sent"
+                await self._abandon(why, Refusal(Reason.ISSUER_REJECTED, f"the CA's order can't be used: {why}"))
+
+    async def _validate(self, acme: IssuerOrder) -> None:
+        profile = await self._authorisation.ask_again(self.order)
+        planned = self._ports.solver.plan(acme.challenges, profile)
+        wanted = {(record.name, record.value) for record in planned}
+        journalled = merge_records(self.order.txt_records, planned)
+        records = [record for record in journalled if (record.name, record.value) in wanted]
+        self._cleaner.need(self.order.order_id, records)
+        with self._step("journal_records"):
+            await self._journal.write(OrderChange(state=OrderState.VALIDATING, txt_records=journalled))
+        with self._step("present"):
+            written = await self._ports.solver.present(records, self._timeout(self._settings.dns_timeout))
+        with self._step("journal_record_ids"):
+            await self._journal.write(OrderChange(txt_records=merge_records(self.order.txt_records, written)))
+        with self._step("propagate"):
+            await self._ports.solver.wait_until_visible(written, self._timeout(self._settings.propagation_timeout))
+        with self._step("answer"):
+            answered = await self._ports.issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
+        if answered.status is IssuerOrderStatus.PENDING:
+            raise RefusalError(Reason.ISSUER_UNAVAILABLE, "the CA has not finished validating")
+        self._acme = answered
+
+    async def _complete(self, acme: IssuerOrder) -> None:
+        """From the finalisation on: only what the CA's order says decides."""
+        match acme.status:
+            case IssuerOrderStatus.READY:
+                if self._ending is not None:
+                    raise _OrderOverError(self._ending, left_open=True)
+                await self._authorisation.ask_again(self.order)
+                with self._step("finalize"):
+                    finalized = await self._ports.issuer.finalize(acme, self.order.csr_der, self._settings.call_timeout)
+                self._acme = None if finalized.status is IssuerOrderStatus.READY else finalized
+            case IssuerOrderStatus.PROCESSING | IssuerOrderStatus.VALID:
+                await self._collect(acme)
+            case _:
+                raise _OrderOverError(
+                    self._ending or _rejected(f"the CA's order became {acme.status.value} after it was finalised")
+                )
+
+    async def _collect(self, acme: IssuerOrder) -> None:
+        with self._step("download"):
+            fullchain_pem = await self._ports.issuer.download(acme, self._settings.call_timeout)
+        try:
+            chain = check_issued_chain(
+                fullchain_pem,
+                public_key_sha256=self.order.public_key_sha256,
+                dns_names=self.order.dns_names,
+                now=self._ports.clock.now(),
+            )
+        except ChainError as error:
+            raise _OrderOverError(_rejected(error.refusal.message), alarming=True) from error
+        record = self._record(chain)
+        with self._step("store"):
+            await self._journal.finish(record, [self._events.issued(record, self._policy)])
+
+    async def _end(self, end: End, *, left_open: bool = False, alarming: bool = False) -> None:
+        order = self.order
+        events = [self._events.failed(end.refusal, order.acme_order_url, alarming=alarming)]
+        if left_open:
+            events.append(self._events.abandoned(order.acme_order_url, end.refusal.message))
+            self._ports.meter.count(measures.ORDERS_ABANDONED)
+        retry_time = self._ports.clock.now() + end.pause
+        if end.refusal.reason is Reason.ISSUER_RATE_LIMITED:
+            self._queue.hold(self._lane, retry_time, end.refusal)
+        await self._journal.write(
+            OrderChange(state=OrderState.FAILED, error=end.refusal, retry_time=retry_time), events
+        )
+
+    def _record(self, chain: IssuedChain) -> CertificateRecord:
+        order, facts = self.order, chain.facts
+        profile = self._profile
+        return CertificateRecord(
+            certificate_id=self._ports.new_id(),
+            order_id=order.order_id,
+            identity=order.identity,
+            profile=order.profile,
+            profile_hash=order.profile_hash,
+            issuer=order.issuer,
+            dns_names=order.dns_names,
+            public_key_sha256=order.public_key_sha256,
+            serial_number=facts.serial_number,
+            certificate_pem=chain.certificate_pem,
+            chain_pem=chain.chain_pem,
+            not_before=facts.not_before,
+            not_after=facts.not_after,
+            renew_time=renew_time(
+                facts.not_before,
+                facts.not_after,
+                profile.renew_before if profile is not None else None,
+                order.identity,
+            ),
+            create_time=self._ports.clock.now(),
+            acme_order_url=order.acme_order_url,
+        )
+
+    @property
+    def _policy(self) -> Policy | None:
+        try:
+            return self._ports.policies.current
+        except RefusalError:
+            return None
+
+    @property
+    def _profile(self) -> Profile | None:
+        """The order's profile as policy has it now, allowed or not."""
+        policy = self._policy
+        return policy.find_profile(self.order.profile) if policy is not None else None
+
+    def _find_lane(self) -> Lane:
+        profile = self._profile
+        return Lane(self.order.issuer, profile.acme_profile if profile is not None else "", self.order.dns_names)
+
+    @property
+    def _time_left(self) -> timedelta:
+        return timedelta(seconds=self._deadline - self._ports.clock.monotonic())
+
+    def _timeout(self, most: timedelta) -> timedelta:
+        """For a step before the finalisation: within the order's time, but long enough to be worth trying."""
+        return min(most, max(self._time_left, _SHORTEST_TIMEOUT))
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """A step of `STEPS`: its failpoints, and its time when it succeeds."""
+        failpoint(f"order.{name}.before")
+        started = self._ports.clock.monotonic()
+        yield
+        spent = timedelta(seconds=self._ports.clock.monotonic() - started)
+        self._ports.meter.observe(measures.STEP_DURATION, spent, step=name)
+        failpoint(f"order.{name}.after")
+
+
+def _rejected(message: str) -> End:
+    refusal = Refusal(Reason.ISSUER_REJECTED, message)
+    return End(refusal, pause_before_new_order(refusal))

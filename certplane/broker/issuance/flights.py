@@ -1,0 +1,110 @@
+"""The orders under way in this process, and those who wait for them.
+
+An order's work runs as a task of its own, never inside a call: a follower that comes or leaves changes nothing for the
+order. A follower sees every state that the order goes through, however slow it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+from certplane.broker.model import Order, OrderState
+
+__all__ = ["Flight", "Flights"]
+
+OrderKey = tuple[str, str, tuple[str, ...], str, str]
+
+
+class Flight:
+    """One order under way, as its followers see it."""
+
+    def __init__(self, order: Order) -> None:
+        self._states = [order]
+        self._changed = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self.begun = False
+        """Whether the order has had its turn: one that hasn't is parked at once when the broker stops."""
+        self.landed = asyncio.Event()
+        """Set once the order has ended or is parked: nothing more will be published."""
+
+    @property
+    def order(self) -> Order:
+        """The order as it durably is."""
+        return self._states[-1]
+
+    def publish(self, order: Order) -> None:
+        """Tell the followers; only a new state is an event for them."""
+        if order.state is self.order.state:
+            self._states[-1] = order
+            return
+        self._states.append(order)
+        self._wake()
+        if not order.state.is_open:
+            self.land()
+
+    def land(self) -> None:
+        """Nothing more will be published."""
+        self.landed.set()
+        self._wake()
+
+    async def follow(self) -> AsyncIterator[Order]:
+        """The order now, then after each change of state; ends with the order, or when it is parked."""
+        seen = len(self._states) - 1
+        while True:
+            while seen < len(self._states):
+                yield self._states[seen]
+                seen += 1
+            if self.landed.is_set():
+                return
+            await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Flights:
+    """All orders under way in this process, by id and by what makes them unique."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Flight] = {}
+        self._by_key: dict[OrderKey, Flight] = {}
+        self.issued = 0
+        """How many orders have become ISSUED here: who looked into the cache before must look again."""
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(tuple(self._by_id.values()))
+
+    def find(self, order_id: str) -> Flight | None:
+        """The flight of an order."""
+        return self._by_id.get(order_id)
+
+    def find_open(self, key: OrderKey) -> Flight | None:
+        """The flight of the open order of `key`; one that has ended is no longer to be joined."""
+        flight = self._by_key.get(key)
+        return flight if flight is not None and flight.order.state.is_open else None
+
+    def add(self, order: Order) -> Flight:
+        """A new flight."""
+        flight = Flight(order)
+        self._by_id[order.order_id] = flight
+        self._by_key[order.key] = flight
+        return flight
+
+    def remove(self, flight: Flight) -> None:
+        """Its work is over."""
+        flight.land()
+        order = flight.order
+        self._by_id.pop(order.order_id, None)
+        if self._by_key.get(order.key) is flight:
+            del self._by_key[order.key]
+
+    def publish(self, flight: Flight, order: Order) -> None:
+        """A change of `order` is durable."""
+        if order.state is OrderState.ISSUED and flight.order.state is not OrderState.ISSUED:
+            self.issued += 1
+        flight.publish(order)

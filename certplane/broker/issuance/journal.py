@@ -1,0 +1,98 @@
+"""The durable side of one order under way.
+
+Each write is repeated as long as the store or the audit log can't take it: the step before it has happened outside, and
+forgetting that is worse than waiting. Nobody learns of a change before it is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from certplane.broker.issuance import measures
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.flights import Flight, Flights
+from certplane.broker.issuance.waiting import see_through
+from certplane.broker.model import AuditEvent, CertificateRecord, Order
+from certplane.broker.ports import OrderChange
+from certplane.errors import Reason, RefusalError
+from certplane.runtime.backoff import Backoff
+
+__all__ = ["Journal"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_PASSING = frozenset({Reason.STORE_UNAVAILABLE, Reason.AUDIT_UNAVAILABLE})
+
+
+class Journal:
+    """Writes one order's changes and publishes them."""
+
+    def __init__(
+        self, ports: IssuancePorts, flights: Flights, flight: Flight, group: asyncio.TaskGroup, backoff: Backoff
+    ) -> None:
+        self._ports = ports
+        self._flights = flights
+        self._flight = flight
+        self._group = group
+        self._backoff = backoff
+
+    @property
+    def order(self) -> Order:
+        """The order as it durably is."""
+        return self._flight.order
+
+    async def refresh(self) -> None:
+        """Read the order anew: it may have waited long for its turn, and have ended meanwhile."""
+        order_id = self.order.order_id
+        order = await self._persist(lambda: self._ports.orders.get_order(order_id))
+        if order is None:
+            raise RuntimeError(f"order {order_id} is not in the store any more")
+        self._flights.publish(self._flight, order)
+
+    async def write(self, change: OrderChange, events: Sequence[AuditEvent] = ()) -> None:
+        """Make `change` durable, with its events.
+
+        An order that somebody else has ended meanwhile is taken as it is: the caller looks at `order` afterwards.
+        """
+        order_id = self.order.order_id
+        try:
+            order = await self._persist(lambda: self._ports.orders.change_order(order_id, change, events))
+        except RefusalError as error:
+            if error.refusal.reason is not Reason.ORDER_NOT_FOUND:
+                raise
+            found = await self._persist(lambda: self._ports.orders.get_order(order_id))
+            if found is None or found.state.is_open:
+                raise
+            order = found
+        self._flights.publish(self._flight, order)
+
+    async def finish(self, record: CertificateRecord, events: Sequence[AuditEvent]) -> None:
+        """Store an issued certificate, even if the order's task is cancelled meanwhile."""
+        await see_through(self._group, self._finish(record, events))
+
+    async def _finish(self, record: CertificateRecord, events: Sequence[AuditEvent]) -> None:
+        order = await self._persist(lambda: self._ports.orders.finish_order(record, events))
+        self._flights.publish(self._flight, order)
+
+    async def _persist(self, write: Callable[[], Awaitable[_T]]) -> _T:
+        failures = 0
+        while True:
+            try:
+                return await write()
+            except RefusalError as error:
+                if error.refusal.reason not in _PASSING:
+                    raise
+                failures += 1
+                self._ports.meter.count(measures.JOURNAL_RETRIES)
+                if failures == 1:
+                    logger.warning(
+                        "the store can't take an order's journal, trying on: %s",
+                        error.refusal.message,
+                        extra={"fields": {"order_id": self.order.order_id, "reason": error.refusal.reason.value}},
+                    )
+                await self._ports.clock.sleep(self._backoff.wait(failures, self._ports.rng))

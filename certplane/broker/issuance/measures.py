@@ -1,0 +1,51 @@
+"""The names under which issuance counts and times; each comes with exactly the labels listed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["MEASURES", "Measure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One metric: what an exporter must know to declare it before its first value."""
+
+    name: str
+    kind: Literal["counter", "duration", "level"]
+    labels: tuple[str, ...]
+    help: str
+
+
+REQUESTS = "certificate_requests"
+ORDERS_ENDED = "orders_ended"
+ORDERS_ABANDONED = "acme_orders_abandoned"
+ORDERS_OPEN = "orders_open"
+ORDER_DURATION = "order_duration"
+STEP_DURATION = "order_step_duration"
+STEP_FAILURES = "order_step_failures"
+JOURNAL_RETRIES = "journal_retries"
+DELIVERIES = "certificate_deliveries"
+REVOCATIONS = "certificate_revocations"
+RECORDS_LEFT = "txt_records_left"
+
+MEASURES = (
+    Measure(
+        REQUESTS,
+        "counter",
+        ("profile", "result"),
+        "Requests for a certificate by result: cache, opened, joined, or the reason of the refusal. The profile is "
+        "empty unless policy granted it.",
+    ),
+    Measure(ORDERS_ENDED, "counter", ("profile", "reason"), "Orders that ended: ISSUED, or the reason of the failure."),
+    Measure(ORDERS_ABANDONED, "counter", (), "Orders at the CA that were given up before they were finalised."),
+    Measure(ORDERS_OPEN, "level", (), "Orders that this process works on or that wait for their turn."),
+    Measure(ORDER_DURATION, "duration", ("reason",), "From an order's turn to its end, by ISSUED or reason."),
+    Measure(STEP_DURATION, "duration", ("step",), "Steps of orders that succeeded."),
+    Measure(STEP_FAILURES, "counter", ("reason",), "Steps of orders that failed, retried or not, by reason."),
+    Measure(JOURNAL_RETRIES, "counter", (), "Journal writes of orders that had to be repeated."),
+    Measure(DELIVERIES, "counter", ("source",), "Certificates handed out: cache, order or stored."),
+    Measure(REVOCATIONS, "counter", ("reason",), "Certificates revoked."),
+    Measure(RECORDS_LEFT, "counter", (), "TXT records that could not be removed and wait for the next start."),
+)

@@ -1,0 +1,70 @@
+"""Whose turn it is at the CA.
+
+Rules:
+
+- One ACME order at a time per lane (issuer, CA profile, name set): a CA may hand back the pending order of the same
+  names whatever the key (Boulder does), and two brokers' orders would then share one. Who comes first goes first.
+- At most so many orders at once over all lanes. A lane that waits takes none of these places.
+- When the CA says that a lane has to wait (a rate limit), nobody of that lane asks before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+from certplane.errors import Refusal
+
+__all__ = ["Lane", "OrderQueue"]
+
+
+class Lane(NamedTuple):
+    """What a CA may take for the same order; an issuer has one account."""
+
+    issuer: str
+    acme_profile: str
+    dns_names: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Gate:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+class OrderQueue:
+    """Turns, given in the order in which they were asked for."""
+
+    def __init__(self, parallel: int) -> None:
+        self._places = asyncio.Semaphore(parallel)
+        self._gates: dict[Lane, _Gate] = {}
+        self._holds: dict[Lane, tuple[datetime, Refusal]] = {}
+
+    @asynccontextmanager
+    async def turn(self, lane: Lane) -> AsyncIterator[None]:
+        """Wait for the lane and a place, and keep both for the length of the block."""
+        gate = self._gates.setdefault(lane, _Gate())
+        gate.users += 1
+        try:
+            async with gate.lock, self._places:
+                yield
+        finally:
+            gate.users -= 1
+            if not gate.users:
+                del self._gates[lane]
+
+    def hold(self, lane: Lane, until: datetime, refusal: Refusal) -> None:
+        """Nobody of `lane` should ask the CA before `until`; `refusal` is what it said."""
+        self._holds[lane] = (until, refusal)
+
+    def held(self, lane: Lane, now: datetime) -> tuple[datetime, Refusal] | None:
+        """Until when, and why, `lane` must not ask the CA; None if it may."""
+        hold = self._holds.get(lane)
+        if hold is not None and hold[0] <= now:
+            del self._holds[lane]
+            return None
+        return hold

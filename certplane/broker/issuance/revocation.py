@@ -1,0 +1,52 @@
+"""Taking certificates back: first at the CA, then here, so that a failure in between is repaired by asking again.
+
+A revoked certificate is no cache answer any more. `keyCompromise` blocks the key for every caller and for good, also
+when the certificate was revoked for another reason before. Whoever holds a certificate may revoke it, whatever policy
+says by now.
+"""
+
+from __future__ import annotations
+
+from certplane.broker.issuance import measures
+from certplane.broker.issuance.authorisation import CallAuthorisation
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.events import CallEvents
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.model import Caller, CertificateRecord, RevocationReason
+from certplane.errors import Reason, RefusalError
+
+__all__ = ["Revocation"]
+
+
+class Revocation:
+    """Revokes certificates of their holders."""
+
+    def __init__(self, ports: IssuancePorts, settings: IssuanceSettings, authorisation: CallAuthorisation) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._authorisation = authorisation
+
+    async def revoke(
+        self, caller: Caller, certificate_id: str, reason: RevocationReason, events: CallEvents
+    ) -> CertificateRecord:
+        """Revoke, and record it. Doing it again answers as the first time did.
+
+        Raises:
+            RefusalError: CERTIFICATE_NOT_FOUND (another's too), what the CA said, AUDIT_UNAVAILABLE or
+                STORE_UNAVAILABLE: then the CA may have revoked, and asking again completes it.
+        """
+        record = await self._authorisation.own_certificate(caller, certificate_id)
+        compromised = reason is RevocationReason.KEY_COMPROMISE
+        if record.revoke_time is not None and (not compromised or record.revocation_reason is reason):
+            return record
+        if record.issuer != self._ports.issuer.name:
+            raise RefusalError(
+                Reason.ISSUER_REJECTED,
+                f"the certificate was issued by {record.issuer}, which this broker does not use any more",
+            )
+        await self._ports.revoker.revoke(record.certificate_pem, reason, self._settings.revocation_timeout)
+        revoked = await self._ports.certificates.mark_revoked(
+            certificate_id, reason, self._ports.clock.now(), [events.revoked(record, reason)]
+        )
+        self._ports.meter.count(measures.REVOCATIONS, reason=reason.value)
+        return revoked

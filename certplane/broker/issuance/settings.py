@@ -1,0 +1,58 @@
+"""The numbers that issuance goes by, and why they are what they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from certplane.broker.ports import DurableLimits
+from certplane.runtime.backoff import Backoff
+
+__all__ = ["IssuanceSettings"]
+
+_STEP_RETRY = Backoff(timedelta(seconds=2), timedelta(minutes=1), floor=timedelta(seconds=1))
+_STORE_RETRY = Backoff(timedelta(milliseconds=200), timedelta(seconds=15), floor=timedelta(milliseconds=50))
+
+
+@dataclass(frozen=True, slots=True)
+class IssuanceSettings:
+    """Limits and times of issuance; the defaults are meant to be right for a public CA."""
+
+    limits: DurableLimits = field(default_factory=DurableLimits)
+    account_key_sha256: str = ""
+    """Hash of the ACME account's public key, which no certificate may have; empty when there is no such key."""
+
+    parallel_orders: int = 16
+    """ACME orders under way at once. Each takes seconds to minutes of mostly waiting; a CA wants to see few of them."""
+
+    order_time_limit: timedelta = timedelta(minutes=10)
+    """From an order's turn until it must be ready to be finalised: covers slow DNS and a CA's short outage."""
+
+    call_timeout: timedelta = timedelta(seconds=60)
+    """One step at the CA."""
+
+    dns_timeout: timedelta = timedelta(seconds=60)
+    """Writing or removing an order's records."""
+
+    propagation_timeout: timedelta = timedelta(minutes=3)
+    """Until every authoritative server answers; providers are usually done within one minute."""
+
+    revocation_timeout: timedelta = timedelta(seconds=30)
+
+    retry: Backoff = _STEP_RETRY
+    """Between tries of one order's step."""
+
+    store_retry: Backoff = _STORE_RETRY
+    """Between tries of a journal write; these have no limit, since what the CA issued must be stored."""
+
+    longest_wait: timedelta = timedelta(minutes=10)
+    """A caller's `wait` is cut to it."""
+
+    parking_grace: timedelta = timedelta(seconds=10)
+    """How long a stopping broker lets the storing of an issued certificate go on after its time is up."""
+
+    csr_cache_size: int = 4096
+    """Verified CSRs, about 1 KB each."""
+
+    order_cache_size: int = 4096
+    """Ended orders, which never change again, about 2 KB each."""

@@ -1,0 +1,71 @@
+"""The DNS part of an order: its TXT records journalled, written, seen everywhere, answered for, and removed.
+
+Rules:
+
+- A record is journalled before it is written, by name and value, and again once the provider has given it an id, so
+  that a restart finds and removes it whenever the process ends.
+- A challenge is answered only after every authoritative server shows its value: failed validations lock a name at the
+  CA. If that never happens, nothing is answered.
+- Removal never fails an order. What could not be removed stays journalled and is tried again at the next start.
+- Orders of overlapping names can be given the same challenge: whoever is last to need a record removes it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from certplane.broker.issuance import measures
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.model import Order, TxtRecord
+
+__all__ = ["RecordCleaner", "merge_records"]
+
+logger = logging.getLogger(__name__)
+
+
+def merge_records(journalled: Iterable[TxtRecord], latest: Iterable[TxtRecord]) -> tuple[TxtRecord, ...]:
+    """The journal after `latest` became known: by name and value, what has an id wins over what hasn't.
+
+    Records of the journal that aren't among the latest stay, since they may stand and have to be removed.
+    """
+    merged: dict[tuple[str, str], TxtRecord] = {}
+    for record in (*journalled, *latest):
+        known = merged.get((record.name, record.value))
+        if known is None or record.record_id or (record.zone and not known.record_id):
+            merged[record.name, record.value] = record
+    return tuple(merged.values())
+
+
+class RecordCleaner:
+    """Removes orders' records, knowing which of them other orders still need."""
+
+    def __init__(self, ports: IssuancePorts, settings: IssuanceSettings) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._needed: dict[str, frozenset[tuple[str, str]]] = {}
+
+    def need(self, order_id: str, records: Iterable[TxtRecord]) -> None:
+        """The order is about to use these records: nobody else removes them."""
+        self._needed[order_id] = frozenset((record.name, record.value) for record in records)
+
+    def release(self, order_id: str) -> None:
+        """The order uses no record any more."""
+        self._needed.pop(order_id, None)
+
+    async def remove(self, order: Order) -> tuple[TxtRecord, ...]:
+        """Remove what `order` lists and nobody else needs; returns what still stands and is the order's to remove."""
+        self.release(order.order_id)
+        others = frozenset[tuple[str, str]]().union(*self._needed.values())
+        mine = [record for record in order.txt_records if (record.name, record.value) not in others]
+        if not mine:
+            return ()
+        left: Sequence[TxtRecord] = await self._ports.solver.remove(mine, self._settings.dns_timeout)
+        for record in left:
+            self._ports.meter.count(measures.RECORDS_LEFT)
+            logger.warning(
+                "a TXT record could not be removed, it will be tried again at the next start",
+                extra={"fields": {"order_id": order.order_id, "record_name": record.name, "zone": record.zone}},
+            )
+        return tuple(left)

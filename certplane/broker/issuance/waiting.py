@@ -1,0 +1,46 @@
+"""Waiting for events with injected time, and work that a cancellation must not tear."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from certplane.runtime.clock import Clock
+
+__all__ = ["see_through", "within"]
+
+T = TypeVar("T")
+
+
+async def within(clock: Clock, span: timedelta, event: asyncio.Event) -> bool:
+    """Wait for `event`, at most for `span`; whether it is set."""
+    if event.is_set() or span <= timedelta():
+        return event.is_set()
+    waits = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(span))}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return event.is_set()
+
+
+async def see_through(group: asyncio.TaskGroup, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end even if this task is cancelled meanwhile; the cancellation goes on afterwards.
+
+    `work` runs as a task of `group`, so that it has an owner. Cancelling that task itself does stop it.
+    """
+    task = group.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # looked at, so that the loop doesn't report it as lost
+        raise cancelled
+    return task.result()
