@@ -18,6 +18,7 @@ from josepy.jwk import JWK
 from certplane.broker.issuers.answers import printable
 from certplane.broker.model import DnsChallenge, IssuerOrderStatus
 from certplane.errors import ProblemDocument
+from certplane.pki.names import DnsNameError, canonical_dns_name
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -93,8 +94,12 @@ class AcmeAuthorization:
             MalformedAnswerError: no such thing.
         """
         fields = _mapping(body, "an authorization")
-        identifier = _mapping(fields.get("identifier"), "an identifier")
-        domain = _text(identifier, "value")
+        try:
+            # It becomes the name of a record: nothing but a DNS name gets any further.
+            value = _text(_mapping(fields.get("identifier"), "an identifier"), "value")
+            domain = canonical_dns_name(value.removeprefix("*."))
+        except DnsNameError as error:
+            raise MalformedAnswerError("an authorization for something that isn't a DNS name") from error
         found = fields.get("challenges")
         offered = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
         dns = [entry for entry in offered if entry.get("type") == challenges.DNS01.typ]

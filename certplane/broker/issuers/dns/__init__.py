@@ -1,0 +1,13 @@
+"""dns-01: TXT records written through a provider, found on every authoritative server, and removed again.
+
+| module | owns |
+|---|---|
+| `solver` | `DnsSolver`, the port `ChallengeSolver`; start here |
+| `provider` | `DnsProvider`: what a DNS API has to do for it |
+| `cloudflare`, `rfc2136`, `httpreq` | the providers |
+| `propagation` | the look at every authoritative server |
+| `dns_messages` | one question to one server; `http_client`: the guarded client of the HTTP providers |
+
+Records are added beside what stands there, never replaced, and removed by id or by name and value: an apex and its
+wildcard share a name, and so do brokers. A CNAME at the record's name is refused with a message, not followed (yet).
+"""

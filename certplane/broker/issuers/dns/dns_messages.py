@@ -1,0 +1,109 @@
+"""One DNS question to one server, and what its answer means. Whatever comes back, only `NoDnsAnswerError` is raised."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import dns.asyncquery
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdatatype
+import dns.rdtypes.ANY.TXT
+
+if TYPE_CHECKING:
+    from certplane.config.values import HostPort
+
+__all__ = ["MALFORMED", "NoDnsAnswerError", "addresses_of", "alias_in", "ask_authoritative", "lacking_txt", "name_of"]
+
+MALFORMED = (dns.exception.DNSException, OSError, EOFError, ValueError)
+"""What dnspython raises on answers that are late, broken or cut off."""
+
+_UDP_PAYLOAD = 1232  # what fits into one packet everywhere (DNS flag day 2020)
+
+
+class NoDnsAnswerError(Exception):
+    """No usable answer; the text says why and fits into a message."""
+
+
+def name_of(text: str) -> dns.name.Name:
+    """The absolute name for text without the final dot.
+
+    Raises:
+        ValueError: it isn't a name.
+    """
+    try:
+        return dns.name.from_text(text.rstrip(".") + ".")
+    except (dns.exception.DNSException, UnicodeError) as error:
+        raise ValueError(f"{text!r} isn't a DNS name") from error
+
+
+async def ask_authoritative(name: dns.name.Name, address: str, port: int, timeout: timedelta) -> dns.message.Message:
+    """Ask for the TXT records of `name`, without recursion, over UDP and, when the answer is cut off, over TCP.
+
+    Raises:
+        NoDnsAnswerError: nothing readable came in `timeout`.
+    """
+    query = dns.message.make_query(name, dns.rdatatype.TXT, use_edns=0, payload=_UDP_PAYLOAD)
+    query.flags &= ~dns.flags.RD
+    seconds = timeout.total_seconds()
+    try:
+        async with asyncio.timeout(seconds):
+            answer, _ = await dns.asyncquery.udp_with_fallback(
+                query, address, timeout=seconds, port=port, ignore_unexpected=True, ignore_errors=True
+            )
+    except (TimeoutError, dns.exception.Timeout) as error:
+        raise NoDnsAnswerError(f"no answer in {seconds:.0f} s") from error
+    except MALFORMED as error:
+        raise NoDnsAnswerError(f"no readable answer ({type(error).__name__})") from error
+    return answer
+
+
+def lacking_txt(answer: dns.message.Message, name: dns.name.Name, values: frozenset[str]) -> str:
+    """Why this answer doesn't show all `values` at `name`; empty if it does. Pure."""
+    if answer.rcode() not in {dns.rcode.NOERROR, dns.rcode.NXDOMAIN}:
+        return f"answers {dns.rcode.to_text(answer.rcode())}"
+    if not answer.flags & dns.flags.AA:
+        return "isn't authoritative for the name"
+    if answer.rcode() == dns.rcode.NXDOMAIN:
+        return "says that the name doesn't exist"
+    shown = {
+        b"".join(record.strings)
+        for rrset in answer.answer
+        if rrset.name == name and rrset.rdtype == dns.rdatatype.TXT
+        for record in rrset
+        if isinstance(record, dns.rdtypes.ANY.TXT.TXT)
+    }
+    missing = [value for value in values if value.encode() not in shown]
+    return f"lacks {len(missing)} of {len(values)} values" if missing else ""
+
+
+def alias_in(answer: dns.message.Message, name: dns.name.Name) -> str:
+    """Where a CNAME at `name` points to; empty if there is none. Pure."""
+    for rrset in answer.answer:
+        if rrset.name == name and rrset.rdtype == dns.rdatatype.CNAME and len(rrset):
+            return str(next(iter(rrset)))
+    return ""
+
+
+async def addresses_of(server: HostPort) -> list[str]:
+    """The IP addresses of a configured server.
+
+    Raises:
+        NoDnsAnswerError: its name has none.
+    """
+    try:
+        return [str(ipaddress.ip_address(server.host))]
+    except ValueError:
+        pass
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(server.host, server.port, proto=6)
+    except OSError as error:
+        raise NoDnsAnswerError(f"{server.host} has no address") from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))

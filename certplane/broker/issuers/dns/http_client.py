@@ -1,0 +1,63 @@
+"""The HTTP client of DNS APIs: no redirects, answers of limited size, no compression (fixed decision 15)."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import httpx
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["LARGEST_BODY", "AnswerTooLargeError", "new_http_client"]
+
+LARGEST_BODY = 4 * 1024 * 1024
+"""A page of fifty of Cloudflare's zones is about 100 KiB."""
+
+
+class AnswerTooLargeError(httpx.TransportError):
+    """An answer has more than `LARGEST_BODY` bytes, or is compressed so that it can't be known."""
+
+
+def new_http_client(timeout: timedelta, ca_bundle: Path | None = None) -> httpx.AsyncClient:
+    """A client; proxies are those of the environment.
+
+    Args:
+        timeout: of each wait; callers bound the whole exchange.
+        ca_bundle: PEM file with the roots of a private API's server; None for the public ones.
+    """
+    return httpx.AsyncClient(
+        verify=ssl.create_default_context(cafile=str(ca_bundle)) if ca_bundle else True,
+        timeout=timeout.total_seconds(),
+        follow_redirects=False,
+        headers={"Accept-Encoding": "identity"},
+        event_hooks={"response": [_limit]},
+    )
+
+
+async def _limit(response: httpx.Response) -> None:
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise AnswerTooLargeError("a compressed answer that was not asked for")
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    response.stream = _LimitedStream(response.stream)
+
+
+class _LimitedStream(httpx.AsyncByteStream):
+    """Hands on a body until it gets too large."""
+
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self._stream:
+            size += len(chunk)
+            if size > LARGEST_BODY:
+                raise AnswerTooLargeError(f"an answer of more than {LARGEST_BODY} bytes")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

@@ -1,0 +1,132 @@
+"""TXT records through an HTTP endpoint of one's own: the `httpreq` protocol of lego.
+
+POST `<endpoint>/present` and `/cleanup` with JSON: `{"fqdn": "_acme-challenge.example.com.", "value": ...}`, or in the
+raw mode `{"domain", "token", "keyAuth"}`, from which the endpoint makes name and value itself. Basic authentication if
+both secrets are named. Any 2xx is success. The zone is the endpoint's business; the propagation check finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import httpx
+
+from certplane.broker.issuers.answers import parse_retry_after
+from certplane.broker.issuers.attempts import Deadline, repeat
+from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
+from certplane.broker.issuers.outgoing import ForbiddenUrlError, check_endpoint
+from certplane.broker.model import TxtRecord
+from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+from certplane.runtime.backoff import Backoff
+
+if TYPE_CHECKING:
+    import random
+    from pathlib import Path
+
+    from certplane.broker.model import DnsChallenge, Profile
+    from certplane.broker.ports import SecretSource
+    from certplane.runtime.clock import Clock
+
+__all__ = ["HttpreqEndpoint", "HttpreqProvider"]
+
+_REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
+_LABEL = "_acme-challenge."
+
+
+@dataclass(frozen=True, slots=True)
+class HttpreqEndpoint:
+    """`issuer.acme.httpreq`.
+
+    Attributes:
+        url: without `/present`; https, or http to this machine.
+        raw: the raw mode.
+        username_secret: name of a secret; empty for no authentication.
+        password_secret: name of a secret.
+        timeout: of one request.
+        ca_bundle: PEM file with the roots of the endpoint's server; None for the public ones.
+    """
+
+    url: str
+    raw: bool = False
+    username_secret: str = ""
+    password_secret: str = ""
+    timeout: timedelta = timedelta(seconds=10)
+    ca_bundle: Path | None = None
+
+
+class HttpreqProvider:
+    """A `DnsProvider` that asks an HTTP endpoint. In the raw mode a record's id is its key authorization."""
+
+    def __init__(self, endpoint: HttpreqEndpoint, secrets: SecretSource, clock: Clock, rng: random.Random) -> None:
+        """Nothing is sent yet; secrets are read at each use.
+
+        Raises:
+            ConfigurationError: the endpoint's URL can't be used.
+        """
+        try:
+            self._url = check_endpoint(endpoint.url).rstrip("/")
+        except ForbiddenUrlError as error:
+            problem = ConfigurationProblem("", None, "issuer.acme.httpreq.endpoint", str(error), "use an https URL")
+            raise ConfigurationError([problem]) from error
+        self._endpoint, self._secrets, self._clock, self._rng = endpoint, secrets, clock, rng
+        self._client = new_http_client(endpoint.timeout, endpoint.ca_bundle)
+
+    async def close(self) -> None:
+        """See `DnsProvider.close`."""
+        await self._client.aclose()
+
+    def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
+        """See `DnsProvider.plan`."""
+        record_id = challenge.key_authorization if self._endpoint.raw else ""
+        return TxtRecord("", challenge.record_name, challenge.record_value, record_id, profile.credentials)
+
+    async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
+        """See `DnsProvider.add_txt`."""
+        await self._post("present", record, deadline)
+        return record
+
+    async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:
+        """See `DnsProvider.remove_txt`."""
+        await self._post("cleanup", record, deadline)
+
+    async def _post(self, what: str, record: TxtRecord, deadline: Deadline) -> None:
+        auth = httpx.Auth()  # adds nothing
+        if self._endpoint.username_secret:
+            username = await self._secrets.read(self._endpoint.username_secret)
+            auth = httpx.BasicAuth(username, await self._secrets.read(self._endpoint.password_secret))
+        await repeat(
+            lambda: self._post_once(what, self._body(record), auth, deadline),
+            deadline=deadline,
+            backoff=_REPEAT,
+            rng=self._rng,
+            on=RefusalError,
+            when=lambda error: error.refusal.reason is Reason.DNS_UNAVAILABLE,
+        )
+
+    def _body(self, record: TxtRecord) -> dict[str, str]:
+        if not self._endpoint.raw:
+            return {"fqdn": f"{record.name}.", "value": record.value}
+        token, _, _ = record.record_id.partition(".")
+        return {"domain": record.name.removeprefix(_LABEL), "token": token, "keyAuth": record.record_id}
+
+    async def _post_once(self, what: str, body: dict[str, str], auth: httpx.Auth, deadline: Deadline) -> None:
+        seconds = min(self._endpoint.timeout, deadline.left).total_seconds()
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await self._client.post(f"{self._url}/{what}", json=body, auth=auth)
+        except AnswerTooLargeError as error:
+            raise RefusalError(Reason.DNS_UNAVAILABLE, f"the httpreq endpoint sent {error}") from error
+        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
+            message = f"the httpreq endpoint did not answer {what}: {type(error).__name__}"
+            raise RefusalError(Reason.DNS_UNAVAILABLE, message) from error
+        if answer.is_success:
+            return
+        status = answer.status_code
+        message = f"the httpreq endpoint answered {what} with status {status}"
+        if status in {408, 429} or status >= 500:
+            retry_after = parse_retry_after(answer.headers.get("Retry-After"), self._clock.now())
+            raise RefusalError(Reason.DNS_UNAVAILABLE, message, retry_after=retry_after)
+        raise RefusalError(Reason.DNS_REJECTED, message)

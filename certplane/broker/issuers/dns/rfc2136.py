@@ -1,0 +1,188 @@
+"""TXT records by dynamic update (RFC 2136), signed with TSIG (RFC 8945), sent over TCP to one primary server.
+
+Adding a record that stands and removing one that is gone are no errors of the protocol, so both can be repeated. The
+zone is found by asking the same server for the SOA that it has authority over, signed too, since servers choose their
+view by the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import dns.asyncquery
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+import dns.rdtypes.ANY.TXT
+import dns.tsig
+import dns.update
+
+from certplane.broker.issuers.attempts import Deadline, repeat
+from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, name_of
+from certplane.broker.model import TxtRecord
+from certplane.errors import Reason, RefusalError
+from certplane.runtime.backoff import Backoff
+
+if TYPE_CHECKING:
+    import random
+
+    from certplane.broker.model import DnsChallenge, Profile
+    from certplane.broker.ports import SecretSource
+    from certplane.config.values import HostPort
+
+__all__ = ["Rfc2136Provider", "UpdateServer"]
+
+_REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
+_NAME_RCODES = frozenset({dns.rcode.NOERROR, dns.rcode.NXDOMAIN})
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateServer:
+    """Where updates go, and how they are signed.
+
+    Attributes:
+        address: the primary server.
+        key_name: TSIG key's name.
+        secret_name: name of the secret that holds the key in base64; a profile's `credentials` may name another. A
+            secret may also be `name:base64` or `algorithm:name:base64`, as `nsupdate -y` takes it.
+        algorithm: of the TSIG key.
+        timeout: of one exchange.
+        ttl: of the records.
+    """
+
+    address: HostPort
+    key_name: str
+    secret_name: str
+    algorithm: str = "hmac-sha256"
+    timeout: timedelta = timedelta(seconds=10)
+    ttl: timedelta = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    name: dns.name.Name
+    algorithm: str
+    keyring: dict[dns.name.Name, dns.tsig.Key] = field(repr=False)
+
+
+class Rfc2136Provider:
+    """A `DnsProvider` that speaks to a name server itself."""
+
+    def __init__(self, server: UpdateServer, secrets: SecretSource, rng: random.Random) -> None:
+        """Nothing is sent yet; the key is read at each use."""
+        self._server, self._secrets, self._rng = server, secrets, rng
+
+    async def close(self) -> None:
+        """Nothing stays open."""
+
+    def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
+        """See `DnsProvider.plan`."""
+        return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
+
+    async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
+        """See `DnsProvider.add_txt`."""
+        key = await self._key(record.credentials)
+        zone = await self._zone_of(record.name, key, deadline)
+        update = self._update(zone, key)
+        update.add(name_of(record.name), int(self._server.ttl.total_seconds()), _txt(record.value))
+        await self._send(update, f"add a TXT record in {zone}", deadline)
+        return replace(record, zone=str(zone).rstrip("."))
+
+    async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:
+        """See `DnsProvider.remove_txt`."""
+        key = await self._key(record.credentials)
+        zone = name_of(record.zone) if record.zone else await self._zone_of(record.name, key, deadline)
+        update = self._update(zone, key)
+        update.delete(name_of(record.name), _txt(record.value))
+        await self._send(update, f"remove a TXT record in {zone}", deadline)
+
+    async def _key(self, credentials: str) -> _Key:
+        name = credentials or self._server.secret_name
+        *prefix, secret = (await self._secrets.read(name)).strip().split(":")
+        key_name = prefix[-1] if prefix else self._server.key_name
+        algorithm = prefix[0] if len(prefix) == 2 else self._server.algorithm
+        try:
+            owner = name_of(key_name)
+            content = base64.b64decode(secret, validate=True)
+            if not content or name_of(algorithm) not in dns.tsig.mac_sizes:
+                raise ValueError("no key, or an unknown algorithm")  # noqa: TRY301 - one answer for all that is wrong
+        except ValueError:
+            # The cause may quote the secret: it is cut off on purpose.
+            message = f"the secret {name!r} isn't a TSIG key: base64, name:base64 or algorithm:name:base64"
+            raise RefusalError(Reason.DNS_REJECTED, message) from None
+        return _Key(owner, algorithm, {owner: dns.tsig.Key(owner, content, algorithm)})
+
+    def _update(self, zone: dns.name.Name, key: _Key) -> dns.update.UpdateMessage:
+        return dns.update.UpdateMessage(zone, keyring=key.keyring, keyname=key.name, keyalgorithm=key.algorithm)
+
+    async def _zone_of(self, name: str, key: _Key, deadline: Deadline) -> dns.name.Name:
+        """The zone that holds `name` at this server: the nearest SOA, upward (RFC 2136 5, RFC 2308 3)."""
+        candidate = name_of(name)
+        while candidate != dns.name.root:
+            query = dns.message.make_query(candidate, dns.rdatatype.SOA)
+            query.flags &= ~dns.flags.RD
+            query.use_tsig(key.keyring, key.name, algorithm=key.algorithm)
+            answer = await self._exchange(query, f"tell the zone of {name}", deadline)
+            if answer.rcode() in _NAME_RCODES and answer.flags & dns.flags.AA:
+                # The zone's own SOA: as the answer at its apex, else beside the answer that there is nothing.
+                for rrset in (*answer.answer, *answer.authority):
+                    if rrset.rdtype == dns.rdatatype.SOA and candidate.is_subdomain(rrset.name):
+                        return rrset.name
+            candidate = candidate.parent()
+        message = f"the DNS server {self._server.address} isn't authoritative for a zone that holds {name}"
+        raise RefusalError(Reason.DNS_REJECTED, message)
+
+    async def _send(self, update: dns.update.UpdateMessage, what: str, deadline: Deadline) -> None:
+        answer = await self._exchange(update, what, deadline)
+        if answer.rcode() != dns.rcode.NOERROR:
+            message = f"the DNS server {self._server.address} refused to {what}: {dns.rcode.to_text(answer.rcode())}"
+            raise RefusalError(Reason.DNS_REJECTED, message)
+        if not answer.had_tsig:
+            message = f"the DNS server {self._server.address} answered without a signature"
+            raise RefusalError(Reason.DNS_UNAVAILABLE, message)
+
+    async def _exchange(self, message: dns.message.Message, what: str, deadline: Deadline) -> dns.message.Message:
+        """Send a signed message and return the answer, whatever its rcode, SERVFAIL excepted."""
+        return await repeat(
+            lambda: self._exchange_once(message, what, deadline),
+            deadline=deadline,
+            backoff=_REPEAT,
+            rng=self._rng,
+            on=RefusalError,
+            when=lambda error: error.refusal.reason is Reason.DNS_UNAVAILABLE,
+        )
+
+    async def _exchange_once(self, message: dns.message.Message, what: str, deadline: Deadline) -> dns.message.Message:
+        server = self._server.address
+        seconds = min(self._server.timeout, deadline.left).total_seconds()
+        try:
+            async with asyncio.timeout(seconds):
+                address = (await addresses_of(server))[0]
+                answer = await dns.asyncquery.tcp(message, address, timeout=seconds, port=server.port)
+        except dns.tsig.PeerError as error:
+            why = type(error).__name__.removeprefix("Peer")
+            message_text = f"the DNS server {server} doesn't accept the TSIG key ({why}): check its name and secret"
+            if isinstance(error, dns.tsig.PeerBadTime):
+                message_text = f"the clocks of this host and of the DNS server {server} differ too much (BADTIME)"
+            raise RefusalError(Reason.DNS_REJECTED, message_text) from error
+        except (NoDnsAnswerError, TimeoutError, *MALFORMED) as error:
+            why = str(error) if isinstance(error, NoDnsAnswerError) else type(error).__name__
+            message_text = f"the DNS server {server} did not {what}: {why}"
+            raise RefusalError(Reason.DNS_UNAVAILABLE, message_text) from error
+        if answer.rcode() == dns.rcode.SERVFAIL:
+            raise RefusalError(Reason.DNS_UNAVAILABLE, f"the DNS server {server} did not {what}: SERVFAIL")
+        return answer
+
+
+def _txt(value: str) -> dns.rdtypes.ANY.TXT.TXT:
+    """A TXT record's data, in strings of at most 255 bytes (RFC 1035 3.3.14)."""
+    content = value.encode()
+    strings = [content[start : start + 255] for start in range(0, len(content), 255)]
+    return dns.rdtypes.ANY.TXT.TXT(dns.rdataclass.IN, dns.rdatatype.TXT, strings)
