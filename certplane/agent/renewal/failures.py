@@ -1,0 +1,146 @@
+"""What a failure means for the next try: by who can end it, and how much life is left. Pure.
+
+A broker that can't be reached is asked again soon, a policy that says no rarely, a CA that rejected the names slower
+than its limit on failed validations. Every ceiling is at most a share of the life that is left, so that a short
+certificate still gets its tries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import Enum
+
+from certplane.agent.model import Version
+from certplane.errors import CertplaneError, OperationError, Reason, Refusal, RefusalError
+from certplane.runtime.backoff import Backoff
+
+__all__ = ["Failure", "FailureKind", "activation_backoff", "failure_of", "is_final_for_key", "request_backoff"]
+
+_SHARE = 24
+"""At least so many tries fit into the life that is left, whatever the back-off says."""
+
+_ACTIVATION = Backoff(first=timedelta(minutes=1), most=timedelta(hours=6), floor=timedelta(seconds=20))
+_ACTIVATION_URGENT = timedelta(minutes=5)
+
+
+class FailureKind(Enum):
+    """What kind of failure, by who can end it."""
+
+    UNREACHABLE = "unreachable"
+    """The broker, or something behind it, doesn't answer now."""
+    LIMITED = "limited"
+    """A limit is used up."""
+    REFUSED = "refused"
+    """The broker says no; an operator has to change something."""
+    REJECTED = "rejected"
+    """The CA or the DNS says no; a try costs one of the few failed validations that it allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    backoff: Backoff
+    urgent: timedelta
+    """The ceiling isn't lowered below this however little life is left."""
+
+
+_PATIENCES = {
+    FailureKind.UNREACHABLE: _Patience(
+        Backoff(first=timedelta(seconds=30), most=timedelta(minutes=30), floor=timedelta(seconds=5)),
+        urgent=timedelta(minutes=2),
+    ),
+    FailureKind.LIMITED: _Patience(
+        Backoff(first=timedelta(hours=1), most=timedelta(days=1), floor=timedelta(minutes=10)),
+        urgent=timedelta(hours=1),
+    ),
+    FailureKind.REFUSED: _Patience(
+        Backoff(first=timedelta(minutes=5), most=timedelta(hours=6), floor=timedelta(minutes=1)),
+        urgent=timedelta(minutes=15),
+    ),
+    FailureKind.REJECTED: _Patience(
+        # Let's Encrypt allows five failed validations per name and hour, and counts them for the whole account.
+        Backoff(first=timedelta(minutes=30), most=timedelta(days=1), floor=timedelta(minutes=15)),
+        urgent=timedelta(minutes=30),
+    ),
+}
+
+_KINDS: dict[Reason, FailureKind] = {
+    Reason.IDENTITY_EXPIRED: FailureKind.REFUSED,
+    Reason.IDENTITY_REVOKED: FailureKind.REFUSED,
+    Reason.IDENTITY_RETIRED: FailureKind.REFUSED,
+    Reason.IDENTITY_CONTESTED: FailureKind.REFUSED,
+    Reason.IDENTITY_UNKNOWN: FailureKind.REFUSED,
+    Reason.PROFILE_NOT_ALLOWED: FailureKind.REFUSED,
+    Reason.NAMES_NOT_ALLOWED: FailureKind.REFUSED,
+    Reason.KEY_REUSED: FailureKind.REFUSED,
+    Reason.ROLE_REQUIRED: FailureKind.REFUSED,
+    Reason.CSR_INVALID: FailureKind.REFUSED,
+    Reason.KEY_WEAK: FailureKind.REFUSED,
+    Reason.REQUEST_INVALID: FailureKind.REFUSED,
+    Reason.RATE_LIMITED: FailureKind.LIMITED,
+    Reason.ISSUER_RATE_LIMITED: FailureKind.LIMITED,
+    Reason.AUDIT_UNAVAILABLE: FailureKind.UNREACHABLE,
+    Reason.STORE_UNAVAILABLE: FailureKind.UNREACHABLE,
+    Reason.POLICY_UNAVAILABLE: FailureKind.UNREACHABLE,
+    Reason.ISSUER_UNAVAILABLE: FailureKind.UNREACHABLE,
+    Reason.DNS_UNAVAILABLE: FailureKind.UNREACHABLE,
+    Reason.DRAINING: FailureKind.UNREACHABLE,
+    Reason.ISSUER_REJECTED: FailureKind.REJECTED,
+    Reason.DNS_REJECTED: FailureKind.REJECTED,
+    Reason.ORDER_NOT_FOUND: FailureKind.UNREACHABLE,
+    Reason.CERTIFICATE_NOT_FOUND: FailureKind.UNREACHABLE,
+    Reason.INTERNAL: FailureKind.UNREACHABLE,
+}
+_FINAL_FOR_KEY = frozenset({Reason.KEY_REUSED, Reason.KEY_WEAK, Reason.CSR_INVALID})
+_FINAL_PROBLEMS = frozenset({"urn:ietf:params:acme:error:badCSR", "urn:ietf:params:acme:error:badPublicKey"})
+"""RFC 8555 6.7: the same CSR would be rejected again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that failed: `retry_time` when somebody said not to come back before it."""
+
+    kind: FailureKind
+    message: str
+    retry_time: datetime | None = None
+
+
+def failure_of(cause: CertplaneError | Refusal, now: datetime, retry_time: datetime | None = None) -> Failure:
+    """What a failed call, or a failed order's refusal, means for the next try.
+
+    Args:
+        cause: The error, or `OrderView.error`.
+        now: When it came; a `retry_after` counts from here.
+        retry_time: `OrderView.retry_time`, which counts if it is later.
+    """
+    refusal = cause.refusal if isinstance(cause, RefusalError) else cause
+    if isinstance(refusal, Refusal):
+        kind, message, after = _KINDS[refusal.reason], f"{refusal.reason}: {refusal.message}", refusal.retry_after
+    else:
+        kind, message = FailureKind.UNREACHABLE, str(refusal)
+        after = refusal.retry_after if isinstance(refusal, OperationError) else None
+    moments = [moment for moment in (None if after is None else now + after, retry_time) if moment is not None]
+    return Failure(kind, message, max(moments, default=None))
+
+
+def is_final_for_key(refusal: Refusal) -> bool:
+    """Whether the same CSR can never succeed, so that the pending key is to be abandoned."""
+    return refusal.reason in _FINAL_FOR_KEY or any(problem.type in _FINAL_PROBLEMS for problem in refusal.problems)
+
+
+def request_backoff(kind: FailureKind, newest: Version | None, now: datetime) -> Backoff:
+    """The waits between requests; `newest` is the certificate whose life is to last until one succeeds."""
+    patience = _PATIENCES[kind]
+    return _capped(patience.backoff, patience.urgent, newest, now)
+
+
+def activation_backoff(current: Version | None, now: datetime) -> Backoff:
+    """The waits between activations; `current` is what is shown meanwhile."""
+    return _capped(_ACTIVATION, _ACTIVATION_URGENT, current, now)
+
+
+def _capped(backoff: Backoff, urgent: timedelta, version: Version | None, now: datetime) -> Backoff:
+    """The back-off with its ceiling at a share of the life that `version` has left."""
+    if version is None:
+        return backoff
+    return replace(backoff, most=min(backoff.most, max(urgent, (version.not_after - now) / _SHARE)))
