@@ -100,9 +100,12 @@ def parse_csr(pem: str) -> CertificateRequest:
         raise _invalid(f"the CSR {error}") from error
     try:
         csr = x509.load_der_x509_csr(der)
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
+        raise _invalid("the CSR can't be read as a PKCS#10 structure") from error
+    try:
         public_key = csr.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        raise _invalid("the CSR can't be read: not a PKCS#10 structure, or a key of an unknown kind") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _invalid("the CSR's public key can't be used: it is malformed, or of a kind that nobody signs") from error
     key_type = check_public_key(public_key, field=_FIELD)
     _check_attributes(csr)
     dns_names = _dns_names(csr)
