@@ -8,12 +8,12 @@ result is turned into messages. The edge has authenticated the caller and maps w
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from certplane.broker.issuance.authority import IssueCommand, IssueResult, RegistrationAuthority
+from certplane.broker.issuance.commands import IssueCommand, IssueResult
 from certplane.broker.ports import CertificateQuery
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import (
@@ -31,6 +31,9 @@ from certplane.broker.services.convert import (
 from certplane.runtime.clock import Clock
 from certplane.v1 import certificate_pb2 as pb
 from certplane.v1 import certificate_pb2_grpc
+
+if TYPE_CHECKING:
+    from certplane.broker.issuance.authority import RegistrationAuthority
 
 __all__ = ["CertificateServicer"]
 

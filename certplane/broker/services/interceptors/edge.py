@@ -21,7 +21,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 
@@ -48,8 +48,8 @@ from certplane.runtime.logging import request_id as logged_request_id
 
 __all__ = ["REQUEST_ID_KEY", "Edge"]
 
-RpcHandler = grpc.RpcMethodHandler[Any, Any]
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]]
+RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # a string, since it is generic in its stubs alone
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]]"
 
 REQUEST_ID_KEY: Final = "x-request-id"
 """Metadata key: of a request that has no field for it, and of every answer's trailing metadata."""
@@ -62,7 +62,7 @@ _UNKNOWN_METHOD: Final = "unknown"
 
 _UNKNOWN_METHOD_ACCESS: Final = Access(frozenset(IdentityKind))
 
-_KINDS: Final[dict[tuple[bool, bool], tuple[str, Callable[..., RpcHandler]]]] = {
+_KINDS: Final[dict[tuple[bool, bool], tuple[str, "Callable[..., RpcHandler]"]]] = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
     (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
     (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),

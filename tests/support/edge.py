@@ -1,0 +1,150 @@
+"""The broker's edge as it is, on a port of loopback, over a fake story and fake stores."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import grpc
+
+from certplane.broker.model import Grant, IdentityKind
+from certplane.broker.services.certificates import CertificateServicer
+from certplane.broker.services.enrollment import EnrollmentServicer
+from certplane.broker.services.interceptors.authentication import Authenticator
+from certplane.broker.services.interceptors.buckets import TokenBuckets
+from certplane.broker.services.interceptors.edge import Edge
+from certplane.broker.services.interceptors.metrics import Metrics
+from certplane.broker.services.server import BrokerServer
+from certplane.broker.services.trust import Trust, TrustInForce
+from certplane.pki.chain import leaf_facts
+from certplane.pki.identity import TrustBundle
+from certplane.rpc.channel import open_channel
+from certplane.rpc.credentials import KeyPair, channel_credentials
+from certplane.runtime.clock import SystemClock
+from tests.fakes.audit import FakeDenialRecorder
+from tests.fakes.authority import FakeAuthority
+from tests.fakes.policy import FakePolicy, FakePolicySource
+from tests.fakes.stores import FakeStores
+from tests.support.ca import Leaf, PrivateCa
+
+__all__ = ["HOST", "OPERATOR", "SERVICE", "EdgeServer", "ShiftedClock", "serve_edge", "trust_of"]
+
+HOST = "web1.example"
+SERVICE = "spiffe://example/service/builder"
+OPERATOR = "admin.example"
+
+_GRANTS = (
+    Grant(HOST, IdentityKind.HOST, "web1", profiles=("web",)),
+    Grant("web2.example", IdentityKind.HOST, "web2", profiles=("web",)),
+    Grant(SERVICE, IdentityKind.SERVICE, "builder", profiles=("web",)),
+    Grant(OPERATOR, IdentityKind.OPERATOR, "admin", roles=("admin",)),
+)
+
+
+class ShiftedClock(SystemClock):
+    """The machine's clock, its wall time moved by `shift`."""
+
+    shift = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.shift
+
+
+@dataclass
+class EdgeServer:
+    """One running edge and everything behind it."""
+
+    ca: PrivateCa
+    clock: ShiftedClock = field(default_factory=ShiftedClock)
+    authority: FakeAuthority = field(default_factory=FakeAuthority)
+    denials: FakeDenialRecorder = field(default_factory=FakeDenialRecorder)
+    metrics: Metrics = field(default_factory=Metrics)
+    policy: FakePolicySource = field(default_factory=lambda: FakePolicySource(FakePolicy.of(_GRANTS)))
+    provisioners: Sequence[str] = ("JWK",)
+    min_tls_version: str = "1.2"
+    rate: float = 1000.0
+    burst: int = 1000
+    recheck: timedelta = timedelta(milliseconds=200)
+
+    def __post_init__(self) -> None:
+        self.stores = FakeStores.open(self.clock)
+        self.server_leaf = self.ca.issue_server(["localhost", "127.0.0.1"])
+        self.trust = TrustInForce(trust_of(self.server_leaf, self.ca))
+        numbers = itertools.count(1)
+        self.edge = Edge(
+            authenticator=Authenticator(
+                trust=self.trust,
+                policy=self.policy,
+                deny_list=self.stores.deny_list,
+                min_tls_version=self.min_tls_version,
+                provisioners=self.provisioners,
+                clock=self.clock,
+            ),
+            buckets=TokenBuckets(rate=self.rate, burst=self.burst, monotonic=self.clock.monotonic),
+            denials=self.denials,
+            metrics=self.metrics,
+            clock=self.clock,
+            new_event_id=lambda: f"event-{next(numbers)}",
+            recheck=self.recheck,
+        )
+        self.server = BrokerServer(
+            address="127.0.0.1:0",
+            tls=self.trust.tls,
+            edge=self.edge,
+            enrollment=EnrollmentServicer(
+                trust=self.trust,
+                policy=self.policy,
+                enrollments=self.stores.enrollments,
+                clock=self.clock,
+                new_event_id=lambda: f"event-{next(numbers)}",
+            ),
+            certificates=CertificateServicer(self.authority, self.clock),  # type: ignore[arg-type]  # a fake
+        )
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.port}"
+
+    @asynccontextmanager
+    async def channel(self, identity: Leaf | KeyPair | None, **options: Any) -> AsyncIterator[grpc.aio.Channel]:
+        """A channel with this identity, as the agent opens it."""
+        pair = identity.pair if isinstance(identity, Leaf) else identity
+        credentials = channel_credentials(self.ca.root_pem, pair)
+        async with open_channel(self.url, credentials, **options) as channel:
+            yield channel
+
+    @asynccontextmanager
+    async def host(self, **changes: Any) -> AsyncIterator[grpc.aio.Channel]:
+        """A channel of the host that policy knows."""
+        async with self.channel(self.ca.issue([HOST], **changes)) as channel:
+            yield channel
+
+    @property
+    def denied(self) -> list[str]:
+        """The reasons of the audited denials."""
+        return [event.reason_code for event in self.denials.events]
+
+
+def trust_of(server: Leaf, *cas: PrivateCa) -> Trust:
+    """The server's pair, and the roots of `cas` as the bundle."""
+    bundle = TrustBundle.from_pem(b"".join(ca.root_pem for ca in cas))
+    return Trust(server.pair, leaf_facts(server.certificate_pem.decode()), bundle)
+
+
+@asynccontextmanager
+async def serve_edge(ca: PrivateCa | None = None, **options: Any) -> AsyncIterator[EdgeServer]:
+    """A started edge; stopped at the end."""
+    edge = EdgeServer(ca or PrivateCa("internal"), **options)
+    await edge.server.start()
+    try:
+        yield edge
+    finally:
+        await edge.server.stop(timedelta())
