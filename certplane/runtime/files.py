@@ -252,6 +252,10 @@ class Directory:
         _make(self._fd, name, mode)
         return self.child(name)
 
+    def open_lasting(self, name: str, *, mode: int) -> int:
+        """A descriptor, for reading and writing, of a file that stays for good: opened, or made if it is missing."""
+        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self._fd)
+
     def permit(self, name: str, *, mode: int, owner: Owner) -> None:
         """Set a file's mode and owner, on its descriptor, if they differ; a link is refused."""
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)

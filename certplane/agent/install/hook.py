@@ -1,0 +1,197 @@
+"""The operator's commands: run in a process group of their own, with a time limit, and never waited for in vain.
+
+    - /bin/sh -c, in a new session: at the limit the whole group gets SIGTERM, and SIGKILL after a grace
+    - the exit is awaited, not the end of the output: a daemon that the hook starts may keep the pipe for good
+    - of the output the last 16 KiB are kept; control characters are escaped, private keys are cut out
+    - stdin is /dev/null; the environment lacks what belongs to the agent itself (its notify socket, its credentials)
+
+What a hook leaves running must have its own output: the pipe closes when the hook ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+from collections.abc import Mapping
+from datetime import timedelta
+
+from certplane.agent.model import HookResult
+from certplane.errors import OperationError
+from certplane.runtime.clock import Clock
+
+__all__ = ["OUTPUT_LIMIT", "ShellHookRunner", "hook_environment", "readable"]
+
+OUTPUT_LIMIT = 16 * 1024
+"""Octets of output that are kept: its end, where errors are."""
+
+_LOG = logging.getLogger(__name__)
+
+_NOT_PASSED_ON = frozenset(
+    {
+        "NOTIFY_SOCKET",  # a hook could declare the agent ready, or stopped
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+        "LISTEN_PID",
+        "CREDENTIALS_DIRECTORY",  # the agent's secrets
+        "CERTPLANE_FAILPOINTS",  # meant for this process
+    }
+)
+_GRACE = timedelta(seconds=5)
+_POLL = timedelta(milliseconds=50)
+_CHUNK = 64 * 1024
+_READS = 4
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_PRIVATE_KEY = re.compile(
+    r"(?:-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----"
+    r"|\A(?:\[\.\.\.\])?(?=[A-Za-z0-9+/=\s]*-----END [A-Z0-9 ]*PRIVATE KEY-----))"  # its beginning was cut off
+    r".*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)",
+    re.DOTALL,
+)
+
+
+class ShellHookRunner:
+    """`HookRunner` with /bin/sh. One at a time or several: runs share nothing."""
+
+    def __init__(
+        self, *, clock: Clock, environment: Mapping[str, str] | None = None, grace: timedelta = _GRACE
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            clock: For the time limit.
+            environment: What hooks inherit, before what isn't passed on is dropped; this process's by default.
+            grace: Between SIGTERM and SIGKILL.
+        """
+        self._clock = clock
+        self._environment = os.environ if environment is None else environment
+        self._grace = grace
+
+    async def run(self, command: str, timeout: timedelta, environment: dict[str, str]) -> HookResult:
+        """See `HookRunner.run`. Cancellation ends the hook as the time limit does, then goes on.
+
+        Raises:
+            OperationError: the shell can't be started.
+        """
+        output = _Output()
+        try:
+            process = await self._start(command, output, environment)
+            try:
+                status = await self._wait(process, timeout)
+            except asyncio.CancelledError:
+                await asyncio.shield(self._end(process))
+                raise
+            return HookResult(status, readable(output.collected()))
+        finally:
+            output.close()
+
+    async def _start(self, command: str, output: _Output, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                "/bin/sh",
+                "-c",
+                command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output.writer,
+                stderr=output.writer,
+                cwd="/",
+                env=hook_environment(self._environment, environment),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise OperationError(f"/bin/sh can't be started: {error}") from error
+        finally:
+            output.started()
+
+    async def _wait(self, process: asyncio.subprocess.Process, timeout: timedelta) -> int | None:
+        """The exit status as a shell gives it, None at the limit."""
+        exited = asyncio.ensure_future(process.wait())
+        limit = asyncio.ensure_future(self._clock.sleep(timeout))
+        try:
+            await asyncio.wait({exited, limit}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            limit.cancel()
+        if exited.done():
+            status = exited.result()
+            return 128 - status if status < 0 else status
+        await self._end(process)
+        return None
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        """SIGTERM to the group, and SIGKILL when it is still there after the grace. The group's id is the shell's."""
+        group = process.pid
+        _signal(group, signal.SIGTERM)
+        until = self._clock.monotonic() + self._grace.total_seconds()
+        while self._clock.monotonic() < until and _signal(group, 0):
+            await self._clock.sleep(_POLL)
+        _signal(group, signal.SIGKILL)
+        await process.wait()
+
+
+class _Output:
+    """A pipe of which the last octets are kept; read by the loop, so that a hook never blocks on it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._reader, False)
+        self._kept = bytearray()
+        self._writing = True
+        self._loop.add_reader(self._reader, self._read)
+
+    def started(self) -> None:
+        """Close our own writing end: the hook has it."""
+        if self._writing:
+            os.close(self.writer)
+            self._writing = False
+
+    def collected(self) -> bytes:
+        """What has been written up to now, its end; whole lines where something was cut off."""
+        for _ in range(_READS):  # bounded: what the hook left behind may go on writing
+            if not self._read():
+                break
+        if len(self._kept) <= OUTPUT_LIMIT:
+            return bytes(self._kept)
+        end = bytes(self._kept[-OUTPUT_LIMIT:])
+        return b"[...]\n" + end.partition(b"\n")[2] if b"\n" in end[:1024] else b"[...]" + end
+
+    def close(self) -> None:
+        self.started()
+        self._loop.remove_reader(self._reader)
+        os.close(self._reader)
+
+    def _read(self) -> bool:
+        try:
+            chunk = os.read(self._reader, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._loop.remove_reader(self._reader)
+            return False
+        self._kept += chunk
+        del self._kept[: -2 * OUTPUT_LIMIT]
+        return True
+
+
+def hook_environment(inherited: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
+    """What a hook's environment is."""
+    return {**{name: value for name, value in inherited.items() if name not in _NOT_PASSED_ON}, **added}
+
+
+def readable(output: bytes) -> str:
+    """Output for a log: UTF-8, control characters escaped (a terminal must not obey them), private keys cut out."""
+    text = output.decode("utf-8", "backslashreplace").replace("\r\n", "\n")
+    return _PRIVATE_KEY.sub("[private key removed]", text).translate(_CONTROLS)
+
+
+def _signal(group: int, number: int) -> bool:
+    """Signal a process group; whether there is one."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+        return True
+    return False

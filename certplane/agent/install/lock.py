@@ -1,0 +1,89 @@
+"""One agent per state directory: a lock that a crash can't leave behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from certplane.errors import OperationError
+from certplane.runtime.files import open_directory
+
+__all__ = ["StateLock", "StateLockedError"]
+
+_NAME = "lock"
+
+
+class StateLockedError(OperationError):
+    """Another agent uses the state directory; `holder` is its process id as it wrote it, None if it can't be read."""
+
+    def __init__(self, path: Path, holder: int | None) -> None:
+        who = "another process" if holder is None else f"process {holder}"
+        super().__init__(f"{path.parent} is in use by {who}", remedy="wait for it to end, or stop it")
+        self.holder = holder
+
+
+class StateLock:
+    """A context manager around everything that writes the state directory.
+
+    flock(2) on `<state_dir>/lock`: the kernel drops it with the process, however it ends. The file itself stays, and
+    holds the process id for whoever finds it locked. The descriptor isn't inherited, so that what a hook leaves
+    running doesn't hold the lock.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock; the state directory is made (0755) if it is missing.
+
+        Raises:
+            StateLockedError: somebody else has it.
+            OperationError: the directory can't be used.
+        """
+        if self._fd is not None:
+            raise RuntimeError("the lock is held already")
+        path = self._state_dir / _NAME
+        try:
+            with open_directory(self._state_dir, create_mode=0o755) as directory:
+                fd = directory.open_lasting(_NAME, mode=0o644)
+        except OSError as error:
+            raise OperationError(f"{path} can't be opened: {error}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except BlockingIOError as error:
+            holder = _holder(fd)
+            os.close(fd)
+            raise StateLockedError(path, holder) from error
+        except OSError as error:
+            os.close(fd)
+            raise OperationError(f"{path} can't be locked: {error}") from error
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._fd is None:
+            raise RuntimeError("the lock isn't held")
+        os.close(self._fd)
+        self._fd = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _holder(fd: int) -> int | None:
+    try:
+        return int(os.pread(fd, 32, 0))
+    except (OSError, ValueError):
+        return None
