@@ -138,8 +138,10 @@ def exchange(
         with _Watchdog(connection.sock, seconds) as watchdog:
             try:
                 connection.request(method, endpoint.path + route, body=content, headers=headers)
-                response = connection.getresponse()
-                answer = response.read(_MOST_BYTES + 1)
+                with connection.getresponse() as response:
+                    answer = response.read(_MOST_BYTES + 1)
+                if response.length and len(answer) <= _MOST_BYTES:  # a read with a limit says nothing of a cut
+                    raise http.client.IncompleteRead(answer, response.length)
             except (OSError, http.client.HTTPException) as error:
                 raise _lost(endpoint, method, route, error, seconds if watchdog.fired else None) from error
         if watchdog.fired:

@@ -10,13 +10,13 @@ step-ca burns a token before it signs. So when an answer is lost the token is go
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
 from certplane.errors import OperationError
 from certplane.pki.lifetime import renew_time
 from certplane.runtime.failpoints import failpoint
+from certplane.runtime.finishing import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -175,12 +175,7 @@ class HostIdentity:
             failpoint(f"{work}.request.after")
             return await self._disk.run(self._stage_and_activate, work, issued)
 
-        task = asyncio.ensure_future(obtain())
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
+        return await uninterrupted(obtain())
 
     def _stage_and_activate(self, work: str, issued: IssuedCertificate) -> Version:
         failpoint(f"{work}.stage.before")
