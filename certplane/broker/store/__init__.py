@@ -1,0 +1,18 @@
+"""The broker's one database behind its ports: orders, certificates, keys, deny-list, reports, audit log.
+
+    stores.py          opens and closes it all: start here
+    orders.py          single flight, limits.py the durable limits
+    certificates.py  deny_list.py  enrollments.py  audit_log.py
+    writer.py          one thread, one queue: everything that is written passes here
+    batch.py           group commit: what is one job's failure, and what is everybody's
+    checkpoint.py      SQLite's log into its file, off the commit path
+    sqlite.py  files.py     connections; the lock, the file, the checks at the start
+    postgresql.py      the same for a server
+    schema.py  statements.py  rows.py  migrate.py  migrations/
+
+Nothing is written but through the writer, and nothing is acknowledged before it is on the disk.
+"""
+
+from certplane.broker.store.stores import Stores, open_stores
+
+__all__ = ["Stores", "open_stores"]

@@ -1,0 +1,281 @@
+"""Group commit: many jobs, one transaction, one fsync; each job ends as if it had been alone.
+
+How a batch is written:
+
+- Events alone (every answer from the cache): one INSERT of all rows in a transaction of its own. That is a single
+  step of the database, so that the interpreter's lock is given up once and not once a row.
+- With changes: one transaction, a SAVEPOINT around each change, then the events of all changes that went well.
+- Whatever the savepoints can't contain (an event refused, the commit failed, the database ended the transaction)
+  undoes everything, and the jobs are tried singly, each in a transaction of its own. So a job's failure is never its
+  neighbour's.
+
+How a job's events fail is the audit mode's. `fail_closed`: the change is undone, AUDIT_UNAVAILABLE. `fail_open`: the
+change is made again in a new transaction, without the events, which are rescued before it is committed: a crash in
+between may leave an event of a change that was not made, never a change without its event. (A new transaction and not
+a savepoint, because a full disk may have ended the old one, savepoints and all.)
+
+This module is synchronous and runs on the writer's thread; `writer` owns the queue, the waiting and the waking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum, auto
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from certplane.broker.ports import AuditFallback
+from certplane.broker.store.rows import EventRow
+from certplane.broker.store.session import Fault, Session, SqlError
+from certplane.errors import Reason, RefusalError
+
+__all__ = ["AuditTable", "Change", "Done", "GroupCommit", "Job", "audit_unavailable", "store_unavailable"]
+
+_log = logging.getLogger("certplane.store")
+
+T = TypeVar("T")
+
+_RETRY_AFTER: Final = timedelta(seconds=2)
+"""A lock is usually gone by then; a full disk isn't, but a call every two seconds costs nobody anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """What a change came to, and whether its events are to be written."""
+
+    value: T
+    audited: bool = True
+
+
+Change = Callable[[Session], Done[T]]
+"""A job's work inside a transaction. It may run more than once, each time from the committed state: whatever it makes
+up
+(ids, times) is decided outside. Raises `RefusalError` to be undone and told."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Something to write, and in the end its outcome."""
+
+    change: Change[Any] | None
+    events: Sequence[EventRow]
+    future: asyncio.Future[Any]
+    value: Any = None
+    audited: bool = True
+    error: Exception | None = None
+    rescued: bool = False
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the job's events are in the database."""
+        return self.error is None and self.audited and not self.rescued
+
+    def reset(self) -> None:
+        """Forget an outcome that was undone."""
+        self.value, self.audited, self.error, self.rescued = None, True, None, False
+
+
+class AuditTable(Protocol):
+    """How audit rows are inserted."""
+
+    def insert(self, session: Session, rows: Sequence[EventRow], *, again: bool = False) -> None:
+        """Insert `rows`, whole or not at all if the session is in no transaction.
+
+        `again`: rows that are there already (of a commit whose answer was lost) are passed over.
+        """
+        ...
+
+
+def store_unavailable(message: str = "the store can't be written now") -> RefusalError:
+    """The refusal of a change that could not be made durable."""
+    return RefusalError(Reason.STORE_UNAVAILABLE, message, retry_after=_RETRY_AFTER)
+
+
+def audit_unavailable(message: str = "the audit log can't be written now") -> RefusalError:
+    """The refusal of what must not happen unlogged."""
+    return RefusalError(Reason.AUDIT_UNAVAILABLE, message, retry_after=_RETRY_AFTER)
+
+
+class _Step(Enum):
+    CHANGE = auto()
+    EVENTS = auto()
+    COMMIT = auto()
+
+
+class _StepError(Exception):
+    """A job's own transaction ended at `step`, undone; `error` is why."""
+
+    def __init__(self, step: _Step, error: SqlError) -> None:
+        super().__init__(str(error))
+        self.step = step
+        self.error = error
+
+
+_SHARED: Final = frozenset({Fault.BUSY, Fault.UNREACHABLE, Fault.BROKEN})
+"""Faults that the next job would meet too: nobody is made to wait for them once more."""
+
+
+class GroupCommit:
+    """Writes batches through one session.
+
+    `broken` is set, and everything refused from then on, when the database is found corrupt or a sync has failed: the
+    kernel forgets dirty pages whose sync failed, so that a later commit would promise what isn't on the disk. A start
+    checks the database again.
+    """
+
+    def __init__(self, session: Session, audit: AuditTable, fallback: AuditFallback) -> None:
+        self._session = session
+        self._audit = audit
+        self._fallback = fallback
+        self.broken = ""
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Give every job its outcome: `value`, or `error`."""
+        fault: SqlError | None = SqlError(Fault.BROKEN, self.broken) if self.broken else None
+        again = False
+        if fault is None and len(jobs) > 1:
+            try:
+                self._together(jobs)
+                return
+            except SqlError as error:
+                self._session.rollback()
+                self._note(error)
+                again = error.fault is Fault.LOST
+                fault = error if error.fault in _SHARED else None
+        for job in jobs:
+            job.reset()
+            if fault is not None:
+                self._refuse(job, _StepError(_Step.CHANGE, fault))
+                continue
+            failure = self._alone(job, again=again)
+            fault = failure if failure is not None and failure.fault in _SHARED else None
+
+    def _together(self, jobs: Sequence[Job]) -> None:
+        """All jobs in one transaction.
+
+        Raises:
+            SqlError: nothing was written, or (LOST, while committing) nobody knows.
+        """
+        session = self._session
+        changes = [job for job in jobs if job.change is not None]
+        if not changes:
+            self._audit.insert(session, [row for job in jobs for row in job.events])
+            return
+        session.begin()
+        for job in changes:
+            self._contained(job)
+        rows = [row for job in jobs if job.error is None and job.audited for row in job.events]
+        if rows:
+            self._audit.insert(session, rows)
+        session.commit()
+
+    def _contained(self, job: Job) -> None:
+        """One change inside a savepoint; its failure is noted on the job.
+
+        Raises:
+            SqlError: the transaction itself is lost.
+        """
+        assert job.change is not None
+        self._session.savepoint()
+        try:
+            done = job.change(self._session)
+        except SqlError as error:
+            if not self._session.in_transaction or error.fault in (Fault.LOST, Fault.BROKEN):
+                raise
+            self._session.rollback_to_savepoint()
+            job.error = _store_refusal(error)
+        except Exception as error:  # noqa: BLE001 - a refusal, or a fault of the change: its caller's to see
+            self._session.rollback_to_savepoint()
+            job.error = error
+        else:
+            self._session.release()
+            job.value, job.audited = done.value, done.audited
+
+    def _alone(self, job: Job, *, again: bool) -> SqlError | None:
+        """One job in its own transaction, to its end; returns what the database did wrong, if anything.
+
+        `again`: an earlier try may have been committed after all.
+        """
+        try:
+            self._transact(job, again=again)
+            return None
+        except _StepError as failed:
+            self._note(failed.error)
+            events_to_blame = failed.step is not _Step.CHANGE and job.change is not None and job.audited and job.events
+            if events_to_blame and self._fallback.fail_open and failed.error.fault not in (Fault.LOST, Fault.BROKEN):
+                try:
+                    self._transact(job, rescue=failed.error)
+                except _StepError as second:
+                    self._note(second.error)
+                    failed = _StepError(_Step.CHANGE, second.error)
+                else:
+                    return None
+            self._refuse(job, failed)
+            return failed.error
+
+    def _transact(self, job: Job, *, again: bool = False, rescue: SqlError | None = None) -> None:
+        """The job's change and events, durable; or the change alone, and its events rescued.
+
+        Raises:
+            _StepError: nothing was written, or (LOST, while committing) nobody knows.
+        """
+        step = _Step.CHANGE
+        try:
+            if job.change is None:
+                step = _Step.EVENTS
+                self._audit.insert(self._session, job.events, again=again)
+                return
+            self._session.begin()
+            try:
+                done = job.change(self._session)
+            except SqlError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a refusal, or a fault of the change: its caller's to see
+                self._session.rollback()
+                job.error = error
+                return
+            job.value, job.audited = done.value, done.audited
+            if job.events and job.audited:
+                step = _Step.EVENTS
+                if rescue is None:
+                    self._audit.insert(self._session, job.events, again=again)
+                else:
+                    self._rescue(job, rescue)
+            step = _Step.COMMIT
+            self._session.commit()
+        except SqlError as error:
+            self._session.rollback()
+            raise _StepError(step, error) from error
+
+    def _refuse(self, job: Job, failed: _StepError) -> None:
+        """Nothing of the job was written: say so, or, where its events may go elsewhere, let them."""
+        rescued = job.rescued
+        job.reset()
+        if job.change is None and self._fallback.fail_open:
+            self._rescue(job, failed.error)
+        elif job.change is None or failed.step is _Step.EVENTS:
+            job.error = audit_unavailable()
+            job.error.__cause__ = failed.error
+        else:
+            job.rescued = rescued
+            job.error = _store_refusal(failed.error)
+
+    def _rescue(self, job: Job, cause: SqlError) -> None:
+        if not job.rescued:
+            self._fallback.rescue([record for _, _, record in job.events], cause)
+        job.rescued = True
+
+    def _note(self, error: SqlError) -> None:
+        _log.warning("the database failed (%s): %s", error.fault.name.lower(), error)
+        if error.fault is Fault.BROKEN and not self.broken:
+            self.broken = str(error)
+            _log.critical("nothing is written until the broker is started again: %s", error)
+
+
+def _store_refusal(cause: SqlError) -> RefusalError:
+    refusal = store_unavailable()
+    refusal.__cause__ = cause
+    return refusal

@@ -1,0 +1,169 @@
+"""Certificates in the database. `find_cached` answers most calls: one indexed read in the event loop."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import ColumnElement, and_, bindparam, func, select, text, tuple_, update
+
+from certplane.broker.model import AuditEvent, CertificateRecord, RevocationReason
+from certplane.broker.ports import CertificateQuery
+from certplane.broker.store.audit_log import SqlAuditLog, reading
+from certplane.broker.store.batch import Done
+from certplane.broker.store.rows import CERTIFICATE_COLUMNS, certificate_from_row, to_micros
+from certplane.broker.store.schema import certificates, keys
+from certplane.broker.store.session import Database, Session
+from certplane.broker.store.writer import Writer
+from certplane.errors import Reason, RefusalError
+
+__all__ = ["SqlCertificateStore"]
+
+_COLUMNS: Final = tuple(certificates.c[name] for name in CERTIFICATE_COLUMNS)
+
+
+class SqlCertificateStore:
+    """`CertificateStore` over the database."""
+
+    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
+        self._database = database
+        self._writer = writer
+        self._audit = audit
+        compiler = database.compiler
+        row = select(*_COLUMNS)
+        newest = (certificates.c.create_time.desc(), certificates.c.certificate_id.desc())
+        self._cached = compiler(
+            row.where(
+                certificates.c.public_key_sha256 == bindparam("public_key_sha256"),
+                certificates.c.profile_hash == bindparam("profile_hash"),
+                certificates.c.identity == bindparam("identity"),
+                certificates.c.issuer == bindparam("issuer"),
+                text("revoke_time IS NULL"),  # word for word the index's condition
+            )
+            .order_by(*newest)
+            .limit(1)
+        )
+        which = certificates.c.certificate_id == bindparam("certificate_id")
+        self._by_id = compiler(row.where(which))
+        place = tuple_(certificates.c.create_time, certificates.c.certificate_id)
+        before = certificates.alias("before")
+        mark = select(before.c.create_time, before.c.certificate_id).where(
+            before.c.certificate_id == bindparam("after"), before.c.identity == certificates.c.identity
+        )
+        # One statement for each combination, so that each has the plan that its index allows.
+        conditions: dict[str, ColumnElement[bool]] = {
+            "profile": certificates.c.profile == bindparam("profile"),
+            "usable": and_(certificates.c.revoke_time.is_(None), certificates.c.not_after > bindparam("usable_at")),
+            "after": place < mark.correlate(certificates).scalar_subquery(),
+        }
+        page = row.where(certificates.c.identity == bindparam("identity")).order_by(*newest).limit(bindparam("most"))
+        # One statement for each combination, so that each has the plan that its index allows.
+        self._pages = {
+            wanted: compiler(page.where(*(c for c, want in zip(conditions.values(), wanted, strict=True) if want)))
+            for wanted in itertools.product((False, True), repeat=3)
+        }
+        self._newest = compiler(row.order_by(*newest).limit(bindparam("most")))
+        change = update(certificates).where(which)
+        self._deliver = compiler(
+            change.values(deliver_time=func.coalesce(certificates.c.deliver_time, bindparam("time")))
+        )
+        self._revoke = compiler(
+            change.values(
+                revoke_time=func.coalesce(certificates.c.revoke_time, bindparam("time")),
+                revocation_reason=func.coalesce(certificates.c.revocation_reason, bindparam("reason")),
+            )
+        )
+        insert_key = compiler.insert(keys)
+        self._block_key = compiler(
+            insert_key.on_conflict_do_update(
+                index_elements=["public_key_sha256"],
+                set_={"block_time": func.coalesce(keys.c.block_time, insert_key.excluded.block_time)},
+            ),
+            ["public_key_sha256", "identity", "first_use_time", "block_time"],
+        )
+
+    async def find_cached(
+        self, identity: str, profile_hash: str, issuer: str, public_key_sha256: str
+    ) -> CertificateRecord | None:
+        """See `CertificateStore.find_cached`."""
+        with reading():
+            row = await self._database.one(
+                self._cached,
+                {
+                    "identity": identity,
+                    "profile_hash": profile_hash,
+                    "issuer": issuer,
+                    "public_key_sha256": public_key_sha256,
+                },
+            )
+        return None if row is None else certificate_from_row(row)
+
+    async def get_certificate(self, certificate_id: str) -> CertificateRecord | None:
+        """See `CertificateStore.get_certificate`."""
+        with reading():
+            row = await self._database.one(self._by_id, {"certificate_id": certificate_id})
+        return None if row is None else certificate_from_row(row)
+
+    async def list_certificates(self, query: CertificateQuery) -> Sequence[CertificateRecord]:
+        """See `CertificateStore.list_certificates`."""
+        statement = self._pages[bool(query.profile), query.usable_at is not None, bool(query.after)]
+        values = {
+            "identity": query.identity,
+            "profile": query.profile,
+            "usable_at": None if query.usable_at is None else to_micros(query.usable_at),
+            "after": query.after,
+            "most": max(0, query.limit),
+        }
+        with reading():
+            rows = await self._database.all(statement, values)
+        return [certificate_from_row(row) for row in rows]
+
+    async def newest_certificates(self, limit: int) -> Sequence[CertificateRecord]:
+        """The newest certificates of all identities: for an operator at the database, not for a caller."""
+        with reading():
+            rows = await self._database.all(self._newest, {"most": max(0, limit)})
+        return [certificate_from_row(row) for row in rows]
+
+    async def mark_delivered(self, certificate_id: str, time: datetime, events: Sequence[AuditEvent]) -> None:
+        """See `CertificateStore.mark_delivered`.
+
+        Raises:
+            RefusalError: CERTIFICATE_NOT_FOUND too.
+        """
+        arguments = self._deliver.arguments({"certificate_id": certificate_id, "time": to_micros(time)})
+
+        def change(session: Session) -> Done[None]:
+            if session.execute(self._deliver, arguments) == 0:
+                raise _not_found()
+            return Done(None)
+
+        await self._writer.write(change, self._audit.encode(events))
+
+    async def mark_revoked(
+        self, certificate_id: str, reason: RevocationReason, time: datetime, events: Sequence[AuditEvent]
+    ) -> CertificateRecord:
+        """See `CertificateStore.mark_revoked`.
+
+        Raises:
+            RefusalError: CERTIFICATE_NOT_FOUND too.
+        """
+        micros = to_micros(time)
+        arguments = self._revoke.arguments({"certificate_id": certificate_id, "time": micros, "reason": str(reason)})
+
+        def change(session: Session) -> Done[CertificateRecord]:
+            session.execute(self._revoke, arguments)
+            row = session.one(self._by_id, {"certificate_id": certificate_id})
+            if row is None:
+                raise _not_found()
+            record = certificate_from_row(row)
+            if reason is RevocationReason.KEY_COMPROMISE:
+                session.execute(self._block_key, (record.public_key_sha256, record.identity, micros, micros))
+            return Done(record)
+
+        return await self._writer.write(change, self._audit.encode(events))
+
+
+def _not_found() -> RefusalError:
+    return RefusalError(Reason.CERTIFICATE_NOT_FOUND, "there is no such certificate")

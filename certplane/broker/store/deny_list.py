@@ -1,0 +1,130 @@
+"""The deny-list: in the database, answered from memory.
+
+Another process may write it (`certplane-broker identity deny` beside a running broker). So the number of entries and
+the greatest id, which is never given out twice, are looked at twice a second: together they move with any change. Our
+own changes are read back before they are acknowledged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import bindparam, delete, func, select
+
+from certplane.broker.model import AuditEvent, DenyEntry
+from certplane.broker.store.audit_log import SqlAuditLog, reading
+from certplane.broker.store.batch import Done
+from certplane.broker.store.rows import DENY_COLUMNS, deny_entry_from_row, to_micros
+from certplane.broker.store.schema import deny_entries
+from certplane.broker.store.session import Database, Session, SqlError
+from certplane.broker.store.statements import Row
+from certplane.broker.store.writer import Writer
+from certplane.runtime.clock import Clock
+
+__all__ = ["SqlDenyList"]
+
+_log = logging.getLogger("certplane.store")
+
+_LOOK: Final = timedelta(milliseconds=500)
+"""Half of the second that the port allows."""
+
+
+class SqlDenyList:
+    """`DenyList` over the database."""
+
+    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, clock: Clock) -> None:
+        self._database = database
+        self._writer = writer
+        self._audit = audit
+        self._clock = clock
+        self._by_name: dict[str, DenyEntry] = {}
+        self._by_serial: dict[tuple[str, str], DenyEntry] = {}
+        self._seen: Row | None = None
+        self._current = True
+        compiler = database.compiler
+        self._mark = compiler(select(func.count(), func.coalesce(func.max(deny_entries.c.entry_id), 0)))
+        self._all = compiler(select(*(deny_entries.c[name] for name in DENY_COLUMNS)).order_by(deny_entries.c.entry_id))
+        self._insert = compiler(compiler.insert(deny_entries).on_conflict_do_nothing(), DENY_COLUMNS)
+        self._delete = compiler(
+            delete(deny_entries).where(
+                deny_entries.c.name == bindparam("name"),
+                deny_entries.c.issuer == bindparam("issuer"),
+                deny_entries.c.serial_number == bindparam("serial_number"),
+            )
+        )
+
+    @property
+    def current(self) -> bool:
+        """Whether the last look at the database worked; if not, the list in memory stays in force."""
+        return self._current
+
+    def denied(self, name: str, issuer: str, serial_number: str) -> DenyEntry | None:
+        """See `DenyList.denied`."""
+        return self._by_name.get(name) or self._by_serial.get((issuer, serial_number))
+
+    async def deny(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> None:
+        """See `DenyList.deny`. An entry that stands stays as it is.
+
+        Raises:
+            ValueError: neither a name alone nor an issuer with a serial number.
+        """
+        if bool(entry.name) == bool(entry.issuer and entry.serial_number):
+            raise ValueError("deny by a name, or by an issuer and a serial number")
+        time = entry.create_time or self._clock.now()
+        arguments = (entry.name, entry.issuer, entry.serial_number, entry.reason, to_micros(time))
+
+        def change(session: Session) -> Done[None]:
+            session.execute(self._insert, arguments)
+            return Done(None)
+
+        await self._writer.write(change, self._audit.encode(events))
+        await self.refresh()
+
+    async def allow(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> bool:
+        """See `DenyList.allow`."""
+        arguments = (entry.name, entry.issuer, entry.serial_number)
+        removed = False
+
+        def change(session: Session) -> Done[bool]:
+            nonlocal removed
+            # `or`: an earlier try of this change may have been committed, and the answer lost.
+            removed = session.execute(self._delete, arguments) > 0 or removed
+            return Done(removed)
+
+        found = await self._writer.write(change, self._audit.encode(events))
+        await self.refresh()
+        return found
+
+    async def entries(self) -> Sequence[DenyEntry]:
+        """See `DenyList.entries`."""
+        with reading():
+            rows = await self._database.all(self._all, {})
+        return [deny_entry_from_row(row) for row in rows]
+
+    async def refresh(self) -> None:
+        """Read the list again if it has changed; on a failure the one in memory stays in force."""
+        try:
+            mark = await self._database.one(self._mark, {})
+            if mark != self._seen:
+                rows = await self._database.all(self._all, {})
+                entries = [deny_entry_from_row(row) for row in rows]
+                self._by_name = {entry.name: entry for entry in entries if entry.name}
+                self._by_serial = {
+                    (entry.issuer, entry.serial_number): entry for entry in entries if entry.serial_number
+                }
+                self._seen = mark
+        except SqlError as error:
+            if self._current:
+                _log.error("the deny-list can't be read, the last one stays in force: %s", error)
+            self._current = False
+        else:
+            self._current = True
+
+    async def watch(self) -> None:
+        """Keep the list in memory current, until cancelled."""
+        while True:
+            await self._clock.sleep(_LOOK)
+            await self.refresh()

@@ -1,0 +1,48 @@
+"""The latest enrollment report of each identity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from certplane.broker.model import AuditEvent, EnrollmentReport
+from certplane.broker.store.audit_log import SqlAuditLog
+from certplane.broker.store.batch import Done
+from certplane.broker.store.rows import to_micros
+from certplane.broker.store.schema import enrollment_reports
+from certplane.broker.store.session import Database, Session
+from certplane.broker.store.writer import Writer
+
+__all__ = ["SqlEnrollmentStore"]
+
+
+class SqlEnrollmentStore:
+    """`EnrollmentStore` over the database."""
+
+    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
+        self._writer = writer
+        self._audit = audit
+        columns = ("identity", "agent_version", "host_facts", "identity_serial_number", "record_time")
+        insert = database.compiler.insert(enrollment_reports)
+        self._upsert = database.compiler(
+            insert.on_conflict_do_update(
+                index_elements=["identity"], set_={name: insert.excluded[name] for name in columns[1:]}
+            ),
+            columns,
+        )
+
+    async def record_report(self, report: EnrollmentReport, events: Sequence[AuditEvent]) -> None:
+        """See `EnrollmentStore.record_report`."""
+        arguments = (
+            report.identity,
+            report.agent_version,
+            json.dumps(report.host_facts),
+            report.identity_serial_number,
+            to_micros(report.record_time),
+        )
+
+        def change(session: Session) -> Done[None]:
+            session.execute(self._upsert, arguments)
+            return Done(None)
+
+        await self._writer.write(change, self._audit.encode(events))

@@ -1,0 +1,194 @@
+"""A SQLite database as a file: the lock on it, making it, and the checks before anything else touches it.
+
+All of it blocks and is done before the event loop serves anyone. Each thing that can be wrong has one line and a
+remedy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import stat
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from certplane.broker.store import sqlite
+from certplane.broker.store.migrate import NewerSchemaError, migrate
+from certplane.broker.store.schema import APPLICATION_ID, SCHEMA_REVISION
+from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
+
+__all__ = ["StateLock", "open_writer"]
+
+_log = logging.getLogger("certplane.store")
+
+_RESTORE: Final = "stop the broker and restore the database: docs/operations.md, 'Restore'"
+
+
+class StateLock:
+    """The exclusive use of a database by one broker.
+
+    An flock on `<database>.lock`: the kernel gives it up when the process ends, however it ends, so that a crash
+    can't leave it behind. The file itself stays: removing it would let two processes lock two files of one name.
+    """
+
+    def __init__(self, database: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            OperationError: another broker has it.
+            ConfigurationError: the file can't be made.
+        """
+        path = database.with_name(database.name + ".lock")
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise _unusable(path, error) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._descriptor)
+            raise OperationError(
+                f"{database}: another broker{f' (process {holder})' if holder.isdigit() else ''} uses this store",
+                remedy="stop it first, or give this one a store.path of its own",
+            ) from error
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+
+    def release(self) -> None:
+        """Let the next one in."""
+        os.close(self._descriptor)
+
+
+def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Connection:
+    """The connection that writes, to a database that was checked and has the program's schema.
+
+    `exclusive`: the caller holds the lock, so the database is made if there is none, checked from end to end, and
+    migrated.
+
+    Raises:
+        ConfigurationError: the path, the file's owner or kind, or its schema is wrong.
+        OperationError: the database is corrupt, or somebody else has it locked.
+    """
+    created = exclusive and _create(path)
+    if not created:
+        _check_file(path, make_private=exclusive)
+    try:
+        with contextlib.closing(sqlite.connect_to_look(path, wait)) as connection:
+            _check_owner(connection, path, new=exclusive)
+        with contextlib.ExitStack() as undo:
+            connection = sqlite.connect_to_write(path, wait)
+            undo.callback(connection.close)
+            if exclusive:
+                _check_pages(connection, path)
+                migrate("sqlite://", lambda: sqlite.connect_to_write(path, wait), _revision(connection))
+            elif _revision(connection) != SCHEMA_REVISION:
+                raise _configuration(
+                    path,
+                    "the database has the schema of another version of the program",
+                    "start certplane-broker of this version once, it brings the schema up to date",
+                )
+            undo.pop_all()
+            return connection
+    except NewerSchemaError as error:
+        raise _configuration(
+            path,
+            f"the database was written by a newer certplane-broker (schema {error})",
+            "install that version, or restore a copy made before it ran",
+        ) from error
+    except sqlite3.Error as error:
+        raise _explain(path, error) from error
+    except SQLAlchemyError as error:
+        if isinstance(error.__cause__, sqlite3.Error):
+            raise _explain(path, error.__cause__) from error
+        raise
+
+
+def _create(path: Path) -> bool:
+    """Make an empty, private file; False if there is one."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _unusable(path, error) from error
+    os.close(descriptor)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # a file system without it keeps its own promises
+        os.fsync(folder)
+    os.close(folder)
+    return True
+
+
+def _check_file(path: Path, *, make_private: bool) -> None:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _configuration(path, "is not a file", "set store.path to the database's file")
+        if make_private and status.st_mode & 0o077:
+            path.chmod(0o600)
+            _log.warning("%s: was open to others (mode %o), now it isn't", path, stat.S_IMODE(status.st_mode))
+    except FileNotFoundError as error:
+        raise _configuration(path, "there is no such database", "set store.path, or start the broker once") from error
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _check_owner(connection: sqlite3.Connection, path: Path, *, new: bool) -> None:
+    """Refuse another program's database before anything is set in it; mark a `new` one as ours."""
+    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if application_id != APPLICATION_ID and (application_id or tables or not new):
+        raise _configuration(
+            path, "is a database of another program", "set store.path to Certplane's, or to a file that doesn't exist"
+        )
+    connection.execute("BEGIN IMMEDIATE")  # fails on a file, or a file system, that can be read only
+    if application_id != APPLICATION_ID:
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("COMMIT")
+
+
+def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        verdict = " ".join(str(verdict).split())
+        raise OperationError(f"{path}: the database is corrupt ({verdict})", remedy=_RESTORE)
+
+
+def _revision(connection: sqlite3.Connection) -> str | None:
+    known = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'alembic_version'").fetchone()[0]
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if known else None
+    return None if row is None else str(row[0])
+
+
+def _explain(path: Path, error: sqlite3.Error) -> CertplaneError:
+    """One line for what SQLite said while the database was opened."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return OperationError(f"{path}: the database is corrupt ({error})", remedy=_RESTORE)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return OperationError(
+            f"{path}: another program holds a lock on the database", remedy="end it, then start again"
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return OperationError(f"{path}: there is no space left for the database", remedy="make space, then start again")
+    return _configuration(
+        path, f"the database can't be used ({error})", "its file and folder must be the broker's own and writable"
+    )
+
+
+def _unusable(path: Path, error: OSError) -> ConfigurationError:
+    remedy = "its folder must be the broker's own and writable"
+    if isinstance(error, FileNotFoundError):
+        remedy = f"create the folder {path.parent}, owned by the broker's user"
+    return _configuration(path, (error.strerror or str(error)).lower(), remedy)
+
+
+def _configuration(path: Path, message: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError([ConfigurationProblem(str(path), None, "store.path", message, remedy)])

@@ -1,0 +1,59 @@
+"""Brings a database to the program's schema, under the lock that the caller holds.
+
+Alembic is imported only when there is something to do: it costs more than the rest of a start.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from certplane.broker.store.schema import SCHEMA_REVISION
+
+__all__ = ["NewerSchemaError", "migrate"]
+
+_log = logging.getLogger("certplane.store")
+
+
+class NewerSchemaError(Exception):
+    """The database's revision is none that this program knows."""
+
+
+def migrate(dialect: str, connect: Callable[[], Any], revision: str | None) -> None:
+    """Run the migrations that are missing, all in one transaction.
+
+    Args:
+        dialect: SQLAlchemy's URL of the dialect, `sqlite://` or `postgresql+psycopg://`.
+        connect: Makes a driver's connection, which is closed afterwards.
+        revision: What the database has, None for an empty one.
+
+    Raises:
+        NewerSchemaError: nothing was changed.
+        sqlalchemy.exc.SQLAlchemyError: nothing was changed.
+    """
+    if revision == SCHEMA_REVISION:
+        return
+    from alembic import command  # noqa: PLC0415 - see above
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+    from sqlalchemy import create_engine, event  # noqa: PLC0415
+    from sqlalchemy.pool import NullPool  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    try:
+        ScriptDirectory.from_config(config).get_revision(revision or "base")
+    except CommandError as error:
+        raise NewerSchemaError(revision) from error
+    engine = create_engine(dialect, creator=connect, poolclass=NullPool)
+    if engine.dialect.name == "sqlite":
+        # The driver is in autocommit mode, so that no DDL ends a transaction; what begins one is this.
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    engine.dispose()
+    _log.info("the store's schema went from %s to %s", revision or "nothing", SCHEMA_REVISION)

@@ -1,0 +1,244 @@
+"""Orders in the database: single flight, durable limits and the key ledger, each decided inside one transaction.
+
+The one writer makes "look, then insert" safe; the unique index over open orders says the same once more, so that a
+mistake here is an error and not a second order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import ColumnElement, and_, bindparam, literal_column, or_, select, text, update
+
+from certplane.broker.model import (
+    AuditEvent,
+    CertificateRecord,
+    KeyUse,
+    Order,
+    OrderDraft,
+    OrderState,
+)
+from certplane.broker.ports import DurableLimits, OpenedOrder, OrderChange
+from certplane.broker.store.audit_log import SqlAuditLog, reading
+from certplane.broker.store.batch import Done
+from certplane.broker.store.limits import LimitCheck
+from certplane.broker.store.rows import (
+    CERTIFICATE_COLUMNS,
+    ORDER_COLUMNS,
+    certificate_values,
+    names_sha256,
+    order_from_row,
+    order_values,
+    to_micros,
+)
+from certplane.broker.store.schema import certificates, keys, orders
+from certplane.broker.store.session import Database, Session
+from certplane.broker.store.writer import Writer
+from certplane.errors import Reason, RefusalError
+from certplane.runtime.clock import Clock
+
+__all__ = ["SqlKeyLedger", "SqlOrderStore"]
+
+_CHANGING: Final = (
+    "state",
+    "update_time",
+    "end_time",
+    "acme_order_url",
+    "txt_records",
+    "certificate_id",
+    "error",
+    "retry_time",
+)
+_FAILED: Final[ColumnElement[str]] = literal_column(f"'{OrderState.FAILED}'")
+_RANK: Final = {state: rank for rank, state in enumerate(OrderState)}
+
+
+class SqlOrderStore:
+    """`OrderStore` over the database."""
+
+    def __init__(
+        self, database: Database, writer: Writer, audit: SqlAuditLog, clock: Clock, new_id: Callable[[], str]
+    ) -> None:
+        self._database = database
+        self._writer = writer
+        self._audit = audit
+        self._clock = clock
+        self._new_id = new_id
+        compiler = database.compiler
+        self._limits = LimitCheck(compiler)
+        row = select(*(orders.c[name] for name in ORDER_COLUMNS))
+        same_work = (
+            orders.c.identity == bindparam("identity"),
+            orders.c.profile_hash == bindparam("profile_hash"),
+            orders.c.names_sha256 == bindparam("names_sha256"),
+            orders.c.public_key_sha256 == bindparam("public_key_sha256"),
+            orders.c.replaces_certificate_id == bindparam("replaces_certificate_id"),
+        )
+        usable = and_(
+            certificates.c.revoke_time.is_(None),
+            certificates.c.issuer == bindparam("issuer"),
+            certificates.c.not_after > bindparam("now"),
+            or_(certificates.c.renew_time > bindparam("now"), certificates.c.deliver_time.is_(None)),
+        )
+        self._by_id = compiler(row.where(orders.c.order_id == bindparam("order_id")))
+        self._open_one = compiler(row.where(*same_work, orders.c.end_time.is_(None)))
+        self._ended_one = compiler(
+            row.outerjoin_from(orders, certificates, certificates.c.order_id == orders.c.order_id)
+            .where(*same_work, or_(and_(orders.c.state == _FAILED, orders.c.retry_time > bindparam("now")), usable))
+            .order_by(orders.c.create_time.desc(), orders.c.order_id.desc())
+            .limit(1)
+        )
+        self._unfinished = compiler(
+            row.where(text("(end_time IS NULL OR txt_records IS NOT NULL)")).order_by(
+                orders.c.create_time, orders.c.order_id
+            )
+        )
+        self._insert = compiler(compiler.insert(orders), [column.name for column in orders.c])
+        self._update = compiler(update(orders).where(orders.c.order_id == bindparam("which")), _CHANGING)
+        self._insert_certificate = compiler(compiler.insert(certificates), CERTIFICATE_COLUMNS)
+        self._key = compiler(_KEY)
+        self._insert_key = compiler(
+            compiler.insert(keys).on_conflict_do_nothing(), ["public_key_sha256", "identity", "first_use_time"]
+        )
+
+    async def open_order(self, draft: OrderDraft, limits: DurableLimits, events: Sequence[AuditEvent]) -> OpenedOrder:
+        """See `OrderStore.open_order`."""
+        now = self._clock.now()
+        fresh = Order(
+            **{name: getattr(draft, name) for name in OrderDraft.__dataclass_fields__},
+            order_id=self._new_id(),
+            create_time=now,
+            update_time=now,
+        )
+        named = [event if event.order_id else replace(event, order_id=fresh.order_id) for event in events]
+
+        def change(session: Session) -> Done[OpenedOrder]:
+            known = session.one(self._key, {"public_key_sha256": draft.public_key_sha256})
+            if known is not None and (known[1] is not None or known[0] != draft.identity):
+                raise RefusalError(Reason.KEY_REUSED, "this key can't be used: make a new one")
+            joined = self._find(session, draft, now)
+            if joined is not None:
+                # Its own id: an earlier try of this very change was committed, and the answer was lost.
+                return Done(OpenedOrder(joined, created=joined.order_id == fresh.order_id), audited=False)
+            self._limits.check(session, draft, limits, now)
+            session.execute(self._insert, self._insert.arguments(order_values(fresh)))
+            session.execute(self._insert_key, (draft.public_key_sha256, draft.identity, to_micros(now)))
+            return Done(OpenedOrder(fresh, created=True))
+
+        return await self._writer.write(change, self._audit.encode(named))
+
+    async def change_order(self, order_id: str, change: OrderChange, events: Sequence[AuditEvent] = ()) -> Order:
+        """See `OrderStore.change_order`.
+
+        Raises:
+            RuntimeError: the change goes back, or to ISSUED, which only `finish_order` does.
+        """
+        if change.state is OrderState.ISSUED:
+            raise RuntimeError("an order is issued by finish_order")
+        now = self._clock.now()
+        made: Order | None = None
+
+        def write(session: Session) -> Done[Order]:
+            nonlocal made
+            order = self._get(session, order_id)
+            if order is not None and order == made:  # an earlier try was committed, and the answer was lost
+                return Done(order)
+            if order is None or not (order.state.is_open or change == OrderChange(txt_records=change.txt_records)):
+                raise _not_found()
+            made = changed = _changed(order, change, now)
+            if _RANK[changed.state] < _RANK[order.state]:
+                raise RuntimeError(f"an order doesn't go back from {order.state} to {changed.state}")
+            self._store(session, changed)
+            return Done(changed)
+
+        return await self._writer.write(write, self._audit.encode(events))
+
+    async def finish_order(self, certificate: CertificateRecord, events: Sequence[AuditEvent]) -> Order:
+        """See `OrderStore.finish_order`."""
+        now = self._clock.now()
+
+        def change(session: Session) -> Done[Order]:
+            order = self._get(session, certificate.order_id)
+            if order is not None and order.state is OrderState.ISSUED:
+                return Done(order, audited=False)
+            if order is None or not order.state.is_open:
+                raise _not_found()
+            session.execute(
+                self._insert_certificate, self._insert_certificate.arguments(certificate_values(certificate))
+            )
+            finished = replace(
+                order, state=OrderState.ISSUED, certificate_id=certificate.certificate_id, update_time=now
+            )
+            self._store(session, finished)
+            return Done(finished)
+
+        return await self._writer.write(change, self._audit.encode(events))
+
+    async def get_order(self, order_id: str) -> Order | None:
+        """See `OrderStore.get_order`."""
+        with reading():
+            row = await self._database.one(self._by_id, {"order_id": order_id})
+        return None if row is None else order_from_row(row)
+
+    async def unfinished_orders(self) -> Sequence[Order]:
+        """See `OrderStore.unfinished_orders`."""
+        with reading():
+            rows = await self._database.all(self._unfinished, {})
+        return [order_from_row(row) for row in rows]
+
+    def _find(self, session: Session, draft: OrderDraft, now: datetime) -> Order | None:
+        """The order of the same key that is open, failed and not yet retryable, or just issued."""
+        values = {
+            "identity": draft.identity,
+            "profile_hash": draft.profile_hash,
+            "names_sha256": names_sha256(draft.dns_names),
+            "public_key_sha256": draft.public_key_sha256,
+            "replaces_certificate_id": draft.replaces_certificate_id,
+            "issuer": draft.issuer,
+            "now": to_micros(now),
+        }
+        row = session.one(self._open_one, values) or session.one(self._ended_one, values)
+        return None if row is None else order_from_row(row)
+
+    def _get(self, session: Session, order_id: str) -> Order | None:
+        row = session.one(self._by_id, {"order_id": order_id})
+        return None if row is None else order_from_row(row)
+
+    def _store(self, session: Session, order: Order) -> None:
+        session.execute(self._update, self._update.arguments({**order_values(order), "which": order.order_id}))
+
+
+class SqlKeyLedger:
+    """`KeyLedger` over the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._key = database.compiler(_KEY)
+
+    async def key_use(self, public_key_sha256: str) -> KeyUse | None:
+        """See `KeyLedger.key_use`."""
+        with reading():
+            row = await self._database.one(self._key, {"public_key_sha256": public_key_sha256})
+        return None if row is None else KeyUse(row[0], blocked=row[1] is not None)
+
+
+_KEY: Final = select(keys.c.identity, keys.c.block_time).where(
+    keys.c.public_key_sha256 == bindparam("public_key_sha256")
+)
+
+
+def _changed(order: Order, change: OrderChange, now: datetime) -> Order:
+    """`order` with what `change` sets; `update_time` moves with the state."""
+    values = {
+        name: getattr(change, name) for name in OrderChange.__dataclass_fields__ if getattr(change, name) is not None
+    }
+    if change.state is not None and change.state is not order.state:
+        values["update_time"] = now
+    return replace(order, **values)
+
+
+def _not_found() -> RefusalError:
+    return RefusalError(Reason.ORDER_NOT_FOUND, "there is no such open order")

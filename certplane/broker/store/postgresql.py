@@ -1,0 +1,271 @@
+"""PostgreSQL: the same schema on a server. One connection writes and holds the lock, a bounded pool of others reads.
+
+The lock is a session lock of the connection that writes: it can't be left behind, and a broker that has lost it can't
+write, since it has lost the connection too. After a lost connection the session connects again and takes the lock
+again, before anything is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+import psycopg
+from psycopg import errors, pq
+from sqlalchemy.exc import SQLAlchemyError
+
+from certplane.broker.store.migrate import NewerSchemaError, migrate
+from certplane.broker.store.schema import SCHEMA_REVISION
+from certplane.broker.store.session import Fault, SqlError
+from certplane.broker.store.statements import Compiler, Row, Statement
+from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
+from certplane.runtime.pool import BlockingPool
+
+__all__ = ["PostgresqlReader", "PostgresqlSession"]
+
+_LOCK: Final = 0x43504C4E
+"""The advisory lock's number, in the database's own space: SQLite's application_id once more."""
+_READERS: Final = 4
+_CONNECT: Final = timedelta(seconds=5)
+
+_Connection = psycopg.Connection[Row]
+
+_FAULTS: Final[tuple[tuple[type[psycopg.Error], Fault], ...]] = (
+    (errors.DiskFull, Fault.FULL),
+    (errors.LockNotAvailable, Fault.BUSY),
+    (errors.QueryCanceled, Fault.BUSY),
+    (errors.DeadlockDetected, Fault.BUSY),
+    (errors.SerializationFailure, Fault.BUSY),
+    (errors.ReadOnlySqlTransaction, Fault.UNREACHABLE),
+    (errors.DataCorrupted, Fault.BROKEN),
+    (errors.IndexCorrupted, Fault.BROKEN),
+    (errors.IntegrityError, Fault.REJECTED),
+)
+
+
+def fault_of(error: psycopg.Error, *, lost: bool) -> SqlError:
+    """What a driver's exception means here; its first line, since details may hold a row's values."""
+    text = str(error).partition("\n")[0]
+    if lost:
+        return SqlError(Fault.LOST, text or "the connection was lost")
+    return SqlError(next((fault for kind, fault in _FAULTS if isinstance(error, kind)), Fault.OTHER), text)
+
+
+def _connect(url: str, wait: timedelta, *, read_only: bool = False) -> _Connection:
+    """A connection in autocommit mode, so that transactions are begun and ended by us alone.
+
+    Raises:
+        SqlError: UNREACHABLE.
+    """
+    milliseconds = wait // timedelta(milliseconds=1)
+    try:
+        connection: _Connection = psycopg.connect(
+            url,
+            autocommit=True,
+            connect_timeout=int(_CONNECT.total_seconds()),
+            application_name="certplane-broker",
+            options=f"-c lock_timeout={milliseconds} -c statement_timeout={4 * milliseconds} -c client_encoding=UTF8",
+        )
+        if read_only:
+            connection.execute("SET default_transaction_read_only = on")
+        else:
+            # Whatever the server's default is: a commit returns when it is on the disk.
+            connection.execute("SET synchronous_commit = on")
+    except psycopg.Error as error:
+        raise SqlError(Fault.UNREACHABLE, str(error).partition("\n")[0]) from error
+    return connection
+
+
+class PostgresqlSession:
+    """`Session` over one connection that is made again when it was lost."""
+
+    def __init__(self, url: str, wait: timedelta, *, exclusive: bool) -> None:
+        """Connect, take the lock and bring the schema up to date (`exclusive`), or see that it is.
+
+        Raises:
+            OperationError: the server can't be reached, or another broker holds the lock.
+            ConfigurationError: the URL or the schema is wrong.
+        """
+        self._url = url
+        self._wait = wait
+        self._exclusive = exclusive
+        try:
+            self._connection = self._open()
+        except SqlError as error:
+            if error.fault is Fault.BUSY:
+                raise OperationError(
+                    "store.url: another broker uses this database",
+                    remedy="stop it first, or give this one a database of its own",
+                ) from error
+            raise OperationError(
+                f"store.url: the database can't be reached ({error})", remedy="check store.url and the server"
+            ) from error
+        try:
+            self._bring_up_to_date()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def in_transaction(self) -> bool:
+        """See `Session.in_transaction`."""
+        status = self._connection.info.transaction_status
+        return status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+
+    def begin(self) -> None:
+        """See `Session.begin`."""
+        self._ensure()
+        self._run("BEGIN")
+
+    def commit(self) -> None:
+        """See `Session.commit`."""
+        try:
+            self._run("COMMIT")
+        except SqlError:
+            self.rollback()
+            raise
+
+    def rollback(self) -> None:
+        """See `Session.rollback`."""
+        if not self._connection.closed and self.in_transaction:
+            with contextlib.suppress(psycopg.Error):
+                self._connection.execute("ROLLBACK")
+
+    def savepoint(self) -> None:
+        """See `Session.savepoint`."""
+        self._run("SAVEPOINT job")
+
+    def release(self) -> None:
+        """See `Session.release`."""
+        self._run("RELEASE SAVEPOINT job")
+
+    def rollback_to_savepoint(self) -> None:
+        """See `Session.rollback_to_savepoint`."""
+        self._run("ROLLBACK TO SAVEPOINT job")
+        self._run("RELEASE SAVEPOINT job")
+
+    def execute(self, statement: Statement, arguments: Sequence[object]) -> int:
+        """See `Session.execute`."""
+        if not self.in_transaction:
+            self._ensure()
+        return self._run(statement.sql, arguments).rowcount
+
+    def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
+        """See `Session.one`."""
+        return self._run(statement.sql, statement.arguments(values)).fetchone()
+
+    def all(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
+        """See `Session.all`."""
+        return self._run(statement.sql, statement.arguments(values)).fetchall()
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        with contextlib.suppress(psycopg.Error):
+            self._connection.close()
+
+    def _open(self) -> _Connection:
+        """A connection that holds the lock.
+
+        Raises:
+            SqlError: UNREACHABLE, or BUSY if another broker has the lock.
+        """
+        connection = _connect(self._url, self._wait)
+        try:
+            query = "SELECT pg_try_advisory_lock(%s)"
+            row = connection.execute(query, (_LOCK,)).fetchone() if self._exclusive else (True,)
+        except psycopg.Error as error:
+            connection.close()
+            raise SqlError(Fault.UNREACHABLE, str(error).partition("\n")[0]) from error
+        if row is None or not row[0]:
+            connection.close()
+            raise SqlError(Fault.BUSY, "another broker holds the database's lock")
+        return connection
+
+    def _ensure(self) -> None:
+        if self._connection.closed:
+            self._connection = self._open()
+
+    def _run(self, sql: str, arguments: Sequence[object] | None = None) -> psycopg.Cursor[Row]:
+        try:
+            return self._connection.execute(sql.encode(), arguments)
+        except psycopg.Error as error:
+            raise fault_of(error, lost=self._connection.closed) from error
+
+    def _bring_up_to_date(self) -> None:
+        row = self._run("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
+        found = self._run("SELECT version_num FROM alembic_version").fetchone() if row and row[0] else None
+        revision = None if found is None else str(found[0])
+        if not self._exclusive:
+            if revision != SCHEMA_REVISION:
+                raise _configuration(
+                    "the database has the schema of another version of the program",
+                    "start certplane-broker of this version once, it brings the schema up to date",
+                )
+            return
+        try:
+            migrate("postgresql+psycopg://", lambda: psycopg.connect(self._url), revision)
+        except NewerSchemaError as error:
+            raise _configuration(
+                f"the database was written by a newer certplane-broker (schema {error})",
+                "install that version, or restore a copy made before it ran",
+            ) from error
+        except SQLAlchemyError as error:
+            cause = str(error.__cause__ or error).partition("\n")[0]
+            raise OperationError(
+                f"store.url: the schema can't be brought up to date ({cause})",
+                remedy="the database must be the broker's own: its user must be able to create tables",
+            ) from error
+
+
+class PostgresqlReader:
+    """`Database` over a pool of connections, one a thread, each made when it is first wanted."""
+
+    def __init__(self, url: str, wait: timedelta) -> None:
+        self.compiler = Compiler("postgresql")
+        self._url = url
+        self._wait = wait
+        self._pool = BlockingPool("store-read", _READERS)
+        self._mine = threading.local()
+        self._open: set[_Connection] = set()
+
+    async def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
+        """See `Database.one`."""
+        rows = await self.all(statement, values)
+        return rows[0] if rows else None
+
+    async def all(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
+        """See `Database.all`."""
+        return await self._pool.run(self._fetch, statement, statement.arguments(values))
+
+    async def close(self) -> None:
+        """Close the connections; a query under way is cut off."""
+        self._pool.close()
+        for connection in list(self._open):
+            with contextlib.suppress(psycopg.Error):
+                connection.close()
+
+    def _fetch(self, statement: Statement, arguments: Sequence[object]) -> list[Row]:
+        for last in (False, True):
+            connection = self._connection()
+            try:
+                return connection.execute(statement.sql.encode(), arguments).fetchall()
+            except psycopg.Error as error:
+                # A connection that the server or the network closed while it was idle: a query may be asked again.
+                if last or not connection.closed:
+                    raise fault_of(error, lost=connection.closed) from error
+        raise AssertionError("unreachable")
+
+    def _connection(self) -> _Connection:
+        connection: Any = getattr(self._mine, "connection", None)
+        if connection is None or connection.closed:
+            self._open.discard(connection)
+            connection = self._mine.connection = _connect(self._url, self._wait, read_only=True)
+            self._open.add(connection)
+        return connection  # type: ignore[no-any-return] # a thread's own attribute
+
+
+def _configuration(message: str, remedy: str) -> CertplaneError:
+    return ConfigurationError([ConfigurationProblem("", None, "store.url", message, remedy)])

@@ -1,0 +1,194 @@
+"""The broker's one schema, for SQLite and PostgreSQL (design, fixed decision 6).
+
+Rules it keeps:
+
+- Times are whole microseconds since 1970 UTC: they sort, compare and subtract alike in both databases.
+- Structured values that are only read back whole (names, TXT records, errors) are JSON in a text column.
+- What a query looks for has an index that answers it; each index says which query it is for.
+- Migrations make this schema; a test compares the two. Change both, and `SCHEMA_REVISION`, together.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+__all__ = [
+    "APPLICATION_ID",
+    "SCHEMA_REVISION",
+    "audit_events",
+    "certificates",
+    "deny_entries",
+    "enrollment_reports",
+    "keys",
+    "metadata",
+    "orders",
+]
+
+APPLICATION_ID: Final = 0x43504C4E
+"""`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
+
+SCHEMA_REVISION: Final = "0001"
+"""The newest migration: what a command that may not migrate asks for."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Time = BigInteger().with_variant(Integer(), "sqlite")
+_Sequence = BigInteger().with_variant(Integer(), "sqlite")
+
+orders = Table(
+    "orders",
+    metadata,
+    Column("order_id", Text, primary_key=True),
+    Column("identity", Text, nullable=False),
+    Column("identity_serial", Text, nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("profile_hash", Text, nullable=False),
+    Column("dns_names", Text, nullable=False),
+    # A hash, since a hundred names are more than PostgreSQL takes into one index entry (2,704 bytes).
+    Column("names_sha256", Text, nullable=False),
+    Column("public_key_sha256", Text, nullable=False),
+    Column("csr_der", LargeBinary, nullable=False),
+    Column("issuer", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("replaces_certificate_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("create_time", _Time, nullable=False),
+    Column("update_time", _Time, nullable=False),
+    # NULL while the order is open: an index's condition that a query can repeat word for word.
+    Column("end_time", _Time),
+    Column("acme_order_url", Text, nullable=False),
+    Column("txt_records", Text),
+    Column("certificate_id", Text, nullable=False),
+    Column("error", Text),
+    Column("retry_time", _Time),
+    sqlite_strict=True,
+)
+
+Index(
+    "uq_orders_open",  # single flight: equal keys are one open order (design, fixed decision 3)
+    orders.c.identity,
+    orders.c.profile_hash,
+    orders.c.names_sha256,
+    orders.c.public_key_sha256,
+    orders.c.replaces_certificate_id,
+    unique=True,
+    sqlite_where=text("end_time IS NULL"),
+    postgresql_where=text("end_time IS NULL"),
+)
+Index("ix_orders_key", orders.c.public_key_sha256, orders.c.create_time)  # joining an ended order
+Index("ix_orders_identity", orders.c.identity, orders.c.create_time)  # per_identity_per_hour
+Index("ix_orders_identity_profile", orders.c.identity, orders.c.profile, orders.c.create_time)  # the other limits
+Index(
+    "ix_orders_unfinished",  # what a start picks up
+    orders.c.create_time,
+    sqlite_where=text("end_time IS NULL OR txt_records IS NOT NULL"),
+    postgresql_where=text("end_time IS NULL OR txt_records IS NOT NULL"),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("certificate_id", Text, primary_key=True),
+    Column("order_id", Text, ForeignKey("orders.order_id"), nullable=False, unique=True),
+    Column("identity", Text, nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("profile_hash", Text, nullable=False),
+    Column("issuer", Text, nullable=False),
+    Column("dns_names", Text, nullable=False),
+    Column("public_key_sha256", Text, nullable=False),
+    Column("serial_number", Text, nullable=False),
+    Column("certificate_pem", Text, nullable=False),
+    Column("chain_pem", Text, nullable=False),
+    Column("not_before", _Time, nullable=False),
+    Column("not_after", _Time, nullable=False),
+    Column("renew_time", _Time, nullable=False),
+    Column("create_time", _Time, nullable=False),
+    Column("acme_order_url", Text, nullable=False),
+    Column("deliver_time", _Time),
+    Column("revoke_time", _Time),
+    Column("revocation_reason", Text),
+    sqlite_strict=True,
+)
+
+Index(
+    "ix_certificates_cached",  # find_cached
+    certificates.c.public_key_sha256,
+    certificates.c.profile_hash,
+    certificates.c.identity,
+    certificates.c.issuer,
+    certificates.c.create_time,
+    sqlite_where=text("revoke_time IS NULL"),
+    postgresql_where=text("revoke_time IS NULL"),
+)
+Index("ix_certificates_identity", certificates.c.identity, certificates.c.create_time, certificates.c.certificate_id)
+Index("ix_certificates_create_time", certificates.c.create_time, certificates.c.certificate_id)  # `certs list`
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("public_key_sha256", Text, primary_key=True),
+    Column("identity", Text, nullable=False),
+    Column("first_use_time", _Time, nullable=False),
+    Column("block_time", _Time),
+    sqlite_strict=True,
+)
+
+deny_entries = Table(
+    "deny_entries",
+    metadata,
+    # Never given out twice, so that count and greatest id together tell whether the list has changed.
+    Column("entry_id", _Sequence, primary_key=True, autoincrement=True),
+    Column("name", Text, nullable=False),
+    Column("issuer", Text, nullable=False),
+    Column("serial_number", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("create_time", _Time, nullable=False),
+    UniqueConstraint("name", "issuer", "serial_number"),
+    implicit_returning=False,
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+
+enrollment_reports = Table(
+    "enrollment_reports",
+    metadata,
+    Column("identity", Text, primary_key=True),
+    Column("agent_version", Text, nullable=False),
+    Column("host_facts", Text, nullable=False),
+    Column("identity_serial_number", Text, nullable=False),
+    Column("record_time", _Time, nullable=False),
+    sqlite_strict=True,
+)
+
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    # Makes the import of spilled events happen once. Ids that sort by age keep its index an append.
+    Column("event_id", Text, nullable=False, unique=True),
+    Column("create_time", _Time, nullable=False),
+    Column("record", Text, nullable=False),
+    implicit_returning=False,
+    sqlite_strict=True,
+)

@@ -1,0 +1,107 @@
+"""What the store asks of a database: a session that writes, reads of committed rows, and how either fails.
+
+`Session` is used by one thread at a time, in practice the writer's. `Database` is used from the event loop. Drivers'
+exceptions end here: both raise `SqlError` alone, which never leaves the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+from typing import Protocol
+
+from certplane.broker.store.statements import Compiler, Row, Statement
+
+__all__ = ["Database", "Fault", "Session", "SqlError"]
+
+
+class Fault(Enum):
+    """What went wrong, as far as it decides what is done next."""
+
+    BUSY = auto()
+    """Somebody else holds the lock, and went on holding it for the whole busy timeout."""
+    FULL = auto()
+    """No space."""
+    UNREACHABLE = auto()
+    """No connection can be had; nothing was begun."""
+    LOST = auto()
+    """The connection went away; what was being committed may be durable or not."""
+    BROKEN = auto()
+    """The database is corrupt or a sync has failed: nothing written from now on can be relied upon."""
+    REJECTED = auto()
+    """A constraint."""
+    OTHER = auto()
+
+
+class SqlError(Exception):
+    """A statement, or the transaction around it, failed; the driver's exception is the cause."""
+
+    def __init__(self, fault: Fault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class Session(Protocol):
+    """A connection that writes. Outside of `begin` and `commit` each statement is a transaction of its own."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open; a database may end one by itself when a statement fails."""
+        ...
+
+    def begin(self) -> None:
+        """Start a transaction that may write, connecting again if the connection was lost."""
+        ...
+
+    def commit(self) -> None:
+        """Return when the transaction is durable. A failure ends the transaction too."""
+        ...
+
+    def rollback(self) -> None:
+        """Undo the transaction, if one is open. Never raises."""
+        ...
+
+    def savepoint(self) -> None:
+        """Mark a place in the transaction; they don't nest."""
+        ...
+
+    def release(self) -> None:
+        """Forget the mark."""
+        ...
+
+    def rollback_to_savepoint(self) -> None:
+        """Undo what came after the mark, and forget it."""
+        ...
+
+    def execute(self, statement: Statement, arguments: Sequence[object]) -> int:
+        """Run a statement that writes; returns how many rows it touched."""
+        ...
+
+    def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
+        """The first row of a query, seen from inside the transaction."""
+        ...
+
+    def all(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
+        """All rows of a query, seen from inside the transaction."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection. Never raises."""
+        ...
+
+
+class Database(Protocol):
+    """Reads of committed rows."""
+
+    @property
+    def compiler(self) -> Compiler:
+        """Makes this database's statements."""
+        ...
+
+    async def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
+        """The row of a query that an index answers."""
+        ...
+
+    async def all(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
+        """The rows of a query that may take a while."""
+        ...

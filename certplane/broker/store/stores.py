@@ -1,0 +1,171 @@
+"""Opens the store and closes it: the one place that knows which parts there are and how they hang together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, Protocol
+
+from certplane.broker.ports import AuditFallback, Meter, NullMeter
+from certplane.broker.store import sqlite
+from certplane.broker.store.audit_log import AuditRows, SqlAuditLog
+from certplane.broker.store.batch import GroupCommit
+from certplane.broker.store.certificates import SqlCertificateStore
+from certplane.broker.store.checkpoint import Checkpointer
+from certplane.broker.store.deny_list import SqlDenyList
+from certplane.broker.store.enrollments import SqlEnrollmentStore
+from certplane.broker.store.files import StateLock, open_writer
+from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
+from certplane.broker.store.session import Database, Session
+from certplane.broker.store.statements import Driver
+from certplane.broker.store.writer import Writer
+from certplane.runtime.clock import Clock, SystemClock
+from certplane.runtime.ids import TimeOrderedIds
+from certplane.runtime.pool import BlockingPool
+
+__all__ = ["Stores", "open_stores"]
+
+_BUSY: Final = timedelta(seconds=5)
+"""How long the writer waits for another's lock before a group is refused."""
+
+
+class _NoAudit:
+    """`AuditFallback` where auditing is switched off: no events reach it."""
+
+    fail_open = True
+
+    def rescue(self, records: Sequence[str], cause: Exception) -> None:
+        """See `AuditFallback.rescue`."""
+
+    def written(self, records: Sequence[str]) -> None:
+        """See `AuditFallback.written`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The broker's database through its ports."""
+
+    orders: SqlOrderStore
+    certificates: SqlCertificateStore
+    keys: SqlKeyLedger
+    deny_list: SqlDenyList
+    enrollments: SqlEnrollmentStore
+    audit: SqlAuditLog
+    writer: Writer
+
+    def ready(self) -> bool:
+        """Whether writes can be durable and the deny-list is current."""
+        return not self.writer.broken and self.deny_list.current
+
+
+class _Reader(Database, Protocol):
+    async def close(self) -> None: ...
+
+
+@asynccontextmanager
+async def open_stores(
+    *,
+    driver: Driver = "sqlite",
+    path: Path | None = None,
+    url: str = "",
+    audit: AuditFallback | None,
+    exclusive: bool = True,
+    clock: Clock | None = None,
+    meter: Meter | None = None,
+    busy_timeout: timedelta = _BUSY,
+    new_id: Callable[[], str] | None = None,
+) -> AsyncIterator[Stores]:
+    """The stores, for the length of a `with` block; leaving it writes what waits.
+
+    Args:
+        driver: `sqlite` needs `path`, `postgresql` needs `url` (libpq's form).
+        path: The database file; made if there is none.
+        url: The database server, with credentials: it appears in no message.
+        audit: The audit mode (`certplane.broker.audit`); None writes no audit events at all.
+        exclusive: The broker's own use: takes the lock, checks and migrates. Without it: a command beside a running
+            broker, on a database that is there and current.
+        clock: Times of orders, and the deny-list's rhythm.
+        meter: Gets `store_group`, the time a group took to be durable.
+        busy_timeout: How long a group waits for a lock that another program holds.
+        new_id: Makes order ids.
+
+    Raises:
+        ConfigurationError: the path, URL, or schema is wrong.
+        OperationError: another broker has the store, it is corrupt, or it can't be reached.
+    """
+    clock = clock or SystemClock()
+    meter = meter or NullMeter()
+    fallback = audit or _NoAudit()
+    async with AsyncExitStack() as stack:
+        opener = BlockingPool("store-open", 1)
+        stack.callback(opener.close)
+        if driver == "sqlite":
+            if path is None:
+                raise ValueError("sqlite needs a path")
+            session, reader, checkpointer = await opener.run(_open_sqlite, path, busy_timeout, exclusive, stack)
+        else:
+            session, reader = await opener.run(_open_postgresql, url, busy_timeout, exclusive, stack)
+            checkpointer = None
+        stack.push_async_callback(reader.close)
+        rows = AuditRows(reader.compiler)
+        writer = Writer(
+            GroupCommit(session, rows, fallback),
+            fallback,
+            meter,
+            clock,
+            gate=checkpointer.gate if checkpointer else contextlib.nullcontext(),
+            after_group=checkpointer.note if checkpointer else lambda _jobs, _size: None,
+        )
+        if checkpointer is not None:
+            checkpointer.start()
+        writer.start()
+        stack.push_async_callback(writer.close)
+        log = SqlAuditLog(reader, writer, rows, enabled=audit is not None)
+        deny_list = SqlDenyList(reader, writer, log, clock)
+        await deny_list.refresh()
+        watch = asyncio.create_task(deny_list.watch(), name="deny-list")
+        stack.push_async_callback(_end, watch)
+        yield Stores(
+            SqlOrderStore(reader, writer, log, clock, new_id or TimeOrderedIds(clock)),
+            SqlCertificateStore(reader, writer, log),
+            SqlKeyLedger(reader),
+            deny_list,
+            SqlEnrollmentStore(reader, writer, log),
+            log,
+            writer,
+        )
+
+
+def _open_sqlite(
+    path: Path, wait: timedelta, exclusive: bool, stack: AsyncExitStack
+) -> tuple[Session, _Reader, Checkpointer | None]:
+    """What must be closed is left on `stack`; the connection that writes is closed last, and so empties the log."""
+    if exclusive:
+        stack.callback(StateLock(path).release)
+    session = sqlite.SqliteSession(open_writer(path, wait, exclusive=exclusive))
+    stack.callback(session.close)
+    checkpointer = None
+    if exclusive:
+        checkpointer = Checkpointer(lambda: sqlite.connect_to_copy_log(path))
+        stack.callback(checkpointer.stop)
+    return session, sqlite.SqliteReader(path), checkpointer
+
+
+def _open_postgresql(url: str, wait: timedelta, exclusive: bool, stack: AsyncExitStack) -> tuple[Session, _Reader]:
+    # Only who uses PostgreSQL loads its driver.
+    from certplane.broker.store import postgresql  # noqa: PLC0415
+
+    session = postgresql.PostgresqlSession(url, wait, exclusive=exclusive)
+    stack.callback(session.close)
+    return session, postgresql.PostgresqlReader(url, wait)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

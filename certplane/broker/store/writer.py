@@ -1,0 +1,204 @@
+"""The writer: one thread that owns the connection that writes, and the queue before it.
+
+What waits is taken together, up to a limit, and written as one group commit (`batch`). While a group is being written
+the next one gathers, so that groups grow with the load and a lone job waits for nobody. All waiters of a group are
+woken by one call into the event loop.
+
+Rules it keeps:
+
+- The queue is bounded. A full one refuses at once, with a time to come back; it never makes the loop wait.
+- Cancelling a waiter stops its waiting alone: what was put in is written.
+- `close` refuses what is new and writes what waits.
+
+The queue's bound is counted on the loop alone, which is why a lock isn't needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeVar
+
+from certplane.broker.ports import AuditFallback, Meter
+from certplane.broker.store.batch import Change, GroupCommit, Job, audit_unavailable, store_unavailable
+from certplane.broker.store.rows import EventRow
+from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
+
+__all__ = ["Writer"]
+
+_log = logging.getLogger("certplane.store")
+
+T = TypeVar("T")
+
+_GROUP: Final = 256
+"""Jobs in one group, at most: what a group adds to the wait of its last job stays a few milliseconds."""
+_QUEUE: Final = 4_096
+"""Jobs that may wait: some seconds of the writer's work at the rate of an ordinary disk, and about 10 MB."""
+_LINGER: Final = timedelta(milliseconds=1)
+
+
+class Writer:
+    """Accepts jobs on the event loop that it was started on, and writes them on its own thread."""
+
+    def __init__(
+        self,
+        commit: GroupCommit,
+        fallback: AuditFallback,
+        meter: Meter,
+        clock: Clock,
+        *,
+        gate: AbstractContextManager[object],
+        after_group: Callable[[int, int], None],
+        queue_limit: int = _QUEUE,
+        linger: timedelta = _LINGER,
+    ) -> None:
+        """`gate` is held while a group is written and `after_group` told how many jobs and bytes of records it was."""
+        self._commit = commit
+        self._fallback = fallback
+        self._meter = meter
+        self._clock = clock
+        self._gate = gate
+        self._after_group = after_group
+        self._limit = queue_limit
+        self._linger = linger.total_seconds()
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._waiting = 0
+        self._usual = 1
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._rescuers = BlockingPool("audit-rescue", 1)
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    @property
+    def broken(self) -> str:
+        """Why nothing is written any more; empty while all is well."""
+        return self._commit.broken
+
+    async def write(self, change: Change[T], events: Sequence[EventRow]) -> T:
+        """Make a change and record its events, in one durable transaction.
+
+        Raises:
+            RefusalError: the change's own; STORE_UNAVAILABLE; AUDIT_UNAVAILABLE (`fail_closed`).
+        """
+        if self._closed or self._waiting >= self._limit:
+            raise store_unavailable(self._why_not())
+        value: T = await self._put(Job(change, events, self._loop.create_future()))
+        return value
+
+    async def append(self, events: Sequence[EventRow]) -> None:
+        """Record events; under `fail_open` they may end in the spill file instead.
+
+        Raises:
+            RefusalError: AUDIT_UNAVAILABLE (`fail_closed`).
+        """
+        if not events:
+            return
+        if self._closed or self._waiting >= self._limit:
+            refusal = audit_unavailable(self._why_not())
+            if not self._fallback.fail_open:
+                raise refusal
+            await self._rescuers.run(self._fallback.rescue, [record for _, _, record in events], refusal)
+            return
+        await self._put(Job(None, events, self._loop.create_future()))
+
+    async def close(self) -> None:
+        """Write what waits, then end the thread."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+        if self._thread.is_alive():
+            await self._ended.wait()
+        self._rescuers.close()
+
+    def _put(self, job: Job) -> asyncio.Future[Any]:
+        self._waiting += 1
+        self._queue.put(job)
+        return job.future
+
+    def _why_not(self) -> str:
+        return "the broker is stopping" if self._closed else "too much waits to be written"
+
+    # On the writer's thread.
+
+    def _run(self) -> None:
+        try:
+            while group := self._take():
+                self._write(group)
+                del group  # or its events would live until the next one comes
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop was closed without waiting for us
+                self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _take(self) -> list[Job]:
+        """The next group; empty when the writer was closed and nothing is left."""
+        first = self._queue.get()
+        if first is None:
+            return []
+        group = [first]
+        more = self._gather(group, 0.0)
+        # Several callers at once, but fewer than usual: the others are about to come back for more. One sync for all of
+        # them is worth a short wait; a lone caller never waits.
+        if more and 1 < len(group) < self._usual:
+            until = self._clock.monotonic() + self._linger
+            while more and len(group) < self._usual and (left := until - self._clock.monotonic()) > 0:
+                more = self._gather(group, left)
+        self._usual = max(len(group), self._usual - 1)
+        return group
+
+    def _gather(self, group: list[Job], timeout: float) -> bool:
+        """Add what waits now to `group`, waiting `timeout` seconds for a first one; False if that is all for now."""
+        try:
+            job = self._queue.get(timeout=timeout) if timeout else self._queue.get_nowait()
+            while job is not None and len(group) < _GROUP - 1:
+                group.append(job)
+                job = self._queue.get_nowait()
+        except Empty:
+            return not timeout or len(group) > 1
+        if job is None:
+            self._queue.put(None)  # the end, found before this group was written: it comes after it
+        else:
+            group.append(job)
+        return False
+
+    def _write(self, group: list[Job]) -> None:
+        begun = self._clock.monotonic()
+        with self._gate:
+            try:
+                self._commit.run(group)
+            except Exception as error:  # noqa: BLE001 - see below
+                # Not a fault of the database: ours. The callers are told, the thread lives on.
+                _log.exception("a group could not be written")
+                for job in group:
+                    job.reset()
+                    job.error = error
+            written = [record for job in group if job.recorded for _, _, record in job.events]
+            self._after_group(len(group), sum(map(len, written)))
+        with contextlib.suppress(RuntimeError):  # the loop was closed without waiting for us: the rows stand
+            self._loop.call_soon_threadsafe(self._wake, group)
+        if written:
+            self._fallback.written(written)
+        self._meter.observe("store_group", timedelta(seconds=self._clock.monotonic() - begun))
+
+    # Back on the loop.
+
+    def _wake(self, group: list[Job]) -> None:
+        self._waiting -= len(group)
+        for job in group:
+            if job.future.done():  # cancelled: nobody waits, and what was written stands
+                continue
+            if job.error is None:
+                job.future.set_result(job.value)
+            else:
+                job.future.set_exception(job.error)
