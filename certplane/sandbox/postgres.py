@@ -56,6 +56,13 @@ class PostgresCluster:
         self._port: int | None = None
         self._process: ServerProcess | None = None
 
+    @property
+    def folder(self) -> Path:
+        """Where its data, its log and its socket are."""
+        if self._folder is None:
+            raise RuntimeError("PostgreSQL was not started")
+        return self._folder
+
     def url(self, database: str = "postgres") -> str:
         """`postgresql://...` of a database, over loopback.
 
@@ -117,12 +124,11 @@ class PostgresCluster:
         await self._process.start(self._takes_connections)
 
     async def _initialise(self, user: str | None) -> None:
-        assert self._folder is not None
         initdb = ServerProcess(
             "initdb",
             [
                 self._part.path.parent / "initdb",
-                f"--pgdata={self._folder / 'data'}",
+                f"--pgdata={self.folder / 'data'}",
                 f"--username={_SUPERUSER}",
                 "--auth=trust",
                 "--encoding=UTF8",
@@ -130,29 +136,28 @@ class PostgresCluster:
                 "--no-sync",
                 "--no-instructions",
             ],
-            log=self._folder / "initdb.log",
+            log=self.folder / "initdb.log",
             user=user,
         )
         await initdb.run_to_end()
 
     async def _start(self, port: int, user: str | None) -> ServerProcess:
-        assert self._folder is not None
         self._port = port
         settings = {
             **_SETTINGS,
             "listen_addresses": LOOPBACK,
             "port": str(port),
-            "unix_socket_directories": str(self._folder),
+            "unix_socket_directories": str(self.folder),
         }
         process = ServerProcess(
             "PostgreSQL",
             [
                 self._part.path,
                 "-D",
-                self._folder / "data",
+                self.folder / "data",
                 *(option for name, value in settings.items() for option in ("-c", f"{name}={value}")),
             ],
-            log=self._folder / "postgres.log",
+            log=self.folder / "postgres.log",
             user=user,
             stop_signal=signal.SIGINT,  # fast shutdown: SIGTERM would wait for clients to leave
         )
