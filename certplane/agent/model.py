@@ -16,6 +16,7 @@ from certplane.errors import Refusal
 __all__ = [
     "HookResult",
     "IdentityView",
+    "InstallMode",
     "IssuedCertificate",
     "LineageState",
     "LineageStatus",
@@ -102,6 +103,13 @@ class HookResult:
     def succeeded(self) -> bool:
         """Whether it ended by itself with status 0."""
         return self.exit_status == 0
+
+
+class InstallMode(StrEnum):
+    """How the configured paths show a version: as links, or, for services that can't follow links, as copies."""
+
+    LINK = "link"
+    COPY = "copy"
 
 
 class LineageState(StrEnum):

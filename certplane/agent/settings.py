@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
+from certplane.agent.model import InstallMode
 from certplane.config.decoding import Check, KeyProblem, decode
 from certplane.config.document import Document, Source
 from certplane.config.values import (
@@ -67,13 +68,6 @@ class KeyRotation(StrEnum):
 
     ALWAYS = "always"
     REUSE = "reuse"
-
-
-class InstallMode(StrEnum):
-    """How the configured paths show a version: as links, or, for services that can't follow links, as copies."""
-
-    LINK = "link"
-    COPY = "copy"
 
 
 class LineageName(str):

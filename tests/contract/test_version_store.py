@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from certplane.agent.install.lineage import FileVersionStore
-from certplane.agent.install.outputs import InstallMode, Outputs
+from certplane.agent.install.outputs import Outputs
 from certplane.agent.keystore.pending import FilePendingKeys
-from certplane.agent.model import IssuedCertificate, Version
+from certplane.agent.model import InstallMode, IssuedCertificate, Version
 from certplane.errors import OperationError
 from tests.fakes.agent_install import FakeVersionStore
 from tests.fakes.agent_keystore import FakePendingKeys

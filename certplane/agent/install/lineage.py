@@ -11,11 +11,11 @@ from pathlib import Path
 from certplane.agent.install.copying import CopiedOutputs
 from certplane.agent.install.linking import LinkedOutputs
 from certplane.agent.install.material import Part, compose
-from certplane.agent.install.outputs import InstallMode, Outputs
+from certplane.agent.install.outputs import Outputs
 from certplane.agent.install.pointers import CURRENT, HELD, Pointers
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import IMPORTED, Metadata, VersionDirectories
-from certplane.agent.model import IssuedCertificate, Version
+from certplane.agent.model import InstallMode, IssuedCertificate, Version
 from certplane.agent.ports import PendingKeyMaterial
 from certplane.errors import OperationError
 from certplane.pki.chain import ChainError, leaf_facts, split_chain

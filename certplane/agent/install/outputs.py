@@ -5,14 +5,14 @@ from __future__ import annotations
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum, StrEnum
+from enum import Enum
 from pathlib import Path
 
 from certplane.agent.install.material import Part
 from certplane.errors import OperationError
 from certplane.runtime.files import Directory, Owner, open_directory
 
-__all__ = ["InstallMode", "Output", "OutputError", "Outputs", "Standing", "survey"]
+__all__ = ["Output", "OutputError", "Outputs", "Standing", "survey"]
 
 _LARGEST = 1 << 20
 """Octets: a key with the longest chain has a hundredth of it; what is larger is no file of ours to replace."""
@@ -22,13 +22,6 @@ DIRECTORY_MODE = 0o755
 
 class OutputError(OperationError):
     """What stands at a configured path isn't ours to replace."""
-
-
-class InstallMode(StrEnum):
-    """How configured paths show the current version."""
-
-    LINK = "link"
-    COPY = "copy"
 
 
 @dataclass(frozen=True, slots=True)
