@@ -114,7 +114,8 @@ class OrderStore(Protocol):
     async def open_order(self, draft: OrderDraft, limits: DurableLimits, events: Sequence[AuditEvent]) -> OpenedOrder:
         """Join the open (or failed and not yet retryable) order of the same key, else check limits and make one.
 
-        One transaction: two callers at once get one order. Events are written only when an order is created.
+        One transaction: two callers at once get one order. Events are written only when an order is created; those
+        that name no order get its id.
 
         Raises:
             RefusalError: RATE_LIMITED with the limit's name as violation and the time until the window frees a place;

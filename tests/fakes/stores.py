@@ -55,13 +55,14 @@ class FakeOrderStore:
             if joined is not None:
                 return OpenedOrder(joined, created=False)
             self._check_limits(draft, limits, now)
-            spill = self._db._check_audit(events)
             order = Order(
                 **{field.name: getattr(draft, field.name) for field in fields(OrderDraft)},
                 order_id=self._db.new_id("order"),
                 create_time=now,
                 update_time=now,
             )
+            events = [event if event.order_id else replace(event, order_id=order.order_id) for event in events]
+            spill = self._db._check_audit(events)
             self._db.orders[order.order_id] = order
             self._db.keys.setdefault(draft.public_key_sha256, KeyUse(draft.identity, blocked=False))
             (self._db.spilled if spill else self._db.events).extend(events)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, bindparam, literal_column, or_, select, text, update
+from sqlalchemy import bindparam, select, text, update
 
 from certplane.broker.model import (
     AuditEvent,
@@ -52,7 +52,6 @@ _CHANGING: Final = (
     "error",
     "retry_time",
 )
-_FAILED: Final[ColumnElement[str]] = literal_column(f"'{OrderState.FAILED}'")
 _RANK: Final = {state: rank for rank, state in enumerate(OrderState)}
 
 
@@ -77,17 +76,10 @@ class SqlOrderStore:
             orders.c.public_key_sha256 == bindparam("public_key_sha256"),
             orders.c.replaces_certificate_id == bindparam("replaces_certificate_id"),
         )
-        usable = and_(
-            certificates.c.revoke_time.is_(None),
-            certificates.c.issuer == bindparam("issuer"),
-            certificates.c.not_after > bindparam("now"),
-            or_(certificates.c.renew_time > bindparam("now"), certificates.c.deliver_time.is_(None)),
-        )
         self._by_id = compiler(row.where(orders.c.order_id == bindparam("order_id")))
         self._open_one = compiler(row.where(*same_work, orders.c.end_time.is_(None)))
-        self._ended_one = compiler(
-            row.outerjoin_from(orders, certificates, certificates.c.order_id == orders.c.order_id)
-            .where(*same_work, or_(and_(orders.c.state == _FAILED, orders.c.retry_time > bindparam("now")), usable))
+        self._failed_one = compiler(
+            row.where(*same_work, orders.c.state == bindparam("failed"), orders.c.retry_time > bindparam("now"))
             .order_by(orders.c.create_time.desc(), orders.c.order_id.desc())
             .limit(1)
         )
@@ -190,17 +182,17 @@ class SqlOrderStore:
         return [order_from_row(row) for row in rows]
 
     def _find(self, session: Session, draft: OrderDraft, now: datetime) -> Order | None:
-        """The order of the same key that is open, failed and not yet retryable, or just issued."""
+        """The order of the same key that is open, or failed and not yet to be tried again."""
         values = {
             "identity": draft.identity,
             "profile_hash": draft.profile_hash,
             "names_sha256": names_sha256(draft.dns_names),
             "public_key_sha256": draft.public_key_sha256,
             "replaces_certificate_id": draft.replaces_certificate_id,
-            "issuer": draft.issuer,
+            "failed": str(OrderState.FAILED),
             "now": to_micros(now),
         }
-        row = session.one(self._open_one, values) or session.one(self._ended_one, values)
+        row = session.one(self._open_one, values) or session.one(self._failed_one, values)
         return None if row is None else order_from_row(row)
 
     def _get(self, session: Session, order_id: str) -> Order | None:

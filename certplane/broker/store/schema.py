@@ -96,7 +96,7 @@ Index(
     sqlite_where=text("end_time IS NULL"),
     postgresql_where=text("end_time IS NULL"),
 )
-Index("ix_orders_key", orders.c.public_key_sha256, orders.c.create_time)  # joining an ended order
+Index("ix_orders_key", orders.c.public_key_sha256, orders.c.create_time)  # joining a failed order
 Index("ix_orders_identity", orders.c.identity, orders.c.create_time)  # per_identity_per_hour
 Index("ix_orders_identity_profile", orders.c.identity, orders.c.profile, orders.c.create_time)  # the other limits
 Index(

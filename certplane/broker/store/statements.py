@@ -15,6 +15,7 @@ from sqlalchemy import ClauseElement, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.sql.compiler import SQLCompiler
 
 __all__ = ["Compiler", "Driver", "Row", "Statement"]
 
@@ -51,7 +52,8 @@ class Compiler:
     def __call__(self, statement: ClauseElement, columns: Sequence[str] | None = None) -> Statement:
         """The compiled form; `columns` are those that an INSERT or UPDATE sets from parameters of their names."""
         compiled = statement.compile(dialect=self._dialect, column_keys=None if columns is None else list(columns))
-        names = tuple(getattr(compiled, "positiontup", None) or ())
+        assert isinstance(compiled, SQLCompiler)
+        names = tuple(compiled.positiontup or ())
         constants = {name: compiled.params[name] for name in names if not compiled.binds[name].required}
         return Statement(str(compiled), names, constants)
 
