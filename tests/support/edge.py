@@ -69,6 +69,7 @@ class EdgeServer:
     rate: float = 1000.0
     burst: int = 1000
     recheck: timedelta = timedelta(milliseconds=200)
+    address: str = "127.0.0.1:0"
 
     def __post_init__(self) -> None:
         self.stores = FakeStores.open(self.clock)
@@ -92,7 +93,7 @@ class EdgeServer:
             recheck=self.recheck,
         )
         self.server = BrokerServer(
-            address="127.0.0.1:0",
+            address=self.address,
             tls=self.trust.tls,
             edge=self.edge,
             enrollment=EnrollmentServicer(

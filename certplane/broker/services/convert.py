@@ -111,12 +111,12 @@ def wait_of(duration: Duration | None, time_remaining: float | None) -> timedelt
     """
     wait = DEFAULT_WAIT
     if duration is not None:
+        if duration.seconds < 0 or duration.nanos < 0:
+            raise invalid_request("wait_duration", "must not be negative")
         try:
             wait = duration.ToTimedelta()
         except (OverflowError, ValueError) as error:
             raise invalid_request("wait_duration", "is not a duration") from error
-        if wait < timedelta():
-            raise invalid_request("wait_duration", "must not be negative")
         if wait > MAX_WAIT:
             raise invalid_request("wait_duration", "must not be longer than 10 minutes")
     if time_remaining is not None:

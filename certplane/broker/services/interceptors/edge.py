@@ -62,7 +62,7 @@ _UNKNOWN_METHOD: Final = "unknown"
 
 _UNKNOWN_METHOD_ACCESS: Final = Access(frozenset(IdentityKind))
 
-_KINDS: Final[dict[tuple[bool, bool], tuple[str, "Callable[..., RpcHandler]"]]] = {
+_KINDS: Final[dict[tuple[bool, bool], tuple[str, Callable[..., RpcHandler]]]] = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
     (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
     (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
@@ -267,8 +267,7 @@ class Edge(grpc.aio.ServerInterceptor):
 
     def _end(self, call: Call, peer: Peer, context: RpcContext, seconds: float) -> None:
         self._metrics.in_flight.dec()
-        error = sys.exc_info()[1]
-        code = "CANCELLED" if isinstance(error, asyncio.CancelledError) else _code_name(context.code())
+        code = _code_name(context.code(), sys.exc_info()[1])
         self._metrics.call_ended(call.method, code, call.reason, seconds)
         if _access_logger.isEnabledFor(logging.INFO):
             fields = {
@@ -292,6 +291,10 @@ async def _abort(call: Call, context: RpcContext, refusal: Refusal) -> NoReturn:
 _CODE_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-def _code_name(code: Any) -> str:
-    """The name of what `context.code()` returns: 0 until one is set, then a number or a StatusCode."""
-    return code.name if isinstance(code, grpc.StatusCode) else _CODE_NAMES.get(code, "UNKNOWN")
+def _code_name(code: Any, error: BaseException | None) -> str:
+    """How a call ended, from what its context says (None, a number or a StatusCode) and what its handler raised."""
+    if isinstance(error, asyncio.CancelledError):
+        return grpc.StatusCode.CANCELLED.name
+    if code is None:
+        return grpc.StatusCode.OK.name if error is None else grpc.StatusCode.UNKNOWN.name
+    return code.name if isinstance(code, grpc.StatusCode) else _CODE_NAMES.get(code, grpc.StatusCode.UNKNOWN.name)

@@ -1,0 +1,84 @@
+"""The access table has a row for each method of each service that is served, and says what the proto files say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_reflection.v1alpha import reflection_pb2
+
+from certplane.broker.model import Caller, IdentityKind
+from certplane.broker.services.interceptors.access import METHODS, check_access
+from certplane.broker.services.operations import OPERATION_SERVICES
+from certplane.broker.services.server import SERVICES
+from certplane.errors import Reason, RefusalError
+from tests.support.callers import caller
+
+PROTO = Path(__file__).parents[4] / "proto" / "certplane" / "v1"
+
+CALLERS = {
+    "any identity that policy knows": frozenset(IdentityKind),
+    "hosts and services": frozenset({IdentityKind.HOST, IdentityKind.SERVICE}),
+    "operators": frozenset({IdentityKind.OPERATOR}),
+}
+
+
+def served_methods() -> set[str]:
+    methods = set()
+    for name in (*SERVICES, *OPERATION_SERVICES):
+        # Reflection v1 has v1alpha's methods under another package's name; its descriptor is made when a server is.
+        known = name.replace("reflection.v1.", "reflection.v1alpha.")
+        service: ServiceDescriptor = descriptor_pool.Default().FindServiceByName(known)
+        methods |= {f"/{name}/{method.name}" for method in service.methods}
+    return methods
+
+
+def test_every_served_method_has_a_row() -> None:
+    """No method is served that the table doesn't know, and the table knows none that isn't served."""
+    assert reflection_pb2.DESCRIPTOR is not None
+    assert set(METHODS) == served_methods()
+
+
+def test_rows_say_what_the_proto_files_say() -> None:
+    """Each RPC's comment ends with its callers, and the table agrees."""
+    found = {}
+    for file in PROTO.glob("*.proto"):
+        text = file.read_text()
+        service = re.search(r"^service (\w+)", text, re.MULTILINE)
+        assert service is not None
+        for callers, method in re.findall(r"// Callers: (.*)\.\n  rpc (\w+)", text):
+            found[f"/certplane.v1.{service[1]}/{method}"] = CALLERS[callers]
+    ours = {method: access.kinds for method, access in METHODS.items() if method.startswith("/certplane.")}
+    assert found == ours
+
+
+def test_only_issuing_calls_may_start_orders() -> None:
+    """What is refused while the broker drains is what may start an order, and nothing else."""
+    assert {method.rpartition("/")[2] for method, access in METHODS.items() if access.issuing} == {
+        "IssueCertificate",
+        "RenewCertificate",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "allowed"),
+    [
+        pytest.param("/certplane.v1.CertificateService/IssueCertificate", IdentityKind.HOST, True, id="host issues"),
+        pytest.param("/certplane.v1.CertificateService/IssueCertificate", IdentityKind.OPERATOR, False, id="operator"),
+        pytest.param("/grpc.channelz.v1.Channelz/GetServers", IdentityKind.OPERATOR, True, id="operator sees channelz"),
+        pytest.param("/grpc.channelz.v1.Channelz/GetServers", IdentityKind.SERVICE, False, id="service doesn't"),
+        pytest.param("/x.Service/Method", IdentityKind.OPERATOR, False, id="no row"),
+    ],
+)
+def test_check(method: str, kind: IdentityKind, allowed: bool) -> None:
+    """A caller of another kind, and any caller of a method without a row, is refused with ROLE_REQUIRED."""
+    who: Caller = caller(kind=kind)
+    if allowed:
+        assert check_access(METHODS.get(method), who) is METHODS[method]
+        return
+    with pytest.raises(RefusalError) as caught:
+        check_access(METHODS.get(method), who)
+    assert caught.value.refusal.reason is Reason.ROLE_REQUIRED

@@ -1,0 +1,165 @@
+"""Who a peer is: each rule on its own. That they hold on a real connection is tests/integration/test_broker_edge.py's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from certplane.broker.model import DenyEntry, Grant, IdentityKind
+from certplane.broker.services.interceptors.authentication import AuthenticationError, Authenticator, Peer, peer_of
+from certplane.errors import Reason
+from certplane.pki.identity import TrustBundle
+from tests.fakes.clock import ManualClock
+from tests.fakes.policy import FakePolicy, FakePolicySource
+from tests.fakes.stores import FakeStores
+from tests.support.ca import Leaf, PrivateCa
+
+HOST = "web1.example"
+
+
+class Gate:
+    """An authenticator with everything that it asks."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = ManualClock()
+        self.ca = PrivateCa("internal", now=self.clock.now())
+        self.bundle = TrustBundle.from_pem(self.ca.root_pem)
+        self.policy = FakePolicySource(
+            FakePolicy.of(
+                [Grant(HOST, IdentityKind.HOST, "web1", ("web",), ("role",)), Grant("b", IdentityKind.HOST, "b")]
+            )
+        )
+        self.stores = FakeStores.open(self.clock)
+        self.authenticator = Authenticator(
+            trust=self,
+            policy=self.policy,
+            deny_list=self.stores.deny_list,
+            clock=self.clock,
+            **{"min_tls_version": "1.2", "provisioners": ("jwk",), **options},
+        )
+
+    def peer(self, leaf: Leaf | None = None, **changes: Any) -> Peer:
+        leaf = leaf or self.ca.issue([HOST])
+        peer = Peer(leaf.certificate_pem, leaf.chain_pem, "TLSv1.3", session_reused=False, source_ip="192.0.2.1")
+        return replace(peer, **changes)
+
+    def reason(self, peer: Peer) -> Reason:
+        with pytest.raises(AuthenticationError) as caught:
+            self.authenticator.authenticate(peer)
+        return caught.value.refusal.reason
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+def test_caller_is_what_policy_and_certificate_say(gate: Gate) -> None:
+    """Name, kind and grants are policy's; serial, issuer, provisioner and end are the certificate's."""
+    leaf = gate.ca.issue([HOST, "other.example"], common_name="WEB1.example")
+    caller = gate.authenticator.authenticate(gate.peer(leaf, user_agent="x/1"))
+    assert (caller.name, caller.kind, caller.label) == (HOST, IdentityKind.HOST, "web1")
+    assert (caller.profiles, caller.roles) == (("web",), ("role",))
+    assert (caller.serial_number, caller.issuer) == (leaf.serial_number, leaf.issuer)
+    assert (caller.provisioner, caller.not_after) == ("JWK/hosts", leaf.certificate.not_valid_after_utc)
+    assert (caller.source_ip, caller.user_agent) == ("192.0.2.1", "x/1")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"leaf_pem": b""}, id="no certificate"),
+        pytest.param({"leaf_pem": b"junk"}, id="junk for a certificate"),
+        pytest.param({"chain_pem": b""}, id="intermediate not sent"),
+        pytest.param({"chain_pem": b"junk"}, id="junk for a chain"),
+        pytest.param({"session_reused": True}, id="resumed session"),
+        pytest.param({"tls_version": "TLSv1.1"}, id="older TLS"),
+        pytest.param({"tls_version": ""}, id="TLS version not said"),
+        pytest.param({"tls_version": "TLSv2"}, id="TLS version that doesn't exist"),
+    ],
+)
+def test_connection_that_proves_nothing(gate: Gate, changes: dict[str, Any]) -> None:
+    """What the connection must say and doesn't is IDENTITY_UNKNOWN."""
+    assert gate.reason(gate.peer(**changes)) is Reason.IDENTITY_UNKNOWN
+
+
+def test_minimum_version(gate: Gate) -> None:
+    """`1.3` refuses TLS 1.2, `1.2` lets it in."""
+    peer = gate.peer(tls_version="TLSv1.2")
+    assert gate.authenticator.authenticate(peer).name == HOST
+    strict = Gate(min_tls_version="1.3")
+    assert strict.reason(strict.peer(tls_version="TLSv1.2")) is Reason.IDENTITY_UNKNOWN
+    assert strict.authenticator.authenticate(strict.peer()).name == HOST
+
+
+def test_nothing_is_remembered_that_could_change(gate: Gate) -> None:
+    """The same certificate is looked at anew: time, bundle, policy and deny-list each decide on the next call."""
+    peer = gate.peer()
+    assert gate.authenticator.authenticate(peer).name == HOST
+
+    gate.stores.database.denied.append(DenyEntry(name=HOST))
+    assert gate.reason(peer) is Reason.IDENTITY_REVOKED
+    gate.stores.database.denied.clear()
+
+    policy, gate.policy.policy = gate.policy.policy, FakePolicy.of()
+    assert gate.reason(peer) is Reason.IDENTITY_UNKNOWN
+    gate.policy.policy = policy
+
+    bundle, gate.bundle = gate.bundle, TrustBundle.from_pem(PrivateCa("other", now=gate.clock.now()).root_pem)
+    assert gate.reason(peer) is Reason.IDENTITY_UNKNOWN
+    gate.bundle = bundle
+
+    assert gate.authenticator.authenticate(peer).name == HOST
+    gate.clock.advance(timedelta(days=2))
+    assert gate.reason(peer) is Reason.IDENTITY_EXPIRED
+
+
+def test_denied_by_serial(gate: Gate) -> None:
+    """One certificate can be shut out; the same identity's others are let in."""
+    leaf = gate.ca.issue([HOST])
+    gate.stores.database.denied.append(DenyEntry(issuer=leaf.issuer, serial_number=leaf.serial_number))
+    assert gate.reason(gate.peer(leaf)) is Reason.IDENTITY_REVOKED
+    assert gate.authenticator.authenticate(gate.peer()).name == HOST
+
+
+def test_unverified_certificate_is_not_quoted(gate: Gate) -> None:
+    """What an unverified certificate says isn't put into the error, hence into no audit record."""
+    foreign = PrivateCa("other", now=gate.clock.now()).issue([HOST])
+    with pytest.raises(AuthenticationError) as caught:
+        gate.authenticator.authenticate(gate.peer(foreign))
+    assert caught.value.certificate is None
+
+
+@pytest.mark.parametrize(
+    ("address", "ip"),
+    [
+        ("ipv4:192.0.2.1:5000", "192.0.2.1"),
+        ("ipv6:%5B2001:db8::1%5D:5000", "2001:db8::1"),
+        ("ipv6:[::1]:5000", "::1"),
+        ("unix:", ""),
+        ("", ""),
+    ],
+)
+def test_peer_address(address: str, ip: str) -> None:
+    """The address is told without port and brackets; what is no address is empty."""
+    assert peer_of({}, address).source_ip == ip
+
+
+def test_peer_of_an_empty_context_counts_as_resumed() -> None:
+    """What the connection doesn't say counts against it."""
+    peer = peer_of({}, "ipv4:192.0.2.1:5000", "a" * 1000)
+    assert (peer.leaf_pem, peer.tls_version, peer.session_reused) == (b"", "", True)
+    assert len(peer.user_agent) == 256
+
+
+def test_intermediate_that_ends_first(gate: Gate) -> None:
+    """A remembered path is not believed beyond the end of any certificate in it."""
+    peer = gate.peer(gate.ca.issue([HOST], not_after=gate.clock.now() + timedelta(days=3660)))
+    assert gate.authenticator.authenticate(peer).name == HOST
+    assert isinstance(gate.ca.intermediate, x509.Certificate)
+    gate.clock.advance(timedelta(days=3651))
+    assert gate.reason(peer) is Reason.IDENTITY_UNKNOWN
