@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts_command = commands.add_parser("parts", help="show the real parts: found or left out, and why")
     parts_command.add_argument("--json", action="store_true", help="one JSON array instead of a table")
     parts_command.add_argument("--left-out", action="store_true", help="only what is missing, a line each")
+    parts_command.add_argument("--names", action="store_true", help="with --left-out: the names alone")
     options = parser.parse_args(arguments)
 
     found = parts.find_all()
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.left_out:
         for part in found:
             if isinstance(part, parts.LeftOut):
-                print(f"left out: {part.name} ({part.kind.used_for}): {part.reason}")
+                print(part.name if options.names else f"{part.name} ({part.kind.used_for}): {part.reason}")
     else:
         sys.stdout.write(_table(found))
     missing = any(isinstance(part, parts.LeftOut) for part in found)

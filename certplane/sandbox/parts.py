@@ -117,7 +117,7 @@ KINDS = (
         name="grpcurl",
         program="grpcurl",
         used_for="operations over gRPC",
-        minimum=(1, 8, 8),
+        minimum=(1, 8, 6),
         module="github.com/fullstorydev/grpcurl",
         version_arguments=("--version",),
     ),
