@@ -215,6 +215,7 @@ def _presented(pem: bytes, what: str, most: int) -> tuple[x509.Certificate, ...]
 
 
 def _identity(leaf: x509.Certificate) -> IdentityCertificate:
+    _check_usage(leaf)
     common_names = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if len(common_names) > 1:
         raise _unknown("the client certificate has several common names")
@@ -229,6 +230,12 @@ def _identity(leaf: x509.Certificate) -> IdentityCertificate:
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
     )
+
+
+def _check_usage(leaf: x509.Certificate) -> None:
+    """The verifier wants clientAuth where usages are listed, and takes a certificate without a list for any use."""
+    if not any(isinstance(extension.value, x509.ExtendedKeyUsage) for extension in leaf.extensions):
+        raise _unknown("the client certificate is not marked for clientAuth (RFC 5280 4.2.1.12)")
 
 
 def _names(leaf: x509.Certificate) -> tuple[str, ...]:

@@ -1,0 +1,212 @@
+"""What a CA returns is what was asked for, in order and valid, or it is refused before anything is stored."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+
+import pytest
+from cryptography import x509
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certplane.errors import Reason
+from certplane.pki.chain import MAX_CERTIFICATES, ChainError, check_issued_chain, leaf_facts, split_chain
+from certplane.pki.keys import public_key_sha256
+from tests.support.authority import NOW, Authority, IssuedLeaf, certificate_pem
+from tests.support.csr import ec_key, pem
+
+NAMES = ("*.example.com", "example.com")
+DAY = timedelta(days=1)
+
+
+@cache
+def _authority(key_kind: str = "ec", name: str = "Test") -> Authority:
+    return Authority(name, key_kind)
+
+
+@cache
+def _leaf() -> IssuedLeaf:
+    return _authority().issue(*NAMES, key=ec_key(), lifetime=90 * DAY)
+
+
+def _check(text: str) -> None:
+    check_issued_chain(text, public_key_sha256=public_key_sha256(ec_key().public_key()), dns_names=NAMES, now=NOW)
+
+
+@pytest.mark.parametrize("key_kind", ["ec", "rsa"])
+def test_accepts_what_was_asked_for(key_kind: str) -> None:
+    """Leaf and issuers come back apart, with the leaf's facts."""
+    leaf = _authority(key_kind).issue(*NAMES, key=ec_key(), lifetime=90 * DAY, serial_number=0x0ABC)
+    issued = check_issued_chain(
+        leaf.fullchain_pem, public_key_sha256=public_key_sha256(ec_key().public_key()), dns_names=set(NAMES), now=NOW
+    )
+    assert issued.certificate_pem == leaf.pem
+    assert issued.chain_pem == leaf.chain_pem
+    assert issued.facts.dns_names == NAMES
+    assert issued.facts.serial_number == "abc"
+    assert issued.facts.issuer == "CN=Test Intermediate"
+    assert issued.facts.not_after == NOW - timedelta(minutes=1) + 90 * DAY
+    assert issued.facts.not_before.tzinfo is not None
+    assert issued.facts.public_key_sha256 == public_key_sha256(ec_key().public_key())
+
+
+@pytest.mark.parametrize(
+    ("make", "chain"),
+    [
+        pytest.param(
+            lambda: _leaf().fullchain_pem + certificate_pem(_authority().root),
+            lambda: certificate_pem(_authority().intermediate), id="root-is-dropped",
+        ),
+        pytest.param(
+            lambda: _authority().issue(*NAMES, key=ec_key(), by_root=True).pem + certificate_pem(_authority().root),
+            lambda: "", id="root-is-the-issuer",
+        ),
+        pytest.param(lambda: _leaf().pem, lambda: "", id="leaf-alone"),
+        pytest.param(
+            lambda: "\n" + _leaf().fullchain_pem.replace("\n", "\r\n") + "\r\n", lambda: _leaf().chain_pem, id="crlf"
+        ),
+        pytest.param(
+            lambda: _authority().issue("Example.COM", "*.example.com", key=ec_key()).fullchain_pem,
+            lambda: _leaf().chain_pem, id="names-in-other-case-and-order",
+        ),
+        pytest.param(
+            lambda: _authority().issue(*NAMES, key=ec_key(), not_before=timedelta(minutes=4)).fullchain_pem,
+            lambda: _leaf().chain_pem, id="ca-clock-a-little-ahead",
+        ),
+    ],
+)  # fmt: skip
+def test_accepts(make: Callable[[], str], chain: Callable[[], str]) -> None:
+    """What differs in form only is accepted, and normalised."""
+    issued = check_issued_chain(
+        make(), public_key_sha256=public_key_sha256(ec_key().public_key()), dns_names=NAMES, now=NOW
+    )
+    assert issued.chain_pem == chain()
+    assert "\r" not in issued.certificate_pem
+
+
+def _short_lived_intermediate() -> str:
+    authority = _authority()
+    intermediate = authority.certificate_authority(
+        "Test Intermediate", authority.intermediate_key, path_length=0, issuer=authority.root,
+        issuer_key=authority.root_key, lifetime=-timedelta(hours=1),
+    )  # fmt: skip
+    return _leaf().pem + certificate_pem(intermediate)
+
+
+def _signed_by_no_ca() -> str:
+    authority = _authority()
+    impostor = authority.certificate_authority(
+        "Test Intermediate", authority.intermediate_key, path_length=0, issuer=authority.root,
+        issuer_key=authority.root_key, ca=False,
+    )  # fmt: skip
+    return _leaf().pem + certificate_pem(impostor)
+
+
+def _poisoned() -> str:
+    return _authority().issue(*NAMES, key=ec_key(), extra=[(x509.PrecertPoison(), True)]).fullchain_pem
+
+
+def _other(*names: str | x509.GeneralName) -> Callable[[], str]:
+    return lambda: _authority().issue(*names, key=ec_key()).fullchain_pem
+
+
+@pytest.mark.parametrize(
+    ("make", "phrase"),
+    [
+        pytest.param(lambda: "", "no PEM block", id="empty"),
+        pytest.param(lambda: "junk", "not a PEM block", id="junk"),
+        pytest.param(lambda: pem(b"junk", "CERTIFICATE"), "can't be read", id="junk-in-pem"),
+        pytest.param(lambda: _leaf().fullchain_pem + "junk", "not a PEM block", id="trailing-junk"),
+        pytest.param(lambda: "# comment\n" + _leaf().fullchain_pem, "not a PEM block", id="comment"),
+        pytest.param(lambda: _leaf().fullchain_pem + pem(b"x", "PRIVATE KEY"), "PRIVATE KEY", id="private-key"),
+        pytest.param(lambda: _leaf().fullchain_pem + pem(b"junk", "CERTIFICATE"), "can't be read", id="junk-in-chain"),
+        pytest.param(lambda: _leaf().pem * (MAX_CERTIFICATES + 1), "over 10", id="too-many"),
+        pytest.param(lambda: _leaf().fullchain_pem + " " * 65536, "longer than", id="too-long"),
+        pytest.param(lambda: _authority().issue(*NAMES).fullchain_pem, "another key", id="another-key"),
+        pytest.param(_other("example.com"), "is for example.com instead", id="name-missing"),
+        pytest.param(_other(*NAMES, "evil.example"), "evil.example", id="name-more"),
+        pytest.param(_other(), "no DNS name", id="no-names"),
+        pytest.param(_other(*NAMES, x509.IPAddress(ipaddress.ip_address("192.0.2.1"))), "instead", id="ip-more"),
+        pytest.param(_other(*NAMES, "https://example.com/"), "instead", id="uri-more"),
+        pytest.param(
+            lambda: _authority().issue(*NAMES, key=ec_key(), not_before=timedelta(minutes=6)).fullchain_pem,
+            "not valid before", id="not-yet-valid",
+        ),
+        pytest.param(
+            lambda: _authority().issue(*NAMES, key=ec_key(), not_before=-DAY, lifetime=DAY).fullchain_pem,
+            "expired at 2026-11-23T12:00:00Z", id="expires-now",
+        ),
+        pytest.param(_short_lived_intermediate, "certificate 2 of the chain expired", id="intermediate-expired"),
+        pytest.param(
+            lambda: _leaf().pem + certificate_pem(_authority(name="Other").intermediate),
+            "not signed by the one after it", id="another-cas-intermediate",
+        ),
+        pytest.param(
+            lambda: _leaf().pem + certificate_pem(_authority().root, _authority().intermediate),
+            "not signed by", id="wrong-order",
+        ),
+        pytest.param(
+            lambda: certificate_pem(_authority().intermediate) + _leaf().pem, "another key", id="leaf-last"
+        ),
+        pytest.param(lambda: _leaf().pem * 2, "not signed by", id="leaf-twice"),
+        pytest.param(_signed_by_no_ca, "no CA's", id="issuer-is-no-ca"),
+        pytest.param(_poisoned, "precertificate", id="precertificate"),
+    ],
+)  # fmt: skip
+def test_refuses(make: Callable[[], str], phrase: str) -> None:
+    """Whatever is wrong is ISSUER_REJECTED, and said."""
+    with pytest.raises(ChainError) as caught:
+        _check(make())
+    assert caught.value.refusal.reason is Reason.ISSUER_REJECTED
+    assert phrase in caught.value.refusal.message
+
+
+def test_refuses_a_ca_as_leaf() -> None:
+    """A certificate that can sign others is nobody's server certificate."""
+    authority = _authority()
+    leaf = authority.issue(*NAMES, key=ec_key(), extra=[(x509.BasicConstraints(ca=True, path_length=None), True)])
+    with pytest.raises(ChainError, match="a CA's"):
+        _check(leaf.fullchain_pem)
+
+
+def test_split_chain() -> None:
+    """The first certificate, and all after it."""
+    assert split_chain(_leaf().fullchain_pem) == (_leaf().pem, _leaf().chain_pem)
+    assert split_chain(_leaf().pem) == (_leaf().pem, "")
+
+
+def test_leaf_facts() -> None:
+    """Names and URIs apart, whatever else the chain holds."""
+    leaf = _authority().issue("web1.example", "spiffe://example/host/web1", common_name="web1.example")
+    facts = leaf_facts(leaf.fullchain_pem)
+    assert facts.dns_names == ("web1.example",)
+    assert facts.uris == ("spiffe://example/host/web1",)
+    assert facts.serial_number == format(leaf.certificate.serial_number, "x")
+
+
+@given(st.one_of(st.text(), st.binary().map(lambda der: pem(der, "CERTIFICATE"))))
+def test_never_raises_anything_else(text: str) -> None:
+    """Any text ends in a chain or a ChainError."""
+    for call in (_check, leaf_facts, split_chain):
+        with contextlib.suppress(ChainError):
+            call(text)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_no_flipped_byte_passes(position: int, mask: int) -> None:
+    """Whatever octet of a leaf is changed, the chain is refused."""
+    der = bytearray(_leaf_der())
+    der[position % len(der)] ^= mask
+    with pytest.raises(ChainError):
+        _check(pem(bytes(der), "CERTIFICATE") + _leaf().chain_pem)
+
+
+@cache
+def _leaf_der() -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return _leaf().certificate.public_bytes(Encoding.DER)
