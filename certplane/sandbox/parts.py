@@ -43,6 +43,7 @@ class PartKind:
         name: also the beginning of its folder in the parts folder.
         program: the file to look for.
         used_for: one phrase for the table.
+        had_by: how `scripts/setup` gets it.
         minimum: oldest version that the sandbox can run.
         module: its Go module; a Go binary carries the module's version inside.
         version_arguments: make it print its version, where it knows it.
@@ -54,6 +55,7 @@ class PartKind:
     name: str
     program: str
     used_for: str
+    had_by: str
     minimum: tuple[int, ...] = ()
     module: str | None = None
     version_arguments: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ KINDS = (
         name="step-ca",
         program="step-ca",
         used_for="identity CA",
+        had_by="scripts/setup builds it with Go (see scripts/versions.env)",
         minimum=(0, 28),
         module="github.com/smallstep/certificates",
     ),
@@ -81,6 +84,7 @@ KINDS = (
         name="step",
         program="step",
         used_for="step-ca's own client, to compare with",
+        had_by="scripts/setup builds it with Go (see scripts/versions.env)",
         minimum=(0, 28),
         module="github.com/smallstep/cli",
     ),
@@ -88,6 +92,7 @@ KINDS = (
         name="pebble",
         program="pebble",
         used_for="public CA (ACME)",
+        had_by="scripts/setup builds it with Go, or installs Debian's pebble as root",
         minimum=(2, 4),
         module="github.com/letsencrypt/pebble/v2",
         capabilities={
@@ -100,6 +105,7 @@ KINDS = (
         name="bind",
         program="named",
         used_for="authoritative DNS",
+        had_by="scripts/setup installs Debian's bind9 as root",
         minimum=(9, 16),
         version_arguments=("-v",),
         extra_folders=("/usr/sbin", "/usr/local/sbin"),
@@ -108,6 +114,7 @@ KINDS = (
         name="postgresql",
         program="postgres",
         used_for="database of several brokers",
+        had_by="scripts/setup installs Debian's postgresql as root",
         minimum=(13,),
         version_arguments=("--version",),
         extra_folders=("/usr/lib/postgresql/*/bin",),
@@ -117,6 +124,7 @@ KINDS = (
         name="grpcurl",
         program="grpcurl",
         used_for="operations over gRPC",
+        had_by="scripts/setup builds it with Go, or gets it from PyPI",
         minimum=(1, 8, 6),
         module="github.com/fullstorydev/grpcurl",
         version_arguments=("--version",),
@@ -125,6 +133,7 @@ KINDS = (
         name="openssl",
         program="openssl",
         used_for="a second view of certificates",
+        had_by="scripts/setup installs Debian's openssl as root",
         minimum=(1, 1),
         version_arguments=("version",),
     ),
@@ -192,7 +201,7 @@ def find(name: str, environment: Mapping[str, str] | None = None) -> Part | Left
         too_old = too_old or part
     if override:
         return too_old or LeftOut(kind, f"{override} isn't a program")
-    return too_old or LeftOut(kind, f"no {kind.program} on this machine; scripts/setup gets it")
+    return too_old or LeftOut(kind, f"no {kind.program} on this machine; {kind.had_by}")
 
 
 def require(name: str, environment: Mapping[str, str] | None = None) -> Part:

@@ -23,7 +23,7 @@ def need_part(name: str) -> parts.Part:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say at the end, above the closing line, which parts were not there to test with."""
     left_out = [part for part in parts.find_all() if isinstance(part, parts.LeftOut)]
-    if left_out and terminalreporter.verbosity >= 0:
+    if left_out and terminalreporter.verbosity > -2:
         terminalreporter.section("left-out parts")
         for part in left_out:
             terminalreporter.line(f"{part.name} ({part.kind.used_for}): {part.reason}")

@@ -38,7 +38,8 @@ def test_says_what_is_left_out(environment: dict[str, str]) -> None:
     """A part that is nowhere is left out with a reason that names the program and the remedy."""
     found = parts.find("step-ca", environment)
     assert isinstance(found, parts.LeftOut)
-    assert found.reason == "no step-ca on this machine; scripts/setup gets it"
+    expected = "no step-ca on this machine; scripts/setup builds it with Go (see scripts/versions.env)"
+    assert found.reason == expected
 
 
 def test_the_newest_built_version_comes_first(environment: dict[str, str], tmp_path: Path) -> None:
