@@ -50,16 +50,24 @@ _SHOP = Profile("shop", "mixed", NAMES, hash="shop-hash")
 _MAIL = Profile("mail", "multi_san", ("mail.test",), hash="mail-hash")
 
 
-@cache
 def key(name: str = "one") -> PrivateKey:
     """The key of this name, the same one each time."""
+    return _key(name)
+
+
+def csr(name: str = "one", names: tuple[str, ...] = NAMES) -> str:
+    """A CSR of the key of this name."""
+    return _csr(name, names)
+
+
+@cache
+def _key(name: str) -> PrivateKey:
     return generate_private_key(KeyType.EC_P256)
 
 
 @cache
-def csr(name: str = "one", names: tuple[str, ...] = NAMES) -> str:
-    """A CSR of the key of this name."""
-    return build_csr(key(name), sans=names)
+def _csr(name: str, names: tuple[str, ...]) -> str:
+    return build_csr(_key(name), sans=names)
 
 
 def key_hash(name: str = "one") -> str:
@@ -115,6 +123,7 @@ class World:
         self.database = FakeDatabase(self.clock, failure_mode=self.failure_mode)
         self.dns = FakeDns()
         self.ca = FakeCa(self.clock, self.dns)
+        self._running: list[RegistrationAuthority] = []
         self.connect()
 
     def connect(self) -> None:
@@ -160,6 +169,7 @@ class World:
         """A registration authority that is running."""
         authority = self.authority()
         await authority.start()
+        self._running.append(authority)  # a task whose owner is forgotten is collected while it waits
         return authority
 
     def change_profile(self, **changes: object) -> None:

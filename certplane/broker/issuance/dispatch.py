@@ -103,6 +103,7 @@ class OrderDispatcher:
         if flight is not None:
             return flight
         flight = self.flights.add(order)
+        self._cleaner.need(order.order_id, order.txt_records)
         self._note_level()
         execution = OrderExecution(
             self._ports,
@@ -175,6 +176,7 @@ class OrderDispatcher:
             logger.exception("an order met an unexpected fault", extra={"fields": {"order_id": flight.order.order_id}})
             await self._contain(flight, execution)
         finally:
+            self._cleaner.release(flight.order.order_id)
             self.flights.remove(flight)
             self._note_level()
 

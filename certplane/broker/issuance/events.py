@@ -28,6 +28,9 @@ from certplane.runtime.clock import Clock
 
 __all__ = ["CallEvents", "EventFactory", "OrderEvents"]
 
+_LONGEST_QUOTE = 100
+"""Characters of what a caller sent that is part of an event though nothing checked it."""
+
 _ALERTING = frozenset({Reason.KEY_REUSED, Reason.IDENTITY_UNKNOWN})
 """Refusals that no honest host meets in daily work."""
 
@@ -47,7 +50,7 @@ class EventFactory:
             "identity": caller.name,
             "source_ip": caller.source_ip,
             "user_agent": caller.user_agent,
-            "profile_name": profile_name,
+            "profile_name": profile_name[:_LONGEST_QUOTE],
         }
         return CallEvents(self._clock, self._new_id, self._issuer, facts)
 
@@ -127,9 +130,9 @@ class CallEvents:
         """The call is refused."""
         facts: dict[str, Any] = {"reason_code": refusal.reason.value, "reason": refusal.message}
         if order_id:
-            facts["order_id"] = order_id
+            facts["order_id"] = order_id[:_LONGEST_QUOTE]
         if certificate_id:
-            facts["certificate_id"] = certificate_id
+            facts["certificate_id"] = certificate_id[:_LONGEST_QUOTE]
         return self._event(
             AuditEventType.CERTIFICATE_DENIED,
             decision=AuditDecision.DENY,

@@ -123,17 +123,14 @@ class OrderExecution:
             begin()
             started = self._ports.clock.monotonic()
             self._deadline = started + self._settings.order_time_limit.total_seconds()
-            try:
-                await self._journal.refresh()
-                while self.order.state.is_open:
-                    await self._try_on()
-                reason = self.order.error.reason.value if self.order.error is not None else OrderState.ISSUED.value
-                spent = timedelta(seconds=self._ports.clock.monotonic() - started)
-                self._ports.meter.observe(measures.ORDER_DURATION, spent, reason=reason)
-                self._ports.meter.count(measures.ORDERS_ENDED, profile=self.order.profile, reason=reason)
-                await self.clean_up()
-            finally:
-                self._cleaner.release(self.order.order_id)
+            await self._journal.refresh()
+            while self.order.state.is_open:
+                await self._try_on()
+            reason = self.order.error.reason.value if self.order.error is not None else OrderState.ISSUED.value
+            spent = timedelta(seconds=self._ports.clock.monotonic() - started)
+            self._ports.meter.observe(measures.ORDER_DURATION, spent, reason=reason)
+            self._ports.meter.count(measures.ORDERS_ENDED, profile=self.order.profile, reason=reason)
+            await self.clean_up()
 
     async def fail(self, refusal: Refusal) -> None:
         """End the order for a reason that lies outside of it, and remove its records."""
@@ -185,7 +182,10 @@ class OrderExecution:
         elif self.order.state is OrderState.FINALIZING:
             # The CA may have the CSR: what it says when it is looked at again decides, however long that takes.
             self._ending = verdict
-            await self._ports.clock.sleep(self._settings.retry.wait(self._failures, self._ports.rng))
+            wait = self._settings.retry.wait(self._failures, self._ports.rng)
+            if refusal.retry_after is not None and refusal.reason is not Reason.ISSUER_RATE_LIMITED:
+                wait = max(wait, refusal.retry_after)  # a rate limit is on finalising, not on looking
+            await self._ports.clock.sleep(wait)
         else:
             left_open = bool(self.order.acme_order_url) and refusal.reason is not Reason.ISSUER_REJECTED
             await self._end(verdict, left_open=left_open)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -30,9 +30,10 @@ async def within(clock: Clock, span: timedelta, event: asyncio.Event) -> bool:
 async def see_through(group: asyncio.TaskGroup, work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end even if this task is cancelled meanwhile; the cancellation goes on afterwards.
 
-    `work` runs as a task of `group`, so that it has an owner. Cancelling that task itself does stop it.
+    `work` runs as a task of `group`, so that it has an owner, but what it raises is raised here and leaves the group
+    alone. Cancelling the group does stop it.
     """
-    task = group.create_task(work)
+    task = group.create_task(_outcome(work))
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
@@ -40,7 +41,19 @@ async def see_through(group: asyncio.TaskGroup, work: Coroutine[Any, Any, T]) ->
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # looked at, so that the loop doesn't report it as lost
         raise cancelled
-    return task.result()
+    return task.result()()
+
+
+async def _outcome(work: Coroutine[Any, Any, T]) -> Callable[[], T]:
+    """What `work` came to, as a call that returns or raises it."""
+    try:
+        result = await work
+    except Exception as error:  # noqa: BLE001 - raised again by whoever asks for the outcome
+        failure = error
+
+        def fail() -> T:
+            raise failure
+
+        return fail
+    return lambda: result
