@@ -95,6 +95,10 @@ class PendingKeyMaterial(Protocol):
         """Drop the pending key if it is still this request's: a version holds it now."""
         ...
 
+    def sweep(self) -> None:
+        """Remove what a crash left of a key that was being made or dropped."""
+        ...
+
 
 class VersionStore(Protocol):
     """One lineage's versions on disk and the configured paths that point at them (design, fixed decision 7)."""

@@ -71,3 +71,6 @@ class FakePendingKeys:
     def forget(self, request_id: str) -> None:
         if self.request_id() == request_id:
             self._pending = None
+
+    def sweep(self) -> None:
+        """Nothing is ever left half done here."""

@@ -70,6 +70,7 @@ class FileVersionStore:
         """
         with self._disk("recovered"):
             self._versions.sweep()
+            self._keys.sweep()
             self._forget_answered()
             self._copies.finish()  # whatever the mode is now; links need nothing: no crash leaves a mixed pair there
 

@@ -171,6 +171,16 @@ class FilePendingKeys:
         if self.request_id() == request_id:
             self.abandon()
 
+    def sweep(self) -> None:
+        """See `PendingKeyMaterial.sweep`."""
+        try:
+            with open_directory(self._directory) as lineage:
+                _sweep(lineage)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise PendingKeyError(f"{self._directory} can't be written: {error}") from error
+
     def _load(self) -> _Stored | None:
         path = self._directory / _PENDING / _REQUEST
         try:
