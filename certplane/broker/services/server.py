@@ -55,6 +55,7 @@ SERVICES: Final = (
 )
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class PortError(OSError):
@@ -91,8 +92,12 @@ class BrokerServer:
     async def start(self) -> None:
         """Serve; health says SERVING."""
         await self._server.start()
+        await self.set_ready(ready=True)
+
+    async def set_ready(self, *, ready: bool) -> None:
+        """Tell by health whether our services can do their work; without effect once it drains."""
         for service in SERVICES:
-            await self._health.set(service, _SERVING)
+            await self._health.set(service, _SERVING if ready else _NOT_SERVING)
 
     async def drain(self, retry_after: timedelta) -> None:
         """Say NOT_SERVING, and refuse calls that may start an order with DRAINING; the others are still served."""

@@ -1,0 +1,519 @@
+"""The broker's one place where adapters are built and wired: who gets which clock, store, policy, issuer and key.
+
+A start goes in this order, and ends at the first step that fails: configuration and the files it names (all their
+problems at once), the store with its lock, spilled audit events, `broker_started` in the audit log, the issuer, the
+port, the orders of the run before, then calls. A stop goes backwards: health says NOT_SERVING, calls that issue are told
+to come back, running orders end or are parked, the port closes, `broker_stopped` is written, the store closes.
+
+`prepare` and `open_broker` are the steps for those who bring their own loop (tests, bench); `serve` is the program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from certplane import __version__
+from certplane.broker.audit import DenialCoalescer, SpillFallback, import_spill
+from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
+from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.dns.cloudflare import CloudflareApi, CloudflareProvider
+from certplane.broker.issuers.dns.httpreq import HttpreqEndpoint, HttpreqProvider
+from certplane.broker.issuers.dns.propagation import PropagationCheck
+from certplane.broker.issuers.dns.provider import DnsProvider
+from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
+from certplane.broker.issuers.dns.solver import DnsSolver
+from certplane.broker.model import AuditEvent, AuditEventType
+from certplane.broker.policy.source import FilePolicySource
+from certplane.broker.ports import AuditFallback, SecretSource
+from certplane.broker.reload import Reloader, trust_fields
+from certplane.broker.secrets.source import open_secrets
+from certplane.broker.services.certificates import CertificateServicer
+from certplane.broker.services.enrollment import EnrollmentServicer
+from certplane.broker.services.interceptors.authentication import Authenticator
+from certplane.broker.services.interceptors.buckets import TokenBuckets
+from certplane.broker.services.interceptors.edge import Edge
+from certplane.broker.services.interceptors.metrics import Metrics
+from certplane.broker.services.server import BrokerServer, PortError
+from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
+from certplane.broker.settings import AcmeSettings, BrokerSettings, HttpreqMode, StoreDriver
+from certplane.broker.settings import DnsProvider as DnsProviderName
+from certplane.broker.store import Stores, open_stores
+from certplane.broker.telemetry import PrometheusMeter, serve_metrics
+from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
+from certplane.runtime.clock import Clock, SystemClock
+from certplane.runtime.ids import TimeOrderedIds
+from certplane.runtime.pool import BlockingPool
+
+__all__ = ["Broker", "Prepared", "open_broker", "open_broker_stores", "prepare", "serve"]
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("certplane.broker")
+
+_COME_BACK: Final = timedelta(seconds=10)
+"""What a caller is told while the broker drains: a restarted one is usually back by then."""
+
+_STOP_GRACE: Final = timedelta(seconds=5)
+"""What calls get to end after the orders have: their answers are on the way."""
+
+_READY_INTERVAL: Final = timedelta(seconds=2)
+"""Between looks at whether the store can be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Settings, and the files that they name as far as they can be read without changing anything."""
+
+    settings: BrokerSettings
+    trust_files: TrustFiles
+    trust_text: TrustText
+    trust: Trust
+    policy: FilePolicySource
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A running broker."""
+
+    settings: BrokerSettings
+    server: BrokerServer
+    stores: Stores
+    trust: TrustInForce
+    reloader: Reloader
+    metrics: Metrics
+    authority: RegistrationAuthority
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; the configuration's unless that is 0."""
+        return self.server.port
+
+
+def prepare(settings: BrokerSettings) -> Prepared:
+    """Read and check all files that the settings name. Blocks; changes nothing.
+
+    Raises:
+        ConfigurationError: everything that is wrong with them, at once.
+    """
+    problems: list[ConfigurationProblem] = []
+    files = TrustFiles(
+        cert=settings.server.tls.cert,
+        key=settings.server.tls.key,
+        agent_ca_bundle=settings.server.mtls.agent_ca_bundle,
+        locate=lambda key: settings.source.problem(key, ""),
+    )
+    policy = FilePolicySource(settings.policy.path)
+    text = trust = None
+    try:
+        text = files.read()
+        trust = files.check(text)
+    except ConfigurationError as error:
+        problems += error.problems
+    try:
+        policy.reload()
+    except ConfigurationError as error:
+        problems += error.problems
+    if problems or text is None or trust is None:
+        raise ConfigurationError(problems)
+    return Prepared(settings, files, text, trust, policy)
+
+
+@asynccontextmanager
+async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> AsyncIterator[Broker]:
+    """A broker that serves for the length of the block, and drains and stops at its end.
+
+    Raises:
+        ConfigurationError: what only a start can tell: the account key, the secrets' directory, the DNS provider.
+        OperationError: the store is another broker's or can't be opened, or a port can't be listened on.
+        RefusalError: STORE_UNAVAILABLE or AUDIT_UNAVAILABLE: the start can't be recorded.
+    """
+    clock = clock or SystemClock()
+    settings = prepared.settings
+    rng = random.SystemRandom()
+    new_event_id = TimeOrderedIds(clock)
+    metrics = Metrics()
+    meter = PrometheusMeter(metrics.registry)
+    async with AsyncExitStack() as stack:
+        files = BlockingPool("broker-files", 2)
+        stack.callback(files.close)
+        secrets = _locating(
+            settings,
+            lambda: open_secrets(
+                settings.secrets.provider,
+                environ=os.environ,
+                directory=settings.secrets.file.directory,
+                pool=files,
+            ),
+        )
+        stores = await stack.enter_async_context(_open_stores(settings, secrets, clock, meter, exclusive=True))
+        if settings.audit.enabled:
+            await import_spill(settings.spill_path, stores.audit, clock)
+        denials = DenialCoalescer(stores.audit, clock, new_event_id)
+        await stack.enter_async_context(denials.running())
+        await stores.audit.append(_start_events(prepared, clock, new_event_id))
+
+        account = await files.run(
+            _locating, settings, lambda: AccountKey.load_or_create(settings.issuer.acme.account_key)
+        )
+        issuer = _locating(settings, lambda: _issuer(settings, account, clock, rng))
+        stack.callback(issuer.close)
+        solver = _locating(settings, lambda: _solver(settings.issuer.acme, secrets, clock, rng))
+        stack.push_async_callback(solver.close)
+        authority = RegistrationAuthority(
+            IssuancePorts(
+                policies=prepared.policy,
+                orders=stores.orders,
+                certificates=stores.certificates,
+                keys=stores.keys,
+                audit=stores.audit,
+                denials=denials,
+                issuer=issuer,
+                revoker=issuer,
+                solver=solver,
+                clock=clock,
+                meter=meter,
+                rng=rng,
+                new_id=new_event_id,
+            ),
+            _issuance_settings(settings, account),
+        )
+        trust = TrustInForce(prepared.trust)
+        edge = Edge(
+            authenticator=Authenticator(
+                trust=trust,
+                policy=prepared.policy,
+                deny_list=stores.deny_list,
+                min_tls_version=settings.server.tls.min_version,
+                provisioners=_provisioners(settings),
+                clock=clock,
+            ),
+            buckets=TokenBuckets(
+                rate=settings.server.calls_per_identity_per_second,
+                burst=settings.server.calls_burst,
+                monotonic=clock.monotonic,
+            ),
+            denials=denials,
+            metrics=metrics,
+            clock=clock,
+            new_event_id=new_event_id,
+        )
+        server = _bind(
+            settings,
+            trust,
+            edge,
+            EnrollmentServicer(
+                trust=trust,
+                policy=prepared.policy,
+                enrollments=stores.enrollments,
+                clock=clock,
+                new_event_id=new_event_id,
+            ),
+            CertificateServicer(authority, clock),
+        )
+        if settings.metrics.address is not None:
+            stack.callback(serve_metrics(settings.metrics.address, metrics.registry))
+        reloader = Reloader(
+            trust=trust,
+            files=prepared.trust_files,
+            loaded=prepared.trust_text,
+            policy=prepared.policy,
+            watch_policy=settings.policy.watch,
+            audit=stores.audit,
+            metrics=metrics,
+            clock=clock,
+            new_event_id=new_event_id,
+        )
+        broker = Broker(settings, server, stores, trust, reloader, metrics, authority)
+        await authority.start()
+        stack.push_async_callback(_stop, broker, clock, new_event_id)
+        await server.start()
+        _log_started(prepared, broker)
+        await stack.enter_async_context(_running(reloader.run(), "reload"))
+        await stack.enter_async_context(_running(_watch_readiness(broker, clock), "readiness"))
+        yield broker
+
+
+async def serve(settings: BrokerSettings) -> None:
+    """Run the broker until SIGTERM or SIGINT; SIGHUP reads policy, pair and bundle again.
+
+    Raises:
+        ConfigurationError: see `prepare` and `open_broker`.
+        OperationError: see `open_broker`.
+        RefusalError: see `open_broker`.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # before there is anything to reload: not the end of it
+    for notice in settings.notices:
+        _logger.warning("%s", notice)
+    async with open_broker(prepare(settings)) as broker:
+        loop.add_signal_handler(signal.SIGHUP, broker.reloader.request)
+        await stop.wait()
+        _logger.info("stopping", extra={"fields": {"drain_timeout": str(settings.server.drain_timeout)}})
+
+
+@asynccontextmanager
+async def open_broker_stores(settings: BrokerSettings, *, clock: Clock | None = None) -> AsyncIterator[Stores]:
+    """The broker's stores for a command beside a running broker: its lock isn't taken, its schema isn't changed.
+
+    Raises:
+        ConfigurationError: the path, URL or schema is wrong.
+        OperationError: the store can't be reached.
+    """
+    clock = clock or SystemClock()
+    pool = BlockingPool("broker-files", 1)
+    try:
+        secrets = _locating(
+            settings,
+            lambda: open_secrets(
+                settings.secrets.provider, environ=os.environ, directory=settings.secrets.file.directory, pool=pool
+            ),
+        )
+        meter = PrometheusMeter(Metrics().registry)
+        async with _open_stores(settings, secrets, clock, meter, exclusive=False) as stores:
+            yield stores
+    finally:
+        pool.close()
+
+
+@asynccontextmanager
+async def _open_stores(
+    settings: BrokerSettings, secrets: SecretSource, clock: Clock, meter: PrometheusMeter, *, exclusive: bool
+) -> AsyncIterator[Stores]:
+    fallback: AuditFallback | None = None
+    if settings.audit.enabled:
+        fallback = SpillFallback(
+            settings.audit.failure_mode.value,
+            settings.spill_path,
+            mirror_to_log=settings.audit.mirror_to_log,
+            meter=meter,
+        )
+    elif exclusive:
+        _logger.warning("audit.enabled is false: nothing that this broker decides is recorded")
+    sqlite = settings.store.driver is StoreDriver.SQLITE
+    async with open_stores(
+        driver=settings.store.driver.value,
+        path=settings.store.path if sqlite else None,
+        url="" if sqlite else await _database_url(settings, secrets),
+        audit=fallback,
+        exclusive=exclusive,
+        clock=clock,
+        meter=meter,
+    ) as stores:
+        yield stores
+
+
+async def _database_url(settings: BrokerSettings, secrets: SecretSource) -> str:
+    """The URL with its password, which the configuration names and doesn't hold."""
+    name = settings.store.password_secret
+    if not name:
+        return settings.store.url
+    try:
+        password = await secrets.read(name)
+    except RefusalError as error:
+        problem = settings.source.problem("store.password_secret", error.refusal.message, "provide the secret")
+        raise ConfigurationError([problem]) from error
+    parts = urlsplit(settings.store.url)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
+
+
+def _issuer(settings: BrokerSettings, account: AccountKey, clock: Clock, rng: random.Random) -> AcmeIssuer:
+    acme = settings.issuer.acme
+    server = AcmeServer(
+        directory_url=acme.directory_url,
+        account_email=acme.account_email,
+        preferred_chain=acme.preferred_chain,
+        allowed_hosts=acme.allowed_hosts,
+        ca_bundle=acme.ca_bundle,
+        user_agent=f"certplane-broker/{__version__}",
+    )
+    return AcmeIssuer(settings.issuer.name, server, account, clock=clock, rng=rng)
+
+
+def _solver(acme: AcmeSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsSolver:
+    propagation = acme.effective_propagation
+    resolvers = acme.httpreq.recursive_nameservers if acme.httpreq and _is_httpreq(acme) else ()
+    check = PropagationCheck(
+        timeout=propagation.timeout,
+        interval=propagation.interval,
+        settle=propagation.settle,
+        nameservers=acme.propagation.nameservers,
+        resolvers=resolvers,
+    )
+    return DnsSolver(_dns_provider(acme, secrets, clock, rng), check, clock)
+
+
+def _is_httpreq(acme: AcmeSettings) -> bool:
+    return acme.dns_provider is DnsProviderName.HTTPREQ
+
+
+def _dns_provider(acme: AcmeSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
+    if acme.dns_provider is DnsProviderName.RFC2136 and acme.rfc2136 is not None:
+        rfc2136 = acme.rfc2136
+        server = UpdateServer(
+            address=rfc2136.server,
+            key_name=rfc2136.tsig_name,
+            secret_name=rfc2136.tsig_secret,
+            algorithm=rfc2136.tsig_algorithm,
+            timeout=rfc2136.timeout,
+            ttl=rfc2136.ttl,
+        )
+        return Rfc2136Provider(server, secrets, rng)
+    if _is_httpreq(acme) and acme.httpreq is not None:
+        httpreq = acme.httpreq
+        endpoint = HttpreqEndpoint(
+            url=httpreq.endpoint,
+            raw=httpreq.mode is HttpreqMode.RAW,
+            username_secret=httpreq.username_secret,
+            password_secret=httpreq.password_secret,
+            timeout=httpreq.http_timeout,
+        )
+        return HttpreqProvider(endpoint, secrets, clock, rng)
+    cloudflare = acme.cloudflare
+    api = CloudflareApi(
+        base_url=cloudflare.base_url,
+        credentials=cloudflare.credentials,
+        timeout=cloudflare.http_timeout,
+        ttl=cloudflare.ttl,
+    )
+    return CloudflareProvider(api, secrets, clock, rng)
+
+
+def _issuance_settings(settings: BrokerSettings, account: AccountKey) -> IssuanceSettings:
+    propagation = settings.issuer.acme.effective_propagation
+    defaults = IssuanceSettings()
+    # The check ends by itself at its own limit, with the server's name in its error; this one only backs it.
+    propagation_timeout = propagation.timeout + propagation.settle + timedelta(seconds=10)
+    return IssuanceSettings(
+        limits=settings.rate_limits.durable_limits,
+        account_key_sha256=account.public_key_sha256,
+        propagation_timeout=propagation_timeout,
+        order_time_limit=max(defaults.order_time_limit, 2 * propagation_timeout),
+    )
+
+
+def _provisioners(settings: BrokerSettings) -> tuple[str, ...]:
+    mtls = settings.server.mtls
+    return (*mtls.provisioners, "") if mtls.allow_missing_provisioner else mtls.provisioners
+
+
+def _bind(
+    settings: BrokerSettings,
+    trust: TrustInForce,
+    edge: Edge,
+    enrollment: EnrollmentServicer,
+    certificates: CertificateServicer,
+) -> BrokerServer:
+    try:
+        return BrokerServer(
+            address=settings.server.address.target,
+            tls=trust.tls,
+            edge=edge,
+            enrollment=enrollment,
+            certificates=certificates,
+        )
+    except PortError as error:
+        remedy = "stop the other program, or change server.address"
+        raise OperationError(str(error), remedy=remedy) from error
+
+
+def _locating(settings: BrokerSettings, make: Callable[[], T]) -> T:
+    """Make an adapter; what it finds wrong with a key is told with the line where that key stands."""
+    try:
+        return make()
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            [
+                problem if problem.file else settings.source.problem(problem.key, problem.message, problem.remedy)
+                for problem in error.problems
+            ]
+        ) from error
+
+
+def _start_events(prepared: Prepared, clock: Clock, new_event_id: Callable[[], str]) -> list[AuditEvent]:
+    policy_hash = prepared.policy.current.hash
+    trust = prepared.trust
+    started = (
+        f"version {__version__}, configuration {prepared.settings.hash}, server certificate "
+        f"{trust.server.serial_number}, agent CA bundle {trust.bundle.hash}"
+    )
+    return [
+        AuditEvent(new_event_id(), clock.now(), event_type, policy_hash=policy_hash, reason=reason)
+        for event_type, reason in (
+            (AuditEventType.BROKER_STARTED, started),
+            (AuditEventType.POLICY_LOADED, f"loaded {prepared.policy.path}"),
+        )
+    ]
+
+
+def _log_started(prepared: Prepared, broker: Broker) -> None:
+    fields = {
+        "version": __version__,
+        "address": str(broker.settings.server.address),
+        "port": broker.port,
+        "configuration_hash": broker.settings.hash,
+        "policy_hash": prepared.policy.current.hash,
+        "issuer": broker.settings.issuer.acme.directory_url,
+        "store": broker.settings.store.driver.value,
+        **trust_fields(prepared.trust),
+    }
+    _logger.info("serving", extra={"fields": fields})
+
+
+async def _stop(broker: Broker, clock: Clock, new_event_id: Callable[[], str]) -> None:
+    await broker.server.drain(_COME_BACK)
+    await broker.authority.drain(broker.settings.server.drain_timeout)
+    await broker.server.stop(_STOP_GRACE)
+    event = AuditEvent(new_event_id(), clock.now(), AuditEventType.BROKER_STOPPED)
+    try:
+        await broker.stores.audit.append([event])
+    except RefusalError:
+        _logger.exception("the stop could not be audited")
+    _logger.info("stopped")
+
+
+async def _watch_readiness(broker: Broker, clock: Clock) -> None:
+    """Let health say whether the store can be written: calls that need it would be refused."""
+    ready = True
+    while True:
+        await clock.sleep(_READY_INTERVAL)
+        now_ready = broker.stores.ready()
+        if now_ready != ready:
+            ready = now_ready
+            _logger.log(logging.INFO if ready else logging.ERROR, "the store is %s", "ready" if ready else "not ready")
+            await broker.server.set_ready(ready=ready)
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run `work` beside the block; should it fail, say so in the log and let the block go on."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_report_end)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _logger.critical("%s has ended unexpectedly; restart the broker", task.get_name(), exc_info=task.exception())

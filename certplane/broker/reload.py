@@ -1,0 +1,255 @@
+"""Reading again, while the broker runs, what may change: policy, server certificate, agents' CA bundle.
+
+Rules it keeps:
+
+- SIGHUP reads all of it; the pair and the bundle are also read when their content has changed, the policy too with
+  `policy.watch`. A change is taken when the files stand still, so that one written in two steps isn't half read.
+- What doesn't load is refused, logged and audited, and the last good one stays in force. So is a certificate that has
+  expired already.
+- What is in force, and until when, is in the log with its hashes.
+
+The broker's own certificate is looked at all the time: its end is announced in the log a quarter and an eighth of its
+life ahead, and then as an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from enum import IntEnum
+from typing import Any, Final
+
+from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, AuditSeverity
+from certplane.broker.policy.document import PolicyDocument
+from certplane.broker.policy.source import FilePolicySource
+from certplane.broker.ports import AuditLog
+from certplane.broker.services.interceptors.metrics import Metrics
+from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
+from certplane.errors import ConfigurationError, ConfigurationProblem, RefusalError
+from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
+
+__all__ = ["ExpiryLevel", "Reloader", "expiry_level", "trust_fields"]
+
+_logger = logging.getLogger(__name__)
+
+_INTERVAL: Final = timedelta(seconds=5)
+"""Between looks at the files: certificates are renewed hours before they end."""
+
+_SETTLE: Final = timedelta(seconds=1)
+"""A changed file must stand still for this long."""
+
+
+class ExpiryLevel(IntEnum):
+    """How near the end of a certificate is."""
+
+    FINE = 0
+    QUARTER = 1
+    EIGHTH = 2
+    EXPIRED = 3
+
+
+def expiry_level(not_before: datetime, not_after: datetime, now: datetime) -> ExpiryLevel:
+    """How near the end is: fractions of the life, so that they mean the same for a day as for a year. Pure."""
+    left = not_after - now
+    life = not_after - not_before
+    if left <= timedelta():
+        return ExpiryLevel.EXPIRED
+    if left * 8 <= life:
+        return ExpiryLevel.EIGHTH
+    return ExpiryLevel.QUARTER if left * 4 <= life else ExpiryLevel.FINE
+
+
+def trust_fields(trust: Trust) -> dict[str, Any]:
+    """What a log line says of a pair and bundle."""
+    return {
+        "server_serial_number": trust.server.serial_number,
+        "server_not_after": f"{trust.server.not_after:%Y-%m-%dT%H:%M:%SZ}",
+        "server_names": " ".join((*trust.server.dns_names, *trust.server.uris)),
+        "agent_ca_bundle_hash": trust.bundle.hash,
+        "agent_cas": len(trust.bundle.certificates),
+    }
+
+
+class Reloader:
+    """Watches the files and puts what loads in force. One task: `run`."""
+
+    def __init__(
+        self,
+        *,
+        trust: TrustInForce,
+        files: TrustFiles,
+        loaded: TrustText,
+        policy: FilePolicySource,
+        watch_policy: bool,
+        audit: AuditLog,
+        metrics: Metrics,
+        clock: Clock,
+        new_event_id: Callable[[], str],
+        interval: timedelta = _INTERVAL,
+        settle: timedelta = _SETTLE,
+    ) -> None:
+        """Take what is in force; `loaded` is the text that it was made of."""
+        self._trust = trust
+        self._files = files
+        self._seen = loaded.fingerprint
+        self._policy = policy
+        self._watch_policy = watch_policy
+        self._audit = audit
+        self._metrics = metrics
+        self._clock = clock
+        self._new_event_id = new_event_id
+        self._interval = interval
+        self._settle = settle
+        self._pool = BlockingPool("reload", 1)
+        self._requested = asyncio.Event()
+        self._announced = ("", ExpiryLevel.FINE)
+        self._metrics.trust_loaded(trust.current.server.not_after, trust.current.ca_not_after)
+        self._announce_expiry()
+
+    def request(self) -> None:
+        """Read everything again soon, as SIGHUP asks."""
+        self._requested.set()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        try:
+            while True:
+                await self._wait()
+                if self._requested.is_set():
+                    self._requested.clear()
+                    await self.reload_trust()
+                    await self.reload_policy()
+                else:
+                    await self._look()
+                self._announce_expiry()
+        finally:
+            self._pool.close()
+
+    async def reload_trust(self) -> bool:
+        """Read pair and bundle and put them in force; False if they were refused."""
+        try:
+            text = await self._pool.run(self._files.read)
+        except ConfigurationError as error:
+            await self._reject("trust", AuditEventType.TRUST_REJECTED, error)
+            return False
+        return await self._take(text)
+
+    async def reload_policy(self) -> bool:
+        """Read the policy and put it in force; False if it was refused."""
+        try:
+            policy = await self._pool.run(self._policy.reload)
+        except ConfigurationError as error:
+            await self._reject("policy", AuditEventType.POLICY_REJECTED, error)
+            return False
+        self._metrics.reloads.labels("policy", "loaded").inc()
+        _logger.info("policy loaded", extra={"fields": {"policy_hash": policy.hash, "file": str(self._policy.path)}})
+        await self._record(self._event(AuditEventType.POLICY_LOADED, f"loaded {self._policy.path}", policy=policy))
+        return True
+
+    async def _wait(self) -> None:
+        """Until something is requested, or it is time to look."""
+        sleep = asyncio.ensure_future(self._clock.sleep(self._interval))
+        request = asyncio.ensure_future(self._requested.wait())
+        try:
+            await asyncio.wait({sleep, request}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            request.cancel()
+
+    async def _look(self) -> None:
+        """Take what has changed and stands still."""
+        text = await self._read_changed_trust()
+        if text is not None:
+            await self._clock.sleep(self._settle)
+            again = await self._read_changed_trust()
+            if again is not None and again.fingerprint == text.fingerprint:
+                await self._take(again)
+        if self._watch_policy and await self._pool.run(self._policy.changed):
+            await self._clock.sleep(self._settle)
+            await self.reload_policy()
+
+    async def _read_changed_trust(self) -> TrustText | None:
+        """The files' text if it is another than when it was last taken or refused.
+
+        A file that can't be read for a moment, as in the middle of a replacement, hasn't changed; SIGHUP tells why.
+        """
+        try:
+            text = await self._pool.run(self._files.read)
+        except ConfigurationError:
+            return None
+        return None if text.fingerprint == self._seen else text
+
+    async def _take(self, text: TrustText) -> bool:
+        self._seen = text.fingerprint
+        try:
+            trust = await self._pool.run(self._files.check, text)
+            self._check_not_expired(trust)
+        except ConfigurationError as error:
+            await self._reject("trust", AuditEventType.TRUST_REJECTED, error)
+            return False
+        self._trust.replace(trust)
+        self._metrics.reloads.labels("trust", "loaded").inc()
+        self._metrics.trust_loaded(trust.server.not_after, trust.ca_not_after)
+        _logger.info("server certificate and agent CA bundle loaded", extra={"fields": trust_fields(trust)})
+        reason = (
+            f"server certificate {trust.server.serial_number}, agent CA bundle {trust.bundle.hash} "
+            f"({len(trust.bundle.certificates)} CAs)"
+        )
+        await self._record(self._event(AuditEventType.TRUST_RELOADED, reason))
+        return True
+
+    def _check_not_expired(self, trust: Trust) -> None:
+        if trust.server.not_after <= self._clock.now():
+            at = self._files.locate("server.tls.cert")
+            message = f"{self._files.cert} expired at {trust.server.not_after:%Y-%m-%dT%H:%M:%SZ}"
+            raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, "renew it")])
+
+    async def _reject(self, what: str, event_type: AuditEventType, error: ConfigurationError) -> None:
+        self._metrics.reloads.labels(what, "rejected").inc()
+        for problem in error.problems:
+            _logger.error("%s refused, the last good one stays in force: %s", what, problem)
+        reason = "; ".join(str(problem) for problem in error.problems[:5])
+        await self._record(self._event(event_type, reason, severity=AuditSeverity.ERROR))
+
+    async def _record(self, event: AuditEvent) -> None:
+        try:
+            await self._audit.append([event])
+        except RefusalError:
+            # The file is in force, or refused, all the same; the log has said so.
+            _logger.exception("a reload could not be audited")
+
+    def _event(
+        self,
+        event_type: AuditEventType,
+        reason: str,
+        *,
+        severity: AuditSeverity = AuditSeverity.INFO,
+        policy: PolicyDocument | None = None,
+    ) -> AuditEvent:
+        return AuditEvent(
+            event_id=self._new_event_id(),
+            timestamp=self._clock.now(),
+            event_type=event_type,
+            severity=severity,
+            decision=AuditDecision.ERROR if severity is AuditSeverity.ERROR else AuditDecision.NONE,
+            policy_hash=policy.hash if policy else "",
+            reason=reason[:1000],
+        )
+
+    def _announce_expiry(self) -> None:
+        """Log each step towards the end of the broker's certificate once."""
+        server = self._trust.current.server
+        level = expiry_level(server.not_before, server.not_after, self._clock.now())
+        serial, announced = self._announced
+        if server.serial_number == serial and level <= announced:
+            return
+        self._announced = (server.serial_number, level)
+        text = f"the broker's own certificate {server.serial_number}"
+        end = f"{server.not_after:%Y-%m-%dT%H:%M:%SZ}"
+        if level is ExpiryLevel.EXPIRED:
+            _logger.error("%s expired at %s: agents can't connect; renew %s", text, end, self._files.cert)
+        elif level is not ExpiryLevel.FINE:
+            _logger.warning("%s ends at %s; renew %s", text, end, self._files.cert)

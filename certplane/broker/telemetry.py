@@ -1,0 +1,113 @@
+"""What the broker measures, and where it can be read: the port `Meter` over Prometheus, and its HTTP listener.
+
+The listener is off unless `metrics.address` is set. It is plain HTTP without authentication and serves figures alone,
+never an RPC: bind it to loopback or to a network that is the monitoring's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Final, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from certplane.broker.issuance.measures import MEASURES, Measure
+from certplane.config.values import ListenAddress
+from certplane.errors import OperationError
+
+__all__ = ["PrometheusMeter", "serve_metrics"]
+
+T = TypeVar("T")
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+"""From a group commit to an order that waits for slow DNS."""
+
+
+class PrometheusMeter:
+    """`Meter`: a measure becomes a metric `certplane_<name>`, made when it is first used if nobody declared it.
+
+    May be called from any thread.
+    """
+
+    def __init__(self, registry: CollectorRegistry, measures: Iterable[Measure] = MEASURES) -> None:
+        """Declare `measures`, so that they have their help text and are there before their first value."""
+        self._registry = registry
+        self._help = {measure.name: measure.help for measure in measures}
+        self._lock = threading.Lock()
+        self._counters: dict[str, Counter] = {}
+        self._histograms: dict[str, Histogram] = {}
+        self._gauges: dict[str, Gauge] = {}
+        for measure in measures:
+            match measure.kind:
+                case "counter":
+                    self._counter(measure.name, measure.labels)
+                case "duration":
+                    self._histogram(measure.name, measure.labels)
+                case "level":
+                    self._gauge(measure.name, measure.labels)
+
+    def count(self, name: str, **labels: str) -> None:
+        """See `Meter.count`."""
+        counter = self._counters.get(name) or self._counter(name, tuple(labels))
+        (counter.labels(**labels) if labels else counter).inc()
+
+    def observe(self, name: str, span: timedelta, **labels: str) -> None:
+        """See `Meter.observe`."""
+        histogram = self._histograms.get(name) or self._histogram(name, tuple(labels))
+        (histogram.labels(**labels) if labels else histogram).observe(span.total_seconds())
+
+    def level(self, name: str, value: float, **labels: str) -> None:
+        """See `Meter.level`."""
+        gauge = self._gauges.get(name) or self._gauge(name, tuple(labels))
+        (gauge.labels(**labels) if labels else gauge).set(value)
+
+    def _counter(self, name: str, labels: tuple[str, ...]) -> Counter:
+        def make() -> Counter:
+            return Counter(f"certplane_{name}", self._text(name), labels, registry=self._registry)
+
+        return self._once(self._counters, name, make)
+
+    def _histogram(self, name: str, labels: tuple[str, ...]) -> Histogram:
+        def make() -> Histogram:
+            text = self._text(name)
+            return Histogram(f"certplane_{name}_seconds", text, labels, buckets=_SECONDS, registry=self._registry)
+
+        return self._once(self._histograms, name, make)
+
+    def _gauge(self, name: str, labels: tuple[str, ...]) -> Gauge:
+        def make() -> Gauge:
+            return Gauge(f"certplane_{name}", self._text(name), labels, registry=self._registry)
+
+        return self._once(self._gauges, name, make)
+
+    def _text(self, name: str) -> str:
+        return self._help.get(name, name.replace("_", " "))
+
+    def _once(self, made: dict[str, T], name: str, make: Callable[[], T]) -> T:
+        with self._lock:
+            if name not in made:
+                made[name] = make()
+            return made[name]
+
+
+def serve_metrics(address: ListenAddress, registry: CollectorRegistry) -> Callable[[], None]:
+    """Serve `registry` at `/metrics` on a thread of its own; returns what stops it.
+
+    Raises:
+        OperationError: the address can't be listened on.
+    """
+    try:
+        server, thread = start_http_server(address.port, address.host or "::", registry)
+    except OSError as error:
+        raise OperationError(
+            f"can't serve metrics on {address}: {error.strerror or error}", remedy="change metrics.address"
+        ) from error
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
