@@ -205,7 +205,10 @@ class AcmeNetwork(ClientNetwork):
             return AcmeError(Reason.ISSUER_RATE_LIMITED, said, retry_after=wait, problems=problems)
         if 300 <= status < 400:
             return _unreadable(f"a redirect ({status}), which isn't followed")
-        # Only a problem document is the CA's own word; an HTML page comes from something in front of it.
+        if not problems and status < 500 and self.REPLAY_NONCE_HEADER in response.headers:
+            # Pebble's way to say that it doesn't know an order: nothing but a status. The nonce shows whose it is.
+            problems = (ProblemDocument("about:blank", f"HTTP status {status}", status),)
+        # Anything else is something in front of the CA: a page of HTML is not the CA's word.
         if not problems:
             return AcmeError(Reason.ISSUER_UNAVAILABLE, f"HTTP status {status}", retry_after=retry_after)
         said = f"{problems[0].type.removeprefix(_URN)}: {problems[0].detail}"

@@ -401,6 +401,14 @@ async def test_unknown_order_is_rejected(ca: ScriptedAcme, issuer: AcmeIssuer) -
     assert refusal.reason is Reason.ISSUER_REJECTED
 
 
+async def test_bare_status_of_the_ca_is_its_word(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """An empty 404 that carries a nonce comes from the CA itself: it doesn't know the order."""
+    created = await issuer.create_order(csr_der(), PROFILE, LONG)
+    ca.fail("POST /order/1", Answer(404))
+    refusal = await refusal_of(issuer.get_order(created.url, LONG))
+    assert (refusal.reason, refusal.problems[0].status) == (Reason.ISSUER_REJECTED, 404)
+
+
 async def test_foreign_order_url_is_not_called(issuer: AcmeIssuer) -> None:
     """Even an order URL from the journal is checked."""
     refusal = await refusal_of(issuer.get_order("https://evil.test/order/1", SHORT))
