@@ -1,0 +1,337 @@
+"""broker.yml: the public format loads unchanged, with its defaults; mistakes are all told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certplane.broker.ports import DurableLimits
+from certplane.broker.settings import BrokerSettings, load_settings
+from certplane.config.values import HostPort, ListenAddress
+from certplane.errors import ConfigurationError
+
+EXAMPLE = Path(__file__).parent.parent / "config" / "examples" / "broker.yml"
+
+MINIMAL = """\
+server:
+  tls: {cert: /c.pem, key: /k.pem}
+  mtls: {agent_ca_bundle: /ca.pem}
+policy:
+  path: /policy.yml
+issuer:
+  acme:
+    directory_url: https://acme.example/dir
+    account_key: /a.pem
+    dns_provider: cloudflare
+"""
+
+
+def _load(tmp_path: Path, text: str) -> BrokerSettings:
+    path = tmp_path / "broker.yml"
+    path.write_text(text)
+    return load_settings(path)
+
+
+def _problems(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        _load(tmp_path, text)
+    return [str(problem).removeprefix(f"{tmp_path}/broker.yml:") for problem in caught.value.problems]
+
+
+def _sections(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key below a section with its value, by its path."""
+    for spec in dataclasses.fields(section):
+        value = getattr(section, spec.name)
+        if spec.name == "source":
+            continue
+        yield f"{prefix}{spec.name}", value
+        if not _is_leaf(value):
+            yield from _sections(value, f"{prefix}{spec.name}.")
+
+
+def _is_leaf(value: Any) -> bool:
+    return not dataclasses.is_dataclass(value) or hasattr(value, "parse")
+
+
+def _seconds(count: float) -> timedelta:
+    return timedelta(seconds=count)
+
+
+EXPECTED = {
+    "server.address": ListenAddress("127.0.0.1", 9443),
+    "metrics.address": ListenAddress("127.0.0.1", 9464),
+    "server.read_timeout": _seconds(15),
+    "server.read_header_timeout": _seconds(5),
+    "server.write_timeout": _seconds(30),
+    "server.idle_timeout": _seconds(120),
+    "server.tls.cert": Path("/etc/certplane/broker.pem"),
+    "server.tls.key": Path("/etc/certplane/broker.key"),
+    "server.tls.min_version": "1.3",
+    "server.mtls.agent_ca_bundle": Path("/etc/certplane/agent-ca.pem"),
+    "server.mtls.provisioners": ("JWK", "X5C"),
+    "server.mtls.allow_missing_provisioner": True,
+    "server.calls_per_identity_per_second": 7,
+    "server.calls_burst": 9,
+    "server.drain_timeout": _seconds(45),
+    "policy.path": Path("/etc/certplane/policy.yml"),
+    "policy.watch": True,
+    "issuer.provider": "acme",
+    "issuer.name": "pebble",
+    "issuer.acme.directory_url": "https://acme.example/directory",
+    "issuer.acme.account_email": "ops@example.com",
+    "issuer.acme.account_key": Path("/var/lib/certplane/account.pem"),
+    "issuer.acme.dns_provider": "httpreq",
+    "issuer.acme.preferred_chain": "Example Root X1",
+    "issuer.acme.ca_bundle": Path("/etc/certplane/acme-ca.pem"),
+    "issuer.acme.allowed_hosts": ("cdn.acme.example",),
+    "issuer.acme.http_timeout": _seconds(20),
+    "issuer.acme.propagation.timeout": _seconds(180),
+    "issuer.acme.propagation.interval": _seconds(1),
+    "issuer.acme.propagation.nameservers": (HostPort("192.0.2.53", 53), HostPort("2001:db8::53", 5353)),
+    "issuer.acme.propagation.settle": _seconds(0.5),
+    "issuer.acme.httpreq.endpoint": "https://dns.example/acme",
+    "issuer.acme.httpreq.mode": "raw",
+    "issuer.acme.httpreq.username_secret": "httpreq/user",
+    "issuer.acme.httpreq.password_secret": "httpreq/password",
+    "issuer.acme.httpreq.propagation_timeout": _seconds(90),
+    "issuer.acme.httpreq.polling_interval": _seconds(3),
+    "issuer.acme.httpreq.http_timeout": _seconds(12),
+    "issuer.acme.httpreq.recursive_nameservers": (HostPort("resolver.example", 53),),
+    "issuer.acme.cloudflare.base_url": "http://127.0.0.1:8080/client/v4",
+    "issuer.acme.cloudflare.credentials": "cloudflare/whisper-cl",
+    "issuer.acme.cloudflare.http_timeout": _seconds(11),
+    "issuer.acme.cloudflare.propagation_timeout": _seconds(240),
+    "issuer.acme.cloudflare.polling_interval": _seconds(5),
+    "issuer.acme.cloudflare.ttl": _seconds(120),
+    "issuer.acme.rfc2136.server": HostPort("ns1.example", 53),
+    "issuer.acme.rfc2136.tsig_name": "certplane",
+    "issuer.acme.rfc2136.tsig_secret": "rfc2136/tsig",
+    "issuer.acme.rfc2136.tsig_algorithm": "hmac-sha512",
+    "issuer.acme.rfc2136.timeout": _seconds(6),
+    "issuer.acme.rfc2136.propagation_timeout": _seconds(60),
+    "issuer.acme.rfc2136.polling_interval": _seconds(4),
+    "issuer.acme.rfc2136.ttl": _seconds(30),
+    "secrets.provider": "openbao",
+    "secrets.file.directory": Path("/etc/certplane/private"),
+    "secrets.vault.address": "https://vault.example:8200",
+    "secrets.vault.token": "",
+    "secrets.vault.token_file": Path("/etc/certplane/vault-token"),
+    "secrets.vault.mount_path": "kv",
+    "secrets.vault.kv_version": 1,
+    "secrets.vault.key": "token",
+    "secrets.vault.timeout": _seconds(5),
+    "secrets.vault.namespace": "ops",
+    "store.driver": "postgresql",
+    "store.path": Path("/srv/certplane/broker.db"),
+    "store.url": "postgresql://certplane@db.example:5432/certplane",
+    "store.password_secret": "postgresql/certplane",
+    "audit.enabled": True,
+    "audit.failure_mode": "fail_closed",
+    "audit.mirror_to_log": True,
+    "audit.spill_path": Path("/srv/certplane/spill.jsonl"),
+    "rate_limits.per_identity_per_hour": 60,
+    "rate_limits.per_identity_profile_per_hour": 30,
+    "rate_limits.new_keys_per_identity_profile_per_day": 0,
+    "logging.level": "warning",
+    "logging.format": "text",
+    "logging.destination": "stderr",
+}
+
+
+def test_every_key_of_the_format() -> None:
+    """A file with every key loads, each value where it belongs, and no key of the settings is missing in it."""
+    settings = load_settings(EXAMPLE)
+    leaves = ((key, value) for key, value in _sections(settings) if _is_leaf(value))
+    found = dict(leaves)
+    assert found == EXPECTED
+    written = set(settings.source.lines)
+    assert {key for key, _ in _sections(settings)} - written == {"secrets.vault.token"}
+    assert settings.hash == hashlib.sha256(EXAMPLE.read_bytes()).hexdigest()
+    assert settings.spill_path == Path("/srv/certplane/spill.jsonl")
+
+
+def test_defaults(tmp_path: Path) -> None:
+    """What a short file leaves out has the format's default."""
+    settings = _load(tmp_path, MINIMAL)
+    assert settings.server.address.target == "[::]:8443"
+    assert settings.server.tls.min_version == "1.2"
+    assert settings.server.mtls.provisioners == ("JWK",)
+    assert settings.server.mtls.allow_missing_provisioner is False
+    assert (settings.server.calls_per_identity_per_second, settings.server.drain_timeout) == (20, _seconds(30))
+    assert settings.policy.watch is False
+    assert (settings.issuer.name, settings.issuer.provider) == ("default", "acme")
+    acme = settings.issuer.acme
+    assert acme.cloudflare.base_url == "https://api.cloudflare.com/client/v4"
+    assert acme.cloudflare.credentials == "cloudflare/api-token"
+    assert (acme.propagation.timeout, acme.propagation.interval) == (_seconds(120), _seconds(2))
+    assert (settings.secrets.provider, settings.secrets.vault) == ("env", None)
+    assert (settings.store.driver, settings.store.path) == ("sqlite", Path("/var/lib/certplane/broker.db"))
+    assert settings.audit.enabled
+    assert settings.audit.failure_mode == "fail_open"
+    assert settings.spill_path == Path("/var/lib/certplane/audit-spill.jsonl")
+    assert settings.rate_limits.durable_limits == DurableLimits(50, 20, 2)
+    assert settings.metrics.address is None
+    logging = settings.logging
+    assert (logging.level, logging.format, logging.destination) == ("info", "json", "stdout")
+    assert settings.notices == ()
+
+
+def test_httpreq_and_vault_defaults(tmp_path: Path) -> None:
+    """The sections that only some files have."""
+    text = MINIMAL.replace("cloudflare", "httpreq\n    httpreq: {endpoint: 'http://localhost:1'}")
+    settings = _load(tmp_path, text + "secrets: {provider: vault, vault: {address: 'http://v:8200', token: hush}}\n")
+    httpreq = settings.issuer.acme.httpreq
+    assert httpreq is not None
+    assert (httpreq.mode, httpreq.propagation_timeout, httpreq.polling_interval) == (
+        "default",
+        _seconds(30),
+        _seconds(2),
+    )
+    assert httpreq.http_timeout == _seconds(10)
+    vault = settings.secrets.vault
+    assert vault is not None
+    assert (vault.mount_path, vault.kv_version, vault.key, vault.timeout) == ("secret", 2, "value", _seconds(10))
+    assert vault.token == "hush"
+    assert "hush" not in repr(settings)
+
+
+def test_http_timeouts_are_reported(tmp_path: Path) -> None:
+    """The four keys that mean nothing to gRPC are accepted, and said to be without effect."""
+    settings = _load(tmp_path, MINIMAL.replace("server:\n", "server:\n  read_timeout: 5s\n  idle_timeout: 1m\n"))
+    assert settings.notices == (
+        f"{tmp_path}/broker.yml:2: server.read_timeout: has no effect: gRPC connections end by keepalive and age",
+        f"{tmp_path}/broker.yml:3: server.idle_timeout: has no effect: gRPC connections end by keepalive and age",
+    )
+
+
+def test_no_limit_is_zero(tmp_path: Path) -> None:
+    """0 turns a limit off."""
+    settings = _load(tmp_path, MINIMAL + "rate_limits: {per_identity_per_hour: 0}\n")
+    assert settings.rate_limits.durable_limits == DurableLimits(None, 20, 2)
+
+
+@pytest.mark.parametrize(
+    ("provider", "section", "timeout", "interval", "nameservers"),
+    [
+        pytest.param("cloudflare", "", 60, 7, ["192.0.2.1:53"], id="general"),
+        pytest.param("cloudflare", "cloudflare: {propagation_timeout: 9s}", 9, 7, ["192.0.2.1:53"], id="own-timeout"),
+        pytest.param("httpreq", "httpreq: {endpoint: 'http://x'}", 30, 2, ["192.0.2.1:53"], id="httpreq"),
+        pytest.param(
+            "rfc2136", "rfc2136: {server: 'n:53', tsig_name: a, tsig_secret: b, polling_interval: 1s}", 60, 1,
+            ["192.0.2.1:53"], id="own-interval",
+        ),
+    ],
+)  # fmt: skip
+def test_effective_propagation(
+    tmp_path: Path, provider: str, section: str, timeout: int, interval: int, nameservers: list[str]
+) -> None:
+    """What the chosen provider's section says goes before the general section."""
+    text = MINIMAL.replace("cloudflare", provider) + f"    {section}\n"
+    text += "    propagation: {timeout: 60s, interval: 7s, nameservers: ['192.0.2.1:53']}\n"
+    propagation = _load(tmp_path, text).issuer.acme.effective_propagation
+    assert (propagation.timeout, propagation.interval) == (_seconds(timeout), _seconds(interval))
+    assert [str(nameserver) for nameserver in propagation.nameservers] == nameservers
+
+
+def _with(**replaced: str) -> str:
+    text = MINIMAL
+    for old, new in replaced.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        pytest.param("", " policy.path: is required; add `path: ...`", id="empty-file"),
+        pytest.param(
+            _with(cloudflare="route53"), "10: issuer.acme.dns_provider: is 'route53', must be one of cloudflare, httpreq, rfc2136",
+            id="dns-provider",
+        ),
+        pytest.param(
+            _with(cloudflare="rfc2136"),
+            "7: issuer.acme.rfc2136: is required with dns_provider: rfc2136; add `rfc2136:`", id="provider-not-configured",
+        ),
+        pytest.param(_with(https="http"), "8: issuer.acme.directory_url: must be a URL https://...", id="http-directory"),
+        pytest.param(
+            MINIMAL.replace("agent_ca_bundle: /ca.pem", "agent_ca_bundle: /ca.pem, provisioners: [jwk]"),
+            "3: server.mtls.provisioners: has the unknown kind 'jwk'; step-ca's are "
+            "JWK, OIDC, GCP, AWS, Azure, ACME, X5C, K8sSA, SSHPOP, SCEP, Nebula, Wire",
+            id="provisioner",
+        ),
+        pytest.param(
+            MINIMAL.replace("agent_ca_bundle: /ca.pem", "agent_ca_bundle: /ca.pem, provisioners: []"),
+            "3: server.mtls.provisioners: must name at least one kind", id="no-provisioner",
+        ),
+        pytest.param(
+            MINIMAL.replace("key: /k.pem", "key: /k.pem, min_version: 1.1"),
+            "2: server.tls.min_version: is '1.1', must be one of 1.2, 1.3", id="tls-1.1",
+        ),
+        pytest.param(
+            MINIMAL + "secrets: {provider: vault}\n",
+            "11: secrets.vault: is required with provider: vault; add `vault:` with its address", id="vault-missing",
+        ),
+        pytest.param(
+            MINIMAL + "secrets: {vault: {address: 'https://v'}}\n",
+            "11: secrets.vault.token_file: or `token` is required, and only one of them; prefer token_file", id="no-token",
+        ),
+        pytest.param(
+            MINIMAL + "secrets: {vault: {address: 'https://v', token: hush, token_file: /t}}\n",
+            "11: secrets.vault.token_file: or `token` is required, and only one of them; prefer token_file", id="two-tokens",
+        ),
+        pytest.param(
+            MINIMAL + "secrets: {vault: {address: 'https://v', token: hush, kv_version: 3}}\n",
+            "11: secrets.vault.kv_version: must be 1 or 2", id="kv-version",
+        ),
+        pytest.param(
+            MINIMAL + "store: {url: 'postgresql://h/d'}\n",
+            "11: store.url: goes with driver: postgresql only; use `path` for SQLite", id="url-with-sqlite",
+        ),
+        pytest.param(
+            MINIMAL + "store: {driver: postgresql}\n",
+            "11: store.url: is required with driver: postgresql; write postgresql://user@host:5432/database", id="no-url",
+        ),
+        pytest.param(
+            MINIMAL + "store: {driver: postgresql, url: 'postgresql://u:hush@h/d'}\n",
+            "11: store.url: must not hold a password; store it as a secret and name it in password_secret", id="password",
+        ),
+        pytest.param(
+            MINIMAL + "store: {driver: postgresql, url: 'postgresql://h/d?password=hush'}\n",
+            "11: store.url: must not hold a password; store it as a secret and name it in password_secret", id="password-query",
+        ),
+        pytest.param(
+            MINIMAL + "store: {driver: postgresql, url: 'mysql://h/d'}\n",
+            "11: store.url: must be a URL postgresql://...; write postgresql://user@host:5432/database", id="mysql",
+        ),
+        pytest.param(
+            MINIMAL + "store: {driver: postgresql, url: 'postgresql://[h/d'}\n",
+            "11: store.url: must be a URL postgresql://...; write postgresql://user@host:5432/database", id="broken-url",
+        ),
+        pytest.param(
+            MINIMAL + "rate_limits: {per_identity_per_hour: -1}\n",
+            "11: rate_limits.per_identity_per_hour: must not be negative; 0 is no limit", id="negative-limit",
+        ),
+        pytest.param(
+            MINIMAL.replace("cloudflare", "httpreq\n    httpreq: {endpoint: 'http://x', username_secret: u}"),
+            "11: issuer.acme.httpreq.password_secret: is required beside the other one; name both secrets, or neither",
+            id="half-of-basic-authentication",
+        ),
+        pytest.param(MINIMAL + "audit: {failure_mode: open}\n", "11: audit.failure_mode: is 'open', must be one of fail_open, fail_closed", id="mode"),
+        pytest.param(MINIMAL + "issuers: {}\n", "11: issuers: is not a known key; did you mean `issuer`?", id="nearest"),
+        pytest.param(
+            MINIMAL.replace("acme:\n", "name: ''\n  acme:\n"), "7: issuer.name: must not be empty", id="empty-issuer-name"
+        ),
+    ],
+)  # fmt: skip
+def test_refuses(tmp_path: Path, text: str, problem: str) -> None:
+    """One line with file, line, key and remedy, never a secret."""
+    problems = _problems(tmp_path, text)
+    assert any(line.endswith(problem) for line in problems)
+    assert "hush" not in "".join(problems)
