@@ -127,6 +127,7 @@ class Pebble:
         self._options = options or PebbleOptions()
         self._ports: tuple[int, int] | None = None
         self._process: ServerProcess | None = None
+        self._certificates: dict[int, x509.Certificate] = {}
 
     @property
     def directory_url(self) -> str:
@@ -187,8 +188,12 @@ class Pebble:
 
     async def issued_certificates(self) -> list[x509.Certificate]:
         """Every certificate that was issued, oldest first, revoked ones included."""
-        answers = [await self.manage("GET", f"/cert-status-by-serial/{serial:x}") for _, serial in self.log.issued]
-        return [x509.load_pem_x509_certificate(answer.json()["Certificate"].encode()) for answer in answers]
+        serials = [serial for _, serial in self.log.issued]
+        for serial in serials:
+            if serial not in self._certificates:
+                answer = await self.manage("GET", f"/cert-status-by-serial/{serial:x}")
+                self._certificates[serial] = x509.load_pem_x509_certificate(answer.json()["Certificate"].encode())
+        return [self._certificates[serial] for serial in serials]
 
     async def certificates_of_key(self, key: CertificatePublicKeyTypes) -> list[x509.Certificate]:
         """Those of `issued_certificates` that are for this public key: more than one is a second certificate."""

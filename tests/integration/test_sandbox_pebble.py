@@ -3,71 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import josepy
 import pytest
-from acme import challenges, client, errors, messages
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from acme import errors, messages
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.sandbox import parts
 from certplane.sandbox.errors import ServerRefusedError
 from certplane.sandbox.pebble import Pebble, PebbleOptions
+from tests.support.acme_client import AcmeClient
 from tests.support.parts import need_part
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from certplane.sandbox.dns_endpoint import DnsEndpoint
     from certplane.sandbox.ports import DnsServer
 
 pytestmark = pytest.mark.integration
-
-
-class AcmeClient:
-    """The `acme` package's client with an account; blocking."""
-
-    def __init__(self, pebble: Pebble) -> None:
-        self.key = josepy.JWKEC(key=ec.generate_private_key(ec.SECP256R1()))
-        network = client.ClientNetwork(
-            self.key, alg=josepy.ES256, verify_ssl=str(pebble.https_roots_file), user_agent="certplane-tests"
-        )
-        directory = client.ClientV2.get_directory(pebble.directory_url, network)
-        self.acme = client.ClientV2(directory, network)
-        self.session = network.session
-        self.acme.new_account(messages.NewRegistration.from_data(terms_of_service_agreed=True))
-
-    def order(self, key: ec.EllipticCurvePrivateKey, names: list[str]) -> messages.OrderResource:
-        csr = (
-            x509.CertificateSigningRequestBuilder()
-            .subject_name(x509.Name([]))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        return self.acme.new_order(csr.public_bytes(Encoding.PEM))
-
-    def issue(
-        self, dns: DnsEndpoint, key: ec.EllipticCurvePrivateKey, names: list[str], *, spoil: bool = False
-    ) -> list[x509.Certificate]:
-        order = self.order(key, names)
-        for authorization in order.authorizations:
-            challenge = next(c for c in authorization.body.challenges if isinstance(c.chall, challenges.DNS01))
-            response, value = challenge.response_and_validation(self.key)
-            name = challenge.validation_domain_name(authorization.body.identifier.value)
-            asyncio.run(dns.add(name, "TXT", value[::-1] if spoil else value))
-            self.acme.answer_challenge(challenge, response)
-        deadline = datetime.now() + timedelta(seconds=20)  # noqa: DTZ005 (the acme package wants naive local time)
-        order = self.acme.poll_authorizations(order, deadline)
-        order = self.acme.finalize_order(order, deadline, fetch_alternative_chains=True)
-        self.alternatives = [x509.load_pem_x509_certificates(pem.encode()) for pem in order.alternative_fullchains_pem]
-        return x509.load_pem_x509_certificates(order.fullchain_pem.encode())
-
-    def close(self) -> None:
-        self.session.close()
 
 
 @pytest.fixture
@@ -83,7 +38,7 @@ async def test_issues_apex_and_wildcard_and_counts_them(
     options = PebbleOptions(certificate_lifetime=timedelta(days=10))
     part = need_part("pebble")
     async with Pebble(tmp_path / "pebble", any_dns_server.endpoint.host_port, options, part=part) as pebble:
-        acme = await asyncio.to_thread(AcmeClient, pebble)
+        acme = await asyncio.to_thread(AcmeClient, pebble.directory_url, pebble.https_roots_file)
         chain = await asyncio.to_thread(acme.issue, any_dns_server.endpoint, key, names)
         acme.close()
         leaf, log = chain[0], pebble.log
@@ -102,7 +57,7 @@ async def test_a_wrong_value_makes_no_certificate(
     pebble: Pebble, dns_server: DnsServer, key: ec.EllipticCurvePrivateKey, own_name: str
 ) -> None:
     """Pebble really looks into the DNS: a wrong TXT value fails the order, which is counted but not finalised."""
-    acme = await asyncio.to_thread(AcmeClient, pebble)
+    acme = await asyncio.to_thread(AcmeClient, pebble.directory_url, pebble.https_roots_file)
     before = pebble.log
     with pytest.raises(errors.ValidationError):
         await asyncio.to_thread(acme.issue, dns_server.endpoint, key, [own_name], spoil=True)
@@ -126,7 +81,7 @@ async def test_follows_an_alias_into_another_zone(
         async def add(self, _name: str, record_type: str, value: str) -> None:
             await dns.add(target, record_type, value)
 
-    acme = await asyncio.to_thread(AcmeClient, pebble)
+    acme = await asyncio.to_thread(AcmeClient, pebble.directory_url, pebble.https_roots_file)
     chain = await asyncio.to_thread(acme.issue, Delegated(), key, [own_name])  # type: ignore[arg-type]
     acme.close()
     assert chain[0].public_key() == key.public_key()
@@ -139,7 +94,7 @@ async def test_offers_other_chains_of_a_chosen_length(
     options = PebbleOptions(alternate_roots=1, chain_length=2)
     part = need_part("pebble")
     async with Pebble(tmp_path / "pebble", dns_server.endpoint.host_port, options, part=part) as pebble:
-        acme = await asyncio.to_thread(AcmeClient, pebble)
+        acme = await asyncio.to_thread(AcmeClient, pebble.directory_url, pebble.https_roots_file)
         chain = await asyncio.to_thread(acme.issue, dns_server.endpoint, key, [own_name])
         acme.close()
         assert [len(chain), *map(len, acme.alternatives)] == [3, 3]
@@ -153,14 +108,14 @@ async def test_refuses_blocked_names_and_unbound_accounts(dns_server: DnsServer,
     part = need_part("pebble")
     async with Pebble(tmp_path / "pebble", dns_server.endpoint.host_port, options, part=part) as pebble:
         with pytest.raises(messages.Error, match="externalAccountRequired"):
-            await asyncio.to_thread(AcmeClient, pebble)
+            await asyncio.to_thread(AcmeClient, pebble.directory_url, pebble.https_roots_file)
 
 
 async def test_renewal_info_can_be_set(
     pebble: Pebble, dns_server: DnsServer, key: ec.EllipticCurvePrivateKey, own_name: str
 ) -> None:
     """A Pebble with that capability serves what it was told; an older one says that it can't."""
-    acme = await asyncio.to_thread(AcmeClient, pebble)
+    acme = await asyncio.to_thread(AcmeClient, pebble.directory_url, pebble.https_roots_file)
     chain = await asyncio.to_thread(acme.issue, dns_server.endpoint, key, [own_name])
     acme.close()
     pem = chain[0].public_bytes(Encoding.PEM).decode()
