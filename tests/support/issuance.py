@@ -38,6 +38,7 @@ __all__ = [
     "issue",
     "key",
     "key_hash",
+    "kill_all",
     "policy",
     "settle",
     "unavailable",
@@ -45,6 +46,19 @@ __all__ = [
 
 NAMES = ("*.shop.test", "shop.test")
 NO_WAIT = timedelta()
+
+running: list[RegistrationAuthority] = []
+"""Those that were started and not killed yet: a task whose owner is forgotten would be collected while it waits."""
+
+
+async def kill_all() -> None:
+    """End every authority as a kill does: nothing is finished, nothing parked."""
+    supervisors = [authority._dispatcher._supervisor for authority in running]
+    running.clear()
+    for supervisor in filter(None, supervisors):
+        supervisor.cancel()
+        await asyncio.wait({supervisor})
+
 
 _SHOP = Profile("shop", "mixed", NAMES, hash="shop-hash")
 _MAIL = Profile("mail", "multi_san", ("mail.test",), hash="mail-hash")
@@ -123,7 +137,6 @@ class World:
         self.database = FakeDatabase(self.clock, failure_mode=self.failure_mode)
         self.dns = FakeDns()
         self.ca = FakeCa(self.clock, self.dns)
-        self._running: list[RegistrationAuthority] = []
         self.connect()
 
     def connect(self) -> None:
@@ -169,7 +182,7 @@ class World:
         """A registration authority that is running."""
         authority = self.authority()
         await authority.start()
-        self._running.append(authority)  # a task whose owner is forgotten is collected while it waits
+        running.append(authority)
         return authority
 
     def change_profile(self, **changes: object) -> None:

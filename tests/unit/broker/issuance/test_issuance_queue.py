@@ -1,0 +1,174 @@
+"""Whose turn it is: one ACME order at a time per name set, first come first served, so many at once at most."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from certplane.broker.issuance.queue import Lane, OrderQueue
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.model import IssuerOrderStatus, OrderState
+from certplane.errors import Reason, Refusal
+from tests.fakes.clock import ManualClock
+from tests.support.issuance import NO_WAIT, World, caller, csr, issue, settle
+
+LANE = Lane("ca", "", ("shop.test",))
+
+
+async def test_a_lane_serves_in_order_of_arrival_one_at_a_time() -> None:
+    """FIFO within a name set."""
+    queue = OrderQueue(5)
+    running: list[int] = []
+    served: list[int] = []
+
+    async def use(number: int) -> None:
+        async with queue.turn(LANE):
+            running.append(number)
+            assert len(running) == 1
+            await asyncio.sleep(0)
+            running.remove(number)
+            served.append(number)
+
+    await asyncio.gather(*(use(number) for number in range(20)))
+
+    assert served == list(range(20))
+
+
+async def test_lanes_do_not_wait_for_each_other_below_the_limit() -> None:
+    """Other names, another CA profile or another issuer is another lane."""
+    queue = OrderQueue(10)
+    inside: set[Lane] = set()
+    gate = asyncio.Event()
+    lanes = [
+        LANE,
+        LANE._replace(issuer="other"),
+        LANE._replace(acme_profile="tlsserver"),
+        LANE._replace(dns_names=("*.shop.test",)),
+    ]
+
+    async def use(lane: Lane) -> None:
+        async with queue.turn(lane):
+            inside.add(lane)
+            await gate.wait()
+
+    tasks = [asyncio.create_task(use(lane)) for lane in lanes]
+    await settle()
+    assert inside == set(lanes)
+    gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_at_most_so_many_orders_at_once_and_a_waiting_lane_takes_no_place() -> None:
+    """Two of one lane and one of another with two places: the other lane isn't kept out by the lane's queue."""
+    queue = OrderQueue(2)
+    inside: list[str] = []
+    gates = {name: asyncio.Event() for name in "abc"}
+
+    async def use(name: str, lane: Lane) -> None:
+        async with queue.turn(lane):
+            inside.append(name)
+            await gates[name].wait()
+
+    tasks = [
+        asyncio.create_task(use(name, LANE._replace(issuer=issuer)))
+        for name, issuer in (("a", "one"), ("b", "one"), ("c", "two"))
+    ]
+    await settle()
+    assert inside == ["a", "c"]
+    for gate in gates.values():
+        gate.set()
+    await asyncio.gather(*tasks)
+    assert inside == ["a", "c", "b"]
+
+
+async def test_one_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:
+    """The next one in the lane gets the turn."""
+    queue = OrderQueue(1)
+    gate = asyncio.Event()
+    inside: list[str] = []
+
+    async def use(name: str) -> None:
+        async with queue.turn(LANE):
+            inside.append(name)
+            await gate.wait()
+
+    tasks = [asyncio.create_task(use(name)) for name in "abc"]
+    await settle()
+    tasks[1].cancel()
+    await settle()
+    gate.set()
+    await asyncio.wait(tasks)
+
+    assert inside == ["a", "c"]
+    assert not queue._gates
+
+
+def test_a_hold_ends_by_itself() -> None:
+    """Until its time the lane is held with what the CA said; other lanes aren't."""
+    queue, now = OrderQueue(1), ManualClock().now()
+    refusal = Refusal(Reason.ISSUER_RATE_LIMITED, "later")
+    queue.hold(LANE, now + timedelta(hours=1), refusal)
+
+    assert queue.held(LANE, now) == (now + timedelta(hours=1), refusal)
+    assert queue.held(LANE._replace(issuer="other"), now) is None
+    assert queue.held(LANE, now + timedelta(hours=1)) is None
+
+
+@pytest.mark.parametrize("reuses_pending", [False, True])
+async def test_other_keys_of_the_same_names_queue_behind_the_running_order(reuses_pending: bool) -> None:
+    """However a CA hands back pending orders, each key gets an ACME order and a certificate of its own."""
+    world = World()
+    world.ca.reuses_pending = reuses_pending
+    authority = await world.started()
+    hosts = ["web1.test", "web2.test"] * 4
+
+    results = await asyncio.gather(
+        *(authority.issue(caller(host), issue(f"{host}-{number}")) for number, host in enumerate(hosts))
+    )
+
+    assert [result.order.state for result in results] == [OrderState.ISSUED] * 8
+    assert [order.finalisations for order in world.ca.orders.values()] == [1] * 8
+    assert len({order.acme_order_url for order in world.orders}) == 8
+    created = [order.create_time for order in world.orders]
+    assert created == sorted(created)
+
+
+async def test_only_one_order_of_a_name_set_is_at_the_ca_at_a_time() -> None:
+    """The second is PENDING and unknown to the CA until the first has ended."""
+    world = World()
+    gate = world.issuer.faults.hold("answer_challenges")
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await authority.issue(caller("web2.test"), issue("two", wait=NO_WAIT))
+    mail = issue(csr_pem=csr("mail", ("mail.test",)), profile="mail", wait=NO_WAIT)
+    await authority.issue(caller(), mail)
+    await settle()
+
+    assert [order.state for order in world.orders] == [
+        OrderState.VALIDATING,
+        OrderState.PENDING,
+        OrderState.VALIDATING,
+    ]
+    assert world.issuer.faults.count("create_order") == 2
+    gate.set()
+    await world.run_on()
+    assert all(order.status is IssuerOrderStatus.VALID for order in world.ca.orders.values())
+
+
+async def test_the_number_of_orders_at_the_ca_is_bounded() -> None:
+    """With one place, another name set waits as well."""
+    world = World(settings=IssuanceSettings(parallel_orders=1))
+    gate = world.issuer.faults.hold("answer_challenges")
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    mail = issue(csr_pem=csr("mail", ("mail.test",)), profile="mail", wait=NO_WAIT)
+    await authority.issue(caller(), mail)
+    await settle()
+
+    assert world.issuer.faults.count("create_order") == 1
+    assert world.meter.levels["orders_open"] == 2
+    gate.set()
+    await world.run_on()
+    assert world.meter.levels["orders_open"] == 0
