@@ -47,7 +47,7 @@ class PartKind:
         minimum: oldest version that the sandbox can run.
         module: its Go module; a Go binary carries the module's version inside.
         version_arguments: make it print its version, where it knows it.
-        extra_folders: glob patterns of folders that aren't on an ordinary PATH; the last match is the newest.
+        extra_folders: glob patterns of folders that aren't on an ordinary PATH; the highest number in them comes first.
         before_path: look into `extra_folders` before PATH.
         capabilities: capability -> bytes that only a program with that capability contains.
     """
