@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,14 +91,14 @@ def test_the_example_has_every_key() -> None:
     """The example can't fall behind the settings: each field of each section stands in it."""
     document_keys = {key.split("[")[0] + key.partition("]")[2] for key in load_settings(EXAMPLE).source.lines}
     settings = load_settings(EXAMPLE)
-    sections = {
+    sections: dict[str, Any] = {
         "": settings, "identity": settings.identity, "identity.step_ca": settings.identity.step_ca,
         "broker": settings.broker, "certificates": settings.certificates[0], "logging": settings.logging,
     }  # fmt: skip
     expected = {
         f"{prefix}.{name}".lstrip(".")
         for prefix, section in sections.items()
-        for name in type(section).__dataclass_fields__
+        for name in (spec.name for spec in dataclasses.fields(section))
         if name != "source"
     }
     assert expected - document_keys == set()

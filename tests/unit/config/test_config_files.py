@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from certplane.config import files
 from certplane.config.files import read_file, read_private_file
 from certplane.errors import ConfigurationError, ConfigurationProblem
 
@@ -62,7 +61,7 @@ def test_a_key_of_another_user(key: Path, monkeypatch: pytest.MonkeyPatch) -> No
     if owner == 0:
         os.chown(key, 12345, -1)
         owner = 12345
-    monkeypatch.setattr(files.os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     assert "belongs to another user" in _problem(key, private=True)
 
 
@@ -89,7 +88,7 @@ def test_unreadable(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert "can't be read by this user; give the program's user the right to read it" in _problem(key)
 
 

@@ -1,0 +1,305 @@
+"""policy.yml: the public format loads unchanged; what no CA could issue, or nobody could mean, is told at once."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certplane.broker.model import Grant, IdentityKind
+from certplane.broker.policy.document import PolicyDocument, load_policy, read_policy
+from certplane.config.document import Document
+from certplane.errors import ConfigurationError
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "examples" / "policy.yml"
+
+
+def _read(text: str) -> PolicyDocument:
+    return read_policy(Document.parse(text.encode(), "policy.yml"))
+
+
+def _problems(text: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        _read(text)
+    return [str(problem).removeprefix("policy.yml:") for problem in caught.value.problems]
+
+
+def test_every_key_of_the_format() -> None:
+    """A file with every key loads, and each value arrives where it belongs."""
+    policy = load_policy(EXAMPLE)
+    assert policy.hash == hashlib.sha256(EXAMPLE.read_bytes()).hexdigest()
+    web = policy.find_profile("web-wildcard")
+    assert web is not None
+    assert (web.kind, web.dns_names) == ("wildcard", ("*.example.com", "*.example.org"))
+    assert (web.challenge, web.credentials, web.acme_profile) == ("dns-01", "cloudflare/whisper-cl", "tlsserver")
+    assert (web.renew_before, web.key_types) == (timedelta(hours=720), ("ec-p256", "rsa-3072"))
+    mail = policy.find_profile("mail")
+    assert mail is not None
+    assert (mail.kind, mail.dns_names) == ("multi_san", ("imap.example.com", "mail.example.com"))
+    assert (mail.credentials, mail.acme_profile, mail.renew_before) == ("", "", None)
+    assert mail.key_types == ("ec-p256", "ec-p384", "rsa-2048", "rsa-3072", "rsa-4096")
+    apex = policy.find_profile("apex")
+    assert apex is not None
+    assert (apex.kind, apex.dns_names) == ("mixed", ("*.example.net", "example.net"))
+    assert policy.profiles == (web, mail, apex)
+    assert policy.grants == (
+        Grant("web1.example", IdentityKind.HOST, "web1", ("web-wildcard", "apex")),
+        Grant("spiffe://example/host/mail1", IdentityKind.HOST, "mail1", ("mail",)),
+        Grant("spiffe://example/service/deployer", IdentityKind.SERVICE, "deployer", ("apex",), ("renewal_watcher",)),
+        Grant("alice.ops.example", IdentityKind.OPERATOR, "alice", (), ("operator", "viewer")),
+    )
+    assert policy.find_grant("web1.example") == policy.grants[0]
+    assert policy.find_grant("Web1.example") is None
+    assert policy.find_profile("nothing") is None
+
+
+def test_an_empty_policy_allows_nothing() -> None:
+    """The version alone is a policy."""
+    policy = _read("version: 1\nprofiles:\nhosts: {}\n")
+    assert (policy.profiles, policy.grants) == ((), ())
+
+
+BASE = "version: 1\nprofiles:\n  p:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        pytest.param("", [" version: is required; add `version: ...`"], id="empty"),
+        pytest.param("version: 2", ["1: version: is 2; this broker reads version 1"], id="version"),
+        pytest.param("version: '1'", ["1: version: must be a whole number, without quotes"], id="quoted-version"),
+        pytest.param(
+            BASE + "    type: wildcard\n    dns_names: ['*.a.example', b.example]\n",
+            ["5: profiles.p.dns_names: of a wildcard profile holds b.example; use type: mixed, or only wildcard names"],
+            id="wildcard-profile-with-a-plain-name",
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    dns_names: ['*.a.example', b.example]\n",
+            ["5: profiles.p.dns_names: of a multi_san profile holds *.a.example; use type: wildcard or mixed"],
+            id="multi-san-profile-with-a-wildcard",
+        ),
+        pytest.param(
+            BASE + "    type: mixed\n    dns_names: [b.example]\n",
+            ["5: profiles.p.dns_names: of a mixed profile holds no wildcard name; add one, or use type: multi_san"],
+            id="mixed-profile-without-a-wildcard",
+        ),
+        pytest.param(
+            BASE + "    type: mixed\n    dns_names: ['*.b.example']\n",
+            ["5: profiles.p.dns_names: of a mixed profile holds no other name; add one, or use type: wildcard"],
+            id="mixed-profile-of-wildcards",
+        ),
+        pytest.param(
+            BASE + "    type: mulit_san\n    dns_names: [b.example]\n",
+            ["4: profiles.p.type: is 'mulit_san', must be one of wildcard, multi_san, mixed"],
+            id="unknown-type",
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    dns_names: []\n", ["5: profiles.p.dns_names: must not be empty"], id="no-names"
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    dns_names:\n    - a.example\n    - A.example\n",
+            ["7: profiles.p.dns_names[1]: is a.example again; write each name once"], id="name-twice",
+        ),
+        pytest.param(
+            BASE + "    type: mixed\n    dns_names:\n    - '*.a.example'\n    - www.a.example\n    - a.example\n",
+            ["7: profiles.p.dns_names[1]: is www.a.example, which *.a.example covers; CAs refuse both together; remove it"],
+            id="covered-by-a-wildcard",
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    dns_names: [b\u00fccher.example]\n",
+            ["5: profiles.p.dns_names[0]: has characters beyond ASCII; use the A-label (xn--...)"], id="row25-unicode",
+        ),
+        pytest.param(
+            BASE + "    type: wildcard\n    dns_names: ['*.com']\n",
+            ["5: profiles.p.dns_names[0]: is *.com: it stands for a whole top-level domain; remove it"], id="row28-tld-wildcard",
+        ),
+        pytest.param(
+            BASE + "    type: wildcard\n    dns_names: ['*']\n",
+            ["5: profiles.p.dns_names[0]: is *: it stands for a whole top-level domain; remove it"], id="row28-bare-wildcard",
+        ),
+        pytest.param(
+            BASE + "    type: wildcard\n    dns_names: ['a.*.example']\n",
+            ["5: profiles.p.dns_names[0]: has a wildcard that is not the whole leftmost label"], id="row29-inner-wildcard",
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    dns_names: [printer.local]\n",
+            ["5: profiles.p.dns_names[0]: is printer.local: names under .local are not public; remove it"], id="row31-local",
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    dns_names: [1.2.0.192.in-addr.arpa]\n",
+            ["5: profiles.p.dns_names[0]: is 1.2.0.192.in-addr.arpa: names under .arpa are not public; remove it"], id="row31-arpa",
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    dns_names: [com]\n",
+            ["5: profiles.p.dns_names[0]: is com: it has one label only; remove it"], id="row31-tld",
+        ),
+        pytest.param(
+            BASE + f"    type: multi_san\n    dns_names: [{', '.join(f'w{n}.example' for n in range(101))}]\n",
+            ["5: profiles.p.dns_names: holds 101 names; the CA allows 100; split the profile"], id="row21-101-names",
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    acme: {profile: tlsserver}\n"
+            f"    dns_names: [{', '.join(f'w{n}.example' for n in range(26))}]\n",
+            ["6: profiles.p.dns_names: holds 26 names; the CA allows 25; split the profile"], id="row21-26-names-of-tlsserver",
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    dns_names: [a.example]\n    acme: {challenge: http-01}\n",
+            ["6: profiles.p.acme.challenge: is 'http-01', must be one of dns-01"], id="challenge",
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    dns_names: [a.example]\n    key_types: []\n",
+            ["6: profiles.p.key_types: must not be empty; leave it out for ec-p256, ec-p384, rsa-2048, rsa-3072, rsa-4096"],
+            id="no-key-types",
+        ),
+        pytest.param(
+            BASE + "    type: multi_san\n    dns_names: [a.example]\n    renew_before: 0s\n",
+            ["6: profiles.p.renew_before: must be more than zero"], id="renew-before",
+        ),
+        pytest.param(
+            "version: 1\nprofiles:\n  'a b': {type: multi_san, dns_names: [a.example]}\n",
+            ["3: profiles.a b: has a name with other characters than A-Z, a-z, 0-9, '.', '_', '-', or over 64 of them"],
+            id="profile-name",
+        ),
+        pytest.param(
+            "version: 1\nhosts:\n  a: {identity: a.example, profiles: [nothing]}\n",
+            ["3: hosts.a.profiles[0]: is 'nothing', which is no profile; define it under `profiles`"], id="unknown-profile",
+        ),
+        pytest.param(
+            "version: 1\nhosts:\n  a: {identity: a.example}\nservices:\n  b: {identity: A.example}\noperators:\n  c: {identity: a.example}\n",
+            [
+                "5: services.b.identity: is a.example, the identity of hosts.a too; give each entry its own",
+                "7: operators.c.identity: is a.example, the identity of hosts.a too; give each entry its own",
+            ],
+            id="identity-twice",
+        ),
+        pytest.param(
+            "version: 1\nhosts:\n  a: {identity: '*.example'}\n",
+            ["3: hosts.a.identity: is a wildcard; an identity is one DNS name or URI"], id="wildcard-identity",
+        ),
+        pytest.param(
+            "version: 1\nhosts:\n  a: {profiles: []}\n", ["3: hosts.a.identity: is required; add `identity: ...`"], id="no-identity"
+        ),
+        pytest.param(
+            "version: 1\nhosts:\n  a: {identity: a.example, roles: [viewer]}\n",
+            ["3: hosts.a.roles: is not a known key; did you mean `profiles`?"], id="host-with-roles",
+        ),
+        pytest.param(
+            "version: 1\noperators:\n  a: {identity: a.example, roles: [Root]}\n",
+            ["3: operators.a.roles[0]: must be a word of a-z, '_' and '-'"], id="role",
+        ),
+    ],
+)  # fmt: skip
+def test_refuses(text: str, problems: list[str]) -> None:
+    """Exactly these lines, each with its place and remedy."""
+    assert _problems(text) == problems
+
+
+def test_all_problems_at_once() -> None:
+    """Mistakes within entries and between them are told together, in the file's order."""
+    text = """\
+version: 1
+profiles:
+  bad: {type: wildcard, dns_names: [a.example]}
+  twice: {type: multi_san, dns_names: [a.example, a.example], renew: 1h}
+hosts:
+  a: {identity: a.example, profiles: [bad, gone]}
+  b: {identity: a.example, profiles: [bad, bad]}
+operators:
+  c: {identity: c.example, roles: admin}
+"""
+    lines = _problems(text)
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["3", "profiles.bad.dns_names"],
+        ["4", "profiles.twice.renew"],
+        ["6", "hosts.a.profiles[1]"],
+        ["7", "hosts.b.identity"],
+        ["7", "hosts.b.profiles[1]"],
+        ["9", "operators.c.roles"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["www.certplane.test", "host.example", "a.b.certplane.example"])
+def test_names_for_trying_a_policy(name: str) -> None:
+    """Reserved names that a private ACME server issues for are allowed."""
+    profile = _read(BASE + f"    type: multi_san\n    dns_names: [{name}]\n").find_profile("p")
+    assert profile is not None
+    assert profile.dns_names == (name,)
+
+
+PROFILE = "    type: mixed\n    dns_names: ['*.a.example', a.example]\n    acme: {credentials: c}\n    key_types: [ec-p256, rsa-2048]\n"
+
+
+def _hash(text: str) -> str:
+    profile = _read(text).find_profile("p")
+    assert profile is not None
+    return profile.hash
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        pytest.param("['*.a.example', a.example]", "[A.example, '*.a.example']", True, id="order-and-case-of-names"),
+        pytest.param("[ec-p256, rsa-2048]", "[rsa-2048, ec-p256]", True, id="order-of-key-types"),
+        pytest.param("    type", "    renew_before: 1h\n    type", True, id="renew-before"),
+        pytest.param("{credentials: c}", "{credentials: c, challenge: dns-01}", True, id="default-written-out"),
+        pytest.param("a.example]", "b.example]", False, id="names"),
+        pytest.param("[ec-p256, rsa-2048]", "[ec-p256]", False, id="key-types"),
+        pytest.param("{credentials: c}", "{credentials: d}", False, id="credentials"),
+        pytest.param("{credentials: c}", "{credentials: c, profile: shortlived}", False, id="acme-profile"),
+    ],
+)
+def test_profile_hash(old: str, new: str, same: bool) -> None:
+    """The hash changes with what decides the certificate, and with nothing else."""
+    assert old in PROFILE
+    assert (_hash(BASE + PROFILE.replace(old, new)) == _hash(BASE + PROFILE)) is same
+
+
+def test_profile_hash_is_stable() -> None:
+    """Stored hashes stay right in the next release."""
+    assert _hash(BASE + PROFILE) == "60b4fa69ae28076a3b3ea96547722ee721e4c8cd285342781527e93f4b564837"
+
+
+def test_a_large_policy_loads() -> None:
+    """Ten thousand hosts are one file."""
+    hosts = "".join(f"  h{n}: {{identity: h{n}.example, profiles: [p]}}\n" for n in range(2000))
+    policy = _read(BASE + PROFILE + "hosts:\n" + hosts)
+    assert len(policy.grants) == 2000
+
+
+WORDS = st.sampled_from(
+    [
+        "1",
+        "a.example",
+        "'*.a.example'",
+        "p",
+        "[p]",
+        "{}",
+        "[]",
+        "~",
+        "wildcard",
+        "[a.example, 1]",
+        "{identity: a.example}",
+    ]
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["profiles", "hosts", "services", "operators", "version"]),
+        st.dictionaries(WORDS, WORDS) | WORDS,
+    )
+)
+def test_never_raises_anything_else(sections: dict[str, object]) -> None:
+    """Any shape of file ends in a policy or a ConfigurationError."""
+    text = "".join(
+        f"{name}: {content if isinstance(content, str) else '{' + ', '.join(f'? {k} : {v}' for k, v in content.items()) + '}'}\n"  # type: ignore[attr-defined] # a dict otherwise
+        for name, content in sections.items()
+    )
+    try:
+        assert isinstance(_read(text), PolicyDocument)
+    except ConfigurationError as error:
+        assert error.problems  # noqa: PT017 - both ends are right; an error without a problem is not
