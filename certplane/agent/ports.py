@@ -19,13 +19,14 @@ from certplane.agent.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
     from datetime import timedelta
 
 __all__ = [
     "Broker",
     "HookRunner",
     "IdentityAuthority",
+    "OrderFollower",
     "PendingKeyMaterial",
     "PendingKeys",
     "StatusFile",
@@ -194,7 +195,7 @@ class Broker(Protocol):
 class OrderFollower(Protocol):
     """Follows an order at the broker while it is under way; beside `Broker`, over the same channel."""
 
-    def watch_order(self, order_id: str, wait: timedelta) -> AsyncIterator[OrderView]:
+    def watch_order(self, order_id: str, wait: timedelta) -> AsyncGenerator[OrderView, None]:
         """The order now and after each change; ends after ISSUED or FAILED, or quietly when `wait` is over.
 
         Raises:

@@ -25,7 +25,7 @@ from certplane.rpc.status import refusal_from_error
 from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncGenerator, Awaitable
     from pathlib import Path
 
     from google.protobuf.duration_pb2 import Duration
@@ -106,7 +106,7 @@ class GrpcBroker:
         response = await self._answer(self._certificates().GetOrder(request, timeout=self._seconds()))
         return order_view(response.order, response.certificate if response.HasField("certificate") else None)
 
-    async def watch_order(self, order_id: str, wait: timedelta) -> AsyncIterator[OrderView]:
+    async def watch_order(self, order_id: str, wait: timedelta) -> AsyncGenerator[OrderView, None]:
         """See `OrderFollower.watch_order`."""
         request = certificate_pb2.WatchOrderRequest(request_id=_request_id(), order_id=order_id)
         call = self._certificates().WatchOrder(request, timeout=wait.total_seconds())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from certplane.agent.model import Version
 
-__all__ = ["expired_identity", "unreachable"]
+__all__ = ["IdentityNotAcceptedError", "expired_identity", "unreachable"]
 
 _PATIENCE_SECONDS = 5.0
 _REFUSAL_SECONDS = 1.0
@@ -36,6 +36,10 @@ _REMEDIES = {
     ConnectionFailure.WRONG_NAME: "use a name of the broker's certificate in broker.url",
     ConnectionFailure.WRONG_TIME: "check this host's clock first, then the broker's own certificate",
 }
+
+
+class IdentityNotAcceptedError(OperationError):
+    """The broker ends the connection once it has seen this host's certificate."""
 
 
 def expired_identity(identity: Version, now: datetime) -> OperationError | None:
@@ -77,7 +81,7 @@ def unreachable(url: str, server_ca_bundle: Path, identity: Version, said: str) 
             context.wrap_socket(plain, server_hostname=where[0]) as tls,
         ):
             if _refuses(tls):
-                return OperationError(
+                return IdentityNotAcceptedError(
                     f"{broker} doesn't accept this host's identity (serial {identity.serial_number}, until "
                     f"{identity.not_after:%Y-%m-%dT%H:%M:%SZ})",
                     remedy=f"{_CHECK_AGENT_CA}, and both clocks",

@@ -1,0 +1,319 @@
+"""The agent at work: the one place that connects this host's lineages with the broker and the internal CA.
+
+`run` lives until it is told to stop; `run_once` does what is due and returns; `renew` renews one certificate. All of
+them hold the state lock. Each lineage lives by itself: an error of one is its own status, log line and waiting time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from certplane.agent.control import ControlServer, FanOut, Outcome
+from certplane.agent.host import IDENTITY, Host
+from certplane.agent.install.activation import ActivationResult, Activator, Reload, command_reload
+from certplane.agent.install.hook import ShellHookRunner
+from certplane.agent.lineage import Activates, Lineage, LineageLife, Obtain
+from certplane.agent.link.broker import GrpcBroker
+from certplane.agent.link.diagnosis import IdentityNotAcceptedError
+from certplane.agent.model import HookResult, LineageState
+from certplane.agent.request import BrokerRequest
+from certplane.agent.settings import KeyRotation
+from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
+from certplane.runtime.backoff import Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from certplane.agent.model import LineageStatus, Version
+    from certplane.agent.renewal.plan import Request
+    from certplane.agent.settings import AgentSettings, CertificateSettings
+    from certplane.runtime.progress import Progress
+
+__all__ = ["Agent", "is_well", "link", "not_enrolled"]
+
+_REPORT = Backoff(first=timedelta(seconds=10), most=timedelta(minutes=30), floor=timedelta(seconds=1))
+_IDENTITY_REASONS = frozenset(
+    {
+        Reason.IDENTITY_EXPIRED,
+        Reason.IDENTITY_REVOKED,
+        Reason.IDENTITY_RETIRED,
+        Reason.IDENTITY_CONTESTED,
+        Reason.IDENTITY_UNKNOWN,
+    }
+)
+"""Refusals that are about the identity itself: a new one that gets them gives way to the one before."""
+
+logger = logging.getLogger(__name__)
+
+
+class Agent:
+    """The lineages of a host, alive. The caller holds the state lock.
+
+    Args:
+        host: the lineages.
+        progress: told each step; a daemon's is a `FanOut`.
+        broker: the link; made from the settings when not given.
+    """
+
+    def __init__(self, host: Host, progress: Progress, *, broker: GrpcBroker | None = None) -> None:
+        settings = host.settings
+        self._host = host
+        self._progress = progress
+        self._broker = broker or link(settings, host)
+        self._hooks = ShellHookRunner(clock=host.clock)
+        self._in_use: Version | None = None
+        self._to_report = asyncio.Event()
+        self._identity = self._life(
+            host.identity,
+            obtain=self._renew_identity,
+            activator=_IdentityActivator(self, self._activator(host.identity, self._take_identity)),
+        )
+        self._certificates: dict[str, LineageLife] = {
+            certificate.name: self._certificate(certificate, host.certificates[certificate.name])
+            for certificate in settings.certificates
+        }
+
+    async def run(self, stop: asyncio.Event, events: FanOut) -> None:
+        """Keep everything renewed until `stop`; what has begun and can't be had twice is finished first.
+
+        Raises:
+            OperationError: this host isn't enrolled, or its files can't be used.
+        """
+        await self._start()
+        async with ControlServer(self._host.state_dir, self._renew_while_running, events), asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(life.run(), name=life.name) for life in (self._identity, *self._certificates.values())
+            ]
+            tasks.append(group.create_task(self._report_identities(), name="report"))
+            logger.info("the agent runs: %d certificates", len(self._certificates))
+            await stop.wait()
+            logger.info("the agent stops")
+            for task in tasks:
+                task.cancel()
+
+    async def run_once(self) -> Mapping[str, LineageStatus]:
+        """Do all that is due: the identity first, then the certificates together. Returns each one's status.
+
+        Raises:
+            CertplaneError: this host isn't enrolled, or its state can't be read or written.
+        """
+        await self._start()
+        statuses = {IDENTITY: await self._identity.settle()}
+        try:
+            await self._report()
+        except CertplaneError as error:
+            logger.warning("the broker has not heard of this host's identity: %s", error)
+        lives = self._certificates.values()
+        results = await asyncio.gather(*(life.settle() for life in lives), return_exceptions=True)
+        errors = []
+        for life, result in zip(lives, results, strict=True):
+            if isinstance(result, BaseException):
+                errors.append(result)
+                self._progress.failed(life.name, str(result))
+            else:
+                statuses[life.name] = result
+        if errors:
+            raise errors[0]
+        return statuses
+
+    async def renew(self, name: str) -> Outcome:
+        """Renew one certificate now.
+
+        Raises:
+            CertplaneError: this host isn't enrolled, or its state can't be read or written.
+        """
+        life = self._certificates.get(name)
+        if life is None:
+            return _unknown(name, self._certificates)
+        await self._start()
+        await self._identity.settle()
+        before = await self._newest(name)
+        return await self._outcome(name, before, await life.settle(forced=True))
+
+    async def close(self) -> None:
+        """End the channel."""
+        await self._broker.close()
+
+    async def _start(self) -> None:
+        await self._host.prepare()
+        identity = await self._host.current_identity()
+        if identity is None:
+            raise not_enrolled(self._host.settings)
+        await self._use(identity)
+
+    async def _use(self, identity: Version) -> None:
+        await self._broker.use_identity(identity)
+        self._in_use = identity
+        self._to_report.set()
+
+    async def use_current_identity(self) -> None:
+        """Make the channel's identity the one in force, whatever an activation tried meanwhile."""
+        current = await self._host.current_identity()
+        if current is not None and current != self._in_use:
+            await self._use(current)
+
+    async def _renew_identity(self, request: Request) -> Version:
+        """`Obtain` for the identity: from the internal CA, by the identity in force."""
+        current = await self._host.current_identity() or request.replaces
+        if current is None:
+            raise not_enrolled(self._host.settings)
+        authority = self._host.authority()
+        try:
+            return await self._host.host_identity(authority).renew(current)
+        finally:
+            authority.close()
+
+    async def _take_identity(self, identity: Version) -> HookResult:
+        """`Reload` of the identity: a new channel, and whether the broker lets it in.
+
+        A broker that doesn't answer is no reason to go back; one that refuses this identity is.
+        """
+        await self._use(identity)
+        try:
+            await self._broker.get_identity()
+        except IdentityNotAcceptedError as error:
+            return HookResult(1, str(error))
+        except RefusalError as error:
+            if error.refusal.reason in _IDENTITY_REASONS:
+                return HookResult(1, str(error))
+            logger.warning("the broker's answer to the new identity: %s", error)
+        except OperationError as error:
+            logger.warning("the new identity is in use, but the broker has not seen it: %s", error)
+        for life in self._certificates.values():
+            life.try_again()
+        return HookResult(0, "")
+
+    async def _report_identities(self) -> None:
+        """Tell the broker of each identity that is taken into use, until it has heard."""
+        failures = 0
+        while True:
+            await self._to_report.wait()
+            try:
+                await self._report()
+                failures = 0
+            except CertplaneError as error:
+                self._to_report.set()
+                failures += 1
+                wait = _REPORT.wait(failures, self._host.rng)
+                logger.warning("the broker has not heard of this host's identity: %s; next try in %s", error, wait)
+                await self._host.clock.sleep(wait)
+
+    async def _report(self) -> None:
+        self._to_report.clear()
+        if self._in_use is not None:
+            await self._broker.report_enrollment(self._in_use.serial_number)
+
+    async def _renew_while_running(self, name: str) -> Outcome:
+        life = self._certificates.get(name)
+        if life is None:
+            return _unknown(name, self._certificates)
+        before = await self._newest(name)
+        try:
+            return await self._outcome(name, before, await life.renew_now())
+        except CertplaneError as error:
+            return Outcome(ok=False, text=str(error))
+
+    async def _newest(self, name: str) -> int:
+        versions = await self._host.disk.run(self._host.certificates[name].versions.versions)
+        return versions[-1].number if versions else 0
+
+    async def _outcome(self, name: str, before: int, status: LineageStatus) -> Outcome:
+        if status.confirmed_version is not None and status.confirmed_version > before:
+            return Outcome(ok=True, text=f"{name} is renewed: version {status.confirmed_version} is in use")
+        if status.state is LineageState.REQUESTING:
+            return Outcome(
+                ok=False, text=f"{name}: the order is still under way; `certplane-agent status` shows its end"
+            )
+        if status.last_error:
+            return Outcome(ok=False, text=f"{name}: {status.last_error}")
+        when = "" if status.retry_time is None else f" before {status.retry_time:%Y-%m-%d %H:%M:%S} UTC"
+        return Outcome(ok=False, text=f"{name} can't be renewed{when}: the broker or the CA asked to wait")
+
+    def _certificate(self, settings: CertificateSettings, lineage: Lineage) -> LineageLife:
+        reload = None
+        if settings.reload_command:
+            reload = command_reload(
+                self._hooks,
+                settings.reload_command,
+                settings.reload_timeout,
+                name=settings.name,
+                outputs=self._host.outputs[settings.name],
+            )
+        obtain = BrokerRequest(
+            lineage,
+            profile=settings.profile,
+            reuse_key=settings.key_rotation is KeyRotation.REUSE,
+            broker=self._broker,
+            orders=self._broker,
+            clock=self._host.clock,
+            rng=self._host.rng,
+            progress=self._progress,
+        )
+        return self._life(lineage, obtain=obtain, activator=self._activator(lineage, reload))
+
+    def _activator(self, lineage: Lineage, reload: Reload | None) -> Activator:
+        return Activator(
+            store=lineage.versions,
+            statuses=lineage.statuses,
+            reload=reload,
+            pool=self._host.disk,
+            clock=self._host.clock,
+            rng=self._host.rng,
+        )
+
+    def _life(self, lineage: Lineage, *, obtain: Obtain, activator: Activates) -> LineageLife:
+        return LineageLife(
+            lineage,
+            obtain=obtain,
+            activator=activator,
+            clock=self._host.clock,
+            rng=self._host.rng,
+            progress=self._progress,
+        )
+
+
+class _IdentityActivator:
+    """Activates identities; whatever the outcome, the channel ends up with the one in force."""
+
+    def __init__(self, agent: Agent, activator: Activator) -> None:
+        self._agent = agent
+        self._activator = activator
+
+    async def activate(self, version: Version, status: LineageStatus) -> ActivationResult:
+        """See `Activator.activate`."""
+        try:
+            return await self._activator.activate(version, status)
+        finally:
+            await self._agent.use_current_identity()
+
+
+def link(settings: AgentSettings, host: Host) -> GrpcBroker:
+    """The broker of `settings`, without a channel yet."""
+    return GrpcBroker(
+        str(settings.broker.url),
+        server_ca_bundle=settings.broker.server_ca_bundle,
+        timeout=settings.broker.timeout,
+        clock=host.clock,
+        disk=host.disk,
+    )
+
+
+def is_well(status: LineageStatus) -> bool:
+    """Whether a lineage has what it should have and nothing that failed waits for another try."""
+    return status.state is LineageState.WAITING and not status.failures and not status.activation_failures
+
+
+def not_enrolled(settings: AgentSettings) -> OperationError:
+    """The error for a host without an identity."""
+    return OperationError(
+        f"this host isn't enrolled: there is no identity {settings.identity.name} in {settings.state_dir}",
+        remedy="get a one-time token and run `certplane-agent enroll`",
+    )
+
+
+def _unknown(name: str, known: Mapping[str, object]) -> Outcome:
+    names = ", ".join(sorted(known)) or "none"
+    return Outcome(ok=False, text=f"no certificate is named {name!r}; agent.yml has: {names}")

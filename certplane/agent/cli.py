@@ -1,0 +1,261 @@
+"""The command line of certplane-agent.
+
+Exit status: 0 when all is well, 1 when something failed, 2 when the configuration or the command line is wrong. Errors
+are one line each on standard error, cause and remedy, never a traceback; results go to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from certplane import __version__
+from certplane.errors import CertplaneError, ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from certplane.agent.control import Outcome
+    from certplane.agent.host import Host
+    from certplane.agent.settings import AgentSettings
+    from certplane.config.values import LogLevel
+    from certplane.runtime.progress import Progress
+
+__all__ = ["main"]
+
+_DEFAULT_CONFIG = Path("/etc/certplane/agent.yml")
+_OK, _FAILED, _MISUSED = 0, 1, 2
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    Raises:
+        SystemExit: argparse ends the program itself after `--help`, `--version` and a wrong command line.
+    """
+    options = _parser().parse_args(arguments)
+    config: Path = getattr(options, "config", None) or _DEFAULT_CONFIG
+    try:
+        # The parts of a command are imported when it runs: `status` needs no gRPC, `--help` nothing at all.
+        from certplane.agent.settings import load_settings  # noqa: PLC0415
+
+        settings = load_settings(config)
+        return asyncio.run(_run(options, settings))
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return _MISUSED
+    except CertplaneError as error:
+        print(f"certplane-agent: {error}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does.
+        sys.stderr.close()
+        return _FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-c", "--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=f"agent.yml ({_DEFAULT_CONFIG})"
+    )
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="machine-readable output, one JSON object a line")
+    parser = argparse.ArgumentParser(
+        prog="certplane-agent", description="Gets and renews this host's certificates.", parents=[common]
+    )
+    parser.add_argument("--version", action="version", version=f"certplane-agent {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    enroll = commands.add_parser(
+        "enroll", parents=[common, output], help="get this host's identity from the internal CA with a one-time token"
+    )
+    enroll.add_argument(
+        "--force", action="store_true", help="replace the identity; the old one stays until the new one is in place"
+    )
+    run = commands.add_parser("run", parents=[common, output], help="keep the identity and all certificates renewed")
+    run.add_argument(
+        "--once", action="store_true", help="do what is due and end: status 0 if all is well, 1 if something failed"
+    )
+    commands.add_parser(
+        "check", parents=[common, output], help="look whether everything is in place to renew; changes nothing"
+    )
+    status = commands.add_parser("status", parents=[common], help="what this host has and when it is renewed")
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    renew = commands.add_parser("renew", parents=[common, output], help="renew one certificate now")
+    renew.add_argument("name", metavar="NAME", help="the certificate's name in agent.yml")
+    return parser
+
+
+async def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
+    from certplane.agent.host import Host  # noqa: PLC0415 - as in `main`
+
+    host = Host(settings)
+    try:
+        if options.command == "run" and not options.once:
+            return await _daemon(host)
+        with _display(options, settings, host) as progress:
+            work = _COMMANDS[options.command](options, host, progress)
+            return await _interruptible(work)
+    finally:
+        host.close()
+
+
+async def _daemon(host: Host) -> int:
+    from certplane.agent.app import Agent  # noqa: PLC0415 - as in `main`
+    from certplane.agent.control import FanOut  # noqa: PLC0415
+
+    _log(host.settings, host.settings.logging.level)
+    logger.info("certplane-agent %s starts", __version__, extra={"fields": {"configuration_hash": host.settings.hash}})
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, logger.warning, "agent.yml is read at the start: restart the agent")
+    events = FanOut()
+    with host.lock():
+        agent = Agent(host, events)
+        try:
+            await agent.run(stop, events)
+        finally:
+            await agent.close()
+    return _OK
+
+
+async def _run_once(_: argparse.Namespace, host: Host, progress: Progress) -> int:
+    from certplane.agent.app import Agent, is_well  # noqa: PLC0415 - as in `main`
+
+    with host.lock():
+        agent = Agent(host, progress)
+        try:
+            statuses = await agent.run_once()
+        finally:
+            await agent.close()
+    ill = [status for status in statuses.values() if not is_well(status)]
+    for status in ill:
+        progress.failed(status.name, status.last_error or f"is still {status.state}")
+    return _FAILED if ill else _OK
+
+
+async def _enroll(options: argparse.Namespace, host: Host, progress: Progress) -> int:
+    with host.lock():
+        await host.enroll(progress, force=options.force)
+    return _OK
+
+
+async def _renew(options: argparse.Namespace, host: Host, progress: Progress) -> int:
+    from certplane.agent.install.lock import StateLockedError  # noqa: PLC0415 - as in `main`
+
+    if options.name not in host.certificates:
+        message = f"has no certificate named {options.name!r}"
+        remedy = f"use one of: {', '.join(host.certificates) or 'none'}"
+        raise ConfigurationError([host.settings.source.problem("certificates", message, remedy)])
+    try:
+        outcome = await _renew_here(options.name, host, progress)
+    except StateLockedError as locked:
+        from certplane.agent.control import ask  # noqa: PLC0415
+
+        answer = await ask(host.state_dir, {"command": "renew", "name": options.name}, progress)
+        if answer is None:  # not an agent that runs, but another command, or one that is only starting
+            raise locked from None
+        outcome = answer
+    (progress.done if outcome.ok else progress.failed)(options.name, outcome.text)
+    return _OK if outcome.ok else _FAILED
+
+
+async def _renew_here(name: str, host: Host, progress: Progress) -> Outcome:
+    from certplane.agent.app import Agent  # noqa: PLC0415 - as in `main`
+
+    with host.lock():
+        agent = Agent(host, progress)
+        try:
+            return await agent.renew(name)
+        finally:
+            await agent.close()
+
+
+async def _check(options: argparse.Namespace, host: Host, _: Progress) -> int:
+    from certplane.agent.check import findings  # noqa: PLC0415 - as in `main`
+
+    well = True
+    async for finding in findings(host):
+        well = well and finding.ok
+        if options.json:
+            print(json.dumps({"subject": finding.subject, "ok": finding.ok, "text": finding.text}), flush=True)
+        else:
+            print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.text}", flush=True)
+    return _OK if well else _FAILED
+
+
+async def _status(options: argparse.Namespace, host: Host, progress: Progress) -> int:
+    from certplane.agent.control import ask  # noqa: PLC0415 - as in `main`
+    from certplane.agent.status import StatusReport, lineage_report, to_json, to_text  # noqa: PLC0415
+
+    try:
+        answer = await ask(host.state_dir, {"command": "ping"}, progress)
+        running = "" if answer is None else answer.text
+    except CertplaneError:
+        running = "by another user"
+    now = host.clock.now()
+    report = StatusReport(
+        identity_name=host.settings.identity.name,
+        running=running,
+        identity=lineage_report(host.identity.spec, await host.identity.facts(now), now),
+        certificates=tuple(
+            [lineage_report(lineage.spec, await lineage.facts(now), now) for lineage in host.certificates.values()]
+        ),
+    )
+    print(to_json(report) if options.json else to_text(report, now))
+    return _OK
+
+
+_COMMANDS = {"enroll": _enroll, "run": _run_once, "check": _check, "status": _status, "renew": _renew}
+
+
+async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
+    """Run a command so that SIGTERM ends it as Ctrl-C does: what can't be had twice is finished first."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+def _display(options: argparse.Namespace, settings: AgentSettings, host: Host) -> Progress:
+    """What a command shows of its steps. The log says the same, so it is either the one or the other.
+
+    A timer's `run --once` writes the log as configured; all else shows steps, and of the log only warnings.
+    """
+    from certplane.runtime.progress import SilentProgress, open_progress  # noqa: PLC0415 - as in `main`
+
+    if options.command == "run" and not options.json and not sys.stderr.isatty():
+        _log(settings, settings.logging.level)
+        return SilentProgress()
+    from certplane.config.values import LogLevel  # noqa: PLC0415
+
+    _log(settings, LogLevel.WARNING if settings.logging.level is LogLevel.INFO else settings.logging.level)
+    return open_progress(host.clock, as_json=options.json)
+
+
+def _log(settings: AgentSettings, level: LogLevel) -> None:
+    from certplane.runtime.logging import setup  # noqa: PLC0415 - as in `main`
+
+    setup(level.value, settings.logging.format.value, settings.logging.destination.value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""What `agent.yml` says of this host, as lineages on its disk: the identity's and one for each certificate.
+
+    <state_dir>/lock                    one agent at a time
+    <state_dir>/identity/               the identity's lineage
+    <state_dir>/certificates/<name>/    a certificate's
+    <state_dir>/control/                the running agent's socket
+
+No network and no gRPC here: `status` needs no more than this, and `enroll` only the internal CA besides.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from certplane.agent.install.lineage import FileVersionStore
+from certplane.agent.install.lock import StateLock
+from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.status import JsonStatusFile
+from certplane.agent.keystore.pending import FilePendingKeys
+from certplane.agent.lineage import Lineage
+from certplane.agent.model import InstallMode
+from certplane.agent.renewal.plan import LineageSpec
+from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem
+from certplane.runtime.clock import Clock, SystemClock
+from certplane.runtime.pool import BlockingPool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from certplane.agent.enrollment.identity import HostIdentity
+    from certplane.agent.enrollment.stepca import StepCaAuthority
+    from certplane.agent.model import Version
+    from certplane.agent.settings import AgentSettings
+    from certplane.pki.keys import KeyType
+    from certplane.runtime.progress import Progress
+
+__all__ = ["IDENTITY", "Host"]
+
+IDENTITY = "identity"
+"""The identity's lineage by name, in status and in the log."""
+
+logger = logging.getLogger(__name__)
+
+
+class Host:
+    """The lineages of one `agent.yml`.
+
+    Raises:
+        ConfigurationError: an output can't be where it is configured.
+    """
+
+    def __init__(
+        self, settings: AgentSettings, *, clock: Clock | None = None, rng: random.Random | None = None
+    ) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.rng = rng or random.SystemRandom()
+        self.state_dir = Path(os.path.abspath(settings.state_dir))  # noqa: PTH100 - resolve() would follow links
+        self.disk = BlockingPool("disk", 1)
+        outputs = _checked_outputs(settings, self.state_dir)
+        self._stores: dict[str, FileVersionStore] = {}
+        identity = settings.identity
+        self.identity = self._lineage(
+            LineageSpec(
+                IDENTITY,
+                phase_key=f"{identity.name}/{IDENTITY}",
+                renew_before=identity.renew_before,
+                warn_before=identity.warn_before,
+            ),
+            self.state_dir / IDENTITY,
+            outputs[IDENTITY],
+            key_type=identity.key_type,
+        )
+        self.certificates: dict[str, Lineage] = {
+            certificate.name: self._lineage(
+                LineageSpec(
+                    certificate.name,
+                    phase_key=f"{identity.name}/{certificate.name}",
+                    dns_names=tuple(sorted(certificate.dns_names)),
+                    key_type=certificate.key_type.value,
+                    renew_before=certificate.renew_before,
+                ),
+                self.state_dir / "certificates" / certificate.name,
+                outputs[f"certificates[{number}]"],
+                key_type=certificate.key_type,
+                mode=certificate.install,
+            )
+            for number, certificate in enumerate(settings.certificates)
+        }
+        self.outputs: dict[str, Outputs] = {
+            certificate.name: outputs[f"certificates[{number}]"]
+            for number, certificate in enumerate(settings.certificates)
+        }
+
+    def _lineage(
+        self,
+        spec: LineageSpec,
+        directory: Path,
+        outputs: Outputs,
+        *,
+        key_type: KeyType,
+        mode: InstallMode = InstallMode.LINK,
+    ) -> Lineage:
+        keys = FilePendingKeys(directory, clock=self.clock, key_type=key_type)
+        store = FileVersionStore(directory, outputs, keys=keys, mode=mode)
+        self._stores[str(directory)] = store
+        return Lineage(spec, keys=keys, versions=store, statuses=JsonStatusFile(directory), disk=self.disk)
+
+    def lock(self) -> StateLock:
+        """The lock of the state directory: held by whoever writes it."""
+        return StateLock(self.state_dir)
+
+    async def prepare(self) -> None:
+        """Finish what a crash left, and make the configured paths show what is in force, also where they are new.
+
+        Under the lock, before anything else. What fails is logged: the lineage's own steps meet it again.
+        """
+        for directory, store in self._stores.items():
+            try:
+                await self.disk.run(store.recover)
+                current = await self.disk.run(store.current)
+                if current is not None:
+                    await self.disk.run(store.activate, current)
+            except CertplaneError as error:
+                logger.error("%s: %s", Path(directory).name, error)  # noqa: TRY400 - a traceback says nothing more
+
+    async def current_identity(self) -> Version | None:
+        """The identity in force; None before enrollment."""
+        return await self.disk.run(self.identity.versions.current)
+
+    def authority(self) -> StepCaAuthority:
+        """The internal CA."""
+        # Here, since an agent talks to the CA once in hours, and its HTTP client would be a tenth of an idle one.
+        from certplane.agent.enrollment.exchange import Endpoint  # noqa: PLC0415
+        from certplane.agent.enrollment.stepca import StepCaAuthority  # noqa: PLC0415
+        from certplane.agent.enrollment.trust import Trust  # noqa: PLC0415
+
+        identity = self.settings.identity
+        return StepCaAuthority(
+            Endpoint.from_url(identity.step_ca.url),
+            trust=Trust(
+                fingerprint=identity.step_ca.fingerprint or "",
+                root_ca_bundle=identity.step_ca.root_ca_bundle,
+                issuer_ca_bundle=identity.issuer_ca_bundle,
+                problem=self.settings.source.problem,
+            ),
+            timeout=identity.step_ca.timeout,
+            clock=self.clock,
+            rng=self.rng,
+        )
+
+    def host_identity(self, authority: StepCaAuthority) -> HostIdentity:
+        """How this host gets its identity from `authority`."""
+        from certplane.agent.enrollment.identity import HostIdentity  # noqa: PLC0415 - as `authority`
+
+        return HostIdentity(
+            self.settings.identity.name,
+            authority=authority,
+            keys=self.identity.keys,
+            versions=self.identity.versions,
+            disk=self.disk,
+            clock=self.clock,
+            rekey=self.settings.identity.rekey,
+        )
+
+    async def enroll(self, progress: Progress, *, force: bool) -> Version:
+        """Get the identity with the configured token, then remove the token. Under the lock.
+
+        Raises:
+            ConfigurationError: no token is configured, or its file can't be used.
+            OperationError: see `HostIdentity.enroll`.
+        """
+        from certplane.agent.enrollment.tokenfile import read_token_file, remove_token_file  # noqa: PLC0415
+
+        problem = self.settings.source.problem
+        path = self.settings.identity.bootstrap_token
+
+        def token() -> str:
+            if path is None:
+                raise ConfigurationError(
+                    [problem("identity.bootstrap_token", "is required to enroll", "give the path of the token's file")]
+                )
+            return read_token_file(path, problem)
+
+        await self.prepare()
+        authority = self.authority()
+        try:
+            identity = await self.host_identity(authority).enroll(
+                token, force=force, report=lambda text: progress.step(IDENTITY, text)
+            )
+        finally:
+            authority.close()
+        if path is not None and (reason := await self.disk.run(remove_token_file, path)):
+            logger.warning("the used token %s can't be removed (%s); remove it by hand", path, reason)
+        progress.done(
+            IDENTITY, f"enrolled as {self.settings.identity.name} until {identity.not_after:%Y-%m-%d %H:%M} UTC"
+        )
+        return identity
+
+    def close(self) -> None:
+        """End the disk's thread once its work is done."""
+        self.disk.close()
+
+
+def _checked_outputs(settings: AgentSettings, state_dir: Path) -> Mapping[str, Outputs]:
+    """The outputs of each lineage by its key in the file; all that can't be are told at once."""
+    paths: dict[str, dict[str, Path]] = {
+        IDENTITY: {
+            kind: path for kind, path in (("key", settings.identity.key), ("cert", settings.identity.cert)) if path
+        }
+    }
+    for number, certificate in enumerate(settings.certificates):
+        paths[f"certificates[{number}]"] = certificate.outputs
+    problems: list[ConfigurationProblem] = []
+    for where, outputs in paths.items():
+        for kind, path in outputs.items():
+            key = f"{where}.{kind}"
+            if not path.is_absolute():
+                problems.append(settings.source.problem(key, f"is the relative path {path}", "write the whole path"))
+            elif Path(os.path.normpath(path)).is_relative_to(state_dir):
+                message = f"{path} lies in the agent's own state_dir"
+                problems.append(settings.source.problem(key, message, "choose a directory of the service"))
+    if problems:
+        raise ConfigurationError(problems)
+    identity = paths.pop(IDENTITY)
+    # the identity's certificate file holds its chain too: where the CA has an intermediate, a program needs both
+    made = {IDENTITY: Outputs(key=identity.get("key"), fullchain=identity.get("cert"))}
+    return {**made, **{where: Outputs(**outputs) for where, outputs in paths.items()}}

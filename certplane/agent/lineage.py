@@ -1,0 +1,311 @@
+"""One lineage's life, a certificate's or the identity's: the plan says what to do, and that is done, again and again.
+
+Deciding is `certplane.agent.renewal`'s, pure; here are the acts and their bookkeeping: the status is saved before and
+after each, so that an end at any point is taken up by the next start. An error never leaves: it becomes the status, the
+log line and the waiting time before the next try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from certplane.agent.model import LineageState
+from certplane.agent.renewal.failures import failure_of, is_final_for_key
+from certplane.agent.renewal.plan import (
+    Activate,
+    LineageFacts,
+    LineageSpec,
+    Plan,
+    Request,
+    Wait,
+    newest_version,
+    pause,
+    plan_renewal,
+)
+from certplane.agent.renewal.status import (
+    new_status,
+    planned,
+    request_failed,
+    request_succeeded,
+    requesting,
+    settle_clock,
+)
+from certplane.errors import CertplaneError, OperationError, RefusalError
+from certplane.runtime.finishing import uninterrupted
+
+if TYPE_CHECKING:
+    import random
+    from datetime import datetime
+
+    from certplane.agent.install.activation import ActivationResult
+    from certplane.agent.model import LineageStatus, Version
+    from certplane.agent.ports import PendingKeys, StatusFile, VersionStore
+    from certplane.runtime.clock import Clock
+    from certplane.runtime.pool import BlockingPool
+    from certplane.runtime.progress import Progress
+
+__all__ = ["Activates", "Lineage", "LineageLife", "Obtain", "OrderFailedError", "OrderUnderWayError"]
+
+_AFTER_DISK_ERROR = timedelta(minutes=1)
+_AFTER_FAULT = timedelta(minutes=5)
+_MOST_STEPS = 8
+"""Of one `settle`: request, activation and a few repetitions. More would be a plan that contradicts itself."""
+
+logger = logging.getLogger(__name__)
+
+
+class OrderFailedError(RefusalError):
+    """The broker's order ended without a certificate; before `retry_time` asking again brings the same order."""
+
+    def __init__(self, error: RefusalError, retry_time: datetime | None) -> None:
+        refusal = error.refusal
+        super().__init__(
+            refusal.reason,
+            refusal.message,
+            retry_after=refusal.retry_after,
+            violations=refusal.violations,
+            problems=refusal.problems,
+        )
+        self.retry_time = retry_time
+
+
+class OrderUnderWayError(OperationError):
+    """The order hasn't ended in the time that a step has; the request stays pending and is taken up again."""
+
+
+class Obtain(Protocol):
+    """Gets a lineage's next certificate and puts it on disk, not yet in force."""
+
+    async def __call__(self, request: Request) -> Version:
+        """Carry out `request`.
+
+        Raises:
+            CertplaneError: it failed, and when it may be tried again.
+        """
+        ...
+
+
+class Activates(Protocol):
+    """Puts a version in force: `certplane.agent.install.activation.Activator`."""
+
+    async def activate(self, version: Version, status: LineageStatus) -> ActivationResult:
+        """See `Activator.activate`."""
+        ...
+
+
+class Lineage:
+    """What belongs to one lineage: what is wanted of it, and where it is kept."""
+
+    def __init__(
+        self, spec: LineageSpec, *, keys: PendingKeys, versions: VersionStore, statuses: StatusFile, disk: BlockingPool
+    ) -> None:
+        self.spec = spec
+        self.keys = keys
+        self.versions = versions
+        self.statuses = statuses
+        self.disk = disk
+
+    @property
+    def name(self) -> str:
+        """The lineage's name."""
+        return self.spec.name
+
+    async def facts(self, now: datetime) -> LineageFacts:
+        """What is on disk now.
+
+        Raises:
+            OperationError: the disk refuses.
+        """
+        return await self.disk.run(self.read_facts, now)
+
+    def read_facts(self, now: datetime) -> LineageFacts:
+        """`facts` for who may block."""
+        status = self.statuses.load() or new_status(self.name, now)
+        return LineageFacts(
+            versions=tuple(self.versions.versions()),
+            current=self.versions.current(),
+            pending=self.keys.pending(),
+            status=settle_clock(status, now),
+        )
+
+    async def save(self, status: LineageStatus) -> LineageStatus:
+        """Keep the status."""
+        await self.disk.run(self.statuses.save, status)
+        return status
+
+
+class LineageLife:
+    """Carries out a lineage's plan, one step at a time.
+
+    Args:
+        lineage: the lineage.
+        obtain: gets its next certificate.
+        activator: puts a version in force.
+        clock: for all times.
+        rng: spreads the waiting times.
+        progress: told each step.
+    """
+
+    def __init__(
+        self,
+        lineage: Lineage,
+        *,
+        obtain: Obtain,
+        activator: Activates,
+        clock: Clock,
+        rng: random.Random,
+        progress: Progress,
+    ) -> None:
+        self._lineage = lineage
+        self._obtain = obtain
+        self._activator = activator
+        self._clock = clock
+        self._rng = rng
+        self._progress = progress
+        self._woken = asyncio.Event()
+        self._forced = False
+        self._forgiven = False
+        self._settled: list[asyncio.Future[LineageStatus]] = []
+
+    @property
+    def name(self) -> str:
+        """The lineage's name."""
+        return self._lineage.name
+
+    async def run(self) -> None:
+        """Live until cancelled; errors are logged and waited out."""
+        while True:
+            forced, self._forced = self._forced, False
+            try:
+                plan, status = await self._advance(forced=forced)
+                span = pause(plan, self._clock.now())
+            except CertplaneError as error:  # the status itself can't be read or written
+                logger.error("%s: %s", self.name, error)  # noqa: TRY400 - a traceback says nothing more
+                self._settle_with(error)
+                span = _AFTER_DISK_ERROR
+            except Exception as error:  # a fault of ours must not end the other lineages
+                logger.exception("%s: unexpected", self.name)
+                self._settle_with(error)
+                span = _AFTER_FAULT
+            else:
+                if isinstance(plan.step, Wait) and not self._forced:
+                    self._settle_with(status)
+            if span > timedelta():
+                await self._sleep(span)
+
+    async def settle(self, *, forced: bool = False) -> LineageStatus:
+        """Do all that is due now, then return; instead of `run`, for a program that ends.
+
+        Raises:
+            CertplaneError: the status can't be read or written.
+        """
+        for _ in range(_MOST_STEPS):
+            plan, status = await self._advance(forced=forced)
+            forced = False
+            if isinstance(plan.step, Wait):
+                return status
+            if isinstance(plan.step, Request) and status.state is LineageState.REQUESTING:
+                return status  # still under way at the broker
+        raise RuntimeError(f"the plan of {self.name} comes to no end")
+
+    async def renew_now(self) -> LineageStatus:
+        """Make a running life renew now, and wait until it has nothing more to do at once.
+
+        Raises:
+            CertplaneError: the status can't be read or written.
+        """
+        future: asyncio.Future[LineageStatus] = asyncio.get_running_loop().create_future()
+        self._settled.append(future)
+        self._forced = True
+        self._woken.set()
+        return await future
+
+    def try_again(self) -> None:
+        """What made requests fail is gone: don't wait out our own patience (a CA's or a limit's time still counts)."""
+        self._forgiven = True
+        self._woken.set()
+
+    async def _advance(self, *, forced: bool) -> tuple[Plan, LineageStatus]:
+        """Plan, and take the one step; returns the status after it."""
+        now = self._clock.now()
+        facts = await self._lineage.facts(now)
+        if self._forgiven:
+            self._forgiven = False
+            facts = replace(facts, status=replace(facts.status, next_attempt_time=None))
+        plan = plan_renewal(self._lineage.spec, facts, now, forced=forced)
+        status = planned(facts.status, plan, now)
+        if status is not facts.status:
+            await self._lineage.save(status)
+        if plan.overdue:
+            logger.warning("%s: its renewal is overdue; last error: %s", self.name, status.last_error or "none")
+        match plan.step:
+            case Request():
+                status = await self._request(plan.step, facts, status)
+            case Activate(version):
+                self._progress.step(self.name, f"installing version {version.number}")
+                status = await uninterrupted(self._activate(version, status))
+        return plan, status
+
+    async def _request(self, request: Request, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
+        self._progress.step(self.name, f"requesting: {request.reason}")
+        logger.info("%s: requesting a certificate: %s", self.name, request.reason)
+        status = await self._lineage.save(requesting(status, request.reason, self._clock.now()))
+        try:
+            if request.abandon_pending:
+                await self._lineage.disk.run(self._lineage.keys.abandon)
+            version = await self._obtain(request)
+        except OrderUnderWayError as error:
+            logger.info("%s: %s", self.name, error)
+            return status
+        except CertplaneError as error:
+            return await self._request_failed(error, facts, status)
+        return await self._lineage.save(request_succeeded(status, version, self._clock.now()))
+
+    async def _request_failed(self, error: CertplaneError, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
+        now = self._clock.now()
+        failure = failure_of(error, now, getattr(error, "retry_time", None))
+        if isinstance(error, RefusalError) and is_final_for_key(error.refusal):
+            await self._lineage.disk.run(self._lineage.keys.abandon)
+        failed = request_failed(status, failure, now, self._rng, newest_version(facts.versions))
+        logger.error(
+            "%s: no certificate: %s; next try at %s", self.name, failure.message, _text(failed.next_attempt_time)
+        )
+        self._progress.failed(self.name, failure.message)
+        return await self._lineage.save(failed)
+
+    async def _activate(self, version: Version, status: LineageStatus) -> LineageStatus:
+        result = await self._activator.activate(version, status)
+        if result.error:
+            self._progress.failed(self.name, result.error)
+        else:
+            self._progress.done(self.name, f"version {version.number} is in use until {_text(version.not_after)}")
+        return result.status
+
+    def _settle_with(self, result: LineageStatus | Exception) -> None:
+        for future in self._settled:
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        self._settled.clear()
+
+    async def _sleep(self, span: timedelta) -> None:
+        """Until `span` is over or somebody wakes this lineage."""
+        sleep = asyncio.ensure_future(self._clock.sleep(span))
+        woken = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait([sleep, woken], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            woken.cancel()
+            self._woken.clear()
+
+
+def _text(time: datetime | None) -> str:
+    return "once the cause is gone" if time is None else f"{time:%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,180 @@
+"""Asks the broker for one certificate, follows the order, and puts what comes on disk.
+
+The key is on disk before its CSR is sent. A request that was interrupted is sent again as it was and joins the same
+order, or gets the certificate that the order has brought meanwhile. What comes is checked against this host's own key
+and names before it is stored.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from certplane.agent.lineage import OrderFailedError, OrderUnderWayError
+from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
+from certplane.pki.chain import check_issued_chain
+from certplane.runtime.backoff import Backoff
+from certplane.runtime.failpoints import failpoint
+from certplane.runtime.finishing import uninterrupted
+
+if TYPE_CHECKING:
+    import random
+
+    from certplane.agent.lineage import Lineage
+    from certplane.agent.model import IssuedCertificate, OrderView, PendingRequest, Version
+    from certplane.agent.ports import Broker, OrderFollower
+    from certplane.agent.renewal.plan import Request
+    from certplane.runtime.clock import Clock
+    from certplane.runtime.progress import Progress
+
+__all__ = ["FAILPOINTS", "ORDER_PATIENCE", "BrokerRequest"]
+
+FAILPOINTS = ("request.issue.before", "request.issue.after", "request.issued", "request.stage.after")
+
+ORDER_PATIENCE = timedelta(minutes=10)
+"""How long one step follows an order: DNS records take minutes to be seen everywhere, and a queue at the CA more."""
+
+_POLL = Backoff(first=timedelta(seconds=2), most=timedelta(seconds=30), floor=timedelta(seconds=1))
+_ISSUED, _FAILED = "ISSUED", "FAILED"
+_STATES = {
+    "PENDING": "the order waits for its turn",
+    "AUTHORIZED": "the CA has accepted the order",
+    "VALIDATING": "DNS records are written and looked for",
+    "FINALIZING": "the CA signs",
+}
+
+logger = logging.getLogger(__name__)
+
+
+class BrokerRequest:
+    """`Obtain` for a certificate.
+
+    Args:
+        lineage: the certificate's.
+        profile: the profile that policy gives to this host.
+        reuse_key: whether a renewal keeps the key.
+        broker: asked for the certificate.
+        orders: follows the order.
+        clock: for the time that a step has.
+        rng: spreads polls.
+        progress: told the order's states.
+    """
+
+    def __init__(
+        self,
+        lineage: Lineage,
+        *,
+        profile: str,
+        reuse_key: bool,
+        broker: Broker,
+        orders: OrderFollower,
+        clock: Clock,
+        rng: random.Random,
+        progress: Progress,
+    ) -> None:
+        self._lineage = lineage
+        self._profile = profile
+        self._reuse_key = reuse_key
+        self._broker = broker
+        self._orders = orders
+        self._clock = clock
+        self._rng = rng
+        self._progress = progress
+
+    async def __call__(self, request: Request) -> Version:
+        """See `Obtain`.
+
+        Raises:
+            OrderFailedError: the order ended without a certificate.
+            OrderUnderWayError: the step's time is over, the order isn't.
+            RefusalError: the broker refused, or sent a certificate that isn't for this key and these names.
+            OperationError: the broker can't be reached, or the disk refuses.
+        """
+        lineage = self._lineage
+        pending = await lineage.disk.run(
+            lineage.keys.begin,
+            common_name="",
+            sans=lineage.spec.dns_names,
+            replaces_certificate_id="" if request.replaces is None else request.replaces.certificate_id,
+            reuse_key=self._reuse_key,
+        )
+        failpoint("request.issue.before")
+        order = await self._issue(pending)
+        failpoint("request.issue.after")
+        if order.order_id and order.order_id != pending.order_id:
+            await lineage.disk.run(lineage.keys.record_order, order.order_id)
+        issued = await self._followed(order)
+        failpoint("request.issued")
+        return await uninterrupted(self._stage(issued, pending))
+
+    async def _issue(self, pending: PendingRequest) -> OrderView:
+        """The order, at once: what happens to it is followed, so that each state can be shown."""
+        self._progress.step(self._lineage.name, "asking the broker")
+        try:
+            return await self._broker.issue(
+                profile=self._profile,
+                csr_pem=pending.csr_pem,
+                replaces_certificate_id=pending.replaces_certificate_id,
+                wait=timedelta(),
+            )
+        except RefusalError as error:
+            if error.refusal.reason is not Reason.CERTIFICATE_NOT_FOUND or not pending.replaces_certificate_id:
+                raise
+        # What it replaces is of another profile now, or the broker has forgotten it: then it is a first certificate.
+        logger.info("%s: the broker doesn't know what is to be replaced; asking for a first one", self._lineage.name)
+        return await self._broker.issue(
+            profile=self._profile, csr_pem=pending.csr_pem, replaces_certificate_id="", wait=timedelta()
+        )
+
+    async def _followed(self, order: OrderView) -> IssuedCertificate:
+        """The order's certificate, once it is there."""
+        until = self._clock.monotonic() + ORDER_PATIENCE.total_seconds()
+        failures = 0
+        while order.state not in (_ISSUED, _FAILED):
+            left = timedelta(seconds=until - self._clock.monotonic())
+            if left <= timedelta():
+                raise OrderUnderWayError(f"order {order.order_id} is still {order.state} at the broker")
+            self._progress.step(self._lineage.name, _STATES.get(order.state, order.state))
+            try:
+                seen = await self._next_state(order, left)
+                failures = 0
+                if seen.state == order.state:  # a watch that ended early; one that was refused would end in an error
+                    await self._clock.sleep(min(_POLL.wait(1, self._rng), left))
+                order = seen
+            except CertplaneError as error:
+                if isinstance(error, RefusalError) and error.refusal.reason is Reason.ORDER_NOT_FOUND:
+                    raise
+                failures += 1
+                logger.info("%s: order %s can't be followed: %s", self._lineage.name, order.order_id, error)
+                await self._clock.sleep(min(_POLL.wait(failures, self._rng), left))
+        if order.certificate is not None and order.state == _ISSUED:
+            return order.certificate
+        if order.error is None:
+            raise OperationError(
+                f"the broker's order {order.order_id} is {order.state} without a certificate",
+                remedy="look at the broker's log",
+            )
+        raise OrderFailedError(RefusalError.of(order.error), order.retry_time)
+
+    async def _next_state(self, order: OrderView, left: timedelta) -> OrderView:
+        """The order when it has another state, or when the watch ends."""
+        watch = self._orders.watch_order(order.order_id, left)
+        try:
+            async for seen in watch:
+                if seen.state != order.state:
+                    return seen
+        finally:
+            await watch.aclose()
+        return await self._broker.get_order(order.order_id)
+
+    async def _stage(self, issued: IssuedCertificate, pending: PendingRequest) -> Version:
+        check_issued_chain(
+            issued.certificate_pem + issued.chain_pem,
+            public_key_sha256=pending.public_key_sha256,
+            dns_names=self._lineage.spec.dns_names,
+            now=self._clock.now(),
+        )
+        version = await self._lineage.disk.run(self._lineage.versions.stage, issued)
+        failpoint("request.stage.after")
+        return version
