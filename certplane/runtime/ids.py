@@ -7,7 +7,6 @@ They are names, not secrets: whoever knows one can guess its neighbours.
 from __future__ import annotations
 
 import random
-import uuid
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class TimeOrderedIds:
 
     def __init__(self, clock: Clock, rng: random.Random | None = None) -> None:
         self._clock = clock
-        self._rng = rng or random.SystemRandom()
+        self._rng = rng or random.Random()  # noqa: S311 - see above: not secrets, and a system call costs more than the id
         self._millisecond = -1
         self._counter = 0
 
@@ -43,4 +42,5 @@ class TimeOrderedIds:
             self._counter += 1
         high, low = self._counter >> 62, self._counter & (1 << 62) - 1
         value = self._millisecond << 80 | high << 64 | low | _VERSION_AND_VARIANT
-        return str(uuid.UUID(int=value))
+        text = f"{value:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -5,9 +5,10 @@ and each read gets dearer. SQLite would do it inside some unlucky commit (`wal_a
 the slowest commits fifty times slower than a sync. Here it is done on a thread and connection of its own, while
 commits go on.
 
-A log that is being written to is never copied to its end, and only one that is can be started over. So: copy until
-little is left, then hold the commits for the rest of it, which is a few pages (a "gate" that the writer passes for
-each group).
+A log that is being written to is never copied to its end, and only one that is can be started over. So: copy while
+commits go on until little is left, then hold them for the rest, which is a few pages (a "gate" that the writer passes
+for each group). What was copied is synced before the gate is shut: SQLite itself syncs the database file only when it
+has reached the end of the log, and would do all of it while the commits wait.
 
 A reader that stays in one transaction for long (a copy made with a backup tool) keeps the log from being started
 over, as in any use of SQLite's log. It grows meanwhile; that is logged.
@@ -16,6 +17,7 @@ over, as in any use of SQLite's log. It grows meanwhile; that is logged.
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -45,10 +47,11 @@ class Checkpointer:
     The writer holds `gate` while it writes a group and notes it.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        """`connect` is called on the checkpointer's thread."""
+    def __init__(self, connect: Callable[[], sqlite3.Connection], database: int) -> None:
+        """`connect` is called on the checkpointer's thread; `database` is a descriptor of the database file."""
         self.gate = threading.Lock()
         self._connect = connect
+        self._database = database
         self._pages = 0
         self._due = threading.Event()
         self._stopping = threading.Event()
@@ -98,14 +101,17 @@ class Checkpointer:
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         try:
+            before = 0
             for _ in range(_ROUNDS):
-                frames, copied = self._copy(connection)
-                if frames - copied <= _LITTLE:
+                _, copied = self._copy(connection)
+                os.fdatasync(self._database)
+                if copied - before <= _LITTLE:
                     break
+                before = copied
             with self.gate:
                 frames, copied = self._copy(connection)
                 self._pages = 0
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             # The log stays and keeps every commit; the next round tries again.
             _log.warning("the write-ahead log can't be copied into the database: %s", error)
             with self.gate:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import json.encoder
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from operator import attrgetter
+from typing import Any, Final, get_type_hints
 
 from certplane.broker.model import (
     AuditEvent,
@@ -32,7 +34,10 @@ __all__ = [
     "EventRow",
     "certificate_from_row",
     "certificate_values",
+    "decode_refusal",
     "deny_entry_from_row",
+    "encode_event",
+    "encode_refusal",
     "event_row",
     "from_micros",
     "names_sha256",
@@ -49,6 +54,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 # ASCII only: nothing that a client put into a header can then be text that a database or a log refuses.
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+_quote: Final = json.encoder.encode_basestring_ascii  # what the line above does with a string
 
 
 def to_micros(time: datetime) -> int:
@@ -78,9 +84,34 @@ def names_sha256(names: Sequence[str]) -> str:
 # Audit events
 
 
+_EVENT_TYPES: Final = get_type_hints(AuditEvent)
+_TEXTS: Final = tuple(name for name, kind in _EVENT_TYPES.items() if isinstance(kind, type) and issubclass(kind, str))
+_OTHERS: Final = tuple(name for name in _EVENT_TYPES if name not in (*_TEXTS, "timestamp"))
+_TEXT_KEYS: Final = tuple(f',"{name}":' for name in _TEXTS)
+_OTHER_KEYS: Final = tuple(f',"{name}":' for name in _OTHERS)
+_get_texts: Final = attrgetter(*_TEXTS)
+_get_others: Final = attrgetter(*_OTHERS)
+
+
+def encode_event(event: AuditEvent) -> str:
+    """The JSON of `event.record()`, in half the time: three events are encoded for each answer from the cache.
+
+    A test holds the two together.
+    """
+    text = "".join([key + _quote(value) for key, value in zip(_TEXT_KEYS, _get_texts(event), strict=True) if value])
+    for key, value in zip(_OTHER_KEYS, _get_others(event), strict=True):
+        if value:
+            text += key + (f'"{_rfc3339(value)}"' if isinstance(value, datetime) else _encode(value))
+    return f'{{"timestamp":"{_rfc3339(event.timestamp)}"{text}}}'
+
+
+def _rfc3339(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"  # without its +00:00
+
+
 def event_row(event: AuditEvent) -> EventRow:
     """The event as it is stored."""
-    return (event.event_id, to_micros(event.timestamp), _encode(event.record()))
+    return (event.event_id, to_micros(event.timestamp), encode_event(event))
 
 
 def record_row(record: str) -> EventRow:

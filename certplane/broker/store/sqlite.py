@@ -4,8 +4,8 @@ Durable means write-ahead log with `synchronous=FULL`: a commit returns after it
 call are done in the event loop on a read-only connection (about 20 us, against 100 us for a thread's turn); what may
 take longer runs on a thread with a connection of its own. A reader sees what is committed and waits for nobody.
 
-A file of the database is never opened by other means while connections to it are open in this process: closing such a
-descriptor would drop SQLite's own locks (POSIX record locks belong to the process).
+No descriptor of the database file that is opened by other means is closed while connections to it are open in this
+process: closing one drops SQLite's own locks (POSIX record locks belong to the process, not to a descriptor).
 """
 
 from __future__ import annotations

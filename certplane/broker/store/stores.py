@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -148,10 +149,14 @@ def _open_sqlite(
     if exclusive:
         stack.callback(StateLock(path).release)
     session = sqlite.SqliteSession(open_writer(path, wait, exclusive=exclusive))
-    stack.callback(session.close)
     checkpointer = None
     if exclusive:
-        checkpointer = Checkpointer(lambda: sqlite.connect_to_copy_log(path))
+        # Closed after every connection of ours: closing a descriptor of the file drops SQLite's locks on it.
+        database = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, database)
+        checkpointer = Checkpointer(lambda: sqlite.connect_to_copy_log(path), database)
+    stack.callback(session.close)
+    if checkpointer is not None:
         stack.callback(checkpointer.stop)
     return session, sqlite.SqliteReader(path), checkpointer
 
