@@ -1,9 +1,9 @@
-"""The broker's one place where adapters are built and wired: who gets which clock, store, policy, issuer and key.
+"""The broker's one place where adapters are wired: who gets which clock, store, policy, issuer and key.
 
 A start goes in this order, and ends at the first step that fails: configuration and the files it names (all their
 problems at once), the store with its lock, spilled audit events, `broker_started` in the audit log, the issuer, the
-port, the orders of the run before, then calls. A stop goes backwards: health says NOT_SERVING, calls that issue are told
-to come back, running orders end or are parked, the port closes, `broker_stopped` is written, the store closes.
+port, the orders of the run before, then calls. A stop goes backwards: health says NOT_SERVING, calls that issue are
+told to come back, running orders end or are parked, the port closes, `broker_stopped` is written, the store closes.
 
 `prepare` and `open_broker` are the steps for those who bring their own loop (tests, bench); `serve` is the program.
 """
@@ -13,34 +13,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlsplit, urlunsplit
+from typing import Any, Final
 
 from certplane import __version__
-from certplane.broker.audit import DenialCoalescer, SpillFallback, import_spill
+from certplane.broker import adapters
+from certplane.broker.audit import DenialCoalescer, import_spill
+from certplane.broker.database import secret_source
+from certplane.broker.database import stores as open_stores
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.dns.cloudflare import CloudflareApi, CloudflareProvider
-from certplane.broker.issuers.dns.httpreq import HttpreqEndpoint, HttpreqProvider
-from certplane.broker.issuers.dns.propagation import PropagationCheck
-from certplane.broker.issuers.dns.provider import DnsProvider
-from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
-from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import AuditEvent, AuditEventType
 from certplane.broker.policy.source import FilePolicySource
-from certplane.broker.ports import AuditFallback, SecretSource
 from certplane.broker.reload import Reloader, trust_fields
-from certplane.broker.secrets.source import open_secrets
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.interceptors.authentication import Authenticator
@@ -49,18 +41,15 @@ from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.services.server import BrokerServer, PortError
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
-from certplane.broker.settings import AcmeSettings, BrokerSettings, HttpreqMode, StoreDriver
-from certplane.broker.settings import DnsProvider as DnsProviderName
-from certplane.broker.store import Stores, open_stores
+from certplane.broker.settings import BrokerSettings
+from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, serve_metrics
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["Broker", "Prepared", "open_broker", "open_broker_stores", "prepare", "serve"]
-
-T = TypeVar("T")
+__all__ = ["Broker", "Prepared", "open_broker", "prepare", "serve"]
 
 _logger = logging.getLogger("certplane.broker")
 
@@ -150,28 +139,18 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
     async with AsyncExitStack() as stack:
         files = BlockingPool("broker-files", 2)
         stack.callback(files.close)
-        secrets = _locating(
-            settings,
-            lambda: open_secrets(
-                settings.secrets.provider,
-                environ=os.environ,
-                directory=settings.secrets.file.directory,
-                pool=files,
-            ),
-        )
-        stores = await stack.enter_async_context(_open_stores(settings, secrets, clock, meter, exclusive=True))
+        secrets = secret_source(settings, files)
+        stores = await stack.enter_async_context(open_stores(settings, secrets, clock, meter, exclusive=True))
         if settings.audit.enabled:
             await import_spill(settings.spill_path, stores.audit, clock)
         denials = DenialCoalescer(stores.audit, clock, new_event_id)
         await stack.enter_async_context(denials.running())
         await stores.audit.append(_start_events(prepared, clock, new_event_id))
 
-        account = await files.run(
-            _locating, settings, lambda: AccountKey.load_or_create(settings.issuer.acme.account_key)
-        )
-        issuer = _locating(settings, lambda: _issuer(settings, account, clock, rng))
+        account = await files.run(adapters.account_key, settings)
+        issuer = adapters.issuer(settings, account, clock, rng)
         stack.callback(issuer.close)
-        solver = _locating(settings, lambda: _solver(settings.issuer.acme, secrets, clock, rng))
+        solver = adapters.solver(settings, secrets, clock, rng)
         stack.push_async_callback(solver.close)
         authority = RegistrationAuthority(
             IssuancePorts(
@@ -268,134 +247,6 @@ async def serve(settings: BrokerSettings) -> None:
         _logger.info("stopping", extra={"fields": {"drain_timeout": str(settings.server.drain_timeout)}})
 
 
-@asynccontextmanager
-async def open_broker_stores(settings: BrokerSettings, *, clock: Clock | None = None) -> AsyncIterator[Stores]:
-    """The broker's stores for a command beside a running broker: its lock isn't taken, its schema isn't changed.
-
-    Raises:
-        ConfigurationError: the path, URL or schema is wrong.
-        OperationError: the store can't be reached.
-    """
-    clock = clock or SystemClock()
-    pool = BlockingPool("broker-files", 1)
-    try:
-        secrets = _locating(
-            settings,
-            lambda: open_secrets(
-                settings.secrets.provider, environ=os.environ, directory=settings.secrets.file.directory, pool=pool
-            ),
-        )
-        meter = PrometheusMeter(Metrics().registry)
-        async with _open_stores(settings, secrets, clock, meter, exclusive=False) as stores:
-            yield stores
-    finally:
-        pool.close()
-
-
-@asynccontextmanager
-async def _open_stores(
-    settings: BrokerSettings, secrets: SecretSource, clock: Clock, meter: PrometheusMeter, *, exclusive: bool
-) -> AsyncIterator[Stores]:
-    fallback: AuditFallback | None = None
-    if settings.audit.enabled:
-        fallback = SpillFallback(
-            settings.audit.failure_mode.value,
-            settings.spill_path,
-            mirror_to_log=settings.audit.mirror_to_log,
-            meter=meter,
-        )
-    elif exclusive:
-        _logger.warning("audit.enabled is false: nothing that this broker decides is recorded")
-    sqlite = settings.store.driver is StoreDriver.SQLITE
-    async with open_stores(
-        driver=settings.store.driver.value,
-        path=settings.store.path if sqlite else None,
-        url="" if sqlite else await _database_url(settings, secrets),
-        audit=fallback,
-        exclusive=exclusive,
-        clock=clock,
-        meter=meter,
-    ) as stores:
-        yield stores
-
-
-async def _database_url(settings: BrokerSettings, secrets: SecretSource) -> str:
-    """The URL with its password, which the configuration names and doesn't hold."""
-    name = settings.store.password_secret
-    if not name:
-        return settings.store.url
-    try:
-        password = await secrets.read(name)
-    except RefusalError as error:
-        problem = settings.source.problem("store.password_secret", error.refusal.message, "provide the secret")
-        raise ConfigurationError([problem]) from error
-    parts = urlsplit(settings.store.url)
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
-
-
-def _issuer(settings: BrokerSettings, account: AccountKey, clock: Clock, rng: random.Random) -> AcmeIssuer:
-    acme = settings.issuer.acme
-    server = AcmeServer(
-        directory_url=acme.directory_url,
-        account_email=acme.account_email,
-        preferred_chain=acme.preferred_chain,
-        allowed_hosts=acme.allowed_hosts,
-        ca_bundle=acme.ca_bundle,
-        user_agent=f"certplane-broker/{__version__}",
-    )
-    return AcmeIssuer(settings.issuer.name, server, account, clock=clock, rng=rng)
-
-
-def _solver(acme: AcmeSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsSolver:
-    propagation = acme.effective_propagation
-    resolvers = acme.httpreq.recursive_nameservers if acme.httpreq and _is_httpreq(acme) else ()
-    check = PropagationCheck(
-        timeout=propagation.timeout,
-        interval=propagation.interval,
-        settle=propagation.settle,
-        nameservers=acme.propagation.nameservers,
-        resolvers=resolvers,
-    )
-    return DnsSolver(_dns_provider(acme, secrets, clock, rng), check, clock)
-
-
-def _is_httpreq(acme: AcmeSettings) -> bool:
-    return acme.dns_provider is DnsProviderName.HTTPREQ
-
-
-def _dns_provider(acme: AcmeSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
-    if acme.dns_provider is DnsProviderName.RFC2136 and acme.rfc2136 is not None:
-        rfc2136 = acme.rfc2136
-        server = UpdateServer(
-            address=rfc2136.server,
-            key_name=rfc2136.tsig_name,
-            secret_name=rfc2136.tsig_secret,
-            algorithm=rfc2136.tsig_algorithm,
-            timeout=rfc2136.timeout,
-            ttl=rfc2136.ttl,
-        )
-        return Rfc2136Provider(server, secrets, rng)
-    if _is_httpreq(acme) and acme.httpreq is not None:
-        httpreq = acme.httpreq
-        endpoint = HttpreqEndpoint(
-            url=httpreq.endpoint,
-            raw=httpreq.mode is HttpreqMode.RAW,
-            username_secret=httpreq.username_secret,
-            password_secret=httpreq.password_secret,
-            timeout=httpreq.http_timeout,
-        )
-        return HttpreqProvider(endpoint, secrets, clock, rng)
-    cloudflare = acme.cloudflare
-    api = CloudflareApi(
-        base_url=cloudflare.base_url,
-        credentials=cloudflare.credentials,
-        timeout=cloudflare.http_timeout,
-        ttl=cloudflare.ttl,
-    )
-    return CloudflareProvider(api, secrets, clock, rng)
-
-
 def _issuance_settings(settings: BrokerSettings, account: AccountKey) -> IssuanceSettings:
     propagation = settings.issuer.acme.effective_propagation
     defaults = IssuanceSettings()
@@ -432,19 +283,6 @@ def _bind(
     except PortError as error:
         remedy = "stop the other program, or change server.address"
         raise OperationError(str(error), remedy=remedy) from error
-
-
-def _locating(settings: BrokerSettings, make: Callable[[], T]) -> T:
-    """Make an adapter; what it finds wrong with a key is told with the line where that key stands."""
-    try:
-        return make()
-    except ConfigurationError as error:
-        raise ConfigurationError(
-            [
-                problem if problem.file else settings.source.problem(problem.key, problem.message, problem.remedy)
-                for problem in error.problems
-            ]
-        ) from error
 
 
 def _start_events(prepared: Prepared, clock: Clock, new_event_id: Callable[[], str]) -> list[AuditEvent]:

@@ -30,8 +30,10 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 request_id: ContextVar[str] = ContextVar("certplane_request_id", default="")
 """The call that is being served; empty outside of calls."""
 
-_TAMED: Final = ("acme", "asyncio", "cloudflare", "grpc", "httpcore", "httpx", "josepy", "requests", "urllib3")
-"""acme and cloudflare log request bodies at DEBUG; the others announce every connection."""
+_TAMED: Final = (
+    "acme", "alembic", "asyncio", "cloudflare", "grpc", "httpcore", "httpx", "josepy", "requests", "sqlalchemy", "urllib3"
+)  # fmt: skip
+"""acme and cloudflare log request bodies at DEBUG; the others announce every connection, statement or plugin."""
 
 
 def setup(level: str, format: str, destination: str) -> None:  # noqa: A002 - the key's name in both configurations
@@ -83,8 +85,8 @@ class JsonFormatter(logging.Formatter):
         if call := request_id.get():
             line["request_id"] = call
         fields = getattr(record, "fields", None)
-        if fields:
-            line = {**fields, **line}
+        for key, value in (fields or {}).items():
+            line.setdefault(key, value)
         if text := _exception(self, record):
             line["exception"] = text
         return json.dumps(line, default=str, separators=(",", ":"))

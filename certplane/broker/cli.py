@@ -1,0 +1,279 @@
+# ruff: noqa: PLC0415 - each command imports what it needs, so that --help and --version answer at once
+"""`certplane-broker`: arguments, output and exit statuses; what it does is `certplane.broker.app`'s.
+
+Everything heavy is imported by the command that needs it, so that `--help` and `--version` answer at once. A user's
+mistake is one line with its remedy, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from certplane import __version__
+from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
+from certplane.runtime.logging import escape, setup
+
+if TYPE_CHECKING:
+    from certplane.broker.model import DenyEntry
+    from certplane.broker.settings import BrokerSettings
+
+__all__ = ["main"]
+
+_DEFAULT_CONFIG: Final = Path("/etc/certplane/broker.yml")
+
+_EPILOG: Final = """\
+exit statuses:
+  0  done (serve: stopped as asked)
+  1  it could not be done: the store, a port or another broker is in the way
+  2  the configuration, the policy or an argument is wrong; each problem is a line on standard error
+
+With output that isn't a terminal, or with --json, lists are JSON, one object a line.
+Signals of `serve`: TERM and INT stop it, HUP reads policy, server certificate and agent CA bundle again.
+"""
+
+_ENTRY_COLUMNS: Final = ("name", "issuer", "serial_number", "since", "reason")
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    # What grpc's core has to say belongs to debugging; it must be told before grpc is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    try:
+        return int(options.run(options))
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(escape(str(problem)), file=sys.stderr)
+        return 2
+    except OperationError as error:
+        print(f"certplane-broker: {escape(str(error))}", file=sys.stderr)
+        return 1
+    except RefusalError as error:
+        print(f"certplane-broker: {escape(error.refusal.message)} ({error.refusal.reason})", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough. Python's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="certplane-broker",
+        description="Issues public TLS certificates to enrolled hosts, by policy, over mTLS gRPC.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"certplane-broker {__version__}")
+    parser.add_argument(
+        "-c", "--config", type=Path, default=_DEFAULT_CONFIG, metavar="FILE", help=f"default: {_DEFAULT_CONFIG}"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    common = argparse.ArgumentParser(add_help=False)
+    # Without a default, so that what stands before the command isn't overwritten.
+    common.add_argument(
+        "-c", "--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=f"default: {_DEFAULT_CONFIG}"
+    )
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, one object a line")
+
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(to: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = to.add_parser(name, help=text, description=text, parents=[common])
+        made.set_defaults(run=run)
+        return made
+
+    def group(name: str, text: str) -> Any:
+        made = commands.add_parser(name, help=text, description=text, parents=[common])
+        return made.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command(commands, "serve", _serve, "run the broker until it is told to stop")
+    command(commands, "check", _check, "check the configuration and every file that it names, and change nothing")
+
+    policy = group("policy", "look at policies")
+    validate = command(policy, "validate", _validate_policy, "check a policy file, and show what it gives to whom")
+    validate.add_argument("--policy", type=Path, required=True, metavar="FILE", help="the policy file")
+
+    certificates = group("certs", "look at certificates")
+    listing = command(certificates, "list", _list_certificates, "list the newest certificates")
+    listing.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most so many (default: 50)")
+
+    audit = group("audit", "look at the audit log")
+    tail = command(audit, "tail", _tail_audit, "show the last audit events, oldest first")
+    tail.add_argument("--limit", type=_positive, default=20, metavar="N", help="at most so many (default: 20)")
+
+    identity = group("identity", "shut identities out, or let them in again")
+    deny = command(identity, "deny", _deny, "shut out an identity, or one certificate of it; holds from the next call")
+    _add_identity(deny)
+    deny.add_argument("--reason", default="", metavar="TEXT", help="why; it is kept and audited")
+    _add_identity(command(identity, "allow", _allow, "take back what `identity deny` said of the same identity"))
+    command(identity, "list", _list_denied, "list what is shut out")
+    return parser
+
+
+def _add_identity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="", help="the identity: a DNS name or a URI, as in the policy")
+    parser.add_argument("--issuer", default="", metavar="DN", help="a certificate's issuer (RFC 4514), with --serial")
+    parser.add_argument("--serial", default="", metavar="HEX", help="a certificate's serial number, hexadecimal")
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 100000, not {text[:20]!r}")
+    return int(text)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    setup(settings.logging.level, settings.logging.format, settings.logging.destination)
+    from certplane.broker.app import serve
+
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(serve(settings))
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    from certplane.broker.app import prepare
+    from certplane.broker.reload import trust_fields
+
+    prepared = prepare(settings)
+    for notice in settings.notices:
+        print(escape(notice), file=sys.stderr)
+    row = {
+        "configuration": str(options.config),
+        "configuration_hash": settings.hash,
+        "policy_hash": prepared.policy.current.hash,
+        **trust_fields(prepared.trust),
+    }
+    if _wants_json(options):
+        _print_json([row])
+    else:
+        for key, value in row.items():
+            print(f"{key:24} {escape(str(value))}")
+    return 0
+
+
+def _validate_policy(options: argparse.Namespace) -> int:
+    from certplane.broker.commands import policy_rows
+
+    found = policy_rows(options.policy)
+    if _wants_json(options):
+        _print_json([found])
+        return 0
+    print(f"{escape(str(options.policy))} is valid, hash {found['policy_hash']}\n")
+    _print_table(found["profiles"], ("profile", "type", "dns_names"))
+    print()
+    _print_table(found["identities"], ("identity", "kind", "label", "profiles", "roles"))
+    return 0
+
+
+def _list_certificates(options: argparse.Namespace) -> int:
+    from certplane.broker.commands import newest_certificates
+
+    rows = asyncio.run(newest_certificates(_settings(options), options.limit))
+    columns = ("certificate_id", "identity", "profile", "dns_names", "serial_number", "not_after", "renew", "state")
+    return _print_rows(options, rows, columns)
+
+
+def _tail_audit(options: argparse.Namespace) -> int:
+    from certplane.broker.commands import audit_tail
+
+    rows = asyncio.run(audit_tail(_settings(options), options.limit))
+    columns = ("timestamp", "event_type", "identity", "profile_name", "reason_code", "request_id", "reason")
+    return _print_rows(options, rows, columns)
+
+
+def _deny(options: argparse.Namespace) -> int:
+    from certplane.broker.commands import deny_identity
+
+    row = asyncio.run(deny_identity(_settings(options), _identity_entry(options)))
+    return _print_rows(options, [row], _ENTRY_COLUMNS)
+
+
+def _allow(options: argparse.Namespace) -> int:
+    from certplane.broker.commands import allow_identity
+
+    row = asyncio.run(allow_identity(_settings(options), _identity_entry(options)))
+    return _print_rows(options, [row], _ENTRY_COLUMNS[:3])
+
+
+def _list_denied(options: argparse.Namespace) -> int:
+    from certplane.broker.commands import denied_identities
+
+    return _print_rows(options, asyncio.run(denied_identities(_settings(options))), _ENTRY_COLUMNS)
+
+
+def _settings(options: argparse.Namespace) -> BrokerSettings:
+    from certplane.broker.settings import load_settings
+
+    setup("warning", "text", "stderr")  # until the configuration says otherwise, and for the other commands
+    return load_settings(options.config)
+
+
+def _identity_entry(options: argparse.Namespace) -> DenyEntry:
+    from certplane.broker.commands import identity_entry
+
+    try:
+        return identity_entry(
+            name=options.name,
+            issuer=options.issuer,
+            serial_number=options.serial,
+            reason=getattr(options, "reason", ""),
+        )
+    except ValueError as error:
+        raise ConfigurationError([ConfigurationProblem("certplane-broker", None, "identity", str(error))]) from error
+
+
+def _wants_json(options: argparse.Namespace) -> bool:
+    return bool(options.json) or not sys.stdout.isatty()
+
+
+def _print_rows(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
+    if _wants_json(options):
+        _print_json(rows)
+    else:
+        _print_table(rows, columns)
+    return 0
+
+
+def _print_json(rows: Rows) -> None:
+    for row in rows:
+        print(json.dumps(row, default=str))
+    sys.stdout.flush()
+
+
+def _print_table(rows: Rows, columns: Sequence[str]) -> None:
+    """Columns as wide as they need, the last one as it comes."""
+    lines = [[column.replace("_", " ").upper() for column in columns]]
+    lines += [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    for line in lines:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+    sys.stdout.flush()
+
+
+def _cell(value: Any) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return escape(text) or "-"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

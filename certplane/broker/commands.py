@@ -1,0 +1,208 @@
+"""What an operator at the broker's machine may do beside the running broker: read the database, shut identities out.
+
+Each function answers one command with values ready to be shown (`Row`: text, lists of text). A change and its audit
+event are one transaction, so that nobody is shut out without a trace.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from certplane.broker.database import open_store
+from certplane.broker.model import (
+    AuditDecision,
+    AuditEvent,
+    AuditEventType,
+    AuditSeverity,
+    CertificateRecord,
+    DenyEntry,
+)
+from certplane.broker.policy.document import load_policy
+from certplane.broker.settings import BrokerSettings
+from certplane.config.values import canonical_identity_name
+from certplane.errors import OperationError
+from certplane.runtime.clock import Clock, SystemClock
+from certplane.runtime.ids import TimeOrderedIds
+
+__all__ = [
+    "Row",
+    "allow_identity",
+    "audit_tail",
+    "denied_identities",
+    "deny_identity",
+    "identity_entry",
+    "newest_certificates",
+    "policy_rows",
+]
+
+Row = dict[str, Any]
+
+_MAX_REASON = 256
+_SERIAL = re.compile(r"[0-9a-f]{1,40}")
+
+
+def identity_entry(*, name: str, issuer: str, serial_number: str, reason: str = "") -> DenyEntry:
+    """An entry as it is compared with callers: names canonical, serial numbers without colons and leading zeros.
+
+    Args:
+        name: An identity's name, alone.
+        issuer: A certificate's issuer as RFC 4514 writes it, with `serial_number`.
+        serial_number: Hexadecimal, as any tool prints it.
+        reason: Why.
+
+    Raises:
+        ValueError: neither a name nor an issuer with a serial number, or not such values; the text says what.
+    """
+    if bool(name) == bool(issuer or serial_number) or bool(issuer) != bool(serial_number):
+        raise ValueError("give --name, or --issuer and --serial")
+    if len(reason) > _MAX_REASON or not reason.isprintable():
+        raise ValueError(f"--reason must be at most {_MAX_REASON} printable characters")
+    if name:
+        return DenyEntry(name=canonical_identity_name(name), reason=reason)
+    serial = re.sub(r"[\s:]", "", serial_number).lower().removeprefix("0x").lstrip("0") or "0"
+    if _SERIAL.fullmatch(serial) is None:
+        raise ValueError("--serial must be hexadecimal")
+    try:
+        parsed = x509.Name.from_rfc4514_string(issuer).rfc4514_string()
+    except ValueError as error:
+        raise ValueError("--issuer must be a name like `CN=Example Intermediate CA,O=Example` (RFC 4514)") from error
+    return DenyEntry(issuer=parsed, serial_number=serial, reason=reason)
+
+
+async def deny_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Clock | None = None) -> Row:
+    """Shut out what `entry` says; running brokers see it within a second.
+
+    Raises:
+        RefusalError: AUDIT_UNAVAILABLE or STORE_UNAVAILABLE; nothing is changed then.
+    """
+    clock = clock or SystemClock()
+    entry = replace(entry, create_time=clock.now())
+    async with open_store(settings, clock=clock) as stores:
+        await stores.deny_list.deny(entry, [_event(entry, AuditEventType.IDENTITY_DENIED, AuditDecision.DENY, clock)])
+    return _entry_row(entry)
+
+
+async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Clock | None = None) -> Row:
+    """Take back what was denied by an entry of the same name, or issuer and serial.
+
+    Raises:
+        OperationError: there is no such entry.
+        RefusalError: AUDIT_UNAVAILABLE or STORE_UNAVAILABLE; nothing is changed then.
+    """
+    clock = clock or SystemClock()
+    event = _event(entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW, clock)
+    async with open_store(settings, clock=clock) as stores:
+        if not any(_same(entry, other) for other in await stores.deny_list.entries()):
+            raise OperationError("there is no such entry", remedy="`identity list` shows what there is")
+        await stores.deny_list.allow(entry, [event])
+    return _entry_row(entry)
+
+
+async def denied_identities(settings: BrokerSettings) -> list[Row]:
+    """All entries of the deny-list, oldest first."""
+    async with open_store(settings) as stores:
+        return [_entry_row(entry) for entry in await stores.deny_list.entries()]
+
+
+async def newest_certificates(settings: BrokerSettings, limit: int) -> list[Row]:
+    """The newest certificates of all identities, newest first."""
+    async with open_store(settings) as stores:
+        return [_certificate_row(record) for record in await stores.certificates.newest_certificates(limit)]
+
+
+async def audit_tail(settings: BrokerSettings, limit: int) -> list[Row]:
+    """The last audit events, oldest first, as they were recorded."""
+    async with open_store(settings) as stores:
+        return [dict(record) for record in await stores.audit.tail(limit)]
+
+
+def policy_rows(path: Path) -> Row:
+    """What a policy file says: its hash, its profiles, and who has which.
+
+    Raises:
+        ConfigurationError: everything that is wrong with it.
+    """
+    policy = load_policy(path)
+    profiles = [
+        {"profile": profile.name, "type": profile.kind, "dns_names": list(profile.dns_names), "hash": profile.hash}
+        for profile in policy.profiles
+    ]
+    identities = [
+        {
+            "identity": grant.name,
+            "kind": grant.kind.value,
+            "label": grant.label,
+            "profiles": list(grant.profiles),
+            "roles": list(grant.roles),
+        }
+        for grant in policy.grants
+    ]
+    return {"policy_hash": policy.hash, "profiles": profiles, "identities": identities}
+
+
+def _same(entry: DenyEntry, other: DenyEntry) -> bool:
+    return (entry.name, entry.issuer, entry.serial_number) == (other.name, other.issuer, other.serial_number)
+
+
+def _entry_row(entry: DenyEntry) -> Row:
+    return {
+        "name": entry.name,
+        "issuer": entry.issuer,
+        "serial_number": entry.serial_number,
+        "since": _time(entry.create_time),
+        "reason": entry.reason,
+    }
+
+
+def _certificate_row(record: CertificateRecord) -> Row:
+    return {
+        "certificate_id": record.certificate_id,
+        "identity": record.identity,
+        "profile": record.profile,
+        "dns_names": list(record.dns_names),
+        "serial_number": record.serial_number,
+        "issuer": record.issuer,
+        "not_before": _time(record.not_before),
+        "not_after": _time(record.not_after),
+        "renew": _time(record.renew_time),
+        "created": _time(record.create_time),
+        "delivered": _time(record.deliver_time),
+        "revoked": _time(record.revoke_time),
+        "state": "revoked" if record.revoke_time else "delivered" if record.deliver_time else "not delivered",
+    }
+
+
+def _time(time: datetime | None) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}" if time else ""
+
+
+def _event(entry: DenyEntry, event_type: AuditEventType, decision: AuditDecision, clock: Clock) -> AuditEvent:
+    what = entry.name or f"certificate {entry.serial_number} of {entry.issuer}"
+    why = f": {entry.reason}" if entry.reason else ""
+    return AuditEvent(
+        event_id=TimeOrderedIds(clock)(),
+        timestamp=clock.now(),
+        event_type=event_type,
+        severity=AuditSeverity.WARNING,
+        decision=decision,
+        identity=entry.name,
+        reason=f"{what}, by {_operator()}{why}",
+    )
+
+
+def _operator() -> str:
+    """Who gave the command: the login name, and the user behind sudo."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid {os.getuid()}"
+    behind = os.environ.get("SUDO_USER", "")
+    return f"{user} ({behind[:64]})" if behind and behind.isprintable() else user

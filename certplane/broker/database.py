@@ -1,0 +1,117 @@
+"""The broker's database and secrets as broker.yml asks for them, for the broker and for commands beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from certplane.broker.audit import SpillFallback
+from certplane.broker.ports import AuditFallback, Meter, NullMeter, SecretSource
+from certplane.broker.secrets.source import open_secrets
+from certplane.broker.settings import BrokerSettings, StoreDriver
+from certplane.broker.store import Stores, open_stores
+from certplane.errors import ConfigurationError, RefusalError
+from certplane.runtime.clock import Clock, SystemClock
+from certplane.runtime.pool import BlockingPool
+
+__all__ = ["locating", "open_store", "secret_source", "stores"]
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("certplane.broker")
+
+
+def locating(settings: BrokerSettings, make: Callable[[], T]) -> T:
+    """Make an adapter; what it finds wrong with a key is told with the line where that key stands."""
+    try:
+        return make()
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            [
+                problem if problem.file else settings.source.problem(problem.key, problem.message, problem.remedy)
+                for problem in error.problems
+            ]
+        ) from error
+
+
+def secret_source(settings: BrokerSettings, pool: BlockingPool) -> SecretSource:
+    """Where secrets are read; `pool` is where files are.
+
+    Raises:
+        ConfigurationError: the provider isn't supported, or its directory isn't there.
+    """
+    secrets = settings.secrets
+    return locating(
+        settings,
+        lambda: open_secrets(secrets.provider, environ=os.environ, directory=secrets.file.directory, pool=pool),
+    )
+
+
+@asynccontextmanager
+async def stores(
+    settings: BrokerSettings, secrets: SecretSource, clock: Clock, meter: Meter, *, exclusive: bool
+) -> AsyncIterator[Stores]:
+    """The database with its audit mode; `exclusive` is the broker's own use of it.
+
+    Raises:
+        ConfigurationError: the path, URL, password or schema is wrong.
+        OperationError: another broker has the store, it is corrupt, or it can't be reached.
+    """
+    fallback: AuditFallback | None = None
+    if settings.audit.enabled:
+        fallback = SpillFallback(
+            settings.audit.failure_mode.value,
+            settings.spill_path,
+            mirror_to_log=settings.audit.mirror_to_log,
+            meter=meter,
+        )
+    elif exclusive:
+        _logger.warning("audit.enabled is false: nothing that this broker decides is recorded")
+    sqlite = settings.store.driver is StoreDriver.SQLITE
+    async with open_stores(
+        driver=settings.store.driver.value,
+        path=settings.store.path if sqlite else None,
+        url="" if sqlite else await _database_url(settings, secrets),
+        audit=fallback,
+        exclusive=exclusive,
+        clock=clock,
+        meter=meter,
+    ) as opened:
+        yield opened
+
+
+async def _database_url(settings: BrokerSettings, secrets: SecretSource) -> str:
+    """The URL with its password, which the configuration names and doesn't hold."""
+    name = settings.store.password_secret
+    if not name:
+        return settings.store.url
+    try:
+        password = await secrets.read(name)
+    except RefusalError as error:
+        problem = settings.source.problem("store.password_secret", error.refusal.message, "provide the secret")
+        raise ConfigurationError([problem]) from error
+    parts = urlsplit(settings.store.url)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
+
+
+@asynccontextmanager
+async def open_store(settings: BrokerSettings, *, clock: Clock | None = None) -> AsyncIterator[Stores]:
+    """The broker's store for a command beside a running broker: its lock isn't taken, its schema isn't changed.
+
+    Raises:
+        ConfigurationError: the path, URL or schema is wrong.
+        OperationError: the store can't be reached.
+    """
+    clock = clock or SystemClock()
+    pool = BlockingPool("broker-files", 1)
+    try:
+        secrets = secret_source(settings, pool)
+        async with stores(settings, secrets, clock, NullMeter(), exclusive=False) as opened:
+            yield opened
+    finally:
+        pool.close()
