@@ -1,8 +1,9 @@
-"""`python -m certplane.agent`: the same as the command `certplane-agent`."""
+"""`python -m certplane.agent` is `certplane-agent`."""
+
+from __future__ import annotations
 
 import sys
 
 from certplane.agent.cli import main
 
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main())

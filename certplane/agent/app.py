@@ -15,10 +15,10 @@ from certplane.agent.control import ControlServer, FanOut, Outcome
 from certplane.agent.host import IDENTITY, Host
 from certplane.agent.install.activation import ActivationResult, Activator, Reload, command_reload
 from certplane.agent.install.hook import ShellHookRunner
-from certplane.agent.lineage import Activates, Lineage, LineageLife, Obtain
+from certplane.agent.lineage import Activates, Lineage, LineageLife, Obtain, is_well
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
-from certplane.agent.model import HookResult, LineageState
+from certplane.agent.model import HookResult
 from certplane.agent.request import BrokerRequest
 from certplane.agent.settings import KeyRotation
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from certplane.agent.settings import AgentSettings, CertificateSettings
     from certplane.runtime.progress import Progress
 
-__all__ = ["Agent", "is_well", "link", "not_enrolled"]
+__all__ = ["Agent", "link", "not_enrolled"]
 
 _REPORT = Backoff(first=timedelta(seconds=10), most=timedelta(minutes=30), floor=timedelta(seconds=1))
 _IDENTITY_REASONS = frozenset(
@@ -119,19 +119,16 @@ class Agent:
             raise errors[0]
         return statuses
 
-    async def renew(self, name: str) -> Outcome:
-        """Renew one certificate now.
+    async def renew(self, name: str) -> bool:
+        """Renew one certificate now; whether a new version is in use. `progress` has been told why not.
 
         Raises:
             CertplaneError: this host isn't enrolled, or its state can't be read or written.
         """
-        life = self._certificates.get(name)
-        if life is None:
-            return _unknown(name, self._certificates)
         await self._start()
         await self._identity.settle()
         before = await self._newest(name)
-        return await self._outcome(name, before, await life.settle(forced=True))
+        return self._is_renewed(name, before, await self._certificates[name].settle(forced=True))
 
     async def close(self) -> None:
         """End the channel."""
@@ -207,30 +204,31 @@ class Agent:
             await self._broker.report_enrollment(self._in_use.serial_number)
 
     async def _renew_while_running(self, name: str) -> Outcome:
+        """`renew` for the control socket, which hears of `progress`."""
         life = self._certificates.get(name)
         if life is None:
-            return _unknown(name, self._certificates)
+            self._progress.failed(name, "the agent that runs has no certificate of that name; restart it")
+            return Outcome(ok=False, text="unknown")
         before = await self._newest(name)
         try:
-            return await self._outcome(name, before, await life.renew_now())
+            status = await life.renew_now()
         except CertplaneError as error:
+            self._progress.failed(name, str(error))
             return Outcome(ok=False, text=str(error))
+        renewed = self._is_renewed(name, before, status)
+        return Outcome(ok=renewed, text="renewed" if renewed else status.last_error)
 
     async def _newest(self, name: str) -> int:
         versions = await self._host.disk.run(self._host.certificates[name].versions.versions)
         return versions[-1].number if versions else 0
 
-    async def _outcome(self, name: str, before: int, status: LineageStatus) -> Outcome:
-        if status.confirmed_version is not None and status.confirmed_version > before:
-            return Outcome(ok=True, text=f"{name} is renewed: version {status.confirmed_version} is in use")
-        if status.state is LineageState.REQUESTING:
-            return Outcome(
-                ok=False, text=f"{name}: the order is still under way; `certplane-agent status` shows its end"
-            )
-        if status.last_error:
-            return Outcome(ok=False, text=f"{name}: {status.last_error}")
-        when = "" if status.retry_time is None else f" before {status.retry_time:%Y-%m-%d %H:%M:%S} UTC"
-        return Outcome(ok=False, text=f"{name} can't be renewed{when}: the broker or the CA asked to wait")
+    def _is_renewed(self, name: str, before: int, status: LineageStatus) -> bool:
+        if is_well(status) and status.confirmed_version is not None and status.confirmed_version > before:
+            return True
+        if is_well(status) and status.retry_time is not None:
+            text = f"not renewed: the broker or the CA asked to wait until {status.retry_time:%Y-%m-%d %H:%M:%S} UTC"
+            self._progress.failed(name, text)
+        return False
 
     def _certificate(self, settings: CertificateSettings, lineage: Lineage) -> LineageLife:
         reload = None
@@ -301,19 +299,9 @@ def link(settings: AgentSettings, host: Host) -> GrpcBroker:
     )
 
 
-def is_well(status: LineageStatus) -> bool:
-    """Whether a lineage has what it should have and nothing that failed waits for another try."""
-    return status.state is LineageState.WAITING and not status.failures and not status.activation_failures
-
-
 def not_enrolled(settings: AgentSettings) -> OperationError:
     """The error for a host without an identity."""
     return OperationError(
         f"this host isn't enrolled: there is no identity {settings.identity.name} in {settings.state_dir}",
         remedy="get a one-time token and run `certplane-agent enroll`",
     )
-
-
-def _unknown(name: str, known: Mapping[str, object]) -> Outcome:
-    names = ", ".join(sorted(known)) or "none"
-    return Outcome(ok=False, text=f"no certificate is named {name!r}; agent.yml has: {names}")

@@ -21,7 +21,6 @@ from certplane.errors import CertplaneError, ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
-    from certplane.agent.control import Outcome
     from certplane.agent.host import Host
     from certplane.agent.settings import AgentSettings
     from certplane.config.values import LogLevel
@@ -31,6 +30,9 @@ __all__ = ["main"]
 
 _DEFAULT_CONFIG = Path("/etc/certplane/agent.yml")
 _OK, _FAILED, _MISUSED = 0, 1, 2
+
+_SHOWN_LOGGERS = ("certplane.agent.lineage", "certplane.agent.install.activation")
+"""Their lines say what the display of a command says too."""
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +135,8 @@ async def _daemon(host: Host) -> int:
 
 
 async def _run_once(_: argparse.Namespace, host: Host, progress: Progress) -> int:
-    from certplane.agent.app import Agent, is_well  # noqa: PLC0415 - as in `main`
+    from certplane.agent.app import Agent  # noqa: PLC0415 - as in `main`
+    from certplane.agent.lineage import is_well  # noqa: PLC0415
 
     with host.lock():
         agent = Agent(host, progress)
@@ -141,10 +144,7 @@ async def _run_once(_: argparse.Namespace, host: Host, progress: Progress) -> in
             statuses = await agent.run_once()
         finally:
             await agent.close()
-    ill = [status for status in statuses.values() if not is_well(status)]
-    for status in ill:
-        progress.failed(status.name, status.last_error or f"is still {status.state}")
-    return _FAILED if ill else _OK
+    return _OK if all(is_well(status) for status in statuses.values()) else _FAILED
 
 
 async def _enroll(options: argparse.Namespace, host: Host, progress: Progress) -> int:
@@ -161,19 +161,18 @@ async def _renew(options: argparse.Namespace, host: Host, progress: Progress) ->
         remedy = f"use one of: {', '.join(host.certificates) or 'none'}"
         raise ConfigurationError([host.settings.source.problem("certificates", message, remedy)])
     try:
-        outcome = await _renew_here(options.name, host, progress)
+        renewed = await _renew_here(options.name, host, progress)
     except StateLockedError as locked:
         from certplane.agent.control import ask  # noqa: PLC0415
 
         answer = await ask(host.state_dir, {"command": "renew", "name": options.name}, progress)
         if answer is None:  # not an agent that runs, but another command, or one that is only starting
             raise locked from None
-        outcome = answer
-    (progress.done if outcome.ok else progress.failed)(options.name, outcome.text)
-    return _OK if outcome.ok else _FAILED
+        renewed = answer.ok
+    return _OK if renewed else _FAILED
 
 
-async def _renew_here(name: str, host: Host, progress: Progress) -> Outcome:
+async def _renew_here(name: str, host: Host, progress: Progress) -> bool:
     from certplane.agent.app import Agent  # noqa: PLC0415 - as in `main`
 
     with host.lock():
@@ -248,6 +247,8 @@ def _display(options: argparse.Namespace, settings: AgentSettings, host: Host) -
     from certplane.config.values import LogLevel  # noqa: PLC0415
 
     _log(settings, LogLevel.WARNING if settings.logging.level is LogLevel.INFO else settings.logging.level)
+    for name in _SHOWN_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return open_progress(host.clock, as_json=options.json)
 
 
@@ -255,7 +256,3 @@ def _log(settings: AgentSettings, level: LogLevel) -> None:
     from certplane.runtime.logging import setup  # noqa: PLC0415 - as in `main`
 
     setup(level.value, settings.logging.format.value, settings.logging.destination.value)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

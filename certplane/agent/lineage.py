@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from certplane.runtime.pool import BlockingPool
     from certplane.runtime.progress import Progress
 
-__all__ = ["Activates", "Lineage", "LineageLife", "Obtain", "OrderFailedError", "OrderUnderWayError"]
+__all__ = ["Activates", "Lineage", "LineageLife", "Obtain", "OrderFailedError", "OrderUnderWayError", "is_well"]
 
 _AFTER_DISK_ERROR = timedelta(minutes=1)
 _AFTER_FAULT = timedelta(minutes=5)
@@ -203,10 +203,12 @@ class LineageLife:
         Raises:
             CertplaneError: the status can't be read or written.
         """
-        for _ in range(_MOST_STEPS):
+        for number in range(_MOST_STEPS):
             plan, status = await self._advance(forced=forced)
             forced = False
             if isinstance(plan.step, Wait):
+                if number == 0 and not is_well(status):
+                    self._still_ill(plan.step, status)
                 return status
             if isinstance(plan.step, Request) and status.state is LineageState.REQUESTING:
                 return status  # still under way at the broker
@@ -259,7 +261,8 @@ class LineageLife:
                 await self._lineage.disk.run(self._lineage.keys.abandon)
             version = await self._obtain(request)
         except OrderUnderWayError as error:
-            logger.info("%s: %s", self.name, error)
+            logger.warning("%s: %s", self.name, error)
+            self._progress.failed(self.name, str(error))
             return status
         except CertplaneError as error:
             return await self._request_failed(error, facts, status)
@@ -285,6 +288,12 @@ class LineageLife:
             self._progress.done(self.name, f"version {version.number} is in use until {_text(version.not_after)}")
         return result.status
 
+    def _still_ill(self, wait: Wait, status: LineageStatus) -> None:
+        """Nothing was tried, since what failed before waits for its time: say so once more."""
+        text = f"{status.last_error or 'it'} (waits until {_text(wait.until)})"
+        logger.error("%s: %s", self.name, text)
+        self._progress.failed(self.name, text)
+
     def _settle_with(self, result: LineageStatus | Exception) -> None:
         for future in self._settled:
             if future.done():
@@ -305,6 +314,11 @@ class LineageLife:
             sleep.cancel()
             woken.cancel()
             self._woken.clear()
+
+
+def is_well(status: LineageStatus) -> bool:
+    """Whether a lineage has what it should have and nothing that failed waits for another try."""
+    return status.state is LineageState.WAITING and not status.failures and not status.activation_failures
 
 
 def _text(time: datetime | None) -> str:

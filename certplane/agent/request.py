@@ -8,6 +8,7 @@ and names before it is stored.
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ ORDER_PATIENCE = timedelta(minutes=10)
 """How long one step follows an order: DNS records take minutes to be seen everywhere, and a queue at the CA more."""
 
 _POLL = Backoff(first=timedelta(seconds=2), most=timedelta(seconds=30), floor=timedelta(seconds=1))
-_ISSUED, _FAILED = "ISSUED", "FAILED"
+_ENDED = ("ISSUED", "FAILED")
 _STATES = {
     "PENDING": "the order waits for its turn",
     "AUTHORIZED": "the CA has accepted the order",
@@ -131,24 +132,23 @@ class BrokerRequest:
         """The order's certificate, once it is there."""
         until = self._clock.monotonic() + ORDER_PATIENCE.total_seconds()
         failures = 0
-        while order.state not in (_ISSUED, _FAILED):
+        while order.state not in _ENDED:
             left = timedelta(seconds=until - self._clock.monotonic())
             if left <= timedelta():
-                raise OrderUnderWayError(f"order {order.order_id} is still {order.state} at the broker")
-            self._progress.step(self._lineage.name, _STATES.get(order.state, order.state))
+                text = f"order {order.order_id} is still {order.state} at the broker; the next run goes on with it"
+                raise OrderUnderWayError(text)
+            self._show(order)
             try:
-                seen = await self._next_state(order, left)
+                order = await self._watched(order, left)
                 failures = 0
-                if seen.state == order.state:  # a watch that ended early; one that was refused would end in an error
-                    await self._clock.sleep(min(_POLL.wait(1, self._rng), left))
-                order = seen
             except CertplaneError as error:
                 if isinstance(error, RefusalError) and error.refusal.reason is Reason.ORDER_NOT_FOUND:
                     raise
                 failures += 1
                 logger.info("%s: order %s can't be followed: %s", self._lineage.name, order.order_id, error)
-                await self._clock.sleep(min(_POLL.wait(failures, self._rng), left))
-        if order.certificate is not None and order.state == _ISSUED:
+            if order.state not in _ENDED:  # the watch ended early, as when the broker is restarted
+                await self._clock.sleep(min(_POLL.wait(failures + 1, self._rng), left))
+        if order.certificate is not None:
             return order.certificate
         if order.error is None:
             raise OperationError(
@@ -157,16 +157,18 @@ class BrokerRequest:
             )
         raise OrderFailedError(RefusalError.of(order.error), order.retry_time)
 
-    async def _next_state(self, order: OrderView, left: timedelta) -> OrderView:
-        """The order when it has another state, or when the watch ends."""
-        watch = self._orders.watch_order(order.order_id, left)
-        try:
-            async for seen in watch:
+    async def _watched(self, order: OrderView, left: timedelta) -> OrderView:
+        """The order when it has ended, or as it is when the watch has."""
+        async with aclosing(self._orders.watch_order(order.order_id, left)) as states:
+            async for seen in states:
                 if seen.state != order.state:
-                    return seen
-        finally:
-            await watch.aclose()
-        return await self._broker.get_order(order.order_id)
+                    self._show(seen)
+                order = seen
+        return order
+
+    def _show(self, order: OrderView) -> None:
+        if order.state not in _ENDED:
+            self._progress.step(self._lineage.name, _STATES.get(order.state, order.state))
 
     async def _stage(self, issued: IssuedCertificate, pending: PendingRequest) -> Version:
         check_issued_chain(

@@ -115,12 +115,23 @@ class HostIdentity:
             OperationError: an `EnrollmentError` that says what to do; or the disk refuses.
         """
         if self._clock.now() >= current.not_after:
-            logger.warning(
-                "the identity expired at %s; asking the CA to renew it all the same", _text(current.not_after)
-            )
-            return await self._renew_same_key(current, self._authority.recover)
+            return await self._recover(current)
+        if self._rekey:
+            return await self._renew_new_key(current)
+        return await self._renew_same_key(current, self._authority.renew)
+
+    async def _recover(self, expired: Version) -> Version:
+        logger.warning("the identity expired at %s; asking the CA to renew it all the same", _text(expired.not_after))
+        recovered = await self._renew_same_key(expired, self._authority.recover)
         if not self._rekey:
-            return await self._renew_same_key(current, self._authority.renew)
+            return recovered
+        try:
+            return await self._renew_new_key(recovered)  # the old key has had its time
+        except OperationError as error:
+            logger.warning("the identity is renewed, but keeps its key for now: %s", error)
+            return recovered
+
+    async def _renew_new_key(self, current: Version) -> Version:
         pending = await self._begin("identity", reuse_key=False)
         return await uninterrupted(self._obtain("identity", self._authority.rekey(current, pending.csr_pem)))
 
