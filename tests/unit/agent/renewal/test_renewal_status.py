@@ -1,0 +1,311 @@
+"""How a status changes, and how long failures wait."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certplane.agent.model import LineageState, LineageStatus, Version
+from certplane.agent.renewal.failures import Failure, FailureKind, failure_of, is_final_for_key, request_backoff
+from certplane.agent.renewal.plan import Activate, Plan, RenewReason, Request, Wait
+from certplane.agent.renewal.status import (
+    activated,
+    activating,
+    activation_failed,
+    new_status,
+    planned,
+    reloading,
+    request_failed,
+    request_succeeded,
+    requesting,
+    settle_clock,
+)
+from certplane.errors import (
+    CertplaneError,
+    ConfigurationError,
+    OperationError,
+    ProblemDocument,
+    Reason,
+    Refusal,
+    RefusalError,
+)
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+ACME = "urn:ietf:params:acme:error:"
+
+
+def version(number: int = 1, left: timedelta = 30 * DAY) -> Version:
+    return Version(number, Path("/nowhere"), ("a",), "1", "f" * 64, NOW - 60 * DAY, NOW + left)
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_has_its_patience(reason: Reason) -> None:
+    """Whatever a broker says, the agent knows how long to wait."""
+    failure = failure_of(RefusalError(reason, "because"), NOW)
+    assert failure.message == f"{reason}: because"
+    assert failure.kind in FailureKind
+    assert failure.retry_time is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        pytest.param(OperationError("no connection"), FailureKind.UNREACHABLE, id="no connection"),
+        pytest.param(ConfigurationError([]), FailureKind.UNREACHABLE, id="anything else"),
+        pytest.param(RefusalError(Reason.DRAINING, ""), FailureKind.UNREACHABLE, id="broker stops"),
+        pytest.param(RefusalError(Reason.RATE_LIMITED, ""), FailureKind.LIMITED, id="our limit"),
+        pytest.param(RefusalError(Reason.ISSUER_RATE_LIMITED, ""), FailureKind.LIMITED, id="the CA's limit"),
+        pytest.param(RefusalError(Reason.PROFILE_NOT_ALLOWED, ""), FailureKind.REFUSED, id="policy"),
+        pytest.param(RefusalError(Reason.ISSUER_REJECTED, ""), FailureKind.REJECTED, id="the CA"),
+        pytest.param(Refusal(Reason.DNS_REJECTED, ""), FailureKind.REJECTED, id="a failed order's refusal"),
+    ],
+)
+def test_failures_are_of_a_kind(cause: CertplaneError | Refusal, kind: FailureKind) -> None:
+    """Who can end a failure decides how long it waits."""
+    assert failure_of(cause, NOW).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("after", "told", "retry_time"),
+    [
+        pytest.param(None, None, None, id="nobody said"),
+        pytest.param(HOUR, None, NOW + HOUR, id="the refusal's"),
+        pytest.param(None, NOW + DAY, NOW + DAY, id="the order's"),
+        pytest.param(HOUR, NOW + DAY, NOW + DAY, id="the later: the order's"),
+        pytest.param(DAY, NOW + HOUR, NOW + DAY, id="the later: the refusal's"),
+    ],
+)
+def test_retry_time_is_the_latest_that_was_said(
+    after: timedelta | None, told: datetime | None, retry_time: datetime | None
+) -> None:
+    """A refusal's span counts from its arrival; of several the latest binds."""
+    assert failure_of(Refusal(Reason.RATE_LIMITED, "", after), NOW, told).retry_time == retry_time
+    assert failure_of(OperationError("", retry_after=after), NOW, told).retry_time == retry_time
+
+
+@pytest.mark.parametrize(
+    ("refusal", "final"),
+    [
+        pytest.param(Refusal(Reason.KEY_REUSED, ""), True, id="the key was seen elsewhere"),
+        pytest.param(Refusal(Reason.KEY_WEAK, ""), True, id="the key is weak"),
+        pytest.param(Refusal(Reason.CSR_INVALID, ""), True, id="the CSR is wrong"),
+        pytest.param(
+            Refusal(Reason.ISSUER_REJECTED, "", problems=(ProblemDocument(f"{ACME}badPublicKey", ""),)),
+            True,
+            id="the CA won't have the key",
+        ),
+        pytest.param(
+            Refusal(Reason.ISSUER_REJECTED, "", problems=(ProblemDocument(f"{ACME}badCSR", ""),)),
+            True,
+            id="nor the CSR",
+        ),
+        pytest.param(
+            Refusal(Reason.ISSUER_REJECTED, "", problems=(ProblemDocument(f"{ACME}caa", ""),)), False, id="CAA"
+        ),
+        pytest.param(Refusal(Reason.NAMES_NOT_ALLOWED, ""), False, id="policy may change"),
+        pytest.param(Refusal(Reason.IDENTITY_EXPIRED, ""), False, id="the identity may be renewed"),
+    ],
+)
+def test_key_is_given_up_only_when_it_can_never_succeed(refusal: Refusal, final: bool) -> None:
+    """A retry sends the same CSR, unless the CSR itself is what was refused."""
+    assert is_final_for_key(refusal) == final
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "shortest", "longest"),
+    [
+        pytest.param(FailureKind.UNREACHABLE, 30 * DAY, 5 * SECOND, 30 * MINUTE, id="unreachable"),
+        pytest.param(FailureKind.UNREACHABLE, 6 * HOUR, 5 * SECOND, 15 * MINUTE, id="unreachable, hours left"),
+        pytest.param(FailureKind.UNREACHABLE, -DAY, 5 * SECOND, 2 * MINUTE, id="unreachable, expired"),
+        pytest.param(FailureKind.LIMITED, 30 * DAY, 10 * MINUTE, DAY, id="limited"),
+        pytest.param(FailureKind.LIMITED, 3 * DAY, 10 * MINUTE, 3 * HOUR, id="limited, short-lived"),
+        pytest.param(FailureKind.REFUSED, 30 * DAY, MINUTE, 6 * HOUR, id="refused"),
+        pytest.param(FailureKind.REJECTED, 30 * DAY, 15 * MINUTE, DAY, id="rejected"),
+        pytest.param(FailureKind.REJECTED, -DAY, 15 * MINUTE, 30 * MINUTE, id="rejected, expired"),
+    ],
+)
+def test_waits_fit_the_failure_and_the_life_that_is_left(
+    kind: FailureKind, left: timedelta, shortest: timedelta, longest: timedelta
+) -> None:
+    """Waits grow to a ceiling by kind, which shrinks with the life that is left, never below the kind's floor."""
+    backoff = request_backoff(kind, version(left=left), NOW)
+    assert backoff.ceiling(50) == longest
+    waits = [backoff.wait(failures, random.Random(failures)) for failures in range(1, 60)]
+    assert min(waits) >= shortest
+    assert max(waits) <= longest
+    assert max(waits) > longest * 0.8
+
+
+def test_ca_that_rejects_is_not_asked_five_times_an_hour() -> None:
+    """Let's Encrypt allows five failed validations per name and hour: the shortest waits make four."""
+    assert 5 * request_backoff(FailureKind.REJECTED, None, NOW).floor > HOUR
+
+
+def test_short_certificate_still_gets_its_tries() -> None:
+    """With half of six days left, a CA that is down for a day costs at most a third of what is left."""
+    backoff = request_backoff(FailureKind.LIMITED, version(left=3 * DAY), NOW)
+    assert backoff.ceiling(99) * 24 <= 3 * DAY
+
+
+def test_failed_request_says_when_it_may_be_repeated() -> None:
+    """A failure counts, and keeps the cause and both waiting times."""
+    failure = Failure(FailureKind.LIMITED, "ISSUER_RATE_LIMITED: too many", NOW + 2 * DAY)
+    failed = request_failed(new_status("www", NOW), failure, NOW, random.Random(1), None)
+    assert failed.state is LineageState.FAILED
+    assert (failed.failures, failed.last_error) == (1, "ISSUER_RATE_LIMITED: too many")
+    assert failed.retry_time == failed.next_attempt_time == NOW + 2 * DAY
+    again = request_failed(failed, Failure(FailureKind.UNREACHABLE, "no connection"), NOW, random.Random(1), None)
+    assert (again.failures, again.retry_time) == (2, None)
+    assert again.next_attempt_time is not None
+    assert NOW < again.next_attempt_time <= NOW + MINUTE
+
+
+@given(
+    kind=st.sampled_from(FailureKind),
+    failures=st.integers(0, 1000),
+    told=st.none() | st.timedeltas(-DAY, 30 * DAY),
+    left=st.none() | st.timedeltas(-30 * DAY, 90 * DAY),
+    seed=st.integers(0, 99),
+)
+def test_no_wait_is_shorter_than_what_was_said(
+    kind: FailureKind, failures: int, told: timedelta | None, left: timedelta | None, seed: int
+) -> None:
+    """The next attempt is after now, and never before the time that the CA named."""
+    retry_time = None if told is None else NOW + told
+    newest = None if left is None else version(left=left)
+    before = replace(new_status("www", NOW), failures=failures)
+    failed = request_failed(before, Failure(kind, "", retry_time), NOW, random.Random(seed), newest)
+    assert failed.next_attempt_time is not None
+    assert failed.next_attempt_time > NOW
+    assert retry_time is None or failed.next_attempt_time >= retry_time
+
+
+def test_success_forgets_every_failure() -> None:
+    """A certificate that came ends all waiting, also that of an older version's activation."""
+    failed = replace(
+        new_status("www", NOW),
+        failures=3,
+        last_error="no",
+        retry_time=NOW + DAY,
+        next_attempt_time=NOW + DAY,
+        activation_failures=4,
+        next_activation_time=NOW + DAY,
+        rejected_version=1,
+        confirmed_version=0,
+    )
+    status = request_succeeded(failed, version(2), NOW + HOUR)
+    assert (status.failures, status.last_error, status.retry_time, status.next_attempt_time) == (0, "", None, None)
+    assert (status.activation_failures, status.next_activation_time) == (0, None)
+    assert status.confirmed_version == 0
+    assert status.update_time == NOW + HOUR
+
+
+def test_life_of_a_certificate_is_told() -> None:
+    """From request to confirmation each state is what `status` shows."""
+    rng = random.Random(1)
+    status = requesting(new_status("www", NOW), RenewReason.FIRST, NOW)
+    assert (status.state, status.renew_reason) == (LineageState.REQUESTING, "there is none yet")
+    status = request_succeeded(status, version(), NOW)
+    status = activating(status, NOW, rng)
+    assert status.state is LineageState.INSTALLING
+    status = reloading(status, NOW)
+    assert status.state is LineageState.RELOADING
+    done = activated(status, version(), NOW)
+    assert (done.state, done.confirmed_version, done.renew_reason) == (LineageState.WAITING, 1, "")
+    failed = activation_failed(status, "the reload failed", NOW, rng, rejected_version=1, current=None)
+    assert (failed.state, failed.rejected_version, failed.last_error) == (
+        LineageState.DEGRADED,
+        1,
+        "the reload failed",
+    )
+    assert failed.activation_failures == 1
+    assert failed.next_activation_time is not None
+    assert NOW + 20 * SECOND <= failed.next_activation_time <= NOW + MINUTE
+
+
+def test_activation_waits_are_a_share_of_the_shown_certificates_life() -> None:
+    """A certificate that is about to end makes the next activation come soon."""
+    counted = replace(new_status("www", NOW), activation_failures=40)
+    for left, longest in ((30 * DAY, 6 * HOUR), (DAY, HOUR), (-DAY, 5 * MINUTE)):
+        waits = []
+        for seed in range(40):
+            failed = activation_failed(
+                counted, "", NOW, random.Random(seed), rejected_version=None, current=version(left=left)
+            )
+            assert failed.next_activation_time is not None
+            waits.append(failed.next_activation_time - NOW)
+        assert longest * 0.7 < max(waits) <= longest
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "state", "reason"),
+    [
+        pytest.param({}, Wait(NOW + DAY), LineageState.WAITING, "", id="nothing to do"),
+        pytest.param(
+            {}, Request(RenewReason.DUE, None), LineageState.DUE, "its renewal time has come", id="about to ask"
+        ),
+        pytest.param(
+            {"failures": 1, "state": LineageState.FAILED},
+            Wait(NOW + DAY, RenewReason.FIRST),
+            LineageState.FAILED,
+            "there is none yet",
+            id="failed and waiting",
+        ),
+        pytest.param(
+            {}, Wait(NOW + DAY, RenewReason.DUE), LineageState.DUE, "its renewal time has come", id="held back"
+        ),
+        pytest.param(
+            {"activation_failures": 1, "rejected_version": 2, "state": LineageState.DEGRADED},
+            Wait(NOW + DAY),
+            LineageState.DEGRADED,
+            "",
+            id="not activated",
+        ),
+        pytest.param(
+            {"state": LineageState.INSTALLING}, Activate(version()), LineageState.INSTALLING, "", id="activating"
+        ),
+    ],
+)
+def test_plan_is_shown(
+    before: dict[str, object], step: Wait | Request | Activate, state: LineageState, reason: str
+) -> None:
+    """`status` shows what is planned and why; a plan that changes nothing is not written again."""
+    status = replace(new_status("www", NOW), **before)  # type: ignore[arg-type]  # a test's shorthand
+    shown = planned(status, Plan(step, NOW + DAY, overdue=False), NOW + HOUR)
+    assert (shown.state, shown.renew_reason, shown.renew_time) == (state, reason, NOW + DAY)
+    assert planned(shown, Plan(step, NOW + DAY, overdue=False), NOW + 2 * HOUR) is shown
+
+
+@pytest.mark.parametrize("back", [2 * MINUTE, HOUR, 400 * DAY])
+def test_record_from_the_future_keeps_its_waits(back: timedelta) -> None:
+    """A clock that was set back moves every waiting time with it: none grows, none is lost."""
+    status = LineageStatus(
+        "www",
+        LineageState.FAILED,
+        NOW,
+        renew_time=NOW + 9 * DAY,
+        next_attempt_time=NOW + HOUR,
+        retry_time=NOW + 2 * HOUR,
+        next_activation_time=NOW + 3 * HOUR,
+    )
+    moved = settle_clock(status, NOW - back)
+    assert moved.update_time == NOW - back
+    assert moved.next_attempt_time == NOW - back + HOUR
+    assert moved.retry_time == NOW - back + 2 * HOUR
+    assert moved.next_activation_time == NOW - back + 3 * HOUR
+    assert moved.renew_time == status.renew_time
+    assert settle_clock(moved, NOW - back) is moved
+
+
+@pytest.mark.parametrize("ahead", [-MINUTE + SECOND, timedelta(), DAY, 4000 * DAY])
+def test_record_from_the_past_is_left_alone(ahead: timedelta) -> None:
+    """Time that went on, or a clock that NTP corrects by a little, changes no record."""
+    status = replace(new_status("www", NOW), retry_time=NOW + HOUR)
+    assert settle_clock(status, NOW + ahead) is status
