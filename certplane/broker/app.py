@@ -43,7 +43,7 @@ from certplane.broker.services.server import BrokerServer, PortError
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.store import Stores
-from certplane.broker.telemetry import PrometheusMeter, serve_metrics
+from certplane.broker.telemetry import MetricsListener, PrometheusMeter
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
@@ -85,6 +85,7 @@ class Broker:
     reloader: Reloader
     metrics: Metrics
     authority: RegistrationAuthority
+    metrics_listener: MetricsListener | None = None
 
     @property
     def port(self) -> int:
@@ -203,8 +204,10 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             CertificateServicer(authority, clock),
         )
+        listener = None
         if settings.metrics.address is not None:
-            stack.callback(serve_metrics(settings.metrics.address, metrics.registry))
+            listener = MetricsListener(settings.metrics.address, metrics.registry)
+            stack.callback(listener.close)
         reloader = Reloader(
             trust=trust,
             files=prepared.trust_files,
@@ -216,7 +219,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             new_event_id=new_event_id,
         )
-        broker = Broker(settings, server, stores, trust, reloader, metrics, authority)
+        broker = Broker(settings, server, stores, trust, reloader, metrics, authority, listener)
         await authority.start()
         stack.push_async_callback(_stop, broker, clock, new_event_id)
         await server.start()

@@ -17,7 +17,7 @@ from certplane.broker.issuance.measures import MEASURES, Measure
 from certplane.config.values import ListenAddress
 from certplane.errors import OperationError
 
-__all__ = ["PrometheusMeter", "serve_metrics"]
+__all__ = ["MetricsListener", "PrometheusMeter"]
 
 T = TypeVar("T")
 
@@ -92,22 +92,25 @@ class PrometheusMeter:
             return made[name]
 
 
-def serve_metrics(address: ListenAddress, registry: CollectorRegistry) -> Callable[[], None]:
-    """Serve `registry` at `/metrics` on a thread of its own; returns what stops it.
+class MetricsListener:
+    """Serves a registry at `/metrics` on a thread of its own until it is closed."""
 
-    Raises:
-        OperationError: the address can't be listened on.
-    """
-    try:
-        server, thread = start_http_server(address.port, address.host or "::", registry)
-    except OSError as error:
-        raise OperationError(
-            f"can't serve metrics on {address}: {error.strerror or error}", remedy="change metrics.address"
-        ) from error
+    def __init__(self, address: ListenAddress, registry: CollectorRegistry) -> None:
+        """Listen.
 
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        Raises:
+            OperationError: the address can't be listened on.
+        """
+        try:
+            self._server, self._thread = start_http_server(address.port, address.host or "::", registry)
+        except OSError as error:
+            raise OperationError(
+                f"can't serve metrics on {address}: {error.strerror or error}", remedy="change metrics.address"
+            ) from error
+        self.port = int(self._server.server_port)
 
-    return stop
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

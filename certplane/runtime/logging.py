@@ -31,7 +31,8 @@ request_id: ContextVar[str] = ContextVar("certplane_request_id", default="")
 """The call that is being served; empty outside of calls."""
 
 _TAMED: Final = (
-    "acme", "alembic", "asyncio", "cloudflare", "grpc", "httpcore", "httpx", "josepy", "requests", "sqlalchemy", "urllib3"
+    "acme", "alembic", "asyncio", "cloudflare", "grpc", "httpcore", "httpx", "josepy", "requests", "sqlalchemy",
+    "urllib3",
 )  # fmt: skip
 """acme and cloudflare log request bodies at DEBUG; the others announce every connection, statement or plugin."""
 
