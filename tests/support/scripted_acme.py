@@ -316,6 +316,8 @@ class _Server(LoopbackServer):
 
 
 class _Handler(LoopbackHandler):
+    disable_nagle_algorithm = True  # head and body are two writes: the second would wait 40 ms for the peer's ACK
+
     def reply(self, method: str) -> None:
         cast("_Server", self.server).ca.reply(self, method)
 

@@ -12,6 +12,7 @@ every host has IPv6.
 
 from __future__ import annotations
 
+import ipaddress
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PropagationCheck"]
 
-_ASK_TIMEOUT = timedelta(seconds=5)
+_ASK_TIMEOUT = timedelta(seconds=3)
+_LEAST_ASK = timedelta(milliseconds=250)
+"""No look begins with less time than this: it would find nothing out, and hide what the one before found."""
 _LOOKUP_TIMEOUT = timedelta(seconds=10)
-_DNS_PORT = 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class _Server:
 
     name: str
     addresses: tuple[str, ...]
-    port: int = _DNS_PORT
+    port: int
 
 
 class PropagationCheck:
@@ -68,6 +70,7 @@ class PropagationCheck:
         settle: timedelta = timedelta(),
         nameservers: Sequence[HostPort] = (),
         resolvers: Sequence[HostPort] = (),
+        port: int = 53,
     ) -> None:
         """Set it up; nothing is sent.
 
@@ -77,12 +80,13 @@ class PropagationCheck:
             settle: wait after all servers have shown the records.
             nameservers: authoritative servers to ask instead of the zone's NS set.
             resolvers: recursive servers (addresses) that know the NS set; those of the system when empty.
+            port: where the servers of an NS set listen; another one only in a laboratory.
 
         Raises:
             ConfigurationError: the system has no resolver, or one of `resolvers` isn't an address.
         """
         self._timeout, self._interval, self._settle = timeout, interval, settle
-        self._nameservers = tuple(nameservers)
+        self._nameservers, self._port = tuple(nameservers), port
         self._resolver = None if nameservers else _resolver(resolvers)
 
     async def wait(self, records: Sequence[TxtRecord], deadline: Deadline) -> None:
@@ -111,7 +115,7 @@ class PropagationCheck:
                     return
             except NoDnsAnswerError as error:
                 lacking = str(error)
-            if not await deadline.sleep(self._interval):
+            if deadline.left < self._interval + _LEAST_ASK or not await deadline.sleep(self._interval):
                 raise RefusalError(Reason.DNS_UNAVAILABLE, f"the TXT record at {name} isn't visible: {lacking}")
 
     async def _lacking(self, server: _Server, name: str, values: frozenset[str], deadline: Deadline) -> str:
@@ -178,7 +182,7 @@ class PropagationCheck:
             return [str(record.address) for record in answer]
 
         found = await all_of(look_up(kind) for kind in (dns.rdatatype.A, dns.rdatatype.AAAA))
-        return _Server(target.rstrip("."), tuple(address for addresses in found for address in addresses))
+        return _Server(target.rstrip("."), tuple(address for addresses in found for address in addresses), self._port)
 
 
 def _resolver(resolvers: Sequence[HostPort]) -> dns.asyncresolver.Resolver:
@@ -186,7 +190,10 @@ def _resolver(resolvers: Sequence[HostPort]) -> dns.asyncresolver.Resolver:
     try:
         resolver = dns.asyncresolver.Resolver(configure=not resolvers)
         if resolvers:
-            resolver.nameservers = [dns.nameserver.Do53Nameserver(server.host, server.port) for server in resolvers]
+            resolver.nameservers = [
+                dns.nameserver.Do53Nameserver(str(ipaddress.ip_address(server.host)), server.port)
+                for server in resolvers
+            ]
     except (dns.resolver.NoResolverConfiguration, ValueError) as error:
         problem = ConfigurationProblem("", None, key, "no resolver can be used", "name addresses of resolvers")
         raise ConfigurationError([problem]) from error

@@ -1,0 +1,284 @@
+"""Every authoritative server is asked, and believed only when it is authoritative and readable."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import struct
+from datetime import timedelta
+
+import dns.flags
+import dns.message
+import dns.rrset
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certplane.broker.issuers.attempts import Deadline
+from certplane.broker.issuers.dns.dns_messages import MALFORMED, alias_in, lacking_txt, name_of
+from certplane.broker.issuers.dns.propagation import PropagationCheck
+from certplane.broker.model import TxtRecord
+from certplane.config.values import HostPort
+from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
+from certplane.runtime.clock import SystemClock
+from certplane.sandbox.dns import SandboxDnsServer
+from tests.support.scripted_dns import ScriptedDns
+
+NAME = "_acme-challenge.certplane.test"
+RECORD = TxtRecord("certplane.test", NAME, "wanted")
+OTHER = TxtRecord("certplane.test", NAME, "wanted too")
+DEEP = TxtRecord("sub.certplane.test", "_acme-challenge.a.b.sub.certplane.test", "deep")
+SECOND = "127.0.0.2"
+
+
+def check_of(server: SandboxDnsServer, **settings: timedelta) -> PropagationCheck:
+    """Asks both of the server's addresses, as configured servers."""
+    servers = [HostPort(address, server.endpoint.port) for address in server.endpoint.addresses]
+    return PropagationCheck(interval=timedelta(milliseconds=50), nameservers=servers, **settings)
+
+
+def looking_up(server: SandboxDnsServer) -> PropagationCheck:
+    """Finds the name servers by asking the server as a resolver."""
+    port = server.endpoint.port
+    return PropagationCheck(interval=timedelta(milliseconds=50), resolvers=[HostPort("127.0.0.1", port)], port=port)
+
+
+def scripted(server: ScriptedDns) -> PropagationCheck:
+    return PropagationCheck(interval=timedelta(milliseconds=50), nameservers=[HostPort("127.0.0.1", server.port)])
+
+
+async def wait(check: PropagationCheck, *records: TxtRecord, timeout: float = 10) -> None:
+    await check.wait(records, Deadline.after(timedelta(seconds=timeout), SystemClock()))
+
+
+async def refusal_of(check: PropagationCheck, *records: TxtRecord, timeout: float = 0.5) -> Refusal:
+    with pytest.raises(RefusalError) as caught:
+        await wait(check, *records, timeout=timeout)
+    return caught.value.refusal
+
+
+async def publish(server: SandboxDnsServer, *records: TxtRecord) -> None:
+    for record in records:
+        await server.endpoint.add(record.name, "TXT", record.value)
+
+
+async def test_visible_everywhere(sandbox_dns: SandboxDnsServer) -> None:
+    """All values on all servers: done, after one question to each."""
+    await publish(sandbox_dns, RECORD, OTHER)
+    sandbox_dns.questions.clear()
+    await wait(check_of(sandbox_dns), RECORD, OTHER)
+    assert sorted(question.address for question in sandbox_dns.questions) == ["127.0.0.1", SECOND]
+
+
+async def test_waits_for_the_slowest(sandbox_dns: SandboxDnsServer) -> None:
+    """A server that lags behind is waited for."""
+    sandbox_dns.faults[SECOND].visible_after = timedelta(milliseconds=400)
+    started = SystemClock().monotonic()
+    await publish(sandbox_dns, RECORD)
+    await wait(check_of(sandbox_dns), RECORD)
+    assert SystemClock().monotonic() - started >= 0.4
+
+
+async def test_names_the_server_that_lacks_it(sandbox_dns: SandboxDnsServer) -> None:
+    """One server without the record is enough to go no further, and the message says which."""
+    sandbox_dns.faults[SECOND].visible_after = timedelta(hours=1)
+    await publish(sandbox_dns, RECORD)
+    refusal = await refusal_of(check_of(sandbox_dns), RECORD)
+    assert refusal.reason is Reason.DNS_UNAVAILABLE
+    assert f"{SECOND}:{sandbox_dns.endpoint.port} ({SECOND}) says that the name doesn't exist" in refusal.message
+
+
+async def test_one_of_two_values_is_not_enough(sandbox_dns: SandboxDnsServer) -> None:
+    """Apex and wildcard must both stand."""
+    await publish(sandbox_dns, RECORD)
+    refusal = await refusal_of(check_of(sandbox_dns), RECORD, OTHER)
+    assert "lacks 1 of 2 values" in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [pytest.param("drop", "can't be asked", id="silent"), pytest.param("servfail", "answers SERVFAIL", id="servfail")],
+)
+async def test_broken_server(sandbox_dns: SandboxDnsServer, fault: str, said: str) -> None:
+    """A server that can't be asked is no server that has the record."""
+    setattr(sandbox_dns.faults[SECOND], fault, True)
+    await publish(sandbox_dns, RECORD)
+    refusal = await refusal_of(check_of(sandbox_dns), RECORD)
+    assert (refusal.reason, said in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
+
+
+async def test_long_answers_come_over_tcp(sandbox_dns: SandboxDnsServer) -> None:
+    """An answer that is cut off is fetched again."""
+    for faults in sandbox_dns.faults.values():
+        faults.truncate = True
+    await publish(sandbox_dns, RECORD)
+    await wait(check_of(sandbox_dns), RECORD)
+    assert any(question.tcp for question in sandbox_dns.questions)
+
+
+async def test_alias_is_refused_at_once(sandbox_dns: SandboxDnsServer) -> None:
+    """A CNAME at the challenge's name is a person's job, and is said without waiting for the deadline."""
+    await sandbox_dns.endpoint.add(NAME, "CNAME", "elsewhere.example.test.")
+    started = SystemClock().monotonic()
+    refusal = await refusal_of(check_of(sandbox_dns), RECORD, timeout=30)
+    assert SystemClock().monotonic() - started < 5
+    assert refusal.reason is Reason.DNS_REJECTED
+    assert "alias (CNAME) of elsewhere.example.test." in refusal.message
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(DEEP, id="zone-known"),
+        pytest.param(TxtRecord("", DEEP.name, DEEP.value), id="zone-found-by-walking"),
+    ],
+)
+async def test_finds_the_servers_of_the_zone(sandbox_dns: SandboxDnsServer, record: TxtRecord) -> None:
+    """Without configured servers the zone's NS set is asked, each of it, at its addresses."""
+    await publish(sandbox_dns, DEEP)
+    await wait(looking_up(sandbox_dns), record)
+    asked = {question.address for question in sandbox_dns.questions if question.record_type == "TXT"}
+    assert asked == {"127.0.0.1", SECOND}
+    assert {q.name.rstrip(".") for q in sandbox_dns.questions if q.record_type == "NS"} == {"sub.certplane.test"}
+
+
+async def test_found_servers_are_named(sandbox_dns: SandboxDnsServer) -> None:
+    """The message has the name server's name and address."""
+    await publish(sandbox_dns, DEEP)
+    sandbox_dns.faults[SECOND].visible_after = timedelta(hours=1)
+    refusal = await refusal_of(looking_up(sandbox_dns), DEEP)
+    assert "ns2.sub.certplane.test (127.0.0.2)" in refusal.message
+
+
+async def test_address_that_does_not_answer_is_tolerated(sandbox_dns: SandboxDnsServer) -> None:
+    """A server with a second address that this host can't reach is asked at the first."""
+    await sandbox_dns.endpoint.add("ns1.sub.certplane.test", "A", "127.0.0.77")
+    await sandbox_dns.endpoint.add("ns1.sub.certplane.test", "AAAA", "100::1")
+    await publish(sandbox_dns, DEEP)
+    await wait(looking_up(sandbox_dns), DEEP)
+
+
+async def test_zone_that_does_not_exist(sandbox_dns: SandboxDnsServer) -> None:
+    """A zone without name servers in the DNS is a person's job."""
+    record = TxtRecord("nowhere.certplane.test", "_acme-challenge.nowhere.certplane.test", "x")
+    refusal = await refusal_of(looking_up(sandbox_dns), record, timeout=30)
+    assert (refusal.reason, "nowhere.certplane.test" in refusal.message) == (Reason.DNS_REJECTED, True)
+
+
+async def test_resolver_that_is_away_is_temporary(sandbox_dns: SandboxDnsServer) -> None:
+    """No answer from the resolver isn't the end."""
+    for faults in sandbox_dns.faults.values():
+        faults.servfail = True
+    refusal = await refusal_of(looking_up(sandbox_dns), DEEP)
+    assert (refusal.reason, "can't be looked up" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
+
+
+async def test_server_by_name(sandbox_dns: SandboxDnsServer) -> None:
+    """A configured server may be a host name; one that has no address is said."""
+    port = sandbox_dns.endpoint.port
+    await publish(sandbox_dns, RECORD)
+    await wait(PropagationCheck(nameservers=[HostPort("localhost", port)]), RECORD)
+    refusal = await refusal_of(PropagationCheck(nameservers=[HostPort("nowhere.invalid", port)]), RECORD)
+    assert "nowhere.invalid has no address" in refusal.message
+
+
+async def test_settles(sandbox_dns: SandboxDnsServer) -> None:
+    """After all servers have it there is one more wait, which must fit."""
+    await publish(sandbox_dns, RECORD)
+    started = SystemClock().monotonic()
+    await wait(check_of(sandbox_dns, settle=timedelta(milliseconds=300)), RECORD)
+    assert SystemClock().monotonic() - started >= 0.3
+    refusal = await refusal_of(check_of(sandbox_dns, settle=timedelta(seconds=30)), RECORD)
+    assert refusal.reason is Reason.DNS_UNAVAILABLE
+
+
+async def test_own_timeout_comes_first(sandbox_dns: SandboxDnsServer) -> None:
+    """The configured time limit ends the wait although the caller has more."""
+    started = SystemClock().monotonic()
+    await refusal_of(check_of(sandbox_dns, timeout=timedelta(milliseconds=300)), RECORD, timeout=60)
+    assert SystemClock().monotonic() - started < 5
+
+
+def answer_to(query: bytes, **flags: bool) -> dns.message.Message:
+    """A right answer, or one without AA."""
+    answer = dns.message.make_response(dns.message.from_wire(query))
+    if flags.get("authoritative", True):
+        answer.flags |= dns.flags.AA
+    answer.answer.append(dns.rrset.from_text(f"{NAME}.", 60, "IN", "TXT", '"wan" "ted"', '"beside"'))
+    return answer
+
+
+async def test_asks_without_recursion() -> None:
+    """RD is off: the server's own data are wanted, not a cache's. Several strings are one value."""
+    with ScriptedDns(lambda query, _: answer_to(query).to_wire()) as server:
+        await wait(scripted(server), RECORD)
+    assert [flags & dns.flags.RD for flags in server.flags()] == [0]
+
+
+async def test_cache_is_not_believed() -> None:
+    """An answer without AA comes from a resolver."""
+    with ScriptedDns(lambda query, _: answer_to(query, authoritative=False).to_wire()) as server:
+        refusal = await refusal_of(scripted(server), RECORD)
+    assert "isn't authoritative" in refusal.message
+
+
+def framed(content: bytes) -> bytes:
+    return struct.pack("!H", len(content)) + content
+
+
+def cut_off(query: bytes) -> bytes:
+    answer = answer_to(query)
+    answer.flags |= dns.flags.TC
+    answer.answer.clear()
+    return answer.to_wire()
+
+
+NONSENSE = [
+    pytest.param(lambda query, _: b"", id="empty"),
+    pytest.param(lambda query, _: b"\xff" * 40, id="garbage"),
+    pytest.param(lambda query, _: random.Random(1).randbytes(2) + answer_to(query).to_wire()[2:], id="another-id"),
+    pytest.param(lambda query, _: answer_to(query).to_wire()[:-3], id="short"),
+    pytest.param(lambda query, _: answer_to(query).to_wire() + b"\0" * 9000, id="trailing-junk"),
+    pytest.param(lambda query, _: query, id="the-query"),
+    pytest.param(lambda query, tcp: None if tcp else cut_off(query), id="tcp-hangs-up"),
+    pytest.param(lambda query, tcp: b"\xff\xff12" if tcp else cut_off(query), id="tcp-cut-off"),
+    pytest.param(lambda query, tcp: framed(b"\xff" * 60) if tcp else cut_off(query), id="tcp-garbage"),
+]
+
+
+@pytest.mark.parametrize("reply", NONSENSE)
+async def test_nonsense_is_no_answer(reply: object) -> None:
+    """Whatever a server sends that isn't an answer leaves the record unseen and breaks nothing."""
+    with ScriptedDns(reply) as server:  # type: ignore[arg-type] # a table of lambdas
+        refusal = await refusal_of(scripted(server), RECORD, timeout=0.3)
+    assert refusal.reason is Reason.DNS_UNAVAILABLE
+    assert "can't be asked" in refusal.message
+
+
+@given(st.data())
+def test_damaged_answers_raise_nothing_else(data: st.DataObject) -> None:
+    """Any damage to a right answer is read, or is one of the errors that are expected."""
+    query = dns.message.make_query(f"{NAME}.", "TXT", use_edns=0)
+    wire = bytearray(answer_to(query.to_wire()).to_wire())
+    for _ in range(data.draw(st.integers(1, 6))):
+        wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        answer = dns.message.from_wire(bytes(wire))
+    except MALFORMED:
+        return
+    lacking_txt(answer, name_of(NAME), frozenset({"wanted"}))
+    alias_in(answer, name_of(NAME))
+
+
+async def test_many_names_at_once(sandbox_dns: SandboxDnsServer) -> None:
+    """Names are waited for side by side, not one after the other."""
+    records = [TxtRecord("certplane.test", f"_acme-challenge.h{number}.certplane.test", "v") for number in range(20)]
+    await publish(sandbox_dns, *records)
+    sandbox_dns.faults[SECOND].visible_after = timedelta(milliseconds=300)
+    await asyncio.wait_for(wait(check_of(sandbox_dns), *records), 5)
+
+
+def test_resolver_must_be_an_address() -> None:
+    """A resolver by name could only be found by itself."""
+    with pytest.raises(ConfigurationError, match="resolver"):
+        PropagationCheck(resolvers=[HostPort("dns.example", 53)])
