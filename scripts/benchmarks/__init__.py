@@ -1,0 +1,11 @@
+"""Benchmarks, run by `scripts/bench`: every figure is a ratio of two things measured in turn in one run.
+
+Machines are shared and noisy, so no absolute figure is a result. A section measures A and B alternately, three rounds
+or more, and reports the median of the rounds' ratios with their extremes.
+
+    load.py       drives a gRPC server (ghz) and reads what came of it
+    reference.py  the bare grpc.aio server and client that ours are compared with
+    issue.py      IssueCertificate from the cache
+    audit.py      durable audit events
+    agent.py      memory and start of the agent
+"""

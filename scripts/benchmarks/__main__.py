@@ -1,0 +1,65 @@
+"""Runs the sections and prints their figures as a table and as JSON (see the package's docstring)."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import agent, audit, issue, load
+from benchmarks.result import Figure
+
+_ROOT = Path(__file__).resolve().parents[2]
+_SECTIONS = ("issue", "audit", "agent")
+
+
+def _issue(folder: Path, rounds: int, seconds: float) -> list[Figure]:
+    ghz = load.find_ghz()
+    if ghz is None:
+        print("left out: issue (there is no ghz; it is built with Go, see scripts/versions.env)", file=sys.stderr)
+        return []
+    protoset = folder / "certplane.binpb"
+    subprocess.run(["buf", "build", "proto", "-o", str(protoset)], check=True, cwd=_ROOT)
+    return issue.figures(asyncio.run(issue.measure(folder, ghz, protoset, rounds=rounds, seconds=seconds)))
+
+
+def _agent(folder: Path, rounds: int, _seconds: float) -> list[Figure]:
+    return agent.figures(asyncio.run(agent.measure(folder, rounds=rounds)))
+
+
+def _audit(folder: Path, rounds: int, seconds: float) -> list[Figure]:
+    return audit.figures(audit.measure(folder, rounds=rounds, seconds=seconds))
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(_SECTIONS)}; all when none is named")
+    parser.add_argument("--rounds", type=int, default=3, help="A and B in turn, this often (default 3)")
+    parser.add_argument("--seconds", type=float, default=5, help="length of one run (default 5)")
+    parser.add_argument("--json", type=Path, default=_ROOT / "build" / "bench.json", help="where the figures go too")
+    arguments = parser.parse_args()
+    unknown = set(arguments.sections) - set(_SECTIONS)
+    if unknown:
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(_SECTIONS)}")
+    measures = {"issue": _issue, "agent": _agent, "audit": _audit}
+    figures: list[Figure] = []
+    for section in arguments.sections or _SECTIONS:
+        print(f"measuring {section} ...", file=sys.stderr)
+        # Not in /tmp, which may be memory: durable writes are part of what is measured.
+        with tempfile.TemporaryDirectory(dir=_ROOT / "build", prefix="bench-") as folder:
+            figures += measures[section](Path(folder), arguments.rounds, arguments.seconds)
+    width = max((len(str(row["figure"])) for row in figures), default=6)
+    print(f"{'figure':{width}}  {'median':>7}  {'least':>7}  {'most':>7}  goal")
+    for row in figures:
+        print(f"{row['figure']:{width}}  {row['median']:7.2f}  {row['least']:7.2f}  {row['most']:7.2f}  {row['goal']}")
+    arguments.json.parent.mkdir(exist_ok=True)
+    arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""`IssueCertificate` answered from the cache by the real broker, against the bare server in turn.
+
+The broker runs as its operator would run it: SQLite with synchronous=FULL, `fail_closed`, its own process, a
+certificate in its cache that Pebble issued over dns-01. Each call's CSR is verified, three audit events are durable
+before the answer. For "CSR not seen before" each call has a CSR of its own, signed anew by the one key (ECDSA
+signatures differ), so that no cache of verified CSRs can answer; for "seen before" all calls send one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import load
+from benchmarks.result import Figure, figure
+from certplane.pki.csr import build_csr
+from certplane.pki.keys import KeyType, generate_private_key
+from certplane.sandbox.deployment import Deployment, DeploymentOptions
+
+IDENTITY = "bench1.certplane.test"
+NAMES = ["bench.certplane.test", "www.bench.certplane.test"]
+DISTINCT_CSRS = 20_000
+"""More than the broker's cache of verified CSRs holds, taken in turn: each is forgotten before it comes again."""
+
+POLICY = {
+    "version": 1,
+    "profiles": {"bench": {"type": "multi_san", "dns_names": NAMES, "acme": {"challenge": "dns-01"}}},
+    "hosts": {"bench1": {"identity": IDENTITY, "profiles": ["bench"]}},
+}
+BROKER = {
+    "server": {"calls_per_identity_per_second": 1_000_000, "calls_burst": 1_000_000},
+    "audit": {"failure_mode": "fail_closed"},
+    "logging": {"level": "warning"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round's rates and latencies: bare server, CSRs not seen before, one CSR."""
+
+    echo: load.LoadResult
+    fresh: load.LoadResult
+    seen: load.LoadResult
+    echo_alone: load.LoadResult
+    fresh_alone: load.LoadResult
+
+
+async def measure(folder: Path, ghz: Path, protoset: Path, *, rounds: int, seconds: float) -> list[Round]:
+    """Run the rounds; the bare server and the broker take turns."""
+    async with Deployment(folder / "deployment", DeploymentOptions(POLICY, broker=BROKER)) as deployment:
+        await deployment.start_broker()
+        files = folder / "client"
+        files.mkdir()
+        identity = await deployment.identity_ca.issue(IDENTITY)
+        (files / "client.pem").write_bytes(identity.chain_pem)
+        (files / "client.key").write_bytes(identity.key_pem)
+        (files / "root.pem").write_bytes((deployment.broker_folder / "root.crt").read_bytes())
+        key = generate_private_key(KeyType.EC_P256)
+        csrs = [build_csr(key, sans=NAMES) for _ in range(DISTINCT_CSRS)]
+        fresh, seen = files / "fresh.json", files / "seen.json"
+        fresh.write_text(json.dumps([{"profile": "bench", "csrPem": csr} for csr in csrs]))
+        seen.write_text(json.dumps([{"profile": "bench", "csrPem": csrs[0]}]))
+        broker = load.Target(deployment.broker_port, files)
+        load.run(ghz, broker, seen, protoset, seconds=10, connections=1, streams=1)  # has the certificate issued
+        (files / "server.pem").write_bytes((deployment.broker_folder / "server.crt").read_bytes())
+        (files / "server.key").write_bytes((deployment.broker_folder / "server.key").read_bytes())
+        echo_files = folder / "echo"
+        echo_files.mkdir()
+        for name in ("client.pem", "client.key", "server.pem", "server.key"):
+            (echo_files / name).write_bytes((files / name).read_bytes())
+        roots = (files / "root.pem").read_bytes() + deployment.identity_ca.roots_file.read_bytes()
+        (echo_files / "root.pem").write_bytes(roots)
+        with subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.reference", "server", "--folder", str(echo_files)],
+            stdout=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            try:
+                assert process.stdout is not None
+                echo = load.Target(int(process.stdout.readline().split()[1]), echo_files)
+                run = lambda target, data, connections, streams: load.run(  # noqa: E731 - the same arguments five times
+                    ghz, target, data, protoset, seconds=seconds, connections=connections, streams=streams
+                )
+                run(echo, fresh, 8, 8)
+                run(broker, fresh, 8, 8)
+                return [
+                    Round(
+                        echo=run(echo, fresh, 8, 8),
+                        fresh=run(broker, fresh, 8, 8),
+                        seen=run(broker, seen, 8, 8),
+                        echo_alone=run(echo, fresh, 1, 1),
+                        fresh_alone=run(broker, fresh, 1, 1),
+                    )
+                    for _ in range(rounds)
+                ]
+            finally:
+                process.kill()
+
+
+def figures(rounds: list[Round]) -> list[Figure]:
+    """The goals' figures: median, least and most of the rounds' ratios."""
+    failed = sum(one.failed for entry in rounds for one in (entry.echo, entry.fresh, entry.seen, entry.fresh_alone))
+    if failed:
+        raise RuntimeError(f"{failed} calls did not answer OK; the figures mean nothing")
+    return [
+        figure(
+            "cached issue, CSR verified, req/s to echo",
+            [r.fresh.per_second / r.echo.per_second for r in rounds],
+            ">= 0.40",
+        ),
+        figure(
+            "cached issue, CSR seen before, req/s to echo",
+            [r.seen.per_second / r.echo.per_second for r in rounds],
+            ">= 0.65",
+        ),
+        figure(
+            "cached issue alone, mean latency to echo's",
+            [r.fresh_alone.mean_ms / r.echo_alone.mean_ms for r in rounds],
+            "<= 3",
+        ),
+    ]
