@@ -32,6 +32,7 @@ class CaOrder:
     status: IssuerOrderStatus
     challenges: tuple[DnsChallenge, ...] = ()
     finalisations: int = 0
+    csr_der: bytes = b""
     fullchain_pem: str = ""
 
 
@@ -142,6 +143,7 @@ class FakeCa:
             order,
             status=IssuerOrderStatus.PROCESSING if self.slow else IssuerOrderStatus.VALID,
             finalisations=order.finalisations + 1,
+            csr_der=csr_der,
             fullchain_pem=fullchain_pem,
         )
         return self.orders[url]

@@ -65,7 +65,8 @@ class FakeOrderStore:
             spill = self._db._check_audit(events)
             self._db.orders[order.order_id] = order
             self._db.keys.setdefault(draft.public_key_sha256, KeyUse(draft.identity, blocked=False))
-            (self._db.spilled if spill else self._db.events).extend(events)
+            named = [event if event.order_id else replace(event, order_id=order.order_id) for event in events]
+            (self._db.spilled if spill else self._db.events).extend(named)
             self._db.commits += 1
         return OpenedOrder(order, created=True)
 

@@ -167,7 +167,6 @@ class RegistrationAuthority:
         self, caller: Caller, command: IssueCommand, asked: AuthorisedRequest, events: CallEvents
     ) -> IssueResult | Flight:
         """The answer if there is one by now, else the order to wait for."""
-        draft = self._draft(caller, command, asked)
         flights = self._dispatcher.flights
         while True:
             issued = flights.issued
@@ -177,6 +176,7 @@ class RegistrationAuthority:
                 await self._delivery.from_cache(caller, asked, record, events)
                 self._count(asked, "cache")
                 return IssueResult(order, record, "cache")
+            draft = self._draft(caller, command, asked)
             flight = flights.find_open(draft.key)
             if flight is not None or issued == flights.issued:
                 break  # else an order has brought a certificate since the cache was asked: look again

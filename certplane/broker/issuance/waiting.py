@@ -40,6 +40,7 @@ async def see_through(group: asyncio.TaskGroup, work: Coroutine[Any, Any, T]) ->
             await asyncio.wait({task})
         except asyncio.CancelledError as error:
             cancelled = error
+    work.close()  # never begun if the group was cancelled first; else it has ended and this does nothing
     if cancelled is not None:
         raise cancelled
     return task.result()()
