@@ -140,7 +140,12 @@ def plan_renewal(spec: LineageSpec, facts: LineageFacts, now: datetime, *, force
     """
     newest = newest_version(facts.versions)
     due = None if newest is None else due_time(spec, newest)
-    step = _activation(facts, newest, now) or _request_or_wait(spec, facts, now, forced=forced)
+    activation = None if newest is None else _activation_time(facts, newest, now)
+    step: Wait | Request | Activate
+    if newest is not None and activation is not None and activation <= now:
+        step = Activate(newest)
+    else:
+        step = _request_or_wait(spec, facts, now, activation, forced=forced)
     return Plan(step, due, _is_overdue(spec, facts.current, now))
 
 
@@ -181,35 +186,33 @@ def _is_overdue(spec: LineageSpec, current: Version | None, now: datetime) -> bo
     return current is not None and current.number > 0 and now >= warn_time(spec, current)
 
 
-def _activation(facts: LineageFacts, newest: Version | None, now: datetime) -> Activate | None:
-    if newest is None or not _is_unconfirmed(facts, newest) or newest.not_after <= now:
-        return None
-    after = facts.status.next_activation_time
-    return Activate(newest) if after is None or after <= now else None
-
-
-def _is_unconfirmed(facts: LineageFacts, newest: Version) -> bool:
+def _activation_time(facts: LineageFacts, newest: Version, now: datetime) -> datetime | None:
+    """When the newest version is to be activated, `now` for at once; None if it is in force, or has expired."""
     shown = None if facts.current is None else facts.current.number
-    return not facts.status.confirmed_version == shown == newest.number
+    if facts.status.confirmed_version == shown == newest.number or newest.not_after <= now:
+        return None
+    return facts.status.next_activation_time or now
 
 
-def _request_or_wait(spec: LineageSpec, facts: LineageFacts, now: datetime, *, forced: bool) -> Request | Wait:
+def _request_or_wait(
+    spec: LineageSpec, facts: LineageFacts, now: datetime, activation: datetime | None, *, forced: bool
+) -> Request | Wait:
+    """`activation`: the time of an activation that isn't due yet."""
     newest, status = newest_version(facts.versions), facts.status
     reason = _reason(spec, facts, newest, now, forced=forced)
     if reason is None:
         assert newest is not None
-        moments = [due_time(spec, newest)]
-        if _is_unconfirmed(facts, newest) and status.next_activation_time is not None:
-            moments.append(status.next_activation_time)
-        return Wait(min(moments))
+        return Wait(_earliest(due_time(spec, newest), activation))
     waits = [status.retry_time, None if forced else status.next_attempt_time]
     until = max((wait for wait in waits if wait is not None), default=now)
     if until > now:
-        if newest is not None and _is_unconfirmed(facts, newest) and status.next_activation_time is not None:
-            until = min(until, max(status.next_activation_time, now))
-        return Wait(until, held_back=reason)
+        return Wait(_earliest(until, activation), held_back=reason)
     abandon = facts.pending is not None and not _is_wanted(spec, facts.pending)
     return Request(reason, newest, abandon_pending=abandon)
+
+
+def _earliest(moment: datetime, other: datetime | None) -> datetime:
+    return moment if other is None else min(moment, other)
 
 
 def _reason(

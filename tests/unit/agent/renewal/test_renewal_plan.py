@@ -264,6 +264,13 @@ def test_expired_version_is_not_activated() -> None:
     assert step.reason is RenewReason.EXPIRED
 
 
+def test_expired_version_that_was_never_activated_waits_like_any_other() -> None:
+    """Its activation, overdue for good, doesn't cut the wait for the next request short: no busy loop."""
+    known = status(confirmed_version=1, next_attempt_time=SECOND.not_after + HOUR, next_activation_time=NOW)
+    step = step_of(facts(version(), SECOND, current=1, known=known), SECOND.not_after)
+    assert step == Wait(SECOND.not_after + HOUR, held_back=RenewReason.EXPIRED)
+
+
 def test_held_back_request_does_not_hold_an_activation_back() -> None:
     """Whichever may be tried first decides when the plan is made again."""
     known = status(confirmed_version=1, retry_time=LATER + 9 * DAY, next_activation_time=LATER + HOUR)
