@@ -6,6 +6,8 @@ right are ignored without a word, so change them with a test.
 
 from __future__ import annotations
 
+import errno
+import socket
 from datetime import timedelta
 from typing import Final
 
@@ -84,10 +86,11 @@ class BrokerServer:
         enrollment_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, self._server)
         certificate_pb2_grpc.add_CertificateServiceServicer_to_server(certificates, self._server)
         self._health = add_operations(self._server, SERVICES)
+        _check_free(address)
         try:
             self.port = self._server.add_secure_port(address, tls.credentials())
         except RuntimeError as error:
-            raise PortError(f"can't listen on {address}: the port is taken, or not this machine's address") from error
+            raise PortError(f"can't listen on {address}") from error
 
     async def start(self) -> None:
         """Serve; health says SERVING."""
@@ -107,3 +110,21 @@ class BrokerServer:
     async def stop(self, grace: timedelta) -> None:
         """Close the port at once; calls get `grace` to end, then they are cancelled."""
         await self._server.stop(grace.total_seconds())
+
+
+def _check_free(address: str) -> None:
+    """Find out why an address can't be listened on: grpc's core knows, but writes it to standard error alone."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        (family, kind, protocol, _, where), *_ = socket.getaddrinfo(
+            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen(1)
+    except OSError as error:
+        if host == "::" and error.errno == errno.EAFNOSUPPORT:
+            return  # a machine without IPv6: grpc takes every IPv4 address instead
+        raise PortError(f"can't listen on {address}: {error.strerror or error}") from error

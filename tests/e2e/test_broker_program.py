@@ -1,0 +1,348 @@
+"""`certplane-broker` as a subprocess: exit statuses, signals, one line per mistake, and the commands beside a running one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from certplane import __version__
+from certplane.rpc.channel import open_channel
+from certplane.rpc.credentials import channel_credentials
+from certplane.rpc.status import refusal_from_error
+from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc
+from tests.support.broker_files import BrokerFiles
+
+pytestmark = pytest.mark.e2e
+
+PROGRAM = [sys.executable, "-m", "certplane.broker"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> BrokerFiles:
+    return BrokerFiles(tmp_path)
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [*PROGRAM, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+class Program:
+    """A running `certplane-broker serve`; its log is read line by line."""
+
+    def __init__(self, files: BrokerFiles) -> None:
+        self.log_path = files.directory / "broker.log"
+        self._log = self.log_path.open("wb")
+        command = [*PROGRAM, "serve", "-c", str(files.config)]
+        self.process = subprocess.Popen(command, stderr=self._log, stdout=subprocess.DEVNULL)
+        self.port = int(self.wait_for(lambda line: line["message"] == "serving")["port"])
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], after: int = 0) -> dict[str, Any]:
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            for line in self.lines()[after:]:
+                if condition(line):
+                    return line
+            assert self.process.poll() is None, self.log_path.read_text()
+            time.sleep(0.05)
+        raise AssertionError(self.log_path.read_text())
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=20)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+
+
+@contextmanager
+def serving(files: BrokerFiles) -> Iterator[Program]:
+    program = Program(files)
+    try:
+        yield program
+    finally:
+        program.close()
+
+
+def get_identity(files: BrokerFiles, port: int) -> str:
+    """The policy's hash as the broker tells it, or the reason of its refusal."""
+
+    async def call() -> str:
+        credentials = channel_credentials(files.ca.root_pem, files.identity().pair)
+        async with open_channel(f"https://localhost:{port}", credentials) as channel:
+            stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
+            try:
+                return (await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=10)).policy_hash
+            except grpc.aio.AioRpcError as error:
+                refusal = refusal_from_error(error)
+                if refusal is None:
+                    raise
+                return refusal.reason.value
+
+    return asyncio.run(call())
+
+
+def json_lines(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_version() -> None:
+    """`--version` says name and version."""
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"certplane-broker {__version__}\n")
+
+
+def test_help_is_quick_and_tells_the_exit_statuses() -> None:
+    """`--help` imports nothing heavy, and tells what the exit statuses mean."""
+    code = (
+        "import sys\n"
+        "from certplane.broker.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "finally:\n    print(sorted({'grpc', 'cryptography', 'acme', 'sqlalchemy', 'yaml'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0
+    assert result.stdout.endswith("[]\n")
+    assert "exit statuses:" in result.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_stops_when_told(files: BrokerFiles, number: signal.Signals) -> None:
+    """TERM and INT stop it with status 0, recorded."""
+    with serving(files) as program:
+        assert get_identity(files, program.port)
+        assert program.stop(number) == 0
+        messages = [line["message"] for line in program.lines()]
+    assert messages[-2:] == ["stopping", "stopped"]
+    kinds = [event["event_type"] for event in json_lines(run("audit", "tail", "-c", files.config).stdout)]
+    assert kinds == ["broker_started", "policy_loaded", "broker_stopped"]
+
+
+def test_hup_reads_everything_again(files: BrokerFiles) -> None:
+    """HUP puts a new policy in force; one that doesn't load is refused in the log and the broker goes on."""
+    with serving(files) as program:
+        before = get_identity(files, program.port)
+        files.policy.write_text(files.policy.read_text() + "\n# changed\n")
+        seen = len(program.lines())
+        program.process.send_signal(signal.SIGHUP)
+        program.wait_for(lambda line: line["message"] == "policy loaded", seen)
+        after = get_identity(files, program.port)
+        assert after != before
+        files.policy.write_text("version: 1\nprofile: {}\n")
+        seen = len(program.lines())
+        program.process.send_signal(signal.SIGHUP)
+        refused = program.wait_for(lambda line: line["level"] == "error", seen)
+        assert f"{files.policy}:2: profile:" in refused["message"]
+        assert get_identity(files, program.port) == after
+        assert program.stop() == 0
+    kinds = [event["event_type"] for event in json_lines(run("audit", "tail", "-c", files.config).stdout)]
+    assert kinds.count("policy_loaded") == 2
+    assert kinds.count("policy_rejected") == 1
+
+
+def test_identity_is_shut_out_beside_the_running_broker(files: BrokerFiles) -> None:
+    """`identity deny` holds within a second or so, `list` shows it, `allow` takes it back; all of it is audited."""
+    config = ("-c", files.config)
+    with serving(files) as program:
+        policy_hash = get_identity(files, program.port)
+        denied = run(*config, "identity", "deny", "--name", files.host.upper(), "--reason", "lost laptop")
+        assert denied.returncode == 0, denied.stderr
+        assert wait_until(lambda: get_identity(files, program.port) == "IDENTITY_REVOKED")
+        (listed,) = json_lines(run("identity", "list", *config).stdout)
+        assert (listed["name"], listed["reason"]) == (files.host, "lost laptop")
+        assert run("identity", "allow", "--name", files.host, *config).returncode == 0
+        assert wait_until(lambda: get_identity(files, program.port) == policy_hash)
+        again = run("identity", "allow", "--name", files.host, *config)
+        assert (again.returncode, again.stdout) == (1, "")
+        assert again.stderr.count("\n") == 1
+        assert "identity list" in again.stderr
+        program.stop()
+    kinds = [event["event_type"] for event in json_lines(run("audit", "tail", *config).stdout)]
+    assert kinds.count("identity_denied") == kinds.count("identity_allowed") == 1
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--name", "a.example", "--serial", "1f"], id="name and serial"),
+        pytest.param(["--serial", "1f"], id="serial without issuer"),
+        pytest.param([], id="nothing"),
+        pytest.param(["--issuer", "CN=CA", "--serial", "xyz"], id="serial that is none"),
+        pytest.param(["--issuer", "what", "--serial", "1f"], id="issuer that is none"),
+        pytest.param(["--name", "*.example.org"], id="wildcard"),
+        pytest.param(["--name", "a.example", "--reason", "two\nlines"], id="reason of two lines"),
+    ],
+)
+def test_identity_that_is_none(files: BrokerFiles, arguments: list[str]) -> None:
+    """What names no identity is one line and status 2."""
+    result = run("identity", "deny", *arguments, "-c", files.config)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+
+
+def set_key(files: BrokerFiles, section: str, key: str, value: object) -> None:
+    files.settings.setdefault(section, {})[key] = value
+    files.write()
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def key_of(files: BrokerFiles) -> Path:
+    return files.directory / "server.key"
+
+
+def make_unreadable(files: BrokerFiles) -> None:
+    key_of(files).unlink()
+    key_of(files).mkdir()  # unreadable for root too
+
+
+def leave_account_key_open(files: BrokerFiles) -> None:
+    account = files.directory / "account.key"
+    account.write_bytes(files.pair.key_pem)
+    account.chmod(0o644)
+
+
+MISTAKES: dict[str, tuple[Callable[[BrokerFiles], object], str]] = {
+    "broken YAML": (lambda files: append(files.config, "\n  - [\n"), "broker.yml:"),
+    "unknown key": (lambda files: set_key(files, "server", "adress", ":1"), "server.adress"),
+    "duplicate key": (lambda files: append(files.config, "policy: {path: /x}\n"), "policy"),
+    "wrong type": (lambda files: set_key(files, "server", "drain_timeout", "soon"), "server.drain_timeout"),
+    "missing file": (lambda files: (files.directory / "server.crt").unlink(), "server.tls.cert"),
+    "unreadable key": (make_unreadable, "server.tls.key"),
+    "world-readable key": (lambda files: key_of(files).chmod(0o644), "chmod 600"),
+    "key of another certificate": (lambda files: key_of(files).write_bytes(files.ca.issue(["x"]).key_pem), "is not the key of"),
+    "policy that doesn't load": (lambda files: files.policy.write_text("version: 9\n"), "policy.yml:1: version"),
+    "account key that others read": (leave_account_key_open, "issuer.acme.account_key"),
+    "secrets that aren't there": (lambda files: set_key(files, "secrets", "provider", "file"), "secrets.file.directory"),
+}  # fmt: skip
+"""What is wrong, how it is made so, and what the one line must say."""
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_wrong_configuration(files: BrokerFiles, mistake: str) -> None:
+    """A mistake in the configuration is one line with file, line, key and remedy, and status 2."""
+    spoil, expected = MISTAKES[mistake]
+    spoil(files)
+    result = run("serve", "-c", files.config)
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1, result.stderr
+    assert expected in lines[0]
+    assert "; " in lines[0], "no remedy"
+    assert "Traceback" not in result.stderr
+    assert "PRIVATE KEY" not in result.stderr
+
+
+def test_check_tells_the_same_without_starting(files: BrokerFiles) -> None:
+    """`check` finds what a start would, and changes nothing."""
+    good = run("check", "-c", files.config)
+    assert good.returncode == 0, good.stderr
+    assert json.loads(good.stdout)["server_serial_number"] == files.pair.serial_number
+    assert not (files.directory / "broker.db").exists()
+    assert not (files.directory / "account.key").exists()
+    key_of(files).chmod(0o644)
+    files.policy.write_text("version: 9\n")
+    bad = run("check", "-c", files.config)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert len(bad.stderr.splitlines()) >= 2
+
+
+def test_second_broker(files: BrokerFiles) -> None:
+    """A second broker on the same store is one line and status 1."""
+    with serving(files):
+        result = run("serve", "-c", files.config)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("{")]
+    assert "another broker" in line
+
+
+def test_port_in_use(files: BrokerFiles) -> None:
+    """A taken port is one line and status 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        files.settings["server"]["address"] = f"127.0.0.1:{taken.getsockname()[1]}"
+        files.write()
+        result = run("serve", "-c", files.config)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("{")]
+    assert "can't listen on" in line
+    assert "server.address" in line
+
+
+def test_no_database_yet(files: BrokerFiles) -> None:
+    """Commands beside the broker make no database."""
+    result = run("certs", "list", "-c", files.config)
+    assert result.returncode in (1, 2)
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert not (files.directory / "broker.db").exists()
+
+
+def test_policy_validate(files: BrokerFiles) -> None:
+    """`policy validate` needs the policy alone and shows what it gives to whom."""
+    result = run("policy", "validate", "--policy", files.policy)
+    assert result.returncode == 0, result.stderr
+    (found,) = json_lines(result.stdout)
+    assert [profile["profile"] for profile in found["profiles"]] == ["web"]
+    assert [identity["identity"] for identity in found["identities"]] == [files.host, "admin.certplane.test"]
+    files.policy.write_text("version: 1\nhosts: {web1: {identity: web1.example.org, profiles: [nothing]}}\n")
+    result = run("policy", "validate", "--policy", files.policy)
+    assert result.returncode == 2
+    assert "nothing" in result.stderr
+
+
+def test_tables_on_a_terminal(files: BrokerFiles) -> None:
+    """On a terminal lists are tables; --json and a pipe give JSON."""
+    parent, child = os.openpty()
+    try:
+        command = [*PROGRAM, "policy", "validate", "--policy", str(files.policy)]
+        subprocess.run(command, stdout=child, stderr=subprocess.PIPE, timeout=60, check=True)
+        text = os.read(parent, 65536).decode()
+        subprocess.run([*command, "--json"], stdout=child, stderr=subprocess.PIPE, timeout=60, check=True)
+        assert json.loads(os.read(parent, 65536).decode())["policy_hash"]
+    finally:
+        os.close(parent)
+        os.close(child)
+    assert "IDENTITY" in text
+    assert f"{files.host} " in text
+
+
+def test_reader_that_leaves(files: BrokerFiles) -> None:
+    """`audit tail | head` is no error."""
+    with serving(files) as program:
+        program.stop()
+    command = " ".join([*PROGRAM, "audit", "tail", "-c", str(files.config)])
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.stderr == ""
