@@ -24,6 +24,7 @@ import dns.rdtypes.ANY.TXT
 import dns.tsig
 import dns.update
 
+from certplane.broker.issuers.answers import printable
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, name_of
 from certplane.broker.model import TxtRecord
@@ -144,9 +145,6 @@ class Rfc2136Provider:
         if answer.rcode() != dns.rcode.NOERROR:
             message = f"the DNS server {self._server.address} refused to {what}: {dns.rcode.to_text(answer.rcode())}"
             raise RefusalError(Reason.DNS_REJECTED, message)
-        if not answer.had_tsig:
-            message = f"the DNS server {self._server.address} answered without a signature"
-            raise RefusalError(Reason.DNS_UNAVAILABLE, message)
 
     async def _exchange(self, message: dns.message.Message, what: str, deadline: Deadline) -> dns.message.Message:
         """Send a signed message and return the answer, whatever its rcode, SERVFAIL excepted."""
@@ -173,7 +171,8 @@ class Rfc2136Provider:
                 message_text = f"the clocks of this host and of the DNS server {server} differ too much (BADTIME)"
             raise RefusalError(Reason.DNS_REJECTED, message_text) from error
         except (NoDnsAnswerError, TimeoutError, *MALFORMED) as error:
-            why = str(error) if isinstance(error, NoDnsAnswerError) else type(error).__name__
+            # An answer without the server's signature ends here too, success or not: dnspython demands one.
+            why = printable(str(error), 200) or type(error).__name__
             message_text = f"the DNS server {server} did not {what}: {why}"
             raise RefusalError(Reason.DNS_UNAVAILABLE, message_text) from error
         if answer.rcode() == dns.rcode.SERVFAIL:
