@@ -21,6 +21,7 @@ import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 __all__ = ["LEVELS", "JsonFormatter", "TextFormatter", "request_id", "setup"]
@@ -90,7 +91,7 @@ class JsonFormatter(logging.Formatter):
             line.setdefault(key, value)
         if text := _exception(self, record):
             line["exception"] = text
-        return json.dumps(line, default=str, separators=(",", ":"))
+        return _encode(line)
 
 
 class TextFormatter(logging.Formatter):
@@ -128,9 +129,18 @@ def _value(value: object) -> str:
     return '"' + text.replace('"', '\\"') + '"'
 
 
+_encode: Final = json.JSONEncoder(default=str, separators=(",", ":")).encode
+
+
 def _time(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+    second = int(record.created)
+    return f"{_second(second)}.{int((record.created - second) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(second: int) -> str:
+    """Formatting it costs more than the rest of a line, and lines come in bursts."""
+    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str:

@@ -15,7 +15,7 @@ from typing import Final
 from certplane.broker.model import Caller
 from certplane.errors import Reason, RefusalError, Violation
 
-__all__ = ["Call", "EdgeRefusalError", "current_call", "new_request_id", "serving", "valid_request_id"]
+__all__ = ["Call", "EdgeRefusalError", "current_call", "is_request_id", "serving", "valid_request_id"]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -33,6 +33,12 @@ class Call:
     caller: Caller | None = None
     reason: str = ""
 
+    def named(self) -> str:
+        """Its id, made now if it brought none."""
+        if not self.request_id:
+            self.request_id = secrets.token_hex(8)
+        return self.request_id
+
 
 serving: ContextVar[Call] = ContextVar("certplane_call")
 
@@ -45,9 +51,9 @@ def current_call() -> tuple[Caller, str]:
     return call.caller, call.request_id
 
 
-def new_request_id() -> str:
-    """An id for a call that brought none."""
-    return secrets.token_hex(8)
+def is_request_id(text: str) -> bool:
+    """Whether `text` can be a request's id."""
+    return _REQUEST_ID.fullmatch(text) is not None
 
 
 def valid_request_id(text: str) -> str:
@@ -56,7 +62,7 @@ def valid_request_id(text: str) -> str:
     Raises:
         EdgeRefusalError: REQUEST_INVALID; an id goes into logs and records, so only plain characters are let through.
     """
-    if _REQUEST_ID.fullmatch(text) is None:
+    if not is_request_id(text):
         problem = "must be 1 to 64 of the characters A-Z a-z 0-9 . _ -"
         raise EdgeRefusalError(
             Reason.REQUEST_INVALID, f"request_id {problem}", violations=[Violation("request_id", problem)]

@@ -27,7 +27,7 @@ import grpc
 
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import DenialRecorder
-from certplane.broker.services.calls import Call, EdgeRefusalError, new_request_id, serving, valid_request_id
+from certplane.broker.services.calls import Call, EdgeRefusalError, is_request_id, serving, valid_request_id
 from certplane.broker.services.interceptors.access import METHODS, Access, check_access
 from certplane.broker.services.interceptors.authentication import AuthenticationError, Authenticator, Peer, peer_of
 from certplane.broker.services.interceptors.buckets import TokenBuckets
@@ -173,6 +173,7 @@ class Edge(grpc.aio.ServerInterceptor):
                 raise
             except Exception:
                 # The caller learns the request's id, the log has the rest.
+                logged_request_id.set(call.named())
                 _logger.exception("a call failed unexpectedly", extra={"fields": {"method": method}})
                 call.reason = Reason.INTERNAL
                 text = f"internal error; the broker's log has it as request {call.request_id}"
@@ -202,13 +203,8 @@ class Edge(grpc.aio.ServerInterceptor):
         for key, value in context.invocation_metadata() or ():
             if key == "user-agent":
                 user_agent = str(value)
-            elif key == REQUEST_ID_KEY:
+            elif key == REQUEST_ID_KEY and is_request_id(str(value)):
                 request_id = str(value)
-        try:
-            request_id = valid_request_id(request_id)
-        except EdgeRefusalError:  # of a call whose message may bring a better one, or that isn't let in anyway
-            request_id = new_request_id()
-        logged_request_id.set(request_id)
         self._metrics.in_flight.inc()
         return Call(method, request_id), peer_of(context.auth_context(), context.peer(), user_agent)
 
@@ -236,11 +232,11 @@ class Edge(grpc.aio.ServerInterceptor):
         check_access(access, caller)
 
     def _open(self, call: Call, request: Any) -> Any:
-        """Note the id that the request itself brings and make the call known to the servicer."""
+        """Give the call its id, the request's own if it brings one, and make it known to the servicer."""
         own = getattr(request, "request_id", "")
         if own:
             call.request_id = valid_request_id(own)
-            logged_request_id.set(own)
+        logged_request_id.set(call.named())
         serving.set(call)
         return request
 
@@ -256,6 +252,7 @@ class Edge(grpc.aio.ServerInterceptor):
     ) -> NoReturn:
         refusal = error.refusal
         call.reason = refusal.reason
+        logged_request_id.set(call.named())
         if audit or isinstance(error, (AuthenticationError, EdgeRefusalError)):
             try:
                 event = denial_event(call, peer, error, clock=self._clock, new_id=self._new_event_id)
