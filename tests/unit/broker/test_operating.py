@@ -1,0 +1,96 @@
+"""The broker's own certificate, its metrics, and who an operator means."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from certplane.broker.commands import identity_entry
+from certplane.broker.issuance.measures import MEASURES
+from certplane.broker.model import DenyEntry
+from certplane.broker.reload import ExpiryLevel, expiry_level
+from certplane.broker.telemetry import MetricsListener, PrometheusMeter
+from certplane.config.values import ListenAddress
+from certplane.errors import OperationError
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("passed", "level"),
+    [
+        pytest.param(0.0, ExpiryLevel.FINE, id="new"),
+        pytest.param(0.74, ExpiryLevel.FINE, id="a little over a quarter left"),
+        pytest.param(0.75, ExpiryLevel.QUARTER, id="a quarter left"),
+        pytest.param(0.87, ExpiryLevel.QUARTER, id="a little over an eighth left"),
+        pytest.param(0.875, ExpiryLevel.EIGHTH, id="an eighth left"),
+        pytest.param(0.999, ExpiryLevel.EIGHTH, id="about to end"),
+        pytest.param(1.0, ExpiryLevel.EXPIRED, id="ended"),
+        pytest.param(2.0, ExpiryLevel.EXPIRED, id="long gone"),
+    ],
+)
+@pytest.mark.parametrize("life", [timedelta(days=1), timedelta(days=365)], ids=["a day", "a year"])
+def test_expiry_level(passed: float, level: ExpiryLevel, life: timedelta) -> None:
+    """The same fractions of the life for a certificate of a day and one of a year."""
+    assert expiry_level(START, START + life, START + life * passed) is level
+
+
+@pytest.mark.parametrize(
+    ("arguments", "entry"),
+    [
+        pytest.param({"name": "WEB1.Example"}, DenyEntry(name="web1.example"), id="name in another case"),
+        pytest.param({"name": "spiffe://example/Host/a"}, DenyEntry(name="spiffe://example/Host/a"), id="URI as written"),
+        pytest.param({"issuer": "CN=CA", "serial_number": "00:AF:01"}, DenyEntry(issuer="CN=CA", serial_number="af01"), id="openssl's serial"),
+        pytest.param({"issuer": "CN=CA", "serial_number": "0xAF01"}, DenyEntry(issuer="CN=CA", serial_number="af01"), id="serial with 0x"),
+        pytest.param({"issuer": "CN=CA", "serial_number": "0"}, DenyEntry(issuer="CN=CA", serial_number="0"), id="serial zero"),
+        pytest.param({"issuer": "CN=Example CA,O=Example\\, Inc.", "serial_number": "1"}, DenyEntry(issuer="CN=Example CA,O=Example\\, Inc.", serial_number="1"), id="issuer with a comma"),
+    ],
+)  # fmt: skip
+def test_identity_entry(arguments: dict[str, str], entry: DenyEntry) -> None:
+    """What an operator types is compared in the form that callers are known by."""
+    given = {"name": "", "issuer": "", "serial_number": "", **arguments}
+    assert identity_entry(**given) == entry
+
+
+def test_meter_makes_metrics() -> None:
+    """Counters, durations and levels become metrics; measures of the story are there before their first value."""
+    registry = CollectorRegistry()
+    meter = PrometheusMeter(registry)
+    meter.count("audit_events_rescued", to="spill")
+    meter.count("audit_events_rescued", to="spill")
+    meter.observe("store_group", timedelta(milliseconds=3))
+    meter.level("orders_open", 7)
+    assert registry.get_sample_value("certplane_audit_events_rescued_total", {"to": "spill"}) == 2
+    assert registry.get_sample_value("certplane_store_group_seconds_count") == 1
+    assert registry.get_sample_value("certplane_store_group_seconds_bucket", {"le": "0.005"}) == 1
+    assert registry.get_sample_value("certplane_orders_open") == 7
+    declared = {metric.name for metric in registry.collect()}
+    for measure in MEASURES:
+        suffix = "_seconds" if measure.kind == "duration" else ""
+        assert f"certplane_{measure.name}{suffix}" in declared
+
+
+def test_measures_of_the_story_can_be_used_as_declared() -> None:
+    """Each measure takes exactly the labels that it declares."""
+    meter = PrometheusMeter(CollectorRegistry())
+    for measure in MEASURES:
+        labels = dict.fromkeys(measure.labels, "x")
+        match measure.kind:
+            case "counter":
+                meter.count(measure.name, **labels)
+            case "duration":
+                meter.observe(measure.name, timedelta(seconds=1), **labels)
+            case "level":
+                meter.level(measure.name, 1, **labels)
+
+
+def test_metrics_address_that_is_taken() -> None:
+    """A taken metrics address is one line that names the key."""
+    listener = MetricsListener(ListenAddress("127.0.0.1", 0), CollectorRegistry())
+    try:
+        with pytest.raises(OperationError, match=r"metrics\.address"):
+            MetricsListener(ListenAddress("127.0.0.1", listener.port), CollectorRegistry())
+    finally:
+        listener.close()
