@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 from certplane.agent.model import InstallMode
-from certplane.config.decoding import Check, KeyProblem, decode
+from certplane.config.decoding import KeyProblem, decode
 from certplane.config.document import Document, Source
 from certplane.config.values import (
     DnsName,
@@ -27,6 +27,7 @@ from certplane.config.values import (
     LogDestination,
     LogFormat,
     LogLevel,
+    PositiveSpan,
 )
 from certplane.pki.keys import KeyType
 
@@ -48,13 +49,6 @@ __all__ = [
 
 _LINEAGE_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,63}", re.ASCII)
 _DEFAULT_HTTPS_PORT = 443
-
-
-def _positive(value: Any) -> str | None:
-    return None if value > type(value)() else "must be more than zero"
-
-
-PositiveSpan = Annotated[timedelta, Check(_positive)]
 
 
 class IdentityProvider(StrEnum):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from certplane.broker.ports import DurableLimits
@@ -27,6 +27,8 @@ from certplane.config.values import (
     LogDestination,
     LogFormat,
     LogLevel,
+    PositiveNumber,
+    PositiveSpan,
 )
 from certplane.pki.identity import PROVISIONER_KINDS
 
@@ -62,10 +64,6 @@ __all__ = [
 ]
 
 
-def _positive(value: Any) -> str | None:
-    return None if value > type(value)() else "must be more than zero"
-
-
 def _not_negative(value: int) -> str | None:
     return None if value >= 0 else "must not be negative; 0 is no limit"
 
@@ -85,8 +83,6 @@ def _not_empty(text: str) -> str | None:
     return None if text else "must not be empty"
 
 
-PositiveSpan = Annotated[timedelta, Check(_positive)]
-PositiveNumber = Annotated[int, Check(_positive)]
 Limit = Annotated[int, Check(_not_negative)]
 
 _DEFAULT_ADDRESS = ListenAddress("", 8443)

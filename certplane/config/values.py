@@ -8,10 +8,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
+from certplane.config.decoding import Check
 from certplane.pki.names import DnsNameError, canonical_dns_name
 
 __all__ = [
@@ -24,11 +26,21 @@ __all__ = [
     "LogDestination",
     "LogFormat",
     "LogLevel",
+    "PositiveNumber",
+    "PositiveSpan",
     "canonical_identity_name",
 ]
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+", re.ASCII)
 _MAX_URI_LENGTH = 2048  # SPIFFE-ID 2.3
+
+
+def _positive(value: Any) -> str | None:
+    return None if value > type(value)() else "must be more than zero"
+
+
+PositiveSpan = Annotated[timedelta, Check(_positive)]
+PositiveNumber = Annotated[int, Check(_positive)]
 
 
 class LogLevel(StrEnum):

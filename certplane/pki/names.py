@@ -5,7 +5,8 @@ compare strings and nothing else. Syntax only: whether a name may be had (`*.com
 
 Raw Unicode is refused, not converted: which A-label a U-label becomes depends on the IDNA version of whoever converts
 it. An A-label must be one that IDNA 2008 allows and nothing else decodes to; the check here follows RFC 5892 with the
-character data of the running Python, and refuses what needs a contextual rule (joiners, middle dots).
+character data of the running Python, and refuses joiners, middle dots and other punctuation that only a contextual
+rule allows.
 """
 
 from __future__ import annotations
@@ -25,13 +26,24 @@ _MAX_LABEL_LENGTH = 63
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _PLAIN_NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
-# RFC 5892 2.1 LetterDigits without Lu, which never survives 2.2 Unstable; 2.6 Exceptions (F) that are PVALID.
-_LETTER_DIGITS = frozenset({"Ll", "Lo", "Nd", "Lm", "Mn", "Mc"})
+# RFC 5892: 2.1 LetterDigits, and of 2.6 Exceptions those that are PVALID though they belong to no such category.
+_LETTER_DIGITS = frozenset({"Ll", "Lu", "Lo", "Nd", "Lm", "Mn", "Mc"})
 _PVALID_EXCEPTIONS = frozenset("\u00df\u03c2\u06fd\u06fe\u0f0b\u3007")
-# Exceptions that are DISALLOWED or CONTEXTO, and OldHangulJamo (2.9), which LetterDigits would let through.
-_DISALLOWED = frozenset("\u0640\u07fa\u302e\u302f\u3031\u3032\u3033\u3034\u3035\u303b")
-_CONTEXTUAL_DIGITS = (range(0x0660, 0x066A), range(0x06F0, 0x06FA))
-_OLD_HANGUL_JAMO = (range(0x1100, 0x1200), range(0xA960, 0xA980), range(0xD7B0, 0xD800))
+# What LetterDigits would let through: 2.6 DISALLOWED, 2.4 IgnorableProperties (default-ignorable code points), 2.5
+# IgnorableBlocks (marks for symbols, musical notation) and 2.9 OldHangulJamo.
+_DISALLOWED = frozenset("\u0640\u07fa\u302e\u302f\u3031\u3032\u3033\u3034\u3035\u303b\u034f\u17b4\u17b5")
+_DISALLOWED_BLOCKS = (
+    range(0x180B, 0x1810),
+    range(0x20D0, 0x2100),
+    range(0xFE00, 0xFE10),
+    range(0x1D100, 0x1D250),
+    range(0xE0000, 0xE1000),
+    range(0x1100, 0x1200),
+    range(0xA960, 0xA980),
+    range(0xD7B0, 0xD800),
+)
+_ARABIC_INDIC_DIGITS = frozenset(map(chr, range(0x0660, 0x066A)))
+_EXTENDED_ARABIC_INDIC_DIGITS = frozenset(map(chr, range(0x06F0, 0x06FA)))
 
 
 class DnsNameError(CertplaneError):
@@ -110,16 +122,18 @@ def _is_u_label(label: str) -> bool:
         return False
     if label[0] == "-" or label[-1] == "-" or label[2:4] == "--":
         return False
+    if not _ARABIC_INDIC_DIGITS.isdisjoint(label) and not _EXTENDED_ARABIC_INDIC_DIGITS.isdisjoint(label):
+        return False  # RFC 5892 A.8 and A.9
     return all(_is_pvalid(character) for character in label) and _bidi_is_plain(label)
 
 
 def _is_pvalid(character: str) -> bool:
-    """RFC 5892 3, without the contextual rules."""
+    """RFC 5892 3, without the contextual rules for punctuation and joiners."""
     if character.isascii():
         return character in "-0123456789abcdefghijklmnopqrstuvwxyz"
     if character in _PVALID_EXCEPTIONS:
         return True
-    if character in _DISALLOWED or any(ord(character) in block for block in (*_CONTEXTUAL_DIGITS, *_OLD_HANGUL_JAMO)):
+    if character in _DISALLOWED or any(ord(character) in block for block in _DISALLOWED_BLOCKS):
         return False
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", character).casefold())
     return folded == character and unicodedata.category(character) in _LETTER_DIGITS

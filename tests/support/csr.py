@@ -188,9 +188,12 @@ def close_prime_key() -> rsa.RSAPrivateKey:
     return _key_of(p, _next_prime(p + 2))
 
 
+_SMALL_PRIMES = prod(n for n in range(3, 2000, 2) if all(n % d for d in range(3, n, 2)))
+
+
 def _next_prime(number: int) -> int:
     number |= 1
-    while pow(2, number - 1, number) != 1:
+    while gcd(number, _SMALL_PRIMES) != 1 or pow(2, number - 1, number) != 1:
         number += 2
     return number
 

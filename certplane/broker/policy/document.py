@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -21,7 +20,7 @@ from typing import Annotated, Any, Self
 from certplane.broker.model import Grant, IdentityKind, Profile
 from certplane.config.decoding import Check, Decoder, KeyProblem
 from certplane.config.document import Document, MappingNode, Node, ScalarNode, SequenceNode
-from certplane.config.values import DnsName, IdentityName, canonical_identity_name
+from certplane.config.values import DnsName, IdentityName, PositiveSpan, canonical_identity_name
 from certplane.pki.csr import MAX_DNS_NAMES
 from certplane.pki.keys import KeyType
 
@@ -68,10 +67,6 @@ def _version(version: int) -> str | None:
     return None if version == 1 else f"is {version}; this broker reads version 1"
 
 
-def _positive(span: timedelta) -> str | None:
-    return None if span > timedelta() else "must be more than zero"
-
-
 @dataclass(frozen=True, slots=True)
 class _AcmeEntry:
     """`credentials` names the DNS provider's secret; `profile` is the CA's certificate profile."""
@@ -88,7 +83,7 @@ class _ProfileEntry:
     type: ProfileKind
     dns_names: tuple[DnsName, ...]
     acme: _AcmeEntry = _AcmeEntry()
-    renew_before: Annotated[timedelta, Check(_positive)] | None = None
+    renew_before: PositiveSpan | None = None
     key_types: tuple[KeyType, ...] = tuple(KeyType)
 
     def problems(self) -> Iterator[KeyProblem]:

@@ -7,9 +7,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certplane.config import document
 from certplane.config.document import MAX_BYTES, Document, MappingNode, ScalarNode, SequenceNode
 from certplane.errors import ConfigurationError
 
@@ -22,14 +24,14 @@ def _problems(content: str | bytes) -> list[str]:
 
 def test_nodes_know_their_place() -> None:
     """Every value has its text, its line and its path from the top."""
-    document = Document.parse(b"a:\n  b: 1.20\n  c:\n  - yes\n  - 'no'\n", "x.yml")
-    a = document.root.entries["a"].value
+    parsed = Document.parse(b"a:\n  b: 1.20\n  c:\n  - yes\n  - 'no'\n", "x.yml")
+    a = parsed.root.entries["a"].value
     assert isinstance(a, MappingNode)
     assert a.entries["b"].value == ScalarNode(2, "a.b", "1.20", plain=True)
     c = a.entries["c"].value
     assert isinstance(c, SequenceNode)
     assert c.items == (ScalarNode(4, "a.c[0]", "yes", plain=True), ScalarNode(5, "a.c[1]", "no", plain=False))
-    assert document.source.lines == {"a": 1, "a.b": 2, "a.c": 3, "a.c[0]": 4, "a.c[1]": 5}
+    assert parsed.source.lines == {"a": 1, "a.b": 2, "a.c": 3, "a.c[0]": 4, "a.c[1]": 5}
 
 
 @pytest.mark.parametrize("content", [b"", b"\n# comment\n", b"---\n", b"~", b"\xef\xbb\xbf"])
@@ -115,6 +117,15 @@ def test_keeps_what_was_found_before_the_syntax_error() -> None:
     first, second = _problems("a: 1\na: 2\nb: [\n")
     assert first.startswith("x.yml:2: a: is written twice")
     assert "is not YAML" in second
+
+
+@pytest.mark.parametrize("example", ["agent.yml", "broker.yml", "policy.yml"])
+def test_both_parsers_read_alike(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without libyaml the same file is the same document."""
+    content = (Path(__file__).parent / "examples" / example).read_bytes()
+    with_libyaml = Document.parse(content, example)
+    monkeypatch.setattr(document, "_Loader", yaml.SafeLoader)
+    assert Document.parse(content, example) == with_libyaml
 
 
 def test_a_billion_laughs_cost_nothing() -> None:
