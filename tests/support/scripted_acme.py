@@ -77,8 +77,9 @@ class ScriptedAcme:
         requests: what arrived, in order.
         slow_looks: how often a finalised order is still shown as processing.
         validation: status of an authorization whose challenge was answered.
+        retry_after: value of Retry-After on orders.
         alternates: how many further chains a certificate has.
-        foreign: a URL that the next orders name as theirs, instead of one on this server.
+        extra_identifier: a name that new orders have beyond those that were asked for.
     """
 
     def __init__(self, folder: Path) -> None:
