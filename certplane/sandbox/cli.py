@@ -1,10 +1,11 @@
-"""Command line of the sandbox: `parts` shows which real parts this machine has."""
+"""Command line of the sandbox: `demo` shows Certplane at work, `parts` which real parts this machine has."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from certplane.sandbox import parts
@@ -24,8 +25,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts_command.add_argument("--json", action="store_true", help="one JSON array instead of a table")
     parts_command.add_argument("--left-out", action="store_true", help="only what is missing, a line each")
     parts_command.add_argument("--names", action="store_true", help="with --left-out: the names alone")
+    demo_command = commands.add_parser("demo", help="enroll a host, get and renew certificates, stop everything again")
+    demo_command.add_argument("--keep", action="store_true", help="leave everything running, with the commands to try")
+    demo_command.add_argument(
+        "--folder", type=Path, metavar="DIR", help="keep all files in this empty folder (default: a temporary one)"
+    )
     options = parser.parse_args(arguments)
+    if options.command == "demo":
+        # Imported here since it brings what `parts`, which scripts/setup asks, does without.
+        from certplane.sandbox.demo import DemoOptions, run_demo  # noqa: PLC0415
 
+        return run_demo(DemoOptions(keep=options.keep, folder=options.folder))
+    return _show_parts(options)
+
+
+def _show_parts(options: argparse.Namespace) -> int:
     found = parts.find_all()
     if options.json:
         print(json.dumps([_as_json(part) for part in found], indent=2))

@@ -25,7 +25,9 @@ from typing import Any, Self
 
 import yaml
 
-from certplane.sandbox import servers
+from certplane import __version__
+from certplane.runtime.progress import Progress, SilentProgress
+from certplane.sandbox import parts, servers
 from certplane.sandbox.certificates import CertificateAuthority, write_private
 from certplane.sandbox.cloudflare_api import CloudflareApi
 from certplane.sandbox.identity_pki import IdentityRules
@@ -38,6 +40,9 @@ __all__ = ["ZONES", "Deployment", "DeploymentOptions", "Finished", "Host"]
 
 ZONES = ("certplane.test", "example.test")
 """What the DNS server serves; policies name hosts and certificates in it."""
+
+IDENTITY_CA, PUBLIC_CA, DNS, DNS_API, BROKER = "identity CA", "public CA", "DNS server", "DNS API", "broker"
+"""The roles, as progress names them."""
 
 _TOKEN_SECRET, _TSIG_SECRET = "cloudflare/sandbox", "rfc2136/sandbox"
 _PROGRAM_TIME = timedelta(minutes=2)
@@ -74,9 +79,17 @@ class Finished:
 class Deployment:
     """The servers and the broker. Use it as an async context manager; the broker is started by `start_broker`."""
 
-    def __init__(self, folder: Path, options: DeploymentOptions) -> None:
+    def __init__(self, folder: Path, options: DeploymentOptions, progress: Progress | None = None) -> None:
+        """Nothing runs yet.
+
+        Args:
+            folder: everything's files; made if it isn't there.
+            options: what differs from the ordinary sandbox.
+            progress: told as each server starts, under its role.
+        """
         self.folder = folder
         self.options = options
+        self._progress = progress or SilentProgress()
         self.hosts: dict[str, Host] = {}
         self.identity_ca: IdentityCa = servers.identity_ca(folder / "identity-ca", options.identities)
         self.dns: DnsServer = servers.dns_server(folder / "dns", ZONES)
@@ -90,15 +103,23 @@ class Deployment:
     async def __aenter__(self) -> Self:
         """Start the servers and write the broker's files."""
         async with contextlib.AsyncExitStack() as stack:
+            self._progress.step(IDENTITY_CA, "starting")
             await stack.enter_async_context(self.identity_ca)
+            self._progress.done(IDENTITY_CA, f"{_played_by('step-ca')} at {self.identity_ca.url}")
+            self._progress.step(DNS, "starting")
             await stack.enter_async_context(self.dns)
             dns = self.dns.endpoint
+            self._progress.done(DNS, f"{_played_by('bind')} at {dns.host_port}")
+            self._progress.step(PUBLIC_CA, "starting")
             self.pebble = await stack.enter_async_context(
                 Pebble(self.folder / "pebble", dns.host_port, self.options.pebble)
             )
+            self._progress.done(PUBLIC_CA, f"{_played_by('pebble')} at {self.pebble.directory_url}")
+            self._progress.step(DNS_API, "starting")
             self.cloudflare = await stack.enter_async_context(
                 CloudflareApi(self.folder / "cloudflare", dns, https=False)
             )
+            self._progress.done(DNS_API, f"Cloudflare's, played by the sandbox, at {self.cloudflare.base_url}")
             self.broker_port = free_port()
             self._write_broker_files()
             self._stack = stack.pop_all()
@@ -146,6 +167,7 @@ class Deployment:
             environment: added to its environment, such as `CERTPLANE_FAILPOINTS`.
         """
         await self.stop_broker()
+        self._progress.step(BROKER, "starting")
         self._broker = ServerProcess(
             "certplane-broker",
             [sys.executable, "-m", "certplane.broker", "-c", self.broker_config, "serve"],
@@ -153,6 +175,7 @@ class Deployment:
             environment={**self.broker_environment, **(environment or {})},
         )
         await self._broker.start(lambda: accepts_tcp(LOOPBACK, self.broker_port))
+        self._progress.done(BROKER, f"certplane-broker {__version__} at localhost:{self.broker_port}")
 
     async def stop_broker(self) -> None:
         """Ask the broker to end and wait for it."""
@@ -356,6 +379,12 @@ async def run_program(
         raise
     assert process.returncode is not None
     return Finished(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+
+
+def _played_by(part: str) -> str:
+    """Which program has a role on this machine: the part with its version, or what stands in for it."""
+    found = parts.find(part)
+    return f"{part} {found.version}".rstrip() if isinstance(found, parts.Part) else "the sandbox's own server"
 
 
 def _laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,222 @@
+"""The demo: a host gets its identity and its certificates, from the token to what openssl says, in some seconds.
+
+Nothing in it is staged: servers and programs are those of `deployment`, configuration is files, each command that is
+shown is run as it is shown, and its output is its own. It stops what it started, however it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certplane.errors import CertplaneError
+from certplane.runtime.clock import SystemClock
+from certplane.runtime.progress import open_progress
+from certplane.sandbox import demo_commands, parts
+from certplane.sandbox.demo_display import CommandFailedError, Display
+from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
+from certplane.sandbox.errors import PartMissingError
+
+__all__ = ["DemoOptions", "run_demo"]
+
+_HOST: Final = "web1.certplane.test"
+_FILES: Final = f"hosts/{_HOST}"
+_AGENT: Final = ("certplane-agent", "-c", f"{_FILES}/agent.yml")
+_BROKER: Final = ("certplane-broker", "-c", "broker/broker.yml")
+
+_POLICY: Final[dict[str, Any]] = {
+    "version": 1,
+    "profiles": {
+        "web": {"type": "multi_san", "dns_names": ["www.certplane.test", "api.certplane.test"]},
+        "apps": {"type": "wildcard", "dns_names": ["*.apps.certplane.test"]},
+        "site": {"type": "mixed", "dns_names": ["example.test", "*.example.test"]},
+        "payments": {"type": "multi_san", "dns_names": ["pay.certplane.test"]},
+    },
+    "hosts": {
+        "web1": {"identity": _HOST, "profiles": ["web", "apps", "site"]},
+        "pay1": {"identity": "pay1.certplane.test", "profiles": ["payments"]},
+    },
+}
+
+_CERTIFICATES: Final[tuple[dict[str, Any], ...]] = (
+    {
+        "name": "web",
+        "profile": "web",
+        "dns_names": ["www.certplane.test", "api.certplane.test"],
+        "reload_command": 'echo "reloading the web server with version $CERTPLANE_VERSION"',
+    },
+    {"name": "apps", "profile": "apps", "dns_names": ["*.apps.certplane.test"]},
+    {"name": "site", "profile": "site", "dns_names": ["example.test", "*.example.test"]},
+)
+_NOT_OURS: Final = {"name": "payments", "profile": "payments", "dns_names": ["pay.certplane.test"]}
+
+_BROKER_CONFIG: Final = {"rate_limits": {"new_keys_per_identity_profile_per_day": 50}}
+"""Pebble has no weekly limit that the default of two would protect, and with --keep somebody may renew more often."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """How it is run.
+
+    Attributes:
+        keep: leave everything running until a signal comes.
+        folder: for all files, empty or not there yet; a new one below the temporary directory by default, which is
+            removed in the end unless something failed.
+    """
+
+    keep: bool = False
+    folder: Path | None = None
+
+
+def run_demo(options: DemoOptions) -> int:
+    """Run it; returns the exit status: 0, 1 for a failure, 2 for a folder that can't be used.
+
+    SIGINT and SIGTERM end it with 130 and 143, as a shell expects; where they are the ordinary end (`keep`), with 0.
+    """
+    try:
+        folder = _open_folder(options)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}", "give another --folder", 2)
+    status = 1
+    try:
+        status = asyncio.run(_Demo(folder, options).run())
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except asyncio.CancelledError:
+        status = 128 + signal.SIGTERM
+    except PartMissingError as error:
+        status = _fail(str(error), "run `scripts/setup --again`", 1)
+    except CommandFailedError as error:
+        status = _fail(str(error), f"its output is above, the servers' logs are below {folder}", 1)
+    except (CertplaneError, OSError) as error:
+        status = _fail(str(error).partition("\n")[0], f"the servers' logs are below {folder}", 1)
+    finally:
+        if options.folder is None and status != 1:
+            shutil.rmtree(folder, ignore_errors=True)
+    return status
+
+
+class _Demo:
+    """One run."""
+
+    def __init__(self, folder: Path, options: DemoOptions) -> None:
+        self._folder = folder
+        self._keep = options.keep
+        self._programs = Path(sys.executable).parent
+        self._show = Display(folder, self._programs)
+
+    async def run(self) -> int:
+        """The whole story; the servers are stopped when this returns or raises."""
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        self._show.lines("Certplane's demo: a host, its broker, and all that they talk to, on this machine alone.\n")
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._show.lines, "\nEverything that was started is stopped.")
+            with open_progress(SystemClock(), as_json=False, stream=sys.stdout) as progress:
+                options = DeploymentOptions(_POLICY, broker=_BROKER_CONFIG)
+                deployment = await stack.enter_async_context(Deployment(self._folder, options, progress))
+                host = deployment.add_host(_HOST, _CERTIFICATES)
+                await deployment.start_broker()
+            self._name_left_out()
+            await self._tell(deployment, host)
+            if self._keep:
+                await self._leave_running(deployment, host)
+        return 0
+
+    def _name_left_out(self) -> None:
+        for name, stands_in in (
+            ("step-ca", "the sandbox's own identity CA stands in for it"),
+            ("bind", "the sandbox's own DNS server stands in for it"),
+            ("grpcurl", "the commands that need it can't be tried"),
+            ("openssl", "its view of the certificates isn't shown"),
+        ):
+            found = parts.find(name)
+            if isinstance(found, parts.LeftOut):
+                self._show.say(f"Left out: {name} ({found.reason}); {stands_in}.")
+
+    async def _tell(self, deployment: Deployment, host: Host) -> None:
+        show = self._show
+        show.lines(f"\nTo follow in another terminal:\n  cd {self._folder}\n  export PATH={self._programs}:$PATH")
+        show.heading("1. Policy: the broker decides who gets which names")
+        await show.run("cat", "broker/policy.yml")
+
+        show.heading("2. Enrollment: a one-time token becomes an identity, whose key never leaves the host")
+        await show.run("ls", f"{_FILES}/token")
+        await show.run(*_AGENT, "enroll")
+        await show.run(*_AGENT, "check")
+
+        show.heading("3. Certificates: several names, a wildcard, and a domain with its wildcard, by dns-01")
+        await show.run(*_AGENT, "run", "--once")
+        show.say("Services read links into `current`; one rename switches key, certificate and chain together.")
+        await show.run("ls", "-l", f"{_FILES}/state/certificates/web")
+
+        show.heading("4. Renewal: a new key, a new certificate, and the service is told")
+        await show.run(*_AGENT, "renew", "web")
+
+        show.heading("5. Refusal: agent.yml now asks for a profile that policy gives to another host")
+        host.write_config([*_CERTIFICATES, _NOT_OURS])
+        await show.run("grep", "-A3", "name: payments", f"{_FILES}/agent.yml")
+        await show.run(*_AGENT, "renew", "payments", status=1)
+        show.say("A profile that doesn't exist is answered in the same words. The broker's record has the cause:")
+        await show.run(*_BROKER, "audit", "tail", "--limit", "1", "--json")
+        host.write_config(_CERTIFICATES)
+
+        show.heading("6. What the host has (agent.yml is as it was)")
+        await show.run(*_AGENT, "status")
+
+        show.heading("7. The audit log: what was decided, for whom, and why")
+        await show.run(*_BROKER, "audit", "tail", "--limit", "14", table=True)
+        await show.run(*_BROKER, "certs", "list", table=True)
+
+        if isinstance(parts.find("openssl"), parts.Part):
+            await self._ask_openssl(deployment)
+
+    async def _ask_openssl(self, deployment: Deployment) -> None:
+        show = self._show
+        show.heading("8. What openssl says of the installed chain")
+        (self._folder / "pebble" / "root.pem").write_bytes((await deployment.pebble.root()).public_bytes(Encoding.PEM))
+        for name in ("web", "site"):
+            certificate = f"{_FILES}/tls/{name}.cert.pem"
+            details = ("-subject", "-issuer", "-dates", "-ext", "subjectAltName")
+            await show.run("openssl", "x509", "-in", certificate, "-noout", *details)
+            chain = f"{_FILES}/tls/{name}.chain.pem"
+            await show.run("openssl", "verify", "-CAfile", "pebble/root.pem", "-untrusted", chain, certificate)
+
+    async def _leave_running(self, deployment: Deployment, host: Host) -> None:
+        """Start the agent for good, say what can be tried, and wait for SIGINT or SIGTERM."""
+        await host.start()
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            loop.add_signal_handler(number, stopping.set)
+        self._show.heading("Running")
+        self._show.lines(demo_commands.to_try(deployment, host, self._programs, os.getpid()))
+        await stopping.wait()
+
+
+def _open_folder(options: DemoOptions) -> Path:
+    if options.folder is None:
+        return Path(tempfile.mkdtemp(prefix="certplane-demo-"))
+    folder = options.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise OSError(0, "isn't empty", str(folder))
+    folder.chmod(0o700)
+    return folder
+
+
+def _fail(cause: str, remedy: str, status: int) -> int:
+    print(f"demo: {cause}; {remedy}", file=sys.stderr)
+    return status

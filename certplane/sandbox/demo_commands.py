@@ -1,0 +1,67 @@
+"""The commands that a user may try while the demo is left running, ready to be pasted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from certplane.sandbox import parts
+from certplane.sandbox.deployment import Deployment, Host
+
+__all__ = ["to_try"]
+
+
+def to_try(deployment: Deployment, host: Host, programs: Path, process: int) -> str:
+    """The text that `--keep` ends with.
+
+    Args:
+        deployment: what runs.
+        host: the enrolled host, whose agent runs too.
+        programs: where certplane-agent and certplane-broker are installed.
+        process: the demo's process id.
+    """
+    sections = [
+        f"The broker and the agent of {host.name} run. In another terminal:",
+        _indented([f"cd {shlex.quote(str(deployment.folder))}", f"export PATH={shlex.quote(str(programs))}:$PATH"]),
+        "the host:",
+        _indented(_agent_commands(deployment, host)),
+        "the broker:",
+        _indented(_broker_commands(host)),
+    ]
+    grpcurl = parts.find("grpcurl")
+    if isinstance(grpcurl, parts.Part):
+        sections += ["its interface, as the host sees it:", _indented(_grpcurl_commands(deployment, host, grpcurl))]
+    sections += ["Ctrl-C stops everything, and so does:", _indented([f"kill {process}"])]
+    return "\n".join(sections)
+
+
+def _agent_commands(deployment: Deployment, host: Host) -> Iterator[str]:
+    agent = f"certplane-agent -c {host.config.relative_to(deployment.folder)}"
+    for command in ("status", "check", "renew apps"):
+        yield f"{agent} {command}"
+    yield f"tail {host.folder.relative_to(deployment.folder)}/agent.log"
+
+
+def _broker_commands(host: Host) -> Iterator[str]:
+    broker = "certplane-broker -c broker/broker.yml"
+    yield f"{broker} audit tail"
+    yield f"{broker} certs list"
+    yield f"{broker} policy validate --policy broker/policy.yml"
+    yield f"{broker} identity deny --name {host.name} --reason 'trying it'"
+    yield f"{broker} identity allow --name {host.name}"
+    yield "tail broker/broker.log"
+
+
+def _grpcurl_commands(deployment: Deployment, host: Host, part: parts.Part) -> Iterator[str]:
+    tls = host.folder.relative_to(deployment.folder) / "tls"
+    call = f"{shlex.quote(str(part.path))} -cacert broker/root.crt -cert {tls}/identity.crt -key {tls}/identity.key"
+    address = f"localhost:{deployment.broker_port}"
+    yield f"{call} {address} list"
+    yield f"{call} {address} certplane.v1.EnrollmentService/GetIdentity"
+    yield f"{call} -d '{{\"page_size\": 2}}' {address} certplane.v1.CertificateService/ListCertificates"
+    yield f'{call} -d \'{{"service": "certplane.v1.CertificateService"}}\' {address} grpc.health.v1.Health/Check'
+
+
+def _indented(commands: Iterator[str] | list[str]) -> str:
+    return "".join(f"  {command}\n" for command in commands)
