@@ -128,7 +128,7 @@ class CallEvents:
 
     def denied(self, refusal: Refusal, *, order_id: str = "", certificate_id: str = "") -> AuditEvent:
         """The call is refused."""
-        facts: dict[str, Any] = {"reason_code": refusal.reason.value, "reason": refusal.message}
+        facts: dict[str, Any] = {"reason_code": refusal.reason.value, "reason": self._cause(refusal)}
         if order_id:
             facts["order_id"] = order_id[:_LONGEST_QUOTE]
         if certificate_id:
@@ -139,6 +139,16 @@ class CallEvents:
             severity=AuditSeverity.ERROR if refusal.reason in _ALERTING else AuditSeverity.WARNING,
             **facts,
         )
+
+    def _cause(self, refusal: Refusal) -> str:
+        """Why, for the operator: the caller is told one text for all that would show what policy has."""
+        match refusal.reason:
+            case Reason.PROFILE_NOT_ALLOWED if "profile_hash" in self._facts:
+                return "policy does not give this profile to this identity"
+            case Reason.PROFILE_NOT_ALLOWED:
+                return "policy has no profile of this name"
+            case _:
+                return refusal.message
 
     def revoked(self, record: CertificateRecord, reason: RevocationReason) -> AuditEvent:
         """The CA has revoked the certificate."""
