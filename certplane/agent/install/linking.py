@@ -10,7 +10,9 @@ next path takes. So the way goes over identical content:
     5. each path becomes a link through `current`: the same bytes again; `held` is removed
 
 Every step is durable before the next and can be done again, so that whatever a crash leaves is read off the disk and
-finished by the next `show`.
+finished by the next `show`. On disk there is never a mixed pair. A reader that opens key and certificate one after the
+other may still have one of each version if the switch falls between; one that reads `combined`, or resolves `current`
+once and opens both there, can't.
 """
 
 from __future__ import annotations
