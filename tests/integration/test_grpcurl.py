@@ -1,0 +1,120 @@
+"""The real grpcurl against the edge: every RPC can be found and called with a JSON body, and nothing without an identity."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certplane.broker.services.interceptors.access import METHODS
+from certplane.errors import Reason, RefusalError, Violation
+from tests.support.ca import Leaf
+from tests.support.edge import HOST, EdgeServer, serve_edge
+
+pytestmark = pytest.mark.integration
+
+BODIES: dict[str, dict[str, Any]] = {
+    "GetIdentity": {},
+    "GetTrustBundle": {"requestId": "r-1"},
+    "ReportEnrollment": {"agentVersion": "0.1.0", "identitySerialNumber": "1f", "hostFacts": {"os": "Debian 12"}},
+    "IssueCertificate": {"profile": "web", "csrPem": "CSR", "waitDuration": "5s"},
+    "RenewCertificate": {"certificateId": "c-1", "profile": "web", "csrPem": "CSR"},
+    "GetOrder": {"orderId": "order-1"},
+    "WatchOrder": {"orderId": "order-1"},
+    "GetCertificate": {"certificateId": "c-1"},
+    "ListCertificates": {"pageSize": 10},
+    "RevokeCertificate": {"certificateId": "c-1", "reason": "REVOCATION_REASON_SUPERSEDED"},
+}
+
+
+class Grpcurl:
+    """grpcurl with an identity, or without one."""
+
+    def __init__(self, program: Path, edge: EdgeServer, directory: Path) -> None:
+        self._program = program
+        self._edge = edge
+        self._directory = directory
+        (directory / "ca.pem").write_bytes(edge.ca.root_pem)
+
+    async def run(self, *arguments: str, identity: Leaf | None) -> tuple[int, str, str]:
+        """Status, standard output, standard error."""
+        options = ["-cacert", str(self._directory / "ca.pem"), "-max-time", "10"]
+        if identity is not None:
+            cert, key = identity.write(self._directory, "identity")
+            options += ["-cert", str(cert), "-key", str(key)]
+        *before, last = arguments
+        process = await asyncio.create_subprocess_exec(
+            self._program,
+            *options,
+            *before,
+            f"localhost:{self._edge.port}",
+            *last.split(),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        return process.returncode or 0, out.decode(), err.decode()
+
+
+@pytest.fixture
+async def edge() -> AsyncIterator[EdgeServer]:
+    async with serve_edge() as server:
+        yield server
+
+
+@pytest.fixture
+def client(grpcurl: Path, edge: EdgeServer, tmp_path: Path) -> Grpcurl:
+    return Grpcurl(grpcurl, edge, tmp_path)
+
+
+async def test_services_are_listed_and_described(edge: EdgeServer, client: Grpcurl) -> None:
+    """A known identity can list the services and read each one's definition."""
+    host = edge.ca.issue([HOST])
+    status, out, err = await client.run("list", identity=host)
+    assert status == 0, err
+    services = out.split()
+    assert "certplane.v1.CertificateService" in services
+    for service in services:
+        status, out, err = await client.run(f"describe {service}", identity=host)
+        assert status == 0, err
+        assert "service" in out
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name.startswith("/certplane.")])
+async def test_every_method_takes_a_json_body(edge: EdgeServer, client: Grpcurl, method: str) -> None:
+    """Each RPC of ours is called with JSON and answers with JSON."""
+    body = json.dumps(BODIES[method.rpartition("/")[2]])
+    status, out, err = await client.run("-d", body, method.removeprefix("/"), identity=edge.ca.issue([HOST]))
+    assert status == 0, err
+    assert isinstance(json.loads(out), dict)
+
+
+async def test_health(edge: EdgeServer, client: Grpcurl) -> None:
+    """Health answers a known identity."""
+    body = '{"service": "certplane.v1.CertificateService"}'
+    status, out, err = await client.run("-d", body, "grpc.health.v1.Health/Check", identity=edge.ca.issue([HOST]))
+    assert status == 0, err
+    assert json.loads(out) == {"status": "SERVING"}
+
+
+async def test_refusal_is_readable(edge: EdgeServer, client: Grpcurl) -> None:
+    """A refusal shows its reason and what is wrong with which field."""
+    edge.authority.error = RefusalError(Reason.CSR_INVALID, "no names", violations=[Violation("csr_pem", "no names")])
+    body = json.dumps(BODIES["IssueCertificate"])
+    status, _, err = await client.run(
+        "-d", body, "certplane.v1.CertificateService/IssueCertificate", identity=edge.ca.issue([HOST])
+    )
+    assert status != 0
+    for part in ("InvalidArgument", "CSR_INVALID", "certplane", "csr_pem"):
+        assert part in err
+
+
+async def test_nothing_without_an_identity(edge: EdgeServer, client: Grpcurl) -> None:
+    """Without a certificate not even reflection answers."""
+    status, out, _ = await client.run("list", identity=None)
+    assert (status != 0, out) == (True, "")
+    assert edge.denials.events == []
