@@ -4,6 +4,7 @@ A lineage is a directory of the agent's state:
 
     <lineage>/
       current -> versions/3         the one symlink whose rename switches key, certificate and chain together
+      held                          a second one, while files that stand at the paths become links
       versions/3/                   privkey.pem cert.pem chain.pem fullchain.pem combined.pem metadata.json
       versions/0/                   what stood at the configured paths before Certplane came
       pending/                      the key store's: a key that waits for its certificate
@@ -15,8 +16,10 @@ and the configured paths are symlinks to `<lineage>/current/<file>` (or copies: 
 Places to start:
     lineage     `FileVersionStore(directory, outputs, keys=..., mode=...)`: the port `VersionStore`
     versions    the directories `versions/<n>`: written whole, read back, removed whole
-    linking     configured paths as symlinks; import of what stood there
+    linking     configured paths as symlinks
     copying     configured paths as copies, with a journal
+    keeping     what stood at the paths: version 0, or replaced/
+    steps       every step, by the name of its failpoints
     activation  `Activator`: install, reload, roll back; the result says which
     hook        `ShellHookRunner`: the operator's command in a process group of its own
     status      `JsonStatusFile(directory)`
