@@ -17,7 +17,7 @@ from certplane.errors import OperationError
 from certplane.runtime.clock import SystemClock
 
 LONG = timedelta(seconds=30)
-SHORT = timedelta(milliseconds=300)
+SHORT = timedelta(seconds=1.5)  # long enough for a shell to begin on a busy machine
 
 
 def runner(**environment: str) -> ShellHookRunner:
