@@ -323,6 +323,10 @@ def _with(**replaced: str) -> str:
             "11: issuer.acme.httpreq.password_secret: is required beside the other one; name both secrets, or neither",
             id="half-of-basic-authentication",
         ),
+        pytest.param(
+            MINIMAL.replace("cloudflare", "httpreq\n    httpreq: {endpoint: 'http://x', mode: cooked}"),
+            "11: issuer.acme.httpreq.mode: is 'cooked', must be one of default, raw", id="httpreq-mode",
+        ),
         pytest.param(MINIMAL + "audit: {failure_mode: open}\n", "11: audit.failure_mode: is 'open', must be one of fail_open, fail_closed", id="mode"),
         pytest.param(MINIMAL + "issuers: {}\n", "11: issuers: is not a known key; did you mean `issuer`?", id="nearest"),
         pytest.param(

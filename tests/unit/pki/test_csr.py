@@ -121,6 +121,12 @@ def _bad_point() -> str:
 ODD_2048 = (1 << 2047) + 1155  # divisible by a small prime, whatever else it is
 SOUND_LOOKING = rsa_key().public_key().public_numbers().n
 
+
+def _square() -> int:
+    prime: int = close_prime_key().private_numbers().p
+    return prime * prime
+
+
 INVALID = Reason.CSR_INVALID
 WEAK = Reason.KEY_WEAK
 
@@ -163,6 +169,7 @@ REFUSED = [
     pytest.param(_with_modulus(ODD_2048), WEAK, "small factor", id="row08-small-factor"),
     pytest.param(lambda: pem(craft(key=roca_key())), WEAK, "CVE-2017-15361", id="row08-roca"),
     pytest.param(lambda: pem(craft(key=close_prime_key())), WEAK, "close", id="row08-close-primes"),
+    pytest.param(_with_modulus(_square()), WEAK, "close", id="row08-square-of-a-prime"),
     pytest.param(_with_modulus((1 << 8191) + 1155), WEAK, "8192 bits", id="row09-rsa-8192"),
     pytest.param(_with_modulus(SOUND_LOOKING >> 1 | 1), WEAK, "2047 bits", id="row09-rsa-2047"),
     pytest.param(_with_modulus((SOUND_LOOKING << 8) + 1), WEAK, "2056 bits", id="row09-rsa-2056"),

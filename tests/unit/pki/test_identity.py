@@ -72,6 +72,10 @@ def test_reads_a_step_ca_certificate(key_kind: str) -> None:
             ("web1.example",), id="client-auth-only",
         ),
         pytest.param(lambda: _authority().issue("web1.example", by_root=True), ("web1.example",), id="issued-by-root"),
+        pytest.param(
+            lambda: _authority().issue("Web1.example", "web1.EXAMPLE", common_name="The Web Server"),
+            ("web1.example",), id="one-name-in-two-writings",
+        ),
     ],
 )  # fmt: skip
 def test_accepts(make: Callable[[], IssuedLeaf], names: tuple[str, ...]) -> None:
@@ -214,7 +218,19 @@ def test_oid_is_step_cas() -> None:
     assert PROVISIONER.dotted_string == "1.3.6.1.4.1.37476.9000.64.1"
 
 
+def test_a_text_that_is_no_name_names_nobody() -> None:
+    """What no policy can hold is passed on as it stands, to be found nowhere."""
+    leaf = _authority().issue("web1.example", common_name="The Web Server")
+    identity = verify_identity(leaf.pem.encode(), leaf.chain_pem.encode(), _bundle(), NOW)
+    assert identity.common_name == "The Web Server"
+
+
 class TestTrustBundle:
+    def test_is_never_empty(self) -> None:
+        """A bundle that trusts nobody is a mistake, not a policy."""
+        with pytest.raises(BundleError, match="no certificate"):
+            TrustBundle(())
+
     def test_hash_is_of_the_content(self) -> None:
         """Order, comments and repetition don't make another bundle; another certificate does."""
         one, two = _authority().root_pem, _authority(name="Other").root_pem
