@@ -442,6 +442,7 @@ async def test_policy_is_asked_again_before_the_finalisation(
     authority = await world.started()
     await authority.issue(caller(), issue(wait=NO_WAIT))
     await settle()
+    start = world.clock.now()
     change(world)
     gate.set()
 
@@ -449,7 +450,7 @@ async def test_policy_is_asked_again_before_the_finalisation(
 
     assert world.order.error is not None
     assert world.order.error.reason is reason
-    assert world.order.retry_time == world.order.update_time
+    assert world.order.retry_time == world.order.update_time == start
     assert world.issuer.faults.count("finalize") == 0
     assert world.logged(AuditEventType.ORDER_ABANDONED) == 1
     assert no_trace_is_left(world)
@@ -525,8 +526,7 @@ async def test_a_record_that_two_orders_need_is_removed_by_the_last() -> None:
     world = World()
     shared = TxtRecord("", "_acme-challenge.shop.test", "same")
     world.solver.plan = lambda challenges, profile: [shared]  # type: ignore[method-assign] # what such a CA causes
-    world.solver.faults.hold("wait_until_visible")
-    world.issuer.faults.fail("answer_challenges", RefusalError(Reason.ISSUER_REJECTED, "no"))
+    gate = world.solver.faults.hold("wait_until_visible")
     world.change_profile(acme_profile="a")
     authority = await world.started()
     await authority.issue(caller(), issue(wait=NO_WAIT))
@@ -535,17 +535,51 @@ async def test_a_record_that_two_orders_need_is_removed_by_the_last() -> None:
     await authority.issue(caller("web2.test"), issue("two", wait=NO_WAIT))
     await settle()
     assert [order.state for order in world.orders] == [OrderState.VALIDATING] * 2
-    assert len(world.dns.records) == 1
-    gate = world.issuer.faults.hold("answer_challenges")
+    answering = world.issuer.faults.hold("answer_challenges")
+    world.solver.faults.fail("wait_until_visible", RefusalError(Reason.DNS_REJECTED, "no"))
 
-    world.solver.faults.heal()
-    await settle()
-    assert len(world.dns.records) == 1
     gate.set()
+    await settle()
+    first, second = world.orders
+    assert (first.state, first.txt_records) == (OrderState.FAILED, ())
+    assert len(world.dns.records) == len(second.txt_records) == 1
+
+    answering.set()
+    await world.run_on()
+    assert not world.dns.records
+
+
+async def test_a_ca_that_is_still_validating_is_given_time() -> None:
+    """An order that is pending after the answers is looked at again after a wait, not in a tight loop."""
+    world = World()
+    world.ca.unhurried = 2
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    assert world.issuer.faults.count("answer_challenges") == 1
+
     await world.run_on()
 
-    assert not world.dns.records
-    assert all(order.txt_records == () for order in world.orders)
+    assert world.order.state is OrderState.ISSUED
+
+
+async def test_each_state_starts_with_short_waits_again() -> None:
+    """What went wrong before the order got on doesn't slow the next step down."""
+    world = World()
+    world.issuer.faults.fail("create_order", unavailable(), times=7)
+    world.solver.faults.fail("present", unavailable(Reason.DNS_UNAVAILABLE))
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    for _ in range(600):
+        await settle(40)
+        if world.solver.faults.count("present"):
+            break
+        world.clock.advance(timedelta(seconds=1))
+
+    world.clock.advance(world.settings.retry.first)
+    await settle()
+
+    assert world.order.state is OrderState.ISSUED
 
 
 async def test_the_orders_time_starts_with_its_turn() -> None:

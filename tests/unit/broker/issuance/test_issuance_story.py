@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.model import AuditEventType, OrderState, RevocationReason
+from certplane.broker.ports import OpenedOrder
 from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import build_csr
 from certplane.pki.lifetime import renew_time
@@ -297,6 +299,60 @@ async def test_no_moment_of_asking_again_makes_a_second_order(ticks: int) -> Non
     assert [c.certificate_id for c in certificates if c is not None] == [world.order.certificate_id] * 2
     assert len(world.orders) == 1
     assert len(world.ca.issued) == 1
+
+
+async def test_who_looked_into_the_cache_before_an_order_ended_looks_again() -> None:
+    """An answer of the cache that an order has overtaken makes no second order."""
+    world = World()
+    authority = await world.started()
+    original = world.stores.certificates.find_cached
+    late = asyncio.Event()
+
+    async def overtaken(*args: str) -> object:
+        found = await original(*args)
+        await late.wait()
+        return found
+
+    gate = world.issuer.faults.hold("finalize")
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    world.stores.certificates.find_cached = overtaken  # type: ignore[assignment,method-assign] # a race, made sure
+    call = asyncio.create_task(authority.issue(caller(), issue()))
+    await settle()
+    gate.set()
+    await settle()
+    assert world.order.state is OrderState.ISSUED
+    late.set()
+
+    result = await call
+
+    assert result.source == "cache"
+    assert len(world.orders) == 1
+
+
+async def test_an_order_that_was_joined_but_has_ended_meanwhile_is_not_run_again() -> None:
+    """An answer of the store that the order has overtaken leads to the order as it is, not to the CA."""
+    world = World()
+    authority = await world.started()
+    original = world.stores.orders.open_order
+    late = asyncio.Event()
+
+    async def overtaken(*args: Any) -> OpenedOrder:
+        opened = await original(*args)
+        if not opened.created:
+            await late.wait()
+        return opened
+
+    world.stores.orders.open_order = overtaken  # type: ignore[method-assign] # a race, made sure
+    calls = [asyncio.create_task(authority.issue(caller(), issue())) for _ in range(2)]
+    await settle()
+    assert world.order.state is OrderState.ISSUED
+    late.set()
+
+    results = await asyncio.gather(*calls)
+
+    assert {result.order.state for result in results} == {OrderState.ISSUED}
+    assert world.issuer.faults.count("create_order") == 1
+    assert world.issuer.faults.count("get_order") == 0
 
 
 async def test_a_follower_that_leaves_changes_nothing_for_the_order() -> None:
