@@ -79,9 +79,14 @@ def _identity(host: Host, identity: Version | None, now: datetime) -> Finding:
             "`certplane-agent enroll --force` with a new token",
         )
         return _failed("identity", error)
-    text = (
-        f"{host.settings.identity.name}, serial {identity.serial_number}, until {identity.not_after:%Y-%m-%d %H:%M} UTC"
-    )
+    name = host.settings.identity.name
+    if identity.dns_names and identity.dns_names != (name,):
+        error = OperationError(
+            f"is for {', '.join(identity.dns_names)}, but identity.name is {name}",
+            remedy="correct identity.name, or run `certplane-agent enroll --force` with a token for the new name",
+        )
+        return _failed("identity", error)
+    text = f"{name}, serial {identity.serial_number}, until {identity.not_after:%Y-%m-%d %H:%M} UTC"
     return Finding("identity", ok=True, text=text)
 
 

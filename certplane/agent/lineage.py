@@ -52,6 +52,9 @@ __all__ = ["Activates", "Lineage", "LineageLife", "Obtain", "OrderFailedError", 
 
 _AFTER_DISK_ERROR = timedelta(minutes=1)
 _AFTER_FAULT = timedelta(minutes=5)
+_BETWEEN_REQUESTS = timedelta(minutes=1)
+"""From one new certificate to the next plan: one whose life is over as soon as it begins must not be asked for in a
+loop."""
 _MOST_STEPS = 8
 """Of one `settle`: request, activation and a few repetitions. More would be a plan that contradicts itself."""
 
@@ -178,6 +181,7 @@ class LineageLife:
 
     async def run(self) -> None:
         """Live until cancelled; errors are logged and waited out."""
+        requested = False
         while True:
             forced, self._forced = self._forced, False
             try:
@@ -192,7 +196,10 @@ class LineageLife:
                 self._settle_with(error)
                 span = _AFTER_FAULT
             else:
-                if isinstance(plan.step, Wait) and not self._forced:
+                if isinstance(plan.step, Activate) and requested:
+                    span = _BETWEEN_REQUESTS
+                requested = isinstance(plan.step, Request)
+                if span > timedelta() and not self._forced:
                     self._settle_with(status)
             if span > timedelta():
                 await self._sleep(span)
@@ -203,15 +210,22 @@ class LineageLife:
         Raises:
             CertplaneError: the status can't be read or written.
         """
+        requested = False
         for number in range(_MOST_STEPS):
             plan, status = await self._advance(forced=forced)
             forced = False
-            if isinstance(plan.step, Wait):
-                if number == 0 and not is_well(status):
-                    self._still_ill(plan.step, status)
-                return status
-            if isinstance(plan.step, Request) and status.state is LineageState.REQUESTING:
-                return status  # still under way at the broker
+            match plan.step:
+                case Wait() as wait:
+                    if number == 0 and not is_well(status):
+                        self._still_ill(wait, status)
+                    return status
+                case Request():
+                    requested = True
+                    if status.state is LineageState.REQUESTING:
+                        return status  # still under way at the broker
+                case Activate():
+                    if requested:  # what is due again at once has too short a life; the next run goes on
+                        return status
         raise RuntimeError(f"the plan of {self.name} comes to no end")
 
     async def renew_now(self) -> LineageStatus:

@@ -16,6 +16,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from cryptography import x509
+
+from certplane.agent.enrollment.answers import san_names
 from certplane.errors import OperationError
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.finishing import uninterrupted
@@ -153,15 +156,20 @@ class HostIdentity:
 
     async def _begin(self, work: str, *, reuse_key: bool) -> PendingRequest:
         failpoint(f"{work}.key.before")
-        pending = await self._disk.run(
-            self._keys.begin,
+        pending = await self._disk.run(self._begin_on_disk, reuse_key)
+        failpoint(f"{work}.key.after")
+        return pending
+
+    def _begin_on_disk(self, reuse_key: bool) -> PendingRequest:
+        left_over = self._keys.pending()
+        if left_over is not None and _names_in(left_over) != (self._name,):
+            self._keys.abandon()  # made when this host had another name
+        return self._keys.begin(
             common_name=self._name if len(self._name) <= _MOST_COMMON_NAME else "",
             sans=(self._name,),
             replaces_certificate_id="",
             reuse_key=reuse_key,
         )
-        failpoint(f"{work}.key.after")
-        return pending
 
     async def _obtain(self, work: str, request: Coroutine[Any, Any, IssuedCertificate]) -> Version:
         """Send the request and store its answer, which can't be had a second time."""
@@ -197,6 +205,10 @@ class HostIdentity:
                 "`certplane-agent enroll --force` with a new token"
             )
         return OperationError(message, remedy=remedy)
+
+
+def _names_in(pending: PendingRequest) -> tuple[str, ...]:
+    return san_names(x509.load_pem_x509_csr(pending.csr_pem.encode()).extensions)
 
 
 def _text(time: datetime) -> str:
