@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from certplane.errors import CertplaneError
 
-__all__ = ["BIT_STRING", "INTEGER", "OCTET_STRING", "SEQUENCE", "DerError", "Element", "read_element", "read_sequence"]
+__all__ = ["INTEGER", "OCTET_STRING", "SEQUENCE", "DerError", "Element", "read_element", "read_sequence"]
 
 INTEGER = 0x02
-BIT_STRING = 0x03
 OCTET_STRING = 0x04
 SEQUENCE = 0x30
 
