@@ -1,3 +1,3 @@
 """What all tests share: the fixtures of tests/support."""
 
-pytest_plugins = ["tests.support.parts", "tests.support.sandbox"]
+pytest_plugins = ["tests.support.parts", "tests.support.sandbox", "tests.support.stores"]

@@ -1,0 +1,184 @@
+"""The store behind its ports, as a fake, on SQLite and on PostgreSQL: what the contract suites run on."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from certplane.broker.audit import SpillFallback
+from certplane.broker.model import (
+    AuditEvent,
+    AuditEventType,
+    CertificateRecord,
+    Order,
+    OrderDraft,
+)
+from certplane.broker.ports import DurableLimits
+from certplane.broker.store import open_stores
+from tests.fakes.clock import ManualClock
+from tests.fakes.stores import FakeStores
+
+__all__ = ["NO_LIMITS", "StoreHarness", "StorePlace", "store", "store_place"]
+
+NO_LIMITS = DurableLimits()
+
+_REFUSE_ON_POSTGRESQL = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no space for this'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+_REFUSE_ON_SQLITE = """
+CREATE TRIGGER refuse BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no space for this'); END;
+"""
+
+
+@dataclass(frozen=True)
+class StorePlace:
+    """Where a store is: a kind (`fake`, `sqlite`, `postgresql`), and a path or URL."""
+
+    kind: str
+    path: Path
+    url: str = ""
+
+    @asynccontextmanager
+    async def open(self, clock: ManualClock, failure_mode: Any = "fail_closed", **settings: Any) -> AsyncIterator[Any]:
+        """The real stores at this place; `settings` as `open_stores` takes them."""
+        settings.setdefault("audit", SpillFallback(failure_mode, self.spill_path))
+        settings.setdefault("busy_timeout", timedelta(milliseconds=300))
+        async with open_stores(driver=self.kind, path=self.path, url=self.url, clock=clock, **settings) as stores:
+            yield stores
+
+    @property
+    def spill_path(self) -> Path:
+        return self.path.with_name("spill.jsonl")
+
+    def execute(self, sql: str) -> None:
+        """Run a script at the database, past the store."""
+        if self.kind == "sqlite":
+            connection = sqlite3.connect(self.path, isolation_level=None)
+            connection.executescript(sql)
+            connection.close()
+        else:
+            with psycopg.connect(self.url, autocommit=True) as server:
+                server.execute(sql.encode())
+
+    @contextmanager
+    def refusing_rows(self, table: str) -> Iterator[None]:
+        """The database takes no row into `table`."""
+        sql = _REFUSE_ON_SQLITE if self.kind == "sqlite" else _REFUSE_ON_POSTGRESQL
+        self.execute(sql.format(table=table))
+        yield
+        self.execute("DROP TRIGGER refuse" if self.kind == "sqlite" else f"DROP TRIGGER refuse ON {table}")
+        if self.kind != "sqlite":
+            self.execute("DROP FUNCTION refuse")
+
+
+@dataclass
+class StoreHarness:
+    """An open store, and what a test needs to fill it."""
+
+    place: StorePlace
+    clock: ManualClock
+    stores: Any
+    numbers: Iterator[int] = field(default_factory=lambda: iter(range(1, 1_000_000)))
+
+    @contextmanager
+    def audit_broken(self) -> Iterator[None]:
+        """No audit event can be written."""
+        if self.place.kind == "fake":
+            self.stores.database.audit_down = True
+            yield
+            self.stores.database.audit_down = False
+            return
+        with self.place.refusing_rows("audit_events"):
+            yield
+
+    def event(self, event_type: AuditEventType = AuditEventType.CERTIFICATE_AUTHORIZED, **values: Any) -> AuditEvent:
+        return AuditEvent(f"event-{next(self.numbers):06d}", self.clock.now(), event_type, **values)
+
+    async def event_ids(self) -> list[object]:
+        return [record["event_id"] for record in await self.stores.audit.tail(1000)]
+
+    def draft(self, **values: Any) -> OrderDraft:
+        return draft(**values)
+
+    async def open_order(self, *, limits: DurableLimits = NO_LIMITS, **values: Any) -> Order:
+        order: Order = (await self.stores.orders.open_order(draft(**values), limits, [])).order
+        return order
+
+    async def issue(self, *, key: str = "", lasts: timedelta = timedelta(days=90), **values: Any) -> CertificateRecord:
+        """A finished order's certificate."""
+        number = next(self.numbers)
+        order = await self.open_order(public_key_sha256=key or f"key-{number}", **values)
+        record = certificate(order, f"certificate-{number:06d}", self.clock.now(), lasts)
+        await self.stores.orders.finish_order(record, [])
+        return record
+
+
+def draft(**values: Any) -> OrderDraft:
+    return OrderDraft(
+        **{
+            "identity": "spiffe://example.org/host/web1",
+            "profile": "web",
+            "profile_hash": "9f86d081",
+            "dns_names": ("*.example.org", "example.org"),
+            "public_key_sha256": "key-a",
+            "csr_der": b"\x30\x00csr",
+            "issuer": "acme",
+            "request_id": "request-1",
+            **values,
+        }
+    )
+
+
+def certificate(order: Order, certificate_id: str, now: datetime, lasts: timedelta) -> CertificateRecord:
+    return CertificateRecord(
+        certificate_id=certificate_id,
+        order_id=order.order_id,
+        identity=order.identity,
+        profile=order.profile,
+        profile_hash=order.profile_hash,
+        issuer=order.issuer,
+        dns_names=order.dns_names,
+        public_key_sha256=order.public_key_sha256,
+        serial_number="3e7" + certificate_id[-6:],
+        certificate_pem="-----BEGIN CERTIFICATE-----\nleaf\n-----END CERTIFICATE-----\n",
+        chain_pem="-----BEGIN CERTIFICATE-----\nissuer\n-----END CERTIFICATE-----\n",
+        not_before=now,
+        not_after=now + lasts,
+        renew_time=now + lasts * 2 / 3,
+        create_time=now,
+        acme_order_url="https://ca.example/order/1",
+    )
+
+
+@pytest.fixture(params=["fake", "sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
+def store_place(request: pytest.FixtureRequest, tmp_path: Path) -> StorePlace:
+    """Each kind of store in turn."""
+    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
+    return StorePlace(request.param, tmp_path / "broker.db", url)
+
+
+@pytest.fixture
+def failure_mode() -> str:
+    """The audit mode of `store`; a test overrides it by parametrizing."""
+    return "fail_closed"
+
+
+@pytest_asyncio.fixture
+async def store(store_place: StorePlace, failure_mode: Callable[[], str]) -> AsyncIterator[StoreHarness]:
+    """An open, empty store of each kind."""
+    clock = ManualClock()
+    if store_place.kind == "fake":
+        yield StoreHarness(store_place, clock, FakeStores.open(clock, failure_mode=failure_mode))  # type: ignore[arg-type]
+        return
+    async with store_place.open(clock, failure_mode) as stores:
+        yield StoreHarness(store_place, clock, stores)
