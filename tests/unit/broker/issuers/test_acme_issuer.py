@@ -533,6 +533,16 @@ async def test_slow_issuance_is_waited_for(ca: ScriptedAcme, issuer: AcmeIssuer)
     assert (await issuer.download(order, LONG)).startswith("-----BEGIN CERTIFICATE-----")
 
 
+async def test_looks_as_seldom_as_the_ca_wants(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """Retry-After on an order keeps it from being looked at again before that."""
+    order = await issuer.finalize(await ready_order(issuer), csr_der(), LONG)
+    ca.orders[1].status, ca.slow_looks, ca.retry_after = "processing", 1, "1"
+    looks, started = ca.count("POST /order/1"), SystemClock().monotonic()
+    await issuer.download(order, LONG)
+    assert SystemClock().monotonic() - started >= 1
+    assert ca.count("POST /order/1") - looks == 2
+
+
 async def test_stuck_issuance_ends_at_the_deadline(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
     """An order that stays in processing is polled to the deadline and no further (fault 7)."""
     order = await ready_order(issuer)
