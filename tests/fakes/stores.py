@@ -222,7 +222,7 @@ class FakeCertificateStore:
 
     async def mark_delivered(self, certificate_id: str, time: datetime, events: Sequence[AuditEvent]) -> None:
         def write() -> None:
-            record = self._db.certificates[certificate_id]
+            record = self._known(certificate_id)
             if record.deliver_time is None:
                 self._db.certificates[certificate_id] = replace(record, deliver_time=time)
 
@@ -232,7 +232,7 @@ class FakeCertificateStore:
         self, certificate_id: str, reason: RevocationReason, time: datetime, events: Sequence[AuditEvent]
     ) -> CertificateRecord:
         def write() -> CertificateRecord:
-            record = self._db.certificates[certificate_id]
+            record = self._known(certificate_id)
             if record.revoke_time is None:
                 record = replace(record, revoke_time=time, revocation_reason=reason)
                 self._db.certificates[certificate_id] = record
@@ -242,6 +242,11 @@ class FakeCertificateStore:
             return record
 
         return await self._db.write("mark_revoked", events, write)
+
+    def _known(self, certificate_id: str) -> CertificateRecord:
+        if certificate_id not in self._db.certificates:
+            raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, "there is no such certificate")
+        return self._db.certificates[certificate_id]
 
 
 class FakeKeyLedger:
@@ -272,6 +277,9 @@ class FakeDenyList:
         )
 
     async def deny(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> None:
+        if bool(entry.name) == bool(entry.issuer and entry.serial_number):
+            raise ValueError("deny by a name, or by an issuer and a serial number")
+
         def write() -> None:
             if self._index(entry) is None:
                 self._db.denied.append(replace(entry, create_time=entry.create_time or self._db.clock.now()))
