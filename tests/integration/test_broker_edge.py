@@ -25,7 +25,7 @@ from grpc_status import rpc_status
 
 from certplane.broker.issuance.commands import IssueResult
 from certplane.broker.model import DenyEntry, Grant, IdentityKind, OrderState
-from certplane.broker.services.server import PortError
+from certplane.broker.services.server import SERVER_OPTIONS, PortError
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from certplane.rpc.channel import target_from_url
 from certplane.rpc.credentials import channel_credentials
@@ -451,6 +451,17 @@ async def test_health_watch_is_checked_too(edge: EdgeServer) -> None:
         call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
         assert (await call.read()).status == health_pb2.HealthCheckResponse.SERVING
         await edge.stores.deny_list.deny(DenyEntry(name=HOST), [])
+        assert (await refusal_of(call.read())).reason is Reason.IDENTITY_REVOKED
+
+
+async def test_health_watch_is_checked_before_each_message(edge: EdgeServer) -> None:
+    """What a handler would write next isn't sent to a caller that was denied meanwhile."""
+    edge.edge._recheck = timedelta(minutes=5)
+    async with edge.host() as channel:
+        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        await call.read()
+        await edge.stores.deny_list.deny(DenyEntry(name=HOST), [])
+        await edge.server.drain(timedelta(seconds=1))
         assert (await refusal_of(call.read())).reason is Reason.IDENTITY_REVOKED
 
 
@@ -990,6 +1001,13 @@ async def test_taken_port(edge: EdgeServer) -> None:
     """A second broker on the same port fails with one line instead of sharing it."""
     with pytest.raises(PortError, match=r"can't listen on 127\.0\.0\.1"):
         EdgeServer(edge.ca, address=f"127.0.0.1:{edge.port}")
+
+
+async def test_port_is_not_shared(edge: EdgeServer) -> None:
+    """A server with the broker's options can't take half of another's connections (grpc shares ports by default)."""
+    other = grpc.aio.server(options=SERVER_OPTIONS)
+    with pytest.raises(RuntimeError, match="bind"):
+        other.add_insecure_port(f"127.0.0.1:{edge.port}")
 
 
 async def test_server_certificate_swaps_while_a_connection_is_open(edge: EdgeServer, tmp_path: Path) -> None:
