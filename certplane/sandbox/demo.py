@@ -87,7 +87,7 @@ def run_demo(options: DemoOptions) -> int:
         folder = _open_folder(options)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}", "give another --folder", 2)
-    status = 1
+    keep_files = options.folder is not None
     try:
         status = asyncio.run(_Demo(folder, options).run())
     except KeyboardInterrupt:
@@ -96,12 +96,12 @@ def run_demo(options: DemoOptions) -> int:
         status = 128 + signal.SIGTERM
     except PartMissingError as error:
         status = _fail(str(error), "run `scripts/setup --again`", 1)
-    except CommandFailedError as error:
-        status = _fail(str(error), f"its output is above, the servers' logs are below {folder}", 1)
     except (CertplaneError, OSError) as error:
-        status = _fail(str(error).partition("\n")[0], f"the servers' logs are below {folder}", 1)
+        keep_files = True
+        what = "its output is above, the servers'" if isinstance(error, CommandFailedError) else "the servers'"
+        status = _fail(str(error).partition("\n")[0], f"{what} logs are below {folder}", 1)
     finally:
-        if options.folder is None and status != 1:
+        if not keep_files:
             shutil.rmtree(folder, ignore_errors=True)
     return status
 
@@ -135,15 +135,18 @@ class _Demo:
         return 0
 
     def _name_left_out(self) -> None:
-        for name, stands_in in (
-            ("step-ca", "the sandbox's own identity CA stands in for it"),
-            ("bind", "the sandbox's own DNS server stands in for it"),
-            ("grpcurl", "the commands that need it can't be tried"),
-            ("openssl", "its view of the certificates isn't shown"),
-        ):
-            found = parts.find(name)
-            if isinstance(found, parts.LeftOut):
-                self._show.say(f"Left out: {name} ({found.reason}); {stands_in}.")
+        stand_ins = {
+            "step-ca": "the sandbox's own identity CA stands in for it",
+            "bind": "the sandbox's own DNS server stands in for it",
+            "openssl": "its view of the certificates isn't shown",
+        }
+        if self._keep:
+            stand_ins["grpcurl"] = "its commands aren't shown"
+        found = {name: parts.find(name) for name in stand_ins}
+        left_out = {name: part.reason for name, part in found.items() if isinstance(part, parts.LeftOut)}
+        if left_out:
+            lines = (f"  {name} ({reason}): {stand_ins[name]}" for name, reason in left_out.items())
+            self._show.lines("\n".join(["\nLeft out:", *lines]))
 
     async def _tell(self, deployment: Deployment, host: Host) -> None:
         show = self._show

@@ -21,17 +21,21 @@ def to_try(deployment: Deployment, host: Host, programs: Path, process: int) -> 
         programs: where certplane-agent and certplane-broker are installed.
         process: the demo's process id.
     """
+    grpcurl = parts.find("grpcurl")
+    folders = [programs, *([grpcurl.path.parent] if isinstance(grpcurl, parts.Part) else [])]
+    path = ":".join(dict.fromkeys(shlex.quote(str(folder)) for folder in folders))
     sections = [
         f"The broker and the agent of {host.name} run. In another terminal:",
-        _indented([f"cd {shlex.quote(str(deployment.folder))}", f"export PATH={shlex.quote(str(programs))}:$PATH"]),
+        _indented([f"cd {shlex.quote(str(deployment.folder))}", f"export PATH={path}:$PATH"]),
         "the host:",
         _indented(_agent_commands(deployment, host)),
-        "the broker:",
+    ]
+    if isinstance(grpcurl, parts.Part):
+        sections += ["its interface, as the host sees it:", _indented(_grpcurl_commands(deployment, host))]
+    sections += [
+        "the broker (what it is told of an identity holds within a second):",
         _indented(_broker_commands(host)),
     ]
-    grpcurl = parts.find("grpcurl")
-    if isinstance(grpcurl, parts.Part):
-        sections += ["its interface, as the host sees it:", _indented(_grpcurl_commands(deployment, host, grpcurl))]
     sections += ["Ctrl-C stops everything, and so does:", _indented([f"kill {process}"])]
     return "\n".join(sections)
 
@@ -53,9 +57,9 @@ def _broker_commands(host: Host) -> Iterator[str]:
     yield "tail broker/broker.log"
 
 
-def _grpcurl_commands(deployment: Deployment, host: Host, part: parts.Part) -> Iterator[str]:
+def _grpcurl_commands(deployment: Deployment, host: Host) -> Iterator[str]:
     tls = host.folder.relative_to(deployment.folder) / "tls"
-    call = f"{shlex.quote(str(part.path))} -cacert broker/root.crt -cert {tls}/identity.crt -key {tls}/identity.key"
+    call = f"grpcurl -cacert broker/root.crt -cert {tls}/identity.crt -key {tls}/identity.key"
     address = f"localhost:{deployment.broker_port}"
     yield f"{call} {address} list"
     yield f"{call} {address} certplane.v1.EnrollmentService/GetIdentity"
