@@ -59,7 +59,7 @@ STEPS = (
     "remove",
     "journal_removed",
 )
-"""Every step of an order that meets no trouble, in order."""
+"""Every step of an order that meets no trouble, in order; names that are validated already skip those on records."""
 
 FAILPOINTS = tuple(f"order.{step}.{edge}" for step in STEPS for edge in ("before", "after"))
 
@@ -171,10 +171,20 @@ class OrderExecution:
             backoff=self._settings.retry,
             rng=self._ports.rng,
         )
-        logger.info(
+        # Stuck after the finalisation is what a person should see: nothing but the CA can end it.
+        stuck = isinstance(verdict, End) and self.order.state is OrderState.FINALIZING
+        logger.log(
+            logging.WARNING if stuck else logging.INFO,
             "a step of an order failed: %s",
             refusal.message,
-            extra={"fields": {"order_id": self.order.order_id, "reason": refusal.reason.value}},
+            extra={
+                "fields": {
+                    "order_id": self.order.order_id,
+                    "state": self.order.state.value,
+                    "reason": refusal.reason.value,
+                    "failures": self._failures,
+                }
+            },
         )
         if isinstance(verdict, TryAgain):
             self._ending = None

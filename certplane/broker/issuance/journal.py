@@ -69,7 +69,7 @@ class Journal:
             if found is None or found.state.is_open:
                 raise
             order = found
-        self._flights.publish(self._flight, order)
+        self._publish(order)
 
     async def finish(self, record: CertificateRecord, events: Sequence[AuditEvent]) -> None:
         """Store an issued certificate, even if the order's task is cancelled meanwhile."""
@@ -77,6 +77,16 @@ class Journal:
 
     async def _finish(self, record: CertificateRecord, events: Sequence[AuditEvent]) -> None:
         order = await self._persist(lambda: self._ports.orders.finish_order(record, events))
+        self._publish(order)
+
+    def _publish(self, order: Order) -> None:
+        if order.state is not self.order.state:
+            fields = {"order_id": order.order_id, "identity": order.identity, "profile": order.profile}
+            fields |= {"acme_order_url": order.acme_order_url, "certificate_id": order.certificate_id}
+            if order.error is not None:
+                fields["reason"] = order.error.reason.value
+            shown = {name: value for name, value in fields.items() if value}
+            logger.info("order %s", order.state.value, extra={"fields": shown})
         self._flights.publish(self._flight, order)
 
     async def _persist(self, write: Callable[[], Awaitable[_T]]) -> _T:
