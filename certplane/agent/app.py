@@ -135,11 +135,13 @@ class Agent:
         await self._broker.close()
 
     async def _start(self) -> None:
-        await self._host.prepare()
+        """Open the channel first: it connects while the certificates' files are looked at."""
+        await self._host.prepare(self._host.identity)
         identity = await self._host.current_identity()
         if identity is None:
             raise not_enrolled(self._host.settings)
         await self._use(identity)
+        await self._host.prepare(*self._host.certificates.values())
 
     async def _use(self, identity: Version) -> None:
         await self._broker.use_identity(identity)

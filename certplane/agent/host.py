@@ -107,26 +107,23 @@ class Host:
     ) -> Lineage:
         keys = FilePendingKeys(directory, clock=self.clock, key_type=key_type)
         store = FileVersionStore(directory, outputs, keys=keys, mode=mode)
-        self._stores[str(directory)] = store
+        self._stores[spec.name] = store
         return Lineage(spec, keys=keys, versions=store, statuses=JsonStatusFile(directory), disk=self.disk)
 
     def lock(self) -> StateLock:
         """The lock of the state directory: held by whoever writes it."""
         return StateLock(self.state_dir)
 
-    async def prepare(self) -> None:
+    async def prepare(self, *lineages: Lineage) -> None:
         """Finish what a crash left, and make the configured paths show what is in force, also where they are new.
 
-        Under the lock, before anything else. What fails is logged: the lineage's own steps meet it again.
+        Under the lock, before anything else is done with a lineage. What fails is logged: its own steps meet it again.
         """
-        for directory, store in self._stores.items():
+        for lineage in lineages:
             try:
-                await self.disk.run(store.recover)
-                current = await self.disk.run(store.current)
-                if current is not None:
-                    await self.disk.run(store.activate, current)
+                await self.disk.run(_show_current, self._stores[lineage.name])
             except CertplaneError as error:
-                logger.error("%s: %s", Path(directory).name, error)  # noqa: TRY400 - a traceback says nothing more
+                logger.error("%s: %s", lineage.name, error)  # noqa: TRY400 - a traceback says nothing more
 
     async def current_identity(self) -> Version | None:
         """The identity in force; None before enrollment."""
@@ -186,7 +183,7 @@ class Host:
                 )
             return read_token_file(path, problem)
 
-        await self.prepare()
+        await self.prepare(self.identity)
         authority = self.authority()
         try:
             identity = await self.host_identity(authority).enroll(
@@ -206,6 +203,13 @@ class Host:
         self.disk.close()
 
 
+def _show_current(store: FileVersionStore) -> None:
+    store.recover()
+    current = store.current()
+    if current is not None:
+        store.activate(current)
+
+
 def _checked_outputs(settings: AgentSettings, state_dir: Path) -> Mapping[str, Outputs]:
     """The outputs of each lineage by its key in the file; all that can't be are told at once."""
     paths: dict[str, dict[str, Path]] = {
@@ -213,9 +217,12 @@ def _checked_outputs(settings: AgentSettings, state_dir: Path) -> Mapping[str, O
             kind: path for kind, path in (("key", settings.identity.key), ("cert", settings.identity.cert)) if path
         }
     }
+    problems: list[ConfigurationProblem] = []
     for number, certificate in enumerate(settings.certificates):
         paths[f"certificates[{number}]"] = certificate.outputs
-    problems: list[ConfigurationProblem] = []
+        if certificate.name == IDENTITY:
+            key = f"certificates[{number}].name"
+            problems.append(settings.source.problem(key, "is the host's own identity's", "choose another name"))
     for where, outputs in paths.items():
         for kind, path in outputs.items():
             key = f"{where}.{kind}"

@@ -8,9 +8,11 @@ same request joins the same order.
 from __future__ import annotations
 
 import asyncio
-import platform
-import uuid
+import os
+import secrets
+import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -26,7 +28,6 @@ from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, 
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
-    from pathlib import Path
 
     from google.protobuf.duration_pb2 import Duration
 
@@ -77,6 +78,7 @@ class GrpcBroker:
         credentials = await self._disk.run(self._credentials, identity)
         old = self._channel
         self._channel = open_channel(self._url, credentials, user_agent=f"certplane-agent/{__version__}")
+        self._channel.get_state(try_to_connect=True)
         self._identity = identity
         if old is not None:
             self._end(old, _GRACE)
@@ -203,7 +205,7 @@ class GrpcBroker:
 
 
 def _request_id() -> str:
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 def _set(duration: Duration, span: timedelta) -> None:
@@ -212,14 +214,21 @@ def _set(duration: Duration, span: timedelta) -> None:
 
 def _host_facts() -> dict[str, str]:
     """What the broker may know of this host; nothing that names its users or its addresses."""
-    try:
-        system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
-    except OSError:
-        system = platform.system()
+    system = os.uname()
     facts = {
-        "os": system,
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
+        "os": _os_release() or system.sysname,
+        "kernel": system.release,
+        "machine": system.machine,
+        "python": ".".join(str(part) for part in sys.version_info[:3]),
     }
     return {name: value.encode()[:_MOST_FACT_BYTES].decode(errors="ignore") for name, value in facts.items() if value}
+
+
+def _os_release() -> str:
+    """PRETTY_NAME of os-release(5); empty where there is none."""
+    try:
+        lines = Path("/etc/os-release").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    names = [line.partition("=")[2].strip("\"'") for line in lines if line.startswith("PRETTY_NAME=")]
+    return "".join(character for character in names[0] if character.isprintable()) if names else ""
