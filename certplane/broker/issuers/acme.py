@@ -154,7 +154,7 @@ class AcmeIssuer:
             asked = {name.removeprefix("*.") for name in names}
             if strange := [challenge.domain for challenge in created.challenges if challenge.domain not in asked]:
                 raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it wants proof for {strange[0]!r}, which wasn't asked for")
-        _log.info("ACME order %s: %s, challenges to meet: %d", order.url, order.status, len(created.challenges))
+        _log_step(order.url, f"order made at the CA: {order.status}, {len(created.challenges)} challenges to meet")
         return created
 
     async def get_order(self, url: str, timeout: timedelta) -> IssuerOrder:
@@ -168,9 +168,9 @@ class AcmeIssuer:
         deadline = Deadline.after(timeout, self._clock)
         with _doing(f"validate the order {order.url}"):
             await all_of(self._answer(challenge, deadline) for challenge in order.challenges)
-            _log.info("ACME order %s: challenges answered: %d", order.url, len(order.challenges))
+            _log_step(order.url, f"{len(order.challenges)} challenges answered")
             seen = await self._look_while(_PENDING, order.url, deadline)
-        _log.info("ACME order %s: %s", order.url, seen.status)
+        _log_step(order.url, f"challenges validated: {seen.status}")
         return IssuerOrder(order.url, seen.status)
 
     async def finalize(self, order: IssuerOrder, csr_der: bytes, timeout: timedelta) -> IssuerOrder:
@@ -184,7 +184,7 @@ class AcmeIssuer:
                 raise await self._invalid(seen, deadline)
             if seen.status in {IssuerOrderStatus.PENDING, IssuerOrderStatus.READY}:
                 raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it is still {seen.status}", retry_after=seen.retry_after)
-        _log.info("ACME order %s: %s", order.url, seen.status)
+        _log_step(order.url, f"order finalised: {seen.status}")
         return IssuerOrder(order.url, seen.status)
 
     async def download(self, order: IssuerOrder, timeout: timedelta) -> str:
@@ -194,7 +194,7 @@ class AcmeIssuer:
             # "ready" may be an answer from a replica that lags behind the finalisation.
             seen = await self._look_while(_UNFINISHED, order.url, deadline)
             chain, alternates = await self._workers.call(lambda client: client.fetch_chain(seen.certificate), deadline)
-            _log.info("ACME order %s: certificate fetched", order.url)
+            _log_step(order.url, "certificate fetched")
             return await self._choose_chain(chain, alternates, deadline)
 
     async def revoke(self, certificate_pem: str, reason: RevocationReason, timeout: timedelta) -> None:
@@ -208,7 +208,8 @@ class AcmeIssuer:
             except AcmeError as error:
                 if not error.is_problem("alreadyRevoked"):
                     raise
-        _log.info("ACME: certificate %x revoked: %s", certificate.serial_number, reason)
+        fields = {"cert_serial_number": f"{certificate.serial_number:x}", "revocation_reason": reason.value}
+        _log.info("certificate revoked at the CA", extra={"fields": fields})
 
     async def _fetch(self, url: str, deadline: Deadline) -> AcmeOrder:
         return await self._workers.call(lambda client: client.fetch_order(url), deadline)
@@ -251,7 +252,7 @@ class AcmeIssuer:
                 raise
             # It was finalised meanwhile, or a replica doesn't know yet that it is ready: its status tells.
             return await self._fetch(order.url, deadline)
-        _log.info("ACME order %s: CSR sent", order.url)
+        _log_step(order.url, "CSR sent")
         return sent
 
     async def _look_while(self, unfinished: frozenset[IssuerOrderStatus], url: str, deadline: Deadline) -> AcmeOrder:
@@ -283,16 +284,20 @@ class AcmeIssuer:
                 other = await self._alternate(url, deadline)
             except AcmeError as error:
                 # The certificate is issued: another chain serves better than none.
-                _log.warning("ACME: the alternate chain %s can't be had: %s", url, error)
+                _log.warning("an alternate chain can't be had: %s", error, extra={"fields": {"url": url}})
                 continue
             if _top_issuer(other) == wanted:
                 return other
-        _log.warning("ACME: the CA offers no chain from %r; its default chain is used", wanted)
+        _log.warning("the CA offers no chain from %r; its default chain is used", wanted)
         return chain
 
     async def _alternate(self, url: str, deadline: Deadline) -> str:
         chain, _ = await self._workers.call(lambda client: client.fetch_chain(url), deadline)
         return chain
+
+
+def _log_step(order_url: str, what: str) -> None:
+    _log.info(what, extra={"fields": {"acme_order_url": order_url}})
 
 
 def _dns_names(csr_der: bytes) -> tuple[str, ...]:

@@ -54,8 +54,8 @@ _UNKNOWN_WAIT = timedelta(minutes=10)
 Encrypt's integration guide recommends."""
 _URN = "urn:ietf:params:acme:error:"
 
-# `acme` logs every payload at DEBUG, account data and CSRs included.
-logging.getLogger("acme").setLevel(logging.INFO)
+# `acme` logs every payload at DEBUG, account data and CSRs included: never, whatever level the program has.
+logging.getLogger("acme").setLevel(logging.WARNING)
 
 
 class AcmeError(RefusalError):

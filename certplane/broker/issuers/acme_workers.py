@@ -89,9 +89,7 @@ class AcmeWorkers:
             if not error.is_problem("accountDoesNotExist"):
                 raise
         # The CA looked no further than the account, so that the exchange can have had no effect (RFC 8555 6.7).
-        _log.warning(
-            "ACME: the CA doesn't know the account %s any more; registering its key again", session.account_url
-        )
+        _log.warning("the CA doesn't know the account any more: registering its key again", extra=_fields(session))
         if self._session is session:
             self._session = None
         return await self._repeat(exchange, await self._current_session(deadline), deadline, may_repeat)
@@ -114,7 +112,7 @@ class AcmeWorkers:
         session = await self._repeat(
             lambda client: client.register(directory, self._email), None, deadline, unavailable
         )
-        _log.info("ACME: account %s at %s", session.account_url, self._directory_url)
+        _log.info("account registered or found at the CA", extra=_fields(session))
         return session
 
     async def _repeat(
@@ -150,6 +148,10 @@ class AcmeWorkers:
             self._idle.append(client)
             if self._closed:
                 self.close()
+
+
+def _fields(session: AcmeSession) -> dict[str, dict[str, str]]:
+    return {"fields": {"acme_account_url": session.account_url}}
 
 
 def _too_late() -> AcmeError:

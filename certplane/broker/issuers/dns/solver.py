@@ -49,7 +49,7 @@ class DnsSolver:
 
         async def add(record: TxtRecord) -> TxtRecord:
             written = await self._within(deadline, lambda: self._provider.add_txt(record, deadline))
-            _log.info("TXT record at %s written (zone %s, id %s)", record.name, written.zone, written.record_id)
+            _log.info("TXT record written", extra=_fields(written))
             failpoint("dns.present.written")
             return written
 
@@ -58,7 +58,8 @@ class DnsSolver:
     async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> None:
         """See `ChallengeSolver.wait_until_visible`."""
         await self._check.wait(records, Deadline.after(timeout, self._clock))
-        _log.info("TXT records at %s visible", ", ".join(sorted({record.name for record in records})))
+        for record in records:
+            _log.info("TXT record visible on every authoritative server", extra=_fields(record))
 
     async def remove(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:
         """See `ChallengeSolver.remove`."""
@@ -68,12 +69,12 @@ class DnsSolver:
             try:
                 await self._within(deadline, lambda: self._provider.remove_txt(record, deadline))
             except RefusalError as error:
-                _log.warning("TXT record at %s (id %s) not removed: %s", record.name, record.record_id, error)
+                _log.warning("TXT record not removed: %s", error, extra=_fields(record))
                 return False
             except Exception:  # noqa: BLE001 - an order never fails over tidying up: what stands is returned
-                _log.exception("TXT record at %s (id %s) not removed", record.name, record.record_id)
+                _log.exception("TXT record not removed", extra=_fields(record))
                 return False
-            _log.info("TXT record at %s removed (id %s)", record.name, record.record_id)
+            _log.info("TXT record removed", extra=_fields(record))
             failpoint("dns.remove.removed")
             return True
 
@@ -86,3 +87,7 @@ class DnsSolver:
                 return await write()
         except TimeoutError as error:
             raise RefusalError(Reason.DNS_UNAVAILABLE, "the DNS provider took too long") from error
+
+
+def _fields(record: TxtRecord) -> dict[str, dict[str, str]]:
+    return {"fields": {"record_name": record.name, "zone": record.zone, "record_id": record.record_id}}

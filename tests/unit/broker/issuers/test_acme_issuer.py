@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -435,6 +437,54 @@ async def test_foreign_url_in_an_order_is_not_called(ca: ScriptedAcme, issuer: A
     assert (refusal.reason, NOT_ALLOWED in refusal.message) == (Reason.ISSUER_UNAVAILABLE, True)
 
 
+async def test_ca_without_dns_challenges(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """A CA that offers no dns-01 for a name can't be served, and the message has the name."""
+    shown = {"status": "pending", "identifier": {"type": "dns", "value": "certplane.test"}, "challenges": []}
+    ca.fail("POST /authz/1/1", Answer(200, json.dumps(shown).encode()))
+    refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
+    assert (refusal.reason, "no dns-01 challenge for certplane.test" in refusal.message) == (
+        Reason.ISSUER_REJECTED,
+        True,
+    )
+
+
+async def test_challenges_of_an_absent_ca(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """A CA that takes no answer to a challenge at all is away, and the order stays as it is."""
+    created = await issuer.create_order(csr_der(), PROFILE, LONG)
+    ca.fail("POST /challenge/1/.", *[HTML] * 40)
+    refusal = await refusal_of(issuer.answer_challenges(created, SHORT))
+    assert (refusal.reason, ca.orders[1].status) == (Reason.ISSUER_UNAVAILABLE, "pending")
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        pytest.param("GET /directory", Answer(200, b"[]"), id="directory"),
+        pytest.param("POST /newAccount", Answer(201, b"[]", headers=(("Location", "ACCOUNT"),)), id="account"),
+        pytest.param("POST /newAccount", Answer(201, b"{}"), id="account-without-url"),
+        pytest.param("POST /newOrder", Answer(201, b"{}"), id="order-without-url"),
+        pytest.param("HEAD /newNonce", Answer(200, b"", "text/html"), id="no-nonce"),
+    ],
+)
+async def test_answers_without_what_is_promised(
+    ca: ScriptedAcme, issuer: AcmeIssuer, request_: str, answer: Answer
+) -> None:
+    """An answer that lacks a part of the protocol is asked for again, and the order is made."""
+    headers = tuple((name, value.replace("ACCOUNT", f"{ca.url}/account/1")) for name, value in answer.headers)
+    ca.fail(request_, replace(answer, headers=headers))
+    assert (await issuer.create_order(csr_der(), PROFILE, LONG)).status is IssuerOrderStatus.PENDING
+
+
+async def test_waiting_for_the_account_ends_by_the_own_deadline(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """Who comes while another registers the account waits no longer than it may."""
+    ca.fail("GET /directory", Answer(delay=1.5))
+    first = asyncio.create_task(issuer.create_order(csr_der(), PROFILE, LONG))
+    await asyncio.sleep(0.1)
+    refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, timedelta(seconds=0.3)))
+    assert (refusal.reason, "no answer in time" in refusal.message) == (Reason.ISSUER_UNAVAILABLE, True)
+    assert (await first).url == f"{ca.url}/order/1"
+
+
 async def test_answered_authorizations_are_skipped(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
     """Only challenges that are outstanding are handed out."""
     created = await issuer.create_order(csr_der(), PROFILE, LONG)
@@ -515,6 +565,14 @@ def _as_answer(answer: Answer) -> tuple[int, bytes, str]:
     return answer.status, answer.body, answer.content_type
 
 
+async def test_order_that_became_invalid_is_not_finalised(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """An order that the CA has given up takes no CSR, and is rejected for good."""
+    order = await ready_order(issuer)
+    ca.orders[1].status = "invalid"
+    refusal = await refusal_of(issuer.finalize(order, csr_der(), LONG))
+    assert (refusal.reason, ca.count("POST /finalize/1")) == (Reason.ISSUER_REJECTED, 0)
+
+
 async def test_refused_csr_is_rejected(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
     """What the CA says about a CSR ends the order."""
     order = await ready_order(issuer)
@@ -578,6 +636,17 @@ async def test_preferred_chain(ca: ScriptedAcme, key: AccountKey, preferred: str
     chain = x509.load_pem_x509_certificates((await issuer.download(order, LONG)).encode())
     issuer.close()
     assert chain[-1].issuer == ca.issuers[root].certificate.subject
+
+
+async def test_chain_of_unreadable_certificates(ca: ScriptedAcme, key: AccountKey) -> None:
+    """PEM around something that is no certificate is not taken for one when its issuer matters."""
+    issuer = with_preferred(ca, key, "Scripted Root 1")
+    order = await issuer.finalize(await ready_order(issuer), csr_der(), LONG)
+    pem = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    ca.fail("POST /cert/1", Answer(200, pem, "application/pem-certificate-chain"))
+    refusal = await refusal_of(issuer.download(order, SHORT))
+    issuer.close()
+    assert (refusal.reason, "can't be read" in refusal.message) == (Reason.ISSUER_UNAVAILABLE, True)
 
 
 async def test_alternate_chain_that_cannot_be_had(ca: ScriptedAcme, key: AccountKey) -> None:
@@ -658,7 +727,8 @@ async def test_nothing_secret_is_logged(ca: ScriptedAcme, issuer: AcmeIssuer, ca
     caplog.set_level(logging.DEBUG)
     order = await issuer.finalize(await ready_order(issuer), csr_der(), LONG)
     await issuer.download(order, LONG)
-    assert f"ACME order {order.url}: CSR sent" in caplog.messages
+    [sent] = [record for record in caplog.records if record.message == "CSR sent"]
+    assert sent.fields == {"acme_order_url": order.url}
     assert not [record for record in caplog.records if record.name.startswith("acme")]
     assert "ops@certplane.test" not in caplog.text
 
