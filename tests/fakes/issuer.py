@@ -236,7 +236,7 @@ class FakeRevoker:
 
 
 def _shown(order: CaOrder) -> IssuerOrder:
-    return IssuerOrder(order.url, order.status, order.challenges)
+    return IssuerOrder(order.url, order.status, order.challenges if order.status is IssuerOrderStatus.PENDING else ())
 
 
 def _names(csr_der: bytes) -> tuple[str, ...]:

@@ -6,11 +6,14 @@ nor SQL. Read in this order:
 | module | owns |
 |---|---|
 | `authority` | `RegistrationAuthority`, the public face: each call's order of rules |
+| `commands` | what callers ask, and what they get |
 | `authorisation` | what is asked before anything is done: CSR, policy, the key, the certificate that is replaced |
 | `caching` | pure: which stored certificate answers a request |
+| `dispatch` | who runs the orders: a task each, resumed at the start, parked at the stop |
 | `flights` | the orders under way in this process, and those who wait for them |
 | `execution` | one order's way through the CA, a journalled step at a time; `FAILPOINTS` |
 | `validation` | the DNS part of that way: records journalled, written, seen, answered for, removed |
+| `storing` | pure: what is stored of an issued certificate |
 | `journal` | the durable side of an order under way: every write, retried as long as it takes |
 | `queue` | whose turn it is: one ACME order at a time per name set |
 | `outcome` | pure: what a failure means for an order |

@@ -105,16 +105,7 @@ class OrderDispatcher:
         flight = self.flights.add(order)
         self._cleaner.need(order.order_id, order.txt_records)
         self._note_level()
-        execution = OrderExecution(
-            self._ports,
-            self._settings,
-            queue=self._queue,
-            cleaner=self._cleaner,
-            authorisation=self._authorisation,
-            journal=Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry),
-            events=self._events.of_order(order),
-        )
-        flight.task = self._owner.create_task(self._fly(flight, execution), name=f"order {order.order_id}")
+        flight.task = self._owner.create_task(self._fly(flight), name=f"order {order.order_id}")
         return flight
 
     async def protect(self, work: Coroutine[Any, Any, _T]) -> _T:
@@ -163,9 +154,21 @@ class OrderDispatcher:
             started.set()
             await asyncio.Event().wait()  # for good: `drain` cancels this task and with it whatever is left
 
-    async def _fly(self, flight: Flight, execution: OrderExecution) -> None:
+    def _execution(self, flight: Flight) -> OrderExecution:
+        return OrderExecution(
+            self._ports,
+            self._settings,
+            queue=self._queue,
+            cleaner=self._cleaner,
+            authorisation=self._authorisation,
+            journal=Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry),
+            events=self._events.of_order(flight.order),
+        )
+
+    async def _fly(self, flight: Flight) -> None:
         """An order's task: no fault of one order reaches the others."""
         request_id.set(flight.order.request_id)
+        execution = self._execution(flight)
 
         def begin() -> None:
             flight.begun = True
@@ -193,19 +196,8 @@ class OrderDispatcher:
 
     async def _sweep(self, order: Order) -> None:
         """Remove the records that an ended order has left."""
-        flight = Flight(order)
-        journal = Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry)
-        execution = OrderExecution(
-            self._ports,
-            self._settings,
-            queue=self._queue,
-            cleaner=self._cleaner,
-            authorisation=self._authorisation,
-            journal=journal,
-            events=self._events.of_order(order),
-        )
         try:
-            await execution.clean_up()
+            await self._execution(Flight(order)).clean_up()
         except Exception:
             logger.exception("left TXT records could not be removed", extra={"fields": {"order_id": order.order_id}})
 

@@ -32,12 +32,12 @@ from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.outcome import End, TryAgain, conclude, pause_before_new_order
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuance.storing import record_of
 from certplane.broker.issuance.validation import RecordCleaner, merge_records
-from certplane.broker.model import CertificateRecord, IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
+from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
 from certplane.broker.ports import OrderChange, Policy
 from certplane.errors import Reason, Refusal, RefusalError
-from certplane.pki.chain import ChainError, IssuedChain, check_issued_chain
-from certplane.pki.lifetime import renew_time
+from certplane.pki.chain import ChainError, check_issued_chain
 from certplane.runtime.failpoints import failpoint
 
 __all__ = ["FAILPOINTS", "STEPS", "OrderExecution"]
@@ -262,6 +262,8 @@ class OrderExecution:
                 with self._step("journal_finalizing"):
                     await self._journal.write(OrderChange(state=OrderState.FINALIZING))
             case IssuerOrderStatus.INVALID:
+                # There is nothing left to answer; asked that way, the CA says why the order is invalid.
+                await self._ports.issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
                 raise _OrderOverError(_rejected("the CA has given the order up: a challenge failed or it expired"))
             case _:
                 why = f"it is {acme.status.value} although its CSR was never sent"
@@ -298,12 +300,10 @@ class OrderExecution:
                 with self._step("finalize"):
                     finalized = await self._ports.issuer.finalize(acme, self.order.csr_der, self._settings.call_timeout)
                 self._acme = None if finalized.status is IssuerOrderStatus.READY else finalized
-            case IssuerOrderStatus.PROCESSING | IssuerOrderStatus.VALID:
+            case IssuerOrderStatus.INVALID if self._ending is not None:
+                raise _OrderOverError(self._ending)
+            case _:  # of an invalid order there is nothing to collect, but the CA says why
                 await self._collect(acme)
-            case _:
-                raise _OrderOverError(
-                    self._ending or _rejected(f"the CA's order became {acme.status.value} after it was finalised")
-                )
 
     async def _collect(self, acme: IssuerOrder) -> None:
         with self._step("download"):
@@ -317,7 +317,7 @@ class OrderExecution:
             )
         except ChainError as error:
             raise _OrderOverError(_rejected(error.refusal.message), alarming=True) from error
-        record = self._record(chain)
+        record = record_of(self.order, chain, self._profile, self._ports.new_id(), self._ports.clock.now())
         with self._step("store"):
             await self._journal.finish(record, [self._events.issued(record, self._policy)])
 
@@ -332,33 +332,6 @@ class OrderExecution:
             self._queue.hold(self._lane, retry_time, end.refusal)
         await self._journal.write(
             OrderChange(state=OrderState.FAILED, error=end.refusal, retry_time=retry_time), events
-        )
-
-    def _record(self, chain: IssuedChain) -> CertificateRecord:
-        order, facts = self.order, chain.facts
-        profile = self._profile
-        return CertificateRecord(
-            certificate_id=self._ports.new_id(),
-            order_id=order.order_id,
-            identity=order.identity,
-            profile=order.profile,
-            profile_hash=order.profile_hash,
-            issuer=order.issuer,
-            dns_names=order.dns_names,
-            public_key_sha256=order.public_key_sha256,
-            serial_number=facts.serial_number,
-            certificate_pem=chain.certificate_pem,
-            chain_pem=chain.chain_pem,
-            not_before=facts.not_before,
-            not_after=facts.not_after,
-            renew_time=renew_time(
-                facts.not_before,
-                facts.not_after,
-                profile.renew_before if profile is not None else None,
-                order.identity,
-            ),
-            create_time=self._ports.clock.now(),
-            acme_order_url=order.acme_order_url,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -12,12 +13,14 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import (
     AuditEventType,
     AuditSeverity,
+    IssuerOrder,
     IssuerOrderStatus,
     KeyUse,
     OrderState,
+    Profile,
     TxtRecord,
 )
-from certplane.errors import ProblemDocument, Reason, RefusalError
+from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError
 from tests.support.issuance import NO_WAIT, World, caller, ended, issue, key_hash, policy, settle, unavailable
 
 MINUTE = timedelta(minutes=1)
@@ -580,6 +583,86 @@ async def test_each_state_starts_with_short_waits_again() -> None:
     await settle()
 
     assert world.order.state is OrderState.ISSUED
+
+
+async def test_the_ca_is_asked_why_an_order_became_invalid_unseen() -> None:
+    """The answer that said so was lost: the problem documents are part of the failed order all the same."""
+    world = World()
+    problem = ProblemDocument("urn:ietf:params:acme:error:dns", "SERVFAIL", 400, "shop.test")
+    why = RefusalError(Reason.ISSUER_REJECTED, "a challenge failed", problems=[problem])
+    original = world.issuer.answer_challenges
+
+    async def answer(order: IssuerOrder, timeout: timedelta) -> IssuerOrder:
+        if order.challenges:
+            world.ca.set_status(order.url, IssuerOrderStatus.INVALID)
+            raise unavailable()
+        assert (await original(order, timeout)).status is IssuerOrderStatus.INVALID
+        raise why
+
+    world.issuer.answer_challenges = answer  # type: ignore[method-assign] # a CA that fails the order unseen
+
+    await run_order(world)
+
+    assert world.order.error == why.refusal
+    assert no_trace_is_left(world)
+
+
+@pytest.mark.parametrize("status", [IssuerOrderStatus.VALID, IssuerOrderStatus.INVALID])
+async def test_an_order_that_the_ca_hands_back_although_it_is_over_is_not_taken(status: IssuerOrderStatus) -> None:
+    """What somebody else has finished is nothing to go on with: the CA is asked again."""
+    world = World()
+    url = world.ca.create(("*.shop.test", "shop.test")).url
+    world.ca.set_status(url, status)
+    original = world.issuer.create_order
+    handed_back = IssuerOrder(url, status)
+
+    async def create(csr_der: bytes, profile: Profile, timeout: timedelta) -> IssuerOrder:
+        created = await original(csr_der, profile, timeout)
+        return handed_back if world.issuer.faults.count("create_order") == 1 else created
+
+    world.issuer.create_order = create  # type: ignore[method-assign] # such a CA
+
+    await run_order(world)
+
+    assert world.order.state is OrderState.ISSUED
+    assert world.order.acme_order_url != url
+
+
+async def test_a_ca_that_says_when_to_look_again_is_not_asked_sooner() -> None:
+    """Also after the finalisation, and when the order's time is long up."""
+    world = World()
+    world.issuer.faults.fail_after("finalize", unavailable(Reason.ISSUER_UNAVAILABLE, timedelta(hours=1)))
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    world.clock.advance(timedelta(minutes=59))
+    await settle()
+    assert world.issuer.faults.count("get_order") == 0
+
+    world.clock.advance(timedelta(minutes=1))
+    await settle()
+
+    assert world.order.state is OrderState.ISSUED
+
+
+async def test_an_order_that_somebody_else_has_ended_is_left_alone() -> None:
+    """Another hand made it FAILED in the store: followers learn of it, and nothing more is asked of the CA."""
+    world = World()
+    gate = world.issuer.faults.hold("answer_challenges")
+    authority = await world.started()
+    call = asyncio.create_task(authority.issue(caller(), issue()))
+    await settle()
+    refusal = Refusal(Reason.INTERNAL, "by hand")
+    world.database.orders[world.order.order_id] = replace(
+        world.order, state=OrderState.FAILED, error=refusal, retry_time=world.clock.now()
+    )
+    gate.set()
+    await settle()
+
+    assert (await call).order.error == refusal
+    assert world.issuer.faults.count("finalize") == 0
+    assert world.logged(AuditEventType.CERTIFICATE_ISSUE_FAILED) == 0
+    assert no_trace_is_left(world)
 
 
 async def test_the_orders_time_starts_with_its_turn() -> None:

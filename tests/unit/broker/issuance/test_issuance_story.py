@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import AuditEventType, OrderState, RevocationReason
 from certplane.broker.ports import OpenedOrder
 from certplane.errors import Reason, RefusalError
@@ -442,6 +443,29 @@ async def test_a_watcher_sees_every_state_and_the_certificate_at_the_end() -> No
         (OrderState.ISSUED, True),
     ]
     assert await watch() == [(OrderState.ISSUED, True)]
+
+
+async def test_watching_an_order_that_rests_takes_it_up_again() -> None:
+    """After an unexpected fault an open order is under way again as soon as somebody cares."""
+    world = World()
+    world.issuer.faults.fail("download", ZeroDivisionError())
+    authority = await world.started()
+    opened = await authority.issue(caller(), issue())
+    assert opened.order.state is OrderState.FINALIZING
+
+    stream = authority.watch_order(caller(), "w", opened.order.order_id)
+
+    assert [result.order.state async for result in stream] == [OrderState.FINALIZING, OrderState.ISSUED]
+
+
+async def test_the_memory_of_ended_orders_is_bounded() -> None:
+    """With room for one, each is read from the store again when it is needed."""
+    world = World(settings=IssuanceSettings(order_cache_size=1))
+    authority = await world.started()
+    for name in ("one", "two", "one", "two"):
+        result = await authority.issue(caller(), issue(name))
+        assert result.order.public_key_sha256 == key_hash(name)
+    assert len(authority._issued_orders) == 1
 
 
 async def test_an_order_with_names_already_validated_skips_the_dns() -> None:
