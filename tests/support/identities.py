@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import verification
 
 from certplane.agent.enrollment.exchange import Endpoint
 from certplane.agent.enrollment.stepca import StepCaAuthority
 from certplane.agent.enrollment.trust import Trust
-from certplane.agent.model import Version
+from certplane.agent.model import IssuedCertificate, Version
 from certplane.errors import ConfigurationProblem
 from certplane.pki.keys import KeyType, PrivateKey, generate_private_key, private_key_pem, public_key_sha256
 from certplane.runtime.clock import SystemClock
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from certplane.agent.model import IssuedCertificate
     from certplane.runtime.clock import Clock
+    from certplane.sandbox.certificates import CertificateAuthority
     from certplane.sandbox.ports import IdentityCa
 
 
@@ -80,6 +81,13 @@ def store(folder: Path, number: int, issued: IssuedCertificate, key: PrivateKey)
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
     )
+
+
+def identity_version(folder: Path, ca: CertificateAuthority, name: str, **how: Any) -> Version:
+    """An identity for `name` by `ca` as a version on disk; `how` is passed to `CertificateAuthority.issue`."""
+    credential = ca.issue(name, [name], **how)
+    chain = [certificate.public_bytes(Encoding.PEM).decode() for certificate in credential.chain]
+    return store(folder, 1, IssuedCertificate(chain[0], "".join(chain[1:])), credential.key)
 
 
 def leaf_of(issued: IssuedCertificate) -> x509.Certificate:

@@ -43,7 +43,6 @@ _GRACE = timedelta(minutes=1)
 """What calls under way get when a new identity takes over; longer than any call but a long wait for an order."""
 _MOST_FACT_BYTES = 256
 """The broker's limit for a host fact."""
-_CODES_OF_NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE,)
 
 
 class GrpcBroker:
@@ -172,7 +171,7 @@ class GrpcBroker:
             return RefusalError.of(refusal)
         identity = self._identity
         said = f"{error.code().name}: {error.details() or 'no details'}"
-        if identity is not None and error.code() in _CODES_OF_NO_CONNECTION:
+        if identity is not None and self._is_no_connection(error):
             expired = expired_identity(identity, self._clock.now())
             if expired is not None:
                 return expired
@@ -184,6 +183,13 @@ class GrpcBroker:
         return OperationError(
             f"{self._url} answered {said}", remedy="check that broker.url is a Certplane broker and look at its log"
         )
+
+    def _is_no_connection(self, error: grpc.aio.AioRpcError) -> bool:
+        """Whether the call never reached the broker, as far as the channel knows."""
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return True
+        late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        return late and self._open().get_state() is not grpc.ChannelConnectivity.READY
 
     def _credentials(self, identity: Version) -> grpc.ChannelCredentials:
         try:
