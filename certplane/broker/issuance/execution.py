@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -28,7 +28,7 @@ from certplane.broker.issuance import measures
 from certplane.broker.issuance.authorisation import OrderAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
-from certplane.broker.issuance.journal import Journal
+from certplane.broker.issuance.journal import Journal, OrderEndedError
 from certplane.broker.issuance.outcome import End, TryAgain, conclude, pause_before_new_order
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
@@ -125,7 +125,8 @@ class OrderExecution:
             self._deadline = started + self._settings.order_time_limit.total_seconds()
             await self._journal.refresh()
             while self.order.state.is_open:
-                await self._try_on()
+                with suppress(OrderEndedError):
+                    await self._try_on()
             reason = self.order.error.reason.value if self.order.error is not None else OrderState.ISSUED.value
             spent = timedelta(seconds=self._ports.clock.monotonic() - started)
             self._ports.meter.observe(measures.ORDER_DURATION, spent, reason=reason)

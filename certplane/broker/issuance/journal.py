@@ -20,13 +20,17 @@ from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "OrderEndedError"]
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 _PASSING = frozenset({Reason.STORE_UNAVAILABLE, Reason.AUDIT_UNAVAILABLE})
+
+
+class OrderEndedError(Exception):
+    """Somebody else has ended the order meanwhile; it was published as it is. Never leaves this package."""
 
 
 class Journal:
@@ -57,7 +61,8 @@ class Journal:
     async def write(self, change: OrderChange, events: Sequence[AuditEvent] = ()) -> None:
         """Make `change` durable, with its events.
 
-        An order that somebody else has ended meanwhile is taken as it is: the caller looks at `order` afterwards.
+        Raises:
+            OrderEndedError: nothing was written, and there is nothing more to do for the order.
         """
         order_id = self.order.order_id
         try:
@@ -68,7 +73,8 @@ class Journal:
             found = await self._persist(lambda: self._ports.orders.get_order(order_id))
             if found is None or found.state.is_open:
                 raise
-            order = found
+            self._publish(found)
+            raise OrderEndedError from error
         self._publish(order)
 
     async def finish(self, record: CertificateRecord, events: Sequence[AuditEvent]) -> None:

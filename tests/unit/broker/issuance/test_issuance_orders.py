@@ -645,13 +645,15 @@ async def test_a_ca_that_says_when_to_look_again_is_not_asked_sooner() -> None:
     assert world.order.state is OrderState.ISSUED
 
 
-async def test_an_order_that_somebody_else_has_ended_is_left_alone() -> None:
+@pytest.mark.parametrize("operation", ["create_order", "answer_challenges"])
+async def test_an_order_that_somebody_else_has_ended_is_left_alone(operation: str) -> None:
     """Another hand made it FAILED in the store: followers learn of it, and nothing more is asked of the CA."""
     world = World()
-    gate = world.issuer.faults.hold("answer_challenges")
+    gate = world.issuer.faults.hold(operation)
     authority = await world.started()
     call = asyncio.create_task(authority.issue(caller(), issue()))
     await settle()
+    answered = world.issuer.faults.count("answer_challenges")
     refusal = Refusal(Reason.INTERNAL, "by hand")
     world.database.orders[world.order.order_id] = replace(
         world.order, state=OrderState.FAILED, error=refusal, retry_time=world.clock.now()
@@ -660,6 +662,7 @@ async def test_an_order_that_somebody_else_has_ended_is_left_alone() -> None:
     await settle()
 
     assert (await call).order.error == refusal
+    assert world.issuer.faults.count("answer_challenges") == answered
     assert world.issuer.faults.count("finalize") == 0
     assert world.logged(AuditEventType.CERTIFICATE_ISSUE_FAILED) == 0
     assert no_trace_is_left(world)
