@@ -263,7 +263,8 @@ class AcmeSettings:
     """The public CA (RFC 8555).
 
     `account_key` is made on first use. `ca_bundle` is for a private CA's own HTTPS, `allowed_hosts` for hosts other
-    than the directory's that its URLs may name. `preferred_chain` is a part of the issuer's name of a chain's top.
+    than the directory's that its URLs may name. `preferred_chain` is the
+    common name of the issuer of a chain's last certificate.
     """
 
     directory_url: HttpsUrl
@@ -273,7 +274,6 @@ class AcmeSettings:
     preferred_chain: str = ""
     ca_bundle: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
-    http_timeout: PositiveSpan = timedelta(seconds=30)
     propagation: PropagationSettings = PropagationSettings()
     cloudflare: CloudflareSettings = CloudflareSettings()
     rfc2136: Rfc2136Settings | None = None
@@ -297,12 +297,10 @@ class AcmeSettings:
                 own = self.httpreq
         if own is None:
             return self.propagation
-        nameservers = own.recursive_nameservers if isinstance(own, HttpreqSettings) else ()
         return replace(
             self.propagation,
             timeout=own.propagation_timeout or self.propagation.timeout,
             interval=own.polling_interval or self.propagation.interval,
-            nameservers=self.propagation.nameservers or nameservers,
         )
 
 

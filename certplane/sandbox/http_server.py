@@ -73,6 +73,7 @@ class LoopbackHandler(BaseHTTPRequestHandler):
     server_version = "certplane-sandbox"
     sys_version = ""
     timeout = _SILENCE_SECONDS
+    disable_nagle_algorithm = True  # head and body are two writes: the second would wait for an acknowledgement
 
     def setup(self) -> None:
         """The TLS handshake, in the connection's own thread, so that a slow client holds up nobody."""

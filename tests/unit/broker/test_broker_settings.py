@@ -90,7 +90,6 @@ EXPECTED = {
     "issuer.acme.preferred_chain": "Example Root X1",
     "issuer.acme.ca_bundle": Path("/etc/certplane/acme-ca.pem"),
     "issuer.acme.allowed_hosts": ("cdn.acme.example",),
-    "issuer.acme.http_timeout": _seconds(20),
     "issuer.acme.propagation.timeout": _seconds(180),
     "issuer.acme.propagation.interval": _seconds(1),
     "issuer.acme.propagation.nameservers": (HostPort("192.0.2.53", 53), HostPort("2001:db8::53", 5353)),
