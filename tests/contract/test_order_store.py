@@ -204,9 +204,7 @@ async def test_a_reached_limit_refuses_until_the_window_frees_a_place(
 async def test_a_limit_protects_neighbours(store: StoreHarness, limits: DurableLimits, other: dict[str, Any]) -> None:
     """What one identity or profile has used up is not missing to another."""
     await store.open_order(limits=limits)
-    assert (
-        await store.stores.orders.open_order(draft(public_key_sha256="key-b", **other), limits, [])
-    ).created
+    assert (await store.stores.orders.open_order(draft(public_key_sha256="key-b", **other), limits, [])).created
 
 
 async def test_joining_is_no_new_order_to_a_limit(store: StoreHarness) -> None:
@@ -379,9 +377,7 @@ async def test_fail_closed_leaves_an_order_as_it_was(store: StoreHarness) -> Non
     """A change whose event can't be written is not made."""
     order = await store.open_order()
     with store.audit_broken():
-        change = store.stores.orders.change_order(
-            order.order_id, OrderChange(state=OrderState.FAILED), [store.event()]
-        )
+        change = store.stores.orders.change_order(order.order_id, OrderChange(state=OrderState.FAILED), [store.event()])
         assert (await refused(change)).reason is Reason.AUDIT_UNAVAILABLE
     assert await store.stores.orders.get_order(order.order_id) == order
 

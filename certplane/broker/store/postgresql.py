@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 from psycopg import errors, pq
@@ -61,20 +61,21 @@ def _connect(url: str, wait: timedelta, *, read_only: bool = False) -> _Connecti
         SqlError: UNREACHABLE.
     """
     milliseconds = wait // timedelta(milliseconds=1)
+    # Whatever the server's default is: a commit returns when it is on the disk.
+    setting = "SET default_transaction_read_only = on" if read_only else "SET synchronous_commit = on"
+    connection: _Connection | None = None
     try:
-        connection: _Connection = psycopg.connect(
+        connection = psycopg.connect(
             url,
             autocommit=True,
             connect_timeout=int(_CONNECT.total_seconds()),
             application_name="certplane-broker",
             options=f"-c lock_timeout={milliseconds} -c statement_timeout={4 * milliseconds} -c client_encoding=UTF8",
         )
-        if read_only:
-            connection.execute("SET default_transaction_read_only = on")
-        else:
-            # Whatever the server's default is: a commit returns when it is on the disk.
-            connection.execute("SET synchronous_commit = on")
+        connection.execute(setting)
     except psycopg.Error as error:
+        if connection is not None:
+            connection.close()
         raise SqlError(Fault.UNREACHABLE, str(error).partition("\n")[0]) from error
     return connection
 
@@ -230,6 +231,8 @@ class PostgresqlReader:
         self._pool = BlockingPool("store-read", _READERS)
         self._mine = threading.local()
         self._open: set[_Connection] = set()
+        self._lock = threading.Lock()
+        self._closed = False
 
     async def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
         """See `Database.one`."""
@@ -243,9 +246,11 @@ class PostgresqlReader:
     async def close(self) -> None:
         """Close the connections; a query under way is cut off."""
         self._pool.close()
-        for connection in list(self._open):
-            with contextlib.suppress(psycopg.Error):
-                connection.close()
+        with self._lock:
+            self._closed = True
+            for connection in self._open:
+                with contextlib.suppress(psycopg.Error):
+                    connection.close()
 
     def _fetch(self, statement: Statement, arguments: Sequence[object]) -> list[Row]:
         for last in (False, True):
@@ -259,12 +264,19 @@ class PostgresqlReader:
         raise AssertionError("unreachable")
 
     def _connection(self) -> _Connection:
-        connection: Any = getattr(self._mine, "connection", None)
-        if connection is None or connection.closed:
-            self._open.discard(connection)
-            connection = self._mine.connection = _connect(self._url, self._wait, read_only=True)
-            self._open.add(connection)
-        return connection  # type: ignore[no-any-return] # a thread's own attribute
+        connection: _Connection | None = getattr(self._mine, "connection", None)
+        if connection is not None and not connection.closed:
+            return connection
+        new = _connect(self._url, self._wait, read_only=True)
+        with self._lock:
+            if self._closed:  # meanwhile
+                new.close()
+                raise SqlError(Fault.UNREACHABLE, "the store is closed")
+            if connection is not None:
+                self._open.discard(connection)
+            self._open.add(new)
+        self._mine.connection = new
+        return new
 
 
 def _configuration(message: str, remedy: str) -> CertplaneError:

@@ -165,7 +165,6 @@ deny_entries = Table(
     Column("reason", Text, nullable=False),
     Column("create_time", _Time, nullable=False),
     UniqueConstraint("name", "issuer", "serial_number"),
-    implicit_returning=False,
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
@@ -189,6 +188,5 @@ audit_events = Table(
     Column("event_id", Text, nullable=False, unique=True),
     Column("create_time", _Time, nullable=False),
     Column("record", Text, nullable=False),
-    implicit_returning=False,
     sqlite_strict=True,
 )

@@ -58,5 +58,5 @@ class Compiler:
         return Statement(str(compiled), names, constants)
 
     def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
-        """An INSERT that knows ON CONFLICT, which the two dialects spell alike."""
-        return sqlite.insert(table) if self.driver == "sqlite" else postgresql.insert(table)
+        """An INSERT that knows ON CONFLICT, which the two dialects spell alike; generated keys are not asked for."""
+        return sqlite.insert(table).inline() if self.driver == "sqlite" else postgresql.insert(table).inline()

@@ -158,18 +158,23 @@ class Writer:
         return group
 
     def _gather(self, group: list[Job], timeout: float) -> bool:
-        """Add what waits now to `group`, waiting `timeout` seconds for a first one; False if that is all for now."""
+        """Add what waits now to `group`, waiting `timeout` seconds for a first one.
+
+        Returns whether more may come: not when nothing did within the time, the group is full, or it is the last.
+        """
         try:
             job = self._queue.get(timeout=timeout) if timeout else self._queue.get_nowait()
-            while job is not None and len(group) < _GROUP - 1:
-                group.append(job)
-                job = self._queue.get_nowait()
         except Empty:
-            return not timeout or len(group) > 1
-        if job is None:
-            self._queue.put(None)  # the end, found before this group was written: it comes after it
-        else:
+            return not timeout
+        while job is not None:
             group.append(job)
+            if len(group) >= _GROUP:
+                return False
+            try:
+                job = self._queue.get_nowait()
+            except Empty:
+                return True
+        self._queue.put(None)  # the end, found before this group was written: it comes after it
         return False
 
     def _write(self, group: list[Job]) -> None:
