@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IdentityNotAcceptedError", "expired_identity", "unreachable"]
 
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 3.0
 _REFUSAL_SECONDS = 1.0
 """How long after the handshake a refusal of the client certificate may take to arrive."""
 _CHECK_AGENT_CA = "check that the internal CA's root is in the broker's server.mtls.agent_ca_bundle"

@@ -1,0 +1,261 @@
+"""When no call reaches the broker: each cause in its own words, with a remedy, over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from certplane.agent.link.broker import GrpcBroker
+from certplane.agent.link.diagnosis import IdentityNotAcceptedError
+from certplane.agent.model import Version
+from certplane.errors import OperationError
+from certplane.runtime.clock import SystemClock
+from certplane.runtime.pool import BlockingPool
+from certplane.sandbox.certificates import CertificateAuthority
+from certplane.sandbox.loopback import free_port
+from tests.fakes.agent_broker import FakeBroker
+from tests.support.broker_server import BrokerServer
+from tests.support.identities import identity_version
+from tests.support.lineages import LocalIssuer
+
+SECOND = timedelta(seconds=1)
+
+
+class World:
+    """A broker, the two CAs, and links with this or that wrong."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = SystemClock()
+        self.agent_ca = CertificateAuthority.root("Agents")
+        self.server_ca = CertificateAuthority.root("Servers")
+        self.pool = BlockingPool("disk", 1)
+        self.bundle = folder / "server-ca.crt"
+        self.bundle.write_bytes(self.server_ca.pem)
+        self.identity = identity_version(folder / "identity", self.agent_ca, "web1.example")
+        self.broker = FakeBroker(self.clock, LocalIssuer())
+
+    @contextlib.asynccontextmanager
+    async def server(self, *names: str) -> AsyncIterator[BrokerServer]:
+        await self.broker.use_identity(self.identity)
+        credential = self.server_ca.issue("broker", names or ["localhost"])
+        async with BrokerServer(self.broker, self.agent_ca, credential).running() as server:
+            yield server
+
+    async def call(self, link: GrpcBroker, identity: Version) -> None:
+        await link.use_identity(identity)
+        await link.get_identity()
+
+    async def failure(
+        self, url: str, *, identity: Version | None = None, bundle: Path | None = None, timeout: timedelta = 5 * SECOND
+    ) -> OperationError:
+        """What a call to `url` fails with."""
+        link = GrpcBroker(
+            url, server_ca_bundle=bundle or self.bundle, timeout=timeout, clock=self.clock, disk=self.pool
+        )
+        try:
+            with pytest.raises(OperationError) as failed:
+                await self.call(link, identity or self.identity)
+        finally:
+            await link.close()
+        assert failed.value.remedy
+        return failed.value
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.pool.close()
+
+
+async def test_nobody_listens(world: World) -> None:
+    """A broker that doesn't run."""
+    error = await world.failure(f"https://localhost:{free_port()}")
+    assert "can't be reached: Connection refused" in error.message
+    assert "check that the broker runs" in error.remedy
+
+
+async def test_the_name_is_unknown(world: World) -> None:
+    """A mistyped host."""
+    error = await world.failure("https://no-such-host.invalid:8443")
+    assert "can't be found" in error.message
+    assert "broker.url" in error.remedy
+
+
+async def test_the_server_is_of_another_ca(world: World) -> None:
+    """The configured bundle doesn't hold the CA of the broker's certificate."""
+    other = world.folder / "other.crt"
+    other.write_bytes(CertificateAuthority.root("Another").pem)
+    async with world.server() as server:
+        error = await world.failure(server.url, bundle=other)
+    assert "is not trusted" in error.message
+    assert "broker.server_ca_bundle" in error.remedy
+    assert server.calls == []
+
+
+async def test_the_server_has_another_name(world: World) -> None:
+    """The certificate is of the right CA and for another host."""
+    async with world.server("broker.example") as server:
+        error = await world.failure(server.url)
+    assert "Hostname mismatch" in error.message
+    assert "use a name of the broker's certificate" in error.remedy
+
+
+async def test_the_servers_certificate_is_over(world: World) -> None:
+    """The first thing to look at is this host's clock."""
+    credential = world.server_ca.issue(
+        "broker", ["localhost"], not_before=world.clock.now() - timedelta(days=2), lifetime=timedelta(days=1)
+    )
+    async with BrokerServer(world.broker, world.agent_ca, credential).running() as server:
+        error = await world.failure(server.url)
+    assert "certificate has expired" in error.message
+    assert "clock" in error.remedy
+
+
+async def test_the_own_identity_is_over(world: World) -> None:
+    """Bad input 37: gRPC shows a closed socket; the agent knows its own dates."""
+    expired = identity_version(
+        world.folder / "expired",
+        world.agent_ca,
+        "web1.example",
+        not_before=world.clock.now() - timedelta(days=2),
+        lifetime=timedelta(days=1),
+    )
+    async with world.server() as server:
+        error = await world.failure(server.url, identity=expired)
+    assert "this host's identity expired at" in error.message
+    assert "enroll --force" in error.remedy
+    assert server.calls == []
+
+
+async def test_the_own_identity_is_of_a_ca_that_the_broker_does_not_know(world: World) -> None:
+    """Bad input 38: told apart from a broker that is down, since another identity is the cure."""
+    foreign = identity_version(world.folder / "foreign", CertificateAuthority.root("Foreign"), "web1.example")
+    async with world.server() as server:
+        error = await world.failure(server.url, identity=foreign)
+    assert isinstance(error, IdentityNotAcceptedError)
+    assert foreign.serial_number in error.message
+    assert "agent_ca_bundle" in error.remedy
+    assert server.calls == []
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Ends the connection at once."""
+
+
+async def speak_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(100)
+    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    await writer.drain()
+
+
+async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    while await reader.read(1000):
+        pass
+
+
+@contextlib.asynccontextmanager
+async def listening(handler: Handler) -> AsyncIterator[str]:
+    """A server on loopback; yields its URL, and leaves no connection open."""
+    serving: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        with contextlib.suppress(OSError):
+            try:
+                await handler(reader, writer)
+            finally:
+                writer.close()
+                await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"https://localhost:{server.sockets[0].getsockname()[1]}"
+        server.close()
+        for task in serving:  # grpc's attempt to connect outlives its channel
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+
+@pytest.mark.parametrize("handler", [hang_up, speak_http], ids=["hangs up", "speaks HTTP"])
+async def test_something_else_listens(world: World, handler: Handler) -> None:
+    """Another service's port."""
+    async with listening(handler) as url:
+        error = await world.failure(url, timeout=2 * SECOND)
+    assert "doesn't agree on TLS" in error.message or "can't be reached" in error.message
+
+
+async def test_a_silent_listener_costs_no_more_than_its_time(world: World) -> None:
+    """A port that takes connections and never answers: the call's deadline, and a few seconds to find out why."""
+    async with listening(say_nothing) as url:
+        error = await world.failure(url, timeout=SECOND)
+    assert "doesn't answer" in error.message
+
+
+async def test_a_server_that_is_no_broker(world: World) -> None:
+    """It speaks gRPC with mTLS, and has none of our services."""
+    from certplane.rpc.credentials import KeyPair, ServerTls
+
+    credential = world.server_ca.issue("broker", ["localhost"])
+    server = grpc.aio.server()
+    tls = ServerTls(KeyPair(credential.key_pem, credential.chain_pem), world.agent_ca.pem)
+    port = server.add_secure_port("127.0.0.1:0", tls.credentials())
+    await server.start()
+    error = await world.failure(f"https://localhost:{port}")
+    await server.stop(None)
+    assert "UNIMPLEMENTED" in error.message
+    assert "is a Certplane broker" in error.remedy
+
+
+@pytest.mark.parametrize("missing", ["bundle", "identity"])
+async def test_a_file_is_missing(world: World, missing: str) -> None:
+    """The path is named."""
+    path = world.bundle if missing == "bundle" else world.identity.path / "fullchain.pem"
+    path.unlink()
+    error = await world.failure("https://localhost:1")
+    assert str(path) in error.message
+
+
+async def test_a_broker_that_comes_back_is_found_again(world: World) -> None:
+    """The same channel serves after the broker's restart."""
+    async with world.server() as server:
+        port = server.port
+        link = GrpcBroker(
+            server.url, server_ca_bundle=world.bundle, timeout=5 * SECOND, clock=world.clock, disk=world.pool
+        )
+        await link.use_identity(world.identity)
+        await link.get_identity()
+    with pytest.raises(OperationError):
+        await link.get_identity()
+    credential = world.server_ca.issue("broker", ["localhost"])
+    async with BrokerServer(world.broker, world.agent_ca, credential, port=port).running():
+        for _ in range(50):
+            with contextlib.suppress(OperationError):
+                await link.get_identity()
+                break
+            await asyncio.sleep(0.1)
+        else:
+            pytest.fail("not found again")
+    await link.close()
+
+
+async def test_no_call_before_an_identity(world: World) -> None:
+    """Misuse, not a failure."""
+    link = GrpcBroker(
+        "https://localhost:1", server_ca_bundle=world.bundle, timeout=SECOND, clock=world.clock, disk=world.pool
+    )
+    with pytest.raises(RuntimeError):
+        await link.get_identity()
