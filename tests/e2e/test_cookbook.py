@@ -1,0 +1,133 @@
+"""The cookbook of docs/operations.md, typed as it stands into bash, with the real grpcurl, against a running broker.
+
+The document defines shell variables in its first block; the test gives these other values and runs the rest unchanged,
+in one shell. What the document shows below a command is compared line by line, in order: `...` at a line's end, or in
+quotes, stands for any text, a line `...` for any lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from tests.support.parts import need_part
+
+pytestmark = pytest.mark.e2e
+
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
+_BLOCK = re.compile(r"```sh\n(?P<commands>.*?)```\n(?:```(?:json|text)\n(?P<shown>.*?)```)?", re.DOTALL)
+_MARK = "#### end of block"
+
+_POLICY = {
+    "version": 1,
+    "profiles": {
+        "web": {"type": "multi_san", "dns_names": ["www.certplane.test", "api.certplane.test"]},
+        "payments": {"type": "multi_san", "dns_names": ["pay.certplane.test"]},
+    },
+    "hosts": {"web1": {"identity": "web1.certplane.test", "profiles": ["web"]}},
+}
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Each block of commands with what the document shows of its output."""
+    text = _DOCUMENT.read_text(encoding="utf-8").partition("\n## Cookbook\n")[2].partition("\n## ")[0]
+    return [(match["commands"], match["shown"] or "") for match in _BLOCK.finditer(text)]
+
+
+def normal(line: str) -> str:
+    """A line without what differs between grpcurl's versions: the case of JSON names, spaces within details."""
+    line = re.sub(r'"\w+":', lambda name: re.sub(r"([A-Z])", r"_\1", name[0]).lower(), line)
+    return " ".join(line.split())
+
+
+def matches(shown: str, line: str) -> bool:
+    pattern = re.escape(normal(shown)).replace(r"\.\.\.", ".*")
+    return re.fullmatch(pattern, normal(line)) is not None
+
+
+def missing_line(shown: str, output: str) -> str:
+    """The first shown line that isn't in the output in its order; empty when all are."""
+    lines = iter(output.splitlines())
+    for expected in shown.splitlines():
+        if expected != "..." and not any(matches(expected, line) for line in lines):
+            return expected
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("shown", "output", "missing"),
+    [
+        pytest.param('"a": "..."\n"b": 1', '{\n  "a": "x"\n  "b": 1\n}', "", id="in-order"),
+        pytest.param('"b": 1\n"a": 2', '"a": 2\n"b": 1', '"a": 2', id="other-order"),
+        pytest.param('"certificate_id": "..."', '"certificateId": "x"', "", id="grpcurl-1.8"),
+        pytest.param("state: ISSUED", "state: FAILED", "state: ISSUED", id="other-value"),
+    ],
+)
+def test_comparison(shown: str, output: str, missing: str) -> None:
+    """The comparison finds what differs, and only that."""
+    assert missing_line(shown, output) == missing
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
+    need_part("pebble")
+    async with Deployment(tmp_path / "deployment", DeploymentOptions(_POLICY)) as running:
+        await running.start_broker()
+        enrolled = await running.add_host("web1.certplane.test").run("enroll")
+        assert enrolled.status == 0, enrolled.stderr
+        yield running
+
+
+async def test_commands_work_as_they_stand(deployment: Deployment, tmp_path: Path) -> None:
+    """Each command of the cookbook, in its order, answers what the document shows."""
+    need_part("openssl")
+    grpcurl = need_part("grpcurl")
+    certificate, key = deployment.hosts["web1.certplane.test"].identity
+    values = {
+        "BROKER": f"localhost:{deployment.broker_port}",
+        "CA": str(deployment.broker_folder / "root.crt"),
+        "CERT": str(certificate),
+        "KEY": str(key),
+    }
+    first, *others = blocks()
+    defined = dict(re.findall(r"^(\w+)=(?!\()(.*)$", first[0], re.MULTILINE))
+    assert defined.keys() == values.keys(), "the document's variables are the ones that are replaced here"
+    preparation = re.sub(
+        r"^(\w+)=(?!\().*$", lambda match: f"{match[1]}={values[match[1]]}", first[0], flags=re.MULTILINE
+    )
+    script = preparation + "".join(f"{commands}\necho '{_MARK}'\n" for commands, _ in others)
+    work = tmp_path / "work"
+    work.mkdir()
+    process = await asyncio.create_subprocess_exec(
+        "bash",
+        "-c",
+        script,
+        cwd=work,
+        env={"PATH": f"{grpcurl.path.parent}:{os.environ['PATH']}", "HOME": str(work)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(90):
+        stdout, stderr = (stream.decode() for stream in await process.communicate())
+    outputs = stdout.split(f"{_MARK}\n")
+    assert len(outputs) == len(others) + 1, stdout + stderr
+    for (commands, shown), output in zip(others, outputs, strict=False):
+        assert shown, f"the document shows no output of:\n{commands}"
+        missing = missing_line(shown, output)
+        assert not missing, (
+            f"{missing!r} isn't, or isn't there in its order, in the output of:\n{commands}\n{output}\n{stderr}"
+        )
+
+
+def test_every_asked_for_topic_is_there() -> None:
+    """The cookbook says who am I, issue, get, list and health, and comes before all else."""
+    text = _DOCUMENT.read_text(encoding="utf-8")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE)[0] == "Cookbook"
+    assert {"Who am I?", "Issue", "Get", "List", "Health"} <= set(re.findall(r"^### (.+)$", text, re.MULTILINE))
