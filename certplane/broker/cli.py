@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("--limit", type=_positive, default=20, metavar="N", help="at most so many (default: 20)")
 
     identity = group("identity", "shut identities out, or let them in again")
-    deny = command(identity, "deny", _deny, "shut out an identity, or one certificate of it; holds from the next call")
+    deny = command(identity, "deny", _deny, "shut out an identity, or one certificate of it; holds within a second")
     _add_identity(deny)
     deny.add_argument("--reason", default="", metavar="TEXT", help="why; it is kept and audited")
     _add_identity(command(identity, "allow", _allow, "take back what `identity deny` said of the same identity"))
