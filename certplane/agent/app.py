@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from certplane.agent.control import ControlServer, FanOut, Outcome
 from certplane.agent.host import IDENTITY, Host
@@ -19,6 +19,7 @@ from certplane.agent.lineage import Activates, Lineage, LineageLife, Obtain, is_
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
 from certplane.agent.model import HookResult
+from certplane.agent.ports import Broker, OrderFollower
 from certplane.agent.request import BrokerRequest
 from certplane.agent.settings import KeyRotation
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from certplane.agent.settings import AgentSettings, CertificateSettings
     from certplane.runtime.progress import Progress
 
-__all__ = ["Agent", "link", "not_enrolled"]
+__all__ = ["Agent", "Link", "link", "not_enrolled"]
 
 _REPORT = Backoff(first=timedelta(seconds=10), most=timedelta(minutes=30), floor=timedelta(seconds=1))
 _IDENTITY_REASONS = frozenset(
@@ -49,6 +50,14 @@ _IDENTITY_REASONS = frozenset(
 logger = logging.getLogger(__name__)
 
 
+class Link(Broker, OrderFollower, Protocol):
+    """The connection to the broker."""
+
+    async def close(self) -> None:
+        """End it."""
+        ...
+
+
 class Agent:
     """The lineages of a host, alive. The caller holds the state lock.
 
@@ -58,11 +67,11 @@ class Agent:
         broker: the link; made from the settings when not given.
     """
 
-    def __init__(self, host: Host, progress: Progress, *, broker: GrpcBroker | None = None) -> None:
+    def __init__(self, host: Host, progress: Progress, *, broker: Link | None = None) -> None:
         settings = host.settings
         self._host = host
         self._progress = progress
-        self._broker = broker or link(settings, host)
+        self._broker: Link = broker or link(settings, host)
         self._hooks = ShellHookRunner(clock=host.clock)
         self._in_use: Version | None = None
         self._to_report = asyncio.Event()
@@ -144,6 +153,8 @@ class Agent:
         await self._host.prepare(*self._host.certificates.values())
 
     async def _use(self, identity: Version) -> None:
+        if self._in_use is not None and identity.serial_number == self._in_use.serial_number:
+            return
         await self._broker.use_identity(identity)
         self._in_use = identity
         self._to_report.set()
@@ -151,7 +162,7 @@ class Agent:
     async def use_current_identity(self) -> None:
         """Make the channel's identity the one in force, whatever an activation tried meanwhile."""
         current = await self._host.current_identity()
-        if current is not None and current != self._in_use:
+        if current is not None:
             await self._use(current)
 
     async def _renew_identity(self, request: Request) -> Version:

@@ -62,6 +62,9 @@ class FakeIdentityAuthority:
         """From now on the certificate isn't renewed; `serial_number` in lower-case hex."""
         self._revoked.add(serial_number)
 
+    def close(self) -> None:
+        """As `StepCaAuthority.close`."""
+
     async def enroll(self, token: str, csr_pem: str) -> IssuedCertificate:
         self._begin("enroll")
         csr = x509.load_pem_x509_csr(csr_pem.encode())

@@ -1,0 +1,404 @@
+"""The agent at work, on a real disk, with a broker and an internal CA in memory and a clock set by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from certplane.agent.app import Agent
+from certplane.agent.control import ask
+from certplane.agent.lineage import is_well
+from certplane.agent.link.diagnosis import IdentityNotAcceptedError
+from certplane.agent.model import LineageState
+from certplane.errors import OperationError, Reason, Refusal, RefusalError
+from tests.support.agent_world import AgentWorld, Recorder
+from tests.support.lineages import LocalIssuer
+
+HOUR = timedelta(hours=1)
+MakeWorld = Callable[..., AgentWorld]
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
+    """Makes an `AgentWorld` that ends with the test."""
+    worlds: list[AgentWorld] = []
+
+    def make(*certificates: str | dict[str, Any], **options: Any) -> AgentWorld:
+        wanted = [each if isinstance(each, dict) else {"name": each} for each in certificates or ("web",)]
+        worlds.append(AgentWorld(tmp_path, wanted, **options))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+@contextlib.asynccontextmanager
+async def running(agent: Agent, events: Recorder) -> AsyncIterator[None]:
+    """A daemon beside the test."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(agent.run(stop, events))
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 10)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in the program's threads and files too
+            await asyncio.sleep(0.01)
+
+
+def leaf_at(path: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificates(path.read_bytes())[0]
+
+
+async def test_a_first_run_gets_and_installs_every_certificate(make_world: MakeWorld) -> None:
+    """`run_once` brings all, each at its paths, and tells the broker who runs here."""
+    world = make_world("web", "api")
+    identity = await world.enroll()
+    statuses = await world.agent().run_once()
+    assert sorted(statuses) == ["api", "identity", "web"]
+    assert all(is_well(status) for status in statuses.values())
+    for name in ("web", "api"):
+        assert leaf_at(world.folder / "tls" / f"{name}.pem").subject.rdns == []
+    assert world.broker.reports == [identity.serial_number]
+    assert "web: done: version 1 is in use until" in "\n".join(world.progress.lines)
+
+
+async def test_a_second_run_has_nothing_to_do(make_world: MakeWorld) -> None:
+    """What is fresh isn't asked for again."""
+    world = make_world()
+    await world.enroll()
+    await world.agent().run_once()
+    world.broker.calls.clear()
+    await world.agent().run_once()
+    assert "issue" not in world.broker.calls
+
+
+async def test_a_due_certificate_is_replaced_with_a_new_key(make_world: MakeWorld) -> None:
+    """The renewal names what it replaces; the key is new unless the configuration keeps it."""
+    world = make_world("web", {"name": "kept", "key_rotation": "reuse"}, lifetime=timedelta(days=365))
+    await world.enroll()
+    await world.agent().run_once()
+    world.clock.advance(timedelta(days=61))
+    await world.agent().run_once()
+    for name, renewed in (("web", True), ("kept", False)):
+        first, second = await world.versions(name)
+        assert (first.public_key_sha256 != second.public_key_sha256) == renewed
+        assert second.certificate_id != first.certificate_id
+
+
+async def test_one_failing_certificate_does_not_stop_the_others(make_world: MakeWorld) -> None:
+    """A profile that policy doesn't give fails alone, with its reason in the status."""
+    world = make_world({"name": "bad", "profile": "unknown"}, "web")
+    await world.enroll()
+    statuses = await world.agent().run_once()
+    assert is_well(statuses["web"])
+    assert statuses["bad"].state is LineageState.FAILED
+    assert "PROFILE_NOT_ALLOWED" in statuses["bad"].last_error
+    assert statuses["bad"].next_attempt_time is not None
+
+
+async def test_a_failure_waits_for_its_time(make_world: MakeWorld) -> None:
+    """Another run before it asks nobody and says why; after it the same request goes out again."""
+    world = make_world()
+    await world.enroll()
+    agent = world.agent()
+    await agent._start()
+    await agent._identity.settle()
+    world.broker.errors = [OperationError("the broker can't be reached", remedy="start it")]
+    status = await agent._certificates["web"].settle()
+    assert status.failures == 1
+    (csr,) = [(await world.host.certificates["web"].facts(world.clock.now())).pending]
+    world.broker.calls.clear()
+    world.progress.lines.clear()
+    again = (await world.agent().run_once())["web"]
+    assert not is_well(again)
+    assert "issue" not in world.broker.calls
+    assert "the broker can't be reached" in "\n".join(world.progress.lines)
+    world.clock.advance(HOUR)
+    assert is_well((await world.agent().run_once())["web"])
+    assert csr is not None
+    (version,) = await world.versions("web")
+    assert version.public_key_sha256 == csr.public_key_sha256
+
+
+async def test_a_failed_orders_time_holds_also_for_an_operator(make_world: MakeWorld) -> None:
+    """`renew` before the CA's time asks nobody and fails; after it the order is made anew."""
+    world = make_world()
+    await world.enroll()
+    world.broker.failure = Refusal(Reason.ISSUER_RATE_LIMITED, "too many certificates")
+    world.broker.retry_time = world.clock.now() + 5 * HOUR
+    statuses = await world.agent().run_once()
+    assert statuses["web"].retry_time == world.broker.retry_time
+    world.broker.failure = None
+    world.broker.calls.clear()
+    assert not await world.agent().renew("web")
+    assert "issue" not in world.broker.calls
+    world.clock.advance(5 * HOUR)
+    assert await world.agent().renew("web")
+
+
+async def test_a_key_that_can_never_work_is_dropped(make_world: MakeWorld) -> None:
+    """After KEY_REUSED the next request has another key."""
+    world = make_world()
+    await world.enroll()
+    agent = world.agent()
+    await agent._start()
+    world.broker.errors = [RefusalError(Reason.KEY_REUSED, "another identity's key")]
+    await agent._certificates["web"].settle()
+    assert (await world.host.certificates["web"].facts(world.clock.now())).pending is None
+
+
+async def test_what_the_broker_has_forgotten_is_asked_for_as_a_first_one(make_world: MakeWorld) -> None:
+    """A renewal of a certificate that the broker doesn't know becomes an issue."""
+    world = make_world()
+    await world.enroll()
+    await world.agent().run_once()
+    world.broker.issued.clear()
+    assert await world.agent().renew("web")
+    assert len(await world.versions("web")) == 2
+
+
+@pytest.mark.parametrize("wrong", ["key", "names"])
+async def test_a_certificate_that_is_not_ours_is_not_stored(make_world: MakeWorld, wrong: str) -> None:
+    """What the broker hands out is checked against this host's own key and names."""
+    from certplane.pki.csr import build_csr
+    from tests.support.identities import new_key
+
+    world = make_world()
+    await world.enroll()
+
+    class Liar(LocalIssuer):
+        def issue(self, csr_pem: str, **how: Any) -> Any:
+            if wrong == "key":
+                return super().issue(build_csr(new_key(), sans=["web.example"]), **how)
+            key = x509.load_pem_x509_csr(csr_pem.encode())
+            issued = super().issue(csr_pem, **how)
+            other = self._sign(key.subject, key.public_key(), ["other.example"], timedelta(days=90))  # type: ignore[arg-type]
+            return type(issued)(other, issued.chain_pem, issued.certificate_id, issued.renew_time)
+
+    world.broker._issuer = Liar(now=world.clock.now())
+    statuses = await world.agent().run_once()
+    assert statuses["web"].state is LineageState.FAILED
+    assert "ISSUER_REJECTED" in statuses["web"].last_error
+    assert await world.versions("web") == []
+
+
+async def test_an_order_that_takes_long_is_taken_up_by_the_next_run(make_world: MakeWorld) -> None:
+    """A step's time over, the order isn't a failure: the next run sends the same request and gets its certificate."""
+    world = make_world()
+    await world.enroll()
+    world.broker.states = ["PENDING"]
+    world.broker.stall = asyncio.Event()
+    run = asyncio.create_task(world.agent().run_once())
+    await until(lambda: "watch_order" in world.broker.calls)
+    world.broker.errors = [OperationError("broken")] * 1000  # the watch ends in an error, again and again
+    world.broker.stall.set()
+    world.broker.stall = None
+    world.broker.states = []
+
+    async def pass_time() -> None:
+        while not run.done():
+            world.clock.advance(timedelta(seconds=30))
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(pass_time(), 20)
+    status = (await run)["web"]
+    assert status.failures == 0
+    world.broker.errors = []
+    assert is_well((await world.agent().run_once())["web"])
+    assert world.broker.issued == ["certificate-1"]
+
+
+async def test_an_identity_is_renewed_without_a_restart(make_world: MakeWorld) -> None:
+    """A running agent re-keys its identity when it is due, and calls by the new one from then on."""
+    world = make_world()
+    first = await world.enroll()
+    events = Recorder()
+    async with running(world.agent(events), events):
+        await until(lambda: world.broker.reports == [first.serial_number])
+        await until(lambda: world.clock.sleepers >= 2)
+        for _ in range(60):  # the plan is made anew every quarter of an hour
+            world.clock.advance(timedelta(minutes=15))
+            await asyncio.sleep(0.02)
+            if len(world.broker.reports) > 1:
+                break
+        await until(lambda: len(world.broker.reports) > 1)
+        assert world.broker.identities[-1].serial_number != first.serial_number
+        assert world.broker.identities[-1].public_key_sha256 != first.public_key_sha256
+        assert world.broker.reports[-1] == world.broker.identities[-1].serial_number
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        pytest.param(RefusalError(Reason.IDENTITY_UNKNOWN, "this identity is unknown"), id="refused by the broker"),
+        pytest.param(IdentityNotAcceptedError("the broker doesn't accept it"), id="refused in the handshake"),
+    ],
+)
+async def test_a_new_identity_that_the_broker_refuses_gives_way(make_world: MakeWorld, refusal: Exception) -> None:
+    """The one before stays in force and in use, the status says why."""
+    world = make_world(lifetime=timedelta(days=20))
+    first = await world.enroll()
+    await world.agent().run_once()
+    world.clock.advance(timedelta(days=15))
+    agent = world.agent()
+    await agent._start()
+    world.broker.errors = [refusal]  # type: ignore[list-item] # both are CertplaneErrors
+    status = await agent._identity.settle()
+    assert status.state is LineageState.DEGRADED
+    assert str(refusal) in status.last_error
+    assert world.broker.identities[-1] == first
+    assert await world.host.current_identity() == first
+    assert len(await world.versions("identity")) == 2
+
+
+async def test_a_broker_that_is_down_does_not_stop_a_new_identity(make_world: MakeWorld) -> None:
+    """Nobody has refused it: it stays in force."""
+    world = make_world(lifetime=timedelta(days=20))
+    await world.enroll()
+    await world.agent().run_once()
+    world.clock.advance(timedelta(days=15))
+    agent = world.agent()
+    await agent._start()
+    world.broker.errors = [OperationError("the broker can't be reached")]
+    assert is_well(await agent._identity.settle())
+    current = await world.host.current_identity()
+    assert current is not None
+    assert current.number == 2
+    assert world.broker.identities[-1] == current
+
+
+async def test_an_internal_ca_that_is_down_is_tried_again(make_world: MakeWorld) -> None:
+    """The identity's failure has its own waiting time, and the certificates go on meanwhile."""
+    world = make_world(lifetime=timedelta(days=20))
+    await world.enroll()
+    await world.agent().run_once()
+    world.clock.advance(timedelta(days=15))
+    world.authority.errors = [OperationError("the CA can't be reached")]
+    statuses = await world.agent().run_once()
+    assert statuses["identity"].state is LineageState.FAILED
+    assert is_well(statuses["web"])
+    world.clock.advance(HOUR)
+    assert is_well((await world.agent().run_once())["identity"])
+
+
+async def test_a_lost_answer_of_the_ca_costs_no_key(make_world: MakeWorld) -> None:
+    """A re-key whose answer was lost is sent again with the same key."""
+    world = make_world(lifetime=timedelta(days=20))
+    await world.enroll()
+    await world.agent().run_once()
+    world.clock.advance(timedelta(days=15))
+    world.authority.lose_next_answer = True
+    await world.agent().run_once()
+    facts = await world.host.identity.facts(world.clock.now())
+    assert facts.pending is not None
+    world.clock.advance(HOUR)
+    await world.agent().run_once()
+    current = await world.host.current_identity()
+    assert current is not None
+    assert current.public_key_sha256 == facts.pending.public_key_sha256
+
+
+async def test_an_identity_that_is_over_as_it_begins_is_not_asked_for_in_a_loop(make_world: MakeWorld) -> None:
+    """One request in a run, however short the CA makes its certificates."""
+    world = make_world(lifetime=timedelta(seconds=30))
+    await world.enroll()
+    await world.agent().run_once()
+    assert world.authority.calls.count("rekey") == 1
+
+
+async def test_renew_reaches_a_running_agent(make_world: MakeWorld) -> None:
+    """Over its socket: the steps come as they happen, then the result; the socket's directory is the agent's alone."""
+    world = make_world("web", "api")
+    await world.enroll()
+    events = Recorder()
+    async with running(world.agent(events), events):
+        await until(lambda: len(world.broker.issued) == 2)
+        await until(lambda: world.clock.sleepers >= 3)
+        heard = Recorder()
+        outcome = await ask(world.host.state_dir, {"command": "renew", "name": "web"}, heard)
+        assert outcome is not None
+        assert outcome.ok
+        assert heard.lines[0] == "web: step: requesting: an operator asked for it"
+        assert heard.lines[-1].startswith("web: done: version 2 is in use")
+        assert not any(line.startswith("api") for line in heard.lines)
+        assert (world.host.state_dir / "control").stat().st_mode & 0o777 == 0o700
+
+        outcome = await ask(world.host.state_dir, {"command": "renew", "name": "none"}, heard)
+        assert outcome is not None
+        assert not outcome.ok
+        outcome = await ask(world.host.state_dir, {"command": "shutdown"}, heard)
+        assert outcome is not None
+        assert not outcome.ok
+    assert await ask(world.host.state_dir, {"command": "ping"}, heard) is None
+
+
+async def test_a_failing_renewal_tells_its_reason_over_the_socket(make_world: MakeWorld) -> None:
+    """The refusal's words reach whoever asked."""
+    world = make_world()
+    await world.enroll()
+    events = Recorder()
+    async with running(world.agent(events), events):
+        await until(lambda: world.clock.sleepers >= 2)
+        world.broker.errors = [RefusalError(Reason.RATE_LIMITED, "20 an hour", retry_after=HOUR)]
+        heard = Recorder()
+        outcome = await ask(world.host.state_dir, {"command": "renew", "name": "web"}, heard)
+        assert outcome is not None
+        assert not outcome.ok
+        assert "RATE_LIMITED: 20 an hour" in heard.lines[-1]
+
+
+async def test_a_fault_of_ours_ends_no_lineage(make_world: MakeWorld, caplog: pytest.LogCaptureFixture) -> None:
+    """An unexpected exception is logged with its traceback, and tried again after a while."""
+    world = make_world("web", "api")
+    await world.enroll()
+    events = Recorder()
+    agent = world.agent(events)
+    broken = agent._certificates["web"]
+    obtain, broken._obtain = broken._obtain, None  # type: ignore[assignment] # on purpose
+    with caplog.at_level(logging.ERROR):
+        async with running(agent, events):
+            await until(lambda: world.clock.sleepers >= 3)
+            assert len(world.broker.issued) == 1
+            broken._obtain = obtain
+            world.clock.advance(timedelta(minutes=6))
+            await until(lambda: len(world.broker.issued) == 2)
+    assert any("web: unexpected" in record.message for record in caplog.records)
+
+
+async def test_stopping_finishes_an_installation_that_has_begun(make_world: MakeWorld) -> None:
+    """SIGTERM in the middle of a reload: the hook ends, the version is confirmed, then the agent stops."""
+    world = make_world({"name": "web", "reload_command": "touch started; sleep 0.5; touch ended"})
+    folder = world.folder
+    world.configure([{"name": "web", "reload_command": f"touch {folder}/started; sleep 0.5; touch {folder}/ended"}], {})
+    await world.enroll()
+    events = Recorder()
+    async with running(world.agent(events), events):
+        await until((folder / "started").exists)
+    assert (folder / "ended").exists()
+    assert (await world.status("web")).confirmed_version == 1
+
+
+async def test_new_output_paths_are_linked_at_the_start(make_world: MakeWorld) -> None:
+    """A path that is added to agent.yml shows the current version after a restart, without a renewal."""
+    world = make_world()
+    await world.enroll()
+    await world.agent().run_once()
+    combined = world.folder / "tls" / "web.combined"
+    world.configure([{"name": "web", "combined": str(combined)}], {})
+    await world.agent().run_once()
+    assert combined.exists()
+    assert len(await world.versions("web")) == 1
