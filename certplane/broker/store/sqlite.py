@@ -183,6 +183,8 @@ class SqliteSession:
     def close(self) -> None:
         """See `Session.close`."""
         with contextlib.suppress(sqlite3.Error):
+            # A statement that a cursor still holds keeps the file open behind a closed connection.
+            self._cursor.close()
             self._connection.close()
 
     def _run(self, sql: str) -> None:
@@ -215,6 +217,7 @@ class SqliteReader:
         """Close the connections, after the query that is under way."""
         await self._pool.run(self._long.close)
         self._pool.close()
+        self._cursor.close()
         self._quick.close()
 
 
