@@ -204,6 +204,9 @@ class GroupCommit:
             return None
         except _StepError as failed:
             self._note(failed.error)
+            if failed.error.fault is Fault.LOST and not again:
+                job.reset()
+                return self._alone(job, again=True)
             events_to_blame = failed.step is not _Step.CHANGE and job.change is not None and job.audited and job.events
             if events_to_blame and self._fallback.fail_open and failed.error.fault not in (Fault.LOST, Fault.BROKEN):
                 try:

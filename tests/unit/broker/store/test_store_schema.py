@@ -1,0 +1,148 @@
+"""The schema, its migrations, and whether each query has its index."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import stat
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, text
+
+from certplane.broker.store import migrate, schema
+from certplane.broker.store.files import open_writer
+from certplane.broker.store.statements import Statement
+from tests.fakes.clock import ManualClock
+from tests.support.stores import StorePlace
+
+MIGRATIONS = Path(migrate.__file__).parent / "migrations"
+
+
+@pytest.fixture
+def sqlite_place(tmp_path: Path) -> StorePlace:
+    return StorePlace("sqlite", tmp_path / "broker.db")
+
+
+def test_the_newest_migration_is_the_one_the_program_names() -> None:
+    """Adding a migration without naming it, or the reverse, is found."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_heads() == [schema.SCHEMA_REVISION]
+
+
+async def test_migrations_make_the_schema_on_sqlite(sqlite_place: StorePlace) -> None:
+    """Tables, columns, indexes and their conditions are those of schema.py."""
+    async with sqlite_place.open(ManualClock()):
+        pass
+    engine = create_engine(f"sqlite:///{sqlite_place.path}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+        made = dict(connection.execute(text("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL")).fetchall())
+    engine.dispose()
+    fresh = create_engine("sqlite://")
+    schema.metadata.create_all(fresh)
+    with fresh.connect() as connection:
+        wanted = dict(connection.execute(text("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL")).fetchall())
+    fresh.dispose()
+    del made["alembic_version"]
+    assert {name: "".join(sql.split()) for name, sql in made.items()} == {
+        name: "".join(sql.split()) for name, sql in wanted.items()
+    }
+
+
+@pytest.mark.integration
+async def test_migrations_make_the_schema_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
+    """The same on the other database."""
+    async with StorePlace("postgresql", tmp_path / "x", postgres_url).open(ManualClock()):
+        pass
+    engine = create_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+    engine.dispose()
+
+
+def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDL is part of the transaction: half a schema never stands."""
+    path = tmp_path / "broker.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE audit_events (in_the_way)")  # what the first migration makes last
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+    with pytest.raises(Exception, match="audit_events"):
+        open_writer(path, timedelta(seconds=1), exclusive=True)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("audit_events",)]
+
+
+async def test_the_database_is_private_and_syncs_every_commit(sqlite_place: StorePlace) -> None:
+    """0600 for all its files, also where the umask would allow more; write-ahead log; FULL; foreign keys."""
+    async with sqlite_place.open(ManualClock()) as stores:
+        for file in sqlite_place.path.parent.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+        connection = stores.writer._commit._session._connection
+        settings = {
+            name: connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous", "foreign_keys", "wal_autocheckpoint", "application_id")
+        }
+    assert settings == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "wal_autocheckpoint": 0,
+        "application_id": schema.APPLICATION_ID,
+    }
+    assert sorted(file.name for file in sqlite_place.path.parent.iterdir()) == ["broker.db", "broker.db.lock"]
+
+
+async def test_a_database_open_to_others_is_made_private(
+    sqlite_place: StorePlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong mode is put right, and told."""
+    async with sqlite_place.open(ManualClock()):
+        pass
+    sqlite_place.path.chmod(0o644)
+    async with sqlite_place.open(ManualClock()):
+        assert stat.S_IMODE(sqlite_place.path.stat().st_mode) == 0o600
+    assert "was open to others (mode 644)" in caplog.text
+
+
+def statements_of(part: Any) -> dict[str, Statement]:
+    found = {name: value for name, value in vars(part).items() if isinstance(value, Statement)}
+    for name, value in vars(part).items():
+        if isinstance(value, dict):
+            found |= {f"{name}{key}": one for key, one in value.items() if isinstance(one, Statement)}
+    return found
+
+
+ALLOWED_SCANS = {"_mark", "_all"}
+"""The deny-list is read whole, and is short."""
+
+
+async def test_every_query_is_answered_by_an_index(sqlite_place: StorePlace) -> None:
+    """No statement reads a table from end to end, however large it becomes."""
+    seen = 0
+    async with sqlite_place.open(ManualClock()) as stores:
+        parts = [stores.orders, stores.orders._limits, stores.certificates, stores.keys, stores.deny_list, stores.audit]
+        with contextlib.closing(sqlite3.connect(sqlite_place.path)) as connection:
+            for part in parts:
+                for name, statement in statements_of(part).items():
+                    if name in ALLOWED_SCANS or statement.sql.startswith("INSERT"):
+                        continue
+                    seen += 1
+                    plan = connection.execute(
+                        f"EXPLAIN QUERY PLAN {statement.sql}", [1] * len(statement.names)
+                    ).fetchall()
+                    steps = [row[3] for row in plan]
+                    scans = [step for step in steps if step.startswith("SCAN") and "INDEX" not in step]
+                    # The newest rows by primary key are the end of the table, not the whole of it.
+                    if statement.sql.endswith("OFFSET ?") and "audit_events.sequence DESC" in statement.sql:
+                        scans = []
+                    assert not scans, (name, steps)
+                    assert not [s for s in steps if "ORDER BY" in s and name in {"_cached", "_open_one"}], (name, steps)
+    assert seen > 15
