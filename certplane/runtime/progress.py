@@ -168,11 +168,11 @@ def open_progress(clock: Clock, *, as_json: bool, stream: TextIO | None = None) 
     Args:
         clock: dates the JSON lines.
         as_json: whether the command was called with `--json`.
-        stream: where to; standard error by default.
+        stream: where to; by default standard output for JSON, else standard error.
     """
-    stream = stream or sys.stderr
     if as_json:
-        return JsonProgress(stream, clock)
+        return JsonProgress(stream or sys.stdout, clock)
+    stream = stream or sys.stderr
     if stream.isatty():
         try:
             return _LiveProgress(stream)

@@ -1,0 +1,101 @@
+"""Progress as lines, as JSON, and live on a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from certplane.runtime.progress import JsonProgress, PlainProgress, SilentProgress, open_progress
+from tests.fakes.clock import ManualClock
+
+STORY = "with progress as p: p.step('web', 'asking'); p.done('web', 'got [it]'); p.failed('api', 'no')"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def tell(progress: PlainProgress | JsonProgress | SilentProgress) -> None:
+    with progress as display:
+        display.step("web", "asking")
+        display.done("web", "got [it]")
+        display.failed("api", "no")
+
+
+def test_a_pipe_gets_lines() -> None:
+    """One line a step, nothing to redraw."""
+    stream = io.StringIO()
+    progress = open_progress(ManualClock(), as_json=False, stream=stream)
+    assert isinstance(progress, PlainProgress)
+    tell(progress)
+    assert stream.getvalue() == "web: asking\nweb: done: got [it]\napi: FAILED: no\n"
+
+
+def test_json_is_one_object_a_line() -> None:
+    """Also on a terminal, since it was asked for."""
+    stream = Terminal()
+    progress = open_progress(ManualClock(), as_json=True, stream=stream)
+    assert isinstance(progress, JsonProgress)
+    tell(progress)
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(each["subject"], each["event"], each["text"]) for each in events] == [
+        ("web", "step", "asking"),
+        ("web", "done", "got [it]"),
+        ("api", "failed", "no"),
+    ]
+    assert events[0]["time"] == "2026-11-23T12:00:00.000000Z"
+
+
+def test_silence_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """A daemon's log speaks for it."""
+    tell(SilentProgress())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_without_rich_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra `terminal` is optional."""
+    for name in [name for name in sys.modules if name == "rich" or name.startswith("rich.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert isinstance(open_progress(ManualClock(), as_json=False, stream=Terminal()), PlainProgress)
+
+
+def test_a_terminal_is_drawn_live() -> None:
+    """With `rich` each subject has a row; text in brackets is text, not markup."""
+    pytest.importorskip("rich")
+    ours, theirs = pty.openpty()
+    code = f"""
+from certplane.runtime.clock import SystemClock
+from certplane.runtime.progress import open_progress
+progress = open_progress(SystemClock(), as_json=False)
+assert type(progress).__name__ == "_LiveProgress"
+{STORY}
+"""
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env=environment) as process:
+        assert process.wait(30) == 0
+        os.close(theirs)
+        drawn = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "got [it]" in drawn
+    assert "web" in drawn
+    assert "\x1b[" in drawn
+
+
+def test_rich_is_loaded_for_a_terminal_only() -> None:
+    """A pipe pays nothing for it."""
+    code = """
+import io, sys
+from certplane.runtime.clock import SystemClock
+from certplane.runtime.progress import open_progress
+open_progress(SystemClock(), as_json=False, stream=io.StringIO())
+assert "rich" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
