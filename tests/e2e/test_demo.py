@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -89,6 +91,32 @@ def test_whole_story(environment: dict[str, str]) -> None:
     assert list(Path(environment["TMPDIR"]).iterdir()) == [], "the temporary folder is gone"
 
 
+def test_terminal(environment: dict[str, str]) -> None:
+    """On a terminal the servers and the agent show live what they do, instead of a log."""
+    pytest.importorskip("rich")
+    reading, writing = pty.openpty()
+    process = subprocess.Popen(
+        _COMMAND, env={**environment, "TERM": "xterm", "COLUMNS": "150"}, stdout=writing, stderr=writing
+    )
+    os.close(writing)
+    received = bytearray()
+    try:
+        with contextlib.suppress(OSError):  # EIO: the last one has closed its end
+            while data := os.read(reading, 65536):
+                received += data
+        assert process.wait(timeout=30) == 0
+    finally:
+        os.close(reading)
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+    text = received.decode(errors="replace")
+    assert "\x1b[?25l" in text, "a live display hides the cursor"
+    assert "version 1 is in use" in text
+    assert "INFO certplane." not in text
+    assert "TIMESTAMP" in text
+
+
 def test_stand_ins(environment: dict[str, str], tmp_path: Path) -> None:
     """Without step-ca, BIND and openssl the same story is told with the sandbox's own servers, and says so."""
     switched_off = {f"CERTPLANE_PART_{name}": "" for name in ("STEP_CA", "BIND", "OPENSSL")}
@@ -138,6 +166,23 @@ def test_failures(
     assert finished.stderr.rstrip().endswith(message)
     assert finished.stderr.count("\n") == 1
     assert list(Path(environment["TMPDIR"]).iterdir()) == []
+
+
+def test_server_that_does_not_start(environment: dict[str, str]) -> None:
+    """A server that ends while it starts is one line with the place of its log, which stays; the others are stopped."""
+    finished = subprocess.run(
+        _COMMAND,
+        env={**environment, "CERTPLANE_PART_PEBBLE": "/bin/false"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 1
+    told = re.fullmatch(r"demo: Pebble ended while starting.*; the servers' logs are below (\S+)\n", finished.stderr)
+    assert told is not None, finished.stderr
+    assert (Path(told[1]) / "pebble" / "pebble.log").is_file()
+    assert finished.stdout.rstrip().endswith(_STOPPED)
 
 
 class KeptDemo:
