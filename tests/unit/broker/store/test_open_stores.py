@@ -1,0 +1,237 @@
+"""The store as a whole: lost answers, switched-off auditing, readiness, the write-ahead log's size."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from certplane.broker.model import DenyEntry, OrderState, RevocationReason
+from certplane.broker.ports import OrderChange
+from certplane.broker.store import checkpoint
+from certplane.broker.store.session import Fault, SqlError
+from certplane.errors import Reason, RefusalError
+from tests.fakes.audit import FakeMeter
+from tests.fakes.clock import ManualClock
+from tests.support.stores import NO_LIMITS, StoreHarness, StorePlace, certificate, draft
+
+
+@pytest.fixture
+def sqlite_place(tmp_path: Path) -> StorePlace:
+    return StorePlace("sqlite", tmp_path / "broker.db")
+
+
+@pytest_asyncio.fixture
+async def sqlite_store(sqlite_place: StorePlace) -> AsyncIterator[StoreHarness]:
+    clock = ManualClock()
+    async with sqlite_place.open(clock) as stores:
+        yield StoreHarness(sqlite_place, clock, stores)
+
+
+@contextlib.contextmanager
+def answer_lost(store: StoreHarness) -> Iterator[None]:
+    """The next commit is made, and the writer doesn't learn of it, as when a server goes away just then."""
+    session: Any = store.stores.writer._commit._session
+    commit = session.commit
+
+    def lose() -> None:
+        session.commit = commit
+        commit()
+        raise SqlError(Fault.LOST, "the connection was lost")
+
+    session.commit = lose
+    yield
+    assert session.commit == commit
+
+
+async def test_lost_answers_are_found_again(sqlite_store: StoreHarness) -> None:
+    """Each kind of write, committed without being told, succeeds once and is audited once when it is tried again."""
+    store, stores = sqlite_store, sqlite_store.stores
+    with answer_lost(store):
+        opened = await stores.orders.open_order(draft(), NO_LIMITS, [store.event()])
+    assert opened.created
+    order_id = opened.order.order_id
+    with answer_lost(store):
+        change = OrderChange(state=OrderState.FINALIZING, acme_order_url="x")
+        assert (await stores.orders.change_order(order_id, change, [store.event()])).acme_order_url == "x"
+    record = certificate(opened.order, "certificate-000001", store.clock.now(), timedelta(days=90))
+    with answer_lost(store):
+        assert (await stores.orders.finish_order(record, [store.event()])).state is OrderState.ISSUED
+    with answer_lost(store):
+        await stores.certificates.mark_delivered(record.certificate_id, store.clock.now(), [store.event()])
+    with answer_lost(store):
+        revoked = await stores.certificates.mark_revoked(
+            record.certificate_id, RevocationReason.KEY_COMPROMISE, store.clock.now(), [store.event()]
+        )
+    assert revoked.revoke_time == store.clock.now()
+    entry = DenyEntry(name="web1")
+    with answer_lost(store):
+        await stores.deny_list.deny(entry, [store.event()])
+    with answer_lost(store):
+        assert await stores.deny_list.allow(entry, [store.event()])
+    assert await store.event_ids() == [f"event-{number:06d}" for number in range(1, 8)]
+    failed = await store.open_order(public_key_sha256="key-b")
+    with answer_lost(store):
+        ended = await stores.orders.change_order(failed.order_id, OrderChange(state=OrderState.FAILED))
+    assert ended.state is OrderState.FAILED
+    assert await stores.orders.unfinished_orders() == []
+
+
+async def test_with_auditing_switched_off_no_event_is_written(sqlite_place: StorePlace) -> None:
+    """Changes are made, the log stays as it is, and nothing is spilled."""
+    clock = ManualClock()
+    async with sqlite_place.open(clock, audit=None) as stores:
+        store = StoreHarness(sqlite_place, clock, stores)
+        await stores.audit.append([store.event()])
+        assert (await stores.orders.open_order(draft(), NO_LIMITS, [store.event()])).created
+        assert await store.event_ids() == []
+    assert not sqlite_place.spill_path.exists()
+
+
+async def test_records_are_imported_once(sqlite_store: StoreHarness) -> None:
+    """What the log has is passed over, what it lacks is added, in their order."""
+    store = sqlite_store
+    await store.stores.audit.append([store.event()])
+    records = [f'{{"event_id":"event-{number:06d}","timestamp":"2026-11-23T12:00:00.000000Z"}}' for number in (1, 2, 3)]
+    assert await store.stores.audit.import_records(records) == 2
+    assert await store.stores.audit.import_records(records) == 0
+    assert await store.event_ids() == ["event-000001", "event-000002", "event-000003"]
+
+
+async def test_a_sound_store_is_ready_and_times_its_groups(sqlite_place: StorePlace) -> None:
+    """Until the writer or the deny-list fails."""
+    meter = FakeMeter()
+    clock = ManualClock()
+    async with sqlite_place.open(clock, meter=meter) as stores:
+        store = StoreHarness(sqlite_place, clock, stores)
+        await stores.audit.append([store.event()])
+        assert stores.ready()
+        stores.writer._commit.broken = "a sync failed"
+        assert not stores.ready()
+    assert meter.spans["store_group"]
+
+
+async def test_a_deny_list_that_can_not_be_read_stays_in_force(
+    sqlite_store: StoreHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody is let in because the database is away; readiness says so, and comes back with it."""
+    deny_list = sqlite_store.stores.deny_list
+    await deny_list.deny(DenyEntry(name="web1"), [])
+    with monkeypatch.context() as patch:
+
+        async def away(*_: Any) -> None:
+            raise SqlError(Fault.OTHER, "disk I/O error")
+
+        patch.setattr(deny_list._database, "one", away)
+        await deny_list.refresh()
+        await deny_list.refresh()
+        assert deny_list.denied("web1", "", "")
+        assert not sqlite_store.stores.ready()
+    assert caplog.text.count("stays in force") == 1
+    await deny_list.refresh()
+    assert sqlite_store.stores.ready()
+
+
+async def test_reads_that_fail_are_unavailable(sqlite_store: StoreHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """STORE_UNAVAILABLE with a time to come back, never a driver's exception."""
+    stores = sqlite_store.stores
+    monkeypatch.setattr(stores.orders, "_by_id", stores.orders._by_id.__class__("SELECT nonsense", (), {}))
+    with pytest.raises(RefusalError) as caught:
+        await stores.orders.get_order("x")
+    assert caught.value.refusal.reason is Reason.STORE_UNAVAILABLE
+    assert caught.value.refusal.retry_after
+
+
+def open_files() -> list[str]:
+    return [link.resolve().name for link in Path("/proc/self/fd").iterdir() if link.exists()]
+
+
+# The write-ahead log
+
+
+def log_size(place: StorePlace) -> int:
+    return place.path.with_name("broker.db-wal").stat().st_size
+
+
+@pytest.fixture
+def small_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_DUE_PAGES", 256)  # 1 MiB
+    monkeypatch.setattr(checkpoint, "_LARGE_PAGES", 1024)
+
+
+@pytest.mark.usefixtures("small_log")
+async def test_the_log_does_not_grow_with_what_is_written(sqlite_place: StorePlace) -> None:
+    """Under writing that never pauses the log is started over again and again."""
+    async with sqlite_place.open(ManualClock()) as stores:
+        store = StoreHarness(sqlite_place, ManualClock(), stores)
+        sizes = []
+
+        async def caller() -> None:
+            for _ in range(60):
+                await stores.audit.append([store.event(reason="x" * 20_000)])
+                sizes.append(log_size(sqlite_place))
+
+        await asyncio.gather(*(caller() for _ in range(16)))  # 20 MB
+        assert max(sizes) < 10 << 20
+        database = sqlite_place.path.stat().st_size
+    assert database > 10 << 20
+
+
+async def test_an_idle_log_is_copied_into_the_database(
+    sqlite_place: StorePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Soon after the last commit the file alone holds everything."""
+    monkeypatch.setattr(checkpoint, "_IDLE", timedelta(milliseconds=20))
+    async with sqlite_place.open(ManualClock()) as stores:
+        store = StoreHarness(sqlite_place, ManualClock(), stores)
+        await stores.audit.append([store.event(reason="findme")])
+        for _ in range(500):
+            # By another process: closing the file in this one would drop SQLite's locks on it.
+            looking = await asyncio.create_subprocess_exec("grep", "-q", "findme", sqlite_place.path)
+            if await looking.wait() == 0:
+                break
+            await asyncio.sleep(0.01)
+        else:
+            pytest.fail("not copied")
+
+
+@pytest.mark.usefixtures("small_log")
+async def test_a_reader_that_holds_the_log_is_told(sqlite_place: StorePlace, caplog: pytest.LogCaptureFixture) -> None:
+    """The log must grow then; commits go on, and the log file says why."""
+    async with sqlite_place.open(ManualClock()) as stores:
+        store = StoreHarness(sqlite_place, ManualClock(), stores)
+        await stores.audit.append([store.event()])
+        with contextlib.closing(sqlite3.connect(sqlite_place.path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM audit_events").fetchall()
+            for _ in range(80):
+                await stores.audit.append([store.event(reason="x" * 100_000)])
+            for _ in range(300):
+                if "a reader holds it" in caplog.text:
+                    break
+                await stores.audit.append([store.event(reason="x" * 10_000)])
+                await asyncio.sleep(0.01)
+        assert caplog.text.count("a reader holds it") == 1
+        assert len(await store.event_ids()) > 80
+
+
+async def test_nothing_of_a_closed_store_is_left(sqlite_place: StorePlace) -> None:
+    """No thread, no open file."""
+    async with sqlite_place.open(ManualClock()) as stores:
+        await stores.audit.tail(1)
+        assert {thread.name for thread in threading.enumerate()} >= {"store-writer", "store-checkpoint"}
+    for _ in range(200):
+        left = [thread.name for thread in threading.enumerate() if thread.name.startswith(("store", "audit"))]
+        if not left:
+            break
+        await asyncio.sleep(0.01)
+    assert left == []
+    assert not [name for name in open_files() if name.startswith("broker.db")]
