@@ -90,6 +90,7 @@ class Agent:
 
         Raises:
             OperationError: this host isn't enrolled, or its files can't be used.
+            ConfigurationError: the broker's CA bundle can't be used.
         """
         await self._start()
         async with ControlServer(self._host.state_dir, self._renew_while_running, events), asyncio.TaskGroup() as group:
@@ -145,6 +146,7 @@ class Agent:
 
     async def _start(self) -> None:
         """Open the channel first: it connects while the certificates' files are looked at."""
+        await self._host.disk.run(self._host.check_files)
         await self._host.prepare(self._host.identity)
         identity = await self._host.current_identity()
         if identity is None:
@@ -210,6 +212,8 @@ class Agent:
                 wait = _REPORT.wait(failures, self._host.rng)
                 logger.warning("the broker has not heard of this host's identity: %s; next try in %s", error, wait)
                 await self._host.clock.sleep(wait)
+            except Exception:  # a fault of ours must not end the certificates' lives
+                logger.exception("the identity can't be reported")
 
     async def _report(self) -> None:
         self._to_report.clear()

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from certplane.agent.app import link, not_enrolled
+from certplane.config.files import read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, OperationError, RefusalError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ async def findings(host: Host) -> AsyncIterator[Finding]:
     identity: Version | None = None
     try:
         identity = await host.current_identity()
+        if identity is not None:
+            await host.disk.run(read_private_file, identity.path / "privkey.pem")
         finding = _identity(host, identity, host.clock.now())
     except CertplaneError as error:
         finding = _failed("identity", error)
@@ -91,6 +94,7 @@ def _identity(host: Host, identity: Version | None, now: datetime) -> Finding:
 
 
 async def _ask_broker(host: Host, identity: Version) -> IdentityView:
+    await host.disk.run(host.check_files)
     broker = link(host.settings, host)
     try:
         await broker.use_identity(identity)

@@ -16,6 +16,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cryptography import x509
+
 from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.install.lock import StateLock
 from certplane.agent.install.outputs import Outputs
@@ -24,6 +26,7 @@ from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.lineage import Lineage
 from certplane.agent.model import InstallMode
 from certplane.agent.renewal.plan import LineageSpec
+from certplane.config.files import read_file
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
@@ -113,6 +116,20 @@ class Host:
     def lock(self) -> StateLock:
         """The lock of the state directory: held by whoever writes it."""
         return StateLock(self.state_dir)
+
+    def check_files(self) -> None:
+        """Read the files that agent.yml names and gRPC would take without a word. Blocks.
+
+        Raises:
+            ConfigurationError: broker.server_ca_bundle can't be read, or holds no certificate.
+        """
+        path, problem = self.settings.broker.server_ca_bundle, self.settings.source.problem
+        pem = read_file(path, at=problem("broker.server_ca_bundle", ""))
+        try:
+            x509.load_pem_x509_certificates(pem)
+        except ValueError as error:
+            message, remedy = f"{path} holds no certificate in PEM", "put the CA of the broker's certificate there"
+            raise ConfigurationError([problem("broker.server_ca_bundle", message, remedy)]) from error
 
     async def prepare(self, *lineages: Lineage) -> None:
         """Finish what a crash left, and make the configured paths show what is in force, also where they are new.

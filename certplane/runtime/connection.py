@@ -39,8 +39,10 @@ _VERIFY_CODES = {
 """X509_V_ERR_* of OpenSSL's x509_vfy.h: not yet valid, expired, host name mismatch, address mismatch."""
 
 
-def connection_failure(error: OSError) -> tuple[ConnectionFailure, str]:
+def connection_failure(error: OSError | UnicodeError) -> tuple[ConnectionFailure, str]:
     """The kind of `error` and a phrase that goes on from "the server": "can't be found: ..."."""
+    if isinstance(error, UnicodeError):  # from the resolver's IDNA encoding: a label that is empty or too long
+        return ConnectionFailure.NOT_FOUND, "can't be found: its name is no host name"
     if isinstance(error, ssl.SSLCertVerificationError):
         kind = _VERIFY_CODES.get(error.verify_code, ConnectionFailure.UNTRUSTED)
         return kind, f"is not trusted: {error.verify_message}"

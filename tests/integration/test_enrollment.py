@@ -109,8 +109,8 @@ async def test_a_uri_identity_is_enrolled(tmp_path: Path, step_ca: StepCa) -> No
     assert names_of(leaf) == [host.name]
 
 
-async def test_a_replayed_token_keeps_the_key_and_asks_for_a_new_one(host: AgentHost) -> None:
-    """Bad input 34: the CA has burnt the token; the next token is sent with the same key."""
+async def test_row_34_a_replayed_token_keeps_the_key_and_asks_for_a_new_one(host: AgentHost) -> None:
+    """The CA has burnt the token; the next token is sent with the same key."""
     token = host.token.read_text().strip()
     await host.ca.issue(host.name)  # another token: the CA itself is fine
     other = AgentHost(host.folder.parent / "thief", host.ca, host.name)
@@ -131,8 +131,8 @@ async def test_a_replayed_token_keeps_the_key_and_asks_for_a_new_one(host: Agent
     assert key_of(host.identity()) == key
 
 
-async def test_an_expired_token_is_told_before_it_is_sent(host: AgentHost) -> None:
-    """Bad input 35: the message has the moment and what to do."""
+async def test_row_35_an_expired_token_is_told_before_it_is_sent(host: AgentHost) -> None:
+    """The message has the moment and what to do."""
     issued = SystemClock().now() - timedelta(hours=1)
     host.give_token(host.ca.mint_token(host.name, issued_at=issued))
     finished = await host.run("enroll")
@@ -141,8 +141,8 @@ async def test_an_expired_token_is_told_before_it_is_sent(host: AgentHost) -> No
     assert "get a new token" in finished.stderr
 
 
-async def test_a_token_for_another_address_is_refused_by_the_ca(host: AgentHost, step_ca: StepCa) -> None:
-    """Bad input 35: a wrong audience is the CA's to find, and the remedy names the address that was used."""
+async def test_row_35_a_token_for_another_address_is_refused_by_the_ca(host: AgentHost, step_ca: StepCa) -> None:
+    """A wrong audience is the CA's to find, and the remedy names the address that was used."""
     now = SystemClock().now()
     claims = TokenClaims(PROVISIONER, "https://other.example/1.0/sign", host.name, now, timedelta(minutes=5))
     host.give_token(mint_jwk_token(step_ca.provisioner_keys[PROVISIONER], claims))
@@ -153,8 +153,8 @@ async def test_a_token_for_another_address_is_refused_by_the_ca(host: AgentHost,
     assert host.identity() is None
 
 
-async def test_of_two_hosts_with_one_token_one_enrolls(host: AgentHost) -> None:
-    """Bad input 36: redeemed at the same moment, exactly one wins and the other knows why."""
+async def test_row_36_of_two_hosts_with_one_token_one_enrolls(host: AgentHost) -> None:
+    """Redeemed at the same moment, exactly one wins and the other knows why."""
     other = AgentHost(host.folder.parent / "other", host.ca, host.name)
     other.give_token(host.token.read_text().strip())
     finished = await asyncio.gather(host.run("enroll"), other.run("enroll"))
@@ -326,6 +326,16 @@ async def test_a_due_identity_is_renewed(tmp_path: Path, half_over: IdentityCa, 
     assert leaf != before
     assert (key_of(leaf) != key_of(before)) == rekey
     assert host.pending_csr() is None
+
+
+async def test_check_finds_a_key_that_others_can_read(host: AgentHost) -> None:
+    """The identity's private key must be closed to everybody else."""
+    assert (await host.run("enroll")).status == 0
+    key = host.key.resolve()
+    key.chmod(0o644)
+    finished = await host.run("check")
+    assert finished.status == 1
+    assert f"chmod 600 {key}" in finished.stdout
 
 
 async def test_an_identity_that_is_not_due_stays(host: AgentHost) -> None:

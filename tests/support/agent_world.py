@@ -67,6 +67,7 @@ class AgentWorld:
         self.authority = FakeIdentityAuthority(self.clock, **ca)
         self.progress = Recorder()
         self.hosts: list[Host] = []
+        (folder / "broker-ca.crt").write_bytes(self.authority.root.pem)
         self.configure(certificates, identity or {})
         self.host = self.start()
 
@@ -80,7 +81,7 @@ class AgentWorld:
                 **identity,
                 "step_ca": {"url": "https://127.0.0.1:1", "fingerprint": "ab" * 32},
             },
-            "broker": {"url": "https://127.0.0.1:1", "server_ca_bundle": "/nowhere"},
+            "broker": {"url": "https://127.0.0.1:1", "server_ca_bundle": str(self.folder / "broker-ca.crt")},
             "certificates": [
                 {
                     "profile": "web",

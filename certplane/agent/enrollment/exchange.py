@@ -126,7 +126,7 @@ def exchange(
     try:
         try:
             connection.connect()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise _not_connected(endpoint, error) from error
         headers = {"User-Agent": f"certplane-agent/{__version__}", "Accept": "application/json"}
         if bearer:
@@ -179,7 +179,7 @@ class _Watchdog:
         self._timer.cancel()
 
 
-def _not_connected(endpoint: Endpoint, error: OSError) -> UnreachableError:
+def _not_connected(endpoint: Endpoint, error: OSError | UnicodeError) -> UnreachableError:
     kind, phrase = connection_failure(error)
     return UnreachableError(f"the internal CA at {endpoint.origin} {phrase}", remedy=_REMEDIES[kind])
 

@@ -86,7 +86,7 @@ def unreachable(url: str, server_ca_bundle: Path, identity: Version, said: str) 
                     f"{identity.not_after:%Y-%m-%dT%H:%M:%SZ})",
                     remedy=f"{_CHECK_AGENT_CA}, and both clocks",
                 )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         kind, phrase = connection_failure(error)
         return OperationError(f"{broker} {phrase}", remedy=_REMEDIES[kind])
     return OperationError(f"{broker} didn't take the call ({said})", remedy="the connection itself works; try again")

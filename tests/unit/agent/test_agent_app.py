@@ -18,7 +18,7 @@ from certplane.agent.control import ask
 from certplane.agent.lineage import is_well
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
 from certplane.agent.model import LineageState
-from certplane.errors import OperationError, Reason, Refusal, RefusalError
+from certplane.errors import ConfigurationError, OperationError, Reason, Refusal, RefusalError
 from tests.support.agent_world import AgentWorld, Recorder
 from tests.support.lineages import LocalIssuer
 
@@ -390,6 +390,25 @@ async def test_stopping_finishes_an_installation_that_has_begun(make_world: Make
         await until((folder / "started").exists)
     assert (folder / "ended").exists()
     assert (await world.status("web")).confirmed_version == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param(lambda path: path.unlink(), "does not exist", id="missing"),
+        pytest.param(lambda path: path.write_text("nothing"), "holds no certificate in PEM", id="no certificate"),
+    ],
+)
+async def test_a_wrong_ca_bundle_is_a_configuration_error(
+    make_world: MakeWorld, spoil: Callable[[Path], object], words: str
+) -> None:
+    """Named with file, line and key, instead of as a connection that fails for no visible reason."""
+    world = make_world()
+    await world.enroll()
+    spoil(world.folder / "broker-ca.crt")
+    with pytest.raises(ConfigurationError, match=words) as refused:
+        await world.agent().run_once()
+    assert f"{world.folder / 'agent.yml'}:2: broker.server_ca_bundle: " in str(refused.value)
 
 
 async def test_new_output_paths_are_linked_at_the_start(make_world: MakeWorld) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from certplane.agent.cli import main
+from certplane.sandbox.certificates import CertificateAuthority
 
 # Without grpc_health and grpc_reflection, of which `import grpc` itself takes the (empty) packages where they are.
 BROKER_PACKAGES = (
@@ -137,7 +138,9 @@ def test_a_host_without_identity_is_told_to_enroll(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     """One line, status 1."""
-    config = write(tmp_path, f"{VALID}state_dir: {tmp_path}/state\n")
+    (tmp_path / "root.crt").write_bytes(CertificateAuthority.root("Broker").pem)
+    text = VALID.replace("/nowhere", str(tmp_path))
+    config = write(tmp_path, f"{text}state_dir: {tmp_path}/state\n")
     assert main(["-c", str(config), *command]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert "isn't enrolled" in line

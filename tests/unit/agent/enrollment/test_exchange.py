@@ -130,6 +130,7 @@ def test_nothing_is_sent_to_a_server_that_is_not_trusted(tmp_path: Path) -> None
     [
         pytest.param("https://127.0.0.1:{closed}", "can't be reached", id="nobody listens"),
         pytest.param("https://no-such-host.invalid", "can't be found", id="no such name"),
+        pytest.param("https://a..example", "can't be found", id="no host name"),
         pytest.param("https://localhost:{open}", "not trusted: Hostname mismatch", id="certificate for another name"),
     ],
 )
