@@ -1,7 +1,7 @@
 """CSRs that are wrong in one way each, by the rows of the bad-input table, and what is said about them.
 
 One table for whoever reads CSRs of strangers: the parser alone, and a running broker. Everything is for
-www.example.com, so that where this name is granted nothing else is wrong.
+www.example.test, so that where this name is granted nothing else is wrong.
 """
 
 from __future__ import annotations
@@ -62,16 +62,18 @@ def named(*names: str | bytes, cn: str = "") -> Callable[[], str]:
 
 
 def _with_san(*general_names: bytes) -> Callable[[], str]:
-    return lambda: pem(craft(attributes=[extension_request(san_extension(dns_san("www.example.com"), *general_names))]))
+    return lambda: pem(
+        craft(attributes=[extension_request(san_extension(dns_san("www.example.test"), *general_names))])
+    )
 
 
 def _with_extension(dotted: str, value: bytes, *, critical: bool = False) -> Callable[[], str]:
-    request = extension_request(san_extension(dns_san("www.example.com")), extension(dotted, value, critical=critical))
+    request = extension_request(san_extension(dns_san("www.example.test")), extension(dotted, value, critical=critical))
     return lambda: pem(craft(attributes=[request]))
 
 
 def _with_attributes(*more: bytes) -> Callable[[], str]:
-    return lambda: pem(craft(attributes=[extension_request(san_extension(dns_san("www.example.com"))), *more]))
+    return lambda: pem(craft(attributes=[extension_request(san_extension(dns_san("www.example.test"))), *more]))
 
 
 def _with_modulus(modulus: int, exponent: int = 65537) -> Callable[[], str]:
@@ -102,7 +104,7 @@ def _library_csr(
     key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, digest: hashes.HashAlgorithm | None
 ) -> str:
     builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("www.example.com")]), critical=True)
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("www.example.test")]), critical=True)
     return builder.sign(key, digest).public_bytes(serialization.Encoding.PEM).decode()  # type: ignore[arg-type] # None goes with Ed25519
 
 
@@ -115,7 +117,7 @@ def _dsa() -> str:
 
 def _pss() -> str:
     csr = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(
-        x509.SubjectAlternativeName([x509.DNSName("www.example.com")]), critical=True
+        x509.SubjectAlternativeName([x509.DNSName("www.example.test")]), critical=True
     )
     pss = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
     return csr.sign(rsa_key(), hashes.SHA256(), rsa_padding=pss).public_bytes(serialization.Encoding.PEM).decode()
@@ -213,46 +215,46 @@ BAD_CSRS = [
     # other names than DNS names
     BadCsr(_with_san(tlv(0x87, b"\x7f\0\0\1")), _INVALID, "IPAddress", name="row-14-ip"),
     BadCsr(named("127.0.0.1"), _INVALID, "ends with a number", name="row-14-ip-as-dns-name"),
-    BadCsr(_with_san(tlv(0x81, b"a@example.com")), _INVALID, "RFC822Name", name="row-15-email"),
-    BadCsr(named("a@example.com"), _INVALID, "letters, digits", name="row-15-email-as-dns-name"),
-    BadCsr(_with_san(tlv(0x86, b"https://example.com/")), _INVALID, "UniformResourceIdentifier", name="row-16-uri"),
+    BadCsr(_with_san(tlv(0x81, b"a@example.test")), _INVALID, "RFC822Name", name="row-15-email"),
+    BadCsr(named("a@example.test"), _INVALID, "letters, digits", name="row-15-email-as-dns-name"),
+    BadCsr(_with_san(tlv(0x86, b"https://example.test/")), _INVALID, "UniformResourceIdentifier", name="row-16-uri"),
     BadCsr(
-        _with_san(tlv(0xA0, oid("1.3.6.1.5.5.7.8.7"), tlv(0xA0, tlv(0x16, b"_http.example.com")))),
+        _with_san(tlv(0xA0, oid("1.3.6.1.5.5.7.8.7"), tlv(0xA0, tlv(0x16, b"_http.example.test")))),
         _INVALID, "OtherName", name="row-16-other-name",
     ),
     BadCsr(_with_san(tlv(0x88, b"\x2a\x03")), _INVALID, "RegisteredID", name="row-16-registered-id"),
     BadCsr(_with_san(tlv(0xA4, common_name("x"))), _INVALID, "DirectoryName", name="row-16-directory-name"),
     BadCsr(_with_san(tlv(0xA3, b"")), _INVALID, "extensions can't be read", name="row-16-x400"),
     # which names
-    BadCsr(named("www.example.com", cn="example.com"), _INVALID, "common name is not among", name="row-17-cn-outside"),
-    BadCsr(named("www.example.com", cn="not a name"), _INVALID, "common name holds", name="row-17-cn-no-name"),
+    BadCsr(named("www.example.test", cn="example.test"), _INVALID, "common name is not among", name="row-17-cn-outside"),
+    BadCsr(named("www.example.test", cn="not a name"), _INVALID, "common name holds", name="row-17-cn-no-name"),
     BadCsr(
-        lambda: pem(craft(subject=common_name("www.example.com"), attributes=[])), _INVALID, "no subjectAltName", name="row-18-cn-only"
+        lambda: pem(craft(subject=common_name("www.example.test"), attributes=[])), _INVALID, "no subjectAltName", name="row-18-cn-only"
     ),
     BadCsr(lambda: pem(craft(attributes=[])), _INVALID, "no subjectAltName", name="row-19-no-names"),
     BadCsr(named(), _INVALID, "no subjectAltName", name="row-19-empty-san"),
-    BadCsr(named(*(f"w{n}.example.com" for n in range(101))), _INVALID, "101 names", name="row-21-101-names"),
-    BadCsr(named(b"www.example.com\0.evil.example"), _INVALID, "letters, digits", name="row-22-nul-in-san"),
-    BadCsr(named("www.example.com", cn="www.example.com\0"), _INVALID, "common name", name="row-22-nul-in-cn"),
-    BadCsr(named("www.example.com."), _INVALID, "ends with a dot", name="row-23-trailing-dot"),
-    BadCsr(named("www..example.com"), _INVALID, "empty label", name="row-23-empty-label"),
-    BadCsr(named(".example.com"), _INVALID, "empty label", name="row-23-leading-dot"),
+    BadCsr(named(*(f"w{n}.example.test" for n in range(101))), _INVALID, "101 names", name="row-21-101-names"),
+    BadCsr(named(b"www.example.test\0.evil.example"), _INVALID, "letters, digits", name="row-22-nul-in-san"),
+    BadCsr(named("www.example.test", cn="www.example.test\0"), _INVALID, "common name", name="row-22-nul-in-cn"),
+    BadCsr(named("www.example.test."), _INVALID, "ends with a dot", name="row-23-trailing-dot"),
+    BadCsr(named("www..example.test"), _INVALID, "empty label", name="row-23-empty-label"),
+    BadCsr(named(".example.test"), _INVALID, "empty label", name="row-23-leading-dot"),
     BadCsr(named(""), _INVALID, "is empty", name="row-23-empty-name"),
-    BadCsr(named(f"{'a' * 64}.example.com"), _INVALID, "longer than 63", name="row-24-label-64"),
+    BadCsr(named(f"{'a' * 64}.example.test"), _INVALID, "longer than 63", name="row-24-label-64"),
     BadCsr(named(".".join(["a" * 61] * 4) + ".abcdef"), _INVALID, "longer than 253", name="row-24-name-254"),
     BadCsr(named("b\u00fccher.example"), _INVALID, "A-label", name="row-25-raw-unicode"),
     BadCsr(named(b"b\xfccher.example"), _INVALID, "A-label", name="row-25-latin-1"),
-    BadCsr(named("www.example.com", cn="b\u00fccher.example"), _INVALID, "A-label", name="row-25-raw-unicode-cn"),
+    BadCsr(named("www.example.test", cn="b\u00fccher.example"), _INVALID, "A-label", name="row-25-raw-unicode-cn"),
     BadCsr(named("xn--99999999999.example"), _INVALID, "Punycode", name="row-26-bad-punycode"),
     BadCsr(named("xn--abc-.example"), _INVALID, "isn't letters, digits", name="row-26-ascii-in-punycode"),
     BadCsr(named("xn--ls8h.example"), _INVALID, "IDNA 2008", name="row-26-not-idna"),
-    BadCsr(named("under_score.example.com"), _INVALID, "letters, digits", name="row-27-underscore"),
-    BadCsr(named("a b.example.com"), _INVALID, "letters, digits", name="row-27-space"),
-    BadCsr(named("a/b.example.com"), _INVALID, "letters, digits", name="row-27-slash"),
-    BadCsr(named("www.example.com\n"), _INVALID, "letters, digits", name="row-27-newline"),
-    BadCsr(named("a.*.example.com"), _INVALID, "wildcard", name="row-29-inner-wildcard"),
-    BadCsr(named("*.*.example.com"), _INVALID, "wildcard", name="row-29-two-wildcards"),
-    BadCsr(named("f*.example.com"), _INVALID, "wildcard", name="row-29-partial-wildcard"),
+    BadCsr(named("under_score.example.test"), _INVALID, "letters, digits", name="row-27-underscore"),
+    BadCsr(named("a b.example.test"), _INVALID, "letters, digits", name="row-27-space"),
+    BadCsr(named("a/b.example.test"), _INVALID, "letters, digits", name="row-27-slash"),
+    BadCsr(named("www.example.test\n"), _INVALID, "letters, digits", name="row-27-newline"),
+    BadCsr(named("a.*.example.test"), _INVALID, "wildcard", name="row-29-inner-wildcard"),
+    BadCsr(named("*.*.example.test"), _INVALID, "wildcard", name="row-29-two-wildcards"),
+    BadCsr(named("f*.example.test"), _INVALID, "wildcard", name="row-29-partial-wildcard"),
     # everything else in a CSR
     BadCsr(
         _with_extension("2.5.29.19", sequence(tlv(0x01, b"\xff")), critical=True), _INVALID, "basicConstraints", name="row-32-ca-true"
@@ -272,7 +274,7 @@ BAD_CSRS = [
     BadCsr(_with_extension("2.5.29.15", tlv(0x03, b"\x05\xa0")), _INVALID, "keyUsage", name="row-32-usual-key-usage"),
     BadCsr(_with_extension("1.2.3.4.5", octets(b"")), _INVALID, "1.2.3.4.5", name="row-32-unknown-extension"),
     BadCsr(
-        _with_extension("2.5.29.17", sequence(dns_san("other.example.com"))), _INVALID, "once", name="row-32-second-san"
+        _with_extension("2.5.29.17", sequence(dns_san("other.example.test"))), _INVALID, "once", name="row-32-second-san"
     ),
     BadCsr(
         _with_attributes(attribute("1.2.840.113549.1.9.7", tlv(0x0C, b"secret"))),
@@ -280,7 +282,7 @@ BAD_CSRS = [
     ),
     BadCsr(_with_attributes(attribute("1.2.3.4.5", octets(b""))), _INVALID, "1.2.3.4.5", name="row-32-unknown-attribute"),
     BadCsr(
-        _with_attributes(extension_request(san_extension(dns_san("other.example.com")))),
+        _with_attributes(extension_request(san_extension(dns_san("other.example.test")))),
         _INVALID, "several", name="row-32-second-extension-request",
     ),
     BadCsr(
@@ -289,8 +291,8 @@ BAD_CSRS = [
                 attributes=[
                     attribute(
                         "1.2.840.113549.1.9.14",
-                        sequence(san_extension(dns_san("www.example.com"))),
-                        sequence(san_extension(dns_san("other.example.com"))),
+                        sequence(san_extension(dns_san("www.example.test"))),
+                        sequence(san_extension(dns_san("other.example.test"))),
                     )
                 ]
             )
@@ -302,7 +304,7 @@ BAD_CSRS = [
         _INVALID, "organizationName", name="row-32-organisation",
     ),
     BadCsr(
-        lambda: pem(craft(subject=name(*[(NameOID.COMMON_NAME.dotted_string, "www.example.com")] * 2))),
+        lambda: pem(craft(subject=name(*[(NameOID.COMMON_NAME.dotted_string, "www.example.test")] * 2))),
         _INVALID, "several common names", name="row-32-two-common-names",
     ),
 ]  # fmt: skip

@@ -137,7 +137,7 @@ def pem(der: bytes, label: str = "CERTIFICATE REQUEST") -> str:
 
 def craft(
     *,
-    names: Sequence[str | bytes] = ("www.example.com",),
+    names: Sequence[str | bytes] = ("www.example.test",),
     subject: bytes = b"0\0",
     attributes: Sequence[bytes] | None = None,
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,

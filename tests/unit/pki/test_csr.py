@@ -48,7 +48,7 @@ def test_refuses(case: BadCsr) -> None:
         pytest.param(
             craft(key=rsa_key(), public=rsa_spki(rsa_key().public_key().public_numbers().n - 1)), id="even-modulus"
         ),
-        pytest.param(craft(names=[b"www.example.com\0.evil.example"]), id="nul"),
+        pytest.param(craft(names=[b"www.example.test\0.evil.example"]), id="nul"),
     ],
 )
 def test_the_library_alone_would_accept(der: bytes) -> None:
@@ -59,22 +59,22 @@ def test_the_library_alone_would_accept(der: bytes) -> None:
 
 
 ACCEPTED = [
-    pytest.param(named("www.example.com"), ("www.example.com",), id="one-name"),
+    pytest.param(named("www.example.test"), ("www.example.test",), id="one-name"),
     pytest.param(
-        named("WWW.Example.com", "www.example.com", "a.example.com"),
-        ("a.example.com", "www.example.com"), id="row-20-duplicate-and-mixed-case",
+        named("WWW.Example.test", "www.example.test", "a.example.test"),
+        ("a.example.test", "www.example.test"), id="row-20-duplicate-and-mixed-case",
     ),
-    pytest.param(named("www.example.com", cn="WWW.example.com"), ("www.example.com",), id="row-20-cn-in-other-case"),
-    pytest.param(named("*.example.com", "example.com"), ("*.example.com", "example.com"), id="wildcard-and-apex"),
+    pytest.param(named("www.example.test", cn="WWW.example.test"), ("www.example.test",), id="row-20-cn-in-other-case"),
+    pytest.param(named("*.example.test", "example.test"), ("*.example.test", "example.test"), id="wildcard-and-apex"),
     pytest.param(named("*.com", "*"), ("*", "*.com"), id="row-28-wildcards-that-policy-refuses"),
     pytest.param(named("xn--bcher-kva.example"), ("xn--bcher-kva.example",), id="a-label"),
     pytest.param(named("xn--pypal-4ve.example"), ("xn--pypal-4ve.example",), id="row-26-homograph-that-policy-refuses"),
     pytest.param(named("printer.local"), ("printer.local",), id="row-31-special-use-that-policy-refuses"),
-    pytest.param(named(f"{'a' * 63}.example.com"), (f"{'a' * 63}.example.com",), id="label-63"),
+    pytest.param(named(f"{'a' * 63}.example.test"), (f"{'a' * 63}.example.test",), id="label-63"),
     pytest.param(named(".".join(["a" * 61] * 4) + ".abcde"), (".".join(["a" * 61] * 4) + ".abcde",), id="name-253"),
-    pytest.param(lambda: "\n " + GOOD_CSR.replace("\n", "\r\n") + "\r\n\t", ("www.example.com",), id="crlf-and-white-space"),
-    pytest.param(lambda: GOOD_CSR.replace("CERTIFICATE", "NEW CERTIFICATE"), ("www.example.com",), id="old-label"),
-    pytest.param(compressed_point, ("www.example.com",), id="compressed-point"),
+    pytest.param(lambda: "\n " + GOOD_CSR.replace("\n", "\r\n") + "\r\n\t", ("www.example.test",), id="crlf-and-white-space"),
+    pytest.param(lambda: GOOD_CSR.replace("CERTIFICATE", "NEW CERTIFICATE"), ("www.example.test",), id="old-label"),
+    pytest.param(compressed_point, ("www.example.test",), id="compressed-point"),
 ]  # fmt: skip
 
 
@@ -86,17 +86,17 @@ def test_accepts(make: Callable[[], str], names: tuple[str, ...]) -> None:
 
 def test_accepts_a_hundred_names() -> None:
     """The largest profile of the public CAs fits."""
-    assert len(parse_csr(named(*(f"w{n}.example.com" for n in range(100)))()).dns_names) == 100
+    assert len(parse_csr(named(*(f"w{n}.example.test" for n in range(100)))()).dns_names) == 100
 
 
 @pytest.mark.parametrize("key_type", list(KeyType))
 def test_a_built_csr_parses(key_type: KeyType) -> None:
     """What the agent builds, the broker accepts, and both call the key by the same hash."""
     key = generate_private_key(key_type)
-    request = parse_csr(build_csr(key, common_name="example.com", sans=["*.example.com", "example.com"]))
+    request = parse_csr(build_csr(key, common_name="example.test", sans=["*.example.test", "example.test"]))
     assert request.key_type is key_type
     assert request.public_key_sha256 == public_key_sha256(key.public_key())
-    assert request.dns_names == ("*.example.com", "example.com")
+    assert request.dns_names == ("*.example.test", "example.test")
     assert request.sha256 == hashlib.sha256(request.der).hexdigest()
 
 
@@ -154,7 +154,7 @@ class TestCsrCache:
     def test_forgets_the_least_used(self) -> None:
         """It holds as many as it was made for and drops the one unused for longest."""
         cache = CsrCache(2)
-        texts = [pem(craft(names=[f"w{n}.example.com"])) for n in range(3)]
+        texts = [pem(craft(names=[f"w{n}.example.test"])) for n in range(3)]
         kept, dropped = cache.parse(texts[0]), cache.parse(texts[1])
         cache.parse(texts[0])
         cache.parse(texts[2])
