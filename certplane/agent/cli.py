@@ -239,13 +239,15 @@ def _display(options: argparse.Namespace, settings: AgentSettings, host: Host) -
 
     A timer's `run --once` writes the log as configured; all else shows steps, and of the log only warnings.
     """
-    from certplane.runtime.progress import SilentProgress, open_progress  # noqa: PLC0415 - as in `main`
+    from certplane.config.values import LogLevel  # noqa: PLC0415 - as in `main`
+    from certplane.runtime.progress import SilentProgress, open_progress  # noqa: PLC0415
 
     if options.command == "run" and not options.json and not sys.stderr.isatty():
         _log(settings, settings.logging.level)
         return SilentProgress()
-    from certplane.config.values import LogLevel  # noqa: PLC0415
-
+    if options.command in ("check", "status"):  # their lines are their result
+        _log(settings, LogLevel.WARNING)
+        return SilentProgress()
     _log(settings, LogLevel.WARNING if settings.logging.level is LogLevel.INFO else settings.logging.level)
     for name in _SHOWN_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)

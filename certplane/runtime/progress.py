@@ -123,13 +123,14 @@ class _LiveProgress:
         from rich.markup import escape  # noqa: PLC0415
         from rich.progress import Progress as Rows  # noqa: PLC0415
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+        from rich.table import Column  # noqa: PLC0415
 
         self._escape = escape
         self._rows = Rows(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.fields[subject]}"),
-            TextColumn("{task.description}"),
             TimeElapsedColumn(),
+            TextColumn("{task.description}", table_column=Column(overflow="fold")),  # a cause must not be cut
             console=Console(file=stream),
         )
         self._tasks: dict[str, Any] = {}
