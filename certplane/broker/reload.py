@@ -144,9 +144,9 @@ class Reloader:
         except ConfigurationError as error:
             await self._reject("policy", AuditEventType.POLICY_REJECTED, error)
             return False
-        self._metrics.reloads.labels("policy", "loaded").inc()
         _logger.info("policy loaded", extra={"fields": {"policy_hash": policy.hash, "file": str(self._policy.path)}})
         await self._record(self._event(AuditEventType.POLICY_LOADED, f"loaded {self._policy.path}", policy=policy))
+        self._metrics.reloads.labels("policy", "loaded").inc()
         return True
 
     async def _wait(self) -> None:
@@ -191,7 +191,6 @@ class Reloader:
             await self._reject("trust", AuditEventType.TRUST_REJECTED, error)
             return False
         self._trust.replace(trust)
-        self._metrics.reloads.labels("trust", "loaded").inc()
         self._metrics.trust_loaded(trust.server.not_after, trust.ca_not_after)
         _logger.info("server certificate and agent CA bundle loaded", extra={"fields": trust_fields(trust)})
         reason = (
@@ -199,6 +198,7 @@ class Reloader:
             f"({len(trust.bundle.certificates)} CAs)"
         )
         await self._record(self._event(AuditEventType.TRUST_RELOADED, reason))
+        self._metrics.reloads.labels("trust", "loaded").inc()
         return True
 
     def _check_not_expired(self, trust: Trust) -> None:
@@ -208,11 +208,11 @@ class Reloader:
             raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, "renew it")])
 
     async def _reject(self, what: str, event_type: AuditEventType, error: ConfigurationError) -> None:
-        self._metrics.reloads.labels(what, "rejected").inc()
         for problem in error.problems:
             _logger.error("%s refused, the last good one stays in force: %s", what, problem)
         reason = "; ".join(str(problem) for problem in error.problems[:5])
         await self._record(self._event(event_type, reason, severity=AuditSeverity.ERROR))
+        self._metrics.reloads.labels(what, "rejected").inc()
 
     async def _record(self, event: AuditEvent) -> None:
         try:

@@ -3,9 +3,12 @@
 Rules it keeps:
 
 - The server asks every client for a certificate and refuses the handshake without one.
-- The server's fetcher returns a configuration on *every* connection, never None. A new object voids the TLS session
-  tickets handed out before; with None a ticket lets a client back in whose certificate has expired, or whose CA was
-  removed, without any check (seen with grpcio 1.85: TLS 1.2 and 1.3 alike).
+- The server's fetcher hands a configuration over once, on the next connection after it was replaced, and otherwise says
+  "no change". Handing one over on every connection would void all TLS session tickets, and so turn resumption off; but
+  grpc's core (1.85; grpc/grpc#36693) frees the configuration before while another connection may still be using it, and
+  two clients that connect at once then crash the server. So tickets stay valid until the next replacement: a session
+  may be resumed without its certificate being looked at, and each call on such a connection is refused by the broker's
+  interceptor. docs/adr/0007 has the measurements.
 
 It reads no file and checks no pair: grpc's core takes a broken configuration without a word to Python, so whoever hands
 one over has loaded it with `certplane.pki` first.
@@ -13,7 +16,9 @@ one over has loaded it with `certplane.pki` first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 
@@ -47,12 +52,21 @@ class ServerTls:
         self._configuration = _configuration(pair, client_ca_pem)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials for `add_secure_port`."""
-        return grpc.dynamic_ssl_server_credentials(self._configuration, self._fetch, require_client_authentication=True)
+        """Credentials for one `add_secure_port`."""
+        handed_over = self._configuration
 
-    def _fetch(self) -> grpc.ServerCertificateConfiguration:
-        # Called on a thread of grpc's core, once per connection: nothing but an attribute read.
-        return self._configuration
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            # Called on threads of grpc's core, once per connection and one at a time: nothing but attribute reads.
+            nonlocal handed_over
+            configuration = self._configuration
+            if configuration is handed_over:
+                return None
+            handed_over = configuration
+            return configuration
+
+        # None is documented, and not in the type stubs.
+        fetcher = cast("Callable[[], grpc.ServerCertificateConfiguration]", fetch)
+        return grpc.dynamic_ssl_server_credentials(handed_over, fetcher, require_client_authentication=True)
 
 
 def _configuration(pair: KeyPair, client_ca_pem: bytes) -> grpc.ServerCertificateConfiguration:

@@ -36,7 +36,7 @@ _MESSAGE_BYTES: Final = 512
 _TEXT_BYTES: Final = 256
 _PROBLEMS: Final = 8
 _DETAILS_BYTES: Final = 3072
-"""Base64 adds a third, and the message goes twice, once percent-encoded: together under the 8 KiB, whatever is in it."""
+"""Base64 adds a third, and the message goes twice, once percent-encoded: under the 8 KiB, whatever is in it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -276,6 +278,25 @@ def test_check_tells_the_same_without_starting(files: BrokerFiles) -> None:
     bad = run("check", "-c", files.config)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert len(bad.stderr.splitlines()) >= 2
+
+
+def test_many_connections_at_once_are_no_crash(files: BrokerFiles) -> None:
+    """Clients that connect at the same moment don't crash grpc's core (docs/adr/0007 tells what would)."""
+
+    def flood(port: int, end: float) -> None:
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+    with serving(files) as program:
+        end = time.monotonic() + 4
+        threads = [threading.Thread(target=flood, args=(program.port, end)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert program.process.poll() is None
+        assert get_identity(files, program.port)
 
 
 def test_second_broker(files: BrokerFiles) -> None:

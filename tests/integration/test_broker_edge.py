@@ -7,8 +7,7 @@ import logging
 import re
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -104,9 +103,9 @@ NOW = datetime.now(UTC)
     "changes",
     [
         pytest.param(None, id="without a certificate"),
-        pytest.param({"ca": "other"}, id="from another CA"),
-        pytest.param({"ca": "internal"}, id="from another CA of the same name"),
-        pytest.param({"not_after": NOW - timedelta(minutes=1)}, id="expired"),
+        pytest.param({"ca": "other"}, id="row-38-from-another-ca"),
+        pytest.param({"ca": "internal"}, id="row-38-from-another-ca-of-the-same-name"),
+        pytest.param({"not_after": NOW - timedelta(minutes=1)}, id="row-37-expired"),
         pytest.param({"not_before": NOW + timedelta(minutes=5)}, id="not yet valid"),
         pytest.param({"usages": (ExtendedKeyUsageOID.SERVER_AUTH,)}, id="for servers only"),
     ],
@@ -160,9 +159,9 @@ async def test_known_identity_is_served(edge: EdgeServer) -> None:
         pytest.param({"names": [HOST, SERVICE]}, "not one known identity", id="two known names of two kinds"),
         pytest.param({"common_name": "web2.example"}, "not one known identity", id="CN of another"),
         pytest.param({"common_name": "Web server"}, "not one known identity", id="CN that is no name"),
-        pytest.param({"provisioner": ("ACME", "acme")}, "of ACME", id="made by an ACME provisioner"),
-        pytest.param({"provisioner": ("OIDC", "people")}, "of OIDC", id="made by an OIDC provisioner"),
-        pytest.param({"provisioner": None}, "of an unnamed kind", id="provisioner not said"),
+        pytest.param({"provisioner": ("ACME", "acme")}, "of ACME", id="row-39-made-by-an-acme-provisioner"),
+        pytest.param({"provisioner": ("OIDC", "people")}, "of OIDC", id="row-39-made-by-an-oidc-provisioner"),
+        pytest.param({"provisioner": None}, "of an unnamed kind", id="row-39-provisioner-not-said"),
     ],
 )
 async def test_verified_certificate_that_is_no_identity(edge: EdgeServer, changes: dict[str, Any], text: str) -> None:
@@ -281,16 +280,6 @@ def tls_context(ca: PrivateCa, leaf: Leaf, directory: Path, version: ssl.TLSVers
 TLS_VERSIONS = [pytest.param(ssl.TLSVersion.TLSv1_2, id="1.2"), pytest.param(ssl.TLSVersion.TLSv1_3, id="1.3")]
 
 
-@contextmanager
-def resumable_server(edge: EdgeServer) -> Iterator[None]:
-    """The hole: the edge behind credentials whose fetcher says "no change", as grpc's own example has it."""
-    configuration = edge.trust.tls._configuration
-    credentials = grpc.dynamic_ssl_server_credentials(configuration, lambda: None, require_client_authentication=True)
-    port = edge.server._server.add_secure_port("127.0.0.1:0", credentials)
-    edge.server.port = port
-    yield
-
-
 async def in_thread(function: Any, *arguments: Any) -> Any:
     """Run a blocking TLS client beside the server's loop."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -321,46 +310,66 @@ def resume(context: ssl.SSLContext, port: int) -> bool:
 
 
 @pytest.mark.parametrize("version", TLS_VERSIONS)
-async def test_session_is_never_resumed(edge: EdgeServer, tmp_path: Path, version: ssl.TLSVersion) -> None:
-    """A client that comes back with a session ticket must do the whole handshake, certificate check included."""
+async def test_call_on_a_resumed_session_is_refused(edge: EdgeServer, tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """A client that comes back with a session ticket skips the certificate check, so no call of it is served."""
     context = tls_context(edge.ca, edge.ca.issue([HOST]), tmp_path, version)
-    assert await in_thread(resume, context, edge.port) is False
-    assert edge.denied == []
-    assert calls_served(edge) == 2
-
-
-@pytest.mark.parametrize("version", TLS_VERSIONS)
-async def test_resumed_session_is_refused_all_the_same(ca: PrivateCa, tmp_path: Path, version: ssl.TLSVersion) -> None:
-    """Should a session be resumed in spite of the cure, the call on it is refused: nobody has checked the certificate."""
-    edge = EdgeServer(ca)
-    with resumable_server(edge):
-        await edge.server.start()
-        try:
-            context = tls_context(ca, ca.issue([HOST]), tmp_path, version)
-            assert await in_thread(resume, context, edge.port) is True
-        finally:
-            await edge.server.stop(timedelta())
+    assert await in_thread(resume, context, edge.port) is True
     (event,) = edge.denials.events
     assert event.reason_code == "IDENTITY_UNKNOWN"
     assert "resumed" in event.reason
+    await until(lambda: calls_served(edge) == 2)
 
 
-async def test_expired_certificate_does_not_come_back_by_a_ticket(edge: EdgeServer, tmp_path: Path) -> None:
-    """A ticket of a certificate that has expired meanwhile opens no connection."""
-    leaf = edge.ca.issue([HOST], not_after=datetime.now(UTC) + timedelta(seconds=2))
-    context = tls_context(edge.ca, leaf, tmp_path, ssl.TLSVersion.TLSv1_3)
+@pytest.mark.parametrize("version", TLS_VERSIONS)
+async def test_expired_certificate_does_not_come_back_by_a_ticket(
+    edge: EdgeServer, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """The hole: a ticket lets a certificate in that has expired meanwhile. Its call reaches no handler."""
+    leaf = edge.ca.issue([HOST], not_after=datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2))
+    context = tls_context(edge.ca, leaf, tmp_path, version)
+    path = "/certplane.v1.CertificateService/GetOrder"
+    order = certificate_pb2.GetOrderRequest(order_id="order-1").SerializeToString()
 
     def first() -> ssl.SSLSession | None:
         with connect(context, edge.port) as connection:
+            send_call(connection, path, order)
+            return connection.session
+
+    def second() -> bool:
+        with connect(context, edge.port, session) as connection:
+            send_call(connection, path, order)
+            return bool(connection.session_reused)
+
+    session = await in_thread(first)
+    assert len(edge.authority.asked) == 1
+    await asyncio.sleep(3)
+    assert await in_thread(second) is True
+    assert len(edge.authority.asked) == 1
+    assert edge.denied == ["IDENTITY_UNKNOWN"]
+    session = None
+    with pytest.raises((ssl.SSLError, EOFError, ConnectionError)):
+        await in_thread(second)
+
+
+async def test_replaced_trust_voids_tickets(edge: EdgeServer, tmp_path: Path) -> None:
+    """After the pair or the bundle was replaced no older session can be resumed: a removed CA's clients lose theirs."""
+    context = tls_context(edge.ca, edge.ca.issue([HOST]), tmp_path, ssl.TLSVersion.TLSv1_3)
+
+    def session_of(connection: ssl.SSLSocket) -> ssl.SSLSession | None:
+        with connection:
             send_call(connection, "/certplane.v1.EnrollmentService/GetIdentity")
             return connection.session
 
-    session = await in_thread(first)
-    served = calls_served(edge)
-    await asyncio.sleep(3)
-    with pytest.raises((ssl.SSLError, EOFError, ConnectionError)):
-        await in_thread(connect, context, edge.port, session)
-    assert calls_served(edge) == served == 1
+    session = await in_thread(lambda: session_of(connect(context, edge.port)))
+    edge.trust.replace(trust_of(edge.server_leaf, edge.ca, PrivateCa("successor")))
+
+    def again() -> bool:
+        with connect(context, edge.port, session) as connection:
+            send_call(connection, "/certplane.v1.EnrollmentService/GetIdentity")
+            return bool(connection.session_reused)
+
+    assert await in_thread(again) is False
+    assert edge.denied == []
 
 
 async def test_tls_below_the_configured_version(ca: PrivateCa, tmp_path: Path) -> None:
@@ -422,8 +431,8 @@ async def test_stream_ends_with_its_certificate(edge: EdgeServer) -> None:
     assert edge.authority.cancelled == 1
 
 
-async def test_stream_of_a_denied_identity_is_closed(edge: EdgeServer) -> None:
-    """An open stream that nothing is sent on ends soon after its identity was denied (bad input 40)."""
+async def test_row_40_stream_of_a_denied_identity_is_closed(edge: EdgeServer) -> None:
+    """An open stream that nothing is sent on ends soon after its identity was denied."""
     follow(edge)
     async with edge.host() as channel:
         call = watch(channel)
@@ -511,19 +520,17 @@ async def health(channel: Channel, service: str = "") -> health_pb2.HealthCheckR
     return await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
 
 
-def reflection_call(channel: Channel, version: str) -> Any:
+def reflection_call(channel: Channel, version: str, requests: Any = None) -> Any:
     return channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-    )(timeout=10)
+    )(requests, timeout=10)
 
 
 async def reflect(channel: Channel, version: str, **request: str) -> reflection_pb2.ServerReflectionResponse:
-    call = reflection_call(channel, version)
-    await call.write(reflection_pb2.ServerReflectionRequest(**(request or {"list_services": ""})))
-    await call.done_writing()
-    (response,) = [message async for message in call]
+    asked = reflection_pb2.ServerReflectionRequest(**(request or {"list_services": ""}))
+    (response,) = [message async for message in reflection_call(channel, version, iter([asked]))]
     return response
 
 
@@ -673,7 +680,9 @@ async def test_bucket(ca: PrivateCa) -> None:
     assert edge.denied == ["RATE_LIMITED"]
 
 
-@pytest.mark.parametrize("size", [17 * 1024, 60 * 1024])
+@pytest.mark.parametrize(
+    "size", [pytest.param(17 * 1024, id="row-44-17-kib"), pytest.param(60 * 1024, id="row-44-60-kib")]
+)
 async def test_metadata_over_16_kib(edge: EdgeServer, size: int) -> None:
     """Metadata over 16 KiB ends the call with RESOURCE_EXHAUSTED before any handler, and the connection lives on."""
     async with edge.host() as channel:
@@ -684,7 +693,7 @@ async def test_metadata_over_16_kib(edge: EdgeServer, size: int) -> None:
         await get_identity(channel)
 
 
-async def test_message_over_64_kib(edge: EdgeServer) -> None:
+async def test_row_05_message_over_64_kib(edge: EdgeServer) -> None:
     """A message over 64 KiB ends the call with RESOURCE_EXHAUSTED before any handler."""
     credentials = channel_credentials(edge.ca.root_pem, edge.ca.issue([HOST]).pair)
     async with grpc.aio.secure_channel(target_from_url(edge.url), credentials) as channel:

@@ -123,7 +123,7 @@ class Authenticator:
             raise AuthenticationError(Reason.IDENTITY_UNKNOWN, "no client certificate was presented")
         if peer.session_reused:
             raise AuthenticationError(
-                Reason.IDENTITY_UNKNOWN, "the TLS session was resumed; connect with a full handshake"
+                Reason.IDENTITY_UNKNOWN, "the TLS session was resumed; turn session resumption off in the client"
             )
         if _TLS_VERSIONS.get(peer.tls_version, (0, 0)) < self._min_tls_version:
             raise AuthenticationError(
