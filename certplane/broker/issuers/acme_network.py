@@ -31,7 +31,7 @@ from requests.utils import get_environ_proxies
 from certplane.broker.issuers.acme_resources import problem_documents
 from certplane.broker.issuers.answers import parse_retry_after, printable
 from certplane.broker.issuers.outgoing import ForbiddenUrlError
-from certplane.errors import ProblemDocument, Reason, RefusalError
+from certplane.errors import ProblemDocument, Reason, RefusalError, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,9 +72,10 @@ class AcmeError(RefusalError):
         *,
         retry_after: timedelta | None = None,
         problems: Sequence[ProblemDocument] = (),
+        violations: Sequence[Violation] = (),
         unsent: bool = False,
     ) -> None:
-        super().__init__(reason, message, retry_after=retry_after, problems=problems)
+        super().__init__(reason, message, retry_after=retry_after, problems=problems, violations=violations)
         self.unsent = unsent
 
     def is_problem(self, name: str) -> bool:
@@ -202,7 +203,8 @@ class AcmeNetwork(ClientNetwork):
         if status == 429 or (problems and problems[0].type == f"{_URN}rateLimited"):
             said = problems[0].detail if problems else "too many requests"
             wait = _UNKNOWN_WAIT if retry_after is None else retry_after
-            return AcmeError(Reason.ISSUER_RATE_LIMITED, said, retry_after=wait, problems=problems)
+            limit = Violation("issuer", said)  # which of its limits it is, only the CA's words tell
+            return AcmeError(Reason.ISSUER_RATE_LIMITED, said, retry_after=wait, problems=problems, violations=[limit])
         if 300 <= status < 400:
             return _unreadable(f"a redirect ({status}), which isn't followed")
         if not problems and status < 500 and self.REPLAY_NONCE_HEADER in response.headers:
