@@ -46,11 +46,10 @@ from certplane.pki.csr import build_csr
 from certplane.sandbox.certificates import CertificateAuthority, Credential
 from certplane.sandbox.ports import X5C_PROVISIONER
 from certplane.v1 import certificate_pb2 as pb
-from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc
 from tests.support.bad_csrs import BAD_CSRS, BadCsr, named
 from tests.support.calls import Refused, refused
 from tests.support.csr import craft, pem
-from tests.support.deployed_broker import DeployedBroker, certificates, issue
+from tests.support.deployed_broker import DeployedBroker, certificates, get_identity, issue
 from tests.support.parts import need_part
 
 pytestmark = pytest.mark.integration
@@ -290,11 +289,6 @@ async def test_row_12_row_08_compromised_key(broker: DeployedBroker) -> None:
 
 
 # --- who asks ---------------------------------------------------------------------------------------------------------
-
-
-async def get_identity(channel: grpc.aio.Channel) -> enrollment_pb2.GetIdentityResponse:
-    stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
-    return await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=10)
 
 
 async def foreign_identity(_: DeployedBroker) -> Credential:

@@ -26,9 +26,9 @@ from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.sandbox.certificates import Credential
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
 from certplane.v1 import certificate_pb2 as pb
-from certplane.v1 import certificate_pb2_grpc
+from certplane.v1 import certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
 
-__all__ = ["Asked", "DeployedBroker", "certificates", "issue"]
+__all__ = ["Asked", "DeployedBroker", "certificates", "get_identity", "issue"]
 
 _EVENTS = 10_000
 _BUSY = "SELECT count(*) FROM orders WHERE end_time IS NULL OR txt_records IS NOT NULL"
@@ -106,6 +106,12 @@ class DeployedBroker:
 def certificates(channel: grpc.aio.Channel) -> Any:
     """The stub of CertificateService."""
     return certificate_pb2_grpc.CertificateServiceStub(channel)
+
+
+async def get_identity(channel: grpc.aio.Channel) -> enrollment_pb2.GetIdentityResponse:
+    """`GetIdentity`: the cheapest question, by which a caller sees whether it is let in."""
+    stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
+    return await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=10)
 
 
 async def issue(channel: grpc.aio.Channel, *, wait: float = 20, **fields: Any) -> pb.IssueCertificateResponse:
