@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Measures the audit log: durable events per second with many callers, and how long one of them waits.
 
-Each round measures, on one file system and in turn: the median fsync of a small append, commits per second of transactions
-of one event each (SQLite, WAL, synchronous=FULL, one thread), and the store's audit log with 64 asyncio callers, each of which
-waits for its events to be durable before it goes on. Figures are ratios within a round; the median of the rounds counts.
+Each round measures, on one file system and in turn: the median fsync of a small append, commits per second of
+transactions of one event each (SQLite, WAL, synchronous=FULL, one thread), and the store's audit log with 64 asyncio
+callers, each of which waits for its events to be durable before it goes on. Figures are ratios within a round; the
+median of the rounds counts.
 
-    scripts/bench_audit.py [--folder FOLDER] [--rounds N] [--seconds S]
+    scripts/bench_audit.py [--folder FOLDER] [--rounds N] [--calls N]
 
 `measure` returns what is printed.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import sqlite3
@@ -30,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from certplane.broker.audit import SpillFallback
 from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType
 from certplane.broker.store import open_stores
+from certplane.broker.store.rows import event_row
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 
@@ -72,23 +75,26 @@ def fsync_ms(folder: Path, seconds: float) -> float:
 
 
 def single_commits(folder: Path, seconds: float) -> float:
-    """Transactions of one event each per second, by SQLite at its defaults but for WAL and FULL."""
+    """The plain way: events per second by one thread, each encoded and in a transaction of its own (WAL, FULL)."""
     path = folder / "single.db"
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(
-        "CREATE TABLE audit_events (sequence INTEGER PRIMARY KEY, event_id TEXT UNIQUE, create_time INTEGER, record TEXT)"
+        "CREATE TABLE audit_events"
+        " (sequence INTEGER PRIMARY KEY, event_id TEXT UNIQUE, create_time INTEGER, record TEXT)"
     )
     new_id = TimeOrderedIds(SystemClock())
-    record = json.dumps(make_event(new_id).record())
+    events = [make_event(new_id) for _ in range(int(20_000 * seconds))]
     count = 0
     begun = time.perf_counter()
-    while time.perf_counter() - begun < seconds:
+    for event in events:
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute("INSERT INTO audit_events VALUES (NULL, ?, ?, ?)", (new_id(), count, record))
+        connection.execute("INSERT INTO audit_events VALUES (NULL, ?, ?, ?)", event_row(event))
         connection.execute("COMMIT")
         count += 1
+        if time.perf_counter() - begun > seconds:
+            break
     rate = count / (time.perf_counter() - begun)
     connection.close()
     for name in ("single.db", "single.db-wal", "single.db-shm"):
@@ -96,23 +102,34 @@ def single_commits(folder: Path, seconds: float) -> float:
     return rate
 
 
-async def store_events(folder: Path, seconds: float, events: int) -> dict[str, float]:
-    """The audit log with `CALLERS` callers of `events` each: events per second, and what a caller waited."""
+async def store_events(folder: Path, calls: int, events: int) -> dict[str, float]:
+    """The audit log: `CALLERS` callers make `calls` calls in all, of `events` each; events per second, and the waits.
+
+    Events are made beforehand, by the callers of the audit log: what is measured is the log. A tenth of the calls is
+    made before the clock is started: statements are made then, and the write-ahead log gets its size.
+    """
     path = folder / f"store-{events}.db"
     new_id = TimeOrderedIds(SystemClock())
     waits: list[float] = []
+    batches = [[make_event(new_id) for _ in range(events)] for _ in range(calls)]
+    warm_up = batches[: calls // 10]
+    measured = batches[calls // 10 :]
+    gc.collect()
+    gc.freeze()  # the events themselves are no part of what is measured
     async with open_stores(path=path, audit=SpillFallback("fail_closed", folder / "spill")) as stores:
-        warm = time.perf_counter() + min(1.0, seconds / 4)  # statements are made, the log's file has its size
-        until = warm + seconds
 
-        async def caller() -> None:
-            while (begun := time.perf_counter()) < until:
-                await stores.audit.append([make_event(new_id) for _ in range(events)])
-                if begun > warm:
-                    waits.append(time.perf_counter() - begun)
+        async def caller(mine: list[list[AuditEvent]]) -> None:
+            for batch in mine:
+                begun = time.perf_counter()
+                await stores.audit.append(batch)
+                waits.append(time.perf_counter() - begun)
 
-        await asyncio.gather(*(caller() for _ in range(CALLERS)))
-        took = time.perf_counter() - warm
+        await asyncio.gather(*(caller(warm_up[number::CALLERS]) for number in range(CALLERS)))
+        waits.clear()
+        begun = time.perf_counter()
+        await asyncio.gather(*(caller(measured[number::CALLERS]) for number in range(CALLERS)))
+        took = time.perf_counter() - begun
+    gc.unfreeze()
     for file in folder.glob(f"{path.name}*"):
         file.unlink()
     waits.sort()
@@ -124,26 +141,29 @@ async def store_events(folder: Path, seconds: float, events: int) -> dict[str, f
     }
 
 
-def measure(folder: Path, *, rounds: int = 3, seconds: float = 4.0) -> dict[str, Any]:
-    """All rounds and the medians of their ratios."""
+def measure(folder: Path, *, rounds: int = 3, calls: int = 100_000, seconds: float = 2.0) -> dict[str, Any]:
+    """All rounds and the medians of their ratios; `seconds` for each measurement that isn't the store's."""
     results = []
     for _ in range(rounds):
-        fsync = fsync_ms(folder, seconds / 4)
-        single = single_commits(folder, seconds / 2)
-        one = asyncio.run(store_events(folder, seconds, 1))
-        single = statistics.mean((single, single_commits(folder, seconds / 2)))
-        three = asyncio.run(store_events(folder, seconds, 3))
-        fsync = statistics.mean((fsync, fsync_ms(folder, seconds / 4)))
+        fsync = [fsync_ms(folder, seconds / 4)]
+        single = [single_commits(folder, seconds / 3)]
+        one = asyncio.run(store_events(folder, calls, 1))
+        fsync.append(fsync_ms(folder, seconds / 4))
+        single.append(single_commits(folder, seconds / 3))
+        three = asyncio.run(store_events(folder, calls // 2, 3))
+        single.append(single_commits(folder, seconds / 3))
+        fsync.append(fsync_ms(folder, seconds / 4))
+        commits, sync = statistics.median(single), statistics.median(fsync)
         results.append(
             {
-                "fsync_p50_ms": fsync,
-                "single_commits_per_second": single,
+                "fsync_p50_ms": sync,
+                "single_commits_per_second": commits,
                 "one_event": one,
                 "three_events": three,
-                "ratio_one_event": one["events_per_second"] / single,
-                "ratio_three_events": three["events_per_second"] / single,
-                "p99_to_fsync_one_event": one["wait_p99_ms"] / fsync,
-                "p99_to_fsync_three_events": three["wait_p99_ms"] / fsync,
+                "ratio_one_event": one["events_per_second"] / commits,
+                "ratio_three_events": three["events_per_second"] / commits,
+                "p99_to_fsync_one_event": one["wait_p99_ms"] / sync,
+                "p99_to_fsync_three_events": three["wait_p99_ms"] / sync,
             }
         )
     names = ("ratio_one_event", "ratio_three_events", "p99_to_fsync_one_event", "p99_to_fsync_three_events")
@@ -159,10 +179,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the audit log.")
     parser.add_argument("--folder", type=Path, help="on the file system to measure; default: the temporary folder")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--calls", type=int, default=100_000, help="of one event each; half as many of three")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        print(json.dumps(measure(Path(folder), rounds=options.rounds, seconds=options.seconds), indent=2))
+        print(json.dumps(measure(Path(folder), rounds=options.rounds, calls=options.calls), indent=2))
 
 
 if __name__ == "__main__":

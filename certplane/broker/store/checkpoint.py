@@ -28,7 +28,7 @@ __all__ = ["Checkpointer"]
 
 _log = logging.getLogger("certplane.store")
 
-_DUE_PAGES: Final = 4_096
+_DUE_PAGES: Final = 512
 """16 MiB of log: rarely enough that the copying is a small part of the work, small enough to stay in memory."""
 _IDLE: Final = timedelta(seconds=1)
 """With no commit for this long the log is copied, so that a database file at rest holds everything but the last

@@ -101,12 +101,18 @@ def encode_event(event: AuditEvent) -> str:
     text = "".join([key + _quote(value) for key, value in zip(_TEXT_KEYS, _get_texts(event), strict=True) if value])
     for key, value in zip(_OTHER_KEYS, _get_others(event), strict=True):
         if value:
-            text += key + (f'"{_rfc3339(value)}"' if isinstance(value, datetime) else _encode(value))
-    return f'{{"timestamp":"{_rfc3339(event.timestamp)}"{text}}}'
+            text += key + _encode_other(value)
+    return f'{{"timestamp":{_encode_other(event.timestamp)}{text}}}'
 
 
-def _rfc3339(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"  # without its +00:00
+def _encode_other(value: tuple[str, ...] | datetime | int) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_quote, value))}]"
+    if isinstance(value, datetime):
+        if value.tzinfo is not UTC:
+            value = value.astimezone(UTC)
+        return f'"{value.isoformat(timespec="microseconds")[:-6]}Z"'  # without its +00:00
+    return repr(value)
 
 
 def event_row(event: AuditEvent) -> EventRow:

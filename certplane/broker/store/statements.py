@@ -1,8 +1,8 @@
 """SQLAlchemy Core statements, each compiled to a string once and then executed through the driver's own cursor.
 
 SQLAlchemy writes the SQL, so that one definition of schema and queries serves both databases; it isn't asked again at
-run time. Its execution layer costs about 30 us a statement on top of SQLite's own 5 us and takes the interpreter's
-lock for all of them: with an audit insert on every call that would be a tenth of a cached answer.
+run time. Its execution layer costs 12 us a statement where SQLite's own work is 2, with the interpreter's lock held,
+and it is the event loop that does the reads.
 """
 
 from __future__ import annotations

@@ -44,6 +44,11 @@ def spill_path(tmp_path: Path) -> Path:
     return tmp_path / "spill.jsonl"
 
 
+def tear(path: Path, part: str) -> None:
+    with path.open("a") as file:
+        file.write(part)
+
+
 def files_beside(path: Path) -> list[str]:
     return [file.name for file in path.parent.iterdir()]
 
@@ -133,8 +138,7 @@ async def test_a_torn_line_spoils_itself_alone(spill_path: Path, caplog: pytest.
     """A crash in the middle of an append costs one event, which is told, and not the one after it."""
     spill = SpillFile(spill_path)
     spill.append([record(1)])
-    with spill_path.open("a") as file:
-        file.write(record(2)[:40])
+    tear(spill_path, record(2)[:40])
     spill.append([record(3)])
     log = FakeImport()
     assert await import_spill(spill_path, log, ManualClock()) == 2
