@@ -2,8 +2,8 @@
 
 Equal denials are those of one event type, identity (of an unknown one: address), reason and profile. The first is
 audited at once. For a minute from then on further ones are only counted, and at its end, if there were any, one
-`denials_coalesced` event says how many. So an agent that asks in vain every second costs two events a minute instead of sixty, and the log still says
-all of it.
+`denials_coalesced` event says how many. So an agent that asks in vain every second costs two events a minute instead of
+sixty, and the log still says all of it.
 
 `DenialWindows` decides and is pure; `DenialCoalescer` writes and waits.
 """
