@@ -454,6 +454,16 @@ async def test_stream_is_checked_before_each_message(edge: EdgeServer) -> None:
         assert (await refusal_of(call.read())).reason is Reason.IDENTITY_UNKNOWN
 
 
+async def test_stream_of_an_identity_that_became_another(edge: EdgeServer) -> None:
+    """A certificate whose other name is the known one after a change of policy doesn't go on with the first one's stream."""
+    follow(edge)
+    async with edge.channel(edge.ca.issue([HOST, "other.example"])) as channel:
+        call = watch(channel)
+        await call.read()
+        edge.policy.policy = FakePolicy.of([Grant("other.example", IdentityKind.HOST, "other")])
+        assert (await refusal_of(call.read())).reason is Reason.IDENTITY_UNKNOWN
+
+
 async def test_health_watch_is_checked_too(edge: EdgeServer) -> None:
     """Streams of grpc's own services, which write instead of yielding, obey the same rule."""
     async with edge.host() as channel:

@@ -1,0 +1,154 @@
+"""From broker.yml to adapters: what is configured arrives, and what is wrong is told with its line."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certplane.broker import adapters, database
+from certplane.broker.app import _issuance_settings, _provisioners
+from certplane.broker.issuers.dns.solver import DnsSolver
+from certplane.broker.settings import BrokerSettings, load_settings
+from certplane.errors import ConfigurationError
+from certplane.runtime.pool import BlockingPool
+from tests.fakes.clock import ManualClock
+from tests.fakes.secrets import FakeSecretSource
+from tests.support.broker_files import BrokerFiles
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> BrokerFiles:
+    return BrokerFiles(tmp_path)
+
+
+def settings(files: BrokerFiles, **changes: Any) -> BrokerSettings:
+    """The settings with keys like `issuer.acme.dns_provider` set to values."""
+    for path, value in changes.items():
+        *above, key = path.split("__")
+        section = files.settings
+        for name in above:
+            section = section.setdefault(name, {})
+        section[key] = value
+    files.write()
+    return load_settings(files.config)
+
+
+PROVIDERS: dict[str, dict[str, Any]] = {
+    "cloudflare": {},
+    "rfc2136": {},
+    "httpreq": {
+        "issuer__acme__httpreq": {
+            "endpoint": "https://dns.example/hook",
+            "mode": "RAW",
+            "recursive_nameservers": ["192.0.2.53:53"],
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_every_dns_provider_can_be_configured(files: BrokerFiles, provider: str) -> None:
+    """Each DNS provider of the format becomes a solver."""
+    made = settings(files, issuer__acme__dns_provider=provider, **PROVIDERS[provider])
+    solver = adapters.solver(made, FakeSecretSource({}), ManualClock(), random.Random(1))
+    assert isinstance(solver, DnsSolver)
+    assert type(solver._provider).__name__.lower() == f"{provider}provider"
+    await solver.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        pytest.param(
+            {
+                "issuer__acme__dns_provider": "cloudflare",
+                "issuer__acme__cloudflare": {"base_url": "http://api.example"},
+            },
+            "issuer.acme.cloudflare.base_url",
+            id="API in plain HTTP",
+        ),
+        pytest.param(
+            {"issuer__acme__dns_provider": "httpreq", "issuer__acme__httpreq": {"endpoint": "http://dns.example"}},
+            "issuer.acme.httpreq.endpoint",
+            id="endpoint in plain HTTP",
+        ),
+    ],
+)
+def test_provider_that_cannot_be_used(files: BrokerFiles, changes: dict[str, Any], key: str) -> None:
+    """What an adapter refuses is told with file, line and key."""
+    made = settings(files, **changes)
+    with pytest.raises(ConfigurationError) as caught:
+        adapters.solver(made, FakeSecretSource({}), ManualClock(), random.Random(1))
+    (problem,) = caught.value.problems
+    assert (problem.file, problem.key) == (str(files.config), key)
+    assert problem.line is not None
+
+
+def test_account_key_is_made_once(files: BrokerFiles) -> None:
+    """The account's key is made on first use, its own only, and never issued for."""
+    made = settings(files)
+    first = adapters.account_key(made)
+    assert adapters.account_key(made).public_key_sha256 == first.public_key_sha256
+    assert (files.directory / "account.key").stat().st_mode & 0o777 == 0o600
+    assert _issuance_settings(made, first).account_key_sha256 == first.public_key_sha256
+
+
+def test_limits_and_times_reach_the_story(files: BrokerFiles) -> None:
+    """Limits are the configuration's, and an order's time covers what its DNS may take."""
+    made = settings(
+        files,
+        rate_limits={"per_identity_per_hour": 7, "per_identity_profile_per_hour": 0},
+        issuer__acme__propagation={"timeout": "20m", "settle": "10s", "nameservers": ["127.0.0.1:9"]},
+    )
+    story = _issuance_settings(made, adapters.account_key(made))
+    assert story.limits.per_identity_per_hour == 7
+    assert story.limits.per_identity_profile_per_hour is None
+    assert story.propagation_timeout.total_seconds() > 20 * 60
+    assert story.order_time_limit > story.propagation_timeout
+
+
+@pytest.mark.parametrize(
+    ("mtls", "kinds"),
+    [
+        pytest.param({}, ("JWK",), id="default"),
+        pytest.param({"provisioners": ["JWK", "X5C"]}, ("JWK", "X5C"), id="two kinds"),
+        pytest.param({"allow_missing_provisioner": True}, ("JWK", ""), id="those that don't say"),
+    ],
+)
+def test_provisioners(files: BrokerFiles, mtls: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    """Only the configured kinds of provisioners make identities; absent is refused unless allowed."""
+    bundle = str(files.directory / "agent-ca.pem")
+    assert _provisioners(settings(files, server__mtls={"agent_ca_bundle": bundle, **mtls})) == kinds
+
+
+async def test_database_password_is_a_secret(files: BrokerFiles) -> None:
+    """The password is read as a secret, quoted into the URL, and missing it names the key."""
+    made = settings(
+        files,
+        store={
+            "driver": "postgresql",
+            "url": "postgresql://broker@db.example:5432/certplane",
+            "password_secret": "db/pw",
+        },
+    )
+    url = await database._database_url(made, FakeSecretSource({"db/pw": "p@ss/word"}))
+    assert url == "postgresql://broker:p%40ss%2Fword@db.example:5432/certplane"
+    with pytest.raises(ConfigurationError) as caught:
+        await database._database_url(made, FakeSecretSource({}))
+    assert caught.value.problems[0].key == "store.password_secret"
+
+
+def test_secrets_that_are_not_there(files: BrokerFiles) -> None:
+    """A provider of secrets that this version doesn't have is told with its line."""
+    made = settings(files, secrets={"provider": "vault", "vault": {"address": "https://vault.example", "token": "t"}})
+    pool = BlockingPool("test", 1)
+    try:
+        with pytest.raises(ConfigurationError) as caught:
+            database.secret_source(made, pool)
+    finally:
+        pool.close()
+    assert caught.value.problems[0].key == "secrets.provider"
+    assert caught.value.problems[0].line is not None
