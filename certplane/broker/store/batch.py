@@ -134,6 +134,13 @@ class GroupCommit:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Give every job its outcome: `value`, or `error`."""
+        try:
+            self._run(jobs)
+        except Exception:
+            self._session.rollback()
+            raise
+
+    def _run(self, jobs: Sequence[Job]) -> None:
         fault: SqlError | None = SqlError(Fault.BROKEN, self.broken) if self.broken else None
         again = False
         if fault is None and len(jobs) > 1:

@@ -7,6 +7,7 @@ own changes are read back before they are acknowledged.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
@@ -44,6 +45,7 @@ class SqlDenyList:
         self._by_serial: dict[tuple[str, str], DenyEntry] = {}
         self._seen: Row | None = None
         self._current = True
+        self._refreshing = asyncio.Lock()
         compiler = database.compiler
         self._mark = compiler(select(func.count(), func.coalesce(func.max(deny_entries.c.entry_id), 0)))
         self._all = compiler(select(*(deny_entries.c[name] for name in DENY_COLUMNS)).order_by(deny_entries.c.entry_id))
@@ -106,6 +108,10 @@ class SqlDenyList:
 
     async def refresh(self) -> None:
         """Read the list again if it has changed; on a failure the one in memory stays in force."""
+        async with self._refreshing:  # or an older look could end after a newer one
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         try:
             mark = await self._database.one(self._mark, {})
             if mark != self._seen:

@@ -8,6 +8,7 @@ again, before anything is written.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -25,6 +26,8 @@ from certplane.errors import CertplaneError, ConfigurationError, ConfigurationPr
 from certplane.runtime.pool import BlockingPool
 
 __all__ = ["PostgresqlReader", "PostgresqlSession"]
+
+_log = logging.getLogger("certplane.store")
 
 _LOCK: Final = 0x43504C4E
 """The advisory lock's number, in the database's own space: SQLite's application_id once more."""
@@ -106,6 +109,8 @@ class PostgresqlSession:
             ) from error
         try:
             self._bring_up_to_date()
+            if exclusive and self._run("SHOW fsync").fetchone() == ("off",):
+                _log.warning("store.url: the server runs with fsync=off, so a power cut can undo what was acknowledged")
         except BaseException:
             self.close()
             raise

@@ -25,6 +25,7 @@ from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Driver
 from certplane.broker.store.writer import Writer
+from certplane.errors import OperationError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 from certplane.runtime.pool import BlockingPool
@@ -104,14 +105,14 @@ async def open_stores(
     fallback = audit or _NoAudit()
     async with AsyncExitStack() as stack:
         opener = BlockingPool("store-open", 1)
-        stack.callback(opener.close)
-        if driver == "sqlite":
-            if path is None:
-                raise ValueError("sqlite needs a path")
-            session, reader, checkpointer = await opener.run(_open_sqlite, path, busy_timeout, exclusive, stack)
-        else:
-            session, reader = await opener.run(_open_postgresql, url, busy_timeout, exclusive, stack)
-            checkpointer = None
+        with contextlib.closing(opener):
+            if driver == "sqlite":
+                if path is None:
+                    raise ValueError("sqlite needs a path")
+                session, reader, checkpointer = await opener.run(_open_sqlite, path, busy_timeout, exclusive, stack)
+            else:
+                session, reader = await opener.run(_open_postgresql, url, busy_timeout, exclusive, stack)
+                checkpointer = None
         stack.push_async_callback(reader.close)
         rows = AuditRows(reader.compiler)
         writer = Writer(
@@ -129,6 +130,8 @@ async def open_stores(
         log = SqlAuditLog(reader, writer, rows, enabled=audit is not None)
         deny_list = SqlDenyList(reader, writer, log, clock)
         await deny_list.refresh()
+        if not deny_list.current:  # nobody is served by an empty list that should have entries
+            raise OperationError("the store's deny-list can't be read", remedy="see the log for the cause")
         watch = asyncio.create_task(deny_list.watch(), name="deny-list")
         stack.push_async_callback(_end, watch)
         yield Stores(
