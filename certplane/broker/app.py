@@ -24,7 +24,7 @@ from typing import Any, Final
 from certplane import __version__
 from certplane.broker import adapters
 from certplane.broker.audit import DenialCoalescer, import_spill
-from certplane.broker.database import secret_source
+from certplane.broker.database import locating, secret_source
 from certplane.broker.database import stores as open_stores
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
@@ -114,7 +114,7 @@ def prepare(settings: BrokerSettings) -> Prepared:
     except ConfigurationError as error:
         problems += error.problems
     try:
-        policy.reload()
+        locating(settings, policy.reload, key="policy.path")
     except ConfigurationError as error:
         problems += error.problems
     if problems or text is None or trust is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -25,17 +25,33 @@ T = TypeVar("T")
 _logger = logging.getLogger("certplane.broker")
 
 
-def locating(settings: BrokerSettings, make: Callable[[], T]) -> T:
-    """Make an adapter; what it finds wrong with a key is told with the line where that key stands."""
-    try:
+def locating(settings: BrokerSettings, make: Callable[[], T], *, key: str = "") -> T:
+    """Make an adapter; what it finds wrong with a key is told with the line where that key stands.
+
+    Args:
+        settings: Which file has that line.
+        make: Makes the adapter.
+        key: What a problem is about that names a file and no key.
+    """
+    with _located(settings, key):
         return make()
+
+
+@contextmanager
+def _located(settings: BrokerSettings, key: str = "") -> Iterator[None]:
+    """Adapters know a key, or the file that it names; a user wants both, and the line of broker.yml."""
+    try:
+        yield
     except ConfigurationError as error:
-        raise ConfigurationError(
-            [
-                problem if problem.file else settings.source.problem(problem.key, problem.message, problem.remedy)
-                for problem in error.problems
-            ]
-        ) from error
+        problems = []
+        for problem in error.problems:
+            about = problem.key or key
+            if problem.line is None and about:
+                message = f"{problem.file}: {problem.message}" if problem.file else problem.message
+                problems.append(settings.source.problem(about, message, problem.remedy))
+            else:
+                problems.append(problem)
+        raise ConfigurationError(problems) from error
 
 
 def secret_source(settings: BrokerSettings, pool: BlockingPool) -> SecretSource:
@@ -72,7 +88,7 @@ async def stores(
     elif exclusive:
         _logger.warning("audit.enabled is false: nothing that this broker decides is recorded")
     sqlite = settings.store.driver is StoreDriver.SQLITE
-    async with open_stores(
+    opening = open_stores(
         driver=settings.store.driver.value,
         path=settings.store.path if sqlite else None,
         url="" if sqlite else await _database_url(settings, secrets),
@@ -80,7 +96,10 @@ async def stores(
         exclusive=exclusive,
         clock=clock,
         meter=meter,
-    ) as opened:
+    )
+    async with AsyncExitStack() as stack:
+        with _located(settings):
+            opened = await stack.enter_async_context(opening)
         yield opened
 
 
