@@ -211,59 +211,8 @@ def test_identity_that_is_none(files: BrokerFiles, arguments: list[str]) -> None
     assert "Traceback" not in result.stderr
 
 
-def set_key(files: BrokerFiles, section: str, key: str, value: object) -> None:
-    files.settings.setdefault(section, {})[key] = value
-    files.write()
-
-
-def append(path: Path, text: str) -> None:
-    path.write_text(path.read_text() + text)
-
-
 def key_of(files: BrokerFiles) -> Path:
     return files.directory / "server.key"
-
-
-def make_unreadable(files: BrokerFiles) -> None:
-    key_of(files).unlink()
-    key_of(files).mkdir()  # unreadable for root too
-
-
-def leave_account_key_open(files: BrokerFiles) -> None:
-    account = files.directory / "account.key"
-    account.write_bytes(files.pair.key_pem)
-    account.chmod(0o644)
-
-
-MISTAKES: dict[str, tuple[Callable[[BrokerFiles], object], str]] = {
-    "broken YAML": (lambda files: append(files.config, "\n  - [\n"), "broker.yml:"),
-    "unknown key": (lambda files: set_key(files, "server", "adress", ":1"), "server.adress"),
-    "duplicate key": (lambda files: append(files.config, "policy: {path: /x}\n"), "policy"),
-    "wrong type": (lambda files: set_key(files, "server", "drain_timeout", "soon"), "server.drain_timeout"),
-    "missing file": (lambda files: (files.directory / "server.crt").unlink(), "server.tls.cert"),
-    "unreadable key": (make_unreadable, "server.tls.key"),
-    "world-readable key": (lambda files: key_of(files).chmod(0o644), "chmod 600"),
-    "key of another certificate": (lambda files: key_of(files).write_bytes(files.ca.issue(["x"]).key_pem), "is not the key of"),
-    "policy that doesn't load": (lambda files: files.policy.write_text("version: 9\n"), "policy.yml:1: version"),
-    "account key that others read": (leave_account_key_open, "issuer.acme.account_key"),
-    "secrets that aren't there": (lambda files: set_key(files, "secrets", "provider", "file"), "secrets.file.directory"),
-}  # fmt: skip
-"""What is wrong, how it is made so, and what the one line must say."""
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_wrong_configuration(files: BrokerFiles, mistake: str) -> None:
-    """A mistake in the configuration is one line with file, line, key and remedy, and status 2."""
-    spoil, expected = MISTAKES[mistake]
-    spoil(files)
-    result = run("serve", "-c", files.config)
-    assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
-    assert len(lines) == 1, result.stderr
-    assert expected in lines[0]
-    assert "; " in lines[0], "no remedy"
-    assert "Traceback" not in result.stderr
-    assert "PRIVATE KEY" not in result.stderr
 
 
 def test_check_tells_the_same_without_starting(files: BrokerFiles) -> None:
