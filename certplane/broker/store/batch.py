@@ -132,6 +132,13 @@ class GroupCommit:
         self._fallback = fallback
         self.broken = ""
 
+    def stop(self, why: str) -> None:
+        """Write nothing any more, and leave the database as it is for the checks of the next start. For any thread."""
+        if not self.broken:
+            self.broken = why
+            self._session.abandon()
+            _log.critical("nothing is written until the broker is started again: %s", why)
+
     def run(self, jobs: Sequence[Job]) -> None:
         """Give every job its outcome: `value`, or `error`."""
         try:
@@ -280,9 +287,8 @@ class GroupCommit:
 
     def _note(self, error: SqlError) -> None:
         _log.warning("the database failed (%s): %s", error.fault.name.lower(), error)
-        if error.fault is Fault.BROKEN and not self.broken:
-            self.broken = str(error)
-            _log.critical("nothing is written until the broker is started again: %s", error)
+        if error.fault is Fault.BROKEN:
+            self.stop(str(error))
 
 
 def _store_refusal(cause: SqlError) -> RefusalError:

@@ -29,7 +29,8 @@ __all__ = ["Checkpointer"]
 _log = logging.getLogger("certplane.store")
 
 _DUE_PAGES: Final = 512
-"""16 MiB of log: rarely enough that the copying is a small part of the work, small enough to stay in memory."""
+"""2 MiB of log. Copied in small steps a busy log costs each commit a little; in large ones the disk is busy with it for
+tens of milliseconds, which the slowest commits pay for."""
 _IDLE: Final = timedelta(seconds=1)
 """With no commit for this long the log is copied, so that a database file at rest holds everything but the last
 second."""
@@ -44,13 +45,16 @@ _PAGE: Final = 4_096
 class Checkpointer:
     """Owns the connection and thread that copy the log.
 
-    The writer holds `gate` while it writes a group and notes it.
+    The writer holds `gate` while it writes a group and notes it. `on_failed_sync` is called, with what happened, when
+    pages may be lost that SQLite takes for copied: from then on the log must neither be copied nor started over by
+    this process.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], database: int) -> None:
-        """`connect` is called on the checkpointer's thread; `database` is a descriptor of the database file."""
+    def __init__(self, connection: sqlite3.Connection, database: int) -> None:
+        """`connection` is the checkpointer's own from now on; `database` is a descriptor of the database file."""
         self.gate = threading.Lock()
-        self._connect = connect
+        self.on_failed_sync: Callable[[str], None] = lambda _why: None
+        self._connection = connection
         self._database = database
         self._pages = 0
         self._due = threading.Event()
@@ -79,14 +83,11 @@ class Checkpointer:
         self._due.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._connection.close()
 
     def _run(self) -> None:
-        connection = self._connect()
-        try:
-            while self._wait_until_due():
-                self._checkpoint(connection)
-        finally:
-            connection.close()
+        while self._wait_until_due():
+            self._checkpoint()
 
     def _wait_until_due(self) -> bool:
         """Return when the log is large, or not empty and nobody writes; False if it is time to stop."""
@@ -99,23 +100,26 @@ class Checkpointer:
                 self._due.clear()
         return False
 
-    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+    def _checkpoint(self) -> None:
         try:
             before = 0
             for _ in range(_ROUNDS):
-                _, copied = self._copy(connection)
+                _, copied = self._copy()
                 os.fdatasync(self._database)
                 if copied - before <= _LITTLE:
                     break
                 before = copied
             with self.gate:
-                frames, copied = self._copy(connection)
+                frames, copied = self._copy()
                 self._pages = 0
         except (sqlite3.Error, OSError) as error:
-            # The log stays and keeps every commit; the next round tries again.
-            _log.warning("the write-ahead log can't be copied into the database: %s", error)
             with self.gate:
                 self._pages = 0
+            if isinstance(error, OSError) or error.sqlite_errorcode == sqlite3.SQLITE_IOERR_FSYNC:
+                self._stopping.set()
+                self.on_failed_sync(f"the database file can't be synced: {error}")
+            else:  # the log stays and keeps every commit; the next round tries again
+                _log.warning("the write-ahead log can't be copied into the database: %s", error)
             return
         if frames > max(copied, _LARGE_PAGES):
             if not self._warned:
@@ -124,8 +128,7 @@ class Checkpointer:
         else:
             self._warned = False
 
-    @staticmethod
-    def _copy(connection: sqlite3.Connection) -> tuple[int, int]:
+    def _copy(self) -> tuple[int, int]:
         """Pages in the log, and how many of them are in the database file now. PASSIVE waits for nobody."""
-        _, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        _, frames, copied = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         return frames, copied

@@ -167,6 +167,9 @@ class PostgresqlSession:
         """See `Session.all`."""
         return self._run(statement.sql, statement.arguments(values)).fetchall()
 
+    def abandon(self) -> None:
+        """See `Session.abandon`. The server looks after its own disk."""
+
     def close(self) -> None:
         """See `Session.close`."""
         with contextlib.suppress(psycopg.Error):

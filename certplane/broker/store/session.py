@@ -85,6 +85,10 @@ class Session(Protocol):
         """All rows of a query, seen from inside the transaction."""
         ...
 
+    def abandon(self) -> None:
+        """The disk can't be trusted: `close` is to leave everything as it is. For any thread."""
+        ...
+
     def close(self) -> None:
         """Close the connection. Never raises."""
         ...

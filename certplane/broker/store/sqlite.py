@@ -39,6 +39,9 @@ _LOG_KEEP: Final = 64 << 20
 _READ_WAIT: Final = timedelta(milliseconds=50)
 """A reader of a write-ahead log waits only while somebody recovers the log; this long, since the loop waits with it."""
 
+_left_open: Final[list[sqlite3.Connection]] = []
+"""Connections that must live as long as the process: a forgotten one is closed."""
+
 _FAULTS: Final = {
     sqlite3.SQLITE_BUSY: Fault.BUSY,
     sqlite3.SQLITE_LOCKED: Fault.BUSY,
@@ -127,6 +130,7 @@ class SqliteSession:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._cursor = connection.cursor()
+        self._abandoned = False
 
     @property
     def in_transaction(self) -> bool:
@@ -180,8 +184,17 @@ class SqliteSession:
         """See `Session.all`."""
         return _fetch(self._cursor, statement, values)
 
+    def abandon(self) -> None:
+        """See `Session.abandon`."""
+        self._abandoned = True
+
     def close(self) -> None:
         """See `Session.close`."""
+        if self._abandoned:
+            # Closing the last connection would copy the log and remove it. The next start finds it, and copies all of
+            # it.
+            _left_open.append(self._connection)
+            return
         with contextlib.suppress(sqlite3.Error):
             # A statement that a cursor still holds keeps the file open behind a closed connection.
             self._cursor.close()

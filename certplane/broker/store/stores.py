@@ -115,8 +115,9 @@ async def open_stores(
                 checkpointer = None
         stack.push_async_callback(reader.close)
         rows = AuditRows(reader.compiler)
+        commit = GroupCommit(session, rows, fallback)
         writer = Writer(
-            GroupCommit(session, rows, fallback),
+            commit,
             fallback,
             meter,
             clock,
@@ -124,6 +125,7 @@ async def open_stores(
             after_group=checkpointer.note if checkpointer else lambda _jobs, _size: None,
         )
         if checkpointer is not None:
+            checkpointer.on_failed_sync = commit.stop
             checkpointer.start()
         writer.start()
         stack.push_async_callback(writer.close)
@@ -152,14 +154,14 @@ def _open_sqlite(
     if exclusive:
         stack.callback(StateLock(path).release)
     session = sqlite.SqliteSession(open_writer(path, wait, exclusive=exclusive))
-    checkpointer = None
+    checkpointer = database = None
     if exclusive:
         # Closed after every connection of ours: closing a descriptor of the file drops SQLite's locks on it.
         database = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, database)
-        checkpointer = Checkpointer(lambda: sqlite.connect_to_copy_log(path), database)
     stack.callback(session.close)
-    if checkpointer is not None:
+    if database is not None:
+        checkpointer = Checkpointer(sqlite.connect_to_copy_log(path), database)
         stack.callback(checkpointer.stop)
     return session, sqlite.SqliteReader(path), checkpointer
 

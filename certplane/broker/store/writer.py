@@ -41,7 +41,7 @@ _GROUP: Final = 256
 """Jobs in one group, at most: what a group adds to the wait of its last job stays a few milliseconds."""
 _QUEUE: Final = 4_096
 """Jobs that may wait: some seconds of the writer's work at the rate of an ordinary disk, and about 10 MB."""
-_LINGER: Final = timedelta(seconds=0.001)
+_LINGER: Final = timedelta(milliseconds=1)
 
 
 class Writer:

@@ -151,7 +151,7 @@ async def test_reads_that_fail_are_unavailable(sqlite_store: StoreHarness, monke
 
 
 def open_files() -> list[str]:
-    return [link.resolve().name for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    return [str(link.resolve()) for link in Path("/proc/self/fd").iterdir() if link.exists()]
 
 
 # The write-ahead log
@@ -234,4 +234,31 @@ async def test_nothing_of_a_closed_store_is_left(sqlite_place: StorePlace) -> No
             break
         await asyncio.sleep(0.01)
     assert left == []
-    assert not [name for name in open_files() if name.startswith("broker.db")]
+    assert not [name for name in open_files() if name.startswith(str(sqlite_place.path))]
+
+
+async def test_a_failed_sync_of_the_database_stops_the_store_and_keeps_the_log(
+    sqlite_place: StorePlace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pages may be lost that SQLite takes for copied: writes are refused, and the log is left for the next start."""
+
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "_IDLE", timedelta(milliseconds=20))
+    async with sqlite_place.open(ManualClock()) as stores:
+        store = StoreHarness(sqlite_place, ManualClock(), stores)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fdatasync", fail)
+            await stores.audit.append([store.event()])
+            for _ in range(500):
+                if not stores.ready():
+                    break
+                await asyncio.sleep(0.01)
+        with pytest.raises(RefusalError) as caught:
+            await stores.audit.append([store.event()])
+        assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
+    assert "can't be synced" in caplog.text
+    assert log_size(sqlite_place) > 0
+    async with sqlite_place.open(ManualClock()) as stores:
+        assert await StoreHarness(sqlite_place, ManualClock(), stores).event_ids() == ["event-000001"]
