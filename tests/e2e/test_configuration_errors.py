@@ -26,8 +26,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certplane.pki.keys import private_key_pem
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.certificates import CertificateAuthority, write_private
+from certplane.sandbox.identity_ca import SandboxIdentityCa
 from certplane.sandbox.ports import PROVISIONER
 from certplane.sandbox.tokens import ProvisionerKey, TokenClaims, mint_jwk_token
+from tests.support.agent_host import AgentHost
 from tests.support.broker_files import BrokerFiles
 
 pytestmark = pytest.mark.e2e
@@ -269,6 +271,32 @@ def test_unreadable_file(place: Place, name: str, key: str) -> None:
     assert line.startswith(f"{place.config}:")
     assert key in line
     assert line.endswith("can't be read by this user; give the program's user the right to read it")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param(lambda key: key.chmod(0o644), "identity: {key}: can be accessed by others (mode 0644); chmod 600", id="world-readable"),
+        pytest.param(
+            lambda key: key.write_bytes(private_key_pem(ec.generate_private_key(ec.SECP256R1()))),
+            "can't be used: [X509: KEY_VALUES_MISMATCH]", id="of-another-certificate",
+        ),
+    ],
+)  # fmt: skip
+async def test_identity_key_that_was_tampered_with(tmp_path: Path, spoil: Callable[[Path], object], words: str) -> None:
+    """`check` finds an identity's key that others may read, or that isn't its certificate's, and says what to do."""
+    async with SandboxIdentityCa(tmp_path / "ca") as ca:
+        host = AgentHost(tmp_path / "host", ca, "web1.certplane.test")
+        host.give_token()
+        assert (await host.run("enroll")).status == 0
+        key = host.state / "identity" / "versions" / "1" / "privkey.pem"
+        spoil(key)
+        finished = await host.run("check")
+    assert finished.status == 1
+    failed = [line for line in finished.stdout.splitlines() if line.startswith("FAIL")]
+    assert any(words.format(key=key) in line and "; " in line for line in failed), finished.stdout
+    assert "Traceback" not in finished.stderr
+    assert "PRIVATE KEY" not in finished.stdout + finished.stderr
 
 
 # --- what is in the way -----------------------------------------------------------------------------------------------
