@@ -52,6 +52,9 @@ _MAX_PRESENTED_LENGTH = 64 * 1024
 _MAX_DEPTH = 4
 """Intermediates between leaf and anchor; step-ca has one."""
 
+_AUTHORITY = "://"
+"""What a policy tells its URIs by (`certplane.config.values`); no DNS name holds it."""
+
 _LABEL = "CERTIFICATE"
 _READ_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension)
 
@@ -109,7 +112,8 @@ class IdentityCertificate:
     """A verified client certificate.
 
     Attributes:
-        names: DNS SANs (canonical) and URI SANs (as written), in the certificate's order; other kinds are no identity.
+        names: DNS SANs (canonical) and URI SANs with an authority (as written), in the certificate's order; all others
+            are no identity.
         common_name: The subject's common name, canonical if it is a DNS name; empty if there is none.
         serial_number: Lower-case hexadecimal.
         issuer: The issuer's name as RFC 4514 writes it.
@@ -245,10 +249,11 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
         return ()
     names: dict[str, None] = {}
     for san in sans:
-        if isinstance(san, x509.DNSName):
-            names[_canonical(san.value)] = None
-        elif isinstance(san, x509.UniformResourceIdentifier):
-            names[san.value] = None
+        # A dNSName that reads like a URI is no URI, and the other way round: each kind names its own only, since a CA
+        # checks a name by the rules of the kind that it is asked for.
+        is_uri = isinstance(san, x509.UniformResourceIdentifier)
+        if isinstance(san, x509.DNSName | x509.UniformResourceIdentifier) and is_uri == (_AUTHORITY in san.value):
+            names[san.value if is_uri else _canonical(san.value)] = None
     return tuple(names)
 
 

@@ -218,6 +218,19 @@ def test_oid_is_step_cas() -> None:
     assert PROVISIONER.dotted_string == "1.3.6.1.4.1.37476.9000.64.1"
 
 
+@pytest.mark.parametrize(
+    "disguised",
+    [
+        pytest.param(x509.DNSName("spiffe://example/host/web1"), id="uri-as-dns-name"),
+        pytest.param(x509.UniformResourceIdentifier("web1.example"), id="dns-name-as-uri"),
+    ],
+)
+def test_a_name_of_another_kind_names_nobody(disguised: x509.GeneralName) -> None:
+    """What a CA has let through as one kind of name is not taken for the identity of the same text of the other."""
+    leaf = _authority().issue("other.example", disguised)
+    assert verify_identity(leaf.pem.encode(), leaf.chain_pem.encode(), _bundle(), NOW).names == ("other.example",)
+
+
 def test_a_text_that_is_no_name_names_nobody() -> None:
     """What no policy can hold is passed on as it stands, to be found nowhere."""
     leaf = _authority().issue("web1.example", common_name="The Web Server")
