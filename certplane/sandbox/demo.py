@@ -199,6 +199,7 @@ class _Demo:
     async def _leave_running(self, deployment: Deployment, host: Host) -> None:
         """Start the agent for good, say what can be tried, and wait for SIGINT or SIGTERM."""
         await host.start()
+        await host.until_running()
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

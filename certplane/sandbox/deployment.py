@@ -30,6 +30,7 @@ from certplane.runtime.progress import Progress, SilentProgress
 from certplane.sandbox import parts, servers
 from certplane.sandbox.certificates import CertificateAuthority, write_private
 from certplane.sandbox.cloudflare_api import CloudflareApi
+from certplane.sandbox.errors import ServerStartError
 from certplane.sandbox.identity_pki import IdentityRules
 from certplane.sandbox.loopback import LOOPBACK, free_port
 from certplane.sandbox.pebble import Pebble, PebbleOptions
@@ -341,6 +342,23 @@ class Host:
 
         await self._agent.start(started)
         return self._agent
+
+    async def until_running(self) -> None:
+        """Wait until the started agent does its work: it holds the state's lock and answers other commands.
+
+        Raises:
+            ServerStartError: it ended, or did not get that far within half a minute.
+        """
+        agent = self._agent
+        if agent is None:
+            raise RuntimeError("the agent was not started")
+        for _ in range(600):
+            if "the agent runs" in agent.log_text():
+                return
+            if not agent.running:
+                break
+            await asyncio.sleep(0.05)
+        raise ServerStartError("certplane-agent", f"does not run:\n{agent.log_tail()}")
 
     async def stop(self) -> None:
         """Stop the running agent."""
