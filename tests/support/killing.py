@@ -159,7 +159,7 @@ def let_waits_pass(host: Host, certificate: str) -> None:
     """What the agent would wait for before its next try is over: half a minute to hours, which no test has."""
     path = host.state / "certificates" / certificate / "status.json"
     status = json.loads(path.read_text())
-    for wait in ("next_attempt_time", "next_activation_time"):
+    for wait in ("next_attempt_time", "retry_time", "next_activation_time"):
         if status[wait] is not None:
             status[wait] = status["update_time"]
     path.write_text(json.dumps(status))
