@@ -1,6 +1,7 @@
 """Repeated denials, counted together before they fill the audit log (design, fixed decision 12).
 
-Equal denials are those of one event type, identity (of an unknown one: address), reason and profile. The first is
+Equal denials are those of one event type, identity (of an unknown one: address), reason and profile (of those that
+policy has; all others are one, or a caller that invents names would fill the log after all). The first is
 audited at once. For a minute from then on further ones are only counted, and at its end, if there were any, one
 `denials_coalesced` event says how many. So an agent that asks in vain every second costs two events a minute instead of
 sixty, and the log still says all of it.
@@ -91,7 +92,12 @@ class DenialWindows:
 
 
 def _key(event: AuditEvent) -> _Key:
-    return (event.event_type, event.identity or event.source_ip, event.reason_code, event.profile_name)
+    return (event.event_type, event.identity or event.source_ip, event.reason_code, _known_profile(event))
+
+
+def _known_profile(event: AuditEvent) -> str:
+    """The profile, if policy has it: a caller that invents another name each time must not be first each time."""
+    return event.profile_name if event.profile_hash else ""
 
 
 def _summary(window: _Window) -> list[AuditEvent]:
@@ -110,7 +116,7 @@ def _summary(window: _Window) -> list[AuditEvent]:
             severity=first.severity,
             decision=first.decision,
             identity=first.identity,
-            profile_name=first.profile_name,
+            profile_name=_known_profile(first),
             reason_code=first.reason_code,
             reason=f"{first.event_type} was repeated; the first has event_id {first.event_id}",
             source_ip=first.source_ip,

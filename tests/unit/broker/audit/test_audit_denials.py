@@ -38,6 +38,7 @@ class Setting:
                     "identity": "spiffe://example.org/host/web1",
                     "reason_code": "NAMES_NOT_ALLOWED",
                     "profile_name": "web",
+                    "profile_hash": "known to policy",
                     "request_id": "request",
                     **values,
                 }
@@ -106,6 +107,16 @@ async def test_different_denials_are_not_counted_together(other: dict[str, Any])
     await s.deny()
     await s.deny(**other)
     assert len(s.events) == 2
+
+
+async def test_invented_profiles_are_one() -> None:
+    """A caller that asks for another name each time gets one event and a count, as one that repeats itself."""
+    s = Setting()
+    async with s.denials.running():
+        for number in range(100):
+            await s.deny(profile_name=f"invented-{number}", profile_hash="", reason_code="PROFILE_NOT_ALLOWED")
+    assert s.told == [("certificate_denied", 0), ("denials_coalesced", 99)]
+    assert [event.profile_name for event in s.events] == ["invented-0", ""]
 
 
 async def test_unknown_identities_are_told_apart_by_their_address() -> None:
