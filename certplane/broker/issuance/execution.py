@@ -272,6 +272,7 @@ class OrderExecution:
 
     async def _validate(self, acme: IssuerOrder) -> None:
         profile = await self._authorisation.ask_again(self.order)
+        self._check_challenges(acme)
         planned = self._ports.solver.plan(acme.challenges, profile)
         wanted = {(record.name, record.value) for record in planned}
         journalled = merge_records(self.order.txt_records, planned)
@@ -290,6 +291,14 @@ class OrderExecution:
         if answered.status is IssuerOrderStatus.PENDING:
             raise RefusalError(Reason.ISSUER_UNAVAILABLE, "the CA has not finished validating")
         self._acme = answered
+
+    def _check_challenges(self, acme: IssuerOrder) -> None:
+        """Prove nothing that wasn't asked for: the CA's order is read anew after each failure and each restart."""
+        asked = {name.removeprefix("*.") for name in self.order.dns_names}
+        for challenge in acme.challenges:
+            if challenge.domain not in asked:
+                message = f"the CA wants proof for {challenge.domain}, which wasn't asked for"
+                raise RefusalError(Reason.ISSUER_UNAVAILABLE, message)
 
     async def _complete(self, acme: IssuerOrder) -> None:
         """From the finalisation on: only what the CA's order says decides."""

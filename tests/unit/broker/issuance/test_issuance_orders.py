@@ -13,6 +13,7 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import (
     AuditEventType,
     AuditSeverity,
+    DnsChallenge,
     IssuerOrder,
     IssuerOrderStatus,
     KeyUse,
@@ -21,6 +22,7 @@ from certplane.broker.model import (
     TxtRecord,
 )
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError
+from tests.fakes.issuer import CaOrder
 from tests.support.issuance import NO_WAIT, World, caller, ended, issue, key_hash, policy, settle, unavailable
 
 MINUTE = timedelta(minutes=1)
@@ -66,6 +68,36 @@ async def test_a_step_that_could_not_be_done_is_tried_again(operation: str, time
     assert no_trace_is_left(world)
     # An answer lost once is found by looking, so that the same step need not be asked for again.
     assert world.meter.total("order_step_failures", reason=reason.value) >= 1
+
+
+async def test_nothing_is_proven_that_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CA whose order wants another name's proof when it is looked at again gets no record in that name's zone."""
+    world = World()
+    world.issuer.faults.fail("answer_challenges", unavailable())
+    victim = DnsChallenge(
+        "victim.test", "_acme-challenge.victim.test", "value", "https://ca.test/a", "https://ca.test/c"
+    )
+    look, write = world.ca.look, world.dns.write
+    written: list[str] = []
+
+    def greedy(url: str) -> CaOrder:
+        order = look(url)
+        return replace(order, challenges=(*order.challenges, victim))
+
+    def noted(record: TxtRecord) -> TxtRecord:
+        written.append(record.name)
+        return write(record)
+
+    monkeypatch.setattr(world.ca, "look", greedy)
+    monkeypatch.setattr(world.dns, "write", noted)
+
+    await run_order(world)
+
+    assert "_acme-challenge.victim.test" not in written
+    assert world.order.state is OrderState.FAILED
+    assert world.order.error is not None
+    assert "victim.test" in world.order.error.message
+    assert no_trace_is_left(world)
 
 
 @pytest.mark.parametrize("operation", STORE_STEPS)
