@@ -312,6 +312,7 @@ class AuditEventType(StrEnum):
     BROKER_STOPPED = "broker_stopped"
     CERTIFICATE_DELIVERED = "certificate_delivered"
     CERTIFICATE_REVOKED = "certificate_revoked"
+    CERTIFICATE_REVOCATION_AUTHORIZED = "certificate_revocation_authorized"
     DENIALS_COALESCED = "denials_coalesced"
     ENROLLMENT_REPORTED = "enrollment_reported"
     IDENTITY_ALLOWED = "identity_allowed"

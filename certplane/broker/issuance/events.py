@@ -150,12 +150,21 @@ class CallEvents:
             case _:
                 return refusal.message
 
+    def revocation_authorized(self, record: CertificateRecord, reason: RevocationReason) -> AuditEvent:
+        """The CA is about to be asked to revoke the certificate."""
+        return self._of_revocation(AuditEventType.CERTIFICATE_REVOCATION_AUTHORIZED, record, reason)
+
     def revoked(self, record: CertificateRecord, reason: RevocationReason) -> AuditEvent:
         """The CA has revoked the certificate."""
+        return self._of_revocation(AuditEventType.CERTIFICATE_REVOKED, record, reason)
+
+    def _of_revocation(
+        self, event_type: AuditEventType, record: CertificateRecord, reason: RevocationReason
+    ) -> AuditEvent:
         facts = _of_certificate(record)
         facts |= {"profile_name": record.profile, "profile_hash": record.profile_hash}
         return self._event(
-            AuditEventType.CERTIFICATE_REVOKED,
+            event_type,
             decision=AuditDecision.ALLOW,
             severity=AuditSeverity.WARNING,
             reason_code=reason.value,

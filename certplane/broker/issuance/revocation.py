@@ -1,5 +1,7 @@
 """Taking certificates back: first at the CA, then here, so that a failure in between is repaired by asking again.
 
+The decision is durable in the audit log before the CA is asked, and the revocation before the caller learns of it.
+
 A revoked certificate is no cache answer any more. `keyCompromise` blocks the key for every caller and for good, also
 when the certificate was revoked for another reason before. Whoever holds a certificate may revoke it, whatever policy
 says by now.
@@ -33,7 +35,8 @@ class Revocation:
 
         Raises:
             RefusalError: CERTIFICATE_NOT_FOUND (another's too), what the CA said, AUDIT_UNAVAILABLE or
-                STORE_UNAVAILABLE: then the CA may have revoked, and asking again completes it.
+                STORE_UNAVAILABLE: then the CA may have revoked, and asking again completes it. It has not been asked
+                if the audit log could not take the decision.
         """
         record = await self._authorisation.own_certificate(caller, certificate_id)
         compromised = reason is RevocationReason.KEY_COMPROMISE
@@ -44,6 +47,7 @@ class Revocation:
                 Reason.ISSUER_REJECTED,
                 f"the certificate was issued by {record.issuer}, which this broker does not use any more",
             )
+        await self._ports.audit.append([events.revocation_authorized(record, reason)])
         await self._ports.revoker.revoke(record.certificate_pem, reason, self._settings.revocation_timeout)
         revoked = await self._ports.certificates.mark_revoked(
             certificate_id, reason, self._ports.clock.now(), [events.revoked(record, reason)]

@@ -152,24 +152,26 @@ async def test_a_failed_order_ends_only_with_its_event(mode: FailureMode) -> Non
 
 @both_modes
 async def test_a_revocation_that_can_not_be_logged_is_completed_by_asking_again(mode: FailureMode) -> None:
-    """The CA may have revoked; the record follows as soon as it can be logged."""
+    """The CA has revoked already; the record follows as soon as it can be logged."""
     world = World(failure_mode=mode)
     authority = await world.started()
     result = await authority.issue(caller(), issue())
     assert result.certificate is not None
     certificate_id = result.certificate.certificate_id
-    world.database.audit_down = True
 
     if mode == "fail_closed":
+        world.database.faults.fail("mark_revoked", RefusalError(Reason.AUDIT_UNAVAILABLE, "can't be written"))
         with pytest.raises(RefusalError) as caught:
             await authority.revoke(caller(), "r", certificate_id, RevocationReason.SUPERSEDED)
         assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
-        world.database.audit_down = False
+        assert len(world.ca.revoked) == 1
+    else:
+        world.database.audit_down = True
     record = await authority.revoke(caller(), "r", certificate_id, RevocationReason.SUPERSEDED)
 
     assert record.revoke_time == world.clock.now()
     assert len(world.ca.revoked) == 1
-    await unlogged(world, mode, spilled=1)
+    await unlogged(world, mode, spilled=2)  # that it was decided, and that it was done
 
 
 async def test_an_order_that_is_not_durable_is_store_unavailable_even_under_fail_open() -> None:

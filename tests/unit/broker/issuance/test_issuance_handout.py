@@ -198,6 +198,25 @@ async def test_a_revocation_reaches_the_ca_and_the_cache() -> None:
     assert (await authority.issue(caller(), issue())).source == "order"
 
 
+async def test_a_revocation_that_can_not_be_recorded_does_not_reach_the_ca() -> None:
+    """The decision is durable before the CA is asked: `fail_closed`, and nothing is revoked unlogged."""
+    world = World()
+    authority, _, certificate_id = await issued(world)
+    world.database.audit_down = True
+
+    with pytest.raises(RefusalError) as caught:
+        await authority.revoke(caller(), "r", certificate_id, RevocationReason.SUPERSEDED)
+
+    assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
+    assert world.ca.revoked == {}
+    world.database.audit_down = False
+    await authority.revoke(caller(), "r", certificate_id, RevocationReason.SUPERSEDED)
+    assert world.kinds()[-2:] == [
+        AuditEventType.CERTIFICATE_REVOCATION_AUTHORIZED,
+        AuditEventType.CERTIFICATE_REVOKED,
+    ]
+
+
 async def test_revoking_again_answers_as_the_first_time_did() -> None:
     """The CA isn't asked again, the time stays, and nothing is logged twice."""
     world = World()
