@@ -12,12 +12,14 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,42 +147,69 @@ async def certificates(channel: grpc.aio.Channel) -> list[str]:
 # The disk and the database
 
 
+@dataclass(frozen=True)
+class Disk:
+    """Where the database is, and how its room ends: a file system without a free page, or a limit on files' sizes."""
+
+    folder: Path
+    limited: bool
+
+    def fill(self, broker: int) -> None:
+        """Let no file of the broker's grow any more."""
+        if self.limited:
+            largest = max(path.stat().st_size for path in self.folder.iterdir())
+            resource.prlimit(broker, resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+            return
+        with (self.folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+
+    def make_room(self, broker: int) -> None:
+        """Undo `fill`."""
+        if self.limited:
+            resource.prlimit(broker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        else:
+            (self.folder / "ballast").unlink()
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own for the database."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK},mode=0700", "tmpfs", str(disk)]
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    """A place for the database: `tmpfs`, which only root can mount, or `limit`."""
+    folder = tmp_path / "disk"
+    folder.mkdir(mode=0o700)
+    if request.param == "limit":
+        yield Disk(folder, limited=True)
+        return
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK},mode=0700", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode != 0:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
+    yield Disk(folder, limited=False)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-async def fill(disk: Path, channel: grpc.aio.Channel) -> Path:
-    """Leave no page free, and let the broker use up those that its files have already; returns what is in the way."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
+async def use_up(disk: Disk, broker: int, channel: grpc.aio.Channel) -> None:
+    """Leave no room, and let the broker fill what its files have already."""
+    disk.fill(broker)
     for _ in range(500):
         try:
             await report(channel)
         except grpc.aio.AioRpcError as error:
             assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - the loop goes on until there is one
-            return ballast
+            return
     raise AssertionError("the disk doesn't get full")
 
 
-async def test_row_17_full_disk_fail_closed(servers: Deployment, small_disk: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("disk", ["tmpfs", "limit"], indirect=True)
+async def test_row_17_full_disk_fail_closed(servers: Deployment, disk: Disk, tmp_path: Path) -> None:
     """Without room for its audit log the broker issues nothing and asks nobody, but answers reads; room is all it needs."""
-    async with deployed(servers, tmp_path, broker={"store": {"path": str(small_disk / "broker.db")}}) as deployment:
+    async with deployed(servers, tmp_path, broker={"store": {"path": str(disk.folder / "broker.db")}}) as deployment:
         host = await enrolled(deployment, WEB)
         async with channel_of(deployment, host) as channel:
             csr = new_csr()
             issued = await issue(channel, csr)
-            ballast = await fill(small_disk, channel)
+            broker = deployment.broker_process.pid
+            await use_up(disk, broker, channel)
             orders = servers.pebble.log.orders
             assert (await refused(issue(channel, new_csr()))).reason in UNWRITABLE
             # A certificate that is there already isn't handed out unlogged either.
@@ -192,7 +221,7 @@ async def test_row_17_full_disk_fail_closed(servers: Deployment, small_disk: Pat
             assert await certificates(channel) == [issued.certificate.certificate_id]
             assert (await get_identity(channel)).identity.name == HOST
 
-            ballast.unlink()
+            disk.make_room(broker)
             assert (await issue(channel, csr)).certificate == issued.certificate
             assert (await issue(channel, new_csr())).order.state == pb.Order.STATE_ISSUED
         let_waits_pass(host, "web")
@@ -200,11 +229,12 @@ async def test_row_17_full_disk_fail_closed(servers: Deployment, small_disk: Pat
         await assert_issued_once(deployment, leaf_of(host, "web"))
 
 
-async def test_row_17_full_disk_fail_open(servers: Deployment, small_disk: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("disk", ["tmpfs", "limit"], indirect=True)
+async def test_row_17_full_disk_fail_open(servers: Deployment, disk: Disk, tmp_path: Path) -> None:
     """What is only an event goes to log and spill file and back at the next start; what must be durable is refused."""
     spill = tmp_path / "spilled"
     settings = {
-        "store": {"path": str(small_disk / "broker.db")},
+        "store": {"path": str(disk.folder / "broker.db")},
         "audit": {"failure_mode": "fail_open", "spill_path": str(spill)},
     }
     async with deployed(servers, tmp_path, broker=settings) as deployment:
@@ -212,7 +242,8 @@ async def test_row_17_full_disk_fail_open(servers: Deployment, small_disk: Path,
         async with channel_of(deployment, host) as channel:
             csr = new_csr()
             issued = await issue(channel, csr)
-            ballast = await fill(small_disk, channel)
+            broker = deployment.broker_process.pid
+            await use_up(disk, broker, channel)
             orders = servers.pebble.log.orders
             assert (await refused(issue(channel, new_csr()))).reason is Reason.STORE_UNAVAILABLE
             assert servers.pebble.log.orders == orders
@@ -223,7 +254,7 @@ async def test_row_17_full_disk_fail_open(servers: Deployment, small_disk: Path,
         assert [record["event_type"] for record in handed_out][-1] == "certificate_cache_hit"
         assert "an audit event is not in the database" in deployment.broker_process.log_text()
 
-        ballast.unlink()
+        disk.make_room(broker)
         await deployment.start_broker()
         assert await events(deployment, request_id="a" * 32) == handed_out
         assert not spill.exists()
