@@ -114,22 +114,30 @@ class ShellHookRunner:
         limit = asyncio.ensure_future(self._clock.sleep(timeout))
         try:
             await asyncio.wait({exited, limit}, return_when=asyncio.FIRST_COMPLETED)
+            if exited.done():
+                status = exited.result()
+                return 128 - status if status < 0 else status
+            await self._end(process)
+            return None
         finally:
             limit.cancel()
-        if exited.done():
-            status = exited.result()
-            return 128 - status if status < 0 else status
-        await self._end(process)
-        return None
+            exited.cancel()
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """SIGTERM to the group, and SIGKILL when it is still there after the grace. The group's id is the shell's."""
+        """SIGTERM to the group, and SIGKILL when it is still there after the grace. The group's id is the shell's.
+
+        A group in which every process is another user's (`sudo`) can't be ended: it is left, not waited for.
+        """
         group = process.pid
-        _signal(group, signal.SIGTERM)
-        until = self._clock.monotonic() + self._grace.total_seconds()
-        while self._clock.monotonic() < until and _signal(group, 0):
-            await self._clock.sleep(_POLL)
-        _signal(group, signal.SIGKILL)
+        try:
+            _signal(group, signal.SIGTERM)
+            until = self._clock.monotonic() + self._grace.total_seconds()
+            while self._clock.monotonic() < until and _signal(group, 0):
+                await self._clock.sleep(_POLL)
+            _signal(group, signal.SIGKILL)
+        except PermissionError:
+            _LOG.warning("a hook past its time runs as another user and can't be ended: process group %d", group)
+            return
         await process.wait()
 
 

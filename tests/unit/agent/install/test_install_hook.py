@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import time
@@ -126,6 +127,33 @@ async def test_cancelled_hook_is_ended(tmp_path: Path) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await all_gone([int(pid_file.read_text())])
+
+
+@pytest.mark.parametrize("cancelled", [pytest.param(False, id="at-its-limit"), pytest.param(True, id="cancelled")])
+async def test_hook_of_another_user_is_left_behind(
+    cancelled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hook that has become root (`exec sudo ...`) can't be signalled: it is past its time, and nobody waits for it."""
+    pid_file = tmp_path / "pid"
+    killpg = os.killpg
+
+    def refused(group: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "killpg", refused)
+    task = asyncio.create_task(runner().run(f"echo $$ > {pid_file}; sleep 60", SHORT, {}))
+    try:
+        if cancelled:
+            await asyncio.sleep(0.5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 10)
+        else:
+            assert (await asyncio.wait_for(task, 10)).exit_status is None
+    finally:
+        killpg(int(pid_file.read_text()), signal.SIGKILL)
+    assert "another user" in caplog.text
     await all_gone([int(pid_file.read_text())])
 
 
