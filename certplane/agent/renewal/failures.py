@@ -20,6 +20,10 @@ __all__ = ["Failure", "FailureKind", "activation_backoff", "failure_of", "is_fin
 _SHARE = 24
 """At least so many tries fit into the life that is left, whatever the back-off says."""
 
+_LONGEST_WAIT = timedelta(days=7)
+"""The longest window of a public CA's limits (Let's Encrypt's 5 per week). Who says more has a wrong clock, and nobody,
+not even an operator's `renew`, asks before."""
+
 _ACTIVATION = Backoff(first=timedelta(minutes=1), most=timedelta(hours=6), floor=timedelta(seconds=20))
 _ACTIVATION_URGENT = timedelta(minutes=5)
 
@@ -111,7 +115,7 @@ def failure_of(cause: CertplaneError | Refusal, now: datetime, retry_time: datet
     Args:
         cause: The error, or `OrderView.error`.
         now: When it came; a `retry_after` counts from here.
-        retry_time: `OrderView.retry_time`, which counts if it is later.
+        retry_time: `OrderView.retry_time`, which counts if it is later; none binds for more than a week.
     """
     refusal = cause.refusal if isinstance(cause, RefusalError) else cause
     if isinstance(refusal, Refusal):
@@ -119,8 +123,10 @@ def failure_of(cause: CertplaneError | Refusal, now: datetime, retry_time: datet
     else:
         kind, message = FailureKind.UNREACHABLE, str(refusal)
         after = refusal.retry_after if isinstance(refusal, OperationError) else None
-    moments = [moment for moment in (None if after is None else now + after, retry_time) if moment is not None]
-    return Failure(kind, message, max(moments, default=None))
+    latest = now + _LONGEST_WAIT
+    moments = [None if after is None else now + min(after, _LONGEST_WAIT), retry_time]
+    told = [min(moment, latest) for moment in moments if moment is not None]
+    return Failure(kind, message, max(told, default=None))
 
 
 def is_final_for_key(refusal: Refusal) -> bool:

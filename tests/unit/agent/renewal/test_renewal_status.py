@@ -80,6 +80,8 @@ def test_failures_are_of_a_kind(cause: CertplaneError | Refusal, kind: FailureKi
         pytest.param(None, NOW + DAY, NOW + DAY, id="the order's"),
         pytest.param(HOUR, NOW + DAY, NOW + DAY, id="the later: the order's"),
         pytest.param(DAY, NOW + HOUR, NOW + DAY, id="the later: the refusal's"),
+        pytest.param(None, NOW + 365 * DAY, NOW + 7 * DAY, id="a broker whose clock is a year ahead"),
+        pytest.param(timedelta.max, None, NOW + 7 * DAY, id="without end"),
     ],
 )
 def test_retry_time_is_the_latest_that_was_said(
