@@ -30,7 +30,7 @@ from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.journal import Journal, OrderEndedError
 from certplane.broker.issuance.outcome import End, TryAgain, conclude, pause_before_new_order
-from certplane.broker.issuance.queue import Lane, OrderQueue
+from certplane.broker.issuance.queue import Lane, OrderQueue, Place
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.storing import record_of
 from certplane.broker.issuance.validation import RecordCleaner, merge_records
@@ -103,6 +103,7 @@ class OrderExecution:
         self._lane = self._find_lane()
         self._acme: IssuerOrder | None = None
         """The CA's order as last seen; None when it has to be looked at."""
+        self._place: Place | None = None
         self._deadline = 0.0
         self._failures = 0
         self._abandoned = 0
@@ -119,7 +120,7 @@ class OrderExecution:
 
         A cancellation parks the order, but lets the storing of an issued certificate finish.
         """
-        async with self._queue.turn(self._lane):
+        async with self._queue.turn(self._lane) as self._place:
             begin()
             started = self._ports.clock.monotonic()
             self._deadline = started + self._settings.order_time_limit.total_seconds()
@@ -193,6 +194,8 @@ class OrderExecution:
         elif self.order.state is OrderState.FINALIZING:
             # The CA may have the CSR: what it says when it is looked at again decides, however long that takes.
             self._ending = verdict
+            if self._place is not None:
+                self._place.leave()
             wait = self._settings.retry.wait(self._failures, self._ports.rng)
             if refusal.retry_after is not None and refusal.reason is not Reason.ISSUER_RATE_LIMITED:
                 wait = max(wait, refusal.retry_after)  # a rate limit is on finalising, not on looking

@@ -4,7 +4,8 @@ Rules:
 
 - One ACME order at a time per lane (issuer, CA profile, name set): a CA may hand back the pending order of the same
   names whatever the key (Boulder does), and two brokers' orders would then share one. Who comes first goes first.
-- At most so many orders at once over all lanes. A lane that waits takes none of these places.
+- At most so many orders at once over all lanes. A lane that waits takes none of these places, and an order that nobody
+  but the CA can end, whenever that is, gives its place back: it must not hold up other names.
 - When the CA says that a lane has to wait (a rate limit), nobody of that lane asks before.
 """
 
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from certplane.errors import Refusal
 
-__all__ = ["Lane", "OrderQueue"]
+__all__ = ["Lane", "OrderQueue", "Place"]
 
 
 class Lane(NamedTuple):
@@ -28,6 +29,20 @@ class Lane(NamedTuple):
     issuer: str
     acme_profile: str
     dns_names: tuple[str, ...]
+
+
+class Place:
+    """One of the places of all lanes, taken."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places = places
+        self._taken = True
+
+    def leave(self) -> None:
+        """Give the place back before the turn's end; the lane is kept. Again is nothing."""
+        if self._taken:
+            self._taken = False
+            self._places.release()
 
 
 @dataclass(slots=True)
@@ -45,13 +60,18 @@ class OrderQueue:
         self._holds: dict[Lane, tuple[datetime, Refusal]] = {}
 
     @asynccontextmanager
-    async def turn(self, lane: Lane) -> AsyncIterator[None]:
-        """Wait for the lane and a place, and keep both for the length of the block."""
+    async def turn(self, lane: Lane) -> AsyncIterator[Place]:
+        """Wait for the lane and a place, and keep both for the length of the block, or until the place is left."""
         gate = self._gates.setdefault(lane, _Gate())
         gate.users += 1
         try:
-            async with gate.lock, self._places:
-                yield
+            async with gate.lock:
+                await self._places.acquire()
+                place = Place(self._places)
+                try:
+                    yield place
+                finally:
+                    place.leave()
         finally:
             gate.users -= 1
             if not gate.users:

@@ -23,7 +23,7 @@ from certplane.broker.model import (
 )
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError
 from tests.fakes.issuer import CaOrder
-from tests.support.issuance import NO_WAIT, World, caller, ended, issue, key_hash, policy, settle, unavailable
+from tests.support.issuance import NO_WAIT, World, caller, csr, ended, issue, key_hash, policy, settle, unavailable
 
 MINUTE = timedelta(minutes=1)
 
@@ -325,6 +325,28 @@ async def test_a_ca_that_is_slow_to_issue_is_waited_for_beyond_the_orders_time()
 
     assert world.order.state is OrderState.ISSUED
     assert world.ca.finalisations == 1
+
+
+async def test_an_order_that_the_ca_never_ends_holds_up_nobody_else() -> None:
+    """One that is "processing" for hours keeps its own names' turn, and no place that other names need."""
+    world = World(settings=IssuanceSettings(parallel_orders=1))
+    authority = await world.started()
+    world.ca.slow = True
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle(30)
+    world.ca.slow = False
+    await authority.issue(caller(), issue(csr_pem=csr("mail", ("mail.test",)), profile="mail", wait=NO_WAIT))
+    for _ in range(60):
+        await settle(30)
+        world.clock.advance(MINUTE)
+
+    assert [(order.profile, order.state) for order in world.orders] == [
+        ("shop", OrderState.FINALIZING),
+        ("mail", OrderState.ISSUED),
+    ]
+    world.ca.complete()
+    await world.run_on()
+    assert [order.state for order in world.orders] == [OrderState.ISSUED, OrderState.ISSUED]
 
 
 async def test_a_ca_that_goes_away_after_the_finalisation_is_waited_for() -> None:
