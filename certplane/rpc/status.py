@@ -22,6 +22,7 @@ from datetime import timedelta
 from typing import Final, cast
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -141,19 +142,20 @@ def refusal_from_status(status: status_pb2.Status) -> Refusal | None:
                 return None
     if "ErrorInfo" not in found or info.domain != DOMAIN:
         return None
-    reason, text = _known_reason(info.reason, status.message)
-    violations = [Violation(entry.subject, entry.description) for entry in quota.violations]
-    violations += [Violation(entry.field, entry.description) for entry in bad_request.field_violations]
+    reason, text = _known_reason(_clean(info.reason, _TEXT_BYTES), _clean(status.message, _MESSAGE_BYTES))
+    told = [(entry.subject, entry.description) for entry in quota.violations]
+    told += [(entry.field, entry.description) for entry in bad_request.field_violations]
+    violations = [Violation(_clean(what, _TEXT_BYTES), _clean(why, _TEXT_BYTES)) for what, why in told]
     problems = [
         ProblemDocument(
-            type=entry.type,
-            detail=entry.description,
+            type=_clean(entry.type, _TEXT_BYTES),
+            detail=_clean(entry.description, _TEXT_BYTES),
             status=_number(info.metadata.get(f"problem_status_{index}", "")),
-            identifier=entry.subject,
+            identifier=_clean(entry.subject, _TEXT_BYTES),
         )
         for index, entry in enumerate(precondition.violations)
     ]
-    retry_after = retry.retry_delay.ToTimedelta() if "RetryInfo" in found else None
+    retry_after = _span(retry.retry_delay) if "RetryInfo" in found else None
     return Refusal(reason, text, retry_after, tuple(violations), tuple(problems))
 
 
@@ -166,6 +168,14 @@ def _known_reason(name: str, message: str) -> tuple[Reason, str]:
         return Reason(name), message
     except ValueError:
         return Reason.INTERNAL, f"{name}: {message}"
+
+
+def _span(duration: Duration) -> timedelta:
+    """The wait; the longest there is where a peer's number is none that can be waited for."""
+    try:
+        return duration.ToTimedelta()
+    except (OverflowError, ValueError):
+        return timedelta.max if duration.seconds > 0 else timedelta()
 
 
 def _number(text: str) -> int | None:

@@ -144,6 +144,24 @@ def test_negative_retry_is_now() -> None:
     assert back.retry_after == timedelta()
 
 
+def test_what_a_strange_peer_says_can_be_shown_and_waited_for() -> None:
+    """No control character reaches a terminal or a log, and a span that no clock has is not a crash."""
+    status = status_pb2.Status(code=8, message="slow\x1b]0;down\x07")
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.seconds = 2**62
+    quota = error_details_pb2.QuotaFailure()
+    quota.violations.add(subject="limit\r", description="used\x9bup")
+    for detail in (error_details_pb2.ErrorInfo(domain=DOMAIN, reason="RATE_LIMITED"), retry, quota):
+        status.details.add().Pack(detail)
+
+    refusal = refusal_from_status(status)
+
+    assert refusal is not None
+    assert refusal.message == "slow ]0;down "
+    assert refusal.violations == (Violation("limit ", "used up"),)
+    assert refusal.retry_after == timedelta.max
+
+
 def test_reason_of_a_newer_broker_is_kept_as_text() -> None:
     """A reason that this version doesn't know is INTERNAL with its name, and keeps its time."""
     status = status_from_refusal(Refusal(Reason.DRAINING, "later", timedelta(seconds=7)))
