@@ -28,8 +28,8 @@ __all__ = ["Checkpointer"]
 
 _log = logging.getLogger("certplane.store")
 
-_DUE_PAGES: Final = 512
-"""2 MiB of log. Copied in small steps a busy log costs each commit a little; in large ones the disk is busy with it for
+_DUE_PAGES: Final = 256
+"""1 MiB of log. Copied in small steps a busy log costs each commit a little; in large ones the disk is busy with it for
 tens of milliseconds, which the slowest commits pay for."""
 _IDLE: Final = timedelta(seconds=1)
 """With no commit for this long the log is copied, so that a database file at rest holds everything but the last
