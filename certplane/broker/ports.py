@@ -164,7 +164,11 @@ class CertificateStore(Protocol):
     async def find_cached(
         self, identity: str, profile_hash: str, issuer: str, public_key_sha256: str
     ) -> CertificateRecord | None:
-        """The newest certificate of this key that isn't revoked. Whether it is due is the caller's to decide."""
+        """The newest certificate of this key that isn't revoked. Whether it is due is the caller's to decide.
+
+        None too if the key is blocked or another identity's (`KeyLedger.key_use`), so that one read answers a call from
+        the cache.
+        """
         ...
 
     async def get_certificate(self, certificate_id: str) -> CertificateRecord | None:

@@ -56,6 +56,20 @@ async def test_the_cache_gives_the_newest_that_is_not_revoked(store: StoreHarnes
     assert await cached(store, first) == first
 
 
+async def test_the_cache_gives_nothing_for_a_blocked_key(store: StoreHarness) -> None:
+    """A key that was compromised has no answer, though another certificate of it stands."""
+    first = await store.issue(key="key-a")
+    store.clock.advance(timedelta(days=1))
+    second = await store.issue(key="key-a")
+    await store.stores.certificates.mark_revoked(
+        second.certificate_id, RevocationReason.KEY_COMPROMISE, store.clock.now(), []
+    )
+    standing = await store.stores.certificates.get_certificate(first.certificate_id)
+    assert standing is not None
+    assert standing.revoke_time is None
+    assert await cached(store, first) is None
+
+
 async def test_the_cache_also_gives_what_is_due_or_expired(store: StoreHarness) -> None:
     """Whether a certificate still serves is the caller's to decide."""
     record = await store.issue(lasts=timedelta(days=6))

@@ -189,6 +189,9 @@ class FakeCertificateStore:
         wanted = (identity, profile_hash, issuer, public_key_sha256)
 
         def query() -> CertificateRecord | None:
+            use = self._db.keys.get(public_key_sha256)
+            if use is not None and (use.blocked or use.identity != identity):
+                return None
             return next(
                 (
                     record

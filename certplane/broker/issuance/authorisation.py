@@ -46,6 +46,8 @@ class CallAuthorisation:
     async def authorise(self, caller: Caller, command: IssueCommand, events: CallEvents) -> AuthorisedRequest:
         """Whether `caller` may have what it asks for; `events` learns what is found on the way.
 
+        Whose key it is is asked here only if a certificate is to be replaced; else `check_key` is the next question.
+
         Raises:
             RefusalError: CSR_INVALID, KEY_WEAK, IDENTITY_UNKNOWN, PROFILE_NOT_ALLOWED, NAMES_NOT_ALLOWED, KEY_REUSED,
                 CERTIFICATE_NOT_FOUND, POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
@@ -59,10 +61,26 @@ class CallAuthorisation:
         policy = self._ports.policies.current
         events.learn_policy(policy, policy.find_profile(command.profile))
         profile = decide(policy, caller.name, command.profile, request)
-        await self._check_key(caller.name, request.public_key_sha256)
+        if request.public_key_sha256 == self._account_key_sha256:
+            # RFC 8555 11.1: the account key must not be certified. Whose key it is stays unsaid.
+            raise _key_reused()
         if command.replaces_certificate_id:
+            await self.check_key(caller, request)
             await self._check_replaced(caller, command)
         return AuthorisedRequest(policy, profile, request, command.replaces_certificate_id)
+
+    async def check_key(self, caller: Caller, request: CertificateRequest) -> None:
+        """Whether the key may be the caller's: asked before an order is made or joined.
+
+        The cache has no answer for a key that may not (`CertificateStore.find_cached`), so that an answer from there
+        needs one read: worth a tenth of such a call.
+
+        Raises:
+            RefusalError: KEY_REUSED or STORE_UNAVAILABLE.
+        """
+        use = await self._ports.keys.key_use(request.public_key_sha256)
+        if use is not None and (use.blocked or use.identity != caller.name):
+            raise _key_reused()
 
     def ask_again(self, caller: Caller, record: CertificateRecord) -> Policy:
         """Whether `caller` may have the stored certificate under the policy of this moment, which is returned.
@@ -86,14 +104,6 @@ class CallAuthorisation:
         if record is None or record.identity != caller.name:
             raise certificate_not_found()
         return record
-
-    async def _check_key(self, identity: str, public_key_sha256: str) -> None:
-        if public_key_sha256 == self._account_key_sha256:
-            # RFC 8555 11.1: the account key must not be certified. Whose key it is stays unsaid.
-            raise _key_reused()
-        use = await self._ports.keys.key_use(public_key_sha256)
-        if use is not None and (use.blocked or use.identity != identity):
-            raise _key_reused()
 
     async def _check_replaced(self, caller: Caller, command: IssueCommand) -> None:
         replaced = await self.own_certificate(caller, command.replaces_certificate_id)

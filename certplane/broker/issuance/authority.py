@@ -176,6 +176,9 @@ class RegistrationAuthority:
                 await self._delivery.from_cache(caller, asked, record, events)
                 self._count(asked, "cache")
                 return IssueResult(order, record, "cache")
+            await self._authorisation.check_key(
+                caller, asked.request
+            )  # the cache has no answer for a key that fails it
             draft = self._draft(caller, command, asked)
             flight = flights.find_open(draft.key)
             if flight is not None or issued == flights.issued:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, bindparam, func, select, text, tuple_, update
+from sqlalchemy import ColumnElement, and_, bindparam, exists, func, or_, select, text, tuple_, update
 
 from certplane.broker.model import AuditEvent, CertificateRecord, RevocationReason
 from certplane.broker.ports import CertificateQuery
@@ -34,8 +34,13 @@ class SqlCertificateStore:
         compiler = database.compiler
         row = select(*_COLUMNS)
         newest = (certificates.c.create_time.desc(), certificates.c.certificate_id.desc())
+        unusable_key = exists().where(
+            keys.c.public_key_sha256 == bindparam("public_key_sha256"),
+            or_(keys.c.identity != bindparam("identity"), keys.c.block_time.is_not(None)),
+        )
         self._cached = compiler(
             row.where(
+                ~unusable_key,
                 certificates.c.public_key_sha256 == bindparam("public_key_sha256"),
                 certificates.c.profile_hash == bindparam("profile_hash"),
                 certificates.c.identity == bindparam("identity"),
