@@ -215,7 +215,7 @@ class KeyRotation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyUse:
-    """What the store knows of a public key: who used it first, and whether it is blocked as compromised."""
+    """What the store knows of a public key: who used it first, and whether it is blocked (compromised, or spent)."""
 
     identity: str
     blocked: bool

@@ -101,6 +101,9 @@ class OrderChange:
     txt_records: tuple[TxtRecord, ...] | None = None
     error: Refusal | None = None
     retry_time: datetime | None = None
+    block_key: bool = False
+    """Also block the order's key for every caller, in the same transaction: the CA may have issued for it what isn't
+    stored here."""
 
 
 class OrderStore(Protocol):

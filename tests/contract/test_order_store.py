@@ -159,6 +159,19 @@ async def test_a_blocked_key_is_refused_even_where_an_order_is_open(store: Store
     assert (await refused(store.stores.orders.open_order(draft(), NO_LIMITS, []))).reason is Reason.KEY_REUSED
 
 
+async def test_an_ending_can_block_the_key(store: StoreHarness) -> None:
+    """For what a CA may have issued and nobody stored: the order ends and its key is spent, in one transaction."""
+    order = await store.open_order()
+    failed = await store.stores.orders.change_order(
+        order.order_id, OrderChange(state=OrderState.FAILED, block_key=True)
+    )
+    assert failed.state is OrderState.FAILED
+    use = await store.stores.keys.key_use(failed.public_key_sha256)
+    assert use is not None
+    assert (use.identity, use.blocked) == (failed.identity, True)
+    assert (await refused(store.stores.orders.open_order(draft(), NO_LIMITS, []))).reason is Reason.KEY_REUSED
+
+
 # Limits
 
 

@@ -79,7 +79,7 @@ class FakeOrderStore:
             values = {
                 field.name: getattr(change, field.name)
                 for field in fields(OrderChange)
-                if getattr(change, field.name) is not None
+                if field.name != "block_key" and getattr(change, field.name) is not None
             }
             if change.state is not None and _RANK[change.state] < _RANK[order.state]:
                 raise RuntimeError(f"an order doesn't go back from {order.state} to {change.state}")
@@ -87,6 +87,9 @@ class FakeOrderStore:
                 values["update_time"] = self._db.clock.now()
             changed = replace(order, **values)
             self._db.orders[order_id] = changed
+            if change.block_key:
+                use = self._db.keys[order.public_key_sha256]
+                self._db.keys[order.public_key_sha256] = replace(use, blocked=True)
             return changed
 
         return await self._db.write("change_order", events, write)

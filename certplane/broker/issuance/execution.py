@@ -8,7 +8,8 @@ at the CA's order, then do what its state and ours ask for.
 
 - FINALIZING is durable before the CSR is sent, and from then on only the CA's word ends the order: as long as it can't
   be asked, or says "processing", it is asked again. `ready` means that it never got the CSR. An order that it does not
-  know any more is FAILED, never silently done again.
+  know any more is FAILED, never silently done again. Where it may have issued what isn't stored, that blocks the key:
+  no key ever gets a second certificate.
 - Before that, an order that the CA lost or that somebody else finalised is abandoned, which is counted, and another is
   made.
 - Policy, and whether the key is blocked, is asked again before the CA is asked for an order, and right before the
@@ -70,13 +71,17 @@ _SHORTEST_TIMEOUT = timedelta(seconds=1)
 
 
 class _OrderOverError(Exception):
-    """The order can't go on; `left_open` says whether the CA still holds an order that was never finalised."""
+    """The order can't go on.
 
-    def __init__(self, end: End, *, left_open: bool = False, alarming: bool = False) -> None:
+    `left_open` says whether the CA still holds an order that was never finalised; `unaccounted`, that the CA may have
+    issued what is not stored: a person should look, and the key is spent.
+    """
+
+    def __init__(self, end: End, *, left_open: bool = False, unaccounted: bool = False) -> None:
         super().__init__(end.refusal.message)
         self.end = end
         self.left_open = left_open
-        self.alarming = alarming
+        self.unaccounted = unaccounted
 
 
 class OrderExecution:
@@ -156,7 +161,7 @@ class OrderExecution:
         try:
             await self._advance()
         except _OrderOverError as over:
-            await self._end(over.end, left_open=over.left_open, alarming=over.alarming)
+            await self._end(over.end, left_open=over.left_open, unaccounted=over.unaccounted)
         except RefusalError as error:
             await self._after_failure(error.refusal)
         if self.order.state is not state:
@@ -243,7 +248,7 @@ class OrderExecution:
                     error.refusal,
                     message="the CA does not know the order any more for which the CSR may have been sent",
                 )
-                raise _OrderOverError(End(unknown, pause_before_new_order(unknown)), alarming=True) from error
+                raise _OrderOverError(End(unknown, pause_before_new_order(unknown)), unaccounted=True) from error
             await self._abandon("the CA does not know it any more", error.refusal)
 
     async def _abandon(self, why: str, refusal: Refusal) -> None:
@@ -329,14 +334,14 @@ class OrderExecution:
                 now=self._ports.clock.now(),
             )
         except ChainError as error:
-            raise _OrderOverError(_rejected(error.refusal.message), alarming=True) from error
+            raise _OrderOverError(_rejected(error.refusal.message), unaccounted=True) from error
         record = record_of(self.order, chain, self._profile, self._ports.new_id(), self._ports.clock.now())
         with self._step("store"):
             await self._journal.finish(record, [self._events.issued(record, self._policy)])
 
-    async def _end(self, end: End, *, left_open: bool = False, alarming: bool = False) -> None:
+    async def _end(self, end: End, *, left_open: bool = False, unaccounted: bool = False) -> None:
         order = self.order
-        events = [self._events.failed(end.refusal, order.acme_order_url, alarming=alarming)]
+        events = [self._events.failed(end.refusal, order.acme_order_url, alarming=unaccounted)]
         if left_open:
             events.append(self._events.abandoned(order.acme_order_url, end.refusal.message))
             self._ports.meter.count(measures.ORDERS_ABANDONED)
@@ -344,7 +349,8 @@ class OrderExecution:
         if end.refusal.reason is Reason.ISSUER_RATE_LIMITED:
             self._queue.hold(self._lane, retry_time, end.refusal)
         await self._journal.write(
-            OrderChange(state=OrderState.FAILED, error=end.refusal, retry_time=retry_time), events
+            OrderChange(state=OrderState.FAILED, error=end.refusal, retry_time=retry_time, block_key=unaccounted),
+            events,
         )
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import bindparam, select, text, update
+from sqlalchemy import bindparam, func, select, text, update
 
 from certplane.broker.model import (
     AuditEvent,
@@ -92,6 +92,11 @@ class SqlOrderStore:
         self._update = compiler(update(orders).where(orders.c.order_id == bindparam("which")), _CHANGING)
         self._insert_certificate = compiler(compiler.insert(certificates), CERTIFICATE_COLUMNS)
         self._key = compiler(_KEY)
+        self._block_key = compiler(
+            update(keys)
+            .where(keys.c.public_key_sha256 == bindparam("key"))
+            .values(block_time=func.coalesce(keys.c.block_time, bindparam("time"))),
+        )
         self._insert_key = compiler(
             compiler.insert(keys).on_conflict_do_nothing(), ["public_key_sha256", "identity", "first_use_time"]
         )
@@ -144,6 +149,11 @@ class SqlOrderStore:
             if _RANK[changed.state] < _RANK[order.state]:
                 raise RuntimeError(f"an order doesn't go back from {order.state} to {changed.state}")
             self._store(session, changed)
+            if change.block_key:
+                session.execute(
+                    self._block_key,
+                    self._block_key.arguments({"key": order.public_key_sha256, "time": to_micros(now)}),
+                )
             return Done(changed)
 
         return await self._writer.write(write, self._audit.encode(events))
@@ -225,7 +235,9 @@ _KEY: Final = select(keys.c.identity, keys.c.block_time).where(
 def _changed(order: Order, change: OrderChange, now: datetime) -> Order:
     """`order` with what `change` sets; `update_time` moves with the state."""
     values = {
-        name: getattr(change, name) for name in OrderChange.__dataclass_fields__ if getattr(change, name) is not None
+        name: value
+        for name in OrderChange.__dataclass_fields__
+        if name != "block_key" and (value := getattr(change, name)) is not None
     }
     if change.state is not None and change.state is not order.state:
         values["update_time"] = now

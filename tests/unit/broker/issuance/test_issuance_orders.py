@@ -459,6 +459,27 @@ async def test_a_chain_that_is_not_what_was_asked_for_is_rejected_loudly(attribu
     assert no_trace_is_left(world)
 
 
+@pytest.mark.parametrize("attribute", ["wrong_key", "wrong_names"])
+async def test_a_key_that_the_ca_used_up_is_spent(attribute: str) -> None:
+    """The CA has issued, though not what was asked for: the key never gets a second certificate; another key may."""
+    world = World()
+    setattr(world.ca, attribute, True)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await world.run_on()
+    assert len(world.ca.issued) == 1
+    setattr(world.ca, attribute, False)
+    assert world.order.retry_time is not None
+    world.clock.advance(world.order.retry_time - world.clock.now())
+
+    with pytest.raises(RefusalError) as caught:
+        await authority.issue(caller(), issue())
+
+    assert caught.value.refusal.reason is Reason.KEY_REUSED
+    assert len(world.ca.issued) == 1
+    assert (await authority.issue(caller(), issue("two"))).order.state is OrderState.ISSUED
+
+
 def profile_gone(world: World) -> None:
     world.policies.policy = policy(shop=None)
 
