@@ -33,8 +33,9 @@ __all__ = [
 ]
 
 MAX_CERTIFICATES = 10
-MAX_CHAIN_LENGTH = 64 * 1024
-"""Characters of PEM; a real chain has 4 to 8 thousand."""
+MAX_CHAIN_LENGTH = 32 * 1024
+"""Characters of PEM; a real chain has 4 to 8 thousand. Half of what a message of the broker may be: beside the chain an
+answer has its names twice, and what can't be handed out must not be taken for issued."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far a CA's clock may be ahead of ours before its new certificate counts as not yet valid."""

@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.errors import Reason
-from certplane.pki.chain import MAX_CERTIFICATES, ChainError, check_issued_chain, leaf_facts, split_chain
+from certplane.pki.chain import (
+    MAX_CERTIFICATES,
+    MAX_CHAIN_LENGTH,
+    ChainError,
+    check_issued_chain,
+    leaf_facts,
+    split_chain,
+)
 from certplane.pki.keys import public_key_sha256
 from tests.support.authority import NOW, Authority, IssuedLeaf, certificate_pem
 from tests.support.csr import ec_key, pem
@@ -125,7 +132,7 @@ def _other(*names: str | x509.GeneralName) -> Callable[[], str]:
         pytest.param(lambda: _leaf().fullchain_pem + pem(b"x", "PRIVATE KEY"), "PRIVATE KEY", id="private-key"),
         pytest.param(lambda: _leaf().fullchain_pem + pem(b"junk", "CERTIFICATE"), "can't be read", id="junk-in-chain"),
         pytest.param(lambda: _leaf().pem * (MAX_CERTIFICATES + 1), "over 10", id="too-many"),
-        pytest.param(lambda: _leaf().fullchain_pem + " " * 65536, "longer than", id="too-long"),
+        pytest.param(lambda: _leaf().fullchain_pem + " " * MAX_CHAIN_LENGTH, "longer than", id="too-long"),
         pytest.param(lambda: _authority().issue(*NAMES).fullchain_pem, "another key", id="another-key"),
         pytest.param(_other("example.com"), "is for example.com instead", id="name-missing"),
         pytest.param(_other(*NAMES, "evil.example"), "evil.example", id="name-more"),
