@@ -6,6 +6,7 @@ look-ups by name.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import json.encoder
@@ -109,10 +110,15 @@ def _encode_other(value: tuple[str, ...] | datetime | int) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(map(_quote, value))}]"
     if isinstance(value, datetime):
-        if value.tzinfo is not UTC:
-            value = value.astimezone(UTC)
-        return f'"{value.isoformat(timespec="microseconds")[:-6]}Z"'  # without its +00:00
+        seconds, micros = divmod(to_micros(value), 1_000_000)
+        return f'"{_second(seconds)}.{micros:06d}Z"'
     return repr(value)
+
+
+@functools.lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    """RFC 3339 without fraction and zone; events of one second share it."""
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
 
 
 def event_row(event: AuditEvent) -> EventRow:
