@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from fractions import Fraction
 
 __all__ = ["DurationError", "format_duration", "parse_duration"]
 
 _MICROSECONDS = {"h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000, "us": 1, "\u00b5s": 1}
 _PART = r"(?:\d{1,12}(?:\.\d{1,9})?|\.\d{1,9})(?:ms|us|\u00b5s|h|m|s)"
 _DURATION = re.compile(rf"(?:{_PART})+", re.ASCII)
-_PARTS = re.compile(r"(\d*\.?\d+)(ms|us|\u00b5s|h|m|s)", re.ASCII)
+_PARTS = re.compile(r"(\d*)(?:\.(\d{1,9}))?(ms|us|\u00b5s|h|m|s)", re.ASCII)
+_DECIMALS = 9
 
 
 class DurationError(ValueError):
@@ -30,9 +30,13 @@ def parse_duration(text: str) -> timedelta:
         return timedelta()
     if _DURATION.fullmatch(text) is None:
         raise DurationError("is not a duration; write it like 720h, 1h30m, 30s or 500ms")
-    microseconds = sum(Fraction(number) * _MICROSECONDS[unit] for number, unit in _PARTS.findall(text))
+    # In billionths of a microsecond, so that nothing is rounded before the end.
+    billionths = sum(
+        int(whole + decimals.ljust(_DECIMALS, "0")) * _MICROSECONDS[unit]
+        for whole, decimals, unit in _PARTS.findall(text)
+    )
     try:
-        return timedelta(microseconds=int(microseconds))
+        return timedelta(microseconds=billionths // 10**_DECIMALS)
     except OverflowError as error:
         raise DurationError("is longer than any clock runs") from error
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.handlers
 import re
 import sys
 from contextvars import ContextVar
@@ -44,19 +43,14 @@ def setup(level: str, format: str, destination: str) -> None:  # noqa: A002 - th
     Args:
         level: One of `LEVELS`.
         format: `text` or `json`.
-        destination: `stdout`, `stderr` or the path of a file, which may be rotated by renaming it.
+        destination: `stdout` or `stderr`; a service manager or a shell brings them into a file.
 
     Raises:
-        OSError: the file can't be opened for appending.
-        ValueError: an unknown level or format.
+        ValueError: an unknown level, format or destination.
     """
-    if level not in LEVELS or format not in ("text", "json"):
-        raise ValueError(f"unknown log level {level!r} or format {format!r}")
-    handler: logging.Handler
-    if destination in ("stdout", "stderr"):
-        handler = logging.StreamHandler(sys.stdout if destination == "stdout" else sys.stderr)
-    else:
-        handler = logging.handlers.WatchedFileHandler(destination, encoding="utf-8")
+    if level not in LEVELS or format not in ("text", "json") or destination not in ("stdout", "stderr"):
+        raise ValueError(f"unknown log level {level!r}, format {format!r} or destination {destination!r}")
+    handler = logging.StreamHandler(sys.stdout if destination == "stdout" else sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:

@@ -79,15 +79,16 @@ def test_call_is_named(formatter: logging.Formatter) -> None:
     assert "other" not in line
 
 
-def test_setup_writes_to_a_file_and_tames_libraries(root_logger: logging.Logger, tmp_path: Path) -> None:
-    """Set-up replaces the handlers, appends to the file and keeps chatty libraries quiet at any level."""
-    path = tmp_path / "broker.log"
-    setup("debug", "json", str(path))
-    setup("debug", "json", str(path))
+def test_setup_writes_lines_and_tames_libraries(
+    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Set-up replaces the handlers, so that twice is once, and keeps chatty libraries quiet at any level."""
+    setup("debug", "json", "stdout")
+    setup("debug", "json", "stdout")
     logging.getLogger("certplane.test").debug("seen")
     logging.getLogger("acme.client").debug("payload")
     logging.getLogger("grpc._cython").info("noise")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["message"] for line in lines] == ["seen"]
 
 
@@ -99,8 +100,10 @@ def test_setup_knows_the_standard_streams(root_logger: logging.Logger) -> None:
     assert handler.stream is sys.stderr
 
 
-@pytest.mark.parametrize(("level", "layout"), [("loud", "text"), ("info", "xml")])
-def test_setup_refuses_what_it_does_not_know(level: str, layout: str) -> None:
-    """A level or format that doesn't exist is a mistake, not a default."""
+@pytest.mark.parametrize(
+    ("level", "layout", "destination"), [("loud", "text", "stderr"), ("info", "xml", "stderr"), ("info", "text", "log")]
+)
+def test_setup_refuses_what_it_does_not_know(level: str, layout: str, destination: str) -> None:
+    """A level, format or destination that doesn't exist is a mistake, not a default."""
     with pytest.raises(ValueError, match="unknown"):
-        setup(level, layout, "stderr")
+        setup(level, layout, destination)
