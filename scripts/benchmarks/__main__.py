@@ -20,7 +20,7 @@ _SECTIONS = ("issue", "audit", "agent")
 def _issue(folder: Path, rounds: int, seconds: float) -> list[Figure]:
     ghz = load.find_ghz()
     if ghz is None:
-        print("left out: issue (there is no ghz; it is built with Go, see scripts/versions.env)", file=sys.stderr)
+        print("left out: issue (there is no ghz; scripts/bench builds it where there is Go)", file=sys.stderr)
         return []
     protoset = folder / "certplane.binpb"
     subprocess.run(["buf", "build", "proto", "-o", str(protoset)], check=True, cwd=_ROOT)

@@ -1,14 +1,14 @@
 """The audit log: durable events per second with many callers, and how long one of them waits.
 
-A round measures, on one file system and in turn: the median fsync of a small append, commits per second of
-transactions of one event each (SQLite, WAL, synchronous=FULL, one thread), and the store's audit log with 64 asyncio
+A round measures, on one file system and in turn: the median fsync of a small append, events per second by one thread
+that encodes each and commits it by itself (SQLite, WAL, synchronous=FULL), and the store's audit log with 64 asyncio
 callers, each of which waits for its events to be durable before it goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import gc
 import os
 import sqlite3
 import statistics
@@ -21,10 +21,13 @@ from benchmarks.result import Figure, figure
 from certplane.broker.audit import SpillFallback
 from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType
 from certplane.broker.store import open_stores
+from certplane.broker.store.rows import event_row
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 
 CALLERS = 64
+CALLS_PER_SECOND = 20_000
+"""How many calls of one event are made for each second that a run is meant to last, roughly what the log manages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +84,26 @@ def fsync_ms(folder: Path, seconds: float) -> float:
 
 
 def single_commits(folder: Path, seconds: float) -> float:
-    """Transactions of one event each per second, by SQLite at its defaults but for WAL and FULL."""
+    """The plain way: events per second by one thread, each encoded and in a transaction of its own (WAL, FULL)."""
     path = folder / "single.db"
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(
-        "CREATE TABLE audit_events (sequence INTEGER PRIMARY KEY, event_id TEXT UNIQUE, create_time INTEGER, record TEXT)"
+        "CREATE TABLE audit_events"
+        " (sequence INTEGER PRIMARY KEY, event_id TEXT UNIQUE, create_time INTEGER, record TEXT)"
     )
     new_id = TimeOrderedIds(SystemClock())
-    record = json.dumps(make_event(new_id).record())
+    events = [make_event(new_id) for _ in range(int(20_000 * seconds))]
     count = 0
     begun = time.perf_counter()
-    while time.perf_counter() - begun < seconds:
+    for event in events:
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute("INSERT INTO audit_events VALUES (NULL, ?, ?, ?)", (new_id(), count, record))
+        connection.execute("INSERT INTO audit_events VALUES (NULL, ?, ?, ?)", event_row(event))
         connection.execute("COMMIT")
         count += 1
+        if time.perf_counter() - begun > seconds:
+            break
     rate = count / (time.perf_counter() - begun)
     connection.close()
     for name in ("single.db", "single.db-wal", "single.db-shm"):
@@ -105,23 +111,34 @@ def single_commits(folder: Path, seconds: float) -> float:
     return rate
 
 
-async def store_events(folder: Path, seconds: float, events: int) -> Waits:
-    """The audit log with `CALLERS` callers of `events` each: events per second, and what a caller waited."""
+async def store_events(folder: Path, calls: int, events: int) -> Waits:
+    """The audit log: `CALLERS` callers make `calls` calls in all, of `events` each; events per second, and the waits.
+
+    Events are made beforehand, by the callers of the audit log: what is measured is the log. A tenth of the calls is
+    made before the clock is started: statements are made then, and the write-ahead log gets its size.
+    """
     path = folder / f"store-{events}.db"
     new_id = TimeOrderedIds(SystemClock())
     waits: list[float] = []
+    batches = [[make_event(new_id) for _ in range(events)] for _ in range(calls)]
+    warm_up = batches[: calls // 10]
+    measured = batches[calls // 10 :]
+    gc.collect()
+    gc.freeze()  # the events themselves are no part of what is measured
     async with open_stores(path=path, audit=SpillFallback("fail_closed", folder / "spill")) as stores:
-        warm = time.perf_counter() + min(1.0, seconds / 4)  # statements are made, the log's file has its size
-        until = warm + seconds
 
-        async def caller() -> None:
-            while (begun := time.perf_counter()) < until:
-                await stores.audit.append([make_event(new_id) for _ in range(events)])
-                if begun > warm:
-                    waits.append(time.perf_counter() - begun)
+        async def caller(mine: list[list[AuditEvent]]) -> None:
+            for batch in mine:
+                begun = time.perf_counter()
+                await stores.audit.append(batch)
+                waits.append(time.perf_counter() - begun)
 
-        await asyncio.gather(*(caller() for _ in range(CALLERS)))
-        took = time.perf_counter() - warm
+        await asyncio.gather(*(caller(warm_up[number::CALLERS]) for number in range(CALLERS)))
+        waits.clear()
+        begun = time.perf_counter()
+        await asyncio.gather(*(caller(measured[number::CALLERS]) for number in range(CALLERS)))
+        took = time.perf_counter() - begun
+    gc.unfreeze()
     for file in folder.glob(f"{path.name}*"):
         file.unlink()
     waits.sort()
@@ -129,16 +146,18 @@ async def store_events(folder: Path, seconds: float, events: int) -> Waits:
 
 
 def measure(folder: Path, *, rounds: int, seconds: float) -> list[Round]:
-    """Each round's figures; the bare disk and SQLite are measured before and after the audit log."""
+    """Each round's figures; the bare disk and SQLite are measured before, between and after the audit log's runs."""
+    calls = int(CALLS_PER_SECOND * seconds)
     results = []
     for _ in range(rounds):
-        fsync = fsync_ms(folder, seconds / 4)
-        single = single_commits(folder, seconds / 2)
-        one = asyncio.run(store_events(folder, seconds, 1))
-        single = statistics.mean((single, single_commits(folder, seconds / 2)))
-        three = asyncio.run(store_events(folder, seconds, 3))
-        fsync = statistics.mean((fsync, fsync_ms(folder, seconds / 4)))
-        results.append(Round(fsync, single, one, three))
+        fsync, single = [fsync_ms(folder, seconds / 8)], [single_commits(folder, seconds / 6)]
+        one = asyncio.run(store_events(folder, calls, 1))
+        fsync.append(fsync_ms(folder, seconds / 8))
+        single.append(single_commits(folder, seconds / 6))
+        three = asyncio.run(store_events(folder, calls // 2, 3))
+        fsync.append(fsync_ms(folder, seconds / 8))
+        single.append(single_commits(folder, seconds / 6))
+        results.append(Round(statistics.median(fsync), statistics.median(single), one, three))
     return results
 
 

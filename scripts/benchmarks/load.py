@@ -1,13 +1,12 @@
 """Drives a gRPC server with ghz and reads what came of it.
 
 ghz is written in Go and uses a quarter of what a Python client would, so that on two cores the server is what is
-measured. It needs Go to be built (scripts/versions.env); without it the sections that need it say so and are left out.
+measured. scripts/bench builds it where there is Go; without it the section that needs it says so and is left out.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ class LoadResult:
 
 def find_ghz() -> Path | None:
     """The ghz binary, if there is one."""
-    found = shutil.which("ghz") or shutil.which("ghz", path=os.path.expanduser("~/go/bin"))  # noqa: PTH111 - a PATH
+    found = shutil.which("ghz")
     return Path(found) if found else None
 
 
@@ -50,7 +49,8 @@ def run(
         str(ghz), "--protoset", str(protoset), "--call", METHOD, "--data-file", str(data),
         "--cacert", str(folder / "root.pem"), "--cert", str(folder / "client.pem"), "--key", str(folder / "client.key"),
         "--connections", str(connections), "--concurrency", str(connections * streams),
-        "--duration", f"{seconds}s", "--duration-stop", "wait", "--format", "json", "--skipFirst", str(connections * streams),
+        "--duration", f"{seconds}s", "--duration-stop", "wait", "--format", "json",
+        "--skipFirst", str(connections * streams),
         f"localhost:{target.port}",
     ]  # fmt: skip
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=seconds * 4 + 60)

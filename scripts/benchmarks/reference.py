@@ -63,6 +63,15 @@ async def _idle(folder: Path, port: int) -> None:
         await asyncio.Event().wait()
 
 
+def _broker_loop():
+    """The kind of loop that the broker takes: uvloop where it is installed."""
+    try:
+        import uvloop  # noqa: PLC0415 - an optional package
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
 def main() -> None:
     """Run the server or the client until killed."""
     parser = argparse.ArgumentParser()
@@ -71,7 +80,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.role == "server":
-        asyncio.run(_serve(arguments.folder, arguments.port))
+        with asyncio.Runner(loop_factory=_broker_loop()) as runner:
+            runner.run(_serve(arguments.folder, arguments.port))
     else:
         asyncio.run(_idle(arguments.folder, arguments.port))
 
