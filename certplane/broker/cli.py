@@ -149,10 +149,12 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         import uvloop
     except ImportError:
-        asyncio.run(serve(settings))
+        new_event_loop = asyncio.new_event_loop
     else:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings))
+        new_event_loop = uvloop.new_event_loop
+    # Not within the `except`: its exception would be the one that everything meanwhile sees as being handled.
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(serve(settings))
     _leave_calls_behind()
     return 0
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,12 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 class Program:
     """A running `certplane-broker serve`; its log is read line by line."""
 
-    def __init__(self, files: BrokerFiles) -> None:
+    def __init__(self, files: BrokerFiles, environment: Mapping[str, str]) -> None:
         self.log_path = files.directory / "broker.log"
         self._log = self.log_path.open("wb")
         command = [*PROGRAM, "serve", "-c", str(files.config)]
-        self.process = subprocess.Popen(command, stderr=self._log, stdout=subprocess.DEVNULL)
+        environ = {**os.environ, **environment}
+        self.process = subprocess.Popen(command, stderr=self._log, stdout=subprocess.DEVNULL, env=environ)
         self.port = int(self.wait_for(lambda line: line["message"] == "serving")["port"])
 
     def lines(self) -> list[dict[str, Any]]:
@@ -77,8 +78,8 @@ class Program:
 
 
 @contextmanager
-def serving(files: BrokerFiles) -> Iterator[Program]:
-    program = Program(files)
+def serving(files: BrokerFiles, **environment: str) -> Iterator[Program]:
+    program = Program(files, environment)
     try:
         yield program
     finally:
@@ -137,6 +138,15 @@ def test_stops_when_told(files: BrokerFiles, number: signal.Signals) -> None:
     assert messages[-2:] == ["stopping", "stopped"]
     kinds = [event["event_type"] for event in json_lines(run("audit", "tail", "-c", files.config).stdout)]
     assert kinds == ["broker_started", "policy_loaded", "broker_stopped"]
+
+
+def test_serves_without_uvloop(files: BrokerFiles) -> None:
+    """Where uvloop isn't installed, asyncio's own loop serves, and a call that went well is logged as OK."""
+    (files.directory / "uvloop.py").write_text("raise ImportError")
+    with serving(files, PYTHONPATH=str(files.directory)) as program:
+        assert get_identity(files, program.port)
+        assert program.wait_for(lambda line: line["message"] == "call")["code"] == "OK"
+        assert program.stop() == 0
 
 
 def test_hup_reads_everything_again(files: BrokerFiles) -> None:
