@@ -86,10 +86,18 @@ def names_sha256(names: Sequence[str]) -> str:
 
 
 _EVENT_TYPES: Final = get_type_hints(AuditEvent)
-_TEXTS: Final = tuple(name for name, kind in _EVENT_TYPES.items() if isinstance(kind, type) and issubclass(kind, str))
-_OTHERS: Final = tuple(name for name in _EVENT_TYPES if name not in (*_TEXTS, "timestamp"))
+_OF_CALL: Final = (
+    "request_id", "identity", "profile_name", "profile_hash", "policy_hash", "source_ip", "user_agent", "csr_sha256",
+    "csr_public_key_sha256", "csr_dns_names", "expected_dns_names",
+)  # fmt: skip
+"""What all events of one call have in common, if they have it."""
+_OWN_TYPES: Final = {name: kind for name, kind in _EVENT_TYPES.items() if name not in (*_OF_CALL, "timestamp")}
+_TEXTS: Final = tuple(name for name, kind in _OWN_TYPES.items() if isinstance(kind, type) and issubclass(kind, str))
+_OTHERS: Final = tuple(name for name in _OWN_TYPES if name not in _TEXTS)
+_OF_CALL_KEYS: Final = tuple(f',"{name}":' for name in _OF_CALL)
 _TEXT_KEYS: Final = tuple(f',"{name}":' for name in _TEXTS)
 _OTHER_KEYS: Final = tuple(f',"{name}":' for name in _OTHERS)
+_get_of_call: Final = attrgetter(*_OF_CALL)
 _get_texts: Final = attrgetter(*_TEXTS)
 _get_others: Final = attrgetter(*_OTHERS)
 
@@ -103,7 +111,16 @@ def encode_event(event: AuditEvent) -> str:
     for key, value in zip(_OTHER_KEYS, _get_others(event), strict=True):
         if value:
             text += key + _encode_other(value)
-    return f'{{"timestamp":{_encode_other(event.timestamp)}{text}}}'
+    return f'{{"timestamp":{_encode_other(event.timestamp)}{_encode_of_call(_get_of_call(event))}{text}}}'
+
+
+@functools.lru_cache(maxsize=64)
+def _encode_of_call(values: tuple[str | tuple[str, ...], ...]) -> str:
+    """Encoded once for the events of a call: a quarter less for three of them."""
+    pairs = zip(_OF_CALL_KEYS, values, strict=True)
+    return "".join(
+        [key + (_quote(value) if isinstance(value, str) else _encode_other(value)) for key, value in pairs if value]
+    )
 
 
 def _encode_other(value: tuple[str, ...] | datetime | int) -> str:
