@@ -276,6 +276,11 @@ def certificate_values(certificate: CertificateRecord) -> dict[str, object]:
     return values
 
 
+@functools.lru_cache(maxsize=1024)
+def _decode_names(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
 def certificate_from_row(row: Row) -> CertificateRecord:
     """The certificate of a row of `CERTIFICATE_COLUMNS`; written out, since every cached answer passes here."""
     (
@@ -306,7 +311,7 @@ def certificate_from_row(row: Row) -> CertificateRecord:
         profile,
         profile_hash,
         issuer,
-        tuple(json.loads(dns_names)),
+        _decode_names(dns_names),
         public_key_sha256,
         serial_number,
         certificate_pem,

@@ -144,5 +144,7 @@ async def test_every_query_is_answered_by_an_index(sqlite_place: StorePlace) -> 
                     if statement.sql.endswith("OFFSET ?") and "audit_events.sequence DESC" in statement.sql:
                         scans = []
                     assert not scans, (name, steps)
+                    if name == "_cached":
+                        assert "ix_certificates_cached" in steps[0], steps
                     assert not [s for s in steps if "ORDER BY" in s and name in {"_cached", "_open_one"}], (name, steps)
     assert seen > 15
