@@ -1,9 +1,29 @@
-"""What all tests share: the fixtures of tests/support."""
+"""What all tests share: the fixtures of tests/support, and a process that each test finds as it was."""
 
+import logging
 import signal
+from collections.abc import Iterator
+
+import pytest
 
 # A run started by `nohup` or from a script's background ignores these, and so would each program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 pytest_plugins = ["tests.support.parts", "tests.support.sandbox", "tests.support.stores"]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A program's main that runs in a test's process sets logging up for itself; the next test must not notice."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    flags = (logging.logThreads, logging.logProcesses, logging.logMultiprocessing)
+    levels = {name: logging.getLogger(name).level for name in root.manager.loggerDict}
+    yield
+    for name in root.manager.loggerDict:
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    logging.logThreads, logging.logProcesses, logging.logMultiprocessing = flags

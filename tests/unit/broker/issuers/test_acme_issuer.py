@@ -608,7 +608,9 @@ async def test_stuck_issuance_ends_at_the_deadline(ca: ScriptedAcme, issuer: Acm
     ca.slow_looks = 1000
     order = await issuer.finalize(order, csr_der(), LONG)
     refusal = await refusal_of(issuer.download(order, SHORT))
-    assert (refusal.reason, "still processing" in refusal.message) == (Reason.ISSUER_UNAVAILABLE, True)
+    assert refusal.reason is Reason.ISSUER_UNAVAILABLE
+    # The last look may still be under way when the time is up.
+    assert "still processing" in refusal.message or "in time" in refusal.message, refusal.message
     assert ca.csrs == 1
 
 
