@@ -10,13 +10,13 @@ import random
 
 from certplane import __version__
 from certplane.broker.database import locating
+from certplane.broker.dns_providers import dns_provider
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.dns.propagation import PropagationCheck
-from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.ports import SecretSource
-from certplane.broker.settings import AcmeSettings, BrokerSettings, HttpreqMode
+from certplane.broker.settings import AcmeSettings, BrokerSettings
 from certplane.broker.settings import DnsProvider as DnsProviderName
 from certplane.runtime.clock import Clock
 
@@ -69,44 +69,4 @@ def _solver(acme: AcmeSettings, secrets: SecretSource, clock: Clock, rng: random
         nameservers=acme.propagation.nameservers,
         resolvers=httpreq.recursive_nameservers if httpreq else (),
     )
-    return DnsSolver(_dns_provider(acme, secrets, clock, rng), check, clock)
-
-
-def _dns_provider(acme: AcmeSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
-    # Each provider's package is loaded only where it is used: Cloudflare's alone takes 50 MB.
-    # ruff: noqa: PLC0415
-    if acme.dns_provider is DnsProviderName.RFC2136 and acme.rfc2136 is not None:
-        from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
-
-        rfc2136 = acme.rfc2136
-        server = UpdateServer(
-            address=rfc2136.server,
-            key_name=rfc2136.tsig_name,
-            secret_name=rfc2136.tsig_secret,
-            algorithm=rfc2136.tsig_algorithm,
-            timeout=rfc2136.timeout,
-            ttl=rfc2136.ttl,
-        )
-        return Rfc2136Provider(server, secrets, rng)
-    if acme.dns_provider is DnsProviderName.HTTPREQ and acme.httpreq is not None:
-        from certplane.broker.issuers.dns.httpreq import HttpreqEndpoint, HttpreqProvider
-
-        httpreq = acme.httpreq
-        endpoint = HttpreqEndpoint(
-            url=httpreq.endpoint,
-            raw=httpreq.mode is HttpreqMode.RAW,
-            username_secret=httpreq.username_secret,
-            password_secret=httpreq.password_secret,
-            timeout=httpreq.http_timeout,
-        )
-        return HttpreqProvider(endpoint, secrets, clock, rng)
-    from certplane.broker.issuers.dns.cloudflare import CloudflareApi, CloudflareProvider
-
-    cloudflare = acme.cloudflare
-    api = CloudflareApi(
-        base_url=cloudflare.base_url,
-        credentials=cloudflare.credentials,
-        timeout=cloudflare.http_timeout,
-        ttl=cloudflare.ttl,
-    )
-    return CloudflareProvider(api, secrets, clock, rng)
+    return DnsSolver(dns_provider(acme.dns_provider, acme, secrets, clock, rng), check, clock)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Protocol, Self
 from urllib.parse import urlsplit
 
 from certplane.broker.ports import DurableLimits
@@ -108,6 +108,11 @@ class DnsProvider(StrEnum):
     CLOUDFLARE = "cloudflare"
     HTTPREQ = "httpreq"
     RFC2136 = "rfc2136"
+
+    @property
+    def section(self) -> str:
+        """Its key below `issuer.acme`."""
+        return self.value.replace("-", "_")
 
 
 class TsigAlgorithm(StrEnum):
@@ -258,6 +263,16 @@ class PropagationSettings:
     settle: timedelta = timedelta()
 
 
+class _OwnPropagation(Protocol):
+    """The section of a DNS provider: what it may say instead of `propagation`."""
+
+    @property
+    def propagation_timeout(self) -> timedelta | None: ...
+
+    @property
+    def polling_interval(self) -> timedelta | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class AcmeSettings:
     """The public CA (RFC 8555).
@@ -281,20 +296,22 @@ class AcmeSettings:
 
     def problems(self) -> Iterator[KeyProblem]:
         """The chosen DNS provider is configured."""
-        for provider, section in ((DnsProvider.RFC2136, self.rfc2136), (DnsProvider.HTTPREQ, self.httpreq)):
-            if self.dns_provider is provider and section is None:
-                yield KeyProblem(provider, f"is required with dns_provider: {provider}", f"add `{provider}:`")
+        yield from self.section_problems(self.dns_provider)
+
+    def section_problems(self, provider: DnsProvider) -> Iterator[KeyProblem]:
+        """Whatever keeps `provider` from being used: its section isn't there."""
+        if getattr(self, provider.section) is None:
+            section = provider.section
+            yield KeyProblem(section, f"is required with dns_provider: {provider}", f"add `{section}:`")
 
     @property
     def effective_propagation(self) -> PropagationSettings:
         """`propagation` with what the chosen provider's own section says instead."""
-        match self.dns_provider:
-            case DnsProvider.CLOUDFLARE:
-                own: CloudflareSettings | Rfc2136Settings | HttpreqSettings | None = self.cloudflare
-            case DnsProvider.RFC2136:
-                own = self.rfc2136
-            case DnsProvider.HTTPREQ:
-                own = self.httpreq
+        return self.propagation_of(self.dns_provider)
+
+    def propagation_of(self, provider: DnsProvider) -> PropagationSettings:
+        """`propagation` with what the section of `provider` says instead."""
+        own: _OwnPropagation | None = getattr(self, provider.section)
         if own is None:
             return self.propagation
         return replace(
