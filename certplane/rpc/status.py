@@ -73,6 +73,8 @@ CODES: Final[dict[Reason, Row]] = {
     Reason.DNS_REJECTED: Row(grpc.StatusCode.FAILED_PRECONDITION),
     Reason.ORDER_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND),
     Reason.CERTIFICATE_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND),
+    Reason.HOST_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND),
+    Reason.STREAM_DISPLACED: Row(grpc.StatusCode.ABORTED, timedelta(minutes=1)),
     Reason.INTERNAL: Row(grpc.StatusCode.INTERNAL),
 }
 

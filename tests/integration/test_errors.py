@@ -447,6 +447,8 @@ CAUSES: list[tuple[Reason, Callable[[Scene], Awaitable[Refused]], str]] = [
 WITHOUT_CAUSE = {
     Reason.IDENTITY_RETIRED: "no certificate retires another yet",
     Reason.IDENTITY_CONTESTED: "as above",
+    Reason.HOST_NOT_FOUND: "FleetService is not served yet",
+    Reason.STREAM_DISPLACED: "RenewalService is not served yet",
     Reason.POLICY_UNAVAILABLE: "a broker doesn't start without a policy, and keeps the last good one",
 }
 """Reasons of the wire that nothing in this version leads to; test_broker_edge.py sends each of them over a connection."""

@@ -93,6 +93,8 @@ _KINDS: dict[Reason, FailureKind] = {
     Reason.DNS_REJECTED: FailureKind.REJECTED,
     Reason.ORDER_NOT_FOUND: FailureKind.UNREACHABLE,
     Reason.CERTIFICATE_NOT_FOUND: FailureKind.UNREACHABLE,
+    Reason.HOST_NOT_FOUND: FailureKind.UNREACHABLE,
+    Reason.STREAM_DISPLACED: FailureKind.UNREACHABLE,
     Reason.INTERNAL: FailureKind.UNREACHABLE,
 }
 _FINAL_FOR_KEY = frozenset({Reason.KEY_REUSED, Reason.KEY_WEAK, Reason.CSR_INVALID})

@@ -33,7 +33,8 @@ EXPECTED_CODES = {
         "DRAINING",
     },
     "FAILED_PRECONDITION": {"ISSUER_REJECTED", "DNS_REJECTED"},
-    "NOT_FOUND": {"ORDER_NOT_FOUND", "CERTIFICATE_NOT_FOUND"},
+    "NOT_FOUND": {"ORDER_NOT_FOUND", "CERTIFICATE_NOT_FOUND", "HOST_NOT_FOUND"},
+    "ABORTED": {"STREAM_DISPLACED"},
     "INTERNAL": {"INTERNAL"},
 }
 
@@ -86,7 +87,8 @@ def test_refusal_survives_the_round_trip(reason: Reason) -> None:
 def test_bare_refusal_says_when_to_come_back_if_its_reason_passes(reason: Reason) -> None:
     """Reasons that pass by themselves always carry RetryInfo; the others only when the refusal says so."""
     status = status_from_refusal(Refusal(reason, "no"))
-    expected = CODES[reason].code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    passing = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED)
+    expected = CODES[reason].code in passing
     assert bool(details(status, error_details_pb2.RetryInfo)) is expected
     back = refusal_from_status(status)
     assert back is not None

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 
-from certplane.v1 import certificate_pb2, enrollment_pb2
+from certplane.v1 import certificate_pb2, enrollment_pb2, fleet_pb2, renewal_pb2
 
-FILES: tuple[FileDescriptor, ...] = (certificate_pb2.DESCRIPTOR, enrollment_pb2.DESCRIPTOR)
+FILES: tuple[FileDescriptor, ...] = (
+    certificate_pb2.DESCRIPTOR,
+    enrollment_pb2.DESCRIPTOR,
+    fleet_pb2.DESCRIPTOR,
+    renewal_pb2.DESCRIPTOR,
+)
 PRIVATE = re.compile(r"private|secret|passw|token$|(^|_)key(_pem|_der)?$|pkcs8|pkcs12|pfx|keystore")
 PAGING = {"page_token", "next_page_token"}
 
@@ -83,4 +88,8 @@ def test_each_rpc_has_messages_of_its_own() -> None:
             for method in service.methods:
                 assert method.input_type.name == f"{method.name}Request"
                 assert method.output_type.name == f"{method.name}Response"
-                assert method.input_type.fields[0].name == "request_id"
+                first = method.input_type.fields[0]
+                if method.client_streaming:  # each message is one of several; the first of them introduces the call
+                    assert first.name == "hello"
+                    first = first.message_type.fields[0]
+                assert first.name == "request_id"

@@ -1,0 +1,62 @@
+"""What the fleet needs from the store. The rules of `certplane.broker.ports` hold here too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from certplane.broker.fleet.model import HostRecord, HostStream, StatusReport
+    from certplane.broker.model import AuditEvent
+    from certplane.errors import Refusal
+
+__all__ = ["FleetStore", "RecordedReports"]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedReports:
+    """What is durable now: all up to `acknowledged_sequence`, and of those given, which ones were `new`."""
+
+    acknowledged_sequence: int
+    new: tuple[StatusReport, ...]
+
+
+class FleetStore(Protocol):
+    """What hosts reported: the latest of each certificate, and each host's last stream."""
+
+    async def record_reports(
+        self,
+        host: str,
+        epoch: str,
+        reports: Sequence[StatusReport],
+        events: Sequence[AuditEvent] = (),
+        *,
+        names: Sequence[str] | None = None,
+    ) -> RecordedReports:
+        """Keep the reports that are new (by sequence, within `epoch`), durable, in one transaction with their events.
+
+        Another epoch than the last one starts the count anew. `names`, if given, are all certificates that the host
+        has: others of its are forgotten. Safe to repeat.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
+        """
+        ...
+
+    async def record_stream(self, stream: HostStream) -> None:
+        """Keep what is known of a host's stream; called when it begins and ends, and now and then between."""
+        ...
+
+    async def record_directive_error(self, host: str, error: Refusal | None) -> None:
+        """Keep why a host refused the last directive; None: it took it."""
+        ...
+
+    async def get_host(self, host: str) -> HostRecord | None:
+        """What is known of the host of this identity name; None if it never had a stream."""
+        ...
+
+    async def list_hosts(self, *, after: str = "", limit: int = 500) -> Sequence[HostRecord]:
+        """Hosts by name, those after `after`."""
+        ...
