@@ -34,6 +34,8 @@ class RenewalPlanStore(Protocol):
         ...
 
     async def to_check(self, now: datetime, limit: int) -> Sequence[InForce]:
-        """Those whose CA should be asked about them now: without a plan yet, or with `next_check_time` past; oldest
-        first."""
+        """Those whose CA should be asked about them now, oldest first.
+
+        That is: without a plan yet, or with a `next_check_time` that is past.
+        """
         ...
