@@ -20,8 +20,11 @@ __all__ = [
     "IssuedCertificate",
     "LineageState",
     "LineageStatus",
+    "LineageStep",
     "OrderView",
     "PendingRequest",
+    "ServedLeaf",
+    "ServiceView",
     "Version",
 ]
 
@@ -112,26 +115,74 @@ class InstallMode(StrEnum):
     COPY = "copy"
 
 
+@dataclass(frozen=True, slots=True)
+class ServedLeaf:
+    """The certificate that a service presented in a TLS handshake; hashes and serial number as `Version` has them."""
+
+    serial_number: str
+    public_key_sha256: str
+    not_before: datetime
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """What a look at a local service found: `problem` is empty exactly when it serves what it should.
+
+    `leaf` is what it presented last; None if no handshake came to an end.
+    """
+
+    leaf: ServedLeaf | None
+    problem: str = ""
+
+    @property
+    def well(self) -> bool:
+        """Whether the service serves what it should."""
+        return not self.problem
+
+
 class LineageState(StrEnum):
-    """Where one certificate of this host is."""
+    """Where one certificate of this host is; `renewal.machine` says what follows what."""
 
     ABSENT = "absent"
+    """There is none, and none was asked for yet."""
     WAITING = "waiting"
+    """In use, and not due. Whether services serve it isn't known: `verify` isn't configured, or hasn't looked."""
     DUE = "due"
+    """Due, and not asked for yet."""
     REQUESTING = "requesting"
+    ISSUED = "issued"
+    """On disk, not installed; `activate_after` says what it waits for."""
     INSTALLING = "installing"
     RELOADING = "reloading"
+    VERIFYING = "verifying"
+    SERVING = "serving"
+    """In use, not due, and seen served by `verify`."""
     FAILED = "failed"
+    """The request failed; `next_attempt_time` says when it is made again."""
     DEGRADED = "degraded"
-    """Issued but not activated: the reload failed; the previous version is in place, or the new one unconfirmed."""
+    """Issued but not activated (the previous version is in place, or the new one unconfirmed), or the service serves
+    something else than what is in place."""
+
+
+class LineageStep(StrEnum):
+    """A step that can fail."""
+
+    REQUEST = "request"
+    INSTALL = "install"
+    RELOAD = "reload"
+    VERIFY = "verify"
+    ROLLBACK = "rollback"
 
 
 @dataclass(frozen=True, slots=True)
 class LineageStatus:
-    """What `status` shows of one certificate; written to disk after each step.
+    """What `status` shows of one certificate, and what the broker is told; written to disk after each step, in order.
 
-    Requests and activations fail and wait apart: `failures`, `next_attempt_time` and `retry_time` are the request's,
-    those with `activation` in their name the activation's. `certplane.agent.renewal.status` has the transitions.
+    Requests, activations and looks at the service fail and wait apart: `failures`, `next_attempt_time` and `retry_time`
+    are the request's, those with `activation` in their name the activation's, those with `verify` the looks'.
+    `certplane.agent.renewal.status` has the transitions. A field is only ever added, with a default: a file that an
+    older release wrote still loads.
     """
 
     name: str
@@ -147,7 +198,32 @@ class LineageStatus:
     retry_time: datetime | None = None
     """No request before it: the CA, a limit or the broker said so. Not even a forced one."""
     confirmed_version: int | None = None
-    """The last version whose reload succeeded. A newer one on disk is still to be activated; it is what a failed
+    """The last version whose activation succeeded. A newer one on disk is still to be activated; it is what a failed
     activation goes back to."""
     activation_failures: int = 0
     next_activation_time: datetime | None = None
+    failed_step: LineageStep | None = None
+    """Which step `last_error` is of; None when that is empty."""
+    issued_version: int | None = None
+    """The newest on disk."""
+    installed_version: int | None = None
+    """The one that the configured paths show."""
+    activate_after: datetime | None = None
+    """When the issued version is activated, while a window holds it back."""
+    verified_version: int | None = None
+    """The version that the service was seen to serve when it was last looked at; None if none of this host's."""
+    verify_time: datetime | None = None
+    """When it was last looked at, whatever was found; None: never, or there is no `verify`."""
+    served_serial_number: str = ""
+    """What the service presented then, with its validity; empty and None if no handshake came to an end."""
+    served_not_before: datetime | None = None
+    served_not_after: datetime | None = None
+    verify_failures: int = 0
+    """Looks in a row that found something else than what is in place. An activation's own look isn't counted here."""
+    next_verify_time: datetime | None = None
+    verify_error: str = ""
+    """What the last of them found."""
+    drift_reloaded: bool = False
+    """Whether the one reload that such a find is worth has been made."""
+    revoked_versions: tuple[int, ...] = ()
+    """Versions on disk that are known to be revoked: replaced at once, and never gone back to."""

@@ -15,6 +15,7 @@ from certplane.agent.model import (
     LineageStatus,
     OrderView,
     PendingRequest,
+    ServiceView,
     Version,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "OrderFollower",
     "PendingKeyMaterial",
     "PendingKeys",
+    "ServiceProbe",
     "StatusFile",
     "VersionStore",
 ]
@@ -159,6 +161,18 @@ class HookRunner(Protocol):
         """Run in a process group of its own, killed as a whole at `timeout`; wait for the exit, not the end of output.
 
         NOTIFY_SOCKET and CREDENTIALS_DIRECTORY are not passed on.
+        """
+        ...
+
+
+class ServiceProbe(Protocol):
+    """Looks at what one local service serves, by TLS handshakes with it."""
+
+    async def look(self, version: Version) -> ServiceView:
+        """Handshake until the service presents `version`, or its attempts are used up: a reload takes a moment.
+
+        Every attempt has a deadline. Nothing is raised but cancellation: a service that refuses, hangs or speaks
+        something else is a view with a problem, in words for whoever runs it.
         """
         ...
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from certplane.agent.install.status import JsonStatusFile
-from certplane.agent.model import LineageState, LineageStatus
+from certplane.agent.model import LineageState, LineageStatus, LineageStep
 from certplane.agent.ports import StatusFile
 from tests.fakes.agent_install import FakeStatusFile
 
@@ -29,6 +29,20 @@ FULL = LineageStatus(
     confirmed_version=2,
     activation_failures=1,
     next_activation_time=NOW + timedelta(minutes=1),
+    failed_step=LineageStep.VERIFY,
+    issued_version=3,
+    installed_version=2,
+    activate_after=NOW + timedelta(hours=2),
+    verified_version=2,
+    verify_time=NOW,
+    served_serial_number="1f",
+    served_not_before=NOW - timedelta(days=30),
+    served_not_after=NOW + timedelta(days=60),
+    verify_failures=1,
+    next_verify_time=NOW + timedelta(hours=6),
+    verify_error="127.0.0.1:443 serves another certificate",
+    drift_reloaded=True,
+    revoked_versions=(1,),
 )
 
 
@@ -73,3 +87,16 @@ def test_unreadable_status_starts_over(tmp_path: Path, content: str, caplog: pyt
     assert "starts over" in caplog.text
     file.save(FULL)
     assert file.load() == FULL
+
+
+def test_status_of_an_older_release_is_loaded(tmp_path: Path) -> None:
+    """A file from before there were windows and looks at services loads, what it lacks at its default."""
+    (tmp_path / "www").mkdir(mode=0o755)
+    (tmp_path / "www" / "status.json").write_text(
+        '{"format": 1, "name": "www", "state": "waiting", "update_time": "2026-11-23T12:00:00+00:00",'
+        ' "renew_time": null, "renew_reason": "", "failures": 0, "next_attempt_time": null, "last_error": "",'
+        ' "rejected_version": null, "retry_time": null, "confirmed_version": 2, "activation_failures": 0,'
+        ' "next_activation_time": null}'
+    )
+    expected = LineageStatus("www", LineageState.WAITING, NOW, confirmed_version=2)
+    assert JsonStatusFile(tmp_path / "www").load() == expected

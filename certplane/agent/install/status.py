@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from certplane.agent.model import LineageState, LineageStatus
+from certplane.agent.model import LineageState, LineageStatus, LineageStep
 from certplane.errors import OperationError
 from certplane.runtime.files import open_directory
 
@@ -19,8 +19,21 @@ _LOG = logging.getLogger(__name__)
 
 _NAME = "status.json"
 _FORMAT = 1
-_TIMES = frozenset({"update_time", "renew_time", "next_attempt_time", "retry_time", "next_activation_time"})
 _FIELDS = tuple(field.name for field in dataclasses.fields(LineageStatus))
+_TIMES = frozenset(
+    {
+        "update_time",
+        "renew_time",
+        "next_attempt_time",
+        "retry_time",
+        "next_activation_time",
+        "activate_after",
+        "verify_time",
+        "served_not_before",
+        "served_not_after",
+        "next_verify_time",
+    }
+)
 
 
 class JsonStatusFile:
@@ -75,4 +88,7 @@ def _from_json(data: bytes) -> LineageStatus:
         if values[name] is not None:
             values[name] = datetime.fromisoformat(values[name])
     values["state"] = LineageState(values["state"])
+    if values.get("failed_step") is not None:
+        values["failed_step"] = LineageStep(values["failed_step"])
+    values["revoked_versions"] = tuple(map(int, values.get("revoked_versions", ())))
     return LineageStatus(**values)
