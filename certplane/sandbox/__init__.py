@@ -7,6 +7,7 @@ Places to start:
 - `ports` holds the two roles that are played either by a real part or by our own stand-in: `IdentityCa` (`step_ca`,
   else `identity_ca`) and `DnsServer` (`bind`, else `dns`); `servers` chooses;
 - `pebble`, `postgres` and `cloudflare_api` are the other servers;
+- `fault_proxy` stands in front of an ACME server or a DNS API and does to its exchanges what `faults` knows of them;
 - `process` starts programs and stops them again, also when this process is killed;
 - `deployment` puts a whole Certplane together.
 
