@@ -407,12 +407,18 @@ class ChallengeSolver(Protocol):
 
     Records are added beside what stands there, never replaced: a wildcard and its apex share a name.
 
-    Raises (present, wait_until_visible):
+    Raises (plan, present, wait_until_visible):
         RefusalError: DNS_UNAVAILABLE (try again), DNS_REJECTED (credentials, zone, permission: a person's job).
     """
 
-    def plan(self, challenges: Sequence[DnsChallenge], profile: Profile) -> Sequence[TxtRecord]:
-        """The records to journal before anything is written: `zone` and `record_id` may be empty. Pure."""
+    async def plan(
+        self, challenges: Sequence[DnsChallenge], profile: Profile, timeout: timedelta
+    ) -> Sequence[TxtRecord]:
+        """The records to journal before anything is written: `zone` and `record_id` may be empty.
+
+        Follows CNAMEs: a planned record stands where it will be written, so that what is journalled is what a restart
+        removes. Asks the DNS, writes nothing.
+        """
         ...
 
     async def present(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:

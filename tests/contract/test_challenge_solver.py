@@ -146,18 +146,18 @@ def values_of(records: Sequence[TxtRecord]) -> set[str]:
     return {record.value for record in records}
 
 
-def test_planning_writes_nothing(world: World, pair: list[DnsChallenge]) -> None:
+async def test_planning_writes_nothing(world: World, pair: list[DnsChallenge]) -> None:
     """A plan has name, value and credentials of each record, in order, and is the same each time."""
-    plan = world.solver.plan(pair, PROFILE)
+    plan = await world.solver.plan(pair, PROFILE, SOON)
     assert [(record.name, record.value, record.credentials) for record in plan] == [
         (entry.record_name, entry.record_value, CREDENTIALS) for entry in pair
     ]
-    assert list(world.solver.plan(pair, PROFILE)) == list(plan)
+    assert list(await world.solver.plan(pair, PROFILE, SOON)) == list(plan)
 
 
 async def test_presents_side_by_side(world: World, pair: list[DnsChallenge]) -> None:
     """Apex and wildcard stand at one name, and what comes back is what was planned, in order."""
-    plan = world.solver.plan(pair, PROFILE)
+    plan = await world.solver.plan(pair, PROFILE, SOON)
     written = await world.solver.present(plan, SOON)
     assert [(record.name, record.value) for record in written] == [(record.name, record.value) for record in plan]
     await world.solver.wait_until_visible(written, SOON)
@@ -168,7 +168,7 @@ async def test_leaves_what_others_wrote(world: World, pair: list[DnsChallenge]) 
     """Neither writing nor removing touches another's record at the same name."""
     name = pair[0].record_name
     await world.write_beside(name, "another's")
-    written = await world.solver.present(world.solver.plan(pair, PROFILE), SOON)
+    written = await world.solver.present(await world.solver.plan(pair, PROFILE, SOON), SOON)
     assert await world.values(name) == {"another's"} | values_of(written)
     assert list(await world.solver.remove(written, SOON)) == []
     assert await world.values(name) == {"another's"}
@@ -176,7 +176,7 @@ async def test_leaves_what_others_wrote(world: World, pair: list[DnsChallenge]) 
 
 async def test_presenting_again_adopts(world: World, pair: list[DnsChallenge]) -> None:
     """After a crash between writing and the journal, the same plan finds its records: one removal takes them away."""
-    plan = world.solver.plan(pair, PROFILE)
+    plan = await world.solver.plan(pair, PROFILE, SOON)
     first = await world.solver.present(plan, SOON)
     assert list(await world.solver.present(plan, SOON)) == list(first)
     await world.solver.remove(first, SOON)
@@ -185,14 +185,14 @@ async def test_presenting_again_adopts(world: World, pair: list[DnsChallenge]) -
 
 async def test_removes_one_of_two(world: World, pair: list[DnsChallenge]) -> None:
     """Only the records named are removed."""
-    written = await world.solver.present(world.solver.plan(pair, PROFILE), SOON)
+    written = await world.solver.present(await world.solver.plan(pair, PROFILE, SOON), SOON)
     assert list(await world.solver.remove(written[:1], SOON)) == []
     assert await world.values(written[0].name) == {written[1].value}
 
 
 async def test_removes_what_was_only_planned(world: World, pair: list[DnsChallenge]) -> None:
     """A journal that knows neither zone nor id is enough: name and value find the record."""
-    plan = world.solver.plan(pair, PROFILE)
+    plan = await world.solver.plan(pair, PROFILE, SOON)
     await world.solver.present(plan, SOON)
     assert list(await world.solver.remove(plan, SOON)) == []
     assert await world.values(plan[0].name) == frozenset()
@@ -200,7 +200,7 @@ async def test_removes_what_was_only_planned(world: World, pair: list[DnsChallen
 
 async def test_removing_twice_is_removing(world: World, pair: list[DnsChallenge]) -> None:
     """What is gone already isn't left standing, whether it was written or not."""
-    plan = world.solver.plan(pair, PROFILE)
+    plan = await world.solver.plan(pair, PROFILE, SOON)
     written = await world.solver.present(plan[:1], SOON)
     await world.solver.remove(written, SOON)
     assert list(await world.solver.remove([*written, plan[1]], SOON)) == []
@@ -208,7 +208,7 @@ async def test_removing_twice_is_removing(world: World, pair: list[DnsChallenge]
 
 async def test_what_is_not_there_is_not_visible(world: World, pair: list[DnsChallenge]) -> None:
     """Waiting for a record of which only the sibling stands ends DNS_UNAVAILABLE, naming a server and the record."""
-    plan = world.solver.plan(pair, PROFILE)
+    plan = await world.solver.plan(pair, PROFILE, SOON)
     await world.solver.present(plan[:1], SOON)
     with pytest.raises(RefusalError) as caught:
         await world.solver.wait_until_visible(plan, BRIEFLY)
@@ -220,7 +220,7 @@ async def test_what_is_not_there_is_not_visible(world: World, pair: list[DnsChal
 
 async def test_name_outside_of_every_zone(world: World) -> None:
     """A name that the provider has no zone for is refused; nothing is written."""
-    plan = world.solver.plan([challenge("elsewhere.invalid", "x")], PROFILE)
+    plan = await world.solver.plan([challenge("elsewhere.invalid", "x")], PROFILE, SOON)
     with pytest.raises(RefusalError) as caught:
         await world.solver.present(plan, BRIEFLY)
     assert caught.value.refusal.reason in {Reason.DNS_REJECTED, Reason.DNS_UNAVAILABLE}
@@ -228,10 +228,10 @@ async def test_name_outside_of_every_zone(world: World) -> None:
 
 async def test_broken_provider(world: World, pair: list[DnsChallenge]) -> None:
     """A provider that takes nothing from us refuses to write, and removing returns what still stands, never raises."""
-    written = await world.solver.present(world.solver.plan(pair[:1], PROFILE), SOON)
+    written = await world.solver.present(await world.solver.plan(pair[:1], PROFILE, SOON), SOON)
     world.break_provider()
     with pytest.raises(RefusalError) as caught:
-        await world.solver.present(world.solver.plan(pair[1:], PROFILE), BRIEFLY)
+        await world.solver.present(await world.solver.plan(pair[1:], PROFILE, SOON), BRIEFLY)
     assert caught.value.refusal.reason in {Reason.DNS_REJECTED, Reason.DNS_UNAVAILABLE}
     assert list(await world.solver.remove(written, BRIEFLY)) == list(written)
     assert await world.values(written[0].name) == values_of(written)

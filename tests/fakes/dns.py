@@ -68,7 +68,9 @@ class FakeChallengeSolver:
         self.dns = dns
         self.faults = FaultScript()
 
-    def plan(self, challenges: Sequence[DnsChallenge], profile: Profile) -> Sequence[TxtRecord]:
+    async def plan(
+        self, challenges: Sequence[DnsChallenge], profile: Profile, timeout: timedelta
+    ) -> Sequence[TxtRecord]:
         return [
             TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
             for challenge in challenges

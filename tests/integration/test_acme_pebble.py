@@ -52,7 +52,7 @@ class Laboratory:
 
     async def ready(self, csr_der: bytes, profile: Profile) -> IssuerOrder:
         order = await self.issuer.create_order(csr_der, profile, SOON)
-        records = await self.solver.present(self.solver.plan(order.challenges, profile), SOON)
+        records = await self.solver.present(await self.solver.plan(order.challenges, profile, SOON), SOON)
         try:
             await self.solver.wait_until_visible(records, SOON)
             return await self.issuer.answer_challenges(order, SOON)

@@ -281,7 +281,7 @@ class OrderExecution:
     async def _validate(self, acme: IssuerOrder) -> None:
         profile = await self._authorisation.ask_again(self.order)
         self._check_challenges(acme)
-        planned = self._ports.solver.plan(acme.challenges, profile)
+        planned = await self._ports.solver.plan(acme.challenges, profile, self._timeout(self._settings.dns_timeout))
         wanted = {(record.name, record.value) for record in planned}
         journalled = merge_records(self.order.txt_records, planned)
         records = [record for record in journalled if (record.name, record.value) in wanted]

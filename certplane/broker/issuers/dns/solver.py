@@ -39,7 +39,12 @@ class DnsSolver:
         """Close the provider's connections."""
         await self._provider.close()
 
-    def plan(self, challenges: Sequence[DnsChallenge], profile: Profile) -> Sequence[TxtRecord]:
+    async def plan(
+        self,
+        challenges: Sequence[DnsChallenge],
+        profile: Profile,
+        timeout: timedelta,  # noqa: ARG002 - nothing is asked yet
+    ) -> Sequence[TxtRecord]:
         """See `ChallengeSolver.plan`."""
         return [self._provider.plan(challenge, profile) for challenge in challenges]
 

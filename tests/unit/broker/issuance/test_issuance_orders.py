@@ -603,7 +603,11 @@ async def test_a_record_that_two_orders_need_is_removed_by_the_last() -> None:
     """A CA may give overlapping orders the same challenge: the first to end leaves the record standing."""
     world = World()
     shared = TxtRecord("", "_acme-challenge.shop.test", "same")
-    world.solver.plan = lambda challenges, profile: [shared]  # type: ignore[method-assign] # what such a CA causes
+
+    async def plan(*_: object) -> list[TxtRecord]:
+        return [shared]
+
+    world.solver.plan = plan  # type: ignore[method-assign] # what such a CA causes
     gate = world.solver.faults.hold("wait_until_visible")
     world.change_profile(acme_profile="a")
     authority = await world.started()
