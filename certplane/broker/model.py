@@ -8,7 +8,7 @@ canonical (lower case, A-labels, `certplane.pki.names`) and tuples of them sorte
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -26,10 +26,12 @@ __all__ = [
     "EnrollmentReport",
     "Grant",
     "IdentityKind",
+    "IdentityUse",
     "IssuerOrder",
     "IssuerOrderStatus",
     "KeyRotation",
     "KeyUse",
+    "KnownIdentity",
     "Order",
     "OrderDraft",
     "OrderState",
@@ -37,6 +39,9 @@ __all__ = [
     "RevocationReason",
     "TxtRecord",
 ]
+
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class IdentityKind(StrEnum):
@@ -73,6 +78,8 @@ class Caller:
     not_after: datetime
     source_ip: str = ""
     user_agent: str = ""
+    not_before: datetime = _LONG_AGO
+    """Start of its certificate's validity: which of two certificates of one identity is the newer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +240,45 @@ class DenyEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class IdentityUse:
+    """One certificate of an identity, and a use of it.
+
+    `time` is what the place says where it stands: when the certificate was first used, retired, or used in spite of it.
+    """
+
+    issuer: str
+    serial_number: str
+    not_before: datetime
+    time: datetime
+    source_ip: str = ""
+
+    @property
+    def certificate(self) -> tuple[str, str]:
+        """What tells this certificate from every other one: its issuer and its serial number."""
+        return (self.issuer, self.serial_number)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownIdentity:
+    """What is known of the certificates that a host has used for its identity (design, fixed decision 11).
+
+    `active` was taken into use last, unless an operator decided for another. `newest` is the latest `not_before` that
+    was ever active: no older certificate comes into use by itself. `retired` were active before, the one retired last
+    first; a short list (`certplane.broker.policy.first_use`). `contest` is the use of a retired one that made the
+    identity contested; None when it isn't, or an operator has decided.
+    """
+
+    name: str
+    active: IdentityUse
+    newest: datetime
+    retired: tuple[IdentityUse, ...] = ()
+    contest: IdentityUse | None = None
+    displaced_count: int = 0
+    """How often one status stream of the identity has displaced another of the same certificate."""
+    displace_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EnrollmentReport:
     """What an identity last said that it runs."""
 
@@ -315,7 +361,9 @@ class AuditEventType(StrEnum):
     CERTIFICATE_REVOCATION_AUTHORIZED = "certificate_revocation_authorized"
     DENIALS_COALESCED = "denials_coalesced"
     ENROLLMENT_REPORTED = "enrollment_reported"
+    IDENTITY_ACTIVATED = "identity_activated"
     IDENTITY_ALLOWED = "identity_allowed"
+    IDENTITY_CONTESTED = "identity_contested"
     IDENTITY_DENIED = "identity_denied"
     ORDER_ABANDONED = "order_abandoned"
     RPC_DENIED = "rpc_denied"

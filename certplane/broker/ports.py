@@ -6,7 +6,7 @@ wait never undoes or tears what was begun.
 
 | port | adapter | fake |
 |---|---|---|
-| orders, certificates, keys, deny-list, reports, `AuditLog` | `store`, `audit` | tests/fakes |
+| orders, certificates, keys, deny-list, identities, reports, `AuditLog` | `store`, `audit` | tests/fakes |
 | `Issuer`, `Revoker` | `issuers.acme` | tests/fakes |
 | `ChallengeSolver` | `issuers.dns` | tests/fakes |
 | `PolicySource` | `policy` | - |
@@ -30,8 +30,10 @@ from certplane.broker.model import (
     DnsChallenge,
     EnrollmentReport,
     Grant,
+    IdentityUse,
     IssuerOrder,
     KeyUse,
+    KnownIdentity,
     Order,
     OrderDraft,
     OrderState,
@@ -55,6 +57,8 @@ __all__ = [
     "DenyList",
     "DurableLimits",
     "EnrollmentStore",
+    "IdentityLedger",
+    "IdentityRegister",
     "Issuer",
     "KeyLedger",
     "Meter",
@@ -221,6 +225,70 @@ class DenyList(Protocol):
 
     async def entries(self) -> Sequence[DenyEntry]:
         """All entries, oldest first."""
+        ...
+
+
+class IdentityLedger(Protocol):
+    """Which certificate of each host's identity is in use (design, fixed decision 11).
+
+    Who is retired and who contests is `certplane.broker.policy.first_use`'s to say. Every write asks it again inside
+    its transaction, about the committed row, so that two calls at once, or two brokers, make one activation with one
+    event. Readers see a change at most a second after it is durable; the writer sees its own at once.
+    """
+
+    def known(self, name: str) -> KnownIdentity | None:
+        """What is known of the identity, from memory: called on every call of a host."""
+        ...
+
+    async def activate(self, name: str, use: IdentityUse, events: Sequence[AuditEvent]) -> KnownIdentity:
+        """Make the certificate the active one if it still is to be, durable with its events.
+
+        Returns the identity as it is then. Nothing is written if another was faster: the answer may say that `use` is
+        retired by now.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE, or AUDIT_UNAVAILABLE under `fail_closed`.
+        """
+        ...
+
+    async def contest(self, name: str, use: IdentityUse, events: Sequence[AuditEvent]) -> KnownIdentity:
+        """Record that the use of a retired certificate makes the identity contested, once; errors as `activate`."""
+        ...
+
+    async def count_displacement(self, name: str, time: datetime) -> None:
+        """Count a status stream that displaced another one of the same certificate, durable.
+
+        An identity that was never active is passed over.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+
+class IdentityRegister(Protocol):
+    """The ledger as an operator sees it, and settles it."""
+
+    async def identities(self) -> Sequence[KnownIdentity]:
+        """All that are known, by name."""
+        ...
+
+    async def settle(
+        self,
+        seen: KnownIdentity,
+        settled: KnownIdentity,
+        denied: Sequence[DenyEntry],
+        allowed: Sequence[DenyEntry],
+        events: Sequence[AuditEvent],
+    ) -> bool:
+        """Put `settled` in the place of `seen`, and change the deny-list with it, in one durable transaction.
+
+        False, and nothing is changed, if the identity's certificates or its contest aren't those of `seen` any more.
+        Counts of displaced streams are kept, whatever `settled` says.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE, or AUDIT_UNAVAILABLE under `fail_closed`.
+        """
         ...
 
 

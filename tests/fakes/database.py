@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Literal, TypeVar
 
-from certplane.broker.model import AuditEvent, CertificateRecord, DenyEntry, EnrollmentReport, KeyUse, Order
+from certplane.broker.model import (
+    AuditEvent,
+    CertificateRecord,
+    DenyEntry,
+    EnrollmentReport,
+    KeyUse,
+    KnownIdentity,
+    Order,
+)
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 from tests.fakes.faults import FaultScript
@@ -34,6 +42,7 @@ class FakeDatabase:
         self.certificates: dict[str, CertificateRecord] = {}
         self.keys: dict[str, KeyUse] = {}
         self.denied: list[DenyEntry] = []
+        self.identities: dict[str, KnownIdentity] = {}
         self.reports: dict[str, EnrollmentReport] = {}
         self.events: list[AuditEvent] = []
         self.spilled: list[AuditEvent] = []
@@ -48,7 +57,7 @@ class FakeDatabase:
     def fork(self) -> FakeDatabase:
         """A database with the same rows and without the faults."""
         other = FakeDatabase(self.clock, failure_mode=self.failure_mode)
-        for name in ("orders", "certificates", "keys", "denied", "reports", "events", "spilled"):
+        for name in ("orders", "certificates", "keys", "denied", "identities", "reports", "events", "spilled"):
             setattr(other, name, copy.copy(getattr(self, name)))
         other._ids = self._ids
         return other

@@ -11,12 +11,15 @@ from certplane.broker.model import (
     CertificateRecord,
     DenyEntry,
     EnrollmentReport,
+    IdentityUse,
     KeyUse,
+    KnownIdentity,
     Order,
     OrderDraft,
     OrderState,
     RevocationReason,
 )
+from certplane.broker.policy.first_use import Verdict, activated, contested, judge
 from certplane.broker.ports import CertificateQuery, DurableLimits, OpenedOrder, OrderChange
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.runtime.clock import Clock
@@ -27,6 +30,7 @@ __all__ = [
     "FakeCertificateStore",
     "FakeDenyList",
     "FakeEnrollmentStore",
+    "FakeIdentityLedger",
     "FakeKeyLedger",
     "FakeOrderStore",
     "FakeStores",
@@ -317,6 +321,77 @@ class FakeDenyList:
         )
 
 
+class FakeIdentityLedger:
+    """`IdentityLedger` and `IdentityRegister` in memory; what another process would see is what this one sees."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    def known(self, name: str) -> KnownIdentity | None:
+        return self._db.identities.get(name)
+
+    async def activate(self, name: str, use: IdentityUse, events: Sequence[AuditEvent]) -> KnownIdentity:
+        return await self._use("activate", name, use, Verdict.ACTIVATE, events)
+
+    async def contest(self, name: str, use: IdentityUse, events: Sequence[AuditEvent]) -> KnownIdentity:
+        return await self._use("contest", name, use, Verdict.CONTEST, events)
+
+    async def count_displacement(self, name: str, time: datetime) -> None:
+        def write() -> None:
+            known = self._db.identities.get(name)
+            if known is not None:
+                count = known.displaced_count + 1
+                self._db.identities[name] = replace(known, displaced_count=count, displace_time=time)
+
+        await self._db.write("count_displacement", (), write)
+
+    async def identities(self) -> Sequence[KnownIdentity]:
+        return await self._db.read("identities", lambda: [known for _, known in sorted(self._db.identities.items())])
+
+    async def settle(
+        self,
+        seen: KnownIdentity,
+        settled: KnownIdentity,
+        denied: Sequence[DenyEntry],
+        allowed: Sequence[DenyEntry],
+        events: Sequence[AuditEvent],
+    ) -> bool:
+        known = self._db.identities.get(seen.name)
+        if known is None or (known.active, known.retired, known.contest) != (seen.active, seen.retired, seen.contest):
+            return False
+
+        def write() -> bool:
+            count, time = known.displaced_count, known.displace_time
+            self._db.identities[seen.name] = replace(settled, displaced_count=count, displace_time=time)
+            gone = {(entry.name, entry.issuer, entry.serial_number) for entry in allowed}
+            self._db.denied = [
+                entry for entry in self._db.denied if (entry.name, entry.issuer, entry.serial_number) not in gone
+            ]
+            self._db.denied += denied
+            return True
+
+        return await self._db.write("settle", events, write)
+
+    async def _use(
+        self, operation: str, name: str, use: IdentityUse, wanted: Verdict, events: Sequence[AuditEvent]
+    ) -> KnownIdentity:
+        known = self._db.identities.get(name)
+        if known is not None and judge(known, use) is not wanted:
+            return await self._db.read(operation, lambda: known)
+        if wanted is Verdict.ACTIVATE:
+            made = activated(known, name, use)
+        elif known is not None:
+            made = contested(known, use)
+        else:
+            raise RuntimeError("an identity that isn't known has no retired certificate")
+
+        def write() -> KnownIdentity:
+            self._db.identities[name] = made
+            return made
+
+        return await self._db.write(operation, events, write)
+
+
 class FakeEnrollmentStore:
     """`EnrollmentStore` in memory."""
 
@@ -354,6 +429,7 @@ class FakeStores:
     certificates: FakeCertificateStore
     keys: FakeKeyLedger
     deny_list: FakeDenyList
+    identities: FakeIdentityLedger
     enrollments: FakeEnrollmentStore
     audit: FakeAuditLog
 
@@ -366,6 +442,7 @@ class FakeStores:
             FakeCertificateStore(database),
             FakeKeyLedger(database),
             FakeDenyList(database),
+            FakeIdentityLedger(database),
             FakeEnrollmentStore(database),
             FakeAuditLog(database),
         )

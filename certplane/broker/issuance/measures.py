@@ -29,6 +29,8 @@ JOURNAL_RETRIES = "journal_retries"
 DELIVERIES = "certificate_deliveries"
 REVOCATIONS = "certificate_revocations"
 RECORDS_LEFT = "txt_records_left"
+IDENTITIES_CONTESTED = "identities_contested"
+IDENTITY_ACTIVATIONS = "identity_activations"
 
 MEASURES = (
     Measure(
@@ -48,4 +50,6 @@ MEASURES = (
     Measure(DELIVERIES, "counter", ("source",), "Certificates handed out: cache, order or stored."),
     Measure(REVOCATIONS, "counter", ("reason",), "Certificates revoked."),
     Measure(RECORDS_LEFT, "counter", (), "TXT records that could not be removed and wait for the next start."),
+    Measure(IDENTITIES_CONTESTED, "level", (), "Host identities that are contested until an operator decides."),
+    Measure(IDENTITY_ACTIVATIONS, "counter", (), "Identity certificates that came into use by their first call."),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -21,16 +22,41 @@ from certplane.broker.store.batch import Done
 from certplane.broker.store.rows import DENY_COLUMNS, deny_entry_from_row, to_micros
 from certplane.broker.store.schema import deny_entries
 from certplane.broker.store.session import Database, Session, SqlError
-from certplane.broker.store.statements import Row
+from certplane.broker.store.statements import Compiler, Row
 from certplane.broker.store.writer import Writer
 from certplane.runtime.clock import Clock
 
-__all__ = ["SqlDenyList"]
+__all__ = ["DenyRows", "SqlDenyList"]
 
 _log = logging.getLogger("certplane.store")
 
 _LOOK: Final = timedelta(milliseconds=500)
 """Half of the second that the port allows."""
+
+
+class DenyRows:
+    """How entries are written, for whoever writes them inside a transaction of its own."""
+
+    def __init__(self, compiler: Compiler) -> None:
+        self._insert = compiler(compiler.insert(deny_entries).on_conflict_do_nothing(), DENY_COLUMNS)
+        self._delete = compiler(
+            delete(deny_entries).where(
+                deny_entries.c.name == bindparam("name"),
+                deny_entries.c.issuer == bindparam("issuer"),
+                deny_entries.c.serial_number == bindparam("serial_number"),
+            )
+        )
+
+    def insert(self, session: Session, entry: DenyEntry) -> None:
+        """Add a dated entry; one that stands stays as it is."""
+        if entry.create_time is None:
+            raise ValueError("an entry is dated before it is written")
+        time = to_micros(entry.create_time)
+        session.execute(self._insert, (entry.name, entry.issuer, entry.serial_number, entry.reason, time))
+
+    def delete(self, session: Session, entry: DenyEntry) -> bool:
+        """Remove the entry of the same name, or issuer and serial; whether there was one."""
+        return session.execute(self._delete, (entry.name, entry.issuer, entry.serial_number)) > 0
 
 
 class SqlDenyList:
@@ -49,14 +75,7 @@ class SqlDenyList:
         compiler = database.compiler
         self._mark = compiler(select(func.count(), func.coalesce(func.max(deny_entries.c.entry_id), 0)))
         self._all = compiler(select(*(deny_entries.c[name] for name in DENY_COLUMNS)).order_by(deny_entries.c.entry_id))
-        self._insert = compiler(compiler.insert(deny_entries).on_conflict_do_nothing(), DENY_COLUMNS)
-        self._delete = compiler(
-            delete(deny_entries).where(
-                deny_entries.c.name == bindparam("name"),
-                deny_entries.c.issuer == bindparam("issuer"),
-                deny_entries.c.serial_number == bindparam("serial_number"),
-            )
-        )
+        self._rows = DenyRows(compiler)
 
     @property
     def current(self) -> bool:
@@ -75,11 +94,10 @@ class SqlDenyList:
         """
         if bool(entry.name) == bool(entry.issuer and entry.serial_number):
             raise ValueError("deny by a name, or by an issuer and a serial number")
-        time = entry.create_time or self._clock.now()
-        arguments = (entry.name, entry.issuer, entry.serial_number, entry.reason, to_micros(time))
+        dated = replace(entry, create_time=entry.create_time or self._clock.now())
 
         def change(session: Session) -> Done[None]:
-            session.execute(self._insert, arguments)
+            self._rows.insert(session, dated)
             return Done(None)
 
         await self._writer.write(change, self._audit.encode(events))
@@ -87,13 +105,12 @@ class SqlDenyList:
 
     async def allow(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> bool:
         """See `DenyList.allow`."""
-        arguments = (entry.name, entry.issuer, entry.serial_number)
         removed = False
 
         def change(session: Session) -> Done[bool]:
             nonlocal removed
             # `or`: an earlier try of this change may have been committed, and the answer lost.
-            removed = session.execute(self._delete, arguments) > 0 or removed
+            removed = self._rows.delete(session, entry) or removed
             return Done(removed)
 
         found = await self._writer.write(change, self._audit.encode(events))

@@ -19,6 +19,8 @@ from certplane.broker.model import (
     AuditEvent,
     CertificateRecord,
     DenyEntry,
+    IdentityUse,
+    KnownIdentity,
     Order,
     OrderDraft,
     OrderState,
@@ -31,6 +33,7 @@ from certplane.errors import ProblemDocument, Reason, Refusal, Violation
 __all__ = [
     "CERTIFICATE_COLUMNS",
     "DENY_COLUMNS",
+    "IDENTITY_COLUMNS",
     "ORDER_COLUMNS",
     "EventRow",
     "certificate_from_row",
@@ -41,6 +44,8 @@ __all__ = [
     "encode_refusal",
     "event_row",
     "from_micros",
+    "identity_from_row",
+    "identity_values",
     "names_sha256",
     "order_from_row",
     "order_values",
@@ -337,3 +342,62 @@ def deny_entry_from_row(row: Row) -> DenyEntry:
     """The entry of a row of `DENY_COLUMNS`."""
     name, issuer, serial_number, reason, create_time = row
     return DenyEntry(name, issuer, serial_number, reason, from_micros(create_time))
+
+
+# Identities
+
+IDENTITY_COLUMNS: Final = (
+    "name",
+    "issuer",
+    "serial_number",
+    "not_before",
+    "activate_time",
+    "source_ip",
+    "newest_not_before",
+    "retired",
+    "contest",
+    "displaced_count",
+    "displace_time",
+)
+"""What `identity_from_row` reads, in this order."""
+
+
+def identity_values(known: KnownIdentity) -> dict[str, object]:
+    """All columns of an identity's row but the number of its change."""
+    active = known.active
+    return {
+        "name": known.name,
+        "issuer": active.issuer,
+        "serial_number": active.serial_number,
+        "not_before": to_micros(active.not_before),
+        "activate_time": to_micros(active.time),
+        "source_ip": active.source_ip,
+        "newest_not_before": to_micros(known.newest),
+        "retired": _encode([_use_fields(use) for use in known.retired]) if known.retired else None,
+        "contest": None if known.contest is None else _encode(_use_fields(known.contest)),
+        "displaced_count": known.displaced_count,
+        "displace_time": _to_micros_or_none(known.displace_time),
+    }
+
+
+def identity_from_row(row: Row) -> KnownIdentity:
+    """The identity of a row of `IDENTITY_COLUMNS`."""
+    name, *active, newest, retired, contest, displaced_count, displace_time = row
+    return KnownIdentity(
+        name,
+        _use(active),
+        from_micros(newest),
+        () if retired is None else tuple(map(_use, json.loads(retired))),
+        None if contest is None else _use(json.loads(contest)),
+        displaced_count,
+        _from_micros_or_none(displace_time),
+    )
+
+
+def _use_fields(use: IdentityUse) -> list[object]:
+    return [use.issuer, use.serial_number, to_micros(use.not_before), to_micros(use.time), use.source_ip]
+
+
+def _use(fields: Sequence[Any]) -> IdentityUse:
+    issuer, serial_number, not_before, time, source_ip = fields
+    return IdentityUse(issuer, serial_number, from_micros(not_before), from_micros(time), source_ip)

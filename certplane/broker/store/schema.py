@@ -33,6 +33,8 @@ __all__ = [
     "certificates",
     "deny_entries",
     "enrollment_reports",
+    "identities",
+    "identity_changes",
     "keys",
     "metadata",
     "orders",
@@ -41,7 +43,7 @@ __all__ = [
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0001"
+SCHEMA_REVISION: Final = "0002"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -166,6 +168,36 @@ deny_entries = Table(
     Column("create_time", _Time, nullable=False),
     UniqueConstraint("name", "issuer", "serial_number"),
     sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+
+identities = Table(
+    "identities",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("issuer", Text, nullable=False),
+    Column("serial_number", Text, nullable=False),
+    Column("not_before", _Time, nullable=False),
+    Column("activate_time", _Time, nullable=False),
+    Column("source_ip", Text, nullable=False),
+    Column("newest_not_before", _Time, nullable=False),
+    Column("retired", Text),
+    Column("contest", Text),
+    Column("displaced_count", _Sequence, nullable=False),
+    Column("displace_time", _Time),
+    Column("change_sequence", _Sequence, nullable=False),
+    sqlite_strict=True,
+)
+
+Index("ix_identities_change_sequence", identities.c.change_sequence)  # what another process has changed
+
+identity_changes = Table(
+    # One row, which every change of an identity updates first. Its lock lasts until the commit, so that changes become
+    # visible in the order of their numbers: who has read up to one has missed none before it.
+    "identity_changes",
+    metadata,
+    Column("counter_id", Integer, primary_key=True, autoincrement=False),
+    Column("last_sequence", _Sequence, nullable=False),
     sqlite_strict=True,
 )
 

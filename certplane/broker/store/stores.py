@@ -21,6 +21,7 @@ from certplane.broker.store.checkpoint import Checkpointer
 from certplane.broker.store.deny_list import SqlDenyList
 from certplane.broker.store.enrollments import SqlEnrollmentStore
 from certplane.broker.store.files import StateLock, open_writer
+from certplane.broker.store.identities import SqlIdentityLedger
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Driver
@@ -56,13 +57,14 @@ class Stores:
     certificates: SqlCertificateStore
     keys: SqlKeyLedger
     deny_list: SqlDenyList
+    identities: SqlIdentityLedger
     enrollments: SqlEnrollmentStore
     audit: SqlAuditLog
     writer: Writer
 
     def ready(self) -> bool:
-        """Whether writes can be durable and the deny-list is current."""
-        return not self.writer.broken and self.deny_list.current
+        """Whether writes can be durable, and the deny-list and the identities are current."""
+        return not self.writer.broken and self.deny_list.current and self.identities.current
 
 
 class _Reader(Database, Protocol):
@@ -91,7 +93,7 @@ async def open_stores(
         audit: The audit mode (`certplane.broker.audit`); None writes no audit events at all.
         exclusive: The broker's own use: takes the lock, checks and migrates. Without it: a command beside a running
             broker, on a database that is there and current.
-        clock: Times of orders, and the deny-list's rhythm.
+        clock: Times of orders, and the rhythm at which the deny-list and the identities are looked at.
         meter: Gets `store_group`, the time a group took to be durable.
         busy_timeout: How long a group waits for a lock that another program holds.
         new_id: Makes order ids.
@@ -136,11 +138,18 @@ async def open_stores(
             raise OperationError("the store's deny-list can't be read", remedy="see the log for the cause")
         watch = asyncio.create_task(deny_list.watch(), name="deny-list")
         stack.push_async_callback(_end, watch)
+        identities = SqlIdentityLedger(reader, writer, log, clock, meter)
+        await identities.refresh()
+        if not identities.current:  # an empty ledger would take every certificate for a first one
+            raise OperationError("the store's identities can't be read", remedy="see the log for the cause")
+        follow = asyncio.create_task(identities.watch(), name="identities")
+        stack.push_async_callback(_end, follow)
         yield Stores(
             SqlOrderStore(reader, writer, log, clock, new_id or TimeOrderedIds(clock)),
             SqlCertificateStore(reader, writer, log),
             SqlKeyLedger(reader),
             deny_list,
+            identities,
             SqlEnrollmentStore(reader, writer, log),
             log,
             writer,
