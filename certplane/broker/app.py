@@ -140,7 +140,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
     async with AsyncExitStack() as stack:
         files = BlockingPool("broker-files", 2)
         stack.callback(files.close)
-        secrets = secret_source(settings, files)
+        secrets = secret_source(settings, files, clock)
         stores = await stack.enter_async_context(open_stores(settings, secrets, clock, meter, exclusive=True))
         if settings.audit.enabled:
             await import_spill(settings.spill_path, stores.audit, clock)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
+import httpx
+
 from certplane.broker.audit import SpillFallback
+from certplane.broker.issuers.dns.http_client import new_http_client
+from certplane.broker.issuers.outgoing import ForbiddenUrlError, check_endpoint
 from certplane.broker.ports import AuditFallback, Meter, NullMeter, SecretSource
-from certplane.broker.secrets.source import open_secrets
-from certplane.broker.settings import BrokerSettings, StoreDriver
+from certplane.broker.secrets.source import SecretsSetup, open_secrets
+from certplane.broker.secrets.vault import VaultStore
+from certplane.broker.settings import BrokerSettings, SecretsSettings, StoreDriver, VaultSettings
 from certplane.broker.store import Stores, open_stores
-from certplane.errors import ConfigurationError, RefusalError
+from certplane.errors import ConfigurationError, ConfigurationProblem, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
 
@@ -54,17 +60,53 @@ def _located(settings: BrokerSettings, key: str = "") -> Iterator[None]:
         raise ConfigurationError(problems) from error
 
 
-def secret_source(settings: BrokerSettings, pool: BlockingPool) -> SecretSource:
+def secret_source(settings: BrokerSettings, pool: BlockingPool, clock: Clock) -> SecretSource:
     """Where secrets are read; `pool` is where files are.
 
     Raises:
-        ConfigurationError: the provider isn't supported, or its directory isn't there.
+        ConfigurationError: a directory isn't there, or a vault can't be used as configured.
     """
-    secrets = settings.secrets
-    return locating(
-        settings,
-        lambda: open_secrets(secrets.provider, environ=os.environ, directory=secrets.file.directory, pool=pool),
+    return locating(settings, lambda: open_secrets(_secrets_setup(settings.secrets, pool, clock)))
+
+
+def _secrets_setup(secrets: SecretsSettings, pool: BlockingPool, clock: Clock) -> SecretsSetup:
+    vault = secrets.vault or VaultSettings()
+    return SecretsSetup(
+        provider=secrets.provider,
+        environ=os.environ,
+        pool=pool,
+        clock=clock,
+        directory=secrets.file.directory,
+        store=VaultStore(
+            product=secrets.provider,
+            address=vault.address or "",
+            mount_path=vault.mount_path,
+            kv_version=vault.kv_version,
+            key=vault.key,
+            namespace=vault.namespace,
+            token=vault.token,
+            token_file=vault.token_file,
+            timeout=vault.timeout,
+            fresh=vault.cache,
+        ),
+        new_client=lambda address: _vault_clients(address, vault),
     )
+
+
+def _vault_clients(address: str, vault: VaultSettings) -> Callable[[], httpx.AsyncClient]:
+    """What makes clients for a vault, each for one request: what is read of a bundle is read here."""
+    try:
+        check_endpoint(address)
+    except ForbiddenUrlError as error:
+        problem = ConfigurationProblem("", None, "secrets.vault.address", str(error), "use an https URL")
+        raise ConfigurationError([problem]) from error
+    try:
+        trusted = ssl.create_default_context(cafile=str(vault.ca_bundle) if vault.ca_bundle else None)
+    except (OSError, ValueError) as error:
+        message = f"{vault.ca_bundle} can't be used: {error}"
+        problem = ConfigurationProblem("", None, "secrets.vault.ca_bundle", message, "name a PEM file with roots")
+        raise ConfigurationError([problem]) from error
+    return lambda: new_http_client(vault.timeout, trusted)
 
 
 @asynccontextmanager
@@ -129,7 +171,7 @@ async def open_store(settings: BrokerSettings, *, clock: Clock | None = None) ->
     clock = clock or SystemClock()
     pool = BlockingPool("broker-files", 1)
     try:
-        secrets = secret_source(settings, pool)
+        secrets = secret_source(settings, pool, clock)
         async with stores(settings, secrets, clock, NullMeter(), exclusive=False) as opened:
             yield opened
     finally:

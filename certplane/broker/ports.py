@@ -512,6 +512,7 @@ class SecretSource(Protocol):
         """The secret, without a trailing newline.
 
         Raises:
-            RefusalError: DNS_REJECTED naming the secret (never its value) when there is none or it can't be read.
+            RefusalError: names the secret, never its value: DNS_REJECTED when there is none or it can't be read,
+                DNS_UNAVAILABLE when what keeps it doesn't answer.
         """
         ...

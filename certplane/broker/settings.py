@@ -87,6 +87,16 @@ def _kv_version(version: int) -> str | None:
     return None if version in {1, 2} else "must be 1 or 2"
 
 
+def _mount_path(path: str) -> str | None:
+    if path.isprintable() and all(part not in {"", ".", ".."} for part in path.strip("/").split("/")):
+        return None
+    return "must be the path where the store is mounted, such as secret or team/kv"
+
+
+def _briefly(span: timedelta) -> str | None:
+    return None if timedelta() <= span <= timedelta(minutes=5) else "must be between 0s, which keeps nothing, and 5m"
+
+
 def _not_empty(text: str) -> str | None:
     return None if text else "must not be empty"
 
@@ -243,28 +253,36 @@ class IssuerSettings:
 
 @dataclass(frozen=True, slots=True)
 class FileSecretsSettings:
-    """Secrets as files below one directory; nothing outside it is read."""
+    """Secrets as files below one directory; nothing outside it is read.
 
-    directory: Path = Path("/etc/certplane/secrets")
+    Without `directory` it is systemd's credentials directory where the broker has one, else /etc/certplane/secrets.
+    """
+
+    directory: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VaultSettings:
-    """A KV store of Vault or OpenBao; `key` is the field of an entry that holds the secret."""
+    """A KV store of Vault or OpenBao; `key` is the field of an entry that holds the secret.
 
-    address: HttpUrl
+    What is left out of address and token is looked for in the environment when the broker starts.
+    """
+
+    address: HttpUrl | None = None
     token: str = field(default="", repr=False)
     token_file: Path | None = None
-    mount_path: str = "secret"
+    mount_path: Annotated[str, Check(_mount_path)] = "secret"
     kv_version: Annotated[int, Check(_kv_version)] = 2
-    key: str = "value"
+    key: Annotated[str, Check(_not_empty)] = "value"
     timeout: PositiveSpan = timedelta(seconds=10)
     namespace: str = ""
+    ca_bundle: Path | None = None
+    cache: Annotated[timedelta, Check(_briefly)] = timedelta(seconds=30)
 
     def problems(self) -> Iterator[KeyProblem]:
-        """There is exactly one token."""
-        if bool(self.token) == (self.token_file is not None):
-            yield KeyProblem("token_file", "or `token` is required, and only one of them", "prefer token_file")
+        """There is at most one token."""
+        if self.token and self.token_file is not None:
+            yield KeyProblem("token_file", "and `token` are both there", "keep token_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,11 +292,6 @@ class SecretsSettings:
     provider: SecretsProvider = SecretsProvider.ENV
     file: FileSecretsSettings = FileSecretsSettings()
     vault: VaultSettings | None = None
-
-    def problems(self) -> Iterator[KeyProblem]:
-        """The chosen provider is configured."""
-        if self.provider in {SecretsProvider.VAULT, SecretsProvider.OPENBAO} and self.vault is None:
-            yield KeyProblem("vault", f"is required with provider: {self.provider}", "add `vault:` with its address")
 
 
 @dataclass(frozen=True, slots=True)

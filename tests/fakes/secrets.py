@@ -19,6 +19,7 @@ class FakeSecretSource:
 
     async def read(self, name: str) -> str:
         async with self.faults.around("read"):
-            if name not in self.secrets:
+            secret = self.secrets.get(name, "").rstrip("\r\n")
+            if not secret:
                 raise RefusalError(Reason.DNS_REJECTED, f"there is no secret named {name!r}")
-            return self.secrets[name].removesuffix("\n")
+            return secret

@@ -1,5 +1,5 @@
-"""Secrets of DNS APIs by name, read at each use so that a new one needs no restart, and never logged.
+"""Secrets by name (DNS credentials, the database's password), read at use so that a new one needs no restart.
 
-`env` reads the environment, `files` reads below one directory; `source` chooses by the configuration. Vault and OpenBao
-are not here yet: choosing them is an error when the broker starts.
+`env` reads the environment, `files` reads below one directory, `vault` asks Vault or OpenBao; `source` chooses by the
+configuration. None of them logs a secret, or quotes one in a message.
 """

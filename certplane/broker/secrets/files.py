@@ -3,6 +3,9 @@
 Profiles name secrets, and who edits the policy must not thereby read the host: a name never leads out of the
 directory. There is no `..`, no absolute name, and no component is a link. A file that everybody can read is no secret
 and is refused.
+
+systemd's credentials directory is flat: there, `cloudflare/whisper-cl` is the credential `cloudflare_whisper-cl`, the
+id that `LoadCredential=cloudflare:<directory>` gives to the file `whisper-cl` (systemd.exec(5)).
 """
 
 from __future__ import annotations
@@ -18,20 +21,31 @@ if TYPE_CHECKING:
 
     from certplane.runtime.pool import BlockingPool
 
-__all__ = ["FileSecrets"]
+__all__ = ["FileSecrets", "NotASecretError", "decode_secret", "read_secret_file"]
 
 _LARGEST = 64 * 1024
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: a FIFO must not hold the thread
+_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: a FIFO must not hold the thread
+
+
+class NotASecretError(Exception):
+    """A file that isn't one secret; the text says why, after its name, and quotes nothing of it."""
 
 
 class FileSecrets:
     """The port `SecretSource` on files."""
 
-    def __init__(self, directory: Path, pool: BlockingPool) -> None:
-        """`directory` itself may be reached through links: it is the operator's word. Reads run on `pool`."""
+    def __init__(self, directory: Path, pool: BlockingPool, *, flat: bool = False) -> None:
+        """`directory` itself may be reached through links: it is the operator's word. Reads run on `pool`.
+
+        Args:
+            directory: what holds the secrets.
+            pool: where files are read.
+            flat: whether it is systemd's, where `_` stands for the `/` of names.
+        """
         self._directory = directory
         self._pool = pool
+        self._flat = flat
 
     async def read(self, name: str) -> str:
         """See `SecretSource.read`."""
@@ -41,37 +55,65 @@ class FileSecrets:
         parts = name.split("/")
         if not name or "\0" in name or any(part in {"", ".", ".."} for part in parts):
             raise _refused(name, "isn't a name of a file below the secrets' directory")
+        if self._flat:
+            parts = ["_".join(parts)]
         try:
-            content = self._content(parts)
-        except OSError as error:
-            raise _refused(name, f"can't be read: {error.strerror}") from error
-        if content is None:
-            raise _refused(name, "isn't a regular file, is too large, or everybody can read it (chmod 600)")
-        try:
-            secret = content.decode().rstrip("\r\n")
-        except UnicodeDecodeError:
-            # The cause quotes the content: it is cut off on purpose.
-            raise _refused(name, "isn't text") from None
-        if not secret:
-            raise _refused(name, "is empty")
-        return secret
+            return decode_secret(self._content(parts))
+        except NotASecretError as error:
+            raise _refused(name, str(error)) from error.__cause__
 
-    def _content(self, parts: list[str]) -> bytes | None:
-        """The file's content, None if it must not be used."""
-        folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _content(self, parts: list[str]) -> bytes:
         try:
-            for part in parts[:-1]:
-                below = os.open(part, _FOLDER, dir_fd=folder)
+            folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for part in parts[:-1]:
+                    below = os.open(part, _FOLDER, dir_fd=folder)
+                    os.close(folder)
+                    folder = below
+                return _content(os.open(parts[-1], _FILE | os.O_NOFOLLOW, dir_fd=folder))
+            finally:
                 os.close(folder)
-                folder = below
-            descriptor = os.open(parts[-1], _FILE, dir_fd=folder)
-        finally:
-            os.close(folder)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_mode & stat.S_IRWXO or status.st_size > _LARGEST:
-                return None
-            return file.read(_LARGEST + 1)
+        except OSError as error:
+            raise NotASecretError(f"can't be read: {error.strerror}") from error
+
+
+def read_secret_file(path: Path) -> bytes:
+    """The content of a file that the configuration names. Blocks.
+
+    Raises:
+        NotASecretError: it isn't there, isn't a regular file, is too large, or everybody can read it.
+    """
+    try:
+        return _content(os.open(path, _FILE))
+    except OSError as error:
+        raise NotASecretError(f"can't be read: {error.strerror}") from error
+
+
+def decode_secret(content: bytes) -> str:
+    """A file's content as a secret, without line ends after it.
+
+    Raises:
+        NotASecretError: it is empty or isn't UTF-8.
+    """
+    try:
+        secret = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        # The cause quotes the content: it is cut off on purpose.
+        raise NotASecretError("isn't text") from None
+    if not secret:
+        raise NotASecretError("is empty")
+    return secret
+
+
+def _content(descriptor: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_mode & stat.S_IRWXO or status.st_size > _LARGEST:
+            raise NotASecretError("isn't a regular file, is too large, or everybody can read it (chmod 600)")
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise NotASecretError("is too large")  # it grew since
+    return content
 
 
 def _refused(name: str, why: str) -> RefusalError:

@@ -17,6 +17,7 @@ from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock
 from tests.fakes.secrets import FakeSecretSource
 from tests.support.broker_files import BrokerFiles
+from tests.support.vault_server import VaultServer
 
 
 @pytest.fixture
@@ -141,14 +142,39 @@ async def test_database_password_is_a_secret(files: BrokerFiles) -> None:
     assert caught.value.problems[0].key == "store.password_secret"
 
 
-def test_secrets_that_are_not_there(files: BrokerFiles) -> None:
-    """A provider of secrets that this version doesn't have is told with its line."""
-    made = settings(files, secrets={"provider": "vault", "vault": {"address": "https://vault.example", "token": "t"}})
+@pytest.mark.parametrize(
+    ("vault", "key", "message"),
+    [
+        pytest.param({"address": "http://vault.example:8200"}, "address", "must be https", id="plain HTTP"),
+        pytest.param(
+            {"address": "https://v", "ca_bundle": "/nowhere.pem"}, "ca_bundle", "/nowhere.pem", id="no bundle"
+        ),
+        pytest.param({"token": "t"}, "address", "is required", id="no address"),
+    ],
+)
+def test_vault_that_cannot_be_used(
+    files: BrokerFiles, monkeypatch: pytest.MonkeyPatch, vault: dict[str, str], key: str, message: str
+) -> None:
+    """What is wrong with a vault's settings is told at the start, with its line."""
+    monkeypatch.delenv("VAULT_ADDR", raising=False)
+    made = settings(files, secrets={"provider": "vault", "vault": {"token": "t", **vault}})
     pool = BlockingPool("test", 1)
     try:
         with pytest.raises(ConfigurationError) as caught:
-            database.secret_source(made, pool)
+            database.secret_source(made, pool, ManualClock())
     finally:
         pool.close()
-    assert caught.value.problems[0].key == "secrets.provider"
-    assert caught.value.problems[0].line is not None
+    (problem,) = caught.value.problems
+    assert (problem.key, message in problem.message) == (f"secrets.vault.{key}", True)
+    assert problem.line is not None
+
+
+async def test_vault_of_the_environment(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Address and token may both be the environment's; a loopback address may be plain HTTP."""
+    pool = BlockingPool("test", 1)
+    with VaultServer(entries={"dns/token": {"value": "s3cret"}}) as vault:
+        monkeypatch.setenv("BAO_ADDR", vault.url)
+        monkeypatch.setenv("BAO_TOKEN", vault.token)
+        source = database.secret_source(settings(files, secrets={"provider": "openbao"}), pool, ManualClock())
+        assert await source.read("dns/token") == "s3cret"
+    pool.close()

@@ -126,6 +126,8 @@ EXPECTED = {
     "secrets.vault.key": "token",
     "secrets.vault.timeout": _seconds(5),
     "secrets.vault.namespace": "ops",
+    "secrets.vault.ca_bundle": Path("/etc/certplane/vault-ca.pem"),
+    "secrets.vault.cache": _seconds(5),
     "store.driver": "postgresql",
     "store.path": Path("/srv/certplane/broker.db"),
     "store.url": "postgresql://certplane@db.example:5432/certplane",
@@ -274,16 +276,16 @@ def _with(**replaced: str) -> str:
             "2: server.tls.min_version: is '1.1', must be one of 1.2, 1.3", id="tls-1.1",
         ),
         pytest.param(
-            MINIMAL + "secrets: {provider: vault}\n",
-            "11: secrets.vault: is required with provider: vault; add `vault:` with its address", id="vault-missing",
-        ),
-        pytest.param(
-            MINIMAL + "secrets: {vault: {address: 'https://v'}}\n",
-            "11: secrets.vault.token_file: or `token` is required, and only one of them; prefer token_file", id="no-token",
-        ),
-        pytest.param(
             MINIMAL + "secrets: {vault: {address: 'https://v', token: hush, token_file: /t}}\n",
-            "11: secrets.vault.token_file: or `token` is required, and only one of them; prefer token_file", id="two-tokens",
+            "11: secrets.vault.token_file: and `token` are both there; keep token_file", id="two-tokens",
+        ),
+        pytest.param(
+            MINIMAL + "secrets: {vault: {mount_path: a/../sys}}\n",
+            "11: secrets.vault.mount_path: must be the path where the store is mounted, such as secret or team/kv", id="mount",
+        ),
+        pytest.param(
+            MINIMAL + "secrets: {vault: {cache: 1h}}\n",
+            "11: secrets.vault.cache: must be between 0s, which keeps nothing, and 5m", id="vault-cache",
         ),
         pytest.param(
             MINIMAL + "secrets: {vault: {address: 'https://v', token: hush, kv_version: 3}}\n",

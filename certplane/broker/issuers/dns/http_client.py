@@ -22,15 +22,20 @@ class AnswerTooLargeError(httpx.TransportError):
     """An answer has more than `LARGEST_BODY` bytes, or is compressed so that it can't be known."""
 
 
-def new_http_client(timeout: timedelta, ca_bundle: Path | None = None) -> httpx.AsyncClient:
+def new_http_client(timeout: timedelta, ca_bundle: Path | ssl.SSLContext | None = None) -> httpx.AsyncClient:
     """A client; proxies are those of the environment.
 
     Args:
         timeout: of each wait; callers bound the whole exchange.
-        ca_bundle: PEM file with the roots of a private API's server; None for the public ones.
+        ca_bundle: PEM file with the roots of a private API's server, read here; a context that was made from one; or
+            None for the public ones.
     """
+    if isinstance(ca_bundle, ssl.SSLContext):
+        verify: ssl.SSLContext | bool = ca_bundle
+    else:
+        verify = ssl.create_default_context(cafile=str(ca_bundle)) if ca_bundle else True
     return httpx.AsyncClient(
-        verify=ssl.create_default_context(cafile=str(ca_bundle)) if ca_bundle else True,
+        verify=verify,
         timeout=timeout.total_seconds(),
         follow_redirects=False,
         headers={"Accept-Encoding": "identity"},

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from httpx import AsyncClient
 from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.broker.secrets.env import EnvSecrets, variable_name
 from certplane.broker.secrets.files import FileSecrets
-from certplane.broker.secrets.source import open_secrets
+from certplane.broker.secrets.source import SecretsSetup, open_secrets
+from certplane.broker.secrets.vault import VaultSecrets, VaultStore
 from certplane.errors import ConfigurationError, Reason, RefusalError
 from certplane.runtime.pool import BlockingPool
+from tests.fakes.clock import ManualClock
 
 
 @pytest.fixture
@@ -174,20 +177,71 @@ async def test_missing_file(folder: Path, pool: BlockingPool) -> None:
     assert said == "the secret 'cloudflare/other' can't be read: No such file or directory"
 
 
+def setup_of(provider: str, pool: BlockingPool, directory: Path | None = None, **environ: str) -> SecretsSetup:
+    return SecretsSetup(
+        provider=provider,
+        environ=environ,
+        pool=pool,
+        clock=ManualClock(),
+        directory=directory,
+        store=VaultStore(provider, ""),
+        new_client=lambda _: AsyncClient,
+    )
+
+
 def test_choosing_a_source(folder: Path, pool: BlockingPool) -> None:
-    """`env` and `file` are there."""
-    assert isinstance(open_secrets("env", environ={}, directory=folder, pool=pool), EnvSecrets)
-    assert isinstance(open_secrets("file", environ={}, directory=folder, pool=pool), FileSecrets)
-
-
-@pytest.mark.parametrize("provider", ["vault", "openbao"])
-def test_sources_that_are_not_there_yet(folder: Path, pool: BlockingPool, provider: str) -> None:
-    """The broker doesn't start with a source that it doesn't have, and says what to use."""
-    with pytest.raises(ConfigurationError, match=f"{provider} is not supported by this version; use env or file"):
-        open_secrets(provider, environ={}, directory=folder, pool=pool)
+    """Each provider of the format is there."""
+    vault = {"VAULT_ADDR": "https://vault.example:8200", "VAULT_TOKEN": "t"}
+    assert isinstance(open_secrets(setup_of("env", pool)), EnvSecrets)
+    assert isinstance(open_secrets(setup_of("file", pool, folder)), FileSecrets)
+    assert isinstance(open_secrets(setup_of("vault", pool, **vault)), VaultSecrets)
+    assert isinstance(open_secrets(setup_of("openbao", pool, **vault)), VaultSecrets)
 
 
 def test_directory_must_be_there(tmp_path: Path, pool: BlockingPool) -> None:
     """A wrong directory is found at the start, not at the first renewal."""
     with pytest.raises(ConfigurationError, match=r"secrets\.file\.directory"):
-        open_secrets("file", environ={}, directory=tmp_path / "nowhere", pool=pool)
+        open_secrets(setup_of("file", pool, tmp_path / "nowhere"))
+
+
+async def test_credentials_of_systemd(folder: Path, pool: BlockingPool) -> None:
+    """Without a directory it is systemd's, where credentials have flat names; a configured one goes first."""
+    credentials = folder.parent / "credentials"
+    credentials.mkdir()
+    write(credentials / "cloudflare_whisper-cl", "from systemd\n", 0o400)
+    source = open_secrets(setup_of("file", pool, CREDENTIALS_DIRECTORY=str(credentials)))
+    assert await source.read("cloudflare/whisper-cl") == "from systemd"
+    source = open_secrets(setup_of("file", pool, credentials, CREDENTIALS_DIRECTORY=str(credentials)))
+    assert await source.read("cloudflare/whisper-cl") == "from systemd"
+    source = open_secrets(setup_of("file", pool, folder, CREDENTIALS_DIRECTORY=str(credentials)))
+    assert await source.read("cloudflare/whisper-cl") == "s3cret"
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/outside", ".."])
+async def test_credentials_of_systemd_stay_inside(folder: Path, pool: BlockingPool, name: str) -> None:
+    """A name leads out of the flat directory as little."""
+    assert "isn't a name" in await refusal_of(FileSecrets(folder, pool, flat=True), name)
+
+
+@pytest.mark.parametrize(
+    ("provider", "environ", "key", "remedy"),
+    [
+        pytest.param("vault", {}, "secrets.vault.address", "write it, or set VAULT_ADDR", id="vault-address"),
+        pytest.param(
+            "vault", {"BAO_ADDR": "https://bao"}, "secrets.vault.address", "set VAULT_ADDR", id="other-product"
+        ),
+        pytest.param("openbao", {}, "secrets.vault.address", "write it, or set BAO_ADDR", id="openbao-address"),
+        pytest.param("vault", {"VAULT_ADDR": "https://v"}, "secrets.vault.token_file", "set VAULT_TOKEN", id="token"),
+        pytest.param(
+            "openbao", {"VAULT_ADDR": "https://v"}, "secrets.vault.token_file", "set BAO_TOKEN", id="bao-token"
+        ),
+    ],
+)
+def test_vault_that_is_not_configured(
+    pool: BlockingPool, provider: str, environ: dict[str, str], key: str, remedy: str
+) -> None:
+    """What neither the file nor the environment says is told at the start, with both ways to say it."""
+    with pytest.raises(ConfigurationError) as caught:
+        open_secrets(setup_of(provider, pool, **environ))
+    (problem,) = caught.value.problems
+    assert (problem.key, remedy in problem.remedy) == (key, True)

@@ -1,0 +1,213 @@
+"""Secrets from a key-value store of Vault or OpenBao, which speak one HTTP API, read at use.
+
+`cloudflare/whisper-cl` is the entry of that name below the mount; the secret is one of its fields. Version 2 of the
+store keeps entries below `data/`, in one more envelope. The token is configured, in a file that an agent of the vault
+may replace at any time, or in the environment; it is read again for each request and sent nowhere else: https or this
+machine only, no redirects.
+
+A secret is kept for some seconds, so that a burst of orders asks once. Failures are never kept. Nothing here makes or
+renews tokens, and of what the vault answers only the status and what is known of it reach a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import httpx
+
+from certplane.broker.secrets.files import NotASecretError, decode_secret, read_secret_file
+from certplane.errors import Reason, RefusalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from certplane.runtime.clock import Clock
+    from certplane.runtime.pool import BlockingPool
+
+__all__ = ["TOKEN_VARIABLES", "VaultSecrets", "VaultStore"]
+
+TOKEN_VARIABLES = {"vault": ("VAULT_TOKEN",), "openbao": ("BAO_TOKEN", "VAULT_TOKEN")}
+"""Variables with a token, the first that is set; OpenBao's own clients read Vault's variables too."""
+
+_MOST_KEPT = 1024
+_NAMES = {"vault": "Vault", "openbao": "OpenBao"}
+_BUSY = frozenset({408, 412, 429})  # 412: a replica that has not caught up
+_NO_ROUTE = "no handler for route"
+
+
+@dataclass(frozen=True, slots=True)
+class VaultStore:
+    """`secrets.vault`, with the address found.
+
+    Attributes:
+        product: `vault` or `openbao`, for messages and for the environment.
+        address: URL of the server, checked by the caller: secrets are sent there.
+        mount_path: where the store is mounted; may have several parts.
+        kv_version: of the store, 1 or 2.
+        key: the field of an entry with the secret.
+        namespace: empty for the root one.
+        token: empty to look further.
+        token_file: read at each request; None to look further, in the environment.
+        timeout: of one request.
+        fresh: how long a secret is kept.
+    """
+
+    product: str
+    address: str
+    mount_path: str = "secret"
+    kv_version: int = 2
+    key: str = "value"
+    namespace: str = ""
+    token: str = field(default="", repr=False)
+    token_file: Path | None = None
+    timeout: timedelta = timedelta(seconds=10)
+    fresh: timedelta = timedelta(seconds=30)
+
+
+class VaultSecrets:
+    """The port `SecretSource` on Vault and OpenBao."""
+
+    def __init__(
+        self,
+        store: VaultStore,
+        *,
+        environ: Mapping[str, str],
+        new_client: Callable[[], httpx.AsyncClient],
+        pool: BlockingPool,
+        clock: Clock,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            store: what to ask.
+            environ: for the token.
+            new_client: a client for one request that follows no redirects and limits what it reads.
+            pool: where the token's file is read.
+            clock: for how long secrets are kept.
+        """
+        self._store, self._environ, self._new_client = store, environ, new_client
+        self._pool, self._clock = pool, clock
+        self._name = _NAMES[store.product]
+        self._kept: dict[str, _Kept] = {}
+        self._asking: dict[str, asyncio.Task[str]] = {}
+
+    async def read(self, name: str) -> str:
+        """See `SecretSource.read`. Who asks for the same secret meanwhile waits for the same answer."""
+        kept = self._kept.get(name)
+        if kept is not None and self._clock.monotonic() < kept.until:
+            return kept.secret
+        asking = self._asking.get(name)
+        if asking is None:
+            asking = self._asking[name] = asyncio.create_task(self._ask(name), name="vault-read")
+            asking.add_done_callback(lambda task: self._asked(name, task))
+        return await asyncio.shield(asking)
+
+    def _asked(self, name: str, task: asyncio.Task[str]) -> None:
+        del self._asking[name]
+        if task.cancelled() or task.exception() is not None:
+            self._kept.pop(name, None)  # what can't be read any more isn't handed out any more
+            return
+        if len(self._kept) >= _MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[name] = _Kept(task.result(), self._clock.monotonic() + self._store.fresh.total_seconds())
+
+    async def _ask(self, name: str) -> str:
+        parts = name.split("/")
+        if not name.isprintable() or any(part in {"", ".", ".."} for part in parts):
+            raise RefusalError(Reason.DNS_REJECTED, f"the secret {name!r} isn't a name of an entry below the mount")
+        token = await self._token()
+        store = self._store
+        mount = store.mount_path.strip("/").split("/")
+        path = "/".join(quote(part, safe="") for part in (*mount, *(["data"] * (store.kv_version == 2)), *parts))
+        # The official clients send X-Vault-Request too: a vault may refuse requests without, as others' forgeries.
+        headers = {"X-Vault-Token": token, "X-Vault-Request": "true", "Accept": "application/json"}
+        if store.namespace:
+            headers["X-Vault-Namespace"] = store.namespace.strip("/")
+        try:
+            async with asyncio.timeout(store.timeout.total_seconds()), self._new_client() as client:
+                answer = await client.get(f"{store.address.rstrip('/')}/v1/{path}", headers=headers)
+        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
+            message = f"{self._name} did not give the secret {name!r}: {type(error).__name__}"
+            raise RefusalError(Reason.DNS_UNAVAILABLE, message) from error
+        return self._secret(name, "/".join([*mount, *parts]), answer)
+
+    async def _token(self) -> str:
+        store = self._store
+        if store.token:
+            token, where = store.token, "secrets.vault.token"
+        elif store.token_file is not None:
+            where = f"the token file {store.token_file}"
+            try:
+                token = decode_secret(await self._pool.run(read_secret_file, store.token_file))
+            except NotASecretError as error:
+                raise RefusalError(Reason.DNS_REJECTED, f"{where} {error}") from error
+        else:
+            names = TOKEN_VARIABLES[store.product]
+            where = " or ".join(names)
+            token = next((value for name in names if (value := self._environ.get(name, "").strip())), "")
+        token = token.strip()
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise RefusalError(Reason.DNS_REJECTED, f"{where} holds no token of {self._name}")
+        return token
+
+    def _secret(self, name: str, path: str, answer: httpx.Response) -> str:
+        body = _body(answer)
+        if answer.status_code != 200:
+            raise self._refused(name, path, answer.status_code, body)
+        data = body.get("data")
+        if self._store.kv_version == 2 and isinstance(data, dict):
+            data = data.get("data")
+        if not isinstance(data, dict):
+            remedy = f"check that {self._store.mount_path} is a KV store of version {self._store.kv_version}"
+            raise RefusalError(Reason.DNS_REJECTED, f"{self._name} has no entry at {path} for {name!r}; {remedy}")
+        secret = data.get(self._store.key)
+        if not isinstance(secret, str) or not secret.rstrip("\r\n"):
+            message = f"the entry {path} in {self._name} has no text in the field {self._store.key!r}"
+            raise RefusalError(Reason.DNS_REJECTED, f"{message}; set it, or name another one in secrets.vault.key")
+        return secret.rstrip("\r\n")
+
+    def _refused(self, name: str, path: str, status: int, body: Mapping[str, object]) -> RefusalError:
+        told = body.get("errors")
+        errors = " ".join(error for error in told if isinstance(error, str)) if isinstance(told, list) else ""
+        what = f"{self._name} did not give the secret {name!r}"
+        if status == 404:
+            if _NO_ROUTE in errors:
+                why = f"nothing is mounted at {self._store.mount_path}; correct secrets.vault.mount_path or namespace"
+            elif isinstance(body.get("data"), dict):
+                why = f"the entry {path} is deleted; restore it, or write a new version"
+            else:
+                why = f"there is no entry {path}; write it, or check secrets.vault.kv_version"
+            return RefusalError(Reason.DNS_REJECTED, f"{what}: {why}")
+        if status == 403:
+            why = f"its token has ended or may not read {path}; renew it, or give it a policy with read"
+            return RefusalError(Reason.DNS_REJECTED, f"{what}: {why}")
+        if "sealed" in errors:
+            return RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: it is sealed; unseal it")
+        if 300 <= status < 400:
+            why = "it redirects, which isn't followed with a token; name the active server in secrets.vault.address"
+            return RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: {why}")
+        if status in _BUSY or status >= 500:
+            return RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: it answered with status {status}; it is tried again")
+        why = f"it answered with status {status}; check address, namespace and mount_path in secrets.vault"
+        return RefusalError(Reason.DNS_REJECTED, f"{what}: {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    secret: str = field(repr=False)
+    until: float
+
+
+def _body(answer: httpx.Response) -> Mapping[str, object]:
+    """The answer's JSON object; empty for anything else."""
+    try:
+        body = json.loads(answer.content)
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
