@@ -37,6 +37,8 @@ __all__ = [
     "OrderState",
     "Profile",
     "RevocationReason",
+    "Scope",
+    "ScopeKind",
     "TxtRecord",
 ]
 
@@ -322,6 +324,53 @@ class IssuerOrder:
     url: str
     status: IssuerOrderStatus
     challenges: tuple[DnsChallenge, ...] = ()
+
+
+class ScopeKind(StrEnum):
+    """What a CA's limit, or another of its "not now", is about."""
+
+    ACCOUNT = "account"
+    """Everything that is asked of the issuer with its account."""
+    DOMAIN = "domain"
+    """A registered domain: it and every name below it."""
+    NAME = "name"
+    """One name; its wildcard too, which is proved by the same record."""
+    NAME_SET = "name_set"
+    """The very set of names of the order that was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """For what a CA refuses to be asked again; `value` is the DNS name of a DOMAIN or a NAME.
+
+    Its text is the `subject` of a refusal's violation, so that it is stored with the order and told to the agent.
+    """
+
+    kind: ScopeKind
+    value: str = ""
+
+    def __str__(self) -> str:
+        """`account`, `name_set`, `domain:shop.test`, `name:www.shop.test`."""
+        return f"{self.kind.value}:{self.value}" if self.value else self.kind.value
+
+    @classmethod
+    def parse(cls, text: str) -> Scope | None:
+        """The scope of this text, None if it is none."""
+        kind, _, value = text.partition(":")
+        needs_value = kind in {ScopeKind.DOMAIN, ScopeKind.NAME}
+        return cls(ScopeKind(kind), value) if kind in set(ScopeKind) and bool(value) is needs_value else None
+
+    def covers(self, dns_names: tuple[str, ...], refused: tuple[str, ...]) -> bool:
+        """Whether an order for `dns_names` falls under it; `refused` are the names of the order that met it."""
+        match self.kind:
+            case ScopeKind.ACCOUNT:
+                return True
+            case ScopeKind.NAME_SET:
+                return dns_names == refused
+            case ScopeKind.NAME:
+                return any(name.removeprefix("*.") == self.value for name in dns_names)
+            case ScopeKind.DOMAIN:
+                return any(f".{name}".endswith(f".{self.value}") for name in dns_names)
 
 
 class AuditDecision(StrEnum):

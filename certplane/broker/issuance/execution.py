@@ -30,7 +30,15 @@ from certplane.broker.issuance.authorisation import OrderAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.journal import Journal, OrderEndedError
-from certplane.broker.issuance.outcome import End, TryAgain, conclude, pause_before_new_order
+from certplane.broker.issuance.outcome import (
+    Consequence,
+    End,
+    TryAgain,
+    classify,
+    conclude,
+    pause_before_new_order,
+    scopes_of,
+)
 from certplane.broker.issuance.queue import Lane, OrderQueue, Place
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.storing import record_of
@@ -195,6 +203,7 @@ class OrderExecution:
         )
         if isinstance(verdict, TryAgain):
             self._ending = None
+            self._hold(refusal, verdict.wait)
             await self._ports.clock.sleep(verdict.wait)
         elif self.order.state is OrderState.FINALIZING:
             # The CA may have the CSR: what it says when it is looked at again decides, however long that takes.
@@ -224,8 +233,7 @@ class OrderExecution:
         held = self._queue.held(self._lane, self._ports.clock.now())
         if held is not None:
             until, refusal = held
-            wait = until - self._ports.clock.now()
-            raise _OrderOverError(End(replace(refusal, retry_after=wait), wait))
+            raise RefusalError.of(replace(refusal, retry_after=until - self._ports.clock.now()))
         with self._step("create"):
             acme = await self._ports.issuer.create_order(
                 self.order.csr_der, profile, self._timeout(self._settings.call_timeout)
@@ -341,17 +349,33 @@ class OrderExecution:
 
     async def _end(self, end: End, *, left_open: bool = False, unaccounted: bool = False) -> None:
         order = self.order
-        events = [self._events.failed(end.refusal, order.acme_order_url, alarming=unaccounted)]
+        asks_person = classify(end.refusal) is Consequence.ASK_PERSON
+        if asks_person:
+            fields = {"order_id": order.order_id, "profile": order.profile, "reason": end.refusal.reason.value}
+            logger.error("a person has to act: %s", end.refusal.message, extra={"fields": fields})
+        events = [self._events.failed(end.refusal, order.acme_order_url, alarming=unaccounted or asks_person)]
         if left_open:
             events.append(self._events.abandoned(order.acme_order_url, end.refusal.message))
             self._ports.meter.count(measures.ORDERS_ABANDONED)
         retry_time = self._ports.clock.now() + end.pause
-        if end.refusal.reason is Reason.ISSUER_RATE_LIMITED:
-            self._queue.hold(self._lane, retry_time, end.refusal)
+        self._hold(end.refusal, end.pause)
         await self._journal.write(
             OrderChange(state=OrderState.FAILED, error=end.refusal, retry_time=retry_time, block_key=unaccounted),
             events,
         )
+
+    def _hold(self, refusal: Refusal, wait: timedelta) -> None:
+        """Keep everybody whom the refusal concerns from asking the CA for the same answer."""
+        scopes = scopes_of(refusal)
+        if not scopes:
+            return
+        until = self._ports.clock.now() + wait
+        if not self._queue.hold(self._lane, scopes, until, refusal):
+            return
+        concerned = " ".join(map(str, scopes))
+        fields = {"order_id": self.order.order_id, "issuer": self.order.issuer, "scope": concerned}
+        fields["until"] = f"{until:%Y-%m-%dT%H:%M:%SZ}"
+        logger.warning("the CA is not asked again for a while: %s", refusal.message, extra={"fields": fields})
 
     @property
     def _policy(self) -> Policy | None:

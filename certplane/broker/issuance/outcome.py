@@ -1,8 +1,16 @@
 """What a failure means for an order: try the step again, or end the order, and when a new one may follow. Pure.
 
-Inside an order only what may be better in a moment is tried again: an issuer or a DNS provider that can't be reached,
-and a rate limit that ends soon. What a CA, a DNS provider or policy has refused stays refused. Nothing is asked sooner
-than the CA said.
+Every failure is classified here and nowhere else (`classify`):
+
+| consequence | failures | what follows |
+|---|---|---|
+| RETRY_CALL | an issuer, DNS provider or store that can't be reached | the step again, within the order's time |
+| RETRY_ORDER | a challenge failed, the CA gave the order up, and whatever nobody foresaw | a new order, after a pause |
+| WAIT | a CA's rate limit | nobody asks for what the limit is about (`scopes_of`) before its time; others do |
+| ASK_PERSON | new terms of service, a missing binding or CAA record, a name that no CA certifies | a person is called |
+
+A rate limit that ends soon is waited out in the order. What a CA, a DNS provider or policy has refused stays refused.
+Nothing is asked sooner than the CA said.
 """
 
 from __future__ import annotations
@@ -10,11 +18,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 
+from certplane.broker.model import Scope, ScopeKind
 from certplane.errors import Reason, Refusal
 from certplane.runtime.backoff import Backoff
 
-__all__ = ["End", "TryAgain", "conclude", "pause_before_new_order"]
+__all__ = ["Consequence", "End", "TryAgain", "classify", "conclude", "pause_before_new_order", "scopes_of"]
 
 SHORT_RATE_LIMIT = timedelta(minutes=1)
 """A rate limit that ends within it is waited out in the order; a longer one would hold up the name set."""
@@ -40,6 +50,49 @@ _PAUSES = {
     Reason.DNS_REJECTED: timedelta(minutes=5),
     Reason.INTERNAL: timedelta(minutes=5),
 }
+
+
+_URN = "urn:ietf:params:acme:error:"
+
+_ACCOUNT_PROBLEMS = frozenset({f"{_URN}userActionRequired", f"{_URN}externalAccountRequired"})
+"""The CA wants something of whoever owns the account (RFC 8555 7.3.3, 7.3.4): no order of the account gets further."""
+
+_PERSONS_PROBLEMS = _ACCOUNT_PROBLEMS | {
+    # The CSR or its key, names that the CA certifies for nobody, and records that only the domain's owner changes.
+    f"{_URN}{name}"
+    for name in ("badCSR", "badPublicKey", "caa", "invalidProfile", "rejectedIdentifier", "unsupportedIdentifier")
+}
+
+
+class Consequence(StrEnum):
+    """What a failure asks for."""
+
+    RETRY_CALL = "retry_call"
+    RETRY_ORDER = "retry_order"
+    WAIT = "wait"
+    ASK_PERSON = "ask_person"
+
+
+def classify(refusal: Refusal) -> Consequence:
+    """The one place that says what a failure asks for."""
+    if refusal.reason in _PASSING:
+        return Consequence.RETRY_CALL
+    if refusal.reason is Reason.ISSUER_RATE_LIMITED:
+        return Consequence.WAIT
+    asks = any(problem.type in _PERSONS_PROBLEMS for problem in refusal.problems)
+    if refusal.reason is Reason.DNS_REJECTED or (refusal.reason is Reason.ISSUER_REJECTED and asks):
+        return Consequence.ASK_PERSON
+    return Consequence.RETRY_ORDER
+
+
+def scopes_of(refusal: Refusal) -> tuple[Scope, ...]:
+    """What must not be asked of the issuer meanwhile; empty if only the order itself is concerned."""
+    if classify(refusal) is Consequence.WAIT:
+        told = [Scope.parse(violation.subject) for violation in refusal.violations]
+        return tuple(scope for scope in told if scope is not None) or (Scope(ScopeKind.NAME_SET),)
+    if any(problem.type in _ACCOUNT_PROBLEMS for problem in refusal.problems):
+        return (Scope(ScopeKind.ACCOUNT),)
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +123,9 @@ def conclude(
         rng: Spreads them.
     """
     said = refusal.retry_after or timedelta()
-    passing = refusal.reason in _PASSING or (
-        refusal.reason is Reason.ISSUER_RATE_LIMITED and timedelta() < said <= SHORT_RATE_LIMIT
+    consequence = classify(refusal)
+    passing = consequence is Consequence.RETRY_CALL or (
+        consequence is Consequence.WAIT and timedelta() < said <= SHORT_RATE_LIMIT
     )
     wait = max(backoff.wait(failures, rng), said)
     if passing and wait < time_left:

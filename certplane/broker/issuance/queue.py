@@ -6,18 +6,22 @@ Rules:
   names whatever the key (Boulder does), and two brokers' orders would then share one. Who comes first goes first.
 - At most so many orders at once over all lanes. A lane that waits takes none of these places, and an order that nobody
   but the CA can end, whenever that is, gives its place back: it must not hold up other names.
-- When the CA says that a lane has to wait (a rate limit), nobody of that lane asks before.
+- When the CA says that something has to wait (a rate limit), nobody asks for that before, and everybody else does: a
+  limit of one domain holds up no other, one of the account holds up all.
+
+Holds live in memory: after a restart the first order that meets the limit is told of it again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
+from certplane.broker.model import Scope, ScopeKind
 from certplane.errors import Refusal
 
 __all__ = ["Lane", "OrderQueue", "Place"]
@@ -45,6 +49,11 @@ class Place:
             self._places.release()
 
 
+class _Hold(NamedTuple):
+    until: datetime
+    refusal: Refusal
+
+
 @dataclass(slots=True)
 class _Gate:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -57,7 +66,8 @@ class OrderQueue:
     def __init__(self, parallel: int) -> None:
         self._places = asyncio.Semaphore(parallel)
         self._gates: dict[Lane, _Gate] = {}
-        self._holds: dict[Lane, tuple[datetime, Refusal]] = {}
+        self._holds: dict[tuple[str, Scope, tuple[str, ...]], _Hold] = {}
+        """By issuer, scope, and for a name set its names."""
 
     @asynccontextmanager
     async def turn(self, lane: Lane) -> AsyncIterator[Place]:
@@ -77,14 +87,36 @@ class OrderQueue:
             if not gate.users:
                 del self._gates[lane]
 
-    def hold(self, lane: Lane, until: datetime, refusal: Refusal) -> None:
-        """Nobody of `lane` should ask the CA before `until`; `refusal` is what it said."""
-        self._holds[lane] = (until, refusal)
+    def hold(self, lane: Lane, scopes: Iterable[Scope], until: datetime, refusal: Refusal) -> bool:
+        """Nobody should ask the issuer of `lane` for what falls under `scopes` before `until`.
+
+        Args:
+            lane: whose order was refused.
+            scopes: what the refusal is about.
+            until: when it ends; an earlier end than one that is known changes nothing.
+            refusal: what the CA said.
+
+        Returns:
+            Whether anything is held now, or for longer, that was not before.
+        """
+        news = False
+        for scope in scopes:
+            names = lane.dns_names if scope.kind is ScopeKind.NAME_SET else ()
+            known = self._holds.get((lane.issuer, scope, names))
+            if known is None or known.until < until:
+                self._holds[lane.issuer, scope, names] = _Hold(until, refusal)
+                news = True
+        return news
 
     def held(self, lane: Lane, now: datetime) -> tuple[datetime, Refusal] | None:
         """Until when, and why, `lane` must not ask the CA; None if it may."""
-        hold = self._holds.get(lane)
-        if hold is not None and hold[0] <= now:
-            del self._holds[lane]
+        self._holds = {key: hold for key, hold in self._holds.items() if hold.until > now}
+        covering = [
+            hold
+            for (issuer, scope, names), hold in self._holds.items()
+            if issuer == lane.issuer and scope.covers(lane.dns_names, names)
+        ]
+        if not covering:
             return None
-        return hold
+        longest = max(covering, key=lambda hold: hold.until)
+        return longest.until, longest.refusal

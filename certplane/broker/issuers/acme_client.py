@@ -19,6 +19,7 @@ from acme.client import ClientV2
 from cryptography import x509
 from josepy.errors import Error as JoseError
 
+from certplane.broker.issuers.acme_limits import ACCOUNT, limited_scopes
 from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
 from certplane.broker.issuers.acme_resources import AcmeAuthorization, AcmeOrder, MalformedAnswerError
 from certplane.broker.issuers.answers import parse_retry_after, printable
@@ -90,7 +91,11 @@ class AcmeClient(ClientV2):
         self.net.account = None  # newAccount is signed with the key itself (6.2)
         wanted = messages.NewRegistration.from_data(email=email or None, terms_of_service_agreed=True)
         # 201 for a new account, 200 for a known one: `ClientV2.new_account` makes an error of that, and asks again.
-        response = self._post(directory["newAccount"], wanted)
+        try:
+            response = self._post(directory["newAccount"], wanted)
+        except AcmeError as error:
+            error.concern([ACCOUNT])
+            raise
         failpoint("acme.register.sent")
         with _malformed_as_acme_errors():
             url = self._hosts.check(response.headers.get("Location"))
@@ -103,7 +108,13 @@ class AcmeClient(ClientV2):
         """POST newOrder (7.4)."""
         identifiers = [messages.Identifier(typ=messages.IDENTIFIER_FQDN, value=name) for name in names]
         order = messages.NewOrder(identifiers=identifiers, profile=profile or None)
-        response = self._post(self.directory["newOrder"], order)
+        try:
+            response = self._post(self.directory["newOrder"], order)
+        except AcmeError as error:
+            problems = error.refusal.problems
+            if problems:
+                error.concern(limited_scopes(problems[0].detail, problems, names))
+            raise
         failpoint("acme.create_order.sent")
         with _malformed_as_acme_errors():
             return self._order(self._hosts.check(response.headers.get("Location")), response)

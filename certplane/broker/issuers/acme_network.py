@@ -18,6 +18,7 @@ import contextlib
 import io
 import json
 import logging
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +29,18 @@ from acme.client import ClientNetwork
 from josepy.interfaces import JSONDeSerializable
 from requests.utils import get_environ_proxies
 
+from certplane.broker.issuers.acme_limits import ACCOUNT, NAME_SET
 from certplane.broker.issuers.acme_resources import problem_documents
 from certplane.broker.issuers.answers import parse_retry_after, printable
 from certplane.broker.issuers.outgoing import ForbiddenUrlError
 from certplane.errors import ProblemDocument, Reason, RefusalError, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from certplane.broker.issuers.acme_account import AccountKey
     from certplane.broker.issuers.outgoing import AllowedHosts
+    from certplane.broker.model import Scope
     from certplane.runtime.clock import Clock
 
 __all__ = ["LARGEST_BODY", "AcmeError", "AcmeNetwork"]
@@ -52,6 +55,7 @@ _NONCE_TRIES = 5
 _UNKNOWN_WAIT = timedelta(minutes=10)
 """After a rate limit without `Retry-After` (RFC 8555 6.6 asks for one): the second step of the waits that Let's
 Encrypt's integration guide recommends."""
+_LONGEST_URL = 200
 _URN = "urn:ietf:params:acme:error:"
 
 # `acme` logs every payload at DEBUG, account data and CSRs included: never, whatever level the program has.
@@ -77,6 +81,12 @@ class AcmeError(RefusalError):
     ) -> None:
         super().__init__(reason, message, retry_after=retry_after, problems=problems, violations=violations)
         self.unsent = unsent
+
+    def concern(self, scopes: Iterable[Scope]) -> None:
+        """Say for what the CA is not to be asked again, if this is a rate limit."""
+        if self.refusal.reason is Reason.ISSUER_RATE_LIMITED:
+            said = self.refusal.violations[0].description if self.refusal.violations else self.refusal.message
+            self.refusal = replace(self.refusal, violations=tuple(Violation(str(scope), said) for scope in scopes))
 
     def is_problem(self, name: str) -> bool:
         """Whether the CA's problem document is of this type (the last part of the URN, RFC 8555 6.7)."""
@@ -203,7 +213,8 @@ class AcmeNetwork(ClientNetwork):
         if status == 429 or (problems and problems[0].type == f"{_URN}rateLimited"):
             said = problems[0].detail if problems else "too many requests"
             wait = _UNKNOWN_WAIT if retry_after is None else retry_after
-            limit = Violation("issuer", said)  # which of its limits it is, only the CA's words tell
+            # Directory and nonces name no order: too many of those are the client's. Who asks for one knows better.
+            limit = Violation(str(NAME_SET if response.request.method == "POST" else ACCOUNT), said)
             return AcmeError(Reason.ISSUER_RATE_LIMITED, said, retry_after=wait, problems=problems, violations=[limit])
         if 300 <= status < 400:
             return _unreadable(f"a redirect ({status}), which isn't followed")
@@ -213,10 +224,14 @@ class AcmeNetwork(ClientNetwork):
         # Anything else is something in front of the CA: a page of HTML is not the CA's word.
         if not problems:
             return AcmeError(Reason.ISSUER_UNAVAILABLE, f"HTTP status {status}", retry_after=retry_after)
-        said = f"{problems[0].type.removeprefix(_URN)}: {problems[0].detail}"
-        temporary = status >= 500 or status == 408 or problems[0].type in {f"{_URN}serverInternal", f"{_URN}badNonce"}
+        name = problems[0].type.removeprefix(_URN)
+        said = f"{name}: {problems[0].detail}"
+        if name == "userActionRequired":
+            said += f"; a person has to visit {_where_to_act(response) or 'the CA'}"
+        temporary = status >= 500 or status == 408 or name in {"serverInternal", "badNonce"}
         reason = Reason.ISSUER_UNAVAILABLE if temporary else Reason.ISSUER_REJECTED
-        return AcmeError(reason, said, retry_after=retry_after, problems=problems)
+        # A request with a bad nonce is not looked at any further (RFC 8555 6.5), so that it may be sent again.
+        return AcmeError(reason, said, retry_after=retry_after, problems=problems, unsent=name == "badNonce")
 
 
 def _json_or_none(response: requests.Response) -> object:
@@ -224,6 +239,17 @@ def _json_or_none(response: requests.Response) -> object:
         return json.loads(response.content)
     except (ValueError, RecursionError):
         return None
+
+
+def _where_to_act(response: requests.Response) -> str:
+    """Where a person does what the CA asks for (RFC 8555 7.3.3): shown to people, never fetched. Empty if unsaid."""
+    body = _json_or_none(response)
+    instance = body.get("instance") if isinstance(body, dict) else None
+    for url in (instance, response.links.get("terms-of-service", {}).get("url")):
+        shown = printable(url, _LONGEST_URL)
+        if shown.startswith(("https://", "http://")) and " " not in shown:
+            return shown
+    return ""
 
 
 def _unreadable(what: str) -> AcmeError:

@@ -9,7 +9,7 @@ import pytest
 
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import IssuerOrderStatus, OrderState
+from certplane.broker.model import IssuerOrderStatus, OrderState, Scope, ScopeKind
 from certplane.errors import Reason, Refusal
 from tests.fakes.clock import ManualClock
 from tests.support.issuance import NO_WAIT, World, caller, csr, issue, settle
@@ -109,11 +109,63 @@ def test_a_hold_ends_by_itself() -> None:
     """Until its time the lane is held with what the CA said; other lanes aren't."""
     queue, now = OrderQueue(1), ManualClock().now()
     refusal = Refusal(Reason.ISSUER_RATE_LIMITED, "later")
-    queue.hold(LANE, now + timedelta(hours=1), refusal)
+    names = [Scope(ScopeKind.NAME_SET)]
+    assert queue.hold(LANE, names, now + timedelta(hours=1), refusal)
 
     assert queue.held(LANE, now) == (now + timedelta(hours=1), refusal)
     assert queue.held(LANE._replace(issuer="other"), now) is None
+    assert not queue.hold(LANE, names, now + timedelta(minutes=59), refusal)
+    assert queue.held(LANE, now + timedelta(minutes=59)) is not None
     assert queue.held(LANE, now + timedelta(hours=1)) is None
+    assert not queue._holds
+
+
+@pytest.mark.parametrize(
+    ("scope", "held"),
+    [
+        pytest.param("name_set", {"set"}, id="the very set"),
+        pytest.param("name:www.shop.test", {"set", "one", "wild"}, id="a name, wildcard included"),
+        pytest.param("domain:shop.test", {"set", "one", "wild", "apex", "below"}, id="a registered domain"),
+        pytest.param("account", {"set", "one", "wild", "apex", "below", "near", "other"}, id="the account"),
+    ],
+)
+def test_a_blocked_scope_blocks_only_itself(scope: str, held: set[str]) -> None:
+    """Whoever asks for something under the scope waits, whoever doesn't may ask."""
+    sets = {
+        "set": ("shop.test", "www.shop.test"),
+        "one": ("www.shop.test",),
+        "wild": ("*.www.shop.test",),
+        "apex": ("shop.test",),
+        "below": ("a.b.shop.test", "other.test"),
+        "near": ("workshop.test",),
+        "other": ("other.test",),
+    }
+    queue, now = OrderQueue(1), ManualClock().now()
+    lanes = {name: Lane("ca", "", names) for name, names in sets.items()}
+    parsed = Scope.parse(scope)
+    assert parsed is not None
+    assert str(parsed) == scope
+    queue.hold(lanes["set"], [parsed], now + timedelta(hours=1), Refusal(Reason.ISSUER_RATE_LIMITED, "later"))
+
+    assert {name for name, lane in lanes.items() if queue.held(lane, now)} == held
+    assert not any(queue.held(lane._replace(issuer="another"), now) for lane in lanes.values())
+
+
+def test_the_longest_of_several_holds_counts() -> None:
+    """An order that falls under two limits waits for the later end, and is told that one's words."""
+    queue, now = OrderQueue(1), ManualClock().now()
+    short, long = Refusal(Reason.ISSUER_RATE_LIMITED, "short"), Refusal(Reason.ISSUER_RATE_LIMITED, "long")
+    queue.hold(LANE, [Scope(ScopeKind.ACCOUNT)], now + timedelta(minutes=1), short)
+    queue.hold(LANE, [Scope(ScopeKind.NAME, "shop.test")], now + timedelta(hours=1), long)
+
+    assert queue.held(LANE, now) == (now + timedelta(hours=1), long)
+    assert queue.held(LANE._replace(dns_names=("other.test",)), now) == (now + timedelta(minutes=1), short)
+
+
+@pytest.mark.parametrize("text", ["", "issuer", "domain", "domain:", "name_set:a", "account:x", "frequency:a"])
+def test_other_words_are_no_scope(text: str) -> None:
+    """What another version or another limit wrote as its subject is not taken for a scope."""
+    assert Scope.parse(text) is None
 
 
 @pytest.mark.parametrize("reuses_pending", [False, True])

@@ -217,7 +217,7 @@ async def test_rate_limit_without_a_problem_document(ca: ScriptedAcme, issuer: A
     ca.fail("POST /newOrder", Answer(429, b"slow down", "text/plain", (("Retry-After", "7"),)))
     refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
     assert (refusal.reason, refusal.retry_after) == (Reason.ISSUER_RATE_LIMITED, timedelta(seconds=7))
-    assert [violation.subject for violation in refusal.violations] == ["issuer"]
+    assert [violation.subject for violation in refusal.violations] == ["name_set"]
 
 
 TEMPORARY = [
