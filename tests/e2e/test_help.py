@@ -35,6 +35,7 @@ _COMMANDS = {
         "identity allow",
         "identity list",
     ],
+    "certplane.ctl": ["", "fleet", "watch", "host", "renew"],
     "certplane.sandbox": ["", "demo", "parts"],
 }
 

@@ -1,19 +1,12 @@
-"""Why is there no connection to the broker? gRPC says UNAVAILABLE for everything; this asks by a TLS handshake.
-
-It is only called after a failure, blocks for a few seconds at most, and sends nothing but the handshake. A broker that
-doesn't accept this host's identity closes the connection once it has seen the certificate (TLS 1.3: after the client
-believes the handshake done), so that a close at that moment is the sign of it.
-"""
+"""What a lost connection to the broker means to this host: its own identity first, then what a handshake finds."""
 
 from __future__ import annotations
 
-import socket
-import ssl
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from certplane.errors import OperationError
-from certplane.runtime.connection import ConnectionFailure, connection_failure
+from certplane.rpc.handshake import handshake_failure
+from certplane.runtime.connection import ConnectionFailure
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -23,9 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["IdentityNotAcceptedError", "expired_identity", "unreachable"]
 
-_PATIENCE_SECONDS = 3.0
-_REFUSAL_SECONDS = 1.0
-"""How long after the handshake a refusal of the client certificate may take to arrive."""
 _CHECK_AGENT_CA = "check that the internal CA's root is in the broker's server.mtls.agent_ca_bundle"
 _REMEDIES = {
     ConnectionFailure.NOT_FOUND: "check broker.url and this host's resolver",
@@ -62,42 +52,21 @@ def unreachable(url: str, server_ca_bundle: Path, identity: Version, said: str) 
         identity: what this host presents.
         said: gRPC's own words, for when the handshake finds nothing wrong.
     """
-    parts = urlsplit(url)
-    where = (parts.hostname or "", parts.port or 443)
+    chain, key = identity.path / "fullchain.pem", identity.path / "privkey.pem"
+    failure = handshake_failure(url, server_ca_bundle=server_ca_bundle, chain=chain, key=key)
     broker = f"the broker at {url}"
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.set_alpn_protocols(["h2"])
-        context.load_verify_locations(server_ca_bundle)
-        context.load_cert_chain(identity.path / "fullchain.pem", identity.path / "privkey.pem", password="")
-    except (OSError, ssl.SSLError) as error:
+    if failure is None:
+        cause = f"{broker} didn't take the call ({said})"
+        return OperationError(cause, remedy="the connection itself works; try again")
+    if failure.refused:
+        return IdentityNotAcceptedError(
+            f"{broker} doesn't accept this host's identity (serial {identity.serial_number}, until "
+            f"{identity.not_after:%Y-%m-%dT%H:%M:%SZ})",
+            remedy=f"{_CHECK_AGENT_CA}, and both clocks",
+        )
+    if failure.kind is None:
         return OperationError(
-            f"the files for the connection to {broker} can't be used: {error}",
+            f"the files for the connection to {broker} can't be used: {failure.phrase}",
             remedy=f"check {server_ca_bundle} and {identity.path}",
         )
-    try:
-        with (
-            socket.create_connection(where, timeout=_PATIENCE_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=where[0]) as tls,
-        ):
-            if _refuses(tls):
-                return IdentityNotAcceptedError(
-                    f"{broker} doesn't accept this host's identity (serial {identity.serial_number}, until "
-                    f"{identity.not_after:%Y-%m-%dT%H:%M:%SZ})",
-                    remedy=f"{_CHECK_AGENT_CA}, and both clocks",
-                )
-    except (OSError, UnicodeError) as error:
-        kind, phrase = connection_failure(error)
-        return OperationError(f"{broker} {phrase}", remedy=_REMEDIES[kind])
-    return OperationError(f"{broker} didn't take the call ({said})", remedy="the connection itself works; try again")
-
-
-def _refuses(tls: ssl.SSLSocket) -> bool:
-    """Whether the peer ends the connection at once instead of sending its HTTP/2 settings."""
-    tls.settimeout(_REFUSAL_SECONDS)
-    try:
-        return not tls.recv(1)
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
+    return OperationError(f"{broker} {failure.phrase}", remedy=_REMEDIES[failure.kind])

@@ -1,0 +1,287 @@
+"""The command line of certplanectl.
+
+Exit status: 0 when all is well, 1 when something failed, 2 when the configuration or the command line is wrong. On a
+terminal results are tables; piped, or with --json, they are the broker's messages, a JSON object a line. Errors are one
+line each on standard error, cause and remedy, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from certplane import __version__
+from certplane.config.durations import DurationError, parse_duration
+from certplane.errors import (
+    CertplaneError,
+    ConfigurationError,
+    ConfigurationProblem,
+    OperationError,
+    Reason,
+    RefusalError,
+)
+from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import SystemClock
+from certplane.runtime.pool import BlockingPool
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from certplane.ctl.client import FleetClient
+    from certplane.v1 import fleet_pb2
+
+__all__ = ["main"]
+
+_OK, _FAILED, _MISUSED = 0, 1, 2
+_AGAIN: Final = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=30), floor=timedelta(milliseconds=200))
+_PASSING: Final = frozenset(
+    {
+        Reason.DRAINING,
+        Reason.STORE_UNAVAILABLE,
+        Reason.AUDIT_UNAVAILABLE,
+        Reason.POLICY_UNAVAILABLE,
+        Reason.RATE_LIMITED,
+    }
+)
+"""Refusals that a watch outlives."""
+
+_clock = SystemClock()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    Raises:
+        SystemExit: argparse ends the program itself after `--help`, `--version` and a wrong command line.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return asyncio.run(_run(options))
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return _MISUSED
+    except CertplaneError as error:
+        _say(str(error))
+        return _FAILED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does.
+        sys.stderr.close()
+        return _FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="ctl.yml ($CERTPLANECTL_CONFIG, ~/.config/certplane/ctl.yml, /etc/certplane/ctl.yml)",
+    )
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="the broker's messages, one JSON object a line")
+    parser = argparse.ArgumentParser(
+        prog="certplanectl", description="Shows the hosts of a broker and renews their certificates.", parents=[common]
+    )
+    parser.add_argument("--version", action="version", version=f"certplanectl {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    fleet = commands.add_parser("fleet", parents=[common, output], help="all hosts and where their certificates are")
+    fleet.add_argument(
+        "--state",
+        action="append",
+        default=[],
+        metavar="STATE",
+        help="only hosts with a certificate in this state, such as failed or degraded; may be repeated",
+    )
+    fleet.add_argument("--disconnected", action="store_true", help="only hosts without a connection to the broker")
+
+    watch = commands.add_parser("watch", parents=[common, output], help="the fleet, live, until Ctrl-C")
+    watch.add_argument("hosts", nargs="*", metavar="HOST", help="only these hosts, by name or label")
+
+    host = commands.add_parser("host", parents=[common, output], help="one host with all that is known of it")
+    host.add_argument("name", metavar="NAME", help="the host's identity name, or its label in the policy")
+
+    renew = commands.add_parser(
+        "renew",
+        parents=[common, output],
+        help="have certificates renewed",
+        description="Has the certificates renewed that match every kind of option given.",
+    )
+    renew.add_argument("--all", action="store_true", help="every certificate in force")
+    for option, metavar, text in (
+        ("host", "NAME", "of this host, by name or label"),
+        ("profile", "PROFILE", "of this policy profile"),
+        ("issuer", "ISSUER", "from this issuer"),
+        ("certificate", "ID", "this certificate, by the broker's id"),
+        ("name", "DNS-NAME", "with this DNS name"),
+    ):
+        renew.add_argument(f"--{option}", action="append", default=[], metavar=metavar, help=f"{text}; may be repeated")
+    renew.add_argument("--reason", required=True, help="why: hosts log it, and so does the audit log")
+    renew.add_argument(
+        "--spread", default="0s", metavar="DURATION", help="spread the renewals over this time, such as 30m or 24h"
+    )
+    renew.add_argument("--dry-run", action="store_true", help="say what would be renewed, and do nothing")
+    renew.add_argument("--yes", action="store_true", help="don't ask before it begins")
+    return parser
+
+
+async def _run(options: argparse.Namespace) -> int:
+    # What a command needs is imported when it runs: `--help` needs no gRPC.
+    from certplane.ctl.client import FleetClient  # noqa: PLC0415
+    from certplane.ctl.settings import find_settings, load_settings  # noqa: PLC0415
+
+    logging.basicConfig(level=logging.WARNING, format="certplanectl: %(message)s")
+    settings = load_settings(getattr(options, "config", None) or find_settings())
+    async with FleetClient(settings) as client:
+        return await _interruptible(_COMMANDS[options.command](options, client))
+
+
+async def _fleet(options: argparse.Namespace, client: FleetClient) -> int:
+    from certplane.ctl.client import HostFilter  # noqa: PLC0415 - as in `_run`
+    from certplane.ctl.view import STATES, fleet_rows, json_line  # noqa: PLC0415
+    from certplane.runtime.tables import table_lines  # noqa: PLC0415
+
+    unknown = [state for state in options.state if state not in STATES]
+    if unknown:
+        raise _misuse(f"--state {unknown[0]}: there is no such state", f"use one of: {', '.join(STATES)}")
+    wanted = HostFilter(tuple(STATES[state] for state in options.state), options.disconnected)
+    hosts = []
+    async for host in client.hosts(wanted):
+        if _is_json(options):
+            print(json_line(host), flush=True)
+        else:
+            hosts.append(host)
+    if hosts:
+        print("\n".join(table_lines(fleet_rows(hosts, _clock.now()))))
+    elif not _is_json(options):
+        print("no host matches" if options.state or options.disconnected else "no host has reported yet")
+    return _OK
+
+
+async def _host(options: argparse.Namespace, client: FleetClient) -> int:
+    from certplane.ctl.view import host_lines, json_line  # noqa: PLC0415 - as in `_run`
+
+    host = await client.host(options.name)
+    print(json_line(host) if _is_json(options) else "\n".join(host_lines(host, _clock.now())))
+    return _OK
+
+
+async def _watch(options: argparse.Namespace, client: FleetClient) -> int:
+    """Watch until a signal; a broker that restarts is waited for, a refusal that stays ends it."""
+    from certplane.ctl.live import open_display  # noqa: PLC0415 - as in `_run`
+
+    rng = random.SystemRandom()
+    begun, failures = False, 0
+    with open_display(sys.stdout, _say, _clock.now, as_json=options.json) as display:
+        while True:
+            try:
+                async for message in client.watch(options.hosts):
+                    begun, failures = True, 0
+                    display.show(message)
+                text = "the broker has ended the watch"
+                wait = None
+            except OperationError as error:
+                if not begun:
+                    raise  # it never was there: a mistake of the configuration rather than a restart
+                text, wait = str(error), error.retry_after
+            except RefusalError as error:
+                if error.refusal.reason not in _PASSING:
+                    raise
+                text, wait = str(error), error.refusal.retry_after
+            failures += 1
+            again = max(_AGAIN.wait(failures, rng), wait or timedelta())
+            display.interrupted(f"{text}; watching again in {again.total_seconds():.0f} s")
+            await _clock.sleep(again)
+
+
+async def _renew(options: argparse.Namespace, client: FleetClient) -> int:
+    from certplane.ctl.view import json_line, renewal_line  # noqa: PLC0415 - as in `_run`
+
+    selection = _selection(options)
+    try:
+        spread = parse_duration(options.spread)
+    except DurationError as error:
+        raise _misuse(f"--spread {options.spread}: {error}", "write it like 30m, 24h or 1h30m") from error
+    request_id = secrets.token_hex(16)
+
+    async def request(*, dry_run: bool) -> fleet_pb2.RequestRenewalResponse:
+        return await client.request_renewal(
+            selection, reason=options.reason, spread=spread, request_id=request_id, dry_run=dry_run
+        )
+
+    if not options.dry_run and not options.yes:
+        foreseen = await request(dry_run=True)
+        if foreseen.changed_count and not await _agreed(renewal_line(foreseen, dry_run=True)):
+            _say("nothing was renewed")
+            return _FAILED
+    answer = await request(dry_run=options.dry_run)
+    print(json_line(answer) if _is_json(options) else renewal_line(answer, dry_run=options.dry_run))
+    return _OK if answer.certificate_count else _FAILED
+
+
+def _selection(options: argparse.Namespace) -> fleet_pb2.Selection:
+    from certplane.v1 import fleet_pb2  # noqa: PLC0415 - as in `_run`
+
+    selection = fleet_pb2.Selection(
+        all=options.all,
+        hosts=options.host,
+        profiles=options.profile,
+        issuers=options.issuer,
+        certificate_ids=options.certificate,
+        dns_names=options.name,
+    )
+    if not selection.ByteSize():
+        raise _misuse("renew: nothing is selected", "say which with --host, --profile, ..., or --all")
+    return selection
+
+
+async def _agreed(question: str) -> bool:
+    """Whether a person at the terminal says yes; without one nobody can."""
+    if not sys.stdin.isatty():
+        raise _misuse(f"{question}; there is no terminal to ask at", "add --yes, or --dry-run to only look")
+    print(f"{question}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    with contextlib.closing(BlockingPool("ctl-terminal", 1)) as terminal:
+        answer = await terminal.run(sys.stdin.readline)
+    return answer.strip().lower() in ("y", "yes")
+
+
+_COMMANDS: Final = {"fleet": _fleet, "watch": _watch, "host": _host, "renew": _renew}
+
+
+async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
+    """Run a command so that SIGTERM ends it as Ctrl-C does, its display first."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+def _is_json(options: argparse.Namespace) -> bool:
+    return bool(options.json) or not sys.stdout.isatty()
+
+
+def _misuse(message: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError([ConfigurationProblem("certplanectl", None, "", message, remedy)])
+
+
+def _say(text: str) -> None:
+    print(f"certplanectl: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,177 @@
+"""The broker's operator calls over one channel, with errors that say what to do.
+
+Messages go out as they came: `view` shows them. Only `RefusalError` (the broker's word) and `OperationError` (no
+connection, no Certplane broker, too late) escape.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, Self, TypeVar
+
+import grpc
+
+from certplane import __version__
+from certplane.config.files import read_file, read_private_file
+from certplane.ctl.settings import CtlSettings
+from certplane.errors import CertplaneError, OperationError, RefusalError
+from certplane.rpc.channel import open_channel
+from certplane.rpc.credentials import KeyPair, channel_credentials
+from certplane.rpc.handshake import handshake_failure
+from certplane.rpc.status import refusal_from_error
+from certplane.runtime.connection import ConnectionFailure
+from certplane.runtime.pool import BlockingPool
+from certplane.v1 import fleet_pb2, fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
+
+__all__ = ["FleetClient", "HostFilter"]
+
+T = TypeVar("T")
+
+_PAGE: Final = 200
+_REMEDIES: Final = {
+    ConnectionFailure.NOT_FOUND: "check broker.url and this machine's resolver",
+    ConnectionFailure.UNREACHABLE: "check that the broker runs and its port is open",
+    ConnectionFailure.TIMEOUT: "check the network between here and the broker",
+    ConnectionFailure.NO_TLS: "check that broker.url is the broker's own port",
+    ConnectionFailure.UNTRUSTED: "check broker.server_ca_bundle against the CA of the broker's certificate",
+    ConnectionFailure.WRONG_NAME: "use a name of the broker's certificate in broker.url",
+    ConnectionFailure.WRONG_TIME: "check this machine's clock first, then the broker's own certificate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HostFilter:
+    """Which hosts to list; all by default."""
+
+    states: tuple[renewal_pb2.CertificateStatus.State.ValueType, ...] = ()
+    disconnected_only: bool = False
+
+
+class FleetClient:
+    """FleetService and WatchRenewals for one caller. An async context manager; on one event loop."""
+
+    def __init__(self, settings: CtlSettings) -> None:
+        """Read the files and open the channel; nothing is sent.
+
+        Raises:
+            ConfigurationError: a file that the settings name can't be used.
+        """
+        source = settings.source
+        self._settings = settings
+        self._key = settings.path(settings.identity.key)
+        self._chain = settings.path(settings.identity.cert)
+        self._bundle = settings.path(settings.broker.server_ca_bundle)
+        pair = KeyPair(
+            private_key_pem=read_private_file(self._key, at=source.problem("identity.key", "")),
+            chain_pem=read_file(self._chain, at=source.problem("identity.cert", "")),
+        )
+        bundle = read_file(self._bundle, at=source.problem("broker.server_ca_bundle", ""))
+        credentials = channel_credentials(bundle, pair)
+        self._files = BlockingPool("ctl-files", 1)
+        self._channel = open_channel(settings.broker.url, credentials, user_agent=f"certplanectl/{__version__}")
+        self._fleet = fleet_pb2_grpc.FleetServiceStub(self._channel)
+        self._renewals = renewal_pb2_grpc.RenewalServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the channel."""
+        await self._channel.close()
+        self._files.close()
+
+    async def hosts(self, wanted: HostFilter) -> AsyncGenerator[renewal_pb2.Host, None]:
+        """All hosts that match, by name, page by page."""
+        token = ""
+        while True:
+            request = fleet_pb2.ListHostsRequest(
+                request_id=_request_id(),
+                page_size=_PAGE,
+                page_token=token,
+                states=wanted.states,
+                disconnected_only=wanted.disconnected_only,
+            )
+            page = await self._answer(self._fleet.ListHosts(request, timeout=self._seconds))
+            for host in page.hosts:
+                yield host
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def host(self, name: str) -> renewal_pb2.Host:
+        """One host by its identity's name, or its label in the policy."""
+        request = fleet_pb2.GetHostRequest(request_id=_request_id(), host=name)
+        return (await self._answer(self._fleet.GetHost(request, timeout=self._seconds))).host
+
+    async def request_renewal(
+        self, selection: fleet_pb2.Selection, *, reason: str, spread: timedelta, request_id: str, dry_run: bool
+    ) -> fleet_pb2.RequestRenewalResponse:
+        """Ask for renewals. Safe to repeat with the same `request_id`."""
+        request = fleet_pb2.RequestRenewalRequest(
+            request_id=request_id, selection=selection, reason=reason, dry_run=dry_run
+        )
+        request.spread_duration.FromTimedelta(spread)
+        return await self._answer(self._fleet.RequestRenewal(request, timeout=self._seconds))
+
+    async def watch(self, hosts: Sequence[str]) -> AsyncGenerator[renewal_pb2.WatchRenewalsResponse, None]:
+        """The fleet as it is, and each change, until the broker ends it: the first failure is raised."""
+        request = renewal_pb2.WatchRenewalsRequest(request_id=_request_id(), hosts=hosts)
+        call = self._renewals.WatchRenewals(request)
+        try:
+            async for message in call:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise await self._error(error) from error
+        finally:
+            call.cancel()
+
+    @property
+    def _seconds(self) -> float:
+        return self._settings.timeout.total_seconds()
+
+    async def _answer(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise await self._error(error) from error
+
+    async def _error(self, error: grpc.aio.AioRpcError) -> CertplaneError:
+        refusal = refusal_from_error(error)
+        if refusal is not None:
+            return RefusalError.of(refusal)
+        url = str(self._settings.broker.url)
+        match error.code():
+            case grpc.StatusCode.UNAVAILABLE:
+                return await self._files.run(self._why_unreachable, error)
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                remedy = "look at its log and its load, or raise timeout in ctl.yml"
+                return OperationError(f"the broker at {url} didn't answer in time", remedy=remedy)
+            case grpc.StatusCode.UNIMPLEMENTED:
+                remedy = "it may be older than certplanectl: upgrade it"
+                return OperationError(f"the broker at {url} doesn't know this call", remedy=remedy)
+            case code:
+                said = f"{code.name}: {error.details() or 'no details'}"
+                return OperationError(f"{url} answered {said}", remedy="check that broker.url is a Certplane broker")
+
+    def _why_unreachable(self, error: grpc.aio.AioRpcError) -> CertplaneError:
+        broker = f"the broker at {self._settings.broker.url}"
+        failure = handshake_failure(
+            str(self._settings.broker.url), server_ca_bundle=self._bundle, chain=self._chain, key=self._key
+        )
+        if failure is None:
+            return OperationError(f"the connection to {broker} has ended ({error.details()})", remedy="try again")
+        if failure.refused:
+            remedy = f"check that {self._chain} hasn't expired and comes from the CA in the broker's agent_ca_bundle"
+            return OperationError(f"{broker} doesn't accept this identity", remedy=remedy)
+        if failure.kind is None:
+            remedy = f"check {self._bundle}, {self._chain} and {self._key}"
+            return OperationError(f"the files for the connection can't be used: {failure.phrase}", remedy=remedy)
+        return OperationError(f"{broker} {failure.phrase}", remedy=_REMEDIES[failure.kind])
+
+
+def _request_id() -> str:
+    return secrets.token_hex(16)

@@ -1,0 +1,93 @@
+"""ctl.yml as frozen values: where the broker is, and as whom certplanectl calls it.
+
+Paths that aren't absolute are relative to the file, so that it works from any directory.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from certplane.config.decoding import decode
+from certplane.config.document import Document, Source
+from certplane.config.values import HttpsUrl, PositiveSpan
+from certplane.errors import ConfigurationError, ConfigurationProblem
+
+__all__ = ["BrokerSettings", "CtlSettings", "IdentitySettings", "find_settings", "load_settings"]
+
+_VARIABLE = "CERTPLANECTL_CONFIG"
+_SYSTEM_FILE = Path("/etc/certplane/ctl.yml")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """The broker: `url` is `https://host[:port]`, `server_ca_bundle` the CAs of its certificate, PEM."""
+
+    url: HttpsUrl
+    server_ca_bundle: Path
+
+
+@dataclass(frozen=True, slots=True)
+class IdentitySettings:
+    """The caller: `cert` is the identity's certificate with its chain, PEM, and `key` its private key."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _CtlFile:
+    """The whole file."""
+
+    broker: BrokerSettings
+    identity: IdentitySettings
+    timeout: PositiveSpan = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class CtlSettings(_CtlFile):
+    """A ctl.yml that is right. `source` says where each key stands."""
+
+    source: Source = field(kw_only=True)
+
+    def path(self, path: Path) -> Path:
+        """A path of the file, from the file's own directory."""
+        return Path(self.source.file).parent / path
+
+
+def find_settings() -> Path:
+    """The file to use when none is named: $CERTPLANECTL_CONFIG, the user's own, then the system's.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    named = os.environ.get(_VARIABLE)
+    if named:
+        return Path(named)
+    configuration = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    own = Path(configuration) / "certplane" / "ctl.yml"
+    for candidate in (own, _SYSTEM_FILE):
+        if candidate.exists():
+            return candidate
+    message = "there is no ctl.yml"
+    remedy = f"write {own} or {_SYSTEM_FILE}, or name one with --config or ${_VARIABLE} (docs/operations.md shows one)"
+    raise ConfigurationError([ConfigurationProblem("certplanectl", None, "", message, remedy)])
+
+
+def load_settings(path: Path) -> CtlSettings:
+    """Read ctl.yml.
+
+    Raises:
+        ConfigurationError: everything that is wrong with it.
+    """
+    document = Document.read(path)
+    file = decode(document, _CtlFile)
+    parts = urlsplit(file.broker.url)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        problem = document.source.problem("broker.url", "has a path", "write https://host:port")
+        raise ConfigurationError([problem])
+    sections = {name: getattr(file, name) for name in _CtlFile.__dataclass_fields__}
+    return CtlSettings(**sections, source=document.source)

@@ -1,0 +1,259 @@
+"""What certplanectl shows: the fleet kept up to date from a watch's messages, and tables of it. Pure.
+
+Machines get the messages themselves, a JSON object a line, in the proto3 JSON mapping: what grpcurl prints for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from certplane.runtime.tables import moment_text, span_text, table_lines
+from certplane.v1 import fleet_pb2, renewal_pb2
+
+__all__ = [
+    "STATES",
+    "FleetView",
+    "change_line",
+    "fleet_rows",
+    "host_lines",
+    "json_line",
+    "needs_attention",
+    "renewal_line",
+]
+
+_Status = renewal_pb2.CertificateStatus
+
+STATES: Final = {
+    name.removeprefix("STATE_").lower(): _Status.State.Value(name)
+    for name in _Status.State.DESCRIPTOR.values_by_name
+    if name != "STATE_UNSPECIFIED"
+}
+"""The states as people write them."""
+
+_STATE_NAMES: Final = {value: name for name, value in STATES.items()}
+_STEP_NAMES: Final = {value: name.removeprefix("STEP_").lower() for name, value in _Status.Step.items() if value}
+_CAUSES: Final = {
+    renewal_pb2.Renewal.CAUSE_LIFETIME: "its lifetime",
+    renewal_pb2.Renewal.CAUSE_ISSUER: "the CA",
+    renewal_pb2.Renewal.CAUSE_OPERATOR: "an operator",
+    renewal_pb2.Renewal.CAUSE_REVOKED: "its revocation",
+}
+_SKEW_SHOWN: Final = timedelta(seconds=5)
+
+HEADER: Final[tuple[str, ...]] = ("HOST", "LINK", "CERTIFICATE", "STATE", "VALID UNTIL", "RENEWAL", "SERVED")
+
+
+class FleetView:
+    """The fleet as a watch tells it."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, renewal_pb2.Host] = {}
+        self._told: set[str] = set()
+        self.complete = False
+        """Whether a snapshot has been seen to its end."""
+
+    @property
+    def hosts(self) -> Sequence[renewal_pb2.Host]:
+        """The hosts by name."""
+        return [self._hosts[name] for name in sorted(self._hosts)]
+
+    def apply(self, message: renewal_pb2.WatchRenewalsResponse) -> None:
+        """Take in one message."""
+        match message.WhichOneof("event"):
+            case "host":
+                self._hosts[message.host.name] = message.host
+                self._told.add(message.host.name)
+            case "certificate_change":
+                self._change(message.certificate_change)
+            case "snapshot_end":
+                self.complete = True
+                self._hosts = {name: host for name, host in self._hosts.items() if name in self._told}
+            case _:
+                pass  # a newer broker's event
+
+    def begin_again(self) -> None:
+        """Another watch begins: what is known stays until its snapshot has ended, and then only what it told."""
+        self.complete = False
+        self._told.clear()
+
+    def _change(self, change: renewal_pb2.WatchRenewalsResponse.CertificateChange) -> None:
+        host = self._hosts.setdefault(change.host, renewal_pb2.Host(name=change.host))
+        self._told.add(change.host)
+        others = [each for each in host.certificates if each.name != change.certificate.name]
+        kept = others if change.removed else sorted([*others, change.certificate], key=lambda each: each.name)
+        del host.certificates[:]
+        host.certificates.extend(kept)
+
+
+def needs_attention(host: renewal_pb2.Host) -> bool:
+    """Whether a person should look at a host: it is away, contested, or a certificate of its isn't as it should be."""
+    ill = (_Status.STATE_FAILED, _Status.STATE_DEGRADED)
+    return not host.connected or host.contested or any(each.state in ill for each in host.certificates)
+
+
+def change_line(message: renewal_pb2.WatchRenewalsResponse, now: datetime) -> str:
+    """What a message after the snapshot says, in a line; empty if it is nothing for a person."""
+    match message.WhichOneof("event"):
+        case "host":
+            return f"{message.host.label or message.host.name}: {_link(message.host, now)}"
+        case "certificate_change":
+            change = message.certificate_change
+            if change.removed:
+                return f"{change.host}: {change.certificate.name}: removed"
+            error = f": {change.certificate.last_error}" if change.certificate.last_error else ""
+            return f"{change.host}: {change.certificate.name}: {_state(change.certificate)}{error}"
+        case _:
+            return ""
+
+
+def json_line(message: Message) -> str:
+    """A message as one line of JSON."""
+    return json.dumps(MessageToDict(message), ensure_ascii=False, separators=(",", ":"))
+
+
+def fleet_rows(hosts: Iterable[renewal_pb2.Host], now: datetime) -> list[tuple[str, ...]]:
+    """A row for each certificate, and one for a host without any; the header first."""
+    rows: list[tuple[str, ...]] = [HEADER]
+    for host in hosts:
+        name, link = host.label or host.name, _link(host, now)
+        if not host.certificates:
+            rows.append((name, link, "-", "-", "-", "-", "-"))
+        for status in host.certificates:
+            held = _held(status)
+            until = _moment(held.not_after_time, now) if held is not None else "-"
+            served = _served(status)
+            renewal = _moment(status.renew_time, now) if status.HasField("renew_time") else "-"
+            rows.append((name, link, status.name, _state(status), until, renewal, served))
+            name = link = ""
+    return rows
+
+
+def host_lines(host: renewal_pb2.Host, now: datetime) -> list[str]:
+    """One host with all that is known of it."""
+    facts = [
+        ("host", host.name if not host.label else f"{host.name} ({host.label} in the policy)"),
+        ("link", _link(host, now) + (f" from {host.source_ip}" if host.source_ip else "")),
+        ("agent", host.agent_version or "unknown"),
+        ("identity", _identity(host, now)),
+    ]
+    skew = host.clock_skew.ToTimedelta() if host.HasField("clock_skew") else timedelta()
+    if abs(skew) >= _SKEW_SHOWN:
+        facts.append(("clock", f"{span_text(abs(skew))} {'ahead of' if skew > timedelta() else 'behind'} the broker's"))
+    if host.displaced_streams:
+        facts.append(("displaced", f"{host.displaced_streams} streams: is the identity in use on two machines?"))
+    if host.contested:
+        facts.append(("contested", "two holders of this identity; settle it with `certplane-broker identity allow`"))
+    if host.HasField("directive_error"):
+        facts.append(("refused", f"the last directive: {host.directive_error.message}"))
+    lines = table_lines(facts)
+    for status in host.certificates:
+        lines += ["", *_certificate_lines(status, now)]
+    for renewal in host.pending_renewals:
+        lines += ["", *_renewal_lines(renewal, now)]
+    return lines
+
+
+def renewal_line(answer: fleet_pb2.RequestRenewalResponse, *, dry_run: bool) -> str:
+    """What a renewal request did, or would do."""
+    if not answer.certificate_count:
+        return "no certificate in force matches"
+    verb = "would be" if dry_run else "are"
+    earlier = f"{_count(answer.changed_count, 'certificate')} of {answer.certificate_count} that match {verb} renewed"
+    until = answer.last_renew_time
+    by = f", the last at {_time(until):%Y-%m-%d %H:%M:%S}Z" if answer.changed_count and until.seconds else ""
+    told = f"; {_count(answer.connected_host_count, 'host')} connected now, others when they come back"
+    return f"{earlier}{by}{told if answer.changed_count else ' (the others are due earlier anyway)'}"
+
+
+def _certificate_lines(status: renewal_pb2.CertificateStatus, now: datetime) -> list[str]:
+    facts = [
+        ("certificate", status.name + (f" (profile {status.profile})" if status.profile else "")),
+        ("  state", f"{_state(status)}, since {_moment(status.update_time, now)}"),
+    ]
+    if status.dns_names:
+        facts.append(("  names", " ".join(status.dns_names)))
+    for word in ("issued", "installed", "served"):
+        if status.HasField(word):
+            held: renewal_pb2.CertificateStatus.Held = getattr(status, word)
+            version = f"version {held.version}, " if held.version else ""
+            until = f", until {_moment(held.not_after_time, now)}" if held.HasField("not_after_time") else ""
+            facts.append((f"  {word}", f"{version}serial {held.serial_number}{until}"))
+    if status.HasField("renew_time"):
+        why = f" ({status.renew_reason})" if status.renew_reason else ""
+        facts.append(("  renewal", f"{_moment(status.renew_time, now)}{why}"))
+    if status.HasField("activate_time"):
+        facts.append(("  activation", _moment(status.activate_time, now)))
+    if status.last_error:
+        count = status.request_failures or status.activation_failures
+        times = f" ({count} times)" if count > 1 else ""
+        again = f"; next try {_moment(status.next_attempt_time, now)}" if status.HasField("next_attempt_time") else ""
+        facts.append(("  error", f"{status.last_error}{times}{again}"))
+    return table_lines(facts)
+
+
+def _renewal_lines(renewal: renewal_pb2.Renewal, now: datetime) -> list[str]:
+    cause = _CAUSES.get(renewal.cause, "the broker")
+    facts = [
+        ("to be told", f"renew certificate {renewal.certificate_id} {_moment(renewal.renew_time, now)}"),
+        ("  because of", cause + (f": {renewal.reason}" if renewal.reason else "")),
+    ]
+    if renewal.explanation_url:
+        facts.append(("  explained at", renewal.explanation_url))
+    return table_lines(facts)
+
+
+def _link(host: renewal_pb2.Host, now: datetime) -> str:
+    state = "CONTESTED, " if host.contested else ""
+    if host.connected:
+        return (
+            f"{state}up {span_text(now - _time(host.connect_time))}" if host.HasField("connect_time") else f"{state}up"
+        )
+    if host.HasField("last_seen_time"):
+        return f"{state}down {span_text(now - _time(host.last_seen_time))}"
+    return f"{state}never seen"
+
+
+def _identity(host: renewal_pb2.Host, now: datetime) -> str:
+    serial = host.identity_serial_number or "unknown"
+    if not host.HasField("identity_expire_time"):
+        return serial
+    return f"serial {serial}, until {_moment(host.identity_expire_time, now)}"
+
+
+def _state(status: renewal_pb2.CertificateStatus) -> str:
+    state = _STATE_NAMES.get(status.state, f"state {status.state}")
+    step = _STEP_NAMES.get(status.failed_step)
+    return f"{state} ({step})" if step else state
+
+
+def _held(status: renewal_pb2.CertificateStatus) -> renewal_pb2.CertificateStatus.Held | None:
+    if status.HasField("installed"):
+        return status.installed
+    return status.issued if status.HasField("issued") else None
+
+
+def _served(status: renewal_pb2.CertificateStatus) -> str:
+    if not status.HasField("served"):
+        return "-"
+    held = _held(status)
+    same = held is not None and held.serial_number == status.served.serial_number
+    return "yes" if same else f"ANOTHER ({status.served.serial_number[:8]}...)"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _time(timestamp: Timestamp) -> datetime:
+    return timestamp.ToDatetime(tzinfo=UTC)
+
+
+def _moment(timestamp: Timestamp, now: datetime) -> str:
+    return moment_text(_time(timestamp), now)

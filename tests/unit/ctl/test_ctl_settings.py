@@ -1,0 +1,57 @@
+"""Where certplanectl finds its broker and its identity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from certplane.ctl.settings import find_settings, load_settings
+from certplane.errors import ConfigurationError
+
+RIGHT = """
+broker: {url: "https://broker.example:8443", server_ca_bundle: root.crt}
+identity: {cert: /etc/certplane/alice.crt, key: alice.key}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "ctl.yml"
+    file.write_text(text)
+    return file
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    """The same file works from any directory."""
+    settings = load_settings(written(tmp_path, RIGHT))
+    assert settings.path(settings.identity.key) == tmp_path / "alice.key"
+    assert settings.path(settings.identity.cert) == Path("/etc/certplane/alice.crt")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param(RIGHT.replace("8443", "8443/api"), "ctl.yml:2: broker.url: has a path", id="url-with-a-path"),
+        pytest.param(RIGHT.replace("https", "http"), "broker.url", id="no-tls"),
+        pytest.param(RIGHT.replace("alice.key}", "alice.key, token: x}"), "identity.token", id="unknown-key"),
+        pytest.param("broker: {}\n", "identity", id="nothing-there"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    """As for the programs' own files: file, line, key."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(written(tmp_path, text))
+    assert said in str(caught.value)
+
+
+def test_the_nearest_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable comes before the user's own file; without any the remedy says where to write one."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("CERTPLANECTL_CONFIG", raising=False)
+    with pytest.raises(ConfigurationError, match=r"write .*/certplane/ctl.yml"):
+        find_settings()
+    (tmp_path / "certplane").mkdir()
+    own = written(tmp_path / "certplane", RIGHT)
+    assert find_settings() == own
+    monkeypatch.setenv("CERTPLANECTL_CONFIG", "/somewhere/else.yml")
+    assert find_settings() == Path("/somewhere/else.yml")

@@ -1,0 +1,229 @@
+"""What certplanectl makes of the broker's messages."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from certplane.ctl.live import open_display
+from certplane.ctl.view import STATES, FleetView, change_line, fleet_rows, host_lines, json_line, renewal_line
+from certplane.v1 import fleet_pb2, renewal_pb2
+
+NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
+Status = renewal_pb2.CertificateStatus
+Message = renewal_pb2.WatchRenewalsResponse
+
+
+def held(serial: str, **fields: object) -> renewal_pb2.CertificateStatus.Held:
+    made = Status.Held(serial_number=serial, **fields)  # type: ignore[arg-type]  # as the caller writes them
+    made.not_after_time.FromDatetime(NOW + timedelta(days=30))
+    return made
+
+
+def serving(name: str = "web", serial: str = "0a1b") -> renewal_pb2.CertificateStatus:
+    status = Status(name=name, state=Status.STATE_SERVING, profile="web", dns_names=["www.example.test"])
+    status.installed.CopyFrom(held(serial, version=3))
+    status.served.CopyFrom(held(serial))
+    status.renew_time.FromDatetime(NOW + timedelta(days=20))
+    return status
+
+
+def a_host(name: str = "web1.example.test", *certificates: renewal_pb2.CertificateStatus) -> renewal_pb2.Host:
+    host = renewal_pb2.Host(name=name, connected=True, agent_version="0.2.0", certificates=certificates)
+    host.connect_time.FromDatetime(NOW - timedelta(minutes=5))
+    return host
+
+
+def test_every_state_of_the_wire_has_a_word() -> None:
+    """People write states in lower case without their prefix; none is left out."""
+    assert set(STATES.values()) == set(Status.State.values()) - {Status.STATE_UNSPECIFIED}
+    assert STATES["degraded"] == Status.STATE_DEGRADED
+
+
+def test_a_row_for_each_certificate_and_one_for_a_host_without() -> None:
+    """The fleet's table names a host once, and leaves out none that holds nothing."""
+    rows = fleet_rows([a_host("a", serving("mail"), serving("web")), a_host("b")], NOW)
+    assert [row[:4] for row in rows[1:]] == [
+        ("a", "up 5m", "mail", "serving"),
+        ("", "", "web", "serving"),
+        ("b", "up 5m", "-", "-"),
+    ]
+    assert rows[1][4:] == ("2026-06-03 03:02Z (in 30d 0h)", "2026-05-24 03:02Z (in 20d 0h)", "yes")
+
+
+def other_served() -> renewal_pb2.CertificateStatus:
+    status = serving()
+    status.served.serial_number = "ff00112233"
+    return status
+
+
+def failed() -> renewal_pb2.CertificateStatus:
+    return Status(name="web", state=Status.STATE_FAILED, failed_step=Status.STEP_RELOAD, last_error="exit status 1")
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "served"),
+    [
+        pytest.param(serving(), "serving", "yes", id="serves-what-is-installed"),
+        pytest.param(other_served(), "serving", "ANOTHER (ff001122...)", id="serves-another"),
+        pytest.param(failed(), "failed (reload)", "-", id="failed-step"),
+        pytest.param(Status(name="web", state=99), "state 99", "-", id="a-newer-brokers-state"),  # type: ignore[arg-type]  # open enum
+    ],
+)
+def test_state_and_served(status: renewal_pb2.CertificateStatus, state: str, served: str) -> None:
+    """What is served is compared with what is installed, and an unknown state is shown as it came."""
+    row = fleet_rows([a_host("a", status)], NOW)[1]
+    assert (row[3], row[6]) == (state, served)
+
+
+def test_one_host_in_full() -> None:
+    """`host` shows what a person at night looks for: link, clock, clones, errors, what waits to be told."""
+    status = failed()
+    status.activation_failures = 3
+    status.next_attempt_time.FromDatetime(NOW + timedelta(minutes=7))
+    host = a_host("web1.example.test", status)
+    host.label = "web1"
+    host.displaced_streams = 2
+    host.contested = True
+    host.clock_skew.FromTimedelta(timedelta(hours=-1))
+    host.directive_error.message = "no such certificate"
+    renewal = host.pending_renewals.add(certificate_id="c-1", cause=renewal_pb2.Renewal.CAUSE_ISSUER, reason="incident")
+    renewal.explanation_url = "https://ca.example/incident"
+    renewal.renew_time.FromDatetime(NOW)
+    text = "\n".join(host_lines(host, NOW))
+    for part in (
+        "web1.example.test (web1 in the policy)",
+        "CONTESTED, up 5m",
+        "1h 0m behind the broker's",
+        "2 streams",
+        "refused    the last directive: no such certificate",
+        "exit status 1 (3 times); next try 2026-05-04 03:09Z (in 7m)",
+        "renew certificate c-1",
+        "the CA: incident",
+        "https://ca.example/incident",
+    ):
+        assert part in text
+
+
+def snapshot(*hosts: renewal_pb2.Host) -> list[renewal_pb2.WatchRenewalsResponse]:
+    messages = [Message(host=host) for host in hosts]
+    return [*messages, Message(snapshot_end=Message.SnapshotEnd(host_count=len(hosts)))]
+
+
+def changed(host: str, status: renewal_pb2.CertificateStatus, *, removed: bool = False) -> Message:
+    return Message(certificate_change=Message.CertificateChange(host=host, certificate=status, removed=removed))
+
+
+def test_a_watch_is_followed() -> None:
+    """A change replaces one certificate of one host, a removal takes it out, an unknown event changes nothing."""
+    view = FleetView()
+    for message in snapshot(a_host("b", serving()), a_host("a", serving())):
+        assert not view.complete
+        view.apply(message)
+    assert view.complete
+    view.apply(changed("b", failed()))
+    view.apply(changed("a", serving("mail")))
+    view.apply(changed("a", serving(), removed=True))
+    view.apply(Message())
+    assert [(host.name, [each.name for each in host.certificates]) for host in view.hosts] == [
+        ("a", ["mail"]),
+        ("b", ["web"]),
+    ]
+    assert view.hosts[1].certificates[0].state == Status.STATE_FAILED
+
+
+def test_a_watch_that_begins_again_forgets_whom_it_isnt_told_of() -> None:
+    """What was known stays until the new snapshot is complete, then only what that one told."""
+    view = FleetView()
+    for message in snapshot(a_host("a"), a_host("b")):
+        view.apply(message)
+    view.begin_again()
+    assert [host.name for host in view.hosts] == ["a", "b"]
+    for message in snapshot(a_host("b")):
+        view.apply(message)
+    assert [host.name for host in view.hosts] == ["b"]
+
+
+def test_changes_as_lines() -> None:
+    """A change is one line for a person; the end of a snapshot is none."""
+    assert change_line(changed("a", failed()), NOW) == "a: web: failed (reload): exit status 1"
+    assert change_line(changed("a", failed(), removed=True), NOW) == "a: web: removed"
+    assert change_line(Message(host=a_host("a")), NOW) == "a: up 5m"
+    assert change_line(Message(snapshot_end=Message.SnapshotEnd()), NOW) == ""
+
+
+def test_json_is_the_proto3_mapping_on_one_line() -> None:
+    """Programs get what grpcurl prints: lowerCamelCase names, enum names, RFC 3339 times."""
+    line = json_line(a_host("a", serving()))
+    assert "\n" not in line
+    decoded = json.loads(line)
+    assert decoded["certificates"][0]["state"] == "STATE_SERVING"
+    assert decoded["connectTime"] == "2026-05-04T02:57:01Z"
+
+
+@pytest.mark.parametrize(
+    ("picked", "changed_count", "dry_run", "text"),
+    [
+        pytest.param(0, 0, False, "no certificate in force matches", id="nothing"),
+        pytest.param(3, 0, False, "due earlier anyway", id="all-due-earlier"),
+        pytest.param(3, 2, False, "2 certificates of 3 that match are renewed, the last at 2026-05-04", id="done"),
+        pytest.param(1, 1, True, "1 certificate of 1 that match would be renewed", id="dry-run"),
+    ],
+)
+def test_what_a_renewal_did(picked: int, changed_count: int, dry_run: bool, text: str) -> None:
+    """The answer says how many, until when, and who hears of it now."""
+    answer = fleet_pb2.RequestRenewalResponse(
+        certificate_count=picked, changed_count=changed_count, connected_host_count=1
+    )
+    answer.last_renew_time.FromDatetime(NOW)
+    assert text in renewal_line(answer, dry_run=dry_run)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_piped_a_watch_is_json_lines() -> None:
+    """Each message is a line, and what is about the watch itself goes elsewhere."""
+    stream, said = io.StringIO(), []
+    with open_display(stream, said.append, lambda: NOW, as_json=False) as display:
+        for message in snapshot(a_host("a")):
+            display.show(message)
+        display.interrupted("the broker has gone")
+    assert [next(iter(json.loads(line))) for line in stream.getvalue().splitlines()] == ["host", "snapshotEnd"]
+    assert said == ["the broker has gone"]
+
+
+def test_on_a_terminal_a_watch_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The live table shows hosts, what changed, and why the watch was interrupted; what hosts say is no markup."""
+    pytest.importorskip("rich")
+    stream = Terminal()
+    status = failed()
+    monkeypatch.setenv("COLUMNS", "160")
+    with open_display(stream, lambda _: None, lambda: NOW, as_json=False) as display:
+        for message in snapshot(a_host("[red]a[/red]", status), a_host("Z-well")):
+            display.show(message)
+        display.interrupted("the broker has gone")
+    text = stream.getvalue()
+    assert text.index("[red]a[/red]") < text.index("well")
+    assert "[red]a[/red]" in text
+    assert "failed" in text
+    assert "the broker has gone" in text
+
+
+def test_on_a_terminal_without_rich_the_table_comes_once_and_then_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optional package is optional: the same facts, line by line."""
+    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
+    stream, said = Terminal(), []
+    with open_display(stream, said.append, lambda: NOW, as_json=False) as display:
+        for message in [*snapshot(a_host("a", serving())), changed("a", failed())]:
+            display.show(message)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].split()[:2] == ["HOST", "LINK"]
+    assert lines[-1] == "a: web: failed (reload): exit status 1"
