@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 
+from certplane.agent.install.directive import JsonDirectiveFile
 from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.install.lock import StateLock
 from certplane.agent.install.outputs import Outputs
@@ -111,7 +112,14 @@ class Host:
         keys = FilePendingKeys(directory, clock=self.clock, key_type=key_type)
         store = FileVersionStore(directory, outputs, keys=keys, mode=mode)
         self._stores[spec.name] = store
-        return Lineage(spec, keys=keys, versions=store, statuses=JsonStatusFile(directory), disk=self.disk)
+        return Lineage(
+            spec,
+            keys=keys,
+            versions=store,
+            statuses=JsonStatusFile(directory),
+            disk=self.disk,
+            directive=None if spec.name == IDENTITY else JsonDirectiveFile(directory),
+        )
 
     def lock(self) -> StateLock:
         """The lock of the state directory: held by whoever writes it."""

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from certplane.agent.model import LineageState
+from certplane.agent.renewal.directed import laid_over
 from certplane.agent.renewal.failures import failure_of, is_final_for_key
 from certplane.agent.renewal.plan import (
     Activate,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from certplane.agent.install.activation import ActivationResult
     from certplane.agent.model import LineageStatus, Version
-    from certplane.agent.ports import PendingKeys, StatusFile, VersionStore
+    from certplane.agent.ports import DirectiveFile, PendingKeys, StatusFile, VersionStore
     from certplane.runtime.clock import Clock
     from certplane.runtime.pool import BlockingPool
     from certplane.runtime.progress import Progress
@@ -101,16 +102,27 @@ class Activates(Protocol):
 
 
 class Lineage:
-    """What belongs to one lineage: what is wanted of it, and where it is kept."""
+    """What belongs to one lineage: what is wanted of it, and where it is kept.
+
+    `directive` is None where no broker can say anything: the identity's.
+    """
 
     def __init__(
-        self, spec: LineageSpec, *, keys: PendingKeys, versions: VersionStore, statuses: StatusFile, disk: BlockingPool
+        self,
+        spec: LineageSpec,
+        *,
+        keys: PendingKeys,
+        versions: VersionStore,
+        statuses: StatusFile,
+        disk: BlockingPool,
+        directive: DirectiveFile | None = None,
     ) -> None:
         self.spec = spec
         self.keys = keys
         self.versions = versions
         self.statuses = statuses
         self.disk = disk
+        self.directive = directive
 
     @property
     def name(self) -> str:
@@ -128,12 +140,13 @@ class Lineage:
     def read_facts(self, now: datetime) -> LineageFacts:
         """`facts` for who may block."""
         status = self.statuses.load() or new_status(self.name, now)
-        return LineageFacts(
+        facts = LineageFacts(
             versions=tuple(self.versions.versions()),
             current=self.versions.current(),
             pending=self.keys.pending(),
             status=settle_clock(status, now),
         )
+        return laid_over(facts, None if self.directive is None else self.directive.load())
 
     async def save(self, status: LineageStatus) -> LineageStatus:
         """Keep the status."""
@@ -243,6 +256,10 @@ class LineageLife:
     def try_again(self) -> None:
         """What made requests fail is gone: don't wait out our own patience (a CA's or a limit's time still counts)."""
         self._forgiven = True
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Something on disk has changed: plan anew."""
         self._woken.set()
 
     async def _advance(self, *, forced: bool) -> tuple[Plan, LineageStatus]:

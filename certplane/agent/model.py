@@ -14,6 +14,9 @@ from pathlib import Path
 from certplane.errors import Refusal
 
 __all__ = [
+    "CertificateReport",
+    "DirectedRenewal",
+    "HeldCertificate",
     "HookResult",
     "IdentityView",
     "InstallMode",
@@ -23,10 +26,39 @@ __all__ = [
     "LineageStep",
     "OrderView",
     "PendingRequest",
+    "RenewalCause",
+    "Report",
     "ServedLeaf",
     "ServiceView",
     "Version",
 ]
+
+
+class RenewalCause(StrEnum):
+    """Why the broker wants a certificate renewed at another time than it said when it issued it."""
+
+    LIFETIME = "lifetime"
+    """The broker's own rule."""
+    ISSUER = "issuer"
+    """The CA's window (RFC 9773)."""
+    OPERATOR = "operator"
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class DirectedRenewal:
+    """What the broker's last directive says of one certificate, which is over once that certificate is replaced.
+
+    `reason` is for a person; `explanation_url` is where the CA explains it: shown, never fetched (RFC 9773 4.2). Both
+    are printable.
+    """
+
+    certificate_id: str
+    renew_time: datetime
+    cause: RenewalCause
+    reason: str = ""
+    explanation_url: str = ""
+    renewal_request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +67,7 @@ class Version:
 
     `certificate_id` and `renew_time` are what the broker said; empty and None for an imported or identity version.
     `key_type` is a `pki.keys.KeyType` by value, empty where the key (of an imported pair) is of no such kind.
+    `directed` is set where `renew_time` is a directive's: `renewal.directed` lays it over what is on disk.
     """
 
     number: int
@@ -47,6 +80,7 @@ class Version:
     certificate_id: str = ""
     renew_time: datetime | None = None
     key_type: str = ""
+    directed: DirectedRenewal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,3 +261,45 @@ class LineageStatus:
     """Whether the one reload that such a find is worth has been made."""
     revoked_versions: tuple[int, ...] = ()
     """Versions on disk that are known to be revoked: replaced at once, and never gone back to."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCertificate:
+    """A certificate that this host has, or that a service of it was seen to serve (then `version` may be zero)."""
+
+    serial_number: str
+    certificate_id: str = ""
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+    version: int = 0
+    observe_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateReport:
+    """What the broker is told of one certificate: its status with what a reader elsewhere needs beside it."""
+
+    name: str
+    state: LineageState
+    update_time: datetime
+    profile: str = ""
+    dns_names: tuple[str, ...] = ()
+    failed_step: LineageStep | None = None
+    issued: HeldCertificate | None = None
+    installed: HeldCertificate | None = None
+    served: HeldCertificate | None = None
+    renew_time: datetime | None = None
+    renew_reason: str = ""
+    last_error: str = ""
+    request_failures: int = 0
+    activation_failures: int = 0
+    next_attempt_time: datetime | None = None
+    activate_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One report under its number: the counting is the spool's, upwards from 1 in one epoch."""
+
+    sequence: int
+    certificate: CertificateReport

@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from certplane.agent.model import (
+    CertificateReport,
+    DirectedRenewal,
     HookResult,
     IdentityView,
     IssuedCertificate,
     LineageStatus,
     OrderView,
     PendingRequest,
+    Report,
     ServiceView,
     Version,
 )
@@ -25,11 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Broker",
+    "DirectiveFile",
     "HookRunner",
     "IdentityAuthority",
     "OrderFollower",
     "PendingKeyMaterial",
     "PendingKeys",
+    "ReportSpool",
     "ServiceProbe",
     "StatusFile",
     "VersionStore",
@@ -151,6 +156,55 @@ class StatusFile(Protocol):
 
     def save(self, status: LineageStatus) -> None:
         """Replace it atomically; durable before it returns."""
+        ...
+
+
+class DirectiveFile(Protocol):
+    """The broker's last directive about one lineage's certificate, on disk."""
+
+    def load(self) -> DirectedRenewal | None:
+        """What was saved last; None if nothing was, or it can't be read (logged)."""
+        ...
+
+    def save(self, directed: DirectedRenewal) -> None:
+        """Replace it atomically; durable before it returns."""
+        ...
+
+
+class ReportSpool(Protocol):
+    """What the broker has still to hear, on disk, bounded however long the broker is away.
+
+    It keeps the latest report of each certificate, and since the last acknowledgement the latest of each state that the
+    certificate was in.
+
+    Sequences go up and are never used again in an epoch, also after a crash. `add` and `acknowledge` block and raise
+    nothing: what can't be written now stays in memory and is written with a later report.
+    """
+
+    @property
+    def epoch(self) -> str:
+        """The name of the counting: made with the state directory."""
+        ...
+
+    def add(self, report: CertificateReport) -> None:
+        """Take a report up, unless the latest of this certificate says the same. On any thread."""
+        ...
+
+    def reports(self, after: int = 0) -> Sequence[Report]:
+        """Those with a sequence beyond `after`, in its order: what a broker that knows nothing has to be told."""
+        ...
+
+    def acknowledge(self, sequence: int) -> None:
+        """The broker has all up to `sequence` durably: forget the steps before the latest of each certificate.
+
+        A sequence that was never used means that this directory is an older copy: the counting starts anew, in
+        another epoch.
+        """
+        ...
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many reports the broker hasn't acknowledged."""
         ...
 
 

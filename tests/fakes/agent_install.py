@@ -6,13 +6,26 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from certplane.agent.model import HookResult, IssuedCertificate, LineageStatus, Version
+from certplane.agent.model import DirectedRenewal, HookResult, IssuedCertificate, LineageStatus, Version
 from certplane.agent.ports import PendingKeyMaterial
 from certplane.errors import OperationError
 from certplane.pki.chain import ChainError, leaf_facts
 from certplane.pki.keys import KeyType, PrivateKey, load_private_key, public_key_sha256
 
-__all__ = ["FakeHookRunner", "FakeStatusFile", "FakeVersionStore"]
+__all__ = ["FakeDirectiveFile", "FakeHookRunner", "FakeStatusFile", "FakeVersionStore"]
+
+
+class FakeDirectiveFile:
+    """`DirectiveFile`."""
+
+    def __init__(self) -> None:
+        self._directed: DirectedRenewal | None = None
+
+    def load(self) -> DirectedRenewal | None:
+        return self._directed
+
+    def save(self, directed: DirectedRenewal) -> None:
+        self._directed = directed
 
 
 class FakeVersionStore:

@@ -13,7 +13,8 @@ Rules, in order:
 
 Due is the broker's `renew_time` (it asks the CA: RFC 9773); the host's own rule (`pki.lifetime`) where the broker named
 none or none within the validity; and the earlier of both where the host's configuration has a `renew_before` of its
-own. It is never in the first tenth of the lifetime, so that no answer of a broker makes a host renew in a loop.
+own. It is never in the first tenth of the lifetime, so that no answer of a broker makes a host renew in a loop; only a
+directive about this one certificate may say so (`Version.directed`): what replaces it has another name.
 
 Clock jumps are harmless: the plan is made anew after `LONGEST_PAUSE` at most, `status.settle_clock` repairs records
 from the future, and a certificate that isn't valid yet by this host's clock is used all the same: the CA's clock is
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from certplane.agent.model import LineageStatus, PendingRequest, Version
+from certplane.agent.model import LineageStatus, PendingRequest, RenewalCause, Version
 from certplane.errors import RefusalError
 from certplane.pki.csr import parse_csr
 from certplane.pki.lifetime import renew_time
@@ -169,7 +170,8 @@ def due_time(spec: LineageSpec, version: Version) -> datetime:
     told = version.renew_time
     if told is None or told >= version.not_after:
         return own
-    told = max(told, version.not_before + (version.not_after - version.not_before) / _FRESH)
+    if version.directed is None or version.directed.cause is RenewalCause.LIFETIME:
+        told = max(told, version.not_before + (version.not_after - version.not_before) / _FRESH)
     return told if spec.renew_before is None else min(own, told)
 
 

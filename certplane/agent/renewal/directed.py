@@ -1,0 +1,61 @@
+"""What a directive of the broker means for a lineage: pure.
+
+A directive names one certificate and says when it should be renewed. It is the broker's newer word in the place of the
+`renew_time` that came with that certificate, and means nothing for any other: once the certificate is replaced, the
+directive is over. That is also why it may be obeyed in a lifetime's first tenth without a loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from certplane.agent.model import DirectedRenewal, RenewalCause, Version
+
+if TYPE_CHECKING:
+    from certplane.agent.renewal.plan import LineageFacts
+
+__all__ = ["explanation", "laid_over"]
+
+_WHY = {
+    RenewalCause.LIFETIME: "the broker set the time",
+    RenewalCause.ISSUER: "the CA moved its window",
+    RenewalCause.OPERATOR: "an operator asked",
+    RenewalCause.REVOKED: "it was revoked",
+}
+
+
+def laid_over(facts: LineageFacts, directed: DirectedRenewal | None) -> LineageFacts:
+    """The facts with the directive's time at the certificate that it names, if that is still on disk.
+
+    A revoked one is noted as such besides, so that nothing goes back to it.
+    """
+    if directed is None or not directed.certificate_id:
+        return facts
+    named = {each.number for each in facts.versions if each.certificate_id == directed.certificate_id}
+    if not named:
+        return facts
+
+    def told(version: Version) -> Version:
+        if version.certificate_id != directed.certificate_id:
+            return version
+        return replace(version, renew_time=directed.renew_time, directed=directed)
+
+    status = facts.status
+    if directed.cause is RenewalCause.REVOKED and not named <= set(status.revoked_versions):
+        status = replace(status, revoked_versions=tuple(sorted({*status.revoked_versions, *named})))
+    return replace(
+        facts,
+        versions=tuple(map(told, facts.versions)),
+        current=None if facts.current is None else told(facts.current),
+        status=status,
+    )
+
+
+def explanation(directed: DirectedRenewal | None) -> str:
+    """Why the broker set the time, for a person: `an operator asked: key ceremony`; empty without a directive."""
+    if directed is None:
+        return ""
+    said = " ".join(filter(None, (directed.reason, directed.explanation_url)))
+    why = _WHY[directed.cause]
+    return f"{why}: {said}" if said else why
