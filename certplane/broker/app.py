@@ -38,6 +38,7 @@ from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.interceptors.authentication import Authenticator
 from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.broker.services.interceptors.edge import Edge
+from certplane.broker.services.interceptors.first_use import FirstUse
 from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.services.server import BrokerServer, PortError
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
@@ -159,6 +160,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 orders=stores.orders,
                 certificates=stores.certificates,
                 keys=stores.keys,
+                identities=stores.identities,
                 audit=stores.audit,
                 denials=denials,
                 issuer=issuer,
@@ -181,6 +183,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 provisioners=_provisioners(settings),
                 clock=clock,
             ),
+            first_use=FirstUse(ledger=stores.identities, clock=clock, new_event_id=new_event_id, meter=meter),
             buckets=TokenBuckets(
                 rate=settings.server.calls_per_identity_per_second,
                 burst=settings.server.calls_burst,
@@ -199,6 +202,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 trust=trust,
                 policy=prepared.policy,
                 enrollments=stores.enrollments,
+                identities=stores.identities,
                 clock=clock,
                 new_event_id=new_event_id,
             ),

@@ -41,6 +41,7 @@ Signals of `serve`: TERM and INT stop it, HUP reads policy, server certificate a
 """
 
 _ENTRY_COLUMNS: Final = ("name", "issuer", "serial_number", "since", "reason")
+_IDENTITY_COLUMNS: Final = ("state", "name", "issuer", "serial_number", "since", "source_ip", "reason")
 
 _LAST_CALLS: Final = 1.0
 """Seconds that threads get to end by themselves when all else has: idle ones need none."""
@@ -124,8 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     deny = command(identity, "deny", _deny, "shut out an identity, or one certificate of it; holds within a second")
     _add_identity(deny)
     deny.add_argument("--reason", default="", metavar="TEXT", help="why; it is kept and audited")
-    _add_identity(command(identity, "allow", _allow, "take back what `identity deny` said of the same identity"))
-    command(identity, "list", _list_denied, "list what is shut out")
+    text = "take back what `identity deny` said of the same identity, or decide who a contested one is"
+    _add_identity(command(identity, "allow", _allow, text))
+    identities = command(identity, "list", _list_identities, "list what is shut out, and what two holders contest")
+    identities.add_argument("--all", action="store_true", help="each host's identity certificate in use, too")
     return parser
 
 
@@ -240,13 +243,20 @@ def _allow(options: argparse.Namespace) -> int:
     from certplane.broker.commands import allow_identity
 
     row = asyncio.run(allow_identity(_settings(options), _identity_entry(options)))
-    return _print_rows(options, [row], _ENTRY_COLUMNS[:3])
+    return _print_rows(options, [row], (*_ENTRY_COLUMNS[:3], "result"))
 
 
-def _list_denied(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import denied_identities
+def _list_identities(options: argparse.Namespace) -> int:
+    from certplane.broker.commands import listed_identities
 
-    return _print_rows(options, asyncio.run(denied_identities(_settings(options))), _ENTRY_COLUMNS)
+    rows = asyncio.run(listed_identities(_settings(options), everything=options.all))
+    columns = (*_IDENTITY_COLUMNS, "displaced_streams") if options.all else _IDENTITY_COLUMNS
+    status = _print_rows(options, rows, columns)
+    if not _wants_json(options):
+        for row in rows:
+            if "remedy" in row:
+                print(f"\n{escape(row['state'])}: {escape(row['remedy'])}")
+    return status
 
 
 def _settings(options: argparse.Namespace) -> BrokerSettings:

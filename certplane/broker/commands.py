@@ -9,6 +9,8 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -24,8 +26,11 @@ from certplane.broker.model import (
     AuditSeverity,
     CertificateRecord,
     DenyEntry,
+    IdentityUse,
+    KnownIdentity,
 )
 from certplane.broker.policy.document import load_policy
+from certplane.broker.policy.first_use import Settlement, settle
 from certplane.broker.settings import BrokerSettings
 from certplane.config.values import canonical_identity_name
 from certplane.errors import OperationError
@@ -36,9 +41,9 @@ __all__ = [
     "Row",
     "allow_identity",
     "audit_tail",
-    "denied_identities",
     "deny_identity",
     "identity_entry",
+    "listed_identities",
     "newest_certificates",
     "policy_rows",
 ]
@@ -91,25 +96,49 @@ async def deny_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Cl
 
 
 async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Clock | None = None) -> Row:
-    """Take back what was denied by an entry of the same name, or issuer and serial.
+    """Take back what was denied by an entry of the same name, or issuer and serial; settle who a contested identity is.
+
+    By name, a contested identity's active certificate stays. By issuer and serial number, that certificate of it is the
+    active one from now on, and its others are shut out. Running brokers see it within a second.
 
     Raises:
-        OperationError: there is no such entry.
+        OperationError: there is no such entry and no such contested identity, or it has changed meanwhile.
         RefusalError: AUDIT_UNAVAILABLE or STORE_UNAVAILABLE; nothing is changed then.
     """
     clock = clock or SystemClock()
-    event = _event(entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW, clock)
     async with open_store(settings, clock=clock) as stores:
-        if not any(_same(entry, other) for other in await stores.deny_list.entries()):
-            raise OperationError("there is no such entry", remedy="`identity list` shows what there is")
-        await stores.deny_list.allow(entry, [event])
-    return _entry_row(entry)
+        denied = any(_same(entry, other) for other in await stores.deny_list.entries())
+        found = _find_contested(entry, await stores.identities.identities(), clock.now())
+        if found is None:
+            if not denied:
+                raise OperationError(
+                    "no such entry denies anybody, and no such identity is contested",
+                    remedy="`identity list` shows what there is",
+                )
+            event = _event(entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW, clock)
+            await stores.deny_list.allow(entry, [event])
+            return {**_entry_row(entry), "result": "let in again"}
+        seen, settlement = found
+        settled = await stores.identities.settle(
+            seen,
+            settlement.known,
+            settlement.denied,
+            [entry] if denied else [],
+            _settlement_events(settlement, clock),
+        )
+        if not settled:
+            raise OperationError("the identity has changed meanwhile", remedy="look at `identity list` again")
+    return _settlement_row(settlement)
 
 
-async def denied_identities(settings: BrokerSettings) -> list[Row]:
-    """All entries of the deny-list, oldest first."""
+async def listed_identities(settings: BrokerSettings, *, everything: bool = False) -> list[Row]:
+    """What is shut out, oldest first, then the certificates of contested identities, or of all (`everything`)."""
     async with open_store(settings) as stores:
-        return [_entry_row(entry) for entry in await stores.deny_list.entries()]
+        rows = [{"state": "denied", **_entry_row(entry)} for entry in await stores.deny_list.entries()]
+        for known in await stores.identities.identities():
+            if known.contest is not None or everything:
+                rows += _identity_rows(known)
+    return rows
 
 
 async def newest_certificates(settings: BrokerSettings, limit: int) -> list[Row]:
@@ -159,6 +188,88 @@ def _entry_row(entry: DenyEntry) -> Row:
         "serial_number": entry.serial_number,
         "since": _time(entry.create_time),
         "reason": entry.reason,
+    }
+
+
+def _find_contested(
+    entry: DenyEntry, identities: Sequence[KnownIdentity], now: datetime
+) -> tuple[KnownIdentity, Settlement] | None:
+    """The contested identity that `entry` names, and what the operator's word makes of it."""
+    keep = None if entry.name else (entry.issuer, entry.serial_number)
+    for known in identities:
+        settlement = settle(known, keep, now) if entry.name in ("", known.name) else None
+        if settlement is not None:
+            return known, settlement
+    return None
+
+
+def _settlement_events(settlement: Settlement, clock: Clock) -> list[AuditEvent]:
+    known = settlement.known
+    certificate = f"certificate {known.active.serial_number} of {known.active.issuer}"
+    reason = f"{known.name} is no longer contested, {certificate} is the active one, by {_operator()}"
+    new_id = TimeOrderedIds(clock)
+    allowed = AuditEvent(
+        event_id=new_id(),
+        timestamp=clock.now(),
+        event_type=AuditEventType.IDENTITY_ALLOWED,
+        severity=AuditSeverity.WARNING,
+        decision=AuditDecision.ALLOW,
+        identity=known.name,
+        reason=reason,
+    )
+    denied = [
+        replace(
+            _event(entry, AuditEventType.IDENTITY_DENIED, AuditDecision.DENY, clock),
+            event_id=new_id(),
+            identity=known.name,
+        )
+        for entry in settlement.denied
+    ]
+    return [allowed, *denied]
+
+
+def _settlement_row(settlement: Settlement) -> Row:
+    active = settlement.known.active
+    others = ", ".join(entry.serial_number for entry in settlement.denied)
+    return {
+        "name": settlement.known.name,
+        "issuer": active.issuer,
+        "serial_number": active.serial_number,
+        "since": _time(active.time),
+        "reason": "",
+        "result": f"is the active one; shut out: {others}" if others else "is the active one; no longer contested",
+    }
+
+
+def _identity_rows(known: KnownIdentity) -> list[Row]:
+    """The active certificate, and of a contested identity the one that contests it."""
+    contest = known.contest
+    if contest is None:
+        return [_use_row(known, known.active, "active", "")]
+    remedy = "if this holder is the right one: certplane-broker identity allow --issuer {issuer} --serial {serial}"
+    return [
+        {
+            **_use_row(known, use, state, what),
+            "remedy": remedy.format(issuer=shlex.quote(use.issuer), serial=use.serial_number),
+        }
+        for use, state, what in (
+            (known.active, "contested, active", "first used"),
+            (contest, "contested, retired", "used although the active one has taken its place"),
+        )
+    ]
+
+
+def _use_row(known: KnownIdentity, use: IdentityUse, state: str, reason: str) -> Row:
+    return {
+        "state": state,
+        "name": known.name,
+        "issuer": use.issuer,
+        "serial_number": use.serial_number,
+        "since": _time(use.time),
+        "reason": reason,
+        "source_ip": use.source_ip,
+        "displaced_streams": known.displaced_count,
+        "displaced": _time(known.displace_time),
     }
 
 

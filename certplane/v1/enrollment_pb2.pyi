@@ -64,6 +64,7 @@ class Identity(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     PROFILES_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    CONTEST_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The subjectAltName that policy knows."""
     kind: Global___Identity.Kind.ValueType
@@ -88,6 +89,12 @@ class Identity(_message.Message):
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Roles that policy gives it, sorted."""
 
+    @_builtins.property
+    def contest_time(self) -> _timestamp_pb2.Timestamp:
+        """Hosts: since when two holders contest the identity. It gets no new certificates until an operator decides; what it
+        has stays served. Not set if it isn't contested.
+        """
+
     def __init__(
         self,
         *,
@@ -100,10 +107,11 @@ class Identity(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         profiles: _abc.Iterable[_builtins.str] | None = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
+        contest_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contest_time", b"contest_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "issuer", b"issuer", "kind", b"kind", "label", b"label", "name", b"name", "profiles", b"profiles", "provisioner", b"provisioner", "roles", b"roles", "serial_number", b"serial_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contest_time", b"contest_time", "expire_time", b"expire_time", "issuer", b"issuer", "kind", b"kind", "label", b"label", "name", b"name", "profiles", b"profiles", "provisioner", b"provisioner", "roles", b"roles", "serial_number", b"serial_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

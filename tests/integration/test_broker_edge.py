@@ -797,7 +797,8 @@ async def test_report_is_recorded_and_audited(edge: EdgeServer) -> None:
     assert (report.agent_version, report.host_facts) == ("0.1.0", (("os", "Debian 12"),))
     assert report.identity_serial_number == "abc"
     assert response.record_time.ToDatetime(UTC) == report.record_time
-    (event,) = edge.stores.database.events
+    activated, event = edge.stores.database.events
+    assert activated.event_type == "identity_activated"
     assert (event.event_type, event.identity, event.request_id) == ("enrollment_reported", HOST, "r-7")
     assert leaf.serial_number in event.reason
 

@@ -107,6 +107,12 @@ class Scene:
         async with self.channel(identity) as channel:
             return await issue(channel, **{"profile": "web", "csr_pem": csr(), **fields})
 
+    async def renew(self, identity: Leaf, certificate_id: str) -> pb.RenewCertificateResponse:
+        """`RenewCertificate` of the profile `web` with a new key."""
+        request = pb.RenewCertificateRequest(profile="web", csr_pem=csr(), certificate_id=certificate_id)
+        async with self.channel(identity) as channel:
+            return await certificates(channel).RenewCertificate(request, timeout=20)
+
     async def failed(self) -> tuple[Refused, pb.Order]:
         """How an order fails; until its time comes, asking again gets the same order and asks nobody else."""
         wanted = csr()
@@ -171,6 +177,39 @@ async def denied_by_an_operator(scene: Scene) -> Refused:
                 break
             await asyncio.sleep(0.05)
         return await refused(get_identity(channel))
+
+
+async def retired_by_a_newer_certificate(scene: Scene) -> Refused:
+    await scene.start()
+    of_old = scene.identity(not_before=datetime.now(UTC).replace(microsecond=0) - 2 * HOUR)
+    async with scene.channel(of_old) as old, scene.channel() as new:
+        await get_identity(new)
+        answer = await refused(get_identity(old))
+        assert of_old.serial_number in answer.refusal.message
+        assert "certplane-broker identity list" in answer.refusal.message
+        assert (await get_identity(new)).identity.HasField("contest_time")
+    return answer
+
+
+async def two_holders_of_one_identity(scene: Scene) -> Refused:
+    await scene.start()
+    owner = scene.identity()
+    wanted = csr()
+    served = await scene.issue(owner, csr_pem=wanted)
+    copy = scene.identity(not_before=datetime.now(UTC).replace(microsecond=0) - 2 * HOUR)
+    async with scene.channel(copy) as channel:
+        assert (await refused(get_identity(channel))).reason is Reason.IDENTITY_RETIRED
+    asked = len(scene.acme.requests)
+    answer = await refused(scene.issue(owner))
+    assert "identity allow" in answer.refusal.message
+    renewal = refused(scene.renew(owner, served.certificate.certificate_id))
+    assert (await renewal).reason is Reason.IDENTITY_CONTESTED
+    assert len(scene.acme.requests) == asked
+    # What it has stays served: the owner is seen, and nothing of it breaks before an operator decides.
+    again = await scene.issue(owner, csr_pem=wanted)
+    assert (again.source, again.certificate) == (pb.CERTIFICATE_SOURCE_CACHE, served.certificate)
+    assert (await scene.issue(OTHER)).order.state == pb.Order.STATE_ISSUED  # neighbours don't notice
+    return answer
 
 
 async def name_that_policy_does_not_know(scene: Scene) -> Refused:
@@ -414,6 +453,8 @@ async def dns_token_that_was_revoked(scene: Scene) -> Refused:
 CAUSES: list[tuple[Reason, Callable[[Scene], Awaitable[Refused]], str]] = [
     (Reason.IDENTITY_EXPIRED, expired_while_connected, ""),
     (Reason.IDENTITY_REVOKED, denied_by_an_operator, ""),
+    (Reason.IDENTITY_RETIRED, retired_by_a_newer_certificate, ""),
+    (Reason.IDENTITY_CONTESTED, two_holders_of_one_identity, ""),
     (Reason.IDENTITY_UNKNOWN, name_that_policy_does_not_know, ""),
     (Reason.PROFILE_NOT_ALLOWED, profile_of_another, ""),
     (Reason.NAMES_NOT_ALLOWED, name_too_many, ""),
@@ -445,8 +486,6 @@ CAUSES: list[tuple[Reason, Callable[[Scene], Awaitable[Refused]], str]] = [
 """Reason, what brings it about, and that cause's name where the function's own doesn't say it."""
 
 WITHOUT_CAUSE = {
-    Reason.IDENTITY_RETIRED: "no certificate retires another yet",
-    Reason.IDENTITY_CONTESTED: "as above",
     Reason.HOST_NOT_FOUND: "FleetService is not served yet",
     Reason.STREAM_DISPLACED: "RenewalService is not served yet",
     Reason.POLICY_UNAVAILABLE: "a broker doesn't start without a policy, and keeps the last good one",

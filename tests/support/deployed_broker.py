@@ -20,6 +20,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from certplane.broker.commands import audit_tail
+from certplane.broker.model import AuditEventType
 from certplane.broker.settings import load_settings
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
@@ -98,8 +99,13 @@ class DeployedBroker:
             yield channel
 
     async def events(self, **facts: str) -> list[dict[str, Any]]:
-        """The audit events that have these facts, oldest first, read as `audit tail` does."""
+        """The audit events that have these facts, oldest first, read as `audit tail` does.
+
+        Without that of an identity's first use, unless it is asked for: each host's history begins with one.
+        """
         rows = await audit_tail(load_settings(self.deployment.broker_config), _EVENTS)
+        if "event_type" not in facts:
+            rows = [row for row in rows if row["event_type"] != AuditEventType.IDENTITY_ACTIVATED]
         return [row for row in rows if all(row.get(key) == value for key, value in facts.items())]
 
 

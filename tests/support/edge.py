@@ -17,6 +17,7 @@ from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.interceptors.authentication import Authenticator
 from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.broker.services.interceptors.edge import Edge
+from certplane.broker.services.interceptors.first_use import FirstUse
 from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import Trust, TrustInForce
@@ -85,6 +86,11 @@ class EdgeServer:
                 provisioners=self.provisioners,
                 clock=self.clock,
             ),
+            first_use=FirstUse(
+                ledger=self.stores.identities,
+                clock=self.clock,
+                new_event_id=lambda: f"event-{next(numbers)}",
+            ),
             buckets=TokenBuckets(rate=self.rate, burst=self.burst, monotonic=self.clock.monotonic),
             denials=self.denials,
             metrics=self.metrics,
@@ -100,6 +106,7 @@ class EdgeServer:
                 trust=self.trust,
                 policy=self.policy,
                 enrollments=self.stores.enrollments,
+                identities=self.stores.identities,
                 clock=self.clock,
                 new_event_id=lambda: f"event-{next(numbers)}",
             ),

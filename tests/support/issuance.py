@@ -166,6 +166,7 @@ class World:
             orders=self.stores.orders,
             certificates=self.stores.certificates,
             keys=self.stores.keys,
+            identities=self.stores.identities,
             audit=self.stores.audit,
             denials=self.denials,
             issuer=self.issuer,

@@ -16,9 +16,9 @@ from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import CallEvents
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import Caller, CertificateRecord, Order, Profile
+from certplane.broker.model import Caller, CertificateRecord, IdentityKind, Order, Profile
 from certplane.broker.policy.decision import decide, decide_again
-from certplane.broker.ports import Policy
+from certplane.broker.ports import IdentityLedger, Policy
 from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import CertificateRequest, CsrCache
 
@@ -82,6 +82,15 @@ class CallAuthorisation:
         if use is not None and (use.blocked or use.identity != caller.name):
             raise _key_reused()
 
+    def check_uncontested(self, caller: Caller) -> None:
+        """Whether `caller` may have a new order; what it has already, it may have in any case.
+
+        Raises:
+            RefusalError: IDENTITY_CONTESTED.
+        """
+        if caller.kind is IdentityKind.HOST:
+            _check_uncontested(self._ports.identities, caller.name)
+
     def ask_again(self, caller: Caller, record: CertificateRecord) -> Policy:
         """Whether `caller` may have the stored certificate under the policy of this moment, which is returned.
 
@@ -121,11 +130,16 @@ class OrderAuthorisation:
         """Whether the order may go on, under the policy of this moment.
 
         Raises:
-            RefusalError: IDENTITY_UNKNOWN, PROFILE_NOT_ALLOWED (the profile is gone, not the identity's any more, or
-                edited), NAMES_NOT_ALLOWED, KEY_REUSED (blocked meanwhile), ISSUER_REJECTED (not this broker's issuer
-                any more), POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
+            RefusalError: IDENTITY_UNKNOWN, IDENTITY_CONTESTED, PROFILE_NOT_ALLOWED (the profile is gone, not the
+                identity's any more, or edited), NAMES_NOT_ALLOWED, KEY_REUSED (blocked meanwhile), ISSUER_REJECTED (not
+                this broker's issuer any more), POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        profile = decide_again(self._ports.policies.current, order.identity, order.profile, order.dns_names)
+        policy = self._ports.policies.current
+        profile = decide_again(policy, order.identity, order.profile, order.dns_names)
+        grant = policy.find_grant(order.identity)
+        if grant is not None and grant.kind is IdentityKind.HOST:
+            # Which of the two holders has the order's key nobody knows.
+            _check_uncontested(self._ports.identities, order.identity)
         if profile.hash != order.profile_hash:
             raise RefusalError(
                 Reason.PROFILE_NOT_ALLOWED, "the profile was changed while the order was under way; ask again"
@@ -143,6 +157,17 @@ class OrderAuthorisation:
 def certificate_not_found() -> RefusalError:
     """The one answer for a certificate that is unknown, another's, or of another profile."""
     return RefusalError(Reason.CERTIFICATE_NOT_FOUND, "you have no such certificate")
+
+
+def _check_uncontested(identities: IdentityLedger, name: str) -> None:
+    known = identities.known(name)
+    if known is not None and known.contest is not None:
+        raise RefusalError(
+            Reason.IDENTITY_CONTESTED,
+            f"two holders use the identity {name} in turn, since {known.contest.time:%Y-%m-%dT%H:%M:%SZ}: it gets no "
+            "new certificates until an operator of the broker decides (`certplane-broker identity list`, then "
+            "`identity allow`)",
+        )
 
 
 def _key_reused() -> RefusalError:

@@ -1,7 +1,7 @@
 """`RegistrationAuthority`: what callers may ask about certificates, and the order of rules that serves each call.
 
-    CSR, policy, key, replaced certificate -> cache -> join -> durable limits -> order -> wait -> policy -> hand out
-    `------------- a refusal is an error, audited -------------------------'     `- a failed order is an answer -'
+    CSR, policy, key, replaced certificate -> cache -> join -> contest, limits -> order -> wait -> policy -> hand out
+    `---------------- a refusal is an error, audited ------------------------'     `- a failed order is an answer -'
 
 - The events that authorise are durable before the CA is contacted (they are part of the order's creation), the one that
   issues before anybody learns of the certificate, and the one that hands out before it is given.
@@ -104,8 +104,8 @@ class RegistrationAuthority:
 
         Raises:
             RefusalError: CSR_INVALID, KEY_WEAK, PROFILE_NOT_ALLOWED, NAMES_NOT_ALLOWED, KEY_REUSED,
-                CERTIFICATE_NOT_FOUND (what it replaces), RATE_LIMITED, DRAINING, AUDIT_UNAVAILABLE, STORE_UNAVAILABLE
-                or POLICY_UNAVAILABLE.
+                CERTIFICATE_NOT_FOUND (what it replaces), IDENTITY_CONTESTED (it would be a new order), RATE_LIMITED,
+                DRAINING, AUDIT_UNAVAILABLE, STORE_UNAVAILABLE or POLICY_UNAVAILABLE.
         """
         events = self._events.of_call(caller, command.request_id, command.profile)
         granted = ""
@@ -205,6 +205,7 @@ class RegistrationAuthority:
             if flight is not None or issued == flights.issued:
                 break  # else an order has brought a certificate since the cache was asked: look again
         if flight is None:
+            self._authorisation.check_uncontested(caller)
             opened, flight = await self._dispatcher.open(draft, (events.received(), events.authorized("miss")))
             if opened.created and flight is not None:
                 self._count(asked, "opened")

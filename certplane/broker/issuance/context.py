@@ -11,6 +11,7 @@ from certplane.broker.ports import (
     CertificateStore,
     ChallengeSolver,
     DenialRecorder,
+    IdentityLedger,
     Issuer,
     KeyLedger,
     Meter,
@@ -35,6 +36,7 @@ class IssuancePorts:
     orders: OrderStore
     certificates: CertificateStore
     keys: KeyLedger
+    identities: IdentityLedger
     audit: AuditLog
     denials: DenialRecorder
     issuer: Issuer

@@ -31,7 +31,7 @@ __all__ = ["CallEvents", "EventFactory", "OrderEvents"]
 _LONGEST_QUOTE = 100
 """Characters of what a caller sent that is part of an event though nothing checked it."""
 
-_ALERTING = frozenset({Reason.KEY_REUSED, Reason.IDENTITY_UNKNOWN})
+_ALERTING = frozenset({Reason.KEY_REUSED, Reason.IDENTITY_UNKNOWN, Reason.IDENTITY_CONTESTED})
 """Refusals that no honest host meets in daily work."""
 
 

@@ -169,8 +169,8 @@ def revocation_reason(number: int) -> RevocationReason:
     return reason
 
 
-def identity_message(caller: Caller) -> enrollment_pb2.Identity:
-    """How the broker sees the caller."""
+def identity_message(caller: Caller, contest_time: datetime | None = None) -> enrollment_pb2.Identity:
+    """How the broker sees the caller; `contest_time` is since when two holders contest the identity."""
     return enrollment_pb2.Identity(
         name=caller.name,
         kind=_KINDS[caller.kind],
@@ -181,6 +181,7 @@ def identity_message(caller: Caller) -> enrollment_pb2.Identity:
         expire_time=timestamp(caller.not_after),
         profiles=sorted(caller.profiles),
         roles=sorted(caller.roles),
+        contest_time=None if contest_time is None else timestamp(contest_time),
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final, Protocol
 import grpc
 
 from certplane import __version__
-from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, EnrollmentReport
-from certplane.broker.ports import EnrollmentStore, PolicySource
+from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, EnrollmentReport, IdentityKind
+from certplane.broker.ports import EnrollmentStore, IdentityLedger, PolicySource
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import identity_message, invalid_request, timestamp
 from certplane.runtime.clock import Clock
@@ -53,20 +53,24 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
         trust: PresentedTrust,
         policy: PolicySource,
         enrollments: EnrollmentStore,
+        identities: IdentityLedger,
         clock: Clock,
         new_event_id: Callable[[], str],
     ) -> None:
         self._trust = trust
         self._policy = policy
         self._enrollments = enrollments
+        self._identities = identities
         self._clock = clock
         self._new_event_id = new_event_id
 
     async def GetIdentity(self, _request: pb.GetIdentityRequest, _context: RpcContext) -> pb.GetIdentityResponse:
         """Who the broker takes the caller for."""
         caller, _ = current_call()
+        known = self._identities.known(caller.name) if caller.kind is IdentityKind.HOST else None
+        contest = known.contest if known is not None else None
         return pb.GetIdentityResponse(
-            identity=identity_message(caller),
+            identity=identity_message(caller, contest.time if contest is not None else None),
             broker_time=timestamp(self._clock.now()),
             policy_hash=self._policy.current.hash,
             broker_version=__version__,

@@ -154,6 +154,7 @@ class Authenticator:
             not_after=certificate.not_after,
             source_ip=peer.source_ip,
             user_agent=peer.user_agent,
+            not_before=certificate.not_before,
         )
 
     def _grant(self, certificate: IdentityCertificate, policy: Policy) -> Grant:

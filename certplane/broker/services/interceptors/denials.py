@@ -12,7 +12,7 @@ from certplane.runtime.clock import Clock
 
 __all__ = ["denial_event"]
 
-_ALERTING = frozenset({Reason.IDENTITY_UNKNOWN, Reason.IDENTITY_REVOKED})
+_ALERTING = frozenset({Reason.IDENTITY_UNKNOWN, Reason.IDENTITY_REVOKED, Reason.IDENTITY_RETIRED})
 """What a host in good standing never meets: worth a person's eye."""
 
 

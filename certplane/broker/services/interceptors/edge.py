@@ -1,9 +1,10 @@
 """The one interceptor: everything between a connection and a servicer, in a single wrapper around each handler.
 
-For each call, in this order: authenticate (design, fixed decision 2), take from the caller's bucket, check the access
-table, read the message, take or make the request's id, serve, count, log. A refusal becomes a rich status; anything
-unexpected becomes INTERNAL with the request's id and nothing else, and the log has the traceback. What the edge refuses
-it also audits; what the story refuses the story has audited.
+For each call, in this order: authenticate (design, fixed decision 2), take from the caller's bucket, see that its
+certificate is the one in use (fixed decision 11), check the access table, read the message, take or make the request's
+id, serve, count, log. A refusal becomes a rich status; anything unexpected becomes INTERNAL with the request's id and
+nothing else, and the log has the traceback. What the edge refuses it also audits; what the story refuses the story has
+audited.
 
 Streams are looked after while they are open: the caller is authenticated again before each message that goes out, every
 `recheck`, and at the moment its certificate ends.
@@ -25,13 +26,14 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 
-from certplane.broker.model import IdentityKind
+from certplane.broker.model import Caller, IdentityKind
 from certplane.broker.ports import DenialRecorder
 from certplane.broker.services.calls import Call, EdgeRefusalError, is_request_id, serving, valid_request_id
 from certplane.broker.services.interceptors.access import METHODS, Access, check_access
 from certplane.broker.services.interceptors.authentication import AuthenticationError, Authenticator, Peer, peer_of
 from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.broker.services.interceptors.denials import denial_event
+from certplane.broker.services.interceptors.first_use import FirstUse
 from certplane.broker.services.interceptors.handlers import (
     Behaviour,
     RpcContext,
@@ -57,6 +59,9 @@ REQUEST_ID_KEY: Final = "x-request-id"
 _RECHECK_AFTER_SECONDS: Final = 1.0
 """A unary call that took longer is authenticated again before its answer goes out."""
 
+_NO_DECISION: Final = frozenset({Reason.STORE_UNAVAILABLE, Reason.AUDIT_UNAVAILABLE})
+"""A first use that can't be recorded says nothing about the caller, and couldn't be audited either."""
+
 _UNKNOWN_METHOD: Final = "unknown"
 """What stands for a method that isn't served in metrics: callers choose such names."""
 
@@ -81,6 +86,7 @@ class Edge(grpc.aio.ServerInterceptor):
         self,
         *,
         authenticator: Authenticator,
+        first_use: FirstUse,
         buckets: TokenBuckets,
         denials: DenialRecorder,
         metrics: Metrics,
@@ -90,6 +96,7 @@ class Edge(grpc.aio.ServerInterceptor):
     ) -> None:
         """Take what the edge works with; `recheck` is how often an open stream's caller is looked at."""
         self._authenticator = authenticator
+        self._first_use = first_use
         self._buckets = buckets
         self._denials = denials
         self._metrics = metrics
@@ -155,7 +162,11 @@ class Edge(grpc.aio.ServerInterceptor):
             call, peer = self._begin(method, context)
             admitted = False
             try:
-                self._admit(call, peer, access)
+                caller = self._authenticate(call, peer, access)
+                using = self._first_use.begin(call, caller)
+                if using is not None:
+                    await using
+                self._admit(caller, access)
                 admitted = True
                 request = self._open(call, read(argument))
                 if brief:
@@ -208,8 +219,8 @@ class Edge(grpc.aio.ServerInterceptor):
         self._metrics.in_flight.inc()
         return Call(method, request_id), peer_of(context.auth_context(), context.peer(), user_agent)
 
-    def _admit(self, call: Call, peer: Peer, access: Access | None) -> None:
-        """Let the call in, or raise why not; sets its caller."""
+    def _authenticate(self, call: Call, peer: Peer, access: Access | None) -> Caller:
+        """Who calls, if not too often, or raise why not; sets the call's caller."""
         caller = self._authenticator.authenticate(peer)
         call.caller = caller
         wait = self._buckets.take(caller.name, 1 if access is None else access.cost)
@@ -218,6 +229,10 @@ class Edge(grpc.aio.ServerInterceptor):
             raise RefusalError(
                 Reason.RATE_LIMITED, "too many calls; slow down", retry_after=wait, violations=[violation]
             )
+        return caller
+
+    def _admit(self, caller: Caller, access: Access | None) -> None:
+        """Let the call in, or raise why not."""
         rules = check_access(access, caller)
         if rules.issuing and self._draining is not None:
             raise RefusalError(
@@ -229,6 +244,7 @@ class Edge(grpc.aio.ServerInterceptor):
         caller = self._authenticator.authenticate(peer)
         if call.caller is not None and caller.name != call.caller.name:
             raise AuthenticationError(Reason.IDENTITY_UNKNOWN, "the identity is now another; call again")
+        self._first_use.check_open(caller)
         check_access(access, caller)
 
     def _open(self, call: Call, request: Any) -> Any:
@@ -253,7 +269,8 @@ class Edge(grpc.aio.ServerInterceptor):
         refusal = error.refusal
         call.reason = refusal.reason
         logged_request_id.set(call.named())
-        if audit or isinstance(error, (AuthenticationError, EdgeRefusalError)):
+        decided = refusal.reason not in _NO_DECISION
+        if (audit and decided) or isinstance(error, (AuthenticationError, EdgeRefusalError)):
             try:
                 event = denial_event(call, peer, error, clock=self._clock, new_id=self._new_event_id)
                 await self._denials.record(event)

@@ -40,6 +40,7 @@ async def broker(folder: Path, ca: FakeCa) -> AsyncIterator[tuple[RegistrationAu
                 orders=stores.orders,
                 certificates=stores.certificates,
                 keys=stores.keys,
+                identities=stores.identities,
                 audit=stores.audit,
                 denials=FakeDenialRecorder(stores.audit),
                 issuer=FakeIssuer(ca),

@@ -1,0 +1,147 @@
+"""First use activates (design, fixed decision 11), as calls meet it: hosts only, every RPC.
+
+The rule itself is `certplane.broker.policy.first_use`. Here it is asked with the caller of the moment:
+
+- A new call of the active certificate, nearly every one, costs a look into a dictionary and goes on.
+- A certificate that comes into use is durable and audited before its first call goes on; whether a failed audit write
+  stops it is the audit mode's, and without a durable ledger the call is refused.
+- A new call with a retired certificate, its five minutes over, is refused, and makes the identity contested. The
+  refusal stands whether or not the contest can be written: the next such call tries again.
+- A stream that is open is only looked at. It ends with its certificate's five minutes, and contests nothing: it may be
+  the old connection of a host that is slow to notice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+
+from certplane.broker.issuance import measures
+from certplane.broker.model import (
+    AuditDecision,
+    AuditEvent,
+    AuditEventType,
+    AuditSeverity,
+    Caller,
+    IdentityKind,
+    IdentityUse,
+    KnownIdentity,
+)
+from certplane.broker.policy.first_use import Verdict, judge
+from certplane.broker.ports import IdentityLedger, Meter, NullMeter
+from certplane.broker.services.calls import Call
+from certplane.broker.services.interceptors.authentication import AuthenticationError
+from certplane.errors import Reason, RefusalError
+from certplane.runtime.clock import Clock
+
+__all__ = ["FirstUse"]
+
+_logger = logging.getLogger(__name__)
+
+
+class FirstUse:
+    """Decides whether a known caller's certificate is the one in use."""
+
+    def __init__(
+        self,
+        *,
+        ledger: IdentityLedger,
+        clock: Clock,
+        new_event_id: Callable[[], str],
+        meter: Meter | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._new_event_id = new_event_id
+        self._meter = meter or NullMeter()
+
+    def begin(self, call: Call, caller: Caller) -> Coroutine[None, None, None] | None:
+        """What a new call has to wait for before it goes on; None if nothing.
+
+        Raises (the coroutine):
+            AuthenticationError: IDENTITY_RETIRED.
+            RefusalError: STORE_UNAVAILABLE or AUDIT_UNAVAILABLE: a first use can't be recorded.
+        """
+        if caller.kind is not IdentityKind.HOST:
+            return None
+        known = self._ledger.known(caller.name)
+        if known is not None:
+            active = known.active
+            if active.serial_number == caller.serial_number and active.issuer == caller.issuer:
+                return None
+        return self._decide(call, caller, known)
+
+    def check_open(self, caller: Caller) -> None:
+        """Look at the caller of a call that was let in before.
+
+        Raises:
+            AuthenticationError: IDENTITY_RETIRED.
+        """
+        if caller.kind is not IdentityKind.HOST:
+            return
+        known = self._ledger.known(caller.name)
+        if known is not None and judge(known, self._use(caller)).refused:
+            raise _retired(caller, known)
+
+    async def _decide(self, call: Call, caller: Caller, known: KnownIdentity | None) -> None:
+        use = self._use(caller)
+        verdict = judge(known, use)
+        if verdict is Verdict.ACTIVATE:
+            known = await self._ledger.activate(caller.name, use, [self._activated(call, caller, known)])
+            # Another certificate may have been faster, at another broker too; then this one is judged after it.
+            verdict = judge(known, use)
+            if known.active == use:
+                self._meter.count(measures.IDENTITY_ACTIVATIONS)
+        if known is None or not verdict.refused:
+            return
+        if verdict is Verdict.CONTEST:
+            try:
+                known = await self._ledger.contest(caller.name, use, [self._contested(call, caller, known)])
+            except RefusalError:
+                _logger.exception("a contested identity could not be recorded", extra={"fields": {"name": caller.name}})
+        raise _retired(caller, known)
+
+    def _use(self, caller: Caller) -> IdentityUse:
+        return IdentityUse(caller.issuer, caller.serial_number, caller.not_before, self._clock.now(), caller.source_ip)
+
+    def _activated(self, call: Call, caller: Caller, known: KnownIdentity | None) -> AuditEvent:
+        retired = f"; retires {known.active.serial_number}" if known is not None else ""
+        reason = f"first use of identity certificate {caller.serial_number} of {caller.issuer}{retired}"
+        return self._event(call, caller, AuditEventType.IDENTITY_ACTIVATED, AuditSeverity.INFO, reason)
+
+    def _contested(self, call: Call, caller: Caller, known: KnownIdentity) -> AuditEvent:
+        active = known.active
+        reason = (
+            f"identity certificate {caller.serial_number} of {caller.issuer} was used although {active.serial_number} "
+            f"has taken its place at {active.time:%Y-%m-%dT%H:%M:%SZ} from {active.source_ip or 'an unknown address'}: "
+            "two holders; no new orders until `certplane-broker identity allow`"
+        )
+        return self._event(call, caller, AuditEventType.IDENTITY_CONTESTED, AuditSeverity.ERROR, reason)
+
+    def _event(
+        self, call: Call, caller: Caller, event_type: AuditEventType, severity: AuditSeverity, reason: str
+    ) -> AuditEvent:
+        denied = event_type is AuditEventType.IDENTITY_CONTESTED
+        return AuditEvent(
+            event_id=self._new_event_id(),
+            timestamp=self._clock.now(),
+            event_type=event_type,
+            request_id=call.named(),
+            severity=severity,
+            decision=AuditDecision.DENY if denied else AuditDecision.ALLOW,
+            identity=caller.name,
+            reason_code=Reason.IDENTITY_CONTESTED.value if denied else "",
+            reason=reason,
+            source_ip=caller.source_ip,
+            user_agent=caller.user_agent,
+        )
+
+
+def _retired(caller: Caller, known: KnownIdentity) -> AuthenticationError:
+    active = known.active
+    return AuthenticationError(
+        Reason.IDENTITY_RETIRED,
+        f"identity certificate {caller.serial_number} has given way to {active.serial_number}, in use since "
+        f"{active.time:%Y-%m-%dT%H:%M:%SZ}; if this host doesn't have that one, it was restored from a copy or "
+        "somebody else has its identity: ask an operator of the broker (`certplane-broker identity list`)",
+    )
