@@ -415,6 +415,8 @@ class AuditEventType(StrEnum):
     IDENTITY_CONTESTED = "identity_contested"
     IDENTITY_DENIED = "identity_denied"
     ORDER_ABANDONED = "order_abandoned"
+    RENEWAL_REPORTED = "renewal_reported"
+    RENEWAL_REQUESTED = "renewal_requested"
     RPC_DENIED = "rpc_denied"
     TRUST_RELOADED = "trust_reloaded"
     TRUST_REJECTED = "trust_rejected"

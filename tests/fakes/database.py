@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal, TypeVar
 
+from certplane.broker.fleet.model import CertificateStatus, HostStream
 from certplane.broker.model import (
     AuditEvent,
     CertificateRecord,
@@ -16,15 +18,32 @@ from certplane.broker.model import (
     KnownIdentity,
     Order,
 )
-from certplane.errors import Reason, RefusalError
+from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.clock import Clock
 from tests.fakes.faults import FaultScript
 
-__all__ = ["FakeDatabase"]
+__all__ = ["FakeDatabase", "FakeHost"]
 
 T = TypeVar("T")
 
 FailureMode = Literal["fail_closed", "fail_open"]
+
+
+@dataclass
+class FakeHost:
+    """What is kept of one host of the fleet."""
+
+    epoch: str = ""
+    acknowledged: int = 0
+    stream: HostStream | None = None
+    error: Refusal | None = None
+    certificates: dict[str, CertificateStatus] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)
+
+    def take_epoch(self, epoch: str) -> None:
+        """Count anew if the epoch is another."""
+        if epoch != self.epoch:
+            self.epoch, self.acknowledged = epoch, 0
 
 
 class FakeDatabase:
@@ -44,6 +63,7 @@ class FakeDatabase:
         self.denied: list[DenyEntry] = []
         self.identities: dict[str, KnownIdentity] = {}
         self.reports: dict[str, EnrollmentReport] = {}
+        self.hosts: dict[str, FakeHost] = {}
         self.events: list[AuditEvent] = []
         self.spilled: list[AuditEvent] = []
         self.commits = 0
@@ -59,6 +79,7 @@ class FakeDatabase:
         other = FakeDatabase(self.clock, failure_mode=self.failure_mode)
         for name in ("orders", "certificates", "keys", "denied", "identities", "reports", "events", "spilled"):
             setattr(other, name, copy.copy(getattr(self, name)))
+        other.hosts = copy.deepcopy(self.hosts)
         other._ids = self._ids
         return other
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 
+from certplane.broker.fleet.model import HostRecord, HostStream, StatusReport
+from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.model import (
     AuditEvent,
     CertificateRecord,
@@ -21,15 +24,16 @@ from certplane.broker.model import (
 )
 from certplane.broker.policy.first_use import Verdict, activated, contested, judge
 from certplane.broker.ports import CertificateQuery, DurableLimits, OpenedOrder, OrderChange
-from certplane.errors import Reason, RefusalError, Violation
+from certplane.errors import Reason, Refusal, RefusalError, Violation
 from certplane.runtime.clock import Clock
-from tests.fakes.database import FailureMode, FakeDatabase
+from tests.fakes.database import FailureMode, FakeDatabase, FakeHost
 
 __all__ = [
     "FakeAuditLog",
     "FakeCertificateStore",
     "FakeDenyList",
     "FakeEnrollmentStore",
+    "FakeFleetStore",
     "FakeIdentityLedger",
     "FakeKeyLedger",
     "FakeOrderStore",
@@ -405,6 +409,79 @@ class FakeEnrollmentStore:
         await self._db.write("record_report", events, write)
 
 
+class FakeFleetStore:
+    """`FleetStore` in memory."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    async def record_reports(
+        self,
+        host: str,
+        epoch: str,
+        reports: Sequence[StatusReport],
+        events: Mapping[int, AuditEvent] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+    ) -> RecordedReports:
+        audited: list[AuditEvent] = []
+
+        def write() -> RecordedReports:
+            row = self._db.hosts.setdefault(host, FakeHost())
+            row.take_epoch(epoch)
+            new = [report for report in reports if report.sequence > row.acknowledged]
+            for report in new:
+                status = report.certificate
+                row.acknowledged = report.sequence
+                row.certificates[status.name] = status
+                if status.outcome and row.outcomes.get(status.name) != status.outcome:
+                    row.outcomes[status.name] = status.outcome
+            for name in [] if names is None else [name for name in row.certificates if name not in names]:
+                del row.certificates[name]
+                row.outcomes.pop(name, None)
+            return RecordedReports(row.acknowledged, tuple(new))
+
+        before = copy.deepcopy(self._db.hosts.get(host, FakeHost()))
+        before.take_epoch(epoch)
+        for report in reports:
+            name, outcome = report.certificate.name, report.certificate.outcome
+            if report.sequence > before.acknowledged and outcome and before.outcomes.get(name) != outcome:
+                before.outcomes[name] = outcome
+                if events and report.sequence in events:
+                    audited.append(events[report.sequence])
+        return await self._db.write("record_reports", audited, write)
+
+    async def record_stream(self, stream: HostStream) -> None:
+        def write() -> None:
+            self._db.hosts.setdefault(stream.host, FakeHost()).stream = stream
+
+        await self._db.write("record_stream", (), write)
+
+    async def record_directive_error(self, host: str, error: Refusal | None) -> None:
+        def write() -> None:
+            if host in self._db.hosts and self._db.hosts[host].stream is not None:
+                self._db.hosts[host].error = error
+
+        await self._db.write("record_directive_error", (), write)
+
+    async def get_host(self, host: str) -> HostRecord | None:
+        return await self._db.read("get_host", lambda: self._record(host))
+
+    async def list_hosts(self, *, after: str = "", limit: int = 500) -> Sequence[HostRecord]:
+        def page() -> list[HostRecord]:
+            records = [self._record(host) for host in sorted(self._db.hosts) if host > after]
+            return [record for record in records if record is not None][: max(0, limit)]
+
+        return await self._db.read("list_hosts", page)
+
+    def _record(self, host: str) -> HostRecord | None:
+        row = self._db.hosts.get(host)
+        if row is None or row.stream is None:
+            return None
+        certificates = tuple(status for _, status in sorted(row.certificates.items()))
+        return HostRecord(host, row.stream, certificates, row.acknowledged, row.error)
+
+
 class FakeAuditLog:
     """`AuditLog` in memory."""
 
@@ -431,6 +508,7 @@ class FakeStores:
     deny_list: FakeDenyList
     identities: FakeIdentityLedger
     enrollments: FakeEnrollmentStore
+    fleet: FakeFleetStore
     audit: FakeAuditLog
 
     @classmethod
@@ -444,6 +522,7 @@ class FakeStores:
             FakeDenyList(database),
             FakeIdentityLedger(database),
             FakeEnrollmentStore(database),
+            FakeFleetStore(database),
             FakeAuditLog(database),
         )
 

@@ -83,6 +83,21 @@ class CertificateStatus:
     activate_time: datetime | None = None
     update_time: datetime | None = None
 
+    @property
+    def outcome(self) -> str:
+        """What was reached with which certificate, or what failed; empty for a step in between, which decides nothing.
+
+        Two reports with one outcome tell an auditor one thing.
+        """
+        match self.state:
+            case CertificateState.WAITING | CertificateState.SERVING:
+                held = self.served if self.state is CertificateState.SERVING else self.installed
+            case CertificateState.FAILED | CertificateState.DEGRADED:
+                held = self.issued
+            case _:
+                return ""
+        return f"{self.state} {self.failed_step} {held.serial_number if held else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class StatusReport:

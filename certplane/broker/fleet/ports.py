@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from certplane.broker.fleet.model import HostRecord, HostStream, StatusReport
     from certplane.broker.model import AuditEvent
@@ -31,14 +31,22 @@ class FleetStore(Protocol):
         host: str,
         epoch: str,
         reports: Sequence[StatusReport],
-        events: Sequence[AuditEvent] = (),
+        events: Mapping[int, AuditEvent] | None = None,
         *,
         names: Sequence[str] | None = None,
     ) -> RecordedReports:
         """Keep the reports that are new (by sequence, within `epoch`), durable, in one transaction with their events.
 
         Another epoch than the last one starts the count anew. `names`, if given, are all certificates that the host
-        has: others of its are forgotten. Safe to repeat.
+        has: others of its are forgotten. Safe to repeat. Many hosts' calls at once share a transaction.
+
+        Args:
+            host: The identity's name.
+            epoch: Of the reports' sequences.
+            reports: By sequence, upwards.
+            events: By sequence. A report's event is written if the report is new and its `outcome` is another than the
+                last one of its certificate that wasn't empty.
+            names: All certificates that the host has, unless None.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
@@ -46,11 +54,19 @@ class FleetStore(Protocol):
         ...
 
     async def record_stream(self, stream: HostStream) -> None:
-        """Keep what is known of a host's stream; called when it begins and ends, and now and then between."""
+        """Keep what is known of a host's stream, durable; called at its begin and end, and now and then between.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
         ...
 
     async def record_directive_error(self, host: str, error: Refusal | None) -> None:
-        """Keep why a host refused the last directive; None: it took it."""
+        """Keep why a host refused the last directive; None: it took it. A host without a stream yet is passed over.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
         ...
 
     async def get_host(self, host: str) -> HostRecord | None:

@@ -3,6 +3,7 @@
     stores.py          opens and closes it all: start here
     orders.py          single flight, limits.py the durable limits
     certificates.py  deny_list.py  enrollments.py  audit_log.py
+    fleet.py  reports.py  fleet_rows.py    what hosts report, many of them in one statement
     writer.py          one thread, one queue: everything that is written passes here
     batch.py           group commit: what is one job's failure, and what is everybody's
     checkpoint.py      SQLite's log into its file, off the commit path

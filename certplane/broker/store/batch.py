@@ -44,10 +44,11 @@ _RETRY_AFTER: Final = timedelta(seconds=2)
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
-    """What a change came to, and whether its events are to be written."""
+    """What a change came to, and whether its events are to be written: all that came with it, unless it names them."""
 
     value: T
     audited: bool = True
+    events: Sequence[EventRow] | None = None
 
 
 Change = Callable[[Session], Done[T]]
@@ -72,6 +73,12 @@ class Job:
     def recorded(self) -> bool:
         """Whether the job's events are in the database."""
         return self.error is None and self.audited and not self.rescued
+
+    def take(self, done: Done[Any]) -> None:
+        """The change went well."""
+        self.value, self.audited = done.value, done.audited
+        if done.events is not None:
+            self.events = done.events
 
     def reset(self) -> None:
         """Forget an outcome that was undone."""
@@ -206,7 +213,7 @@ class GroupCommit:
             job.error = error
         else:
             self._session.release()
-            job.value, job.audited = done.value, done.audited
+            job.take(done)
 
     def _alone(self, job: Job, *, again: bool) -> SqlError | None:
         """One job in its own transaction, to its end; returns what the database did wrong, if anything.
@@ -254,7 +261,7 @@ class GroupCommit:
                 self._session.rollback()
                 job.error = error
                 return
-            job.value, job.audited = done.value, done.audited
+            job.take(done)
             if job.events and job.audited:
                 step = _Step.EVENTS
                 if rescue is None:

@@ -30,20 +30,23 @@ __all__ = [
     "APPLICATION_ID",
     "SCHEMA_REVISION",
     "audit_events",
+    "certificate_statuses",
     "certificates",
     "deny_entries",
     "enrollment_reports",
+    "host_streams",
     "identities",
     "identity_changes",
     "keys",
     "metadata",
     "orders",
+    "report_sequences",
 ]
 
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0002"
+SCHEMA_REVISION: Final = "0003"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -209,6 +212,43 @@ enrollment_reports = Table(
     Column("host_facts", Text, nullable=False),
     Column("identity_serial_number", Text, nullable=False),
     Column("record_time", _Time, nullable=False),
+    sqlite_strict=True,
+)
+
+host_streams = Table(
+    "host_streams",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("agent_version", Text, nullable=False),
+    Column("identity_serial_number", Text, nullable=False),
+    Column("identity_not_after", _Time, nullable=False),
+    Column("source_ip", Text, nullable=False),
+    Column("connect_time", _Time, nullable=False),
+    Column("last_seen_time", _Time, nullable=False),
+    Column("end_time", _Time),
+    Column("clock_skew", _Time),
+    Column("directive_error", Text),
+    sqlite_strict=True,
+)
+
+report_sequences = Table(
+    # Apart from host_streams, since every report changes it: a short row is a short write.
+    "report_sequences",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("epoch", Text, nullable=False),
+    Column("acknowledged_sequence", _Sequence, nullable=False),
+    sqlite_strict=True,
+)
+
+certificate_statuses = Table(
+    "certificate_statuses",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("status", Text, nullable=False),
+    # The last one that wasn't empty: what was audited last.
+    Column("outcome", Text, nullable=False),
     sqlite_strict=True,
 )
 

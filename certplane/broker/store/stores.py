@@ -21,6 +21,7 @@ from certplane.broker.store.checkpoint import Checkpointer
 from certplane.broker.store.deny_list import SqlDenyList
 from certplane.broker.store.enrollments import SqlEnrollmentStore
 from certplane.broker.store.files import StateLock, open_writer
+from certplane.broker.store.fleet import SqlFleetStore
 from certplane.broker.store.identities import SqlIdentityLedger
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.session import Database, Session
@@ -59,6 +60,7 @@ class Stores:
     deny_list: SqlDenyList
     identities: SqlIdentityLedger
     enrollments: SqlEnrollmentStore
+    fleet: SqlFleetStore
     audit: SqlAuditLog
     writer: Writer
 
@@ -151,6 +153,7 @@ async def open_stores(
             deny_list,
             identities,
             SqlEnrollmentStore(reader, writer, log),
+            SqlFleetStore(reader, writer, log),
             log,
             writer,
         )

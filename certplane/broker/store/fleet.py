@@ -1,0 +1,187 @@
+"""What hosts report, in the database: the latest of each certificate, and each host's last stream.
+
+Calls are gathered while others are being written, and then written together (`reports`): the busier the broker, the
+more of them share a statement, and a lone one waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from sqlalchemy import bindparam, select, update
+
+from certplane.broker.fleet.model import CertificateStatus, HostRecord, HostStream, StatusReport
+from certplane.broker.fleet.ports import RecordedReports
+from certplane.broker.model import AuditEvent
+from certplane.broker.store.audit_log import SqlAuditLog, reading
+from certplane.broker.store.batch import Done
+from certplane.broker.store.fleet_rows import STREAM_COLUMNS, decode_status, stream_from_row
+from certplane.broker.store.reports import Entry, ReportRows
+from certplane.broker.store.rows import decode_refusal, encode_refusal
+from certplane.broker.store.schema import certificate_statuses, host_streams, report_sequences
+from certplane.broker.store.session import Database, Fault, Session, SqlError
+from certplane.broker.store.statements import Row
+from certplane.broker.store.writer import Writer
+from certplane.errors import Refusal, RefusalError
+
+__all__ = ["SqlFleetStore"]
+
+_TOGETHER: Final = 512
+"""Calls that are written at once: what the last of them waits longer for it stays some milliseconds."""
+_UNDER_WAY: Final = 2
+"""One that is being written, and one that waits for it, so that the writer never waits for the loop."""
+
+
+class SqlFleetStore:
+    """`FleetStore` over the database."""
+
+    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
+        self._database = database
+        self._writer = writer
+        self._audit = audit
+        self._rows = ReportRows(database.compiler)
+        self._waiting: list[tuple[Entry, asyncio.Future[RecordedReports]]] = []
+        self._writing: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+        compiler = database.compiler
+        streams = select(
+            *(host_streams.c[name] for name in STREAM_COLUMNS),
+            host_streams.c.directive_error,
+            report_sequences.c.acknowledged_sequence,
+        ).outerjoin_from(host_streams, report_sequences, report_sequences.c.host == host_streams.c.host)
+        self._one = compiler(streams.where(host_streams.c.host == bindparam("host")))
+        self._page = compiler(
+            streams.where(host_streams.c.host > bindparam("after"))
+            .order_by(host_streams.c.host)
+            .limit(bindparam("most"))
+        )
+        statuses = select(certificate_statuses.c.host, certificate_statuses.c.status).order_by(
+            certificate_statuses.c.host, certificate_statuses.c.name
+        )
+        self._statuses = compiler(
+            statuses.where(
+                certificate_statuses.c.host >= bindparam("first"), certificate_statuses.c.host <= bindparam("last")
+            )
+        )
+        self._set_error = compiler(
+            update(host_streams).where(host_streams.c.host == bindparam("which")), ["directive_error"]
+        )
+
+    async def record_reports(
+        self,
+        host: str,
+        epoch: str,
+        reports: Sequence[StatusReport],
+        events: Mapping[int, AuditEvent] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+    ) -> RecordedReports:
+        """See `FleetStore.record_reports`."""
+        rows = dict(zip(events, self._audit.encode(list(events.values())), strict=False)) if events else {}
+        return await self._put(Entry(host, epoch, reports, rows, names))
+
+    async def record_stream(self, stream: HostStream) -> None:
+        """See `FleetStore.record_stream`."""
+        await self._put(Entry(stream.host, stream=stream))
+
+    async def record_directive_error(self, host: str, error: Refusal | None) -> None:
+        """See `FleetStore.record_directive_error`."""
+        text = None if error is None else encode_refusal(error)
+
+        def change(session: Session) -> Done[None]:
+            session.execute(self._set_error, self._set_error.arguments({"directive_error": text, "which": host}))
+            return Done(None)
+
+        await self._writer.write(change, ())
+
+    async def get_host(self, host: str) -> HostRecord | None:
+        """See `FleetStore.get_host`."""
+        with reading():
+            row = await self._database.one(self._one, {"host": host})
+            if row is None:
+                return None
+            statuses = await self._database.all(self._statuses, {"first": host, "last": host})
+        return _record(row, [decode_status(status) for _, status in statuses])
+
+    async def list_hosts(self, *, after: str = "", limit: int = 500) -> Sequence[HostRecord]:
+        """See `FleetStore.list_hosts`."""
+        with reading():
+            rows = await self._database.all(self._page, {"after": after, "most": max(0, limit)})
+            if not rows:
+                return []
+            found = await self._database.all(self._statuses, {"first": rows[0][0], "last": rows[-1][0]})
+        statuses: dict[str, list[CertificateStatus]] = defaultdict(list)
+        for host, status in found:
+            statuses[host].append(decode_status(status))
+        return [_record(row, statuses[row[0]]) for row in rows]
+
+    def _put(self, entry: Entry) -> asyncio.Future[RecordedReports]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[RecordedReports] = loop.create_future()
+        self._waiting.append((entry, future))
+        if not self._scheduled and len(self._writing) < _UNDER_WAY:
+            self._scheduled = True
+            loop.call_soon(self._hand_over)
+        return future
+
+    def _hand_over(self) -> None:
+        """Begin to write what came in this turn of the loop, or while others were written."""
+        self._scheduled = False
+        if self._waiting and len(self._writing) < _UNDER_WAY:
+            calls, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
+            task = asyncio.create_task(self._write(calls), name="store-reports")
+            self._writing.add(task)
+            task.add_done_callback(self._written)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        self._hand_over()
+
+    async def _write(self, calls: Sequence[tuple[Entry, asyncio.Future[RecordedReports]]]) -> None:
+        """Write the calls together; should the database refuse a row of one, each by itself."""
+        entries = [entry for entry, _ in calls]
+        try:
+            results = await self._writer.write(lambda session: self._rows.write(session, entries), ())
+        except Exception as error:  # noqa: BLE001 - its caller's to see
+            if len(calls) > 1 and _is_of_one(error):
+                for call in calls:
+                    await self._write([call])
+                return
+            for _, future in calls:
+                if not future.done():
+                    future.set_exception(_own(error))
+            return
+        for (_, future), result in zip(calls, results, strict=True):
+            if not future.done():
+                future.set_result(result)
+
+
+def _is_of_one(error: Exception) -> bool:
+    """Whether the database may take the other rows."""
+    cause = error.__cause__
+    return not isinstance(error, RefusalError) or (
+        isinstance(cause, SqlError) and cause.fault in (Fault.REJECTED, Fault.OTHER)
+    )
+
+
+def _own(error: Exception) -> Exception:
+    """The error for one of many callers: raised in several tasks, one object would gather all their tracebacks."""
+    if not isinstance(error, RefusalError):
+        return error
+    own = RefusalError.of(error.refusal)
+    own.__cause__ = error.__cause__
+    return own
+
+
+def _record(row: Row, statuses: Sequence[CertificateStatus]) -> HostRecord:
+    *stream, error, sequence = row
+    return HostRecord(
+        row[0],
+        stream_from_row(tuple(stream)),
+        tuple(statuses),
+        sequence or 0,
+        None if error is None else decode_refusal(error),
+    )

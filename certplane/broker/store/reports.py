@@ -1,0 +1,182 @@
+"""Hosts' reports as rows: what one transaction makes of many hosts' calls.
+
+A fleet reports at once: after a change of policy, after the broker was away. A job of its own for each host would cost
+a savepoint and five statements; all that waits is written here together instead, each step one statement for up to 128
+rows, so that a report costs little more than its audit event.
+
+Synchronous, on the writer's thread, inside its transaction. `fleet` owns the calls and the waiting.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import BindParameter, Table, and_, bindparam, delete, or_, select
+
+from certplane.broker.fleet.model import HostStream, StatusReport
+from certplane.broker.fleet.ports import RecordedReports
+from certplane.broker.store.batch import Done
+from certplane.broker.store.fleet_rows import STREAM_COLUMNS, encode_status, stream_row
+from certplane.broker.store.rows import EventRow
+from certplane.broker.store.schema import certificate_statuses, host_streams, report_sequences
+from certplane.broker.store.session import Session
+from certplane.broker.store.statements import Compiler, Row, Statement
+
+__all__ = ["Entry", "ReportRows"]
+
+T = TypeVar("T")
+
+_CHUNKS: Final = (128, 32, 8, 4, 2, 1)
+"""Rows of one statement: few sizes, since each is compiled once. At most 1,280 parameters; SQLite takes 32,766."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One host's call: reports with their events and names, or its stream, or both."""
+
+    host: str
+    epoch: str = ""
+    reports: Sequence[StatusReport] = ()
+    events: Mapping[int, EventRow] = field(default_factory=dict)
+    names: Sequence[str] | None = None
+    stream: HostStream | None = None
+    new: dict[int, StatusReport] = field(default_factory=dict)
+    """What was found new by any try of the transaction: an earlier one may have been committed after all."""
+
+
+class ReportRows:
+    """Writes entries, many at once."""
+
+    def __init__(self, compiler: Compiler) -> None:
+        self._compiler = compiler
+        self._sequences = functools.cache(self._select_sequences)
+        self._outcomes = functools.cache(self._select_outcomes)
+        self._put_sequences = functools.cache(self._upsert(report_sequences, ("host",)))
+        self._put_statuses = functools.cache(self._upsert(certificate_statuses, ("host", "name")))
+        self._put_streams = functools.cache(self._upsert(host_streams, ("host",), STREAM_COLUMNS))
+        host, name = certificate_statuses.c.host, certificate_statuses.c.name
+        self._names = compiler(select(name).where(host == bindparam("host")))
+        self._forget = compiler(
+            delete(certificate_statuses).where(host == bindparam("host"), name == bindparam("name"))
+        )
+
+    def write(self, session: Session, entries: Sequence[Entry]) -> Done[list[RecordedReports]]:
+        """Write the entries in their order; what each came to, and the events of what is new."""
+        reporting = [entry for entry in entries if entry.epoch]
+        hosts = list(dict.fromkeys(entry.host for entry in reporting))
+        known = {
+            host: (epoch, sequence)
+            for rows in _chunks(hosts)
+            for host, epoch, sequence in self._all(session, self._sequences, [(host,) for host in rows])
+        }
+        fresh: list[tuple[Entry, StatusReport]] = []
+        results = [_decide(entry, known, fresh) for entry in entries]
+        events = self._put(session, fresh)
+        for sequences in _chunks([(host, *known[host]) for host in hosts]):
+            self._run(session, self._put_sequences, sequences)
+        streams = {entry.host: stream_row(entry.stream) for entry in entries if entry.stream is not None}
+        for chunk in _chunks(list(streams.values())):
+            self._run(session, self._put_streams, chunk)
+        for entry in reporting:
+            if entry.names is not None:
+                self._keep_only(session, entry.host, entry.names)
+        return Done(results, events=events)
+
+    def _put(self, session: Session, fresh: Sequence[tuple[Entry, StatusReport]]) -> list[EventRow]:
+        """Write the latest of each certificate; the events of what an auditor doesn't know yet."""
+        wanted = {(entry.host, report.certificate.name) for entry, report in fresh}
+        outcomes = {
+            (host, name): outcome
+            for rows in _chunks(sorted(wanted))
+            for host, name, outcome in self._all(session, self._outcomes, rows)
+        }
+        events = []
+        statuses = {}
+        for entry, report in fresh:
+            key = (entry.host, report.certificate.name)
+            outcome = report.certificate.outcome
+            if outcome and outcome != outcomes.get(key):
+                outcomes[key] = outcome
+                event = entry.events.get(report.sequence)
+                if event is not None:
+                    events.append(event)
+            statuses[key] = report.certificate
+        rows = [(*key, encode_status(status), outcomes.get(key, "")) for key, status in statuses.items()]
+        for chunk in _chunks(rows):
+            self._run(session, self._put_statuses, chunk)
+        return events
+
+    def _keep_only(self, session: Session, host: str, names: Sequence[str]) -> None:
+        kept = set(names)
+        for (name,) in session.all(self._names, {"host": host}):
+            if name not in kept:
+                session.execute(self._forget, (host, name))
+
+    def _all(self, session: Session, make: Callable[[int], Statement], keys: Sequence[tuple[object, ...]]) -> list[Row]:
+        statement = make(len(keys))
+        values = [value for key in keys for value in key]
+        return session.all(statement, dict(zip(statement.names, values, strict=True)))
+
+    def _run(self, session: Session, make: Callable[[int], Statement], rows: Sequence[tuple[object, ...]]) -> None:
+        session.execute(make(len(rows)), tuple(value for row in rows for value in row))
+
+    def _select_sequences(self, count: int) -> Statement:
+        hosts: list[BindParameter[Any]] = [bindparam(f"host_{n}") for n in range(count)]
+        columns = report_sequences.c
+        query = select(columns.host, columns.epoch, columns.acknowledged_sequence)
+        return self._compiler(query.where(columns.host.in_(hosts)))
+
+    def _select_outcomes(self, count: int) -> Statement:
+        columns = certificate_statuses.c
+        # Not `(host, name) IN (...)`, which SQLite doesn't take with a list of values.
+        keys = [
+            and_(columns.host == bindparam(f"host_{n}"), columns.name == bindparam(f"name_{n}")) for n in range(count)
+        ]
+        return self._compiler(select(columns.host, columns.name, columns.outcome).where(or_(*keys)))
+
+    def _upsert(
+        self, table: Table, key: Sequence[str], columns: Sequence[str] | None = None
+    ) -> Callable[[int], Statement]:
+        names = tuple(columns or (column.name for column in table.c))
+
+        def compile_for(count: int) -> Statement:
+            rows: list[dict[str, BindParameter[Any]]] = [
+                {name: bindparam(f"{name}_{n}") for name in names} for n in range(count)
+            ]
+            insert = self._compiler.insert(table).values(rows)
+            values = {name: insert.excluded[name] for name in names if name not in key}
+            statement = self._compiler(insert.on_conflict_do_update(index_elements=list(key), set_=values))
+            assert statement.names == tuple(f"{name}_{n}" for n in range(count) for name in names)
+            return statement
+
+        return compile_for
+
+
+def _decide(
+    entry: Entry, known: dict[str, tuple[str, int]], fresh: list[tuple[Entry, StatusReport]]
+) -> RecordedReports:
+    """What of one call is new; goes on from what the calls before it have made `known`."""
+    if not entry.epoch:
+        return RecordedReports(0, ())
+    epoch, sequence = known.get(entry.host, ("", 0))
+    if epoch != entry.epoch:
+        sequence = 0
+    for report in entry.reports:
+        if report.sequence > sequence:
+            sequence = report.sequence
+            fresh.append((entry, report))
+            entry.new[sequence] = report
+    known[entry.host] = (entry.epoch, sequence)
+    return RecordedReports(sequence, tuple(entry.new.values()))
+
+
+def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """`rows` in pieces of the sizes that statements are made for."""
+    start = 0
+    for size in _CHUNKS:
+        while len(rows) - start >= size:
+            yield rows[start : start + size]
+            start += size

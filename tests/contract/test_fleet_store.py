@@ -1,0 +1,234 @@
+"""What `FleetStore` promises, asked of the fake, of SQLite and of PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from certplane.broker.fleet.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HostStream,
+    RenewalStep,
+    StatusReport,
+)
+from certplane.broker.fleet.ports import FleetStore, RecordedReports
+from certplane.broker.model import AuditEvent, AuditEventType
+from certplane.errors import Reason, Refusal, RefusalError
+from tests.support.stores import StoreHarness
+
+HOST = "web1.example"
+T0 = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+HELD = HeldCertificate("3e7", T0, T0 + timedelta(days=90), "certificate-1", 4, T0 + timedelta(microseconds=1))
+FULL = CertificateStatus(
+    name="web",
+    state=CertificateState.DEGRADED,
+    profile="web-profile",
+    dns_names=("*.example.org", "example.org"),
+    failed_step=RenewalStep.RELOAD,
+    issued=HELD,
+    installed=replace(HELD, version=3),
+    served=HeldCertificate("3e6"),
+    renew_time=T0 + timedelta(days=60),
+    renew_reason="two thirds of its life are over",
+    last_error="nginx: \u2018configuration\u2019 file test failed\x00",
+    request_failures=1,
+    activation_failures=2,
+    next_attempt_time=T0 + timedelta(minutes=1),
+    activate_time=T0 + timedelta(hours=1),
+    update_time=T0,
+)
+
+
+def stream(host: str = HOST, **changes: Any) -> HostStream:
+    return HostStream(
+        **{
+            "host": host,
+            "agent_version": "1.2.0",
+            "identity_serial_number": "1f",
+            "identity_not_after": T0 + timedelta(days=365),
+            "source_ip": "192.0.2.1",
+            "connect_time": T0,
+            "last_seen_time": T0,
+            **changes,
+        }
+    )
+
+
+def report(
+    sequence: int, state: CertificateState = CertificateState.WAITING, name: str = "web", **facts: Any
+) -> StatusReport:
+    return StatusReport(sequence, CertificateStatus(name, state, **facts))
+
+
+def serving(sequence: int, serial: str, name: str = "web") -> StatusReport:
+    return report(sequence, CertificateState.SERVING, name, served=HeldCertificate(serial))
+
+
+@pytest.fixture
+def fleet(store: StoreHarness) -> FleetStore:
+    found: FleetStore = store.stores.fleet
+    return found
+
+
+def events(store: StoreHarness, *reports: StatusReport) -> dict[int, AuditEvent]:
+    """An event for each report, with its sequence as the reason."""
+    return {each.sequence: store.event(AuditEventType.RENEWAL_REPORTED, reason=f"{each.sequence}") for each in reports}
+
+
+async def audited(store: StoreHarness) -> list[object]:
+    return [record["reason"] for record in await store.stores.audit.tail(1000)]
+
+
+async def test_what_was_reported_is_read_back_whole(fleet: FleetStore) -> None:
+    """Every field of a status, of a stream and of a refused directive survives."""
+    ended = stream(end_time=T0 + timedelta(hours=2), clock_skew=timedelta(seconds=-3, microseconds=5))
+    await fleet.record_stream(ended)
+    await fleet.record_reports(HOST, "epoch-1", [StatusReport(7, FULL)])
+    error = Refusal(Reason.REQUEST_INVALID, "no such certificate")
+    await fleet.record_directive_error(HOST, error)
+    record = await fleet.get_host(HOST)
+    assert record is not None
+    assert (record.host, record.stream, record.certificates) == (HOST, ended, (FULL,))
+    assert (record.acknowledged_sequence, record.directive_error) == (7, error)
+    await fleet.record_directive_error(HOST, None)
+    await fleet.record_stream(replace(ended, end_time=None))
+    record = await fleet.get_host(HOST)
+    assert record is not None
+    assert record.directive_error is None
+    assert record.stream == replace(ended, end_time=None)
+
+
+async def test_a_refused_directive_outlives_the_stream(fleet: FleetStore) -> None:
+    """A new stream doesn't make the host's refusal forgotten; a host without one has none."""
+    await fleet.record_directive_error(HOST, Refusal(Reason.REQUEST_INVALID, "nobody"))
+    assert await fleet.get_host(HOST) is None
+    await fleet.record_stream(stream())
+    await fleet.record_directive_error(HOST, Refusal(Reason.REQUEST_INVALID, "no such certificate"))
+    await fleet.record_stream(stream(connect_time=T0 + timedelta(hours=1)))
+    record = await fleet.get_host(HOST)
+    assert record is not None
+    assert record.directive_error is not None
+
+
+async def test_reports_count_once(fleet: FleetStore) -> None:
+    """What was acknowledged is acknowledged again and isn't new; gaps are no matter."""
+    first, second, third = report(1), report(4, CertificateState.DUE), report(9, CertificateState.ABSENT, "mail")
+    assert await fleet.record_reports(HOST, "e", [first, second]) == RecordedReports(4, (first, second))
+    assert await fleet.record_reports(HOST, "e", [first, second]) == RecordedReports(4, ())
+    assert await fleet.record_reports(HOST, "e", [report(3), third]) == RecordedReports(9, (third,))
+    assert await fleet.record_reports(HOST, "e", []) == RecordedReports(9, ())
+    await fleet.record_stream(stream())
+    record = await fleet.get_host(HOST)
+    assert record is not None
+    assert record.certificates == (third.certificate, second.certificate)
+
+
+async def test_another_epoch_counts_anew(fleet: FleetStore) -> None:
+    """A host with a new state directory begins at 1, and is heard."""
+    await fleet.record_reports(HOST, "before", [report(100)])
+    again = report(1, CertificateState.DUE)
+    assert await fleet.record_reports(HOST, "after", [again]) == RecordedReports(1, (again,))
+    assert await fleet.record_reports(HOST, "after", []) == RecordedReports(1, ())
+
+
+async def test_what_is_not_named_is_forgotten(fleet: FleetStore) -> None:
+    """The names are those that the host has; other hosts keep theirs."""
+    for host in (HOST, "web2.example"):
+        await fleet.record_stream(stream(host))
+        await fleet.record_reports(host, "e", [report(1), report(2, name="mail"), report(3, name="old")])
+    await fleet.record_reports(HOST, "e", [report(4, name="new")], names=["mail", "new", "web"])
+    hosts = await fleet.list_hosts()
+    assert [[status.name for status in host.certificates] for host in hosts] == [
+        ["mail", "new", "web"],
+        ["mail", "old", "web"],
+    ]
+
+
+async def test_events_are_written_with_what_is_new_and_says_something_new(
+    store: StoreHarness, fleet: FleetStore
+) -> None:
+    """A step in between, a repeated report, and an outcome that the log has already, add no event."""
+    reports = [
+        report(1, CertificateState.VERIFYING),
+        serving(2, "3e7"),
+        report(3, CertificateState.REQUESTING),
+        serving(4, "3e7"),
+        report(5, CertificateState.FAILED, failed_step=RenewalStep.RELOAD),
+        report(6, CertificateState.FAILED, failed_step=RenewalStep.RELOAD),
+        serving(7, "3e8"),
+        serving(8, "3e8", name="mail"),
+    ]
+    await fleet.record_reports(HOST, "e", reports[:3], events(store, *reports[:3]))
+    assert await audited(store) == ["2"]
+    await fleet.record_reports(HOST, "e", reports, events(store, *reports))
+    assert await audited(store) == ["2", "5", "7", "8"]
+    await fleet.record_reports(HOST, "e", reports, events(store, *reports))
+    assert await audited(store) == ["2", "5", "7", "8"]
+
+
+async def test_a_report_that_can_not_be_audited_is_not_kept(store: StoreHarness, fleet: FleetStore) -> None:
+    """Under `fail_closed` nothing of it is there, and it is new when it is sent again."""
+    await fleet.record_stream(stream())
+    decisive = serving(1, "3e7")
+    with store.audit_broken(), pytest.raises(RefusalError) as caught:
+        await fleet.record_reports(HOST, "e", [decisive], events(store, decisive))
+    assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
+    record = await fleet.get_host(HOST)
+    assert record is not None
+    assert (record.certificates, record.acknowledged_sequence) == ((), 0)
+    recorded = await fleet.record_reports(HOST, "e", [decisive], events(store, decisive))
+    assert recorded == RecordedReports(1, (decisive,))
+    assert await audited(store) == ["1"]
+
+
+@pytest.mark.parametrize("failure_mode", ["fail_open"])
+async def test_under_fail_open_the_report_stands(store: StoreHarness, fleet: FleetStore) -> None:
+    """Its event goes elsewhere."""
+    decisive = serving(1, "3e7")
+    with store.audit_broken():
+        recorded = await fleet.record_reports(HOST, "e", [decisive], events(store, decisive))
+    assert recorded == RecordedReports(1, (decisive,))
+    assert await audited(store) == []
+
+
+async def test_a_fleet_that_reports_at_once_is_kept_whole(store: StoreHarness, fleet: FleetStore) -> None:
+    """Three hundred hosts, each with its stream and two calls under way at once; pages list them by name."""
+    hosts = [f"web{number:03d}.example" for number in range(300)]
+
+    async def live(host: str) -> list[RecordedReports]:
+        first, second = serving(1, "3e7"), report(2, CertificateState.DUE)
+        answers = await asyncio.gather(
+            fleet.record_stream(stream(host)),
+            fleet.record_reports(host, "e", [first], events(store, first), names=["web"]),
+            fleet.record_reports(host, "e", [first, second]),
+        )
+        return [answer for answer in answers if answer is not None]
+
+    for _, first, second in [
+        [None, *await live(hosts[0])],
+        *[[None, *found] for found in await asyncio.gather(*map(live, hosts[1:]))],
+    ]:
+        assert (first.acknowledged_sequence, len(first.new)) == (1, 1)
+        assert (second.acknowledged_sequence, [each.sequence for each in second.new]) == (2, [2])
+    assert await audited(store) == ["1"] * 300
+    listed: list[str] = []
+    while page := await fleet.list_hosts(after=listed[-1] if listed else "", limit=128):
+        assert all(record.certificates[0].state is CertificateState.DUE for record in page)
+        listed += [record.host for record in page]
+    assert listed == hosts
+
+
+async def test_a_cancelled_call_is_written_all_the_same(fleet: FleetStore) -> None:
+    """Who no longer waits takes nothing back."""
+    await fleet.record_stream(stream())
+    waiting = asyncio.ensure_future(fleet.record_reports(HOST, "e", [report(1)]))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    assert await fleet.record_reports(HOST, "e", []) == RecordedReports(1, ())
