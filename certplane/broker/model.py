@@ -319,11 +319,15 @@ class DnsChallenge:
 
 @dataclass(frozen=True, slots=True)
 class IssuerOrder:
-    """An order as the CA has it; `challenges` are those not yet valid, empty unless the order is pending."""
+    """An order as the CA has it; `challenges` are those not yet valid, empty unless the order is pending.
+
+    `trouble` is why the challenges of a new order could not be had: the order is made and stands all the same.
+    """
 
     url: str
     status: IssuerOrderStatus
     challenges: tuple[DnsChallenge, ...] = ()
+    trouble: Refusal | None = None
 
 
 class ScopeKind(StrEnum):

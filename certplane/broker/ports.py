@@ -442,7 +442,10 @@ class Issuer(Protocol):
         ...
 
     async def create_order(self, csr_der: bytes, profile: Profile, timeout: timedelta) -> IssuerOrder:
-        """Ask the CA for an order of the CSR's names. The CA may hand back a pending one of the same names."""
+        """Ask the CA for an order of the CSR's names. The CA may hand back a pending one of the same names.
+
+        A failure after the CA has made it is the order's `trouble`, so that the order isn't lost and made again.
+        """
         ...
 
     async def get_order(self, url: str, timeout: timedelta) -> IssuerOrder:

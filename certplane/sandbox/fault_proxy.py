@@ -27,6 +27,7 @@ import random
 import select
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -98,6 +99,7 @@ class Exchange:
         payload: its JSON, that of the JWS if it is one; None for an empty one (POST-as-GET).
         served: what the server answered, None if it never got the request.
         told: what the client got, None if nothing.
+        at: when the request came, on the monotonic clock.
     """
 
     kind: str
@@ -108,6 +110,7 @@ class Exchange:
     payload: Any
     served: Reply | None = None
     told: Reply | None = None
+    at: float = 0.0
 
 
 class Call:
@@ -198,7 +201,7 @@ class FaultProxy:
         self.exchanges: list[Exchange] = []
         self._rules: list[Rule] = []
         self._rng = random.Random(seed)  # noqa: S311 - which request fails is no secret
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a rule's condition may ask what was seen
         self._stopping = threading.Event()
         root = CertificateAuthority.root("Fault Proxy Root")
         self.roots_file = folder / "fault-proxy-root.crt"
@@ -361,6 +364,7 @@ class _Handler(LoopbackHandler):
             headers={name.lower(): value for name, value in self.headers.items()},
             protected=protected,
             payload=payload,
+            at=time.monotonic(),
         )
         try:
             told = proxy.handle(exchange, lambda: self._serve(proxy, method, body))

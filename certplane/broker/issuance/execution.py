@@ -243,6 +243,8 @@ class OrderExecution:
         with self._step("journal_url"):
             state = OrderState.AUTHORIZED if self.order.state is OrderState.PENDING else None
             await self._journal.write(OrderChange(state=state, acme_order_url=acme.url))
+        if acme.trouble is not None:
+            raise RefusalError.of(acme.trouble)
         self._acme = acme
 
     async def _look(self, url: str) -> None:

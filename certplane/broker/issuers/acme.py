@@ -30,7 +30,7 @@ from cryptography.x509.oid import NameOID
 from certplane.broker.issuers.acme_client import AcmeClient
 from certplane.broker.issuers.acme_network import AcmeError
 from certplane.broker.issuers.acme_resources import MOST_PROBLEMS, AcmeAuthorization, AcmeOrder
-from certplane.broker.issuers.acme_workers import AcmeWorkers, unsent
+from certplane.broker.issuers.acme_workers import REPEAT, AcmeWorkers, unsent
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
 from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, RevocationReason
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from certplane.broker.issuers.acme_account import AccountKey
     from certplane.broker.model import Profile
+    from certplane.runtime.backoff import Backoff
     from certplane.runtime.clock import Clock
 
 __all__ = ["AcmeIssuer", "AcmeServer"]
@@ -95,7 +96,15 @@ class AcmeIssuer:
     """
 
     def __init__(
-        self, name: str, server: AcmeServer, key: AccountKey, *, clock: Clock, rng: random.Random, workers: int = 4
+        self,
+        name: str,
+        server: AcmeServer,
+        key: AccountKey,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        workers: int = 4,
+        repeat_waits: Backoff = REPEAT,
     ) -> None:
         """Make it.
 
@@ -106,6 +115,7 @@ class AcmeIssuer:
             clock: for deadlines and waits.
             rng: for the jitter of repeats.
             workers: exchanges with the CA under way at once.
+            repeat_waits: between tries of a call that is safe to repeat.
 
         Raises:
             ConfigurationError: the directory's URL or an allowed host can't be used.
@@ -123,6 +133,7 @@ class AcmeIssuer:
             server.account_email,
             size=workers,
             rng=rng,
+            repeat_waits=repeat_waits,
         )
 
     @property
@@ -150,7 +161,12 @@ class AcmeIssuer:
         names = _dns_names(csr_der)
         with _doing("create the order"):
             order = await self._workers.call(lambda client: client.create_order(names, profile.acme_profile), deadline)
-            created = await self._with_challenges(order, deadline)
+            try:
+                created = await self._with_challenges(order, deadline)
+            except AcmeError as error:
+                # The order is made: an error now would lose it, and the next try would make another.
+                message = f"the CA did not show the order {order.url}: {error.refusal.message}"
+                return IssuerOrder(order.url, order.status, trouble=replace(error.refusal, message=message))
             asked = {name.removeprefix("*.") for name in names}
             if strange := [challenge.domain for challenge in created.challenges if challenge.domain not in asked]:
                 raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it wants proof for {strange[0]!r}, which wasn't asked for")

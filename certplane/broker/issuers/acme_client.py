@@ -132,8 +132,12 @@ class AcmeClient(ClientV2):
     def answer(self, challenge_url: str) -> None:
         """POST to a challenge: its record stands (7.5.1). The payload is `{}`."""
         # The field isn't sent; an object without one is falsy, and `acme` would send a POST-as-GET instead.
-        self._post(challenge_url, challenges.DNS01Response(key_authorization=""))
+        response = self._post(challenge_url, challenges.DNS01Response(key_authorization=""))
         failpoint("acme.answer_challenges.sent")
+        with _malformed_as_acme_errors():
+            # Nobody needs what it says, but whoever says anything else is not the CA, which then has not been told.
+            if not isinstance(body := _json(response), dict) or "status" not in body:
+                raise MalformedAnswerError("a challenge that isn't one")
 
     def send_csr(self, order: AcmeOrder, csr_der: bytes) -> AcmeOrder:
         """POST to an order's finalize URL (7.4)."""

@@ -19,12 +19,13 @@ from certplane.runtime.pool import BlockingPool
 if TYPE_CHECKING:
     import random
 
-__all__ = ["AcmeWorkers", "unavailable", "unsent"]
+__all__ = ["REPEAT", "AcmeWorkers", "unavailable", "unsent"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-_REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=15), floor=timedelta(milliseconds=200))
+REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=15), floor=timedelta(milliseconds=200))
+"""Waits between tries of a call that is safe to repeat."""
 
 
 def unavailable(error: RefusalError) -> bool:
@@ -45,7 +46,14 @@ class AcmeWorkers:
     """
 
     def __init__(
-        self, new_client: Callable[[], AcmeClient], directory_url: str, email: str, *, size: int, rng: random.Random
+        self,
+        new_client: Callable[[], AcmeClient],
+        directory_url: str,
+        email: str,
+        *,
+        size: int,
+        rng: random.Random,
+        repeat_waits: Backoff = REPEAT,
     ) -> None:
         """Nothing is sent yet.
 
@@ -55,7 +63,9 @@ class AcmeWorkers:
             email: contact of a new account; may be empty.
             size: exchanges under way at once.
             rng: for the jitter of repeats.
+            repeat_waits: between tries of a call that is safe to repeat.
         """
+        self._repeat_waits = repeat_waits
         self._new_client, self._directory_url, self._email, self._rng = new_client, directory_url, email, rng
         self._pool = BlockingPool("acme", size)
         self._idle: deque[AcmeClient] = deque()  # append and pop are atomic: threads share it without a lock
@@ -125,7 +135,7 @@ class AcmeWorkers:
         return await repeat(
             lambda: self._once(exchange, session, deadline),
             deadline=deadline,
-            backoff=_REPEAT,
+            backoff=self._repeat_waits,
             rng=self._rng,
             on=AcmeError,
             when=may_repeat,

@@ -328,7 +328,8 @@ async def test_names_that_were_not_asked_for_are_refused(ca: ScriptedAcme, issue
 async def test_authorization_that_is_no_dns_name(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
     """An identifier becomes a record's name, so nothing but a DNS name is taken."""
     ca.extra_identifier = "a b\n.test"
-    refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, SHORT))
+    refusal = (await issuer.create_order(csr_der(), PROFILE, SHORT)).trouble
+    assert refusal is not None
     assert "isn't a DNS name" in refusal.message
 
 
@@ -442,7 +443,8 @@ async def test_ca_without_dns_challenges(ca: ScriptedAcme, issuer: AcmeIssuer) -
     """A CA that offers no dns-01 for a name can't be served, and the message has the name."""
     shown = {"status": "pending", "identifier": {"type": "dns", "value": "certplane.test"}, "challenges": []}
     ca.fail("POST /authz/1/1", Answer(200, json.dumps(shown).encode()))
-    refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
+    refusal = (await issuer.create_order(csr_der(), PROFILE, LONG)).trouble
+    assert refusal is not None
     assert (refusal.reason, "no dns-01 challenge for certplane.test" in refusal.message) == (
         Reason.ISSUER_REJECTED,
         True,

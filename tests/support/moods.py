@@ -1,0 +1,165 @@
+"""A registration authority whose CA is a real Pebble behind the fault proxy: the real `AcmeIssuer` between them.
+
+Database and DNS are fakes, since neither is what misbehaves here; Pebble must take every challenge for met
+(`PebbleOptions.always_valid`). Waits between tries are short, so that a mood costs no more than it has to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+
+from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthority
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
+from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.model import Caller, Grant, IdentityKind, Order, OrderState, Profile
+from certplane.errors import Refusal
+from certplane.pki.csr import build_csr
+from certplane.pki.keys import KeyType, generate_private_key
+from certplane.rpc.status import refusal_from_status, status_from_refusal
+from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import SystemClock
+from certplane.sandbox.acme_endpoints import FINALIZE, NEW_ORDER
+from certplane.sandbox.fault_proxy import FaultProxy
+from certplane.sandbox.pebble import Pebble
+from tests.fakes.audit import FakeDenialRecorder, FakeMeter
+from tests.fakes.database import FakeDatabase
+from tests.fakes.dns import FakeChallengeSolver, FakeDns
+from tests.fakes.policy import FakePolicy, FakePolicySource
+from tests.fakes.stores import FakeStores
+
+__all__ = ["SETTINGS", "Moody", "moody", "told"]
+
+_SHORT = Backoff(timedelta(milliseconds=40), timedelta(milliseconds=200), floor=timedelta(milliseconds=10))
+SETTINGS = IssuanceSettings(
+    retry=_SHORT,
+    store_retry=_SHORT,
+    call_timeout=timedelta(seconds=10),
+    order_time_limit=timedelta(seconds=20),
+)
+
+
+@dataclass
+class Moody:
+    """One broker's issuance and the CA that it sees."""
+
+    proxy: FaultProxy
+    pebble: Pebble
+    issuer: AcmeIssuer
+    settings: IssuanceSettings
+    dns: FakeDns = field(default_factory=FakeDns)
+
+    def __post_init__(self) -> None:
+        clock = SystemClock()
+        self.database = FakeDatabase(clock)
+        self.policies = FakePolicySource(FakePolicy.of())
+        self.meter = FakeMeter()
+        self._profiles: dict[tuple[str, ...], Profile] = {}
+        self._grants: dict[str, Grant] = {}
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self.authority = self._new_authority()
+
+    def _new_authority(self) -> RegistrationAuthority:
+        stores = FakeStores.over(self.database)
+        ports = IssuancePorts(
+            policies=self.policies,
+            orders=stores.orders,
+            certificates=stores.certificates,
+            keys=stores.keys,
+            audit=stores.audit,
+            denials=FakeDenialRecorder(stores.audit),
+            issuer=self.issuer,
+            revoker=self.issuer,
+            solver=FakeChallengeSolver(self.dns),
+            clock=self._clock,
+            meter=self.meter,
+            rng=random.Random(5),
+            new_id=lambda: f"id-{next(self._ids):06d}",
+        )
+        return RegistrationAuthority(ports, self.settings)
+
+    async def issue(self, *names: str, host: str = "web1.test", wait: float = 20.0) -> Order:
+        """Ask as `host` for a certificate of these names, with a new key, and return the order as it is told."""
+        return await self.ask(self.request(*names, host=host), host=host, wait=wait)
+
+    def request(self, *names: str, host: str = "web1.test") -> IssueCommand:
+        """A request with a new key; policy has what it needs afterwards."""
+        profile = self._profiles.setdefault(
+            names, Profile(f"p{len(self._profiles)}", "mixed", tuple(sorted(names)), hash=f"h{len(self._profiles)}")
+        )
+        known = self._grants.get(host, Grant(host, IdentityKind.HOST, host))
+        profiles = tuple(dict.fromkeys((*known.profiles, profile.name)))
+        self._grants[host] = replace(known, profiles=profiles)
+        self.policies.policy = FakePolicy.of(self._grants.values(), self._profiles.values())
+        csr = build_csr(generate_private_key(KeyType.EC_P256), sans=names)
+        return IssueCommand("req", profile.name, csr, timedelta(seconds=20))
+
+    async def ask(self, command: IssueCommand, *, host: str = "web1.test", wait: float = 20.0) -> Order:
+        """Send a request, perhaps again."""
+        caller = Caller(
+            name=host,
+            kind=IdentityKind.HOST,
+            label=host,
+            profiles=self._grants[host].profiles,
+            roles=(),
+            serial_number="a1",
+            issuer="CN=Test",
+            provisioner="JWK",
+            not_after=self._clock.now() + timedelta(days=1),
+        )
+        result = await self.authority.issue(caller, replace(command, wait=timedelta(seconds=wait)))
+        return result.order
+
+    async def until(self, order: Order, state: OrderState) -> Order:
+        """Wait until the order is in a state."""
+        for _ in range(1000):
+            if self.database.orders[order.order_id].state is state:
+                break
+            await asyncio.sleep(0.02)
+        found = self.database.orders[order.order_id]
+        assert found.state is state
+        return found
+
+    @property
+    def at_ca(self) -> tuple[int, int]:
+        """Orders that the CA made, and CSRs that it took."""
+        return len(self.proxy.served(NEW_ORDER)), len(self.proxy.served(FINALIZE))
+
+    async def __aenter__(self) -> Self:
+        await self.authority.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.authority.drain(timedelta())
+        self.issuer.close()
+
+
+def told(order: Order) -> Refusal:
+    """The order's error as the agent reads it, after its way over gRPC."""
+    assert order.error is not None
+    refusal = refusal_from_status(status_from_refusal(order.error))
+    assert refusal is not None
+    return refusal
+
+
+@asynccontextmanager
+async def moody(
+    folder: Path, pebble: Pebble, *, settings: IssuanceSettings = SETTINGS, repeat_waits: Backoff = _SHORT
+) -> AsyncIterator[Moody]:
+    """The world, with a proxy and an account of its own."""
+    with FaultProxy(folder, pebble.directory_url, roots_file=pebble.https_roots_file, seed=11) as proxy:
+        server = AcmeServer(proxy.url, ca_bundle=proxy.roots_file)
+        key = AccountKey.load_or_create(folder / "account.key")
+        issuer = AcmeIssuer("pebble", server, key, clock=SystemClock(), rng=random.Random(3), repeat_waits=repeat_waits)
+        async with Moody(proxy, pebble, issuer, settings) as world:
+            yield world
