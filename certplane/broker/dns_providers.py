@@ -98,8 +98,22 @@ def _httpreq(around: _Surroundings) -> DnsProvider:
     return HttpreqProvider(endpoint, around.secrets, around.clock, around.rng)
 
 
+def _acme_dns(around: _Surroundings) -> DnsProvider:
+    from certplane.broker.issuers.dns.acme_dns import AcmeDnsProvider, AcmeDnsServer
+
+    acme_dns = _section(DnsProviderName.ACME_DNS, around.acme.acme_dns)
+    server = AcmeDnsServer(
+        url=acme_dns.endpoint,
+        accounts=acme_dns.accounts,
+        timeout=acme_dns.http_timeout,
+        ca_bundle=acme_dns.ca_bundle,
+    )
+    return AcmeDnsProvider(server, around.secrets, around.clock, around.rng)
+
+
 _PROVIDERS: Mapping[DnsProviderName, Callable[[_Surroundings], DnsProvider]] = {
     DnsProviderName.CLOUDFLARE: _cloudflare,
     DnsProviderName.RFC2136: _rfc2136,
     DnsProviderName.HTTPREQ: _httpreq,
+    DnsProviderName.ACME_DNS: _acme_dns,
 }

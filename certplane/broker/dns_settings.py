@@ -33,6 +33,7 @@ class DnsProvider(StrEnum):
     CLOUDFLARE = "cloudflare"
     HTTPREQ = "httpreq"
     RFC2136 = "rfc2136"
+    ACME_DNS = "acme-dns"
 
     @property
     def section(self) -> str:

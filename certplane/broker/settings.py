@@ -26,6 +26,7 @@ from certplane.broker.dns_settings import (
     TsigAlgorithm,
 )
 from certplane.broker.ports import DurableLimits
+from certplane.broker.provider_settings import AcmeDnsSettings
 from certplane.config.decoding import Check, KeyProblem, decode
 from certplane.config.document import Document, Source
 from certplane.config.values import (
@@ -41,6 +42,7 @@ from certplane.config.values import (
 from certplane.pki.identity import PROVISIONER_KINDS
 
 __all__ = [
+    "AcmeDnsSettings",
     "AcmeSettings",
     "AuditFailureMode",
     "AuditSettings",
@@ -214,6 +216,7 @@ class AcmeSettings:
     cloudflare: CloudflareSettings = field(default_factory=CloudflareSettings)
     rfc2136: Rfc2136Settings | None = None
     httpreq: HttpreqSettings | None = None
+    acme_dns: AcmeDnsSettings | None = None
 
     def problems(self) -> Iterator[KeyProblem]:
         """The chosen DNS provider is configured."""
