@@ -111,9 +111,19 @@ def _acme_dns(around: _Surroundings) -> DnsProvider:
     return AcmeDnsProvider(server, around.secrets, around.clock, around.rng)
 
 
+def _exec(around: _Surroundings) -> DnsProvider:
+    from certplane.broker.issuers.dns.exec import ExecProvider, OperatorProgram
+
+    program = _section(DnsProviderName.EXEC, around.acme.exec)
+    return ExecProvider(
+        OperatorProgram(program.program, program.credentials, program.timeout), around.secrets, around.rng
+    )
+
+
 _PROVIDERS: Mapping[DnsProviderName, Callable[[_Surroundings], DnsProvider]] = {
     DnsProviderName.CLOUDFLARE: _cloudflare,
     DnsProviderName.RFC2136: _rfc2136,
     DnsProviderName.HTTPREQ: _httpreq,
     DnsProviderName.ACME_DNS: _acme_dns,
+    DnsProviderName.EXEC: _exec,
 }

@@ -34,6 +34,7 @@ class DnsProvider(StrEnum):
     HTTPREQ = "httpreq"
     RFC2136 = "rfc2136"
     ACME_DNS = "acme-dns"
+    EXEC = "exec"
 
     @property
     def section(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from certplane.config.values import HttpUrl, PositiveSpan
 
-__all__ = ["AcmeDnsSettings"]
+__all__ = ["AcmeDnsSettings", "ExecSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,5 +22,16 @@ class AcmeDnsSettings:
     accounts: str = "acme-dns/accounts"
     ca_bundle: Path | None = None
     http_timeout: PositiveSpan = timedelta(seconds=10)
+    propagation_timeout: PositiveSpan | None = None
+    polling_interval: PositiveSpan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSettings:
+    """A program of the operator's; `credentials` names the secret that it gets, for profiles that name none."""
+
+    program: Path
+    credentials: str = ""
+    timeout: PositiveSpan = timedelta(seconds=60)
     propagation_timeout: PositiveSpan | None = None
     polling_interval: PositiveSpan | None = None

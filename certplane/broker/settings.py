@@ -26,7 +26,7 @@ from certplane.broker.dns_settings import (
     TsigAlgorithm,
 )
 from certplane.broker.ports import DurableLimits
-from certplane.broker.provider_settings import AcmeDnsSettings
+from certplane.broker.provider_settings import AcmeDnsSettings, ExecSettings
 from certplane.config.decoding import Check, KeyProblem, decode
 from certplane.config.document import Document, Source
 from certplane.config.values import (
@@ -49,6 +49,7 @@ __all__ = [
     "BrokerSettings",
     "CloudflareSettings",
     "DnsProvider",
+    "ExecSettings",
     "FileSecretsSettings",
     "HttpreqMode",
     "HttpreqSettings",
@@ -217,6 +218,7 @@ class AcmeSettings:
     rfc2136: Rfc2136Settings | None = None
     httpreq: HttpreqSettings | None = None
     acme_dns: AcmeDnsSettings | None = None
+    exec: ExecSettings | None = None
 
     def problems(self) -> Iterator[KeyProblem]:
         """The chosen DNS provider is configured."""

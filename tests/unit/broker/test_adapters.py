@@ -47,6 +47,8 @@ PROVIDERS: dict[str, dict[str, Any]] = {
             "recursive_nameservers": ["192.0.2.53:53"],
         }
     },
+    "acme-dns": {"issuer__acme__acme_dns": {"endpoint": "https://auth.example"}},
+    "exec": {"issuer__acme__exec": {"program": "/bin/true"}},
 }
 
 
@@ -56,7 +58,7 @@ async def test_every_dns_provider_can_be_configured(files: BrokerFiles, provider
     made = settings(files, issuer__acme__dns_provider=provider, **PROVIDERS[provider])
     solver = adapters.solver(made, FakeSecretSource({}), ManualClock(), random.Random(1))
     assert isinstance(solver, DnsSolver)
-    assert type(solver._provider).__name__.lower() == f"{provider}provider"
+    assert type(solver._provider).__name__.lower() == f"{provider.replace('-', '')}provider"
     await solver.close()
 
 
@@ -75,6 +77,16 @@ async def test_every_dns_provider_can_be_configured(files: BrokerFiles, provider
             {"issuer__acme__dns_provider": "httpreq", "issuer__acme__httpreq": {"endpoint": "http://dns.example"}},
             "issuer.acme.httpreq.endpoint",
             id="endpoint in plain HTTP",
+        ),
+        pytest.param(
+            {"issuer__acme__dns_provider": "acme-dns", "issuer__acme__acme_dns": {"endpoint": "http://auth.example"}},
+            "issuer.acme.acme_dns.endpoint",
+            id="acme-dns in plain HTTP",
+        ),
+        pytest.param(
+            {"issuer__acme__dns_provider": "exec", "issuer__acme__exec": {"program": "/nowhere/hook"}},
+            "issuer.acme.exec.program",
+            id="program that isn't there",
         ),
     ],
 )

@@ -116,6 +116,17 @@ EXPECTED = {
     "issuer.acme.rfc2136.propagation_timeout": _seconds(60),
     "issuer.acme.rfc2136.polling_interval": _seconds(4),
     "issuer.acme.rfc2136.ttl": _seconds(30),
+    "issuer.acme.acme_dns.endpoint": "https://auth.example",
+    "issuer.acme.acme_dns.accounts": "acme-dns/all",
+    "issuer.acme.acme_dns.ca_bundle": Path("/etc/certplane/acme-dns-ca.pem"),
+    "issuer.acme.acme_dns.http_timeout": _seconds(14),
+    "issuer.acme.acme_dns.propagation_timeout": _seconds(70),
+    "issuer.acme.acme_dns.polling_interval": _seconds(6),
+    "issuer.acme.exec.program": Path("/usr/local/lib/dns-hook"),
+    "issuer.acme.exec.credentials": "exec/token",
+    "issuer.acme.exec.timeout": _seconds(25),
+    "issuer.acme.exec.propagation_timeout": _seconds(75),
+    "issuer.acme.exec.polling_interval": _seconds(8),
     "secrets.provider": "openbao",
     "secrets.file.directory": Path("/etc/certplane/private"),
     "secrets.vault.address": "https://vault.example:8200",
@@ -253,12 +264,16 @@ def _with(**replaced: str) -> str:
     [
         pytest.param("", " policy.path: is required; add `path: ...`", id="empty-file"),
         pytest.param(
-            _with(cloudflare="route53"), "10: issuer.acme.dns_provider: is 'route53', must be one of cloudflare, httpreq, rfc2136",
+            _with(cloudflare="route53"), "10: issuer.acme.dns_provider: is 'route53', must be one of cloudflare, httpreq, rfc2136, acme-dns, exec",
             id="dns-provider",
         ),
         pytest.param(
             _with(cloudflare="rfc2136"),
             "7: issuer.acme.rfc2136: is required with dns_provider: rfc2136; add `rfc2136:`", id="provider-not-configured",
+        ),
+        pytest.param(
+            _with(cloudflare="acme-dns"),
+            "7: issuer.acme.acme_dns: is required with dns_provider: acme-dns; add `acme_dns:`", id="section-of-another-name",
         ),
         pytest.param(_with(https="http"), "8: issuer.acme.directory_url: must be a URL https://...", id="http-directory"),
         pytest.param(
