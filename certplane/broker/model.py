@@ -421,6 +421,7 @@ class AuditEventType(StrEnum):
     ORDER_ABANDONED = "order_abandoned"
     RENEWAL_REPORTED = "renewal_reported"
     RENEWAL_REQUESTED = "renewal_requested"
+    RENEWAL_WINDOW_MOVED = "renewal_window_moved"
     RPC_DENIED = "rpc_denied"
     TRUST_RELOADED = "trust_reloaded"
     TRUST_REJECTED = "trust_rejected"

@@ -18,6 +18,7 @@ from certplane.broker.model import (
     KnownIdentity,
     Order,
 )
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.clock import Clock
 from tests.fakes.faults import FaultScript
@@ -62,6 +63,7 @@ class FakeDatabase:
         self.keys: dict[str, KeyUse] = {}
         self.denied: list[DenyEntry] = []
         self.identities: dict[str, KnownIdentity] = {}
+        self.plans: dict[str, RenewalPlan] = {}
         self.reports: dict[str, EnrollmentReport] = {}
         self.hosts: dict[str, FakeHost] = {}
         self.events: list[AuditEvent] = []
@@ -77,7 +79,17 @@ class FakeDatabase:
     def fork(self) -> FakeDatabase:
         """A database with the same rows and without the faults."""
         other = FakeDatabase(self.clock, failure_mode=self.failure_mode)
-        for name in ("orders", "certificates", "keys", "denied", "identities", "reports", "events", "spilled"):
+        for name in (
+            "orders",
+            "certificates",
+            "keys",
+            "denied",
+            "identities",
+            "plans",
+            "reports",
+            "events",
+            "spilled",
+        ):
             setattr(other, name, copy.copy(getattr(self, name)))
         other.hosts = copy.deepcopy(self.hosts)
         other._ids = self._ids

@@ -27,6 +27,7 @@ from certplane.broker.ports import CertificateQuery, DurableLimits, OpenedOrder,
 from certplane.errors import Reason, Refusal, RefusalError, Violation
 from certplane.runtime.clock import Clock
 from tests.fakes.database import FailureMode, FakeDatabase, FakeHost
+from tests.fakes.renewal import FakeRenewalPlanStore
 
 __all__ = [
     "FakeAuditLog",
@@ -507,6 +508,7 @@ class FakeStores:
     keys: FakeKeyLedger
     deny_list: FakeDenyList
     identities: FakeIdentityLedger
+    renewal_plans: FakeRenewalPlanStore
     enrollments: FakeEnrollmentStore
     fleet: FakeFleetStore
     audit: FakeAuditLog
@@ -521,6 +523,7 @@ class FakeStores:
             FakeKeyLedger(database),
             FakeDenyList(database),
             FakeIdentityLedger(database),
+            FakeRenewalPlanStore(database),
             FakeEnrollmentStore(database),
             FakeFleetStore(database),
             FakeAuditLog(database),

@@ -22,9 +22,9 @@ class RenewalCause(StrEnum):
 class RenewalPlan:
     """When one certificate should be renewed, and why; the one that is durable is the one that holds.
 
-    `window_start`, `window_end` are the CA's window in which `renew_time` was picked once, at random, and
-    `next_check_time` when the CA is asked again; None where the CA has none. `renewal_request_id` names the operator's
-    request for cause OPERATOR.
+    `window_start`, `window_end` are the CA's window, None where it gave none; for cause ISSUER `renew_time` was picked
+    in it once, at random. `next_check_time` is when the CA is asked again, None before it was asked for the first time.
+    `renewal_request_id` names the operator's request for cause OPERATOR.
     """
 
     certificate_id: str
@@ -69,3 +69,15 @@ class Selection:
     issuers: tuple[str, ...] = ()
     certificate_ids: tuple[str, ...] = ()
     dns_names: tuple[str, ...] = ()
+
+    def matches(self, certificate: InForce) -> bool:
+        """Whether it is selected; of several `dns_names` one that the certificate has is enough."""
+        wanted: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+            (self.hosts, (certificate.host,)),
+            (self.profiles, (certificate.profile,)),
+            (self.issuers, (certificate.issuer,)),
+            (self.certificate_ids, (certificate.certificate_id,)),
+            (self.dns_names, certificate.dns_names),
+        )
+        asked = [(some, has) for some, has in wanted if some]
+        return (self.all or bool(asked)) and all(any(one in some for one in has) for some, has in asked)

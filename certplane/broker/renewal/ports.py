@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from certplane.broker.model import AuditEvent
     from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 
-__all__ = ["RenewalPlanStore"]
+__all__ = ["RenewalChecks", "RenewalPlanStore"]
 
 
 class RenewalPlanStore(Protocol):
@@ -19,6 +19,9 @@ class RenewalPlanStore(Protocol):
 
     async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
         """Replace the plans of these certificates, durable, in one transaction with their events.
+
+        What the CA said (its window, the next check and its failures) is kept where a new plan has no
+        `next_check_time`: who plans for another cause needn't know of it.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
@@ -33,9 +36,33 @@ class RenewalPlanStore(Protocol):
         """The certificates in force that match, by host."""
         ...
 
+
+class RenewalChecks(Protocol):
+    """The same plans, for the one who asks the CAs about them."""
+
     async def to_check(self, now: datetime, limit: int) -> Sequence[InForce]:
         """Those whose CA should be asked about them now, oldest first.
 
-        That is: without a plan yet, or with a `next_check_time` that is past.
+        That is: in force, and never asked about, or with a `next_check_time` that is past. The former come first.
+        """
+        ...
+
+    async def replace_plan(
+        self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
+    ) -> bool:
+        """Put `after` in the place of `before` (None: there was none), durable, in one transaction with the events.
+
+        False, and nothing is written, if the certificate's plan isn't `before` any more: somebody else has planned.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
+        """
+        ...
+
+    async def standing(self, now: datetime) -> Sequence[RenewalPlan]:
+        """All plans of certificates in force; those of others are dropped for good.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
         """
         ...

@@ -27,6 +27,7 @@ from certplane.broker.model import (
     RevocationReason,
     TxtRecord,
 )
+from certplane.broker.renewal.model import RenewalCause, RenewalPlan
 from certplane.broker.store.statements import Row
 from certplane.errors import ProblemDocument, Reason, Refusal, Violation
 
@@ -35,9 +36,11 @@ __all__ = [
     "DENY_COLUMNS",
     "IDENTITY_COLUMNS",
     "ORDER_COLUMNS",
+    "PLAN_COLUMNS",
     "EventRow",
     "certificate_from_row",
     "certificate_values",
+    "decode_names",
     "decode_refusal",
     "deny_entry_from_row",
     "encode_event",
@@ -49,6 +52,8 @@ __all__ = [
     "names_sha256",
     "order_from_row",
     "order_values",
+    "plan_from_row",
+    "plan_values",
     "record_row",
     "to_micros",
 ]
@@ -282,7 +287,8 @@ def certificate_values(certificate: CertificateRecord) -> dict[str, object]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _decode_names(text: str) -> tuple[str, ...]:
+def decode_names(text: str) -> tuple[str, ...]:
+    """The names of a `dns_names` column."""
     return tuple(json.loads(text))
 
 
@@ -316,7 +322,7 @@ def certificate_from_row(row: Row) -> CertificateRecord:
         profile,
         profile_hash,
         issuer,
-        _decode_names(dns_names),
+        decode_names(dns_names),
         public_key_sha256,
         serial_number,
         certificate_pem,
@@ -330,6 +336,31 @@ def certificate_from_row(row: Row) -> CertificateRecord:
         _from_micros_or_none(revoke_time),
         None if revocation_reason is None else RevocationReason(revocation_reason),
     )
+
+
+# Renewal plans
+
+PLAN_COLUMNS: Final = tuple(RenewalPlan.__dataclass_fields__)
+"""What `plan_from_row` reads, in this order: the fields of `RenewalPlan`."""
+
+
+def plan_values(plan: RenewalPlan) -> dict[str, object]:
+    """All columns of a plan's row."""
+    values: dict[str, object] = {}
+    for name in PLAN_COLUMNS:
+        value = getattr(plan, name)
+        values[name] = to_micros(value) if isinstance(value, datetime) else value
+    values["cause"] = str(plan.cause)
+    return values
+
+
+def plan_from_row(row: Row) -> RenewalPlan:
+    """The plan of a row of `PLAN_COLUMNS`."""
+    values: dict[str, Any] = dict(zip(PLAN_COLUMNS, row, strict=True))
+    for name in ("renew_time", "window_start", "window_end", "next_check_time"):
+        values[name] = _from_micros_or_none(values[name])
+    values["cause"] = RenewalCause(values["cause"])
+    return RenewalPlan(**values)
 
 
 # The deny-list

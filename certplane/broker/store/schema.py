@@ -40,13 +40,14 @@ __all__ = [
     "keys",
     "metadata",
     "orders",
+    "renewal_plans",
     "report_sequences",
 ]
 
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0003"
+SCHEMA_REVISION: Final = "0004"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -111,6 +112,13 @@ Index(
     postgresql_where=text("end_time IS NULL OR txt_records IS NOT NULL"),
 )
 
+Index(
+    "ix_orders_replaces",  # whether a certificate is still in force
+    orders.c.replaces_certificate_id,
+    sqlite_where=text("state = 'ISSUED'"),
+    postgresql_where=text("state = 'ISSUED'"),
+)
+
 certificates = Table(
     "certificates",
     metadata,
@@ -148,6 +156,32 @@ Index(
 )
 Index("ix_certificates_identity", certificates.c.identity, certificates.c.create_time, certificates.c.certificate_id)
 Index("ix_certificates_create_time", certificates.c.create_time, certificates.c.certificate_id)  # `certs list`
+
+Index(
+    "ix_certificates_not_after",  # those in force
+    certificates.c.not_after,
+    sqlite_where=text("revoke_time IS NULL"),
+    postgresql_where=text("revoke_time IS NULL"),
+)
+
+renewal_plans = Table(
+    "renewal_plans",
+    metadata,
+    Column("certificate_id", Text, ForeignKey("certificates.certificate_id"), primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("renew_time", _Time, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("explanation_url", Text, nullable=False),
+    Column("window_start", _Time),
+    Column("window_end", _Time),
+    Column("next_check_time", _Time),
+    Column("check_failures", Integer, nullable=False),
+    Column("renewal_request_id", Text, nullable=False),
+    sqlite_strict=True,
+)
+
+Index("ix_renewal_plans_next_check_time", renewal_plans.c.next_check_time)  # whose CA is asked next
 
 keys = Table(
     "keys",

@@ -24,6 +24,7 @@ from certplane.broker.store.files import StateLock, open_writer
 from certplane.broker.store.fleet import SqlFleetStore
 from certplane.broker.store.identities import SqlIdentityLedger
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
+from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Driver
 from certplane.broker.store.writer import Writer
@@ -59,6 +60,7 @@ class Stores:
     keys: SqlKeyLedger
     deny_list: SqlDenyList
     identities: SqlIdentityLedger
+    renewal_plans: SqlRenewalPlanStore
     enrollments: SqlEnrollmentStore
     fleet: SqlFleetStore
     audit: SqlAuditLog
@@ -152,6 +154,7 @@ async def open_stores(
             SqlKeyLedger(reader),
             deny_list,
             identities,
+            SqlRenewalPlanStore(reader, writer, log),
             SqlEnrollmentStore(reader, writer, log),
             SqlFleetStore(reader, writer, log),
             log,

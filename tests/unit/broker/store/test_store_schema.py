@@ -120,15 +120,23 @@ def statements_of(part: Any) -> dict[str, Statement]:
     return found
 
 
-ALLOWED_SCANS = {"_mark", "_all"}
-"""The deny-list is read whole, and is short."""
+ALLOWED_SCANS = {"_mark", "_all", "_forget"}
+"""The deny-list is read whole, and is short; so are the plans, of which there are none but for certificates in force."""
 
 
 async def test_every_query_is_answered_by_an_index(sqlite_place: StorePlace) -> None:
     """No statement reads a table from end to end, however large it becomes."""
     seen = 0
     async with sqlite_place.open(ManualClock()) as stores:
-        parts = [stores.orders, stores.orders._limits, stores.certificates, stores.keys, stores.deny_list, stores.audit]
+        parts = [
+            stores.orders,
+            stores.orders._limits,
+            stores.certificates,
+            stores.keys,
+            stores.deny_list,
+            stores.renewal_plans,
+            stores.audit,
+        ]
         with contextlib.closing(sqlite3.connect(sqlite_place.path)) as connection:
             for part in parts:
                 for name, statement in statements_of(part).items():
@@ -144,6 +152,10 @@ async def test_every_query_is_answered_by_an_index(sqlite_place: StorePlace) -> 
                     if statement.sql.endswith("OFFSET ?") and "audit_events.sequence DESC" in statement.sql:
                         scans = []
                     assert not scans, (name, steps)
+                    if name == "_due":
+                        assert "ix_renewal_plans_next_check_time" in steps[0], steps
+                    if part is stores.renewal_plans and "NOT (EXISTS" in statement.sql:
+                        assert any("ix_orders_replaces" in step for step in steps), (name, steps)
                     if name == "_cached":
                         assert "ix_certificates_cached" in steps[0], steps
                     assert not [s for s in steps if "ORDER BY" in s and name in {"_cached", "_open_one"}], (name, steps)

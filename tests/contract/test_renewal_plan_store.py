@@ -1,0 +1,289 @@
+"""What `RenewalPlanStore` and `RenewalChecks` promise, asked of the fake, of SQLite and of PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from certplane.broker.model import AuditEventType, CertificateRecord, OrderState, RevocationReason
+from certplane.broker.ports import OrderChange
+from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
+from certplane.errors import Reason, RefusalError
+from tests.support.stores import StoreHarness
+
+WEB1 = "spiffe://example.org/host/web1"
+WEB2 = "spiffe://example.org/host/web2"
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+
+def plan_of(record: CertificateRecord, **values: Any) -> RenewalPlan:
+    """The CA's plan of a certificate, every field set."""
+    return RenewalPlan(
+        **{
+            "certificate_id": record.certificate_id,
+            "host": record.identity,
+            "renew_time": record.not_before + 50 * DAY,
+            "cause": RenewalCause.ISSUER,
+            "reason": "the CA's window",
+            "explanation_url": "https://ca.example/why",
+            "window_start": record.not_before + 49 * DAY,
+            "window_end": record.not_before + 51 * DAY,
+            "next_check_time": record.not_before + 6 * HOUR,
+            "check_failures": 2,
+            "renewal_request_id": "request-7",
+            **values,
+        }
+    )
+
+
+async def in_force(store: StoreHarness, host: str = WEB1) -> list[InForce]:
+    return list(await store.stores.renewal_plans.in_force(host, store.clock.now()))
+
+
+async def ids_to_check(store: StoreHarness, limit: int = 100) -> list[str]:
+    found = await store.stores.renewal_plans.to_check(store.clock.now(), limit)
+    return [one.certificate_id for one in found]
+
+
+async def selected(store: StoreHarness, **values: Any) -> list[str]:
+    found = await store.stores.renewal_plans.select(Selection(**values), store.clock.now())
+    return [one.certificate_id for one in found]
+
+
+async def test_a_stored_certificate_is_in_force_with_its_own_renewal_time(store: StoreHarness) -> None:
+    """Delivered or not: its holder may have it any moment."""
+    record = await store.issue()
+    assert await in_force(store) == [
+        InForce(
+            certificate_id=record.certificate_id,
+            host=WEB1,
+            profile=record.profile,
+            issuer=record.issuer,
+            dns_names=record.dns_names,
+            certificate_pem=record.certificate_pem,
+            not_before=record.not_before,
+            not_after=record.not_after,
+            renew_time=record.renew_time,
+        )
+    ]
+    assert await in_force(store, WEB2) == []
+
+
+async def test_a_plan_is_given_back_whole(store: StoreHarness) -> None:
+    """And its time takes the place of the certificate's own."""
+    record = await store.issue()
+    plan = plan_of(record)
+    await store.stores.renewal_plans.set_plans([plan])
+    (found,) = await in_force(store)
+    assert found.plan == plan
+    assert found.renew_time == plan.renew_time
+
+
+async def test_a_certificate_has_one_plan_at_most(store: StoreHarness) -> None:
+    """The later one holds."""
+    record = await store.issue()
+    await store.stores.renewal_plans.set_plans([plan_of(record)])
+    later = plan_of(record, cause=RenewalCause.REVOKED, reason="revoked", window_start=None, window_end=None)
+    await store.stores.renewal_plans.set_plans([later])
+    (found,) = await in_force(store)
+    assert found.plan == later
+
+
+async def test_a_plan_that_says_nothing_of_the_next_check_keeps_what_the_ca_said(store: StoreHarness) -> None:
+    """An operator's request doesn't end the checks, nor start them anew."""
+    record = await store.issue()
+    theirs = plan_of(record)
+    await store.stores.renewal_plans.set_plans([theirs])
+    wanted = RenewalPlan(
+        record.certificate_id, WEB1, store.clock.now(), RenewalCause.OPERATOR, "for an operator", renewal_request_id="r"
+    )
+    await store.stores.renewal_plans.set_plans([wanted])
+    (found,) = await in_force(store)
+    assert found.plan == replace(
+        wanted,
+        window_start=theirs.window_start,
+        window_end=theirs.window_end,
+        next_check_time=theirs.next_check_time,
+        check_failures=theirs.check_failures,
+    )
+
+
+async def test_several_plans_and_their_events_are_one_transaction(store: StoreHarness) -> None:
+    """A plan for a certificate that isn't there undoes its neighbours and their event."""
+    record = await store.issue()
+    event = store.event(AuditEventType.RENEWAL_WINDOW_MOVED)
+    with pytest.raises(RefusalError) as refused:
+        await store.stores.renewal_plans.set_plans([plan_of(record), plan_of(record, certificate_id="none")], [event])
+    assert refused.value.refusal.reason is Reason.STORE_UNAVAILABLE
+    assert (await in_force(store))[0].plan is None
+    assert await store.event_ids() == []
+    await store.stores.renewal_plans.set_plans([plan_of(record)], [event])
+    assert await store.event_ids() == [event.event_id]
+
+
+async def test_nothing_is_planned_unlogged(store: StoreHarness) -> None:
+    """Under fail_closed an event that can't be written leaves the plan as it was."""
+    record = await store.issue()
+    with store.audit_broken(), pytest.raises(RefusalError) as refused:
+        await store.stores.renewal_plans.set_plans([plan_of(record)], [store.event()])
+    assert refused.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
+    assert (await in_force(store))[0].plan is None
+
+
+# In force
+
+
+async def test_a_certificate_is_in_force_until_it_expires(store: StoreHarness) -> None:
+    """The end of its validity is the end of it."""
+    await store.issue(lasts=DAY)
+    store.clock.advance(DAY - timedelta(microseconds=1))
+    assert len(await in_force(store)) == 1
+    store.clock.advance(timedelta(microseconds=1))
+    assert await in_force(store) == []
+
+
+async def test_a_revoked_certificate_is_not_in_force(store: StoreHarness) -> None:
+    """Nobody should be using it."""
+    record = await store.issue()
+    await store.stores.certificates.mark_revoked(
+        record.certificate_id, RevocationReason.SUPERSEDED, store.clock.now(), []
+    )
+    assert await in_force(store) == []
+    assert await ids_to_check(store) == []
+    assert await selected(store, all=True) == []
+
+
+async def test_a_certificate_is_in_force_until_its_replacement_is_issued(store: StoreHarness) -> None:
+    """An order that is open, or has failed, replaces nothing."""
+    old = await store.issue()
+    failed = await store.open_order(public_key_sha256="key-f", replaces_certificate_id=old.certificate_id)
+    await store.stores.orders.change_order(failed.order_id, OrderChange(state=OrderState.FAILED))
+    await store.open_order(public_key_sha256="key-o", replaces_certificate_id=old.certificate_id)
+    assert [one.certificate_id for one in await in_force(store)] == [old.certificate_id]
+    new = await store.issue(replaces_certificate_id=old.certificate_id)
+    assert [one.certificate_id for one in await in_force(store)] == [new.certificate_id]
+
+
+# Selection
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        pytest.param({}, "", id="nothing said is nothing selected"),
+        pytest.param({"all": True}, "abc", id="all"),
+        pytest.param({"hosts": (WEB1,)}, "ab", id="host"),
+        pytest.param({"hosts": (WEB2, WEB1, WEB2)}, "abc", id="hosts, one twice"),
+        pytest.param({"hosts": ("none",)}, "", id="unknown host"),
+        pytest.param({"profiles": ("api",)}, "b", id="profile"),
+        pytest.param({"issuers": ("other",)}, "c", id="issuer"),
+        pytest.param({"dns_names": ("api.example.org", "none.example.org")}, "b", id="one of the names"),
+        pytest.param({"certificate_ids": ("c", "a")}, "ac", id="certificates"),
+        pytest.param({"certificate_ids": ("none",)}, "", id="unknown certificate"),
+        pytest.param({"hosts": (WEB1,), "profiles": ("web",)}, "a", id="every field counts"),
+        pytest.param({"all": True, "profiles": ("web",)}, "ac", id="all of a profile"),
+        pytest.param({"certificate_ids": ("a", "b"), "hosts": (WEB2,)}, "", id="certificates of another host"),
+    ],
+)
+async def test_a_selection_matches_every_field_that_is_set(
+    store: StoreHarness, selection: dict[str, Any], expected: str
+) -> None:
+    """Sorted by host; what is selected is in force."""
+    records = {
+        "a": await store.issue(),
+        "b": await store.issue(profile="api", dns_names=("api.example.org",)),
+        "c": await store.issue(identity=WEB2, issuer="other"),
+    }
+    await store.issue(identity=WEB2, lasts=timedelta(microseconds=1))
+    store.clock.advance(HOUR)
+    names = {record.certificate_id: name for name, record in records.items()}
+    if "certificate_ids" in selection:
+        known = {name: record.certificate_id for name, record in records.items()}
+        selection = {**selection, "certificate_ids": tuple(known.get(n, n) for n in selection["certificate_ids"])}
+    assert "".join(names[one] for one in await selected(store, **selection)) == expected
+
+
+# Checks
+
+
+async def test_what_was_never_asked_about_is_to_be_checked(store: StoreHarness) -> None:
+    """Oldest first, and no more than wanted; an operator's plan alone doesn't count as asked."""
+    first = await store.issue()
+    store.clock.advance(HOUR)
+    second = await store.issue(identity=WEB2)
+    operators = RenewalPlan(second.certificate_id, WEB2, store.clock.now(), RenewalCause.OPERATOR)
+    await store.stores.renewal_plans.set_plans([operators])
+    assert await ids_to_check(store) == [first.certificate_id, second.certificate_id]
+    assert await ids_to_check(store, limit=1) == [first.certificate_id]
+    assert await ids_to_check(store, limit=0) == []
+
+
+async def test_a_certificate_is_to_be_checked_when_its_time_has_come(store: StoreHarness) -> None:
+    """Not before; the one that waits longest comes first, after those that were never asked about."""
+    late, early = await store.issue(), await store.issue()
+    await store.stores.renewal_plans.set_plans(
+        [
+            plan_of(late, next_check_time=store.clock.now() + 2 * HOUR),
+            plan_of(early, next_check_time=store.clock.now() + HOUR),
+        ]
+    )
+    assert await ids_to_check(store) == []
+    store.clock.advance(HOUR)
+    assert await ids_to_check(store) == [early.certificate_id]
+    store.clock.advance(HOUR)
+    new = await store.issue()
+    assert await ids_to_check(store) == [new.certificate_id, early.certificate_id, late.certificate_id]
+    assert await ids_to_check(store, limit=2) == [new.certificate_id, early.certificate_id]
+
+
+async def test_a_plan_takes_the_place_of_the_one_that_was_read(store: StoreHarness) -> None:
+    """From none to one to another, with an event each."""
+    record = await store.issue()
+    first = plan_of(record)
+    second = replace(first, renew_time=store.clock.now(), window_start=None, next_check_time=None)
+    assert await store.stores.renewal_plans.replace_plan(None, first, [store.event()])
+    assert await store.stores.renewal_plans.replace_plan(first, second, [store.event()])
+    (found,) = await in_force(store)
+    assert found.plan == second
+    assert len(await store.event_ids()) == 2
+
+
+async def test_a_plan_that_was_not_seen_is_not_replaced(store: StoreHarness) -> None:
+    """What an operator asked for while the CA was being asked stands, and nothing is audited."""
+    record = await store.issue()
+    operators = plan_of(record, cause=RenewalCause.OPERATOR, renew_time=store.clock.now())
+    await store.stores.renewal_plans.set_plans([operators])
+    theirs = plan_of(record, reason="the CA's")
+    assert not await store.stores.renewal_plans.replace_plan(None, theirs, [store.event()])
+    assert not await store.stores.renewal_plans.replace_plan(plan_of(record), theirs, [store.event()])
+    (found,) = await in_force(store)
+    assert found.plan == operators
+    assert await store.event_ids() == []
+
+
+async def test_of_two_plans_at_once_one_is_written(store: StoreHarness) -> None:
+    """They meet in the writer; the second finds that it has seen another."""
+    record = await store.issue()
+    plans = [plan_of(record, reason=reason) for reason in ("one", "other")]
+    done = await asyncio.gather(*(store.stores.renewal_plans.replace_plan(None, plan) for plan in plans))
+    assert sorted(done) == [False, True]
+    (found,) = await in_force(store)
+    assert found.plan == plans[done.index(True)]
+
+
+async def test_standing_plans_are_those_of_certificates_in_force(store: StoreHarness) -> None:
+    """The others are dropped, so that the plans never outgrow the fleet."""
+    old, kept, gone = await store.issue(), await store.issue(), await store.issue()
+    await store.stores.renewal_plans.set_plans([plan_of(record) for record in (old, kept, gone)])
+    await store.issue(replaces_certificate_id=old.certificate_id)
+    await store.stores.certificates.mark_revoked(
+        gone.certificate_id, RevocationReason.SUPERSEDED, store.clock.now(), []
+    )
+    assert await store.stores.renewal_plans.standing(store.clock.now()) == [plan_of(kept)]
+    assert not await store.stores.renewal_plans.replace_plan(plan_of(gone), plan_of(gone, reason="again"))
+    assert await store.stores.renewal_plans.replace_plan(None, plan_of(gone))
