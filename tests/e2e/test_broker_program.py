@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from certplane.rpc.credentials import channel_credentials
 from certplane.rpc.status import refusal_from_error
 from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc
 from tests.support.broker_files import BrokerFiles
+from tests.support.ca import Leaf
 
 pytestmark = pytest.mark.e2e
 
@@ -86,11 +89,11 @@ def serving(files: BrokerFiles, **environment: str) -> Iterator[Program]:
         program.close()
 
 
-def get_identity(files: BrokerFiles, port: int) -> str:
+def get_identity(files: BrokerFiles, port: int, identity: Leaf | None = None) -> str:
     """The policy's hash as the broker tells it, or the reason of its refusal."""
 
     async def call() -> str:
-        credentials = channel_credentials(files.ca.root_pem, files.identity().pair)
+        credentials = channel_credentials(files.ca.root_pem, (identity or files.identity()).pair)
         async with open_channel(f"https://localhost:{port}", credentials) as channel:
             stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
             try:
@@ -137,7 +140,7 @@ def test_stops_when_told(files: BrokerFiles, number: signal.Signals) -> None:
         messages = [line["message"] for line in program.lines()]
     assert messages[-2:] == ["stopping", "stopped"]
     kinds = [event["event_type"] for event in json_lines(run("audit", "tail", "-c", files.config).stdout)]
-    assert kinds == ["broker_started", "policy_loaded", "broker_stopped"]
+    assert kinds == ["broker_started", "policy_loaded", "identity_activated", "broker_stopped"]
 
 
 def test_serves_without_uvloop(files: BrokerFiles) -> None:
@@ -190,6 +193,52 @@ def test_identity_is_shut_out_beside_the_running_broker(files: BrokerFiles) -> N
         program.stop()
     kinds = [event["event_type"] for event in json_lines(run("audit", "tail", *config).stdout)]
     assert kinds.count("identity_denied") == kinds.count("identity_allowed") == 1
+
+
+def test_contested_identity_is_settled_beside_the_running_broker(files: BrokerFiles) -> None:
+    """`identity list` shows both holders and what to do; that command, as it is printed, decides within a second or so."""
+    config = ("-c", files.config)
+    copy, owner = (
+        files.ca.issue([files.host], not_before=datetime.now(UTC).replace(microsecond=0) - timedelta(hours=hours))
+        for hours in (3, 2)
+    )
+    with serving(files) as program:
+
+        def answer(holder: Leaf) -> str:
+            return get_identity(files, program.port, holder)
+
+        policy_hash = answer(owner)
+        assert answer(copy) == "IDENTITY_RETIRED"
+        assert answer(owner) == policy_hash
+        active, retired = json_lines(run("identity", "list", *config).stdout)
+        assert [row["state"] for row in (active, retired)] == ["contested, active", "contested, retired"]
+        assert [row["serial_number"] for row in (active, retired)] == [owner.serial_number, copy.serial_number]
+        assert {row["source_ip"] for row in (active, retired)} == {"127.0.0.1"}
+        assert active["since"] <= retired["since"]
+
+        program_name, *decide = shlex.split(retired["remedy"].partition(": ")[2])
+        assert program_name == "certplane-broker"
+        decided = run(*decide, *config)
+        (row,) = json_lines(decided.stdout)
+        assert (row["name"], row["serial_number"]) == (files.host, copy.serial_number)
+        assert owner.serial_number in row["result"]
+        assert wait_until(lambda: answer(copy) == policy_hash)
+        assert wait_until(lambda: answer(owner) == "IDENTITY_REVOKED")
+        (listed,) = json_lines(run("identity", "list", *config).stdout)
+        assert (listed["state"], listed["serial_number"]) == ("denied", owner.serial_number)
+        everything = json_lines(run("identity", "list", "--all", *config).stdout)
+        assert [row["state"] for row in everything] == ["denied", "active"]
+        again = run(*decide, *config)
+        assert (again.returncode, again.stdout) == (1, "")
+        program.stop()
+    events = json_lines(run("audit", "tail", *config).stdout)
+    kinds = [event["event_type"] for event in events if event.get("identity") == files.host]
+    assert [kind for kind in kinds if kind.startswith("identity_")] == [
+        "identity_activated",
+        "identity_contested",
+        "identity_allowed",
+        "identity_denied",
+    ]
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:

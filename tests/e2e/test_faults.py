@@ -561,6 +561,10 @@ async def test_identity_is_renewed_while_the_agent_runs(servers: Deployment, tmp
         assert agent.running
         reports = await events(deployment, event_type="enrollment_reported")
         assert second in json.dumps(reports)
+        activated = [event["reason"] for event in await events(deployment, event_type="identity_activated")]
+        assert sum(second in reason for reason in activated) == 1
+        assert not await events(deployment, event_type="identity_contested")
+        assert not await events(deployment, reason_code="IDENTITY_RETIRED")
 
 
 # A broker, or a CA, that is away

@@ -16,7 +16,17 @@ from certplane.broker.issuance import execution
 from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import AuditEventType, Caller, Grant, IdentityKind, Order, OrderState, Profile
+from certplane.broker.model import (
+    AuditEventType,
+    Caller,
+    Grant,
+    IdentityKind,
+    IdentityUse,
+    KnownIdentity,
+    Order,
+    OrderState,
+    Profile,
+)
 from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import build_csr, parse_csr
 from certplane.pki.keys import KeyType, PrivateKey, generate_private_key
@@ -185,6 +195,12 @@ class World:
         await authority.start()
         running.append(authority)
         return authority
+
+    def contest(self, name: str = "web1.test") -> None:
+        """Somebody else has used a retired certificate of this identity."""
+        now = self.clock.now()
+        active, retired = (IdentityUse("CN=Test CA", serial, now, now, "192.0.2.9") for serial in ("a1", "b2"))
+        self.database.identities[name] = KnownIdentity(name, active, now, (retired,), contest=retired)
 
     def change_profile(self, **changes: object) -> None:
         """Reload policy with another `shop`."""

@@ -500,10 +500,15 @@ def key_blocked(world: World) -> None:
     world.database.keys[key_hash()] = KeyUse("web1.test", blocked=True)
 
 
+def identity_contested(world: World) -> None:
+    world.contest()
+
+
 @pytest.mark.parametrize("held", ["create_order", "answer_challenges"])
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        pytest.param(identity_contested, Reason.IDENTITY_CONTESTED, id="identity-contested"),
         pytest.param(profile_gone, Reason.PROFILE_NOT_ALLOWED, id="profile-gone"),
         pytest.param(host_gone, Reason.IDENTITY_UNKNOWN, id="host-gone"),
         pytest.param(names_changed, Reason.NAMES_NOT_ALLOWED, id="names-changed"),

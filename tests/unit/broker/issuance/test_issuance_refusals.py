@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthority
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import AuditDecision, AuditEventType, KeyUse, OrderState, RevocationReason
+from certplane.broker.model import (
+    AuditDecision,
+    AuditEventType,
+    Grant,
+    IdentityKind,
+    KeyUse,
+    OrderState,
+    RevocationReason,
+)
 from certplane.broker.ports import DurableLimits
 from certplane.errors import Reason, RefusalError
+from tests.fakes.policy import FakePolicy
 from tests.support.issuance import NO_WAIT, World, caller, csr, issue, key_hash, policy, settle
 
 
@@ -51,6 +61,10 @@ def no_p256(world: World) -> None:
     world.change_profile(key_types=("rsa-2048",))
 
 
+def contested(world: World) -> None:
+    world.contest()
+
+
 def stranger(world: World) -> None:
     world.policies.policy = policy(hosts=("web2.test",))
 
@@ -74,6 +88,7 @@ def stranger(world: World) -> None:
         pytest.param(blocked, issue(), Reason.KEY_REUSED, id="blocked-key"),
         pytest.param(anothers, issue(), Reason.KEY_REUSED, id="another-identitys-key"),
         pytest.param(accounts, issue(), Reason.KEY_REUSED, id="the-acme-accounts-key"),
+        pytest.param(contested, issue(), Reason.IDENTITY_CONTESTED, id="contested-identity"),
         pytest.param(as_it_is, issue(replaces="gone"), Reason.CERTIFICATE_NOT_FOUND, id="replaced-is-unknown"),
     ],
 )
@@ -95,6 +110,61 @@ async def test_a_refused_request_makes_no_order_and_is_audited(
     assert (event.identity, event.source_ip, event.user_agent) == ("web1.test", "192.0.2.7", "test/1")
     assert len(event.csr_sha256) == 64
     assert world.meter.total("certificate_requests", result=reason.value) == 1
+
+
+async def test_a_contested_identity_keeps_what_it_has() -> None:
+    """Its certificates are handed out as ever, from the cache and by id; a renewal is a new order, and refused."""
+    world = World()
+    authority = await world.started()
+    issued = await authority.issue(caller(), issue())
+    world.contest()
+    assert issued.certificate is not None
+
+    again = await authority.issue(caller(), issue())
+    asked = await authority.get_order(caller(), "req-2", issued.order.order_id)
+    shown = await authority.get_certificate(caller(), "req-3", issued.certificate.certificate_id)
+    error = await refused(authority, issue("two", replaces=issued.certificate.certificate_id))
+
+    assert again.source == "cache"
+    assert again.certificate is not None
+    assert asked.certificate is not None
+    handed_out = {again.certificate.serial_number, asked.certificate.serial_number, shown.serial_number}
+    assert handed_out == {issued.certificate.serial_number}
+    assert error.refusal.reason is Reason.IDENTITY_CONTESTED
+    assert len(world.orders) == 1
+    settled = world.database.identities["web1.test"]
+    world.database.identities["web1.test"] = replace(settled, contest=None)
+    assert (await authority.issue(caller(), issue("two"))).order.state is OrderState.ISSUED
+
+
+async def test_an_order_under_way_is_joined_and_ends_with_the_contest() -> None:
+    """It is no new order; whose key it has nobody knows, so it isn't finalised, and nothing holds up a later one."""
+    world = World()
+    gate = world.issuer.faults.hold("create_order")
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    world.contest()
+
+    joined = await authority.issue(caller(), issue(wait=NO_WAIT))
+    gate.set()
+    await world.run_on()
+
+    assert joined.order.order_id == world.order.order_id
+    assert world.order.error is not None
+    assert world.order.error.reason is Reason.IDENTITY_CONTESTED
+    assert world.issuer.faults.count("finalize") == 0
+
+
+async def test_a_contest_is_no_concern_of_a_service() -> None:
+    """An identity that policy has made a service since isn't held to what it was as a host."""
+    world = World()
+    world.contest()
+    world.policies.policy = FakePolicy.of(
+        [Grant("web1.test", IdentityKind.SERVICE, "web1", ("shop",))], list(world.policies.policy.profiles.values())
+    )
+    authority = await world.started()
+    service = replace(caller(), kind=IdentityKind.SERVICE)
+    assert (await authority.issue(service, issue())).order.state is OrderState.ISSUED
 
 
 async def test_a_profile_that_is_anothers_and_one_that_does_not_exist_read_the_same() -> None:
