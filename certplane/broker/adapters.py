@@ -7,20 +7,27 @@ finds wrong with a key is told with the line where that key stands.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 
 from certplane import __version__
 from certplane.broker.database import locating
 from certplane.broker.dns_providers import dns_provider
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.dns.propagation import PropagationCheck
+from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
+from certplane.broker.issuers.dns.routes import Route, Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.ports import SecretSource
-from certplane.broker.settings import AcmeSettings, BrokerSettings
+from certplane.broker.settings import AcmeSettings, BrokerSettings, DnsPropagationSettings
 from certplane.broker.settings import DnsProvider as DnsProviderName
+from certplane.config.values import HostPort
+from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock
 
-__all__ = ["account_key", "issuer", "solver"]
+__all__ = ["account_key", "issuer", "propagation_limit", "solver"]
 
 
 def account_key(settings: BrokerSettings) -> AccountKey:
@@ -56,17 +63,97 @@ def solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: r
     Raises:
         ConfigurationError: the provider's address or a resolver can't be used.
     """
-    return locating(settings, lambda: _solver(settings.issuer.acme, secrets, clock, rng))
+    return locating(settings, lambda: _solver(settings, secrets, clock, rng))
 
 
-def _solver(acme: AcmeSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsSolver:
-    propagation = acme.effective_propagation
-    httpreq = acme.httpreq if acme.dns_provider is DnsProviderName.HTTPREQ else None
-    check = PropagationCheck(
+def _solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsSolver:
+    return DnsSolver(_routes(settings, secrets, clock, rng), clock, delegations=settings.dns.delegations)
+
+
+def _routes(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> Routes:
+    acme, dns = settings.issuer.acme, settings.dns
+    lookup = _default_lookup(settings, clock)
+    default_provider = dns_provider(acme.dns_provider, acme, secrets, clock, rng)
+    shared = {acme.dns_provider: default_provider}
+    default = Route(default_provider, lookup, _check(lookup, acme, acme.dns_provider, dns.propagation))
+    zones = []
+    for number, zone in enumerate(dns.zones):
+        name = zone.provider or acme.dns_provider
+        _check_section(acme, name, f"dns.zones[{number}].provider")
+        if zone.server is not None:
+            provider = dns_provider(name, _at_server(acme, name, zone.server, number), secrets, clock, rng)
+        else:
+            if name not in shared:
+                shared[name] = dns_provider(name, acme, secrets, clock, rng)
+            provider = shared[name]
+        its_lookup = lookup
+        if zone.resolvers or zone.authoritative_servers:
+            its_lookup = DnsLookup(
+                resolvers=zone.resolvers or _resolvers(settings)[0],
+                servers=zone.authoritative_servers,
+                clock=clock,
+                key=f"dns.zones[{number}].resolvers" if zone.resolvers else _resolvers(settings)[1],
+            )
+        propagation = zone.propagation.over(dns.propagation)
+        zones.append(
+            Route(
+                provider,
+                its_lookup,
+                _check(its_lookup, acme, name, propagation),
+                zone=zone.zone,
+                credentials=zone.credentials,
+                own_provider=name is not acme.dns_provider,
+            )
+        )
+    return Routes(default, zones)
+
+
+def _check_section(acme: AcmeSettings, provider: DnsProviderName, key: str) -> None:
+    """What a zone names must have its section."""
+    for problem in acme.section_problems(provider):
+        message = f"is {provider}, which has no section issuer.acme.{problem.key}"
+        raise ConfigurationError([ConfigurationProblem("", None, key, message, "add that section")])
+
+
+def _at_server(acme: AcmeSettings, provider: DnsProviderName, server: HostPort, number: int) -> AcmeSettings:
+    """The settings with the updates of RFC 2136 going to another server."""
+    if provider is not DnsProviderName.RFC2136 or acme.rfc2136 is None:
+        key, message = f"dns.zones[{number}].server", f"goes with the provider rfc2136, not with {provider}"
+        raise ConfigurationError([ConfigurationProblem("", None, key, message, "remove it, or set provider: rfc2136")])
+    return replace(acme, rfc2136=replace(acme.rfc2136, server=server))
+
+
+def _default_lookup(settings: BrokerSettings, clock: Clock) -> DnsLookup:
+    servers = settings.dns.authoritative_servers or settings.issuer.acme.propagation.nameservers
+    resolvers, key = _resolvers(settings)
+    return DnsLookup(resolvers=resolvers, servers=servers, clock=clock, key=key)
+
+
+def _resolvers(settings: BrokerSettings) -> tuple[Sequence[HostPort], str]:
+    """The resolvers, and the key that they come from."""
+    acme = settings.issuer.acme
+    if not settings.dns.resolvers and acme.dns_provider is DnsProviderName.HTTPREQ and acme.httpreq:
+        return acme.httpreq.recursive_nameservers, "issuer.acme.httpreq.recursive_nameservers"
+    return settings.dns.resolvers, "dns.resolvers"
+
+
+def _check(
+    lookup: DnsLookup, acme: AcmeSettings, provider: DnsProviderName, said: DnsPropagationSettings
+) -> PropagationCheck:
+    propagation = said.applied(acme.propagation_of(provider))
+    return PropagationCheck(
+        lookup,
+        mode=Mode(said.mode or Mode.AUTHORITATIVE),
         timeout=propagation.timeout,
         interval=propagation.interval,
         settle=propagation.settle,
-        nameservers=acme.propagation.nameservers,
-        resolvers=httpreq.recursive_nameservers if httpreq else (),
     )
-    return DnsSolver(dns_provider(acme.dns_provider, acme, secrets, clock, rng), check, clock)
+
+
+def propagation_limit(settings: BrokerSettings) -> timedelta:
+    """The longest that the records of any zone are looked for, settling included."""
+    acme, dns = settings.issuer.acme, settings.dns
+    said = [(acme.dns_provider, dns.propagation)]
+    said += [(zone.provider or acme.dns_provider, zone.propagation.over(dns.propagation)) for zone in dns.zones]
+    effective = [propagation.applied(acme.propagation_of(provider)) for provider, propagation in said]
+    return max(one.timeout + one.settle for one in effective)

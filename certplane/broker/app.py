@@ -255,10 +255,9 @@ async def serve(settings: BrokerSettings) -> None:
 
 
 def _issuance_settings(settings: BrokerSettings, account: AccountKey) -> IssuanceSettings:
-    propagation = settings.issuer.acme.effective_propagation
     defaults = IssuanceSettings()
     # The check ends by itself at its own limit, with the server's name in its error; this one only backs it.
-    propagation_timeout = propagation.timeout + propagation.settle + timedelta(seconds=10)
+    propagation_timeout = adapters.propagation_limit(settings) + timedelta(seconds=10)
     return IssuanceSettings(
         limits=settings.rate_limits.durable_limits,
         account_key_sha256=account.public_key_sha256,

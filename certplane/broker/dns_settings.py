@@ -5,25 +5,33 @@ Part of `certplane.broker.settings`, which is what others import.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Self
 
 from certplane.config.decoding import KeyProblem
-from certplane.config.values import HostPort, HttpUrl, PositiveSpan
+from certplane.config.values import DnsServerAddress, HostPort, HttpUrl, PositiveSpan
+from certplane.pki.names import MAX_NAME_LENGTH
 
 __all__ = [
     "CloudflareSettings",
+    "DnsPropagationSettings",
     "DnsProvider",
+    "DnsSettings",
+    "DnsZoneSettings",
     "HttpreqMode",
     "HttpreqSettings",
+    "PropagationMode",
     "PropagationSettings",
     "Rfc2136Settings",
     "TsigAlgorithm",
+    "ZoneName",
 ]
 
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _CLOUDFLARE_API = HttpUrl("https://api.cloudflare.com/client/v4")
 
 
@@ -48,6 +56,17 @@ class TsigAlgorithm(StrEnum):
     HMAC_SHA256 = "hmac-sha256"
     HMAC_SHA384 = "hmac-sha384"
     HMAC_SHA512 = "hmac-sha512"
+
+
+class PropagationMode(StrEnum):
+    """Who is asked whether TXT records stand before a challenge is answered."""
+
+    AUTHORITATIVE = "authoritative"
+    """Every authoritative server of the zone."""
+    RECURSIVE = "recursive"
+    """Every resolver: for networks that let DNS out by their resolvers alone."""
+    WAIT = "wait"
+    """Nobody: the settling time is waited."""
 
 
 class HttpreqMode(StrEnum):
@@ -123,3 +142,96 @@ class PropagationSettings:
     interval: PositiveSpan = timedelta(seconds=2)
     nameservers: tuple[HostPort, ...] = ()
     settle: timedelta = timedelta()
+
+
+@dataclass(frozen=True, slots=True)
+class DnsPropagationSettings:
+    """What `dns.propagation`, or that of a zone, says instead of the next more general section."""
+
+    mode: PropagationMode | None = None
+    timeout: PositiveSpan | None = None
+    interval: PositiveSpan | None = None
+    settle: timedelta | None = None
+
+    def over(self, general: DnsPropagationSettings) -> DnsPropagationSettings:
+        """These, and those of `general` where these say nothing."""
+        return DnsPropagationSettings(
+            mode=self.mode or general.mode,
+            timeout=self.timeout or general.timeout,
+            interval=self.interval or general.interval,
+            settle=general.settle if self.settle is None else self.settle,
+        )
+
+    def applied(self, settings: PropagationSettings) -> PropagationSettings:
+        """`settings` of a provider with what is said here instead."""
+        return replace(
+            settings,
+            timeout=self.timeout or settings.timeout,
+            interval=self.interval or settings.interval,
+            settle=settings.settle if self.settle is None else self.settle,
+        )
+
+
+class ZoneName(str):
+    """A name of the DNS in lower case, without the final dot; unlike a host's it may have labels like `_acme`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """With or without the final dot."""
+        name = text.lower().removesuffix(".")
+        if len(name) > MAX_NAME_LENGTH or any(_LABEL.fullmatch(label) is None for label in name.split(".")):
+            raise ValueError("must be a zone's name like acme.example.net, without wildcards")
+        return cls(name)
+
+
+@dataclass(frozen=True, slots=True)
+class DnsZoneSettings:
+    """How records at and below `zone` are written and looked for; the longest `zone` that holds a record counts.
+
+    `provider` is one that has its section below `issuer.acme`; `server` is where the updates of `rfc2136` go instead of
+    that section's.
+    """
+
+    zone: ZoneName
+    provider: DnsProvider | None = None
+    server: HostPort | None = None
+    credentials: str = ""
+    resolvers: tuple[DnsServerAddress, ...] = ()
+    authoritative_servers: tuple[DnsServerAddress, ...] = ()
+    propagation: DnsPropagationSettings = field(default_factory=DnsPropagationSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSettings:
+    """How the DNS is asked and written, whatever the issuer. What stands below `issuer.acme` counts where this is mute.
+
+    `delegations` are names at or below which a CNAME at `_acme-challenge` may lead.
+    """
+
+    delegations: tuple[ZoneName, ...] = ()
+    resolvers: tuple[DnsServerAddress, ...] = ()
+    authoritative_servers: tuple[DnsServerAddress, ...] = ()
+    propagation: DnsPropagationSettings = field(default_factory=DnsPropagationSettings)
+    zones: tuple[DnsZoneSettings, ...] = ()
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """Each zone has one entry, and whoever only waits says how long."""
+        seen: set[str] = set()
+        for number, entry in enumerate(self.zones):
+            if entry.zone in seen:
+                yield KeyProblem(f"zones[{number}].zone", f"is {entry.zone} again", "write each zone once")
+            seen.add(entry.zone)
+            if _waits_for_nothing(entry.propagation.over(self.propagation)):
+                yield KeyProblem(f"zones[{number}].propagation", _NO_SETTLE, _SETTLE)
+        if _waits_for_nothing(self.propagation):
+            yield KeyProblem("propagation", _NO_SETTLE, _SETTLE)
+
+
+_NO_SETTLE = "has mode: wait and no `settle`: nothing would be waited for"
+_SETTLE = "add `settle: 2m`, as long as the zone's servers need"
+
+
+def _waits_for_nothing(propagation: DnsPropagationSettings) -> bool:
+    return propagation.mode is PropagationMode.WAIT and not propagation.settle

@@ -18,9 +18,13 @@ from urllib.parse import urlsplit
 
 from certplane.broker.dns_settings import (
     CloudflareSettings,
+    DnsPropagationSettings,
     DnsProvider,
+    DnsSettings,
+    DnsZoneSettings,
     HttpreqMode,
     HttpreqSettings,
+    PropagationMode,
     PropagationSettings,
     Rfc2136Settings,
     TsigAlgorithm,
@@ -48,7 +52,10 @@ __all__ = [
     "AuditSettings",
     "BrokerSettings",
     "CloudflareSettings",
+    "DnsPropagationSettings",
     "DnsProvider",
+    "DnsSettings",
+    "DnsZoneSettings",
     "ExecSettings",
     "FileSecretsSettings",
     "HttpreqMode",
@@ -59,6 +66,7 @@ __all__ = [
     "MetricsSettings",
     "MtlsSettings",
     "PolicySettings",
+    "PropagationMode",
     "PropagationSettings",
     "RateLimitSettings",
     "Rfc2136Settings",
@@ -381,6 +389,7 @@ class _BrokerFile:
     server: ServerSettings
     policy: PolicySettings
     issuer: IssuerSettings
+    dns: DnsSettings = field(default_factory=DnsSettings)
     secrets: SecretsSettings = SecretsSettings()
     store: StoreSettings = StoreSettings()
     audit: AuditSettings = AuditSettings()

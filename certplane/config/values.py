@@ -18,6 +18,7 @@ from certplane.pki.names import DnsNameError, canonical_dns_name
 
 __all__ = [
     "DnsName",
+    "DnsServerAddress",
     "HostPort",
     "HttpUrl",
     "HttpsUrl",
@@ -92,6 +93,25 @@ class HostPort:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class DnsServerAddress(HostPort):
+    """A DNS server; without a port it is 53."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`host`, `host:port`, or an IPv6 address, in brackets if a port follows."""
+        try:
+            return cls(str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))), 53)
+        except ValueError:
+            pass
+        host, port = _split(text if ":" in text else f"{text}:53", "host or host:port")
+        if not host:
+            raise ValueError("must be host or host:port")
+        return cls(host, port)
+
+    __str__ = HostPort.__str__
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.dns.cloudflare import CloudflareApi as CloudflareSettings
 from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
-from certplane.broker.issuers.dns.propagation import PropagationCheck
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Profile
@@ -34,6 +33,7 @@ from certplane.sandbox.parts import PEBBLE_PROFILES
 from certplane.sandbox.pebble import SHORT_PROFILE, Pebble, PebbleOptions
 from certplane.sandbox.ports import DnsServer
 from tests.fakes.secrets import FakeSecretSource
+from tests.support.dns_solver import dns_solver
 from tests.support.parts import need_part
 
 pytestmark = pytest.mark.integration
@@ -86,8 +86,7 @@ async def laboratory(
         provider = Rfc2136Provider(
             UpdateServer(address, dns.key.name, "tsig"), FakeSecretSource({"tsig": dns.key.secret}), random.Random()
         )
-        check = PropagationCheck(interval=timedelta(milliseconds=50), nameservers=[address])
-        yield Laboratory(pebble, dns, issuer, DnsSolver(provider, check, SystemClock()))
+        yield Laboratory(pebble, dns, issuer, dns_solver(provider, [address]))
         issuer.close()
 
 
@@ -119,8 +118,7 @@ async def test_through_cloudflare(pebble: Pebble, cloudflare_api: CloudflareApi,
     secrets = FakeSecretSource({"cf": cloudflare_api.token})
     provider = CloudflareProvider(settings, secrets, SystemClock(), random.Random())
     dns = cloudflare_api._records._dns
-    check = PropagationCheck(interval=timedelta(milliseconds=50), nameservers=[HostPort(dns.addresses[0], dns.port)])
-    lab = Laboratory(pebble, dns, issuer, DnsSolver(provider, check, SystemClock()))
+    lab = Laboratory(pebble, dns, issuer, dns_solver(provider, [HostPort(dns.addresses[0], dns.port)]))
     await lab.issue(own_name, f"*.{own_name}")
     await lab.solver.close()
     issuer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from certplane.broker import adapters, database
 from certplane.broker.app import _issuance_settings, _provisioners
+from certplane.broker.issuers.attempts import Deadline
+from certplane.broker.issuers.dns.dns_messages import name_of
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.errors import ConfigurationError
@@ -58,7 +61,41 @@ async def test_every_dns_provider_can_be_configured(files: BrokerFiles, provider
     made = settings(files, issuer__acme__dns_provider=provider, **PROVIDERS[provider])
     solver = adapters.solver(made, FakeSecretSource({}), ManualClock(), random.Random(1))
     assert isinstance(solver, DnsSolver)
-    assert type(solver._provider).__name__.lower() == f"{provider.replace('-', '')}provider"
+    assert type(solver._routes.default.provider).__name__.lower() == f"{provider.replace('-', '')}provider"
+    await solver.close()
+
+
+async def test_zones_have_routes_of_their_own(files: BrokerFiles) -> None:
+    """Provider, server, credentials, servers and times go by zone; what a zone doesn't say is the general."""
+    zones = [
+        {"zone": "Acme.example", "provider": "cloudflare", "credentials": "cf/acme"},
+        {
+            "zone": "corp.example",
+            "server": "127.0.0.1:5353",
+            "authoritative_servers": ["192.0.2.1", "[2001:db8::1]:54"],
+        },
+        {"zone": "slow.example", "propagation": {"mode": "wait", "settle": "30m"}},
+    ]
+    made = settings(files, dns={"zones": zones, "propagation": {"timeout": "3m"}, "delegations": ["acme.example"]})
+    solver = adapters.solver(made, FakeSecretSource({}), ManualClock(), random.Random(1))
+    routes = solver._routes
+    default, acme, corp, slow = routes.default, *(routes.of(f"x.{z}.example") for z in ("acme", "corp", "slow"))
+    assert [type(one.provider).__name__ for one in (default, acme, corp)] == [
+        "Rfc2136Provider",
+        "CloudflareProvider",
+        "Rfc2136Provider",
+    ]
+    assert corp.provider is not default.provider
+    assert slow.provider is default.provider
+    assert (acme.credentials_for("profile"), corp.credentials_for("profile")) == ("cf/acme", "profile")
+    assert [
+        (s.name, s.port) for s in await corp.lookup.servers_of(name_of("corp.example"), Deadline(ManualClock(), 1))
+    ] == [
+        ("192.0.2.1:53", 53),
+        ("[2001:db8::1]:54", 54),
+    ]
+    assert (default.check._timeout, slow.check.mode) == (timedelta(minutes=3), "wait")
+    assert adapters.propagation_limit(made) == timedelta(minutes=33)
     await solver.close()
 
 
@@ -87,6 +124,21 @@ async def test_every_dns_provider_can_be_configured(files: BrokerFiles, provider
             {"issuer__acme__dns_provider": "exec", "issuer__acme__exec": {"program": "/nowhere/hook"}},
             "issuer.acme.exec.program",
             id="program that isn't there",
+        ),
+        pytest.param(
+            {"dns": {"zones": [{"zone": "a.test", "provider": "httpreq"}]}},
+            "dns.zones[0].provider",
+            id="zone whose provider has no section",
+        ),
+        pytest.param(
+            {"dns": {"zones": [{"zone": "a.test", "provider": "cloudflare", "server": "127.0.0.1:53"}]}},
+            "dns.zones[0].server",
+            id="server of a provider that has none",
+        ),
+        pytest.param(
+            {"dns": {"zones": [{"zone": "a.test", "resolvers": ["dns.example"]}]}},
+            "dns.zones[0].resolvers",
+            id="resolver that is no address",
         ),
     ],
 )

@@ -11,9 +11,17 @@ from typing import Any
 
 import pytest
 
+from certplane.broker.dns_settings import ZoneName
 from certplane.broker.ports import DurableLimits
-from certplane.broker.settings import BrokerSettings, load_settings
-from certplane.config.values import HostPort, ListenAddress
+from certplane.broker.settings import (
+    BrokerSettings,
+    DnsPropagationSettings,
+    DnsProvider,
+    DnsZoneSettings,
+    PropagationMode,
+    load_settings,
+)
+from certplane.config.values import DnsServerAddress, HostPort, ListenAddress
 from certplane.errors import ConfigurationError
 
 EXAMPLE = Path(__file__).parent.parent / "config" / "examples" / "broker.yml"
@@ -127,6 +135,24 @@ EXPECTED = {
     "issuer.acme.exec.timeout": _seconds(25),
     "issuer.acme.exec.propagation_timeout": _seconds(75),
     "issuer.acme.exec.polling_interval": _seconds(8),
+    "dns.delegations": ("acme.example",),
+    "dns.resolvers": (DnsServerAddress("192.0.2.53", 53), DnsServerAddress("2001:db8::53", 5353)),
+    "dns.authoritative_servers": (DnsServerAddress("ns1.example", 53), DnsServerAddress("ns2.example", 5353)),
+    "dns.propagation.mode": "recursive",
+    "dns.propagation.timeout": _seconds(240),
+    "dns.propagation.interval": _seconds(3),
+    "dns.propagation.settle": _seconds(1),
+    "dns.zones": (
+        DnsZoneSettings(
+            zone=ZoneName("corp.example"),
+            provider=DnsProvider.RFC2136,
+            server=HostPort("ns1.corp.example", 53),
+            credentials="rfc2136/corp",
+            resolvers=(DnsServerAddress("2001:db8::54", 53),),
+            authoritative_servers=(DnsServerAddress("192.0.2.54", 53),),
+            propagation=DnsPropagationSettings(mode=PropagationMode.WAIT, settle=_seconds(30)),
+        ),
+    ),
     "secrets.provider": "openbao",
     "secrets.file.directory": Path("/etc/certplane/private"),
     "secrets.vault.address": "https://vault.example:8200",
@@ -347,6 +373,27 @@ def _with(**replaced: str) -> str:
         pytest.param(MINIMAL + "issuers: {}\n", "11: issuers: is not a known key; did you mean `issuer`?", id="nearest"),
         pytest.param(
             MINIMAL.replace("acme:\n", "name: ''\n  acme:\n"), "7: issuer.name: must not be empty", id="empty-issuer-name"
+        ),
+        pytest.param(
+            MINIMAL + "dns: {propagation: {mode: dns}}\n",
+            "11: dns.propagation.mode: is 'dns', must be one of authoritative, recursive, wait", id="propagation-mode",
+        ),
+        pytest.param(
+            MINIMAL + "dns: {propagation: {mode: wait}}\n",
+            "11: dns.propagation: has mode: wait and no `settle`: nothing would be waited for; "
+            "add `settle: 2m`, as long as the zone's servers need", id="wait-for-nothing",
+        ),
+        pytest.param(
+            MINIMAL + "dns:\n  zones:\n  - {zone: a.test}\n  - {zone: A.test.}\n",
+            "14: dns.zones[1].zone: is a.test again; write each zone once", id="zone-twice",
+        ),
+        pytest.param(
+            MINIMAL + "dns: {delegations: ['*.a.test']}\n",
+            "11: dns.delegations[0]: must be a zone's name like acme.example.net, without wildcards", id="wildcard-delegation",
+        ),
+        pytest.param(
+            MINIMAL + "dns: {resolvers: ['192.0.2.1:0']}\n",
+            "11: dns.resolvers[0]: has the port 0, must be 1 to 65535", id="resolver-port",
         ),
     ],
 )  # fmt: skip

@@ -24,6 +24,7 @@ from cloudflare import APIConnectionError, APIError, APIStatusError, AsyncCloudf
 from certplane.broker.issuers.answers import parse_retry_after, printable
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.http_client import new_http_client
+from certplane.broker.issuers.dns.provider import NoSuchZoneError
 from certplane.broker.issuers.outgoing import ForbiddenUrlError, check_endpoint
 from certplane.broker.model import TxtRecord
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
@@ -176,7 +177,8 @@ class CloudflareProvider:
                 account.listed_at = self._clock.monotonic()
                 zone = _longest_suffix(name, account.zones)
         if zone is None:
-            raise RefusalError(Reason.DNS_REJECTED, f"no zone of the Cloudflare token holds {name}")
+            message = f"no zone of the Cloudflare token holds {name}: give the token Zone:Read and DNS:Edit on its zone"
+            raise NoSuchZoneError(message)
         if zone.status != "active":
             raise RefusalError(Reason.DNS_REJECTED, f"the Cloudflare zone {zone.name} isn't active: {zone.status}")
         return zone

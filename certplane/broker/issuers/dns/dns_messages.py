@@ -19,7 +19,7 @@ import dns.rdtypes.ANY.TXT
 if TYPE_CHECKING:
     from certplane.config.values import HostPort
 
-__all__ = ["MALFORMED", "NoDnsAnswerError", "addresses_of", "alias_in", "ask_authoritative", "lacking_txt", "name_of"]
+__all__ = ["MALFORMED", "NoDnsAnswerError", "addresses_of", "alias_in", "ask", "lacking_txt", "name_of", "referral_in"]
 
 MALFORMED = (dns.exception.DNSException, OSError, EOFError, ValueError)
 """What dnspython raises on answers that are late, broken or cut off."""
@@ -43,14 +43,25 @@ def name_of(text: str) -> dns.name.Name:
         raise ValueError(f"{text!r} isn't a DNS name") from error
 
 
-async def ask_authoritative(name: dns.name.Name, address: str, port: int, timeout: timedelta) -> dns.message.Message:
-    """Ask for the TXT records of `name`, without recursion, over UDP and, when the answer is cut off, over TCP.
+async def ask(
+    name: dns.name.Name,
+    kind: dns.rdatatype.RdataType,
+    address: str,
+    port: int,
+    timeout: timedelta,
+    *,
+    recursive: bool = False,
+) -> dns.message.Message:
+    """Ask one address for records of `name`, over UDP and, when the answer is cut off, over TCP.
+
+    Without `recursive` the RD bit is off: a server's own data are wanted, not a cache's.
 
     Raises:
         NoDnsAnswerError: nothing readable came in `timeout`.
     """
-    query = dns.message.make_query(name, dns.rdatatype.TXT, use_edns=0, payload=_UDP_PAYLOAD)
-    query.flags &= ~dns.flags.RD
+    query = dns.message.make_query(name, kind, use_edns=0, payload=_UDP_PAYLOAD)
+    if not recursive:
+        query.flags &= ~dns.flags.RD
     seconds = timeout.total_seconds()
     try:
         async with asyncio.timeout(seconds):
@@ -64,11 +75,16 @@ async def ask_authoritative(name: dns.name.Name, address: str, port: int, timeou
     return answer
 
 
-def lacking_txt(answer: dns.message.Message, name: dns.name.Name, values: frozenset[str]) -> str:
-    """Why this answer doesn't show all `values` at `name`; empty if it does. Pure."""
+def lacking_txt(
+    answer: dns.message.Message, name: dns.name.Name, values: frozenset[str], *, recursive: bool = False
+) -> str:
+    """Why this answer doesn't show all `values` at `name`; empty if it does. Pure.
+
+    A resolver's answer (`recursive`) needn't be authoritative.
+    """
     if answer.rcode() not in {dns.rcode.NOERROR, dns.rcode.NXDOMAIN}:
         return f"answers {dns.rcode.to_text(answer.rcode())}"
-    if not answer.flags & dns.flags.AA:
+    if not recursive and not answer.flags & dns.flags.AA:
         return "isn't authoritative for the name"
     if answer.rcode() == dns.rcode.NXDOMAIN:
         return "says that the name doesn't exist"
@@ -89,6 +105,16 @@ def alias_in(answer: dns.message.Message, name: dns.name.Name) -> str:
         if rrset.name == name and rrset.rdtype == dns.rdatatype.CNAME and len(rrset):
             return str(next(iter(rrset)))
     return ""
+
+
+def referral_in(answer: dns.message.Message, name: dns.name.Name) -> dns.name.Name | None:
+    """The zone at or above `name` to whose servers a server refers instead of answering (RFC 1034 4.3.2). Pure."""
+    if answer.flags & dns.flags.AA or answer.answer:
+        return None
+    for rrset in answer.authority:
+        if rrset.rdtype == dns.rdatatype.NS and name.is_subdomain(rrset.name) and rrset.name != dns.name.root:
+            return rrset.name
+    return None
 
 
 async def addresses_of(server: HostPort) -> list[str]:

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from certplane.errors import Reason, RefusalError
 
 if TYPE_CHECKING:
     from certplane.broker.issuers.attempts import Deadline
     from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 
-__all__ = ["DnsProvider"]
+__all__ = ["BatchingProvider", "DnsProvider", "NoSuchZoneError"]
+
+
+class NoSuchZoneError(RefusalError):
+    """DNS_REJECTED: none of the zones that the provider's account has holds the name, so nothing was written there."""
+
+    def __init__(self, message: str) -> None:
+        """`message` names the record."""
+        super().__init__(Reason.DNS_REJECTED, message)
 
 
 class DnsProvider(Protocol):
-    """A way to write TXT records. Methods may be called concurrently from the event loop.
+    """A way to write TXT records. Methods may be called concurrently from the event loop, but for one name only one.
 
     Both writing methods end by the deadline, repeat until then what is safe to repeat, and can be called again after a
     lost answer: a record that stands already is the record, one that is gone already is removed.
 
     Raises (both writing methods):
-        RefusalError: DNS_UNAVAILABLE (try again), DNS_REJECTED (credentials, zone, permission: a person's job).
+        RefusalError: DNS_UNAVAILABLE (try again), DNS_REJECTED (credentials, zone, permission: a person's job), as
+            NoSuchZoneError where the account is known to have no zone for the record.
     """
 
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        """The record to journal before anything is written. Pure; zone and id may be empty."""
+        """The record to journal before anything is written. Pure; zone and id may be empty.
+
+        The challenge's `record_name` is where the record is to stand: the end of a delegation if there is one.
+        """
         ...
 
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
@@ -35,4 +49,14 @@ class DnsProvider(Protocol):
 
     async def close(self) -> None:
         """Close connections."""
+        ...
+
+
+@runtime_checkable
+class BatchingProvider(Protocol):
+    """A provider that makes one call of the writes of many orders."""
+
+    @property
+    def gathers_writes(self) -> bool:
+        """True: give it all writes at once, those for one name too; it limits and orders its calls itself."""
         ...

@@ -27,6 +27,7 @@ import dns.update
 from certplane.broker.issuers.answers import printable
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, name_of
+from certplane.broker.issuers.dns.provider import NoSuchZoneError
 from certplane.broker.model import TxtRecord
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
@@ -138,7 +139,7 @@ class Rfc2136Provider:
                         return rrset.name
             candidate = candidate.parent()
         message = f"the DNS server {self._server.address} isn't authoritative for a zone that holds {name}"
-        raise RefusalError(Reason.DNS_REJECTED, message)
+        raise NoSuchZoneError(message)
 
     async def _send(self, update: dns.update.UpdateMessage, what: str, deadline: Deadline) -> None:
         answer = await self._exchange(update, what, deadline)

@@ -1,20 +1,28 @@
-"""`DnsSolver`: the port `ChallengeSolver`, on a provider and a propagation check."""
+"""`DnsSolver`: the port `ChallengeSolver`, on providers and propagation checks, by zone.
+
+One writer a challenge name: while an order's records of a name are being written or removed, another order's of that
+name wait. Two orders of overlapping names would else trample on one another where a provider replaces what it finds.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from certplane.broker.issuers.attempts import Deadline, all_of
+from certplane.broker.issuers.dns.delegation import Delegations
+from certplane.broker.issuers.dns.provider import NoSuchZoneError
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.failpoints import failpoint
 
 if TYPE_CHECKING:
-    from certplane.broker.issuers.dns.propagation import PropagationCheck
-    from certplane.broker.issuers.dns.provider import DnsProvider
+    from certplane.broker.issuers.dns.routes import Route, Routes
     from certplane.broker.model import DnsChallenge, Profile, TxtRecord
     from certplane.runtime.clock import Clock
 
@@ -23,56 +31,90 @@ __all__ = ["DnsSolver"]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-_PARALLEL = 4
-"""Writes under way at once. DNS APIs limit callers (Cloudflare: 1200 requests in five minutes for all of a user's)."""
+
+@dataclass(slots=True)
+class _Gate:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
 
 
 class DnsSolver:
     """Makes the world see TXT records, and removes them."""
 
-    def __init__(self, provider: DnsProvider, check: PropagationCheck, clock: Clock) -> None:
-        """Put it together; nothing is sent."""
-        self._provider, self._check, self._clock = provider, check, clock
-        self._writes = asyncio.Semaphore(_PARALLEL)
+    def __init__(self, routes: Routes, clock: Clock, *, delegations: Sequence[str] = ()) -> None:
+        """Put it together; nothing is sent.
+
+        Args:
+            routes: who writes and looks for each record.
+            clock: for deadlines.
+            delegations: names at or below which the CNAME of a challenge name may lead.
+        """
+        self._routes, self._clock = routes, clock
+        self._delegations = Delegations(delegations, routes)
+        self._gates: dict[str, _Gate] = {}
 
     async def close(self) -> None:
-        """Close the provider's connections."""
-        await self._provider.close()
+        """Close the providers' connections."""
+        async with AsyncExitStack() as stack:
+            for provider in self._routes.providers():
+                stack.push_async_callback(provider.close)
 
     async def plan(
-        self,
-        challenges: Sequence[DnsChallenge],
-        profile: Profile,
-        timeout: timedelta,  # noqa: ARG002 - nothing is asked yet
+        self, challenges: Sequence[DnsChallenge], profile: Profile, timeout: timedelta
     ) -> Sequence[TxtRecord]:
         """See `ChallengeSolver.plan`."""
-        return [self._provider.plan(challenge, profile) for challenge in challenges]
+        deadline = Deadline.after(timeout, self._clock)
+        names = list(dict.fromkeys(challenge.record_name for challenge in challenges))
+        chains = dict(zip(names, await all_of(self._delegations.follow(name, deadline) for name in names), strict=True))
+        return [self._planned(challenge, chains[challenge.record_name][-1], profile) for challenge in challenges]
+
+    def _planned(self, challenge: DnsChallenge, name: str, profile: Profile) -> TxtRecord:
+        route = self._routes.of(name)
+        if name != challenge.record_name:
+            fields = {"record_name": challenge.record_name, "delegated_to": name}
+            _log.info("challenge name is delegated", extra={"fields": fields})
+        record = route.provider.plan(replace(challenge, record_name=name), profile)
+        return replace(record, credentials=route.credentials_for(record.credentials))
 
     async def present(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:
         """See `ChallengeSolver.present`."""
         deadline = Deadline.after(timeout, self._clock)
 
-        async def add(record: TxtRecord) -> TxtRecord:
-            written = await self._within(deadline, lambda: self._provider.add_txt(record, deadline))
+        async def add(record: TxtRecord, route: Route) -> TxtRecord:
+            written = await self._within(deadline, lambda: route.provider.add_txt(record, deadline))
             _log.info("TXT record written", extra=_fields(written))
             failpoint("dns.present.written")
             return written
 
-        return await all_of(add(record) for record in records)
+        def late(record: TxtRecord, error: RefusalError) -> TxtRecord:  # noqa: ARG001 - whichever it is
+            raise error
+
+        return await self._by_name(records, deadline, add, late)
 
     async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> None:
         """See `ChallengeSolver.wait_until_visible`."""
-        await self._check.wait(records, Deadline.after(timeout, self._clock))
+        deadline = Deadline.after(timeout, self._clock)
+        by_route: defaultdict[str, list[TxtRecord]] = defaultdict(list)
         for record in records:
-            _log.info("TXT record visible on every authoritative server", extra=_fields(record))
+            by_route[self._routes.of(record.name).zone].append(record)
+        await all_of(self._routes.of(group[0].name).check.wait(group, deadline) for group in by_route.values())
+        for record in records:
+            _log.info("TXT record visible", extra=_fields(record))
 
     async def remove(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:
         """See `ChallengeSolver.remove`."""
         deadline = Deadline.after(timeout, self._clock)
 
-        async def remove(record: TxtRecord) -> bool:
+        async def remove(record: TxtRecord, route: Route) -> bool:
             try:
-                await self._within(deadline, lambda: self._provider.remove_txt(record, deadline))
+                await self._within(deadline, lambda: route.provider.remove_txt(record, deadline))
+            except NoSuchZoneError as error:
+                if record.zone or record.record_id:
+                    _log.warning("TXT record not removed: %s", error, extra=_fields(record))
+                    return False
+                # It was planned and never written: there is nothing to remove, now or at any later start.
+                _log.info("TXT record was never written: %s", error, extra=_fields(record))
+                return True
             except RefusalError as error:
                 _log.warning("TXT record not removed: %s", error, extra=_fields(record))
                 return False
@@ -83,15 +125,90 @@ class DnsSolver:
             failpoint("dns.remove.removed")
             return True
 
-        removed = await all_of(remove(record) for record in records)
+        def late(record: TxtRecord, error: RefusalError) -> bool:
+            _log.warning("TXT record not removed: %s", error, extra=_fields(record))
+            return False
+
+        removed = await self._by_name(records, deadline, remove, late)
         return [record for record, gone in zip(records, removed, strict=True) if not gone]
+
+    async def _by_name(
+        self,
+        records: Sequence[TxtRecord],
+        deadline: Deadline,
+        act: Callable[[TxtRecord, Route], Coroutine[Any, Any, T]],
+        late: Callable[[TxtRecord, RefusalError], T],
+    ) -> list[T]:
+        """Do `act` with each record, names side by side, as the only writer of each name; results in order.
+
+        `late` gives the result of a record whose turn doesn't come before the deadline.
+        """
+        numbers: defaultdict[str, list[int]] = defaultdict(list)
+        for number, record in enumerate(records):
+            numbers[record.name].append(number)
+        results: dict[int, T] = {}
+
+        async def one_name(name: str, mine: list[int]) -> None:
+            route = self._routes.of(name)
+            async with AsyncExitStack() as turn:
+                try:
+                    await turn.enter_async_context(self._alone(name, deadline))
+                    if not route.gathers:
+                        await turn.enter_async_context(_place(route, deadline))
+                except RefusalError as error:
+                    results.update({number: late(records[number], error) for number in mine})
+                    return
+                if route.gathers:
+                    results.update(zip(mine, await all_of(act(records[n], route) for n in mine), strict=True))
+                    return
+                for number in mine:
+                    results[number] = await act(records[number], route)
+
+        await all_of(one_name(name, mine) for name, mine in numbers.items())
+        return [results[number] for number in range(len(records))]
+
+    @asynccontextmanager
+    async def _alone(self, name: str, deadline: Deadline) -> AsyncIterator[None]:
+        gate = self._gates.setdefault(name, _Gate())
+        gate.users += 1
+        try:
+            await _acquire(gate.lock, deadline)
+            try:
+                yield
+            finally:
+                gate.lock.release()
+        finally:
+            gate.users -= 1
+            if not gate.users:
+                del self._gates[name]
 
     async def _within(self, deadline: Deadline, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
-            async with asyncio.timeout(deadline.left.total_seconds()), self._writes:
+            async with asyncio.timeout(deadline.left.total_seconds()):
                 return await write()
         except TimeoutError as error:
-            raise RefusalError(Reason.DNS_UNAVAILABLE, "the DNS provider took too long") from error
+            raise _too_long() from error
+
+
+@asynccontextmanager
+async def _place(route: Route, deadline: Deadline) -> AsyncIterator[None]:
+    await _acquire(route.writes, deadline)
+    try:
+        yield
+    finally:
+        route.writes.release()
+
+
+async def _acquire(gate: asyncio.Lock | asyncio.Semaphore, deadline: Deadline) -> None:
+    try:
+        async with asyncio.timeout(deadline.left.total_seconds()):
+            await gate.acquire()
+    except TimeoutError as error:
+        raise _too_long() from error
+
+
+def _too_long() -> RefusalError:
+    return RefusalError(Reason.DNS_UNAVAILABLE, "the DNS provider took too long")
 
 
 def _fields(record: TxtRecord) -> dict[str, dict[str, str]]:

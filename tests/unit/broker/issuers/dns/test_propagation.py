@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import MALFORMED, alias_in, lacking_txt, name_of
-from certplane.broker.issuers.dns.propagation import PropagationCheck
+from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
 from certplane.broker.model import TxtRecord
 from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
@@ -34,17 +35,19 @@ SECOND = "127.0.0.2"
 def check_of(server: SandboxDnsServer, **settings: timedelta) -> PropagationCheck:
     """Asks both of the server's addresses, as configured servers."""
     servers = [HostPort(address, server.endpoint.port) for address in server.endpoint.addresses]
-    return PropagationCheck(interval=timedelta(milliseconds=50), nameservers=servers, **settings)
+    return PropagationCheck(DnsLookup(servers=servers), interval=timedelta(milliseconds=50), **settings)
 
 
 def looking_up(server: SandboxDnsServer) -> PropagationCheck:
     """Finds the name servers by asking the server as a resolver."""
     port = server.endpoint.port
-    return PropagationCheck(interval=timedelta(milliseconds=50), resolvers=[HostPort("127.0.0.1", port)], port=port)
+    lookup = DnsLookup(resolvers=[HostPort("127.0.0.1", port)], port=port)
+    return PropagationCheck(lookup, interval=timedelta(milliseconds=50))
 
 
 def scripted(server: ScriptedDns) -> PropagationCheck:
-    return PropagationCheck(interval=timedelta(milliseconds=50), nameservers=[HostPort("127.0.0.1", server.port)])
+    lookup = DnsLookup(servers=[HostPort("127.0.0.1", server.port)])
+    return PropagationCheck(lookup, interval=timedelta(milliseconds=50))
 
 
 async def wait(check: PropagationCheck, *records: TxtRecord, timeout: float = 10) -> None:
@@ -177,8 +180,8 @@ async def test_server_by_name(sandbox_dns: SandboxDnsServer) -> None:
     """A configured server may be a host name; one that has no address is said."""
     port = sandbox_dns.endpoint.port
     await publish(sandbox_dns, RECORD)
-    await wait(PropagationCheck(nameservers=[HostPort("localhost", port)]), RECORD)
-    refusal = await refusal_of(PropagationCheck(nameservers=[HostPort("nowhere.invalid", port)]), RECORD)
+    await wait(PropagationCheck(DnsLookup(servers=[HostPort("localhost", port)])), RECORD)
+    refusal = await refusal_of(PropagationCheck(DnsLookup(servers=[HostPort("nowhere.invalid", port)])), RECORD)
     assert "nowhere.invalid has no address" in refusal.message
 
 
@@ -281,4 +284,59 @@ async def test_many_names_at_once(sandbox_dns: SandboxDnsServer) -> None:
 def test_resolver_must_be_an_address() -> None:
     """A resolver by name could only be found by itself."""
     with pytest.raises(ConfigurationError, match="resolver"):
-        PropagationCheck(resolvers=[HostPort("dns.example", 53)])
+        DnsLookup(resolvers=[HostPort("dns.example", 53)])
+
+
+async def test_referral_is_told(sandbox_dns: SandboxDnsServer) -> None:
+    """A server that hands the name on to a zone below says so: the record was written where nobody looks."""
+
+    def refer(query: bytes, _: bool) -> bytes:
+        answer = dns.message.make_response(dns.message.from_wire(query))
+        answer.authority.append(dns.rrset.from_text("www.certplane.test.", 60, "IN", "NS", "ns.else.test."))
+        return answer.to_wire()
+
+    record = TxtRecord("certplane.test", "_acme-challenge.www.certplane.test", "x")
+    with ScriptedDns(refer) as server:
+        refusal = await refusal_of(scripted(server), record)
+    assert "it refers to the servers of www.certplane.test" in refusal.message
+
+
+async def test_recursive_mode_asks_the_resolvers(sandbox_dns: SandboxDnsServer) -> None:
+    """Every resolver must show the values; name servers are left alone."""
+    resolvers = [HostPort(address, sandbox_dns.endpoint.port) for address in ("127.0.0.1", SECOND)]
+    lookup = DnsLookup(resolvers=resolvers, port=1)
+    check = PropagationCheck(lookup, mode=Mode.RECURSIVE, interval=timedelta(milliseconds=50))
+    await publish(sandbox_dns, RECORD)
+    await wait(check, RECORD)
+    asked = {(question.address, question.record_type) for question in sandbox_dns.questions}
+    assert asked == {("127.0.0.1", "TXT"), (SECOND, "TXT")}
+    sandbox_dns.faults[SECOND].visible_after = timedelta(hours=1)
+    refusal = await refusal_of(check, RECORD)
+    assert f"({SECOND}) says that the name doesn't exist" in refusal.message
+
+
+async def test_recursive_mode_takes_a_resolvers_word() -> None:
+    """A resolver's answer isn't authoritative, and is asked for with recursion."""
+    with ScriptedDns(lambda query, _: answer_to(query, authoritative=False).to_wire()) as server:
+        lookup = DnsLookup(resolvers=[HostPort("127.0.0.1", server.port)])
+        await wait(PropagationCheck(lookup, mode=Mode.RECURSIVE), RECORD)
+    assert [bool(flags & dns.flags.RD) for flags in server.flags()] == [True]
+
+
+async def test_recursive_mode_without_resolvers() -> None:
+    """A configuration that leaves nobody to ask is told with its key."""
+    lookup = DnsLookup(servers=[HostPort("127.0.0.1", 1)])
+    refusal = await refusal_of(PropagationCheck(lookup, mode=Mode.RECURSIVE), RECORD)
+    assert "dns.resolvers" in refusal.message
+
+
+async def test_wait_mode_asks_nobody() -> None:
+    """The settling time passes, and nothing is sent."""
+    clock = SystemClock()
+    with ScriptedDns(lambda *_: None) as server:
+        lookup = DnsLookup(servers=[HostPort("127.0.0.1", server.port)])
+        check = PropagationCheck(lookup, mode=Mode.WAIT, settle=timedelta(milliseconds=200))
+        started = clock.monotonic()
+        await wait(check, RECORD)
+        assert clock.monotonic() - started >= 0.2
+    assert not server.queries

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.propagation import PropagationCheck
+from certplane.broker.issuers.dns.provider import NoSuchZoneError
+from certplane.broker.issuers.dns.routes import Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.config.values import HostPort
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import SystemClock
+from certplane.sandbox.dns import SandboxDnsServer
+from tests.support.dns_solver import dns_solver, route
 
 RECORDS = [TxtRecord("zone.test", f"_acme-challenge.h{number}.zone.test", "v") for number in range(12)]
 
@@ -26,12 +30,14 @@ class ScriptedProvider:
         self.act = act
         self.at_work = self.most_at_work = 0
         self.closed = False
+        self.written: list[str] = []
 
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        return TxtRecord("", challenge.record_name, challenge.record_value)
+        return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
 
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
         await self._work(record)
+        self.written.append(record.name)
         return TxtRecord("zone.test", record.name, record.value, "id")
 
     async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:
@@ -50,7 +56,7 @@ class ScriptedProvider:
 
 
 def solver_of(provider: ScriptedProvider) -> DnsSolver:
-    return DnsSolver(provider, PropagationCheck(nameservers=[HostPort("127.0.0.1", 1)]), SystemClock())
+    return dns_solver(provider, [HostPort("127.0.0.1", 1)])
 
 
 async def test_writes_a_few_at_once_and_keeps_the_order() -> None:
@@ -102,3 +108,95 @@ async def test_closes_its_provider() -> None:
     provider = ScriptedProvider(lambda _: asyncio.sleep(0))
     await solver_of(provider).close()
     assert provider.closed
+
+
+async def test_one_writer_a_name() -> None:
+    """While an order's records of a name are written, another order's of that name wait; other names don't."""
+    others = 0
+
+    async def act(record: TxtRecord) -> None:
+        nonlocal others
+        at_work.append(record.name)
+        others += len({*at_work} - {record.name})
+        assert at_work.count(record.name) == 1
+        await asyncio.sleep(0.01)
+        at_work.remove(record.name)
+
+    at_work: list[str] = []
+    solver = solver_of(ScriptedProvider(act))
+    same = [TxtRecord("zone.test", RECORDS[0].name, f"v{number}") for number in range(3)]
+    await asyncio.gather(
+        solver.present([same[0], same[1], RECORDS[1]], timedelta(seconds=5)),
+        solver.remove([same[2]], timedelta(seconds=5)),
+    )
+    assert others
+    assert not solver._gates
+
+
+async def test_writer_that_never_ends_is_not_waited_for_beyond_the_deadline() -> None:
+    """Whoever waits for a name gives up at its own time; removing then leaves its record standing."""
+    solver = solver_of(ScriptedProvider(lambda _: asyncio.sleep(60)))
+    blocking = asyncio.create_task(solver.present(RECORDS[:1], timedelta(seconds=60)))
+    await asyncio.sleep(0.01)
+    with pytest.raises(RefusalError) as caught:
+        await solver.present(RECORDS[:1], timedelta(seconds=0.05))
+    assert caught.value.refusal.reason is Reason.DNS_UNAVAILABLE
+    assert list(await solver.remove(RECORDS[:1], timedelta(seconds=0.05))) == RECORDS[:1]
+    blocking.cancel()
+    await asyncio.wait({blocking})
+
+
+@pytest.mark.parametrize(
+    ("record", "left"),
+    [
+        pytest.param(TxtRecord("", "_acme-challenge.a.test", "v"), False, id="never-written"),
+        pytest.param(TxtRecord("a.test", "_acme-challenge.a.test", "v"), True, id="zone-known"),
+        pytest.param(TxtRecord("", "_acme-challenge.a.test", "v", "id"), True, id="id-known"),
+    ],
+)
+async def test_record_of_a_zone_that_nobody_has(record: TxtRecord, left: bool) -> None:
+    """A record that was only planned, in no zone of the account, is no debt; one that was written stays one."""
+
+    async def act(_: TxtRecord) -> None:
+        raise NoSuchZoneError("no zone of the account holds it")
+
+    assert list(await solver_of(ScriptedProvider(act)).remove([record], timedelta(seconds=5))) == [record] * left
+
+
+ROUTED = [
+    pytest.param("a.test", "", "profile", id="no-entry-profile"),
+    pytest.param("b.test", "", "zone/b", id="zone-before-profile"),
+    pytest.param("c.test", "", "", id="other-provider-ignores-profile"),
+    pytest.param("deep.b.test", "", "zone/deep", id="longest-zone"),
+    pytest.param("a.test", "alias.b.test", "zone/b", id="target-zone"),
+]
+
+
+@pytest.mark.parametrize(("domain", "target", "credentials"), ROUTED)
+async def test_credentials_go_by_the_zone(
+    sandbox_dns: SandboxDnsServer, domain: str, target: str, credentials: str
+) -> None:
+    """Zone's, then profile's, then the provider's own; of a delegated name the target's zone decides."""
+    domain = f"{domain}.certplane.test"
+    name = f"_acme-challenge.{domain}"
+    if target:
+        await sandbox_dns.endpoint.add(name, "CNAME", f"{target}.certplane.test.")
+    servers = [HostPort("127.0.0.1", sandbox_dns.endpoint.port)]
+    default, other = ScriptedProvider(lambda _: asyncio.sleep(0)), ScriptedProvider(lambda _: asyncio.sleep(0))
+    zones = [
+        route(default, servers, "b.test.certplane.test", "zone/b"),
+        route(default, servers, "deep.b.test.certplane.test", "zone/deep"),
+        replace(route(other, servers, "c.test.certplane.test"), own_provider=True),
+    ]
+    solver = DnsSolver(Routes(route(default, servers), zones), SystemClock(), delegations=["b.test.certplane.test"])
+    challenge = DnsChallenge(domain, name, "value", "https://ca/authz", "https://ca/chall")
+    profile = Profile("web", "multi_san", (domain,), "hash", credentials="profile")
+    [planned] = await solver.plan([challenge], profile, timedelta(seconds=5))
+    assert (planned.name, planned.credentials) == (f"{target}.certplane.test" if target else name, credentials)
+    await solver.present([planned], timedelta(seconds=5))
+    assert (default.written, other.written) == (
+        ([], [planned.name]) if domain.startswith("c.") else ([planned.name], [])
+    )
+    await solver.close()
+    assert default.closed
+    assert other.closed

@@ -1,0 +1,29 @@
+"""A `DnsSolver` with one provider and the name servers that a test names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.issuers.dns.propagation import PropagationCheck
+from certplane.broker.issuers.dns.provider import DnsProvider
+from certplane.broker.issuers.dns.routes import Route, Routes
+from certplane.broker.issuers.dns.solver import DnsSolver
+from certplane.config.values import HostPort
+from certplane.runtime.clock import SystemClock
+
+__all__ = ["dns_solver", "route"]
+
+QUICKLY = timedelta(milliseconds=50)
+
+
+def route(provider: DnsProvider, servers: Sequence[HostPort], zone: str = "", credentials: str = "") -> Route:
+    """A route whose authoritative servers are `servers`, looked at every 50 ms."""
+    lookup = DnsLookup(servers=servers)
+    return Route(provider, lookup, PropagationCheck(lookup, interval=QUICKLY), zone, credentials)
+
+
+def dns_solver(provider: DnsProvider, servers: Sequence[HostPort], *, delegations: Sequence[str] = ()) -> DnsSolver:
+    """A solver with one route."""
+    return DnsSolver(Routes(route(provider, servers)), SystemClock(), delegations=delegations)

@@ -1,0 +1,154 @@
+"""CNAMEs of challenge names are followed to names that the configuration lists, and nowhere else."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from datetime import timedelta
+
+import dns.message
+import dns.rcode
+import pytest
+
+from certplane.broker.issuers.attempts import Deadline
+from certplane.broker.issuers.dns.delegation import Delegations
+from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
+from certplane.broker.issuers.dns.routes import Route, Routes
+from certplane.config.values import HostPort
+from certplane.errors import Reason, Refusal, RefusalError
+from certplane.runtime.clock import SystemClock
+from certplane.sandbox.dns import SandboxDnsServer
+from tests.support.scripted_dns import ScriptedDns
+from tests.unit.broker.issuers.dns.test_solver import ScriptedProvider
+
+NAME = "_acme-challenge.www.certplane.test"
+
+
+def refused(query: bytes, _: bool) -> bytes:
+    """What a firewall's own server says of names that aren't its."""
+    answer = dns.message.make_response(dns.message.from_wire(query))
+    answer.set_rcode(dns.rcode.REFUSED)
+    return answer.to_wire()
+
+
+async def nothing(_: object) -> None:
+    """A provider that isn't asked."""
+
+
+def delegations(
+    server: SandboxDnsServer, allowed: Sequence[str], mode: Mode = Mode.AUTHORITATIVE, *, resolver: bool = True
+) -> Delegations:
+    """With the server as the resolver, or as configured authoritative servers."""
+    address = [HostPort("127.0.0.1", server.endpoint.port)]
+    lookup = DnsLookup(resolvers=address, port=server.endpoint.port) if resolver else DnsLookup(servers=address)
+    check = PropagationCheck(lookup, mode=mode)
+    return Delegations(allowed, Routes(Route(ScriptedProvider(nothing), lookup, check)))
+
+
+async def follow(made: Delegations, seconds: float = 10) -> tuple[str, ...]:
+    return await made.follow(NAME, Deadline.after(timedelta(seconds=seconds), SystemClock()))
+
+
+async def refusal_of(made: Delegations, seconds: float = 10) -> Refusal:
+    with pytest.raises(RefusalError) as caught:
+        await follow(made, seconds)
+    return caught.value.refusal
+
+
+async def alias(server: SandboxDnsServer, *names: str) -> None:
+    """Each name is an alias of the next."""
+    for name, target in itertools.pairwise(names):
+        await server.endpoint.add(name, "CNAME", f"{target}.")
+
+
+@pytest.mark.parametrize("resolver", [True, False], ids=["found-servers", "configured-servers"])
+async def test_name_that_is_no_alias(sandbox_dns: SandboxDnsServer, resolver: bool) -> None:
+    """Most names: the record stands at the challenge name itself."""
+    assert await follow(delegations(sandbox_dns, ["example.test"], resolver=resolver)) == (NAME,)
+    assert await follow(delegations(sandbox_dns, [], resolver=resolver)) == (NAME,)
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [pytest.param("acme.example.test", id="below"), pytest.param("www.acme.example.test", id="at")],
+)
+async def test_followed_across_zones(sandbox_dns: SandboxDnsServer, allowed: str) -> None:
+    """The chain goes on in the target's zone, at its servers, to the end."""
+    chain = (NAME, "step.other.test", "www.acme.example.test")
+    await alias(sandbox_dns, *chain)
+    assert await follow(delegations(sandbox_dns, [allowed])) == chain
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [
+        pytest.param([], id="nothing-listed"),
+        pytest.param(["other.test"], id="another-listed"),
+        pytest.param(["cme.example.test"], id="no-label-boundary"),
+        pytest.param(["deep.www.acme.example.test"], id="only-below"),
+    ],
+)
+async def test_target_that_is_not_listed(sandbox_dns: SandboxDnsServer, allowed: list[str]) -> None:
+    """Whoever can set a CNAME doesn't choose where the broker writes; the message has chain and key."""
+    await alias(sandbox_dns, NAME, "www.acme.example.test")
+    refusal = await refusal_of(delegations(sandbox_dns, allowed))
+    assert refusal.reason is Reason.DNS_REJECTED
+    assert f"{NAME} -> www.acme.example.test" in refusal.message
+    assert "add acme.example.test (or www.acme.example.test) to dns.delegations" in refusal.message
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [pytest.param([NAME, NAME], id="itself"), pytest.param([NAME, "a.other.test", "b.other.test", "a.other.test"])],
+)
+async def test_loop(sandbox_dns: SandboxDnsServer, loop: list[str]) -> None:
+    """A loop ends, and is shown."""
+    await alias(sandbox_dns, *loop)
+    refusal = await refusal_of(delegations(sandbox_dns, ["other.test"]))
+    assert (refusal.reason, "is a loop of CNAMEs" in refusal.message) == (Reason.DNS_REJECTED, True)
+
+
+@pytest.mark.parametrize(("aliases", "followed"), [(8, True), (9, False)])
+async def test_long_chains(sandbox_dns: SandboxDnsServer, aliases: int, followed: bool) -> None:
+    """Eight CNAMEs are followed, nine aren't."""
+    chain = [NAME, *(f"n{number}.other.test" for number in range(aliases))]
+    await alias(sandbox_dns, *chain)
+    made = delegations(sandbox_dns, ["other.test"])
+    if followed:
+        assert await follow(made) == tuple(chain)
+        return
+    refusal = await refusal_of(made)
+    assert (refusal.reason, "more than 8 CNAMEs" in refusal.message) == (Reason.DNS_REJECTED, True)
+
+
+async def test_target_that_is_no_name(sandbox_dns: SandboxDnsServer) -> None:
+    """A target with bytes that no host name has becomes neither a record nor part of a message."""
+    await sandbox_dns.endpoint.add(NAME, "CNAME", "x\\027\\010y.acme.example.test.")
+    refusal = await refusal_of(delegations(sandbox_dns, ["example.test"]))
+    assert refusal.reason is Reason.DNS_REJECTED
+    assert refusal.message.isprintable()
+
+
+async def test_servers_that_cannot_be_asked(sandbox_dns: SandboxDnsServer) -> None:
+    """Where names may be delegated a doubt is waited out; where none may, it holds nothing up."""
+    for faults in sandbox_dns.faults.values():
+        faults.servfail, faults.below = True, NAME
+    refusal = await refusal_of(delegations(sandbox_dns, ["example.test"]))
+    assert refusal.reason is Reason.DNS_UNAVAILABLE
+    assert "ns1.certplane.test (127.0.0.1) answers SERVFAIL" in refusal.message
+    assert await follow(delegations(sandbox_dns, [])) == (NAME,)
+
+
+@pytest.mark.parametrize("mode", [Mode.RECURSIVE, Mode.WAIT])
+async def test_networks_without_dns_to_the_outside(sandbox_dns: SandboxDnsServer, mode: Mode) -> None:
+    """Nothing is asked where nothing may be followed; else a resolver tells when the servers are out of reach."""
+    assert await follow(delegations(sandbox_dns, [], mode)) == (NAME,)
+    assert not sandbox_dns.questions
+    await alias(sandbox_dns, NAME, "www.acme.example.test")
+    resolver = [HostPort("127.0.0.1", sandbox_dns.endpoint.port)]
+    with ScriptedDns(refused) as outside:
+        lookup = DnsLookup(resolvers=resolver, port=outside.port)
+        check = PropagationCheck(lookup, mode=mode)
+        made = Delegations(["example.test"], Routes(Route(ScriptedProvider(nothing), lookup, check)))
+        assert (await follow(made))[-1] == "www.acme.example.test"
