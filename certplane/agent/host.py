@@ -3,6 +3,7 @@
     <state_dir>/lock                    one agent at a time
     <state_dir>/identity/               the identity's lineage
     <state_dir>/certificates/<name>/    a certificate's
+    <state_dir>/reports/                what the broker has still to hear
     <state_dir>/control/                the running agent's socket
 
 No network and no gRPC here: `status` needs no more than this, and `enroll` only the internal CA besides.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,9 @@ from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.lineage import Lineage
 from certplane.agent.model import InstallMode
 from certplane.agent.renewal.plan import LineageSpec
+from certplane.agent.renewal.status import new_status
+from certplane.agent.reporting.recording import ReportedStatusFile
+from certplane.agent.reporting.spool import FileReportSpool
 from certplane.config.files import read_file
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock, SystemClock
@@ -67,6 +72,12 @@ class Host:
         self.disk = BlockingPool("disk", 1)
         outputs = _checked_outputs(settings, self.state_dir)
         self._stores: dict[str, FileVersionStore] = {}
+        self.reports = FileReportSpool(
+            self.state_dir / "reports",
+            names=[IDENTITY, *(certificate.name for certificate in settings.certificates)],
+            new_epoch=lambda: secrets.token_hex(8),
+        )
+        self._statuses: dict[str, ReportedStatusFile] = {}
         identity = settings.identity
         self.identity = self._lineage(
             LineageSpec(
@@ -92,6 +103,7 @@ class Host:
                 outputs[f"certificates[{number}]"],
                 key_type=certificate.key_type,
                 mode=certificate.install,
+                profile=certificate.profile,
             )
             for number, certificate in enumerate(settings.certificates)
         }
@@ -108,18 +120,21 @@ class Host:
         *,
         key_type: KeyType,
         mode: InstallMode = InstallMode.LINK,
+        profile: str = "",
     ) -> Lineage:
         keys = FilePendingKeys(directory, clock=self.clock, key_type=key_type)
         store = FileVersionStore(directory, outputs, keys=keys, mode=mode)
         self._stores[spec.name] = store
-        return Lineage(
-            spec,
-            keys=keys,
+        directive = None if spec.name == IDENTITY else JsonDirectiveFile(directory)
+        statuses = self._statuses[spec.name] = ReportedStatusFile(
+            JsonStatusFile(directory),
+            spool=self.reports,
+            spec=spec,
+            profile=profile,
             versions=store,
-            statuses=JsonStatusFile(directory),
-            disk=self.disk,
-            directive=None if spec.name == IDENTITY else JsonDirectiveFile(directory),
+            directive=directive,
         )
+        return Lineage(spec, keys=keys, versions=store, statuses=statuses, disk=self.disk, directive=directive)
 
     def lock(self) -> StateLock:
         """The lock of the state directory: held by whoever writes it."""
@@ -149,6 +164,18 @@ class Host:
                 await self.disk.run(_show_current, self._stores[lineage.name])
             except CertplaneError as error:
                 logger.error("%s: %s", lineage.name, error)  # noqa: TRY400 - a traceback says nothing more
+
+    async def report_all(self) -> None:
+        """Take up a report of each lineage as it is, where that wasn't said: a crash, or another agent.yml, may be why.
+
+        Under the lock.
+        """
+        await self.disk.run(self._report_all)
+
+    def _report_all(self) -> None:
+        self.reports.load()
+        for name, statuses in self._statuses.items():
+            statuses.report(statuses.load() or new_status(name, self.clock.now()))
 
     async def current_identity(self) -> Version | None:
         """The identity in force; None before enrollment."""

@@ -1,0 +1,67 @@
+"""A `StatusFile` whose every save is also a report to the broker. Reporting never harms renewing: it raises nothing."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from certplane.agent.renewal.directed import laid_over
+from certplane.agent.renewal.plan import LineageFacts
+from certplane.agent.reporting.report import certificate_report
+
+if TYPE_CHECKING:
+    from certplane.agent.model import LineageStatus
+    from certplane.agent.ports import DirectiveFile, ReportSpool, StatusFile, VersionStore
+    from certplane.agent.renewal.plan import LineageSpec
+
+__all__ = ["ReportedStatusFile"]
+
+logger = logging.getLogger(__name__)
+
+
+class ReportedStatusFile:
+    """`StatusFile`, and a report of each save.
+
+    Args:
+        inner: where the status is kept.
+        spool: where its report goes.
+        spec: the lineage.
+        profile: its policy profile; empty for the identity.
+        versions: the lineage's, read at each save: the report names what is on disk then.
+        directive: the broker's last word on its certificate.
+    """
+
+    def __init__(
+        self,
+        inner: StatusFile,
+        *,
+        spool: ReportSpool,
+        spec: LineageSpec,
+        profile: str,
+        versions: VersionStore,
+        directive: DirectiveFile | None,
+    ) -> None:
+        self._inner = inner
+        self._spool = spool
+        self._spec = spec
+        self._profile = profile
+        self._versions = versions
+        self._directive = directive
+
+    def load(self) -> LineageStatus | None:
+        """See `StatusFile.load`."""
+        return self._inner.load()
+
+    def save(self, status: LineageStatus) -> None:
+        """See `StatusFile.save`; then the report is taken up, as far as the disk lets it."""
+        self._inner.save(status)
+        self.report(status)
+
+    def report(self, status: LineageStatus) -> None:
+        """Take up what `status` says now, unless that was said already: a crash may have come before its report did."""
+        try:
+            facts = LineageFacts(tuple(self._versions.versions()), self._versions.current(), None, status)
+            facts = laid_over(facts, None if self._directive is None else self._directive.load())
+            self._spool.add(certificate_report(self._spec, self._profile, facts))
+        except Exception:  # whatever is wrong here, the certificate's own life goes on
+            logger.exception("%s: can't be reported", self._spec.name)

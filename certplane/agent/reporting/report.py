@@ -1,0 +1,98 @@
+"""A lineage's facts as a report to the broker: pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from certplane.agent.model import CertificateReport, HeldCertificate, LineageState
+from certplane.agent.renewal.directed import explanation
+from certplane.agent.renewal.plan import newest_version
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from certplane.agent.model import LineageStatus, Version
+    from certplane.agent.renewal.plan import LineageFacts, LineageSpec
+
+__all__ = ["certificate_report"]
+
+_MOST_REASON_BYTES, _MOST_ERROR_BYTES = 500, 2000
+"""renewal.proto, CertificateStatus."""
+
+
+def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> CertificateReport:
+    """What the broker is told of a lineage.
+
+    Args:
+        spec: what is wanted of it; an identity's names are those that it has.
+        profile: the policy profile; empty for the identity.
+        facts: what is on disk, the broker's directive laid over it.
+    """
+    status, current = facts.status, facts.current
+    newest = newest_version(facts.versions)
+    state = status.state
+    if state is LineageState.ABSENT and current is not None:
+        state = LineageState.WAITING  # an enrollment has put it in force, and no agent has seen it yet
+    names = spec.dns_names or (() if current is None else current.dns_names)
+    reason = status.renew_reason
+    if newest is not None and newest.directed is not None:
+        reason = explanation(newest.directed)
+    return CertificateReport(
+        name=spec.name,
+        state=state,
+        update_time=status.update_time,
+        profile=profile,
+        dns_names=tuple(sorted(names)),
+        failed_step=status.failed_step,
+        issued=_held(newest),
+        installed=_held(current),
+        served=_served(status, facts.versions),
+        renew_time=status.renew_time,
+        renew_reason=_line(reason, _MOST_REASON_BYTES),
+        last_error=_line(status.last_error or status.verify_error, _MOST_ERROR_BYTES),
+        request_failures=status.failures,
+        activation_failures=status.activation_failures,
+        next_attempt_time=_next_attempt(status),
+        activate_time=status.activate_after,
+    )
+
+
+def _held(version: Version | None) -> HeldCertificate | None:
+    if version is None:
+        return None
+    return HeldCertificate(
+        serial_number=version.serial_number,
+        certificate_id=version.certificate_id,
+        not_before=version.not_before,
+        not_after=version.not_after,
+        version=version.number,
+    )
+
+
+def _served(status: LineageStatus, versions: tuple[Version, ...]) -> HeldCertificate | None:
+    if not status.served_serial_number:
+        return None
+    known = next((each for each in versions if each.serial_number == status.served_serial_number), None)
+    return HeldCertificate(
+        serial_number=status.served_serial_number,
+        certificate_id="" if known is None else known.certificate_id,
+        not_before=status.served_not_before,
+        not_after=status.served_not_after,
+        version=0 if known is None else known.number,
+        observe_time=status.verify_time,
+    )
+
+
+def _next_attempt(status: LineageStatus) -> datetime | None:
+    """Of the request if that failed, else of the activation."""
+    if status.failures:
+        times = [time for time in (status.next_attempt_time, status.retry_time) if time is not None]
+        return max(times, default=None)
+    return status.next_activation_time if status.activation_failures else None
+
+
+def _line(text: str, limit: int) -> str:
+    """One printable line of at most `limit` bytes of UTF-8."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    data = line.encode(errors="replace")
+    return data[:limit].decode(errors="ignore")
