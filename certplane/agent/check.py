@@ -107,6 +107,13 @@ def _broker_view(host: Host, view: IdentityView) -> list[Finding]:
     settings = host.settings
     known = f"{settings.broker.url} (release {view.broker_version}) knows this host as {view.kind} {view.name}"
     found = [Finding("broker", ok=True, text=known)]
+    if view.contest_time is not None:
+        text = (
+            f"two holders use this host's identity, since {view.contest_time:%Y-%m-%d %H:%M} UTC, and it gets no new "
+            "certificates; find out who the other is, and let an operator of the broker decide "
+            "(`certplane-broker identity list`)"
+        )
+        found.append(Finding("contest", ok=False, text=text))
     skew = host.clock.now() - view.broker_time
     if abs(skew) > _MOST_SKEW:
         side = "ahead of" if skew > timedelta() else "behind"

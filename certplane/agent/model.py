@@ -127,6 +127,8 @@ class IdentityView:
     profiles: tuple[str, ...]
     broker_time: datetime
     broker_version: str = ""
+    contest_time: datetime | None = None
+    """Since when somebody else uses this identity too; the broker makes no new orders for it."""
 
 
 @dataclass(frozen=True, slots=True)

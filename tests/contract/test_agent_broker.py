@@ -180,6 +180,13 @@ async def test_the_broker_says_how_it_sees_this_host(subject: Subject) -> None:
     assert abs(view.broker_time - SystemClock().now()) < MINUTE
 
 
+async def test_the_broker_says_that_the_identity_is_contested(subject: Subject) -> None:
+    """Since when, or nothing."""
+    assert (await subject.link.get_identity()).contest_time is None
+    subject.broker.contest_time = SystemClock().now()
+    assert (await subject.link.get_identity()).contest_time == subject.broker.contest_time
+
+
 async def test_a_report_names_the_identity_on_disk(subject: Subject) -> None:
     """Whatever identity the connection has."""
     await subject.link.report_enrollment("abc")

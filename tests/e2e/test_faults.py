@@ -13,6 +13,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -565,6 +566,46 @@ async def test_identity_is_renewed_while_the_agent_runs(servers: Deployment, tmp
         assert sum(second in reason for reason in activated) == 1
         assert not await events(deployment, event_type="identity_contested")
         assert not await events(deployment, reason_code="IDENTITY_RETIRED")
+
+
+async def test_machine_restored_from_a_snapshot(servers: Deployment, tmp_path: Path) -> None:
+    """Two states of one host, used in turn: both agents say what happened, and what they hold stays until it is settled."""
+    async with deployed(servers, tmp_path) as deployment:
+        host = await enrolled(deployment, WEB)
+        snapshot, kept = tmp_path / "snapshot", tmp_path / "kept"
+        shutil.copytree(host.state, snapshot, symlinks=True)
+        await asyncio.sleep(1.1)  # two certificates of one second are equally old
+        host.write_token()
+        await succeed(host, "enroll", "--force")
+        await succeed(host, "run", "--once")
+        served = leaf_of(host, "web")
+
+        host.state.rename(kept)
+        snapshot.rename(host.state)
+        restored = await host.run("check")
+        assert restored.status == 1
+        assert "IDENTITY_RETIRED" in restored.stdout + restored.stderr
+        assert "restored from a copy" in restored.stdout + restored.stderr
+        host.state.rename(snapshot)
+        kept.rename(host.state)
+
+        refused = await host.run("renew", "web")
+        assert refused.status == 1
+        assert "IDENTITY_CONTESTED" in refused.stderr
+        assert "certplane-broker identity list" in refused.stderr
+        status = await status_of(host)
+        assert "IDENTITY_CONTESTED" in json.dumps(status)
+        assert "two holders" in (await host.run("check")).stdout
+        assert leaf_of(host, "web") == served
+
+        settled = await deployment.run_broker("identity", "allow", "--name", HOST)
+        assert settled.status == 0, settled.stderr
+
+        async def let_in() -> bool:
+            return (await host.run("renew", "web")).status == 0
+
+        await until(let_in, poll=0.3, what="the broker's look at what the operator said")
+        assert leaf_of(host, "web") != served
 
 
 # A broker, or a CA, that is away

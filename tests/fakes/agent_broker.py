@@ -35,6 +35,7 @@ class FakeBroker:
         errors: raised by the next calls, one each, before they do anything.
         stall: an order's watch waits here before each further state, if set.
         lifetime: of what is issued.
+        contest_time: since when the identity is contested, as `get_identity` says.
     """
 
     def __init__(self, clock: Clock, issuer: LocalIssuer) -> None:
@@ -45,6 +46,7 @@ class FakeBroker:
         self.stall: asyncio.Event | None = None
         self.lifetime = timedelta(days=90)
         self.profiles: tuple[str, ...] = ("web",)
+        self.contest_time: datetime | None = None
         self.calls: list[str] = []
         self.issued: list[str] = []
         self.reports: list[str] = []
@@ -102,6 +104,7 @@ class FakeBroker:
             profiles=self.profiles,
             broker_time=self._clock.now(),
             broker_version="0.1.0",
+            contest_time=self.contest_time,
         )
 
     async def report_enrollment(self, identity_serial_number: str) -> None:

@@ -115,6 +115,7 @@ class _Enrollment(enrollment_pb2_grpc.EnrollmentServiceServicer):
             serial_number=view.serial_number,
             expire_time=view.expire_time,
             profiles=view.profiles,
+            contest_time=view.contest_time,
         )
         return enrollment.GetIdentityResponse(
             identity=identity, broker_time=view.broker_time, broker_version=view.broker_version

@@ -42,6 +42,7 @@ def identity_view(response: enrollment_pb2.GetIdentityResponse) -> IdentityView:
         profiles=tuple(identity.profiles),
         broker_time=_time(response.broker_time),
         broker_version=response.broker_version,
+        contest_time=_time(identity.contest_time) if identity.HasField("contest_time") else None,
     )
 
 
