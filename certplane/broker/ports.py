@@ -14,6 +14,7 @@ wait never undoes or tears what was begun.
 | `DenialRecorder` | `audit` | tests/fakes |
 | `AuditFallback` | `audit` | - |
 | `AuditImport` | `store` | - |
+| `RenewalTimes` | `renewal.plans` | `StoredRenewalTimes` |
 | `Meter` | `app` | `NullMeter`, tests/fakes |
 """
 
@@ -68,8 +69,10 @@ __all__ = [
     "OrderStore",
     "Policy",
     "PolicySource",
+    "RenewalTimes",
     "Revoker",
     "SecretSource",
+    "StoredRenewalTimes",
 ]
 
 
@@ -506,6 +509,32 @@ class ChallengeSolver(Protocol):
     async def remove(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:
         """Remove exactly these records (by id, else name and value); returns those still standing. Never raises."""
         ...
+
+
+class RenewalTimes(Protocol):
+    """When certificates should be renewed as the broker knows now, which may be another time than they were stored with.
+
+    From memory: asked for each certificate that is handed out. Never raises.
+    """
+
+    def renew_time(self, certificate: CertificateRecord) -> datetime:
+        """When it should be renewed; past, it is due."""
+        ...
+
+    def note_issued(self, certificate: CertificateRecord) -> None:
+        """It was issued just now, and is durable."""
+        ...
+
+
+class StoredRenewalTimes:
+    """`RenewalTimes` that knows nothing better than what was stored."""
+
+    def renew_time(self, certificate: CertificateRecord) -> datetime:
+        """See `RenewalTimes.renew_time`."""
+        return certificate.renew_time
+
+    def note_issued(self, certificate: CertificateRecord) -> None:
+        """See `RenewalTimes.note_issued`."""
 
 
 class SecretSource(Protocol):

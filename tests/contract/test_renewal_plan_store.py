@@ -46,7 +46,7 @@ async def in_force(store: StoreHarness, host: str = WEB1) -> list[InForce]:
 
 
 async def ids_to_check(store: StoreHarness, limit: int = 100) -> list[str]:
-    found = await store.stores.renewal_plans.to_check(store.clock.now(), limit)
+    found = await store.stores.renewal_plans.to_check("acme", store.clock.now(), limit)
     return [one.certificate_id for one in found]
 
 
@@ -68,7 +68,7 @@ async def test_a_stored_certificate_is_in_force_with_its_own_renewal_time(store:
             certificate_pem=record.certificate_pem,
             not_before=record.not_before,
             not_after=record.not_after,
-            renew_time=record.renew_time,
+            lifetime_renew_time=record.renew_time,
         )
     ]
     assert await in_force(store, WEB2) == []
@@ -216,6 +216,7 @@ async def test_what_was_never_asked_about_is_to_be_checked(store: StoreHarness) 
     first = await store.issue()
     store.clock.advance(HOUR)
     second = await store.issue(identity=WEB2)
+    await store.issue(issuer="other")
     operators = RenewalPlan(second.certificate_id, WEB2, store.clock.now(), RenewalCause.OPERATOR)
     await store.stores.renewal_plans.set_plans([operators])
     assert await ids_to_check(store) == [first.certificate_id, second.certificate_id]
@@ -225,11 +226,12 @@ async def test_what_was_never_asked_about_is_to_be_checked(store: StoreHarness) 
 
 async def test_a_certificate_is_to_be_checked_when_its_time_has_come(store: StoreHarness) -> None:
     """Not before; the one that waits longest comes first, after those that were never asked about."""
-    late, early = await store.issue(), await store.issue()
+    late, early, others = await store.issue(), await store.issue(), await store.issue(issuer="other")
     await store.stores.renewal_plans.set_plans(
         [
             plan_of(late, next_check_time=store.clock.now() + 2 * HOUR),
             plan_of(early, next_check_time=store.clock.now() + HOUR),
+            plan_of(others, next_check_time=store.clock.now() + HOUR),
         ]
     )
     assert await ids_to_check(store) == []

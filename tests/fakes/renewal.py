@@ -43,11 +43,13 @@ class FakeRenewalPlanStore:
     async def select(self, selection: Selection, now: datetime) -> Sequence[InForce]:
         return await self._db.read("select", lambda: [one for one in self._all(now) if selection.matches(one)])
 
-    async def to_check(self, now: datetime, limit: int) -> Sequence[InForce]:
+    async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[InForce]:
         def query() -> list[InForce]:
             certificates = self._db.certificates
             new, due = [], []
             for one in self._all(now):
+                if one.issuer != issuer:
+                    continue
                 if one.plan is None or one.plan.next_check_time is None:
                     new.append((certificates[one.certificate_id].create_time, one))
                 elif one.plan.next_check_time <= now:
@@ -103,6 +105,6 @@ class FakeRenewalPlanStore:
             record.certificate_pem,
             record.not_before,
             record.not_after,
-            record.renew_time if plan is None else plan.renew_time,
+            record.renew_time,
             plan,
         )

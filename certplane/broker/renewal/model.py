@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
-__all__ = ["InForce", "RenewalCause", "RenewalPlan", "Selection"]
+__all__ = [
+    "InForce",
+    "RenewalCause",
+    "RenewalInfo",
+    "RenewalInfoError",
+    "RenewalInfoUnsupportedError",
+    "RenewalPlan",
+    "Selection",
+]
 
 
 class RenewalCause(StrEnum):
@@ -16,6 +24,42 @@ class RenewalCause(StrEnum):
     ISSUER = "issuer"
     OPERATOR = "operator"
     REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalInfo:
+    """What a CA says about a certificate's renewal (RFC 9773 4.2): `window_start` is before `window_end`.
+
+    `explanation_url` is printable and bounded, to be shown and never fetched. `retry_after` is the CA's wish, None
+    without one.
+    """
+
+    window_start: datetime
+    window_end: datetime
+    explanation_url: str = ""
+    retry_after: timedelta | None = None
+
+
+class RenewalInfoError(Exception):
+    """A CA gave no renewal information that could be used (RFC 9773 4.3.3).
+
+    Attributes:
+        temporary: asking again soon may help: no answer, a server's error, a rate limit. Otherwise it answered what
+            can't be used.
+        retry_after: the CA's wish, None without one.
+    """
+
+    def __init__(self, message: str, *, temporary: bool, retry_after: timedelta | None = None) -> None:
+        super().__init__(message)
+        self.temporary = temporary
+        self.retry_after = retry_after
+
+
+class RenewalInfoUnsupportedError(RenewalInfoError):
+    """The CA offers no renewal information; it may some day."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, temporary=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +83,18 @@ class RenewalPlan:
     check_failures: int = 0
     renewal_request_id: str = ""
 
+    @property
+    def told(self) -> tuple[object, ...]:
+        """What its host is told of it."""
+        return (self.renew_time, self.cause, self.reason, self.explanation_url, self.renewal_request_id)
+
 
 @dataclass(frozen=True, slots=True)
 class InForce:
     """A certificate that its holder should be using: not expired, not revoked, not replaced by a newer one of its own.
 
-    `renew_time` is the plan's if it has one, else the one that it was stored with.
+    `renew_time` is the plan's if it has one, else `lifetime_renew_time`: the one that it was stored with, which its
+    lifetime and the policy of that day gave it (`certplane.pki.lifetime`).
     """
 
     certificate_id: str
@@ -55,8 +105,13 @@ class InForce:
     certificate_pem: str
     not_before: datetime
     not_after: datetime
-    renew_time: datetime
+    lifetime_renew_time: datetime
     plan: RenewalPlan | None = None
+
+    @property
+    def renew_time(self) -> datetime:
+        """When it should be renewed, as far as is known now."""
+        return self.lifetime_renew_time if self.plan is None else self.plan.renew_time
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from certplane.broker.model import AuditEvent
-    from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+    from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalPlan, Selection
 
-__all__ = ["RenewalChecks", "RenewalPlanStore"]
+__all__ = ["RenewalChecks", "RenewalInfoSource", "RenewalPlanStore"]
 
 
 class RenewalPlanStore(Protocol):
@@ -40,8 +40,8 @@ class RenewalPlanStore(Protocol):
 class RenewalChecks(Protocol):
     """The same plans, for the one who asks the CAs about them."""
 
-    async def to_check(self, now: datetime, limit: int) -> Sequence[InForce]:
-        """Those whose CA should be asked about them now, oldest first.
+    async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[InForce]:
+        """Those of an issuer that it should be asked about now, oldest first.
 
         That is: in force, and never asked about, or with a `next_check_time` that is past. The former come first.
         """
@@ -64,5 +64,20 @@ class RenewalChecks(Protocol):
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+
+class RenewalInfoSource(Protocol):
+    """A CA that may tell when its certificates should be renewed (RFC 9773)."""
+
+    async def renewal_info(self, certificate_pem: str, timeout: timedelta) -> RenewalInfo:
+        """What the CA says now about the certificate (PEM, the leaf alone); asked once, nothing is repeated.
+
+        Ends within `timeout` of monotonic time. May be called concurrently.
+
+        Raises:
+            RenewalInfoUnsupportedError: the CA offers none.
+            RenewalInfoError: no answer that can be used.
         """
         ...

@@ -60,17 +60,20 @@ class SqlRenewalPlanStore:
         )
         standing = row.select_from(planned).where(_in_force())
         by_host = (certificates.c.identity, certificates.c.certificate_id)
+        of_issuer = certificates.c.issuer == bindparam("issuer")
         self._of_host = compiler(
             standing.where(certificates.c.identity == bindparam("host")).order_by(certificates.c.certificate_id)
         )
         self._of_certificate = compiler(standing.where(certificates.c.certificate_id == bindparam("certificate_id")))
         self._every = compiler(standing.order_by(*by_host))
         self._unplanned = compiler(
-            standing.where(renewal_plans.c.next_check_time.is_(None))
+            standing.where(of_issuer, renewal_plans.c.next_check_time.is_(None))
             .order_by(certificates.c.create_time)
             .limit(bindparam("most"))
         )
-        self._due = compiler(_due(row).order_by(renewal_plans.c.next_check_time).limit(bindparam("most")))
+        self._due = compiler(
+            _due(row).where(of_issuer).order_by(renewal_plans.c.next_check_time).limit(bindparam("most"))
+        )
         plan = select(*(renewal_plans.c[name] for name in PLAN_COLUMNS))
         self._plan = compiler(plan.where(renewal_plans.c.certificate_id == bindparam("certificate_id")))
         self._all = compiler(plan)
@@ -120,12 +123,13 @@ class SqlRenewalPlanStore:
                 rows = await self._database.all(self._every, {"now": micros})
         return sorted((one for one in map(_in_force_from_row, rows) if selection.matches(one)), key=_place)
 
-    async def to_check(self, now: datetime, limit: int) -> Sequence[InForce]:
+    async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[InForce]:
         """See `RenewalChecks.to_check`."""
-        values = {"now": to_micros(now), "most": max(0, limit)}
+        most = max(0, limit)
+        values: dict[str, object] = {"issuer": issuer, "now": to_micros(now), "most": most}
         with reading():
             rows = await self._database.all(self._unplanned, values)
-            rows += await self._database.all(self._due, {**values, "most": values["most"] - len(rows)})
+            rows += await self._database.all(self._due, {**values, "most": most - len(rows)})
         return [_in_force_from_row(row) for row in rows]
 
     async def replace_plan(
@@ -183,7 +187,7 @@ def _in_force_from_row(row: Row) -> InForce:
         pem,
         from_micros(not_before),
         from_micros(not_after),
-        from_micros(renew_time) if plan is None else plan.renew_time,
+        from_micros(renew_time),
         plan,
     )
 

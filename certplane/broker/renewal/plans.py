@@ -1,0 +1,94 @@
+"""`RenewalPlans`: the plans as the broker knows them now, in memory in front of the store.
+
+Everybody who plans goes through here: who asks the CAs, an operator's request, a revocation. So the answer to each call
+has the time that holds, without a look at the database, and whoever wants to tell the hosts hears of each change, after
+it is durable. Another broker's plans are seen at the next `refresh`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from certplane.broker.model import AuditEvent, CertificateRecord
+from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
+
+__all__ = ["RenewalPlans"]
+
+
+class _Store(RenewalPlanStore, RenewalChecks, Protocol):
+    pass
+
+
+class RenewalPlans:
+    """`RenewalPlanStore` and `RenewalChecks` over a store of theirs, and `RenewalTimes` from memory."""
+
+    def __init__(self, store: _Store) -> None:
+        """Nothing is known before `refresh`."""
+        self._store = store
+        self._times: dict[str, datetime] = {}
+        self._on_change: list[Callable[[Collection[str]], None]] = []
+        self._on_issue: list[Callable[[CertificateRecord], None]] = []
+
+    def subscribe(self, on_change: Callable[[Collection[str]], None]) -> None:
+        """Call `on_change` with the hosts whose plans have changed in what they are told; it must not raise or wait."""
+        self._on_change.append(on_change)
+
+    def subscribe_issued(self, on_issue: Callable[[CertificateRecord], None]) -> None:
+        """Call `on_issue` with each certificate that was issued; it must not raise or wait."""
+        self._on_issue.append(on_issue)
+
+    def renew_time(self, certificate: CertificateRecord) -> datetime:
+        """See `RenewalTimes.renew_time`."""
+        return self._times.get(certificate.certificate_id, certificate.renew_time)
+
+    def note_issued(self, certificate: CertificateRecord) -> None:
+        """See `RenewalTimes.note_issued`."""
+        for on_issue in self._on_issue:
+            on_issue(certificate)
+
+    async def refresh(self, now: datetime) -> None:
+        """Take what the store has, and forget, there too, the plans of certificates that are no longer in force.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE; what was known stays.
+        """
+        self._times = {plan.certificate_id: plan.renew_time for plan in await self._store.standing(now)}
+
+    async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
+        """See `RenewalPlanStore.set_plans`."""
+        await self._store.set_plans(plans, events)
+        self._learn(plans)
+
+    async def in_force(self, host: str, now: datetime) -> Sequence[InForce]:
+        """See `RenewalPlanStore.in_force`."""
+        return await self._store.in_force(host, now)
+
+    async def select(self, selection: Selection, now: datetime) -> Sequence[InForce]:
+        """See `RenewalPlanStore.select`."""
+        return await self._store.select(selection, now)
+
+    async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[InForce]:
+        """See `RenewalChecks.to_check`."""
+        return await self._store.to_check(issuer, now, limit)
+
+    async def replace_plan(
+        self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
+    ) -> bool:
+        """See `RenewalChecks.replace_plan`."""
+        replaced = await self._store.replace_plan(before, after, events)
+        if replaced and (before is None or before.told != after.told):
+            self._learn([after])
+        return replaced
+
+    async def standing(self, now: datetime) -> Sequence[RenewalPlan]:
+        """See `RenewalChecks.standing`."""
+        return await self._store.standing(now)
+
+    def _learn(self, plans: Sequence[RenewalPlan]) -> None:
+        self._times.update((plan.certificate_id, plan.renew_time) for plan in plans)
+        hosts = {plan.host for plan in plans}
+        for on_change in self._on_change:
+            on_change(hosts)
