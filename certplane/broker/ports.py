@@ -512,7 +512,7 @@ class ChallengeSolver(Protocol):
 
 
 class RenewalTimes(Protocol):
-    """When certificates should be renewed as the broker knows now, which may be another time than they were stored with.
+    """When certificates should be renewed as the broker knows now: not always the time that they were stored with.
 
     From memory: asked for each certificate that is handed out. Never raises.
     """

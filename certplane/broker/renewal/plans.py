@@ -29,6 +29,8 @@ class RenewalPlans:
         """Nothing is known before `refresh`."""
         self._store = store
         self._times: dict[str, datetime] = {}
+        self._learnt: dict[str, datetime] = {}
+        """Since the last refresh began: what it reads may be older."""
         self._on_change: list[Callable[[Collection[str]], None]] = []
         self._on_issue: list[Callable[[CertificateRecord], None]] = []
 
@@ -55,7 +57,9 @@ class RenewalPlans:
         Raises:
             RefusalError: STORE_UNAVAILABLE; what was known stays.
         """
-        self._times = {plan.certificate_id: plan.renew_time for plan in await self._store.standing(now)}
+        self._learnt = {}
+        plans = await self._store.standing(now)
+        self._times = {plan.certificate_id: plan.renew_time for plan in plans} | self._learnt
 
     async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
         """See `RenewalPlanStore.set_plans`."""
@@ -88,7 +92,9 @@ class RenewalPlans:
         return await self._store.standing(now)
 
     def _learn(self, plans: Sequence[RenewalPlan]) -> None:
-        self._times.update((plan.certificate_id, plan.renew_time) for plan in plans)
+        times = {plan.certificate_id: plan.renew_time for plan in plans}
+        self._times |= times
+        self._learnt |= times
         hosts = {plan.host for plan in plans}
         for on_change in self._on_change:
             on_change(hosts)
