@@ -15,6 +15,7 @@ from certplane.agent.control import ControlServer, FanOut, Outcome
 from certplane.agent.host import IDENTITY, Host
 from certplane.agent.install.activation import ActivationResult, Activator, Reload, command_reload
 from certplane.agent.install.hook import ShellHookRunner
+from certplane.agent.install.probe import TlsProbe, server_name_of
 from certplane.agent.lineage import Activates, Lineage, LineageLife, Obtain, is_well
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from certplane.agent.model import LineageStatus, Version
-    from certplane.agent.renewal.plan import Request
+    from certplane.agent.renewal.plan import Request, Verify
     from certplane.agent.settings import AgentSettings, CertificateSettings
     from certplane.runtime.progress import Progress
 
@@ -267,9 +268,24 @@ class Agent:
             rng=self._host.rng,
             progress=self._progress,
         )
-        return self._life(lineage, obtain=obtain, activator=self._activator(lineage, reload))
+        return self._life(lineage, obtain=obtain, activator=self._activator(lineage, reload, self._probe(settings)))
 
-    def _activator(self, lineage: Lineage, reload: Reload | None) -> Activator:
+    def _probe(self, settings: CertificateSettings) -> TlsProbe | None:
+        """What looks at the service that serves a certificate."""
+        verify = settings.verify
+        if verify is None:
+            return None
+        return TlsProbe(
+            verify.connect.host,
+            verify.connect.port,
+            server_name=verify.server_name or server_name_of(settings.dns_names),
+            timeout=verify.timeout,
+            attempts=verify.attempts,
+            interval=verify.interval,
+            clock=self._host.clock,
+        )
+
+    def _activator(self, lineage: Lineage, reload: Reload | None, probe: TlsProbe | None = None) -> Activator:
         return Activator(
             store=lineage.versions,
             statuses=lineage.statuses,
@@ -277,6 +293,8 @@ class Agent:
             pool=self._host.disk,
             clock=self._host.clock,
             rng=self._host.rng,
+            probe=probe,
+            verify_interval=lineage.spec.verify_interval,
         )
 
     def _life(self, lineage: Lineage, *, obtain: Obtain, activator: Activates) -> LineageLife:
@@ -303,6 +321,10 @@ class _IdentityActivator:
             return await self._activator.activate(version, status)
         finally:
             await self._agent.use_current_identity()
+
+    async def verify(self, step: Verify, status: LineageStatus) -> LineageStatus:
+        """Nobody serves an identity: see `Activator.verify`."""
+        return await self._activator.verify(step, status)
 
 
 def link(settings: AgentSettings, host: Host) -> GrpcBroker:

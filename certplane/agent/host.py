@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 
+from certplane.agent.install.access import FileAccess
 from certplane.agent.install.directive import JsonDirectiveFile
 from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.install.lock import StateLock
+from certplane.agent.install.material import Part
 from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.lineage import Lineage
@@ -32,9 +35,9 @@ from certplane.agent.renewal.plan import LineageSpec
 from certplane.agent.renewal.status import new_status
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.spool import FileReportSpool
-from certplane.config.files import read_file
+from certplane.config.files import read_file, read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem
-from certplane.runtime.clock import Clock, SystemClock
+from certplane.runtime.clock import Clock, SystemClock, local_zone
 from certplane.runtime.pool import BlockingPool
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
     from certplane.agent.enrollment.identity import HostIdentity
     from certplane.agent.enrollment.stepca import StepCaAuthority
     from certplane.agent.model import Version
-    from certplane.agent.settings import AgentSettings
+    from certplane.agent.settings import AgentSettings, CertificateSettings
     from certplane.pki.keys import KeyType
     from certplane.runtime.progress import Progress
 
@@ -51,6 +54,17 @@ __all__ = ["IDENTITY", "Host"]
 
 IDENTITY = "identity"
 """The identity's lineage by name, in status and in the log."""
+
+_PARTS = {
+    "key": Part.PRIVKEY,
+    "cert": Part.CERT,
+    "chain": Part.CHAIN,
+    "fullchain": Part.FULLCHAIN,
+    "combined": Part.COMBINED,
+    "pkcs12": Part.PKCS12,
+}
+"""Outputs by their keys in agent.yml."""
+_MOST_PASSWORD = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +92,7 @@ class Host:
             new_epoch=lambda: secrets.token_hex(8),
         )
         self._statuses: dict[str, ReportedStatusFile] = {}
+        local = local_zone()
         identity = settings.identity
         self.identity = self._lineage(
             LineageSpec(
@@ -98,12 +113,18 @@ class Host:
                     dns_names=tuple(sorted(certificate.dns_names)),
                     key_type=certificate.key_type.value,
                     renew_before=certificate.renew_before,
+                    window=certificate.activate.window,
+                    expires_override=certificate.activate.expires_override,
+                    local=local,
+                    verify_interval=None if certificate.verify is None else certificate.verify.every,
                 ),
                 self.state_dir / "certificates" / certificate.name,
                 outputs[f"certificates[{number}]"],
                 key_type=certificate.key_type,
                 mode=certificate.install,
                 profile=certificate.profile,
+                access=_access(certificate),
+                pkcs12=_pkcs12(settings, number),
             )
             for number, certificate in enumerate(settings.certificates)
         }
@@ -121,9 +142,11 @@ class Host:
         key_type: KeyType,
         mode: InstallMode = InstallMode.LINK,
         profile: str = "",
+        access: Mapping[Part, FileAccess] | None = None,
+        pkcs12: Pkcs12Maker | None = None,
     ) -> Lineage:
         keys = FilePendingKeys(directory, clock=self.clock, key_type=key_type)
-        store = FileVersionStore(directory, outputs, keys=keys, mode=mode)
+        store = FileVersionStore(directory, outputs, keys=keys, mode=mode, access=access, pkcs12=pkcs12)
         self._stores[spec.name] = store
         directive = None if spec.name == IDENTITY else JsonDirectiveFile(directory)
         statuses = self._statuses[spec.name] = ReportedStatusFile(
@@ -260,6 +283,33 @@ def _show_current(store: FileVersionStore) -> None:
     current = store.current()
     if current is not None:
         store.activate(current)
+
+
+def _access(certificate: CertificateSettings) -> dict[Part, FileAccess]:
+    """Owner, group and mode of a certificate's outputs, where they are configured."""
+    return {
+        _PARTS[kind]: FileAccess(settings.owner, settings.group, settings.mode)
+        for kind, settings in certificate.files_by_output.items()
+    }
+
+
+def _pkcs12(settings: AgentSettings, number: int) -> Pkcs12Maker | None:
+    """What makes a certificate's PKCS#12 file; the password is read at each use."""
+    certificate = settings.certificates[number]
+    if certificate.pkcs12 is None:
+        return None
+    path = certificate.pkcs12.password_file
+    problem = settings.source.problem
+    key = f"certificates[{number}].pkcs12.password_file"
+
+    def password() -> bytes:
+        content = read_private_file(path, at=problem(key, ""), max_bytes=_MOST_PASSWORD).removesuffix(b"\n")
+        content = content.removesuffix(b"\r")
+        if not content:
+            raise ConfigurationError([problem(key, f"{path} is empty", "put the password there")])
+        return content
+
+    return Pkcs12Maker(password, certificate.pkcs12.friendly_name or certificate.name)
 
 
 def _checked_outputs(settings: AgentSettings, state_dir: Path) -> Mapping[str, Outputs]:

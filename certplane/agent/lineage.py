@@ -22,18 +22,21 @@ from certplane.agent.renewal.plan import (
     LineageSpec,
     Plan,
     Request,
+    Verify,
     Wait,
     newest_version,
     pause,
     plan_renewal,
 )
 from certplane.agent.renewal.status import (
+    is_well,
     new_status,
     planned,
     request_failed,
     request_succeeded,
     requesting,
     settle_clock,
+    settle_jump,
 )
 from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.runtime.finishing import uninterrupted
@@ -56,8 +59,10 @@ _AFTER_FAULT = timedelta(minutes=5)
 _BETWEEN_REQUESTS = timedelta(minutes=1)
 """From one new certificate to the next plan: one whose life is over as soon as it begins must not be asked for in a
 loop."""
-_MOST_STEPS = 8
-"""Of one `settle`: request, activation and a few repetitions. More would be a plan that contradicts itself."""
+_JUMP = timedelta(minutes=1)
+"""From the monotonic clock, before a wall clock counts as set. Less is NTP at work, and rounding."""
+_MOST_STEPS = 9
+"""Of one `settle`: request, activation, a look and a few repetitions. More would be a plan that contradicts itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -94,10 +99,14 @@ class Obtain(Protocol):
 
 
 class Activates(Protocol):
-    """Puts a version in force: `certplane.agent.install.activation.Activator`."""
+    """Puts a version in force, and looks whether it is: `certplane.agent.install.activation.Activator`."""
 
     async def activate(self, version: Version, status: LineageStatus) -> ActivationResult:
         """See `Activator.activate`."""
+        ...
+
+    async def verify(self, step: Verify, status: LineageStatus) -> LineageStatus:
+        """See `Activator.verify`."""
         ...
 
 
@@ -148,6 +157,18 @@ class Lineage:
         )
         return laid_over(facts, None if self.directive is None else self.directive.load())
 
+    def settle_waits(self, now: datetime, jump: timedelta) -> None:
+        """Move the waits on disk along with a clock that was set. Blocks; see `settle_jump` and `settle_clock`.
+
+        Saved, since a record from the future that is only read moves on with every reading, and its waits never end.
+        """
+        status = self.statuses.load()
+        if status is None:
+            return
+        settled = settle_clock(settle_jump(status, jump) if jump else status, now)
+        if settled is not status:
+            self.statuses.save(settled)
+
     async def save(self, status: LineageStatus) -> LineageStatus:
         """Keep the status."""
         await self.disk.run(self.statuses.save, status)
@@ -185,6 +206,8 @@ class LineageLife:
         self._woken = asyncio.Event()
         self._forced = False
         self._forgiven = False
+        self._unseen = True
+        self._last: tuple[datetime, float] | None = None
         self._settled: list[asyncio.Future[LineageStatus]] = []
 
     @property
@@ -265,10 +288,12 @@ class LineageLife:
     async def _advance(self, *, forced: bool) -> tuple[Plan, LineageStatus]:
         """Plan, and take the one step; returns the status after it."""
         now = self._clock.now()
-        facts = await self._lineage.facts(now)
+        facts = await self._facts(now)
         if self._forgiven:
             self._forgiven = False
             facts = replace(facts, status=replace(facts.status, next_attempt_time=None))
+        if self._unseen:  # whatever an earlier process saw: what is served now?
+            facts = replace(facts, status=replace(facts.status, next_verify_time=None))
         plan = plan_renewal(self._lineage.spec, facts, now, forced=forced)
         status = planned(facts.status, plan, now)
         if status is not facts.status:
@@ -281,7 +306,24 @@ class LineageLife:
             case Activate(version):
                 self._progress.step(self.name, f"installing version {version.number}")
                 status = await uninterrupted(self._activate(version, status))
+            case Verify():
+                self._unseen = False
+                status = await self._activator.verify(plan.step, status)
+                if status.verify_error:
+                    self._progress.failed(self.name, status.verify_error)
         return plan, status
+
+    async def _facts(self, now: datetime) -> LineageFacts:
+        """What is on disk, its waits moved along where the wall clock was set since the last look."""
+        monotonic = self._clock.monotonic()
+        last, self._last = self._last, (now, monotonic)
+        jump = timedelta() if last is None else (now - last[0]) - timedelta(seconds=monotonic - last[1])
+        if abs(jump) < _JUMP:
+            jump = timedelta()
+        else:
+            logger.warning("%s: the clock was set by %.0f s; its waits move along", self.name, jump.total_seconds())
+        await self._lineage.disk.run(self._lineage.settle_waits, now, jump)
+        return await self._lineage.facts(now)
 
     async def _request(self, request: Request, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
         self._progress.step(self.name, f"requesting: {request.reason}")
@@ -345,11 +387,6 @@ class LineageLife:
             sleep.cancel()
             woken.cancel()
             self._woken.clear()
-
-
-def is_well(status: LineageStatus) -> bool:
-    """Whether a lineage has what it should have and nothing that failed waits for another try."""
-    return status.state is LineageState.WAITING and not status.failures and not status.activation_failures
 
 
 def _text(time: datetime | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -18,24 +18,31 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from certplane.agent.model import InstallMode
+from certplane.agent.renewal.window import ActivationWindow
 from certplane.config.decoding import KeyProblem, decode
 from certplane.config.document import Document, Source
 from certplane.config.values import (
     DnsName,
+    HostPort,
     HttpsUrl,
     IdentityName,
     LogDestination,
     LogFormat,
     LogLevel,
+    PositiveNumber,
     PositiveSpan,
 )
 from certplane.pki.keys import KeyType
 
 __all__ = [
+    "AccountName",
+    "ActivateSettings",
     "AgentSettings",
     "BrokerSettings",
     "BrokerUrl",
     "CertificateSettings",
+    "FileMode",
+    "FileSettings",
     "Fingerprint",
     "IdentityProvider",
     "IdentitySettings",
@@ -43,12 +50,22 @@ __all__ = [
     "KeyRotation",
     "LineageName",
     "LoggingSettings",
+    "Pkcs12Settings",
     "StepCaSettings",
+    "VerifySettings",
     "load_settings",
 ]
 
 _LINEAGE_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,63}", re.ASCII)
+_ACCOUNT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?", re.ASCII)
+_FILE_MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
 _DEFAULT_HTTPS_PORT = 443
+
+_KEY_KINDS = frozenset({"key", "combined", "pkcs12"})
+"""Outputs that hold the private key."""
+_OUTPUTS = ("key", "cert", "chain", "fullchain", "combined", "pkcs12")
+_KEY_BITS, _PUBLIC_BITS = 0o640, 0o644
+"""What a key, and what anything else, may be for anybody: nobody but its owner writes it, nobody runs it."""
 
 
 class IdentityProvider(StrEnum):
@@ -91,6 +108,32 @@ class Fingerprint(str):
                 "must be a SHA-256 in hexadecimal, as `step certificate fingerprint root_ca.crt` prints it"
             )
         return cls(digits)
+
+
+class AccountName(str):
+    """A user or group of this host, by name or number; looked up when it is needed."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The name as it stands."""
+        if _ACCOUNT_NAME.fullmatch(text) is None:
+            raise ValueError("must be the name or number of a user or group")
+        return cls(text)
+
+
+class FileMode(int):
+    """Permission bits of a file."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Three octal digits, with or without a zero before them."""
+        if _FILE_MODE.fullmatch(text) is None:
+            raise ValueError("must be like 0640: three octal digits")
+        return cls(int(text, 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +213,54 @@ class BrokerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class FileSettings:
+    """Who may read one output; what isn't set is the certificate's own setting."""
+
+    owner: AccountName | None = None
+    group: AccountName | None = None
+    mode: FileMode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pkcs12Settings:
+    """Key, certificate and chain in one encrypted file (RFC 7292), for Java and Windows programs."""
+
+    path: Path
+    password_file: Path
+    friendly_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateSettings:
+    """When a certificate that was issued is put in place; see `renewal.window` and `renewal.plan.override_time`."""
+
+    window: ActivationWindow | None = None
+    expires_override: PositiveSpan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifySettings:
+    """Where the service that serves the certificate is, to see whether it does.
+
+    `timeout` is for one handshake; up to `attempts` of them are made, `interval` apart; a service that was well is
+    looked at again after `every`.
+    """
+
+    connect: HostPort
+    server_name: DnsName | None = None
+    timeout: PositiveSpan = timedelta(seconds=5)
+    attempts: PositiveNumber = 6
+    interval: PositiveSpan = timedelta(seconds=1)
+    every: PositiveSpan = timedelta(hours=6)
+
+
+@dataclass(frozen=True, slots=True)
 class CertificateSettings:
     """A certificate that this host wants, and where services read it.
 
-    `combined` is key, certificate and chain in one file, for readers that would open two during a switch.
+    `combined` is key, certificate and chain in one file, for readers that would open two during a switch. `key_mode` is
+    for files that hold the private key, `mode` for the others; `files` has what differs, by output. Where nothing of a
+    file's owner, group and mode is set, those of the file that it replaces go on.
     """
 
     name: LineageName
@@ -189,21 +276,55 @@ class CertificateSettings:
     key_type: KeyType = KeyType.EC_P256
     key_rotation: KeyRotation = KeyRotation.ALWAYS
     combined: Path | None = None
+    pkcs12: Pkcs12Settings | None = None
     install: InstallMode = InstallMode.LINK
+    owner: AccountName | None = None
+    group: AccountName | None = None
+    mode: FileMode | None = None
+    key_mode: FileMode | None = None
+    files: Mapping[str, FileSettings] = field(default_factory=dict)
+    activate: ActivateSettings = ActivateSettings()
+    verify: VerifySettings | None = None
 
     def problems(self) -> Iterator[KeyProblem]:
-        """It has names, each once, and its files are different files."""
+        """It has names, each once, its files are different files, and nobody but its owner writes one."""
         if not self.dns_names:
             yield KeyProblem("dns_names", "must not be empty", "write the profile's names")
         for name, count in Counter(self.dns_names).items():
             if count > 1:
                 yield KeyProblem("dns_names", f"holds {name} {count} times", "keep one")
+        modes = [("mode", self.mode, _PUBLIC_BITS), ("key_mode", self.key_mode, _KEY_BITS)]
+        for kind, settings in self.files.items():
+            modes.append((f"files.{kind}.mode", settings.mode, _KEY_BITS if kind in _KEY_KINDS else _PUBLIC_BITS))
+            if kind not in self.outputs:
+                known = ", ".join(self.outputs) or "none"
+                yield KeyProblem(f"files.{kind}", "is no output of this certificate", f"outputs are: {known}")
+        for key, mode, bits in modes:
+            if mode is not None and (mode & ~bits or not mode & 0o400):
+                what = "what holds a private key" if bits == _KEY_BITS else "a certificate"
+                yield KeyProblem(key, f"is {mode:04o}; {what} is 0400 to {bits:04o}", f"write {bits:04o}")
 
     @property
     def outputs(self) -> dict[str, Path]:
-        """The configured paths by what stands there: key, cert, chain, fullchain, combined."""
-        kinds = ("key", "cert", "chain", "fullchain", "combined")
-        return {kind: path for kind in kinds if (path := getattr(self, kind)) is not None}
+        """The configured paths by what stands there: key, cert, chain, fullchain, combined, pkcs12."""
+        paths = {kind: getattr(self, kind) for kind in _OUTPUTS}
+        if self.pkcs12 is not None:
+            paths["pkcs12"] = self.pkcs12.path
+        return {kind: path for kind, path in paths.items() if path is not None}
+
+    @property
+    def files_by_output(self) -> Mapping[str, FileSettings]:
+        """Owner, group and mode of each output as they hold; an output of which nothing is set is left out."""
+        found = {}
+        for kind in self.outputs:
+            own = self.files.get(kind, FileSettings())
+            group = own.group or self.group
+            default = self.mode
+            if kind in _KEY_KINDS:
+                default = self.key_mode if self.key_mode is not None or group is None else FileMode(_KEY_BITS)
+            mode = own.mode if own.mode is not None else default
+            found[kind] = FileSettings(own.owner or self.owner, group, mode)
+        return {kind: settings for kind, settings in found.items() if settings != FileSettings()}
 
 
 @dataclass(frozen=True, slots=True)

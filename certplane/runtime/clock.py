@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 if TYPE_CHECKING:
-    from datetime import timedelta
+    from datetime import timedelta, tzinfo
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SystemClock", "local_zone"]
+
+_LOCALTIME = Path("/etc/localtime")
 
 
 class Clock(Protocol):
@@ -43,3 +48,19 @@ class SystemClock:
     async def sleep(self, span: timedelta) -> None:
         """See `Clock.sleep`."""
         await asyncio.sleep(max(0.0, span.total_seconds()))
+
+
+def local_zone() -> tzinfo:
+    """This host's time zone with its rules: TZ, else /etc/localtime, else UTC. Reads files; for the start."""
+    name = os.environ.get("TZ", "").removeprefix(":")
+    try:
+        if name.startswith("/"):
+            return _zone_of(Path(name))
+        return ZoneInfo(name) if name else _zone_of(_LOCALTIME)
+    except (OSError, ValueError, ZoneInfoNotFoundError):
+        return UTC
+
+
+def _zone_of(path: Path) -> tzinfo:
+    with path.open("rb") as file:
+        return ZoneInfo.from_file(file, key=str(path))

@@ -262,6 +262,9 @@ class Directory:
         try:
             status = os.fstat(fd)
             if (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) != (owner.uid, owner.gid, mode):
+                # Narrowed first: the new owner must not read by the old mode, nor the old owner by the new one.
+                if stat.S_IMODE(status.st_mode) & ~mode:
+                    os.fchmod(fd, stat.S_IMODE(status.st_mode) & mode)
                 os.fchown(fd, owner.uid, owner.gid)
                 os.fchmod(fd, mode)
                 os.fsync(fd)

@@ -161,10 +161,13 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 
 async def test_every_failpoint_is_walked() -> None:
-    """No step is without a case, but those of a pruning and of a reload that never succeeds again."""
+    """No step is without a case, but those of a pruning, a look, a PKCS#12 file and a reload that never succeeds again.
+
+    Those are walked in tests/integration/test_install_kill.py.
+    """
     walked = {point for case in CASES.values() for point in (case.first, case.renewal)} - {""}
     steps = {*around(*DISK_STEPS, *ACTIVATION_STEPS), *KEYSTORE_FAILPOINTS, *REQUEST_FAILPOINTS}
-    assert steps - walked == {*around("remove", "reinstate")}
+    assert steps - walked == {*around("remove", "derive", "verify", "verify_again", "reinstate", "reload_last")}
 
 
 async def test_identity_passes_none_of_the_failpoints(world: World) -> None:

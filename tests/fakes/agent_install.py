@@ -6,13 +6,21 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from certplane.agent.model import DirectedRenewal, HookResult, IssuedCertificate, LineageStatus, Version
+from certplane.agent.model import (
+    DirectedRenewal,
+    HookResult,
+    IssuedCertificate,
+    LineageStatus,
+    ServedLeaf,
+    ServiceView,
+    Version,
+)
 from certplane.agent.ports import PendingKeyMaterial
 from certplane.errors import OperationError
 from certplane.pki.chain import ChainError, leaf_facts
 from certplane.pki.keys import KeyType, PrivateKey, load_private_key, public_key_sha256
 
-__all__ = ["FakeDirectiveFile", "FakeHookRunner", "FakeStatusFile", "FakeVersionStore"]
+__all__ = ["FakeDirectiveFile", "FakeHookRunner", "FakeServiceProbe", "FakeStatusFile", "FakeVersionStore"]
 
 
 class FakeDirectiveFile:
@@ -124,3 +132,23 @@ class FakeHookRunner:
     async def run(self, command: str, timeout: timedelta, environment: dict[str, str]) -> HookResult:
         self.runs.append((command, timeout, dict(environment)))
         return self.results.pop(0) if self.results else HookResult(0, "")
+
+
+class FakeServiceProbe:
+    """`ServiceProbe` of a service that serves `served`; nobody answers while that is None. `looks` were for these."""
+
+    def __init__(self) -> None:
+        self.served: Version | None = None
+        self.looks: list[int] = []
+
+    async def look(self, version: Version) -> ServiceView:
+        self.looks.append(version.number)
+        if self.served is None:
+            return ServiceView(None, "nobody answers")
+        leaf = leaf_of(self.served)
+        return ServiceView(leaf, "" if leaf == leaf_of(version) else "it serves another certificate")
+
+
+def leaf_of(version: Version) -> ServedLeaf:
+    """What a service presents that serves a version."""
+    return ServedLeaf(version.serial_number, version.public_key_sha256, version.not_before, version.not_after)

@@ -71,6 +71,7 @@ class Scenario:
 
 ONE = Job(root="")
 TWO = replace(ONE, certificates=2)
+BUNDLED = replace(ONE, parts=(*ONE.parts, "pkcs12"))
 SCENARIOS = {
     "first, link": Scenario((*STAGE, *SUCCESS, "permit", "link", "switch"), ONE),
     "first beside a pair, link": Scenario(
@@ -101,6 +102,27 @@ SCENARIOS = {
     ),
     "renewal, no reload succeeds, link": Scenario(
         (*STAGE, *GO_BACK, "reinstate", "permit", "switch"), replace(TWO, rejects=(1, 2)), before=(ONE,), current=2
+    ),
+    "first, with PKCS#12, seen served, link": Scenario(
+        (*STAGE, *SUCCESS, "verify", "derive", "permit", "link", "switch"), replace(BUNDLED, looks=True)
+    ),
+    "renewal with PKCS#12, copy": Scenario(
+        (*STAGE, *SUCCESS, "derive", "prepare", "journal", "commit", "switch", "finish"),
+        replace(BUNDLED, mode="copy", certificates=2),
+        before=(replace(ONE, mode="copy"),),
+        current=2,
+    ),
+    "renewal, not served, link": Scenario(
+        (*STAGE, *GO_BACK, "verify", "verify_again", "permit", "switch"),
+        replace(TWO, looks=True, unserved=(2,)),
+        before=(ONE,),
+        current=1,
+    ),
+    "renewal, nothing is served, link": Scenario(
+        (*STAGE, *GO_BACK, "verify", "verify_again", "reinstate", "reload_last", "permit", "switch"),
+        replace(TWO, looks=True, unserved=(1, 2)),
+        before=(ONE,),
+        current=2,
     ),
     "first, copy": Scenario(
         (*STAGE, *SUCCESS, "prepare", "journal", "commit", "switch", "finish"), replace(ONE, mode="copy")
@@ -199,12 +221,13 @@ def assert_finished(scenario: Scenario, job: Job, where: str) -> None:
     assert current.number == scenario.current, where
     assert pair_problem(outputs) == "", where
     for path in outputs.paths().values():
-        assert path.read_bytes() == (current.path / {"key": "privkey.pem"}.get(path.stem, path.name)).read_bytes()
+        name = {"key": "privkey.pem", "pkcs12": "bundle.p12"}.get(path.stem, path.name)
+        assert path.read_bytes() == (current.path / name).read_bytes()
         assert path.is_symlink() == (job.mode == "link"), where
         assert [each.name for each in path.parent.iterdir()] == [path.name], f"left over {where}"
     status = JsonStatusFile(lineage).load()
     assert status is not None
-    confirmed = scenario.current == job.certificates and not job.rejects
+    confirmed = scenario.current == job.certificates and not job.rejects and not job.unserved
     assert (status.confirmed_version == job.certificates) == confirmed, where
     left = {entry.name for entry in lineage.iterdir()} - {"current", "versions", "status.json", "replaced"}
     assert left == set(), f"left over {where}"

@@ -22,9 +22,10 @@ from pathlib import Path
 from certplane.agent.install.activation import Activator
 from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.keystore.pending import FilePendingKeys
-from certplane.agent.model import HookResult, InstallMode, IssuedCertificate, Version
+from certplane.agent.model import HookResult, InstallMode, IssuedCertificate, ServiceView, Version
 from certplane.agent.renewal.plan import Activate, LineageFacts, LineageSpec, Request, Wait, plan_renewal
 from certplane.agent.renewal.status import new_status, request_succeeded
 from certplane.runtime import failpoints
@@ -41,7 +42,8 @@ NAMES = ("www.example.org",)
 class Job:
     """What the agent shall do until nothing is left to do.
 
-    `certificates`: how many the lineage shall have had in the end. `rejects`: versions whose reload fails.
+    `certificates`: how many the lineage shall have had in the end. `rejects`: versions whose reload fails. `looks`:
+    whether the service is looked at; `unserved`: versions that it doesn't serve then.
     """
 
     root: str
@@ -49,6 +51,8 @@ class Job:
     parts: tuple[str, ...] = ("key", "cert", "chain", "fullchain", "combined")
     certificates: int = 1
     rejects: tuple[int, ...] = ()
+    looks: bool = False
+    unserved: tuple[int, ...] = ()
     keep: int = 5
     failpoint: str = ""
 
@@ -66,7 +70,23 @@ def keys_of(job: Job) -> FilePendingKeys:
 
 
 def store_of(job: Job) -> FileVersionStore:
-    return FileVersionStore(lineage_directory(job), outputs_of(job), keys=keys_of(job), mode=InstallMode(job.mode))
+    return FileVersionStore(
+        lineage_directory(job),
+        outputs_of(job),
+        keys=keys_of(job),
+        mode=InstallMode(job.mode),
+        pkcs12=Pkcs12Maker(lambda: b"changeit", "www") if "pkcs12" in job.parts else None,
+    )
+
+
+class Service:
+    """`ServiceProbe` of a service that serves all but some versions."""
+
+    def __init__(self, unserved: tuple[int, ...]) -> None:
+        self._unserved = unserved
+
+    async def look(self, version: Version) -> ServiceView:
+        return ServiceView(None, "not served" if version.number in self._unserved else "")
 
 
 def issued_directory(job: Job) -> Path:
@@ -94,7 +114,14 @@ async def run_job(job: Job) -> None:
         return HookResult(int(version.number in job.rejects), "")
 
     activator = Activator(
-        store=store, statuses=statuses, reload=reload, pool=pool, clock=clock, rng=random.Random(1), keep=job.keep
+        store=store,
+        statuses=statuses,
+        reload=reload,
+        pool=pool,
+        clock=clock,
+        rng=random.Random(1),
+        keep=job.keep,
+        probe=Service(job.unserved) if job.looks else None,
     )
     spec = LineageSpec(name="www", phase_key="www", dns_names=NAMES)
     store.recover()
@@ -153,7 +180,7 @@ def _child(job: Job) -> None:
 def _main() -> None:
     for line in sys.stdin:
         fields = json.loads(line)
-        job = Job(**{**fields, "parts": tuple(fields["parts"]), "rejects": tuple(fields["rejects"])})
+        job = Job(**{**fields, **{name: tuple(fields[name]) for name in ("parts", "rejects", "unserved")}})
         pid = os.fork()
         if pid == 0:
             _child(job)

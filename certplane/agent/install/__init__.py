@@ -6,6 +6,7 @@ A lineage is a directory of the agent's state:
       current -> versions/3         the one symlink whose rename switches key, certificate and chain together
       held                          a second one, while files that stand at the paths become links
       versions/3/                   privkey.pem cert.pem chain.pem fullchain.pem combined.pem metadata.json
+                                    bundle.p12, where a PKCS#12 output is configured
       versions/0/                   what stood at the configured paths before Certplane came
       pending/                      the key store's: a key that waits for its certificate
       replaced/1/                   files that stood at configured paths and were no pair; never removed
@@ -19,8 +20,11 @@ Places to start:
     linking     configured paths as symlinks
     copying     configured paths as copies, with a journal
     keeping     what stood at the paths: version 0, or replaced/
+    access      owner, group and mode that are configured for an output
+    pkcs12      the PKCS#12 file that is derived from a version's PEM files
     steps       every step, by the name of its failpoints
-    activation  `Activator`: install, reload, roll back; the result says which
+    activation  `Activator`: install, reload, look, roll back; the result says which
+    probe       `TlsProbe`: what a local service serves
     hook        `ShellHookRunner`: the operator's command in a process group of its own
     status      `JsonStatusFile(directory)`
     lock        `StateLock(state_dir)`: one agent per state directory

@@ -1,13 +1,17 @@
-"""Issued is not activated: install, reload, and back to the version before if the reload fails.
+"""Issued is not activated: install, reload, look what is served, and back to the version before if that fails.
 
-    installed, reloaded                          ACTIVATED          the version is confirmed
-    installed, not reloaded, the one before is   ROLLED_BACK        the new version waits on disk for the next try
-    neither reloads, or nothing to go back to    KEPT_UNCONFIRMED   the new version stays: the reload itself is broken
+    installed, reloaded, served                  ACTIVATED          the version is confirmed
+    not reloaded or not served, the one before   ROLLED_BACK        the new version waits on disk for the next try
+      is
+    neither is, or nothing to go back to         KEPT_UNCONFIRMED   the new version stays: reload or service are broken
     not installed                                NOT_INSTALLED      what was shown before still is
 
-A version that has expired is nothing to go back to. Every step is saved before it is taken, so that an agent that ends
-in the middle takes it up again; a failed activation is tried again with back-off (`renewal.status`), and never leads to
-a request for another certificate.
+A version that has expired or was revoked is nothing to go back to. Every step is saved before it is taken, so that an
+agent that ends in the middle takes it up again; a failed activation is tried again with back-off (`renewal.status`),
+and never leads to a request for another certificate.
+
+`Activator.verify` looks again later. A service that then serves something else is worth one reload, not a rollback:
+what is in place was confirmed, and whoever changed the service since may have meant it.
 """
 
 from __future__ import annotations
@@ -22,9 +26,20 @@ from enum import StrEnum
 from certplane.agent.install.outputs import Outputs
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import IMPORTED
-from certplane.agent.model import HookResult, LineageStatus, Version
-from certplane.agent.ports import HookRunner, StatusFile, VersionStore
-from certplane.agent.renewal.status import activated, activating, activation_failed, reloading
+from certplane.agent.model import HookResult, LineageState, LineageStatus, LineageStep, ServiceView, Version
+from certplane.agent.ports import HookRunner, ServiceProbe, StatusFile, VersionStore
+from certplane.agent.renewal.plan import Verify
+from certplane.agent.renewal.status import (
+    activated,
+    activating,
+    activation_failed,
+    going_back,
+    looked,
+    reloading,
+    verified,
+    verify_failed,
+    verifying,
+)
 from certplane.errors import CertplaneError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
@@ -37,6 +52,7 @@ Reload = Callable[[Version], Awaitable[HookResult]]
 """Makes whoever uses the version load it: a command for services, a new channel for the agent's own identity."""
 
 _KEPT_VERSIONS = 5
+_VERIFY_INTERVAL = timedelta(hours=6)
 _NOT_STARTED = 127
 """What a shell says of a command that it can't run."""
 _SAID = 2000
@@ -68,6 +84,16 @@ class ActivationResult:
     reload_again: HookResult | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A version was installed; its reload and the look at the service: `error` is empty if both are well."""
+
+    status: LineageStatus
+    reload: HookResult | None
+    failed: LineageStep | None = None
+    error: str = ""
+
+
 class Activator:
     """Activates the versions of one lineage, one at a time."""
 
@@ -81,6 +107,8 @@ class Activator:
         clock: Clock,
         rng: random.Random,
         keep: int = _KEPT_VERSIONS,
+        probe: ServiceProbe | None = None,
+        verify_interval: timedelta | None = None,
     ) -> None:
         """Nothing is touched yet.
 
@@ -92,6 +120,8 @@ class Activator:
             clock: For expiry and waiting times.
             rng: For their jitter.
             keep: How many versions stay on disk after a success.
+            probe: Sees what the service serves; None where that isn't known.
+            verify_interval: From a look that was well to the next one; 6 hours where nothing is said.
         """
         self._store = store
         self._statuses = statuses
@@ -100,9 +130,11 @@ class Activator:
         self._clock = clock
         self._rng = rng
         self._keep = keep
+        self._probe = probe
+        self._verify_interval = verify_interval or _VERIFY_INTERVAL
 
     async def activate(self, version: Version, status: LineageStatus) -> ActivationResult:
-        """Install a version and reload. Cancellation ends a running hook; the next start begins again.
+        """Install a version, reload, and look. Cancellation ends a running hook; the next start begins again.
 
         Args:
             version: One of the store's.
@@ -114,56 +146,120 @@ class Activator:
         status = await self._save(activating(status, self._clock.now(), self._rng))
         failure = await self._install(version, "install")
         if failure:
-            return await self._failed(ActivationResult(ActivationOutcome.NOT_INSTALLED, version, status, failure))
-        status = await self._save(reloading(status, self._clock.now()))
-        with step("reload"):
-            reload = await self._run(version)
-        if reload is None or reload.succeeded:
+            result = ActivationResult(ActivationOutcome.NOT_INSTALLED, version, status, failure)
+            return await self._failed(result, LineageStep.INSTALL)
+        status = await self._save(reloading(status, version, self._clock.now()))
+        attempt = await self._attempt(version, status, "reload")
+        if attempt.failed is None:
             with step("confirm"):
-                status = await self._save(activated(status, version, self._clock.now()))
+                status = await self._save(activated(attempt.status, version, self._clock.now()))
             await self._prune()
             _LOG.info("%s: version %d is active", status.name, version.number)
-            return ActivationResult(ActivationOutcome.ACTIVATED, version, status, reload=reload)
-        return await self._go_back(version, status, reload)
+            return ActivationResult(ActivationOutcome.ACTIVATED, version, status, reload=attempt.reload)
+        return await self._go_back(version, attempt, attempt.failed)
 
-    async def _go_back(self, version: Version, status: LineageStatus, reload: HookResult) -> ActivationResult:
-        error = f"the reload {_how(reload)}"
+    async def verify(self, plan: Verify, status: LineageStatus) -> LineageStatus:
+        """Look whether the service serves what is in place, with one reload if it doesn't; the status is saved.
+
+        Raises:
+            OperationError: the status can't be saved, or the versions can't be read.
+        """
+        if self._probe is None:
+            return status
+        version = plan.version
+        status, view = await self._look(self._probe, version, status)
+        if view.well:
+            return await self._save(verified(status))
+        status = await self._drifted(plan, status, view)
+        if self._reload is None or plan.reload_time is None or plan.reload_time > self._clock.now():
+            return status
+        _LOG.warning("%s: reloading once, since %s", status.name, view.problem)
+        status = await self._save(replace(status, drift_reloaded=True))  # before the act: it is made once
+        await self._run(version)
+        status, view = await self._look(self._probe, version, status)
+        if view.well:
+            _LOG.info("%s: version %d is served again", status.name, version.number)
+            return await self._save(verified(status))
+        return await self._drifted(replace(plan, reload_time=None), status, view)
+
+    async def _drifted(self, plan: Verify, status: LineageStatus, view: ServiceView) -> LineageStatus:
+        failed = verify_failed(
+            status,
+            view.problem,
+            self._clock.now(),
+            self._rng,
+            current=plan.version,
+            reload_time=plan.reload_time if self._reload is not None else None,
+        )
+        _LOG.error("%s: version %d is in place, but %s", status.name, plan.version.number, view.problem)
+        return await self._save(failed)
+
+    async def _attempt(self, version: Version, status: LineageStatus, name: str) -> _Attempt:
+        """Reload and look, for a version that is installed; on the way back the look is no state of its own."""
+        with step(name):
+            reload = await self._run(version)
+        if reload is not None and not reload.succeeded:
+            return _Attempt(status, reload, LineageStep.RELOAD, f"the reload {_how(reload)}")
+        if self._probe is None:
+            return _Attempt(status, reload)
+        if status.state is LineageState.RELOADING:
+            status = await self._save(verifying(status, self._clock.now()))
+        with step(name.replace("reload", "verify")):
+            status, view = await self._look(self._probe, version, status)
+        if view.well:
+            return _Attempt(status, reload)
+        return _Attempt(status, reload, LineageStep.VERIFY, view.problem)
+
+    async def _look(
+        self, probe: ServiceProbe, version: Version, status: LineageStatus
+    ) -> tuple[LineageStatus, ServiceView]:
+        """What the service serves, and the status that knows it; not saved yet."""
+        view = await probe.look(version)
+        versions = await self._pool.run(self._store.versions)
+        return looked(status, view, versions, self._clock.now(), interval=self._verify_interval), view
+
+    async def _go_back(self, version: Version, attempt: _Attempt, failed: LineageStep) -> ActivationResult:
+        error = attempt.error
+        status = attempt.status
         previous = await self._previous(version, status)
+
+        def result(outcome: ActivationOutcome, again: HookResult | None = None) -> ActivationResult:
+            return ActivationResult(outcome, version, status, error, attempt.reload, again)
+
         if previous is None:
-            return await self._failed(
-                ActivationResult(ActivationOutcome.KEPT_UNCONFIRMED, version, status, error, reload)
-            )
+            return await self._failed(result(ActivationOutcome.KEPT_UNCONFIRMED), failed)
+        _LOG.error("%s: version %d: %s; going back to %d", status.name, version.number, error, previous.number)
+        status = await self._save(going_back(status, failed, error, self._clock.now()))
         failure = await self._install(previous, "rollback")
         if failure:
             error = f"{error}; going back to version {previous.number} failed: {failure}"
-            return await self._failed(
-                ActivationResult(ActivationOutcome.KEPT_UNCONFIRMED, version, status, error, reload)
-            )
-        with step("reload_again"):
-            again = await self._run(previous)
-        if again is None or again.succeeded:
-            return await self._failed(
-                ActivationResult(ActivationOutcome.ROLLED_BACK, version, status, error, reload, again)
-            )
-        error = f"{error}; with version {previous.number} it {_how(again)}"
+            return await self._failed(result(ActivationOutcome.KEPT_UNCONFIRMED), LineageStep.ROLLBACK)
+        again = await self._attempt(previous, status, "reload_again")
+        status = again.status
+        if again.failed is None:
+            return await self._failed(result(ActivationOutcome.ROLLED_BACK, again.reload), failed)
+        what = again.error.removeprefix("the reload ")
+        what = f"it {what}" if again.failed is LineageStep.RELOAD else what
+        error = f"{error}; with version {previous.number} {what}"
         failure = await self._install(version, "reinstate")
         if failure:
             error = f"{error}; version {version.number} could not be put back: {failure}"
-            return await self._failed(
-                ActivationResult(ActivationOutcome.ROLLED_BACK, version, status, error, reload, again)
-            )
-        return await self._failed(
-            ActivationResult(ActivationOutcome.KEPT_UNCONFIRMED, version, status, error, reload, again)
-        )
+            return await self._failed(result(ActivationOutcome.ROLLED_BACK, again.reload), LineageStep.ROLLBACK)
+        if again.failed is LineageStep.VERIFY:
+            # The command works, so the service has the old version's files, or will have when it comes back.
+            with step("reload_last"):
+                await self._run(version)
+        return await self._failed(result(ActivationOutcome.KEPT_UNCONFIRMED, again.reload), failed)
 
-    async def _failed(self, result: ActivationResult) -> ActivationResult:
-        """Save when the next try may be made; `result.status` is the one that the activation began with."""
+    async def _failed(self, result: ActivationResult, failed_step: LineageStep) -> ActivationResult:
+        """Save when the next try may be made; `result.status` is the last one of the activation."""
         rolled_back = result.outcome is ActivationOutcome.ROLLED_BACK
         failed = activation_failed(
             result.status,
             result.error,
             self._clock.now(),
             self._rng,
+            step=failed_step,
             rejected_version=result.version.number if rolled_back else None,
             current=await self._pool.run(self._store.current),
         )
@@ -177,7 +273,8 @@ class Activator:
         now = self._clock.now()
         for candidate in await self._pool.run(self._store.versions):
             if candidate.number == wanted != version.number:
-                return candidate if candidate.not_after > now else None
+                useful = candidate.not_after > now and candidate.number not in status.revoked_versions
+                return candidate if useful else None
         return None
 
     async def _install(self, version: Version, name: str) -> str:
@@ -229,6 +326,7 @@ def hook_variables(version: Version, *, name: str, outputs: Outputs) -> dict[str
         "CERTPLANE_CHAIN": outputs.chain,
         "CERTPLANE_FULLCHAIN": outputs.fullchain,
         "CERTPLANE_COMBINED": outputs.combined,
+        "CERTPLANE_PKCS12": outputs.pkcs12,
     }
     return {
         "CERTPLANE_NAME": name,

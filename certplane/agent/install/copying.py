@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from certplane.agent.install.access import FileAccess, setting_owners
 from certplane.agent.install.keeping import keep
 from certplane.agent.install.material import KEY_PARTS, Part
 from certplane.agent.install.outputs import Output, Outputs, Standing, survey
@@ -36,9 +37,17 @@ _JOURNAL = "install.json"
 class CopiedOutputs:
     """Shows a version at the configured paths of one lineage."""
 
-    def __init__(self, lineage: Path, outputs: Outputs, versions: VersionDirectories, pointers: Pointers) -> None:
+    def __init__(
+        self,
+        lineage: Path,
+        outputs: Outputs,
+        versions: VersionDirectories,
+        pointers: Pointers,
+        access: Mapping[Part, FileAccess],
+    ) -> None:
         self._lineage = lineage
         self._outputs = outputs
+        self._access = access
         self._versions = versions
         self._pointers = pointers
 
@@ -52,7 +61,11 @@ class CopiedOutputs:
         found = survey(self._lineage, self._outputs)
         files = self._versions.read(number)
         stale = [
-            output for output in found if output.standing is not Standing.FILE or output.data != files[output.part]
+            output
+            for output in found
+            if output.standing is not Standing.FILE
+            or output.data != files[output.part]
+            or Permission(output.owner or Owner(-1, -1), output.mode) != self._configured(output)
         ]
         if stale:
             self._keep_strangers(found)
@@ -79,7 +92,7 @@ class CopiedOutputs:
         """Keep what no version knows: files of a first use, or changed by somebody since."""
         known = [self._versions.read(version.number) for version in self._versions.all()]
         files = [output for output in found if output.standing in {Standing.FILE, Standing.SIBLING}]
-        if any(all(output.data != version[output.part] for version in known) for output in files):
+        if any(all(output.data != version.get(output.part) for version in known) for output in files):
             keep(self._lineage, self._versions, files, first_use=self._pointers.number(CURRENT) is None)
 
     def _copy(self, stale: Sequence[Output], files: Mapping[Part, bytes], number: int) -> None:
@@ -97,12 +110,21 @@ class CopiedOutputs:
             for directory in directories:
                 directory.close()
 
-    @staticmethod
-    def _prepare(stale: Sequence[Output], directories: Sequence[Directory], files: Mapping[Part, bytes]) -> None:
+    def _configured(self, output: Output) -> Permission:
+        """Owner and mode that a file is to have; as it stands where nothing is configured for it."""
+        if output.part in self._access:
+            return self._access[output.part].over(_permission(output))
+        if output.owner is not None:
+            return Permission(output.owner, output.mode)
+        return _permission(output)
+
+    def _prepare(self, stale: Sequence[Output], directories: Sequence[Directory], files: Mapping[Part, bytes]) -> None:
         try:
             for output, directory in zip(stale, directories, strict=True):
                 permission = _permission(output)
-                with step("prepare"):
+                if output.part in self._access:
+                    permission = self._access[output.part].over(permission)
+                with step("prepare"), setting_owners(output.path.parent):
                     directory.prepare(
                         output.path.name, files[output.part], mode=permission.mode, owner=permission.owner
                     )

@@ -55,7 +55,7 @@ def permissions_of(found: Sequence[Output]) -> dict[Part, Permission]:
 def _import(versions: VersionDirectories, files: Mapping[Part, bytes], permissions: Mapping[Part, Permission]) -> bool:
     if versions.get(IMPORTED) is not None:
         imported = versions.read(IMPORTED)
-        return all(imported[part] == data for part, data in files.items())
+        return all(imported.get(part) == data for part, data in files.items())
     try:
         everything = complete(files)
     except NoPairError as error:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from certplane.agent.install.access import FileAccess
 from certplane.agent.install.copying import CopiedOutputs
 from certplane.agent.install.linking import LinkedOutputs
 from certplane.agent.install.material import Part, compose
 from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.pointers import CURRENT, HELD, Pointers
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import IMPORTED, Metadata, VersionDirectories
@@ -40,6 +42,8 @@ class FileVersionStore:
         *,
         keys: PendingKeyMaterial,
         mode: InstallMode = InstallMode.LINK,
+        access: Mapping[Part, FileAccess] | None = None,
+        pkcs12: Pkcs12Maker | None = None,
     ) -> None:
         """Nothing is touched before the first call.
 
@@ -48,18 +52,24 @@ class FileVersionStore:
             outputs: The configured paths; `Outputs()` for a lineage that only the agent reads.
             keys: The pending key of the same lineage.
             mode: How the paths show the current version.
+            access: Owner, group and mode of outputs, where they are configured; only of those that `outputs` has.
+            pkcs12: Makes the PKCS#12 file; with an output for it only.
 
         Raises:
-            ValueError: an output lies inside the lineage.
+            ValueError: an output lies inside the lineage, or `access` or `pkcs12` and `outputs` don't fit.
         """
+        access = {} if access is None else access
+        if not access.keys() <= outputs.paths().keys() or (pkcs12 is None) != (outputs.pkcs12 is None):
+            raise ValueError("access or PKCS#12 for an output that isn't there, or the other way round")
         if any(path.is_relative_to(directory) for path in outputs.paths().values()):
             raise ValueError(f"an output can't lie in the agent's own directory {directory}")
         self._directory = directory
         self._keys = keys
+        self._pkcs12 = pkcs12
         self._versions = VersionDirectories(directory)
         self._pointers = Pointers(directory)
-        self._copies = CopiedOutputs(directory, outputs, self._versions, self._pointers)
-        self._links = LinkedOutputs(directory, outputs, self._versions, self._pointers)
+        self._copies = CopiedOutputs(directory, outputs, self._versions, self._pointers, access)
+        self._links = LinkedOutputs(directory, outputs, self._versions, self._pointers, access)
         self._shown = self._copies if mode is InstallMode.COPY else self._links
 
     def recover(self) -> None:
@@ -102,7 +112,22 @@ class FileVersionStore:
                 raise InstallError(f"version {version.number} is not complete in {self._directory}")
             self._versions.sweep()
             self._forget_answered()
+            if self._pkcs12 is not None:
+                self._derive(version.number, self._pkcs12)
             self._shown.show(version.number)
+
+    def _derive(self, number: int, pkcs12: Pkcs12Maker) -> None:
+        """Have a PKCS#12 file in the version before it is shown, so that the one switch switches it too.
+
+        One that stood at the path and was kept with version 0 stays to the byte; any other is made anew where the
+        password has changed.
+        """
+        files = self._versions.read(number)
+        standing = files.get(Part.PKCS12)
+        if standing is not None and (number == IMPORTED or pkcs12.is_made(standing, files)):
+            return
+        with step("derive"):
+            self._versions.derive(number, Part.PKCS12, pkcs12.make(files))
 
     def prune(self, keep: int) -> None:
         """See `VersionStore.prune`."""

@@ -17,10 +17,12 @@ once and opens both there, can't.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from certplane.agent.install.access import FileAccess, setting_owners
 from certplane.agent.install.keeping import keep, permissions_of
+from certplane.agent.install.material import Part
 from certplane.agent.install.outputs import Output, Outputs, Standing, survey
 from certplane.agent.install.pointers import CURRENT, HELD, Pointers
 from certplane.agent.install.steps import step
@@ -33,9 +35,17 @@ __all__ = ["LinkedOutputs"]
 class LinkedOutputs:
     """Shows a version at the configured paths of one lineage."""
 
-    def __init__(self, lineage: Path, outputs: Outputs, versions: VersionDirectories, pointers: Pointers) -> None:
+    def __init__(
+        self,
+        lineage: Path,
+        outputs: Outputs,
+        versions: VersionDirectories,
+        pointers: Pointers,
+        access: Mapping[Part, FileAccess],
+    ) -> None:
         self._lineage = lineage
         self._outputs = outputs
+        self._access = access
         self._versions = versions
         self._pointers = pointers
 
@@ -60,15 +70,23 @@ class LinkedOutputs:
             self._release()
 
     def _permit(self, number: int, shown: int | None, found: Sequence[Output]) -> None:
-        """A first version takes over from the files that stand there, a later one from the one before it."""
+        """A first version takes over from the files that stand there, a later one from the one before it.
+
+        What is configured goes over that, also where it has changed since the version was first shown.
+        """
+        permissions = {}
         if shown is None:
             permissions = permissions_of(found)
         elif number > shown:
             permissions = self._versions.permissions(shown)
-        else:
+        elif not self._access:
             return
         with step("permit"):
             self._versions.permit(number, permissions)
+            present = self._versions.permissions(number)
+            wanted = {part: access.over(present[part]) for part, access in self._access.items()}
+            with setting_owners(self._lineage):
+                self._versions.own(number, wanted)
 
     def _strangers(self, found: Sequence[Output], shown: int | None) -> bool:
         """Whether bytes stand at a path that `current` doesn't show. Those that it shows become links directly."""

@@ -1,4 +1,6 @@
-"""The five files of a version and how they hang together: pure, bytes in, bytes out.
+"""The files of a version and how they hang together: pure, bytes in, bytes out.
+
+Five are PEM, and in every version. A PKCS#12 file is derived from them, where one is configured (`install.pkcs12`).
 
 A combined file begins with the key: Postfix (`smtpd_tls_chain_files`) wants each key before its certificates, and
 other programs take any order.
@@ -17,7 +19,7 @@ from certplane.errors import CertplaneError
 from certplane.pki.chain import ChainError, leaf_facts
 from certplane.pki.keys import public_key_sha256
 
-__all__ = ["KEY_PARTS", "NoPairError", "Part", "complete", "compose"]
+__all__ = ["KEY_PARTS", "PEM_PARTS", "NoPairError", "Part", "complete", "compose"]
 
 
 class Part(StrEnum):
@@ -28,9 +30,12 @@ class Part(StrEnum):
     CHAIN = "chain.pem"
     FULLCHAIN = "fullchain.pem"
     COMBINED = "combined.pem"
+    PKCS12 = "bundle.p12"
 
 
-KEY_PARTS = frozenset({Part.PRIVKEY, Part.COMBINED})
+PEM_PARTS = (Part.PRIVKEY, Part.CERT, Part.CHAIN, Part.FULLCHAIN, Part.COMBINED)
+"""Those that every version has."""
+KEY_PARTS = frozenset({Part.PRIVKEY, Part.COMBINED, Part.PKCS12})
 """Those that hold the private key."""
 
 _BLOCK = re.compile(rb"-----BEGIN (?P<label>[A-Z0-9 ]+)-----[\x01-\x7f]*?-----END (?P=label)-----")
@@ -63,7 +68,7 @@ def complete(found: Mapping[Part, bytes]) -> dict[Part, bytes]:
     Raises:
         NoPairError: no key or no certificate, several of them that differ, or the key isn't the certificate's.
     """
-    keys = {block for part in KEY_PARTS for block in _blocks(found.get(part, b""), b"PRIVATE KEY")}
+    keys = {block for part in (Part.PRIVKEY, Part.COMBINED) for block in _blocks(found.get(part, b""), b"PRIVATE KEY")}
     if len(keys) != 1:
         raise NoPairError("there is no private key" if not keys else "there are several private keys")
     chains = {

@@ -33,6 +33,7 @@ class Outputs:
     chain: Path | None = None
     fullchain: Path | None = None
     combined: Path | None = None
+    pkcs12: Path | None = None
 
     def __post_init__(self) -> None:
         paths = list(self.paths().values())
@@ -49,6 +50,7 @@ class Outputs:
             Part.FULLCHAIN: self.fullchain,
             Part.CHAIN: self.chain,
             Part.COMBINED: self.combined,
+            Part.PKCS12: self.pkcs12,
         }
         return {part: path for part, path in wanted.items() if path is not None}
 

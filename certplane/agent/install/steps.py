@@ -16,7 +16,8 @@ DISK_STEPS = (
     "keep",  # files that stand at configured paths are kept, as version 0 or under replaced/
     "hold",  # link mode: `held` points at what was kept
     "link",  # link mode, per path: the path becomes a link, to identical content or to nothing yet
-    "permit",  # the new version's files get owner and mode of those they replace
+    "derive",  # the PKCS#12 file appears in the version
+    "permit",  # the new version's files get owner and mode of those they replace, or what is configured
     "prepare",  # copy mode, per path: the new file beside its place
     "journal",  # copy mode: from here on the copy is finished, not undone
     "commit",  # copy mode, per path: the new file in its place
@@ -26,7 +27,18 @@ DISK_STEPS = (
     "finish",  # `held` or the journal is removed
     "remove",  # prune: the version disappears under its number, then its files
 )
-ACTIVATION_STEPS = ("install", "reload", "confirm", "rollback", "reload_again", "reinstate", "record")
+ACTIVATION_STEPS = (
+    "install",
+    "reload",
+    "verify",
+    "confirm",
+    "rollback",
+    "reload_again",
+    "verify_again",
+    "reinstate",
+    "reload_last",
+    "record",
+)
 
 FAILPOINTS = tuple(
     f"install.{name}.{side}" for name in (*DISK_STEPS, *ACTIVATION_STEPS) for side in ("before", "after")

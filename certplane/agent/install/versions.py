@@ -1,8 +1,9 @@
 """The directories `versions/<n>` of a lineage: written whole, read back, removed whole.
 
-A version's files never change once it has its number; only their owner and mode may, before it is first shown. Keys are
-0600, the rest 0644 in directories of 0755, so that a service that isn't root can follow a configured link to its
-certificate. A key that such a service must read too is `permit`'s business: it passes on what the operator set.
+A version's PEM files never change once it has its number; what is derived from them may come later, and owner and mode
+may change. Keys are 0600, the rest 0644 in directories of 0755, so that a service that isn't root can follow a
+configured link to its certificate. A key that such a service must read too is `permit`'s business: it passes on what
+the operator set.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from certplane.agent.install.material import KEY_PARTS, Part
+from certplane.agent.install.material import KEY_PARTS, PEM_PARTS, Part
 from certplane.agent.install.steps import step
 from certplane.agent.model import Version
 from certplane.errors import CertplaneError, RefusalError
@@ -85,7 +86,7 @@ class VersionDirectories:
             with open_directory(path) as directory:
                 metadata, key_type = _from_json(directory.read(_METADATA))
                 facts = leaf_facts(_first_certificate(directory.read(Part.CERT)))
-                missing = [part for part in Part if directory.status(part) is None]
+                missing = [part for part in PEM_PARTS if directory.status(part) is None]
         except FileNotFoundError:
             if path.is_dir():
                 _LOG.warning("%s is no complete version; it is left out", path)
@@ -101,7 +102,7 @@ class VersionDirectories:
     def read(self, number: int) -> dict[Part, bytes]:
         """The files of a version."""
         with open_directory(self._path / str(number)) as directory:
-            return {part: directory.read(part) for part in Part}
+            return {part: directory.read(part) for part in Part if directory.status(part) is not None}
 
     def request_ids(self) -> set[str]:
         """The pending requests that versions answer."""
@@ -138,8 +139,8 @@ class VersionDirectories:
             directory.discard_tree(_NEW)
             try:
                 with step("write"), directory.make(_NEW, mode=0o755) as new:
-                    for part in Part:
-                        new.write_new(part, files[part], mode=0o600 if part in KEY_PARTS else 0o644)
+                    for part, data in files.items():
+                        new.write_new(part, data, mode=0o600 if part in KEY_PARTS else 0o644)
                         if permissions is not None and part in permissions:
                             _permit(new, part, permissions[part].narrowed(part))
                     new.write_new(_METADATA, _to_json(metadata, key_type), mode=0o644)
@@ -162,7 +163,27 @@ class VersionDirectories:
         """Give a version's files the owner and mode of those that they replace, as far as that is sensible."""
         with open_directory(self._path / str(number)) as directory:
             for part, permission in permissions.items():
-                _permit(directory, part, permission.narrowed(part))
+                if directory.status(part) is not None:
+                    _permit(directory, part, permission.narrowed(part))
+
+    def own(self, number: int, permissions: Mapping[Part, Permission]) -> None:
+        """Give a version's files the owner and mode that are configured.
+
+        Raises:
+            PermissionError: only root may.
+        """
+        with open_directory(self._path / str(number)) as directory:
+            for part, permission in permissions.items():
+                directory.permit(part, mode=permission.mode, owner=permission.owner)
+
+    def derive(self, number: int, part: Part, data: bytes) -> None:
+        """Put a file that is derived from the others into a version, or in place of an older one, atomically."""
+        with open_directory(self._path / str(number)) as directory:
+            before = directory.status(part)
+            permission = Permission(Owner(os.geteuid(), os.getegid()), 0o600)
+            if before is not None:
+                permission = _permission(before)
+            directory.replace(part, data, mode=permission.mode, owner=permission.owner)
 
     def remove(self, number: int) -> None:
         """Remove a version; a crash leaves it whole or without its number."""

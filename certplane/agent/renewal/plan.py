@@ -2,14 +2,19 @@
 
 Rules, in order:
 
-1. A version on disk that isn't confirmed (its reload has not succeeded) is activated: at once, after a failure when its
-   back-off ends. While it waits, the certificate that counts for a renewal is still that version: what failed is the
-   activation, and a second certificate would fail as the first did.
-2. A request is made when there is no version, the configuration wants other names or another kind of key, the
-   certificate is due, an operator forces it, or a request is pending from before a crash.
+1. A version on disk that isn't confirmed (its activation has not succeeded) is activated: at once, after a failure when
+   its back-off ends. Where there is a window (`LineageSpec.window`) it waits until that opens, but not so long that the
+   certificate in use comes near its end (`override_time`), and not where nothing of use is served. While it waits, the
+   certificate that counts for a renewal is still that version: what failed is the activation, and a second certificate
+   would fail as the first did. An activation that was begun is finished, window or not.
+2. A request is made when there is no version, the newest was revoked, the configuration wants other names or another
+   kind of key, the certificate is due, an operator forces it, or a request is pending from before a crash. Windows
+   don't hold requests back.
 3. No request before `retry_time`, whoever asks: a CA, a limit or a lock said so. Not before `next_attempt_time` either,
    unless forced: that is only our own patience.
-4. Otherwise nothing, until a time that the plan names.
+4. Where the service can be looked at (`LineageSpec.verify_interval`), it is, from time to time: does it serve the
+   confirmed version that is in place?
+5. Otherwise nothing, until a time that the plan names.
 
 Due is the broker's `renew_time` (it asks the CA: RFC 9773); the host's own rule (`pki.lifetime`) where the broker named
 none or none within the validity; and the earlier of both where the host's configuration has a `renew_before` of its
@@ -24,10 +29,11 @@ the better one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 
 from certplane.agent.model import LineageStatus, PendingRequest, RenewalCause, Version
+from certplane.agent.renewal.window import ActivationWindow
 from certplane.errors import RefusalError
 from certplane.pki.csr import parse_csr
 from certplane.pki.lifetime import renew_time
@@ -40,9 +46,11 @@ __all__ = [
     "Plan",
     "RenewReason",
     "Request",
+    "Verify",
     "Wait",
     "due_time",
     "newest_version",
+    "override_time",
     "pause",
     "plan_renewal",
     "warn_time",
@@ -54,12 +62,17 @@ LONGEST_PAUSE = timedelta(minutes=15)
 
 _FRESH = 10
 """The first part of this many of a lifetime, in which nothing is due."""
+_OVERRIDE = timedelta(hours=72)
+"""With less life left than this, a certificate in use makes its successor's activation wait for no window."""
+_OVERRIDE_SHARE = 4
+"""And never more than the last part of this many of its lifetime, so that a short certificate has windows too."""
 
 
 class RenewReason(StrEnum):
     """Why a certificate is requested; shown by `status`."""
 
     FIRST = "there is none yet"
+    REVOKED = "it was revoked"
     NAMES_CHANGED = "the configuration has other names"
     KEY_TYPE_CHANGED = "the configuration has another kind of key"
     EXPIRED = "it has expired"
@@ -74,6 +87,8 @@ class LineageSpec:
 
     `dns_names` are canonical and sorted; empty takes the names as they are (the identity's). `key_type` is a
     `pki.keys.KeyType` by value; empty takes any. `phase_key` fixes the host's place in the renewal window.
+    `window` holds activations back, in the zone `local` unless it has one of its own; `expires_override`: see
+    `override_time`. `verify_interval`: how often the service is looked at; None where it can't be.
     """
 
     name: str
@@ -82,6 +97,10 @@ class LineageSpec:
     key_type: str = ""
     renew_before: timedelta | None = None
     warn_before: timedelta | None = None
+    window: ActivationWindow | None = None
+    expires_override: timedelta | None = None
+    local: tzinfo = UTC
+    verify_interval: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +141,32 @@ class Activate:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One step, and what `status` shows: `renew_time` of the newest version; `overdue` when it is time to warn."""
+class Verify:
+    """Look whether the service serves `version`, which is in place and confirmed.
 
-    step: Wait | Request | Activate
+    `reload_time`: from when on the one reload may be made that a find is worth; None: it has been made.
+    """
+
+    version: Version
+    reload_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step, and what `status` shows.
+
+    `renew_time` is the newest version's; `overdue` when it is time to warn; `activate_after` until when a window holds
+    the newest version back; `served` whether what is in place was seen served. `issued` and `installed` are the numbers
+    of the newest version and of the one in place.
+    """
+
+    step: Wait | Request | Activate | Verify
     renew_time: datetime | None
     overdue: bool
+    activate_after: datetime | None = None
+    served: bool = False
+    issued: int | None = None
+    installed: int | None = None
 
 
 def plan_renewal(spec: LineageSpec, facts: LineageFacts, now: datetime, *, forced: bool = False) -> Plan:
@@ -141,13 +180,23 @@ def plan_renewal(spec: LineageSpec, facts: LineageFacts, now: datetime, *, force
     """
     newest = newest_version(facts.versions)
     due = None if newest is None else due_time(spec, newest)
-    activation = None if newest is None else _activation_time(facts, newest, now)
-    step: Wait | Request | Activate
+    ready = None if newest is None else _ready_time(facts, newest, now)
+    activation = ready if newest is None or ready is None else _window_time(spec, facts, newest, ready, now)
+    step: Wait | Request | Activate | Verify
     if newest is not None and activation is not None and activation <= now:
         step = Activate(newest)
     else:
-        step = _request_or_wait(spec, facts, now, activation, forced=forced)
-    return Plan(step, due, _is_overdue(spec, facts.current, now))
+        step = _verify_or(_request_or_wait(spec, facts, now, activation, forced=forced), spec, facts, now)
+    held = activation is not None and ready is not None and activation > max(ready, now)
+    return Plan(
+        step,
+        due,
+        _is_overdue(spec, facts.current, now),
+        activate_after=activation if held else None,
+        served=_is_seen_served(spec, facts),
+        issued=None if newest is None else newest.number,
+        installed=None if facts.current is None else facts.current.number,
+    )
 
 
 def pause(plan: Plan, now: datetime) -> timedelta:
@@ -188,12 +237,64 @@ def _is_overdue(spec: LineageSpec, current: Version | None, now: datetime) -> bo
     return current is not None and current.number > 0 and now >= warn_time(spec, current)
 
 
-def _activation_time(facts: LineageFacts, newest: Version, now: datetime) -> datetime | None:
-    """When the newest version is to be activated, `now` for at once; None if it is in force, or has expired."""
+def override_time(spec: LineageSpec, served: Version) -> datetime:
+    """From when on no window holds back what follows `served`.
+
+    That is `expires_override` before its end, 72 hours unless configured, but at most a quarter of its lifetime.
+    """
+    lifetime = served.not_after - served.not_before
+    return served.not_after - min(spec.expires_override or _OVERRIDE, lifetime / _OVERRIDE_SHARE)
+
+
+def _ready_time(facts: LineageFacts, newest: Version, now: datetime) -> datetime | None:
+    """When the newest version is to be activated, windows aside, `now` for at once.
+
+    None if it is in force, or nothing that anybody should serve.
+    """
     shown = None if facts.current is None else facts.current.number
-    if facts.status.confirmed_version == shown == newest.number or newest.not_after <= now:
+    if facts.status.confirmed_version == shown == newest.number:
+        return None
+    if newest.not_after <= now or newest.number in facts.status.revoked_versions:
         return None
     return facts.status.next_activation_time or now
+
+
+def _window_time(spec: LineageSpec, facts: LineageFacts, newest: Version, ready: datetime, now: datetime) -> datetime:
+    """When the newest version may be activated: `ready`, or later if a window holds it back."""
+    shown, status = facts.current, facts.status
+    if spec.window is None or shown is None:
+        return ready
+    if shown.number == newest.number and status.next_activation_time is None:
+        return ready  # it was begun, and the agent ended in the middle
+    served = next((each for each in facts.versions if each.number == status.confirmed_version), None)
+    if served is None and shown.number != newest.number:
+        served = shown  # what stood there before the first one
+    if served is None or served.number in status.revoked_versions:
+        return ready
+    ready = max(ready, now)
+    return min(spec.window.opens(ready, spec.local), max(ready, override_time(spec, served)))
+
+
+def _is_seen_served(spec: LineageSpec, facts: LineageFacts) -> bool:
+    """Whether the service was seen to serve what is in place; never where nobody looks."""
+    seen = facts.status.verified_version
+    return spec.verify_interval is not None and facts.current is not None and seen == facts.current.number
+
+
+def _verify_or(step: Request | Wait, spec: LineageSpec, facts: LineageFacts, now: datetime) -> Request | Wait | Verify:
+    """A look at the service where nothing else is to be done now, and one is due."""
+    current, status = facts.current, facts.status
+    confirmed = current is not None and current.number == status.confirmed_version
+    if isinstance(step, Request) or current is None or not confirmed or spec.verify_interval is None:
+        return step
+    when = status.next_verify_time or now
+    if when > now:
+        return Wait(min(step.until, when), step.held_back)
+    if status.drift_reloaded:
+        return Verify(current, None)
+    if spec.window is None:
+        return Verify(current, now)
+    return Verify(current, min(spec.window.opens(now, spec.local), max(now, override_time(spec, current))))
 
 
 def _request_or_wait(
@@ -223,6 +324,7 @@ def _reason(
     if newest is None:
         return RenewReason.FIRST
     reasons = {
+        RenewReason.REVOKED: newest.number in facts.status.revoked_versions,
         RenewReason.NAMES_CHANGED: bool(spec.dns_names) and newest.dns_names != spec.dns_names,
         RenewReason.KEY_TYPE_CHANGED: bool(spec.key_type) and newest.key_type != spec.key_type,
         RenewReason.EXPIRED: newest.not_after <= now,

@@ -1,4 +1,4 @@
-"""How a lineage's status changes with each event: pure.
+"""How a lineage's status changes with each event: pure. `renewal.machine` draws which state may follow which.
 
 Counts are saved before the act that they count, so that they survive the agent's end in the middle of it. No wait is
 shorter than what the CA, a limit or a lock asked for.
@@ -7,25 +7,34 @@ shorter than what the CA, a limit or a lock asked for.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from certplane.agent.model import LineageState, LineageStatus, Version
+from certplane.agent.model import LineageState, LineageStatus, LineageStep, ServedLeaf, ServiceView, Version
 from certplane.agent.renewal.failures import Failure, activation_backoff, request_backoff
-from certplane.agent.renewal.plan import Plan, RenewReason, Request, Wait
+from certplane.agent.renewal.plan import Plan, RenewReason, Request, Verify, Wait
 
 __all__ = [
     "activated",
     "activating",
     "activation_failed",
+    "going_back",
+    "is_well",
+    "looked",
     "new_status",
     "planned",
     "reloading",
     "request_failed",
     "request_succeeded",
     "requesting",
+    "revoked",
     "settle_clock",
+    "settle_jump",
+    "verified",
+    "verify_failed",
+    "verifying",
 ]
 
 _PATIENCE = 3
@@ -33,10 +42,19 @@ _PATIENCE = 3
 
 _TOLERANCE = timedelta(minutes=1)
 
+_WELL = frozenset({LineageState.WAITING, LineageState.SERVING, LineageState.ISSUED})
+_RESTING = _WELL | {LineageState.DEGRADED, LineageState.FAILED, LineageState.DUE}
+
 
 def new_status(name: str, now: datetime) -> LineageStatus:
     """The status of a lineage of which nothing is known."""
     return LineageStatus(name, LineageState.ABSENT, now)
+
+
+def is_well(status: LineageStatus) -> bool:
+    """Whether a lineage has what it should have (or will, once a window opens), and nothing that failed waits."""
+    failures = status.failures or status.activation_failures or status.verify_failures
+    return status.state in _WELL and not failures
 
 
 def settle_clock(status: LineageStatus, now: datetime) -> LineageStatus:
@@ -45,18 +63,27 @@ def settle_clock(status: LineageStatus, now: datetime) -> LineageStatus:
     Without it a clock that was wrong by years once, and is right again, would hold renewals back for years.
     """
     shift = now - status.update_time
-    if shift > -_TOLERANCE:
-        return status
+    return status if shift > -_TOLERANCE else settle_jump(status, shift)
+
+
+def settle_jump(status: LineageStatus, jump: timedelta) -> LineageStatus:
+    """The status after the wall clock was set by `jump` while the agent ran: its waits keep their length.
+
+    Dates of certificates, and the opening of a window, are of the world and stay; what the agent or a CA said to wait
+    is a span from a moment of this clock.
+    """
 
     def moved(moment: datetime | None) -> datetime | None:
-        return None if moment is None else moment + shift
+        return None if moment is None else moment + jump
 
     return replace(
         status,
-        update_time=now,
+        update_time=status.update_time + jump,
         next_attempt_time=moved(status.next_attempt_time),
         retry_time=moved(status.retry_time),
         next_activation_time=moved(status.next_activation_time),
+        verify_time=moved(status.verify_time),
+        next_verify_time=moved(status.next_verify_time),
     )
 
 
@@ -69,11 +96,34 @@ def planned(status: LineageStatus, plan: Plan, now: datetime) -> LineageStatus:
         case Wait(held_back=RenewReason() as because):
             state, reason = LineageState.FAILED if status.failures else LineageState.DUE, str(because)
         case Wait():
-            rejected = status.rejected_version is not None or status.activation_failures > 0
-            state, reason = LineageState.DEGRADED if rejected else LineageState.WAITING, ""
-    if (state, reason, plan.renew_time) == (status.state, status.renew_reason, status.renew_time):
+            state, reason = _at_rest(status, plan), ""
+        case Verify() if state not in _RESTING:  # what an agent that ended had begun
+            state, reason = _at_rest(status, plan), ""
+    shown = replace(
+        status,
+        state=state,
+        renew_reason=reason,
+        renew_time=plan.renew_time,
+        activate_after=plan.activate_after,
+        issued_version=plan.issued,
+        installed_version=plan.installed,
+    )
+    return status if shown == status else replace(shown, update_time=now)
+
+
+def _at_rest(status: LineageStatus, plan: Plan) -> LineageState:
+    if status.rejected_version is not None or status.activation_failures or status.verify_failures:
+        return LineageState.DEGRADED
+    if plan.activate_after is not None:
+        return LineageState.ISSUED
+    return LineageState.SERVING if plan.served else LineageState.WAITING
+
+
+def revoked(status: LineageStatus, version: int, now: datetime) -> LineageStatus:
+    """A version is known to be revoked: it is replaced at once, and no failed activation goes back to it."""
+    if version in status.revoked_versions:
         return status
-    return replace(status, state=state, renew_reason=reason, renew_time=plan.renew_time, update_time=now)
+    return replace(status, revoked_versions=(*status.revoked_versions, version), update_time=now)
 
 
 def requesting(status: LineageStatus, reason: StrEnum, now: datetime) -> LineageStatus:
@@ -95,6 +145,7 @@ def request_failed(
         next_attempt_time=max(now + wait, failure.retry_time or now),
         retry_time=failure.retry_time,
         last_error=failure.message,
+        failed_step=LineageStep.REQUEST,
     )
 
 
@@ -102,13 +153,15 @@ def request_succeeded(status: LineageStatus, version: Version, now: datetime) ->
     """A certificate came and is staged: whatever the activation of an older one had to wait for is past."""
     return replace(
         status,
-        state=LineageState.INSTALLING,
+        state=LineageState.ISSUED,
         update_time=now,
         renew_time=version.renew_time,
+        issued_version=version.number,
         failures=0,
         next_attempt_time=None,
         retry_time=None,
         last_error="",
+        failed_step=None,
         activation_failures=0,
         next_activation_time=None,
     )
@@ -131,24 +184,117 @@ def activating(status: LineageStatus, now: datetime, rng: random.Random) -> Line
     )
 
 
-def reloading(status: LineageStatus, now: datetime) -> LineageStatus:
+def reloading(status: LineageStatus, version: Version, now: datetime) -> LineageStatus:
     """The version is installed and the reload is about to begin."""
-    return replace(status, state=LineageState.RELOADING, update_time=now)
+    return replace(
+        status, state=LineageState.RELOADING, update_time=now, installed_version=version.number, activate_after=None
+    )
+
+
+def verifying(status: LineageStatus, now: datetime) -> LineageStatus:
+    """The reload succeeded, and the service is about to be looked at."""
+    return replace(status, state=LineageState.VERIFYING, update_time=now)
+
+
+def looked(
+    status: LineageStatus, view: ServiceView, versions: Sequence[Version], now: datetime, *, interval: timedelta
+) -> LineageStatus:
+    """The service was looked at: what it serves, whatever that means for the state.
+
+    Args:
+        status: Before.
+        view: What was found.
+        versions: All that are on disk: the leaf may be any of them.
+        now: When.
+        interval: When to look again, for its own sake.
+    """
+    leaf = view.leaf
+    served = None if leaf is None else next((each for each in versions if _is_leaf_of(leaf, each)), None)
+    return replace(
+        status,
+        update_time=now,
+        verified_version=None if served is None else served.number,
+        verify_time=now,
+        served_serial_number="" if leaf is None else leaf.serial_number,
+        served_not_before=None if leaf is None else leaf.not_before,
+        served_not_after=None if leaf is None else leaf.not_after,
+        next_verify_time=now + interval,
+    )
+
+
+def _is_leaf_of(leaf: ServedLeaf, version: Version) -> bool:
+    return (leaf.serial_number, leaf.public_key_sha256) == (version.serial_number, version.public_key_sha256)
+
+
+def verified(status: LineageStatus) -> LineageStatus:
+    """A look, recorded by `looked`, found what should be there: earlier finds are past."""
+    calm = replace(status, verify_failures=0, verify_error="", drift_reloaded=False)
+    if status.failures or status.activation_failures or status.rejected_version is not None:
+        return calm
+    if status.state not in {LineageState.WAITING, LineageState.DEGRADED}:
+        return calm
+    return replace(calm, state=LineageState.ISSUED if status.activate_after else LineageState.SERVING)
+
+
+def verify_failed(
+    status: LineageStatus,
+    problem: str,
+    now: datetime,
+    rng: random.Random,
+    *,
+    current: Version,
+    reload_time: datetime | None,
+) -> LineageStatus:
+    """A look, recorded by `looked`, found something else: visible, and looked at again soon.
+
+    Args:
+        status: After `looked`.
+        problem: What was found, for `status`.
+        now: When.
+        rng: For the jitter.
+        current: What is in place; the less life it has left, the sooner the next look.
+        reload_time: From when on the one reload may be made that is still to be made; None if there is none.
+    """
+    failures = status.verify_failures + 1
+    soon = now + activation_backoff(current, now).wait(failures, rng)
+    if reload_time is not None and reload_time > now:
+        soon = min(soon, reload_time)
+    return replace(
+        status,
+        state=status.state if status.state is LineageState.FAILED else LineageState.DEGRADED,
+        update_time=now,
+        verify_failures=failures,
+        verify_error=problem,
+        next_verify_time=min(soon, status.next_verify_time or soon),
+    )
 
 
 def activated(status: LineageStatus, version: Version, now: datetime) -> LineageStatus:
-    """The reload succeeded: this version is what a later failure goes back to."""
+    """The reload succeeded, and the look if there was one: this version is what a later failure goes back to."""
+    seen = status.state is LineageState.VERIFYING
     return replace(
         status,
-        state=LineageState.WAITING,
+        state=LineageState.SERVING if seen else LineageState.WAITING,
         update_time=now,
         renew_reason="",
         last_error="",
+        failed_step=None,
         rejected_version=None,
         confirmed_version=version.number,
+        installed_version=version.number,
         activation_failures=0,
         next_activation_time=None,
+        activate_after=None,
+        verify_failures=0,
+        verify_error="",
+        drift_reloaded=False,
+        revoked_versions=tuple(number for number in status.revoked_versions if number >= version.number),
     )
+
+
+def going_back(status: LineageStatus, step: LineageStep, error: str, now: datetime) -> LineageStatus:
+    """A step failed, and the version before is about to be put in place again."""
+    return replace(status, state=LineageState.DEGRADED, update_time=now, failed_step=step, last_error=error)
 
 
 def activation_failed(
@@ -157,16 +303,18 @@ def activation_failed(
     now: datetime,
     rng: random.Random,
     *,
+    step: LineageStep,
     rejected_version: int | None,
     current: Version | None,
 ) -> LineageStatus:
     """The activation failed: when the next one may begin.
 
     Args:
-        status: As `activating` left it.
+        status: As `activating` left it, or a later step.
         error: What failed, for `status`.
         now: When.
         rng: For the jitter.
+        step: Which step failed.
         rejected_version: The version that was rolled back; None if it stays, or never was installed.
         current: What is shown now; the less life it has left, the sooner the next try.
     """
@@ -176,6 +324,8 @@ def activation_failed(
         state=LineageState.DEGRADED,
         update_time=now,
         last_error=error,
+        failed_step=step,
         rejected_version=rejected_version,
+        installed_version=None if current is None else current.number,
         next_activation_time=now + wait,
     )

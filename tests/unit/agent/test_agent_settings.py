@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from datetime import timedelta
+from datetime import UTC, time, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from certplane.agent.renewal.window import ActivationWindow
 from certplane.agent.settings import (
+    AccountName,
+    ActivateSettings,
     AgentSettings,
     BrokerUrl,
+    FileMode,
+    FileSettings,
     InstallMode,
     KeyRotation,
+    VerifySettings,
     load_settings,
 )
-from certplane.config.values import LogDestination, LogFormat, LogLevel
+from certplane.config.values import DnsName, HostPort, LogDestination, LogFormat, LogLevel
 from certplane.errors import ConfigurationError
 from certplane.pki.keys import KeyType
 
@@ -75,7 +81,26 @@ def test_every_key_of_the_format() -> None:
         "chain": Path("/etc/ssl/www/chain.pem"),
         "fullchain": Path("/etc/ssl/www/fullchain.pem"),
         "combined": Path("/etc/ssl/www/combined.pem"),
+        "pkcs12": Path("/etc/ssl/www/bundle.p12"),
     }
+    assert www.pkcs12 is not None
+    assert (www.pkcs12.password_file, www.pkcs12.friendly_name) == (Path("/etc/certplane/p12-password"), "www")
+    assert www.files_by_output == {
+        **dict.fromkeys(
+            ("key", "combined"), FileSettings(AccountName("root"), AccountName("www-data"), FileMode(0o640))
+        ),
+        **dict.fromkeys(
+            ("cert", "chain", "fullchain"), FileSettings(AccountName("root"), AccountName("www-data"), FileMode(0o644))
+        ),
+        "pkcs12": FileSettings(AccountName("tomcat"), AccountName("1001"), FileMode(0o400)),
+    }
+    assert www.activate == ActivateSettings(
+        ActivationWindow(time(22, 30), time(5), frozenset({5, 6}), UTC), timedelta(hours=48)
+    )
+    assert www.verify == VerifySettings(
+        HostPort("::1", 443), DnsName("example.com"), timedelta(seconds=3), 4, timedelta(milliseconds=500),
+        timedelta(hours=1),
+    )  # fmt: skip
     assert (www.renew_before, www.reload_timeout) == (timedelta(hours=720), timedelta(seconds=45))
     assert www.reload_command == "systemctl reload nginx"
     assert (www.key_type, www.key_rotation, www.install) == (KeyType.RSA_3072, KeyRotation.REUSE, InstallMode.COPY)
@@ -114,6 +139,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (settings.identity.key_type, settings.identity.rekey) == (KeyType.EC_P256, True)
     assert settings.broker.timeout == timedelta(seconds=30)
     (www,) = settings.certificates
+    assert (www.files_by_output, www.activate, www.verify) == ({}, ActivateSettings(), None)
     assert www.reload_timeout == timedelta(seconds=30)
     assert (www.key_type, www.key_rotation, www.install) == (KeyType.EC_P256, KeyRotation.ALWAYS, InstallMode.LINK)
     logging = settings.logging
@@ -196,6 +222,50 @@ CERTIFICATE = "certificates:\n- name: www\n  profile: p\n  dns_names: [a.example
             MINIMAL + CERTIFICATE + "  key_type: ed25519\n",
             "13: certificates[0].key_type: is 'ed25519', must be one of ec-p256, ec-p384, rsa-2048, rsa-3072, rsa-4096",
             id="key-type",
+        ),
+        pytest.param(
+            MINIMAL + CERTIFICATE + "  key_mode: 0644\n",
+            "13: certificates[0].key_mode: is 0644; what holds a private key is 0400 to 0640; write 0640", id="open-key",
+        ),
+        pytest.param(
+            MINIMAL + CERTIFICATE + "  mode: 0664\n",
+            "13: certificates[0].mode: is 0664; a certificate is 0400 to 0644; write 0644", id="group-writes",
+        ),
+        pytest.param(
+            MINIMAL + CERTIFICATE + "  mode: rw-r--r--\n",
+            "13: certificates[0].mode: must be like 0640: three octal digits", id="mode-in-letters",
+        ),
+        pytest.param(
+            MINIMAL + CERTIFICATE + "  combined: /c.pem\n  files:\n    combined: {mode: 0644}\n",
+            "15: certificates[0].files.combined.mode: is 0644; what holds a private key is 0400 to 0640; write 0640",
+            id="open-combined",
+        ),
+        pytest.param(
+            MINIMAL + CERTIFICATE + "  key: /k.pem\n  files:\n    cert: {mode: 0644}\n",
+            "15: certificates[0].files.cert: is no output of this certificate; outputs are: key", id="no-such-output",
+        ),
+        pytest.param(
+            MINIMAL + CERTIFICATE + "  group: 'www data'\n",
+            "13: certificates[0].group: must be the name or number of a user or group", id="group-name",
+        ),
+        pytest.param(
+            MINIMAL + CERTIFICATE + "  activate: {window: 2-4}\n",
+            "13: certificates[0].activate.window: must be like 02:00-04:00, sat,sun 22:00-05:00 or mon-fri 02:00-04:00 "
+            "Europe/Berlin",
+            id="window",
+        ),
+        pytest.param(
+            MINIMAL + CERTIFICATE + "  verify: {connect: localhost}\n",
+            "13: certificates[0].verify.connect: must be host:port", id="connect-without-port",
+        ),
+        pytest.param(
+            MINIMAL + CERTIFICATE + "  verify: {connect: localhost:443, attempts: 0}\n",
+            "13: certificates[0].verify.attempts: must be more than zero", id="no-attempts",
+        ),
+        pytest.param(
+            MINIMAL + CERTIFICATE + "  key: /k.pem\n  pkcs12: {path: /k.pem, password_file: /p}\n",
+            "14: certificates[0].pkcs12: is the path of certificates[0].key too; give each file its own path",
+            id="pkcs12-path-twice",
         ),
     ],
 )  # fmt: skip

@@ -19,11 +19,12 @@ from certplane.agent.install.activation import (
     hook_variables,
 )
 from certplane.agent.install.outputs import Outputs
-from certplane.agent.model import HookResult, LineageState, LineageStatus, Version
-from certplane.agent.renewal.status import new_status
+from certplane.agent.model import HookResult, LineageState, LineageStatus, LineageStep, Version
+from certplane.agent.renewal.plan import Verify
+from certplane.agent.renewal.status import is_well, new_status, revoked
 from certplane.errors import OperationError, Reason, RefusalError
 from certplane.runtime.pool import BlockingPool
-from tests.fakes.agent_install import FakeHookRunner, FakeStatusFile, FakeVersionStore
+from tests.fakes.agent_install import FakeHookRunner, FakeServiceProbe, FakeStatusFile, FakeVersionStore
 from tests.fakes.agent_keystore import FakePendingKeys
 from tests.fakes.clock import ManualClock
 from tests.support.lineages import LocalIssuer
@@ -44,6 +45,7 @@ class Host:
         self.statuses = FakeStatusFile(new_status("www", self.clock.now()))
         self.hooks = FakeHookRunner()
         self.pool = pool
+        self.probe: FakeServiceProbe | None = None
 
     def stage(self, lifetime: timedelta = timedelta(days=90)) -> Version:
         request = self.keys.begin(common_name="", sans=["www.example.org"], replaces_certificate_id="", reuse_key=False)
@@ -64,6 +66,7 @@ class Host:
             clock=self.clock,
             rng=random.Random(7),
             keep=keep,
+            probe=self.probe,
         )
 
     def status(self) -> LineageStatus:
@@ -222,6 +225,174 @@ async def test_reload_that_raises_is_a_failed_reload(host: Host) -> None:
     result = await host.activator(reload).activate(host.stage(), host.status())
     assert result.outcome is ActivationOutcome.ROLLED_BACK
     assert "IDENTITY_UNKNOWN" in result.error
+
+
+class Service(FakeServiceProbe):
+    """A service that loads what is in place with each reload, as long as it `obeys`."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self.host = host
+        self.obeys = True
+        self.reloads = 0
+        self.result = OK
+
+    async def reload(self, _: Version) -> HookResult:
+        self.reloads += 1
+        if self.obeys and self.result is OK:
+            self.served = self.host.store.current()
+        return self.result
+
+    async def activate(self, version: Version) -> ActivationResult:
+        return await self.host.activator(self.reload).activate(version, self.host.status())
+
+    async def look_again(self, *, reload: timedelta | None = timedelta()) -> LineageStatus:
+        version = self.host.store.current()
+        assert version is not None
+        step = Verify(version, None if reload is None else self.host.clock.now() + reload)
+        return await self.host.activator(self.reload).verify(step, self.host.status())
+
+
+@pytest.fixture
+def service(host: Host) -> Service:
+    host.probe = Service(host)
+    return host.probe
+
+
+async def test_version_that_is_seen_served_is_activated(host: Host, service: Service) -> None:
+    """With a look at the service a version is confirmed only when that presents it; each step was saved before."""
+    version = host.stage()
+    result = await service.activate(version)
+    assert result.outcome is ActivationOutcome.ACTIVATED
+    assert [status.state for status in host.statuses.saved] == [
+        LineageState.INSTALLING,
+        LineageState.RELOADING,
+        LineageState.VERIFYING,
+        LineageState.SERVING,
+    ]
+    status = host.status()
+    assert (status.confirmed_version, status.verified_version, status.installed_version) == (1, 1, 1)
+    assert status.served_serial_number == version.serial_number
+    assert (status.served_not_before, status.served_not_after) == (version.not_before, version.not_after)
+    assert status.verify_time == host.clock.now()
+
+
+async def test_row_23_service_that_goes_on_with_the_old_one(host: Host, service: Service) -> None:
+    """A reload that says it is fine and changes nothing is seen: back to the version that is served, and told."""
+    first, second = host.stage(), None
+    await service.activate(first)
+    second = host.stage()
+    service.obeys = False
+    host.statuses.saved.clear()
+    result = await service.activate(second)
+    assert result.outcome is ActivationOutcome.ROLLED_BACK
+    assert host.store.shown == [1, 2, 1]
+    assert [(status.state, status.installed_version) for status in host.statuses.saved] == [
+        (LineageState.INSTALLING, 1),
+        (LineageState.RELOADING, 2),
+        (LineageState.VERIFYING, 2),
+        (LineageState.DEGRADED, 2),
+        (LineageState.DEGRADED, 1),
+    ]
+    status = host.status()
+    assert (status.failed_step, status.rejected_version) == (LineageStep.VERIFY, 2)
+    assert (status.confirmed_version, status.verified_version) == (1, 1)
+    assert status.last_error == "it serves another certificate"
+    assert not is_well(status)
+    service.obeys = True
+    assert (await service.activate(second)).outcome is ActivationOutcome.ACTIVATED
+    assert (host.status().state, host.status().verified_version) == (LineageState.SERVING, 2)
+
+
+async def test_service_that_is_down_keeps_the_new_one(host: Host, service: Service) -> None:
+    """When the version before isn't served either, the service is broken: the new one stays, and is reloaded last."""
+    await service.activate(host.stage())
+    service.obeys, service.served, service.reloads = False, None, 0
+    result = await service.activate(host.stage())
+    assert result.outcome is ActivationOutcome.KEPT_UNCONFIRMED
+    assert host.store.shown == [1, 2, 1, 2]
+    assert service.reloads == 3
+    status = host.status()
+    assert (status.failed_step, status.rejected_version, status.installed_version) == (LineageStep.VERIFY, None, 2)
+    assert status.last_error == "nobody answers; with version 1 nobody answers"
+    assert (status.verified_version, status.served_serial_number) == (None, "")
+
+
+async def test_service_that_falls_over_by_the_new_one_comes_back(host: Host, service: Service) -> None:
+    """A reload with the new version ends the service, one with the old version brings it back: rolled back."""
+    await service.activate(host.stage())
+    second = host.stage()
+
+    async def fall_over(version: Version) -> HookResult:
+        service.served = None if version.number == second.number else version
+        return OK
+
+    result = await host.activator(fall_over).activate(second, host.status())
+    assert result.outcome is ActivationOutcome.ROLLED_BACK
+    assert host.status().verified_version == 1
+
+
+async def test_revoked_version_is_nothing_to_go_back_to(host: Host, service: Service) -> None:
+    """A revoked certificate is worse than one that isn't served yet."""
+    await service.activate(host.stage())
+    host.statuses.save(revoked(host.status(), 1, host.clock.now()))
+    service.obeys = False
+    result = await service.activate(host.stage())
+    assert result.outcome is ActivationOutcome.KEPT_UNCONFIRMED
+    assert host.current() == 2
+
+
+async def test_look_that_finds_all_well_changes_nothing_but_its_time(host: Host, service: Service) -> None:
+    """A later look that is well is recorded, without a reload."""
+    await service.activate(host.stage())
+    service.reloads = 0
+    host.clock.advance(timedelta(hours=6))
+    status = await service.look_again()
+    assert (status.state, status.verify_time) == (LineageState.SERVING, host.clock.now())
+    assert status.next_verify_time == host.clock.now() + timedelta(hours=6)
+    assert service.reloads == 0
+
+
+async def test_drifted_service_is_reloaded_once(host: Host, service: Service) -> None:
+    """A service that serves something else later is shown as degraded, and reloaded; that mends it here."""
+    await service.activate(host.stage())
+    service.served, service.reloads = host.stage(), 0
+    host.statuses.saved.clear()
+    status = await service.look_again()
+    assert service.reloads == 1
+    assert [each.state for each in host.statuses.saved] == [
+        LineageState.DEGRADED,
+        LineageState.DEGRADED,
+        LineageState.SERVING,
+    ]
+    assert is_well(status)
+    assert host.store.shown == [1]
+
+
+async def test_drifted_service_that_a_reload_does_not_mend_stays_visible(host: Host, service: Service) -> None:
+    """There is one reload in a row of finds, no rollback and no request; looks go on with back-off."""
+    await service.activate(host.stage())
+    service.served, service.obeys, service.reloads = None, False, 0
+    status = await service.look_again()
+    assert (status.state, status.drift_reloaded, status.verify_error) == (LineageState.DEGRADED, True, "nobody answers")
+    status = await service.look_again(reload=None)
+    assert service.reloads == 1
+    assert status.verify_failures == 3
+    assert status.next_verify_time is not None
+    assert status.next_verify_time > host.clock.now()
+    assert (status.confirmed_version, status.activation_failures) == (1, 0)
+    service.served = host.store.current()
+    assert is_well(await service.look_again(reload=None))
+    assert not host.status().drift_reloaded
+
+
+async def test_reload_of_a_find_waits_for_its_time(host: Host, service: Service) -> None:
+    """Outside of the window a find is shown, and its reload kept for later."""
+    await service.activate(host.stage())
+    service.served, service.reloads = None, 0
+    status = await service.look_again(reload=timedelta(hours=2))
+    assert service.reloads == 0
+    assert (status.state, status.drift_reloaded) == (LineageState.DEGRADED, False)
 
 
 async def test_waits_grow_with_failures(host: Host) -> None:

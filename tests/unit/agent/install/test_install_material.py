@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from certplane.agent.install.material import NoPairError, Part, complete, compose
+from certplane.agent.install.material import PEM_PARTS, NoPairError, Part, complete, compose
 from tests.support.lineages import LocalIssuer
 
 ISSUER = LocalIssuer()
@@ -28,7 +28,7 @@ def test_composed_files_hang_together() -> None:
     files = compose(KEY, LEAF, ISSUER.pem)
     assert files[Part.FULLCHAIN] == files[Part.CERT] + files[Part.CHAIN] == CERT + CHAIN
     assert files[Part.COMBINED] == KEY + CERT + CHAIN
-    assert set(files) == set(Part)
+    assert set(files) == set(PEM_PARTS)
 
 
 def test_composed_files_end_with_newlines() -> None:
@@ -58,7 +58,7 @@ def test_standing_pair_is_completed_and_kept_to_the_byte(found: dict[Part, bytes
     """What stands there is imported as it is; what is missing is derived from it."""
     files = complete(found)
     assert {part: files[part] for part in found} == found
-    assert set(files) == set(Part)
+    assert set(files) == set(PEM_PARTS)
     leaves = {x509.load_pem_x509_certificates(files[part])[0] for part in (Part.CERT, Part.FULLCHAIN, Part.COMBINED)}
     assert leaves == {x509.load_pem_x509_certificate(CERT)}
     assert x509.load_pem_x509_certificates(files[Part.FULLCHAIN])[1:] == [x509.load_pem_x509_certificate(CHAIN)]

@@ -19,12 +19,15 @@ from certplane.agent.renewal.plan import (
     Plan,
     RenewReason,
     Request,
+    Verify,
     Wait,
     due_time,
+    override_time,
     pause,
     plan_renewal,
     warn_time,
 )
+from certplane.agent.renewal.window import ActivationWindow
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key, public_key_sha256
 
@@ -33,6 +36,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 NAMES = ("example.org", "www.example.org")
 KEY = generate_private_key(KeyType.EC_P256)
 SPEC = LineageSpec(name="www", phase_key="web1/www", dns_names=NAMES, key_type="ec-p256")
+NIGHT = ActivationWindow.parse("02:00-04:00")
 
 
 def version(number: int = 1, *, lifetime: timedelta = 90 * DAY, begin: datetime = START, **more: object) -> Version:
@@ -394,8 +398,144 @@ def lineages(draw: st.DrawFn) -> LineageFacts:
             retry_time=draw(maybe_moments),
             next_attempt_time=draw(maybe_moments),
             next_activation_time=draw(maybe_moments),
+            next_verify_time=draw(maybe_moments),
+            verify_failures=draw(st.sampled_from([0, 1])),
+            drift_reloaded=draw(st.booleans()),
+            revoked_versions=draw(st.sampled_from([(), (1,), (2,)])),
         ),
     )
+
+
+HELD = facts(version(), version(2), current=1, known=status(confirmed_version=1))
+"""A second version is on disk; the first one is in use, confirmed, until 90 days after START."""
+NEXT_NIGHT = START + 14 * HOUR
+"""START is noon."""
+WINDOWED = replace(SPEC, window=NIGHT)
+
+
+def test_activation_waits_for_its_window() -> None:
+    """A version that came in the daytime is put in place at night; its plan says when."""
+    plan = plan_renewal(WINDOWED, HELD, START)
+    assert plan.activate_after == NEXT_NIGHT
+    assert isinstance(plan.step, Wait)
+    assert plan.step.until == NEXT_NIGHT
+    assert plan_renewal(WINDOWED, HELD, NEXT_NIGHT).step == Activate(HELD.versions[1])
+    assert plan_renewal(WINDOWED, HELD, NEXT_NIGHT).activate_after is None
+    assert isinstance(plan_renewal(WINDOWED, HELD, NEXT_NIGHT + 2 * HOUR).step, Wait)
+
+
+def test_window_holds_no_request_back() -> None:
+    """A certificate is asked for when it is due, whatever the time of day."""
+    assert isinstance(step_of(facts(version()), DUE, WINDOWED), Request)
+
+
+@pytest.mark.parametrize(
+    ("what", "now"),
+    [
+        pytest.param(facts(version(), known=status()), START, id="the first one, begun and not finished"),
+        pytest.param(replace(facts(version(), known=status()), current=None), START, id="nothing is in use"),
+        pytest.param(
+            replace(HELD, status=status(confirmed_version=1, revoked_versions=(1,))), START, id="what is in use is revoked"
+        ),
+        pytest.param(
+            replace(HELD, current=HELD.versions[1]), START, id="begun, and the agent ended in the middle"
+        ),
+        pytest.param(
+            facts(version(begin=START - 88 * DAY), version(2), current=1, known=status(confirmed_version=1)),
+            START,
+            id="what is in use ends in two days",
+        ),
+        pytest.param(
+            facts(version(0, begin=START - 100 * DAY), version(), current=0, known=status()), START, id="imported, expired"
+        ),
+    ],
+)  # fmt: skip
+def test_window_is_not_waited_for(what: LineageFacts, now: datetime) -> None:
+    """Where nothing of use is served, or not for long, the window doesn't count; nor for what was begun."""
+    assert isinstance(step_of(what, now, WINDOWED), Activate)
+
+
+def test_window_that_opens_too_late_is_not_waited_for() -> None:
+    """The activation comes when the certificate in use has little life left, though the window is closed then."""
+    weekly = replace(SPEC, window=ActivationWindow.parse("sun 02:00-04:00"))  # START is a Monday
+    ends = facts(version(begin=START - 86 * DAY), version(2), current=1, known=status(confirmed_version=1))
+    plan = plan_renewal(weekly, ends, START)
+    assert plan.activate_after == START + 4 * DAY - 72 * HOUR
+    assert isinstance(step_of(ends, START + DAY, weekly), Activate)
+
+
+@pytest.mark.parametrize(
+    ("configured", "lifetime", "left"),
+    [
+        pytest.param(None, 90 * DAY, 72 * HOUR, id="default"),
+        pytest.param(None, 6 * DAY, 36 * HOUR, id="default, short lifetime"),
+        pytest.param(24 * HOUR, 90 * DAY, 24 * HOUR, id="configured"),
+        pytest.param(720 * HOUR, 90 * DAY, 90 * DAY / 4, id="configured, more than a quarter"),
+    ],
+)
+def test_override_fits_the_lifetime(configured: timedelta | None, lifetime: timedelta, left: timedelta) -> None:
+    """A setting for long certificates leaves short ones their windows."""
+    served = version(lifetime=lifetime)
+    assert override_time(replace(SPEC, expires_override=configured), served) == served.not_after - left
+
+
+def test_failed_activation_is_tried_again_in_a_window() -> None:
+    """After its back-off, in the night; one whose back-off ends in the day waits for the next night."""
+    failed = replace(
+        HELD, status=status(confirmed_version=1, activation_failures=1, next_activation_time=NEXT_NIGHT + 3 * HOUR)
+    )
+    plan = plan_renewal(WINDOWED, failed, NEXT_NIGHT + HOUR)
+    assert isinstance(plan.step, Wait)
+    assert plan.step.until == NEXT_NIGHT + DAY
+    assert isinstance(step_of(failed, NEXT_NIGHT + DAY, WINDOWED), Activate)
+
+
+VERIFIED = replace(SPEC, verify_interval=6 * HOUR)
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        pytest.param({}, Verify(version(), START), id="never looked"),
+        pytest.param({"next_verify_time": START}, Verify(version(), START), id="its time has come"),
+        pytest.param({"next_verify_time": START, "drift_reloaded": True}, Verify(version(), None), id="reloaded already"),
+        pytest.param({"next_verify_time": START + HOUR}, Wait(START + HOUR), id="seen lately"),
+        pytest.param(
+            {"next_activation_time": START + 2 * HOUR, "confirmed_version": None},
+            Wait(START + 2 * HOUR),
+            id="not confirmed",
+        ),
+    ],
+)  # fmt: skip
+def test_service_is_looked_at_from_time_to_time(known: dict[str, object], step: object) -> None:
+    """What is in place and confirmed is looked at, with one reload in hand."""
+    assert step_of(facts(version(), known=status(**{"confirmed_version": 1, **known})), START, VERIFIED) == step
+
+
+def test_reload_of_a_look_waits_for_the_window() -> None:
+    """A look is made at any time; a reload that it finds necessary is for the night."""
+    assert step_of(FRESH, START, replace(VERIFIED, window=NIGHT)) == Verify(version(), NEXT_NIGHT)
+
+
+def test_version_before_is_looked_at_after_a_rollback() -> None:
+    """What a failed activation went back to is what the service should serve."""
+    failed = replace(HELD, status=status(confirmed_version=1, activation_failures=1, next_activation_time=START + HOUR))
+    assert step_of(failed, START, VERIFIED) == Verify(HELD.versions[0], START)
+
+
+def test_request_comes_before_a_look() -> None:
+    """A due certificate is asked for first."""
+    assert isinstance(step_of(FRESH, DUE, VERIFIED), Request)
+
+
+def test_revoked_certificate_is_replaced_at_once() -> None:
+    """And never activated, if it hasn't been yet."""
+    revoked = replace(FRESH, status=status(confirmed_version=1, revoked_versions=(1,)))
+    step = step_of(revoked, START)
+    assert isinstance(step, Request)
+    assert step.reason is RenewReason.REVOKED
+    fresh = replace(HELD, status=status(confirmed_version=1, revoked_versions=(2,)))
+    assert isinstance(step_of(fresh, START), Request)
 
 
 PENDING, OTHER = pending(), pending("other.example.org")
@@ -407,6 +547,9 @@ specs = st.builds(
     key_type=st.sampled_from(["", "ec-p256", "rsa-2048"]),
     renew_before=st.sampled_from([None, HOUR, 720 * HOUR]),
     warn_before=st.sampled_from([None, HOUR, 720 * HOUR]),
+    window=st.sampled_from([None, NIGHT, ActivationWindow.parse("sat 23:00-01:00 UTC")]),
+    expires_override=st.sampled_from([None, HOUR, 72 * HOUR]),
+    verify_interval=st.sampled_from([None, 6 * HOUR]),
 )
 
 
@@ -431,6 +574,7 @@ def test_waits_end(spec: LineageSpec, what: LineageFacts, now: datetime) -> None
 def test_certificate_is_asked_for_before_it_ends(spec: LineageSpec, what: LineageFacts) -> None:
     """Followed from wait to wait, an allowed request is made before the newest version expires, or it is activated."""
     free = replace(what, status=replace(what.status, retry_time=None, next_attempt_time=None))
+    spec = replace(spec, verify_interval=None)  # a look ends the following, but holds nothing up
     newest = max((each for each in what.versions if each.number > 0), key=lambda each: each.number, default=None)
     now = START
     for _ in range(5):

@@ -11,20 +11,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certplane.agent.model import LineageState, LineageStatus, Version
+from certplane.agent.model import LineageState, LineageStatus, LineageStep, ServedLeaf, ServiceView, Version
 from certplane.agent.renewal.failures import Failure, FailureKind, failure_of, is_final_for_key, request_backoff
-from certplane.agent.renewal.plan import Activate, Plan, RenewReason, Request, Wait
+from certplane.agent.renewal.plan import Activate, Plan, RenewReason, Request, Verify, Wait
 from certplane.agent.renewal.status import (
     activated,
     activating,
     activation_failed,
+    going_back,
+    is_well,
+    looked,
     new_status,
     planned,
     reloading,
     request_failed,
     request_succeeded,
     requesting,
+    revoked,
     settle_clock,
+    settle_jump,
+    verified,
+    verify_failed,
+    verifying,
 )
 from certplane.errors import (
     CertplaneError,
@@ -38,6 +46,8 @@ from certplane.errors import (
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+LEAF = ServedLeaf("1", "f" * 64, NOW - 60 * DAY, NOW + 30 * DAY)
+STRANGER = replace(LEAF, serial_number="2")
 ACME = "urn:ietf:params:acme:error:"
 
 
@@ -203,6 +213,7 @@ def test_success_forgets_every_failure() -> None:
         confirmed_version=0,
     )
     status = request_succeeded(failed, version(2), NOW + HOUR)
+    assert (status.state, status.issued_version) == (LineageState.ISSUED, 2)
     assert (status.failures, status.last_error, status.retry_time, status.next_attempt_time) == (0, "", None, None)
     assert (status.activation_failures, status.next_activation_time) == (0, None)
     assert status.confirmed_version == 0
@@ -217,11 +228,17 @@ def test_life_of_a_certificate_is_told() -> None:
     status = request_succeeded(status, version(), NOW)
     status = activating(status, NOW, rng)
     assert status.state is LineageState.INSTALLING
-    status = reloading(status, NOW)
-    assert status.state is LineageState.RELOADING
+    status = reloading(status, version(), NOW)
+    assert (status.state, status.installed_version) == (LineageState.RELOADING, 1)
     done = activated(status, version(), NOW)
     assert (done.state, done.confirmed_version, done.renew_reason) == (LineageState.WAITING, 1, "")
-    failed = activation_failed(status, "the reload failed", NOW, rng, rejected_version=1, current=None)
+    seen = looked(verifying(status, NOW), ServiceView(LEAF), (version(),), NOW, interval=6 * HOUR)
+    assert (seen.state, seen.verified_version, seen.served_serial_number) == (LineageState.VERIFYING, 1, "1")
+    assert activated(seen, version(), NOW).state is LineageState.SERVING
+    failed = activation_failed(
+        status, "the reload failed", NOW, rng, step=LineageStep.RELOAD, rejected_version=1, current=None
+    )
+    assert failed.failed_step is LineageStep.RELOAD
     assert (failed.state, failed.rejected_version, failed.last_error) == (
         LineageState.DEGRADED,
         1,
@@ -239,7 +256,13 @@ def test_activation_waits_are_a_share_of_the_shown_certificates_life() -> None:
         waits = []
         for seed in range(40):
             failed = activation_failed(
-                counted, "", NOW, random.Random(seed), rejected_version=None, current=version(left=left)
+                counted,
+                "",
+                NOW,
+                random.Random(seed),
+                step=LineageStep.RELOAD,
+                rejected_version=None,
+                current=version(left=left),
             )
             assert failed.next_activation_time is not None
             waits.append(failed.next_activation_time - NOW)
@@ -273,6 +296,11 @@ def test_activation_waits_are_a_share_of_the_shown_certificates_life() -> None:
         pytest.param(
             {"state": LineageState.INSTALLING}, Activate(version()), LineageState.INSTALLING, "", id="activating"
         ),
+        pytest.param({"verify_failures": 1}, Wait(NOW + DAY), LineageState.DEGRADED, "", id="something else is served"),
+        pytest.param({}, Verify(version(), None), LineageState.WAITING, "", id="about to look, after a restart"),
+        pytest.param(
+            {"state": LineageState.DEGRADED}, Verify(version(), None), LineageState.DEGRADED, "", id="about to look"
+        ),
     ],
 )
 def test_plan_is_shown(
@@ -283,6 +311,22 @@ def test_plan_is_shown(
     shown = planned(status, Plan(step, NOW + DAY, overdue=False), NOW + HOUR)
     assert (shown.state, shown.renew_reason, shown.renew_time) == (state, reason, NOW + DAY)
     assert planned(shown, Plan(step, NOW + DAY, overdue=False), NOW + 2 * HOUR) is shown
+
+
+def test_rest_says_what_is_known() -> None:
+    """At rest a lineage serves if that was seen, is issued while a window holds it, and else waits."""
+    rest = Wait(NOW + DAY)
+    for more, state in (
+        ({}, LineageState.WAITING),
+        ({"served": True}, LineageState.SERVING),
+        ({"served": True, "activate_after": NOW + HOUR}, LineageState.ISSUED),
+    ):
+        plan = Plan(rest, NOW + DAY, overdue=False, issued=2, installed=1, **more)  # type: ignore[arg-type]  # shorthand
+        shown = planned(new_status("www", NOW), plan, NOW)
+        assert shown.state is state
+        assert is_well(shown)
+        assert (shown.issued_version, shown.installed_version) == (2, 1)
+        assert shown.activate_after == plan.activate_after
 
 
 @pytest.mark.parametrize("back", [2 * MINUTE, HOUR, 400 * DAY])
@@ -311,3 +355,98 @@ def test_record_from_the_past_is_left_alone(ahead: timedelta) -> None:
     """Time that went on, or a clock that NTP corrects by a little, changes no record."""
     status = replace(new_status("www", NOW), retry_time=NOW + HOUR)
     assert settle_clock(status, NOW + ahead) is status
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR, -400 * DAY])
+def test_waits_keep_their_length_when_the_clock_is_set(jump: timedelta) -> None:
+    """What the agent or a CA said to wait is a span; a certificate's dates and a window's are of the world."""
+    status = replace(
+        new_status("www", NOW),
+        renew_time=NOW + 9 * DAY,
+        activate_after=NOW + 2 * DAY,
+        next_attempt_time=NOW + HOUR,
+        retry_time=NOW + 2 * HOUR,
+        next_verify_time=NOW + 6 * HOUR,
+        verify_time=NOW,
+    )
+    moved = settle_jump(status, jump)
+    assert (moved.renew_time, moved.activate_after) == (status.renew_time, status.activate_after)
+    assert moved.next_attempt_time == NOW + jump + HOUR
+    assert moved.retry_time == NOW + jump + 2 * HOUR
+    assert moved.next_verify_time == NOW + jump + 6 * HOUR
+    assert moved.next_activation_time is None
+    assert settle_clock(moved, NOW + jump) is moved
+
+
+@pytest.mark.parametrize(
+    ("view", "number", "serial"),
+    [
+        pytest.param(ServiceView(LEAF), 1, "1", id="ours"),
+        pytest.param(ServiceView(STRANGER, "another"), None, "2", id="a stranger's"),
+        pytest.param(ServiceView(None, "refused"), None, "", id="nothing"),
+        pytest.param(
+            ServiceView(replace(LEAF, public_key_sha256="e" * 64), "?"), None, "1", id="our serial, no key of ours"
+        ),
+    ],
+)
+def test_what_was_seen_is_told(view: ServiceView, number: int | None, serial: str) -> None:
+    """A look says what the service presented, and which version of this host that is."""
+    status = looked(new_status("www", NOW), view, (version(),), NOW, interval=6 * HOUR)
+    assert (status.verified_version, status.served_serial_number) == (number, serial)
+    assert (status.verify_time, status.next_verify_time) == (NOW, NOW + 6 * HOUR)
+    assert (status.served_not_after is None) == (view.leaf is None)
+
+
+def test_service_that_drifted_is_degraded_until_it_is_well() -> None:
+    """A find is visible and looked at again soon; a look that is well ends it, and the next find has a reload again."""
+    seen = replace(new_status("www", NOW), state=LineageState.SERVING, confirmed_version=1)
+    looked_at = looked(seen, ServiceView(STRANGER, "another"), (version(),), NOW, interval=6 * HOUR)
+    drifted = verify_failed(looked_at, "another", NOW, random.Random(1), current=version(), reload_time=NOW)
+    assert (drifted.state, drifted.verify_failures, drifted.verify_error) == (LineageState.DEGRADED, 1, "another")
+    assert not is_well(drifted)
+    assert drifted.next_verify_time is not None
+    assert NOW < drifted.next_verify_time <= NOW + MINUTE
+    again = verified(replace(drifted, drift_reloaded=True))
+    assert (again.state, again.verify_failures, again.verify_error) == (LineageState.SERVING, 0, "")
+    assert not again.drift_reloaded
+    assert is_well(again)
+
+
+def test_find_outside_of_a_window_is_looked_at_when_it_opens() -> None:
+    """The reload that a find is worth waits for the window, no matter how patient the looks have become."""
+    drifted = replace(new_status("www", NOW), verify_failures=30)
+    opens = NOW + 2 * MINUTE
+    for seed in range(20):
+        failed = verify_failed(drifted, "", NOW, random.Random(seed), current=version(), reload_time=opens)
+        assert failed.next_verify_time is not None
+        assert failed.next_verify_time <= opens
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param({"failures": 2, "state": LineageState.FAILED}, id="requests fail"),
+        pytest.param({"activation_failures": 1, "state": LineageState.DEGRADED}, id="an activation failed"),
+        pytest.param({"state": LineageState.DUE}, id="due"),
+    ],
+)
+def test_look_that_is_well_hides_no_other_trouble(trouble: dict[str, object]) -> None:
+    """What the service serves says nothing about a request or an activation that failed."""
+    status = replace(new_status("www", NOW), **trouble)  # type: ignore[arg-type]  # a test's shorthand
+    assert verified(status).state is status.state
+
+
+def test_going_back_is_told_before_it_is_done() -> None:
+    """The step and its error are on disk while the version before is put back."""
+    status = going_back(new_status("www", NOW), LineageStep.VERIFY, "it serves another", NOW)
+    assert (status.state, status.failed_step, status.last_error) == (
+        LineageState.DEGRADED, LineageStep.VERIFY, "it serves another",
+    )  # fmt: skip
+
+
+def test_revoked_version_is_known_until_a_newer_one_is_in_force() -> None:
+    """What is known to be revoked is neither served on nor gone back to, and is forgotten with its replacement."""
+    status = revoked(revoked(new_status("www", NOW), 1, NOW), 1, NOW)
+    assert status.revoked_versions == (1,)
+    assert activated(status, version(1), NOW).revoked_versions == (1,)
+    assert activated(status, version(2), NOW).revoked_versions == ()
