@@ -117,9 +117,10 @@ def settle(known: KnownIdentity, keep: tuple[str, str] | None, now: datetime) ->
         DenyEntry(issuer=issuer, serial_number=serial_number, reason=reason, create_time=now)
         for issuer, serial_number in uses
     )
-    # The deny-list shuts the others out from here on. They stay known, so that it can take one back without activating
-    # it, and their grace is over.
-    others = tuple(replace(use, time=min(use.time, now - GRACE)) for use in uses.values())
+    # The deny-list shuts the others out from here on; they stay known, so that taking an entry back activates nothing.
+    # Retired only now, they have their grace: a broker may learn of this some moments before it learns of the entries,
+    # and a call in between must not make a contest of what was just settled.
+    others = tuple(replace(use, time=now) for use in uses.values())
     return Settlement(replace(known, active=kept, retired=others[:_MOST_RETIRED], contest=None), denied)
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from certplane.agent.link.broker import _GRACE as AGENT_GRACE
 from certplane.broker.model import DenyEntry, IdentityUse, KnownIdentity
 from certplane.broker.policy.first_use import GRACE, Verdict, activated, contested, judge, settle
 
@@ -30,6 +31,11 @@ def rotated(*, after: timedelta = HOUR) -> KnownIdentity:
 
 
 CONTESTED = contested(rotated(), use("a1", at=DAY))
+
+
+def test_an_agents_old_channel_ends_within_the_grace() -> None:
+    """An ordinary rotation needs a fraction of the five minutes, whatever its calls wait for."""
+    assert timedelta() < AGENT_GRACE <= GRACE / 5
 
 
 @pytest.mark.parametrize(
@@ -112,8 +118,10 @@ def test_settling_by_certificate_shuts_the_other_out(kept: str, other: str) -> N
     assert NAME in settlement.denied[0].reason
     made = {"a1": timedelta(), "b2": HOUR}
     assert judge(known, use(kept, made=made[kept], at=3 * DAY)) is Verdict.ACTIVE
+    # A broker that hasn't seen the entry yet makes no new contest of the other's next call.
+    assert judge(known, use(other, made=made[other], at=2 * DAY + SECOND)) is Verdict.GRACE
     # Were the entry taken back, its certificate would still not come into use by itself.
-    assert judge(known, use(other, made=made[other], at=2 * DAY + SECOND)) is Verdict.CONTEST
+    assert judge(known, use(other, made=made[other], at=3 * DAY)) is Verdict.CONTEST
     # The chosen one's next renewal is an ordinary one.
     assert judge(known, use("c3", made=3 * DAY, at=3 * DAY)) is Verdict.ACTIVATE
 
@@ -199,10 +207,10 @@ class Story:
         assert settlement is not None
         self.known, self.contested_at = settlement.known, None
         if for_the_other:
-            self.retired[self.active.serial_number], self.active = now - GRACE, other
+            self.retired[self.active.serial_number], self.active = now, other
             self.retired.pop(other.serial_number, None)
             for entry in settlement.denied:
-                self.retired[entry.serial_number] = now - GRACE
+                self.retired[entry.serial_number] = now
 
     def check(self) -> None:
         assert self.known is not None
