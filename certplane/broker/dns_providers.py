@@ -120,10 +120,26 @@ def _exec(around: _Surroundings) -> DnsProvider:
     )
 
 
+def _lexicon(around: _Surroundings) -> DnsProvider:
+    from certplane.broker.issuers.dns.lexicon import LexiconApi, LexiconProvider
+
+    lexicon = _section(DnsProviderName.LEXICON, around.acme.lexicon)
+    api = LexiconApi(
+        provider=lexicon.provider,
+        credentials=lexicon.credentials,
+        options=lexicon.options,
+        resolvers=lexicon.recursive_nameservers,
+        timeout=lexicon.timeout,
+        ttl=lexicon.ttl,
+    )
+    return LexiconProvider(api, around.secrets, around.rng)
+
+
 _PROVIDERS: Mapping[DnsProviderName, Callable[[_Surroundings], DnsProvider]] = {
     DnsProviderName.CLOUDFLARE: _cloudflare,
     DnsProviderName.RFC2136: _rfc2136,
     DnsProviderName.HTTPREQ: _httpreq,
     DnsProviderName.ACME_DNS: _acme_dns,
     DnsProviderName.EXEC: _exec,
+    DnsProviderName.LEXICON: _lexicon,
 }

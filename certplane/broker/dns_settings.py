@@ -43,6 +43,7 @@ class DnsProvider(StrEnum):
     RFC2136 = "rfc2136"
     ACME_DNS = "acme-dns"
     EXEC = "exec"
+    LEXICON = "lexicon"
 
     @property
     def section(self) -> str:

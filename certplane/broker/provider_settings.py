@@ -5,13 +5,14 @@ Part of `certplane.broker.settings`, which is what others import.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from certplane.config.values import HttpUrl, PositiveSpan
+from certplane.config.values import HostPort, HttpUrl, PositiveSpan
 
-__all__ = ["AcmeDnsSettings", "ExecSettings"]
+__all__ = ["AcmeDnsSettings", "ExecSettings", "LexiconSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +36,17 @@ class ExecSettings:
     timeout: PositiveSpan = timedelta(seconds=60)
     propagation_timeout: PositiveSpan | None = None
     polling_interval: PositiveSpan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LexiconSettings:
+    """One of lexicon's providers; `credentials` names the secret with its options, for profiles that name none."""
+
+    provider: str
+    credentials: str = "lexicon/credentials"
+    options: Mapping[str, str] = field(default_factory=dict)
+    recursive_nameservers: tuple[HostPort, ...] = ()
+    timeout: PositiveSpan = timedelta(seconds=60)
+    propagation_timeout: PositiveSpan | None = None
+    polling_interval: PositiveSpan | None = None
+    ttl: PositiveSpan = timedelta(seconds=60)

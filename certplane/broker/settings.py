@@ -30,7 +30,7 @@ from certplane.broker.dns_settings import (
     TsigAlgorithm,
 )
 from certplane.broker.ports import DurableLimits
-from certplane.broker.provider_settings import AcmeDnsSettings, ExecSettings
+from certplane.broker.provider_settings import AcmeDnsSettings, ExecSettings, LexiconSettings
 from certplane.config.decoding import Check, KeyProblem, decode
 from certplane.config.document import Document, Source
 from certplane.config.values import (
@@ -62,6 +62,7 @@ __all__ = [
     "HttpreqSettings",
     "IssuerProvider",
     "IssuerSettings",
+    "LexiconSettings",
     "LoggingSettings",
     "MetricsSettings",
     "MtlsSettings",
@@ -227,6 +228,7 @@ class AcmeSettings:
     httpreq: HttpreqSettings | None = None
     acme_dns: AcmeDnsSettings | None = None
     exec: ExecSettings | None = None
+    lexicon: LexiconSettings | None = None
 
     def problems(self) -> Iterator[KeyProblem]:
         """The chosen DNS provider is configured."""
