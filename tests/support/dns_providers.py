@@ -15,12 +15,15 @@ import pytest
 from certplane.broker.issuers.dns.acme_dns import AcmeDnsProvider
 from certplane.broker.issuers.dns.acme_dns import AcmeDnsServer as AcmeDnsSettings
 from certplane.broker.issuers.dns.exec import ExecProvider, OperatorProgram
+from certplane.broker.issuers.dns.lexicon import LexiconApi, LexiconProvider
 from certplane.broker.issuers.dns.provider import DnsProvider
+from certplane.config.values import HostPort
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.dns_endpoint import DnsEndpoint
 from tests.fakes.secrets import FakeSecretSource
 from tests.support.acme_dns_server import AcmeDnsServer
 from tests.support.httpreq_endpoint import HttpreqServer
+from tests.support.powerdns_server import PowerDnsServer
 
 __all__ = ["MAKERS", "dns_program"]
 
@@ -69,5 +72,18 @@ def _exec(dns: DnsEndpoint, request: pytest.FixtureRequest, credentials: str) ->
     return ExecProvider(program, secrets, random.Random()), secrets
 
 
+def _lexicon(
+    dns: DnsEndpoint, request: pytest.FixtureRequest, credentials: str
+) -> tuple[DnsProvider, FakeSecretSource]:
+    pytest.importorskip("lexicon")
+    server = PowerDnsServer(dns, names=(f"_acme-challenge.{request.getfixturevalue('own_name')}",))
+    request.addfinalizer(server.__exit__)
+    server.__enter__()
+    secrets = FakeSecretSource({credentials: f"auth_token={server.key}"})
+    resolver = HostPort(dns.addresses[0], dns.port)
+    api = LexiconApi("powerdns", "unused", {"pdns-server": server.url}, resolvers=(resolver,))
+    return LexiconProvider(api, secrets, random.Random()), secrets
+
+
 Maker = Callable[[DnsEndpoint, pytest.FixtureRequest, str], tuple[DnsProvider, FakeSecretSource]]
-MAKERS: Mapping[str, Maker] = {"acme-dns": _acme_dns, "exec": _exec}
+MAKERS: Mapping[str, Maker] = {"acme-dns": _acme_dns, "exec": _exec, "lexicon": _lexicon}

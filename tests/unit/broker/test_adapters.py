@@ -52,6 +52,7 @@ PROVIDERS: dict[str, dict[str, Any]] = {
     },
     "acme-dns": {"issuer__acme__acme_dns": {"endpoint": "https://auth.example"}},
     "exec": {"issuer__acme__exec": {"program": "/bin/true"}},
+    "lexicon": {"issuer__acme__lexicon": {"provider": "powerdns", "options": {"pdns_server": "https://p"}}},
 }
 
 
@@ -124,6 +125,11 @@ async def test_zones_have_routes_of_their_own(files: BrokerFiles) -> None:
             {"issuer__acme__dns_provider": "exec", "issuer__acme__exec": {"program": "/nowhere/hook"}},
             "issuer.acme.exec.program",
             id="program that isn't there",
+        ),
+        pytest.param(
+            {"issuer__acme__dns_provider": "lexicon", "issuer__acme__lexicon": {"provider": "powerdsn"}},
+            "issuer.acme.lexicon.provider",
+            id="provider that lexicon doesn't have",
         ),
         pytest.param(
             {"dns": {"zones": [{"zone": "a.test", "provider": "httpreq"}]}},

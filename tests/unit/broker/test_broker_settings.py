@@ -153,6 +153,14 @@ EXPECTED = {
             propagation=DnsPropagationSettings(mode=PropagationMode.WAIT, settle=_seconds(30)),
         ),
     ),
+    "issuer.acme.lexicon.provider": "powerdns",
+    "issuer.acme.lexicon.credentials": "lexicon/powerdns",
+    "issuer.acme.lexicon.options": {"pdns_server": "https://pdns.example"},
+    "issuer.acme.lexicon.recursive_nameservers": (HostPort("192.0.2.53", 53),),
+    "issuer.acme.lexicon.timeout": _seconds(35),
+    "issuer.acme.lexicon.propagation_timeout": _seconds(80),
+    "issuer.acme.lexicon.polling_interval": _seconds(9),
+    "issuer.acme.lexicon.ttl": _seconds(45),
     "secrets.provider": "openbao",
     "secrets.file.directory": Path("/etc/certplane/private"),
     "secrets.vault.address": "https://vault.example:8200",
@@ -290,7 +298,7 @@ def _with(**replaced: str) -> str:
     [
         pytest.param("", " policy.path: is required; add `path: ...`", id="empty-file"),
         pytest.param(
-            _with(cloudflare="route53"), "10: issuer.acme.dns_provider: is 'route53', must be one of cloudflare, httpreq, rfc2136, acme-dns, exec",
+            _with(cloudflare="route53"), "10: issuer.acme.dns_provider: is 'route53', must be one of cloudflare, httpreq, rfc2136, acme-dns, exec, lexicon",
             id="dns-provider",
         ),
         pytest.param(

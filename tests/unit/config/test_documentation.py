@@ -54,6 +54,8 @@ def _section_of(annotation: Any) -> tuple[type | None, str]:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING and not field.default_factory():
+        return "none"
     default = field.default
     if default in _NO_DEFAULT:
         return _NO_DEFAULT[default]

@@ -4,7 +4,8 @@
 |---|---|
 | `solver` | `DnsSolver`, the port `ChallengeSolver`; start here |
 | `provider` | `DnsProvider`: what a DNS API has to do for it |
-| `cloudflare`, `rfc2136`, `httpreq`, `acme_dns`, `exec` | the providers; `program` runs what `exec` is told to |
+| `cloudflare`, `rfc2136`, `httpreq`, `acme_dns`, `exec`, `lexicon` | the providers |
+| `program`, `lexicon_call` | a program run with limits; the process that calls lexicon |
 | `propagation` | the look at every authoritative server |
 | `dns_messages` | one question to one server; `http_client`: the guarded client of the HTTP providers |
 

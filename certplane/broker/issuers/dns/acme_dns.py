@@ -26,6 +26,7 @@ import httpx
 from certplane.broker.issuers.answers import parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
+from certplane.broker.issuers.dns.provider import NoSuchZoneError
 from certplane.broker.issuers.outgoing import ForbiddenUrlError, check_endpoint
 from certplane.broker.model import TxtRecord
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
@@ -182,8 +183,8 @@ class AcmeDnsProvider:
         account = next((account for account in accounts if account.fulldomain == wanted), None)
         if account is None:
             message = f"no acme-dns account in the secret {secret!r} has the fulldomain {record.name}"
-            remedy = "let the CNAME of the challenge name lead to the fulldomain of one, and allow its zone"
-            raise RefusalError(Reason.DNS_REJECTED, f"{message}; {remedy}")
+            remedy = "let the challenge name's CNAME lead to that of one, and list its zone in dns.delegations"
+            raise NoSuchZoneError(f"{message}; {remedy}")
         return account
 
 
