@@ -15,7 +15,7 @@ import contextlib
 import logging
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -107,7 +107,7 @@ def prepare(settings: BrokerSettings) -> Prepared:
         agent_ca_bundle=settings.server.mtls.agent_ca_bundle,
         locate=lambda key: settings.source.problem(key, ""),
     )
-    policy = FilePolicySource(settings.policy.path)
+    policy = FilePolicySource(settings.policy.path, issuers=settings.cas)
     text = trust = None
     try:
         text = files.read()
@@ -149,9 +149,10 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         await stack.enter_async_context(denials.running())
         await stores.audit.append(_start_events(prepared, clock, new_event_id))
 
-        account = await files.run(adapters.account_key, settings)
-        issuer = adapters.issuer(settings, account, clock, rng)
-        stack.callback(issuer.close)
+        accounts = await files.run(adapters.account_keys, settings)
+        issuers = adapters.issuers(settings, accounts, clock, rng)
+        for issuer in issuers.values():
+            stack.callback(issuer.close)
         solver = adapters.solver(settings, secrets, clock, rng)
         stack.push_async_callback(solver.close)
         authority = RegistrationAuthority(
@@ -163,15 +164,15 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 identities=stores.identities,
                 audit=stores.audit,
                 denials=denials,
-                issuer=issuer,
-                revoker=issuer,
+                issuers=issuers,
+                revokers=issuers,
                 solver=solver,
                 clock=clock,
                 meter=meter,
                 rng=rng,
                 new_id=new_event_id,
             ),
-            _issuance_settings(settings, account),
+            _issuance_settings(settings, accounts.values()),
         )
         trust = TrustInForce(prepared.trust)
         edge = Edge(
@@ -254,13 +255,13 @@ async def serve(settings: BrokerSettings) -> None:
         _logger.info("stopping", extra={"fields": {"drain_timeout": str(settings.server.drain_timeout)}})
 
 
-def _issuance_settings(settings: BrokerSettings, account: AccountKey) -> IssuanceSettings:
+def _issuance_settings(settings: BrokerSettings, accounts: Iterable[AccountKey]) -> IssuanceSettings:
     defaults = IssuanceSettings()
     # The check ends by itself at its own limit, with the server's name in its error; this one only backs it.
     propagation_timeout = adapters.propagation_limit(settings) + timedelta(seconds=10)
     return IssuanceSettings(
         limits=settings.rate_limits.durable_limits,
-        account_key_sha256=account.public_key_sha256,
+        account_keys_sha256=frozenset(account.public_key_sha256 for account in accounts),
         propagation_timeout=propagation_timeout,
         order_time_limit=max(defaults.order_time_limit, 2 * propagation_timeout),
     )
@@ -314,7 +315,7 @@ def _log_started(prepared: Prepared, broker: Broker) -> None:
         "port": broker.port,
         "configuration_hash": broker.settings.hash,
         "policy_hash": prepared.policy.current.hash,
-        "issuer": broker.settings.issuer.acme.directory_url,
+        "issuers": ", ".join(f"{name} {ca.directory_url}" for name, ca in broker.settings.cas.items()),
         "store": broker.settings.store.driver.value,
         **trust_fields(prepared.trust),
     }

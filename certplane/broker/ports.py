@@ -104,6 +104,8 @@ class OrderChange:
     """What to write on an order; None leaves a field as it is."""
 
     state: OrderState | None = None
+    issuer: str | None = None
+    """Another issuer; together with an empty `acme_order_url`, and never after FINALIZING."""
     acme_order_url: str | None = None
     txt_records: tuple[TxtRecord, ...] | None = None
     error: Refusal | None = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from certplane.broker.model import Profile
 from certplane.broker.ports import (
     AuditLog,
     CertificateStore,
@@ -29,7 +30,8 @@ __all__ = ["IssuancePorts"]
 class IssuancePorts:
     """Everything outside.
 
-    `new_id` names certificates and events (`certplane.runtime.ids`); `rng` spreads retries and decides nothing else.
+    `issuers` are by name, first the one of profiles that name none; `revokers` by the same names. `new_id` names
+    certificates and events (`certplane.runtime.ids`); `rng` spreads retries and decides nothing else.
     """
 
     policies: PolicySource
@@ -39,10 +41,16 @@ class IssuancePorts:
     identities: IdentityLedger
     audit: AuditLog
     denials: DenialRecorder
-    issuer: Issuer
-    revoker: Revoker
+    issuers: Mapping[str, Issuer]
+    revokers: Mapping[str, Revoker]
     solver: ChallengeSolver
     clock: Clock
     new_id: Callable[[], str]
     meter: Meter = field(default_factory=NullMeter)
     rng: random.Random = field(default_factory=random.SystemRandom)
+
+    def issuers_of(self, profile: Profile) -> tuple[str, ...]:
+        """The issuers that a profile's certificates may come from, in its order; those that there are."""
+        if not profile.issuers:
+            return (next(iter(self.issuers)),)
+        return tuple(name for name in profile.issuers if name in self.issuers)

@@ -20,6 +20,7 @@ class Measure:
 
 REQUESTS = "certificate_requests"
 ORDERS_ENDED = "orders_ended"
+FAILOVERS = "issuer_failovers"
 ORDERS_ABANDONED = "acme_orders_abandoned"
 ORDERS_OPEN = "orders_open"
 ORDER_DURATION = "order_duration"
@@ -41,6 +42,7 @@ MEASURES = (
         "empty unless policy granted it.",
     ),
     Measure(ORDERS_ENDED, "counter", ("profile", "reason"), "Orders that ended: ISSUED, or the reason of the failure."),
+    Measure(FAILOVERS, "counter", ("issuer", "reason"), "Orders that went on at another issuer, by the one they left."),
     Measure(ORDERS_ABANDONED, "counter", (), "Orders at the CA that were given up before they were finalised."),
     Measure(ORDERS_OPEN, "level", (), "Orders that this process works on or that wait for their turn."),
     Measure(ORDER_DURATION, "duration", ("reason",), "From an order's turn to its end, by ISSUED or reason."),

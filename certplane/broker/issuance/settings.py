@@ -19,7 +19,7 @@ class IssuanceSettings:
     """Limits and times of issuance; the defaults are meant to be right for a public CA."""
 
     limits: DurableLimits = field(default_factory=DurableLimits)
-    account_key_sha256: str = ""
+    account_keys_sha256: frozenset[str] = frozenset()
     """Hash of the ACME account's public key, which no certificate may have; empty when there is no such key."""
 
     parallel_orders: int = 16
