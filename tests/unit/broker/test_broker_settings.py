@@ -74,7 +74,7 @@ def vars_of(section: Any) -> list[tuple[str, Any]]:
 
 def _is_leaf(value: Any) -> bool:
     if isinstance(value, dict):
-        return False
+        return all(map(_is_leaf, value.values()))
     return not dataclasses.is_dataclass(value) or hasattr(value, "parse")
 
 
