@@ -21,7 +21,7 @@ from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
 from certplane.broker.issuers.dns.routes import Route, Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
-from certplane.broker.ports import SecretSource
+from certplane.broker.ports import KeepsSecrets, SecretSource
 from certplane.broker.settings import AcmeCaSettings, AcmeSettings, BrokerSettings, DnsPropagationSettings
 from certplane.broker.settings import DnsProvider as DnsProviderName
 from certplane.config.values import HostPort
@@ -79,7 +79,12 @@ def solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: r
 
 
 def _solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsSolver:
-    return DnsSolver(_routes(settings, secrets, clock, rng), clock, delegations=settings.dns.delegations)
+    return DnsSolver(
+        _routes(settings, secrets, clock, rng),
+        clock,
+        delegations=settings.dns.delegations,
+        secrets=secrets if isinstance(secrets, KeepsSecrets) else None,
+    )
 
 
 def _routes(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> Routes:

@@ -24,6 +24,7 @@ from certplane.runtime.failpoints import failpoint
 if TYPE_CHECKING:
     from certplane.broker.issuers.dns.routes import Route, Routes
     from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+    from certplane.broker.ports import KeepsSecrets
     from certplane.runtime.clock import Clock
 
 __all__ = ["DnsSolver"]
@@ -41,15 +42,18 @@ class _Gate:
 class DnsSolver:
     """Makes the world see TXT records, and removes them."""
 
-    def __init__(self, routes: Routes, clock: Clock, *, delegations: Sequence[str] = ()) -> None:
+    def __init__(
+        self, routes: Routes, clock: Clock, *, delegations: Sequence[str] = (), secrets: KeepsSecrets | None = None
+    ) -> None:
         """Put it together; nothing is sent.
 
         Args:
             routes: who writes and looks for each record.
             clock: for deadlines.
             delegations: names at or below which the CNAME of a challenge name may lead.
+            secrets: what keeps the providers' secrets, and may have to forget them; None when nothing does.
         """
-        self._routes, self._clock = routes, clock
+        self._routes, self._clock, self._secrets = routes, clock, secrets
         self._delegations = Delegations(delegations, routes)
         self._gates: dict[str, _Gate] = {}
 
@@ -185,9 +189,25 @@ class DnsSolver:
     async def _within(self, deadline: Deadline, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             async with asyncio.timeout(deadline.left.total_seconds()):
-                return await write()
+                return await self._with_fresh_secrets(write)
         except TimeoutError as error:
             raise _too_long() from error
+
+    async def _with_fresh_secrets(self, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Write; once more, with the secrets of now, if it was refused with one that was read a while ago.
+
+        A secret that was replaced in between would else stop its orders as if a person had to see to it.
+        """
+        if self._secrets is None:
+            return await write()
+        generation = self._secrets.generation
+        try:
+            return await write()
+        except RefusalError as error:
+            refused = error.refusal.reason is Reason.DNS_REJECTED and not isinstance(error, NoSuchZoneError)
+            if not refused or not self._secrets.forget(generation):
+                raise
+        return await write()
 
 
 @asynccontextmanager

@@ -200,3 +200,64 @@ async def test_credentials_go_by_the_zone(
     await solver.close()
     assert default.closed
     assert other.closed
+
+
+class KeptToken:
+    """A `KeepsSecrets` of one token: `kept` is used, `current` is what is read once `kept` was forgotten."""
+
+    def __init__(self, kept: str, current: str) -> None:
+        self.kept, self.current = kept, current
+        self.generation = 0
+
+    def forget(self, generation: int) -> bool:
+        if self.kept != self.current:
+            self.kept = self.current
+            self.generation += 1
+        return self.generation != generation
+
+
+@pytest.mark.parametrize(
+    ("current", "attempts"),
+    [
+        pytest.param("new", None, id="replaced"),
+        pytest.param("old", len(RECORDS), id="still-refused"),
+        pytest.param("wrong", None, id="replaced-and-refused"),
+    ],
+)
+async def test_secret_that_was_replaced(current: str, attempts: int | None) -> None:
+    """Whoever is refused with a kept secret tries once more with the one of now, however many they are."""
+    token = KeptToken("old", current)
+    used: list[str] = []
+
+    async def act(record: TxtRecord) -> None:
+        mine = token.kept
+        used.append(mine)
+        await asyncio.sleep(0)
+        if mine != "new":
+            raise RefusalError(Reason.DNS_REJECTED, "forbidden")
+
+    routes = Routes(route(ScriptedProvider(act), [HostPort("127.0.0.1", 1)]))
+    solver = DnsSolver(routes, SystemClock(), secrets=token)
+    results = await asyncio.gather(
+        *(solver.present([record], timedelta(seconds=5)) for record in RECORDS), return_exceptions=True
+    )
+    if current == "new":
+        assert not [result for result in results if isinstance(result, BaseException)]
+        assert used.count("new") == len(RECORDS)
+    else:
+        assert {str(result) for result in results} == {"DNS_REJECTED: forbidden"}
+    assert len(used) == attempts or (attempts is None and len(RECORDS) < len(used) <= 2 * len(RECORDS))
+
+
+@pytest.mark.parametrize("error", [RefusalError(Reason.DNS_UNAVAILABLE, "down"), NoSuchZoneError("no zone")])
+async def test_refusals_that_are_not_about_secrets(error: RefusalError) -> None:
+    """What no other secret would mend isn't tried again with one."""
+    token = KeptToken("old", "new")
+
+    async def act(record: TxtRecord) -> None:
+        raise error
+
+    routes = Routes(route(ScriptedProvider(act), [HostPort("127.0.0.1", 1)]))
+    with pytest.raises(RefusalError):
+        await DnsSolver(routes, SystemClock(), secrets=token).present(RECORDS[:1], timedelta(seconds=5))
+    assert token.kept == "old"
