@@ -63,7 +63,6 @@ def opened(version: int, pool: BlockingPool) -> Iterator[World]:
     entries: dict[str, dict[str, Any] | None] = {NAME: {"value": "s3cret", "port": 53, "empty": ""}}
     with VaultServer(version=version, entries=entries) as vault:
         yield World(vault, ManualClock(), pool)
-        assert not vault.mistakes
 
 
 @pytest.fixture(params=[1, 2])
