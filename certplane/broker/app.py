@@ -30,6 +30,7 @@ from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import AuditEvent, AuditEventType
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.reload import Reloader, trust_fields
@@ -59,6 +60,9 @@ _COME_BACK: Final = timedelta(seconds=10)
 
 _STOP_GRACE: Final = timedelta(seconds=5)
 """What calls get to end after the orders have: their answers are on the way."""
+
+_ACCOUNT_CHECK: Final = timedelta(seconds=30)
+"""For the look at the DNS providers' credentials, beside everything else."""
 
 _READY_INTERVAL: Final = timedelta(seconds=2)
 """Between looks at whether the store can be written."""
@@ -231,6 +235,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         _log_started(prepared, broker)
         await stack.enter_async_context(_running(reloader.run(), "reload"))
         await stack.enter_async_context(_running(_watch_readiness(broker, clock), "readiness"))
+        await stack.enter_async_context(_running(_check_dns_accounts(solver, prepared.policy), "DNS accounts"))
         yield broker
 
 
@@ -344,6 +349,13 @@ async def _watch_readiness(broker: Broker, clock: Clock) -> None:
             ready = now_ready
             _logger.log(logging.INFO if ready else logging.ERROR, "the store is %s", "ready" if ready else "not ready")
             await broker.server.set_ready(ready=ready)
+
+
+async def _check_dns_accounts(solver: DnsSolver, policy: FilePolicySource) -> None:
+    """Say at the start, not at the first renewal weeks later, what DNS credentials can't do. Holds nothing up."""
+    for finding in await solver.check_accounts(policy.current.profiles, _ACCOUNT_CHECK):
+        level = logging.ERROR if finding.fatal else logging.WARNING
+        _logger.log(level, "DNS provider: %s", finding.message, extra={"fields": {"remedy": finding.remedy}})
 
 
 @asynccontextmanager

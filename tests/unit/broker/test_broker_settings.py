@@ -134,6 +134,7 @@ EXPECTED = {
     "issuer.acme.cloudflare.propagation_timeout": _seconds(240),
     "issuer.acme.cloudflare.polling_interval": _seconds(5),
     "issuer.acme.cloudflare.ttl": _seconds(120),
+    "issuer.acme.cloudflare.calls_per_five_minutes": 600,
     "issuer.acme.rfc2136.server": HostPort("ns1.example", 53),
     "issuer.acme.rfc2136.tsig_name": "certplane",
     "issuer.acme.rfc2136.tsig_secret": "rfc2136/tsig",

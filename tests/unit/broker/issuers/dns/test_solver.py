@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.provider import NoSuchZoneError
+from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
 from certplane.broker.issuers.dns.routes import Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
@@ -261,3 +261,55 @@ async def test_refusals_that_are_not_about_secrets(error: RefusalError) -> None:
     with pytest.raises(RefusalError):
         await DnsSolver(routes, SystemClock(), secrets=token).present(RECORDS[:1], timedelta(seconds=5))
     assert token.kept == "old"
+
+
+class CheckedProvider(ScriptedProvider):
+    """A provider that can tell what its credentials allow: nothing at all."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        super().__init__(lambda _: asyncio.sleep(0))
+        self.checked: list[str] = []
+        self.failure = failure
+
+    async def check_account(self, credentials: str, deadline: Deadline) -> list[AccountFinding]:
+        self.checked.append(credentials)
+        if self.failure:
+            raise self.failure
+        return [AccountFinding(f"{credentials or 'own'} is no good", "make another", fatal=True)]
+
+    async def check_zone(self, name: str, credentials: str, deadline: Deadline) -> str:
+        raise NotImplementedError
+
+
+async def test_credentials_in_use_are_checked() -> None:
+    """Those of each profile's names and of each zone, once; providers that can't tell are left out."""
+    servers = [HostPort("127.0.0.1", 1)]
+    checked, mute = CheckedProvider(), ScriptedProvider(lambda _: asyncio.sleep(0))
+    zones = [route(checked, servers, "z.test", "zone/z"), replace(route(mute, servers, "mute.test"), own_provider=True)]
+    solver = DnsSolver(Routes(route(checked, servers), zones), SystemClock())
+    profiles = [
+        Profile("a", "mixed", ("a.test", "*.a.test", "x.z.test"), "hash", credentials="profile/a"),
+        Profile("b", "multi_san", ("b.mute.test", "b.test"), "hash"),
+    ]
+    findings = await solver.check_accounts(profiles, timedelta(seconds=5))
+    assert sorted(checked.checked) == ["", "profile/a", "zone/z"]
+    assert sorted(finding.message for finding in findings) == [
+        "own is no good",
+        "profile/a is no good",
+        "zone/z is no good",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("failure", "fatal"),
+    [
+        pytest.param(RefusalError(Reason.DNS_UNAVAILABLE, "away"), False, id="away"),
+        pytest.param(RefusalError(Reason.DNS_REJECTED, "there is no secret"), True, id="no-secret"),
+        pytest.param(KeyError("a fault"), False, id="fault"),
+    ],
+)
+async def test_check_that_fails(failure: Exception, fatal: bool) -> None:
+    """A provider that is away says nothing of the credentials; nothing of it escapes."""
+    solver = DnsSolver(Routes(route(CheckedProvider(failure), [HostPort("127.0.0.1", 1)])), SystemClock())
+    [finding] = await solver.check_accounts([Profile("a", "multi_san", ("a.test",), "hash")], timedelta(seconds=5))
+    assert finding.fatal is fatal
