@@ -21,6 +21,7 @@ from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
 from certplane.broker.issuers.dns.routes import Route, Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
+from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.ports import KeepsSecrets, SecretSource
 from certplane.broker.settings import AcmeCaSettings, AcmeSettings, BrokerSettings, DnsPropagationSettings
 from certplane.broker.settings import DnsProvider as DnsProviderName
@@ -28,7 +29,7 @@ from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock
 
-__all__ = ["account_keys", "issuers", "propagation_limit", "solver"]
+__all__ = ["account_keys", "issuers", "propagation_limit", "renewal_infos", "solver"]
 
 
 def account_keys(settings: BrokerSettings) -> dict[str, AccountKey]:
@@ -57,8 +58,27 @@ def issuers(
     }
 
 
+def renewal_infos(
+    settings: BrokerSettings, accounts: Mapping[str, AccountKey], clock: Clock
+) -> dict[str, AcmeRenewalInfo]:
+    """What the public CAs say about renewals, by issuer, without those that aren't to be asked; nothing is asked yet.
+
+    Raises:
+        ForbiddenUrlError: none that `issuers` hasn't found before.
+    """
+    return {
+        name: AcmeRenewalInfo(_server(acme), accounts[name], clock=clock)
+        for name, acme in settings.cas.items()
+        if acme.renewal_info.enabled
+    }
+
+
 def _issuer(name: str, acme: AcmeCaSettings, account: AccountKey, clock: Clock, rng: random.Random) -> AcmeIssuer:
-    server = AcmeServer(
+    return AcmeIssuer(name, _server(acme), account, clock=clock, rng=rng)
+
+
+def _server(acme: AcmeCaSettings) -> AcmeServer:
+    return AcmeServer(
         directory_url=acme.directory_url,
         account_email=acme.account_email,
         preferred_chain=acme.preferred_chain,
@@ -66,7 +86,6 @@ def _issuer(name: str, acme: AcmeCaSettings, account: AccountKey, clock: Clock, 
         ca_bundle=acme.ca_bundle,
         user_agent=f"certplane-broker/{__version__}",
     )
-    return AcmeIssuer(name, server, account, clock=clock, rng=rng)
 
 
 def solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsSolver:

@@ -34,6 +34,8 @@ from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import AuditEvent, AuditEventType
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.reload import Reloader, trust_fields
+from certplane.broker.renewal.planner import RenewalPlanner
+from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.interceptors.authentication import Authenticator
@@ -90,6 +92,7 @@ class Broker:
     reloader: Reloader
     metrics: Metrics
     authority: RegistrationAuthority
+    renewal_plans: RenewalPlans
     metrics_listener: MetricsListener | None = None
 
     @property
@@ -153,6 +156,8 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         await stack.enter_async_context(denials.running())
         await stores.audit.append(_start_events(prepared, clock, new_event_id))
 
+        plans = RenewalPlans(stores.renewal_plans)
+        await plans.refresh(clock.now())
         accounts = await files.run(adapters.account_keys, settings)
         issuers = adapters.issuers(settings, accounts, clock, rng)
         for issuer in issuers.values():
@@ -172,6 +177,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 revokers=issuers,
                 solver=solver,
                 clock=clock,
+                renewals=plans,
                 meter=meter,
                 rng=rng,
                 new_id=new_event_id,
@@ -211,7 +217,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 clock=clock,
                 new_event_id=new_event_id,
             ),
-            CertificateServicer(authority, clock),
+            CertificateServicer(authority, clock, plans),
         )
         listener = None
         if settings.metrics.address is not None:
@@ -228,12 +234,19 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             new_event_id=new_event_id,
         )
-        broker = Broker(settings, server, stores, trust, reloader, metrics, authority, listener)
+        broker = Broker(settings, server, stores, trust, reloader, metrics, authority, plans, listener)
         await authority.start()
         stack.push_async_callback(_stop, broker, clock, new_event_id)
         await server.start()
         _log_started(prepared, broker)
         await stack.enter_async_context(_running(reloader.run(), "reload"))
+        sources = adapters.renewal_infos(settings, accounts, clock)
+        for source in sources.values():
+            stack.callback(source.close)
+        planner = RenewalPlanner(
+            plans, sources, prepared.policy, clock=clock, rng=rng, new_event_id=new_event_id, meter=meter
+        )
+        await stack.enter_async_context(_running(planner.run(), "renewal plans"))
         await stack.enter_async_context(_running(_watch_readiness(broker, clock), "readiness"))
         await stack.enter_async_context(_running(_check_dns_accounts(solver, prepared.policy), "DNS accounts"))
         yield broker

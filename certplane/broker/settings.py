@@ -73,6 +73,7 @@ __all__ = [
     "PropagationMode",
     "PropagationSettings",
     "RateLimitSettings",
+    "RenewalInfoSettings",
     "Rfc2136Settings",
     "SecretsProvider",
     "SecretsSettings",
@@ -212,6 +213,13 @@ class _OwnPropagation(Protocol):
     def polling_interval(self) -> timedelta | None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class RenewalInfoSettings:
+    """Whether the CA is asked when its certificates should be renewed (RFC 9773)."""
+
+    enabled: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcmeCaSettings:
     """A public CA (RFC 8555) and our account there.
@@ -227,6 +235,7 @@ class AcmeCaSettings:
     preferred_chain: str = ""
     ca_bundle: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
+    renewal_info: RenewalInfoSettings = field(default_factory=RenewalInfoSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -245,7 +245,7 @@ class RegistrationAuthority:
         else:
             return None
         now, replaced = self._ports.clock.now(), asked.replaces_certificate_id
-        fresh = answers(record, now, replaced)
+        fresh = answers(record, now, self._ports.renewals.renew_time(record), replaced)
         if not fresh and not replaced:
             return None
         order = await self._issued_order(record.order_id)

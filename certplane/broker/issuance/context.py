@@ -19,7 +19,9 @@ from certplane.broker.ports import (
     NullMeter,
     OrderStore,
     PolicySource,
+    RenewalTimes,
     Revoker,
+    StoredRenewalTimes,
 )
 from certplane.runtime.clock import Clock
 
@@ -46,6 +48,7 @@ class IssuancePorts:
     solver: ChallengeSolver
     clock: Clock
     new_id: Callable[[], str]
+    renewals: RenewalTimes = field(default_factory=StoredRenewalTimes)
     meter: Meter = field(default_factory=NullMeter)
     rng: random.Random = field(default_factory=random.SystemRandom)
 

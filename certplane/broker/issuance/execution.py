@@ -411,6 +411,7 @@ class OrderExecution:
         record = record_of(self.order, chain, self._profile, self._ports.new_id(), self._ports.clock.now())
         with self._step("store"):
             await self._journal.finish(record, [self._events.issued(record, self._policy)])
+        self._ports.renewals.note_issued(record)
         self._choice.works(self.order.issuer)
 
     async def _end(self, end: End, *, left_open: bool = False, unaccounted: bool = False) -> None:

@@ -32,6 +32,8 @@ REVOCATIONS = "certificate_revocations"
 RECORDS_LEFT = "txt_records_left"
 IDENTITIES_CONTESTED = "identities_contested"
 IDENTITY_ACTIVATIONS = "identity_activations"
+RENEWAL_CHECKS = "renewal_checks"
+RENEWAL_PLANS_MOVED = "renewal_plans_moved"
 
 MEASURES = (
     Measure(
@@ -53,5 +55,7 @@ MEASURES = (
     Measure(REVOCATIONS, "counter", ("reason",), "Certificates revoked."),
     Measure(RECORDS_LEFT, "counter", (), "TXT records that could not be removed and wait for the next start."),
     Measure(IDENTITIES_CONTESTED, "level", (), "Host identities that are contested until an operator decides."),
+    Measure(RENEWAL_CHECKS, "counter", ("issuer", "result"), "Questions to a CA about a renewal, by their result."),
+    Measure(RENEWAL_PLANS_MOVED, "counter", ("issuer",), "Renewals that a CA has moved."),
     Measure(IDENTITY_ACTIVATIONS, "counter", (), "Identity certificates that came into use by their first call."),
 )
