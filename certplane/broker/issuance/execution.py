@@ -30,7 +30,7 @@ from certplane.broker.issuance import measures
 from certplane.broker.issuance.authorisation import OrderAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
-from certplane.broker.issuance.failover import FAILURES_BEFORE_FAILOVER, IssuerChoice
+from certplane.broker.issuance.failover import IssuerChoice
 from certplane.broker.issuance.journal import Journal, OrderEndedError
 from certplane.broker.issuance.outcome import (
     Consequence,
@@ -127,6 +127,8 @@ class OrderExecution:
         """The CA's order as last seen; None when it has to be looked at."""
         self._place: Place | None = None
         self._deadline = 0.0
+        self._out_since: float | None = None
+        """When the first step began, since the order's last progress, for which the CA was out of reach."""
         self._failures = 0
         self._abandoned = 0
         self._left: frozenset[str] = frozenset()
@@ -189,14 +191,20 @@ class OrderExecution:
     async def _try_on(self) -> None:
         """One step, and what follows from its failure."""
         state = self.order.state
+        started = self._ports.clock.monotonic()
         try:
             await self._advance()
         except _OrderOverError as over:
             await self._end(over.end, left_open=over.left_open, unaccounted=over.unaccounted)
         except RefusalError as error:
+            if error.refusal.reason is not Reason.ISSUER_UNAVAILABLE:
+                self._out_since = None
+            elif self._out_since is None:
+                self._out_since = started
             await self._after_failure(error.refusal)
         if self.order.state is not state:
             self._failures = 0
+            self._out_since = None
 
     async def _after_failure(self, refusal: Refusal) -> None:
         self._acme = None
@@ -250,9 +258,11 @@ class OrderExecution:
         if self.order.state is OrderState.FINALIZING or profile is None or not fails_over(refusal):
             return ""
         now = self._ports.clock.now()
-        out_of_reach = classify(refusal) is Consequence.RETRY_CALL
-        if isinstance(verdict, TryAgain) and not (out_of_reach and self._failures >= FAILURES_BEFORE_FAILOVER):
-            return ""
+        out_of_reach = self._out_since is not None
+        if isinstance(verdict, TryAgain):
+            patience = self._settings.failover_after.total_seconds()
+            if self._out_since is None or self._ports.clock.monotonic() - self._out_since < patience:
+                return ""
         but = self._left | {self.order.issuer}
         issuers = self._ports.issuers_of(profile)
         issuer = self._choice.choose(issuers, self.order.dns_names, profile.acme_profile, now, but=but)
@@ -273,6 +283,7 @@ class OrderExecution:
         self._left |= {order.issuer}
         self._failures = 0
         self._acme = None
+        self._out_since = None
         events = []
         if order.acme_order_url:
             events.append(self._events.abandoned(order.acme_order_url, refusal.message))

@@ -15,11 +15,7 @@ from typing import Final
 
 from certplane.broker.issuance.queue import Lane, OrderQueue
 
-__all__ = ["FAILURES_BEFORE_FAILOVER", "IssuerChoice"]
-
-FAILURES_BEFORE_FAILOVER: Final = 3
-"""Failed calls in a row after which an issuer counts as out of reach, where there is another: some seconds of retries,
-so that a lost connection moves nobody."""
+__all__ = ["IssuerChoice"]
 
 _SUSPECT_FOR: Final = timedelta(minutes=5)
 

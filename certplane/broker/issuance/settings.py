@@ -20,7 +20,7 @@ class IssuanceSettings:
 
     limits: DurableLimits = field(default_factory=DurableLimits)
     account_keys_sha256: frozenset[str] = frozenset()
-    """Hash of the ACME account's public key, which no certificate may have; empty when there is no such key."""
+    """Hashes of the ACME accounts' public keys, which no certificate may have."""
 
     parallel_orders: int = 16
     """ACME orders under way at once. Each takes seconds to minutes of mostly waiting; a CA wants to see few of them."""
@@ -30,6 +30,9 @@ class IssuanceSettings:
 
     call_timeout: timedelta = timedelta(seconds=60)
     """One step at the CA."""
+
+    failover_after: timedelta = timedelta(seconds=30)
+    """How long an issuer must be out of reach before an order goes to another: a lost connection moves nobody."""
 
     dns_timeout: timedelta = timedelta(seconds=60)
     """Writing or removing an order's records."""
