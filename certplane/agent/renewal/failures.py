@@ -15,7 +15,15 @@ from certplane.agent.model import Version
 from certplane.errors import CertplaneError, OperationError, Reason, Refusal, RefusalError
 from certplane.runtime.backoff import Backoff
 
-__all__ = ["Failure", "FailureKind", "activation_backoff", "failure_of", "is_final_for_key", "request_backoff"]
+__all__ = [
+    "Failure",
+    "FailureKind",
+    "activation_backoff",
+    "failure_of",
+    "is_final_for_key",
+    "kind_of",
+    "request_backoff",
+]
 
 _SHARE = 24
 """At least so many tries fit into the life that is left, whatever the back-off says."""
@@ -129,6 +137,11 @@ def failure_of(cause: CertplaneError | Refusal, now: datetime, retry_time: datet
     moments = [None if after is None else now + min(after, _LONGEST_WAIT), retry_time]
     told = [min(moment, latest) for moment in moments if moment is not None]
     return Failure(kind, message, max(told, default=None))
+
+
+def kind_of(reason: Reason) -> FailureKind:
+    """Who can end what is refused for this reason."""
+    return _KINDS[reason]
 
 
 def is_final_for_key(refusal: Refusal) -> bool:
