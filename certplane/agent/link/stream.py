@@ -157,9 +157,11 @@ class StatusStream:
             await self._end_all()
 
     async def deliver(self) -> None:
-        """Speak until all reports are acknowledged, or for ten seconds."""
+        """Speak until all reports are acknowledged, or for ten seconds; not at all where no call came through."""
         if not self._parts.spool.unacknowledged:
             return
+        if self._channels.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            return  # the calls before have shown it
         attempt = self._begin()
         try:
             limit = asyncio.ensure_future(self._parts.clock.sleep(_DELIVERY))
