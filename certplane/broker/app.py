@@ -3,7 +3,8 @@
 A start goes in this order, and ends at the first step that fails: configuration and the files it names (all their
 problems at once), the store with its lock, spilled audit events, `broker_started` in the audit log, the issuer, the
 port, the orders of the run before, then calls. A stop goes backwards: health says NOT_SERVING, calls that issue are
-told to come back, running orders end or are parked, the port closes, `broker_stopped` is written, the store closes.
+told to come back, running orders end or are parked, hosts hear goodbye, the port closes, `broker_stopped` is written,
+the store closes.
 
 `prepare` and `open_broker` are the steps for those who bring their own loop (tests, bench); `serve` is the program.
 """
@@ -15,7 +16,7 @@ import contextlib
 import logging
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,23 +27,28 @@ from certplane.broker import adapters
 from certplane.broker.audit import DenialCoalescer, import_spill
 from certplane.broker.database import locating, secret_source
 from certplane.broker.database import stores as open_stores
+from certplane.broker.fleet.hub import FleetHub
+from certplane.broker.fleet.measures import FLEET_MEASURES
+from certplane.broker.fleet.requests import RenewalRequests
+from certplane.broker.fleet.view import FleetView
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import AuditEvent, AuditEventType
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.reload import Reloader, trust_fields
-from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
+from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.authentication import Authenticator
 from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.interceptors.first_use import FirstUse
 from certplane.broker.services.interceptors.metrics import Metrics
+from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer, PortError
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings
@@ -62,9 +68,6 @@ _COME_BACK: Final = timedelta(seconds=10)
 
 _STOP_GRACE: Final = timedelta(seconds=5)
 """What calls get to end after the orders have: their answers are on the way."""
-
-_ACCOUNT_CHECK: Final = timedelta(seconds=30)
-"""For the look at the DNS providers' credentials, beside everything else."""
 
 _READY_INTERVAL: Final = timedelta(seconds=2)
 """Between looks at whether the store can be written."""
@@ -92,7 +95,7 @@ class Broker:
     reloader: Reloader
     metrics: Metrics
     authority: RegistrationAuthority
-    renewal_plans: RenewalPlans
+    hub: FleetHub
     metrics_listener: MetricsListener | None = None
 
     @property
@@ -114,7 +117,7 @@ def prepare(settings: BrokerSettings) -> Prepared:
         agent_ca_bundle=settings.server.mtls.agent_ca_bundle,
         locate=lambda key: settings.source.problem(key, ""),
     )
-    policy = FilePolicySource(settings.policy.path, issuers=settings.cas)
+    policy = FilePolicySource(settings.policy.path)
     text = trust = None
     try:
         text = files.read()
@@ -144,7 +147,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
     rng = random.SystemRandom()
     new_event_id = TimeOrderedIds(clock)
     metrics = Metrics()
-    meter = PrometheusMeter(metrics.registry)
+    meter = PrometheusMeter(metrics.registry, (*MEASURES, *FLEET_MEASURES))
     async with AsyncExitStack() as stack:
         files = BlockingPool("broker-files", 2)
         stack.callback(files.close)
@@ -156,12 +159,9 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         await stack.enter_async_context(denials.running())
         await stores.audit.append(_start_events(prepared, clock, new_event_id))
 
-        plans = RenewalPlans(stores.renewal_plans)
-        await plans.refresh(clock.now())
-        accounts = await files.run(adapters.account_keys, settings)
-        issuers = adapters.issuers(settings, accounts, clock, rng)
-        for issuer in issuers.values():
-            stack.callback(issuer.close)
+        account = await files.run(adapters.account_key, settings)
+        issuer = adapters.issuer(settings, account, clock, rng)
+        stack.callback(issuer.close)
         solver = adapters.solver(settings, secrets, clock, rng)
         stack.push_async_callback(solver.close)
         authority = RegistrationAuthority(
@@ -173,16 +173,15 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 identities=stores.identities,
                 audit=stores.audit,
                 denials=denials,
-                issuers=issuers,
-                revokers=issuers,
+                issuer=issuer,
+                revoker=issuer,
                 solver=solver,
                 clock=clock,
-                renewals=plans,
                 meter=meter,
                 rng=rng,
                 new_id=new_event_id,
             ),
-            _issuance_settings(settings, accounts.values()),
+            _issuance_settings(settings, account),
         )
         trust = TrustInForce(prepared.trust)
         edge = Edge(
@@ -205,6 +204,27 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             new_event_id=new_event_id,
         )
+        plans = RenewalPlans(stores.renewal_plans)
+        await plans.refresh(clock.now())
+        hub = FleetHub(
+            store=stores.fleet,
+            plans=plans,
+            hashes=lambda: (prepared.policy.current.hash, trust.current.bundle.hash),
+            count_displacement=stores.identities.count_displacement,
+            clock=clock,
+            meter=meter,
+            rng=rng,
+            new_event_id=new_event_id,
+        )
+        plans.subscribe(hub.plans_changed)
+        view = FleetView(
+            hub=hub,
+            store=stores.fleet,
+            plans=plans,
+            policy=prepared.policy,
+            identities=stores.identities,
+            clock=clock,
+        )
         server = _bind(
             settings,
             trust,
@@ -217,7 +237,9 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 clock=clock,
                 new_event_id=new_event_id,
             ),
-            CertificateServicer(authority, clock, plans),
+            CertificateServicer(authority, clock),
+            renewals=RenewalServicer(hub, view),
+            fleet=FleetServicer(view, RenewalRequests(plans, stores.fleet, clock, new_event_id), hub),
         )
         listener = None
         if settings.metrics.address is not None:
@@ -234,21 +256,14 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             new_event_id=new_event_id,
         )
-        broker = Broker(settings, server, stores, trust, reloader, metrics, authority, plans, listener)
+        broker = Broker(settings, server, stores, trust, reloader, metrics, authority, hub, listener)
         await authority.start()
         stack.push_async_callback(_stop, broker, clock, new_event_id)
         await server.start()
         _log_started(prepared, broker)
         await stack.enter_async_context(_running(reloader.run(), "reload"))
-        sources = adapters.renewal_infos(settings, accounts, clock)
-        for source in sources.values():
-            stack.callback(source.close)
-        planner = RenewalPlanner(
-            plans, sources, prepared.policy, clock=clock, rng=rng, new_event_id=new_event_id, meter=meter
-        )
-        await stack.enter_async_context(_running(planner.run(), "renewal plans"))
+        await stack.enter_async_context(_running(hub.run(), "streams"))
         await stack.enter_async_context(_running(_watch_readiness(broker, clock), "readiness"))
-        await stack.enter_async_context(_running(_check_dns_accounts(solver, prepared.policy), "DNS accounts"))
         yield broker
 
 
@@ -273,13 +288,13 @@ async def serve(settings: BrokerSettings) -> None:
         _logger.info("stopping", extra={"fields": {"drain_timeout": str(settings.server.drain_timeout)}})
 
 
-def _issuance_settings(settings: BrokerSettings, accounts: Iterable[AccountKey]) -> IssuanceSettings:
+def _issuance_settings(settings: BrokerSettings, account: AccountKey) -> IssuanceSettings:
     defaults = IssuanceSettings()
     # The check ends by itself at its own limit, with the server's name in its error; this one only backs it.
     propagation_timeout = adapters.propagation_limit(settings) + timedelta(seconds=10)
     return IssuanceSettings(
         limits=settings.rate_limits.durable_limits,
-        account_keys_sha256=frozenset(account.public_key_sha256 for account in accounts),
+        account_key_sha256=account.public_key_sha256,
         propagation_timeout=propagation_timeout,
         order_time_limit=max(defaults.order_time_limit, 2 * propagation_timeout),
     )
@@ -296,6 +311,9 @@ def _bind(
     edge: Edge,
     enrollment: EnrollmentServicer,
     certificates: CertificateServicer,
+    *,
+    renewals: RenewalServicer,
+    fleet: FleetServicer,
 ) -> BrokerServer:
     try:
         return BrokerServer(
@@ -304,6 +322,8 @@ def _bind(
             edge=edge,
             enrollment=enrollment,
             certificates=certificates,
+            renewals=renewals,
+            fleet=fleet,
         )
     except PortError as error:
         remedy = "stop the other program, or change server.address"
@@ -333,7 +353,7 @@ def _log_started(prepared: Prepared, broker: Broker) -> None:
         "port": broker.port,
         "configuration_hash": broker.settings.hash,
         "policy_hash": prepared.policy.current.hash,
-        "issuers": ", ".join(f"{name} {ca.directory_url}" for name, ca in broker.settings.cas.items()),
+        "issuer": broker.settings.issuer.acme.directory_url,
         "store": broker.settings.store.driver.value,
         **trust_fields(prepared.trust),
     }
@@ -343,6 +363,7 @@ def _log_started(prepared: Prepared, broker: Broker) -> None:
 async def _stop(broker: Broker, clock: Clock, new_event_id: Callable[[], str]) -> None:
     await broker.server.drain(_COME_BACK)
     await broker.authority.drain(broker.settings.server.drain_timeout)
+    await broker.hub.drain()
     await broker.server.stop(_STOP_GRACE)
     event = AuditEvent(new_event_id(), clock.now(), AuditEventType.BROKER_STOPPED)
     try:
@@ -362,13 +383,6 @@ async def _watch_readiness(broker: Broker, clock: Clock) -> None:
             ready = now_ready
             _logger.log(logging.INFO if ready else logging.ERROR, "the store is %s", "ready" if ready else "not ready")
             await broker.server.set_ready(ready=ready)
-
-
-async def _check_dns_accounts(solver: DnsSolver, policy: FilePolicySource) -> None:
-    """Say at the start, not at the first renewal weeks later, what DNS credentials can't do. Holds nothing up."""
-    for finding in await solver.check_accounts(policy.current.profiles, _ACCOUNT_CHECK):
-        level = logging.ERROR if finding.fatal else logging.WARNING
-        _logger.log(level, "DNS provider: %s", finding.message, extra={"fields": {"remedy": finding.remedy}})
 
 
 @asynccontextmanager

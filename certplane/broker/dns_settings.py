@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Self
 
 from certplane.config.decoding import KeyProblem
-from certplane.config.values import DnsServerAddress, HostPort, HttpUrl, PositiveNumber, PositiveSpan
+from certplane.config.values import DnsServerAddress, HostPort, HttpUrl, PositiveSpan
 from certplane.pki.names import MAX_NAME_LENGTH
 
 __all__ = [
@@ -87,10 +87,7 @@ class HttpreqMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CloudflareSettings:
-    """`credentials` names the API token's secret, for profiles that name none. `ttl` is the TXT records'.
-
-    `calls_per_five_minutes` is for all tokens together: Cloudflare counts a user's.
-    """
+    """`credentials` names the API token's secret, for profiles that name none. `ttl` is the TXT records'."""
 
     base_url: HttpUrl = _CLOUDFLARE_API
     credentials: str = "cloudflare/api-token"
@@ -98,7 +95,6 @@ class CloudflareSettings:
     propagation_timeout: PositiveSpan | None = None
     polling_interval: PositiveSpan | None = None
     ttl: PositiveSpan = timedelta(seconds=60)
-    calls_per_five_minutes: PositiveNumber = 1200
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ CODES: Final[dict[Reason, Row]] = {
     Reason.CERTIFICATE_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND),
     Reason.HOST_NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND),
     Reason.STREAM_DISPLACED: Row(grpc.StatusCode.ABORTED, timedelta(minutes=1)),
+    Reason.STREAM_TIMED_OUT: Row(grpc.StatusCode.ABORTED, timedelta(seconds=5)),
     Reason.INTERNAL: Row(grpc.StatusCode.INTERNAL),
 }
 

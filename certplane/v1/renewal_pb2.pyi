@@ -190,7 +190,7 @@ class CertificateStatus(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. The certificate's name in the host's configuration: 1 to 64 of [A-Za-z0-9._-]; "identity" is the host's
-    own identity certificate.
+    own identity certificate. On a stream, one of the names that hello said.
     """
     profile: _builtins.str
     """The policy profile that the host asks for; empty for the identity."""
@@ -294,8 +294,8 @@ class StreamRenewalStatusRequest(_message.Message):
         """
         @_builtins.property
         def certificate_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-            """Required. The names of all certificates that the host has, its identity's included, at most 1000: what isn't
-            named it no longer has.
+            """Required. The names of all certificates that the host has, its identity's included, 1 to 1000: what isn't named
+            it no longer has. A host that gets another certificate says so on a new stream.
             """
 
         @_builtins.property
@@ -531,10 +531,16 @@ class StreamRenewalStatusResponse(_message.Message):
         BROKER_VERSION_FIELD_NUMBER: _builtins.int
         ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _builtins.int
         HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+        POLICY_HASH_FIELD_NUMBER: _builtins.int
+        TRUST_BUNDLE_HASH_FIELD_NUMBER: _builtins.int
         broker_version: _builtins.str
         """The broker's version."""
         acknowledged_sequence: _builtins.int
         """The last sequence of this epoch that is durable: reports up to it needn't be sent again."""
+        policy_hash: _builtins.str
+        """SHA-256 of the policy in force, 64 lower-case hexadecimal digits. As in Directive: no directive follows for it."""
+        trust_bundle_hash: _builtins.str
+        """SHA-256 of the agent CA bundle in force, 64 lower-case hexadecimal digits. As in Directive."""
         @_builtins.property
         def broker_time(self) -> _timestamp_pb2.Timestamp:
             """The broker's time, to measure the host's clock by."""
@@ -550,10 +556,12 @@ class StreamRenewalStatusResponse(_message.Message):
             broker_version: _builtins.str = ...,
             acknowledged_sequence: _builtins.int = ...,
             heartbeat_interval: _duration_pb2.Duration | None = ...,
+            policy_hash: _builtins.str = ...,
+            trust_bundle_hash: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["broker_time", b"broker_time", "heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequence", b"acknowledged_sequence", "broker_time", b"broker_time", "broker_version", b"broker_version", "heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequence", b"acknowledged_sequence", "broker_time", b"broker_time", "broker_version", b"broker_version", "heartbeat_interval", b"heartbeat_interval", "policy_hash", b"policy_hash", "trust_bundle_hash", b"trust_bundle_hash"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -730,6 +738,7 @@ class Host(_message.Message):
     CERTIFICATES_FIELD_NUMBER: _builtins.int
     PENDING_RENEWALS_FIELD_NUMBER: _builtins.int
     DIRECTIVE_ERROR_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its identity's name."""
     label: _builtins.str
@@ -746,6 +755,10 @@ class Host(_message.Message):
     """How often a stream of this host was ended by another one of the same identity: a copy of the identity shows so."""
     contested: _builtins.bool
     """Two holders of this identity are at odds: no new orders until an operator settles it."""
+    certificate_count: _builtins.int
+    """How many certificates it holds. More than are listed above where they would not fit into the message: GetHost has
+    them, page by page.
+    """
     @_builtins.property
     def identity_expire_time(self) -> _timestamp_pb2.Timestamp:
         """End of that certificate's validity."""
@@ -792,10 +805,11 @@ class Host(_message.Message):
         certificates: _abc.Iterable[Global___CertificateStatus] | None = ...,
         pending_renewals: _abc.Iterable[Global___Renewal] | None = ...,
         directive_error: _status_pb2.Status | None = ...,
+        certificate_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "connect_time", b"connect_time", "directive_error", b"directive_error", "identity_expire_time", b"identity_expire_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "displaced_streams", b"displaced_streams", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "displaced_streams", b"displaced_streams", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "source_ip", b"source_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

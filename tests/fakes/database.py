@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal, TypeVar
 
-from certplane.broker.fleet.model import CertificateStatus, HostStream
+from certplane.broker.fleet.model import CertificateStatus, HostStream, RequestedRenewal
 from certplane.broker.model import (
     AuditEvent,
     CertificateRecord,
@@ -66,6 +66,7 @@ class FakeDatabase:
         self.plans: dict[str, RenewalPlan] = {}
         self.reports: dict[str, EnrollmentReport] = {}
         self.hosts: dict[str, FakeHost] = {}
+        self.requests: dict[tuple[str, str], RequestedRenewal] = {}
         self.events: list[AuditEvent] = []
         self.spilled: list[AuditEvent] = []
         self.commits = 0
@@ -87,6 +88,7 @@ class FakeDatabase:
             "identities",
             "plans",
             "reports",
+            "requests",
             "events",
             "spilled",
         ):

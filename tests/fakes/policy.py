@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from certplane.broker.model import Grant, Profile
+from certplane.broker.model import Grant, IdentityKind, Profile
 from certplane.broker.ports import Policy
 from certplane.errors import Reason, RefusalError
 
@@ -33,6 +33,10 @@ class FakePolicy:
 
     def find_profile(self, name: str) -> Profile | None:
         return self.profiles.get(name)
+
+    def find_host(self, label: str) -> Grant | None:
+        hosts = (grant for grant in self.grants.values() if grant.kind is IdentityKind.HOST)
+        return next((grant for grant in hosts if grant.label == label), None)
 
 
 class FakePolicySource:

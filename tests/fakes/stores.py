@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 
-from certplane.broker.fleet.model import HostRecord, HostStream, StatusReport
+from certplane.broker.fleet.model import CertificateState, HostRecord, HostStream, RequestedRenewal, StatusReport
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.model import (
     AuditEvent,
@@ -437,10 +438,11 @@ class FakeFleetStore:
                 row.certificates[status.name] = status
                 if status.outcome and row.outcomes.get(status.name) != status.outcome:
                     row.outcomes[status.name] = status.outcome
-            for name in [] if names is None else [name for name in row.certificates if name not in names]:
+            forgotten = () if names is None else tuple(sorted(row.certificates.keys() - set(names)))
+            for name in forgotten:
                 del row.certificates[name]
                 row.outcomes.pop(name, None)
-            return RecordedReports(row.acknowledged, tuple(new))
+            return RecordedReports(row.acknowledged, tuple(new), forgotten)
 
         before = copy.deepcopy(self._db.hosts.get(host, FakeHost()))
         before.take_epoch(epoch)
@@ -474,6 +476,19 @@ class FakeFleetStore:
             return [record for record in records if record is not None][: max(0, limit)]
 
         return await self._db.read("list_hosts", page)
+
+    async def count_states(self) -> Mapping[CertificateState, int]:
+        return await self._db.read(
+            "count_states",
+            lambda: Counter(status.state for row in self._db.hosts.values() for status in row.certificates.values()),
+        )
+
+    async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:
+        return await self._db.read("find_request", lambda: self._db.requests.get((requester, request_id)))
+
+    async def record_request(self, requester: str, requested: RequestedRenewal, time: datetime) -> None:
+        key = (requester, requested.request_id)
+        await self._db.write("record_request", (), lambda: self._db.requests.setdefault(key, requested) and None)
 
     def _record(self, host: str) -> HostRecord | None:
         row = self._db.hosts.get(host)

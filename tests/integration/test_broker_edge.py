@@ -421,7 +421,7 @@ async def test_stream_ends_with_its_certificate(edge: EdgeServer) -> None:
     """An open stream that nothing is sent on ends UNAUTHENTICATED at the certificate's end, by a timer."""
     follow(edge)
     not_after = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
-    edge.edge._recheck = timedelta(minutes=5)
+    edge.edge._open_streams._every = timedelta(minutes=5)
     async with edge.host(not_after=not_after) as channel:
         call = watch(channel)
         await call.read()
@@ -445,7 +445,7 @@ async def test_row_40_stream_of_a_denied_identity_is_closed(edge: EdgeServer) ->
 async def test_stream_is_checked_before_each_message(edge: EdgeServer) -> None:
     """What a stream would send next isn't sent to a caller that policy no longer knows."""
     follow(edge)
-    edge.edge._recheck = timedelta(minutes=5)
+    edge.edge._open_streams._every = timedelta(minutes=5)
     async with edge.host() as channel:
         call = watch(channel)
         await call.read()
@@ -475,7 +475,7 @@ async def test_health_watch_is_checked_too(edge: EdgeServer) -> None:
 
 async def test_health_watch_is_checked_before_each_message(edge: EdgeServer) -> None:
     """What a handler would write next isn't sent to a caller that was denied meanwhile."""
-    edge.edge._recheck = timedelta(minutes=5)
+    edge.edge._open_streams._every = timedelta(minutes=5)
     async with edge.host() as channel:
         call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
         await call.read()
@@ -560,6 +560,8 @@ async def test_reflection_describes_every_service(edge: EdgeServer, version: str
     assert names == {
         "certplane.v1.CertificateService",
         "certplane.v1.EnrollmentService",
+        "certplane.v1.FleetService",
+        "certplane.v1.RenewalService",
         "grpc.channelz.v1.Channelz",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",

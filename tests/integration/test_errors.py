@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from certplane.broker.app import Broker, open_broker, prepare
 from certplane.broker.commands import deny_identity, identity_entry
+from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.settings import load_settings
 from certplane.errors import ProblemDocument, Reason
 from certplane.pki.csr import build_csr
@@ -34,6 +35,7 @@ from certplane.sandbox.cloudflare_api import CloudflareApi, Fault
 from certplane.sandbox.pebble import Pebble, PebbleOptions
 from certplane.sandbox.ports import DnsServer
 from certplane.v1 import certificate_pb2 as pb
+from certplane.v1 import fleet_pb2, fleet_pb2_grpc
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
 from tests.support.calls import Refused, refused, refused_order
@@ -41,6 +43,7 @@ from tests.support.csr import craft, pem, rsa_key
 from tests.support.deployed_broker import certificates, get_identity, issue
 from tests.support.parts import need_part
 from tests.support.scripted_acme import Answer, ScriptedAcme, problem
+from tests.support.streams import HostStreamClient
 
 pytestmark = pytest.mark.integration
 
@@ -55,7 +58,7 @@ hosts:
   web1: {identity: web1.certplane.test, profiles: [web]}
   web2: {identity: web2.certplane.test, profiles: [web, other]}
 operators:
-  admin: {identity: admin.certplane.test, roles: [admin]}
+  admin: {identity: admin.certplane.test, roles: [admin, viewer]}
 """
 HOUR = timedelta(hours=1)
 LATER = (("Retry-After", "3600"),)
@@ -450,6 +453,39 @@ async def dns_token_that_was_revoked(scene: Scene) -> Refused:
     return answer
 
 
+async def unknown_host(scene: Scene) -> Refused:
+    await scene.start()
+    async with scene.channel(OPERATOR) as channel:
+        stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
+        return await refused(stub.GetHost(fleet_pb2.GetHostRequest(host="web3"), timeout=10))
+
+
+async def viewer_asks_for_renewals(scene: Scene) -> Refused:
+    await scene.start()
+    async with scene.channel(OPERATOR) as channel:
+        stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
+        return await refused(stub.RequestRenewal(fleet_pb2.RequestRenewalRequest(reason="x"), timeout=10))
+
+
+async def second_stream_of_an_identity(scene: Scene) -> Refused:
+    await scene.start()
+    identity = scene.identity()
+    async with scene.channel(identity) as one, scene.channel(identity) as other:
+        first = HostStreamClient(one)
+        await first.hello()
+        await HostStreamClient(other).hello()
+        return await refused(first.end())
+
+
+async def host_that_falls_silent(scene: Scene) -> Refused:
+    await scene.start()
+    scene.broker.hub.settings = StreamSettings(heartbeat_interval=timedelta(milliseconds=100))
+    async with scene.channel() as channel:
+        stream = HostStreamClient(channel)
+        await stream.hello()
+        return await refused(stream.end())
+
+
 CAUSES: list[tuple[Reason, Callable[[Scene], Awaitable[Refused]], str]] = [
     (Reason.IDENTITY_EXPIRED, expired_while_connected, ""),
     (Reason.IDENTITY_REVOKED, denied_by_an_operator, ""),
@@ -481,13 +517,15 @@ CAUSES: list[tuple[Reason, Callable[[Scene], Awaitable[Refused]], str]] = [
     (Reason.ORDER_NOT_FOUND, order_of_another, ""),
     (Reason.CERTIFICATE_NOT_FOUND, unknown_certificate, ""),
     (Reason.CERTIFICATE_NOT_FOUND, certificate_of_another, ""),
+    (Reason.HOST_NOT_FOUND, unknown_host, ""),
+    (Reason.STREAM_DISPLACED, second_stream_of_an_identity, ""),
+    (Reason.STREAM_TIMED_OUT, host_that_falls_silent, ""),
+    (Reason.ROLE_REQUIRED, viewer_asks_for_renewals, ""),
     (Reason.INTERNAL, certificate_missing_from_the_database, ""),
 ]
 """Reason, what brings it about, and that cause's name where the function's own doesn't say it."""
 
 WITHOUT_CAUSE = {
-    Reason.HOST_NOT_FOUND: "FleetService is not served yet",
-    Reason.STREAM_DISPLACED: "RenewalService is not served yet",
     Reason.POLICY_UNAVAILABLE: "a broker doesn't start without a policy, and keeps the last good one",
 }
 """Reasons of the wire that nothing in this version leads to; test_broker_edge.py sends each of them over a connection."""

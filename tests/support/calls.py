@@ -20,6 +20,7 @@ ALWAYS: dict[grpc.StatusCode, tuple[str, ...]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ("BadRequest",),
     grpc.StatusCode.RESOURCE_EXHAUSTED: ("QuotaFailure", "RetryInfo"),
     grpc.StatusCode.UNAVAILABLE: ("RetryInfo",),
+    grpc.StatusCode.ABORTED: ("RetryInfo",),
 }
 """What a status of this code carries beside its ErrorInfo (design, "Errors")."""
 

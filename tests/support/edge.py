@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,14 +13,21 @@ from typing import Any
 
 import grpc
 
+from certplane.broker.fleet.hub import FleetHub
+from certplane.broker.fleet.requests import RenewalRequests
+from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.fleet.view import FleetView
 from certplane.broker.model import Grant, IdentityKind
+from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
+from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.authentication import Authenticator
 from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.interceptors.first_use import FirstUse
 from certplane.broker.services.interceptors.metrics import Metrics
+from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import Trust, TrustInForce
 from certplane.pki.chain import leaf_facts
@@ -26,7 +35,7 @@ from certplane.pki.identity import TrustBundle
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.runtime.clock import SystemClock
-from tests.fakes.audit import FakeDenialRecorder
+from tests.fakes.audit import FakeDenialRecorder, FakeMeter
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.stores import FakeStores
@@ -42,7 +51,7 @@ _GRANTS = (
     Grant(HOST, IdentityKind.HOST, "web1", profiles=("web",)),
     Grant("web2.example", IdentityKind.HOST, "web2", profiles=("web",)),
     Grant(SERVICE, IdentityKind.SERVICE, "builder", profiles=("web",)),
-    Grant(OPERATOR, IdentityKind.OPERATOR, "admin", roles=("admin",)),
+    Grant(OPERATOR, IdentityKind.OPERATOR, "admin", roles=("admin", "operator")),
 )
 
 
@@ -71,6 +80,8 @@ class EdgeServer:
     burst: int = 1000
     recheck: timedelta = timedelta(milliseconds=200)
     address: str = "127.0.0.1:0"
+    streams: StreamSettings = field(default_factory=lambda: StreamSettings(tick=timedelta(milliseconds=50)))
+    meter: FakeMeter = field(default_factory=FakeMeter)
 
     def __post_init__(self) -> None:
         self.stores = FakeStores.open(self.clock)
@@ -98,6 +109,27 @@ class EdgeServer:
             new_event_id=lambda: f"event-{next(numbers)}",
             recheck=self.recheck,
         )
+        self.plans = RenewalPlans(self.stores.renewal_plans)
+        self.hub = FleetHub(
+            store=self.stores.fleet,
+            plans=self.plans,
+            hashes=lambda: (self.policy.current.hash, self.trust.current.bundle.hash),
+            count_displacement=self.stores.identities.count_displacement,
+            clock=self.clock,
+            meter=self.meter,
+            rng=random.Random(),
+            new_event_id=lambda: f"event-{next(numbers)}",
+            settings=self.streams,
+        )
+        self.plans.subscribe(self.hub.plans_changed)
+        self.view = FleetView(
+            hub=self.hub,
+            store=self.stores.fleet,
+            plans=self.plans,
+            policy=self.policy,
+            identities=self.stores.identities,
+            clock=self.clock,
+        )
         self.server = BrokerServer(
             address=self.address,
             tls=self.trust.tls,
@@ -111,6 +143,12 @@ class EdgeServer:
                 new_event_id=lambda: f"event-{next(numbers)}",
             ),
             certificates=CertificateServicer(self.authority, self.clock),  # type: ignore[arg-type]  # a fake
+            renewals=RenewalServicer(self.hub, self.view),
+            fleet=FleetServicer(
+                self.view,
+                RenewalRequests(self.plans, self.stores.fleet, self.clock, lambda: f"event-{next(numbers)}"),
+                self.hub,
+            ),
         )
 
     @property
@@ -152,7 +190,10 @@ async def serve_edge(ca: PrivateCa | None = None, **options: Any) -> AsyncIterat
     """A started edge; stopped at the end."""
     edge = EdgeServer(ca or PrivateCa("internal"), **options)
     await edge.server.start()
+    looking = asyncio.create_task(edge.hub.run())
     try:
         yield edge
     finally:
         await edge.server.stop(timedelta())
+        looking.cancel()
+        await asyncio.wait({looking})

@@ -19,6 +19,7 @@ __all__ = [
     "HostRecord",
     "HostStream",
     "RenewalStep",
+    "RequestedRenewal",
     "StatusReport",
 ]
 
@@ -132,3 +133,13 @@ class HostRecord:
     certificates: tuple[CertificateStatus, ...] = ()
     acknowledged_sequence: int = 0
     directive_error: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedRenewal:
+    """What came of an operator's request: `last_renew_time` is of those that got an earlier time, None without any."""
+
+    request_id: str
+    certificate_count: int
+    changed_count: int
+    last_renew_time: datetime | None = None

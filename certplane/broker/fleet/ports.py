@@ -7,20 +7,31 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
-    from certplane.broker.fleet.model import HostRecord, HostStream, StatusReport
+    from certplane.broker.fleet.model import (
+        CertificateState,
+        HostRecord,
+        HostStream,
+        RequestedRenewal,
+        StatusReport,
+    )
     from certplane.broker.model import AuditEvent
     from certplane.errors import Refusal
 
-__all__ = ["FleetStore", "RecordedReports"]
+__all__ = ["FleetFigures", "FleetStore", "RecordedReports", "RenewalRequestLog"]
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedReports:
-    """What is durable now: all up to `acknowledged_sequence`, and of those given, which ones were `new`."""
+    """What is durable now: all up to `acknowledged_sequence`, and of those given, which ones were `new`.
+
+    `forgotten` are the names of certificates that the host no longer has.
+    """
 
     acknowledged_sequence: int
     new: tuple[StatusReport, ...]
+    forgotten: tuple[str, ...] = ()
 
 
 class FleetStore(Protocol):
@@ -75,4 +86,28 @@ class FleetStore(Protocol):
 
     async def list_hosts(self, *, after: str = "", limit: int = 500) -> Sequence[HostRecord]:
         """Hosts by name, those after `after`."""
+        ...
+
+
+class FleetFigures(Protocol):
+    """What the fleet adds up to."""
+
+    async def count_states(self) -> Mapping[CertificateState, int]:
+        """How many certificates of hosts are in each state; states without any are left out."""
+        ...
+
+
+class RenewalRequestLog(Protocol):
+    """What operators have asked for, so that asking again changes nothing."""
+
+    async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:
+        """What came of the request with this id of this caller; None if there was none."""
+        ...
+
+    async def record_request(self, requester: str, requested: RequestedRenewal, time: datetime) -> None:
+        """Keep what came of a request, durable; the first of an id stays.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
         ...

@@ -7,7 +7,7 @@ it is durable. Another broker's plans are seen at the next `refresh`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -31,11 +31,11 @@ class RenewalPlans:
         self._times: dict[str, datetime] = {}
         self._learnt: dict[str, datetime] = {}
         """Since the last refresh began: what it reads may be older."""
-        self._on_change: list[Callable[[Collection[str]], None]] = []
+        self._on_change: list[Callable[[Sequence[RenewalPlan]], None]] = []
         self._on_issue: list[Callable[[CertificateRecord], None]] = []
 
-    def subscribe(self, on_change: Callable[[Collection[str]], None]) -> None:
-        """Call `on_change` with the hosts whose plans have changed in what they are told; it must not raise or wait."""
+    def subscribe(self, on_change: Callable[[Sequence[RenewalPlan]], None]) -> None:
+        """Call `on_change` with the plans that have changed in what hosts are told; it must not raise or wait."""
         self._on_change.append(on_change)
 
     def subscribe_issued(self, on_issue: Callable[[CertificateRecord], None]) -> None:
@@ -95,6 +95,5 @@ class RenewalPlans:
         times = {plan.certificate_id: plan.renew_time for plan in plans}
         self._times |= times
         self._learnt |= times
-        hosts = {plan.host for plan in plans}
         for on_change in self._on_change:
-            on_change(hosts)
+            on_change(plans)

@@ -45,6 +45,7 @@ DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 500
 _MAX_TEXT: Final = 256
 _ID: Final = re.compile(r"[!-~]{1,128}")
+_CURSOR: Final = re.compile(r"[!-~]{1,1024}")
 
 _KINDS: Final = {
     IdentityKind.HOST: enrollment_pb2.Identity.KIND_HOST,
@@ -152,7 +153,7 @@ def cursor_from_token(token: str) -> str:
         cursor = urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode("ascii")
     except (binascii.Error, ValueError) as error:
         raise invalid_request("page_token", "is not a token of this broker") from error
-    if _ID.fullmatch(cursor) is None or token_from_cursor(cursor) != token:
+    if _CURSOR.fullmatch(cursor) is None or token_from_cursor(cursor) != token:
         raise invalid_request("page_token", "is not a token of this broker")
     return cursor
 
@@ -206,10 +207,8 @@ def order_message(order: Order) -> certificate_pb2.Order:
     return message
 
 
-def certificate_message(
-    record: CertificateRecord, *, renew_time: datetime | None = None, with_pem: bool = True
-) -> certificate_pb2.Certificate:
-    """A stored certificate; lists leave its PEM out. `renew_time` is when to renew it as known now, if it is."""
+def certificate_message(record: CertificateRecord, *, with_pem: bool = True) -> certificate_pb2.Certificate:
+    """A stored certificate; lists leave its PEM out."""
     message = certificate_pb2.Certificate(
         certificate_id=record.certificate_id,
         profile=record.profile,
@@ -221,7 +220,7 @@ def certificate_message(
         chain_pem=record.chain_pem if with_pem else "",
         not_before_time=timestamp(record.not_before),
         not_after_time=timestamp(record.not_after),
-        renew_time=timestamp(renew_time or record.renew_time),
+        renew_time=timestamp(record.renew_time),
         create_time=timestamp(record.create_time),
     )
     if record.revoke_time is not None:

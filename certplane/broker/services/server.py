@@ -16,11 +16,22 @@ from grpc_health.v1 import health_pb2
 
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
+from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.operations import add_operations
+from certplane.broker.services.renewal import RenewalServicer
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.credentials import ServerTls
-from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
+from certplane.v1 import (
+    certificate_pb2,
+    certificate_pb2_grpc,
+    enrollment_pb2,
+    enrollment_pb2_grpc,
+    fleet_pb2,
+    fleet_pb2_grpc,
+    renewal_pb2,
+    renewal_pb2_grpc,
+)
 
 __all__ = ["SERVER_OPTIONS", "SERVICES", "BrokerServer", "PortError"]
 
@@ -54,6 +65,8 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 SERVICES: Final = (
     certificate_pb2.DESCRIPTOR.services_by_name["CertificateService"].full_name,
     enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name,
+    fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name,
+    renewal_pb2.DESCRIPTOR.services_by_name["RenewalService"].full_name,
 )
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
@@ -75,6 +88,8 @@ class BrokerServer:
         edge: Edge,
         enrollment: EnrollmentServicer,
         certificates: CertificateServicer,
+        renewals: RenewalServicer,
+        fleet: FleetServicer,
     ) -> None:
         """Build the server and bind the port.
 
@@ -85,6 +100,8 @@ class BrokerServer:
         self._server = grpc.aio.server(interceptors=(edge,), options=SERVER_OPTIONS)
         enrollment_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, self._server)
         certificate_pb2_grpc.add_CertificateServiceServicer_to_server(certificates, self._server)
+        renewal_pb2_grpc.add_RenewalServiceServicer_to_server(renewals, self._server)
+        fleet_pb2_grpc.add_FleetServiceServicer_to_server(fleet, self._server)
         self._health = add_operations(self._server, SERVICES)
         _check_free(address)
         try:

@@ -9,19 +9,27 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Final
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, func, select, update
 
-from certplane.broker.fleet.model import CertificateStatus, HostRecord, HostStream, StatusReport
+from certplane.broker.fleet.model import (
+    CertificateState,
+    CertificateStatus,
+    HostRecord,
+    HostStream,
+    RequestedRenewal,
+    StatusReport,
+)
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.model import AuditEvent
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.fleet_rows import STREAM_COLUMNS, decode_status, stream_from_row
 from certplane.broker.store.reports import Entry, ReportRows
-from certplane.broker.store.rows import decode_refusal, encode_refusal
-from certplane.broker.store.schema import certificate_statuses, host_streams, report_sequences
+from certplane.broker.store.rows import decode_refusal, encode_refusal, from_micros, to_micros
+from certplane.broker.store.schema import certificate_statuses, host_streams, renewal_requests, report_sequences
 from certplane.broker.store.session import Database, Fault, Session, SqlError
 from certplane.broker.store.statements import Row
 from certplane.broker.store.writer import Writer
@@ -36,7 +44,7 @@ _UNDER_WAY: Final = 2
 
 
 class SqlFleetStore:
-    """`FleetStore` over the database."""
+    """`FleetStore`, `FleetFigures` and `RenewalRequestLog` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
         self._database = database
@@ -65,6 +73,18 @@ class SqlFleetStore:
             statuses.where(
                 certificate_statuses.c.host >= bindparam("first"), certificate_statuses.c.host <= bindparam("last")
             )
+        )
+        self._count_states = compiler(
+            select(certificate_statuses.c.state, func.count()).group_by(certificate_statuses.c.state)
+        )
+        requests = renewal_requests.c
+        self._find_request = compiler(
+            select(
+                requests.request_id, requests.certificate_count, requests.changed_count, requests.last_renew_time
+            ).where(requests.requester == bindparam("requester"), requests.request_id == bindparam("request_id"))
+        )
+        self._insert_request = compiler(
+            compiler.insert(renewal_requests).on_conflict_do_nothing(), [column.name for column in requests]
         )
         self._set_error = compiler(
             update(host_streams).where(host_streams.c.host == bindparam("which")), ["directive_error"]
@@ -117,6 +137,39 @@ class SqlFleetStore:
         for host, status in found:
             statuses[host].append(decode_status(status))
         return [_record(row, statuses[row[0]]) for row in rows]
+
+    async def count_states(self) -> Mapping[CertificateState, int]:
+        """See `FleetFigures.count_states`."""
+        with reading():
+            rows = await self._database.all(self._count_states, {})
+        return {CertificateState(state): count for state, count in rows}
+
+    async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:
+        """See `RenewalRequestLog.find_request`."""
+        with reading():
+            row = await self._database.one(self._find_request, {"requester": requester, "request_id": request_id})
+        if row is None:
+            return None
+        found, certificate_count, changed_count, last = row
+        return RequestedRenewal(found, certificate_count, changed_count, None if last is None else from_micros(last))
+
+    async def record_request(self, requester: str, requested: RequestedRenewal, time: datetime) -> None:
+        """See `RenewalRequestLog.record_request`."""
+        last = requested.last_renew_time
+        arguments = (
+            requester,
+            requested.request_id,
+            to_micros(time),
+            requested.certificate_count,
+            requested.changed_count,
+            None if last is None else to_micros(last),
+        )
+
+        def change(session: Session) -> Done[None]:
+            session.execute(self._insert_request, arguments)
+            return Done(None)
+
+        await self._writer.write(change, ())
 
     def _put(self, entry: Entry) -> asyncio.Future[RecordedReports]:
         loop = asyncio.get_running_loop()

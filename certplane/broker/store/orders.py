@@ -46,7 +46,6 @@ _CHANGING: Final = (
     "state",
     "update_time",
     "end_time",
-    "issuer",
     "acme_order_url",
     "txt_records",
     "certificate_id",

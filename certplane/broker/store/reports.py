@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import BindParameter, Table, and_, bindparam, delete, or_, select
@@ -80,9 +80,10 @@ class ReportRows:
         streams = {entry.host: stream_row(entry.stream) for entry in entries if entry.stream is not None}
         for chunk in _chunks(list(streams.values())):
             self._run(session, self._put_streams, chunk)
-        for entry in reporting:
-            if entry.names is not None:
-                self._keep_only(session, entry.host, entry.names)
+        for index, entry in enumerate(entries):
+            if entry.epoch and entry.names is not None:
+                forgotten = self._keep_only(session, entry.host, entry.names)
+                results[index] = replace(results[index], forgotten=forgotten)
         return Done(results, events=events)
 
     def _put(self, session: Session, fresh: Sequence[tuple[Entry, StatusReport]]) -> list[EventRow]:
@@ -104,16 +105,19 @@ class ReportRows:
                 if event is not None:
                     events.append(event)
             statuses[key] = report.certificate
-        rows = [(*key, encode_status(status), outcomes.get(key, "")) for key, status in statuses.items()]
+        rows = [
+            (*key, str(status.state), encode_status(status), outcomes.get(key, "")) for key, status in statuses.items()
+        ]
         for chunk in _chunks(rows):
             self._run(session, self._put_statuses, chunk)
         return events
 
-    def _keep_only(self, session: Session, host: str, names: Sequence[str]) -> None:
+    def _keep_only(self, session: Session, host: str, names: Sequence[str]) -> tuple[str, ...]:
         kept = set(names)
-        for (name,) in session.all(self._names, {"host": host}):
-            if name not in kept:
-                session.execute(self._forget, (host, name))
+        forgotten = tuple(name for (name,) in session.all(self._names, {"host": host}) if name not in kept)
+        for name in forgotten:
+            session.execute(self._forget, (host, name))
+        return forgotten
 
     def _all(self, session: Session, make: Callable[[int], Statement], keys: Sequence[tuple[object, ...]]) -> list[Row]:
         statement = make(len(keys))

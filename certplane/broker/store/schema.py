@@ -41,6 +41,7 @@ __all__ = [
     "metadata",
     "orders",
     "renewal_plans",
+    "renewal_requests",
     "report_sequences",
 ]
 
@@ -280,9 +281,23 @@ certificate_statuses = Table(
     metadata,
     Column("host", Text, primary_key=True),
     Column("name", Text, primary_key=True),
+    Column("state", Text, nullable=False),
     Column("status", Text, nullable=False),
     # The last one that wasn't empty: what was audited last.
     Column("outcome", Text, nullable=False),
+    sqlite_strict=True,
+)
+
+renewal_requests = Table(
+    # What operators asked for, by the id that they chose: asked again, it changes nothing.
+    "renewal_requests",
+    metadata,
+    Column("requester", Text, primary_key=True),
+    Column("request_id", Text, primary_key=True),
+    Column("create_time", _Time, nullable=False),
+    Column("certificate_count", _Sequence, nullable=False),
+    Column("changed_count", _Sequence, nullable=False),
+    Column("last_renew_time", _Time),
     sqlite_strict=True,
 )
 

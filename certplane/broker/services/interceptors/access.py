@@ -25,16 +25,21 @@ class Access:
         kinds: The kinds of identities that may call it.
         cost: Tokens that a call takes out of the caller's bucket.
         issuing: Whether it may start an order: refused while the broker drains.
+        roles: Of which the caller must have one; none are asked for where it is empty.
     """
 
     kinds: frozenset[IdentityKind]
     cost: int = 1
     issuing: bool = False
+    roles: frozenset[str] = frozenset()
 
 
 _ANYONE: Final = Access(frozenset(IdentityKind))
 _HOLDERS: Final = frozenset({IdentityKind.HOST, IdentityKind.SERVICE})
 _OPERATORS: Final = Access(frozenset({IdentityKind.OPERATOR}))
+_STAFF: Final = frozenset({IdentityKind.OPERATOR, IdentityKind.SERVICE})
+_VIEWERS: Final = Access(_STAFF, roles=frozenset({"viewer", "operator"}))
+"""An operator may do what a viewer may."""
 
 
 def _rows(service: str, rows: Mapping[str, Access]) -> dict[str, Access]:
@@ -60,6 +65,21 @@ METHODS: Final[Mapping[str, Access]] = {
             "GetCertificate": Access(_HOLDERS),
             "ListCertificates": Access(_HOLDERS),
             "RevokeCertificate": Access(_HOLDERS),
+        },
+    ),
+    **_rows(
+        "certplane.v1.RenewalService",
+        {
+            "StreamRenewalStatus": Access(frozenset({IdentityKind.HOST})),
+            "WatchRenewals": _VIEWERS,
+        },
+    ),
+    **_rows(
+        "certplane.v1.FleetService",
+        {
+            "ListHosts": _VIEWERS,
+            "GetHost": _VIEWERS,
+            "RequestRenewal": Access(_STAFF, roles=frozenset({"operator"})),
         },
     ),
     **_rows("grpc.health.v1.Health", {"Check": _ANYONE, "List": _ANYONE, "Watch": _ANYONE}),
@@ -94,4 +114,9 @@ def check_access(access: Access | None, caller: Caller) -> Access:
     if caller.kind not in access.kinds:
         allowed = " and ".join(sorted(f"{kind}s" for kind in access.kinds))
         raise RefusalError(Reason.ROLE_REQUIRED, f"only {allowed} may call this method; the caller is a {caller.kind}")
+    if access.roles and access.roles.isdisjoint(caller.roles):
+        wanted = " or ".join(sorted(access.roles))
+        raise RefusalError(
+            Reason.ROLE_REQUIRED, f"this method wants the role {wanted}, which policy doesn't give to the caller"
+        )
     return access

@@ -6,8 +6,8 @@ id, serve, count, log. A refusal becomes a rich status; anything unexpected beco
 nothing else, and the log has the traceback. What the edge refuses it also audits; what the story refuses the story has
 audited.
 
-Streams are looked after while they are open: the caller is authenticated again before each message that goes out, every
-`recheck`, and at the moment its certificate ends.
+Streams are looked after while they are open (`open_streams`): the caller is authenticated again before each message
+that goes out, every `recheck`, and at the moment its certificate ends.
 
 One wrapper instead of a chain of interceptors because each link costs a coroutine per call, and because the order above
 is a rule that is best read in one place. Messages are read here, not by grpc, so that nobody who isn't known reaches a
@@ -43,6 +43,7 @@ from certplane.broker.services.interceptors.handlers import (
     unimplemented,
 )
 from certplane.broker.services.interceptors.metrics import Metrics
+from certplane.broker.services.interceptors.open_streams import OpenStreams
 from certplane.errors import Reason, Refusal, RefusalError, Violation
 from certplane.rpc.status import grpc_status, status_from_refusal
 from certplane.runtime.clock import Clock
@@ -92,7 +93,7 @@ class Edge(grpc.aio.ServerInterceptor):
         metrics: Metrics,
         clock: Clock,
         new_event_id: Callable[[], str],
-        recheck: timedelta = timedelta(seconds=5),
+        recheck: timedelta = timedelta(seconds=1),
     ) -> None:
         """Take what the edge works with; `recheck` is how often an open stream's caller is looked at."""
         self._authenticator = authenticator
@@ -102,7 +103,7 @@ class Edge(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._clock = clock
         self._new_event_id = new_event_id
-        self._recheck = recheck
+        self._open_streams = OpenStreams(clock, recheck)
         self._handlers: dict[str, RpcHandler] = {}
         self._draining: timedelta | None = None
 
@@ -175,7 +176,8 @@ class Edge(grpc.aio.ServerInterceptor):
                         self._admit_again(call, peer, access)
                 else:
                     check = functools.partial(self._admit_again, call, peer, access)
-                    response = await self._watched(behaviour, request, context, call, check)
+                    with self._open_streams.watching(caller.not_after, check):
+                        response = await run_stream(behaviour, request, context, check)
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
                 return response
             except RefusalError as error:
@@ -193,20 +195,6 @@ class Edge(grpc.aio.ServerInterceptor):
                 self._end(call, peer, context, self._clock.monotonic() - started)
 
         return serve
-
-    async def _watched(
-        self, behaviour: Behaviour, request: Any, context: RpcContext, call: Call, check: Callable[[], None]
-    ) -> Any:
-        """Run a stream's handler while its caller is looked at; the handler is cancelled when that fails."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                watch = group.create_task(self._watch(call, check))
-                response = await run_stream(behaviour, request, context, check)
-                watch.cancel()
-        except BaseExceptionGroup as errors:
-            # The first to fail cancels the other, and a cancelled one adds nothing.
-            raise errors.exceptions[0] from None
-        return response
 
     def _begin(self, method: str, context: RpcContext) -> tuple[Call, Peer]:
         user_agent = ""
@@ -255,13 +243,6 @@ class Edge(grpc.aio.ServerInterceptor):
         logged_request_id.set(call.named())
         serving.set(call)
         return request
-
-    async def _watch(self, call: Call, check: Callable[[], None]) -> None:
-        """Look at an open stream's caller every `recheck`, and right after its certificate's end."""
-        while call.caller is not None:
-            left = call.caller.not_after - self._clock.now() + timedelta(milliseconds=1)
-            await self._clock.sleep(max(min(left, self._recheck), timedelta(milliseconds=1)))
-            check()
 
     async def _refuse(
         self, call: Call, peer: Peer, context: RpcContext, error: RefusalError, *, audit: bool

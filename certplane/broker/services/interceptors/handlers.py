@@ -73,7 +73,10 @@ def read_message(deserialize: Callable[[bytes], Any], data: bytes) -> Any:
 async def read_messages(deserialize: Callable[[bytes], Any], stream: AsyncIterable[bytes]) -> AsyncIterator[Any]:
     """The messages of a stream, each read as `read_message` does when it is asked for."""
     async for data in stream:
-        yield read_message(deserialize, data)
+        message = read_message(deserialize, data)
+        del data
+        yield message
+        del message  # an open stream may wait for hours for the next one
 
 
 async def unimplemented(_request: Any, context: RpcContext) -> None:

@@ -22,7 +22,15 @@ PROTO = Path(__file__).parents[4] / "proto" / "certplane" / "v1"
 CALLERS = {
     "any identity that policy knows": frozenset(IdentityKind),
     "hosts and services": frozenset({IdentityKind.HOST, IdentityKind.SERVICE}),
+    "hosts": frozenset({IdentityKind.HOST}),
     "operators": frozenset({IdentityKind.OPERATOR}),
+    "operators and services": frozenset({IdentityKind.OPERATOR, IdentityKind.SERVICE}),
+}
+
+ROLES = {
+    "": frozenset[str](),
+    "operator": frozenset({"operator"}),
+    "viewer or operator": frozenset({"viewer", "operator"}),
 }
 
 
@@ -49,9 +57,12 @@ def test_rows_say_what_the_proto_files_say() -> None:
         text = file.read_text()
         service = re.search(r"^service (\w+)", text, re.MULTILINE)
         assert service is not None
-        for callers, method in re.findall(r"// Callers: (.*)\.\n  rpc (\w+)", text):
-            found[f"/certplane.v1.{service[1]}/{method}"] = CALLERS[callers]
-    ours = {method: access.kinds for method, access in METHODS.items() if method.startswith("/certplane.")}
+        for told, method in re.findall(r"// Callers: (.*)\.\n  rpc (\w+)", text):
+            callers, _, roles = told.partition(", with the role ")
+            found[f"/certplane.v1.{service[1]}/{method}"] = (CALLERS[callers], ROLES[roles])
+    ours = {
+        method: (access.kinds, access.roles) for method, access in METHODS.items() if method.startswith("/certplane.")
+    }
     assert found == ours
 
 
@@ -81,4 +92,30 @@ def test_check(method: str, kind: IdentityKind, allowed: bool) -> None:
         return
     with pytest.raises(RefusalError) as caught:
         check_access(METHODS.get(method), who)
+    assert caught.value.refusal.reason is Reason.ROLE_REQUIRED
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "roles", "allowed"),
+    [
+        pytest.param("RenewalService/WatchRenewals", IdentityKind.OPERATOR, ("viewer",), True, id="viewer-watches"),
+        pytest.param("RenewalService/WatchRenewals", IdentityKind.SERVICE, ("operator",), True, id="service-watches"),
+        pytest.param("RenewalService/WatchRenewals", IdentityKind.OPERATOR, (), False, id="no-role"),
+        pytest.param("RenewalService/WatchRenewals", IdentityKind.HOST, ("operator",), False, id="host-watches"),
+        pytest.param("RenewalService/StreamRenewalStatus", IdentityKind.OPERATOR, ("operator",), False, id="no-host"),
+        pytest.param("FleetService/ListHosts", IdentityKind.OPERATOR, ("viewer",), True, id="viewer-lists"),
+        pytest.param("FleetService/GetHost", IdentityKind.SERVICE, ("billing",), False, id="another-role"),
+        pytest.param("FleetService/RequestRenewal", IdentityKind.OPERATOR, ("viewer",), False, id="viewer-requests"),
+        pytest.param("FleetService/RequestRenewal", IdentityKind.OPERATOR, ("x", "operator"), True, id="operator"),
+    ],
+)
+def test_roles(method: str, kind: IdentityKind, roles: tuple[str, ...], allowed: bool) -> None:
+    """What is the operators' wants a role, and one that may change something is no viewer's."""
+    who = caller(kind=kind, roles=roles)
+    access = METHODS[f"/certplane.v1.{method}"]
+    if allowed:
+        assert check_access(access, who) is access
+        return
+    with pytest.raises(RefusalError) as caught:
+        check_access(access, who)
     assert caught.value.refusal.reason is Reason.ROLE_REQUIRED

@@ -42,15 +42,28 @@ def upgrade() -> None:
         "certificate_statuses",
         sa.Column("host", sa.Text, nullable=False),
         sa.Column("name", sa.Text, nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
         sa.Column("status", sa.Text, nullable=False),
         sa.Column("outcome", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("host", "name", name="pk_certificate_statuses"),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        "renewal_requests",
+        sa.Column("requester", sa.Text, nullable=False),
+        sa.Column("request_id", sa.Text, nullable=False),
+        sa.Column("create_time", _time, nullable=False),
+        sa.Column("certificate_count", _time, nullable=False),
+        sa.Column("changed_count", _time, nullable=False),
+        sa.Column("last_renew_time", _time),
+        sa.PrimaryKeyConstraint("requester", "request_id", name="pk_renewal_requests"),
         sqlite_strict=True,
     )
 
 
 def downgrade() -> None:
     """Forget them."""
+    op.drop_table("renewal_requests")
     op.drop_table("certificate_statuses")
     op.drop_table("report_sequences")
     op.drop_table("host_streams")

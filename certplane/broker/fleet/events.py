@@ -1,0 +1,57 @@
+"""The audit events of what hosts report: of the steps that reach or fail something, not of each step in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from certplane.broker.fleet.model import CertificateState, CertificateStatus, StatusReport
+from certplane.broker.model import AuditEvent, AuditEventType, AuditSeverity, Caller
+
+__all__ = ["report_events"]
+
+_SEVERITIES = {
+    CertificateState.FAILED: AuditSeverity.WARNING,
+    CertificateState.DEGRADED: AuditSeverity.ERROR,
+}
+
+
+def report_events(
+    caller: Caller,
+    request_id: str,
+    reports: Iterable[StatusReport],
+    now: datetime,
+    new_event_id: Callable[[], str],
+) -> dict[int, AuditEvent]:
+    """The events of those reports that say something to an auditor, by sequence."""
+    return {
+        report.sequence: _event(caller, request_id, report.certificate, now, new_event_id())
+        for report in reports
+        if report.certificate.outcome
+    }
+
+
+def _event(caller: Caller, request_id: str, status: CertificateStatus, now: datetime, event_id: str) -> AuditEvent:
+    held = (status.served if status.state is CertificateState.SERVING else None) or status.installed or status.issued
+    return AuditEvent(
+        event_id=event_id,
+        timestamp=now,
+        event_type=AuditEventType.RENEWAL_REPORTED,
+        request_id=request_id,
+        severity=_SEVERITIES.get(status.state, AuditSeverity.INFO),
+        identity=caller.name,
+        profile_name=status.profile,
+        reason=_reason(status),
+        source_ip=caller.source_ip,
+        user_agent=caller.user_agent,
+        certificate_id=held.certificate_id if held else "",
+        cert_serial_number=held.serial_number if held else "",
+        cert_not_before=held.not_before if held else None,
+        cert_not_after=held.not_after if held else None,
+    )
+
+
+def _reason(status: CertificateStatus) -> str:
+    step = f" at {status.failed_step}" if status.failed_step else ""
+    error = f": {status.last_error}" if status.last_error else ""
+    return f"{status.name}: {status.state}{step}{error}"[:1000]

@@ -1,0 +1,545 @@
+"""The streams of all hosts: who is connected, what they report, what they are told, and when a stream ends.
+
+    attach -> hello -> report, answer, heartbeat ... -> detach
+
+What one stream says and is told is `session`'s; here it is made durable and sent. A quiet stream costs a `HostSession`
+and no task of ours: tasks write reports (`_flush`) and messages (`_pump`) while there are some, and one task looks at
+all streams every second (`run`): who is silent, who doesn't answer, who doesn't read, whether policy or trust changed.
+
+Rules it keeps:
+
+- Nothing is acknowledged before the store has it. While the store fails, reports wait in bounded number and are tried
+  again; a host that has more to say is then sent away with the store's refusal, and keeps what wasn't acknowledged.
+- One stream a host: the one that said hello last. The other one ends with STREAM_DISPLACED.
+- What is wanted of a host is computed from durable state: plans when they change, or when the host comes.
+- Hosts say who they are by their certificate alone; nothing in a message names another host.
+
+For the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from certplane.broker.fleet import measures
+from certplane.broker.fleet.events import report_events
+from certplane.broker.fleet.knowledge import PlanMark, mark, unknown_plans
+from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
+from certplane.broker.fleet.model import StatusReport
+from certplane.broker.fleet.ports import FleetStore
+from certplane.broker.fleet.session import HostSession, InForceHashes
+from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.fleet.watching import Watcher, Watchers
+from certplane.broker.model import Caller
+from certplane.broker.ports import Meter
+from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.renewal.ports import RenewalPlanStore
+from certplane.errors import Reason, RefusalError, Violation
+from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import Clock
+
+__all__ = ["FleetHub"]
+
+_logger = logging.getLogger("certplane.broker.fleet")
+
+_RETRY: Final = Backoff(timedelta(seconds=1), timedelta(seconds=30))
+"""Between tries to make reports durable."""
+_SLICE: Final = 512
+"""Streams that are looked at before others get their turn: about a millisecond."""
+_COME_BACK: Final = timedelta(seconds=10)
+_LAST_WORDS: Final = timedelta(seconds=5)
+"""What streams get to make durable and say what is left, when the broker stops or the host hangs up."""
+
+
+class FleetHub:
+    """All streams of one broker."""
+
+    def __init__(
+        self,
+        *,
+        store: FleetStore,
+        plans: RenewalPlanStore,
+        hashes: Callable[[], tuple[str, str]],
+        count_displacement: Callable[[str, datetime], Awaitable[None]],
+        clock: Clock,
+        meter: Meter,
+        rng: random.Random,
+        new_event_id: Callable[[], str],
+        settings: StreamSettings | None = None,
+    ) -> None:
+        """No stream yet.
+
+        Args:
+            store: Where reports are kept.
+            plans: Where the plans are read when a host comes.
+            hashes: Of the policy and the agent CA bundle in force.
+            count_displacement: Notes that a stream has displaced another one of the same certificate.
+            clock: The time.
+            meter: Counts.
+            rng: For nonces and waiting times.
+            new_event_id: For audit events.
+            settings: The limits.
+        """
+        self._store = store
+        self._plans = plans
+        self._read_hashes = hashes
+        self._hashes = InForceHashes(*hashes())
+        self._count_displacement = count_displacement
+        self._clock = clock
+        self._meter = meter
+        self._rng = rng
+        self._new_event_id = new_event_id
+        self.settings = settings or StreamSettings()
+        self.watchers = Watchers()
+        self._sessions: dict[str, HostSession] = {}
+        self._attached: set[HostSession] = set()
+        self._refused: dict[str, frozenset[PlanMark]] = {}
+        self._arrived: dict[str, None] = {}
+        self._arrival = asyncio.Event()
+        self._chores: set[asyncio.Task[None]] = set()
+        self._draining = False
+        meter.level(measures.STREAMS, 0)
+
+    # What others ask and tell.
+
+    def session(self, host: str) -> HostSession | None:
+        """The stream of a host; None if it has none here."""
+        return self._sessions.get(host)
+
+    def connected(self, hosts: Iterable[str]) -> int:
+        """How many of the hosts have a stream here."""
+        return sum(host in self._sessions for host in hosts)
+
+    @property
+    def streams(self) -> int:
+        """How many hosts have a stream here."""
+        return len(self._sessions)
+
+    def plans_changed(self, plans: Iterable[RenewalPlan]) -> None:
+        """Tell the hosts of durable plans, those that have a stream; the others are told when they come."""
+        for plan in plans:
+            session = self._sessions.get(plan.host)
+            if session is not None and mark(plan) not in self._refused.get(plan.host, ()):
+                session.want((plan,))
+                self._wake(session)
+
+    def now(self) -> datetime:
+        """The broker's time."""
+        return self._clock.now()
+
+    @contextmanager
+    def watching(self, wanted: Callable[[str], bool]) -> Iterator[Watcher]:
+        """A watcher of the hosts that `wanted` says yes to, for the length of the block.
+
+        Raises:
+            RefusalError: RATE_LIMITED, there are many already; DRAINING.
+        """
+        if self._draining:
+            raise _drained()
+        if len(self.watchers) >= self.settings.watchers:
+            violation = Violation("renewal_watchers", f"{self.settings.watchers} at once")
+            message = "too many watch the fleet; end another one's watch first"
+            raise RefusalError(Reason.RATE_LIMITED, message, violations=[violation])
+        watcher = self.watchers.add(wanted)
+        self._meter.level(measures.WATCHERS, len(self.watchers))
+        try:
+            yield watcher
+        finally:
+            self.watchers.remove(watcher)
+            self._meter.level(measures.WATCHERS, len(self.watchers))
+
+    # What streams do.
+
+    def attach(self, caller: Caller, request_id: str, write: Callable[[Outgoing], Awaitable[None]]) -> HostSession:
+        """A stream begins; the calling task is what serves it.
+
+        Raises:
+            RefusalError: DRAINING.
+        """
+        if self._draining:
+            raise RefusalError(
+                Reason.DRAINING, "the broker is shutting down; come back shortly", retry_after=_COME_BACK
+            )
+        now = self._clock.monotonic()
+        session = HostSession(
+            caller, request_id, write, task=asyncio.current_task(), now=now, burst=self.settings.burst
+        )
+        self._attached.add(session)
+        return session
+
+    async def hello(self, session: HostSession, hello: Hello) -> None:
+        """Hear the first message, and answer it when all that it says is durable.
+
+        Raises:
+            RefusalError: REQUEST_INVALID, it isn't the first; RATE_LIMITED; STORE_UNAVAILABLE or AUDIT_UNAVAILABLE.
+        """
+        self._hear(session)
+        if session.connect_time is not None:
+            raise _invalid("hello", "was said already: it is the first message of a stream, and only the first")
+        now = self._clock.now()
+        session.agent_version, session.epoch = hello.agent_version, hello.epoch
+        session.names = frozenset(hello.certificate_names)
+        session.clock_skew = hello.host_time - now
+        session.connect_time = now
+        reports = sorted(hello.reports, key=lambda report: report.sequence)
+        recorded, _ = await asyncio.gather(
+            self._record(session, reports, names=hello.certificate_names),
+            self._store.record_stream(session.stream(now)),
+        )
+        self._displace(session)
+        self._sessions[session.host] = session
+        self._meter.level(measures.STREAMS, len(self._sessions))
+        session.welcome(
+            Welcome(
+                self._clock.now(),
+                recorded,
+                self.settings.heartbeat_interval,
+                self._hashes.policy,
+                self._hashes.trust,
+            )
+        )
+        if self._draining:
+            session.say_goodbye(Goodbye(self._reconnect_delay(), "the broker stops"))
+        self._wake(session)
+        self._arrived[session.host] = None
+        self._arrival.set()
+        self.watchers.host_changed(session.host, now)
+
+    async def report(self, session: HostSession, report: StatusReport) -> None:
+        """Take a report; waits while too many are not durable yet.
+
+        Raises:
+            RefusalError: REQUEST_INVALID; RATE_LIMITED; the store's, when it fails and no more can be kept.
+        """
+        self._hear(session)
+        _check_welcomed(session)
+        if report.certificate.name not in session.names:
+            problem = "isn't one of hello's certificate_names; say hello again when the host has another certificate"
+            raise _invalid("report.certificate.name", problem)
+        if session.take([report]):
+            self._meter.count(measures.REPORTS, result="repeated")
+            self._wake(session)
+        if session.pending and session.flushing is None:
+            session.flushing = self._start(self._flush(session), "fleet-reports")
+        if session.pending and len(session.pending) >= self.settings.backlog:
+            session.room = asyncio.get_running_loop().create_future()
+            await session.room
+
+    def answer(self, session: HostSession, result: DirectiveResult) -> None:
+        """Take the answer to a directive.
+
+        Raises:
+            RefusalError: REQUEST_INVALID, too many answered nothing; RATE_LIMITED.
+        """
+        self._hear(session)
+        _check_welcomed(session)
+        directive = session.answer(result)
+        if directive is None:
+            self._meter.count(measures.STREAM_MISUSES)
+            if session.misuses > self.settings.misuses:
+                problem = "answers no directive of this stream, again and again"
+                raise _invalid("directive_result.nonce", problem)
+            return
+        now = self._clock.monotonic()
+        self._meter.observe(measures.DIRECTIVE_SECONDS, timedelta(seconds=now - session.asked_time))
+        self._meter.count(measures.DIRECTIVES, result="taken" if result.error is None else "refused")
+        if result.error is not None:
+            # Together with what it refused before, as far as that is wanted still.
+            self._refused[session.host] = frozenset(map(mark, directive.renewals)) | self._refused.get(
+                session.host, frozenset()
+            )
+            _logger.warning(
+                "a host has refused a directive",
+                extra={"fields": {"host": session.host, "reason": result.error.reason, "text": result.error.message}},
+            )
+            self._do(self._store.record_directive_error(session.host, result.error))
+        elif self._refused.pop(session.host, None) is not None or directive.renewals:
+            self._do(self._store.record_directive_error(session.host, None))
+        if directive.renewals or result.error is not None:
+            self.watchers.host_changed(session.host, self._clock.now())
+        self._wake(session)
+
+    def heartbeat(self, session: HostSession, host_time: datetime) -> None:
+        """Hear that the host is there.
+
+        Raises:
+            RefusalError: REQUEST_INVALID, before hello; RATE_LIMITED.
+        """
+        self._hear(session)
+        _check_welcomed(session)
+        now = self._clock.now()
+        session.clock_skew = host_time - now
+        session.heartbeat(now)
+        self._wake(session)
+
+    async def settle(self, session: HostSession) -> None:
+        """The host has hung up: what it said is made durable, and what is left is said, as far as that goes quickly."""
+        deadline = self._clock.monotonic() + _LAST_WORDS.total_seconds()
+        while (
+            busy := {task for task in (session.flushing, session.pumping) if task is not None}
+        ) and not session.ended:
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                return
+            await asyncio.wait(busy, timeout=left)
+
+    def detach(self, session: HostSession) -> None:
+        """The stream has ended, however it did. What was taken of it is still made durable."""
+        self._attached.discard(session)
+        session.ended = True
+        session.task = None
+        session.make_room()
+        if session.pumping is not None:
+            session.pumping.cancel()
+        if self._sessions.get(session.host) is session:
+            del self._sessions[session.host]
+            self._meter.level(measures.STREAMS, len(self._sessions))
+            now = self._clock.now()
+            silent = timedelta(seconds=self._clock.monotonic() - session.heard_time)
+            self._do(self._store.record_stream(session.stream(now - silent, end_time=now)))
+            self.watchers.host_changed(session.host, now)
+
+    # The broker's own rhythm.
+
+    async def run(self) -> None:
+        """Look after the streams until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._look_at_all())
+            group.create_task(self._greet())
+
+    async def drain(self, reason: str = "the broker stops") -> None:
+        """Say goodbye to every host, each with another time to come back, and wait until the streams have ended.
+
+        Who doesn't hang up and doesn't read within some seconds is cut off by the server's stop.
+        """
+        self._draining = True
+        self.watchers.close()
+        for session in list(self._attached):
+            if session.connect_time is None:
+                session.end(_drained())
+            else:
+                session.say_goodbye(Goodbye(self._reconnect_delay(), reason))
+                self._wake(session)
+        deadline = self._clock.monotonic() + _LAST_WORDS.total_seconds()
+        while self._attached and self._clock.monotonic() < deadline:
+            await self._clock.sleep(timedelta(milliseconds=20))
+        while self._chores and self._clock.monotonic() < deadline:
+            await asyncio.wait(self._chores, timeout=max(0.0, deadline - self._clock.monotonic()))
+
+    async def _look_at_all(self) -> None:
+        while True:
+            await self._clock.sleep(self.settings.tick)
+            changed = self._take_hashes()
+            for index, session in enumerate(list(self._attached)):
+                if index % _SLICE == _SLICE - 1:
+                    await asyncio.sleep(0)
+                self._look_at(session)
+                if changed:
+                    self._wake(session)
+
+    def _take_hashes(self) -> bool:
+        """Whether policy or trust is another now."""
+        hashes = self._read_hashes()
+        changed = hashes != (self._hashes.policy, self._hashes.trust)
+        self._hashes.policy, self._hashes.trust = hashes
+        return changed
+
+    def _look_at(self, session: HostSession) -> None:
+        """End a stream that is past one of its limits; record now and then that the host is there."""
+        settings, now = self.settings, self._clock.monotonic()
+        silent = now - session.heard_time
+        if session.connect_time is None:
+            if silent > settings.hello_timeout.total_seconds():
+                self._end(session, _invalid("hello", f"did not come within {settings.hello_timeout.seconds} s"))
+        elif session.writing_time and now - session.writing_time > settings.write_timeout.total_seconds():
+            self._end(session, _timed_out("the host doesn't read its stream"))
+        elif silent > settings.silence.total_seconds():
+            self._end(session, _timed_out("the host has said nothing for three heartbeats"))
+        elif session.unanswered is not None and now - session.asked_time > settings.silence.total_seconds():
+            self._end(session, _timed_out("the host doesn't answer a directive"))
+        elif now - session.recorded_time > settings.seen_interval.total_seconds():
+            session.recorded_time = now
+            seen = self._clock.now() - timedelta(seconds=silent)
+            self._do(self._store.record_stream(session.stream(seen)))
+
+    async def _greet(self) -> None:
+        """Tell each host that has come what it doesn't know: one by one, so that it doesn't slow a fleet's return."""
+        while True:
+            await self._arrival.wait()
+            while self._arrived:
+                host = next(iter(self._arrived))
+                del self._arrived[host]
+                session = self._sessions.get(host)
+                if session is None:
+                    continue
+                try:
+                    await self._tell(session)
+                except RefusalError as error:
+                    _logger.warning("plans can't be read, and are tried again: %s", error)
+                    self._arrived[host] = None
+                    await self._clock.sleep(_RETRY.first)
+            self._arrival.clear()
+
+    async def _tell(self, session: HostSession) -> None:
+        in_force = await self._plans.in_force(session.host, self._clock.now())
+        if not any(certificate.plan for certificate in in_force):
+            return
+        record = await self._store.get_host(session.host)
+        certificates = record.certificates if record is not None else ()
+        plans = unknown_plans(in_force, certificates, self._refused.get(session.host, frozenset()))
+        # What changed while these were read is newer.
+        session.want([plan for plan in plans if not session.wanted or plan.certificate_id not in session.wanted])
+        self._wake(session)
+
+    # Writing and sending.
+
+    async def _record(
+        self, session: HostSession, reports: list[StatusReport], *, names: tuple[str, ...] | None = None
+    ) -> int:
+        """Make reports durable, and tell watchers; the last durable sequence."""
+        now = self._clock.now()
+        events = report_events(session.caller, session.request_id, reports, now, self._new_event_id)
+        recorded = await self._store.record_reports(session.host, session.epoch, reports, events, names=names)
+        for report in recorded.new:
+            self._meter.count(measures.REPORTS, result="durable")
+            self.watchers.certificate_changed(session.host, report.certificate, now)
+        for name in recorded.forgotten:
+            self.watchers.certificate_removed(session.host, name, now)
+        return recorded.acknowledged_sequence
+
+    async def _flush(self, session: HostSession) -> None:
+        """Make what was taken durable, and acknowledge it; ends when nothing is left."""
+        failures = 0
+        try:
+            while reports := session.pending:
+                try:
+                    sequence = await self._record(session, list(reports))
+                except RefusalError as error:
+                    self._meter.count(measures.REPORTS, result="failed")
+                    failures += 1
+                    if session.ended or len(reports) >= self.settings.backlog:
+                        self._end(session, error)
+                        return
+                    await self._clock.sleep(_RETRY.wait(failures, self._rng))
+                    continue
+                failures = 0
+                left = [report for report in reports if report.sequence > sequence]
+                session.pending = left or None
+                session.made_durable(sequence)
+                session.make_room()
+                self._wake(session)
+        finally:
+            session.flushing = None
+            session.make_room()
+            self._wake(session)
+
+    def _wake(self, session: HostSession) -> None:
+        """See that what is to be said is said."""
+        if session.pumping is None and not session.ended:
+            session.pumping = asyncio.create_task(self._pump(session), name="fleet-send")
+
+    async def _pump(self, session: HostSession) -> None:
+        try:
+            while (message := session.next_message(self._clock.monotonic(), self._hashes, self._nonce)) is not None:
+                session.writing_time = self._clock.monotonic()
+                await session.write(message)
+                session.writing_time = 0.0
+                if message is session.unanswered:
+                    self._meter.count(measures.DIRECTIVES, result="sent")
+                if isinstance(message, Goodbye):
+                    session.end(None)
+        except RefusalError as error:
+            self._end(session, error)
+        except Exception:
+            # Mostly the connection has gone: what serves the stream learns of it too.
+            _logger.info("a message could not be sent to a host", exc_info=True)
+            session.end(None)
+        finally:
+            session.pumping = None
+
+    def _displace(self, session: HostSession) -> None:
+        old = self._sessions.get(session.host)
+        if old is None or old is session:
+            return
+        message = "another stream of this identity has taken the place of this one; each identity has one host"
+        self._end(old, RefusalError(Reason.STREAM_DISPLACED, message))
+        if old.caller.serial_number == session.caller.serial_number:
+            self._do(self._count_displacement(session.host, self._clock.now()))
+        _logger.info(
+            "a host's stream has displaced another one",
+            extra={
+                "fields": {
+                    "host": session.host,
+                    "serial_number": session.caller.serial_number,
+                    "source_ip": session.caller.source_ip,
+                    "displaced_serial_number": old.caller.serial_number,
+                    "displaced_source_ip": old.caller.source_ip,
+                }
+            },
+        )
+
+    # Small things.
+
+    def _hear(self, session: HostSession) -> None:
+        session.heard(self._clock.monotonic(), self.settings.rate, self.settings.burst)
+
+    def _end(self, session: HostSession, error: RefusalError) -> None:
+        if not session.ended:
+            self._meter.count(measures.STREAMS_ENDED, reason=error.refusal.reason.value)
+            session.end(error)
+            session.make_room()
+
+    def _nonce(self) -> str:
+        return f"{self._rng.getrandbits(64):016x}"
+
+    def _reconnect_delay(self) -> timedelta:
+        """A time to come back, so that no more come at once than the broker can take."""
+        spread = max(1.0, len(self._sessions) / self.settings.reconnects)
+        return timedelta(seconds=1 + spread * self._rng.random())
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._chores.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _do(self, work: Awaitable[None]) -> None:
+        """Have something recorded that nobody waits for."""
+
+        async def run() -> None:
+            await work
+
+        self._start(run(), "fleet-record")
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._chores.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, RefusalError):
+            _logger.warning("what a host's stream was could not be recorded: %s", error)
+        elif error is not None:
+            _logger.error("a host's stream could not be served", exc_info=error)
+
+
+def _check_welcomed(session: HostSession) -> None:
+    if session.connect_time is None:
+        raise _invalid("hello", "is required: it is the first message of a stream")
+
+
+def _invalid(field: str, problem: str) -> RefusalError:
+    return RefusalError(Reason.REQUEST_INVALID, f"{field} {problem}", violations=[Violation(field, problem)])
+
+
+def _timed_out(message: str) -> RefusalError:
+    return RefusalError(Reason.STREAM_TIMED_OUT, message)
+
+
+def _drained() -> RefusalError:
+    return RefusalError(Reason.DRAINING, "the broker is shutting down; come back shortly", retry_after=_COME_BACK)

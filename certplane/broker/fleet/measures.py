@@ -1,0 +1,36 @@
+"""What the fleet measures. Labels are bounded: never a host's name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from certplane.broker.issuance.measures import Measure
+
+__all__ = [
+    "DIRECTIVES",
+    "DIRECTIVE_SECONDS",
+    "FLEET_MEASURES",
+    "REPORTS",
+    "STREAMS",
+    "STREAMS_ENDED",
+    "STREAM_MISUSES",
+    "WATCHERS",
+]
+
+STREAMS: Final = "host_streams"
+STREAMS_ENDED: Final = "host_streams_ended"
+REPORTS: Final = "renewal_reports"
+DIRECTIVES: Final = "directives"
+DIRECTIVE_SECONDS: Final = "directive_answer"
+STREAM_MISUSES: Final = "stream_misuses"
+WATCHERS: Final = "renewal_watchers"
+
+FLEET_MEASURES: Final = (
+    Measure(STREAMS, "level", (), "Hosts with a status stream."),
+    Measure(STREAMS_ENDED, "counter", ("reason",), "Status streams that the broker has ended, by reason."),
+    Measure(REPORTS, "counter", ("result",), "Reports of hosts: durable, repeated, or failed and tried again."),
+    Measure(DIRECTIVES, "counter", ("result",), "Directives: sent, taken, refused."),
+    Measure(DIRECTIVE_SECONDS, "duration", (), "Time until a host has answered a directive."),
+    Measure(STREAM_MISUSES, "counter", (), "Answers to directives that were never sent, or had been answered."),
+    Measure(WATCHERS, "level", (), "Streams of WatchRenewals."),
+)

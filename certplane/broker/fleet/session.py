@@ -1,0 +1,313 @@
+"""One host's stream: what was heard, what is durable, what is still to be said. Pure: no waiting, no clock of its own.
+
+What is to be said is state, never a queue: the highest durable sequence, whether a heartbeat wants its answer, the
+plans that the host doesn't know. `next_message` makes a message of it at the moment of sending, so that a host that
+reads slowly costs what a fast one costs, and ten thousand changes of one certificate are one directive.
+
+Directives: one at a time. The next one waits for the answer, and says what is wanted by then. What a host has refused
+isn't said again until it changes.
+
+Sequences: those that were taken before are heard again without effect. `durable` follows `taken` once the store says
+so, and only `durable` is acknowledged.
+
+Ten thousand of these are held: they have slots, and no list or dict before there is something to put into it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Final
+
+from certplane.broker.fleet.messages import (
+    Acknowledgement,
+    Directive,
+    DirectiveResult,
+    Goodbye,
+    Heartbeat,
+    Outgoing,
+    Welcome,
+)
+from certplane.broker.fleet.model import HostStream, StatusReport
+from certplane.broker.model import Caller
+from certplane.broker.renewal.model import RenewalPlan
+from certplane.errors import Reason, RefusalError, Violation
+
+__all__ = ["MOST_RENEWALS", "HostSession", "InForceHashes"]
+
+MOST_RENEWALS: Final = 100
+"""Renewals of one directive (proto, Directive.renewals): with the longest reasons still under 64 KiB together."""
+
+_ROOM: Final = 48 * 1024
+"""Bytes of texts in one directive, so that the message stays under 64 KiB."""
+
+
+class InForceHashes:
+    """The hashes of policy and agent CA bundle in force; one for all sessions."""
+
+    __slots__ = ("policy", "trust")
+
+    def __init__(self, policy: str = "", trust: str = "") -> None:
+        self.policy = policy
+        self.trust = trust
+
+
+class HostSession:
+    """One stream, from its first message to its end."""
+
+    __slots__ = (
+        "_acknowledge",
+        "_goodbye",
+        "_heartbeat",
+        "_tokens",
+        "_tokens_time",
+        "_told_policy",
+        "_told_trust",
+        "_welcome",
+        "agent_version",
+        "asked_time",
+        "caller",
+        "clock_skew",
+        "connect_time",
+        "durable",
+        "end_reason",
+        "ended",
+        "epoch",
+        "flushing",
+        "heard_time",
+        "misuses",
+        "names",
+        "pending",
+        "pumping",
+        "recorded_time",
+        "request_id",
+        "room",
+        "taken",
+        "task",
+        "unanswered",
+        "wanted",
+        "write",
+        "writing_time",
+    )
+
+    def __init__(
+        self,
+        caller: Caller,
+        request_id: str,
+        write: Callable[[Outgoing], Awaitable[None]],
+        *,
+        task: asyncio.Task[object] | None,
+        now: float,
+        burst: int,
+    ) -> None:
+        """A stream that has said nothing yet.
+
+        Args:
+            caller: The host.
+            request_id: Of the call.
+            write: Sends a message.
+            task: What serves the stream: cancelled to end it.
+            now: Monotonic time, as everywhere in here.
+            burst: Messages that may come at once.
+        """
+        self.caller = caller
+        self.request_id = request_id
+        self.write = write
+        self.task = task
+        self.heard_time = self.recorded_time = self._tokens_time = now
+        self._tokens = float(burst)
+        self.connect_time: datetime | None = None
+        self.agent_version = self.epoch = ""
+        self.names: frozenset[str] = frozenset()
+        self.clock_skew: timedelta | None = None
+        self.taken = self.durable = 0
+        self.pending: list[StatusReport] | None = None
+        self.unanswered: Directive | None = None
+        self.asked_time = 0.0
+        self.wanted: dict[str, RenewalPlan] | None = None
+        self.misuses = 0
+        self._told_policy = self._told_trust = ""
+        self._welcome: Welcome | None = None
+        self._acknowledge = False
+        self._heartbeat: datetime | None = None
+        self._goodbye: Goodbye | None = None
+        self.flushing: asyncio.Task[None] | None = None
+        self.pumping: asyncio.Task[None] | None = None
+        self.room: asyncio.Future[None] | None = None
+        self.writing_time = 0.0
+        self.ended = False
+        self.end_reason: RefusalError | None = None
+
+    @property
+    def host(self) -> str:
+        """The host's identity name."""
+        return self.caller.name
+
+    def stream(self, now: datetime, *, end_time: datetime | None = None) -> HostStream:
+        """What is recorded of it; `now` is when it was last heard."""
+        return HostStream(
+            self.caller.name,
+            self.agent_version,
+            self.caller.serial_number,
+            self.caller.not_after,
+            self.caller.source_ip,
+            self.connect_time or now,
+            now,
+            end_time,
+            self.clock_skew,
+        )
+
+    # What is heard.
+
+    def heard(self, now: float, rate: float, burst: int) -> None:
+        """Note that a message has come.
+
+        Raises:
+            RefusalError: RATE_LIMITED, there are too many.
+        """
+        self.heard_time = now
+        level = min(float(burst), self._tokens + (now - self._tokens_time) * rate)
+        self._tokens_time = now
+        self._tokens = level - 1
+        if level < 1:
+            violation = Violation("messages_per_stream", f"{burst} at once, {rate:g} a second after that")
+            wait = timedelta(seconds=max(1.0, burst / 4 / rate))
+            message = "too many messages on the stream; come back later, with the latest report of each certificate"
+            raise RefusalError(Reason.RATE_LIMITED, message, retry_after=wait, violations=[violation])
+
+    def take(self, reports: Iterable[StatusReport]) -> int:
+        """Keep those that are new until they are durable; how many were not."""
+        repeated = 0
+        for report in reports:
+            if report.sequence <= self.taken:
+                repeated += 1
+                continue
+            if self.pending is None:
+                self.pending = []
+            self.taken = report.sequence
+            self.pending.append(report)
+        if repeated and self.durable:
+            self._acknowledge = True
+        return repeated
+
+    def made_durable(self, sequence: int) -> None:
+        """The store has all up to `sequence`."""
+        if sequence > self.durable:
+            self.durable = sequence
+            self.taken = max(self.taken, sequence)
+            self._acknowledge = True
+
+    def heartbeat(self, broker_time: datetime) -> None:
+        """A heartbeat has come."""
+        self._heartbeat = broker_time
+
+    # What is wanted.
+
+    def welcome(self, message: Welcome) -> None:
+        """Hello was heard, and all of it is durable."""
+        self._welcome = message
+        self.durable = message.acknowledged_sequence
+        self.taken = max(self.taken, self.durable)
+        self._told_policy, self._told_trust = message.policy_hash, message.trust_bundle_hash
+        self._acknowledge = False
+
+    def want(self, plans: Iterable[RenewalPlan]) -> None:
+        """Let the host know these plans; the latest of each certificate counts."""
+        for plan in plans:
+            if self.wanted is None:
+                self.wanted = {}
+            self.wanted[plan.certificate_id] = plan
+
+    def say_goodbye(self, message: Goodbye) -> None:
+        """End the stream when all else is said."""
+        self._goodbye = message
+
+    def answer(self, result: DirectiveResult) -> Directive | None:
+        """The directive that this answers; None if it answers none, which is counted as a misuse.
+
+        Taken or refused, it isn't said again: plans that have changed meanwhile are still wanted.
+        """
+        directive = self.unanswered
+        if directive is None or directive.nonce != result.nonce:
+            self.misuses += 1
+            return None
+        self.unanswered = None
+        if self.wanted is not None:
+            for plan in directive.renewals:
+                if self.wanted.get(plan.certificate_id) == plan:
+                    del self.wanted[plan.certificate_id]
+            if not self.wanted:
+                self.wanted = None
+        return directive
+
+    def pending_renewals(self) -> tuple[RenewalPlan, ...]:
+        """What the host doesn't know yet, or hasn't answered."""
+        return tuple(self.wanted.values()) if self.wanted else ()
+
+    # What is said.
+
+    def next_message(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Outgoing | None:
+        """The next thing to say, as it is now; None if there is nothing."""
+        message: Outgoing | None
+        if self._welcome is not None:
+            message, self._welcome = self._welcome, None
+        elif self.connect_time is None:
+            return None  # nothing comes before the welcome
+        elif self._acknowledge:
+            self._acknowledge = False
+            message = Acknowledgement(self.durable)
+        elif self._heartbeat is not None:
+            message, self._heartbeat = Heartbeat(self._heartbeat), None
+        elif self._goodbye is not None:
+            message = self._goodbye if self.pending is None and self.flushing is None else None
+        else:
+            message = self._directive(now, hashes, new_nonce)
+        return message
+
+    def _directive(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Directive | None:
+        if self.unanswered is not None:
+            return None
+        if self.wanted is None and (self._told_policy, self._told_trust) == (hashes.policy, hashes.trust):
+            return None
+        renewals = _first_due(self.wanted.values()) if self.wanted else ()
+        self.unanswered = Directive(new_nonce(), renewals, hashes.policy, hashes.trust)
+        self.asked_time = now
+        # Told, whatever the answer: a refusal is final until something changes.
+        self._told_policy, self._told_trust = hashes.policy, hashes.trust
+        return self.unanswered
+
+    # The end.
+
+    def end(self, error: RefusalError | None) -> None:
+        """End the stream: with `error`, or well. The first reason stands."""
+        if not self.ended:
+            self.ended = True
+            self.end_reason = error
+            if self.task is not None:
+                self.task.cancel()
+
+    def was_ended(self) -> bool:
+        """Whether a cancellation that has come is `end`'s, and nobody else's; it is taken back then."""
+        return self.ended and self.task is not None and self.task.uncancel() == 0
+
+    def make_room(self) -> None:
+        """Let the reader go on."""
+        if self.room is not None:
+            with contextlib.suppress(asyncio.InvalidStateError):
+                self.room.set_result(None)
+            self.room = None
+
+
+def _first_due(plans: Iterable[RenewalPlan]) -> tuple[RenewalPlan, ...]:
+    """As many as fit into a directive, the soonest first."""
+    chosen: list[RenewalPlan] = []
+    room = _ROOM
+    for plan in islice(sorted(plans, key=lambda plan: plan.renew_time), MOST_RENEWALS):
+        room -= len(plan.reason.encode()) + len(plan.explanation_url) + len(plan.certificate_id) + 128
+        if room < 0 and chosen:
+            break
+        chosen.append(plan)
+    return tuple(chosen)

@@ -1,0 +1,47 @@
+"""What bounds a host's stream. Frozen; the defaults suit ten thousand streams on one broker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+__all__ = ["StreamSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """The limits of streams.
+
+    Attributes:
+        heartbeat_interval: How often a host says that it is there. A stream without a message for three times as long
+            ends, and one whose directive is not answered within the same time.
+        hello_timeout: Within which a new stream must say hello.
+        write_timeout: How long one message may wait for a reader.
+        burst: Messages that a host may send at once: what a host with a thousand certificates has to say after the
+            broker was away for long.
+        rate: Messages a second that it may send lastingly; a renewal takes about seven.
+        misuses: Answers to directives that were never sent, or were answered, after which a stream ends.
+        backlog: Reports of one stream that may wait to be durable; then it isn't read.
+        seen_interval: How often it is recorded when a connected host was last heard.
+        reconnects: Streams a second that a broker can take back, which spreads them after a goodbye. Two cores do 500
+            handshakes a second.
+        watchers: How many may watch the fleet at once.
+        tick: How often all streams are looked at.
+    """
+
+    heartbeat_interval: timedelta = timedelta(minutes=1)
+    hello_timeout: timedelta = timedelta(seconds=10)
+    write_timeout: timedelta = timedelta(seconds=30)
+    burst: int = 4096
+    rate: float = 50.0
+    misuses: int = 8
+    backlog: int = 64
+    seen_interval: timedelta = timedelta(minutes=5)
+    reconnects: int = 400
+    watchers: int = 64
+    tick: timedelta = timedelta(seconds=1)
+
+    @property
+    def silence(self) -> timedelta:
+        """How long a stream may say nothing, and leave a directive unanswered."""
+        return 3 * self.heartbeat_interval

@@ -1,0 +1,124 @@
+"""One host as an operator sees it: durable record, stream in memory, policy and identity ledger, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from certplane.broker.fleet.hub import FleetHub
+from certplane.broker.fleet.knowledge import unknown_plans
+from certplane.broker.fleet.model import CertificateState, HostRecord
+from certplane.broker.fleet.ports import FleetStore
+from certplane.broker.model import IdentityKind
+from certplane.broker.ports import IdentityLedger, PolicySource
+from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.renewal.ports import RenewalPlanStore
+from certplane.errors import Reason, RefusalError
+from certplane.runtime.clock import Clock
+
+__all__ = ["FleetView", "HostNotFoundError", "HostView"]
+
+_PAGE = 100
+
+
+class HostNotFoundError(RefusalError):
+    """There is no such host."""
+
+    def __init__(self) -> None:
+        super().__init__(Reason.HOST_NOT_FOUND, "there is no such host; ListHosts has those there are")
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A host, with what only the broker that has its stream knows."""
+
+    record: HostRecord
+    label: str
+    connected: bool
+    pending: tuple[RenewalPlan, ...]
+    displaced_streams: int
+    contested: bool
+
+
+class FleetView:
+    """Reads the fleet."""
+
+    def __init__(
+        self,
+        *,
+        hub: FleetHub,
+        store: FleetStore,
+        plans: RenewalPlanStore,
+        policy: PolicySource,
+        identities: IdentityLedger,
+        clock: Clock,
+    ) -> None:
+        self._hub = hub
+        self._store = store
+        self._plans = plans
+        self._policy = policy
+        self._identities = identities
+        self._clock = clock
+
+    def identity(self, name_or_label: str) -> str:
+        """The identity's name of a host that is called by its name or by its label in the policy."""
+        policy = self._policy.current
+        grant = policy.find_grant(name_or_label) or policy.find_host(name_or_label)
+        return grant.name if grant is not None else name_or_label
+
+    async def host(self, name_or_label: str) -> HostView:
+        """One host.
+
+        Raises:
+            HostNotFoundError: neither the policy nor the store knows it.
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        name = self.identity(name_or_label)
+        record = await self._store.get_host(name)
+        if record is None:
+            grant = self._policy.current.find_grant(name)
+            if grant is None or grant.kind is not IdentityKind.HOST:
+                raise HostNotFoundError
+            record = HostRecord(name, None)
+        return await self._view(record)
+
+    async def hosts(
+        self, *, after: str = "", states: frozenset[CertificateState] = frozenset(), disconnected_only: bool = False
+    ) -> AsyncGenerator[HostView, None]:
+        """Hosts by name, those that had a stream once.
+
+        Args:
+            after: The last one that isn't wanted any more.
+            states: Only those with a certificate in one of these; empty for all.
+            disconnected_only: Only those without a stream here.
+        """
+        while records := await self._store.list_hosts(after=after, limit=_PAGE):
+            for record in records:
+                if states and not any(status.state in states for status in record.certificates):
+                    continue
+                if disconnected_only and self._hub.session(record.host) is not None:
+                    continue
+                yield await self._view(record)
+            after = records[-1].host
+            if len(records) < _PAGE:
+                return
+
+    async def _view(self, record: HostRecord) -> HostView:
+        session = self._hub.session(record.host)
+        if session is not None:
+            pending = session.pending_renewals()
+        elif record.certificates:
+            in_force = await self._plans.in_force(record.host, self._clock.now())
+            pending = tuple(unknown_plans(in_force, record.certificates))
+        else:
+            pending = ()
+        grant = self._policy.current.find_grant(record.host)
+        known = self._identities.known(record.host)
+        return HostView(
+            record=record,
+            label="" if grant is None else grant.label,
+            connected=session is not None,
+            pending=pending,
+            displaced_streams=0 if known is None else known.displaced_count,
+            contested=known is not None and known.contest is not None,
+        )

@@ -1,0 +1,121 @@
+"""Who watches the fleet, and what each has still to be told.
+
+A watcher's changes are kept by host and certificate, the latest of each, so that one who reads slowly costs no more
+than the fleet is large and never gets an old state after a new one. Nothing is read or waited for here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+from certplane.broker.fleet.model import CertificateStatus
+
+__all__ = ["CertificateChanged", "CertificateRemoved", "Change", "HostChanged", "Watcher", "Watchers"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostChanged:
+    """A host came, left, or answered a directive: look at it."""
+
+    host: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateChanged:
+    """A certificate of a host is as said here now."""
+
+    host: str
+    certificate: CertificateStatus
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRemoved:
+    """A host no longer has a certificate."""
+
+    host: str
+    name: str
+    time: datetime
+
+
+Change: TypeAlias = HostChanged | CertificateChanged | CertificateRemoved
+
+
+class Watcher:
+    """One watcher's changes that were not told yet."""
+
+    def __init__(self, wanted: Callable[[str], bool]) -> None:
+        """`wanted` says whether a host is watched."""
+        self._wanted = wanted
+        self._changes: dict[tuple[str, str], Change] = {}
+        self._some = asyncio.Event()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    def put(self, key: tuple[str, str], change: Change) -> None:
+        """Add a change, in the place of an older one of the same."""
+        if self._wanted(key[0]):
+            self._changes.pop(key, None)  # it comes last, so that changes are told in the order they were made
+            self._changes[key] = change
+            self._some.set()
+
+    async def next_change(self) -> Change | None:
+        """The oldest change that was not told yet; waits for one. None when there will be no more."""
+        while not self._changes:
+            if self._closed:
+                return None
+            self._some.clear()
+            await self._some.wait()
+        return self._changes.pop(next(iter(self._changes)))
+
+    def close(self) -> None:
+        """There will be no more changes."""
+        self._closed = True
+        self._some.set()
+
+
+class Watchers:
+    """All watchers of one broker."""
+
+    def __init__(self) -> None:
+        self._watchers: set[Watcher] = set()
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    def add(self, wanted: Callable[[str], bool]) -> Watcher:
+        """A new watcher: it is told of all that changes from now on."""
+        watcher = Watcher(wanted)
+        self._watchers.add(watcher)
+        return watcher
+
+    def remove(self, watcher: Watcher) -> None:
+        """Tell it no more."""
+        self._watchers.discard(watcher)
+
+    def host_changed(self, host: str, time: datetime) -> None:
+        """A host came, left, or answered a directive."""
+        for watcher in self._watchers:
+            watcher.put((host, ""), HostChanged(host, time))
+
+    def certificate_changed(self, host: str, certificate: CertificateStatus, time: datetime) -> None:
+        """A host has reported a certificate."""
+        for watcher in self._watchers:
+            watcher.put((host, certificate.name), CertificateChanged(host, certificate, time))
+
+    def certificate_removed(self, host: str, name: str, time: datetime) -> None:
+        """A host no longer has a certificate."""
+        for watcher in self._watchers:
+            watcher.put((host, name), CertificateRemoved(host, name, time))
+
+    def close(self) -> None:
+        """Let all of them end."""
+        for watcher in self._watchers:
+            watcher.close()

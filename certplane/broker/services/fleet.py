@@ -1,0 +1,102 @@
+# ruff: noqa: N802 - methods bear the names of the proto file
+"""`FleetService`: which hosts there are, what they hold, and renewals for many of them."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from certplane.broker.fleet.hub import FleetHub
+from certplane.broker.fleet.requests import RenewalOrder, RenewalRequests
+from certplane.broker.fleet.view import FleetView
+from certplane.broker.services.calls import current_call
+from certplane.broker.services.convert import (
+    cursor_from_token,
+    invalid_request,
+    page_size,
+    required,
+    timestamp,
+    token_from_cursor,
+)
+from certplane.broker.services.fleet_convert import (
+    MESSAGE_ROOM,
+    add_certificates,
+    host_message,
+    selection_of,
+    spread_of,
+    states_of,
+    text_of,
+)
+from certplane.v1 import fleet_pb2 as pb
+from certplane.v1 import fleet_pb2_grpc
+
+__all__ = ["FleetServicer"]
+
+RpcContext = grpc.aio.ServicerContext[Any, Any]
+
+
+class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
+    """See the proto file: the comment of each method there is its contract."""
+
+    def __init__(self, view: FleetView, requests: RenewalRequests, hub: FleetHub) -> None:
+        self._view = view
+        self._requests = requests
+        self._hub = hub
+
+    async def ListHosts(self, request: pb.ListHostsRequest, _context: RpcContext) -> pb.ListHostsResponse:
+        """A page of hosts; it ends where another one would be too much for a message."""
+        most = page_size(request.page_size)
+        found = self._view.hosts(
+            after=cursor_from_token(request.page_token),
+            states=states_of(request.states),
+            disconnected_only=request.disconnected_only,
+        )
+        response = pb.ListHostsResponse()
+        size = 0
+        async with aclosing(found) as hosts:
+            async for view in hosts:
+                message = host_message(view)
+                add_certificates(message, view.record.certificates)
+                size += message.ByteSize() + 8
+                if response.hosts and (len(response.hosts) == most or size > MESSAGE_ROOM):
+                    response.next_page_token = token_from_cursor(response.hosts[-1].name)
+                    break
+                response.hosts.append(message)
+        return response
+
+    async def GetHost(self, request: pb.GetHostRequest, _context: RpcContext) -> pb.GetHostResponse:
+        """One host, with a page of its certificates."""
+        after = cursor_from_token(request.page_token)
+        view = await self._view.host(required("host", request.host))
+        message = host_message(view)
+        certificates = [status for status in view.record.certificates if status.name > after]
+        count = add_certificates(message, certificates)
+        more = certificates[count - 1].name if 0 < count < len(certificates) else ""
+        return pb.GetHostResponse(host=message, next_page_token=token_from_cursor(more))
+
+    async def RequestRenewal(
+        self, request: pb.RequestRenewalRequest, _context: RpcContext
+    ) -> pb.RequestRenewalResponse:
+        """Plan earlier renewals for a selection; durable when it is answered."""
+        caller, request_id = current_call()
+        if not request.HasField("selection"):
+            raise invalid_request("selection", "is required")
+        order = RenewalOrder(
+            selection=selection_of(request.selection, self._view.identity),
+            reason=text_of("reason", request.reason),
+            request_id=request_id,
+            chosen_id=bool(request.request_id),
+            spread=spread_of(request.spread_duration if request.HasField("spread_duration") else None),
+            dry_run=request.dry_run,
+        )
+        requested, hosts = await self._requests.request(caller, order)
+        last = requested.last_renew_time
+        return pb.RequestRenewalResponse(
+            certificate_count=requested.certificate_count,
+            changed_count=requested.changed_count,
+            connected_host_count=self._hub.connected(hosts),
+            last_renew_time=None if last is None else timestamp(last),
+            renewal_request_id=requested.request_id,
+        )

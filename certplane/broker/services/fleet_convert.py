@@ -1,0 +1,150 @@
+"""The fleet's values as messages, each under the size of a message; and what an operator's request may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from datetime import timedelta
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from certplane.broker.fleet.model import CertificateState, CertificateStatus
+from certplane.broker.fleet.view import HostView
+from certplane.broker.renewal.model import Selection
+from certplane.broker.services.convert import invalid_request, timestamp
+from certplane.broker.services.renewal_convert import STATES, renewal_message, status_message
+from certplane.pki.names import DnsNameError, canonical_dns_name
+from certplane.rpc.channel import MAX_MESSAGE_BYTES
+from certplane.rpc.status import status_from_refusal
+from certplane.v1 import fleet_pb2, renewal_pb2
+
+__all__ = ["MESSAGE_ROOM", "add_certificates", "host_message", "selection_of", "spread_of", "states_of", "text_of"]
+
+MESSAGE_ROOM: Final = MAX_MESSAGE_BYTES - 4096
+"""What a message's lists may take: tokens, lengths and tags need the rest."""
+
+_MAX_REASON: Final = 500
+_MAX_SPREAD: Final = timedelta(days=30)
+_PENDING_ROOM: Final = MESSAGE_ROOM // 4
+
+
+def host_message(view: HostView) -> renewal_pb2.Host:
+    """A host without its certificates."""
+    message = renewal_pb2.Host(
+        name=view.record.host,
+        label=view.label,
+        connected=view.connected,
+        displaced_streams=view.displaced_streams,
+        contested=view.contested,
+        certificate_count=len(view.record.certificates),
+    )
+    stream = view.record.stream
+    if stream is not None:
+        message.agent_version = stream.agent_version
+        message.identity_serial_number = stream.identity_serial_number
+        message.identity_expire_time.CopyFrom(timestamp(stream.identity_not_after))
+        message.connect_time.CopyFrom(timestamp(stream.connect_time))
+        message.last_seen_time.CopyFrom(timestamp(stream.last_seen_time))
+        message.source_ip = stream.source_ip
+        if stream.clock_skew is not None:
+            message.clock_skew.FromTimedelta(stream.clock_skew)
+    if view.record.directive_error is not None:
+        message.directive_error.CopyFrom(status_from_refusal(view.record.directive_error))
+    room = _PENDING_ROOM
+    for plan in view.pending:
+        renewal = renewal_message(plan)
+        room -= renewal.ByteSize()
+        if room < 0:
+            break
+        message.pending_renewals.append(renewal)
+    return message
+
+
+def add_certificates(message: renewal_pb2.Host, certificates: Iterable[CertificateStatus]) -> int:
+    """Add as many as fit into a message of their own; returns how many."""
+    size = message.ByteSize()
+    count = 0
+    for certificate in certificates:
+        status = status_message(certificate)
+        size += status.ByteSize() + 8
+        if size > MESSAGE_ROOM:
+            break
+        message.certificates.append(status)
+        count += 1
+    return count
+
+
+# What operators ask.
+
+
+def states_of(numbers: Iterable[int]) -> frozenset[CertificateState]:
+    """The states of a filter.
+
+    Raises:
+        EdgeRefusalError: REQUEST_INVALID.
+    """
+    states = set()
+    for number in numbers:
+        state = STATES.get(number)
+        if state is None:
+            raise invalid_request("states", "has one that this broker doesn't know")
+        states.add(state)
+    return frozenset(states)
+
+
+def selection_of(message: fleet_pb2.Selection, identity: Callable[[str], str]) -> Selection:
+    """Which certificates are selected; `identity` finds the names of hosts that are called by their labels.
+
+    Raises:
+        EdgeRefusalError: REQUEST_INVALID.
+    """
+    names = []
+    for text in message.dns_names:
+        try:
+            names.append(canonical_dns_name(text))
+        except DnsNameError as error:
+            raise invalid_request("selection.dns_names", "has what is no DNS name") from error
+    return Selection(
+        all=message.all,
+        hosts=tuple(identity(host) for host in _texts("selection.hosts", message.hosts)),
+        profiles=_texts("selection.profiles", message.profiles),
+        issuers=_texts("selection.issuers", message.issuers),
+        certificate_ids=_texts("selection.certificate_ids", message.certificate_ids),
+        dns_names=tuple(names),
+    )
+
+
+def _texts(field: str, texts: Collection[str]) -> tuple[str, ...]:
+    if not all(text and text.isprintable() for text in texts):
+        raise invalid_request(field, "has an empty text, or one that isn't printable")
+    return tuple(texts)
+
+
+def spread_of(duration: Duration | None) -> timedelta:
+    """Over how long renewals are spread.
+
+    Raises:
+        EdgeRefusalError: REQUEST_INVALID, negative or over 30 days.
+    """
+    if duration is None:
+        return timedelta()
+    try:
+        spread = duration.ToTimedelta()
+    except (OverflowError, ValueError) as error:
+        raise invalid_request("spread_duration", "is not a duration") from error
+    if not timedelta() <= spread <= _MAX_SPREAD:
+        raise invalid_request("spread_duration", "must be between 0 and 30 days")
+    return spread
+
+
+def text_of(field: str, text: str) -> str:
+    """A reason for people.
+
+    Raises:
+        EdgeRefusalError: REQUEST_INVALID.
+    """
+    if not text.strip():
+        raise invalid_request(field, "is required")
+    if len(text.encode()) > _MAX_REASON or not text.isprintable():
+        raise invalid_request(field, f"must be at most {_MAX_REASON} bytes, printable")
+    return text

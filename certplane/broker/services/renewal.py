@@ -1,0 +1,149 @@
+# ruff: noqa: N802 - methods bear the names of the proto file
+"""`RenewalService`: the hosts' status streams, and who watches the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any, Final
+
+import grpc
+
+from certplane import __version__
+from certplane.broker.fleet.hub import FleetHub
+from certplane.broker.fleet.messages import Outgoing
+from certplane.broker.fleet.session import HostSession
+from certplane.broker.fleet.view import FleetView, HostNotFoundError, HostView
+from certplane.broker.fleet.watching import CertificateChanged, CertificateRemoved, Change, HostChanged
+from certplane.broker.services.calls import current_call, valid_request_id
+from certplane.broker.services.convert import invalid_request, timestamp
+from certplane.broker.services.fleet_convert import add_certificates, host_message
+from certplane.broker.services.renewal_convert import (
+    directive_result,
+    hello_of,
+    outgoing_message,
+    report_of,
+    status_message,
+    time_of,
+)
+from certplane.errors import Reason, RefusalError
+from certplane.v1 import renewal_pb2 as pb
+from certplane.v1 import renewal_pb2_grpc
+
+__all__ = ["RenewalServicer"]
+
+RpcContext = grpc.aio.ServicerContext[Any, Any]
+
+_MAX_HOSTS: Final = 100
+
+
+class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
+    """See the proto file: the comment of each method there is its contract."""
+
+    def __init__(self, hub: FleetHub, view: FleetView) -> None:
+        self._hub = hub
+        self._view = view
+
+    async def StreamRenewalStatus(  # type: ignore[override]  # it writes: the stub knows only handlers that yield
+        self, requests: AsyncIterator[pb.StreamRenewalStatusRequest], context: RpcContext
+    ) -> None:
+        """Serve a host's stream: what it says is read here, what it is told is sent by the hub."""
+        caller, request_id = current_call()
+        session = self._hub.attach(caller, request_id, functools.partial(_send, context))
+        try:
+            async for message in requests:
+                await self._take(session, message)
+                del message  # the stream may wait for hours for the next one
+            await self._hub.settle(session)
+        except asyncio.CancelledError:
+            if not session.was_ended():
+                raise
+            if session.end_reason is not None:
+                raise session.end_reason from None
+        finally:
+            self._hub.detach(session)
+
+    async def _take(self, session: HostSession, message: pb.StreamRenewalStatusRequest) -> None:
+        match message.WhichOneof("message"):
+            case "report":
+                await self._hub.report(session, report_of(message.report))
+            case "heartbeat":
+                self._hub.heartbeat(session, time_of("heartbeat.host_time", message.heartbeat.host_time))
+            case "directive_result":
+                self._hub.answer(session, directive_result(message.directive_result))
+            case "hello":
+                if message.hello.request_id:
+                    session.request_id = valid_request_id(message.hello.request_id)
+                await self._hub.hello(session, hello_of(message.hello))
+            case _:
+                raise invalid_request("message", "is required, and one that this broker knows")
+
+    async def WatchRenewals(  # type: ignore[override]  # it writes: the stub knows only handlers that yield
+        self, request: pb.WatchRenewalsRequest, context: RpcContext
+    ) -> None:
+        """Send the fleet as it is, then what changes, the latest of each certificate."""
+        if len(request.hosts) > _MAX_HOSTS:
+            raise invalid_request("hosts", f"must be at most {_MAX_HOSTS}")
+        hosts = frozenset(self._view.identity(host) for host in request.hosts)
+        with self._hub.watching(hosts.__contains__ if hosts else _everything) as watcher:
+            if not request.changes_only:
+                await self._send_fleet(hosts, context)
+            while (change := await watcher.next_change()) is not None:
+                await self._send_change(change, context)
+        raise RefusalError(Reason.DRAINING, "the broker is shutting down; watch again shortly")
+
+    async def _send_fleet(self, hosts: frozenset[str], context: RpcContext) -> None:
+        count = 0
+        async with aclosing(self._view.hosts()) as views:
+            async for view in views:
+                if not hosts or view.record.host in hosts:
+                    await self._send_host(view, self._hub.now(), context)
+                    count += 1
+        event = pb.WatchRenewalsResponse(event_time=timestamp(self._hub.now()))
+        event.snapshot_end.host_count = count
+        await self._send(event, context)
+
+    async def _send_change(self, change: Change, context: RpcContext) -> None:
+        event = pb.WatchRenewalsResponse(event_time=timestamp(change.time))
+        match change:
+            case HostChanged():
+                with contextlib.suppress(HostNotFoundError):
+                    await self._send_host(await self._view.host(change.host), change.time, context)
+                return
+            case CertificateChanged():
+                event.certificate_change.certificate.CopyFrom(status_message(change.certificate))
+            case CertificateRemoved():
+                event.certificate_change.certificate.name = change.name
+                event.certificate_change.removed = True
+        event.certificate_change.host = change.host
+        await self._send(event, context)
+
+    async def _send_host(self, view: HostView, time: datetime, context: RpcContext) -> None:
+        """A host, and those of its certificates that have no room beside it as changes."""
+        message = host_message(view)
+        sent = add_certificates(message, view.record.certificates)
+        await self._send(pb.WatchRenewalsResponse(event_time=timestamp(time), host=message), context)
+        for certificate in view.record.certificates[sent:]:
+            event = pb.WatchRenewalsResponse(event_time=timestamp(time))
+            event.certificate_change.host = view.record.host
+            event.certificate_change.certificate.CopyFrom(status_message(certificate))
+            await self._send(event, context)
+
+    async def _send(self, event: pb.WatchRenewalsResponse, context: RpcContext) -> None:
+        try:
+            async with asyncio.timeout(self._hub.settings.write_timeout.total_seconds()):
+                await context.write(event)
+        except TimeoutError as error:
+            raise RefusalError(Reason.STREAM_TIMED_OUT, "the watcher doesn't read its stream") from error
+
+
+def _everything(_host: str) -> bool:
+    return True
+
+
+async def _send(context: RpcContext, message: Outgoing) -> None:
+    await context.write(outgoing_message(message, __version__))
