@@ -91,9 +91,16 @@ class CopiedOutputs:
     def _keep_strangers(self, found: Sequence[Output]) -> None:
         """Keep what no version knows: files of a first use, or changed by somebody since."""
         known = [self._versions.read(version.number) for version in self._versions.all()]
-        files = [output for output in found if output.standing in {Standing.FILE, Standing.SIBLING}]
+        first_use = self._pointers.number(CURRENT) is None
+        files = [
+            output
+            for output in found
+            if output.standing in {Standing.FILE, Standing.SIBLING}
+            # with another password the same version's file has other bytes: no stranger, and nothing to keep
+            and (first_use or output.part is not Part.PKCS12)
+        ]
         if any(all(output.data != version.get(output.part) for version in known) for output in files):
-            keep(self._lineage, self._versions, files, first_use=self._pointers.number(CURRENT) is None)
+            keep(self._lineage, self._versions, files, first_use=first_use)
 
     def _copy(self, stale: Sequence[Output], files: Mapping[Part, bytes], number: int) -> None:
         directories = [open_directory(output.path.parent) for output in stale]

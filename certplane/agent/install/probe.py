@@ -12,6 +12,7 @@ nothing costs that and no more. A reload is asynchronous, so that a wrong answer
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Sequence
 from datetime import timedelta
@@ -81,7 +82,9 @@ class TlsProbe:
             reason = (error.reason or "no reason given").replace("_", " ").lower()
             return ServiceView(None, f"{where} refuses the TLS handshake: {reason}")
         except OSError as error:
-            return ServiceView(None, f"{where} can't be reached: {error.strerror or error}")
+            # asyncio says "Connect call failed" whatever the cause; a failed look-up has a negative number of its own
+            why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+            return ServiceView(None, f"{where} can't be reached: {why}")
         try:
             leaf = _leaf(der)
         except (ValueError, UnsupportedAlgorithm):

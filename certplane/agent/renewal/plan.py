@@ -330,7 +330,8 @@ def _reason(
         RenewReason.EXPIRED: newest.not_after <= now,
         RenewReason.DUE: due_time(spec, newest) <= now,
         RenewReason.FORCED: forced,
-        RenewReason.RESUMED: facts.pending is not None,
+        # A request that failed for good took its key with it; what it was made for (an operator's wish, say) remains.
+        RenewReason.RESUMED: facts.pending is not None or facts.status.failures > 0,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 

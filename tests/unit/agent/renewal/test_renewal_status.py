@@ -321,7 +321,7 @@ def test_rest_says_what_is_known() -> None:
         ({"served": True}, LineageState.SERVING),
         ({"served": True, "activate_after": NOW + HOUR}, LineageState.ISSUED),
     ):
-        plan = Plan(rest, NOW + DAY, overdue=False, issued=2, installed=1, **more)  # type: ignore[arg-type]  # shorthand
+        plan = Plan(rest, NOW + DAY, overdue=False, issued=2, installed=1, **more)
         shown = planned(new_status("www", NOW), plan, NOW)
         assert shown.state is state
         assert is_well(shown)
