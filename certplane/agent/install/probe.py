@@ -83,7 +83,8 @@ class TlsProbe:
             return ServiceView(None, f"{where} refuses the TLS handshake: {reason}")
         except OSError as error:
             # asyncio says "Connect call failed" whatever the cause; a failed look-up has a negative number of its own
-            why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+            number = error.errno or 0
+            why = os.strerror(number) if number > 0 else error.strerror or str(error)
             return ServiceView(None, f"{where} can't be reached: {why}")
         try:
             leaf = _leaf(der)
