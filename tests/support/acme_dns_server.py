@@ -34,7 +34,7 @@ class AcmeDnsServer:
         dns: where values are written too; None to write them nowhere.
         clock: the time in seconds, of which the whole ones count.
         values: the two values of each fulldomain with their ages.
-        script: (status, headers, body) of the next answers; an update is made all the same for the statuses of `lost`.
+        script: (status, headers, body) of the next answers, None for the true one; an update is made all the same for the statuses of `lost`.
         lost: statuses of scripted answers that hide an update which was made.
         updates: fulldomain and value of each update that was made.
     """
@@ -42,7 +42,7 @@ class AcmeDnsServer:
     dns: DnsEndpoint | None = None
     clock: Callable[[], float] = time.time
     values: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-    script: deque[Answer] = field(default_factory=deque)
+    script: deque[Answer | None] = field(default_factory=deque)
     lost: frozenset[int] = frozenset({599})
     updates: list[tuple[str, str]] = field(default_factory=list)
     accounts: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -111,8 +111,8 @@ class VaultSecrets:
     def _asked(self, name: str, task: asyncio.Task[str]) -> None:
         del self._asking[name]
         if task.cancelled() or task.exception() is not None:
-            self._kept.pop(name, None)  # what can't be read any more isn't handed out any more
             return
+        self._kept.pop(name, None)  # so that the first one is the oldest
         if len(self._kept) >= _MOST_KEPT:
             del self._kept[next(iter(self._kept))]
         self._kept[name] = _Kept(task.result(), self._clock.monotonic() + self._store.fresh.total_seconds())

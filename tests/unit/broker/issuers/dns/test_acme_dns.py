@@ -25,7 +25,9 @@ from tests.support.acme_dns_server import AcmeDnsServer
 
 NAME = "d420c923-bbd7-4056-ab64-c3ca54c9b3cf.auth.example.org"
 APEX, WILDCARD, LATER, LAST = (letter * 43 for letter in "awxy")
-LOST = (599, (), b"")
+Answer = tuple[int, tuple[tuple[str, str], ...], bytes]
+LOST: Answer = (599, (), b"")
+BUSY: Answer = (503, (), b"")
 AGE = timedelta(milliseconds=20)
 """In these tests the server tells ages this finely, where a real one takes a second."""
 
@@ -164,11 +166,21 @@ async def test_presenting_again(server: AcmeDnsServer, provider: AcmeDnsProvider
         assert server.standing(NAME) == {APEX, WILDCARD}
 
 
-@pytest.mark.parametrize("lost", list(itertools.product([False, True], repeat=2)))
-async def test_lost_answers(server: AcmeDnsServer, provider: AcmeDnsProvider, lost: tuple[bool, ...]) -> None:
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param([LOST], id="made"),
+        pytest.param([BUSY], id="not-made"),
+        pytest.param([LOST, LOST], id="twice"),
+        pytest.param([BUSY, LOST], id="at-the-second-try"),
+        pytest.param([LOST, None, LOST], id="at-the-sibling-too"),
+        pytest.param([BUSY, None, LOST, None, LOST], id="and-again"),
+    ],
+)
+async def test_lost_answers(server: AcmeDnsServer, provider: AcmeDnsProvider, answers: list[Answer | None]) -> None:
     """Whichever answers are lost, with the update made or not, both values stand in the end."""
     await provider.add_txt(record(APEX), soon())
-    server.script.extend([LOST if made else (503, (("Retry-After", "0"),), b"") for made in lost])
+    server.script.extend(answers)
     provider._rng = _Impatient()
     await provider.add_txt(record(WILDCARD), soon())
     assert server.standing(NAME) == {APEX, WILDCARD}
