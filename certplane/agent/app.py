@@ -19,10 +19,13 @@ from certplane.agent.install.probe import TlsProbe, server_name_of
 from certplane.agent.lineage import Activates, Lineage, LineageLife, Obtain, is_well
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
+from certplane.agent.link.stream import ChannelSource, StatusStream
 from certplane.agent.model import HookResult
 from certplane.agent.ports import Broker, OrderFollower
+from certplane.agent.renewal.skew import ClockSkew
 from certplane.agent.request import BrokerRequest
 from certplane.agent.settings import KeyRotation
+from certplane.agent.streaming import status_stream
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 
@@ -66,13 +69,21 @@ class Agent:
         host: the lineages.
         progress: told each step; a daemon's is a `FanOut`.
         broker: the link; made from the settings when not given.
+        channels: where status streams go; the made broker's channel. Without either there are no streams.
     """
 
-    def __init__(self, host: Host, progress: Progress, *, broker: Link | None = None) -> None:
+    def __init__(
+        self, host: Host, progress: Progress, *, broker: Link | None = None, channels: ChannelSource | None = None
+    ) -> None:
         settings = host.settings
         self._host = host
         self._progress = progress
-        self._broker: Link = broker or link(settings, host)
+        if broker is None:
+            broker = channels = link(settings, host)
+        self._broker: Link = broker
+        self._channels = channels
+        self._stream: StatusStream | None = None
+        self.skew = ClockSkew()
         self._hooks = ShellHookRunner(clock=host.clock)
         self._in_use: Version | None = None
         self._to_report = asyncio.Event()
@@ -99,6 +110,8 @@ class Agent:
                 group.create_task(life.run(), name=life.name) for life in (self._identity, *self._certificates.values())
             ]
             tasks.append(group.create_task(self._report_identities(), name="report"))
+            if self._stream is not None:
+                tasks.append(group.create_task(self._stream.run(), name="status stream"))
             logger.info("the agent runs: %d certificates", len(self._certificates))
             await stop.wait()
             logger.info("the agent stops")
@@ -126,6 +139,8 @@ class Agent:
                 self._progress.failed(life.name, str(result))
             else:
                 statuses[life.name] = result
+        if self._stream is not None:
+            await self._stream.deliver()
         if errors:
             raise errors[0]
         return statuses
@@ -139,7 +154,10 @@ class Agent:
         await self._start()
         await self._identity.settle()
         before = await self._newest(name)
-        return self._is_renewed(name, before, await self._certificates[name].settle(forced=True))
+        status = await self._certificates[name].settle(forced=True)
+        if self._stream is not None:
+            await self._stream.deliver()
+        return self._is_renewed(name, before, status)
 
     async def close(self) -> None:
         """End the channel."""
@@ -154,6 +172,9 @@ class Agent:
             raise not_enrolled(self._host.settings)
         await self._use(identity)
         await self._host.prepare(*self._host.certificates.values())
+        await self._host.report_all()
+        if self._channels is not None:
+            self._stream = await status_stream(self._host, self._certificates, self._channels, self.skew)
 
     async def _use(self, identity: Version) -> None:
         if self._in_use is not None and identity.serial_number == self._in_use.serial_number:
@@ -161,6 +182,8 @@ class Agent:
         await self._broker.use_identity(identity)
         self._in_use = identity
         self._to_report.set()
+        if self._stream is not None:
+            self._stream.identity_changed()
 
     async def use_current_identity(self) -> None:
         """Make the channel's identity the one in force, whatever an activation tried meanwhile."""

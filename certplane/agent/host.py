@@ -4,6 +4,7 @@
     <state_dir>/identity/               the identity's lineage
     <state_dir>/certificates/<name>/    a certificate's
     <state_dir>/reports/                what the broker has still to hear
+    <state_dir>/link.json               how the connection to the broker is
     <state_dir>/control/                the running agent's socket
 
 No network and no gRPC here: `status` needs no more than this, and `enroll` only the internal CA besides.
@@ -30,6 +31,7 @@ from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.lineage import Lineage
+from certplane.agent.link.state import LinkFile
 from certplane.agent.model import InstallMode
 from certplane.agent.renewal.plan import LineageSpec
 from certplane.agent.renewal.status import new_status
@@ -91,6 +93,7 @@ class Host:
             names=[IDENTITY, *(certificate.name for certificate in settings.certificates)],
             new_epoch=lambda: secrets.token_hex(8),
         )
+        self.link_file = LinkFile(self.state_dir)
         self._statuses: dict[str, ReportedStatusFile] = {}
         local = local_zone()
         identity = settings.identity

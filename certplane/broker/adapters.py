@@ -6,8 +6,9 @@ finds wrong with a key is told with the line where that key stands.
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -20,33 +21,64 @@ from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
 from certplane.broker.issuers.dns.routes import Route, Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
-from certplane.broker.ports import SecretSource
-from certplane.broker.settings import AcmeSettings, BrokerSettings, DnsPropagationSettings
+from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
+from certplane.broker.ports import KeepsSecrets, SecretSource
+from certplane.broker.settings import AcmeCaSettings, AcmeSettings, BrokerSettings, DnsPropagationSettings
 from certplane.broker.settings import DnsProvider as DnsProviderName
 from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock
 
-__all__ = ["account_key", "issuer", "propagation_limit", "solver"]
+__all__ = ["account_keys", "issuers", "propagation_limit", "renewal_infos", "solver"]
 
 
-def account_key(settings: BrokerSettings) -> AccountKey:
-    """The ACME account's key, made on first use. Blocks.
-
-    Raises:
-        ConfigurationError: the file can't be used or made.
-    """
-    return locating(settings, lambda: AccountKey.load_or_create(settings.issuer.acme.account_key))
-
-
-def issuer(settings: BrokerSettings, account: AccountKey, clock: Clock, rng: random.Random) -> AcmeIssuer:
-    """The public CA; nothing is sent yet.
+def account_keys(settings: BrokerSettings) -> dict[str, AccountKey]:
+    """The ACME accounts' keys by issuer, made on first use. Blocks.
 
     Raises:
-        ConfigurationError: its URL or an allowed host can't be used.
+        ConfigurationError: a file can't be used or made.
     """
-    acme = settings.issuer.acme
-    server = AcmeServer(
+    return {
+        name: locating(settings, functools.partial(AccountKey.load_or_create, acme.account_key))
+        for name, acme in settings.cas.items()
+    }
+
+
+def issuers(
+    settings: BrokerSettings, accounts: Mapping[str, AccountKey], clock: Clock, rng: random.Random
+) -> dict[str, AcmeIssuer]:
+    """The public CAs by name, the default one first; nothing is sent yet.
+
+    Raises:
+        ConfigurationError: a URL or an allowed host can't be used.
+    """
+    return {
+        name: locating(settings, functools.partial(_issuer, name, acme, accounts[name], clock, rng))
+        for name, acme in settings.cas.items()
+    }
+
+
+def renewal_infos(
+    settings: BrokerSettings, accounts: Mapping[str, AccountKey], clock: Clock
+) -> dict[str, AcmeRenewalInfo]:
+    """What the public CAs say about renewals, by issuer, without those that aren't to be asked; nothing is asked yet.
+
+    Raises:
+        ForbiddenUrlError: none that `issuers` hasn't found before.
+    """
+    return {
+        name: AcmeRenewalInfo(_server(acme), accounts[name], clock=clock)
+        for name, acme in settings.cas.items()
+        if acme.renewal_info.enabled
+    }
+
+
+def _issuer(name: str, acme: AcmeCaSettings, account: AccountKey, clock: Clock, rng: random.Random) -> AcmeIssuer:
+    return AcmeIssuer(name, _server(acme), account, clock=clock, rng=rng)
+
+
+def _server(acme: AcmeCaSettings) -> AcmeServer:
+    return AcmeServer(
         directory_url=acme.directory_url,
         account_email=acme.account_email,
         preferred_chain=acme.preferred_chain,
@@ -54,7 +86,6 @@ def issuer(settings: BrokerSettings, account: AccountKey, clock: Clock, rng: ran
         ca_bundle=acme.ca_bundle,
         user_agent=f"certplane-broker/{__version__}",
     )
-    return locating(settings, lambda: AcmeIssuer(settings.issuer.name, server, account, clock=clock, rng=rng))
 
 
 def solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsSolver:
@@ -67,7 +98,12 @@ def solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: r
 
 
 def _solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsSolver:
-    return DnsSolver(_routes(settings, secrets, clock, rng), clock, delegations=settings.dns.delegations)
+    return DnsSolver(
+        _routes(settings, secrets, clock, rng),
+        clock,
+        delegations=settings.dns.delegations,
+        secrets=secrets if isinstance(secrets, KeepsSecrets) else None,
+    )
 
 
 def _routes(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> Routes:

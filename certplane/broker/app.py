@@ -16,7 +16,7 @@ import contextlib
 import logging
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,9 +36,11 @@ from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import AuditEvent, AuditEventType
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.reload import Reloader, trust_fields
+from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
@@ -69,6 +71,9 @@ _COME_BACK: Final = timedelta(seconds=10)
 _STOP_GRACE: Final = timedelta(seconds=5)
 """What calls get to end after the orders have: their answers are on the way."""
 
+_ACCOUNT_CHECK: Final = timedelta(seconds=30)
+"""For the look at the DNS providers' credentials, beside everything else."""
+
 _READY_INTERVAL: Final = timedelta(seconds=2)
 """Between looks at whether the store can be written."""
 
@@ -95,6 +100,7 @@ class Broker:
     reloader: Reloader
     metrics: Metrics
     authority: RegistrationAuthority
+    renewal_plans: RenewalPlans
     hub: FleetHub
     metrics_listener: MetricsListener | None = None
 
@@ -117,7 +123,7 @@ def prepare(settings: BrokerSettings) -> Prepared:
         agent_ca_bundle=settings.server.mtls.agent_ca_bundle,
         locate=lambda key: settings.source.problem(key, ""),
     )
-    policy = FilePolicySource(settings.policy.path)
+    policy = FilePolicySource(settings.policy.path, issuers=settings.cas)
     text = trust = None
     try:
         text = files.read()
@@ -159,9 +165,12 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         await stack.enter_async_context(denials.running())
         await stores.audit.append(_start_events(prepared, clock, new_event_id))
 
-        account = await files.run(adapters.account_key, settings)
-        issuer = adapters.issuer(settings, account, clock, rng)
-        stack.callback(issuer.close)
+        plans = RenewalPlans(stores.renewal_plans)
+        await plans.refresh(clock.now())
+        accounts = await files.run(adapters.account_keys, settings)
+        issuers = adapters.issuers(settings, accounts, clock, rng)
+        for issuer in issuers.values():
+            stack.callback(issuer.close)
         solver = adapters.solver(settings, secrets, clock, rng)
         stack.push_async_callback(solver.close)
         authority = RegistrationAuthority(
@@ -173,15 +182,16 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 identities=stores.identities,
                 audit=stores.audit,
                 denials=denials,
-                issuer=issuer,
-                revoker=issuer,
+                issuers=issuers,
+                revokers=issuers,
                 solver=solver,
                 clock=clock,
+                renewals=plans,
                 meter=meter,
                 rng=rng,
                 new_id=new_event_id,
             ),
-            _issuance_settings(settings, account),
+            _issuance_settings(settings, accounts.values()),
         )
         trust = TrustInForce(prepared.trust)
         edge = Edge(
@@ -204,8 +214,6 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             new_event_id=new_event_id,
         )
-        plans = RenewalPlans(stores.renewal_plans)
-        await plans.refresh(clock.now())
         hub = FleetHub(
             store=stores.fleet,
             plans=plans,
@@ -237,7 +245,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 clock=clock,
                 new_event_id=new_event_id,
             ),
-            CertificateServicer(authority, clock),
+            CertificateServicer(authority, clock, plans),
             renewals=RenewalServicer(hub, view),
             fleet=FleetServicer(view, RenewalRequests(plans, stores.fleet, clock, new_event_id), hub),
         )
@@ -256,14 +264,22 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             new_event_id=new_event_id,
         )
-        broker = Broker(settings, server, stores, trust, reloader, metrics, authority, hub, listener)
+        broker = Broker(settings, server, stores, trust, reloader, metrics, authority, plans, hub, listener)
         await authority.start()
         stack.push_async_callback(_stop, broker, clock, new_event_id)
         await server.start()
         _log_started(prepared, broker)
         await stack.enter_async_context(_running(reloader.run(), "reload"))
+        sources = adapters.renewal_infos(settings, accounts, clock)
+        for source in sources.values():
+            stack.callback(source.close)
+        planner = RenewalPlanner(
+            plans, sources, prepared.policy, clock=clock, rng=rng, new_event_id=new_event_id, meter=meter
+        )
+        await stack.enter_async_context(_running(planner.run(), "renewal plans"))
         await stack.enter_async_context(_running(hub.run(), "streams"))
         await stack.enter_async_context(_running(_watch_readiness(broker, clock), "readiness"))
+        await stack.enter_async_context(_running(_check_dns_accounts(solver, prepared.policy), "DNS accounts"))
         yield broker
 
 
@@ -288,13 +304,13 @@ async def serve(settings: BrokerSettings) -> None:
         _logger.info("stopping", extra={"fields": {"drain_timeout": str(settings.server.drain_timeout)}})
 
 
-def _issuance_settings(settings: BrokerSettings, account: AccountKey) -> IssuanceSettings:
+def _issuance_settings(settings: BrokerSettings, accounts: Iterable[AccountKey]) -> IssuanceSettings:
     defaults = IssuanceSettings()
     # The check ends by itself at its own limit, with the server's name in its error; this one only backs it.
     propagation_timeout = adapters.propagation_limit(settings) + timedelta(seconds=10)
     return IssuanceSettings(
         limits=settings.rate_limits.durable_limits,
-        account_key_sha256=account.public_key_sha256,
+        account_keys_sha256=frozenset(account.public_key_sha256 for account in accounts),
         propagation_timeout=propagation_timeout,
         order_time_limit=max(defaults.order_time_limit, 2 * propagation_timeout),
     )
@@ -353,7 +369,7 @@ def _log_started(prepared: Prepared, broker: Broker) -> None:
         "port": broker.port,
         "configuration_hash": broker.settings.hash,
         "policy_hash": prepared.policy.current.hash,
-        "issuer": broker.settings.issuer.acme.directory_url,
+        "issuers": ", ".join(f"{name} {ca.directory_url}" for name, ca in broker.settings.cas.items()),
         "store": broker.settings.store.driver.value,
         **trust_fields(prepared.trust),
     }
@@ -383,6 +399,13 @@ async def _watch_readiness(broker: Broker, clock: Clock) -> None:
             ready = now_ready
             _logger.log(logging.INFO if ready else logging.ERROR, "the store is %s", "ready" if ready else "not ready")
             await broker.server.set_ready(ready=ready)
+
+
+async def _check_dns_accounts(solver: DnsSolver, policy: FilePolicySource) -> None:
+    """Say at the start, not at the first renewal weeks later, what DNS credentials can't do. Holds nothing up."""
+    for finding in await solver.check_accounts(policy.current.profiles, _ACCOUNT_CHECK):
+        level = logging.ERROR if finding.fatal else logging.WARNING
+        _logger.log(level, "DNS provider: %s", finding.message, extra={"fields": {"remedy": finding.remedy}})
 
 
 @asynccontextmanager

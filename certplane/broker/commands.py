@@ -111,10 +111,8 @@ async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: C
         found = _find_contested(entry, await stores.identities.identities(), clock.now())
         if found is None:
             if not denied:
-                raise OperationError(
-                    "no such entry denies anybody, and no such identity is contested",
-                    remedy="`identity list` shows what there is",
-                )
+                remedy = "`identity list` shows what there is"
+                raise OperationError("nothing denies it, and it isn't contested", remedy=remedy)
             event = _event(entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW, clock)
             await stores.deny_list.allow(entry, [event])
             return {**_entry_row(entry), "result": "let in again"}

@@ -65,6 +65,7 @@ def _cloudflare(around: _Surroundings) -> DnsProvider:
         credentials=cloudflare.credentials,
         timeout=cloudflare.http_timeout,
         ttl=cloudflare.ttl,
+        calls_per_five_minutes=cloudflare.calls_per_five_minutes,
     )
     return CloudflareProvider(api, around.secrets, around.clock, around.rng)
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Self
 
 from certplane.config.decoding import KeyProblem
-from certplane.config.values import DnsServerAddress, HostPort, HttpUrl, PositiveSpan
+from certplane.config.values import DnsServerAddress, HostPort, HttpUrl, PositiveNumber, PositiveSpan
 from certplane.pki.names import MAX_NAME_LENGTH
 
 __all__ = [
@@ -87,7 +87,10 @@ class HttpreqMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CloudflareSettings:
-    """`credentials` names the API token's secret, for profiles that name none. `ttl` is the TXT records'."""
+    """`credentials` names the API token's secret, for profiles that name none. `ttl` is the TXT records'.
+
+    `calls_per_five_minutes` is for all tokens together: Cloudflare counts a user's.
+    """
 
     base_url: HttpUrl = _CLOUDFLARE_API
     credentials: str = "cloudflare/api-token"
@@ -95,6 +98,7 @@ class CloudflareSettings:
     propagation_timeout: PositiveSpan | None = None
     polling_interval: PositiveSpan | None = None
     ttl: PositiveSpan = timedelta(seconds=60)
+    calls_per_five_minutes: PositiveNumber = 1200
 
 
 @dataclass(frozen=True, slots=True)

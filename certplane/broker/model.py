@@ -101,6 +101,8 @@ class Profile:
     credentials: str = ""
     """Name of the DNS provider's secret; empty for the configured default."""
     acme_profile: str = ""
+    issuers: tuple[str, ...] = ()
+    """Issuers by name, to be tried in this order; empty is the configured default."""
     renew_before: timedelta | None = None
     key_types: tuple[str, ...] = ("ec-p256", "ec-p384", "rsa-2048", "rsa-3072", "rsa-4096")
     """Values of `certplane.pki.keys.KeyType`."""
@@ -418,6 +420,7 @@ class AuditEventType(StrEnum):
     IDENTITY_ALLOWED = "identity_allowed"
     IDENTITY_CONTESTED = "identity_contested"
     IDENTITY_DENIED = "identity_denied"
+    ISSUER_FAILED_OVER = "issuer_failed_over"
     ORDER_ABANDONED = "order_abandoned"
     RENEWAL_REPORTED = "renewal_reported"
     RENEWAL_REQUESTED = "renewal_requested"

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from certplane.broker.model import (
     AuditEvent,
@@ -61,6 +61,7 @@ __all__ = [
     "IdentityLedger",
     "IdentityRegister",
     "Issuer",
+    "KeepsSecrets",
     "KeyLedger",
     "Meter",
     "NullMeter",
@@ -104,6 +105,8 @@ class OrderChange:
     """What to write on an order; None leaves a field as it is."""
 
     state: OrderState | None = None
+    issuer: str | None = None
+    """Another issuer; together with an empty `acme_order_url`, and never after FINALIZING."""
     acme_order_url: str | None = None
     txt_records: tuple[TxtRecord, ...] | None = None
     error: Refusal | None = None
@@ -550,5 +553,24 @@ class SecretSource(Protocol):
         Raises:
             RefusalError: names the secret, never its value: DNS_REJECTED when there is none or it can't be read,
                 DNS_UNAVAILABLE when what keeps it doesn't answer.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepsSecrets(Protocol):
+    """A `SecretSource` that keeps secrets for a while, and so may hand out one that has been replaced."""
+
+    @property
+    def generation(self) -> int:
+        """How often something was forgotten: look at it before a secret is read for use."""
+        ...
+
+    def forget(self, generation: int) -> bool:
+        """Whether another try may do for whoever was refused with a secret that was read since `generation`.
+
+        Every secret that was read more than a moment ago is forgotten. If there is one, or another caller forgot some
+        since `generation`, the next try reads others. Those of just now stay: many who are refused at once don't have
+        each secret read again by each of them.
         """
         ...

@@ -8,7 +8,8 @@ exception.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -46,6 +47,7 @@ from certplane.config.values import (
 from certplane.pki.identity import PROVISIONER_KINDS
 
 __all__ = [
+    "AcmeCaSettings",
     "AcmeDnsSettings",
     "AcmeSettings",
     "AuditFailureMode",
@@ -58,6 +60,7 @@ __all__ = [
     "DnsZoneSettings",
     "ExecSettings",
     "FileSecretsSettings",
+    "FurtherIssuerSettings",
     "HttpreqMode",
     "HttpreqSettings",
     "IssuerProvider",
@@ -70,6 +73,7 @@ __all__ = [
     "PropagationMode",
     "PropagationSettings",
     "RateLimitSettings",
+    "RenewalInfoSettings",
     "Rfc2136Settings",
     "SecretsProvider",
     "SecretsSettings",
@@ -107,6 +111,9 @@ def _mount_path(path: str) -> str | None:
 
 def _briefly(span: timedelta) -> str | None:
     return None if timedelta() <= span <= timedelta(minutes=5) else "must be between 0s, which keeps nothing, and 5m"
+
+
+_ISSUER_NAME = re.compile(r"[a-z0-9._-]{1,64}", re.ASCII)
 
 
 def _not_empty(text: str) -> str | None:
@@ -207,21 +214,35 @@ class _OwnPropagation(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class AcmeSettings:
-    """The public CA (RFC 8555).
+class RenewalInfoSettings:
+    """Whether the CA is asked when its certificates should be renewed (RFC 9773)."""
+
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcmeCaSettings:
+    """A public CA (RFC 8555) and our account there.
 
     `account_key` is made on first use. `ca_bundle` is for a private CA's own HTTPS, `allowed_hosts` for hosts other
-    than the directory's that its URLs may name. `preferred_chain` is the
-    common name of the issuer of a chain's last certificate.
+    than the directory's that its URLs may name. `preferred_chain` is the common name of the issuer of a chain's last
+    certificate.
     """
 
     directory_url: HttpsUrl
     account_key: Path
-    dns_provider: DnsProvider
     account_email: str = ""
     preferred_chain: str = ""
     ca_bundle: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
+    renewal_info: RenewalInfoSettings = field(default_factory=RenewalInfoSettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcmeSettings(AcmeCaSettings):
+    """The default issuer's CA, and the DNS side, which all issuers share."""
+
+    dns_provider: DnsProvider
     propagation: PropagationSettings = field(default_factory=PropagationSettings)
     cloudflare: CloudflareSettings = field(default_factory=CloudflareSettings)
     rfc2136: Rfc2136Settings | None = None
@@ -264,6 +285,14 @@ class IssuerSettings:
     acme: AcmeSettings
     provider: IssuerProvider = IssuerProvider.ACME
     name: Annotated[str, Check(_not_empty)] = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherIssuerSettings:
+    """One of `issuers`: a CA that profiles may name beside the default one."""
+
+    acme: AcmeCaSettings
+    provider: IssuerProvider = IssuerProvider.ACME
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,12 +421,27 @@ class _BrokerFile:
     policy: PolicySettings
     issuer: IssuerSettings
     dns: DnsSettings = field(default_factory=DnsSettings)
+    issuers: Mapping[str, FurtherIssuerSettings] = field(default_factory=dict)
     secrets: SecretsSettings = SecretsSettings()
     store: StoreSettings = StoreSettings()
     audit: AuditSettings = AuditSettings()
     rate_limits: RateLimitSettings = RateLimitSettings()
     metrics: MetricsSettings = MetricsSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """Every issuer has a name and an account key of its own."""
+        key_files = {self.issuer.acme.account_key: "issuer"}
+        for name, issuer in self.issuers.items():
+            if not _ISSUER_NAME.fullmatch(name):
+                yield KeyProblem(f"issuers.{name}", "must be named with 1 to 64 of a-z, 0-9, '.', '_', '-'")
+            if name == self.issuer.name:
+                yield KeyProblem(f"issuers.{name}", "is the name of `issuer` too", "give it another name")
+            first = key_files.setdefault(issuer.acme.account_key, f"issuers.{name}")
+            if first != f"issuers.{name}":
+                # An account key for one CA only: who runs one CA's directory must not be able to use the other's.
+                problem = f"is the key of {first} too"
+                yield KeyProblem(f"issuers.{name}.acme.account_key", problem, "give each issuer its own file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +454,11 @@ class BrokerSettings(_BrokerFile):
     def hash(self) -> str:
         """SHA-256 of the file, for the log."""
         return self.source.sha256
+
+    @property
+    def cas(self) -> dict[str, AcmeCaSettings]:
+        """All issuers by name, the default one first."""
+        return {self.issuer.name: self.issuer.acme, **{name: each.acme for name, each in self.issuers.items()}}
 
     @property
     def spill_path(self) -> Path:

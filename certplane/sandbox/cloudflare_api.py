@@ -232,7 +232,8 @@ def _verify(_asked: _Asked, _ids: tuple[str, ...]) -> Any:
 
 def _zones(asked: _Asked, _ids: tuple[str, ...]) -> Any:
     found = [zone for zone in asked.records.zone_ids if asked.scope.sees(zone) and asked.matches("name", zone)]
-    zones = [asked.records.zone_as_json(zone) for zone in found]
+    may = [*(["#dns_records:edit"] if asked.scope.edit else []), "#dns_records:read", "#zone:read"]
+    zones = [asked.records.zone_as_json(zone) | {"permissions": may} for zone in found]
     return _Page([zone for zone in zones if asked.matches("status", zone["status"])], _ZONE_PAGE)
 
 

@@ -211,6 +211,32 @@ async def test_another_process_s_change_is_seen_within_a_second(store: StoreHarn
         assert await store.event_ids() == []
 
 
+async def test_two_writers_miss_nothing_of_each_other(store: StoreHarness) -> None:
+    """Two brokers activate for the same hosts at once, a third one follows: in the end all three know the same."""
+    if store.place.kind == "fake":
+        pytest.skip("there is no other process")
+    names = [f"web{number}.example" for number in range(40)]
+    patient = {"exclusive": False, "busy_timeout": timedelta(seconds=10)}
+    async with store.place.open(store.clock, **patient) as one, store.place.open(store.clock, **patient) as other:
+        writers = ((one.identities, "a1"), (other.identities, "b2"))
+        for some in range(0, len(names), 4):  # several groups, with looks between and during them
+            await asyncio.gather(
+                *(
+                    ledger.activate(name, use(store, serial_number), [store.event()])
+                    for name in names[some : some + 4]
+                    for ledger, serial_number in writers
+                ),
+                *(store.stores.identities.refresh() for _ in range(3)),
+            )
+        durable = list(await one.identities.identities())
+        assert [known.name for known in durable] == sorted(names)
+        assert {len(known.retired) for known in durable} == {1}  # equally old: the second came into use too
+        for ledger in (one.identities, other.identities, store.stores.identities):
+            await ledger.refresh()
+            assert [ledger.known(known.name) for known in durable] == durable
+    assert len(await store.event_ids()) == 2 * len(names)
+
+
 async def test_a_start_knows_what_the_run_before_knew(store: StoreHarness) -> None:
     """All of it, contests and counts included."""
     if store.place.kind == "fake":

@@ -54,8 +54,9 @@ class AcmeDnsServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object = None, *_: object) -> None:
         self._server.stop()
+        assert failed or not self.mistakes, self.mistakes
 
     def register(self, fulldomain: str) -> dict[str, str]:
         """A new account, as the answer of /register has it."""

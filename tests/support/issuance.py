@@ -154,6 +154,8 @@ class World:
         self.stores = FakeStores.over(self.database)
         self.issuer = FakeIssuer(self.ca)
         self.revoker = FakeRevoker(self.ca)
+        self.others: list[FakeIssuer] = []
+        """Issuers beside it."""
         self.solver = FakeChallengeSolver(self.dns)
         self.meter = FakeMeter()
         self.denials = FakeDenialRecorder(self.stores.audit)
@@ -179,8 +181,8 @@ class World:
             identities=self.stores.identities,
             audit=self.stores.audit,
             denials=self.denials,
-            issuer=self.issuer,
-            revoker=self.revoker,
+            issuers={issuer.name: issuer for issuer in (self.issuer, *self.others)},
+            revokers={self.issuer.name: self.revoker},
             solver=self.solver,
             clock=self.clock,
             meter=self.meter,

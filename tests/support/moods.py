@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -37,7 +37,7 @@ from tests.fakes.dns import FakeChallengeSolver, FakeDns
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.stores import FakeStores
 
-__all__ = ["SETTINGS", "Moody", "moody", "told"]
+__all__ = ["SETTINGS", "Moody", "moody", "told", "two_issuers"]
 
 _SHORT = Backoff(timedelta(milliseconds=40), timedelta(milliseconds=200), floor=timedelta(milliseconds=10))
 SETTINGS = IssuanceSettings(
@@ -57,6 +57,8 @@ class Moody:
     issuer: AcmeIssuer
     settings: IssuanceSettings
     dns: FakeDns = field(default_factory=FakeDns)
+    others: tuple[AcmeIssuer, ...] = ()
+    """Issuers that profiles have behind the first."""
 
     def __post_init__(self) -> None:
         clock = SystemClock()
@@ -67,6 +69,7 @@ class Moody:
         self._grants: dict[str, Grant] = {}
         self._clock = clock
         self._ids = itertools.count(1)
+        self._issuers = {issuer.name: issuer for issuer in (self.issuer, *self.others)}
         self.authority = self._new_authority()
 
     def _new_authority(self) -> RegistrationAuthority:
@@ -76,10 +79,11 @@ class Moody:
             orders=stores.orders,
             certificates=stores.certificates,
             keys=stores.keys,
+            identities=stores.identities,
             audit=stores.audit,
             denials=FakeDenialRecorder(stores.audit),
-            issuer=self.issuer,
-            revoker=self.issuer,
+            issuers=self._issuers,
+            revokers=self._issuers,
             solver=FakeChallengeSolver(self.dns),
             clock=self._clock,
             meter=self.meter,
@@ -95,7 +99,14 @@ class Moody:
     def request(self, *names: str, host: str = "web1.test") -> IssueCommand:
         """A request with a new key; policy has what it needs afterwards."""
         profile = self._profiles.setdefault(
-            names, Profile(f"p{len(self._profiles)}", "mixed", tuple(sorted(names)), hash=f"h{len(self._profiles)}")
+            names,
+            Profile(
+                f"p{len(self._profiles)}",
+                "mixed",
+                tuple(sorted(names)),
+                hash=f"h{len(self._profiles)}",
+                issuers=tuple(self._issuers),
+            ),
         )
         known = self._grants.get(host, Grant(host, IdentityKind.HOST, host))
         profiles = tuple(dict.fromkeys((*known.profiles, profile.name)))
@@ -141,7 +152,8 @@ class Moody:
 
     async def __aexit__(self, *_: object) -> None:
         await self.authority.drain(timedelta())
-        self.issuer.close()
+        for issuer in self._issuers.values():
+            issuer.close()
 
 
 def told(order: Order) -> Refusal:
@@ -157,9 +169,30 @@ async def moody(
     folder: Path, pebble: Pebble, *, settings: IssuanceSettings = SETTINGS, repeat_waits: Backoff = _SHORT
 ) -> AsyncIterator[Moody]:
     """The world, with a proxy and an account of its own."""
+    with _behind_a_proxy(folder, pebble, "pebble", repeat_waits) as (proxy, issuer):
+        async with Moody(proxy, pebble, issuer, settings) as world:
+            yield world
+
+
+@asynccontextmanager
+async def two_issuers(folder: Path, pebble: Pebble) -> AsyncIterator[tuple[Moody, FaultProxy]]:
+    """The world with a second issuer, which is the same CA behind a proxy of its own, under an account of its own."""
+    with (
+        _behind_a_proxy(folder / "first", pebble, "first", _SHORT) as (proxy, issuer),
+        _behind_a_proxy(folder / "second", pebble, "second", _SHORT) as (other_proxy, other),
+    ):
+        impatient = replace(SETTINGS, call_timeout=timedelta(seconds=2), failover_after=timedelta(seconds=1))
+        async with Moody(proxy, pebble, issuer, impatient, others=(other,)) as world:
+            yield world, other_proxy
+
+
+@contextmanager
+def _behind_a_proxy(
+    folder: Path, pebble: Pebble, name: str, repeat_waits: Backoff
+) -> Iterator[tuple[FaultProxy, AcmeIssuer]]:
+    folder.mkdir(parents=True, exist_ok=True)
     with FaultProxy(folder, pebble.directory_url, roots_file=pebble.https_roots_file, seed=11) as proxy:
         server = AcmeServer(proxy.url, ca_bundle=proxy.roots_file)
         key = AccountKey.load_or_create(folder / "account.key")
-        issuer = AcmeIssuer("pebble", server, key, clock=SystemClock(), rng=random.Random(3), repeat_waits=repeat_waits)
-        async with Moody(proxy, pebble, issuer, settings) as world:
-            yield world
+        rng = random.Random(3)
+        yield proxy, AcmeIssuer(name, server, key, clock=SystemClock(), rng=rng, repeat_waits=repeat_waits)

@@ -66,8 +66,9 @@ class VaultServer:
         self.url = f"http{'s' if context else ''}://127.0.0.1:{self._server.server_port}"
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object = None, *_: object) -> None:
         self._server.stop()
+        assert failed or not self.mistakes, self.mistakes
 
     def serve(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
         self.requests.append(target)

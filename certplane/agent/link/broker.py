@@ -135,6 +135,25 @@ class GrpcBroker:
         )
         await self._answer(self._enrollment().ReportEnrollment(request, timeout=self._seconds()))
 
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel of the identity in use.
+
+        Raises:
+            RuntimeError: no identity is in use yet.
+        """
+        return self._open()
+
+    async def why_unreachable(self, said: str) -> CertplaneError:
+        """Why no connection comes about, by a handshake of its own; `said` is for when that finds nothing wrong."""
+        identity = self._identity
+        if identity is None:
+            raise RuntimeError("use_identity comes before any call")
+        expired = expired_identity(identity, self._clock.now())
+        if expired is not None:
+            return expired
+        return await self._disk.run(unreachable, self._url, self._server_ca_bundle, identity, said)
+
     async def close(self) -> None:
         """End the channel and those that are still ending, calls included."""
         if self._channel is not None:
@@ -172,10 +191,7 @@ class GrpcBroker:
         identity = self._identity
         said = f"{error.code().name}: {error.details() or 'no details'}"
         if identity is not None and self._is_no_connection(error):
-            expired = expired_identity(identity, self._clock.now())
-            if expired is not None:
-                return expired
-            return await self._disk.run(unreachable, self._url, self._server_ca_bundle, identity, said)
+            return await self.why_unreachable(said)
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return OperationError(
                 f"the broker at {self._url} didn't answer in time", remedy="look at the broker's log and its load"

@@ -11,11 +11,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 
-from certplane.agent.model import Version
+from certplane.agent.model import LineageStatus, Version
 from certplane.errors import CertplaneError, OperationError, Reason, Refusal, RefusalError
 from certplane.runtime.backoff import Backoff
 
-__all__ = ["Failure", "FailureKind", "activation_backoff", "failure_of", "is_final_for_key", "request_backoff"]
+__all__ = [
+    "Failure",
+    "FailureKind",
+    "activation_backoff",
+    "failure_of",
+    "is_final_for_key",
+    "is_refused_by_policy",
+    "kind_of",
+    "request_backoff",
+]
 
 _SHARE = 24
 """At least so many tries fit into the life that is left, whatever the back-off says."""
@@ -98,6 +107,8 @@ _KINDS: dict[Reason, FailureKind] = {
     Reason.STREAM_TIMED_OUT: FailureKind.UNREACHABLE,
     Reason.INTERNAL: FailureKind.UNREACHABLE,
 }
+_BY_POLICY = frozenset({Reason.IDENTITY_UNKNOWN, Reason.PROFILE_NOT_ALLOWED, Reason.NAMES_NOT_ALLOWED, Reason.KEY_WEAK})
+"""`failure_of` puts the reason before the message."""
 _FINAL_FOR_KEY = frozenset({Reason.KEY_REUSED, Reason.KEY_WEAK, Reason.CSR_INVALID})
 _FINAL_PROBLEMS = frozenset({"urn:ietf:params:acme:error:badCSR", "urn:ietf:params:acme:error:badPublicKey"})
 """RFC 8555 6.7: the same CSR would be rejected again."""
@@ -130,6 +141,16 @@ def failure_of(cause: CertplaneError | Refusal, now: datetime, retry_time: datet
     moments = [None if after is None else now + min(after, _LONGEST_WAIT), retry_time]
     told = [min(moment, latest) for moment in moments if moment is not None]
     return Failure(kind, message, max(told, default=None))
+
+
+def is_refused_by_policy(status: LineageStatus) -> bool:
+    """Whether the last request failed because the broker's policy says no: another policy may say yes."""
+    return status.failures > 0 and status.last_error.partition(":")[0] in _BY_POLICY
+
+
+def kind_of(reason: Reason) -> FailureKind:
+    """Who can end what is refused for this reason."""
+    return _KINDS[reason]
 
 
 def is_final_for_key(refusal: Refusal) -> bool:

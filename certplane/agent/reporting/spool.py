@@ -73,7 +73,7 @@ class FileReportSpool:
         self._unwritten: set[str] = set()
         self._unnumbered: list[CertificateReport] = []
         self._refused = False
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], object]] = []
 
     @property
     def epoch(self) -> str:
@@ -86,7 +86,7 @@ class FileReportSpool:
         """See `ReportSpool.unacknowledged`."""
         return len(self.reports(self._acknowledged)) + len(self._unnumbered)
 
-    def listen(self, listener: Callable[[], None]) -> None:
+    def listen(self, listener: Callable[[], object]) -> None:
         """Call `listener` after each report that was taken up, on the thread that did it."""
         self._listeners.append(listener)
 

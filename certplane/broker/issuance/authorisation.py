@@ -40,7 +40,7 @@ class CallAuthorisation:
 
     def __init__(self, ports: IssuancePorts, settings: IssuanceSettings) -> None:
         self._ports = ports
-        self._account_key_sha256 = settings.account_key_sha256
+        self._account_keys_sha256 = settings.account_keys_sha256
         self._requests = CsrCache(settings.csr_cache_size)
 
     async def authorise(self, caller: Caller, command: IssueCommand, events: CallEvents) -> AuthorisedRequest:
@@ -61,7 +61,7 @@ class CallAuthorisation:
         policy = self._ports.policies.current
         events.learn_policy(policy, policy.find_profile(command.profile))
         profile = decide(policy, caller.name, command.profile, request)
-        if request.public_key_sha256 == self._account_key_sha256:
+        if request.public_key_sha256 in self._account_keys_sha256:
             # RFC 8555 11.1: the account key must not be certified. Whose key it is stays unsaid.
             raise _key_reused()
         if command.replaces_certificate_id:
@@ -144,7 +144,7 @@ class OrderAuthorisation:
             raise RefusalError(
                 Reason.PROFILE_NOT_ALLOWED, "the profile was changed while the order was under way; ask again"
             )
-        if order.issuer != self._ports.issuer.name:
+        if order.issuer not in self._ports.issuers_of(profile):
             raise RefusalError(
                 Reason.ISSUER_REJECTED, "the broker has another issuer by now; ask again", retry_after=timedelta()
             )

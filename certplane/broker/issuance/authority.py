@@ -80,7 +80,9 @@ class RegistrationAuthority:
     def __init__(self, ports: IssuancePorts, settings: IssuanceSettings) -> None:
         self._ports = ports
         self._settings = settings
-        self._events = EventFactory(ports.clock, ports.new_id, ports.issuer)
+        self._events = EventFactory(
+            ports.clock, ports.new_id, {name: issuer.directory for name, issuer in ports.issuers.items()}
+        )
         self._authorisation = CallAuthorisation(ports, settings)
         self._delivery = Delivery(ports, self._authorisation)
         self._revocation = Revocation(ports, settings, self._authorisation)
@@ -206,14 +208,16 @@ class RegistrationAuthority:
                 break  # else an order has brought a certificate since the cache was asked: look again
         if flight is None:
             self._authorisation.check_uncontested(caller)
-            opened, flight = await self._dispatcher.open(draft, (events.received(), events.authorized("miss")))
+            opened, flight = await self._dispatcher.open(
+                draft, (events.received(), events.authorized("miss", draft.issuer))
+            )
             if opened.created and flight is not None:
                 self._count(asked, "opened")
                 return flight
             order = opened.order
         else:
             order = flight.order
-        await self._ports.audit.append((events.received(), events.authorized("joined")))
+        await self._ports.audit.append((events.received(), events.authorized("joined", order.issuer)))
         self._count(asked, "joined")
         return flight if flight is not None else IssueResult(order)
 
@@ -225,20 +229,23 @@ class RegistrationAuthority:
             dns_names=asked.request.dns_names,
             public_key_sha256=asked.request.public_key_sha256,
             csr_der=asked.request.der,
-            issuer=self._ports.issuer.name,
+            issuer=self._dispatcher.choose_issuer(asked.profile),
             request_id=command.request_id,
             identity_serial=caller.serial_number,
             replaces_certificate_id=command.replaces_certificate_id,
         )
 
     async def _find_cached(self, caller: Caller, asked: AuthorisedRequest) -> tuple[CertificateRecord, Order] | None:
-        record = await self._ports.certificates.find_cached(
-            caller.name, asked.profile.hash, self._ports.issuer.name, asked.request.public_key_sha256
-        )
-        if record is None:
+        for issuer in self._ports.issuers_of(asked.profile):
+            record = await self._ports.certificates.find_cached(
+                caller.name, asked.profile.hash, issuer, asked.request.public_key_sha256
+            )
+            if record is not None:
+                break
+        else:
             return None
         now, replaced = self._ports.clock.now(), asked.replaces_certificate_id
-        fresh = answers(record, now, replaced)
+        fresh = answers(record, now, self._ports.renewals.renew_time(record), replaced)
         if not fresh and not replaced:
             return None
         order = await self._issued_order(record.order_id)

@@ -13,14 +13,14 @@ from certplane.broker.model import CertificateRecord, Order
 __all__ = ["answers", "answers_again"]
 
 
-def answers(record: CertificateRecord, now: datetime, replaces_certificate_id: str) -> bool:
+def answers(record: CertificateRecord, now: datetime, renew_time: datetime, replaces_certificate_id: str) -> bool:
     """Whether `record` is the answer: not due yet, or never handed out (its issuing call's answer was lost).
 
-    An expired one never is, nor is the one that is to be replaced.
+    An expired one never is, nor is the one that is to be replaced. `renew_time` is when it is due as is known now.
     """
     if record.certificate_id == replaces_certificate_id or not _is_valid(record, now):
         return False
-    return now < record.renew_time or record.deliver_time is None
+    return now < renew_time or record.deliver_time is None
 
 
 def answers_again(record: CertificateRecord, order: Order | None, now: datetime, replaces_certificate_id: str) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from certplane.broker.model import Profile
 from certplane.broker.ports import (
     AuditLog,
     CertificateStore,
@@ -18,7 +19,9 @@ from certplane.broker.ports import (
     NullMeter,
     OrderStore,
     PolicySource,
+    RenewalTimes,
     Revoker,
+    StoredRenewalTimes,
 )
 from certplane.runtime.clock import Clock
 
@@ -29,7 +32,8 @@ __all__ = ["IssuancePorts"]
 class IssuancePorts:
     """Everything outside.
 
-    `new_id` names certificates and events (`certplane.runtime.ids`); `rng` spreads retries and decides nothing else.
+    `issuers` are by name, first the one of profiles that name none; `revokers` by the same names. `new_id` names
+    certificates and events (`certplane.runtime.ids`); `rng` spreads retries and decides nothing else.
     """
 
     policies: PolicySource
@@ -39,10 +43,17 @@ class IssuancePorts:
     identities: IdentityLedger
     audit: AuditLog
     denials: DenialRecorder
-    issuer: Issuer
-    revoker: Revoker
+    issuers: Mapping[str, Issuer]
+    revokers: Mapping[str, Revoker]
     solver: ChallengeSolver
     clock: Clock
     new_id: Callable[[], str]
+    renewals: RenewalTimes = field(default_factory=StoredRenewalTimes)
     meter: Meter = field(default_factory=NullMeter)
     rng: random.Random = field(default_factory=random.SystemRandom)
+
+    def issuers_of(self, profile: Profile) -> tuple[str, ...]:
+        """The issuers that a profile's certificates may come from, in its order; those that there are."""
+        if not profile.issuers:
+            return (next(iter(self.issuers)),)
+        return tuple(name for name in profile.issuers if name in self.issuers)

@@ -28,7 +28,7 @@ class Delivery:
         """A stored certificate answers a request: one durable wait for all its events."""
         if self._ports.policies.current is not asked.policy:
             self._authorisation.ask_again(caller, record)
-        batch = (events.received(), events.authorized("hit"), events.cache_hit(record))
+        batch = (events.received(), events.authorized("hit", record.issuer), events.cache_hit(record))
         if record.deliver_time is None:
             await self._ports.certificates.mark_delivered(record.certificate_id, self._ports.clock.now(), batch)
         else:

@@ -22,13 +22,14 @@ from certplane.broker.issuance.authorisation import OrderAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import EventFactory
 from certplane.broker.issuance.execution import OrderExecution
+from certplane.broker.issuance.failover import IssuerChoice
 from certplane.broker.issuance.flights import Flight, Flights
 from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.queue import OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.validation import RecordCleaner
 from certplane.broker.issuance.waiting import see_through, within
-from certplane.broker.model import AuditEvent, Order, OrderDraft, OrderState
+from certplane.broker.model import AuditEvent, Order, OrderDraft, OrderState, Profile
 from certplane.broker.ports import OpenedOrder
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.logging import request_id
@@ -52,6 +53,7 @@ class OrderDispatcher:
         self._events = events
         self._authorisation = OrderAuthorisation(ports)
         self._queue = OrderQueue(settings.parallel_orders)
+        self._choice = IssuerChoice(self._queue)
         self._cleaner = RecordCleaner(ports, settings)
         self._group: asyncio.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -96,6 +98,12 @@ class OrderDispatcher:
     async def _open(self, draft: OrderDraft, events: Sequence[AuditEvent]) -> tuple[OpenedOrder, Flight | None]:
         opened = await self._ports.orders.open_order(draft, self._settings.limits, events)
         return opened, self.run(opened.order) if opened.order.state.is_open else None
+
+    def choose_issuer(self, profile: Profile) -> str:
+        """The issuer for a new order of `profile`: the first of its list that isn't known to be out."""
+        issuers = self._ports.issuers_of(profile)
+        now = self._ports.clock.now()
+        return self._choice.choose(issuers, profile.dns_names, profile.acme_profile, now)
 
     def run(self, order: Order) -> Flight:
         """See that an open order runs here; its flight, the same one for the same order."""
@@ -159,6 +167,7 @@ class OrderDispatcher:
             self._ports,
             self._settings,
             queue=self._queue,
+            choice=self._choice,
             cleaner=self._cleaner,
             authorisation=self._authorisation,
             journal=Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry),

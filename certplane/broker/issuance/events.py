@@ -7,7 +7,7 @@ have, so a refused request is one event.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from certplane.broker.model import (
@@ -21,7 +21,7 @@ from certplane.broker.model import (
     Profile,
     RevocationReason,
 )
-from certplane.broker.ports import Issuer, Policy
+from certplane.broker.ports import Policy
 from certplane.errors import Reason, Refusal
 from certplane.pki.csr import CertificateRequest
 from certplane.runtime.clock import Clock
@@ -38,10 +38,11 @@ _ALERTING = frozenset({Reason.KEY_REUSED, Reason.IDENTITY_UNKNOWN, Reason.IDENTI
 class EventFactory:
     """Makes the builders of a call's and of an order's events."""
 
-    def __init__(self, clock: Clock, new_id: Callable[[], str], issuer: Issuer) -> None:
+    def __init__(self, clock: Clock, new_id: Callable[[], str], directories: Mapping[str, str]) -> None:
+        """`directories` are the issuers' directory URLs, by their names."""
         self._clock = clock
         self._new_id = new_id
-        self._issuer = {"issuer_name": issuer.name, "issuer_directory": issuer.directory}
+        self._directories = directories
 
     def of_call(self, caller: Caller, request_id: str, profile_name: str = "") -> CallEvents:
         """The events of one call."""
@@ -52,12 +53,11 @@ class EventFactory:
             "user_agent": caller.user_agent,
             "profile_name": profile_name[:_LONGEST_QUOTE],
         }
-        return CallEvents(self._clock, self._new_id, self._issuer, facts)
+        return CallEvents(self._clock, self._new_id, self._directories, facts)
 
     def of_order(self, order: Order) -> OrderEvents:
         """The events of one order under way."""
         facts = {
-            **self._issuer,
             "request_id": order.request_id,
             "identity": order.identity,
             "profile_name": order.profile,
@@ -67,18 +67,20 @@ class EventFactory:
             "csr_dns_names": order.dns_names,
             "order_id": order.order_id,
         }
-        return OrderEvents(self._clock, self._new_id, facts)
+        return OrderEvents(self._clock, self._new_id, self._directories, facts, order.issuer)
 
 
 class CallEvents:
     """The events of one call; what is learned on the way is part of those that follow."""
 
-    __slots__ = ("_clock", "_facts", "_issuer", "_new_id")
+    __slots__ = ("_clock", "_directories", "_facts", "_new_id")
 
-    def __init__(self, clock: Clock, new_id: Callable[[], str], issuer: dict[str, str], facts: dict[str, Any]) -> None:
+    def __init__(
+        self, clock: Clock, new_id: Callable[[], str], directories: Mapping[str, str], facts: dict[str, Any]
+    ) -> None:
         self._clock = clock
         self._new_id = new_id
-        self._issuer = issuer
+        self._directories = directories
         self._facts = facts
 
     def learn_csr(self, request: CertificateRequest) -> None:
@@ -102,13 +104,14 @@ class CallEvents:
         """A request came and could be read."""
         return self._event(AuditEventType.CERTIFICATE_REQUEST_RECEIVED)
 
-    def authorized(self, cache_result: str) -> AuditEvent:
-        """Policy allows it; `cache_result` is hit, miss or joined."""
+    def authorized(self, cache_result: str, issuer: str) -> AuditEvent:
+        """Policy allows it; `cache_result` is hit, miss or joined, `issuer` whose certificate it will be."""
         return self._event(
             AuditEventType.CERTIFICATE_AUTHORIZED,
             decision=AuditDecision.ALLOW,
             cache_result=cache_result,
-            **self._issuer,
+            issuer_name=issuer,
+            issuer_directory=self._directories.get(issuer, ""),
         )
 
     def cache_hit(self, record: CertificateRecord) -> AuditEvent:
@@ -181,12 +184,32 @@ class CallEvents:
 class OrderEvents:
     """The events of one order under way."""
 
-    __slots__ = ("_clock", "_facts", "_new_id")
+    __slots__ = ("_clock", "_directories", "_facts", "_issuer", "_new_id")
 
-    def __init__(self, clock: Clock, new_id: Callable[[], str], facts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        new_id: Callable[[], str],
+        directories: Mapping[str, str],
+        facts: dict[str, Any],
+        issuer: str,
+    ) -> None:
         self._clock = clock
         self._new_id = new_id
+        self._directories = directories
         self._facts = facts
+        self._issuer = issuer
+
+    def failed_over(self, issuer: str, refusal: Refusal) -> AuditEvent:
+        """The order goes on at another issuer, whose all later events are."""
+        event = self._event(
+            AuditEventType.ISSUER_FAILED_OVER,
+            severity=AuditSeverity.WARNING,
+            reason_code=refusal.reason.value,
+            reason=f"goes on at {issuer}: {refusal.message}",
+        )
+        self._issuer = issuer
+        return event
 
     def issued(self, record: CertificateRecord, policy: Policy | None) -> AuditEvent:
         """The CA has issued, and the certificate is what was asked for."""
@@ -219,8 +242,12 @@ class OrderEvents:
         )
 
     def _event(self, event_type: AuditEventType, **facts: Any) -> AuditEvent:
+        issuer = {"issuer_name": self._issuer, "issuer_directory": self._directories.get(self._issuer, "")}
         return AuditEvent(
-            event_id=self._new_id(), timestamp=self._clock.now(), event_type=event_type, **{**self._facts, **facts}
+            event_id=self._new_id(),
+            timestamp=self._clock.now(),
+            event_type=event_type,
+            **{**issuer, **self._facts, **facts},
         )
 
 

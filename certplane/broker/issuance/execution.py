@@ -24,11 +24,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from typing import NoReturn
 
 from certplane.broker.issuance import measures
 from certplane.broker.issuance.authorisation import OrderAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
+from certplane.broker.issuance.failover import IssuerChoice
 from certplane.broker.issuance.journal import Journal, OrderEndedError
 from certplane.broker.issuance.outcome import (
     Consequence,
@@ -36,6 +38,7 @@ from certplane.broker.issuance.outcome import (
     TryAgain,
     classify,
     conclude,
+    fails_over,
     pause_before_new_order,
     scopes_of,
 )
@@ -44,7 +47,7 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.storing import record_of
 from certplane.broker.issuance.validation import RecordCleaner, merge_records
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
-from certplane.broker.ports import OrderChange, Policy
+from certplane.broker.ports import Issuer, OrderChange, Policy
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.pki.chain import ChainError, check_issued_chain
 from certplane.runtime.failpoints import failpoint
@@ -92,6 +95,10 @@ class _OrderOverError(Exception):
         self.unaccounted = unaccounted
 
 
+class _IssuerChangedError(Exception):
+    """The order goes on at another issuer, when its turn comes there."""
+
+
 class OrderExecution:
     """Takes one order to its end. Used once, by one task."""
 
@@ -101,6 +108,7 @@ class OrderExecution:
         settings: IssuanceSettings,
         *,
         queue: OrderQueue,
+        choice: IssuerChoice,
         cleaner: RecordCleaner,
         authorisation: OrderAuthorisation,
         journal: Journal,
@@ -109,6 +117,7 @@ class OrderExecution:
         self._ports = ports
         self._settings = settings
         self._queue = queue
+        self._choice = choice
         self._cleaner = cleaner
         self._authorisation = authorisation
         self._journal = journal
@@ -118,8 +127,12 @@ class OrderExecution:
         """The CA's order as last seen; None when it has to be looked at."""
         self._place: Place | None = None
         self._deadline = 0.0
+        self._out_since: float | None = None
+        """When the first step began, since the order's last progress, for which the CA was out of reach."""
         self._failures = 0
         self._abandoned = 0
+        self._left: frozenset[str] = frozenset()
+        """Issuers that this order has failed at."""
         self._ending: End | None = None
         """In FINALIZING: how the order ends if the CA turns out not to have the CSR."""
 
@@ -133,19 +146,31 @@ class OrderExecution:
 
         A cancellation parks the order, but lets the storing of an issued certificate finish.
         """
-        async with self._queue.turn(self._lane) as self._place:
-            begin()
-            started = self._ports.clock.monotonic()
-            self._deadline = started + self._settings.order_time_limit.total_seconds()
-            await self._journal.refresh()
-            while self.order.state.is_open:
-                with suppress(OrderEndedError):
-                    await self._try_on()
-            reason = self.order.error.reason.value if self.order.error is not None else OrderState.ISSUED.value
-            spent = timedelta(seconds=self._ports.clock.monotonic() - started)
-            self._ports.meter.observe(measures.ORDER_DURATION, spent, reason=reason)
-            self._ports.meter.count(measures.ORDERS_ENDED, profile=self.order.profile, reason=reason)
-            await self.clean_up()
+        started = None
+        while True:
+            async with self._queue.turn(self._lane) as self._place:
+                if started is None:
+                    begin()
+                    started = self._ports.clock.monotonic()
+                    await self._journal.refresh()
+                self._deadline = self._ports.clock.monotonic() + self._settings.order_time_limit.total_seconds()
+                try:
+                    await self._go_on(started)
+                except _IssuerChangedError:
+                    self._lane = self._find_lane()
+                else:
+                    return
+
+    async def _go_on(self, started: float) -> None:
+        """Work until the order has ended; its place at the CA is kept until its records are removed."""
+        while self.order.state.is_open:
+            with suppress(OrderEndedError):
+                await self._try_on()
+        reason = self.order.error.reason.value if self.order.error is not None else OrderState.ISSUED.value
+        spent = timedelta(seconds=self._ports.clock.monotonic() - started)
+        self._ports.meter.observe(measures.ORDER_DURATION, spent, reason=reason)
+        self._ports.meter.count(measures.ORDERS_ENDED, profile=self.order.profile, reason=reason)
+        await self.clean_up()
 
     async def fail(self, refusal: Refusal) -> None:
         """End the order for a reason that lies outside of it, and remove its records."""
@@ -166,14 +191,20 @@ class OrderExecution:
     async def _try_on(self) -> None:
         """One step, and what follows from its failure."""
         state = self.order.state
+        started = self._ports.clock.monotonic()
         try:
             await self._advance()
         except _OrderOverError as over:
             await self._end(over.end, left_open=over.left_open, unaccounted=over.unaccounted)
         except RefusalError as error:
+            if error.refusal.reason is not Reason.ISSUER_UNAVAILABLE:
+                self._out_since = None
+            elif self._out_since is None:
+                self._out_since = started
             await self._after_failure(error.refusal)
         if self.order.state is not state:
             self._failures = 0
+            self._out_since = None
 
     async def _after_failure(self, refusal: Refusal) -> None:
         self._acme = None
@@ -201,7 +232,10 @@ class OrderExecution:
                 }
             },
         )
-        if isinstance(verdict, TryAgain):
+        issuer = self._elsewhere(refusal, verdict)
+        if issuer:
+            await self._move(issuer, refusal)
+        elif isinstance(verdict, TryAgain):
             self._ending = None
             self._hold(refusal, verdict.wait)
             await self._ports.clock.sleep(verdict.wait)
@@ -217,6 +251,46 @@ class OrderExecution:
         else:
             left_open = bool(self.order.acme_order_url) and refusal.reason is not Reason.ISSUER_REJECTED
             await self._end(verdict, left_open=left_open)
+
+    def _elsewhere(self, refusal: Refusal, verdict: TryAgain | End) -> str:
+        """The issuer that the order should go on at; empty if it stays."""
+        profile = self._profile
+        if self.order.state is OrderState.FINALIZING or profile is None or not fails_over(refusal):
+            return ""
+        now = self._ports.clock.now()
+        out_of_reach = self._out_since is not None
+        if isinstance(verdict, TryAgain):
+            patience = self._settings.failover_after.total_seconds()
+            if self._out_since is None or self._ports.clock.monotonic() - self._out_since < patience:
+                return ""
+        but = self._left | {self.order.issuer}
+        issuers = self._ports.issuers_of(profile)
+        issuer = self._choice.choose(issuers, self.order.dns_names, profile.acme_profile, now, but=but)
+        if issuer and out_of_reach:
+            self._choice.suspect(self.order.issuer, now, refusal.retry_after)
+        return issuer
+
+    async def _move(self, issuer: str, refusal: Refusal) -> NoReturn:
+        """Go on at another issuer: nothing was finalised here, so that no key gets two certificates."""
+        order = self.order
+        logger.warning(
+            "an order goes on at another issuer: %s",
+            refusal.message,
+            extra={"fields": {"order_id": order.order_id, "issuer": order.issuer, "next_issuer": issuer}},
+        )
+        self._ports.meter.count(measures.FAILOVERS, issuer=order.issuer, reason=refusal.reason.value)
+        self._hold(refusal, pause_before_new_order(refusal))
+        self._left |= {order.issuer}
+        self._failures = 0
+        self._acme = None
+        self._out_since = None
+        events = []
+        if order.acme_order_url:
+            events.append(self._events.abandoned(order.acme_order_url, refusal.message))
+            self._ports.meter.count(measures.ORDERS_ABANDONED)
+        events.append(self._events.failed_over(issuer, refusal))
+        await self._journal.write(OrderChange(issuer=issuer, acme_order_url=""), events)
+        raise _IssuerChangedError
 
     async def _advance(self) -> None:
         if not self.order.acme_order_url:
@@ -235,7 +309,7 @@ class OrderExecution:
             until, refusal = held
             raise RefusalError.of(replace(refusal, retry_after=until - self._ports.clock.now()))
         with self._step("create"):
-            acme = await self._ports.issuer.create_order(
+            acme = await self._issuer.create_order(
                 self.order.csr_der, profile, self._timeout(self._settings.call_timeout)
             )
         if acme.status not in (IssuerOrderStatus.PENDING, IssuerOrderStatus.READY):
@@ -249,7 +323,7 @@ class OrderExecution:
 
     async def _look(self, url: str) -> None:
         try:
-            self._acme = await self._ports.issuer.get_order(url, self._timeout(self._settings.call_timeout))
+            self._acme = await self._issuer.get_order(url, self._timeout(self._settings.call_timeout))
         except RefusalError as error:
             if error.refusal.reason is not Reason.ISSUER_REJECTED:
                 raise
@@ -282,7 +356,7 @@ class OrderExecution:
                     await self._journal.write(OrderChange(state=OrderState.FINALIZING))
             case IssuerOrderStatus.INVALID:
                 # There is nothing left to answer; asked that way, the CA says why the order is invalid.
-                await self._ports.issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
+                await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
                 raise _OrderOverError(_rejected("the CA has given the order up: a challenge failed or it expired"))
             case _:
                 why = f"it is {acme.status.value} although its CSR was never sent"
@@ -305,7 +379,7 @@ class OrderExecution:
         with self._step("propagate"):
             await self._ports.solver.wait_until_visible(written, self._timeout(self._settings.propagation_timeout))
         with self._step("answer"):
-            answered = await self._ports.issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
+            answered = await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
         if answered.status is IssuerOrderStatus.PENDING:
             raise RefusalError(Reason.ISSUER_UNAVAILABLE, "the CA has not finished validating")
         self._acme = answered
@@ -326,7 +400,7 @@ class OrderExecution:
                     raise _OrderOverError(self._ending, left_open=True)
                 await self._authorisation.ask_again(self.order)
                 with self._step("finalize"):
-                    finalized = await self._ports.issuer.finalize(acme, self.order.csr_der, self._settings.call_timeout)
+                    finalized = await self._issuer.finalize(acme, self.order.csr_der, self._settings.call_timeout)
                 self._acme = None if finalized.status is IssuerOrderStatus.READY else finalized
             case IssuerOrderStatus.INVALID if self._ending is not None:
                 raise _OrderOverError(self._ending)
@@ -335,7 +409,7 @@ class OrderExecution:
 
     async def _collect(self, acme: IssuerOrder) -> None:
         with self._step("download"):
-            fullchain_pem = await self._ports.issuer.download(acme, self._settings.call_timeout)
+            fullchain_pem = await self._issuer.download(acme, self._settings.call_timeout)
         try:
             chain = check_issued_chain(
                 fullchain_pem,
@@ -348,6 +422,8 @@ class OrderExecution:
         record = record_of(self.order, chain, self._profile, self._ports.new_id(), self._ports.clock.now())
         with self._step("store"):
             await self._journal.finish(record, [self._events.issued(record, self._policy)])
+        self._ports.renewals.note_issued(record)
+        self._choice.works(self.order.issuer)
 
     async def _end(self, end: End, *, left_open: bool = False, unaccounted: bool = False) -> None:
         order = self.order
@@ -378,6 +454,19 @@ class OrderExecution:
         fields = {"order_id": self.order.order_id, "issuer": self.order.issuer, "scope": concerned}
         fields["until"] = f"{until:%Y-%m-%dT%H:%M:%SZ}"
         logger.warning("the CA is not asked again for a while: %s", refusal.message, extra={"fields": fields})
+
+    @property
+    def _issuer(self) -> Issuer:
+        """The order's issuer.
+
+        Raises:
+            _OrderOverError: it isn't configured any more.
+        """
+        issuer = self._ports.issuers.get(self.order.issuer)
+        if issuer is None:
+            message = f"the broker's configuration has no issuer {self.order.issuer} any more"
+            raise _OrderOverError(_rejected(message), unaccounted=self.order.state is OrderState.FINALIZING)
+        return issuer
 
     @property
     def _policy(self) -> Policy | None:

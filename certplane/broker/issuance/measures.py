@@ -20,6 +20,7 @@ class Measure:
 
 REQUESTS = "certificate_requests"
 ORDERS_ENDED = "orders_ended"
+FAILOVERS = "issuer_failovers"
 ORDERS_ABANDONED = "acme_orders_abandoned"
 ORDERS_OPEN = "orders_open"
 ORDER_DURATION = "order_duration"
@@ -31,6 +32,8 @@ REVOCATIONS = "certificate_revocations"
 RECORDS_LEFT = "txt_records_left"
 IDENTITIES_CONTESTED = "identities_contested"
 IDENTITY_ACTIVATIONS = "identity_activations"
+RENEWAL_CHECKS = "renewal_checks"
+RENEWAL_PLANS_MOVED = "renewal_plans_moved"
 
 MEASURES = (
     Measure(
@@ -41,6 +44,7 @@ MEASURES = (
         "empty unless policy granted it.",
     ),
     Measure(ORDERS_ENDED, "counter", ("profile", "reason"), "Orders that ended: ISSUED, or the reason of the failure."),
+    Measure(FAILOVERS, "counter", ("issuer", "reason"), "Orders that went on at another issuer, by the one they left."),
     Measure(ORDERS_ABANDONED, "counter", (), "Orders at the CA that were given up before they were finalised."),
     Measure(ORDERS_OPEN, "level", (), "Orders that this process works on or that wait for their turn."),
     Measure(ORDER_DURATION, "duration", ("reason",), "From an order's turn to its end, by ISSUED or reason."),
@@ -51,5 +55,7 @@ MEASURES = (
     Measure(REVOCATIONS, "counter", ("reason",), "Certificates revoked."),
     Measure(RECORDS_LEFT, "counter", (), "TXT records that could not be removed and wait for the next start."),
     Measure(IDENTITIES_CONTESTED, "level", (), "Host identities that are contested until an operator decides."),
+    Measure(RENEWAL_CHECKS, "counter", ("issuer", "result"), "Questions to a CA about a renewal, by their result."),
+    Measure(RENEWAL_PLANS_MOVED, "counter", ("issuer",), "Renewals that a CA has moved."),
     Measure(IDENTITY_ACTIVATIONS, "counter", (), "Identity certificates that came into use by their first call."),
 )

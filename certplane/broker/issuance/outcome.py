@@ -24,7 +24,16 @@ from certplane.broker.model import Scope, ScopeKind
 from certplane.errors import Reason, Refusal
 from certplane.runtime.backoff import Backoff
 
-__all__ = ["Consequence", "End", "TryAgain", "classify", "conclude", "pause_before_new_order", "scopes_of"]
+__all__ = [
+    "Consequence",
+    "End",
+    "TryAgain",
+    "classify",
+    "conclude",
+    "fails_over",
+    "pause_before_new_order",
+    "scopes_of",
+]
 
 SHORT_RATE_LIMIT = timedelta(minutes=1)
 """A rate limit that ends within it is waited out in the order; a longer one would hold up the name set."""
@@ -93,6 +102,17 @@ def scopes_of(refusal: Refusal) -> tuple[Scope, ...]:
     if any(problem.type in _ACCOUNT_PROBLEMS for problem in refusal.problems):
         return (Scope(ScopeKind.ACCOUNT),)
     return ()
+
+
+def fails_over(refusal: Refusal) -> bool:
+    """Whether another issuer may do better: this one can't be reached, limits us, or wants a person for its account.
+
+    What it says of names, keys or records it would be wrong to ask elsewhere: the next CA would find the same, or
+    certify what a person should have looked at.
+    """
+    if refusal.reason in (Reason.ISSUER_UNAVAILABLE, Reason.ISSUER_RATE_LIMITED):
+        return True
+    return Scope(ScopeKind.ACCOUNT) in scopes_of(refusal)
 
 
 @dataclass(frozen=True, slots=True)

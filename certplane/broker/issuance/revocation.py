@@ -42,13 +42,14 @@ class Revocation:
         compromised = reason is RevocationReason.KEY_COMPROMISE
         if record.revoke_time is not None and (not compromised or record.revocation_reason is reason):
             return record
-        if record.issuer != self._ports.issuer.name:
+        revoker = self._ports.revokers.get(record.issuer)
+        if revoker is None:
             raise RefusalError(
                 Reason.ISSUER_REJECTED,
                 f"the certificate was issued by {record.issuer}, which this broker does not use any more",
             )
         await self._ports.audit.append([events.revocation_authorized(record, reason)])
-        await self._ports.revoker.revoke(record.certificate_pem, reason, self._settings.revocation_timeout)
+        await revoker.revoke(record.certificate_pem, reason, self._settings.revocation_timeout)
         revoked = await self._ports.certificates.mark_revoked(
             certificate_id, reason, self._ports.clock.now(), [events.revoked(record, reason)]
         )

@@ -19,8 +19,8 @@ class IssuanceSettings:
     """Limits and times of issuance; the defaults are meant to be right for a public CA."""
 
     limits: DurableLimits = field(default_factory=DurableLimits)
-    account_key_sha256: str = ""
-    """Hash of the ACME account's public key, which no certificate may have; empty when there is no such key."""
+    account_keys_sha256: frozenset[str] = frozenset()
+    """Hashes of the ACME accounts' public keys, which no certificate may have."""
 
     parallel_orders: int = 16
     """ACME orders under way at once. Each takes seconds to minutes of mostly waiting; a CA wants to see few of them."""
@@ -30,6 +30,9 @@ class IssuanceSettings:
 
     call_timeout: timedelta = timedelta(seconds=60)
     """One step at the CA."""
+
+    failover_after: timedelta = timedelta(seconds=30)
+    """How long an issuer must be out of reach before an order goes to another: a lost connection moves nobody."""
 
     dns_timeout: timedelta = timedelta(seconds=60)
     """Writing or removing an order's records."""

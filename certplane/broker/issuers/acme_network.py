@@ -121,6 +121,14 @@ class AcmeNetwork(ClientNetwork):
         """GET, as for the directory only. Raises `AcmeError`."""
         return self._checked(self._send_request("GET", url))
 
+    def close(self) -> None:
+        """Close its connections."""
+        self.session.close()
+
+    def fetch(self, url: str) -> requests.Response:
+        """GET; whatever status it has. Raises `AcmeError` unless a whole answer came."""
+        return self._send_request("GET", url)
+
     def post(self, *args: Any, **kwargs: Any) -> requests.Response:
         """POST a signed object; the answer is a 2xx one. Raises `AcmeError`."""
         for _ in range(_NONCE_TRIES - 1):

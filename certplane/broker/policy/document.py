@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Annotated, Any, Self
 
 from certplane.broker.model import Grant, IdentityKind, Profile
 from certplane.config.decoding import Check, Decoder, KeyProblem
-from certplane.config.document import Document, MappingNode, Node, ScalarNode, SequenceNode
+from certplane.config.document import Document, MappingNode, Node, ScalarNode, SequenceNode, Source
 from certplane.config.values import DnsName, IdentityName, PositiveSpan, canonical_identity_name
+from certplane.errors import ConfigurationError
 from certplane.pki.csr import MAX_DNS_NAMES
 from certplane.pki.keys import KeyType
 
@@ -69,11 +70,21 @@ def _version(version: int) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _AcmeEntry:
-    """`credentials` names the DNS provider's secret; `profile` is the CA's certificate profile."""
+    """`credentials` names the DNS provider's secret; `profile` is the CA's certificate profile.
+
+    `issuers` are names of broker.yml's issuers, to be tried in this order; none is the default one.
+    """
 
     challenge: Challenge = Challenge.DNS_01
     credentials: str = ""
     profile: str = ""
+    issuers: tuple[str, ...] = ()
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """No issuer twice."""
+        for number, name in enumerate(self.issuers):
+            if name in self.issuers[:number]:
+                yield KeyProblem(f"issuers[{number}]", f"is {name} again", "write each issuer once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +187,8 @@ class _PolicyFile:
 class PolicyDocument:
     """A loaded policy, immutable; implements `certplane.broker.ports.Policy`."""
 
-    def __init__(self, hash_: str, profiles: Mapping[str, Profile], grants: Mapping[str, Grant]) -> None:
-        self._hash = hash_
+    def __init__(self, source: Source, profiles: Mapping[str, Profile], grants: Mapping[str, Grant]) -> None:
+        self._source = source
         self._profiles = dict(profiles)
         self._grants = dict(grants)
         self._hosts = {grant.label: grant for grant in grants.values() if grant.kind is IdentityKind.HOST}
@@ -185,7 +196,7 @@ class PolicyDocument:
     @property
     def hash(self) -> str:
         """See `Policy.hash`."""
-        return self._hash
+        return self._source.sha256
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
@@ -196,6 +207,25 @@ class PolicyDocument:
     def grants(self) -> tuple[Grant, ...]:
         """All identities, in the file's order: hosts, services, operators."""
         return tuple(self._grants.values())
+
+    def check_issuers(self, known: Collection[str]) -> None:
+        """Whether the issuers that profiles name are among `known`, those of broker.yml.
+
+        Raises:
+            ConfigurationError: those that aren't.
+        """
+        problems = [
+            self._source.problem(
+                f"profiles.{profile.name}.acme.issuers[{number}]",
+                f"is {name}, which is no issuer of the broker's",
+                f"use one of: {', '.join(known)}",
+            )
+            for profile in self.profiles
+            for number, name in enumerate(profile.issuers)
+            if name not in known
+        ]
+        if problems:
+            raise ConfigurationError(problems)
 
     def find_grant(self, identity: str) -> Grant | None:
         """See `Policy.find_grant`."""
@@ -232,7 +262,7 @@ def read_policy(document: Document) -> PolicyDocument:
         *(Grant(e.identity, IdentityKind.SERVICE, label, e.profiles, e.roles) for label, e in file.services.items()),
         *(Grant(e.identity, IdentityKind.OPERATOR, label, (), e.roles) for label, e in file.operators.items()),
     ]
-    return PolicyDocument(document.source.sha256, profiles, {grant.name: grant for grant in grants})
+    return PolicyDocument(document.source, profiles, {grant.name: grant for grant in grants})
 
 
 def _profile(name: str, entry: _ProfileEntry) -> Profile:
@@ -245,6 +275,8 @@ def _profile(name: str, entry: _ProfileEntry) -> Profile:
         "credentials": entry.acme.credentials,
         "acme_profile": entry.acme.profile,
     }
+    if entry.acme.issuers:  # left out where there is none: the profiles of files without it keep their hash
+        facts["issuers"] = entry.acme.issuers
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return Profile(
         name=name,
@@ -254,6 +286,7 @@ def _profile(name: str, entry: _ProfileEntry) -> Profile:
         challenge=entry.acme.challenge,
         credentials=entry.acme.credentials,
         acme_profile=entry.acme.profile,
+        issuers=entry.acme.issuers,
         renew_before=entry.renew_before,
         key_types=tuple(entry.key_types),
     )

@@ -7,6 +7,7 @@ read from any thread. When and why to reload (SIGHUP, `watch`), and telling it t
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 from certplane.broker.policy.document import PolicyDocument, read_policy
@@ -20,8 +21,10 @@ __all__ = ["FilePolicySource"]
 class FilePolicySource:
     """`certplane.broker.ports.PolicySource` over a file; nothing is read before the first `reload`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, issuers: Collection[str] | None = None) -> None:
+        """`issuers` are those that profiles may name; None takes any, where there is no broker.yml to ask."""
         self._path = path
+        self._issuers = issuers
         self._current: PolicyDocument | None = None
         self._seen = ""
 
@@ -46,7 +49,10 @@ class FilePolicySource:
         """
         content = read_file(self._path, max_bytes=MAX_BYTES)
         self._seen = hashlib.sha256(content).hexdigest()
-        self._current = policy = read_policy(Document.parse(content, str(self._path)))
+        policy = read_policy(Document.parse(content, str(self._path)))
+        if self._issuers is not None:
+            policy.check_issuers(self._issuers)
+        self._current = policy
         return policy
 
     def changed(self) -> bool:

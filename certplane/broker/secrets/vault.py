@@ -5,7 +5,8 @@ store keeps entries below `data/`, in one more envelope. The token is configured
 may replace at any time, or in the environment; it is read again for each request and sent nowhere else: https or this
 machine only, no redirects.
 
-A secret is kept for some seconds, so that a burst of orders asks once. Failures are never kept. Nothing here makes or
+A secret is kept for some seconds, so that a burst of orders asks once, or until somebody was refused with it. Failures
+are never kept. Nothing here makes or
 renews tokens, and of what the vault answers only the status and what is known of it reach a message.
 """
 
@@ -36,6 +37,7 @@ TOKEN_VARIABLES = {"vault": ("VAULT_TOKEN",), "openbao": ("BAO_TOKEN", "VAULT_TO
 """Variables with a token, the first that is set; OpenBao's own clients read Vault's variables too."""
 
 _MOST_KEPT = 1024
+_MOMENT = timedelta(seconds=1)
 _NAMES = {"vault": "Vault", "openbao": "OpenBao"}
 _BUSY = frozenset({408, 412, 429})  # 412: a replica that has not caught up
 _NO_ROUTE = "no handler for route"
@@ -96,6 +98,7 @@ class VaultSecrets:
         self._name = _NAMES[store.product]
         self._kept: dict[str, _Kept] = {}
         self._asking: dict[str, asyncio.Task[str]] = {}
+        self._generation = 0
 
     async def read(self, name: str) -> str:
         """See `SecretSource.read`. Who asks for the same secret meanwhile waits for the same answer."""
@@ -108,6 +111,19 @@ class VaultSecrets:
             asking.add_done_callback(lambda task: self._asked(name, task))
         return await asyncio.shield(asking)
 
+    @property
+    def generation(self) -> int:
+        """See `KeepsSecrets.generation`."""
+        return self._generation
+
+    def forget(self, generation: int) -> bool:
+        """See `KeepsSecrets.forget`."""
+        fresh = {name: kept for name, kept in self._kept.items() if self._clock.monotonic() < kept.fresh}
+        if len(fresh) < len(self._kept):
+            self._kept = fresh
+            self._generation += 1
+        return self._generation != generation
+
     def _asked(self, name: str, task: asyncio.Task[str]) -> None:
         del self._asking[name]
         if task.cancelled() or task.exception() is not None:
@@ -115,7 +131,10 @@ class VaultSecrets:
         self._kept.pop(name, None)  # so that the first one is the oldest
         if len(self._kept) >= _MOST_KEPT:
             del self._kept[next(iter(self._kept))]
-        self._kept[name] = _Kept(task.result(), self._clock.monotonic() + self._store.fresh.total_seconds())
+        now = self._clock.monotonic()
+        self._kept[name] = _Kept(
+            task.result(), fresh=now + _MOMENT.total_seconds(), until=now + self._store.fresh.total_seconds()
+        )
 
     async def _ask(self, name: str) -> str:
         parts = name.split("/")
@@ -201,6 +220,7 @@ class VaultSecrets:
 @dataclass(frozen=True, slots=True)
 class _Kept:
     secret: str = field(repr=False)
+    fresh: float
     until: float
 
 

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from certplane.broker.issuance.commands import IssueCommand, IssueResult
-from certplane.broker.ports import CertificateQuery
+from certplane.broker.ports import CertificateQuery, RenewalTimes, StoredRenewalTimes
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import (
     certificate_message,
@@ -34,6 +34,7 @@ from certplane.v1 import certificate_pb2_grpc
 
 if TYPE_CHECKING:
     from certplane.broker.issuance.authority import RegistrationAuthority
+    from certplane.broker.model import CertificateRecord
 
 __all__ = ["CertificateServicer"]
 
@@ -52,9 +53,10 @@ _SOURCES: Final = {
 class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
     """See the proto file: the comment of each method there is its contract."""
 
-    def __init__(self, authority: RegistrationAuthority, clock: Clock) -> None:
+    def __init__(self, authority: RegistrationAuthority, clock: Clock, renewals: RenewalTimes | None = None) -> None:
         self._authority = authority
         self._clock = clock
+        self._renewals = renewals or StoredRenewalTimes()
 
     async def IssueCertificate(
         self, request: pb.IssueCertificateRequest, context: RpcContext
@@ -70,7 +72,7 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
         result = await self._authority.issue(caller, command)
         return pb.IssueCertificateResponse(
             order=order_message(result.order),
-            certificate=_certificate(result),
+            certificate=self._certificate(result),
             source=_SOURCES[result.source],
         )
 
@@ -89,7 +91,7 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
         result = await self._authority.issue(caller, command)
         return pb.RenewCertificateResponse(
             order=order_message(result.order),
-            certificate=_certificate(result),
+            certificate=self._certificate(result),
             source=_SOURCES[result.source],
         )
 
@@ -98,7 +100,7 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
         caller, request_id = current_call()
         order_id = required_id("order_id", request.order_id)
         result = await self._authority.get_order(caller, request_id, order_id)
-        return pb.GetOrderResponse(order=order_message(result.order), certificate=_certificate(result))
+        return pb.GetOrderResponse(order=order_message(result.order), certificate=self._certificate(result))
 
     async def WatchOrder(
         self, request: pb.WatchOrderRequest, _context: RpcContext
@@ -107,7 +109,7 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
         caller, request_id = current_call()
         order_id = required_id("order_id", request.order_id)
         async for result in self._authority.watch_order(caller, request_id, order_id):
-            yield pb.WatchOrderResponse(order=order_message(result.order), certificate=_certificate(result))
+            yield pb.WatchOrderResponse(order=order_message(result.order), certificate=self._certificate(result))
 
     async def GetCertificate(
         self, request: pb.GetCertificateRequest, _context: RpcContext
@@ -116,7 +118,7 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
         caller, request_id = current_call()
         certificate_id = required_id("certificate_id", request.certificate_id)
         record = await self._authority.get_certificate(caller, request_id, certificate_id)
-        return pb.GetCertificateResponse(certificate=certificate_message(record))
+        return pb.GetCertificateResponse(certificate=self._message(record))
 
     async def ListCertificates(
         self, request: pb.ListCertificatesRequest, _context: RpcContext
@@ -135,7 +137,7 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
         response = pb.ListCertificatesResponse()
         room = _PAGE_BYTES
         for record in records[:size]:
-            message = certificate_message(record, with_pem=False)
+            message = self._message(record, with_pem=False)
             room -= message.ByteSize()
             if room < 0 and response.certificates:
                 break
@@ -152,7 +154,13 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
         certificate_id = required_id("certificate_id", request.certificate_id)
         reason = revocation_reason(request.reason)
         record = await self._authority.revoke(caller, request_id, certificate_id, reason)
-        return pb.RevokeCertificateResponse(certificate=certificate_message(record, with_pem=False))
+        return pb.RevokeCertificateResponse(certificate=self._message(record, with_pem=False))
+
+    def _certificate(self, result: IssueResult) -> pb.Certificate | None:
+        return None if result.certificate is None else self._message(result.certificate)
+
+    def _message(self, record: CertificateRecord, *, with_pem: bool = True) -> pb.Certificate:
+        return certificate_message(record, renew_time=self._renewals.renew_time(record), with_pem=with_pem)
 
 
 def _csr(pem: str) -> str:
@@ -163,7 +171,3 @@ def _csr(pem: str) -> str:
 
 def _wait_duration(request: pb.IssueCertificateRequest | pb.RenewCertificateRequest) -> Duration | None:
     return request.wait_duration if request.HasField("wait_duration") else None
-
-
-def _certificate(result: IssueResult) -> pb.Certificate | None:
-    return None if result.certificate is None else certificate_message(result.certificate)

@@ -207,8 +207,10 @@ def order_message(order: Order) -> certificate_pb2.Order:
     return message
 
 
-def certificate_message(record: CertificateRecord, *, with_pem: bool = True) -> certificate_pb2.Certificate:
-    """A stored certificate; lists leave its PEM out."""
+def certificate_message(
+    record: CertificateRecord, *, renew_time: datetime | None = None, with_pem: bool = True
+) -> certificate_pb2.Certificate:
+    """A stored certificate; lists leave its PEM out. `renew_time` is when to renew it as known now, if it is."""
     message = certificate_pb2.Certificate(
         certificate_id=record.certificate_id,
         profile=record.profile,
@@ -220,7 +222,7 @@ def certificate_message(record: CertificateRecord, *, with_pem: bool = True) -> 
         chain_pem=record.chain_pem if with_pem else "",
         not_before_time=timestamp(record.not_before),
         not_after_time=timestamp(record.not_after),
-        renew_time=timestamp(record.renew_time),
+        renew_time=timestamp(renew_time or record.renew_time),
         create_time=timestamp(record.create_time),
     )
     if record.revoke_time is not None:

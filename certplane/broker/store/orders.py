@@ -46,6 +46,7 @@ _CHANGING: Final = (
     "state",
     "update_time",
     "end_time",
+    "issuer",
     "acme_order_url",
     "txt_records",
     "certificate_id",

@@ -13,7 +13,7 @@ from certplane.sandbox.certificates import CertificateAuthority
 
 # Without grpc_health and grpc_reflection, of which `import grpc` itself takes the (empty) packages where they are.
 BROKER_PACKAGES = (
-    "acme", "alembic", "cloudflare", "dns", "grpc_channelz", "grpc_health.v1", "grpc_reflection.v1alpha", "josepy",
+    "acme", "alembic", "cloudflare", "dns", "grpc_channelz", "grpc_health.v1", "grpc_reflection.v1alpha", "josepy", "lexicon",
     "prometheus_client", "psycopg", "requests", "sqlalchemy", "certplane.broker", "certplane.sandbox",
 )  # fmt: skip
 

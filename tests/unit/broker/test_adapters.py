@@ -161,10 +161,25 @@ def test_provider_that_cannot_be_used(files: BrokerFiles, changes: dict[str, Any
 def test_account_key_is_made_once(files: BrokerFiles) -> None:
     """The account's key is made on first use, its own only, and never issued for."""
     made = settings(files)
-    first = adapters.account_key(made)
-    assert adapters.account_key(made).public_key_sha256 == first.public_key_sha256
+    first = adapters.account_keys(made)["default"]
+    assert adapters.account_keys(made)["default"].public_key_sha256 == first.public_key_sha256
     assert (files.directory / "account.key").stat().st_mode & 0o777 == 0o600
-    assert _issuance_settings(made, first).account_key_sha256 == first.public_key_sha256
+    assert _issuance_settings(made, [first]).account_keys_sha256 == {first.public_key_sha256}
+
+
+def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
+    """Further issuers come after the default one, each with its directory and a key of its own."""
+    other = {"directory_url": "https://other.test/directory", "account_key": str(files.directory / "other.key")}
+    made = settings(files, issuers={"other": {"acme": other}})
+    accounts = adapters.account_keys(made)
+    issuers = adapters.issuers(made, accounts, ManualClock(), random.Random(1))
+    assert [(name, issuer.name) for name, issuer in issuers.items()] == [("default", "default"), ("other", "other")]
+    assert issuers["other"].directory == "https://other.test/directory"
+    keys = {account.public_key_sha256 for account in accounts.values()}
+    assert len(keys) == 2
+    assert _issuance_settings(made, accounts.values()).account_keys_sha256 == keys
+    for issuer in issuers.values():
+        issuer.close()
 
 
 def test_limits_and_times_reach_the_story(files: BrokerFiles) -> None:
@@ -174,7 +189,7 @@ def test_limits_and_times_reach_the_story(files: BrokerFiles) -> None:
         rate_limits={"per_identity_per_hour": 7, "per_identity_profile_per_hour": 0},
         issuer__acme__propagation={"timeout": "20m", "settle": "10s", "nameservers": ["127.0.0.1:9"]},
     )
-    story = _issuance_settings(made, adapters.account_key(made))
+    story = _issuance_settings(made, [])
     assert story.limits.per_identity_per_hour == 7
     assert story.limits.per_identity_profile_per_hour is None
     assert story.propagation_timeout.total_seconds() > 20 * 60

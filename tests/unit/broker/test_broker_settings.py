@@ -46,6 +46,11 @@ def _load(tmp_path: Path, text: str) -> BrokerSettings:
     return load_settings(path)
 
 
+def _further(name: str, key: str) -> str:
+    """An `issuers` section with one entry."""
+    return f"issuers:\n  {name}: {{acme: {{directory_url: https://b.example/dir, account_key: {key}}}}}\n"
+
+
 def _problems(tmp_path: Path, text: str) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         _load(tmp_path, text)
@@ -54,16 +59,22 @@ def _problems(tmp_path: Path, text: str) -> list[str]:
 
 def _sections(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key below a section with its value, by its path."""
-    for spec in dataclasses.fields(section):
-        value = getattr(section, spec.name)
-        if spec.name == "source":
+    entries = section.items() if isinstance(section, dict) else vars_of(section)
+    for name, value in entries:
+        if name == "source":
             continue
-        yield f"{prefix}{spec.name}", value
+        yield f"{prefix}{name}", value
         if not _is_leaf(value):
-            yield from _sections(value, f"{prefix}{spec.name}.")
+            yield from _sections(value, f"{prefix}{name}.")
+
+
+def vars_of(section: Any) -> list[tuple[str, Any]]:
+    return [(spec.name, getattr(section, spec.name)) for spec in dataclasses.fields(section)]
 
 
 def _is_leaf(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_leaf, value.values()))
     return not dataclasses.is_dataclass(value) or hasattr(value, "parse")
 
 
@@ -89,6 +100,14 @@ EXPECTED = {
     "server.drain_timeout": _seconds(45),
     "policy.path": Path("/etc/certplane/policy.yml"),
     "policy.watch": True,
+    "issuers.second.provider": "acme",
+    "issuers.second.acme.directory_url": "https://second.example/directory",
+    "issuers.second.acme.account_key": Path("/var/lib/certplane/second.pem"),
+    "issuers.second.acme.account_email": "ops@example.com",
+    "issuers.second.acme.preferred_chain": "Other Root",
+    "issuers.second.acme.ca_bundle": Path("/etc/certplane/second-ca.pem"),
+    "issuers.second.acme.allowed_hosts": ("cdn.second.example",),
+    "issuers.second.acme.renewal_info.enabled": False,
     "issuer.provider": "acme",
     "issuer.name": "pebble",
     "issuer.acme.directory_url": "https://acme.example/directory",
@@ -98,6 +117,7 @@ EXPECTED = {
     "issuer.acme.preferred_chain": "Example Root X1",
     "issuer.acme.ca_bundle": Path("/etc/certplane/acme-ca.pem"),
     "issuer.acme.allowed_hosts": ("cdn.acme.example",),
+    "issuer.acme.renewal_info.enabled": False,
     "issuer.acme.propagation.timeout": _seconds(180),
     "issuer.acme.propagation.interval": _seconds(1),
     "issuer.acme.propagation.nameservers": (HostPort("192.0.2.53", 53), HostPort("2001:db8::53", 5353)),
@@ -116,6 +136,7 @@ EXPECTED = {
     "issuer.acme.cloudflare.propagation_timeout": _seconds(240),
     "issuer.acme.cloudflare.polling_interval": _seconds(5),
     "issuer.acme.cloudflare.ttl": _seconds(120),
+    "issuer.acme.cloudflare.calls_per_five_minutes": 600,
     "issuer.acme.rfc2136.server": HostPort("ns1.example", 53),
     "issuer.acme.rfc2136.tsig_name": "certplane",
     "issuer.acme.rfc2136.tsig_secret": "rfc2136/tsig",
@@ -378,7 +399,10 @@ def _with(**replaced: str) -> str:
             "11: issuer.acme.httpreq.mode: is 'cooked', must be one of default, raw", id="httpreq-mode",
         ),
         pytest.param(MINIMAL + "audit: {failure_mode: open}\n", "11: audit.failure_mode: is 'open', must be one of fail_open, fail_closed", id="mode"),
-        pytest.param(MINIMAL + "issuers: {}\n", "11: issuers: is not a known key; did you mean `issuer`?", id="nearest"),
+        pytest.param(MINIMAL + "issuerz: {}\n", "11: issuerz: is not a known key; did you mean `issuer`?", id="nearest"),
+        pytest.param(MINIMAL + _further("default", "/b.pem"), "12: issuers.default: is the name of `issuer` too; give it another name", id="issuer-named-as-the-default"),
+        pytest.param(MINIMAL + _further("b", "/a.pem"), "12: issuers.b.acme.account_key: is the key of issuer too; give each issuer its own file", id="shared-account-key"),
+        pytest.param(MINIMAL + _further("B!", "/b.pem"), "12: issuers.B!: must be named with 1 to 64 of a-z, 0-9, '.', '_', '-'", id="issuer-name"),
         pytest.param(
             MINIMAL.replace("acme:\n", "name: ''\n  acme:\n"), "7: issuer.name: must not be empty", id="empty-issuer-name"
         ),

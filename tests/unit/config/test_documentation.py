@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from certplane.agent import settings as agent
 from certplane.broker import settings as broker
@@ -102,3 +103,28 @@ def test_examples_load(file: str, tmp_path: Path) -> None:
     {"agent.yml": agent.load_settings, "broker.yml": broker.load_settings, "policy.yml": policy.load_policy}[file](
         example
     )
+
+
+def _examples() -> list[str]:
+    """The YAML examples of broker.yml's chapter after the first, which is a whole file; the policy's are left out."""
+    chapter = _DOCUMENT.read_text(encoding="utf-8").partition("\n## broker.yml\n")[2].partition("\n## ")[0]
+    return [block.partition("```")[0] for block in chapter.split("```yaml\n")[2:] if not block.startswith("profiles:")]
+
+
+@pytest.mark.parametrize("number", range(len(_examples())))
+def test_examples_of_parts_load(number: int, tmp_path: Path) -> None:
+    """An example of some keys is right in the small file."""
+    chapter = _DOCUMENT.read_text(encoding="utf-8").partition("\n## broker.yml\n")[2]
+    whole = yaml.safe_load(chapter.partition("```yaml\n")[2].partition("```")[0])
+    _merge(whole, yaml.safe_load(_examples()[number]))
+    example = tmp_path / "broker.yml"
+    example.write_text(yaml.safe_dump(whole), encoding="utf-8")
+    broker.load_settings(example)
+
+
+def _merge(into: dict[str, Any], part: dict[str, Any]) -> None:
+    for key, value in part.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value

@@ -223,13 +223,16 @@ def _accounts(secret: str, text: str) -> list[_Account]:
         content = json.loads(text)
         if not isinstance(content, dict):
             raise TypeError  # noqa: TRY301 - one answer for all that is wrong
-        entries = [content] if isinstance(content.get("username"), str) else list(content.values())
-        found = [[entry[name] for name in _FIELDS] for entry in entries]
+        one = any(key.lower() == "username" for key in content)
+        entries = [content] if one else list(content.values())
+        # Go reads JSON whatever the case of its keys, and so some clients write FullDomain.
+        folded = [{key.lower(): value for key, value in entry.items()} for entry in entries]
+        found = [[entry[name] for name in _FIELDS] for entry in folded]
         if not all(
             isinstance(value, str) and value.isascii() and value.isprintable() for row in found for value in row
         ):
             raise TypeError  # noqa: TRY301
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         message = f"the secret {secret!r} isn't acme-dns accounts in JSON: each has {', '.join(_FIELDS)}"
         raise RefusalError(Reason.DNS_REJECTED, message) from None  # the cause may quote it
     return [_Account(user, key, subdomain, name.rstrip(".").lower()) for user, key, subdomain, name in found]

@@ -1,38 +1,44 @@
-"""TXT records at Cloudflare, with its official SDK.
+"""TXT records at Cloudflare.
 
-The SDK takes whatever it isn't given from `CLOUDFLARE_*` variables, an API key or extra headers in place of the token
-among them: here it gets everything explicitly, and its own repeating is off (it gives up within seconds where
-Cloudflare asks for minutes). A token needs Zone:Read and DNS:Edit on its zones; a profile's `credentials` name it.
+Records of one zone that are wanted at about the same time, by whatever orders, are one call (`dns.records.batch`: one
+transaction, all or none). When Cloudflare refuses a batch, records that stand already are found and adopted, and the
+rest is halved until the record that is refused stands alone: it is one order's, and the others' are written.
 
 A record that was written by a try whose answer was lost is found by name and content and adopted. Records carry a
-comment, so that a person sees whose they are.
+comment, so that a person sees whose they are. A token needs Zone:Read and DNS:Edit on its zones.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Literal, TypedDict
 
-# The SDK loads these on first use, a tenth of a second on the event loop: better at the start.
-import httpx
-from cloudflare import APIConnectionError, APIError, APIStatusError, AsyncCloudflare
-
-from certplane.broker.issuers.answers import parse_retry_after, printable
-from certplane.broker.issuers.attempts import Deadline, repeat
+from certplane.broker.issuers.attempts import Deadline, all_of
+from certplane.broker.issuers.dns.account_limits import CallBudget, CircuitBreaker
+from certplane.broker.issuers.dns.batching import Batches
+from certplane.broker.issuers.dns.cloudflare_calls import (
+    CREDENTIALS,
+    EXISTS,
+    GONE,
+    ApiError,
+    CloudflareApi,
+    CloudflareCalls,
+    TokenClient,
+    Zone,
+    required,
+    unquoted,
+)
 from certplane.broker.issuers.dns.http_client import new_http_client
-from certplane.broker.issuers.dns.provider import NoSuchZoneError
+from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
 from certplane.broker.issuers.outgoing import ForbiddenUrlError, check_endpoint
 from certplane.broker.model import TxtRecord
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
-from certplane.runtime.backoff import Backoff
 
 if TYPE_CHECKING:
     import random
-    from pathlib import Path
 
     from certplane.broker.model import DnsChallenge, Profile
     from certplane.broker.ports import SecretSource
@@ -40,41 +46,24 @@ if TYPE_CHECKING:
 
 __all__ = ["CloudflareApi", "CloudflareProvider"]
 
-T = TypeVar("T")
-
-_REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=15), floor=timedelta(milliseconds=200))
 _COMMENT = "certplane acme challenge"
 _ZONES_PER_PAGE = 50  # the API's most
 _MOST_PAGES = 200
 _ZONES_FRESH = timedelta(minutes=10)
 _ZONES_RELIST = timedelta(seconds=5)
 """A name without a zone makes the list be fetched again, but not for each name of an order."""
-
-_EXISTS = frozenset({81057, 81058})
-_GONE = frozenset({81044})
-_CREDENTIALS = frozenset({1009, 6003, 9103, 9109, 10000})
-"""Codes of the API: a record that exists, one that doesn't, and a token that isn't good or isn't good enough."""
-_TEMPORARY_STATUSES = frozenset({408, 409, 425, 429})
-_QUOTED = re.compile(r'\s*"((?:[^"\\]|\\.)*)"\s*')
+_MOST_IN_BATCH = 200
+"""What the smallest plan allows in one batch."""
+_LIMIT_SPAN = timedelta(minutes=5)
+_EDIT = "#dns_records:edit"
 
 
 @dataclass(frozen=True, slots=True)
-class CloudflareApi:
-    """`issuer.acme.cloudflare`.
+class _Write:
+    """A record to add, or the id of one to delete."""
 
-    Attributes:
-        base_url: https, or http to this machine.
-        credentials: name of the token's secret, for profiles that name none.
-        timeout: of one request.
-        ttl: of the records; Cloudflare's least is a minute.
-        ca_bundle: PEM file with the roots of a private API's server; None for the public ones.
-    """
-
-    base_url: str = "https://api.cloudflare.com/client/v4"
-    credentials: str = "cloudflare/api-token"
-    timeout: timedelta = timedelta(seconds=30)
-    ttl: timedelta = timedelta(seconds=60)
-    ca_bundle: Path | None = None
+    add: TxtRecord | None = None
+    delete: str = ""
 
 
 class CloudflareProvider:
@@ -91,12 +80,21 @@ class CloudflareProvider:
         except ForbiddenUrlError as error:
             problem = ConfigurationProblem("", None, "issuer.acme.cloudflare.base_url", str(error), "use an https URL")
             raise ConfigurationError([problem]) from error
-        self._api, self._secrets, self._clock, self._rng = api, secrets, clock, rng
+        self._api, self._secrets, self._clock = api, secrets, clock
         self._http = new_http_client(api.timeout, api.ca_bundle)
+        budget = CallBudget("Cloudflare's API", api.calls_per_five_minutes, _LIMIT_SPAN, clock)
+        self._calls = CloudflareCalls(api, clock, rng, budget)
         self._accounts: dict[str, _Account] = {}
+
+    @property
+    def gathers_writes(self) -> bool:
+        """See `BatchingProvider`."""
+        return True
 
     async def close(self) -> None:
         """See `DnsProvider.close`."""
+        for account in self._accounts.values():
+            await account.batches.close()
         await self._http.aclose()
 
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
@@ -107,29 +105,7 @@ class CloudflareProvider:
         """See `DnsProvider.add_txt`."""
         account = await self._account(record.credentials)
         zone = await self._zone_of(record, account, deadline)
-
-        async def create() -> str:
-            created = await account.client.dns.records.create(
-                zone_id=zone.id,
-                type="TXT",
-                name=record.name,
-                content=f'"{record.value}"',
-                ttl=int(self._api.ttl.total_seconds()),
-                comment=_COMMENT,
-            )
-            return _required(created, "id")
-
-        what = f"add a TXT record in {zone.name}"
-        try:
-            record_id = await self._call(what, create, deadline)
-        except _ApiError as error:
-            if not error.codes & _EXISTS:
-                raise
-            standing = await self._find(record, zone, account, deadline)
-            if not standing:
-                message = f"Cloudflare says that the TXT record at {record.name} exists, and doesn't list it"
-                raise RefusalError(Reason.DNS_UNAVAILABLE, message) from error
-            record_id = standing[0]
+        record_id = await account.batches.submit(zone, _Write(add=record), deadline, urgent=True)
         return replace(record, zone=zone.name, record_id=record_id)
 
     async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:
@@ -137,20 +113,138 @@ class CloudflareProvider:
         account = await self._account(record.credentials)
         zone = await self._zone_of(record, account, deadline)
         ids = [record.record_id] if record.record_id else await self._find(record, zone, account, deadline)
-        for record_id in ids:
-            await self._delete(record_id, zone, account, deadline)
+        await all_of(
+            account.batches.submit(zone, _Write(delete=record_id), deadline, urgent=False) for record_id in ids
+        )
 
-    async def _delete(self, record_id: str, zone: _Zone, account: _Account, deadline: Deadline) -> None:
+    async def check_account(self, credentials: str, deadline: Deadline) -> Sequence[AccountFinding]:
+        """See `CheckableProvider.check_account`."""
+        account = await self._account(credentials)
+        name = credentials or self._api.credentials
+        findings: list[AccountFinding] = []
+        try:
+            zones = await self._fresh_zones(account, deadline)
+        except ApiError as error:
+            if error.refusal.reason is not Reason.DNS_REJECTED:
+                raise
+            message = f"the API token {name!r} is not accepted: {error.refusal.message}"
+            remedy = "make a token with Zone:Read and DNS:Edit on its zones, and store it under that name"
+            return [AccountFinding(message, remedy, fatal=True)]
+        if not zones:
+            remedy = "give it Zone:Read and DNS:Edit on the zones of its names"
+            findings.append(AccountFinding(f"the API token {name!r} sees no zone", remedy))
+        for zone in zones.values():
+            if zone.permissions and _EDIT not in zone.permissions:
+                message = f"the API token {name!r} may not change records in {zone.name}"
+                findings.append(AccountFinding(message, "give it DNS:Edit there, or take the zone from it"))
+        return findings
+
+    async def check_zone(self, name: str, credentials: str, deadline: Deadline) -> str:
+        """See `CheckableProvider.check_zone`."""
+        account = await self._account(credentials)
+        zone = await self._zone_of(TxtRecord("", name, ""), account, deadline)
+        if zone.permissions and _EDIT not in zone.permissions:
+            message = f"the API token may not change records in {zone.name}: give it DNS:Edit there"
+            raise RefusalError(Reason.DNS_REJECTED, message)
+        return zone.name
+
+    async def _write(
+        self, account: _Account, zone: Zone, writes: Sequence[_Write], deadline: Deadline
+    ) -> Sequence[str | RefusalError]:
+        """Do all writes; returns each one's record id, or why not."""
+        if len(writes) == 1:
+            try:
+                return [await self._write_one(account, zone, writes[0], deadline)]
+            except RefusalError as error:
+                return [error]
+        try:
+            return await self._write_batch(account, zone, writes, deadline)
+        except ApiError as error:
+            about_all = error.refusal.reason is Reason.DNS_UNAVAILABLE or error.codes & CREDENTIALS
+            if about_all or error.status in {401, 403}:
+                return [error] * len(writes)
+            exists = bool(error.codes & EXISTS)
+        except RefusalError as error:
+            return [error] * len(writes)
+        standing = await self._standing(account, zone, deadline) if exists else {}
+        results: dict[int, str | RefusalError] = {}
+        rest: list[int] = []
+        for number, write in enumerate(writes):
+            found = standing.get((write.add.name, write.add.value)) if write.add else None
+            if found is not None:
+                results[number] = found
+            else:
+                rest.append(number)
+        # One of the rest is refused for itself: halves, until it is alone. Without it the others are written.
+        parts = [rest] if results else [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
+        for part in parts:
+            if part:
+                done = await self._write(account, zone, [writes[number] for number in part], deadline)
+                results.update(zip(part, done, strict=True))
+        return [results[number] for number in range(len(writes))]
+
+    async def _write_batch(
+        self, account: _Account, zone: Zone, writes: Sequence[_Write], deadline: Deadline
+    ) -> Sequence[str]:
+        adds = [write.add for write in writes if write.add is not None]
+
+        async def batch() -> dict[tuple[str, str], str]:
+            done = await account.client.dns.records.batch(
+                zone_id=zone.id,
+                deletes=[{"id": write.delete} for write in writes if write.delete],
+                # The SDK's types of a record's form differ for each of its kinds; TXT has these members.
+                posts=[self._form(record) for record in adds],  # type: ignore[misc]
+            )
+            return {_identity(record): required(record, "id") for record in getattr(done, "posts", None) or ()}
+
+        what = f"change {len(writes)} TXT records in {zone.name}"
+        ids = await self._calls.call(what, batch, account.breaker, deadline)
+        if missing := [record for record in adds if (record.name, record.value) not in ids]:
+            message = f"Cloudflare's answer leaves {missing[0].name} out of the records that it has added"
+            raise RefusalError(Reason.DNS_UNAVAILABLE, message)
+        return [ids[write.add.name, write.add.value] if write.add else write.delete for write in writes]
+
+    async def _write_one(self, account: _Account, zone: Zone, write: _Write, deadline: Deadline) -> str:
+        if write.add is None:
+            await self._delete(write.delete, zone, account, deadline)
+            return write.delete
+        record = write.add
+
+        async def create() -> str:
+            created = await account.client.dns.records.create(zone_id=zone.id, **self._form(record))
+            return required(created, "id")
+
+        try:
+            return await self._calls.call(f"add a TXT record in {zone.name}", create, account.breaker, deadline)
+        except ApiError as error:
+            if not error.codes & EXISTS:
+                raise
+            standing = await self._find(record, zone, account, deadline)
+            if not standing:
+                message = f"Cloudflare says that the TXT record at {record.name} exists, and doesn't list it"
+                raise RefusalError(Reason.DNS_UNAVAILABLE, message) from error
+            return standing[0]
+
+    def _form(self, record: TxtRecord) -> _RecordForm:
+        return {
+            "type": "TXT",
+            "name": record.name,
+            "content": f'"{record.value}"',
+            "ttl": int(self._api.ttl.total_seconds()),
+            "comment": _COMMENT,
+        }
+
+    async def _delete(self, record_id: str, zone: Zone, account: _Account, deadline: Deadline) -> None:
         async def delete() -> None:
             await account.client.dns.records.delete(record_id, zone_id=zone.id)
 
         try:
-            await self._call(f"remove a TXT record in {zone.name}", delete, deadline)
-        except _ApiError as error:
-            if error.status != 404 and not error.codes & _GONE:
+            await self._calls.call(f"remove a TXT record in {zone.name}", delete, account.breaker, deadline)
+        except ApiError as error:
+            if error.status != 404 and not error.codes & GONE:
                 raise
 
-    async def _find(self, record: TxtRecord, zone: _Zone, account: _Account, deadline: Deadline) -> list[str]:
+    async def _find(self, record: TxtRecord, zone: Zone, account: _Account, deadline: Deadline) -> list[str]:
         """Ids of the records with this name and value."""
 
         async def find() -> list[str]:
@@ -159,23 +253,38 @@ class CloudflareProvider:
             )
             # Without `iter`: the SDK's iterator asks for pages until one is empty.
             return [
-                _required(found, "id")
+                required(found, "id")
                 for found in page.result
-                if _unquoted(getattr(found, "content", None)) == record.value
+                if unquoted(getattr(found, "content", None)) == record.value
             ]
 
-        return await self._call(f"list the TXT records of {record.name}", find, deadline)
+        return await self._calls.call(f"list the TXT records of {record.name}", find, account.breaker, deadline)
 
-    async def _zone_of(self, record: TxtRecord, account: _Account, deadline: Deadline) -> _Zone:
+    async def _standing(self, account: _Account, zone: Zone, deadline: Deadline) -> Mapping[tuple[str, str], str]:
+        """The broker's own records of a zone by name and value: after a batch whose answer was lost they are all there.
+
+        Only one page, and nothing if it can't be had: what isn't found here is found one by one.
+        """
+
+        async def find() -> dict[tuple[str, str], str]:
+            page = await account.client.dns.records.list(
+                zone_id=zone.id, type="TXT", comment={"exact": _COMMENT}, per_page=5 * _MOST_IN_BATCH
+            )
+            return {_identity(found): required(found, "id") for found in page.result}
+
+        try:
+            return await self._calls.call(f"list the TXT records in {zone.name}", find, account.breaker, deadline)
+        except RefusalError:
+            return {}
+
+    async def _zone_of(self, record: TxtRecord, account: _Account, deadline: Deadline) -> Zone:
         name = record.zone or record.name
         now = self._clock.monotonic()
         async with account.listing:
             zone = _longest_suffix(name, account.zones)
             fresh = _ZONES_FRESH if zone else _ZONES_RELIST
             if account.listed_at is None or now - account.listed_at > fresh.total_seconds():
-                account.zones = await self._zones(account, deadline)
-                account.listed_at = self._clock.monotonic()
-                zone = _longest_suffix(name, account.zones)
+                zone = _longest_suffix(name, await self._list(account, deadline))
         if zone is None:
             message = f"no zone of the Cloudflare token holds {name}: give the token Zone:Read and DNS:Edit on its zone"
             raise NoSuchZoneError(message)
@@ -183,21 +292,26 @@ class CloudflareProvider:
             raise RefusalError(Reason.DNS_REJECTED, f"the Cloudflare zone {zone.name} isn't active: {zone.status}")
         return zone
 
-    async def _zones(self, account: _Account, deadline: Deadline) -> Mapping[str, _Zone]:
-        zones: dict[str, _Zone] = {}
+    async def _fresh_zones(self, account: _Account, deadline: Deadline) -> Mapping[str, Zone]:
+        async with account.listing:
+            return await self._list(account, deadline)
+
+    async def _list(self, account: _Account, deadline: Deadline) -> Mapping[str, Zone]:
+        zones: dict[str, Zone] = {}
         for number in range(1, _MOST_PAGES + 1):
 
-            async def fetch(number: int = number) -> list[_Zone]:
+            async def fetch(number: int = number) -> list[Zone]:
                 page = await account.client.zones.list(page=number, per_page=_ZONES_PER_PAGE)
-                return [_Zone.of(found) for found in page.result]
+                return [Zone.of(found) for found in page.result]
 
-            found = await self._call("list the zones", fetch, deadline)
+            found = await self._calls.call("list the zones", fetch, account.breaker, deadline)
             # Two zones may have one name, in different accounts: an active one wins.
             for zone in found:
                 if zone.name not in zones or zone.status == "active":
                     zones[zone.name] = zone
             if len(found) < _ZONES_PER_PAGE:
                 break
+        account.zones, account.listed_at = zones, self._clock.monotonic()
         return zones
 
     async def _account(self, credentials: str) -> _Account:
@@ -207,128 +321,46 @@ class CloudflareProvider:
             raise RefusalError(Reason.DNS_REJECTED, f"the secret {name!r} isn't an API token")
         account = self._accounts.get(name)
         if account is None or account.token != token:
-            account = self._accounts[name] = _Account(token, _TokenClient(token, self._api, self._http))
+            account = self._accounts[name] = self._new_account(name, token)
         return account
 
-    async def _call(self, what: str, request: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
-        return await repeat(
-            lambda: self._call_once(what, request, deadline),
-            deadline=deadline,
-            backoff=_REPEAT,
-            rng=self._rng,
-            on=_ApiError,
-            when=lambda error: error.refusal.reason is Reason.DNS_UNAVAILABLE,
-        )
+    def _new_account(self, name: str, token: str) -> _Account:
+        async def write(zone: Zone, writes: Sequence[_Write], deadline: Deadline) -> Sequence[str | RefusalError]:
+            return await self._write(account, zone, writes, deadline)
 
-    async def _call_once(self, what: str, request: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
-        try:
-            async with asyncio.timeout(min(self._api.timeout, deadline.left).total_seconds()):
-                return await request()
-        except TimeoutError as error:
-            raise _ApiError(Reason.DNS_UNAVAILABLE, f"Cloudflare did not {what} in time") from error
-        except APIStatusError as error:
-            raise self._refused(what, error) from error
-        except APIConnectionError as error:
-            cause = type(error.__cause__ or error).__name__
-            raise _ApiError(Reason.DNS_UNAVAILABLE, f"Cloudflare did not {what}: {cause}") from error
-        except (APIError, AttributeError, TypeError, ValueError) as error:
-            # The SDK hands on what it can't read as whatever it is.
-            raise _ApiError(Reason.DNS_UNAVAILABLE, f"Cloudflare's answer to {what} can't be read") from error
-
-    def _refused(self, what: str, error: APIStatusError) -> _ApiError:
-        status, entries = error.status_code, _entries(error.body)
-        codes = frozenset(code for code, _ in entries)
-        said = "; ".join(f"{code} {message}".strip() for code, message in entries[:3]) or f"HTTP status {status}"
-        if status >= 500 or (status in _TEMPORARY_STATUSES and not codes & (_EXISTS | _CREDENTIALS)):
-            retry_after = parse_retry_after(error.response.headers.get("Retry-After"), self._clock.now())
-            message = f"Cloudflare did not {what}: {said}"
-            return _ApiError(Reason.DNS_UNAVAILABLE, message, retry_after=retry_after, status=status, codes=codes)
-        remedy = "; check the API token's permissions" if status in {401, 403} or codes & _CREDENTIALS else ""
-        message = f"Cloudflare refused to {what}: {said}{remedy}"
-        return _ApiError(Reason.DNS_REJECTED, message, status=status, codes=codes)
+        breaker = CircuitBreaker(f"Cloudflare's API with the token {name!r}", self._clock)
+        batches = Batches(write, self._clock, most=_MOST_IN_BATCH)
+        account = _Account(token, TokenClient(token, self._api, self._http), breaker, batches)
+        return account
 
 
-class _ApiError(RefusalError):
-    """A refusal with the API's own status and codes."""
-
-    def __init__(
-        self,
-        reason: Reason,
-        message: str,
-        *,
-        retry_after: timedelta | None = None,
-        status: int | None = None,
-        codes: frozenset[int] = frozenset(),
-    ) -> None:
-        super().__init__(reason, message, retry_after=retry_after)
-        self.status = status
-        self.codes = codes
-
-
-class _TokenClient(AsyncCloudflare):
-    """The SDK's client, with the token and nothing from the environment."""
-
-    def __init__(self, token: str, api: CloudflareApi, http: httpx.AsyncClient) -> None:
-        super().__init__(
-            api_token=token,
-            base_url=api.base_url,
-            timeout=api.timeout.total_seconds(),
-            max_retries=0,
-            http_client=http,
-        )
-        # These have no argument that means "none", and an email would take the token's place.
-        self.api_key = self.api_email = self.user_service_key = None
-        self._custom_headers = {}
-
-
-@dataclass(frozen=True, slots=True)
-class _Zone:
-    id: str
+class _RecordForm(TypedDict):
+    type: Literal["TXT"]
     name: str
-    status: str
-
-    @classmethod
-    def of(cls, found: object) -> _Zone:
-        return cls(_required(found, "id"), _required(found, "name").lower(), str(getattr(found, "status", "")))
+    content: str
+    ttl: int
+    comment: str
 
 
 @dataclass(slots=True)
 class _Account:
-    """A token with its client and the zones that it may see."""
+    """A token with its client, its limits, and the zones that it may see."""
 
     token: str = field(repr=False)
-    client: _TokenClient = field(repr=False)
-    zones: Mapping[str, _Zone] = field(default_factory=dict)
+    client: TokenClient = field(repr=False)
+    breaker: CircuitBreaker
+    batches: Batches[Zone, _Write, str]
+    zones: Mapping[str, Zone] = field(default_factory=dict)
     listed_at: float | None = None
     listing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-def _longest_suffix(name: str, zones: Mapping[str, _Zone]) -> _Zone | None:
+def _longest_suffix(name: str, zones: Mapping[str, Zone]) -> Zone | None:
     labels = name.split(".")
     parents = (".".join(labels[start:]) for start in range(len(labels)))
     return next((zones[parent] for parent in parents if parent in zones), None)
 
 
-def _required(found: object, attribute: str) -> str:
-    value = getattr(found, attribute, None)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"an object without {attribute}")
-    return value
-
-
-def _unquoted(content: object) -> str:
-    """A TXT record's content as one string: the API gives it quoted, in one or more parts, or as it was written."""
-    text = content if isinstance(content, str) else ""
-    parts = _QUOTED.findall(text)
-    if not parts or _QUOTED.sub("", text):
-        return text.strip()
-    return "".join(re.sub(r"\\(.)", r"\1", part) for part in parts)
-
-
-def _entries(body: Any) -> list[tuple[int, str]]:
-    """Codes and messages of an error answer, the messages printable."""
-    errors = body.get("errors") if isinstance(body, Mapping) else None
-    found = [entry for entry in errors if isinstance(entry, Mapping)] if isinstance(errors, list) else []
-    return [
-        (entry["code"], printable(entry.get("message"), 200)) for entry in found if isinstance(entry.get("code"), int)
-    ]
+def _identity(record: object) -> tuple[str, str]:
+    """Name and value of a record of an answer."""
+    return required(record, "name").lower().rstrip("."), unquoted(getattr(record, "content", None))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from certplane.errors import Reason, RefusalError
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
     from certplane.broker.issuers.attempts import Deadline
     from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 
-__all__ = ["BatchingProvider", "DnsProvider", "NoSuchZoneError"]
+__all__ = ["AccountFinding", "BatchingProvider", "CheckableProvider", "DnsProvider", "NoSuchZoneError"]
 
 
 class NoSuchZoneError(RefusalError):
@@ -49,6 +51,32 @@ class DnsProvider(Protocol):
 
     async def close(self) -> None:
         """Close connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AccountFinding:
+    """What is wrong with an account; `fatal`: it can't be used at all."""
+
+    message: str
+    remedy: str
+    fatal: bool = False
+
+
+@runtime_checkable
+class CheckableProvider(Protocol):
+    """A provider that can tell what its credentials allow, and changes nothing to find out.
+
+    Raises (both methods):
+        RefusalError: DNS_UNAVAILABLE: it can't be told now; DNS_REJECTED: the secret or the zone can't be used.
+    """
+
+    async def check_account(self, credentials: str, deadline: Deadline) -> Sequence[AccountFinding]:
+        """What is wrong with these credentials (empty: the provider's own); nothing is good."""
+        ...
+
+    async def check_zone(self, name: str, credentials: str, deadline: Deadline) -> str:
+        """The zone in which a record at `name` would be written."""
         ...
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.delegation import Delegations
-from certplane.broker.issuers.dns.provider import NoSuchZoneError
+from certplane.broker.issuers.dns.provider import AccountFinding, CheckableProvider, NoSuchZoneError
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.failpoints import failpoint
 
 if TYPE_CHECKING:
     from certplane.broker.issuers.dns.routes import Route, Routes
     from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+    from certplane.broker.ports import KeepsSecrets
     from certplane.runtime.clock import Clock
 
 __all__ = ["DnsSolver"]
@@ -41,15 +42,18 @@ class _Gate:
 class DnsSolver:
     """Makes the world see TXT records, and removes them."""
 
-    def __init__(self, routes: Routes, clock: Clock, *, delegations: Sequence[str] = ()) -> None:
+    def __init__(
+        self, routes: Routes, clock: Clock, *, delegations: Sequence[str] = (), secrets: KeepsSecrets | None = None
+    ) -> None:
         """Put it together; nothing is sent.
 
         Args:
             routes: who writes and looks for each record.
             clock: for deadlines.
             delegations: names at or below which the CNAME of a challenge name may lead.
+            secrets: what keeps the providers' secrets, and may have to forget them; None when nothing does.
         """
-        self._routes, self._clock = routes, clock
+        self._routes, self._clock, self._secrets = routes, clock, secrets
         self._delegations = Delegations(delegations, routes)
         self._gates: dict[str, _Gate] = {}
 
@@ -132,6 +136,23 @@ class DnsSolver:
         removed = await self._by_name(records, deadline, remove, late)
         return [record for record, gone in zip(records, removed, strict=True) if not gone]
 
+    async def check_accounts(self, profiles: Iterable[Profile], timeout: timedelta) -> Sequence[AccountFinding]:
+        """What is wrong with the credentials that these profiles' records would be written with.
+
+        Providers that can't tell are left out; what can't be told now is a finding that isn't fatal. Never raises.
+        """
+        deadline = Deadline.after(timeout, self._clock)
+        used: dict[tuple[int, str], Route] = {}
+        for profile in profiles:
+            for name in profile.dns_names:
+                route = self._routes.of(f"_acme-challenge.{name.removeprefix('*.')}")
+                used[id(route.provider), route.credentials_for(profile.credentials)] = route
+        for route in self._routes:
+            if route.credentials:
+                used[id(route.provider), route.credentials] = route
+        findings = await all_of(_check_account(route, name, deadline) for (_, name), route in used.items())
+        return [finding for found in findings for finding in found]
+
     async def _by_name(
         self,
         records: Sequence[TxtRecord],
@@ -185,9 +206,39 @@ class DnsSolver:
     async def _within(self, deadline: Deadline, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             async with asyncio.timeout(deadline.left.total_seconds()):
-                return await write()
+                return await self._with_fresh_secrets(write)
         except TimeoutError as error:
             raise _too_long() from error
+
+    async def _with_fresh_secrets(self, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Write; once more, with the secrets of now, if it was refused with one that was read a while ago.
+
+        A secret that was replaced in between would else stop its orders as if a person had to see to it.
+        """
+        if self._secrets is None:
+            return await write()
+        generation = self._secrets.generation
+        try:
+            return await write()
+        except RefusalError as error:
+            refused = error.refusal.reason is Reason.DNS_REJECTED and not isinstance(error, NoSuchZoneError)
+            if not refused or not self._secrets.forget(generation):
+                raise
+        return await write()
+
+
+async def _check_account(route: Route, credentials: str, deadline: Deadline) -> Sequence[AccountFinding]:
+    if not isinstance(route.provider, CheckableProvider):
+        return ()
+    try:
+        return await route.provider.check_account(credentials, deadline)
+    except RefusalError as error:
+        fatal = error.refusal.reason is Reason.DNS_REJECTED
+        remedy = "store a secret that is good" if fatal else "nothing, if it passes"
+        return [AccountFinding(error.refusal.message, remedy, fatal=fatal)]
+    except Exception as error:  # noqa: BLE001 - a look that fails must not end the others
+        _log.exception("credentials of a DNS provider can't be checked")
+        return [AccountFinding(f"credentials can't be checked ({type(error).__name__})", "see the log")]
 
 
 @asynccontextmanager

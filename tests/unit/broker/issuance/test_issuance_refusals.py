@@ -46,7 +46,7 @@ def anothers(world: World) -> None:
 
 
 def accounts(world: World) -> None:
-    world.settings = IssuanceSettings(account_key_sha256=key_hash())
+    world.settings = IssuanceSettings(account_keys_sha256=frozenset({key_hash()}))
 
 
 def as_it_is(world: World) -> None:

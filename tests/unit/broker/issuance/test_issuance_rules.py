@@ -61,7 +61,8 @@ def record(**changes: object) -> CertificateRecord:
 )
 def test_which_certificate_answers(changes: dict[str, object], replaces: str, expected: bool) -> None:
     """Fresh or never handed out, valid, and not what is replaced."""
-    assert answers(record(**changes), NOW, replaces) is expected
+    found = record(**changes)
+    assert answers(found, NOW, found.renew_time, replaces) is expected
 
 
 @pytest.mark.parametrize(

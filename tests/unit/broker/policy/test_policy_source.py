@@ -84,3 +84,36 @@ def test_touching_is_no_change(path: Path) -> None:
     path.unlink()
     path.write_text(ONE)
     assert not source.changed()
+
+
+def test_issuers_that_profiles_name_are_the_brokers(path: Path) -> None:
+    """A profile with an issuer that broker.yml doesn't have is refused with its line, and what was in force stays."""
+    source = FilePolicySource(path, issuers=["default", "second"])
+    path.write_text(ONE.replace("]}", "], acme: {issuers: [second, default]}}"))
+    good = source.reload()
+    path.write_text(ONE.replace("]}", "], acme: {issuers: [second, third]}}"))
+    with pytest.raises(ConfigurationError) as caught:
+        source.reload()
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.key) == (3, "profiles.one.acme.issuers[1]")
+    assert "default, second" in problem.remedy
+    assert source.current is good
+
+
+def test_the_order_of_issuers_is_part_of_a_profile(path: Path) -> None:
+    """Another list is another profile to the cache; a profile that names none has the hash that it always had."""
+    hashes = []
+    for issuers in ("", ", acme: {issuers: [a, b]}", ", acme: {issuers: [b, a]}"):
+        path.write_text(ONE.replace("]}", f"]{issuers}}}"))
+        profile = FilePolicySource(path).reload().find_profile("one")
+        assert profile is not None
+        hashes.append(profile.hash)
+    assert len(set(hashes)) == 3
+    assert hashes[0] == "832160849bda063a230df237fef15278db01626de44266095794c19c4d93c669"
+
+
+def test_an_issuer_is_named_once(path: Path) -> None:
+    """The same issuer again in a profile's list is a mistake."""
+    path.write_text(ONE.replace("]}", "], acme: {issuers: [a, a]}}"))
+    with pytest.raises(ConfigurationError, match="is a again"):
+        FilePolicySource(path).reload()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,14 +14,17 @@ import pytest
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.cloudflare import CloudflareApi as Settings
-from certplane.broker.issuers.dns.cloudflare import CloudflareProvider, _unquoted
+from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
+from certplane.broker.issuers.dns.cloudflare_calls import unquoted as _unquoted
 from certplane.broker.issuers.dns.http_client import LARGEST_BODY
 from certplane.broker.model import TxtRecord
+from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.cloudflare_api import CloudflareApi, Fault, TokenScope
 from certplane.sandbox.dns import SandboxDnsServer
 from tests.fakes.secrets import FakeSecretSource
+from tests.support.dns_solver import dns_solver
 
 NAME = "_acme-challenge.www.certplane.test"
 RECORD = TxtRecord("", NAME, "value", credentials="cf/token")
@@ -35,6 +39,9 @@ class ShiftedClock(SystemClock):
 
     def monotonic(self) -> float:
         return super().monotonic() + self.shift
+
+
+BATCH = RECORDS + "/batch"
 
 
 @pytest.fixture
@@ -280,7 +287,7 @@ async def test_refused_removal(api: CloudflareApi, provider: CloudflareProvider)
     assert caught.value.refusal.reason is Reason.DNS_REJECTED
 
 
-@pytest.mark.parametrize("token", ["two words", "line\nbreak", "", "caf\u00e9"])
+@pytest.mark.parametrize("token", ["two words", "line\nbreak", "caf\u00e9"])
 async def test_secret_that_is_no_token(
     api: CloudflareApi, provider: CloudflareProvider, secrets: FakeSecretSource, token: str
 ) -> None:
@@ -323,3 +330,211 @@ def test_base_url_must_be_https() -> None:
 def test_content_as_one_value(content: object, value: str) -> None:
     """However the API shows a TXT record, its value is compared."""
     assert _unquoted(content) == value
+
+
+def named(number: int, value: str = "value") -> TxtRecord:
+    return TxtRecord("", f"_acme-challenge.h{number}.certplane.test", value, credentials="cf/token")
+
+
+async def add_all(provider: CloudflareProvider, records: list[TxtRecord]) -> list[TxtRecord | BaseException]:
+    return await asyncio.gather(*(provider.add_txt(record, soon()) for record in records), return_exceptions=True)
+
+
+async def test_records_of_many_orders_are_one_call(
+    api: CloudflareApi, provider: CloudflareProvider, sandbox_dns: SandboxDnsServer
+) -> None:
+    """What is wanted in one zone at once is one batch, each record with its own id; so is removing it."""
+    records = [named(number) for number in range(8)]
+    written = await add_all(provider, records)
+    ids = {record.name: record.id for record in api.records("certplane.test")}
+    assert written == [replace(record, zone="certplane.test", record_id=ids[record.name]) for record in records]
+    assert (api.count("POST", BATCH), api.count("POST", RECORDS)) == (1, 0)
+    assert await sandbox_dns.endpoint.txt(records[7].name) == {"value"}
+    await asyncio.gather(*(provider.remove_txt(record, soon()) for record in written if isinstance(record, TxtRecord)))
+    assert not api.records("certplane.test")
+    assert (api.count("POST", BATCH), api.count("DELETE", ONE_RECORD)) == (2, 0)
+
+
+async def test_zones_have_their_own_batches(api: CloudflareApi, provider: CloudflareProvider) -> None:
+    """A batch is one zone's: the API knows no other."""
+    names = [f"_acme-challenge.h{n}.{zone}" for n in range(2) for zone in ("certplane.test", "example.test")]
+    await add_all(provider, [TxtRecord("", name, "v") for name in names])
+    assert api.count("POST", BATCH) == 2
+
+
+async def test_one_bad_record_fails_alone(api: CloudflareApi, provider: CloudflareProvider) -> None:
+    """Cloudflare takes a batch as a whole or not at all; the neighbours of a bad record are written all the same."""
+    bad = TxtRecord("", f"_acme-challenge.{'x' * 64}.certplane.test", "value", credentials="cf/token")
+    records = [named(0), named(1), bad, named(3), named(4)]
+    results = await add_all(provider, records)
+    refused = results.pop(2)
+    assert isinstance(refused, RefusalError)
+    assert (refused.refusal.reason, "DNS name is invalid" in refused.refusal.message) == (Reason.DNS_REJECTED, True)
+    assert all(isinstance(result, TxtRecord) for result in results)
+    assert len(api.records("certplane.test")) == 4
+
+
+@pytest.mark.parametrize("answer", [Fault(0, after_commit=True), Fault(500, after_commit=True)], ids=["lost", "500"])
+async def test_batch_of_a_lost_answer_is_adopted(
+    api: CloudflareApi, provider: CloudflareProvider, answer: Fault
+) -> None:
+    """All records of a batch that took effect are found with one question, and none is made twice (fault 12)."""
+    api.fail_next("POST", BATCH, answer)
+    written = await add_all(provider, [named(number) for number in range(6)])
+    assert {record.id for record in api.records("certplane.test")} == {
+        record.record_id for record in written if isinstance(record, TxtRecord)
+    }
+    assert (api.count("POST", BATCH), api.count("GET", RECORDS), api.count("POST", RECORDS)) == (2, 1, 0)
+
+
+async def test_standing_records_among_new_ones(api: CloudflareApi, provider: CloudflareProvider) -> None:
+    """Those that stand are adopted, the others go on together."""
+    first = await provider.add_txt(named(0), soon())
+    written = await add_all(provider, [named(number) for number in range(5)])
+    assert written[0] == first
+    assert len(api.records("certplane.test")) == 5
+    assert api.count("POST", RECORDS) == 1
+
+
+async def test_record_that_another_program_wrote_is_adopted_in_a_batch(
+    api: CloudflareApi, provider: CloudflareProvider
+) -> None:
+    """A record of the same value without our comment isn't in the list of ours, and is found when it stands alone."""
+    await api._records.create(api.zone_id("certplane.test"), {"type": "TXT", "name": named(1).name, "content": "value"})
+    written = await add_all(provider, [named(0), named(1), named(2)])
+    assert all(isinstance(result, TxtRecord) for result in written)
+    assert len(api.records("certplane.test")) == 3
+
+
+async def test_record_that_is_gone_holds_up_no_other_removal(api: CloudflareApi, provider: CloudflareProvider) -> None:
+    """One that somebody has removed already fails the batch, and nobody's order."""
+    written = [
+        record for record in await add_all(provider, [named(n) for n in range(4)]) if isinstance(record, TxtRecord)
+    ]
+    await provider.remove_txt(written[1], soon())
+    await asyncio.gather(*(provider.remove_txt(record, soon()) for record in written))
+    assert not api.records("certplane.test")
+
+
+async def test_api_without_batches(api: CloudflareApi, provider: CloudflareProvider) -> None:
+    """An API that doesn't know the call is served record by record."""
+    api.fail_next("POST", BATCH, Fault(404, 7003, "Could not route"), times=99)
+    written = await add_all(provider, [named(number) for number in range(4)])
+    assert all(isinstance(result, TxtRecord) for result in written)
+
+
+async def test_refused_token_is_not_tried_for_each_record(api: CloudflareApi, provider: CloudflareProvider) -> None:
+    """What is wrong with the token is wrong for the whole batch: one call says so."""
+    api.fail_next("POST", BATCH, Fault(403, 10000, "Authentication error"))
+    results = await add_all(provider, [named(number) for number in range(4)])
+    assert all(isinstance(result, RefusalError) for result in results)
+    assert (api.count("POST", BATCH), api.count("POST", RECORDS)) == (1, 0)
+
+
+async def test_short_batch_answer(api: CloudflareApi, provider: CloudflareProvider) -> None:
+    """An answer that leaves records out is no success."""
+    body = b'{"result": {"posts": []}, "success": true, "errors": [], "messages": []}'
+    api.fail_next("POST", BATCH, Fault(200, body=body, headers=(("Content-Type", "application/json"),)))
+    results = await add_all(provider, [named(0), named(1)])
+    assert all(isinstance(result, RefusalError) for result in results)
+
+
+async def test_block_holds_for_the_whole_account(
+    api: CloudflareApi, provider: CloudflareProvider, clock: ShiftedClock
+) -> None:
+    """A 429 with five minutes to wait is obeyed by every order: nothing is asked meanwhile, then one call tries (11)."""
+    await provider.add_txt(named(0), soon())
+    api.fail_next("POST", RECORDS, Fault(429, headers=(("retry-after", "300"),)))
+    calls = len(api.calls) + 1
+    for number in range(1, 4):
+        refusal = await refusal_of(provider, named(number))
+        assert refusal.reason is Reason.DNS_UNAVAILABLE
+        assert refusal.retry_after is not None
+        assert timedelta(minutes=4) < refusal.retry_after <= timedelta(minutes=5)
+    assert len(api.calls) == calls
+    clock.shift = 301
+    await provider.add_txt(named(1), soon())
+
+
+async def test_api_that_keeps_failing_is_left_alone(
+    api: CloudflareApi, provider: CloudflareProvider, clock: ShiftedClock
+) -> None:
+    """After five failures in a row no order asks, until a probe after the rest succeeds (fault 11)."""
+    api.fail_next("GET", "/zones", Fault(503), times=5)
+    for _ in range(5):
+        await refusal_of(provider, seconds=0.1)
+    calls = len(api.calls)
+    refusal = await refusal_of(provider, seconds=0.1)
+    assert (len(api.calls), "keeps failing" in refusal.message) == (calls, True)
+    assert refusal.retry_after is not None
+    clock.shift = 16
+    await provider.add_txt(RECORD, soon())
+
+
+async def test_budget_is_shared_by_tokens(
+    api: CloudflareApi, secrets: FakeSecretSource, sandbox_dns: SandboxDnsServer
+) -> None:
+    """Cloudflare counts a user's calls, whichever token they have."""
+    secrets.secrets["cf/other"] = api.token
+    settings = Settings(api.base_url, "cf/token", ca_bundle=api.roots_file, calls_per_five_minutes=12)
+    provider = CloudflareProvider(settings, secrets, SystemClock(), random.Random(1))
+    await provider.add_txt(named(0), soon())  # a list of zones and a record, of a burst of three
+    refusal = await refusal_of(provider, replace(named(1), credentials="cf/other"))
+    assert (refusal.reason, "12 calls in 300 s" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
+    await provider.close()
+
+
+CHECKED = [
+    pytest.param(TokenScope(), (), id="good"),
+    pytest.param(None, (True, "is not accepted"), id="invalid"),
+    pytest.param(TokenScope(frozenset()), (False, "sees no zone"), id="no-zones"),
+    pytest.param(TokenScope(frozenset({"other.test"}), edit=False), (False, "records in other.test"), id="read-only"),
+]
+
+
+@pytest.mark.parametrize(("scope", "expected"), CHECKED)
+async def test_token_is_checked(
+    api: CloudflareApi,
+    provider: CloudflareProvider,
+    secrets: FakeSecretSource,
+    scope: TokenScope | None,
+    expected: tuple[bool, str] | tuple[()],
+) -> None:
+    """What a token may do is known without changing anything; an invalid one is fatal, each with its remedy."""
+    secrets.secrets["cf/token"] = "checked"
+    if scope is not None:
+        api.tokens["checked"] = scope
+    findings = await provider.check_account("", soon())
+    assert [(found.fatal, expected[1] in found.message) for found in findings if expected] == (
+        [(expected[0], True)] if expected else []
+    )
+    assert all(found.remedy and "checked" not in found.message.split("'") for found in findings)
+    assert not any(call.method != "GET" for call in api.calls)
+
+
+async def test_zone_is_checked(api: CloudflareApi, provider: CloudflareProvider, secrets: FakeSecretSource) -> None:
+    """Whether a record could be written is answered with its zone, or with what keeps it from being written."""
+    assert await provider.check_zone(NAME, "", soon()) == "certplane.test"
+    api.tokens["reads"] = TokenScope(edit=False)
+    secrets.secrets["cf/token"] = "reads"
+    with pytest.raises(RefusalError, match="DNS:Edit"):
+        await provider.check_zone(NAME, "", soon())
+
+
+async def test_fifty_orders_in_one_zone(
+    api: CloudflareApi, provider: CloudflareProvider, sandbox_dns: SandboxDnsServer
+) -> None:
+    """Written and removed, fifty orders of two names take a fifth of a call each or less."""
+    solver = dns_solver(provider, [HostPort("127.0.0.1", sandbox_dns.endpoint.port)])
+
+    async def order(number: int) -> None:
+        await asyncio.sleep(0.01 * number)  # as orders come from a CA, one after the other
+        wanted = [named(2 * number), named(2 * number + 1)]
+        written = await solver.present(wanted, timedelta(seconds=30))
+        await solver.wait_until_visible(written, timedelta(seconds=30))
+        assert list(await solver.remove(written, timedelta(seconds=30))) == []
+
+    await asyncio.gather(*(order(number) for number in range(50)))
+    writes = sum(call.method != "GET" for call in api.calls)
+    assert not api.records("certplane.test")
+    assert writes <= 10

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.provider import NoSuchZoneError
+from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
 from certplane.broker.issuers.dns.routes import Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
@@ -200,3 +200,116 @@ async def test_credentials_go_by_the_zone(
     await solver.close()
     assert default.closed
     assert other.closed
+
+
+class KeptToken:
+    """A `KeepsSecrets` of one token: `kept` is used, `current` is what is read once `kept` was forgotten."""
+
+    def __init__(self, kept: str, current: str) -> None:
+        self.kept, self.current = kept, current
+        self.generation = 0
+
+    def forget(self, generation: int) -> bool:
+        if self.kept != self.current:
+            self.kept = self.current
+            self.generation += 1
+        return self.generation != generation
+
+
+@pytest.mark.parametrize(
+    ("current", "attempts"),
+    [
+        pytest.param("new", None, id="replaced"),
+        pytest.param("old", len(RECORDS), id="still-refused"),
+        pytest.param("wrong", None, id="replaced-and-refused"),
+    ],
+)
+async def test_secret_that_was_replaced(current: str, attempts: int | None) -> None:
+    """Whoever is refused with a kept secret tries once more with the one of now, however many they are."""
+    token = KeptToken("old", current)
+    used: list[str] = []
+
+    async def act(record: TxtRecord) -> None:
+        mine = token.kept
+        used.append(mine)
+        await asyncio.sleep(0)
+        if mine != "new":
+            raise RefusalError(Reason.DNS_REJECTED, "forbidden")
+
+    routes = Routes(route(ScriptedProvider(act), [HostPort("127.0.0.1", 1)]))
+    solver = DnsSolver(routes, SystemClock(), secrets=token)
+    results = await asyncio.gather(
+        *(solver.present([record], timedelta(seconds=5)) for record in RECORDS), return_exceptions=True
+    )
+    if current == "new":
+        assert not [result for result in results if isinstance(result, BaseException)]
+        assert used.count("new") == len(RECORDS)
+    else:
+        assert {str(result) for result in results} == {"DNS_REJECTED: forbidden"}
+    assert len(used) == attempts or (attempts is None and len(RECORDS) < len(used) <= 2 * len(RECORDS))
+
+
+@pytest.mark.parametrize("error", [RefusalError(Reason.DNS_UNAVAILABLE, "down"), NoSuchZoneError("no zone")])
+async def test_refusals_that_are_not_about_secrets(error: RefusalError) -> None:
+    """What no other secret would mend isn't tried again with one."""
+    token = KeptToken("old", "new")
+
+    async def act(record: TxtRecord) -> None:
+        raise error
+
+    routes = Routes(route(ScriptedProvider(act), [HostPort("127.0.0.1", 1)]))
+    with pytest.raises(RefusalError):
+        await DnsSolver(routes, SystemClock(), secrets=token).present(RECORDS[:1], timedelta(seconds=5))
+    assert token.kept == "old"
+
+
+class CheckedProvider(ScriptedProvider):
+    """A provider that can tell what its credentials allow: nothing at all."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        super().__init__(lambda _: asyncio.sleep(0))
+        self.checked: list[str] = []
+        self.failure = failure
+
+    async def check_account(self, credentials: str, deadline: Deadline) -> list[AccountFinding]:
+        self.checked.append(credentials)
+        if self.failure:
+            raise self.failure
+        return [AccountFinding(f"{credentials or 'own'} is no good", "make another", fatal=True)]
+
+    async def check_zone(self, name: str, credentials: str, deadline: Deadline) -> str:
+        raise NotImplementedError
+
+
+async def test_credentials_in_use_are_checked() -> None:
+    """Those of each profile's names and of each zone, once; providers that can't tell are left out."""
+    servers = [HostPort("127.0.0.1", 1)]
+    checked, mute = CheckedProvider(), ScriptedProvider(lambda _: asyncio.sleep(0))
+    zones = [route(checked, servers, "z.test", "zone/z"), replace(route(mute, servers, "mute.test"), own_provider=True)]
+    solver = DnsSolver(Routes(route(checked, servers), zones), SystemClock())
+    profiles = [
+        Profile("a", "mixed", ("a.test", "*.a.test", "x.z.test"), "hash", credentials="profile/a"),
+        Profile("b", "multi_san", ("b.mute.test", "b.test"), "hash"),
+    ]
+    findings = await solver.check_accounts(profiles, timedelta(seconds=5))
+    assert sorted(checked.checked) == ["", "profile/a", "zone/z"]
+    assert sorted(finding.message for finding in findings) == [
+        "own is no good",
+        "profile/a is no good",
+        "zone/z is no good",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("failure", "fatal"),
+    [
+        pytest.param(RefusalError(Reason.DNS_UNAVAILABLE, "away"), False, id="away"),
+        pytest.param(RefusalError(Reason.DNS_REJECTED, "there is no secret"), True, id="no-secret"),
+        pytest.param(KeyError("a fault"), False, id="fault"),
+    ],
+)
+async def test_check_that_fails(failure: Exception, fatal: bool) -> None:
+    """A provider that is away says nothing of the credentials; nothing of it escapes."""
+    solver = DnsSolver(Routes(route(CheckedProvider(failure), [HostPort("127.0.0.1", 1)])), SystemClock())
+    [finding] = await solver.check_accounts([Profile("a", "multi_san", ("a.test",), "hash")], timedelta(seconds=5))
+    assert finding.fatal is fatal

@@ -1,0 +1,101 @@
+"""What the broker's directives do on this host: times are kept on disk, and the lineages that they concern are woken.
+
+A directive for a certificate that was replaced meanwhile does nothing and is no error: the two had just crossed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from certplane.agent.model import DirectedRenewal, RenewalCause
+from certplane.agent.renewal.directed import explanation
+from certplane.agent.renewal.failures import is_refused_by_policy
+from certplane.agent.renewal.plan import newest_version
+from certplane.errors import Reason, RefusalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from certplane.agent.lineage import Lineage, LineageLife
+    from certplane.runtime.clock import Clock
+    from certplane.runtime.pool import BlockingPool
+
+__all__ = ["HostDirectives"]
+
+logger = logging.getLogger(__name__)
+
+
+class HostDirectives:
+    """`DirectiveTaker` of a host.
+
+    Args:
+        lineages: the certificates by name.
+        lives: their lives, to be woken; those of an agent that only runs once come to it by themselves.
+        disk: where files may block.
+        clock: says whether a time has come.
+        policy_hash: of the policy that was in force when the broker was last heard; empty if it never was.
+        on_policy: told of each other one, to remember it.
+    """
+
+    def __init__(
+        self,
+        lineages: Mapping[str, Lineage],
+        lives: Mapping[str, LineageLife],
+        *,
+        disk: BlockingPool,
+        clock: Clock,
+        policy_hash: str,
+        on_policy: Callable[[str], None],
+    ) -> None:
+        self._lineages = lineages
+        self._lives = lives
+        self._disk = disk
+        self._clock = clock
+        self._policy_hash = policy_hash
+        self._on_policy = on_policy
+
+    async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
+        """See `DirectiveTaker.renew`."""
+        changed, unknown = await self._disk.run(self._keep, renewals)
+        for name, directed in changed.items():
+            logger.info("%s: to be renewed at %s: %s", name, directed.renew_time, explanation(directed))
+            life = self._lives[name]
+            if directed.cause is not RenewalCause.LIFETIME and directed.renew_time <= self._clock.now():
+                life.try_again()  # somebody wants it now: our own patience isn't a reason against
+            else:
+                life.wake()
+        if unknown:
+            message = f"this host has no certificate {', '.join(unknown)}"
+            raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, message)
+
+    def _keep(self, renewals: Sequence[DirectedRenewal]) -> tuple[dict[str, DirectedRenewal], list[str]]:
+        """Save what is new; returns it by lineage, and the certificates that aren't this host's."""
+        newest: dict[str, str] = {}
+        known: set[str] = set()
+        for name, lineage in self._lineages.items():
+            versions = tuple(lineage.versions.versions())
+            known |= {each.certificate_id for each in versions}
+            version = newest_version(versions)
+            if version is not None and version.certificate_id:
+                newest[version.certificate_id] = name
+        changed: dict[str, DirectedRenewal] = {}
+        for directed in renewals:
+            name = newest.get(directed.certificate_id, "")
+            file = self._lineages[name].directive if name else None
+            if file is not None and file.load() != directed:
+                file.save(directed)
+                changed[name] = directed
+        return changed, [each.certificate_id for each in renewals if each.certificate_id not in known]
+
+    async def policy_changed(self, policy_hash: str) -> None:
+        """See `DirectiveTaker.policy_changed`."""
+        if policy_hash == self._policy_hash:
+            return
+        self._policy_hash = policy_hash
+        for name, lineage in self._lineages.items():
+            status = await self._disk.run(lineage.statuses.load)
+            if status is not None and is_refused_by_policy(status):
+                logger.info("%s: the broker's policy has changed; asking again", name)
+                self._lives[name].try_again()
+        self._on_policy(policy_hash)

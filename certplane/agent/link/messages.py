@@ -1,0 +1,168 @@
+"""Messages of the status stream, from and into the agent's values; they stop here.
+
+What a broker says is checked as a stranger's: times that are none, more than the protocol allows and unknown causes are
+refused; text loses its control characters.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, timedelta
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from certplane.agent.model import CertificateReport, DirectedRenewal, HeldCertificate, Report
+from certplane.agent.model import RenewalCause as Cause
+from certplane.errors import Reason, RefusalError, Violation
+from certplane.v1 import renewal_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from google.protobuf.duration_pb2 import Duration
+
+__all__ = ["MAX_HELLO_BYTES", "directed_renewals", "hello", "report_message", "span_of", "time_of", "timestamp"]
+
+MAX_HELLO_BYTES: Final = 60_000
+"""Of 64 KiB: what doesn't fit follows as reports."""
+_MOST_RENEWALS: Final = 100
+_MOST_TEXT: Final = 500
+_MOST_URL: Final = 2000
+_CAUSES: Final = {
+    pb.Renewal.CAUSE_LIFETIME: Cause.LIFETIME,
+    pb.Renewal.CAUSE_ISSUER: Cause.ISSUER,
+    pb.Renewal.CAUSE_OPERATOR: Cause.OPERATOR,
+    pb.Renewal.CAUSE_REVOKED: Cause.REVOKED,
+}
+
+
+def hello(
+    *,
+    request_id: str,
+    agent_version: str,
+    epoch: str,
+    names: Sequence[str],
+    reports: Sequence[Report],
+    host_time: datetime,
+) -> tuple[pb.StreamRenewalStatusRequest, int]:
+    """The first message, with as many of `reports` as fit, and the last sequence that is in it (0 for none)."""
+    message = pb.StreamRenewalStatusRequest.Hello(
+        request_id=request_id,
+        agent_version=agent_version,
+        epoch=epoch,
+        certificate_names=sorted(names),
+        host_time=timestamp(host_time),
+    )
+    size, last = message.ByteSize(), 0
+    for report in reports:
+        encoded = report_message(report)
+        size += encoded.ByteSize() + 4  # tag and length
+        if size > MAX_HELLO_BYTES:
+            break
+        message.reports.append(encoded)
+        last = report.sequence
+    return pb.StreamRenewalStatusRequest(hello=message), last
+
+
+def report_message(report: Report) -> pb.StreamRenewalStatusRequest.Report:
+    """One report."""
+    return pb.StreamRenewalStatusRequest.Report(sequence=report.sequence, certificate=_status(report.certificate))
+
+
+def directed_renewals(directive: pb.StreamRenewalStatusResponse.Directive) -> list[DirectedRenewal]:
+    """What a directive wants.
+
+    Raises:
+        RefusalError: REQUEST_INVALID, naming each field that is wrong.
+    """
+    wrong = []
+    if len(directive.renewals) > _MOST_RENEWALS:
+        wrong.append(Violation("renewals", f"holds {len(directive.renewals)} entries; at most {_MOST_RENEWALS}"))
+    renewals = []
+    for number, each in enumerate(directive.renewals[:_MOST_RENEWALS]):
+        if not each.certificate_id:
+            wrong.append(Violation(f"renewals[{number}].certificate_id", "is empty"))
+        when = time_of(each.renew_time) if each.HasField("renew_time") else None
+        if when is None:
+            wrong.append(Violation(f"renewals[{number}].renew_time", "is missing, or no time"))
+            continue
+        renewals.append(
+            DirectedRenewal(
+                certificate_id=each.certificate_id,
+                renew_time=when,
+                # a cause of a newer broker: obeyed as its own rule would be, which can do no harm
+                cause=_CAUSES.get(each.cause, Cause.LIFETIME),
+                reason=_printable(each.reason, _MOST_TEXT),
+                explanation_url=_printable(each.explanation_url, _MOST_URL),
+                renewal_request_id=_printable(each.renewal_request_id, _MOST_TEXT),
+            )
+        )
+    if wrong:
+        raise RefusalError(Reason.REQUEST_INVALID, "the directive isn't one", violations=wrong)
+    return renewals
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    """As a message has it."""
+    if moment is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def time_of(stamp: Timestamp) -> datetime | None:
+    """The moment; None where a peer's number is none."""
+    try:
+        return stamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def span_of(duration: Duration) -> timedelta | None:
+    """The span; None where a peer's number is none, or negative."""
+    try:
+        span = duration.ToTimedelta()
+    except (ValueError, OverflowError):
+        return None
+    return None if span < timedelta() else span
+
+
+def _status(report: CertificateReport) -> pb.CertificateStatus:
+    step = report.failed_step
+    return pb.CertificateStatus(
+        name=report.name,
+        profile=report.profile,
+        dns_names=report.dns_names,
+        state=pb.CertificateStatus.State.Value(f"STATE_{report.state.value.upper()}"),
+        failed_step=pb.CertificateStatus.Step.Value("STEP_UNSPECIFIED" if step is None else f"STEP_{step.upper()}"),
+        issued=_held(report.issued),
+        installed=_held(report.installed),
+        served=_held(report.served),
+        renew_time=timestamp(report.renew_time),
+        renew_reason=report.renew_reason,
+        last_error=report.last_error,
+        request_failures=report.request_failures,
+        activation_failures=report.activation_failures,
+        next_attempt_time=timestamp(report.next_attempt_time),
+        activate_time=timestamp(report.activate_time),
+        update_time=timestamp(report.update_time),
+    )
+
+
+def _held(held: HeldCertificate | None) -> pb.CertificateStatus.Held | None:
+    if held is None:
+        return None
+    return pb.CertificateStatus.Held(
+        certificate_id=held.certificate_id,
+        serial_number=held.serial_number,
+        not_before_time=timestamp(held.not_before),
+        not_after_time=timestamp(held.not_after),
+        version=held.version,
+        observe_time=timestamp(held.observe_time),
+    )
+
+
+def _printable(text: str, limit: int) -> str:
+    return "".join(character for character in text if character.isprintable())[:limit]

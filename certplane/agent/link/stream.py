@@ -1,0 +1,304 @@
+"""The status stream of this host, kept open: one at a time, on the channel of the identity in use.
+
+A stream that ends is opened again after a wait of its own, apart from the channel's: full jitter from a second to a
+minute, longer where the broker says no, and what the broker says (`RetryInfo`, goodbye) where it says more. The
+count of failures is forgotten once a stream has lasted a minute. A broker of an older release has no such call: it is
+asked once an hour, quietly, and everything else goes on.
+
+A new identity is a new channel: the next stream says hello on it while the one before goes on, and that one ends when
+its successor is welcome. Reports are kept until they are acknowledged, so it doesn't matter which of the two takes
+them.
+
+It owns no certificate's life: with the broker away, all of them go on by their own plans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+
+from certplane.agent.link.session import End, Session, SessionParts
+from certplane.agent.link.state import LinkPhase, LinkState
+from certplane.agent.renewal.failures import FailureKind, kind_of
+from certplane.errors import CertplaneError, Reason
+from certplane.runtime.backoff import Backoff
+from certplane.v1 import renewal_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["ChannelSource", "StatusStream", "reopening_wait"]
+
+_STABLE: Final = timedelta(minutes=1)
+_SOON: Final = Backoff(first=timedelta(seconds=1), most=timedelta(minutes=1))
+_LATER: Final = Backoff(first=timedelta(minutes=1), most=timedelta(minutes=30), floor=timedelta(seconds=10))
+"""Where somebody has to change something first: the identity, the policy, a limit."""
+_HOURLY: Final = Backoff(first=timedelta(minutes=75), most=timedelta(minutes=75), floor=timedelta(minutes=45))
+_MOST_WAIT: Final = timedelta(days=1)
+"""Whatever the broker says."""
+_DELIVERY: Final = timedelta(seconds=10)
+"""For a program that ends, to be rid of its reports."""
+
+logger = logging.getLogger(__name__)
+
+
+class ChannelSource(Protocol):
+    """Where the channel comes from: `GrpcBroker`."""
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The one of the identity in use."""
+        ...
+
+    async def why_unreachable(self, said: str) -> CertplaneError:
+        """Why no connection comes about; takes a few seconds."""
+        ...
+
+
+@dataclass
+class _Attempt:
+    """One stream: `session` from when the channel is connected."""
+
+    task: asyncio.Task[End] = field(init=False)
+    session: Session | None = None
+    welcome: bool = False
+    began: float = 0.0
+
+
+def reopening_wait(end: End, failures: int, draw: Callable[[Backoff, int], timedelta]) -> timedelta:
+    """How long after a stream's end the next is opened.
+
+    Args:
+        end: how it ended.
+        failures: streams in a row that didn't last, this one included.
+        draw: a wait of a back-off after so many failures.
+    """
+    told = min(end.retry_after, _MOST_WAIT) if end.retry_after is not None else timedelta()
+    if end.goodbye:
+        return told if end.retry_after is not None else draw(_SOON, failures)
+    if end.refusal is None:
+        return draw(_HOURLY if end.code is grpc.StatusCode.UNIMPLEMENTED else _SOON, failures)
+    soon = kind_of(end.refusal.reason) is FailureKind.UNREACHABLE
+    return max(told, draw(_SOON if soon else _LATER, failures))
+
+
+class StatusStream:
+    """Keeps the stream. On the event loop; `run` or `deliver`, once.
+
+    Args:
+        channels: the channel in use.
+        parts: what streams work with.
+        patience: for a connection, and then for the answer to hello.
+        state: what was known of the link at the end of the last program.
+        save: keeps what is known of it now.
+    """
+
+    def __init__(
+        self,
+        channels: ChannelSource,
+        parts: SessionParts,
+        *,
+        patience: timedelta,
+        state: LinkState | None = None,
+        save: Callable[[LinkState], Awaitable[None]],
+    ) -> None:
+        self._channels = channels
+        self._parts = parts
+        self._patience = patience
+        self._state = replace(state or LinkState(), phase=LinkPhase.IDLE)
+        self._save = save
+        self._saving: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._rotated = asyncio.Event()
+        self._delivered = asyncio.Event()
+        self._explained = False
+        self._attempts: list[_Attempt] = []
+
+    @property
+    def state(self) -> LinkState:
+        """How the link is."""
+        return self._state
+
+    def note(self, state: LinkState) -> None:
+        """Show another state; it is saved soon."""
+        if state != self._state:
+            self._state = state
+            if self._saving is None or self._saving.done():
+                self._saving = asyncio.create_task(self._save_on())
+
+    def report(self) -> None:
+        """There are new reports."""
+        for attempt in self._attempts:
+            if attempt.session is not None:
+                attempt.session.report()
+
+    def identity_changed(self) -> None:
+        """Another channel is in use: speak there."""
+        self._rotated.set()
+
+    async def run(self) -> None:
+        """Keep a stream open until cancelled. Nothing is raised but that."""
+        try:
+            while True:
+                self._rotated.clear()
+                attempt = self._begin()
+                if await self._first(attempt.task, self._rotated.wait()):
+                    waiting = asyncio.ensure_future(self._wait(attempt, await _outcome(attempt)))
+                    await self._first(waiting, self._rotated.wait())
+                    waiting.cancel()
+                elif not attempt.welcome:
+                    attempt.task.cancel()
+        finally:
+            await self._end_all()
+
+    async def deliver(self) -> None:
+        """Speak until all reports are acknowledged, or for ten seconds; not at all where no call came through."""
+        if not self._parts.spool.unacknowledged:
+            return
+        if self._channels.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            return  # the calls before have shown it
+        attempt = self._begin()
+        try:
+            limit = asyncio.ensure_future(self._parts.clock.sleep(_DELIVERY))
+            if await self._first(attempt.task, self._delivered.wait(), limit):
+                end = await _outcome(attempt)
+                logger.info("the broker hasn't heard of all that was done: %s", end.text)
+                self.note(replace(self._state, last_error=end.text))
+        finally:
+            self.note(replace(self._state, phase=LinkPhase.IDLE, since=self._parts.clock.now()))
+            await self._end_all()
+
+    def _begin(self) -> _Attempt:
+        attempt = _Attempt()
+        self._attempts.append(attempt)
+        attempt.task = asyncio.create_task(self._attempt(attempt), name="status stream")
+        attempt.task.add_done_callback(lambda _: self._attempts.remove(attempt))
+        return attempt
+
+    async def _end_all(self) -> None:
+        tasks = [attempt.task for attempt in self._attempts]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._saving is not None:
+            await self._saving
+
+    async def _attempt(self, attempt: _Attempt) -> End:
+        """One stream, from the connection on."""
+        if self._state.phase is not LinkPhase.CONNECTED:
+            now = self._parts.clock.now()
+            self.note(replace(self._state, phase=LinkPhase.CONNECTING, since=now, next_attempt_time=None))
+        channel = self._channels.channel
+        ready = asyncio.ensure_future(channel.channel_ready())
+        if not await self._first(ready, self._parts.clock.sleep(self._patience)):
+            ready.cancel()
+            return End(await self._why_unreachable())
+        ready.result()
+        attempt.began = self._parts.clock.monotonic()
+
+        def welcome(version: str) -> None:
+            attempt.welcome = True
+            self._welcomed(attempt, version)
+
+        call = renewal_pb2_grpc.RenewalServiceStub(channel).StreamRenewalStatus()
+        attempt.session = Session(
+            call, self._parts, patience=self._patience, on_welcome=welcome, on_acknowledgement=self._acknowledged
+        )
+        return await attempt.session.run()
+
+    def _welcomed(self, attempt: _Attempt, version: str) -> None:
+        now = self._parts.clock.now()
+        self._explained = False
+        logger.info("the broker (version %s) is connected", version)
+        self.note(
+            replace(
+                self._state,
+                phase=LinkPhase.CONNECTED,
+                since=now,
+                last_connected_time=now,
+                last_error="",
+                next_attempt_time=None,
+                broker_version="".join(character for character in version if character.isprintable())[:64],
+            )
+        )
+        for older in self._attempts:
+            if older is not attempt:
+                older.task.cancel()
+
+    def _acknowledged(self) -> None:
+        if not self._parts.spool.unacknowledged:
+            self._delivered.set()
+
+    async def _wait(self, attempt: _Attempt, end: End) -> None:
+        """Until the next stream may be opened."""
+        clock = self._parts.clock
+        if attempt.welcome and clock.monotonic() - attempt.began >= _STABLE.total_seconds():
+            self._failures = 0
+        self._failures += 1
+        wait = reopening_wait(end, self._failures, lambda backoff, count: backoff.wait(count, self._parts.rng))
+        unsupported = end.code is grpc.StatusCode.UNIMPLEMENTED and end.refusal is None
+        if unsupported:
+            level = logging.INFO if self._state.phase is LinkPhase.UNSUPPORTED else logging.WARNING
+            logger.log(
+                level, "the broker is of a release without status streams; certificates are renewed all the same"
+            )
+        elif end.refusal is not None and end.refusal.reason is Reason.STREAM_DISPLACED:
+            logger.warning("another agent speaks with this host's identity: is it a copy? %s", end.text)
+        elif end.text != self._state.last_error:
+            logger.warning("the status stream has ended: %s; next in %.0f s", end.text, wait.total_seconds())
+        now = clock.now()
+        self.note(
+            replace(
+                self._state,
+                phase=LinkPhase.UNSUPPORTED if unsupported else LinkPhase.WAITING,
+                since=now,
+                last_error="" if unsupported else end.text,
+                next_attempt_time=now + wait,
+            )
+        )
+        await clock.sleep(wait)
+
+    async def _why_unreachable(self) -> str:
+        """Why there is no connection: looked into once in an outage, since that costs the broker a handshake."""
+        if self._explained:
+            return self._state.last_error or "the broker can't be reached"
+        self._explained = True
+        return str(await self._channels.why_unreachable("no connection in time"))
+
+    async def _first(self, task: asyncio.Future[Any], *others: Awaitable[object]) -> bool:
+        """Wait until one of them is done; whether `task` is. It alone goes on, unless the caller is cancelled."""
+        waiting = [asyncio.ensure_future(other) for other in others]
+        try:
+            await asyncio.wait([task, *waiting], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            for other in waiting:
+                other.cancel()
+        return task.done()
+
+    async def _save_on(self) -> None:
+        saved = None
+        while saved != self._state:
+            saved = self._state
+            await self._save(saved)
+
+
+async def _outcome(attempt: _Attempt) -> End:
+    """How it ended; a fault of ours is a bad end, not the end of everything."""
+    try:
+        return await attempt.task
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return End("the connection was closed")
+    except Exception:
+        logger.exception("the status stream failed")
+        return End("a fault of this agent; its log says more")

@@ -1,0 +1,82 @@
+"""The status stream of a host, with all that it works on: wiring, for `certplane.agent.app`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from certplane.agent.directives import HostDirectives
+from certplane.agent.host import IDENTITY
+from certplane.agent.link.session import SessionParts
+from certplane.agent.link.stream import StatusStream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from certplane.agent.host import Host
+    from certplane.agent.lineage import LineageLife
+    from certplane.agent.link.state import LinkState
+    from certplane.agent.link.stream import ChannelSource
+    from certplane.agent.renewal.skew import ClockSkew
+
+__all__ = ["status_stream"]
+
+logger = logging.getLogger(__name__)
+
+
+async def status_stream(
+    host: Host, lives: Mapping[str, LineageLife], channels: ChannelSource, skew: ClockSkew
+) -> StatusStream:
+    """The stream, not opened yet: it sends `host.reports`, and directives wake `lives`.
+
+    Args:
+        host: under its lock.
+        lives: the certificates' lives by name.
+        channels: the channel in use.
+        skew: fed with what the broker says of its time.
+    """
+    disk = host.disk
+    known = await disk.run(host.link_file.load)
+    loop = asyncio.get_running_loop()
+
+    async def save(state: LinkState) -> None:
+        await disk.run(host.link_file.save, state)
+
+    def told_time(broker_time: datetime, sent: datetime, received: datetime) -> None:
+        was_excessive = skew.excessive
+        skew.record(broker_time, sent=sent, received=received)
+        best = skew.best
+        if best is None:
+            return
+        stream.note(replace(stream.state, clock_skew=best.skew))
+        if skew.excessive and not was_excessive:
+            logger.warning("this host's clock is %.0f s apart from the broker's", best.skew.total_seconds())
+
+    def report() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: the report waits on disk
+            loop.call_soon_threadsafe(stream.report)
+
+    directives = HostDirectives(
+        host.certificates,
+        lives,
+        disk=disk,
+        clock=host.clock,
+        policy_hash=known.policy_hash,
+        on_policy=lambda policy_hash: stream.note(replace(stream.state, policy_hash=policy_hash)),
+    )
+    parts = SessionParts(
+        names=[IDENTITY, *host.certificates],
+        spool=host.reports,
+        directives=directives,
+        disk=disk,
+        clock=host.clock,
+        rng=host.rng,
+        told_time=told_time,
+    )
+    stream = StatusStream(channels, parts, patience=host.settings.broker.timeout, state=known, save=save)
+    host.reports.listen(report)
+    return stream

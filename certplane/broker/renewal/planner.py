@@ -1,0 +1,249 @@
+"""`RenewalPlanner`: asks each CA about each certificate in force, when it is time, and makes what it says durable.
+
+Rules:
+
+- All that has to be remembered is in the store: a broker that is started again goes on where the last one was.
+- One request a certificate and check, a few at once for each CA; CAs don't wait for each other. A CA that asks for
+  patience is asked about nothing until then.
+- What was planned while the CA was asked (an operator's request) is read again and planned with, never overwritten.
+- A plan that the store doesn't take changes nothing; the certificate stays due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Final
+
+from certplane.broker.model import AuditEvent, AuditEventType, AuditSeverity, CertificateRecord
+from certplane.broker.ports import Meter, NullMeter, PolicySource
+from certplane.broker.renewal.model import (
+    InForce,
+    RenewalInfo,
+    RenewalInfoError,
+    RenewalInfoUnsupportedError,
+    RenewalPlan,
+)
+from certplane.broker.renewal.planning import LONGEST_WAIT, has_moved, plan_renewal
+from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.renewal.ports import RenewalInfoSource
+from certplane.errors import RefusalError
+from certplane.runtime.clock import Clock
+
+__all__ = ["RenewalPlanner"]
+
+logger = logging.getLogger(__name__)
+
+_LOOK: Final = timedelta(seconds=30)
+"""Between looks at what is due: half of the shortest wait that a CA may ask for."""
+
+_TIDY: Final = timedelta(hours=1)
+"""Between looks at which plans are of certificates that are gone."""
+
+_BATCH: Final = 64
+_AT_ONCE: Final = 4
+"""Questions to one CA under way at once: enough for 100,000 certificates in six hours at 800 ms each."""
+
+_TIMEOUT: Final = timedelta(seconds=20)
+
+_STORE_PAUSE: Final = timedelta(minutes=1)
+"""After a plan that couldn't be stored: asking the CA again and again would help nobody."""
+
+_MOST_TRIES: Final = 3
+"""At storing a plan that others change at the same time."""
+
+
+class RenewalPlanner:
+    """Keeps the plans of all certificates in force up to date, while `run` runs."""
+
+    def __init__(
+        self,
+        plans: RenewalPlans,
+        sources: Mapping[str, RenewalInfoSource],
+        policies: PolicySource,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        new_event_id: Callable[[], str],
+        meter: Meter | None = None,
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            plans: what is planned; `refresh` has been awaited.
+            sources: by issuer; certificates of others keep their own time.
+            policies: for the profiles' `renew_before` of the moment.
+            clock: times of the plans, and of the next questions.
+            rng: picks the moments, and spreads the questions.
+            new_event_id: names audit events.
+            meter: gets the checks by result, and the plans that have moved.
+        """
+        self._plans = plans
+        self._sources = sources
+        self._policies = policies
+        self._clock = clock
+        self._rng = rng
+        self._new_event_id = new_event_id
+        self._meter = meter or NullMeter()
+        self._wake = {issuer: asyncio.Event() for issuer in sources}
+        self._held: dict[str, datetime] = {}
+        """Until when a CA isn't asked at all."""
+        plans.subscribe_issued(self._on_issue)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tidy())
+            for issuer, source in self._sources.items():
+                group.create_task(self._watch(issuer, source), name=f"renewal-{issuer}")
+
+    def _on_issue(self, certificate: CertificateRecord) -> None:
+        if certificate.issuer in self._wake:
+            self._wake[certificate.issuer].set()
+
+    async def _tidy(self) -> None:
+        while True:
+            await self._clock.sleep(_TIDY)
+            try:
+                await self._plans.refresh(self._clock.now())
+            except RefusalError as error:
+                logger.warning("the plans of certificates that are gone could not be dropped: %s", error)
+
+    async def _watch(self, issuer: str, source: RenewalInfoSource) -> None:
+        while True:
+            self._wake[issuer].clear()
+            if not await self._check_due(issuer, source):
+                await self._idle(self._wake[issuer])
+
+    async def _idle(self, wake: asyncio.Event) -> None:
+        """Until there may be more to do."""
+        sleeping = asyncio.ensure_future(self._clock.sleep(_LOOK))
+        woken = asyncio.ensure_future(wake.wait())
+        try:
+            await asyncio.wait({sleeping, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            woken.cancel()
+
+    async def _check_due(self, issuer: str, source: RenewalInfoSource) -> bool:
+        """Check a batch of what is due; whether there may be more right now."""
+        if self._is_held(issuer):
+            return False
+        try:
+            due = await self._plans.to_check(issuer, self._clock.now(), _BATCH)
+        except RefusalError as error:
+            logger.warning("which renewals are to be checked can't be read: %s", error)
+            return False
+        places = asyncio.Semaphore(_AT_ONCE)
+
+        async def check(certificate: InForce) -> None:
+            async with places:
+                if not self._is_held(issuer):
+                    await self._check(certificate, source)
+
+        async with asyncio.TaskGroup() as group:
+            for certificate in due:
+                group.create_task(check(certificate))
+        return len(due) == _BATCH and not self._is_held(issuer)
+
+    async def _check(self, certificate: InForce, source: RenewalInfoSource) -> None:
+        answer: RenewalInfo | RenewalInfoError
+        try:
+            answer = await source.renewal_info(certificate.certificate_pem, _TIMEOUT)
+        except RenewalInfoError as error:
+            answer = error
+        self._meter.count("renewal_checks", issuer=certificate.issuer, result=_result(answer))
+        if isinstance(answer, RenewalInfoError):
+            self._note_error(certificate, answer)
+        try:
+            await self._store(certificate, answer)
+        except RefusalError as error:
+            logger.warning("a renewal plan could not be stored: %s", error, extra=_fields(certificate))
+            self._hold(certificate.issuer, _STORE_PAUSE)
+
+    async def _store(self, certificate: InForce, answer: RenewalInfo | RenewalInfoError) -> None:
+        current: InForce | None = certificate
+        for _ in range(_MOST_TRIES):
+            if current is None:  # expired, revoked or replaced meanwhile
+                return
+            plan = plan_renewal(
+                current, answer, renew_before=self._renew_before(current), now=self._clock.now(), rng=self._rng
+            )
+            moved = has_moved(current.plan, plan)
+            events = [self._moved(current, plan)] if moved else []
+            if await self._plans.replace_plan(current.plan, plan, events):
+                if moved:
+                    self._meter.count("renewal_plans_moved", issuer=current.issuer)
+                    logger.info("the CA has moved a renewal window", extra=_fields(current, plan))
+                return
+            standing = await self._plans.in_force(certificate.host, self._clock.now())
+            current = next((one for one in standing if one.certificate_id == certificate.certificate_id), None)
+
+    def _renew_before(self, certificate: InForce) -> timedelta | None:
+        try:
+            profile = self._policies.current.find_profile(certificate.profile)
+        except RefusalError:  # no policy was ever loaded
+            return None
+        return None if profile is None else profile.renew_before
+
+    def _note_error(self, certificate: InForce, error: RenewalInfoError) -> None:
+        if isinstance(error, RenewalInfoUnsupportedError):
+            return
+        logger.info("the CA gave no renewal information: %s", error, extra=_fields(certificate))
+        if error.temporary and error.retry_after is not None:
+            self._hold(certificate.issuer, min(error.retry_after, LONGEST_WAIT))
+
+    def _hold(self, issuer: str, span: timedelta) -> None:
+        until = self._clock.now() + span
+        self._held[issuer] = max(until, self._held.get(issuer, until))
+
+    def _is_held(self, issuer: str) -> bool:
+        until = self._held.get(issuer)
+        # A clock that was set back must not make a short wait a long one.
+        return until is not None and self._clock.now() < until <= self._clock.now() + LONGEST_WAIT
+
+    def _moved(self, certificate: InForce, plan: RenewalPlan) -> AuditEvent:
+        before = certificate.plan
+        assert before is not None
+        now = self._clock.now()
+        reason = f"renew at {plan.renew_time:%Y-%m-%dT%H:%M:%SZ} instead of {before.renew_time:%Y-%m-%dT%H:%M:%SZ}"
+        reason += f": {plan.reason}"
+        if plan.explanation_url:
+            reason += f"; explained at {plan.explanation_url}"
+        return AuditEvent(
+            self._new_event_id(),
+            now,
+            AuditEventType.RENEWAL_WINDOW_MOVED,
+            severity=AuditSeverity.WARNING if plan.renew_time <= now else AuditSeverity.INFO,
+            identity=certificate.host,
+            profile_name=certificate.profile,
+            issuer_name=certificate.issuer,
+            certificate_id=certificate.certificate_id,
+            reason=reason,
+            cert_not_before=certificate.not_before,
+            cert_not_after=certificate.not_after,
+        )
+
+
+def _result(answer: RenewalInfo | RenewalInfoError) -> str:
+    if isinstance(answer, RenewalInfo):
+        return "window"
+    if isinstance(answer, RenewalInfoUnsupportedError):
+        return "unsupported"
+    return "unavailable" if answer.temporary else "unusable"
+
+
+def _fields(certificate: InForce, plan: RenewalPlan | None = None) -> dict[str, dict[str, str]]:
+    fields = {
+        "certificate_id": certificate.certificate_id,
+        "identity": certificate.host,
+        "profile": certificate.profile,
+        "issuer": certificate.issuer,
+    }
+    if plan is not None:
+        fields |= {"renew_time": f"{plan.renew_time:%Y-%m-%dT%H:%M:%SZ}", "why": plan.reason}
+        fields |= {"explanation_url": plan.explanation_url} if plan.explanation_url else {}
+    return {"fields": fields}

@@ -1,0 +1,535 @@
+"""The status stream against a scripted broker over a real connection, by a clock set by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from certplane.agent.link.session import End, SessionParts
+from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
+from certplane.agent.link.stream import StatusStream, reopening_wait
+from certplane.agent.model import CertificateReport, DirectedRenewal, LineageState, RenewalCause
+from certplane.agent.reporting.spool import FileReportSpool
+from certplane.errors import CertplaneError, OperationError, Reason, Refusal, RefusalError
+from certplane.rpc.status import refusal_from_status
+from certplane.runtime.pool import BlockingPool
+from certplane.v1 import renewal_pb2 as pb
+from tests.fakes.clock import ManualClock
+from tests.support.renewal_server import Answer, RenewalServer
+
+SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def report(number: int, state: LineageState = LineageState.WAITING, name: str = "web") -> CertificateReport:
+    return CertificateReport(name, state, NOW + timedelta(seconds=number))
+
+
+def renewal(certificate_id: str = "c1", **more: object) -> pb.Renewal:
+    message = pb.Renewal(certificate_id=certificate_id, cause=pb.Renewal.CAUSE_OPERATOR, **more)  # type: ignore[arg-type]
+    message.renew_time.FromDatetime(NOW)
+    return message
+
+
+class Taker:
+    """`DirectiveTaker` that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.taken: list[DirectedRenewal] = []
+        self.hashes: list[str] = []
+        self.errors: list[Exception] = []
+
+    async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.taken += renewals
+
+    async def policy_changed(self, policy_hash: str) -> None:
+        self.hashes.append(policy_hash)
+
+
+class Channels:
+    """`ChannelSource` in plain text: `change` is a new identity."""
+
+    def __init__(self) -> None:
+        self.port = 1
+        self.opened: list[grpc.aio.Channel] = []
+        self.asked: list[str] = []
+
+    def change(self) -> None:
+        self.opened.append(
+            grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=[("grpc.use_local_subchannel_pool", 1)])
+        )
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        return self.opened[-1]
+
+    async def why_unreachable(self, said: str) -> CertplaneError:
+        self.asked.append(said)
+        return OperationError("the broker can't be reached")
+
+
+class World:
+    """One host's stream and what it works with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = ManualClock(NOW)
+        self.server = RenewalServer(self.clock)
+        self.disk = BlockingPool("disk", 1)
+        self.channels = Channels()
+        self.taker = Taker()
+        self.told: list[datetime] = []
+        self.epochs = 0
+        self.start()
+
+    def start(self) -> None:
+        """As a new program."""
+        self.spool = FileReportSpool(self.folder / "reports", names=["web", "api"], new_epoch=self._epoch)
+        parts = SessionParts(
+            names=["web", "identity"],
+            spool=self.spool,
+            directives=self.taker,
+            disk=self.disk,
+            clock=self.clock,
+            rng=random.Random(1),
+            told_time=lambda told, _sent, _received: self.told.append(told),
+        )
+        file = LinkFile(self.folder)
+
+        async def save(state: LinkState) -> None:
+            await self.disk.run(file.save, state)
+
+        self.stream = StatusStream(self.channels, parts, patience=30 * SECOND, state=file.load(), save=save)
+        loop = asyncio.get_running_loop()
+        self.spool.listen(lambda: loop.call_soon_threadsafe(self.stream.report))
+
+    def _epoch(self) -> str:
+        self.epochs += 1
+        return f"epoch-{self.epochs}"
+
+    async def add(self, *reports: CertificateReport) -> None:
+        for each in reports:
+            await self.disk.run(self.spool.add, each)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[RenewalServer]:
+        """The broker and the stream."""
+        async with self.server.running() as server:
+            self.channels.port = server.port
+            self.channels.change()
+            async with self.streaming():
+                yield server
+
+    @contextlib.asynccontextmanager
+    async def streaming(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.stream.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+    async def pass_until(self, condition: Callable[[], bool], step: timedelta = SECOND) -> None:
+        """Let time pass until it holds."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self.clock.advance(step)
+                await asyncio.sleep(0.005)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for comes over a socket
+            await asyncio.sleep(0.005)
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path)
+    yield made
+    for channel in made.channels.opened:
+        await channel.close()
+    made.disk.close()
+
+
+async def test_hello_tells_all_that_there_is(world: World) -> None:
+    """Names, epoch, version and the reports that wait, in their order; then what comes, as it comes."""
+    await world.add(report(1, LineageState.REQUESTING), report(2))
+    async with world.running() as server:
+        await until(lambda: bool(server.streams))
+        hello = server.last.hello
+        assert list(hello.certificate_names) == ["identity", "web"]
+        assert (hello.epoch, hello.agent_version) == (world.spool.epoch, "0.1.0")
+        assert [each.sequence for each in hello.reports] == [1, 2]
+        assert hello.host_time.ToDatetime(tzinfo=UTC) == NOW
+        await until(lambda: not world.spool.unacknowledged)
+        await world.add(report(3, LineageState.DUE), report(4, LineageState.REQUESTING))
+        await until(lambda: not world.spool.unacknowledged)
+        assert [each.sequence for each in server.last.reports] == [1, 2, 3, 4]
+        assert world.stream.state.phase is LinkPhase.CONNECTED
+        assert world.stream.state.broker_version == "9.9.9"
+        assert world.told == [NOW]
+
+
+async def test_what_does_not_fit_into_hello_follows(world: World) -> None:
+    """A snapshot larger than a message is sent in order, the rest as reports, and nothing twice."""
+    world.spool = FileReportSpool(world.folder / "many", names=[f"c{n}" for n in range(200)], new_epoch=lambda: "e")
+    world.stream._parts = SessionParts(**{
+        **{name: getattr(world.stream._parts, name) for name in SessionParts.__slots__}, "spool": world.spool
+    })  # fmt: skip
+    for number in range(200):
+        await world.add(
+            CertificateReport(f"c{number}", LineageState.FAILED, NOW, last_error="x" * 1500, renew_reason="y" * 100)
+        )
+    async with world.running() as server:
+        await until(lambda: not world.spool.unacknowledged)
+        assert 10 < len(server.last.hello.reports) < 50
+        assert [each.sequence for each in server.last.reports] == list(range(1, 201))
+
+
+async def test_a_stream_that_broke_is_opened_again_and_nothing_is_counted_twice(world: World) -> None:
+    """What was reported meanwhile comes with the next hello; what the broker has it knows by the number."""
+    await world.add(report(1))
+    async with world.running() as server:
+        await until(lambda: not world.spool.unacknowledged)
+        server.last.end(grpc.StatusCode.UNAVAILABLE)
+        await until(lambda: world.stream.state.phase is LinkPhase.WAITING)
+        await world.add(report(2, LineageState.DUE))
+        assert world.stream.state.next_attempt_time is not None
+        await world.pass_until(lambda: len(server.streams) == 2)
+        await until(lambda: not world.spool.unacknowledged)
+        assert [each.update_time.ToDatetime(tzinfo=UTC) for each in server.taken] == [
+            report(1).update_time,
+            report(2).update_time,
+        ]
+
+
+async def test_a_lost_acknowledgement_costs_nothing(world: World) -> None:
+    """Reports stay until they are acknowledged, and are sent again with each hello."""
+    world.server.acknowledges = False
+    await world.add(report(1))
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        assert world.spool.unacknowledged == 1
+        server.acknowledges = True
+        server.last.end()
+        await world.pass_until(lambda: len(server.streams) == 2)
+        await until(lambda: not world.spool.unacknowledged)
+        assert len(server.taken) == 1
+
+
+async def test_a_broker_that_knows_more_makes_the_counting_start_anew(world: World) -> None:
+    """A state directory that was put back would be skipped: it takes another epoch and says all again."""
+    await world.add(report(1))
+    world.server.acknowledged[world.spool.epoch] = 5000
+    async with world.running() as server:
+        await world.pass_until(lambda: len(server.streams) == 2)
+        await until(lambda: not world.spool.unacknowledged)
+        first, second = server.streams
+        assert first.hello.epoch != second.hello.epoch
+        assert len(server.taken) == 1
+
+
+async def test_a_directive_is_taken_over_then_acknowledged(world: World) -> None:
+    """Its times, its reasons without control characters, and the policy it speaks of."""
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        sent = renewal(reason="bad \x1b[31mkeys\n", explanation_url="https://ca.example/1", renewal_request_id="r1")
+        server.last.direct("n1", sent, policy_hash="ab" * 32)
+        await until(lambda: bool(server.last.results))
+        assert world.taker.taken == [
+            DirectedRenewal("c1", NOW, RenewalCause.OPERATOR, "bad [31mkeys", "https://ca.example/1", "r1")
+        ]
+        assert world.taker.hashes == ["ab" * 32]
+        (result,) = server.last.results
+        assert result.nonce == "n1"
+        assert not result.HasField("error")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(RefusalError(Reason.CERTIFICATE_NOT_FOUND, "no c1 here"), "CERTIFICATE_NOT_FOUND", id="not ours"),
+        pytest.param(OperationError("the disk is full"), "STORE_UNAVAILABLE", id="can't be kept"),
+        pytest.param(KeyError("a fault of ours"), "INTERNAL", id="a fault"),
+    ],
+)
+async def test_a_directive_that_cannot_be_followed_is_refused(world: World, error: Exception, reason: str) -> None:
+    """With the reason; the stream goes on."""
+    world.taker.errors = [error]
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        server.last.direct("n1", renewal())
+        await until(lambda: len(server.last.results) == 1)
+        refusal = refusal_from_status(server.last.results[0].error)
+        assert refusal is not None
+        assert refusal.reason == reason
+        server.last.direct("n2", renewal())
+        await until(lambda: len(server.last.results) == 2)
+        assert not server.last.results[1].HasField("error")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param([renewal("")], id="no certificate"),
+        pytest.param([pb.Renewal(certificate_id="c1")], id="no time"),
+        pytest.param([renewal()] * 101, id="too many"),
+    ],
+)
+async def test_a_directive_that_is_none_is_refused_whole(world: World, bad: list[pb.Renewal]) -> None:
+    """Nothing of it is taken over."""
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        server.last.direct("n1", *bad)
+        await until(lambda: bool(server.last.results))
+        refusal = refusal_from_status(server.last.results[0].error)
+        assert refusal is not None
+        assert refusal.reason is Reason.REQUEST_INVALID
+        assert refusal.violations
+        assert world.taker.taken == []
+
+
+async def test_a_nonce_that_comes_again_has_the_same_answer(world: World) -> None:
+    """Replayed, it is answered and not done twice."""
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        for count in (1, 2):
+            server.last.direct("n1", renewal())
+            await until(lambda count=count: len(server.last.results) == count)  # type: ignore[misc] # bound now
+        assert len(world.taker.taken) == 1
+
+
+async def test_ten_thousand_directives_at_once_cost_one_slot(world: World) -> None:
+    """The latest counts; those that it overtook are neither done nor kept."""
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        for number in range(10_000):
+            server.last.direct(f"n{number}", renewal(f"c{number}"))
+        await until(lambda: bool(server.last.results) and server.last.results[-1].nonce == "n9999")
+        assert world.taker.taken[-1].certificate_id == "c9999"
+
+
+async def test_the_heart_beats_and_measures_the_clock(world: World) -> None:
+    """As often as the broker wants, and each answer tells its time."""
+    world.server.heartbeat = 10 * SECOND
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        await world.pass_until(lambda: server.last.heartbeats >= 3)
+        await until(lambda: len(world.told) >= 3)
+        assert len(server.streams) == 1
+
+
+async def test_a_silent_broker_is_left(world: World) -> None:
+    """Three heartbeats without an answer, and the stream is opened anew."""
+    world.server.heartbeat = 10 * SECOND
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        server.beats = False
+        await world.pass_until(lambda: "silent" in world.stream.state.last_error, step=5 * SECOND)
+        server.beats = True
+        await world.pass_until(lambda: len(server.streams) == 2)
+
+
+async def test_a_broker_that_does_not_greet_is_left(world: World) -> None:
+    """Hello has its time limit."""
+    world.server.greets = False
+    async with world.running() as server:
+        await until(lambda: bool(server.streams))
+        await world.pass_until(lambda: "hello in time" in world.stream.state.last_error)
+        server.greets = True
+        await world.pass_until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+
+
+async def test_goodbye_says_when_to_come_back(world: World) -> None:
+    """Not before, and about then."""
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        goodbye = Answer.Goodbye(reason="the broker stops")
+        goodbye.reconnect_delay.FromTimedelta(20 * SECOND)
+        server.last.say(goodbye=goodbye)
+        server.last.end()
+        await until(lambda: world.stream.state.phase is LinkPhase.WAITING)
+        assert world.stream.state.next_attempt_time == world.clock.now() + 20 * SECOND
+        assert "the broker stops" in world.stream.state.last_error
+        await until(lambda: world.clock.sleepers == 1)
+        world.clock.advance(19 * SECOND)
+        await asyncio.sleep(0.05)
+        assert len(server.streams) == 1
+        await world.pass_until(lambda: len(server.streams) == 2)
+
+
+async def test_a_refusal_is_waited_out(world: World) -> None:
+    """`RetryInfo` is obeyed, and an identity that isn't accepted is no reason to knock every second."""
+    world.server.refusal = Refusal(Reason.IDENTITY_CONTESTED, "two holders", retry_after=5 * MINUTE)
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.WAITING)
+        assert world.stream.state.last_error == "IDENTITY_CONTESTED: two holders"
+        assert world.stream.state.next_attempt_time is not None
+        assert world.stream.state.next_attempt_time >= world.clock.now() + 5 * MINUTE
+        server.refusal = None
+        await world.pass_until(lambda: bool(server.streams), step=30 * SECOND)
+
+
+async def test_a_broker_without_streams_is_asked_hourly_and_quietly(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An agent works with an older broker: one line in the log, no error in its status."""
+    server = grpc.aio.server()
+    world.channels.port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    world.channels.change()
+    try:
+        async with world.streaming():
+            await until(lambda: world.stream.state.phase is LinkPhase.UNSUPPORTED)
+            assert world.stream.state.last_error == ""
+            assert world.stream.state.next_attempt_time is not None
+            assert world.stream.state.next_attempt_time >= NOW + 45 * MINUTE
+            assert [record.levelname for record in caplog.records] == ["WARNING"]
+    finally:
+        await server.stop(None)
+
+
+async def test_a_broker_that_is_away_is_looked_into_once(world: World) -> None:
+    """Each outage costs one diagnosis; the stream comes about when the broker does."""
+    world.channels.change()  # nobody listens there
+    async with world.streaming():
+        await world.pass_until(lambda: len(world.channels.asked) == 1)
+        await world.pass_until(lambda: world.stream.state.phase is LinkPhase.CONNECTING)
+        await world.pass_until(lambda: world.stream.state.phase is LinkPhase.WAITING, step=5 * SECOND)
+        assert world.channels.asked == ["no connection in time"]
+        assert world.stream.state.last_error == "the broker can't be reached"
+        async with world.server.running() as server:
+            world.channels.port = server.port
+            world.channels.change()
+            world.stream.identity_changed()
+            await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+
+
+async def test_a_new_identity_is_heard_before_the_old_one_leaves(world: World) -> None:
+    """The next stream says hello on the new channel; the older ends when that is welcome, and nothing is lost."""
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        server.greets = False
+        world.channels.change()
+        world.stream.identity_changed()
+        await until(lambda: len(server.streams) == 2)
+        assert not server.streams[0].ended.is_set()
+        await world.add(report(1))
+        await until(lambda: len(server.taken) == 1)
+        assert server.streams[0].reports, "the older one goes on until the new one is welcome"
+        server.streams[1].say(welcome=Answer.Welcome(acknowledged_sequence=server.acknowledged[world.spool.epoch]))
+        await until(server.streams[0].ended.is_set)
+        await world.add(report(2))
+        await until(lambda: not world.spool.unacknowledged)
+        assert len(server.taken) == 2
+        assert world.stream.state.last_error == ""
+
+
+async def test_a_waiting_stream_is_opened_at_once_by_a_new_identity(world: World) -> None:
+    """What was refused was the other identity."""
+    world.server.refusal = Refusal(Reason.IDENTITY_EXPIRED, "it is over")
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.WAITING)
+        server.refusal = None
+        world.channels.change()
+        world.stream.identity_changed()
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+
+
+async def test_another_holder_of_the_identity_is_said(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A stream that another one displaces, although this host has but one, is worth a warning and a wait."""
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+        server.last.end(Refusal(Reason.STREAM_DISPLACED, "another stream"))
+        await until(lambda: world.stream.state.phase is LinkPhase.WAITING)
+        assert world.stream.state.next_attempt_time is not None
+        assert world.stream.state.next_attempt_time >= world.clock.now() + MINUTE
+        assert "is it a copy?" in caplog.text
+
+
+async def test_delivering_ends_with_the_last_acknowledgement(world: World) -> None:
+    """A program that ends says what it did, and no more."""
+    await world.add(report(1), report(2, LineageState.DUE))
+    async with world.server.running() as server:
+        world.channels.port = server.port
+        world.channels.change()
+        async with asyncio.timeout(5):
+            await world.stream.deliver()
+        assert len(server.taken) == 2
+        assert world.spool.unacknowledged == 0
+        assert LinkFile(world.folder).load().phase is LinkPhase.IDLE
+        await world.stream.deliver()
+        assert len(server.streams) == 1
+
+
+async def test_delivering_does_not_wait_for_a_broker_that_is_away(world: World) -> None:
+    """Ten seconds; the reports stay."""
+    await world.add(report(1))
+    world.channels.change()
+    task = asyncio.create_task(world.stream.deliver())
+    await world.pass_until(task.done)
+    await task
+    assert world.spool.unacknowledged == 1
+
+
+async def test_the_links_state_outlives_the_program(world: World) -> None:
+    """What the next program finds is what was last known, but not a stream that is no more."""
+    async with world.running():
+        await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+    loaded = LinkFile(world.folder).load()
+    assert loaded.last_connected_time == NOW
+    assert loaded.broker_version == "9.9.9"
+    world.start()
+    assert world.stream.state.phase is LinkPhase.IDLE
+
+
+def longest(backoff: object, failures: int) -> timedelta:
+    return backoff.ceiling(failures)  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("end", "failures", "wait"),
+    [
+        pytest.param(End("x"), 1, SECOND, id="soon at first"),
+        pytest.param(End("x"), 20, MINUTE, id="a minute at most"),
+        pytest.param(End("x", grpc.StatusCode.UNIMPLEMENTED), 1, 75 * MINUTE, id="an older broker"),
+        pytest.param(
+            End("x", refusal=Refusal(Reason.DRAINING, ""), retry_after=10 * SECOND), 1, 10 * SECOND, id="RetryInfo"
+        ),
+        pytest.param(End("x", refusal=Refusal(Reason.IDENTITY_UNKNOWN, "")), 1, MINUTE, id="refused"),
+        pytest.param(End("x", refusal=Refusal(Reason.IDENTITY_UNKNOWN, "")), 20, 30 * MINUTE, id="refused for long"),
+        pytest.param(End("x", retry_after=2 * HOUR, goodbye=True), 1, 2 * HOUR, id="goodbye"),
+        pytest.param(End("x", retry_after=timedelta(), goodbye=True), 9, timedelta(), id="come back at once"),
+        pytest.param(End("x", goodbye=True), 1, SECOND, id="goodbye without a time"),
+        pytest.param(End("x", retry_after=timedelta.max, goodbye=True), 1, timedelta(days=1), id="no word for years"),
+    ],
+)
+def test_the_wait_before_the_next_stream(end: End, failures: int, wait: timedelta) -> None:
+    """The longest that the jitter allows."""
+    assert reopening_wait(end, failures, longest) == wait
+
+
+async def test_a_stable_stream_is_no_failure(world: World) -> None:
+    """A minute's life makes the next break the first of a new row."""
+    async with world.running() as server:
+        for number, stable in enumerate((False, False, True), 1):
+            await world.pass_until(lambda number=number: len(server.streams) == number)  # type: ignore[misc] # bound now
+            await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
+            assert world.stream._failures == number - 1
+            if stable:
+                world.clock.advance(MINUTE)
+            server.last.end()
+            await until(lambda: world.stream.state.phase is LinkPhase.WAITING)
+        assert world.stream._failures == 1

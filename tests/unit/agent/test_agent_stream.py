@@ -1,0 +1,206 @@
+"""The agent and its broker, as they speak over a stream: reports in order, and renewals when the broker wants them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+
+from certplane.agent.app import Agent
+from certplane.agent.model import LineageState
+from certplane.errors import CertplaneError, OperationError, Reason
+from certplane.rpc.status import refusal_from_status
+from certplane.v1 import renewal_pb2 as pb
+from tests.support.agent_world import AgentWorld
+from tests.support.renewal_server import RenewalServer
+
+HOUR = timedelta(hours=1)
+State = pb.CertificateStatus.State
+
+
+class PlainChannels:
+    """`ChannelSource` to a scripted broker."""
+
+    def __init__(self, port: int) -> None:
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
+
+    async def why_unreachable(self, said: str) -> CertplaneError:
+        return OperationError(said)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[AgentWorld]:
+    made = AgentWorld(tmp_path, [{"name": "web"}, {"name": "api"}])
+    yield made
+    made.close()
+
+
+@contextlib.asynccontextmanager
+async def broker(world: AgentWorld) -> AsyncIterator[RenewalServer]:
+    async with RenewalServer(world.clock).running() as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def agent_of(world: AgentWorld, server: RenewalServer) -> AsyncIterator[Agent]:
+    channels = PlainChannels(server.port)
+    agent = Agent(world.start(), world.progress, broker=world.broker, channels=channels)
+    try:
+        yield agent
+    finally:
+        await channels.channel.close()
+
+
+@contextlib.asynccontextmanager
+async def running(world: AgentWorld, server: RenewalServer) -> AsyncIterator[Agent]:
+    async with agent_of(world, server) as agent:
+        stop = asyncio.Event()
+        task = asyncio.create_task(agent.run(stop, world.progress))
+        try:
+            yield agent
+        finally:
+            stop.set()
+            await asyncio.wait_for(task, 10)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in threads and over sockets
+            await asyncio.sleep(0.01)
+
+
+def states(server: RenewalServer, name: str) -> list[str]:
+    return [State.Name(each.state).removeprefix("STATE_") for each in server.taken if each.name == name]
+
+
+def installed(server: RenewalServer, name: str) -> int:
+    """The version that the broker knows to be in use, once all is well; 0 before."""
+    last = next((each for each in reversed(server.taken) if each.name == name), None)
+    return last.installed.version if last is not None and last.state == State.STATE_WAITING else 0
+
+
+def renewal(
+    certificate_id: str, when: object, cause: pb.Renewal.Cause.ValueType = pb.Renewal.CAUSE_OPERATOR
+) -> pb.Renewal:
+    message = pb.Renewal(certificate_id=certificate_id, cause=cause, reason="keys leaked")
+    message.renew_time.FromDatetime(when)  # type: ignore[arg-type] # a datetime
+    return message
+
+
+async def certificate_id(world: AgentWorld, name: str) -> str:
+    return (await world.versions(name))[-1].certificate_id
+
+
+async def test_a_renewal_is_reported_step_by_step(world: AgentWorld) -> None:
+    """Each state in its order, the last with what is installed; nothing twice, whatever was sent again."""
+    await world.enroll()
+    async with broker(world) as server, running(world, server):
+        await until(lambda: installed(server, "web") == 1)
+        assert states(server, "web") == ["ABSENT", "DUE", "REQUESTING", "ISSUED", "INSTALLING", "RELOADING", "WAITING"]
+        last = [each for each in server.taken if each.name == "web"][-1]
+        assert (last.profile, list(last.dns_names)) == ("web", ["web.example"])
+        assert last.installed.certificate_id == last.issued.certificate_id == await certificate_id(world, "web")
+        assert last.renew_time.ToDatetime(tzinfo=UTC) > world.clock.now()
+        assert sorted(server.last.hello.certificate_names) == ["api", "identity", "web"]
+        await until(lambda: bool(states(server, "identity")))
+
+
+async def test_renew_now_renews_at_once_and_once(world: AgentWorld) -> None:
+    """An operator's word wakes the one certificate, however fresh it is, and says why; the next one isn't meant."""
+    await world.enroll()
+    async with broker(world) as server, running(world, server):
+        await until(lambda: installed(server, "web") == installed(server, "api") == 1)
+        server.last.direct("n1", renewal(await certificate_id(world, "web"), world.clock.now()))
+        await until(lambda: bool(server.last.results))
+        assert not server.last.results[0].HasField("error")
+        await until(lambda: installed(server, "web") == 2)
+        due = [each for each in server.taken if each.name == "web" and each.state == State.STATE_DUE][-1]
+        assert due.renew_reason == "an operator asked: keys leaked"
+        await asyncio.sleep(0.1)
+        assert installed(server, "web") == 2
+        assert installed(server, "api") == 1
+
+
+async def test_a_later_time_is_kept_over_a_restart(world: AgentWorld) -> None:
+    """A directive is on disk before it is acknowledged, and the next program plans by it."""
+    await world.enroll()
+    async with broker(world) as server:
+        async with running(world, server):
+            await until(lambda: installed(server, "web") == 1)
+            when = world.clock.now() + 5 * HOUR
+            server.last.direct("n1", renewal(await certificate_id(world, "web"), when, pb.Renewal.CAUSE_ISSUER))
+            await until(lambda: bool(server.last.results))
+        world.clock.advance(4 * HOUR)
+        async with agent_of(world, server) as agent:
+            assert (await agent.run_once())["web"].renew_time == when
+        world.clock.advance(HOUR)
+        async with agent_of(world, server) as agent:
+            await agent.run_once()
+        assert len(await world.versions("web")) == 2
+
+
+async def test_a_certificate_of_another_host_is_refused(world: AgentWorld) -> None:
+    """The directive's other half is taken over."""
+    await world.enroll()
+    async with broker(world) as server, running(world, server):
+        await until(lambda: installed(server, "web") == 1)
+        now = world.clock.now()
+        server.last.direct("n1", renewal("certificate-99", now), renewal(await certificate_id(world, "web"), now))
+        await until(lambda: bool(server.last.results))
+        refusal = refusal_from_status(server.last.results[0].error)
+        assert refusal is not None
+        assert refusal.reason is Reason.CERTIFICATE_NOT_FOUND
+        assert "certificate-99" in refusal.message
+        await until(lambda: installed(server, "web") == 2)
+
+
+async def test_a_certificate_that_was_replaced_meanwhile_is_no_error(world: AgentWorld) -> None:
+    """Host and broker had crossed: nothing is renewed twice."""
+    await world.enroll()
+    async with broker(world) as server, running(world, server):
+        await until(lambda: installed(server, "web") == 1)
+        old = await certificate_id(world, "web")
+        server.last.direct("n1", renewal(old, world.clock.now()))
+        await until(lambda: installed(server, "web") == 2)
+        server.last.direct("n2", renewal(old, world.clock.now()))
+        await until(lambda: len(server.last.results) == 2)
+        assert not server.last.results[1].HasField("error")
+        await asyncio.sleep(0.1)
+        assert len(await world.versions("web")) == 2
+
+
+async def test_another_policy_lets_the_refused_try_again(world: AgentWorld) -> None:
+    """Who was refused by the one before asks at once, not after its own waiting time."""
+    world.broker.profiles = ()
+    await world.enroll()
+    async with broker(world) as server, running(world, server):
+        await until(lambda: states(server, "web")[-1:] == ["FAILED"] and states(server, "api")[-1:] == ["FAILED"])
+        world.broker.profiles = ("web",)
+        server.last.direct("n1", policy_hash="aa" * 32)
+        await until(lambda: installed(server, "web") == installed(server, "api") == 1)
+
+
+async def test_what_a_single_run_does_is_told(world: AgentWorld) -> None:
+    """A timer's agent reports too, and hears what the next run is to do."""
+    await world.enroll()
+    async with broker(world) as server:
+        async with agent_of(world, server) as agent:
+            await agent.run_once()
+        assert states(server, "web")[-1] == "WAITING"
+        assert world.host.reports.unacknowledged == 0
+
+
+async def test_without_a_broker_reports_wait_on_disk(world: AgentWorld) -> None:
+    """Certificates keep their own schedule, and the next stream tells all that matters."""
+    await world.enroll()
+    await world.agent().run_once()
+    async with broker(world) as server:
+        async with running(world, server):
+            await until(lambda: bool(states(server, "api")) and states(server, "web")[-1:] == ["WAITING"])
+        assert states(server, "web") == ["ABSENT", "DUE", "REQUESTING", "ISSUED", "INSTALLING", "RELOADING", "WAITING"]
+        assert (await world.status("web")).state is LineageState.WAITING

@@ -1,0 +1,220 @@
+"""Several issuers: which failures move an order on, which never do, and how the first issuer comes back."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from certplane.broker.issuance.outcome import fails_over
+from certplane.broker.model import AuditEventType, OrderState, RevocationReason
+from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
+from tests.fakes.issuer import FakeCa, FakeIssuer
+from tests.support.issuance import World, caller, issue, settle
+
+_URN = "urn:ietf:params:acme:error:"
+
+
+@pytest.fixture
+def world() -> World:
+    """A world whose profile may have certificates of two issuers, the ordinary one first."""
+    made = World()
+    made.others.append(FakeIssuer(FakeCa(made.clock, made.dns), name="second", directory="https://second.test/dir"))
+    made.change_profile(issuers=("fake-ca", "second"))
+    return made
+
+
+def second(world: World) -> FakeIssuer:
+    return world.others[0]
+
+
+def unreachable() -> RefusalError:
+    return RefusalError(Reason.ISSUER_UNAVAILABLE, "the CA doesn't answer")
+
+
+def limited(subject: str = "account") -> RefusalError:
+    return RefusalError(
+        Reason.ISSUER_RATE_LIMITED,
+        "too many orders",
+        retry_after=timedelta(hours=3),
+        violations=[Violation(subject, "too many")],
+    )
+
+
+def rejected(problem: str) -> RefusalError:
+    return RefusalError(
+        Reason.ISSUER_REJECTED, "refused", problems=[ProblemDocument(_URN + problem, "the CA's words", 403)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "moves"),
+    [
+        pytest.param(unreachable(), True, id="out-of-reach"),
+        pytest.param(limited(), True, id="account-limited"),
+        pytest.param(limited("name_set"), True, id="name-set-limited"),
+        pytest.param(rejected("userActionRequired"), True, id="account-wants-a-person"),
+        pytest.param(rejected("externalAccountRequired"), True, id="account-wants-a-binding"),
+        pytest.param(rejected("rejectedIdentifier"), False, id="name-refused"),
+        pytest.param(rejected("caa"), False, id="caa-forbids"),
+        pytest.param(rejected("unauthorized"), False, id="challenge-failed"),
+        pytest.param(rejected("badPublicKey"), False, id="key-refused"),
+        pytest.param(RefusalError(Reason.DNS_UNAVAILABLE, "no server"), False, id="dns-away"),
+        pytest.param(RefusalError(Reason.DNS_REJECTED, "no zone"), False, id="dns-refuses"),
+        pytest.param(RefusalError(Reason.STORE_UNAVAILABLE, "disk"), False, id="own-store"),
+    ],
+)
+def test_the_class_of_a_failure_decides(error: RefusalError, moves: bool) -> None:
+    """Out of reach, limited, or an account that wants a person: another issuer may do; nothing about names does."""
+    assert fails_over(error.refusal) is moves
+
+
+async def test_an_issuer_that_stays_away_is_left(world: World) -> None:
+    """One order, whose waiting callers get the certificate of the second issuer; the log says so."""
+    world.issuer.faults.fail_always("create_order", unreachable())
+    authority = await world.started()
+    waiting = await authority.issue(caller(), issue(wait=timedelta()))
+    assert waiting.order.issuer == "fake-ca"
+    await world.run_on(timedelta(seconds=2))
+    result = await authority.get_order(caller(), "r", world.order.order_id)
+    assert (result.order.state, result.order.issuer) == (OrderState.ISSUED, "second")
+    assert result.certificate is not None
+    assert result.certificate.issuer == "second"
+    assert world.issuer.faults.count("create_order") > 2
+    (moved,) = (event for event in world.database.events if event.event_type is AuditEventType.ISSUER_FAILED_OVER)
+    assert (moved.issuer_name, moved.reason_code) == ("fake-ca", "ISSUER_UNAVAILABLE")
+    (issued,) = (event for event in world.database.events if event.event_type is AuditEventType.CERTIFICATE_ISSUED)
+    assert (issued.issuer_name, issued.issuer_directory) == ("second", "https://second.test/dir")
+    assert world.meter.total("issuer_failovers") == 1
+
+
+async def test_a_moment_of_absence_moves_nobody(world: World) -> None:
+    """An issuer that is back within half a minute keeps the order."""
+    world.issuer.faults.fail("create_order", unreachable(), times=3)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on(timedelta(seconds=2))
+    assert (world.order.state, world.order.issuer) == (OrderState.ISSUED, "fake-ca")
+
+
+async def test_a_limit_moves_at_once_and_later_orders_go_straight_on(world: World) -> None:
+    """What the first issuer said holds for everybody whom it concerns: it isn't asked again before its time."""
+    world.issuer.faults.fail("create_order", limited())
+    authority = await world.started()
+    await authority.issue(caller(), issue("one", wait=timedelta()))
+    await world.run_on(timedelta(seconds=1))
+    await authority.issue(caller(), issue("two", wait=timedelta()))
+    await world.run_on(timedelta(seconds=1))
+    assert [order.issuer for order in world.orders] == ["second", "second"]
+    assert world.issuer.faults.count("create_order") == 1
+
+
+@pytest.mark.parametrize("failure", [pytest.param(unreachable, id="away"), pytest.param(limited, id="limited")])
+async def test_the_first_issuer_is_used_again_when_it_recovers(world: World, failure: object) -> None:
+    """After the time that it is left alone the next order goes to it."""
+    world.issuer.faults.fail("create_order", failure(), times=30)  # type: ignore[operator]  # one of the two above
+    authority = await world.started()
+    await authority.issue(caller(), issue("one", wait=timedelta()))
+    await world.run_on(timedelta(seconds=2))
+    assert world.order.issuer == "second"
+    world.issuer.faults.heal()
+    world.clock.advance(timedelta(hours=4))
+    await authority.issue(caller(), issue("two", wait=timedelta()))
+    await world.run_on(timedelta(seconds=2))
+    assert [order.issuer for order in world.orders] == ["second", "fake-ca"]
+
+
+async def test_what_the_first_says_of_a_name_is_not_asked_elsewhere(world: World) -> None:
+    """A name that the CA refuses ends the order: no shopping for a CA that doesn't look."""
+    world.issuer.faults.fail("create_order", rejected("rejectedIdentifier"))
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on()
+    assert (world.order.state, world.order.issuer) == (OrderState.FAILED, "fake-ca")
+    assert not second(world).faults.calls
+
+
+async def test_half_way_the_first_order_is_given_up_and_its_records_go(world: World) -> None:
+    """Leaving after the records were written abandons the order at the CA, audited, and cleans up in the end."""
+    world.issuer.faults.fail_always("answer_challenges", unreachable())
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on(timedelta(seconds=2))
+    assert (world.order.state, world.order.issuer) == (OrderState.ISSUED, "second")
+    assert world.logged(AuditEventType.ORDER_ABANDONED) == 1
+    assert world.order.txt_records == ()
+    assert not world.dns.visible()
+    assert world.ca.finalisations == 0
+
+
+async def test_after_the_finalisation_nothing_moves(world: World) -> None:
+    """Where the first may have the CSR, only its word ends the order: no key gets two certificates."""
+    world.issuer.faults.fail_after("finalize", unreachable())
+    world.issuer.faults.fail("get_order", unreachable(), times=20)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on(timedelta(minutes=1))
+    assert (world.order.state, world.order.issuer) == (OrderState.ISSUED, "fake-ca")
+    assert not second(world).faults.calls
+    assert world.ca.finalisations == 1
+
+
+async def test_where_all_are_out_the_first_ones_word_is_told(world: World) -> None:
+    """Each issuer is tried once; then the order ends with what the last one said, and later ones aren't spent."""
+    for issuer in (world.issuer, second(world)):
+        issuer.faults.fail("create_order", limited(), times=5)
+    authority = await world.started()
+    await authority.issue(caller(), issue("one", wait=timedelta()))
+    await world.run_on(timedelta(seconds=2))
+    assert world.order.state is OrderState.FAILED
+    assert world.order.error is not None
+    assert world.order.error.reason is Reason.ISSUER_RATE_LIMITED
+    assert [each.faults.count("create_order") for each in (world.issuer, second(world))] == [1, 1]
+
+
+async def test_the_cache_knows_certificates_of_each_listed_issuer(world: World) -> None:
+    """A certificate that the second issued answers again while it is fresh, and says whose it is."""
+    world.issuer.faults.fail("create_order", limited())
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on(timedelta(seconds=1))
+    again = await authority.issue(caller(), issue(wait=timedelta()))
+    assert again.source == "cache"
+    assert again.certificate is not None
+    assert again.certificate.issuer == "second"
+    hits = [event for event in world.database.events if event.event_type is AuditEventType.CERTIFICATE_CACHE_HIT]
+    assert [event.issuer_name for event in hits] == ["second"]
+
+
+async def test_a_restart_goes_on_where_the_order_was(world: World) -> None:
+    """The issuer that an order moved to is durable: a new process doesn't begin with the first again."""
+    world.issuer.faults.fail("create_order", limited())
+    gate = second(world).faults.hold("create_order")
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await settle(200)
+    assert (world.order.issuer, world.order.state.is_open) == ("second", True)
+    after = world.fork()
+    after.others.append(FakeIssuer(after.ca, name="second"))
+    await after.started()
+    await after.run_on(timedelta(seconds=1))
+    assert (after.order.state, after.order.issuer) == (OrderState.ISSUED, "second")
+    assert not after.issuer.faults.calls
+    gate.set()
+    await world.run_on(timedelta(seconds=1))
+
+
+async def test_an_issuer_that_was_taken_out_of_the_configuration(world: World) -> None:
+    """Its certificates can't be revoked here any more, and that is said."""
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on(timedelta(seconds=1))
+    (certificate,) = world.database.certificates
+    del authority._ports.revokers["fake-ca"]  # type: ignore[attr-defined]  # as a restart without it would have it
+    with pytest.raises(RefusalError, match="fake-ca"):
+        await authority.revoke(caller(), "r", certificate, RevocationReason.SUPERSEDED)
+
+
+def test_a_refusal_without_a_scope_that_is_known_stays() -> None:
+    """Whatever nobody foresaw is no reason to ask elsewhere."""
+    assert not fails_over(Refusal(Reason.INTERNAL, "?"))
