@@ -451,8 +451,13 @@ class Issuer(Protocol):
         """The ACME directory's URL."""
         ...
 
-    async def create_order(self, csr_der: bytes, profile: Profile, timeout: timedelta) -> IssuerOrder:
+    async def create_order(
+        self, csr_der: bytes, profile: Profile, timeout: timedelta, *, replaces: str = ""
+    ) -> IssuerOrder:
         """Ask the CA for an order of the CSR's names. The CA may hand back a pending one of the same names.
+
+        `replaces` is the certificate (PEM, the leaf alone) of this issuer whose renewal it is; the CA is told of it
+        where it takes that (RFC 9773 5), and no order fails because of it.
 
         A failure after the CA has made it is the order's `trouble`, so that the order isn't lost and made again.
         """

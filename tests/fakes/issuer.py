@@ -48,6 +48,8 @@ class FakeCa:
         self.orders: dict[str, CaOrder] = {}
         self.issued: list[str] = []
         """Every leaf made, PEM."""
+        self.replaced: list[str] = []
+        """What each new order said that it replaces, PEM; empty for nothing."""
         self.revoked: dict[int, RevocationReason] = {}
         self.lifetime = timedelta(days=90)
         self.reuses_pending = False
@@ -69,6 +71,7 @@ class FakeCa:
         other.dns = dns
         other.orders = dict(self.orders)
         other.issued = list(self.issued)
+        other.replaced = list(self.replaced)
         other.revoked = dict(self.revoked)
         return other
 
@@ -196,8 +199,11 @@ class FakeIssuer:
     def directory(self) -> str:
         return self._directory
 
-    async def create_order(self, csr_der: bytes, profile: Profile, timeout: timedelta) -> IssuerOrder:
+    async def create_order(
+        self, csr_der: bytes, profile: Profile, timeout: timedelta, *, replaces: str = ""
+    ) -> IssuerOrder:
         async with self.faults.around("create_order"):
+            self.ca.replaced.append(replaces)
             return _shown(self.ca.create(_names(csr_der)))
 
     async def get_order(self, url: str, timeout: timedelta) -> IssuerOrder:

@@ -79,6 +79,7 @@ class ScriptedAcme:
         validation: status of an authorization whose challenge was answered.
         retry_after: value of Retry-After on orders.
         alternates: how many further chains a certificate has.
+        renewal_info: the directory names a renewalInfo URL; what is asked there has to be scripted.
         extra_identifier: a name that new orders have beyond those that were asked for.
     """
 
@@ -90,6 +91,7 @@ class ScriptedAcme:
         self.retry_after = ""
         self.alternates = 0
         self.extra_identifier = ""
+        self.renewal_info = False
         self.accounts: dict[str, int] = {}
         self.issuers = [CertificateAuthority.root(f"Scripted Root {number}") for number in range(3)]
         self._nonces: set[str] = set()
@@ -175,7 +177,8 @@ class ScriptedAcme:
 
     def _serve(self, method: str, path: str, header: dict[str, Any], payload: Any) -> _Reply:
         if path == "/directory":
-            names = ("newNonce", "newAccount", "newOrder", "revokeCert")
+            names = ["newNonce", "newAccount", "newOrder", "revokeCert"]
+            names += ["renewalInfo"] if self.renewal_info else []
             return 200, _dump({name: f"{self.url}/{name}" for name in names}), ()
         if path == "/newNonce":
             return 200, b"", ()

@@ -308,9 +308,10 @@ class OrderExecution:
         if held is not None:
             until, refusal = held
             raise RefusalError.of(replace(refusal, retry_after=until - self._ports.clock.now()))
+        replaces = await self._replaced_pem()
         with self._step("create"):
             acme = await self._issuer.create_order(
-                self.order.csr_der, profile, self._timeout(self._settings.call_timeout)
+                self.order.csr_der, profile, self._timeout(self._settings.call_timeout), replaces=replaces
             )
         if acme.status not in (IssuerOrderStatus.PENDING, IssuerOrderStatus.READY):
             raise RefusalError(Reason.ISSUER_UNAVAILABLE, f"the CA handed back an order that is {acme.status.value}")
@@ -320,6 +321,15 @@ class OrderExecution:
         if acme.trouble is not None:
             raise RefusalError.of(acme.trouble)
         self._acme = acme
+
+    async def _replaced_pem(self) -> str:
+        """The certificate that the CA is told this order replaces: one of its own that shares a name (RFC 9773 5)."""
+        if not self.order.replaces_certificate_id:
+            return ""
+        record = await self._ports.certificates.get_certificate(self.order.replaces_certificate_id)
+        if record is None or record.issuer != self.order.issuer:
+            return ""
+        return "" if set(record.dns_names).isdisjoint(self.order.dns_names) else record.certificate_pem
 
     async def _look(self, url: str) -> None:
         try:

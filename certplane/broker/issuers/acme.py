@@ -12,7 +12,6 @@ Rules:
 - the CA's own word (a problem document) ends a step; a page of HTML, a redirect or nonsense is an absent CA.
 
 It refuses to fetch URLs on hosts that the configuration doesn't name, and to prove names that weren't asked for.
-Renewal information (RFC 9773), external account binding and `replaces` are not here yet.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from certplane.broker.issuers.acme_network import AcmeError
 from certplane.broker.issuers.acme_resources import MOST_PROBLEMS, AcmeAuthorization, AcmeOrder
 from certplane.broker.issuers.acme_workers import REPEAT, AcmeWorkers, unsent
 from certplane.broker.issuers.attempts import Deadline, all_of
+from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
 from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, RevocationReason
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
@@ -63,6 +63,10 @@ _REASON_CODES = {
     RevocationReason.CESSATION_OF_OPERATION: 5,
 }
 """RFC 5280 5.3.1."""
+
+_REPLACES_PROBLEMS = ("alreadyReplaced", "malformed", "unauthorized")
+"""What CAs say of an order's `replaces` (RFC 9773 5): it has an order already, they don't know the member or the
+certificate, or it is of another account."""
 
 _PENDING = frozenset({IssuerOrderStatus.PENDING})
 _UNFINISHED = frozenset({IssuerOrderStatus.PENDING, IssuerOrderStatus.READY, IssuerOrderStatus.PROCESSING})
@@ -155,12 +159,14 @@ class AcmeIssuer:
         """Take no more calls and close the connections."""
         self._workers.close()
 
-    async def create_order(self, csr_der: bytes, profile: Profile, timeout: timedelta) -> IssuerOrder:
+    async def create_order(
+        self, csr_der: bytes, profile: Profile, timeout: timedelta, *, replaces: str = ""
+    ) -> IssuerOrder:
         """See `Issuer.create_order`."""
         deadline = Deadline.after(timeout, self._clock)
         names = _dns_names(csr_der)
         with _doing("create the order"):
-            order = await self._workers.call(lambda client: client.create_order(names, profile.acme_profile), deadline)
+            order = await self._new_order(names, profile.acme_profile, _replaced_id(replaces), deadline)
             try:
                 created = await self._with_challenges(order, deadline)
             except AcmeError as error:
@@ -226,6 +232,20 @@ class AcmeIssuer:
                     raise
         fields = {"cert_serial_number": f"{certificate.serial_number:x}", "revocation_reason": reason.value}
         _log.info("certificate revoked at the CA", extra={"fields": fields})
+
+    async def _new_order(self, names: Sequence[str], profile: str, replaces: str, deadline: Deadline) -> AcmeOrder:
+        def ask(client: AcmeClient) -> AcmeOrder:
+            return client.create_order(names, profile, replaces if client.takes_replaces else "")
+
+        try:
+            return await self._workers.call(ask, deadline)
+        except AcmeError as error:
+            if not replaces or not any(error.is_problem(name) for name in _REPLACES_PROBLEMS):
+                raise
+            # A limit may apply then that a known renewal is spared; better than no certificate.
+            fields = {"replaces": replaces, "dns_names": " ".join(names)}
+            _log.warning("the CA takes no order that replaces this: %s", error, extra={"fields": fields})
+            return await self._workers.call(lambda client: client.create_order(names, profile), deadline)
 
     async def _fetch(self, url: str, deadline: Deadline) -> AcmeOrder:
         return await self._workers.call(lambda client: client.fetch_order(url), deadline)
@@ -321,6 +341,14 @@ def _dns_names(csr_der: bytes) -> tuple[str, ...]:
     csr = x509.load_der_x509_csr(csr_der)
     sans = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return tuple(sorted({name.lower() for name in sans.get_values_for_type(x509.DNSName)}))
+
+
+def _replaced_id(certificate_pem: str) -> str:
+    """The name of a certificate at its CA (RFC 9773 4.1); empty if it has none, or there is no certificate."""
+    try:
+        return certificate_id(x509.load_pem_x509_certificate(certificate_pem.encode())) if certificate_pem else ""
+    except ValueError:
+        return ""
 
 
 def _top_issuer(chain_pem: str) -> str:

@@ -16,7 +16,6 @@ import contextlib
 import http
 import json
 import re
-from base64 import urlsafe_b64encode
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +24,7 @@ from cryptography import x509
 from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
 from certplane.broker.issuers.answers import parse_retry_after, printable
 from certplane.broker.issuers.attempts import Deadline
+from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoError, RenewalInfoUnsupportedError
 from certplane.runtime.pool import BlockingPool
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from certplane.broker.issuers.acme_account import AccountKey
     from certplane.runtime.clock import Clock
 
-__all__ = ["AcmeRenewalInfo", "certificate_id", "parse_renewal_info"]
+__all__ = ["AcmeRenewalInfo", "parse_renewal_info"]
 
 _LONGEST_URL: Final = 500
 """Characters of an explanation's URL; a longer one is none, since half a URL leads elsewhere."""
@@ -49,26 +49,6 @@ _DIRECTORY_LIFE: Final = timedelta(days=1)
 _PASSING: Final = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)
 
 _RFC3339: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
-
-
-def certificate_id(certificate: x509.Certificate) -> str:
-    """The certificate's name at its CA (RFC 9773 4.1): authority key identifier and serial number, base64url.
-
-    Raises:
-        ValueError: it has no key identifier of its issuer.
-    """
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
-    except (x509.ExtensionNotFound, ValueError) as error:
-        raise ValueError("the certificate doesn't say which key has signed it") from error
-    key_identifier = extension.value.key_identifier
-    if not key_identifier:
-        raise ValueError("the certificate doesn't say which key has signed it")
-    serial = certificate.serial_number
-    # The content of the DER INTEGER: a leading zero octet where the first bit is set belongs to it.
-    bits = (serial if serial >= 0 else ~serial).bit_length()
-    octets = serial.to_bytes(bits // 8 + 1, "big", signed=True)
-    return f"{_base64url(key_identifier)}.{_base64url(octets)}"
 
 
 def parse_renewal_info(body: object, retry_after: timedelta | None = None) -> RenewalInfo:
@@ -207,7 +187,3 @@ def _time(window: Mapping[str, object], name: str) -> datetime:
         return datetime.fromisoformat(text.upper()).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"a window whose {name} is no time") from error
-
-
-def _base64url(octets: bytes) -> str:
-    return urlsafe_b64encode(octets).decode().rstrip("=")

@@ -700,8 +700,8 @@ async def test_an_order_that_the_ca_hands_back_although_it_is_over_is_not_taken(
     original = world.issuer.create_order
     handed_back = IssuerOrder(url, status)
 
-    async def create(csr_der: bytes, profile: Profile, timeout: timedelta) -> IssuerOrder:
-        created = await original(csr_der, profile, timeout)
+    async def create(csr_der: bytes, profile: Profile, timeout: timedelta, *, replaces: str = "") -> IssuerOrder:
+        created = await original(csr_der, profile, timeout, replaces=replaces)
         return handed_back if world.issuer.faults.count("create_order") == 1 else created
 
     world.issuer.create_order = create  # type: ignore[method-assign] # such a CA
