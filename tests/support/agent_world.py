@@ -59,10 +59,11 @@ class AgentWorld:
         certificates: Sequence[Mapping[str, Any]] = ({"name": "web"},),
         *,
         identity: Mapping[str, Any] | None = None,
+        clock: ManualClock | None = None,
         **ca: Any,
     ) -> None:
         self.folder = folder
-        self.clock = ManualClock(SystemClock().now().replace(microsecond=0))
+        self.clock = clock or ManualClock(SystemClock().now().replace(microsecond=0))
         self.broker = FakeBroker(self.clock, LocalIssuer(now=self.clock.now()))
         self.authority = FakeIdentityAuthority(self.clock, **ca)
         self.progress = Recorder()

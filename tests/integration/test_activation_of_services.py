@@ -1,0 +1,224 @@
+"""The agent and real services: what is installed is what clients get, and when it isn't, that is seen and mended.
+
+Rows 21 to 23 and 29 of the fault table with nginx and HAProxy: a reload that is refused, a service that is killed, one
+that goes on with the old certificate, and one that accepts and never answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certplane.agent.install.outputs import Outputs
+from certplane.agent.lineage import is_well
+from certplane.agent.model import LineageState, LineageStatus, LineageStep, Version
+from certplane.runtime.clock import SystemClock
+from tests.fakes.clock import ManualClock
+from tests.support.agent_world import AgentWorld
+from tests.support.lineages import LocalIssuer, read_leaf, standing_pair
+from tests.support.parts import need_part
+from tests.support.tls_services import Haproxy, Nginx, TlsService, served_serial
+
+pytestmark = pytest.mark.integration
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+PATIENT = {"timeout": "5s", "attempts": 40, "interval": "100ms"}
+HASTY = {"timeout": "1s", "attempts": 2, "interval": "100ms"}
+KINDS = {"nginx": Nginx, "haproxy": Haproxy}
+
+
+class ShortSleeps(ManualClock):
+    """A clock set by hand whose short sleeps are real: between two looks, or before a hook's time limit."""
+
+    async def sleep(self, span: timedelta) -> None:
+        if span <= timedelta(seconds=30):
+            await asyncio.sleep(max(span.total_seconds(), 0))
+        else:
+            await super().sleep(span)
+
+
+@dataclass
+class Scene:
+    """A host with one certificate and the service that serves it."""
+
+    world: AgentWorld
+    service: TlsService
+
+    def configure(self, **certificate: Any) -> None:
+        """Write agent.yml; what isn't said is as an operator would have it."""
+        tls = self.world.folder / "tls"
+        settings = {
+            "name": "web",
+            "combined": str(tls / "web.combined"),
+            "reload_command": self.service.reload_command,
+            "verify": {"connect": f"127.0.0.1:{self.service.port}", **PATIENT},
+            **certificate,
+        }
+        self.world.configure([settings], {})
+
+    async def run(self) -> LineageStatus:
+        """`run --once`: what is due, and a look."""
+        agent = self.world.agent()
+        try:
+            return (await agent.run_once())["web"]
+        finally:
+            await agent.close()
+
+    async def renew(self) -> LineageStatus:
+        """`renew web`."""
+        agent = self.world.agent()
+        try:
+            await agent.renew("web")
+        finally:
+            await agent.close()
+        return await self.world.status("web")
+
+    async def versions(self) -> list[Version]:
+        return [version for version in await self.world.versions("web") if version.number]
+
+    def installed(self) -> str:
+        return read_leaf(self.world.folder / "tls" / "web.pem")
+
+
+@pytest.fixture(params=KINDS)
+async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Scene]:
+    """A service with another tool's pair, and a host that has its identity and its first certificate served."""
+    part = need_part(request.param)
+    now = SystemClock().now().replace(microsecond=0)
+    world = AgentWorld(tmp_path, clock=ShortSleeps(now), lifetime=timedelta(days=365))
+    tls = tmp_path / "tls"
+    standing_pair(
+        LocalIssuer(now=now),
+        Outputs(key=tls / "web.key", fullchain=tls / "web.pem", combined=tls / "web.combined"),
+        "web.example",
+    )
+    service = KINDS[request.param](part, tmp_path / "service", tls)
+    await service.start()
+    scene = Scene(world, service)
+    scene.configure()
+    await world.enroll()
+    status = await scene.run()
+    assert status.state is LineageState.SERVING, status
+    yield scene
+    await service.stop()
+    world.close()
+
+
+async def test_renewed_certificate_is_served(scene: Scene) -> None:
+    """After a renewal clients get the new certificate, and the status knows it by its serial number."""
+    status = await scene.renew()
+    first, second = await scene.versions()
+    assert first.serial_number != second.serial_number == await served_serial(scene.service.port)
+    assert (status.state, status.verified_version) == (LineageState.SERVING, second.number)
+    assert (status.served_serial_number, status.served_not_after) == (second.serial_number, second.not_after)
+
+
+async def test_row_21_row_22_reload_that_is_refused(scene: Scene) -> None:
+    """A service whose configuration is broken refuses the reload: clients keep the old certificate, the cause is told.
+
+    Once it is mended, the certificate that came is activated; no other one is asked for.
+    """
+    scene.service.break_config()
+    status = await scene.renew()
+    first, second = await scene.versions()
+    # The reload is refused with the old version too: the new one stays in place, for the day when it is mended.
+    assert (status.state, status.failed_step) == (LineageState.DEGRADED, LineageStep.RELOAD)
+    assert "service.conf" in status.last_error  # the service's own words
+    assert await served_serial(scene.service.port) == first.serial_number
+    assert scene.installed() == second.serial_number
+    scene.service.mend_config()
+    scene.world.broker.calls.clear()
+    scene.world.clock.advance(7 * HOUR)
+    assert (await scene.run()).state is LineageState.SERVING
+    assert await served_serial(scene.service.port) == second.serial_number
+    assert "issue" not in scene.world.broker.calls
+
+
+async def test_row_23_service_that_goes_on_with_the_old_one(scene: Scene) -> None:
+    """A reload command that does nothing is found out by the look: rolled back, so that disk and service agree."""
+    scene.configure(reload_command="true", verify={"connect": f"127.0.0.1:{scene.service.port}", **HASTY})
+    status = await scene.renew()
+    first, second = await scene.versions()
+    assert (status.state, status.failed_step) == (LineageState.DEGRADED, LineageStep.VERIFY)
+    assert (status.rejected_version, status.verified_version) == (second.number, first.number)
+    assert f"serves another certificate for web.example: serial {first.serial_number}" in status.last_error
+    assert scene.installed() == first.serial_number == await served_serial(scene.service.port)
+    assert not is_well(status)
+    scene.configure()
+    scene.world.clock.advance(7 * HOUR)
+    assert (await scene.run()).state is LineageState.SERVING
+    assert scene.installed() == second.serial_number == await served_serial(scene.service.port)
+
+
+async def test_row_29_service_that_never_answers(scene: Scene) -> None:
+    """A service that accepts and completes no handshake fails the look at its deadline; when it wakes, all is well."""
+    scene.configure(
+        reload_command=scene.service.reload_command, verify={"connect": f"127.0.0.1:{scene.service.port}", **HASTY}
+    )
+    scene.service.freeze()
+    status = await scene.renew()
+    _, second = await scene.versions()
+    assert (status.state, status.failed_step) == (LineageState.DEGRADED, LineageStep.VERIFY)
+    assert "completes no TLS handshake in 1 s" in status.last_error
+    assert scene.installed() == second.serial_number
+    scene.service.thaw()
+    scene.configure()
+    scene.world.clock.advance(7 * HOUR)
+    assert (await scene.run()).state is LineageState.SERVING
+    assert await served_serial(scene.service.port) == second.serial_number
+
+
+async def test_row_20_service_that_was_killed(scene: Scene) -> None:
+    """A dead service fails reload and look: shown, and mended by its start; its certificates are there all the time."""
+    scene.service.kill()
+    scene.configure(verify={"connect": f"127.0.0.1:{scene.service.port}", **HASTY})
+    status = await scene.renew()
+    _, second = await scene.versions()
+    assert status.state is LineageState.DEGRADED
+    assert scene.installed() == second.serial_number
+    await scene.service.start()
+    assert await served_serial(scene.service.port) == second.serial_number
+    scene.configure()
+    scene.world.clock.advance(7 * HOUR)
+    assert (await scene.run()).state is LineageState.SERVING
+
+
+async def test_service_that_is_down_later_is_seen(scene: Scene) -> None:
+    """A look hours after the activation finds a dead service; once it is back, the status says so."""
+    scene.service.kill()
+    scene.configure(verify={"connect": f"127.0.0.1:{scene.service.port}", **HASTY})
+    status = await scene.run()
+    assert (status.state, status.drift_reloaded, status.verified_version) == (LineageState.DEGRADED, True, None)
+    assert "can't be reached: Connection refused" in status.verify_error
+    (only,) = await scene.versions()
+    assert scene.installed() == only.serial_number
+    await scene.service.start()
+    scene.configure()
+    status = await scene.run()
+    assert (status.state, status.verify_failures) == (LineageState.SERVING, 0)
+
+
+async def test_service_that_drifted_is_reloaded_once(scene: Scene) -> None:
+    """A service that came up with an older certificate is found by a later look, and one reload mends it."""
+    old = scene.world.folder / "tls" / "old"
+    old.mkdir()
+    for name in ("web.key", "web.pem", "web.combined"):
+        (old / name).write_bytes((scene.world.folder / "tls" / name).read_bytes())
+    await scene.renew()
+    _, second = await scene.versions()
+    current, scene.service.pair = scene.service.pair, old
+    await scene.service.stop()
+    await scene.service.start()
+    assert await served_serial(scene.service.port) != second.serial_number
+    scene.service.pair = current
+    scene.service.mend_config()
+    scene.world.clock.advance(7 * HOUR)
+    status = await scene.run()
+    assert (status.state, status.verified_version) == (LineageState.SERVING, second.number)
+    assert await served_serial(scene.service.port) == second.serial_number
