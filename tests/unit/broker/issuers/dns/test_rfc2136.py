@@ -218,7 +218,7 @@ async def test_forms_of_a_key(secret: str) -> None:
         await provider_for(server.port, secret, name).add_txt(RECORD, soon())
 
 
-@pytest.mark.parametrize("secret", ["not base64!", "", "key:", "hmac-md4:key:a2V5", "a..b:a2V5"])
+@pytest.mark.parametrize("secret", ["not base64!", "key:", "hmac-md4:key:a2V5", "a..b:a2V5"])
 async def test_secret_that_is_no_key(secret: str) -> None:
     """What isn't a key is said, without saying what it is."""
     refusal = await refusal_of(provider_for(1, secret))
