@@ -16,7 +16,8 @@ from certplane import __version__
 from certplane.broker.database import locating
 from certplane.broker.dns_providers import dns_provider
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
-from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
+from certplane.broker.issuers.acme_registration import ExternalAccount
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
 from certplane.broker.issuers.dns.routes import Route, Routes
@@ -29,7 +30,7 @@ from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock
 
-__all__ = ["account_keys", "issuers", "propagation_limit", "renewal_infos", "solver"]
+__all__ = ["account_key_file", "account_keys", "issuer", "issuers", "propagation_limit", "renewal_infos", "solver"]
 
 
 def account_keys(settings: BrokerSettings) -> dict[str, AccountKey]:
@@ -38,14 +39,20 @@ def account_keys(settings: BrokerSettings) -> dict[str, AccountKey]:
     Raises:
         ConfigurationError: a file can't be used or made.
     """
-    return {
-        name: locating(settings, functools.partial(AccountKey.load_or_create, acme.account_key))
-        for name, acme in settings.cas.items()
-    }
+    return {name: locating(settings, account_key_file(acme).load) for name, acme in settings.cas.items()}
+
+
+def account_key_file(acme: AcmeCaSettings) -> AccountKeyFile:
+    """Where a CA's account key is; nothing is read yet."""
+    return AccountKeyFile(acme.account_key)
 
 
 def issuers(
-    settings: BrokerSettings, accounts: Mapping[str, AccountKey], clock: Clock, rng: random.Random
+    settings: BrokerSettings,
+    accounts: Mapping[str, AccountKey],
+    secrets: SecretSource,
+    clock: Clock,
+    rng: random.Random,
 ) -> dict[str, AcmeIssuer]:
     """The public CAs by name, the default one first; nothing is sent yet.
 
@@ -53,7 +60,9 @@ def issuers(
         ConfigurationError: a URL or an allowed host can't be used.
     """
     return {
-        name: locating(settings, functools.partial(_issuer, name, acme, accounts[name], clock, rng))
+        name: locating(
+            settings, functools.partial(issuer, name, acme, accounts[name], secrets=secrets, clock=clock, rng=rng)
+        )
         for name, acme in settings.cas.items()
     }
 
@@ -73,8 +82,16 @@ def renewal_infos(
     }
 
 
-def _issuer(name: str, acme: AcmeCaSettings, account: AccountKey, clock: Clock, rng: random.Random) -> AcmeIssuer:
-    return AcmeIssuer(name, _server(acme), account, clock=clock, rng=rng)
+def issuer(
+    name: str, acme: AcmeCaSettings, account: AccountKey, *, secrets: SecretSource, clock: Clock, rng: random.Random
+) -> AcmeIssuer:
+    """One public CA; nothing is sent yet. Raises as `issuers`, without the line."""
+    external = None
+    if (eab := acme.eab) is not None:
+        external = ExternalAccount(eab.kid, functools.partial(secrets.read, eab.hmac_secret), eab.algorithm.value)
+    return AcmeIssuer(
+        name, _server(acme), account, clock=clock, rng=rng, key_file=account_key_file(acme), external=external
+    )
 
 
 def _server(acme: AcmeCaSettings) -> AcmeServer:

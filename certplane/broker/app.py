@@ -168,7 +168,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         plans = RenewalPlans(stores.renewal_plans)
         await plans.refresh(clock.now())
         accounts = await files.run(adapters.account_keys, settings)
-        issuers = adapters.issuers(settings, accounts, clock, rng)
+        issuers = adapters.issuers(settings, accounts, secrets, clock, rng)
         for issuer in issuers.values():
             stack.callback(issuer.close)
         solver = adapters.solver(settings, secrets, clock, rng)

@@ -113,9 +113,28 @@ def _parser() -> argparse.ArgumentParser:
     validate = command(policy, "validate", _validate_policy, "check a policy file, and show what it gives to whom")
     validate.add_argument("--policy", type=Path, required=True, metavar="FILE", help="the policy file")
 
-    certificates = group("certs", "look at certificates")
+    account = group("account", "look at the account at the public CA, or change its key")
+    show = command(account, "show", _show_account, "show the account as the CA has it, and what the CA offers")
+    text = "give the account a new key (RFC 8555 7.3.5); running brokers take it over, cut off it is completed by again"
+    rollover = command(account, "rollover", _change_account_key, text)
+    for each in (show, rollover):
+        each.add_argument("--issuer", default="", metavar="NAME", help="one of `issuers` (default: `issuer`)")
+
+    certificates = group("certs", "look at certificates, or revoke one")
     listing = command(certificates, "list", _list_certificates, "list the newest certificates")
     listing.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most so many (default: 50)")
+
+    text = "revoke a certificate at the CA, with the account's key or its own; again completes what was cut off"
+    revoke = command(certificates, "revoke", _revoke_certificate, text)
+    revoke.add_argument("certificate_id", metavar="ID", help="its certificate_id, as `certs list` shows it")
+    revoke.add_argument(
+        "--reason",
+        default="",
+        metavar="REASON",
+        help="unspecified, keyCompromise, affiliationChanged, superseded or cessationOfOperation"
+        " (default: unspecified, with --key: keyCompromise)",
+    )
+    revoke.add_argument("--key", type=Path, metavar="FILE", help="the certificate's own private key, PEM")
 
     audit = group("audit", "look at the audit log")
     tail = command(audit, "tail", _tail_audit, "show the last audit events, oldest first")
@@ -194,12 +213,7 @@ def _check(options: argparse.Namespace) -> int:
         "policy_hash": prepared.policy.current.hash,
         **trust_fields(prepared.trust),
     }
-    if _wants_json(options):
-        _print_json([row])
-    else:
-        for key, value in row.items():
-            print(f"{key:24} {escape(str(value))}")
-    return 0
+    return _print_record(options, row)
 
 
 def _validate_policy(options: argparse.Namespace) -> int:
@@ -222,6 +236,31 @@ def _list_certificates(options: argparse.Namespace) -> int:
     rows = asyncio.run(newest_certificates(_settings(options), options.limit))
     columns = ("certificate_id", "identity", "profile", "dns_names", "serial_number", "not_after", "renew", "state")
     return _print_rows(options, rows, columns)
+
+
+def _revoke_certificate(options: argparse.Namespace) -> int:
+    from certplane.broker.account_commands import Revocation, revoke_certificate
+    from certplane.broker.model import RevocationReason
+
+    text = options.reason or ("unspecified" if options.key is None else "keyCompromise")
+    if text not in set(RevocationReason):
+        wanted = f"is {text[:40]!a}, must be one of {', '.join(RevocationReason)}"
+        raise ConfigurationError([ConfigurationProblem("certplane-broker", None, "--reason", wanted)])
+    revocation = Revocation(options.certificate_id, RevocationReason(text), options.key)
+    row = asyncio.run(revoke_certificate(_settings(options), revocation))
+    return _print_rows(options, [row], ("certificate_id", "identity", "profile", "serial_number", "revoked", "state"))
+
+
+def _show_account(options: argparse.Namespace) -> int:
+    from certplane.broker.account_commands import account_row
+
+    return _print_record(options, asyncio.run(account_row(_settings(options), options.issuer)))
+
+
+def _change_account_key(options: argparse.Namespace) -> int:
+    from certplane.broker.account_commands import change_account_key
+
+    return _print_record(options, asyncio.run(change_account_key(_settings(options), options.issuer)))
 
 
 def _tail_audit(options: argparse.Namespace) -> int:
@@ -289,6 +328,17 @@ def _print_rows(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], 
         _print_json(rows)
     else:
         _print_table(rows, columns)
+    return 0
+
+
+def _print_record(options: argparse.Namespace, row: Mapping[str, Any]) -> int:
+    """One thing, a line for each of its facts."""
+    if _wants_json(options):
+        _print_json([row])
+        return 0
+    for key, value in row.items():
+        for line in value if isinstance(value, list) and value else [_cell(value)]:
+            print(f"{key:24} {escape(str(line))}")
     return 0
 
 

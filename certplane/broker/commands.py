@@ -41,10 +41,12 @@ __all__ = [
     "Row",
     "allow_identity",
     "audit_tail",
+    "certificate_row",
     "deny_identity",
     "identity_entry",
     "listed_identities",
     "newest_certificates",
+    "operator",
     "policy_rows",
 ]
 
@@ -142,7 +144,7 @@ async def listed_identities(settings: BrokerSettings, *, everything: bool = Fals
 async def newest_certificates(settings: BrokerSettings, limit: int) -> list[Row]:
     """The newest certificates of all identities, newest first."""
     async with open_store(settings) as stores:
-        return [_certificate_row(record) for record in await stores.certificates.newest_certificates(limit)]
+        return [certificate_row(record) for record in await stores.certificates.newest_certificates(limit)]
 
 
 async def audit_tail(settings: BrokerSettings, limit: int) -> list[Row]:
@@ -204,7 +206,7 @@ def _find_contested(
 def _settlement_events(settlement: Settlement, clock: Clock) -> list[AuditEvent]:
     known = settlement.known
     certificate = f"certificate {known.active.serial_number} of {known.active.issuer}"
-    reason = f"{known.name} is no longer contested, {certificate} is the active one, by {_operator()}"
+    reason = f"{known.name} is no longer contested, {certificate} is the active one, by {operator()}"
     new_id = TimeOrderedIds(clock)
     allowed = AuditEvent(
         event_id=new_id(),
@@ -271,7 +273,8 @@ def _use_row(known: KnownIdentity, use: IdentityUse, state: str, reason: str) ->
     }
 
 
-def _certificate_row(record: CertificateRecord) -> Row:
+def certificate_row(record: CertificateRecord) -> Row:
+    """A certificate as `certs list` shows it."""
     return {
         "certificate_id": record.certificate_id,
         "identity": record.identity,
@@ -303,11 +306,11 @@ def _event(entry: DenyEntry, event_type: AuditEventType, decision: AuditDecision
         severity=AuditSeverity.WARNING,
         decision=decision,
         identity=entry.name,
-        reason=f"{what}, by {_operator()}{why}",
+        reason=f"{what}, by {operator()}{why}",
     )
 
 
-def _operator() -> str:
+def operator() -> str:
     """Who gave the command: the login name, and the user behind sudo."""
     try:
         user = getpass.getuser()

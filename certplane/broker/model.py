@@ -410,6 +410,7 @@ class AuditEventType(StrEnum):
     CERTIFICATE_CACHE_HIT = "certificate_cache_hit"
     CERTIFICATE_ISSUED = "certificate_issued"
     CERTIFICATE_ISSUE_FAILED = "certificate_issue_failed"
+    ACCOUNT_KEY_CHANGED = "account_key_changed"
     BROKER_STOPPED = "broker_stopped"
     CERTIFICATE_DELIVERED = "certificate_delivered"
     CERTIFICATE_REVOKED = "certificate_revoked"

@@ -58,6 +58,8 @@ __all__ = [
     "DnsProvider",
     "DnsSettings",
     "DnsZoneSettings",
+    "EabAlgorithm",
+    "EabSettings",
     "ExecSettings",
     "FileSecretsSettings",
     "FurtherIssuerSettings",
@@ -213,6 +215,23 @@ class _OwnPropagation(Protocol):
     def polling_interval(self) -> timedelta | None: ...
 
 
+class EabAlgorithm(StrEnum):
+    """How an external account's key binds (RFC 7518 3.1)."""
+
+    HS256 = "HS256"
+    HS384 = "HS384"
+    HS512 = "HS512"
+
+
+@dataclass(frozen=True, slots=True)
+class EabSettings:
+    """The external account that the CA wants its accounts bound to; `hmac_secret` names the base64url MAC key."""
+
+    kid: Annotated[str, Check(_not_empty)]
+    hmac_secret: Annotated[str, Check(_not_empty)]
+    algorithm: EabAlgorithm = EabAlgorithm.HS256
+
+
 @dataclass(frozen=True, slots=True)
 class RenewalInfoSettings:
     """Whether the CA is asked when its certificates should be renewed (RFC 9773)."""
@@ -233,6 +252,7 @@ class AcmeCaSettings:
     account_key: Path
     account_email: str = ""
     preferred_chain: str = ""
+    eab: EabSettings | None = None
     ca_bundle: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     renewal_info: RenewalInfoSettings = field(default_factory=RenewalInfoSettings)

@@ -20,7 +20,8 @@ from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthor
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
-from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_account import AccountKeyFile
+from certplane.broker.issuers.acme_registration import ExternalAccount
 from certplane.broker.model import Caller, Grant, IdentityKind, Order, OrderState, Profile
 from certplane.errors import Refusal
 from certplane.pki.csr import build_csr
@@ -40,6 +41,7 @@ from tests.fakes.stores import FakeStores
 __all__ = ["SETTINGS", "Moody", "moody", "told", "two_issuers"]
 
 _SHORT = Backoff(timedelta(milliseconds=40), timedelta(milliseconds=200), floor=timedelta(milliseconds=10))
+_numbers = itertools.count(1)
 SETTINGS = IssuanceSettings(
     retry=_SHORT,
     store_retry=_SHORT,
@@ -166,10 +168,16 @@ def told(order: Order) -> Refusal:
 
 @asynccontextmanager
 async def moody(
-    folder: Path, pebble: Pebble, *, settings: IssuanceSettings = SETTINGS, repeat_waits: Backoff = _SHORT
+    folder: Path,
+    pebble: Pebble,
+    *,
+    settings: IssuanceSettings = SETTINGS,
+    repeat_waits: Backoff = _SHORT,
+    email: str = "",
+    external: ExternalAccount | None = None,
 ) -> AsyncIterator[Moody]:
-    """The world, with a proxy and an account of its own."""
-    with _behind_a_proxy(folder, pebble, "pebble", repeat_waits) as (proxy, issuer):
+    """The world, with a proxy of its own; the account is the folder's."""
+    with _behind_a_proxy(folder, pebble, "pebble", repeat_waits, email=email, external=external) as (proxy, issuer):
         async with Moody(proxy, pebble, issuer, settings) as world:
             yield world
 
@@ -188,11 +196,28 @@ async def two_issuers(folder: Path, pebble: Pebble) -> AsyncIterator[tuple[Moody
 
 @contextmanager
 def _behind_a_proxy(
-    folder: Path, pebble: Pebble, name: str, repeat_waits: Backoff
+    folder: Path,
+    pebble: Pebble,
+    name: str,
+    repeat_waits: Backoff,
+    *,
+    email: str = "",
+    external: ExternalAccount | None = None,
 ) -> Iterator[tuple[FaultProxy, AcmeIssuer]]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with FaultProxy(folder, pebble.directory_url, roots_file=pebble.https_roots_file, seed=11) as proxy:
-        server = AcmeServer(proxy.url, ca_bundle=proxy.roots_file)
-        key = AccountKey.load_or_create(folder / "account.key")
-        rng = random.Random(3)
-        yield proxy, AcmeIssuer(name, server, key, clock=SystemClock(), rng=rng, repeat_waits=repeat_waits)
+    # A folder of its own: worlds that share an account's file don't share the proxy's certificate.
+    own = folder / f"proxy-{next(_numbers)}"
+    with FaultProxy(own, pebble.directory_url, roots_file=pebble.https_roots_file, seed=11) as proxy:
+        key_file = AccountKeyFile(folder / "account.key")
+        yield (
+            proxy,
+            AcmeIssuer(
+                name,
+                AcmeServer(proxy.url, email, ca_bundle=proxy.roots_file),
+                key_file.load(),
+                clock=SystemClock(),
+                rng=random.Random(3),
+                repeat_waits=repeat_waits,
+                key_file=key_file,
+                external=external,
+            ),
+        )

@@ -80,6 +80,7 @@ class ScriptedAcme:
         retry_after: value of Retry-After on orders.
         alternates: how many further chains a certificate has.
         renewal_info: the directory names a renewalInfo URL; what is asked there has to be scripted.
+        profiles: what the directory says of certificate profiles.
         extra_identifier: a name that new orders have beyond those that were asked for.
     """
 
@@ -92,6 +93,7 @@ class ScriptedAcme:
         self.alternates = 0
         self.extra_identifier = ""
         self.renewal_info = False
+        self.profiles: dict[str, object] = {"classic": "As ever", "tlsserver": "Without the rest"}
         self.accounts: dict[str, int] = {}
         self.issuers = [CertificateAuthority.root(f"Scripted Root {number}") for number in range(3)]
         self._nonces: set[str] = set()
@@ -179,7 +181,8 @@ class ScriptedAcme:
         if path == "/directory":
             names = ["newNonce", "newAccount", "newOrder", "revokeCert"]
             names += ["renewalInfo"] if self.renewal_info else []
-            return 200, _dump({name: f"{self.url}/{name}" for name in names}), ()
+            urls: dict[str, Any] = {name: f"{self.url}/{name}" for name in names}
+            return 200, _dump({**urls, "meta": {"profiles": self.profiles}}), ()
         if path == "/newNonce":
             return 200, b"", ()
         if header.get("nonce") not in self._nonces or header.get("url") != self.url + path:

@@ -6,7 +6,10 @@
 | `acme_client` | one blocking ACME client; one HTTP exchange a method |
 | `acme_network` | what goes over the wire: signatures, nonces, limits on what a CA may send back |
 | `acme_resources` | a CA's JSON as checked values |
+| `acme_directory` | what a CA offers |
+| `acme_registration` | the account: found or made, bound, its contact, its change of key |
 | `acme_account` | the account key's file |
+| `acme_limits` | what a rate limit is about |
 | `dns` | `DnsSolver`, its providers, and the look at every authoritative server |
 | `attempts` | deadlines, and repeating what is safe to repeat |
 | `answers`, `outgoing` | text and times that outsiders send; where the broker may call |

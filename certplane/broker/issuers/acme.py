@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -27,7 +27,9 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from certplane.broker.issuers.acme_client import AcmeClient
+from certplane.broker.issuers.acme_directory import no_such_profile
 from certplane.broker.issuers.acme_network import AcmeError
+from certplane.broker.issuers.acme_registration import Registration
 from certplane.broker.issuers.acme_resources import MOST_PROBLEMS, AcmeAuthorization, AcmeOrder
 from certplane.broker.issuers.acme_workers import REPEAT, AcmeWorkers, unsent
 from certplane.broker.issuers.attempts import Deadline, all_of
@@ -40,12 +42,14 @@ if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from certplane.broker.issuers.acme_account import AccountKey
+    from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
+    from certplane.broker.issuers.acme_client import AcmeSession
+    from certplane.broker.issuers.acme_registration import ExternalAccount
     from certplane.broker.model import Profile
     from certplane.runtime.backoff import Backoff
     from certplane.runtime.clock import Clock
 
-__all__ = ["AcmeIssuer", "AcmeServer"]
+__all__ = ["AccountInfo", "AcmeIssuer", "AcmeServer"]
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +97,18 @@ class AcmeServer:
     user_agent: str = "certplane"
 
 
+@dataclass(frozen=True, slots=True)
+class AccountInfo:
+    """The account at the CA, for an operator's eyes; `key_sha256` is over the SPKI of its key."""
+
+    url: str
+    status: str
+    contact: tuple[str, ...]
+    key_sha256: str
+    terms_of_service: str
+    profiles: Mapping[str, str]
+
+
 class AcmeIssuer:
     """The ports `Issuer` and `Revoker`, over ACME.
 
@@ -109,6 +125,8 @@ class AcmeIssuer:
         rng: random.Random,
         workers: int = 4,
         repeat_waits: Backoff = REPEAT,
+        key_file: AccountKeyFile | None = None,
+        external: ExternalAccount | None = None,
     ) -> None:
         """Make it.
 
@@ -120,6 +138,8 @@ class AcmeIssuer:
             rng: for the jitter of repeats.
             workers: exchanges with the CA under way at once.
             repeat_waits: between tries of a call that is safe to repeat.
+            key_file: where the key is, so that it can be changed.
+            external: what a new account is bound to, for CAs that want it.
 
         Raises:
             ConfigurationError: the directory's URL or an allowed host can't be used.
@@ -130,11 +150,13 @@ class AcmeIssuer:
             problem = ConfigurationProblem("", None, "issuer.acme.directory_url", str(error), "name an https URL")
             raise ConfigurationError([problem]) from error
         bundle = None if server.ca_bundle is None else str(server.ca_bundle)
-        self._name, self._server, self._key, self._clock = name, server, key, clock
+        self._name, self._server, self._clock = name, server, clock
+        self._registration = Registration(
+            server.directory_url, server.account_email, key, key_file=key_file, external=external
+        )
         self._workers = AcmeWorkers(
-            lambda: AcmeClient(key, hosts, clock, user_agent=server.user_agent, ca_bundle=bundle),
-            server.directory_url,
-            server.account_email,
+            lambda key: AcmeClient(key, hosts, clock, user_agent=server.user_agent, ca_bundle=bundle),
+            self._registration,
             size=workers,
             rng=rng,
             repeat_waits=repeat_waits,
@@ -153,7 +175,7 @@ class AcmeIssuer:
     @property
     def account_key_sha256(self) -> str:
         """SHA-256 of the account key's SPKI: a CSR with this key must be refused (RFC 8555 11.1)."""
-        return self._key.public_key_sha256
+        return self._registration.key.public_key_sha256
 
     def close(self) -> None:
         """Take no more calls and close the connections."""
@@ -166,6 +188,7 @@ class AcmeIssuer:
         deadline = Deadline.after(timeout, self._clock)
         names = _dns_names(csr_der)
         with _doing("create the order"):
+            await self._check_profile(profile.acme_profile, deadline)
             order = await self._new_order(names, profile.acme_profile, _replaced_id(replaces), deadline)
             try:
                 created = await self._with_challenges(order, deadline)
@@ -219,14 +242,23 @@ class AcmeIssuer:
             _log_step(order.url, "certificate fetched")
             return await self._choose_chain(chain, alternates, deadline)
 
-    async def revoke(self, certificate_pem: str, reason: RevocationReason, timeout: timedelta) -> None:
-        """See `Revoker.revoke`."""
+    async def revoke(
+        self,
+        certificate_pem: str,
+        reason: RevocationReason,
+        timeout: timedelta,
+        *,
+        certificate_key: AccountKey | None = None,
+    ) -> None:
+        """See `Revoker.revoke`; `certificate_key` signs in the account's place, for whoever holds no more (7.6)."""
         deadline = Deadline.after(timeout, self._clock)
         certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
         code = _REASON_CODES[reason]
         with _doing(f"revoke the certificate {certificate.serial_number:x}"):
             try:
-                await self._workers.call(lambda client: client.revoke_certificate(certificate, code), deadline)
+                await self._workers.call(
+                    lambda client: client.revoke_certificate(certificate, code, certificate_key), deadline
+                )
             except AcmeError as error:
                 if not error.is_problem("alreadyRevoked"):
                     raise
@@ -246,6 +278,45 @@ class AcmeIssuer:
             fields = {"replaces": replaces, "dns_names": " ".join(names)}
             _log.warning("the CA takes no order that replaces this: %s", error, extra={"fields": fields})
             return await self._workers.call(lambda client: client.create_order(names, profile), deadline)
+
+    async def account(self, timeout: timedelta) -> AccountInfo | None:
+        """The account as the CA shows it, None if there is none yet."""
+        deadline = Deadline.after(timeout, self._clock)
+        with _doing("show the account"):
+            session = await self._workers.find_account(deadline)
+        return None if session is None else self._account_info(session)
+
+    async def roll_over_account_key(self, timeout: timedelta) -> AccountInfo:
+        """Give the account a new key (7.3.5); running brokers take it over by themselves.
+
+        Raises:
+            RefusalError: ISSUER_REJECTED, nothing is changed; ISSUER_UNAVAILABLE, asking again tells.
+        """
+        deadline = Deadline.after(timeout, self._clock)
+        with _doing("change the account's key"):
+            session = await self._workers.roll_over(deadline)
+        _log.warning("the account has a new key", extra={"fields": {"acme_account_url": session.account_url}})
+        return self._account_info(session)
+
+    def _account_info(self, session: AcmeSession) -> AccountInfo:
+        directory = session.directory
+        return AccountInfo(
+            url=session.account_url,
+            status=session.status,
+            contact=session.contact,
+            key_sha256=self.account_key_sha256,
+            terms_of_service=directory.terms_of_service,
+            profiles=directory.profiles,
+        )
+
+    async def _check_profile(self, name: str, deadline: Deadline) -> None:
+        """Ask for no certificate profile that the CA doesn't have; it may have got one since the start."""
+        if not name or name in (await self._workers.session(deadline)).directory.profiles:
+            return
+        fresh = await self._workers.session(deadline, fresh_directory=True)
+        missing = no_such_profile(name, fresh.directory)
+        if missing is not None:
+            raise AcmeError(missing.reason, missing.message, problems=missing.problems, unsent=True)
 
     async def _fetch(self, url: str, deadline: Deadline) -> AcmeOrder:
         return await self._workers.call(lambda client: client.fetch_order(url), deadline)

@@ -1,4 +1,4 @@
-"""The ACME account key: one file, made once, never overwritten.
+"""The ACME account key: one file, made once, replaced only by a change of the key that the CA has confirmed.
 
 Whoever has the key can revoke every certificate of the account and answer for its names, so the file is 0600 from its
 first byte on and a file that others can read is refused. A new key is P-256 (ES256); a key brought along may be P-256,
@@ -30,7 +30,7 @@ from certplane.pki.keys import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["AccountKey"]
+__all__ = ["AccountKey", "AccountKeyFile"]
 
 _SETTING = "issuer.acme.account_key"
 _LARGEST_FILE = 64 * 1024
@@ -88,6 +88,46 @@ class AccountKey:
         return cls(JWKRSA(key=key), RS256, public_key_sha256(key.public_key()))
 
 
+class AccountKeyFile:
+    """The file with the key, and beside it, while a change is under way, the new one (`<name>.next`).
+
+    Everything blocks. All raise `ConfigurationError` like `AccountKey.load_or_create`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is read yet."""
+        self._path = path
+        self._next = path.with_name(f"{path.name}.next")
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a key."""
+        return self._path.exists()
+
+    def load(self) -> AccountKey:
+        """The key, made if there is none."""
+        return AccountKey.load_or_create(self._path)
+
+    def pending(self) -> AccountKey | None:
+        """The new key of a change that has begun, None if there is no such change."""
+        return AccountKey.load_or_create(self._next) if self._next.exists() else None
+
+    def prepare(self) -> AccountKey:
+        """A new key, durable before the CA hears of it; that of a change that was cut off is used again."""
+        return AccountKey.load_or_create(self._next)
+
+    def confirm(self) -> None:
+        """The CA answers to the new key: from now on it is the key. Again is nothing."""
+        with suppress(FileNotFoundError):
+            self._next.replace(self._path)
+        _sync_folder(self._path)
+
+    def discard(self) -> None:
+        """The CA has refused the new key."""
+        self._next.unlink(missing_ok=True)
+        _sync_folder(self._path)
+
+
 def _read(path: Path) -> bytes | None:
     """The file's content, None if there is no file."""
     try:
@@ -119,6 +159,10 @@ def _create(path: Path) -> None:
             os.link(temporary, path)
     finally:
         temporary.unlink()
+    _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import requests
-from acme import challenges, errors, messages
+from acme import challenges, errors, jws, messages
 from acme.client import ClientV2
 from cryptography import x509
 from josepy.errors import Error as JoseError
-from josepy.json_util import field
+from josepy.interfaces import JSONDeSerializable
+from josepy.json_util import JSONObjectWithFields
+from josepy.json_util import field as json_field
+from josepy.jwk import JWK
 
+from certplane.broker.issuers.acme_directory import AcmeDirectory, parse_directory
 from certplane.broker.issuers.acme_limits import ACCOUNT, limited_scopes
 from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
 from certplane.broker.issuers.acme_resources import AcmeAuthorization, AcmeOrder, MalformedAnswerError
@@ -33,25 +37,61 @@ if TYPE_CHECKING:
     from certplane.broker.issuers.outgoing import AllowedHosts
     from certplane.runtime.clock import Clock
 
-__all__ = ["AcmeClient", "AcmeSession"]
+__all__ = ["AcmeClient", "AcmeSession", "Binding"]
 
-_NEEDED = ("newNonce", "newAccount", "newOrder", "revokeCert")
-_RENEWAL_INFO = "renewalInfo"
 _PEM_CHAIN = re.compile(r"\s*(-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----\s*)+", re.ASCII)
+
+
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]{4,}={0,2}", re.ASCII)
+_MOST_CONTACTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """An external account (RFC 8555 7.3.4): its key id, and its MAC key as the CA gives it (base64url)."""
+
+    kid: str
+    hmac: str = field(repr=False)
+    algorithm: str = "HS256"
 
 
 @dataclass(frozen=True, slots=True)
 class AcmeSession:
-    """What all workers share: the directory (RFC 8555 7.1.1) and the account's URL."""
+    """What all workers share: the directory (RFC 8555 7.1.1) and the account (7.1.2), `created` if it is a new one."""
 
-    directory: messages.Directory
+    directory: AcmeDirectory
     account_url: str
+    status: str = "valid"
+    contact: tuple[str, ...] = ()
+    created: bool = False
+
+
+class _KeyChange(JSONObjectWithFields):
+    """What a new key signs to take over an account (7.3.5)."""
+
+    account: str = json_field("account")
+    old_key: JWK = json_field("oldKey", encoder=JWK.to_partial_json)
+
+
+class _Signed(JSONDeSerializable):
+    """A JWS as the payload of another."""
+
+    def __init__(self, inner: jws.JWS) -> None:
+        self._inner = inner
+
+    def to_partial_json(self) -> Any:
+        return self._inner.to_partial_json()
+
+    @classmethod
+    def from_json(cls, jobj: Any) -> _Signed:
+        """See `JSONDeSerializable.from_json`."""
+        return cls(jws.JWS.from_json(jobj))
 
 
 class _ReplacingOrder(messages.NewOrder):
     """A newOrder object that names the certificate it replaces (RFC 9773 5), which `acme` doesn't know."""
 
-    replaces: str | None = field("replaces", omitempty=True)
+    replaces: str | None = json_field("replaces", omitempty=True)
 
 
 class AcmeClient(ClientV2):
@@ -65,9 +105,11 @@ class AcmeClient(ClientV2):
         """Nothing is sent yet. Arguments as `AcmeNetwork`'s."""
         network = AcmeNetwork(key, hosts, clock, user_agent=user_agent, ca_bundle=ca_bundle)
         super().__init__(messages.Directory({}), network)
+        self.key_sha256 = key.public_key_sha256
         self._key = key.jwk
         self._hosts = hosts
         self._clock = clock
+        self._user_agent, self._ca_bundle = user_agent, ca_bundle
 
     def close(self) -> None:
         """Close its connections."""
@@ -77,47 +119,98 @@ class AcmeClient(ClientV2):
         """Take the shared session, and `deadline` (monotonic) for the next exchange."""
         self.net.deadline = deadline
         if session is not None:
-            self.directory = session.directory
+            self.directory = session.directory.urls
             self.net.account = messages.RegistrationResource(uri=session.account_url, body=messages.Registration())
 
-    def fetch_directory(self, url: str) -> messages.Directory:
+    def fetch_directory(self, url: str) -> AcmeDirectory:
         """The directory, its URLs checked."""
         with _malformed_as_acme_errors():
-            body = _json(self.net.get(url))
-            if not isinstance(body, dict):
-                raise MalformedAnswerError("a directory that isn't a JSON object")
-            for name in _NEEDED:
-                self._hosts.check(body.get(name))
-            # Not fetched from here: that it is there says that orders may name what they replace (RFC 9773 5).
-            known = (*_NEEDED, _RENEWAL_INFO) if isinstance(body.get(_RENEWAL_INFO), str) else _NEEDED
-            return messages.Directory({name: body[name] for name in known})
+            return parse_directory(_json(self.net.get(url)), self._hosts)
 
-    def register(self, directory: messages.Directory, email: str) -> AcmeSession:
+    def register(self, directory: AcmeDirectory, email: str, binding: Binding | None = None) -> AcmeSession:
         """Make the account, or find the one that this key has (RFC 8555 7.3 and 7.3.1).
 
         Safe to repeat: the key is the account. The contact is the one given when the account is made.
         """
-        self.directory = directory
+        bound = None
+        if binding is not None:
+            if not _BASE64URL.fullmatch(binding.hmac):  # what decodes it passes over what it doesn't know
+                message = "the account's binding can't be made: its MAC key isn't base64url"
+                raise AcmeError(Reason.ISSUER_REJECTED, message, unsent=True)
+            bound = messages.ExternalAccountBinding.from_data(
+                self._key.public_key(), binding.kid, binding.hmac.rstrip("="), directory.urls, binding.algorithm
+            )
+        wanted = messages.NewRegistration.from_data(
+            email=email or None, terms_of_service_agreed=True, external_account_binding=bound
+        )
+        session = self._new_account(directory, wanted)
+        failpoint("acme.register.sent")
+        return session
+
+    def find_account(self, directory: AcmeDirectory, key: AccountKey) -> AcmeSession | None:
+        """The account of `key`, None if it has none (7.3.1)."""
+        other = self._with_key(key)
+        try:
+            return other._new_account(directory, messages.NewRegistration(only_return_existing=True))  # noqa: SLF001 - another of this class
+        except AcmeError as error:
+            if error.is_problem("accountDoesNotExist"):
+                return None
+            raise
+        finally:
+            other.close()
+
+    def update_contact(self, email: str) -> None:
+        """POST the account's URL (7.3.2)."""
+        account = self.net.account
+        if account is None:
+            raise RuntimeError("there is no account yet")
+        self._post(account.uri, messages.UpdateRegistration(contact=(f"mailto:{email}",)))
+
+    def change_key(self, new: AccountKey) -> None:
+        """POST keyChange (7.3.5): signed by the old key, around what the new one signs."""
+        account = self.net.account
+        if account is None:
+            raise RuntimeError("there is no account yet")
+        if "keyChange" not in self.directory.to_partial_json():
+            raise AcmeError(Reason.ISSUER_REJECTED, "it doesn't offer to change an account's key", unsent=True)
+        url = self.directory["keyChange"]
+        content = _KeyChange(account=account.uri, old_key=self._key.public_key()).json_dumps().encode()
+        inner = jws.JWS.sign(content, key=new.jwk, alg=new.algorithm, nonce=None, url=url)
+        failpoint("acme.change_key.before")
+        self._post(url, _Signed(inner))
+        failpoint("acme.change_key.sent")
+
+    def _with_key(self, key: AccountKey) -> AcmeClient:
+        """A client for one exchange that another key signs, within the same time."""
+        other = AcmeClient(key, self._hosts, self._clock, user_agent=self._user_agent, ca_bundle=self._ca_bundle)
+        other.net.deadline = self.net.deadline
+        return other
+
+    def _new_account(self, directory: AcmeDirectory, wanted: messages.NewRegistration) -> AcmeSession:
+        self.directory = directory.urls
         self.net.account = None  # newAccount is signed with the key itself (6.2)
-        wanted = messages.NewRegistration.from_data(email=email or None, terms_of_service_agreed=True)
         # 201 for a new account, 200 for a known one: `ClientV2.new_account` makes an error of that, and asks again.
         try:
-            response = self._post(directory["newAccount"], wanted)
+            response = self._post(directory.urls["newAccount"], wanted)
         except AcmeError as error:
             error.concern([ACCOUNT])
+            if error.is_problem("externalAccountRequired"):
+                error.add("configure issuer.acme.eab with the key id and the MAC key that the CA has given you")
             raise
-        failpoint("acme.register.sent")
         with _malformed_as_acme_errors():
             url = self._hosts.check(response.headers.get("Location"))
-            status = _json(response).get("status", "valid")
+            body = _json(response)
+            status = body.get("status", "valid")
+            contact = body.get("contact") or ()
         if status != "valid":
             raise AcmeError(Reason.ISSUER_REJECTED, f"the account {url} is {printable(status, 20)}")
-        return AcmeSession(directory, url)
+        known = tuple(printable(entry, 300) for entry in contact[:_MOST_CONTACTS]) if isinstance(contact, list) else ()
+        return AcmeSession(directory, url, status, known, created=response.status_code == 201)
 
     @property
     def takes_replaces(self) -> bool:
         """Whether orders may name what they replace: some CAs refuse members that they don't know."""
-        return hasattr(self.directory, _RENEWAL_INFO)
+        return hasattr(self.directory, "renewalInfo")
 
     def create_order(self, names: Sequence[str], profile: str, replaces: str = "") -> AcmeOrder:
         """POST newOrder (7.4); `replaces` is a certificate's name at the CA (RFC 9773 4.1), which must take such."""
@@ -170,9 +263,20 @@ class AcmeClient(ClientV2):
         failpoint("acme.download.fetched")
         return response.text, tuple(self._get_links(response, "alternate"))
 
-    def revoke_certificate(self, certificate: x509.Certificate, reason_code: int) -> None:
-        """POST revokeCert (7.6), signed by the account's key."""
-        self._post(self.directory["revokeCert"], messages.Revocation(certificate=certificate, reason=reason_code))
+    def revoke_certificate(
+        self, certificate: x509.Certificate, reason_code: int, key: AccountKey | None = None
+    ) -> None:
+        """POST revokeCert (7.6), signed by the account's key, or by `key`: the certificate's own."""
+        request = messages.Revocation(certificate=certificate, reason=reason_code)
+        if key is None:
+            self._post(self.directory["revokeCert"], request)
+        else:
+            other = self._with_key(key)
+            other.directory = self.directory
+            try:
+                other._post(other.directory["revokeCert"], request)  # noqa: SLF001 - another of this class
+            finally:
+                other.close()
         failpoint("acme.revoke.sent")
 
     def _order(self, url: str, response: requests.Response) -> AcmeOrder:

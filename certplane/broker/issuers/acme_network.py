@@ -88,6 +88,10 @@ class AcmeError(RefusalError):
             said = self.refusal.violations[0].description if self.refusal.violations else self.refusal.message
             self.refusal = replace(self.refusal, violations=tuple(Violation(str(scope), said) for scope in scopes))
 
+    def add(self, remedy: str) -> None:
+        """Say in the message what to do about it."""
+        self.refusal = replace(self.refusal, message=f"{self.refusal.message}; {remedy}")
+
     def is_problem(self, name: str) -> bool:
         """Whether the CA's problem document is of this type (the last part of the URN, RFC 8555 6.7)."""
         return bool(self.refusal.problems) and self.refusal.problems[0].type == _URN + name

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +20,9 @@ from certplane.runtime.pool import BlockingPool
 
 if TYPE_CHECKING:
     import random
+
+    from certplane.broker.issuers.acme_account import AccountKey
+    from certplane.broker.issuers.acme_registration import Exchanges, Registration
 
 __all__ = ["REPEAT", "AcmeWorkers", "unavailable", "unsent"]
 
@@ -47,9 +52,8 @@ class AcmeWorkers:
 
     def __init__(
         self,
-        new_client: Callable[[], AcmeClient],
-        directory_url: str,
-        email: str,
+        new_client: Callable[[AccountKey], AcmeClient],
+        registration: Registration,
         *,
         size: int,
         rng: random.Random,
@@ -58,15 +62,14 @@ class AcmeWorkers:
         """Nothing is sent yet.
 
         Args:
-            new_client: makes a worker's client.
-            directory_url: the CA's directory.
-            email: contact of a new account; may be empty.
+            new_client: makes a worker's client, which signs with this key.
+            registration: the account.
             size: exchanges under way at once.
             rng: for the jitter of repeats.
             repeat_waits: between tries of a call that is safe to repeat.
         """
         self._repeat_waits = repeat_waits
-        self._new_client, self._directory_url, self._email, self._rng = new_client, directory_url, email, rng
+        self._new_client, self._registration, self._rng = new_client, registration, rng
         self._pool = BlockingPool("acme", size)
         self._idle: deque[AcmeClient] = deque()  # append and pop are atomic: threads share it without a lock
         self._session: AcmeSession | None = None
@@ -92,38 +95,65 @@ class AcmeWorkers:
         Raises:
             AcmeError: how it failed last.
         """
-        session = await self._current_session(deadline)
+        session = await self.session(deadline)
         try:
             return await self._repeat(exchange, session, deadline, may_repeat)
         except AcmeError as error:
-            if not error.is_problem("accountDoesNotExist"):
+            # The CA looked no further than account and signature, so that the exchange can have had no effect (RFC 8555
+            # 6.7): who has lost the account makes it again, and who has an old key reads the one that is in force.
+            lost = error.is_problem("accountDoesNotExist")
+            unsigned = error.is_problem("unauthorized") or error.is_problem("malformed")
+            if not lost and not (unsigned and await self._registration.has_another_key(self._pool)):
                 raise
-        # The CA looked no further than the account, so that the exchange can have had no effect (RFC 8555 6.7).
-        _log.warning("the CA doesn't know the account any more: registering its key again", extra=_fields(session))
+        why = "the CA doesn't know the account any more" if lost else "the account has another key now"
+        _log.warning("%s: looking it up again", why, extra={"fields": {"acme_account_url": session.account_url}})
         if self._session is session:
             self._session = None
-        return await self._repeat(exchange, await self._current_session(deadline), deadline, may_repeat)
+        return await self._repeat(exchange, await self.session(deadline), deadline, may_repeat)
 
-    async def _current_session(self, deadline: Deadline) -> AcmeSession:
-        if self._session is not None:
+    async def session(self, deadline: Deadline, *, fresh_directory: bool = False) -> AcmeSession:
+        """The directory and the account, looked up or made if that wasn't done yet.
+
+        Args:
+            deadline: when it must have ended.
+            fresh_directory: read the directory anew.
+        """
+        if self._session is not None and not fresh_directory:
             return self._session
+        run = self._exchanges(deadline)
+        async with self._alone(deadline):
+            if self._session is None:
+                self._session = await self._registration.open(run, self._pool)
+            elif fresh_directory:
+                self._session = replace(self._session, directory=await self._registration.directory(run))
+            return self._session
+
+    async def find_account(self, deadline: Deadline) -> AcmeSession | None:
+        """The account, None if there is none yet."""
+        async with self._alone(deadline):
+            return await self._registration.find(self._exchanges(deadline), self._pool)
+
+    async def roll_over(self, deadline: Deadline) -> AcmeSession:
+        """Give the account a new key. Raises as `Registration.roll_over`."""
+        session = await self.session(deadline)
+        async with self._alone(deadline):
+            await self._registration.roll_over(session, self._exchanges(deadline), self._pool)
+        return session
+
+    @asynccontextmanager
+    async def _alone(self, deadline: Deadline) -> AsyncIterator[None]:
+        """One at a time sees to the account, within the deadline."""
         try:
             async with asyncio.timeout(deadline.left.total_seconds()), self._session_lock:
-                if self._session is None:
-                    self._session = await self._open_session(deadline)
-                return self._session
+                yield
         except TimeoutError as error:
             raise _too_late() from error
 
-    async def _open_session(self, deadline: Deadline) -> AcmeSession:
-        directory = await self._repeat(
-            lambda client: client.fetch_directory(self._directory_url), None, deadline, unavailable
-        )
-        session = await self._repeat(
-            lambda client: client.register(directory, self._email), None, deadline, unavailable
-        )
-        _log.info("account registered or found at the CA", extra=_fields(session))
-        return session
+    def _exchanges(self, deadline: Deadline) -> Exchanges:
+        async def run(exchange: Callable[[AcmeClient], T], session: AcmeSession | None = None) -> T:
+            return await self._repeat(exchange, session, deadline, unavailable)
+
+        return run
 
     async def _repeat(
         self,
@@ -150,7 +180,11 @@ class AcmeWorkers:
             raise _too_late() from error
 
     def _on_worker(self, exchange: Callable[[AcmeClient], T], session: AcmeSession | None, deadline: float) -> T:
-        client = self._idle.pop() if self._idle else self._new_client()
+        key = self._registration.key
+        client = self._idle.pop() if self._idle else self._new_client(key)
+        if client.key_sha256 != key.public_key_sha256:
+            client.close()
+            client = self._new_client(key)
         try:
             client.prepare(session, deadline)
             return exchange(client)
@@ -158,10 +192,6 @@ class AcmeWorkers:
             self._idle.append(client)
             if self._closed:
                 self.close()
-
-
-def _fields(session: AcmeSession) -> dict[str, dict[str, str]]:
-    return {"fields": {"acme_account_url": session.account_url}}
 
 
 def _too_late() -> AcmeError:

@@ -172,7 +172,7 @@ def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
     other = {"directory_url": "https://other.test/directory", "account_key": str(files.directory / "other.key")}
     made = settings(files, issuers={"other": {"acme": other}})
     accounts = adapters.account_keys(made)
-    issuers = adapters.issuers(made, accounts, ManualClock(), random.Random(1))
+    issuers = adapters.issuers(made, accounts, FakeSecretSource({}), ManualClock(), random.Random(1))
     assert [(name, issuer.name) for name, issuer in issuers.items()] == [("default", "default"), ("other", "other")]
     assert issuers["other"].directory == "https://other.test/directory"
     keys = {account.public_key_sha256 for account in accounts.values()}

@@ -1,0 +1,219 @@
+"""What an operator does at the CA beside the running broker: look at the account, change its key, revoke.
+
+Each function answers one command with values ready to be shown, as those of `commands`. What is done at the CA is in
+the audit log before it is done, and after.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from certplane.broker import adapters
+from certplane.broker.commands import Row, certificate_row, operator
+from certplane.broker.database import locating, open_store, secret_source
+from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer
+from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.model import (
+    AuditDecision,
+    AuditEvent,
+    AuditEventType,
+    AuditSeverity,
+    CertificateRecord,
+    RevocationReason,
+)
+from certplane.broker.settings import AcmeCaSettings, BrokerSettings
+from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError
+from certplane.runtime.clock import Clock, SystemClock
+from certplane.runtime.ids import TimeOrderedIds
+from certplane.runtime.pool import BlockingPool
+
+__all__ = ["Revocation", "account_row", "change_account_key", "revoke_certificate"]
+
+_CA_TIME = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """What to revoke, and why; `key_file` holds the certificate's own key in PEM, for when the account can't."""
+
+    certificate_id: str
+    reason: RevocationReason
+    key_file: Path | None = None
+
+
+async def account_row(settings: BrokerSettings, name: str = "") -> Row:
+    """The account at the issuer `name`, the default one if empty, as the CA shows it.
+
+    Raises:
+        ConfigurationError: the account's key can't be used.
+        OperationError: there is no account yet.
+        RefusalError: the CA can't be asked.
+    """
+    ca = _ca(settings, name)
+    _need_key(ca)
+    async with _issuer(settings, ca, SystemClock()) as issuer:
+        account = await issuer.account(_CA_TIME)
+    if account is None:
+        raise OperationError("the CA knows no account of this key", remedy="the broker makes it with its first order")
+    return _row(ca, account)
+
+
+async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
+    """Give the account at the issuer `name`, or the default one, a new key; running brokers take it over.
+
+    If it was cut off, doing it again completes it.
+
+    Raises:
+        ConfigurationError: the account's key can't be used, or the new one can't be written.
+        RefusalError: what the CA said, AUDIT_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    clock = SystemClock()
+    ca = _ca(settings, name)
+    _need_key(ca)
+    async with open_store(settings, clock=clock) as stores, _issuer(settings, ca, clock) as issuer:
+        old = issuer.account_key_sha256
+        await stores.audit.append([_key_event(ca, clock, f"the account's key {old} is to be replaced")])
+        account = await issuer.roll_over_account_key(_CA_TIME)
+        replaced = f"the key {account.key_sha256} has taken the place of {old} for {account.url}"
+        await stores.audit.append([_key_event(ca, clock, replaced)])
+    return _row(ca, account)
+
+
+async def revoke_certificate(settings: BrokerSettings, revocation: Revocation) -> Row:
+    """Revoke a certificate at the CA, then here. Doing it again completes what was cut off.
+
+    Raises:
+        ConfigurationError: the key's file can't be used, or isn't that certificate's key.
+        OperationError: there is no such certificate.
+        RefusalError: what the CA said, AUDIT_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    clock = SystemClock()
+    async with open_store(settings, clock=clock) as stores, AsyncExitStack() as stack:
+        record = await stores.certificates.get_certificate(revocation.certificate_id)
+        if record is None:
+            raise OperationError("there is no such certificate", remedy="`certs list` shows their ids")
+        issuer = await stack.enter_async_context(_issuer(settings, _ca(settings, record.issuer), clock))
+        key = None if revocation.key_file is None else _certificate_key(revocation.key_file, record)
+        authorized = _revocation_event(AuditEventType.CERTIFICATE_REVOCATION_AUTHORIZED, record, revocation, clock)
+        await stores.audit.append([authorized])
+        await issuer.revoke(record.certificate_pem, revocation.reason, _CA_TIME, certificate_key=key)
+        revoked = await stores.certificates.mark_revoked(
+            record.certificate_id,
+            revocation.reason,
+            clock.now(),
+            [_revocation_event(AuditEventType.CERTIFICATE_REVOKED, record, revocation, clock)],
+        )
+    return certificate_row(revoked)
+
+
+class _Ca(NamedTuple):
+    name: str
+    acme: AcmeCaSettings
+
+
+def _ca(settings: BrokerSettings, name: str) -> _Ca:
+    name = name or settings.issuer.name
+    acme = settings.cas.get(name)
+    if acme is None:
+        raise OperationError(
+            f"the configuration has no issuer {name}", remedy=f"it has {', '.join(sorted(settings.cas))}"
+        )
+    return _Ca(name, acme)
+
+
+def _need_key(ca: _Ca) -> None:
+    if not adapters.account_key_file(ca.acme).exists:
+        path = ca.acme.account_key
+        raise OperationError(f"there is no account key at {path} yet", remedy="the broker makes it when it starts")
+
+
+@asynccontextmanager
+async def _issuer(settings: BrokerSettings, ca: _Ca, clock: Clock) -> AsyncIterator[AcmeIssuer]:
+    pool = BlockingPool("broker-files", 1)
+    try:
+        account = await pool.run(lambda: locating(settings, adapters.account_key_file(ca.acme).load))
+        secrets = secret_source(settings, pool, clock)
+        issuer = locating(
+            settings,
+            lambda: adapters.issuer(ca.name, ca.acme, account, secrets=secrets, clock=clock, rng=random.SystemRandom()),
+        )
+        try:
+            yield issuer
+        finally:
+            issuer.close()
+    finally:
+        pool.close()
+
+
+def _certificate_key(path: Path, record: CertificateRecord) -> AccountKey:
+    """The certificate's key as one that signs ACME requests."""
+    remedy = "name the PEM file with the private key of that certificate"
+    try:
+        pem = path.read_bytes()
+    except OSError as error:
+        problem = ConfigurationProblem(str(path), None, "--key", f"can't be read: {error.strerror}", remedy)
+        raise ConfigurationError([problem]) from error
+    key = AccountKey.from_pem(pem, path)
+    if key.public_key_sha256 != record.public_key_sha256:
+        raise ConfigurationError([ConfigurationProblem(str(path), None, "--key", "is another key", remedy)])
+    return key
+
+
+def _row(ca: _Ca, account: AccountInfo) -> Row:
+    eab = ca.acme.eab
+    return {
+        "issuer": ca.name,
+        "directory_url": ca.acme.directory_url,
+        "account_url": account.url,
+        "status": account.status,
+        "contact": list(account.contact),
+        "key_sha256": account.key_sha256,
+        "external_account": eab.kid if eab is not None else "",
+        "terms_of_service": account.terms_of_service,
+        "profiles": [f"{name}: {text}" if text else name for name, text in account.profiles.items()],
+    }
+
+
+def _key_event(ca: _Ca, clock: Clock, what: str) -> AuditEvent:
+    return AuditEvent(
+        event_id=TimeOrderedIds(clock)(),
+        timestamp=clock.now(),
+        event_type=AuditEventType.ACCOUNT_KEY_CHANGED,
+        severity=AuditSeverity.WARNING,
+        decision=AuditDecision.ALLOW,
+        issuer_name=ca.name,
+        issuer_directory=ca.acme.directory_url,
+        reason=f"{what}, by {operator()}",
+    )
+
+
+def _revocation_event(
+    event_type: AuditEventType, record: CertificateRecord, revocation: Revocation, clock: Clock
+) -> AuditEvent:
+    signed = "the account's key" if revocation.key_file is None else "the certificate's own key"
+    return AuditEvent(
+        event_id=TimeOrderedIds(clock)(),
+        timestamp=clock.now(),
+        event_type=event_type,
+        severity=AuditSeverity.WARNING,
+        decision=AuditDecision.ALLOW,
+        identity=record.identity,
+        profile_name=record.profile,
+        profile_hash=record.profile_hash,
+        reason_code=revocation.reason.value,
+        reason=f"with {signed}, by {operator()}",
+        csr_public_key_sha256=record.public_key_sha256,
+        issuer_name=record.issuer,
+        acme_order_url=record.acme_order_url,
+        order_id=record.order_id,
+        certificate_id=record.certificate_id,
+        cert_serial_number=record.serial_number,
+        cert_not_before=record.not_before,
+        cert_not_after=record.not_after,
+    )
