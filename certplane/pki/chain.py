@@ -143,9 +143,15 @@ def _blocks(pem: str) -> list[bytes]:
 
 def _load(der: bytes) -> x509.Certificate:
     try:
-        return x509.load_der_x509_certificate(der)
+        certificate = x509.load_der_x509_certificate(der)
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ChainError("the certificate chain has a certificate that can't be read") from error
+    # The count of unused bits before the signature is outside of what is signed, and no signature has any: whoever
+    # changed it would have made another certificate, with another hash, of the same content.
+    signature = certificate.signature
+    if not der.endswith(b"\0" + signature):
+        raise ChainError("the certificate chain has a certificate whose signature isn't a whole number of octets")
+    return certificate
 
 
 def _facts(certificate: x509.Certificate) -> CertificateFacts:

@@ -214,6 +214,18 @@ def test_no_flipped_byte_passes(position: int, mask: int) -> None:
         _check(pem(bytes(der), "CERTIFICATE") + _leaf().chain_pem)
 
 
+def test_a_signature_with_unused_bits_is_refused() -> None:
+    """The same content in another encoding is another certificate, and no CA's: X.690 8.6.2.2, outside the signature."""
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    leaves = (_authority().issue(*NAMES, key=ec_key(), lifetime=90 * DAY) for _ in range(100))
+    leaf = next(leaf for leaf in leaves if not leaf.certificate.signature[-1] & 1)  # else it is no padding to a parser
+    der = bytearray(leaf.certificate.public_bytes(Encoding.DER))
+    der[-len(leaf.certificate.signature) - 1] = 1
+    with pytest.raises(ChainError, match="whole number"):
+        _check(pem(bytes(der), "CERTIFICATE") + leaf.chain_pem)
+
+
 @cache
 def _leaf_der() -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding
