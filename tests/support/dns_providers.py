@@ -75,7 +75,6 @@ def _exec(dns: DnsEndpoint, request: pytest.FixtureRequest, credentials: str) ->
 def _lexicon(
     dns: DnsEndpoint, request: pytest.FixtureRequest, credentials: str
 ) -> tuple[DnsProvider, FakeSecretSource]:
-    pytest.importorskip("lexicon")
     server = PowerDnsServer(dns, names=(f"_acme-challenge.{request.getfixturevalue('own_name')}",))
     request.addfinalizer(server.__exit__)
     server.__enter__()
