@@ -198,7 +198,13 @@ async def _check(options: argparse.Namespace, host: Host, _: Progress) -> int:
 
 async def _status(options: argparse.Namespace, host: Host, progress: Progress) -> int:
     from certplane.agent.control import ask  # noqa: PLC0415 - as in `main`
-    from certplane.agent.status import StatusReport, lineage_report, to_json, to_text  # noqa: PLC0415
+    from certplane.agent.status import (  # noqa: PLC0415
+        StatusReport,
+        lineage_report,
+        link_report,
+        to_json,
+        to_text,
+    )
 
     try:
         answer = await ask(host.state_dir, {"command": "ping"}, progress)
@@ -213,6 +219,7 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
         certificates=tuple(
             [lineage_report(lineage.spec, await lineage.facts(now), now) for lineage in host.certificates.values()]
         ),
+        broker=link_report(await host.disk.run(host.link_file.load)),
     )
     print(to_json(report) if options.json else to_text(report, now))
     return _OK

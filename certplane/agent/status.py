@@ -12,14 +12,19 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from certplane.agent.model import LineageState
-from certplane.agent.renewal.plan import due_time, newest_version, warn_time
+from certplane.agent.renewal.plan import due_reason, due_time, newest_version, warn_time
+from certplane.agent.renewal.skew import MOST_SKEW
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from certplane.agent.link.state import LinkState
     from certplane.agent.renewal.plan import LineageFacts, LineageSpec
 
-__all__ = ["LineageReport", "StatusReport", "lineage_report", "to_json", "to_text"]
+__all__ = ["LineageReport", "LinkReport", "StatusReport", "lineage_report", "link_report", "to_json", "to_text"]
+
+_WHY = 40
+"""Characters of a reason in a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,10 @@ class LineageReport:
     """One lineage as it is now.
 
     `version` and what follows up to `renew_time` are those of the version in force; None and empty without one.
-    `newest_version` is another one when an activation failed. `expired` and `overdue` say what a date alone doesn't.
+    `newest_version` is another one when an activation failed, or waits for its window (`activate_after`). `expired` and
+    `overdue` say what a date alone doesn't. `renew_reason` is why it is renewed now, or else why then. `served_...` is
+    what the service presented at `verify_time`, and `served_version` which version that is; all are empty and None
+    without a `verify`. `last_error` is of the step `failed_step`, `verify_error` of the last look at the service.
     """
 
     name: str
@@ -49,6 +57,27 @@ class LineageReport:
     next_attempt_time: datetime | None
     last_error: str
     update_time: datetime
+    failed_step: str
+    activate_after: datetime | None
+    served_serial_number: str
+    served_version: int | None
+    served_not_after: datetime | None
+    verify_time: datetime | None
+    verify_error: str
+    verify_failures: int
+    next_verify_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReport:
+    """The way to the broker. `clock_skew_seconds`: this host's clock less the broker's; None before it was measured."""
+
+    phase: str
+    since: datetime | None
+    last_error: str
+    last_connected_time: datetime | None
+    broker_version: str
+    clock_skew_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +88,7 @@ class StatusReport:
     running: str
     identity: LineageReport
     certificates: tuple[LineageReport, ...]
+    broker: LinkReport
 
 
 def lineage_report(spec: LineageSpec, facts: LineageFacts, now: datetime) -> LineageReport:
@@ -82,12 +112,33 @@ def lineage_report(spec: LineageSpec, facts: LineageFacts, now: datetime) -> Lin
         overdue=current is not None and warn_time(spec, current) <= now,
         certificate_id="" if current is None else current.certificate_id,
         order_id="" if facts.pending is None else facts.pending.order_id,
-        renew_reason=status.renew_reason,
+        renew_reason=status.renew_reason or ("" if current is None else due_reason(spec, current)),
         failures=status.failures,
         activation_failures=status.activation_failures,
         next_attempt_time=max(attempts) if attempts else None,
         last_error=status.last_error,
         update_time=status.update_time,
+        failed_step="" if status.failed_step is None else status.failed_step.value,
+        activate_after=status.activate_after,
+        served_serial_number=status.served_serial_number,
+        served_version=status.verified_version,
+        served_not_after=status.served_not_after,
+        verify_time=status.verify_time,
+        verify_error=status.verify_error,
+        verify_failures=status.verify_failures,
+        next_verify_time=status.next_verify_time,
+    )
+
+
+def link_report(state: LinkState) -> LinkReport:
+    """The link as the agent that runs, or the last one, left it."""
+    return LinkReport(
+        phase=state.phase.value,
+        since=state.since,
+        last_error=state.last_error,
+        last_connected_time=state.last_connected_time,
+        broker_version=state.broker_version,
+        clock_skew_seconds=None if state.clock_skew is None else state.clock_skew.total_seconds(),
     )
 
 
@@ -104,31 +155,57 @@ def to_json(report: StatusReport) -> str:
 
 
 def to_text(report: StatusReport, now: datetime) -> str:
-    """The report for a terminal: a table, and below it a line for each error."""
-    rows = [("", "STATE", "VALID UNTIL", "RENEWAL", "NAMES")]
+    """The report for a terminal: a table, and below it a line for each error and whatever waits."""
+    rows = [("", "STATE", "VALID UNTIL", "RENEWAL", "WHY", "SERVED", "NAMES")]
     identity = report.identity
     rows.append(("identity", *_columns(identity, now), report.identity_name))
     rows += [(each.name, *_columns(each, now), " ".join(each.dns_names)) for each in report.certificates]
-    lines = [f"agent: {f'running ({report.running})' if report.running else 'not running'}", ""]
+    lines = [f"agent: {f'running ({report.running})' if report.running else 'not running'}"]
+    lines += [*_link_lines(report, now), ""]
     lines += _table(rows)
-    notes = [f"{each.name}: {note}" for each in (identity, *report.certificates) if (note := _note(each, now))]
+    notes = [f"{each.name}: {note}" for each in (identity, *report.certificates) for note in _notes(each, now)]
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
-def _columns(lineage: LineageReport, now: datetime) -> tuple[str, str, str]:
+def _link_lines(report: StatusReport, now: datetime) -> list[str]:
+    """How the broker is reached, while an agent runs that knows; and a clock that is wrong, in any case."""
+    lines, link = [], report.broker
+    if report.running and link.since is not None:
+        error = f": {link.last_error}" if link.last_error else ""
+        lines.append(f"broker: {link.phase} since {_moment(link.since, now)}{error}")
+    skew = timedelta(seconds=link.clock_skew_seconds or 0)
+    if abs(skew) > MOST_SKEW:
+        side = "ahead of" if skew > timedelta() else "behind"
+        lines.append(f"clock: {_span(abs(skew))} {side} the broker's; set the clocks by NTP")
+    return lines
+
+
+def _columns(lineage: LineageReport, now: datetime) -> tuple[str, str, str, str, str]:
     if lineage.not_after is None:
-        return lineage.state, "-", "-"
+        return lineage.state, "-", "-", lineage.renew_reason or "-", "-"
     state = "EXPIRED" if lineage.expired else "overdue" if lineage.overdue else lineage.state
-    return state, _moment(lineage.not_after, now), _moment(lineage.renew_time, now)
+    served = lineage.served_serial_number or ("-" if lineage.verify_time is None else "nothing")
+    why = lineage.renew_reason
+    why = why if len(why) <= _WHY else f"{why[: _WHY - 3]}..."  # a directive's reason may be long; JSON has it whole
+    return state, _moment(lineage.not_after, now), _moment(lineage.renew_time, now), why, served
 
 
-def _note(lineage: LineageReport, now: datetime) -> str:
-    if not lineage.last_error:
-        return ""
-    after = "" if lineage.next_attempt_time is None else f" (next try {_moment(lineage.next_attempt_time, now)})"
-    count = lineage.failures or lineage.activation_failures
-    times = f" ({count} times)" if count > 1 else ""
-    return f"{lineage.last_error}{times}{after}"
+def _notes(lineage: LineageReport, now: datetime) -> list[str]:
+    notes = []
+    if lineage.last_error:
+        after = "" if lineage.next_attempt_time is None else f" (next try {_moment(lineage.next_attempt_time, now)})"
+        notes.append(f"{lineage.last_error}{_times(lineage.failures or lineage.activation_failures)}{after}")
+    if lineage.verify_error:
+        after = "" if lineage.next_verify_time is None else f" (next look {_moment(lineage.next_verify_time, now)})"
+        notes.append(f"{lineage.verify_error}{_times(lineage.verify_failures)}{after}")
+    if lineage.activate_after is not None:
+        when = _moment(lineage.activate_after, now)
+        notes.append(f"version {lineage.newest_version} waits for its window, {when}")
+    return notes
+
+
+def _times(count: int) -> str:
+    return f" ({count} times)" if count > 1 else ""
 
 
 def _moment(time: datetime | None, now: datetime) -> str:

@@ -33,6 +33,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 
 from certplane.agent.model import LineageStatus, PendingRequest, RenewalCause, Version
+from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.errors import RefusalError
 from certplane.pki.csr import parse_csr
@@ -48,6 +49,7 @@ __all__ = [
     "Request",
     "Verify",
     "Wait",
+    "due_reason",
     "due_time",
     "newest_version",
     "override_time",
@@ -222,6 +224,15 @@ def due_time(spec: LineageSpec, version: Version) -> datetime:
     if version.directed is None or version.directed.cause is RenewalCause.LIFETIME:
         told = max(told, version.not_before + (version.not_after - version.not_before) / _FRESH)
     return told if spec.renew_before is None else min(own, told)
+
+
+def due_reason(spec: LineageSpec, version: Version) -> str:
+    """Whose word `due_time` is, in few words for a person."""
+    if version.directed is not None and due_time(spec, version) == version.directed.renew_time:
+        return explanation(version.directed)
+    if version.renew_time is not None and due_time(spec, version) == version.renew_time:
+        return "the broker's time"
+    return "the host's rule" if spec.renew_before is None else "renew_before"
 
 
 def warn_time(spec: LineageSpec, version: Version) -> datetime:

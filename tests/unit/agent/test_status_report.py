@@ -7,10 +7,19 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from certplane.agent.model import LineageState, LineageStatus, PendingRequest, Version
+from certplane.agent.link.state import LinkPhase, LinkState
+from certplane.agent.model import (
+    DirectedRenewal,
+    LineageState,
+    LineageStatus,
+    LineageStep,
+    PendingRequest,
+    RenewalCause,
+    Version,
+)
 from certplane.agent.renewal.plan import LineageFacts, LineageSpec
 from certplane.agent.renewal.status import new_status
-from certplane.agent.status import StatusReport, lineage_report, to_json, to_text
+from certplane.agent.status import StatusReport, lineage_report, link_report, to_json, to_text
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -34,9 +43,9 @@ IDENTITY = lineage_report(
 )
 
 
-def report(*facts: LineageFacts, running: str = "") -> StatusReport:
+def report(*facts: LineageFacts, running: str = "", link: LinkState | None = None) -> StatusReport:
     lineages = tuple(lineage_report(SPEC, each, NOW) for each in facts)
-    return StatusReport("web1.example", running, IDENTITY, lineages)
+    return StatusReport("web1.example", running, IDENTITY, lineages, link_report(link or LinkState()))
 
 
 def test_a_table_shows_each_lineage_and_nothing_more_while_all_is_well() -> None:
@@ -44,9 +53,10 @@ def test_a_table_shows_each_lineage_and_nothing_more_while_all_is_well() -> None
     assert to_text(report(FACTS, running="process 7"), NOW).splitlines() == [
         "agent: running (process 7)",
         "",
-        "          STATE    VALID UNTIL                    RENEWAL                        NAMES",
-        "identity  absent   -                              -                              web1.example",
-        "web       waiting  2027-02-11 12:00Z (in 80d 0h)  2027-01-12 12:00Z (in 50d 0h)  a.example b.example",
+        "          STATE    VALID UNTIL                    RENEWAL                        WHY           SERVED  NAMES",
+        "identity  absent   -                              -                              -             -       web1.example",
+        f"web       waiting  2027-02-11 12:00Z (in 80d 0h)  2027-01-12 12:00Z (in 50d 0h)  renew_before  {'-':6}  "
+        + "a.example b.example",
     ]
 
 
@@ -87,11 +97,21 @@ def test_json_has_every_field_and_times_as_rfc_3339() -> None:
     newer = replace(VERSION, number=4)
     degraded = LineageStatus(
         "web", LineageState.DEGRADED, NOW, last_error="the reload ended with status 1", activation_failures=2,
-        rejected_version=4, next_activation_time=NOW + DAY, confirmed_version=3,
+        rejected_version=4, next_activation_time=NOW + DAY, confirmed_version=3, failed_step=LineageStep.RELOAD,
+        verified_version=3, verify_time=NOW, served_serial_number="1f", served_not_after=NOW + 80 * DAY,
+        next_verify_time=NOW + DAY, activate_after=NOW + DAY,
     )  # fmt: skip
     facts = LineageFacts(versions=(VERSION, newer), current=VERSION, pending=pending, status=degraded)
     document = json.loads(to_json(report(facts)))
-    assert sorted(document) == ["certificates", "identity", "identity_name", "running"]
+    assert sorted(document) == ["broker", "certificates", "identity", "identity_name", "running"]
+    assert document["broker"] == {
+        "phase": "idle",
+        "since": None,
+        "last_error": "",
+        "last_connected_time": None,
+        "broker_version": "",
+        "clock_skew_seconds": None,
+    }
     (web,) = document["certificates"]
     assert web == {
         "name": "web",
@@ -107,10 +127,79 @@ def test_json_has_every_field_and_times_as_rfc_3339() -> None:
         "overdue": False,
         "certificate_id": "certificate-3",
         "order_id": "order-9",
-        "renew_reason": "",
+        "renew_reason": "renew_before",
         "failures": 0,
         "activation_failures": 2,
         "next_attempt_time": "2026-11-24T12:00:00Z",
         "last_error": "the reload ended with status 1",
         "update_time": "2026-11-23T12:00:00Z",
+        "failed_step": "reload",
+        "activate_after": "2026-11-24T12:00:00Z",
+        "served_serial_number": "1f",
+        "served_version": 3,
+        "served_not_after": "2027-02-11T12:00:00Z",
+        "verify_time": "2026-11-23T12:00:00Z",
+        "verify_error": "",
+        "verify_failures": 0,
+        "next_verify_time": "2026-11-24T12:00:00Z",
     }
+
+
+def test_what_is_served_and_what_waits_is_shown() -> None:
+    """The serial number that clients get, the find of the last look, and a version that its window holds back."""
+    newer = replace(VERSION, number=4)
+    status = replace(
+        WAITING,
+        state=LineageState.DEGRADED,
+        verify_time=NOW,
+        served_serial_number="2e",
+        verify_failures=2,
+        verify_error="127.0.0.1:443 serves another certificate",
+        next_verify_time=NOW + timedelta(minutes=9),
+        activate_after=NOW + timedelta(hours=14),
+    )
+    lines = to_text(report(LineageFacts((VERSION, newer), VERSION, None, status)), NOW).splitlines()
+    assert "  2e      a.example" in lines[4]
+    assert lines[-2:] == [
+        "web: 127.0.0.1:443 serves another certificate (2 times) (next look 2026-11-23 12:09Z (in 9m))",
+        "web: version 4 waits for its window, 2026-11-24 02:00Z (in 14h 0m)",
+    ]
+
+
+def test_the_reason_for_the_renewal_time_is_shown() -> None:
+    """Whose word it is: the host's configuration, the broker, or the broker for the CA or an operator."""
+    spec = replace(SPEC, renew_before=None)
+    directed = DirectedRenewal("certificate-3", NOW + DAY, RenewalCause.ISSUER, "an incident", "https://ca.example/why")
+    for version, why in (
+        (VERSION, "the host's rule"),
+        (replace(VERSION, renew_time=NOW + 40 * DAY), "the broker's time"),
+        (
+            replace(VERSION, renew_time=NOW + DAY, directed=directed),
+            "the CA moved its window: an incident https://ca.example/why",
+        ),
+    ):
+        facts = replace(FACTS, versions=(version,), current=version)
+        assert lineage_report(spec, facts, NOW).renew_reason == why
+    due = replace(FACTS, status=replace(WAITING, state=LineageState.DUE, renew_reason="an operator asked for it"))
+    assert lineage_report(SPEC, due, NOW).renew_reason == "an operator asked for it"
+
+
+def test_the_link_is_shown_while_an_agent_runs() -> None:
+    """How the broker is reached, since when, and what went wrong last."""
+    link = LinkState(LinkPhase.WAITING, since=NOW - timedelta(minutes=3), last_error="no connection")
+    assert to_text(report(FACTS, running="process 7", link=link), NOW).splitlines()[1] == (
+        "broker: waiting since 2026-11-23 11:57Z (3m ago): no connection"
+    )
+    assert to_text(report(FACTS, link=link), NOW).splitlines()[1] == ""
+
+
+def test_a_clock_that_is_wrong_is_shown() -> None:
+    """More than 30 seconds from the broker's is worth a line; less is the network."""
+    for skew, line in (
+        (timedelta(seconds=45), "clock: 45s ahead of the broker's; set the clocks by NTP"),
+        (timedelta(hours=-1), "clock: 1h 0m behind the broker's; set the clocks by NTP"),
+        (timedelta(seconds=29), ""),
+    ):
+        shown = report(FACTS, link=LinkState(clock_skew=skew))
+        assert to_text(shown, NOW).splitlines()[1] == line
+        assert json.loads(to_json(shown))["broker"]["clock_skew_seconds"] == skew.total_seconds()
