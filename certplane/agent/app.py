@@ -62,6 +62,18 @@ class Link(Broker, OrderFollower, Protocol):
         ...
 
 
+class Shows(Protocol):
+    """Shows how the agent is: `certplane.runtime.notify.ServiceNotifier`."""
+
+    def ready(self, status: str) -> None:
+        """It runs."""
+        ...
+
+    def status(self, status: str) -> None:
+        """One line."""
+        ...
+
+
 class Agent:
     """The lineages of a host, alive. The caller holds the state lock.
 
@@ -97,8 +109,13 @@ class Agent:
             for certificate in settings.certificates
         }
 
-    async def run(self, stop: asyncio.Event, events: FanOut) -> None:
+    async def run(self, stop: asyncio.Event, events: FanOut, show: Shows | None = None) -> None:
         """Keep everything renewed until `stop`; what has begun and can't be had twice is finished first.
+
+        Args:
+            stop: ends it.
+            events: where the steps are told.
+            show: told once all is under way, and how the link to the broker is.
 
         Raises:
             OperationError: this host isn't enrolled, or its files can't be used.
@@ -113,6 +130,10 @@ class Agent:
             if self._stream is not None:
                 tasks.append(group.create_task(self._stream.run(), name="status stream"))
             logger.info("the agent runs: %d certificates", len(self._certificates))
+            if show is not None:
+                show.ready(f"{len(self._certificates)} certificates")
+                if self._stream is not None:
+                    self._stream.watch(lambda state: show.status(f"{len(self._certificates)} certificates; {state}"))
             await stop.wait()
             logger.info("the agent stops")
             for task in tasks:

@@ -116,6 +116,7 @@ async def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
 async def _daemon(host: Host) -> int:
     from certplane.agent.app import Agent  # noqa: PLC0415 - as in `main`
     from certplane.agent.control import FanOut  # noqa: PLC0415
+    from certplane.runtime.notify import ServiceNotifier  # noqa: PLC0415
 
     _log(host.settings, host.settings.logging.level)
     logger.info("certplane-agent %s starts", __version__, extra={"fields": {"configuration_hash": host.settings.hash}})
@@ -128,7 +129,8 @@ async def _daemon(host: Host) -> int:
     with host.lock():
         agent = Agent(host, events)
         try:
-            await agent.run(stop, events)
+            async with ServiceNotifier(host.clock) as notifier:
+                await agent.run(stop, events, show=notifier)
         finally:
             await agent.close()
     return _OK

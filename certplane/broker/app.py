@@ -59,6 +59,7 @@ from certplane.broker.telemetry import MetricsListener, PrometheusMeter
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
+from certplane.runtime.notify import ServiceNotifier
 from certplane.runtime.pool import BlockingPool
 
 __all__ = ["Broker", "Prepared", "open_broker", "prepare", "serve"]
@@ -298,8 +299,16 @@ async def serve(settings: BrokerSettings) -> None:
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # before there is anything to reload: not the end of it
     for notice in settings.notices:
         _logger.warning("%s", notice)
-    async with open_broker(prepare(settings)) as broker:
-        loop.add_signal_handler(signal.SIGHUP, broker.reloader.request)
+    clock = SystemClock()
+    async with open_broker(prepare(settings), clock=clock) as broker, ServiceNotifier(clock) as notifier:
+        serving = f"serving on port {broker.port}"
+
+        def reload() -> None:
+            notifier.reloading()
+            broker.reloader.request(lambda: notifier.ready(serving))
+
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        notifier.ready(serving)
         await stop.wait()
         _logger.info("stopping", extra={"fields": {"drain_timeout": str(settings.server.drain_timeout)}})
 

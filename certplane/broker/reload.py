@@ -105,12 +105,14 @@ class Reloader:
         self._settle = settle
         self._pool = BlockingPool("reload", 1)
         self._requested = asyncio.Event()
+        self._done: Callable[[], None] | None = None
         self._announced = ("", ExpiryLevel.FINE)
         self._metrics.trust_loaded(trust.current.server.not_after, trust.current.ca_not_after)
         self._announce_expiry()
 
-    def request(self) -> None:
-        """Read everything again soon, as SIGHUP asks."""
+    def request(self, done: Callable[[], None] | None = None) -> None:
+        """Read everything again soon, as SIGHUP asks; `done` is called afterwards, whatever was refused."""
+        self._done = done
         self._requested.set()
 
     async def run(self) -> None:
@@ -122,6 +124,8 @@ class Reloader:
                     self._requested.clear()
                     await self.reload_trust()
                     await self.reload_policy()
+                    if self._done is not None:
+                        self._done()
                 else:
                     await self._look()
                 self._announce_expiry()

@@ -53,6 +53,20 @@ class LinkState:
     clock_skew: timedelta | None = None
     policy_hash: str = ""
 
+    def __str__(self) -> str:
+        """In a few words, for a person."""
+        match self.phase:
+            case LinkPhase.CONNECTED:
+                return f"connected to the broker since {self.since:%Y-%m-%d %H:%M:%S} UTC"
+            case LinkPhase.WAITING:
+                return f"not connected to the broker: {self.last_error or 'no answer'}"
+            case LinkPhase.UNSUPPORTED:
+                return "the broker is of a release without status streams"
+            case LinkPhase.CONNECTING:
+                return "connecting to the broker"
+            case LinkPhase.IDLE:
+                return "not connected to the broker"
+
 
 class LinkFile:
     """`link.json` in the state directory. Written by the agent that runs, read by anybody: nothing in it is secret."""

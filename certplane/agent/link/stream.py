@@ -118,6 +118,7 @@ class StatusStream:
         self._delivered = asyncio.Event()
         self._explained = False
         self._attempts: list[_Attempt] = []
+        self._watcher: Callable[[LinkState], None] | None = None
 
     @property
     def state(self) -> LinkState:
@@ -128,8 +129,15 @@ class StatusStream:
         """Show another state; it is saved soon."""
         if state != self._state:
             self._state = state
+            if self._watcher is not None:
+                self._watcher(state)
             if self._saving is None or self._saving.done():
                 self._saving = asyncio.create_task(self._save_on())
+
+    def watch(self, watcher: Callable[[LinkState], None]) -> None:
+        """Tell `watcher` how the link is, now and after each change."""
+        self._watcher = watcher
+        watcher(self._state)
 
     def report(self) -> None:
         """There are new reports."""
