@@ -1,0 +1,222 @@
+"""certplanectl against a running broker and a running agent: the fleet, live, and a renewal asked for from afar."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
+from certplane.sandbox.operator import Operator
+from tests.support.parts import need_part
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+
+_POLICY: dict[str, Any] = {
+    "version": 1,
+    "profiles": {"web": {"type": "multi_san", "dns_names": ["www.certplane.test"]}},
+    "hosts": {
+        "web1": {"identity": "web1.certplane.test", "profiles": ["web"]},
+        "web2": {"identity": "web2.certplane.test", "profiles": ["web"]},
+    },
+    "operators": {
+        "alice": {"identity": "alice.certplane.test", "roles": ["operator"]},
+        "bob": {"identity": "bob.certplane.test", "roles": ["viewer"]},
+    },
+}
+_LIMITS = {"rate_limits": {"new_keys_per_identity_profile_per_day": 50}}
+_WEB = {"name": "web", "profile": "web", "dns_names": ["www.certplane.test"]}
+
+
+class Fleet:
+    """A broker, a host whose agent runs, and two operators."""
+
+    def __init__(self, deployment: Deployment, host: Host, alice: Operator, bob: Operator) -> None:
+        self.deployment = deployment
+        self.host = host
+        self.alice = alice
+        self.bob = bob
+
+    async def lines(self, *arguments: str, status: int = 0) -> list[dict[str, Any]]:
+        """What a command of alice's prints when it is piped."""
+        finished = await self.alice.run(*arguments)
+        assert finished.status == status, finished.stderr
+        return [json.loads(line) for line in finished.stdout.splitlines()]
+
+    async def web(self) -> dict[str, Any]:
+        """What the broker knows of the host's certificate."""
+        (host,) = await self.lines("host", "web1")
+        return next(each for each in host.get("certificates", ()) if each["name"] == "web")
+
+    async def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The certificate once it is so."""
+        for _ in range(100):
+            status = await self.web()
+            if condition(status):
+                return status
+            await asyncio.sleep(0.2)
+        raise AssertionError(status)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+    need_part("pebble")
+    async with Deployment(tmp_path_factory.mktemp("fleet"), DeploymentOptions(_POLICY, broker=_LIMITS)) as deployment:
+        host = deployment.add_host("web1.certplane.test", [_WEB])
+        alice, bob = (Operator(deployment, f"{name}.certplane.test") for name in ("alice", "bob"))
+        await deployment.start_broker()
+        for enrolled in (await host.run("enroll"), await alice.enroll(), await bob.enroll()):
+            assert enrolled.status == 0, enrolled.stderr
+        await host.start()
+        await host.until_running()
+        made = Fleet(deployment, host, alice, bob)
+        await made.until(lambda status: status["state"] in ("STATE_WAITING", "STATE_SERVING"))
+        yield made
+
+
+async def test_the_fleet_as_tables_and_as_lines(fleet: Fleet) -> None:
+    """Piped, each host is a line of JSON; `host` shows one by its label, with what it holds."""
+    (host,) = await fleet.lines("fleet")
+    assert (host["name"], host["label"], host["connected"]) == ("web1.certplane.test", "web1", True)
+    assert {each["name"] for each in host["certificates"]} == {"identity", "web"}
+    assert await fleet.lines("fleet", "--state", "degraded") == []
+    assert await fleet.lines("fleet", "--disconnected") == []
+    status = await fleet.web()
+    assert status["profile"] == "web"
+    assert status["installed"]["serialNumber"] == status["issued"]["serialNumber"]
+
+
+async def test_on_a_terminal_there_is_a_table(fleet: Fleet) -> None:
+    """A person sees columns."""
+    shown = await on_a_terminal(fleet.bob.command("fleet"))
+    assert "CERTIFICATE" in shown
+    assert "web1" in shown
+
+
+async def on_a_terminal(arguments: list[str]) -> str:
+    """What a program writes when its output is a terminal."""
+    master, slave = os.openpty()
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=slave, stdin=slave)
+    os.close(slave)
+    chunks = []
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            chunk = await loop.run_in_executor(None, os.read, master, 65536)
+        except OSError:  # EIO: the other end is closed
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    os.close(master)
+    assert await process.wait() == 0
+    return b"".join(chunks).decode()
+
+
+async def test_a_renewal_asked_for_from_afar_is_done_within_seconds(fleet: Fleet) -> None:
+    """The broker tells the agent, the agent renews and reports; a watch sees each of it."""
+    before = await fleet.web()
+    watch = await asyncio.create_subprocess_exec(
+        sys.executable, *fleet.bob.command("watch"), stdout=asyncio.subprocess.PIPE
+    )
+    assert watch.stdout is not None
+    try:
+        while "snapshotEnd" not in json.loads(await watch.stdout.readline()):
+            pass
+        (dry,) = await fleet.lines("renew", "--host", "web1", "--reason", "a test", "--dry-run")
+        assert (dry["certificateCount"], dry["changedCount"]) == (1, 1)
+        assert (await fleet.web())["installed"] == before["installed"]
+        (answer,) = await fleet.lines("renew", "--host", "web1", "--reason", "a test", "--yes")
+        assert answer["connectedHostCount"] == 1
+        after = await fleet.until(
+            lambda status: (
+                status["state"] in ("STATE_WAITING", "STATE_SERVING")
+                and status["installed"]["serialNumber"] != before["installed"]["serialNumber"]
+            )
+        )
+        states = []
+        async with asyncio.timeout(20):
+            while not states or states[-1] != (after["state"], after["installed"]["serialNumber"]):
+                change = json.loads(await watch.stdout.readline()).get("certificateChange")
+                if change is not None and change["certificate"]["name"] == "web":
+                    certificate = change["certificate"]
+                    states.append((certificate["state"], certificate["installed"]["serialNumber"]))
+        assert "STATE_REQUESTING" in {state for state, _ in states}
+    finally:
+        watch.terminate()
+        await watch.wait()
+    audit = await fleet.deployment.run_broker("audit", "tail", "--limit", "40", "--json")
+    requested = [json.loads(line) for line in audit.stdout.splitlines() if '"renewal_requested"' in line]
+    assert [each["identity"] for each in requested] == ["alice.certplane.test"]
+
+
+@pytest.mark.parametrize(
+    ("who", "arguments", "status", "said"),
+    [
+        pytest.param("bob", ["renew", "--all", "--reason", "no", "--yes"], 1, "ROLE_REQUIRED", id="a-viewer-renews"),
+        pytest.param("alice", ["renew", "--all", "--reason", "no"], 2, "add --yes", id="nobody-to-ask"),
+        pytest.param("alice", ["renew", "--reason", "no"], 2, "nothing is selected", id="nothing-selected"),
+        pytest.param("alice", ["host", "nobody"], 1, "HOST_NOT_FOUND", id="no-such-host"),
+        pytest.param("alice", ["fleet", "--state", "fine"], 2, "there is no such state", id="no-such-state"),
+        pytest.param("alice", ["renew", "--all", "--reason", "x", "--spread", "soon"], 2, "30m", id="no-duration"),
+    ],
+)
+async def test_what_is_refused_says_why(fleet: Fleet, who: str, arguments: list[str], status: int, said: str) -> None:
+    """One line on standard error: the cause and what to do, and nothing on standard output."""
+    finished = await getattr(fleet, who).run(*arguments)
+    assert (finished.status, finished.stdout) == (status, "")
+    assert said in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+async def test_no_host_is_an_operator(fleet: Fleet) -> None:
+    """A host's own identity can't look at the fleet."""
+    cert, key = fleet.host.identity
+    config = fleet.alice.config.with_name("as-host.yml")
+    text = fleet.alice.config.read_text()
+    own_cert, own_key = fleet.alice.identity
+    config.write_text(text.replace(str(own_cert), str(cert)).replace(str(own_key), str(key)))
+    finished = await fleet.alice.run("-c", str(config), "fleet")
+    assert finished.status == 1
+    assert "ROLE_REQUIRED" in finished.stderr
+
+
+async def test_a_watch_outlives_the_broker(fleet: Fleet, tmp_path: Path) -> None:
+    """It says that the broker has gone, and shows the fleet anew when it is back; the agent comes back as well."""
+    errors = tmp_path / "errors"
+    with errors.open("wb") as stderr:
+        watch = await asyncio.create_subprocess_exec(
+            sys.executable, *fleet.bob.command("watch"), stdout=asyncio.subprocess.PIPE, stderr=stderr
+        )
+        assert watch.stdout is not None
+        try:
+            while "snapshotEnd" not in json.loads(await watch.stdout.readline()):
+                pass
+            await fleet.deployment.start_broker()
+            async with asyncio.timeout(40):
+                connected = False
+                while not connected:
+                    message = json.loads(await watch.stdout.readline())
+                    connected = message.get("host", {}).get("connected", False)
+        finally:
+            watch.terminate()
+            assert await watch.wait() == 143
+    assert "watching again" in errors.read_text()
+
+
+async def test_a_broker_that_was_never_there_is_a_mistake(fleet: Fleet) -> None:
+    """A wrong address ends the command at once with what to check, instead of waiting for good."""
+    config = fleet.alice.config.with_name("elsewhere.yml")
+    port = str(fleet.deployment.broker_port)
+    config.write_text(fleet.alice.config.read_text().replace(f":{port}", ":1"))
+    for command in ("fleet", "watch"):
+        finished = await fleet.alice.run("-c", str(config), command)
+        assert finished.status == 1
+        assert "check that the broker runs" in finished.stderr
