@@ -1,17 +1,18 @@
-"""Fakes of the renewal planner's ports: the plans over a `FakeDatabase`."""
+"""Fakes of the renewal planner's ports: the plans over a `FakeDatabase`, and a CA that is asked about renewals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from certplane.broker.model import AuditEvent, CertificateRecord, OrderState
-from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalInfoUnsupportedError, RenewalPlan, Selection
 from certplane.errors import Reason, RefusalError
 from tests.fakes.database import FakeDatabase
+from tests.fakes.faults import FaultScript
 
-__all__ = ["FakeRenewalPlanStore"]
+__all__ = ["FakeRenewalInfoSource", "FakeRenewalPlanStore"]
 
 
 class FakeRenewalPlanStore:
@@ -108,3 +109,34 @@ class FakeRenewalPlanStore:
             record.renew_time,
             plan,
         )
+
+
+class FakeRenewalInfoSource:
+    """`RenewalInfoSource`: says `answer` about every certificate, or what `answers` has for one (by its PEM).
+
+    Attributes:
+        asked: the certificates that it was asked about, in order.
+        most_at_once: questions that were under way together.
+        faults: errors and gates, by `renewal_info`.
+    """
+
+    def __init__(self, answer: RenewalInfo | None = None) -> None:
+        self.answer = answer
+        self.answers: dict[str, RenewalInfo] = {}
+        self.asked: list[str] = []
+        self.most_at_once = 0
+        self.faults = FaultScript()
+        self._under_way = 0
+
+    async def renewal_info(self, certificate_pem: str, timeout: timedelta) -> RenewalInfo:
+        self.asked.append(certificate_pem)
+        self._under_way += 1
+        self.most_at_once = max(self.most_at_once, self._under_way)
+        try:
+            async with self.faults.around("renewal_info"):
+                answer = self.answers.get(certificate_pem, self.answer)
+                if answer is None:
+                    raise RenewalInfoUnsupportedError("the CA offers no renewal information")
+                return answer
+        finally:
+            self._under_way -= 1
