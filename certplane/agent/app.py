@@ -287,6 +287,10 @@ class Agent:
     def _is_renewed(self, name: str, before: int, status: LineageStatus) -> bool:
         if is_well(status) and status.confirmed_version is not None and status.confirmed_version > before:
             return True
+        if is_well(status) and status.activate_after is not None and (status.issued_version or 0) > before:
+            when = f"{status.activate_after:%Y-%m-%d %H:%M} UTC"
+            self._progress.done(name, f"version {status.issued_version} is here; it is used from {when} on")
+            return True
         if is_well(status) and status.retry_time is not None:
             text = f"not renewed: the broker or the CA asked to wait until {status.retry_time:%Y-%m-%d %H:%M:%S} UTC"
             self._progress.failed(name, text)

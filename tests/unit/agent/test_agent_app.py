@@ -421,3 +421,82 @@ async def test_new_output_paths_are_linked_at_the_start(make_world: MakeWorld) -
     await world.agent().run_once()
     assert combined.exists()
     assert len(await world.versions("web")) == 1
+
+
+def window_from(world: AgentWorld, hours: float) -> dict[str, Any]:
+    """A certificate whose window opens in so many hours, for one hour."""
+    begin = world.clock.now() + hours * HOUR
+    return {"name": "web", "activate": {"window": f"{begin:%H:%M}-{begin + HOUR:%H:%M} UTC"}}
+
+
+async def test_a_renewal_in_the_daytime_is_used_at_night(make_world: MakeWorld) -> None:
+    """The certificate is issued at once and put in place when the window opens; `renew` says so."""
+    world = make_world()
+    await world.enroll()
+    await world.agent().run_once()
+    world.configure([window_from(world, 5)], {})
+    assert await world.agent().renew("web")
+    first, second = await world.versions("web")
+    status = await world.status("web")
+    assert (status.state, status.issued_version, status.installed_version) == (LineageState.ISSUED, 2, 1)
+    assert status.activate_after is not None
+    assert timedelta(hours=4.9) < status.activate_after - world.clock.now() <= 5 * HOUR
+    assert leaf_at(world.folder / "tls" / "web.pem").serial_number == int(first.serial_number, 16)
+    assert "web: done: version 2 is here; it is used from" in "\n".join(world.progress.lines)
+    assert is_well((await world.agent().run_once())["web"])
+    world.clock.advance(5 * HOUR)
+    status = (await world.agent().run_once())["web"]
+    assert (status.state, status.installed_version, status.activate_after) == (LineageState.WAITING, 2, None)
+    assert leaf_at(world.folder / "tls" / "web.pem").serial_number == int(second.serial_number, 16)
+
+
+async def test_a_first_certificate_waits_for_no_window(make_world: MakeWorld) -> None:
+    """A service that has nothing gets its certificate at any time."""
+    world = make_world()
+    world.configure([window_from(world, 5)], {})
+    await world.enroll()
+    status = (await world.agent().run_once())["web"]
+    assert (status.state, status.installed_version) == (LineageState.WAITING, 1)
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR], ids=["ahead", "back"])
+async def test_a_clock_that_is_set_does_no_harm(
+    make_world: MakeWorld, jump: timedelta, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wait that a limit asked for keeps its length while the agent runs, however the clock is set meanwhile."""
+    world = make_world()
+    await world.enroll()
+    agent = world.agent()
+    await agent._start()
+    await agent._identity.settle()
+    world.broker.errors = [RefusalError(Reason.RATE_LIMITED, "20 an hour", retry_after=3 * HOUR)]
+    life = agent._certificates["web"]
+    await life.settle()
+    world.clock.jump(jump)
+    world.broker.calls.clear()
+    await life.settle(forced=True)
+    assert "the clock was set by" in caplog.text
+    assert (await world.status("web")).retry_time == world.clock.now() + 3 * HOUR
+    world.clock.advance(3 * HOUR - timedelta(minutes=1))
+    await life.settle(forced=True)
+    assert "issue" not in world.broker.calls
+    world.clock.advance(timedelta(minutes=1))
+    assert is_well(await life.settle())
+
+
+async def test_waits_of_a_clock_that_was_years_ahead_end(make_world: MakeWorld) -> None:
+    """A record from the future is moved once, on disk: its waits end although it is read again and again."""
+    world = make_world()
+    await world.enroll()
+    agent = world.agent()
+    await agent._start()
+    await agent._identity.settle()
+    world.broker.errors = [RefusalError(Reason.RATE_LIMITED, "20 an hour", retry_after=3 * HOUR)]
+    await agent._certificates["web"].settle()
+    world.clock.jump(timedelta(days=-400))
+    world.broker._issuer = LocalIssuer(now=world.clock.now())
+    for _ in range(3):
+        status = (await world.agent().run_once())["web"]
+        world.clock.advance(HOUR)
+    assert status.failures
+    assert is_well((await world.agent().run_once())["web"])
