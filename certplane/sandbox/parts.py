@@ -102,6 +102,13 @@ KINDS = (
         },
     ),
     PartKind(
+        name="acme2certifier",
+        program="a2c-cli",
+        used_for="a second ACME server",
+        had_by="scripts/setup gets it from PyPI, into a virtual environment of its own",
+        minimum=(0, 43),
+    ),
+    PartKind(
         name="bind",
         program="named",
         used_for="authoritative DNS",
