@@ -33,7 +33,7 @@ _DEFAULT_CONFIG: Final = Path("/etc/certplane/broker.yml")
 _EPILOG: Final = """\
 exit statuses:
   0  done (serve: stopped as asked)
-  1  it could not be done: the store, a port or another broker is in the way
+  1  it could not be done: the store, a port or another broker is in the way (preflight: a check has failed)
   2  the configuration, the policy or an argument is wrong; each problem is a line on standard error
 
 With output that isn't a terminal, or with --json, lists are JSON, one object a line.
@@ -108,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command(commands, "serve", _serve, "run the broker until it is told to stop")
     command(commands, "check", _check, "check the configuration and every file that it names, and change nothing")
+
+    looking = command(commands, "preflight", _preflight, "look at what a profile's orders will need, and change nothing")
+    looking.add_argument("--profile", required=True, metavar="NAME", help="the profile, as in the policy")
 
     policy = group("policy", "look at policies")
     validate = command(policy, "validate", _validate_policy, "check a policy file, and show what it gives to whom")
@@ -214,6 +217,14 @@ def _check(options: argparse.Namespace) -> int:
         **trust_fields(prepared.trust),
     }
     return _print_record(options, row)
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    from certplane.broker import preflight
+
+    checks = asyncio.run(preflight.preflight(_settings(options), options.profile))
+    _print_rows(options, preflight.rows(checks), preflight.COLUMNS)
+    return 1 if preflight.failed(checks) else 0
 
 
 def _validate_policy(options: argparse.Namespace) -> int:

@@ -35,6 +35,8 @@ __all__ = [
     "Order",
     "OrderDraft",
     "OrderState",
+    "PreflightCheck",
+    "PreflightResult",
     "Profile",
     "RevocationReason",
     "Scope",
@@ -377,6 +379,25 @@ class Scope:
                 return any(name.removeprefix("*.") == self.value for name in dns_names)
             case ScopeKind.DOMAIN:
                 return any(f".{name}".endswith(f".{self.value}") for name in dns_names)
+
+
+class PreflightResult(StrEnum):
+    """What a look at one precondition said."""
+
+    OK = "ok"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightCheck:
+    """One precondition of a profile's orders: `check` is its kind, `subject` what was looked at."""
+
+    check: str
+    subject: str
+    result: PreflightResult
+    detail: str
+    remedy: str = ""
 
 
 class AuditDecision(StrEnum):

@@ -9,6 +9,8 @@ wait never undoes or tears what was begun.
 | orders, certificates, keys, deny-list, identities, reports, `AuditLog` | `store`, `audit` | tests/fakes |
 | `Issuer`, `Revoker` | `issuers.acme` | tests/fakes |
 | `ChallengeSolver` | `issuers.dns` | tests/fakes |
+| `OrderPreflight` | `issuers.dns` | `NoPreflight` |
+| `CaaIdentitySource` | `issuers.acme` | - |
 | `PolicySource` | `policy` | - |
 | `SecretSource` | `secrets` | tests/fakes |
 | `DenialRecorder` | `audit` | tests/fakes |
@@ -51,6 +53,8 @@ __all__ = [
     "AuditFallback",
     "AuditImport",
     "AuditLog",
+    "CaaIdentity",
+    "CaaIdentitySource",
     "CertificateQuery",
     "CertificateStore",
     "ChallengeSolver",
@@ -64,9 +68,11 @@ __all__ = [
     "KeepsSecrets",
     "KeyLedger",
     "Meter",
+    "NoPreflight",
     "NullMeter",
     "OpenedOrder",
     "OrderChange",
+    "OrderPreflight",
     "OrderStore",
     "Policy",
     "PolicySource",
@@ -547,6 +553,44 @@ class StoredRenewalTimes:
 
     def note_issued(self, certificate: CertificateRecord) -> None:
         """See `RenewalTimes.note_issued`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaaIdentity:
+    """What CAA records may say of a CA: its names (RFC 8555 7.1.1 caaIdentities) and our account (RFC 8657).
+
+    Empty where the CA doesn't say, or isn't asked.
+    """
+
+    names: tuple[str, ...] = ()
+    account_url: str = ""
+
+
+class CaaIdentitySource(Protocol):
+    """A CA that says what it is called in CAA records."""
+
+    async def caa_identity(self, timeout: timedelta) -> CaaIdentity:
+        """Names and account. Errors as `Issuer`'s."""
+        ...
+
+
+class OrderPreflight(Protocol):
+    """A look at what an order will need, before it is spent at a CA."""
+
+    async def check_order(self, dns_names: Sequence[str], issuer: str, timeout: timedelta) -> None:
+        """Return unless the order is sure to fail. A CA or a DNS that can't be asked is no reason.
+
+        Raises:
+            RefusalError: DNS_REJECTED: CAA forbids the issuer, or a challenge name leads where nothing may be written.
+        """
+        ...
+
+
+class NoPreflight:
+    """An `OrderPreflight` that looks at nothing."""
+
+    async def check_order(self, dns_names: Sequence[str], issuer: str, timeout: timedelta) -> None:
+        """See `OrderPreflight.check_order`."""
 
 
 class SecretSource(Protocol):

@@ -16,7 +16,9 @@ from certplane.broker.ports import (
     Issuer,
     KeyLedger,
     Meter,
+    NoPreflight,
     NullMeter,
+    OrderPreflight,
     OrderStore,
     PolicySource,
     RenewalTimes,
@@ -49,6 +51,7 @@ class IssuancePorts:
     clock: Clock
     new_id: Callable[[], str]
     renewals: RenewalTimes = field(default_factory=StoredRenewalTimes)
+    preflight: OrderPreflight = field(default_factory=NoPreflight)
     meter: Meter = field(default_factory=NullMeter)
     rng: random.Random = field(default_factory=random.SystemRandom)
 

@@ -309,6 +309,9 @@ class OrderExecution:
             until, refusal = held
             raise RefusalError.of(replace(refusal, retry_after=until - self._ports.clock.now()))
         replaces = await self._replaced_pem()
+        await self._ports.preflight.check_order(
+            self.order.dns_names, self.order.issuer, self._timeout(self._settings.preflight_timeout)
+        )
         with self._step("create"):
             acme = await self._issuer.create_order(
                 self.order.csr_der, profile, self._timeout(self._settings.call_timeout), replaces=replaces

@@ -34,6 +34,9 @@ class IssuanceSettings:
     failover_after: timedelta = timedelta(seconds=30)
     """How long an issuer must be out of reach before an order goes to another: a lost connection moves nobody."""
 
+    preflight_timeout: timedelta = timedelta(seconds=10)
+    """For what can be known before an order is spent; without an answer by then the order goes on."""
+
     dns_timeout: timedelta = timedelta(seconds=60)
     """Writing or removing an order's records."""
 

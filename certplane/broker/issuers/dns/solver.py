@@ -57,6 +57,16 @@ class DnsSolver:
         self._delegations = Delegations(delegations, routes)
         self._gates: dict[str, _Gate] = {}
 
+    @property
+    def routes(self) -> Routes:
+        """Who writes and looks for each record."""
+        return self._routes
+
+    @property
+    def delegations(self) -> Delegations:
+        """Where challenge names lead."""
+        return self._delegations
+
     async def close(self) -> None:
         """Close the providers' connections."""
         async with AsyncExitStack() as stack:

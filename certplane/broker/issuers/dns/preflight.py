@@ -1,0 +1,199 @@
+"""What can be known about an order before it is spent at a CA.
+
+`check_order` runs before each order and refuses only what is sure: CAA records that forbid the CA, a challenge name
+that is delegated to where the broker may not write. A doubt never holds an order up. `report` is for people: everything
+that an order will need, looked at without changing anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import dns.rcode
+import dns.rdatatype
+import dns.rdtypes.ANY.SOA
+
+from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.attempts import Deadline, all_of
+from certplane.broker.issuers.dns.caa import Verdict, judge, relevant_records
+from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
+from certplane.broker.issuers.dns.propagation import Mode
+from certplane.broker.issuers.dns.provider import CheckableProvider
+from certplane.broker.model import PreflightCheck, PreflightResult
+from certplane.broker.ports import CaaIdentity
+from certplane.errors import Reason, RefusalError
+
+if TYPE_CHECKING:
+    from certplane.broker.issuers.dns.delegation import Delegations
+    from certplane.broker.issuers.dns.lookup import NameServer
+    from certplane.broker.issuers.dns.routes import Routes
+    from certplane.broker.model import Profile
+    from certplane.broker.ports import CaaIdentitySource
+    from certplane.runtime.clock import Clock
+
+__all__ = ["DnsPreflight"]
+
+_LABEL = "_acme-challenge."
+_LOOKS: Final = 3
+_BETWEEN_LOOKS = timedelta(seconds=2)
+"""Servers that are being updated differ for a moment: they are looked at again before that is told."""
+
+_OK, _FAILED, _UNKNOWN = PreflightResult.OK, PreflightResult.FAILED, PreflightResult.UNKNOWN
+
+
+class DnsPreflight:
+    """The port `OrderPreflight`, and the report."""
+
+    def __init__(
+        self, routes: Routes, delegations: Delegations, cas: Mapping[str, CaaIdentitySource], clock: Clock
+    ) -> None:
+        """Put it together; nothing is sent.
+
+        Args:
+            routes: who writes and looks for each record.
+            delegations: where challenge names lead.
+            cas: what each issuer calls itself in CAA records, by the issuer's name.
+            clock: for deadlines.
+        """
+        self._routes, self._delegations, self._cas, self._clock = routes, delegations, cas, clock
+
+    async def check_order(self, dns_names: Sequence[str], issuer: str, timeout: timedelta) -> None:
+        """See `OrderPreflight.check_order`."""
+        deadline = Deadline.after(timeout, self._clock)
+        # A resolver whose answers are waited for later must not be asked for names that may not exist yet.
+        names = [name for name in dns_names if self._routes.of(_challenge_name(name)).check.mode is not Mode.RECURSIVE]
+        try:
+            async with asyncio.timeout(timeout.total_seconds()):
+                caa = (self._caa(name, issuer, deadline) for name in names)
+                delegations = (self._delegation(name, deadline) for name in _challenge_names(names))
+                checks = await all_of(itertools.chain(caa, delegations))
+        except TimeoutError:
+            return
+        for check in checks:
+            if check.result is _FAILED:
+                message = "; ".join(text for text in (check.detail, check.remedy) if text)
+                raise RefusalError(Reason.DNS_REJECTED, message)
+
+    async def report(self, profile: Profile, issuers: Sequence[str], timeout: timedelta) -> list[PreflightCheck]:
+        """Everything that orders of `profile` at these issuers will need. Never raises a refusal."""
+        deadline = Deadline.after(timeout, self._clock)
+        names = _challenge_names(profile.dns_names)
+        caa = await all_of(self._caa(name, issuer, deadline) for issuer in issuers for name in profile.dns_names)
+        delegations = await all_of(self._delegation(name, deadline) for name in names)
+        ends = [await self._end(name, deadline) for name in names]
+        records = list(dict.fromkeys(end for end in ends if end))
+        providers = await all_of(self._provider(record, profile, deadline) for record in records)
+        servers = await all_of(self._servers(record, deadline) for record in records)
+        agreeing = {check.subject: check for check in servers}
+        return [*caa, *delegations, *providers, *agreeing.values()]
+
+    async def _caa(self, name: str, issuer: str, deadline: Deadline) -> PreflightCheck:
+        lookup = self._routes.of(name.removeprefix("*.")).lookup
+        what = f"{name} at {issuer}"
+        try:
+            owner, records = await relevant_records(lookup, name, deadline)
+            identity = await self._identity(issuer, deadline) if records else CaaIdentity()
+        except (NoDnsAnswerError, RefusalError) as error:
+            return PreflightCheck("caa", what, _UNKNOWN, _said(error))
+        verdict = judge(name, owner, records, identity)
+        result = {Verdict.ALLOWED: _OK, Verdict.FORBIDDEN: _FAILED, Verdict.UNKNOWN: _UNKNOWN}[verdict.verdict]
+        return PreflightCheck("caa", what, result, verdict.message, verdict.remedy)
+
+    async def _identity(self, issuer: str, deadline: Deadline) -> CaaIdentity:
+        source = self._cas.get(issuer)
+        return CaaIdentity() if source is None else await source.caa_identity(deadline.left)
+
+    async def _delegation(self, name: str, deadline: Deadline) -> PreflightCheck:
+        try:
+            chain = await self._delegations.follow(name, deadline)
+        except RefusalError as error:
+            result = _FAILED if error.refusal.reason is Reason.DNS_REJECTED else _UNKNOWN
+            return PreflightCheck("delegation", name, result, error.refusal.message)
+        said = " -> ".join(chain) if len(chain) > 1 else "not delegated"
+        return PreflightCheck("delegation", name, _OK, said)
+
+    async def _end(self, name: str, deadline: Deadline) -> str:
+        try:
+            return (await self._delegations.follow(name, deadline))[-1]
+        except RefusalError:
+            return ""  # told already
+
+    async def _provider(self, record: str, profile: Profile, deadline: Deadline) -> PreflightCheck:
+        route = self._routes.of(record)
+        if not isinstance(route.provider, CheckableProvider):
+            return PreflightCheck("provider", record, _UNKNOWN, "this provider can't be asked without writing")
+        try:
+            credentials = route.credentials_for(profile.credentials)
+            zone = await route.provider.check_zone(record, credentials, deadline)
+        except RefusalError as error:
+            result = _FAILED if error.refusal.reason is Reason.DNS_REJECTED else _UNKNOWN
+            return PreflightCheck("provider", record, result, error.refusal.message)
+        return PreflightCheck("provider", record, _OK, f"may write in the zone {zone}")
+
+    async def _servers(self, record: str, deadline: Deadline) -> PreflightCheck:
+        """Whether the authoritative servers of the record's zone can be asked, and have the same version of it."""
+        route = self._routes.of(record)
+        if route.check.mode is not Mode.AUTHORITATIVE:
+            return PreflightCheck("servers", record, _UNKNOWN, f"not asked: propagation.mode is {route.check.mode}")
+        detail = ""
+        for look in range(_LOOKS):
+            if look and not await deadline.sleep(_BETWEEN_LOOKS):
+                break
+            try:
+                zone, servers = await route.lookup.locate(name_of(record), deadline)
+                if zone == dns.name.root:  # configured servers tell it themselves
+                    zone = await route.lookup.zone_of(name_of(record), deadline)
+            except (NoDnsAnswerError, RefusalError) as error:
+                detail, subject = _said(error), record
+                continue
+            subject = zone.to_text(omit_final_dot=True)
+            found = await all_of(self._serial(server, zone, record, deadline) for server in servers)
+            detail = _disagreement(found)
+            if not detail:
+                said = f"{len(servers)} of {len(servers)} answer, with serial {found[0][1]}"
+                return PreflightCheck("servers", subject, _OK, said)
+        remedy = "mend or remove the server: no challenge is answered before each has the record"
+        return PreflightCheck("servers", subject, _FAILED, detail, remedy)
+
+    async def _serial(
+        self, server: NameServer, zone: dns.name.Name, record: str, deadline: Deadline
+    ) -> tuple[str, int | None]:
+        """A server with its SOA serial; with what is wrong and None if it has none."""
+        lookup = self._routes.of(record).lookup
+        try:
+            address, answer = await lookup.ask_server(server, zone, dns.rdatatype.SOA, deadline)
+        except NoDnsAnswerError as error:
+            return str(error), None
+        for rrset in answer.answer:
+            for soa in rrset:
+                if isinstance(soa, dns.rdtypes.ANY.SOA.SOA) and answer.flags & dns.flags.AA:
+                    return server.name, soa.serial
+        rcode = dns.rcode.to_text(answer.rcode())
+        return f"{server.name} ({address}) isn't authoritative for the zone ({rcode})", None
+
+
+def _disagreement(found: Sequence[tuple[str, int | None]]) -> str:
+    """What is wrong with the servers' serials; empty if they agree."""
+    silent = [said for said, serial in found if serial is None]
+    if silent or not found:
+        return "; ".join(silent[:3]) or "the zone has no name servers"
+    if len({serial for _, serial in found}) > 1:
+        return "the servers have different versions: " + ", ".join(f"{name} {serial}" for name, serial in found[:6])
+    return ""
+
+
+def _challenge_name(name: str) -> str:
+    return _LABEL + name.removeprefix("*.")
+
+
+def _challenge_names(names: Sequence[str]) -> list[str]:
+    """Each once: an apex and its wildcard share one."""
+    return list(dict.fromkeys(map(_challenge_name, names)))
+
+
+def _said(error: NoDnsAnswerError | RefusalError) -> str:
+    return printable(error.refusal.message if isinstance(error, RefusalError) else str(error), 400)
