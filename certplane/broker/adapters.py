@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 
@@ -18,19 +19,30 @@ from certplane.broker.dns_providers import dns_provider
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
 from certplane.broker.issuers.acme_registration import ExternalAccount
+from certplane.broker.issuers.caa_identity import DirectoryCaaIdentity
 from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.issuers.dns.preflight import DnsPreflight
 from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
 from certplane.broker.issuers.dns.routes import Route, Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
-from certplane.broker.ports import KeepsSecrets, SecretSource
+from certplane.broker.ports import CaaIdentitySource, KeepsSecrets, SecretSource
 from certplane.broker.settings import AcmeCaSettings, AcmeSettings, BrokerSettings, DnsPropagationSettings
 from certplane.broker.settings import DnsProvider as DnsProviderName
 from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock
 
-__all__ = ["account_key_file", "account_keys", "issuer", "issuers", "propagation_limit", "renewal_infos", "solver"]
+__all__ = [
+    "account_key_file",
+    "account_keys",
+    "issuer",
+    "issuers",
+    "preflight",
+    "propagation_limit",
+    "renewal_infos",
+    "solver",
+]
 
 
 def account_keys(settings: BrokerSettings) -> dict[str, AccountKey]:
@@ -112,6 +124,27 @@ def solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: r
         ConfigurationError: the provider's address or a resolver can't be used.
     """
     return locating(settings, lambda: _solver(settings, secrets, clock, rng))
+
+
+@asynccontextmanager
+async def preflight(
+    settings: BrokerSettings, made: DnsSolver, issuers: Mapping[str, AcmeIssuer], clock: Clock
+) -> AsyncIterator[DnsPreflight]:
+    """What looks at orders before they are spent, with the solver's own routes.
+
+    `issuers` tell their accounts' URLs; without them what CAA says of accounts stays undecided.
+    """
+    async with AsyncExitStack() as stack:
+        cas: dict[str, CaaIdentitySource] = {}
+        for name, acme in settings.cas.items():
+            source = DirectoryCaaIdentity(_server(acme), functools.partial(_account_url, issuers.get(name)), clock)
+            stack.push_async_callback(source.close)
+            cas[name] = source
+        yield DnsPreflight(made.routes, made.delegations, cas, clock)
+
+
+def _account_url(issuer: AcmeIssuer | None) -> str:
+    return issuer.account_url if issuer is not None else ""
 
 
 def _solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsSolver:

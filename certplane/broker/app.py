@@ -186,6 +186,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 issuers=issuers,
                 revokers=issuers,
                 solver=solver,
+                preflight=await stack.enter_async_context(adapters.preflight(settings, solver, issuers, clock)),
                 clock=clock,
                 renewals=plans,
                 meter=meter,

@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     command(commands, "serve", _serve, "run the broker until it is told to stop")
     command(commands, "check", _check, "check the configuration and every file that it names, and change nothing")
 
-    looking = command(commands, "preflight", _preflight, "look at what a profile's orders will need, and change nothing")
+    looking = command(commands, "preflight", _preflight, "look at what a profile's orders need, and change nothing")
     looking.add_argument("--profile", required=True, metavar="NAME", help="the profile, as in the policy")
 
     policy = group("policy", "look at policies")

@@ -10,7 +10,7 @@ wait never undoes or tears what was begun.
 | `Issuer`, `Revoker` | `issuers.acme` | tests/fakes |
 | `ChallengeSolver` | `issuers.dns` | tests/fakes |
 | `OrderPreflight` | `issuers.dns` | `NoPreflight` |
-| `CaaIdentitySource` | `issuers.acme` | - |
+| `CaaIdentitySource` | `issuers.caa_identity` | - |
 | `PolicySource` | `policy` | - |
 | `SecretSource` | `secrets` | tests/fakes |
 | `DenialRecorder` | `audit` | tests/fakes |

@@ -1,7 +1,7 @@
 """`certplane-broker preflight`: what a profile's orders will need, looked at from the broker's machine.
 
-Reads configuration, policy and secrets as the broker does, asks the DNS, the DNS provider and the CA, and changes
-nothing at any of them, but that an ACME account that isn't there yet is registered, as the first order would.
+Reads configuration, policy and secrets as the broker does, asks the DNS, the DNS provider and the CA's directory, and
+changes nothing at any of them. The ACME account isn't looked up, so that what CAA says of accounts stays undecided.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ async def preflight(settings: BrokerSettings, profile_name: str, *, clock: Clock
     """All checks of the policy's profile of this name, at each issuer that it names.
 
     Raises:
-        ConfigurationError: policy, secrets, an account key or a provider's section can't be used.
+        ConfigurationError: policy, secrets, or a provider's section can't be used.
         OperationError: the policy has no such profile.
     """
     clock = clock or SystemClock()
@@ -46,13 +46,11 @@ async def preflight(settings: BrokerSettings, profile_name: str, *, clock: Clock
         files = BlockingPool("preflight-files", 2)
         stack.callback(files.close)
         secrets = secret_source(settings, files, clock)
-        issuers = adapters.issuers(settings, await files.run(adapters.account_keys, settings), clock, rng)
-        for issuer in issuers.values():
-            stack.callback(issuer.close)
         solver = adapters.solver(settings, secrets, clock, rng)
         stack.push_async_callback(solver.close)
-        names = profile.issuers or (next(iter(issuers)),)
-        return await adapters.preflight(solver, issuers, clock).report(profile, names, _TIMEOUT)
+        names = profile.issuers or (next(iter(settings.cas)),)
+        looking = await stack.enter_async_context(adapters.preflight(settings, solver, {}, clock))
+        return await looking.report(profile, names, _TIMEOUT)
 
 
 def rows(checks: list[PreflightCheck]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ _COMMANDS = {
         "",
         "serve",
         "check",
+        "preflight",
         "policy",
         "policy validate",
         "account",

@@ -10,7 +10,7 @@ from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import Reason, RefusalError
 from tests.fakes.faults import FaultScript
 
-__all__ = ["FakeChallengeSolver", "FakeDns"]
+__all__ = ["FakeChallengeSolver", "FakeDns", "FakePreflight"]
 
 
 class FakeDns:
@@ -94,3 +94,16 @@ class FakeChallengeSolver:
         except RefusalError:
             return [record for record in records if self.dns.find(record) is not None]
         return []
+
+
+class FakePreflight:
+    """`OrderPreflight` that finds nothing, unless `faults` say what it finds (operation `check_order`)."""
+
+    def __init__(self) -> None:
+        self.faults = FaultScript()
+        self.checked: list[tuple[tuple[str, ...], str]] = []
+
+    async def check_order(self, dns_names: Sequence[str], issuer: str, timeout: timedelta) -> None:
+        self.checked.append((tuple(dns_names), issuer))
+        async with self.faults.around("check_order"):
+            return

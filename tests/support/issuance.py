@@ -33,7 +33,7 @@ from certplane.pki.keys import KeyType, PrivateKey, generate_private_key
 from tests.fakes.audit import FakeDenialRecorder, FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.database import FailureMode, FakeDatabase
-from tests.fakes.dns import FakeChallengeSolver, FakeDns
+from tests.fakes.dns import FakeChallengeSolver, FakeDns, FakePreflight
 from tests.fakes.issuer import FakeCa, FakeIssuer, FakeRevoker
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.stores import FakeStores
@@ -157,6 +157,7 @@ class World:
         self.others: list[FakeIssuer] = []
         """Issuers beside it."""
         self.solver = FakeChallengeSolver(self.dns)
+        self.preflight = FakePreflight()
         self.meter = FakeMeter()
         self.denials = FakeDenialRecorder(self.stores.audit)
         self._ids = itertools.count(1)
@@ -184,6 +185,7 @@ class World:
             issuers={issuer.name: issuer for issuer in (self.issuer, *self.others)},
             revokers={self.issuer.name: self.revoker},
             solver=self.solver,
+            preflight=self.preflight,
             clock=self.clock,
             meter=self.meter,
             rng=random.Random(7),

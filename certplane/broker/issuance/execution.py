@@ -131,6 +131,8 @@ class OrderExecution:
         """When the first step began, since the order's last progress, for which the CA was out of reach."""
         self._failures = 0
         self._abandoned = 0
+        self._looked_at = ""
+        """The issuer for which the order's preconditions were looked at: once, not at each try."""
         self._left: frozenset[str] = frozenset()
         """Issuers that this order has failed at."""
         self._ending: End | None = None
@@ -309,9 +311,10 @@ class OrderExecution:
             until, refusal = held
             raise RefusalError.of(replace(refusal, retry_after=until - self._ports.clock.now()))
         replaces = await self._replaced_pem()
-        await self._ports.preflight.check_order(
-            self.order.dns_names, self.order.issuer, self._timeout(self._settings.preflight_timeout)
-        )
+        if self._looked_at != self.order.issuer:
+            self._looked_at = self.order.issuer
+            timeout = self._timeout(self._settings.preflight_timeout)
+            await self._ports.preflight.check_order(self.order.dns_names, self.order.issuer, timeout)
         with self._step("create"):
             acme = await self._issuer.create_order(
                 self.order.csr_der, profile, self._timeout(self._settings.call_timeout), replaces=replaces

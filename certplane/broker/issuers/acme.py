@@ -177,6 +177,11 @@ class AcmeIssuer:
         """SHA-256 of the account key's SPKI: a CSR with this key must be refused (RFC 8555 11.1)."""
         return self._registration.key.public_key_sha256
 
+    @property
+    def account_url(self) -> str:
+        """The account's URL at the CA; empty as long as nothing was asked."""
+        return self._workers.account_url
+
     def close(self) -> None:
         """Take no more calls and close the connections."""
         self._workers.close()

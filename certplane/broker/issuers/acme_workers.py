@@ -76,6 +76,11 @@ class AcmeWorkers:
         self._session_lock = asyncio.Lock()
         self._closed = False
 
+    @property
+    def account_url(self) -> str:
+        """The account's URL; empty before the first exchange."""
+        return self._session.account_url if self._session is not None else ""
+
     def close(self) -> None:
         """Take no more calls and close the connections as they become idle."""
         self._closed = True

@@ -3,6 +3,11 @@
 | module | owns |
 |---|---|
 | `solver` | `DnsSolver`, the port `ChallengeSolver`; start here |
+| `routes` | which provider, credentials and servers a record gets, by zone |
+| `delegation` | CNAMEs of challenge names followed to where records may stand |
+| `lookup` | zones by SOA walk, their servers, one reachable address of each |
+| `caa`, `preflight` | what can be known before an order is spent |
+| `batching` | one call of what many orders want in a zone; `account_limits`: budget and circuit breaker of an account |
 | `provider` | `DnsProvider`: what a DNS API has to do for it |
 | `cloudflare`, `rfc2136`, `httpreq`, `acme_dns`, `exec`, `lexicon` | the providers |
 | `program`, `lexicon_call` | a program run with limits; the process that calls lexicon |

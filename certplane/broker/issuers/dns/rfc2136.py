@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import dns.asyncquery
@@ -27,7 +29,7 @@ import dns.update
 from certplane.broker.issuers.answers import printable
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, name_of
-from certplane.broker.issuers.dns.provider import NoSuchZoneError
+from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
 from certplane.broker.model import TxtRecord
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
@@ -104,6 +106,20 @@ class Rfc2136Provider:
         update = self._update(zone, key)
         update.delete(name_of(record.name), _txt(record.value))
         await self._send(update, f"remove a TXT record in {zone}", deadline)
+
+    async def check_account(self, credentials: str, deadline: Deadline) -> Sequence[AccountFinding]:  # noqa: ARG002 - contract
+        """See `CheckableProvider.check_account`. What a key may do shows with a zone only."""
+        await self._key(credentials)
+        return ()
+
+    async def check_zone(self, name: str, credentials: str, deadline: Deadline) -> str:
+        """See `CheckableProvider.check_zone`. Removes a record that isn't there, which needs the same permission."""
+        key = await self._key(credentials)
+        zone = await self._zone_of(name, key, deadline)
+        update = self._update(zone, key)
+        update.delete(name_of(name), _txt(f"certplane preflight {token_hex(8)}"))
+        await self._send(update, f"change TXT records in {zone}", deadline)
+        return str(zone).rstrip(".")
 
     async def _key(self, credentials: str) -> _Key:
         name = credentials or self._server.secret_name

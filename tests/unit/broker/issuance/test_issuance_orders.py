@@ -769,3 +769,28 @@ async def test_the_orders_time_starts_with_its_turn() -> None:
     await world.run_on()
 
     assert [order.state for order in world.orders] == [OrderState.ISSUED] * 2
+
+
+async def test_an_order_that_must_fail_is_not_spent_at_the_ca() -> None:
+    """What the look before the order finds ends it with its own words; the CA hears nothing of it."""
+    world = World()
+    forbidden = RefusalError(Reason.DNS_REJECTED, 'CAA of shop.test forbids it: 0 issue "other.test"')
+    world.preflight.faults.fail_always("check_order", forbidden)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await world.run_on()
+    assert world.order.state is OrderState.FAILED
+    assert world.order.error == forbidden.refusal
+    assert not world.ca.orders
+    assert not world.dns.written
+
+
+async def test_preconditions_are_looked_at_once() -> None:
+    """However often the CA has to be asked for an order, the DNS is asked what it thinks of it once."""
+    world = World()
+    world.issuer.faults.fail("create_order", unavailable(), times=3)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await world.run_on()
+    assert world.order.state is OrderState.ISSUED
+    assert world.preflight.checked == [(world.order.dns_names, world.order.issuer)]
