@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -44,6 +45,8 @@ _TIDY: Final = timedelta(hours=1)
 """Between looks at which plans are of certificates that are gone."""
 
 _BATCH: Final = 64
+"""Certificates that are read at a time."""
+
 _AT_ONCE: Final = 4
 """Questions to one CA under way at once: enough for 100,000 certificates in six hours at 800 ms each."""
 
@@ -113,10 +116,43 @@ class RenewalPlanner:
                 logger.warning("the plans of certificates that are gone could not be dropped: %s", error)
 
     async def _watch(self, issuer: str, source: RenewalInfoSource) -> None:
-        while True:
-            self._wake[issuer].clear()
-            if not await self._check_due(issuer, source):
-                await self._idle(self._wake[issuer])
+        """Keep up to `_AT_ONCE` questions to one CA under way: the one that takes long holds up no other."""
+        wake = self._wake[issuer]
+        waiting: deque[InForce] = deque()
+        running: set[str] = set()
+        more = False
+
+        async def check(certificate: InForce) -> None:
+            try:
+                await self._check(certificate, source)
+            finally:
+                running.discard(certificate.certificate_id)
+                if waiting or more:
+                    wake.set()
+
+        async with asyncio.TaskGroup() as group:
+            while True:
+                wake.clear()
+                if self._is_held(issuer):
+                    waiting.clear()
+                elif not waiting and len(running) < _AT_ONCE:
+                    due = await self._due(issuer)
+                    waiting.extend(one for one in due if one.certificate_id not in running)
+                    more = len(due) == _BATCH
+                else:
+                    more = True  # there may be: it was not looked
+                while waiting and len(running) < _AT_ONCE:
+                    certificate = waiting.popleft()
+                    running.add(certificate.certificate_id)
+                    group.create_task(check(certificate))
+                await self._idle(wake)
+
+    async def _due(self, issuer: str) -> Sequence[InForce]:
+        try:
+            return await self._plans.to_check(issuer, self._clock.now(), _BATCH)
+        except RefusalError as error:
+            logger.warning("which renewals are to be checked can't be read: %s", error)
+            return ()
 
     async def _idle(self, wake: asyncio.Event) -> None:
         """Until there may be more to do."""
@@ -127,27 +163,6 @@ class RenewalPlanner:
         finally:
             sleeping.cancel()
             woken.cancel()
-
-    async def _check_due(self, issuer: str, source: RenewalInfoSource) -> bool:
-        """Check a batch of what is due; whether there may be more right now."""
-        if self._is_held(issuer):
-            return False
-        try:
-            due = await self._plans.to_check(issuer, self._clock.now(), _BATCH)
-        except RefusalError as error:
-            logger.warning("which renewals are to be checked can't be read: %s", error)
-            return False
-        places = asyncio.Semaphore(_AT_ONCE)
-
-        async def check(certificate: InForce) -> None:
-            async with places:
-                if not self._is_held(issuer):
-                    await self._check(certificate, source)
-
-        async with asyncio.TaskGroup() as group:
-            for certificate in due:
-                group.create_task(check(certificate))
-        return len(due) == _BATCH and not self._is_held(issuer)
 
     async def _check(self, certificate: InForce, source: RenewalInfoSource) -> None:
         answer: RenewalInfo | RenewalInfoError
