@@ -183,10 +183,10 @@ class Deployment:
         if self._broker is not None:
             await self._broker.stop()
 
-    async def run_broker(self, *arguments: str) -> Finished:
-        """Run a `certplane-broker` command to its end."""
+    async def run_broker(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
+        """Run a `certplane-broker` command to its end; `environment` is added to the broker's."""
         command = ["-m", "certplane.broker", "-c", str(self.broker_config), *arguments]
-        return await run_program(command, self.broker_environment)
+        return await run_program(command, {**self.broker_environment, **(environment or {})})
 
     def write_policy(self, policy: Mapping[str, Any]) -> None:
         """Replace policy.yml; the broker reads it at its start and on SIGHUP."""

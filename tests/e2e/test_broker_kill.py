@@ -8,6 +8,7 @@ itself, the other one is stopped and run again.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -21,7 +22,10 @@ import pytest_asyncio
 import certplane.broker
 from certplane.broker.issuance.execution import FAILPOINTS
 from certplane.pki.keys import load_private_key
+from certplane.sandbox import faults
+from certplane.sandbox.acme_endpoints import FINALIZE, NEW_ORDER, ORDER
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
+from certplane.sandbox.fault_proxy import FaultProxy
 from certplane.v1 import certificate_pb2 as pb
 from certplane.v1 import certificate_pb2_grpc as pb_grpc
 from tests.support.killing import (
@@ -56,6 +60,7 @@ OUTSIDE = (
 """In the midst of a step: the world outside has it, the broker doesn't know it yet."""
 
 REVOCATION = "acme.revoke.sent"
+ROLLOVER = ("acme.change_key.before", "acme.change_key.sent")
 POINTS = (*FAILPOINTS, *OUTSIDE)
 PAIRS = [(POINTS[number], POINTS[number + 1]) for number in range(0, len(POINTS), 2)]
 
@@ -87,7 +92,7 @@ class Lane:
 
 
 def policy(host: str) -> dict[str, object]:
-    profiles = [*map(profile_of, POINTS), profile_of(REVOCATION), "startup"]
+    profiles = [*map(profile_of, POINTS), profile_of(REVOCATION), "startup", "reused", "rolled"]
     return {
         "version": 1,
         "profiles": {name: {"type": "mixed", "dns_names": names_of(name)} for name in profiles},
@@ -121,7 +126,7 @@ async def test_every_failpoint_of_the_broker_is_walked() -> None:
     written = {
         name for path in folder.rglob("*.py") for name in re.findall(r'failpoint\(f?"([^"]+)"\)', path.read_text())
     }
-    assert written - {"order.{name}.before", "order.{name}.after"} == {*OUTSIDE, REVOCATION}
+    assert written - {"order.{name}.before", "order.{name}.after"} == {*OUTSIDE, REVOCATION, *ROLLOVER}
 
 
 @pytest.mark.parametrize("points", PAIRS, ids=" and ".join)
@@ -218,3 +223,56 @@ async def revoke(lane: Lane, certificate_id: str) -> None:
     async with channel_of(lane.deployment, lane.host) as channel:
         request = pb.RevokeCertificateRequest(certificate_id=certificate_id, reason=pb.REVOCATION_REASON_SUPERSEDED)
         await pb_grpc.CertificateServiceStub(channel).RevokeCertificate(request, timeout=20)
+
+
+async def test_order_that_the_ca_hands_back_is_no_second_one(lanes: tuple[Lane, Lane], tmp_path: Path) -> None:
+    """Killed before the order's URL was written down, at a CA like Boulder: it hands the same order back, and one is all."""
+    deployment, host = lanes[0].deployment, lanes[0].host
+    pebble = deployment.pebble
+    reuse = faults.PendingOrderReuse()
+    with FaultProxy(tmp_path, pebble.directory_url, roots_file=pebble.https_roots_file) as proxy:
+        proxy.add(reuse, NEW_ORDER, ORDER, times=None)
+        acme = {"directory_url": proxy.url, "ca_bundle": str(proxy.roots_file)}
+        deployment.write_broker_config({"issuer": {"acme": acme}})
+        host.write_config([{"name": "reused", "profile": "reused", "dns_names": names_of("reused")}])
+        await deployment.start_broker(killing_at("acme.create_order.sent"))
+        agent = await begin(host, "run", "--once")
+        assert await ended(deployment.broker_process) == KILLED
+        await agent.stop()
+        await deployment.start_broker()
+        finished = await host.run("renew", "reused")
+        assert finished.status == 0, finished.stderr
+        await deployment.stop_broker()
+        assert (proxy.count(NEW_ORDER), reuse.reused) == (2, 1)
+        assert [len(proxy.served(kind)) for kind in (NEW_ORDER, FINALIZE)] == [1, 1]
+        assert proxy.count(FINALIZE) == 1
+    deployment.write_broker_config()
+    await assert_issued_once(deployment, leaf_of(host, "reused"))
+
+
+async def test_change_of_the_accounts_key_that_a_kill_cuts(lanes: tuple[Lane, Lane]) -> None:
+    """Killed before or after the CA took the new key, beside a running broker: the account stays, and goes on issuing."""
+    deployment, host = lanes[0].deployment, lanes[0].host
+    await deployment.start_broker()
+    shown = [json.loads((await deployment.run_broker("account", "show")).stdout)]
+    for failpoint in ROLLOVER:
+        killed = await deployment.run_broker("account", "rollover", environment=killing_at(failpoint))
+        assert killed.status == KILLED, killed.stderr
+        shown.append(json.loads((await deployment.run_broker("account", "show")).stdout))
+    host.write_config([{"name": "rolled", "profile": "rolled", "dns_names": names_of("rolled")}])
+    finished = await host.run("run", "--once")
+    assert finished.status == 0, finished.stderr
+    completed = await deployment.run_broker("account", "rollover")
+    assert completed.status == 0, completed.stderr
+    shown.append(json.loads(completed.stdout))
+    assert len({account["account_url"] for account in shown}) == 1
+    first, before_the_ca, after_the_ca, last = (account["key_sha256"] for account in shown)
+    assert first == before_the_ca
+    assert len({first, after_the_ca, last}) == 3
+
+    record, _ = await order_of(deployment, leaf_of(host, "rolled"))
+    revoked = await deployment.run_broker("certs", "revoke", record.certificate_id, "--reason", "superseded")
+    assert json.loads(revoked.stdout)["state"] == "revoked", revoked.stderr
+    assert await deployment.pebble.is_revoked(int(record.serial_number, 16))
+    kinds = [event["event_type"] for event in await events(deployment, event_type="account_key_changed")]
+    assert len(kinds) == 2 * len(ROLLOVER)
