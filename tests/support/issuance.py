@@ -27,6 +27,7 @@ from certplane.broker.model import (
     OrderState,
     Profile,
 )
+from certplane.broker.renewal.plans import RenewalPlans
 from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import build_csr, parse_csr
 from certplane.pki.keys import KeyType, PrivateKey, generate_private_key
@@ -158,6 +159,7 @@ class World:
         """Issuers beside it."""
         self.solver = FakeChallengeSolver(self.dns)
         self.preflight = FakePreflight()
+        self.plans = RenewalPlans(self.stores.renewal_plans)
         self.meter = FakeMeter()
         self.denials = FakeDenialRecorder(self.stores.audit)
         self._ids = itertools.count(1)
@@ -187,6 +189,7 @@ class World:
             solver=self.solver,
             preflight=self.preflight,
             clock=self.clock,
+            renewals=self.plans,
             meter=self.meter,
             rng=random.Random(7),
             new_id=lambda: f"{self._prefix}-{next(self._ids):06d}",
