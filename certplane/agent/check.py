@@ -36,9 +36,17 @@ class Finding:
 
 
 async def findings(host: Host) -> AsyncIterator[Finding]:
-    """Look at the configuration's files, the identity, the internal CA, the broker, and each certificate's profile."""
+    """Look at the configuration's files, the identity, the internal CA, the broker, and each certificate's profile.
+
+    Of a certificate's files only what is wrong is told.
+    """
     settings = host.settings
     yield Finding("configuration", ok=True, text=f"{settings.source.file}: {len(settings.certificates)} certificates")
+    for certificate in settings.certificates:
+        try:
+            await host.disk.run(host.check_outputs, certificate)
+        except CertplaneError as error:
+            yield _failed(f"files of {certificate.name}", error)
     yield await _internal_ca(host)
     identity: Version | None = None
     try:

@@ -12,10 +12,12 @@ No network and no gRPC here: `status` needs no more than this, and `enroll` only
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
 import secrets
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,7 @@ from certplane.agent.install.material import Part
 from certplane.agent.install.outputs import Outputs
 from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.status import JsonStatusFile
+from certplane.agent.install.versions import Permission
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.lineage import Lineage
 from certplane.agent.link.state import LinkFile
@@ -38,8 +41,9 @@ from certplane.agent.renewal.status import new_status
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.spool import FileReportSpool
 from certplane.config.files import read_file, read_private_file
-from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem
+from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.clock import Clock, SystemClock, local_zone
+from certplane.runtime.files import Owner
 from certplane.runtime.pool import BlockingPool
 
 if TYPE_CHECKING:
@@ -179,6 +183,33 @@ class Host:
         except ValueError as error:
             message, remedy = f"{path} holds no certificate in PEM", "put the CA of the broker's certificate there"
             raise ConfigurationError([problem("broker.server_ca_bundle", message, remedy)]) from error
+
+    def check_outputs(self, certificate: CertificateSettings) -> None:
+        """Look whether the next activation of a certificate has what its outputs need. Blocks; changes nothing.
+
+        Raises:
+            CertplaneError: a user or group isn't there, a password can't be read, or services can't pass `state_dir`.
+        """
+        access = _access(certificate)
+        for each in access.values():
+            each.over(Permission(Owner(0, 0), 0))
+        number = self.settings.certificates.index(certificate)
+        maker = _pkcs12(self.settings, number)
+        if maker is not None:
+            maker.password()
+        if certificate.install is InstallMode.LINK and access:
+            self._check_way(self.state_dir / "certificates" / certificate.name)
+
+    def _check_way(self, lineage: Path) -> None:
+        """Whether somebody who is neither owner nor group of a folder passes it, on the way to a lineage's files."""
+        for folder in (lineage, *lineage.parents):
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                mode = stat.S_IMODE(folder.stat().st_mode)
+                if not mode & stat.S_IXOTH:
+                    raise OperationError(
+                        f"services can't follow the links to their files: {folder} is closed (mode {mode:04o})",
+                        remedy=f"chmod o+x {folder}, or configure `install: copy`",
+                    )
 
     async def prepare(self, *lineages: Lineage) -> None:
         """Finish what a crash left, and make the configured paths show what is in force, also where they are new.
