@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -444,12 +443,13 @@ class FakeFleetStore:
                 row.outcomes.pop(name, None)
             return RecordedReports(row.acknowledged, tuple(new), forgotten)
 
-        before = copy.deepcopy(self._db.hosts.get(host, FakeHost()))
-        before.take_epoch(epoch)
+        before = self._db.hosts.get(host, FakeHost())
+        acknowledged = before.acknowledged if before.epoch == epoch else 0
+        outcomes = {report.certificate.name: before.outcomes.get(report.certificate.name) for report in reports}
         for report in reports:
             name, outcome = report.certificate.name, report.certificate.outcome
-            if report.sequence > before.acknowledged and outcome and before.outcomes.get(name) != outcome:
-                before.outcomes[name] = outcome
+            if report.sequence > acknowledged and outcome and outcomes[name] != outcome:
+                outcomes[name] = outcome
                 if events and report.sequence in events:
                     audited.append(events[report.sequence])
         return await self._db.write("record_reports", audited, write)

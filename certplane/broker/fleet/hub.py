@@ -454,6 +454,7 @@ class FleetHub:
                     self._meter.count(measures.DIRECTIVES, result="sent")
                 if isinstance(message, Goodbye):
                     session.end(None)
+                    return
         except RefusalError as error:
             self._end(session, error)
         except Exception:

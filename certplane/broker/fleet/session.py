@@ -262,7 +262,9 @@ class HostSession:
         elif self._heartbeat is not None:
             message, self._heartbeat = Heartbeat(self._heartbeat), None
         elif self._goodbye is not None:
-            message = self._goodbye if self.pending is None and self.flushing is None else None
+            message = None
+            if self.pending is None and self.flushing is None:
+                message, self._goodbye = self._goodbye, None
         else:
             message = self._directive(now, hashes, new_nonce)
         return message

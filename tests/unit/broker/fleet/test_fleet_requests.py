@@ -1,0 +1,116 @@
+"""Renewals that an operator asks for: their times, and that asking again changes nothing."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import count
+
+import pytest
+
+from certplane.broker.fleet.requests import RenewalOrder, RenewalRequests, spread_renewals
+from certplane.broker.model import AuditEventType, IdentityKind
+from certplane.broker.renewal.model import RenewalCause, RenewalPlan, Selection
+from certplane.broker.renewal.plans import RenewalPlans
+from tests.fakes.clock import ManualClock
+from tests.fakes.stores import FakeStores
+from tests.support.callers import caller
+from tests.support.stores import StoreHarness, StorePlace
+
+OPERATOR = caller(name="admin.example", kind=IdentityKind.OPERATOR)
+HOUR = timedelta(hours=1)
+
+
+class Desk:
+    """Requests over fakes."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.stores = FakeStores.open(self.clock)
+        self.harness = StoreHarness(StorePlace("fake", None), self.clock, self.stores)  # type: ignore[arg-type]  # no path
+        self.told: list[RenewalPlan] = []
+        self.plans = RenewalPlans(self.stores.renewal_plans)
+        self.plans.subscribe(self.told.extend)
+        numbers = count()
+        self.requests = RenewalRequests(self.plans, self.stores.fleet, self.clock, lambda: f"event-{next(numbers)}")
+
+    async def issue(self, number: int) -> None:
+        names = (f"www{number}.example.org",)
+        await self.harness.issue(identity=f"web{number}.example", dns_names=names)
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    made = Desk()
+    for number in range(4):
+        await made.issue(number)
+    return made
+
+
+def order(**changes: object) -> RenewalOrder:
+    values = {"selection": Selection(all=True), "reason": "drill", "request_id": "r-1", "chosen_id": True}
+    return RenewalOrder(**{**values, **changes})  # type: ignore[arg-type]  # each test names its own
+
+
+async def test_renewals_are_spread_evenly_and_told(desk: Desk) -> None:
+    """From now on, over the time that was asked for; durable, audited once, and the hosts are told."""
+    requested, hosts = await desk.requests.request(OPERATOR, order(spread=HOUR))
+    assert (requested.certificate_count, requested.changed_count) == (4, 4)
+    assert requested.last_renew_time == desk.clock.now() + HOUR * 3 / 4
+    assert hosts == {f"web{number}.example" for number in range(4)}
+    assert sorted(plan.renew_time - desk.clock.now() for plan in desk.told) == [HOUR * n / 4 for n in range(4)]
+    assert {(plan.cause, plan.reason, plan.renewal_request_id) for plan in desk.told} == {
+        (RenewalCause.OPERATOR, "drill", "r-1")
+    }
+    (event,) = desk.stores.database.events
+    assert (event.event_type, event.identity, event.count) == (AuditEventType.RENEWAL_REQUESTED, "admin.example", 4)
+    assert event.reason == "4 of 4 certificates, spread over 1:00:00: drill"
+
+
+async def test_asked_again_it_changes_nothing(desk: Desk) -> None:
+    """The answer is the first one's, also after all of them were renewed."""
+    first, _ = await desk.requests.request(OPERATOR, order())
+    desk.clock.advance(HOUR)
+    await desk.issue(9)
+    again, _ = await desk.requests.request(OPERATOR, order())
+    assert again == first
+    assert len(desk.told) == 4
+    another, _ = await desk.requests.request(caller(name="other.example"), order())
+    assert another.certificate_count == 5
+
+
+async def test_asked_again_after_a_crash_before_it_was_recorded(desk: Desk) -> None:
+    """What the first try has planned keeps its time."""
+    await desk.requests.request(OPERATOR, order(spread=HOUR))
+    desk.stores.database.requests.clear()
+    desk.clock.advance(timedelta(minutes=1))
+    again, _ = await desk.requests.request(OPERATOR, order(spread=HOUR))
+    assert again.changed_count == 0
+    assert len(desk.told) == 4
+
+
+async def test_a_dry_run_does_nothing(desk: Desk) -> None:
+    """It says what would be."""
+    requested, _ = await desk.requests.request(OPERATOR, order(dry_run=True))
+    assert requested.changed_count == 4
+    assert (desk.told, desk.stores.database.events, desk.stores.database.requests) == ([], [], {})
+
+
+async def test_what_is_due_earlier_keeps_its_time(desk: Desk) -> None:
+    """It takes no place in the spread either."""
+    picked = await desk.plans.select(Selection(all=True), desk.clock.now())
+    soon = desk.clock.now() + timedelta(minutes=1)
+    early = RenewalPlan(picked[0].certificate_id, picked[0].host, soon, RenewalCause.ISSUER)
+    past = RenewalPlan(picked[1].certificate_id, picked[1].host, desk.clock.now() - HOUR, RenewalCause.REVOKED)
+    await desk.plans.set_plans([early, past])
+    picked = await desk.plans.select(Selection(all=True), desk.clock.now())
+    plans = spread_renewals(picked, 3 * HOUR, desk.clock.now(), reason="x", request_id="r-2")
+    assert past.certificate_id not in {plan.certificate_id for plan in plans}
+    times = {plan.certificate_id: plan.renew_time for plan in plans}
+    assert times.get(early.certificate_id, soon) <= soon
+    assert max(times.values()) == desk.clock.now() + 2 * HOUR
+
+
+async def test_an_empty_selection_picks_nothing(desk: Desk) -> None:
+    """Nobody renews a fleet by leaving something out."""
+    requested, hosts = await desk.requests.request(OPERATOR, order(selection=Selection()))
+    assert (requested.certificate_count, requested.last_renew_time, hosts) == (0, None, frozenset())
