@@ -25,14 +25,14 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from certplane.broker.fleet import measures
 from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.knowledge import PlanMark, mark, unknown_plans
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
-from certplane.broker.fleet.model import StatusReport
-from certplane.broker.fleet.ports import FleetStore
+from certplane.broker.fleet.model import CertificateState, StatusReport
+from certplane.broker.fleet.ports import FleetFigures, FleetStore
 from certplane.broker.fleet.session import HostSession, InForceHashes
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.watching import Watcher, Watchers
@@ -57,13 +57,17 @@ _LAST_WORDS: Final = timedelta(seconds=5)
 """What streams get to make durable and say what is left, when the broker stops or the host hangs up."""
 
 
+class _Store(FleetStore, FleetFigures, Protocol):
+    pass
+
+
 class FleetHub:
     """All streams of one broker."""
 
     def __init__(
         self,
         *,
-        store: FleetStore,
+        store: _Store,
         plans: RenewalPlanStore,
         hashes: Callable[[], tuple[str, str]],
         count_displacement: Callable[[str, datetime], Awaitable[None]],
@@ -312,6 +316,7 @@ class FleetHub:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._look_at_all())
             group.create_task(self._greet())
+            group.create_task(self._count_states())
 
     async def drain(self, reason: str = "the broker stops") -> None:
         """Say goodbye to every host, each with another time to come back, and wait until the streams have ended.
@@ -342,6 +347,17 @@ class FleetHub:
                 self._look_at(session)
                 if changed:
                     self._wake(session)
+
+    async def _count_states(self) -> None:
+        while True:
+            try:
+                counts = await self._store.count_states()
+            except RefusalError as error:
+                _logger.warning("the states of certificates could not be counted: %s", error)
+            else:
+                for state in CertificateState:
+                    self._meter.level(measures.CERTIFICATES, counts.get(state, 0), state=state.value)
+            await self._clock.sleep(self.settings.figures_interval)
 
     def _take_hashes(self) -> bool:
         """Whether policy or trust is another now."""

@@ -7,6 +7,7 @@ from typing import Final
 from certplane.broker.issuance.measures import Measure
 
 __all__ = [
+    "CERTIFICATES",
     "DIRECTIVES",
     "DIRECTIVE_SECONDS",
     "FLEET_MEASURES",
@@ -24,6 +25,7 @@ DIRECTIVES: Final = "directives"
 DIRECTIVE_SECONDS: Final = "directive_answer"
 STREAM_MISUSES: Final = "stream_misuses"
 WATCHERS: Final = "renewal_watchers"
+CERTIFICATES: Final = "host_certificates"
 
 FLEET_MEASURES: Final = (
     Measure(STREAMS, "level", (), "Hosts with a status stream."),
@@ -32,5 +34,6 @@ FLEET_MEASURES: Final = (
     Measure(DIRECTIVES, "counter", ("result",), "Directives: sent, taken, refused."),
     Measure(DIRECTIVE_SECONDS, "duration", (), "Time until a host has answered a directive."),
     Measure(STREAM_MISUSES, "counter", (), "Answers to directives that were never sent, or had been answered."),
+    Measure(CERTIFICATES, "level", ("state",), "Certificates of all hosts, by the state that was reported last."),
     Measure(WATCHERS, "level", (), "Streams of WatchRenewals."),
 )

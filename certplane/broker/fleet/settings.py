@@ -25,6 +25,7 @@ class StreamSettings:
         seen_interval: How often it is recorded when a connected host was last heard.
         reconnects: Streams a second that a broker can take back, which spreads them after a goodbye. Two cores do 500
             handshakes a second.
+        figures_interval: How often the certificates of the fleet are counted.
         watchers: How many may watch the fleet at once.
         tick: How often all streams are looked at.
     """
@@ -38,6 +39,7 @@ class StreamSettings:
     backlog: int = 64
     seen_interval: timedelta = timedelta(minutes=5)
     reconnects: int = 400
+    figures_interval: timedelta = timedelta(minutes=1)
     watchers: int = 64
     tick: timedelta = timedelta(seconds=1)
 

@@ -192,7 +192,7 @@ class Edge(grpc.aio.ServerInterceptor):
                 text = f"internal error; the broker's log has it as request {call.request_id}"
                 await _abort(call, context, Refusal(Reason.INTERNAL, text))
             finally:
-                self._end(call, peer, context, self._clock.monotonic() - started)
+                self._end(call, peer, context, self._clock.monotonic() - started, brief=brief)
 
         return serve
 
@@ -260,10 +260,10 @@ class Edge(grpc.aio.ServerInterceptor):
                 _logger.exception("a denial could not be audited", extra={"fields": {"method": call.method}})
         await _abort(call, context, refusal)
 
-    def _end(self, call: Call, peer: Peer, context: RpcContext, seconds: float) -> None:
+    def _end(self, call: Call, peer: Peer, context: RpcContext, seconds: float, *, brief: bool) -> None:
         self._metrics.in_flight.dec()
         code = _code_name(context.code(), sys.exc_info()[1])
-        self._metrics.call_ended(call.method, code, call.reason, seconds)
+        self._metrics.call_ended(call.method, code, call.reason, seconds if brief else None)
         if _access_logger.isEnabledFor(logging.INFO):
             fields = {
                 "method": call.method,

@@ -31,7 +31,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "certplane_rpc_seconds",
-            "Time from a call's arrival to its end; streams last as long as they are open.",
+            "Time from the arrival of a call with one answer to its end; streams are left out.",
             ["method"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -55,10 +55,11 @@ class Metrics:
         self._call_counter = lru_cache(maxsize=4096)(self._calls.labels)
         self._call_seconds = lru_cache(maxsize=256)(self._seconds.labels)
 
-    def call_ended(self, method: str, code: str, reason: str, seconds: float) -> None:
-        """Count one call."""
+    def call_ended(self, method: str, code: str, reason: str, seconds: float | None) -> None:
+        """Count one call; `seconds` is None for a stream, whose length says nothing of how fast anything was."""
         self._call_counter(method, code, reason).inc()
-        self._call_seconds(method).observe(seconds)
+        if seconds is not None:
+            self._call_seconds(method).observe(seconds)
 
     def trust_loaded(self, server_not_after: datetime, agent_ca_not_after: datetime) -> None:
         """Note until when the certificates in force are valid."""
