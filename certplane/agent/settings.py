@@ -237,6 +237,13 @@ class ActivateSettings:
     window: ActivationWindow | None = None
     expires_override: PositiveSpan | None = None
 
+    def problems(self) -> Iterator[KeyProblem]:
+        """What overrides a window is of no use without one."""
+        if self.window is None and self.expires_override is not None:
+            yield KeyProblem(
+                "expires_override", "has no effect without a window", "add `window: 02:00-04:00`, or drop it"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class VerifySettings:

@@ -1,7 +1,8 @@
 """The agent and real services: what is installed is what clients get, and when it isn't, that is seen and mended.
 
-Rows 21 to 23 and 29 of the fault table with nginx and HAProxy: a reload that is refused, a service that is killed, one
-that goes on with the old certificate, and one that accepts and never answers.
+With nginx and HAProxy: a reload that is refused (rows 21 and 22 of the fault table; with hooks alone they are in
+tests/e2e/test_faults.py), a service that is killed, one that goes on with the old certificate, and one that accepts and
+never answers.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ async def test_row_21_row_22_reload_that_is_refused(scene: Scene) -> None:
     assert "issue" not in scene.world.broker.calls
 
 
-async def test_row_23_service_that_goes_on_with_the_old_one(scene: Scene) -> None:
+async def test_service_that_goes_on_with_the_old_one(scene: Scene) -> None:
     """A reload command that does nothing is found out by the look: rolled back, so that disk and service agree."""
     scene.configure(reload_command="true", verify={"connect": f"127.0.0.1:{scene.service.port}", **HASTY})
     status = await scene.renew()
@@ -156,7 +157,7 @@ async def test_row_23_service_that_goes_on_with_the_old_one(scene: Scene) -> Non
     assert scene.installed() == second.serial_number == await served_serial(scene.service.port)
 
 
-async def test_row_29_service_that_never_answers(scene: Scene) -> None:
+async def test_service_that_never_answers(scene: Scene) -> None:
     """A service that accepts and completes no handshake fails the look at its deadline; when it wakes, all is well."""
     scene.configure(
         reload_command=scene.service.reload_command, verify={"connect": f"127.0.0.1:{scene.service.port}", **HASTY}
@@ -174,7 +175,7 @@ async def test_row_29_service_that_never_answers(scene: Scene) -> None:
     assert await served_serial(scene.service.port) == second.serial_number
 
 
-async def test_row_20_service_that_was_killed(scene: Scene) -> None:
+async def test_service_that_was_killed(scene: Scene) -> None:
     """A dead service fails reload and look: shown, and mended by its start; its certificates are there all the time."""
     scene.service.kill()
     scene.configure(verify={"connect": f"127.0.0.1:{scene.service.port}", **HASTY})

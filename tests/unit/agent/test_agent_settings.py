@@ -255,6 +255,12 @@ CERTIFICATE = "certificates:\n- name: www\n  profile: p\n  dns_names: [a.example
             id="window",
         ),
         pytest.param(
+            MINIMAL + CERTIFICATE + "  activate: {expires_override: 48h}\n",
+            "13: certificates[0].activate.expires_override: has no effect without a window; add `window: 02:00-04:00`, "
+            "or drop it",
+            id="override-without-window",
+        ),
+        pytest.param(
             MINIMAL + CERTIFICATE + "  verify: {connect: localhost}\n",
             "13: certificates[0].verify.connect: must be host:port", id="connect-without-port",
         ),

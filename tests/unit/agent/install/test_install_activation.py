@@ -277,7 +277,7 @@ async def test_version_that_is_seen_served_is_activated(host: Host, service: Ser
     assert status.verify_time == host.clock.now()
 
 
-async def test_row_23_service_that_goes_on_with_the_old_one(host: Host, service: Service) -> None:
+async def test_service_that_goes_on_with_the_old_one(host: Host, service: Service) -> None:
     """A reload that says it is fine and changes nothing is seen: back to the version that is served, and told."""
     first, second = host.stage(), None
     await service.activate(first)
@@ -453,6 +453,9 @@ async def test_hook_learns_about_its_certificate(host: Host) -> None:
         "CERTPLANE_KEY": "/etc/tls/key.pem",
         "CERTPLANE_FULLCHAIN": "/etc/tls/full.pem",
     }
+    bundle = hook_variables(version, name="x", outputs=Outputs(pkcs12=Path("/etc/tls/web.p12")))
+    assert bundle["CERTPLANE_PKCS12"] == "/etc/tls/web.p12"
+    assert "CERTPLANE_KEY" not in bundle
     assert hook_variables(replace(version, dns_names=("a", "b")), name="x", outputs=Outputs())[
         "CERTPLANE_DNS_NAMES"
     ] == ("a b")

@@ -139,7 +139,7 @@ def listener() -> Iterator[int]:
         yield silent.getsockname()[1]
 
 
-async def test_row_29_handshake_that_never_completes_costs_its_deadline(tmp_path: Path) -> None:
+async def test_handshake_that_never_completes_costs_its_deadline(tmp_path: Path) -> None:
     """A service that accepts and says nothing is a problem after the time limit, for each attempt."""
     version = Server(tmp_path).load()
     with listener() as port:
