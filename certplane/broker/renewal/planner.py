@@ -94,6 +94,8 @@ class RenewalPlanner:
         self._wake = {issuer: asyncio.Event() for issuer in sources}
         self._held: dict[str, datetime] = {}
         """Until when a CA isn't asked at all."""
+        self._left_out: set[str] = set()
+        """Certificates that the planner itself failed on, until it is tidied up."""
         plans.subscribe_issued(self._on_issue)
 
     async def run(self) -> None:
@@ -110,6 +112,7 @@ class RenewalPlanner:
     async def _tidy(self) -> None:
         while True:
             await self._clock.sleep(_TIDY)
+            self._left_out.clear()
             try:
                 await self._plans.refresh(self._clock.now())
             except RefusalError as error:
@@ -125,6 +128,10 @@ class RenewalPlanner:
         async def check(certificate: InForce) -> None:
             try:
                 await self._check(certificate, source)
+            except Exception:
+                # A fault of ours that one certificate brings out must not end the planning of all others.
+                logger.exception("a renewal can't be planned", extra=_fields(certificate))
+                self._left_out.add(certificate.certificate_id)
             finally:
                 running.discard(certificate.certificate_id)
                 if waiting or more:
@@ -137,7 +144,7 @@ class RenewalPlanner:
                     waiting.clear()
                 elif not waiting and len(running) < _AT_ONCE:
                     due = await self._due(issuer)
-                    waiting.extend(one for one in due if one.certificate_id not in running)
+                    waiting.extend(one for one in due if one.certificate_id not in running | self._left_out)
                     more = len(due) == _BATCH
                 else:
                     more = True  # there may be: it was not looked

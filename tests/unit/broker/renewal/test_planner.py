@@ -11,6 +11,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.model import AuditEventType, AuditSeverity, CertificateRecord, Profile, RevocationReason
 from certplane.broker.renewal.model import InForce, RenewalCause, RenewalInfo, RenewalInfoError, RenewalPlan
@@ -299,6 +301,22 @@ async def test_a_store_that_is_down_is_waited_for() -> None:
         record = await world.issue()
         await world.settle()
         assert world.plan(record).cause is RenewalCause.ISSUER
+
+
+async def test_a_certificate_that_brings_out_a_fault_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """It is left out for a while, with a trace in the log, and then tried again."""
+    world = World()
+    world.source.faults.fail("renewal_info", ZeroDivisionError())
+    async with world.planning():
+        bad = await world.issue()
+        await world.settle()
+        good = await world.issue()
+        await world.pass_time(LOOK)
+        assert world.plan(good).cause is RenewalCause.ISSUER
+        assert world.source.asked == [bad.certificate_id, good.certificate_id]
+        assert "ZeroDivisionError" in caplog.text
+        await world.pass_time(HOUR)
+        assert world.plan(bad).cause is RenewalCause.ISSUER
 
 
 async def test_the_policy_of_the_moment_bounds_the_plan() -> None:
