@@ -164,8 +164,8 @@ def renewal_line(answer: fleet_pb2.RequestRenewalResponse, *, dry_run: bool) -> 
     """What a renewal request did, or would do."""
     if not answer.certificate_count:
         return "no certificate in force matches"
-    verb = "would be" if dry_run else "are"
-    earlier = f"{_count(answer.changed_count, 'certificate')} of {answer.certificate_count} that match {verb} renewed"
+    verb = "would be" if dry_run else "will be"
+    earlier = f"{answer.changed_count} of {_count(answer.certificate_count, 'matching certificate')} {verb} renewed"
     until = answer.last_renew_time
     by = f", the last at {_time(until):%Y-%m-%d %H:%M:%S}Z" if answer.changed_count and until.seconds else ""
     told = f"; {_count(answer.connected_host_count, 'host')} connected now, others when they come back"

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,12 +28,15 @@ from certplane.runtime.progress import open_progress
 from certplane.sandbox import demo_commands, parts
 from certplane.sandbox.demo_display import CommandFailedError, Display
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
-from certplane.sandbox.errors import PartMissingError
+from certplane.sandbox.errors import PartMissingError, ServerStartError
+from certplane.sandbox.operator import Operator
 
 __all__ = ["DemoOptions", "run_demo"]
 
 _HOST: Final = "web1.certplane.test"
 _FILES: Final = f"hosts/{_HOST}"
+_OPERATOR: Final = "alice.certplane.test"
+_CTL: Final = ("certplanectl", "-c", f"hosts/{_OPERATOR}/ctl.yml")
 _AGENT: Final = ("certplane-agent", "-c", f"{_FILES}/agent.yml")
 _BROKER: Final = ("certplane-broker", "-c", "broker/broker.yml")
 
@@ -46,6 +52,7 @@ _POLICY: Final[dict[str, Any]] = {
         "web1": {"identity": _HOST, "profiles": ["web", "apps", "site"]},
         "pay1": {"identity": "pay1.certplane.test", "profiles": ["payments"]},
     },
+    "operators": {"alice": {"identity": _OPERATOR, "roles": ["operator"]}},
 }
 
 _CERTIFICATES: Final[tuple[dict[str, Any], ...]] = (
@@ -58,6 +65,9 @@ _CERTIFICATES: Final[tuple[dict[str, Any], ...]] = (
     {"name": "apps", "profile": "apps", "dns_names": ["*.apps.certplane.test"]},
     {"name": "site", "profile": "site", "dns_names": ["example.test", "*.example.test"]},
 )
+_LOOKS: Final = 100
+_BETWEEN_LOOKS: Final = 0.2
+
 _NOT_OURS: Final = {"name": "payments", "profile": "payments", "dns_names": ["pay.certplane.test"]}
 
 _BROKER_CONFIG: Final = {"rate_limits": {"new_keys_per_identity_profile_per_day": 50}}
@@ -172,22 +182,55 @@ class _Demo:
         await show.run("grep", "-A3", "name: payments", f"{_FILES}/agent.yml")
         await show.run(*_AGENT, "renew", "payments", status=1)
         show.say("A profile that doesn't exist is answered in the same words. The broker's record has the cause:")
-        await show.run(*_BROKER, "audit", "tail", "--limit", "1", "--json")
+        await show.run(*_BROKER, "audit", "tail", "--limit", "2", "--json")
         host.write_config(_CERTIFICATES)
 
-        show.heading("6. What the host has (agent.yml is as it was)")
+        show.heading("6. The fleet: the agent stays connected, an operator sees it and has a certificate renewed")
+        await self._tell_of_the_fleet(deployment, host)
+
+        show.heading("7. What the host has (agent.yml is as it was)")
         await show.run(*_AGENT, "status")
 
-        show.heading("7. The audit log: what was decided, for whom, and why")
-        await show.run(*_BROKER, "audit", "tail", "--limit", "14", table=True)
+        show.heading("8. The audit log: what was decided, for whom, and why")
+        await show.run(*_BROKER, "audit", "tail", "--limit", "20", table=True)
         await show.run(*_BROKER, "certs", "list", table=True)
 
         if isinstance(parts.find("openssl"), parts.Part):
             await self._ask_openssl(deployment)
 
+    async def _tell_of_the_fleet(self, deployment: Deployment, host: Host) -> None:
+        show = self._show
+        alice = Operator(deployment, _OPERATOR)
+        show.lines(f"$ {shlex.join(_AGENT)} run &")
+        await host.start()
+        await host.until_running()
+        await show.run("certplane-agent", "-c", f"hosts/{_OPERATOR}/agent.yml", "enroll")
+        before = await self._installed(alice, lambda _: True)
+        await show.run(*_CTL, "fleet", table=True)
+        await show.run(
+            *_CTL, "renew", "--host", "web1", "--profile", "web", "--reason", "to see it", "--yes", table=True
+        )
+        await self._installed(alice, lambda serial: serial != before)
+        show.say("The broker told the agent, and the agent told the broker each step:")
+        await show.run(*_CTL, "host", "web1", table=True)
+        await host.stop()
+
+    async def _installed(self, alice: Operator, wanted: Callable[[str], bool]) -> str:
+        """The serial number of the certificate `web` that the broker knows to be in use, once it is a wanted one."""
+        for _ in range(_LOOKS):
+            answer = await alice.run("host", "web1", "--json")
+            certificates = json.loads(answer.stdout).get("certificates", []) if answer.status == 0 else []
+            for each in certificates:
+                if each["name"] == "web" and each["state"] == "STATE_WAITING":
+                    serial: str = each["installed"]["serialNumber"]
+                    if wanted(serial):
+                        return serial
+            await asyncio.sleep(_BETWEEN_LOOKS)
+        raise ServerStartError("certplane-agent", f"has not told the broker of its certificate:\n{answer.stderr}")
+
     async def _ask_openssl(self, deployment: Deployment) -> None:
         show = self._show
-        show.heading("8. What openssl says of the installed chain")
+        show.heading("9. What openssl says of the installed chain")
         (self._folder / "pebble" / "root.pem").write_bytes((await deployment.pebble.root()).public_bytes(Encoding.PEM))
         for name in ("web", "site"):
             certificate = f"{_FILES}/tls/{name}.cert.pem"

@@ -51,6 +51,7 @@ def output_of(output: str, command: str) -> str:
     return match[1]
 
 
+CTL = "certplanectl -c hosts/alice.certplane.test/ctl.yml"
 AGENT = "certplane-agent -c hosts/web1.certplane.test/agent.yml"
 
 
@@ -71,12 +72,14 @@ def test_whole_story(environment: dict[str, str]) -> None:
     refused = output_of(output, f"{AGENT} renew payments")
     assert "PROFILE_NOT_ALLOWED" in refused
     assert "[exit status 1]" in refused
-    denial = output_of(output, "certplane-broker -c broker/broker.yml audit tail --limit 1 --json")
+    denial = output_of(output, "certplane-broker -c broker/broker.yml audit tail --limit 2 --json")
     assert '"event_type": "certificate_denied"' in denial
     assert '"reason": "policy does not give this profile to this identity"' in denial
+    assert "1 host connected now" in output_of(output, f"{CTL} renew --host web1")
+    assert "version 3" in output.partition(f"$ {CTL} host web1\n")[2].partition("\n7. ")[0]
     status = output_of(output, f"{AGENT} status") + output.partition("STATE")[2]
     assert "*.apps.certplane.test" in status
-    audit = output_of(output, "certplane-broker -c broker/broker.yml audit tail --limit 14")
+    audit = output_of(output, "certplane-broker -c broker/broker.yml audit tail --limit 20")
     assert audit.startswith("TIMESTAMP"), "a table, though the demo's output is a pipe"
     assert {"certificate_authorized", "certificate_issued", "certificate_delivered", "certificate_denied"} <= set(
         re.findall(r"certificate_\w+", audit)

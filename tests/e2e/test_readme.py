@@ -18,7 +18,9 @@ pytestmark = pytest.mark.e2e
 
 _ROOT = Path(__file__).parents[2]
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
-_CHANGING = re.compile(r"\d+(?:[.:-]\d+)+|:\d{4,5}\b|step-ca [\d.]+|the sandbox's own server")
+_CHANGING = re.compile(
+    r"\d+(?:[.:-]\d+)+|serial [0-9a-f]+|\d+[dhms]\b|:\d{4,5}\b|step-ca [\d.]+|the sandbox's own server"
+)
 
 
 def fenced(language: str) -> list[str]:

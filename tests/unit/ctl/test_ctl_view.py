@@ -169,8 +169,8 @@ def test_json_is_the_proto3_mapping_on_one_line() -> None:
     [
         pytest.param(0, 0, False, "no certificate in force matches", id="nothing"),
         pytest.param(3, 0, False, "due earlier anyway", id="all-due-earlier"),
-        pytest.param(3, 2, False, "2 certificates of 3 that match are renewed, the last at 2026-05-04", id="done"),
-        pytest.param(1, 1, True, "1 certificate of 1 that match would be renewed", id="dry-run"),
+        pytest.param(3, 2, False, "2 of 3 matching certificates will be renewed, the last at 2026-05-04", id="done"),
+        pytest.param(1, 1, True, "1 of 1 matching certificate would be renewed", id="dry-run"),
     ],
 )
 def test_what_a_renewal_did(picked: int, changed_count: int, dry_run: bool, text: str) -> None:
