@@ -221,7 +221,9 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
         certificates=tuple(
             [lineage_report(lineage.spec, await lineage.facts(now), now) for lineage in host.certificates.values()]
         ),
-        broker=link_report(await host.disk.run(host.link_file.load)),
+        broker=link_report(
+            await host.disk.run(host.link_file.load), running=bool(running), unacknowledged=host.reports.unacknowledged
+        ),
     )
     print(to_json(report) if options.json else to_text(report, now))
     return _OK

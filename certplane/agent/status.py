@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from certplane.agent.link.state import LinkPhase
 from certplane.agent.model import LineageState
 from certplane.agent.renewal.plan import due_reason, due_time, newest_version, warn_time
 from certplane.agent.renewal.skew import MOST_SKEW
@@ -70,11 +71,17 @@ class LineageReport:
 
 @dataclass(frozen=True, slots=True)
 class LinkReport:
-    """The way to the broker. `clock_skew_seconds`: this host's clock less the broker's; None before it was measured."""
+    """The way to the broker.
+
+    `phase` is a `link.state.LinkPhase` by value, `idle` when no agent runs. `clock_skew_seconds` is this host's clock
+    less the broker's; None before it was measured. `unacknowledged_reports` wait on disk until the broker has them.
+    """
 
     phase: str
     since: datetime | None
     last_error: str
+    next_attempt_time: datetime | None
+    unacknowledged_reports: int
     last_connected_time: datetime | None
     broker_version: str
     clock_skew_seconds: float | None
@@ -130,12 +137,14 @@ def lineage_report(spec: LineageSpec, facts: LineageFacts, now: datetime) -> Lin
     )
 
 
-def link_report(state: LinkState) -> LinkReport:
-    """The link as the agent that runs, or the last one, left it."""
+def link_report(state: LinkState, *, running: bool, unacknowledged: int) -> LinkReport:
+    """The link as it is; an agent that doesn't run has none, whatever was last written of it."""
     return LinkReport(
-        phase=state.phase.value,
-        since=state.since,
+        phase=(state.phase if running else LinkPhase.IDLE).value,
+        since=state.since if running else None,
         last_error=state.last_error,
+        next_attempt_time=state.next_attempt_time if running else None,
+        unacknowledged_reports=unacknowledged,
         last_connected_time=state.last_connected_time,
         broker_version=state.broker_version,
         clock_skew_seconds=None if state.clock_skew is None else state.clock_skew.total_seconds(),
@@ -172,7 +181,10 @@ def _link_lines(report: StatusReport, now: datetime) -> list[str]:
     lines, link = [], report.broker
     if report.running and link.since is not None:
         error = f": {link.last_error}" if link.last_error else ""
-        lines.append(f"broker: {link.phase} since {_moment(link.since, now)}{error}")
+        then = "" if link.next_attempt_time is None else f" (next try {_moment(link.next_attempt_time, now)})"
+        lines.append(f"broker: {link.phase} since {_moment(link.since, now)}{error}{then}")
+    if link.unacknowledged_reports:
+        lines.append(f"reports: {link.unacknowledged_reports} wait for the broker")
     skew = timedelta(seconds=link.clock_skew_seconds or 0)
     if abs(skew) > MOST_SKEW:
         side = "ahead of" if skew > timedelta() else "behind"

@@ -55,7 +55,7 @@ class RenewalServer(renewal_pb2_grpc.RenewalServiceServicer):
         acknowledges: whether reports are.
         beats: whether heartbeats are answered.
         refusal: ends each new stream at once, if set.
-        forgets: says in welcome that nothing is known, whatever was taken.
+        policy_hash: told in welcome.
     """
 
     clock: Clock = field(default_factory=SystemClock)
@@ -64,6 +64,7 @@ class RenewalServer(renewal_pb2_grpc.RenewalServiceServicer):
     acknowledges: bool = True
     beats: bool = True
     refusal: Refusal | None = None
+    policy_hash: str = ""
     streams: list[Stream] = field(default_factory=list)
     taken: list[pb.CertificateStatus] = field(default_factory=list)
     acknowledged: dict[str, int] = field(default_factory=dict)
@@ -138,6 +139,7 @@ class RenewalServer(renewal_pb2_grpc.RenewalServiceServicer):
             broker_time=self.now(),
             broker_version="9.9.9",
             acknowledged_sequence=self.acknowledged.get(stream.hello.epoch, 0) if self.acknowledges else 0,
+            policy_hash=self.policy_hash,
         )
         welcome.heartbeat_interval.FromTimedelta(self.heartbeat)
         return Answer(welcome=welcome)

@@ -125,6 +125,7 @@ class Session:
         self._interval = _HEARTBEAT
         self._beat = False
         self._acknowledged = 0
+        self._policy_hash = ""
         self._directive: pb.StreamRenewalStatusResponse.Directive | None = None
         self._result: pb.StreamRenewalStatusRequest.DirectiveResult | None = None
         self._to_write, self._to_do = asyncio.Event(), asyncio.Event()
@@ -142,6 +143,8 @@ class Session:
             if end is None:
                 tasks.pop().cancel()
                 tasks = [asyncio.create_task(work) for work in (self._write(), self._do(), self._beat_on())]
+                for task in tasks:
+                    task.add_done_callback(self._look_at_end)
                 end = await self._read()
         finally:
             self._call.cancel()
@@ -176,6 +179,7 @@ class Session:
         interval = span_of(welcome.heartbeat_interval) or _HEARTBEAT
         self._interval = min(max(interval, _LEAST_HEARTBEAT), _MOST_HEARTBEAT)
         self._acknowledged = welcome.acknowledged_sequence
+        self._policy_hash = welcome.policy_hash
         self._sent = max(self._sent, welcome.acknowledged_sequence)
         self._to_do.set()
         self._to_write.set()
@@ -283,6 +287,9 @@ class Session:
                 if self._parts.spool.epoch != self._epoch:
                     self._finish(End("the reports are counted anew"))
                     return
+            if self._policy_hash:
+                policy_hash, self._policy_hash = self._policy_hash, ""
+                await self._parts.directives.policy_changed(policy_hash)
             directive, self._directive = self._directive, None
             if directive is None:
                 continue
@@ -312,6 +319,12 @@ class Session:
         logger.warning("a directive of the broker is refused: %s: %s", refusal.reason, refusal.message)
         result.error.CopyFrom(status_from_refusal(refusal))
         return result
+
+    def _look_at_end(self, task: asyncio.Task[None]) -> None:
+        """A fault of ours in one of the tasks ends the stream: half of one would look well and do nothing."""
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            logger.error("the status stream failed", exc_info=fault)
+            self._finish(End("a fault of this agent; its log says more"))
 
     def _finish(self, end: End) -> None:
         """End the stream from this side; `run` returns `end`."""

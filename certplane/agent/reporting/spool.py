@@ -84,6 +84,7 @@ class FileReportSpool:
     @property
     def unacknowledged(self) -> int:
         """See `ReportSpool.unacknowledged`."""
+        self.load()
         return len(self.reports(self._acknowledged)) + len(self._unnumbered)
 
     def listen(self, listener: Callable[[], object]) -> None:

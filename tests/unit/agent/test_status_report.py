@@ -43,9 +43,10 @@ IDENTITY = lineage_report(
 )
 
 
-def report(*facts: LineageFacts, running: str = "", link: LinkState | None = None) -> StatusReport:
+def report(*facts: LineageFacts, running: str = "", link: LinkState | None = None, waiting: int = 0) -> StatusReport:
     lineages = tuple(lineage_report(SPEC, each, NOW) for each in facts)
-    return StatusReport("web1.example", running, IDENTITY, lineages, link_report(link or LinkState()))
+    broker = link_report(link or LinkState(), running=bool(running), unacknowledged=waiting)
+    return StatusReport("web1.example", running, IDENTITY, lineages, broker)
 
 
 def test_a_table_shows_each_lineage_and_nothing_more_while_all_is_well() -> None:
@@ -111,6 +112,8 @@ def test_json_has_every_field_and_times_as_rfc_3339() -> None:
         "last_connected_time": None,
         "broker_version": "",
         "clock_skew_seconds": None,
+        "next_attempt_time": None,
+        "unacknowledged_reports": 0,
     }
     (web,) = document["certificates"]
     assert web == {
@@ -203,3 +206,12 @@ def test_a_clock_that_is_wrong_is_shown() -> None:
         shown = report(FACTS, link=LinkState(clock_skew=skew))
         assert to_text(shown, NOW).splitlines()[1] == line
         assert json.loads(to_json(shown))["broker"]["clock_skew_seconds"] == skew.total_seconds()
+
+
+def test_reports_that_wait_are_counted_and_a_dead_agents_stream_is_none() -> None:
+    """An agent that was killed has left word of a stream that is no more; what it had to say is still there."""
+    link = LinkState(LinkPhase.CONNECTED, NOW, last_connected_time=NOW, next_attempt_time=NOW + DAY)
+    dead = report(FACTS, link=link, waiting=3)
+    assert (dead.broker.phase, dead.broker.since, dead.broker.next_attempt_time) == ("idle", None, None)
+    assert dead.broker.last_connected_time == NOW
+    assert to_text(dead, NOW).splitlines()[:2] == ["agent: not running", "reports: 3 wait for the broker"]

@@ -257,6 +257,28 @@ async def test_a_directive_is_taken_over_then_acknowledged(world: World) -> None
         assert not result.HasField("error")
 
 
+async def test_welcome_tells_the_policy_too(world: World) -> None:
+    """One that changed while the broker was away isn't missed."""
+    world.server.policy_hash = "cd" * 32
+    async with world.running():
+        await until(lambda: world.taker.hashes == ["cd" * 32])
+
+
+async def test_a_fault_beside_the_reading_ends_the_stream(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a stream would look well and do nothing; it is opened again."""
+    await world.add(report(1))
+    monkeypatch.setattr(world.spool, "acknowledge", lambda _: 1 / 0)
+    async with world.running() as server:
+        await until(lambda: world.stream.state.phase is LinkPhase.WAITING)
+        assert "a fault of this agent" in world.stream.state.last_error
+        assert "ZeroDivisionError" in caplog.text
+        monkeypatch.undo()
+        await world.pass_until(lambda: len(server.streams) == 2)
+        await until(lambda: not world.spool.unacknowledged)
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

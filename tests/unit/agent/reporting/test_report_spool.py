@@ -113,6 +113,7 @@ def test_what_was_said_last_is_not_said_again(tmp_path: Path, epochs: Epochs) ->
     spool.add(waiting(1))
     spool.add(waiting(1))
     spool.acknowledge(said(spool)[-1][0])
+    assert open_spool(tmp_path, epochs).unacknowledged == 0
     again = open_spool(tmp_path, epochs)
     again.add(waiting(1))
     assert said(again) == said(spool)
