@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from certplane.agent.model import LineageStatus, Version
     from certplane.agent.renewal.plan import Request, Verify
     from certplane.agent.settings import AgentSettings, CertificateSettings
+    from certplane.runtime.clock import Clock
     from certplane.runtime.progress import Progress
 
-__all__ = ["Agent", "Link", "link", "not_enrolled"]
+__all__ = ["Agent", "Link", "link", "not_enrolled", "probe_of"]
 
 _REPORT = Backoff(first=timedelta(seconds=10), most=timedelta(minutes=30), floor=timedelta(seconds=1))
 _IDENTITY_REASONS = frozenset(
@@ -316,21 +317,8 @@ class Agent:
             rng=self._host.rng,
             progress=self._progress,
         )
-        return self._life(lineage, obtain=obtain, activator=self._activator(lineage, reload, self._probe(settings)))
-
-    def _probe(self, settings: CertificateSettings) -> TlsProbe | None:
-        """What looks at the service that serves a certificate."""
-        verify = settings.verify
-        if verify is None:
-            return None
-        return TlsProbe(
-            verify.connect.host,
-            verify.connect.port,
-            server_name=verify.server_name or server_name_of(settings.dns_names),
-            timeout=verify.timeout,
-            attempts=verify.attempts,
-            interval=verify.interval,
-            clock=self._host.clock,
+        return self._life(
+            lineage, obtain=obtain, activator=self._activator(lineage, reload, probe_of(settings, self._host.clock))
         )
 
     def _activator(self, lineage: Lineage, reload: Reload | None, probe: TlsProbe | None = None) -> Activator:
@@ -383,6 +371,22 @@ def link(settings: AgentSettings, host: Host) -> GrpcBroker:
         timeout=settings.broker.timeout,
         clock=host.clock,
         disk=host.disk,
+    )
+
+
+def probe_of(settings: CertificateSettings, clock: Clock) -> TlsProbe | None:
+    """What looks at the service that serves a certificate; None where it isn't configured."""
+    verify = settings.verify
+    if verify is None:
+        return None
+    return TlsProbe(
+        verify.connect.host,
+        verify.connect.port,
+        server_name=verify.server_name or server_name_of(settings.dns_names),
+        timeout=verify.timeout,
+        attempts=verify.attempts,
+        interval=verify.interval,
+        clock=clock,
     )
 
 

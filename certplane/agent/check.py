@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from certplane.agent.app import link, not_enrolled
+from certplane.agent.app import link, not_enrolled, probe_of
 from certplane.config.files import read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, OperationError, RefusalError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from certplane.agent.host import Host
     from certplane.agent.model import IdentityView, Version
+    from certplane.agent.settings import CertificateSettings
 
 __all__ = ["Finding", "findings"]
 
@@ -47,6 +48,8 @@ async def findings(host: Host) -> AsyncIterator[Finding]:
             await host.disk.run(host.check_outputs, certificate)
         except CertplaneError as error:
             yield _failed(f"files of {certificate.name}", error)
+        if (served := await _service(host, certificate)) is not None:
+            yield served
     yield await _internal_ca(host)
     identity: Version | None = None
     try:
@@ -68,6 +71,21 @@ async def findings(host: Host) -> AsyncIterator[Finding]:
         return
     for finding in _broker_view(host, view):
         yield finding
+
+
+async def _service(host: Host, certificate: CertificateSettings) -> Finding | None:
+    """Whether the service serves what is in place; None where nobody can look, or nothing is in place yet."""
+    probe = probe_of(certificate, host.clock)
+    subject = f"service of {certificate.name}"
+    try:
+        version = await host.disk.run(host.certificates[certificate.name].versions.current)
+    except CertplaneError as error:
+        return _failed(subject, error)
+    if probe is None or version is None:
+        return None
+    view = await probe.look(version)
+    text = view.problem or f"{certificate.verify.connect if certificate.verify else ''} serves what is in place"
+    return Finding(subject, ok=view.well, text=text)
 
 
 async def _internal_ca(host: Host) -> Finding:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from certplane.agent.check import Finding, _service
 from certplane.agent.install.outputs import Outputs
 from certplane.agent.lineage import is_well
 from certplane.agent.model import LineageState, LineageStatus, LineageStep, Version
@@ -80,6 +81,13 @@ class Scene:
             await agent.close()
         return await self.world.status("web")
 
+    async def check(self) -> Finding:
+        """What `check` says of the service."""
+        host = self.world.start()
+        finding = await _service(host, host.settings.certificates[0])
+        assert finding is not None
+        return finding
+
     async def versions(self) -> list[Version]:
         return [version for version in await self.world.versions("web") if version.number]
 
@@ -118,6 +126,9 @@ async def test_renewed_certificate_is_served(scene: Scene) -> None:
     assert first.serial_number != second.serial_number == await served_serial(scene.service.port)
     assert (status.state, status.verified_version) == (LineageState.SERVING, second.number)
     assert (status.served_serial_number, status.served_not_after) == (second.serial_number, second.not_after)
+    assert await scene.check() == Finding(
+        "service of web", ok=True, text=f"127.0.0.1:{scene.service.port} serves what is in place"
+    )
 
 
 async def test_row_21_row_22_reload_that_is_refused(scene: Scene) -> None:
@@ -197,6 +208,9 @@ async def test_service_that_is_down_later_is_seen(scene: Scene) -> None:
     status = await scene.run()
     assert (status.state, status.drift_reloaded, status.verified_version) == (LineageState.DEGRADED, True, None)
     assert "can't be reached: Connection refused" in status.verify_error
+    found = await scene.check()
+    assert not found.ok
+    assert "can't be reached: Connection refused" in found.text
     (only,) = await scene.versions()
     assert scene.installed() == only.serial_number
     await scene.service.start()

@@ -19,6 +19,7 @@ from certplane.agent.lineage import is_well
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
 from certplane.agent.model import LineageState
 from certplane.errors import ConfigurationError, OperationError, Reason, Refusal, RefusalError
+from certplane.sandbox.loopback import free_port
 from tests.support.agent_world import AgentWorld, Recorder
 from tests.support.lineages import LocalIssuer
 
@@ -500,3 +501,40 @@ async def test_waits_of_a_clock_that_was_years_ahead_end(make_world: MakeWorld) 
         world.clock.advance(HOUR)
     assert status.failures
     assert is_well((await world.agent().run_once())["web"])
+
+
+async def test_a_daemon_looks_again_in_its_time(make_world: MakeWorld) -> None:
+    """A service that is down is looked at with back-off, reloaded once, and costs no request and no loop."""
+    world = make_world()
+    await world.enroll()
+    await world.agent().run_once()
+    reloads = world.folder / "reloads"
+    world.configure(
+        [
+            {
+                "name": "web",
+                "reload_command": f"echo >> {reloads}",
+                "verify": {"connect": f"127.0.0.1:{free_port()}", "attempts": 1},
+            }
+        ],
+        {},
+    )
+    events = Recorder()
+    agent = world.agent(events)
+    world.broker.calls.clear()
+
+    def finds() -> int:
+        return sum("can't be reached: Connection refused" in line for line in events.lines)
+
+    async with running(agent, events):
+        await until(lambda: finds() == 1)
+        await asyncio.sleep(0.2)  # time stands still for the agent: whatever comes now came in a loop
+        assert finds() == 1
+        world.clock.advance(7 * HOUR)
+        await until(lambda: finds() == 2)
+        await asyncio.sleep(0.2)
+        assert finds() == 2
+    status = await world.status("web")
+    assert (status.state, status.drift_reloaded, status.verify_failures) == (LineageState.DEGRADED, True, 3)
+    assert reloads.read_text() == "\n"
+    assert "issue" not in world.broker.calls
