@@ -271,7 +271,12 @@ async def test_change_of_the_accounts_key_that_a_kill_cuts(lanes: tuple[Lane, La
     assert len({first, after_the_ca, last}) == 3
 
     record, _ = await order_of(deployment, leaf_of(host, "rolled"))
-    revoked = await deployment.run_broker("certs", "revoke", record.certificate_id, "--reason", "superseded")
+    unknown = await deployment.run_broker("certs", "revoke", "unknown")
+    assert (unknown.status, "`certs list` shows their ids" in unknown.stderr) == (1, True)
+    with_key = ["certs", "revoke", record.certificate_id, "--key"]
+    other = await deployment.run_broker(*with_key, str(host.identity[1]))
+    assert (other.status, "is another key" in other.stderr) == (2, True)
+    revoked = await deployment.run_broker(*with_key, str(host.output("rolled", "key")))
     assert json.loads(revoked.stdout)["state"] == "revoked", revoked.stderr
     assert await deployment.pebble.is_revoked(int(record.serial_number, 16))
     kinds = [event["event_type"] for event in await events(deployment, event_type="account_key_changed")]

@@ -413,7 +413,7 @@ async def ca_that_limits(scene: Scene) -> Refused:
     await scene.start()
     answer, order = await scene.failed()
     assert text in answer.refusal.problems[0].detail
-    assert answer.fields == ["issuer"]
+    assert answer.fields == ["name_set"]
     assert abs(pause_of(order) - HOUR) < timedelta(minutes=1)
     assert answer.refusal.retry_after is not None
     assert HOUR - answer.refusal.retry_after < timedelta(minutes=1)

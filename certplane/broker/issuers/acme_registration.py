@@ -141,9 +141,11 @@ class Registration:
         self.key = await self._read(files)
 
     async def _read(self, files: BlockingPool) -> AccountKey:
-        assert self._key_file is not None
+        key_file = self._key_file
+        if key_file is None or not await files.run(lambda: key_file.exists):
+            return self.key  # a file that was taken away while the broker runs is no reason for another account
         try:
-            return await files.run(self._key_file.load)
+            return await files.run(key_file.load)
         except ConfigurationError as error:
             raise AcmeError(
                 Reason.ISSUER_UNAVAILABLE, f"the account's key can't be read: {error}", unsent=True

@@ -9,10 +9,17 @@ import pytest
 
 from certplane.broker.issuance.caching import answers, answers_again
 from certplane.broker.issuance.measures import MEASURES
-from certplane.broker.issuance.outcome import End, TryAgain, conclude, pause_before_new_order
+from certplane.broker.issuance.outcome import (
+    End,
+    TryAgain,
+    classify,
+    conclude,
+    pause_before_new_order,
+    scopes_of,
+)
 from certplane.broker.issuance.validation import merge_records
 from certplane.broker.model import CertificateRecord, Order, OrderState, RevocationReason, TxtRecord
-from certplane.errors import Reason, Refusal
+from certplane.errors import ProblemDocument, Reason, Refusal, Violation
 from certplane.runtime.backoff import Backoff
 from tests.fakes.clock import ManualClock
 
@@ -134,6 +141,62 @@ def test_what_a_failed_step_means(reason: Reason, said: timedelta | None, time_l
             assert max(timedelta(seconds=1), said or timedelta()) <= verdict.wait <= max(MINUTE, said or timedelta())
         else:
             assert verdict == End(refusal, pause_before_new_order(refusal))
+
+
+def _problems(*kinds: str) -> tuple[ProblemDocument, ...]:
+    return tuple(ProblemDocument(f"urn:ietf:params:acme:error:{kind}", "x") for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "consequence", "scopes"),
+    [
+        pytest.param(Refusal(Reason.ISSUER_UNAVAILABLE, "x"), "retry_call", [], id="issuer-away"),
+        pytest.param(Refusal(Reason.DNS_UNAVAILABLE, "x"), "retry_call", [], id="dns-away"),
+        pytest.param(Refusal(Reason.DNS_REJECTED, "x"), "ask_person", [], id="dns-credentials"),
+        pytest.param(Refusal(Reason.ISSUER_REJECTED, "x"), "retry_order", [], id="issuer-rejects"),
+        pytest.param(
+            Refusal(Reason.ISSUER_REJECTED, "x", problems=_problems("unauthorized")), "retry_order", [], id="challenge"
+        ),
+        pytest.param(Refusal(Reason.ISSUER_REJECTED, "x", problems=_problems("caa")), "ask_person", [], id="caa"),
+        pytest.param(
+            Refusal(Reason.ISSUER_REJECTED, "x", problems=_problems("compound", "rejectedIdentifier")),
+            "ask_person",
+            [],
+            id="a-subproblem",
+        ),
+        pytest.param(
+            Refusal(Reason.ISSUER_REJECTED, "x", problems=_problems("userActionRequired")),
+            "ask_person",
+            ["account"],
+            id="terms-of-service",
+        ),
+        pytest.param(
+            Refusal(Reason.ISSUER_REJECTED, "x", problems=_problems("externalAccountRequired")),
+            "ask_person",
+            ["account"],
+            id="binding",
+        ),
+        pytest.param(
+            Refusal(Reason.ISSUER_RATE_LIMITED, "x", violations=(Violation("domain:a.test", "x"),)),
+            "wait",
+            ["domain:a.test"],
+            id="limit-of-a-domain",
+        ),
+        pytest.param(Refusal(Reason.ISSUER_RATE_LIMITED, "x"), "wait", ["name_set"], id="limit-of-who-knows-what"),
+        pytest.param(
+            Refusal(Reason.ISSUER_RATE_LIMITED, "x", violations=(Violation("issuer", "x"),)),
+            "wait",
+            ["name_set"],
+            id="limit-that-an-older-version-stored",
+        ),
+        pytest.param(Refusal(Reason.RATE_LIMITED, "x"), "retry_order", [], id="our-own-limit"),
+        pytest.param(Refusal(Reason.INTERNAL, "x"), "retry_order", [], id="unexpected"),
+    ],
+)
+def test_what_a_failure_asks_for(refusal: Refusal, consequence: str, scopes: list[str]) -> None:
+    """Each failure has one consequence, and holds up what it is about."""
+    assert classify(refusal) == consequence
+    assert [str(scope) for scope in scopes_of(refusal)] == scopes
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""Commands on the account at the CA: what is refused before the CA is asked, each with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from certplane.broker.cli import main
+from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
+from tests.support.broker_files import BrokerFiles
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    return str(BrokerFiles(tmp_path).config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        pytest.param(["account", "show"], 1, "the broker makes it when it starts", id="no key yet"),
+        pytest.param(["account", "rollover"], 1, "the broker makes it when it starts", id="no key to change"),
+        pytest.param(["account", "show", "--issuer", "other"], 1, "it has default", id="no such issuer"),
+        pytest.param(["certs", "revoke", "x"], 2, "there is no such database", id="no database yet"),
+        pytest.param(["certs", "revoke", "x", "--reason", "why"], 2, "must be one of unspecified", id="no such reason"),
+    ],
+)
+def test_what_is_refused(
+    config: str, arguments: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A mistake is one line with its remedy, and makes no account key."""
+    assert main(["-c", config, *arguments]) == status
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "account.key").exists()
+
+
+def test_a_key_that_others_can_read(config: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The account's key is refused with the line of broker.yml that names it."""
+    key = tmp_path / "account.key"
+    key.write_bytes(private_key_pem(generate_private_key(KeyType.EC_P256)))
+    key.chmod(0o644)
+    assert main(["-c", config, "account", "show"]) == 2
+    said = capsys.readouterr().err
+    assert "chmod 600" in said
+    assert "issuer.acme.account_key" in said
