@@ -1,18 +1,19 @@
 """Cloudflare's API v4, as far as a dns-01 client needs it, over the zones of the sandbox's DNS server.
 
 Made for the official `cloudflare` package: a record that is created here is written into the DNS server by an RFC
-2136 update before the answer is sent, so a CA sees it at once. Served below /client/v4: GET /user/tokens/verify, GET
-/zones, GET, POST and DELETE /zones/{id}/dns_records[/{id}], POST /zones/{id}/dns_records/batch. Envelopes, status
+2136 update before the answer is sent, so that a CA sees it at once, or as much later as a test says (`spread_time`).
+Served below /client/v4: GET /user/tokens/verify, GET /zones, GET, POST and DELETE /zones/{id}/dns_records[/{id}], POST /zones/{id}/dns_records/batch. Envelopes, status
 codes and error codes are Cloudflare's, as its documentation and certbot's, lego's and the package's sources have
 them.
 
-Tests count calls (`calls`) and script faults (`fail_next`).
+Tests count calls (`calls`) and script faults (`fail_next`, `fail_often`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import secrets
 import ssl
@@ -99,7 +100,8 @@ class _ScriptedFault:
     method: str
     path: re.Pattern[str]
     fault: Fault
-    times: int
+    times: int | None
+    probability: float = 1.0
 
 
 class CloudflareApi:
@@ -127,6 +129,7 @@ class CloudflareApi:
         self._https = https
         self._records = RecordBook(dns, clock or SystemClock())
         self._faults: list[_ScriptedFault] = []
+        self._rng = random.Random(0)  # noqa: S311 - which call fails is no secret
         self._lock = threading.Lock()
         self._server: _Server | None = None
 
@@ -162,6 +165,24 @@ class CloudflareApi:
         """Stop it; the records stay in the DNS server."""
         if self._server is not None:
             self._server.stop()
+            await asyncio.get_running_loop().run_in_executor(None, lambda: self._records.spread.finish(hurry=True))
+
+    @property
+    def spread_time(self) -> timedelta:
+        """How long a change takes from the API's answer until the DNS server has it; may be set at any time."""
+        return self._records.spread_time
+
+    @spread_time.setter
+    def spread_time(self, span: timedelta) -> None:
+        self._records.spread_time = span
+
+    async def spread(self) -> None:
+        """Return when the DNS server has every change that was made.
+
+        Raises:
+            RuntimeError: it has refused one.
+        """
+        await asyncio.get_running_loop().run_in_executor(None, self._records.spread.finish)
 
     def fail_next(self, method: str, path: str, fault: Fault, *, times: int = 1) -> None:
         """Do `fault` to the next `times` requests of this method and path.
@@ -170,6 +191,11 @@ class CloudflareApi:
         """
         with self._lock:
             self._faults.append(_ScriptedFault(method, re.compile(path), fault, times))
+
+    def fail_often(self, fault: Fault, probability: float) -> None:
+        """Do `fault` to any request with this probability, from now on."""
+        with self._lock:
+            self._faults.append(_ScriptedFault("", re.compile(""), fault, None, probability))
 
     def count(self, method: str, path: str) -> int:
         """How many requests matched a method and a path (a regular expression), whatever came of them."""
@@ -186,7 +212,10 @@ class CloudflareApi:
     def _take_fault(self, method: str, path: str) -> Fault | None:
         with self._lock:
             for scripted in self._faults:
-                if scripted.times > 0 and scripted.method == method and scripted.path.fullmatch(path):
+                if scripted.times is None:
+                    if self._rng.random() < scripted.probability:
+                        return scripted.fault
+                elif scripted.times > 0 and scripted.method == method and scripted.path.fullmatch(path):
                     scripted.times -= 1
                     return scripted.fault
         return None

@@ -1,20 +1,25 @@
 """The zones and records of the sandbox's Cloudflare account, and their way into the DNS server.
 
-Knows no HTTP. A lock makes each change one transaction, as Cloudflare's database does.
+Knows no HTTP. A lock makes each change one transaction, as Cloudflare's database does. What is written may take time to
+spread, as it does in the world: the API has answered then, and the name servers don't serve it yet (`Spread`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import secrets
 import threading
+import time
+from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import dns.exception
 
+from certplane.sandbox.dns_endpoint import ZoneRecord
 from certplane.sandbox.errors import ServerRefusedError
 
 if TYPE_CHECKING:
@@ -80,16 +85,90 @@ class DnsRecord:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    due: float
+    zone: str
+    removed: tuple[ZoneRecord, ...]
+    added: tuple[ZoneRecord, ...]
+
+
+class Spread:
+    """Writes changes into the DNS server some time after they were made, in the order in which they were made.
+
+    A thread does that, made with the first change that has to wait: it works whatever the caller's loop does.
+    """
+
+    def __init__(self, dns: DnsEndpoint) -> None:
+        """Nothing waits."""
+        self._dns = dns
+        self._changes: deque[_Change] = deque()
+        self._news = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._failed: Exception | None = None
+        self._hurried = False
+
+    @property
+    def waiting(self) -> int:
+        """Changes that the DNS server doesn't have yet."""
+        with self._news:
+            return len(self._changes)
+
+    def put(self, span: timedelta, zone: str, removed: Iterable[ZoneRecord], added: Iterable[ZoneRecord]) -> None:
+        """Have a change written after `span`."""
+        change = _Change(time.monotonic() + span.total_seconds(), zone, tuple(removed), tuple(added))
+        with self._news:
+            self._changes.append(change)
+            self._news.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="dns-spread", daemon=True)
+                self._thread.start()
+
+    def finish(self, *, hurry: bool = False) -> None:
+        """Return when all is written; with `hurry` at once, however long it would take to spread. Blocks.
+
+        Raises:
+            RuntimeError: the DNS server has refused a change.
+        """
+        with self._news:
+            self._hurried = self._hurried or hurry
+            self._news.notify_all()
+            self._news.wait_for(lambda: not self._changes)
+            if self._failed is not None:
+                raise RuntimeError("a change was lost on its way into the DNS server") from self._failed
+
+    def _work(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._changes)
+                change = self._changes[0]
+                left = change.due - time.monotonic()
+                if left > 0 and not self._hurried:
+                    self._news.wait(left)
+                    continue
+            try:
+                asyncio.run(self._dns.change(change.zone, removed=change.removed, added=change.added))
+            except (OSError, dns.exception.DNSException, ServerRefusedError) as error:
+                self._failed = error
+            with self._news:
+                self._changes.popleft()
+                self._news.notify_all()
+
+
 class RecordBook:
     """Every zone of the DNS server, active, with the records that were made through the API.
 
     Attributes:
         zone_ids: zone -> its id.
+        spread_time: from the API's answer until the DNS server has a change; none by default. May be changed any time.
+        spread: the changes on their way.
     """
 
     def __init__(self, dns: DnsEndpoint, clock: Clock) -> None:
         """An account without records."""
         self.zone_ids = {zone: hashlib.sha256(zone.encode()).hexdigest()[:32] for zone in dns.zones}
+        self.spread_time = timedelta()
+        self.spread = Spread(dns)
         self._dns = dns
         self._clock = clock
         self._started = clock.now()
@@ -174,18 +253,23 @@ class RecordBook:
             new: list[DnsRecord] = []
             for members in posts:
                 new.append(self._new(zone_id, members, [*kept, *new]))
-            try:
-                for record in gone:
-                    await self._dns.remove(record.name, record.type, record.content)
-                for record in new:
-                    ttl = _AUTOMATIC_TTL if record.ttl == _AUTOMATIC else timedelta(seconds=record.ttl)
-                    await self._dns.add(record.name, record.type, record.content, ttl)
-            except (OSError, dns.exception.DNSException, ServerRefusedError) as error:
-                raise ApiError(500, 10_001, "Internal error") from error
+            removed = [ZoneRecord(record.name, record.type, record.content) for record in gone]
+            added = [ZoneRecord(record.name, record.type, record.content, _served_ttl(record)) for record in new]
+            await self._write(self.zone_name(zone_id), removed, added)
             for record in gone:
                 del self._records[record.id]
             self._records.update({record.id: record for record in new})
             return gone, new
+
+    async def _write(self, zone: str, removed: list[ZoneRecord], added: list[ZoneRecord]) -> None:
+        # Behind what still waits, whatever the time is now: changes never overtake one another.
+        if self.spread_time or self.spread.waiting:
+            self.spread.put(self.spread_time, zone, removed, added)
+            return
+        try:
+            await self._dns.change(zone, removed=removed, added=added)
+        except (OSError, dns.exception.DNSException, ServerRefusedError) as error:
+            raise ApiError(500, 10_001, "Internal error") from error
 
     def _get(self, zone_id: str, record_id: str) -> DnsRecord:
         record = self._records.get(record_id)
@@ -225,6 +309,10 @@ class RecordBook:
             comment=None if comment is None else str(comment),
             created=self._clock.now(),
         )
+
+
+def _served_ttl(record: DnsRecord) -> timedelta:
+    return _AUTOMATIC_TTL if record.ttl == _AUTOMATIC else timedelta(seconds=record.ttl)
 
 
 def _unquoted(content: str) -> str:

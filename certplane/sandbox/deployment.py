@@ -31,6 +31,7 @@ from certplane.sandbox import parts, servers
 from certplane.sandbox.certificates import CertificateAuthority, write_private
 from certplane.sandbox.cloudflare_api import CloudflareApi
 from certplane.sandbox.errors import ServerStartError
+from certplane.sandbox.fault_proxy import FaultProxy
 from certplane.sandbox.identity_pki import IdentityRules
 from certplane.sandbox.loopback import LOOPBACK, free_port
 from certplane.sandbox.pebble import Pebble, PebbleOptions
@@ -59,6 +60,7 @@ class DeploymentOptions:
         broker: laid over broker.yml, section by section; None as a value removes a key.
         identities: how long identities live and what may be renewed.
         pebble: how the public CA behaves.
+        proxied: whether a fault proxy stands between the broker and the public CA, for tests that count or meddle.
     """
 
     policy: Mapping[str, Any]
@@ -66,6 +68,7 @@ class DeploymentOptions:
     broker: Mapping[str, Any] = field(default_factory=dict)
     identities: IdentityRules | None = None
     pebble: PebbleOptions | None = None
+    proxied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class Deployment:
         self.dns: DnsServer = servers.dns_server(folder / "dns", ZONES)
         self.pebble: Pebble
         self.cloudflare: CloudflareApi
+        self.proxy: FaultProxy | None = None
         self.broker_root = CertificateAuthority.root("Certplane Sandbox Broker Root")
         self._stack = contextlib.AsyncExitStack()
         self._broker: ServerProcess | None = None
@@ -115,6 +119,10 @@ class Deployment:
             self.pebble = await stack.enter_async_context(
                 Pebble(self.folder / "pebble", dns.host_port, self.options.pebble)
             )
+            if self.options.proxied:
+                roots = self.pebble.https_roots_file
+                proxy = FaultProxy(self.folder / "proxy", self.pebble.directory_url, roots_file=roots)
+                self.proxy = stack.enter_context(proxy)
             self._progress.done(PUBLIC_CA, f"{_played_by('pebble')} at {self.pebble.directory_url}")
             self._progress.step(DNS_API, "starting")
             self.cloudflare = await stack.enter_async_context(
@@ -229,6 +237,8 @@ class Deployment:
 
     def _broker_settings(self) -> dict[str, Any]:
         folder, dns = self.broker_folder, self.dns.endpoint
+        directory_url = self.proxy.url if self.proxy is not None else self.pebble.directory_url
+        roots_file = self.proxy.roots_file if self.proxy is not None else self.pebble.https_roots_file
         return {
             "server": {
                 "address": f"{LOOPBACK}:{self.broker_port}",
@@ -239,10 +249,10 @@ class Deployment:
             "issuer": {
                 "provider": "acme",
                 "acme": {
-                    "directory_url": self.pebble.directory_url,
+                    "directory_url": directory_url,
                     "account_email": "operator@certplane.test",
                     "account_key": str(folder / "account.key"),
-                    "ca_bundle": str(self.pebble.https_roots_file),
+                    "ca_bundle": str(roots_file),
                     "dns_provider": self.options.dns_provider,
                     "propagation": {"nameservers": [dns.host_port], "interval": "100ms", "timeout": "20s"},
                     "cloudflare": {"base_url": self.cloudflare.base_url, "credentials": _TOKEN_SECRET},

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import NamedTuple
 
 import dns.asyncquery
 import dns.flags
@@ -48,6 +50,15 @@ class TsigKey:
         """For dnspython."""
         name = dns.name.from_text(self.name)
         return {name: dns.tsig.Key(name, self.secret, self.algorithm)}
+
+
+class ZoneRecord(NamedTuple):
+    """A record to add to a zone or to remove from it; `value` in zone file form."""
+
+    name: str
+    record_type: str
+    value: str
+    ttl: timedelta = RECORD_TTL
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +147,21 @@ class DnsEndpoint:
             update.delete(dns.name.from_text(name), record_type)
         else:
             update.delete(dns.name.from_text(name), record_type, _zone_file_value(record_type, value))
+        await self._send(update)
+
+    async def change(self, zone: str, *, removed: Iterable[ZoneRecord] = (), added: Iterable[ZoneRecord] = ()) -> None:
+        """Remove and add records of one zone in one transaction (RFC 2136 3.7). Values as `add` takes them.
+
+        Raises:
+            ServerRefusedError: the server refused the update: nothing was changed.
+        """
+        update = self._update(zone)
+        for record in removed:
+            name, kind = dns.name.from_text(record.name), record.record_type
+            update.delete(name, kind, _zone_file_value(kind, record.value))
+        for record in added:
+            name, kind = dns.name.from_text(record.name), record.record_type
+            update.add(name, int(record.ttl.total_seconds()), kind, _zone_file_value(kind, record.value))
         await self._send(update)
 
     def _update(self, name: str) -> dns.update.UpdateMessage:
