@@ -52,7 +52,7 @@ class OrderDispatcher:
         self._settings = settings
         self._events = events
         self._authorisation = OrderAuthorisation(ports)
-        self._queue = OrderQueue(settings.parallel_orders)
+        self._queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for)
         self._choice = IssuerChoice(self._queue)
         self._cleaner = RecordCleaner(ports, settings)
         self._group: asyncio.TaskGroup | None = None

@@ -305,20 +305,19 @@ class OrderExecution:
             await self._prepare(self._acme)
 
     async def _create(self) -> None:
-        profile = await self._authorisation.ask_again(self.order)
-        held = self._queue.held(self._lane, self._ports.clock.now())
-        if held is not None:
-            until, refusal = held
-            raise RefusalError.of(replace(refusal, retry_after=until - self._ports.clock.now()))
+        self._check_held()
         replaces = await self._replaced_pem()
         if self._looked_at != self.order.issuer:
             self._looked_at = self.order.issuer
             timeout = self._timeout(self._settings.preflight_timeout)
             await self._ports.preflight.check_order(self.order.dns_names, self.order.issuer, timeout)
-        with self._step("create"):
-            acme = await self._issuer.create_order(
-                self.order.csr_der, profile, self._timeout(self._settings.call_timeout), replaces=replaces
-            )
+        async with self._queue.asking(self._lane):
+            profile = await self._authorisation.ask_again(self.order)
+            self._check_held()
+            with self._step("create"):
+                acme = await self._issuer.create_order(
+                    self.order.csr_der, profile, self._timeout(self._settings.call_timeout), replaces=replaces
+                )
         if acme.status not in (IssuerOrderStatus.PENDING, IssuerOrderStatus.READY):
             raise RefusalError(Reason.ISSUER_UNAVAILABLE, f"the CA handed back an order that is {acme.status.value}")
         with self._step("journal_url"):
@@ -327,6 +326,12 @@ class OrderExecution:
         if acme.trouble is not None:
             raise RefusalError.of(acme.trouble)
         self._acme = acme
+
+    def _check_held(self) -> None:
+        held = self._queue.held(self._lane, self._ports.clock.now())
+        if held is not None:
+            until, refusal = held
+            raise RefusalError.of(replace(refusal, retry_after=until - self._ports.clock.now()))
 
     async def _replaced_pem(self) -> str:
         """The certificate that the CA is told this order replaces: one of its own that shares a name (RFC 9773 5)."""

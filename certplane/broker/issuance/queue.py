@@ -6,6 +6,8 @@ Rules:
   names whatever the key (Boulder does), and two brokers' orders would then share one. Who comes first goes first.
 - At most so many orders at once over all lanes. A lane that waits takes none of these places, and an order that nobody
   but the CA can end, whenever that is, gives its place back: it must not hold up other names.
+- Of these, only a few ask an issuer for a new order at the same time, so that a limit that one of them meets is known
+  to the rest before they have asked.
 - When the CA says that something has to wait (a rate limit), nobody asks for that before, and everybody else does: a
   limit of one domain holds up no other, one of the account holds up all.
 
@@ -63,8 +65,16 @@ class _Gate:
 class OrderQueue:
     """Turns, given in the order in which they were asked for."""
 
-    def __init__(self, parallel: int) -> None:
+    def __init__(self, parallel: int, asking: int = 4) -> None:
+        """Make it.
+
+        Args:
+            parallel: turns at once.
+            asking: of these, how many ask one issuer for a new order at once.
+        """
         self._places = asyncio.Semaphore(parallel)
+        self._most_asking = asking
+        self._asking: dict[str, asyncio.Semaphore] = {}
         self._gates: dict[Lane, _Gate] = {}
         self._holds: dict[tuple[str, Scope, tuple[str, ...]], _Hold] = {}
         """By issuer, scope, and for a name set its names."""
@@ -86,6 +96,15 @@ class OrderQueue:
             gate.users -= 1
             if not gate.users:
                 del self._gates[lane]
+
+    @asynccontextmanager
+    async def asking(self, lane: Lane) -> AsyncIterator[None]:
+        """Wait until few enough ask the lane's issuer for a new order; whether one may is to be looked at in the block.
+
+        A refusal must be held (`hold`) before anything is awaited after the block: the next one begins then.
+        """
+        async with self._asking.setdefault(lane.issuer, asyncio.Semaphore(self._most_asking)):
+            yield
 
     def hold(self, lane: Lane, scopes: Iterable[Scope], until: datetime, refusal: Refusal) -> bool:
         """Nobody should ask the issuer of `lane` for what falls under `scopes` before `until`.

@@ -22,8 +22,13 @@ class IssuanceSettings:
     account_keys_sha256: frozenset[str] = frozenset()
     """Hashes of the ACME accounts' public keys, which no certificate may have."""
 
-    parallel_orders: int = 16
-    """ACME orders under way at once. Each takes seconds to minutes of mostly waiting; a CA wants to see few of them."""
+    parallel_orders: int = 256
+    """ACME orders under way at once, some 50 KB each. Nearly all of an order's time is waiting until the DNS has spread
+    its records, which the CA doesn't notice: what it does is bounded by an issuer's workers and by `orders_asked_for`.
+    A few hundred new orders in hours are what a public CA allows an account (Let's Encrypt: 300 in three)."""
+
+    orders_asked_for: int = 4
+    """Of these, so many ask one CA for a new order at once. The rest hear of a rate limit without having met it."""
 
     order_time_limit: timedelta = timedelta(minutes=10)
     """From an order's turn until it must be ready to be finalised: covers slow DNS and a CA's short outage."""

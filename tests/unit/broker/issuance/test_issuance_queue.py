@@ -83,6 +83,39 @@ async def test_at_most_so_many_orders_at_once_and_a_waiting_lane_takes_no_place(
     assert inside == ["a", "c", "b"]
 
 
+async def test_a_limit_that_one_meets_spares_the_ca_the_rest() -> None:
+    """Twenty orders with a turn each, two of which may ask at once: one refusal of the account, and eighteen hold back."""
+    queue, now = OrderQueue(20, asking=2), ManualClock().now()
+    asked: list[int] = []
+    until = now + timedelta(hours=1)
+    limited = Refusal(Reason.ISSUER_RATE_LIMITED, "too many new orders")
+
+    async def order(number: int) -> None:
+        lane = LANE._replace(dns_names=(f"{number}.shop.test",))
+        async with queue.turn(lane):
+            async with queue.asking(lane):
+                if queue.held(lane, now) is not None:
+                    return
+                asked.append(number)
+                await asyncio.sleep(0)
+            queue.hold(lane, [Scope(ScopeKind.ACCOUNT)], until, limited)
+
+    await asyncio.gather(*(order(number) for number in range(20)))
+
+    assert asked == [0, 1]
+
+
+async def test_issuers_are_asked_independently() -> None:
+    """A CA that takes its time over new orders holds up nobody at another."""
+    queue = OrderQueue(20, asking=1)
+    async with queue.asking(LANE):
+        async with asyncio.timeout(1), queue.asking(LANE._replace(issuer="other")):
+            pass
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01), queue.asking(LANE):
+                pass
+
+
 async def test_one_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:
     """The next one in the lane gets the turn."""
     queue = OrderQueue(1)
