@@ -55,7 +55,7 @@ from certplane.broker.services.server import BrokerServer, PortError
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.store import Stores
-from certplane.broker.telemetry import MetricsListener, PrometheusMeter
+from certplane.broker.telemetry import LOOP_MEASURES, MetricsListener, PrometheusMeter, watch_loop
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
@@ -154,7 +154,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
     rng = random.SystemRandom()
     new_event_id = TimeOrderedIds(clock)
     metrics = Metrics()
-    meter = PrometheusMeter(metrics.registry, (*MEASURES, *FLEET_MEASURES))
+    meter = PrometheusMeter(metrics.registry, (*MEASURES, *FLEET_MEASURES, *LOOP_MEASURES))
     async with AsyncExitStack() as stack:
         files = BlockingPool("broker-files", 2)
         stack.callback(files.close)
@@ -278,10 +278,14 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         planner = RenewalPlanner(
             plans, sources, prepared.policy, clock=clock, rng=rng, new_event_id=new_event_id, meter=meter
         )
-        await stack.enter_async_context(_running(planner.run(), "renewal plans"))
-        await stack.enter_async_context(_running(hub.run(), "streams"))
-        await stack.enter_async_context(_running(_watch_readiness(broker, clock), "readiness"))
-        await stack.enter_async_context(_running(_check_dns_accounts(solver, prepared.policy), "DNS accounts"))
+        for name, work in (
+            ("renewal plans", planner.run()),
+            ("streams", hub.run()),
+            ("readiness", _watch_readiness(broker, clock)),
+            ("event loop", watch_loop(meter, clock)),
+            ("DNS accounts", _check_dns_accounts(solver, prepared.policy)),
+        ):
+            await stack.enter_async_context(_running(work, name))
         yield broker
 
 

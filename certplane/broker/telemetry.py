@@ -1,5 +1,7 @@
 """What the broker measures, and where it can be read: the port `Meter` over Prometheus, and its HTTP listener.
 
+Beside what others measure it measures the event loop itself (`watch_loop`).
+
 The listener is off unless `metrics.address` is set. It is plain HTTP without authentication and serves figures alone,
 never an RPC: bind it to loopback or to a network that is the monitoring's own.
 """
@@ -14,15 +16,25 @@ from typing import Final, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from certplane.broker.issuance.measures import MEASURES, Measure
+from certplane.broker.ports import Meter
 from certplane.config.values import ListenAddress
 from certplane.errors import OperationError
+from certplane.runtime.clock import Clock
 
-__all__ = ["MetricsListener", "PrometheusMeter"]
+__all__ = ["LOOP_MEASURES", "MetricsListener", "PrometheusMeter", "watch_loop"]
 
 T = TypeVar("T")
 
-_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 """From a group commit to an order that waits for slow DNS."""
+
+_LOOP_LAG: Final = "event_loop_lag"
+_LOOP_LOOK: Final = timedelta(milliseconds=25)
+"""Between looks at the event loop. Something that holds it for longer is always seen; forty wakings cost nothing."""
+
+LOOP_MEASURES: Final = (
+    Measure(_LOOP_LAG, "duration", (), "How late the event loop came to what was due: what every call waits beside."),
+)
 
 
 class PrometheusMeter:
@@ -96,6 +108,14 @@ class PrometheusMeter:
             if name not in made:
                 made[name] = make()
             return made[name]
+
+
+async def watch_loop(meter: Meter, clock: Clock) -> None:
+    """Observe for good how late this event loop is; something that blocks it is seen as that long a wait."""
+    while True:
+        due = clock.monotonic() + _LOOP_LOOK.total_seconds()
+        await clock.sleep(_LOOP_LOOK)
+        meter.observe(_LOOP_LAG, timedelta(seconds=max(0.0, clock.monotonic() - due)))
 
 
 class MetricsListener:

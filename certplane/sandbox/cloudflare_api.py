@@ -2,9 +2,9 @@
 
 Made for the official `cloudflare` package: a record that is created here is written into the DNS server by an RFC
 2136 update before the answer is sent, so that a CA sees it at once, or as much later as a test says (`spread_time`).
-Served below /client/v4: GET /user/tokens/verify, GET /zones, GET, POST and DELETE /zones/{id}/dns_records[/{id}], POST /zones/{id}/dns_records/batch. Envelopes, status
-codes and error codes are Cloudflare's, as its documentation and certbot's, lego's and the package's sources have
-them.
+Served below /client/v4: GET /user/tokens/verify, GET /zones, GET, POST and DELETE /zones/{id}/dns_records[/{id}], POST
+/zones/{id}/dns_records/batch. Envelopes, status codes and error codes are Cloudflare's, as its documentation and
+certbot's, lego's and the package's sources have them.
 
 Tests count calls (`calls`) and script faults (`fail_next`, `fail_often`).
 """

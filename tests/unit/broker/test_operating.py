@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,9 +12,11 @@ from certplane.broker.commands import identity_entry
 from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.model import DenyEntry
 from certplane.broker.reload import ExpiryLevel, expiry_level
-from certplane.broker.telemetry import MetricsListener, PrometheusMeter
+from certplane.broker.telemetry import LOOP_MEASURES, MetricsListener, PrometheusMeter, watch_loop
 from certplane.config.values import ListenAddress
 from certplane.errors import OperationError
+from tests.fakes.clock import ManualClock
+from tests.support.issuance import settle
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -84,6 +87,35 @@ def test_measures_of_the_story_can_be_used_as_declared() -> None:
                 meter.observe(measure.name, timedelta(seconds=1), **labels)
             case "level":
                 meter.level(measure.name, 1, **labels)
+
+
+class LateClock(ManualClock):
+    """Wakes sleepers later than they asked, as a loop does that something else holds."""
+
+    def __init__(self, late: timedelta) -> None:
+        super().__init__()
+        self.late = late
+        self.looks = 0
+
+    async def sleep(self, span: timedelta) -> None:
+        self.advance(span + self.late)
+        self.looks += 1
+        await asyncio.sleep(0)
+
+
+async def test_a_loop_that_is_held_is_measured() -> None:
+    """What the loop is late by is what the histogram gets; the span between looks is no part of it."""
+    registry = CollectorRegistry()
+    clock = LateClock(timedelta(milliseconds=15))
+    watching = asyncio.create_task(watch_loop(PrometheusMeter(registry, LOOP_MEASURES), clock))
+    await settle()
+    watching.cancel()
+    await asyncio.wait({watching})
+    seen = {
+        le: registry.get_sample_value("certplane_event_loop_lag_seconds_bucket", {"le": le}) for le in ("0.01", "0.02")
+    }
+    assert seen["0.01"] == 0
+    assert seen["0.02"] == registry.get_sample_value("certplane_event_loop_lag_seconds_count") >= 9
 
 
 def test_metrics_address_that_is_taken() -> None:

@@ -13,7 +13,7 @@ from certplane.broker.fleet.measures import FLEET_MEASURES
 from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.model import AuditEventType
 from certplane.broker.services.interceptors.metrics import Metrics
-from certplane.broker.telemetry import PrometheusMeter
+from certplane.broker.telemetry import LOOP_MEASURES, PrometheusMeter
 
 _ROOT = Path(__file__).parents[3]
 _DOCUMENT = (_ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ _USE = re.compile(r'meter\.(count|observe|level)\(\s*"(\w+)"([^)]*)')
 def metrics() -> dict[str, tuple[str, str]]:
     """Every metric by its exposed name: its kind and its labels, with those that adapters make when they need them."""
     made = Metrics()
-    meter = PrometheusMeter(made.registry, (*MEASURES, *FLEET_MEASURES))
+    meter = PrometheusMeter(made.registry, (*MEASURES, *FLEET_MEASURES, *LOOP_MEASURES))
     for source in (_ROOT / "certplane" / "broker").rglob("*.py"):
         for kind, name, arguments in _USE.findall(source.read_text(encoding="utf-8")):
             labels = dict.fromkeys(re.findall(r"(\w+)=", arguments.partition("timedelta(")[0]), "x")

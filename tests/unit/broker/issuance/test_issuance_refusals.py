@@ -143,6 +143,7 @@ async def test_an_order_under_way_is_joined_and_ends_with_the_contest() -> None:
     gate = world.issuer.faults.hold("create_order")
     authority = await world.started()
     await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
     world.contest()
 
     joined = await authority.issue(caller(), issue(wait=NO_WAIT))
