@@ -22,9 +22,7 @@ QUICK = {"issuer": {"acme": {"propagation": {"interval": "500ms"}}}}
 
 
 async def test_a_storm_of_orders_over_a_bad_day(tmp_path: Path) -> None:
-    """A fifth of the nonces rejected, 5 % of calls answered 503, DNS that takes two seconds to spread: all are ISSUED,
-    with one order at the CA and one CSR for each, and no TXT record is left.
-    """
+    """Nonces rejected, calls answered 503, slow DNS: all end ISSUED, one order and one CSR each, and no record is left."""
     need_part("pebble")
     storm = Storm(ORDERS)
     async with storm.deployed(tmp_path, pebble=PebbleOptions(nonce_rejects=20), broker=QUICK) as broker:
