@@ -15,5 +15,6 @@
 | `dns_messages` | one question to one server; `http_client`: the guarded client of the HTTP providers |
 
 Records are added beside what stands there, never replaced, and removed by id or by name and value: an apex and its
-wildcard share a name, and so do brokers. A CNAME at the record's name is refused with a message, not followed (yet).
+wildcard share a name, and so do brokers. A CNAME at a challenge's name is followed when the record is planned, so that
+the journal holds where it stands.
 """

@@ -43,8 +43,8 @@ class BatchTimes:
     """
 
     least: timedelta = timedelta(milliseconds=20)
-    urgent: timedelta = timedelta(milliseconds=500)
-    patient: timedelta = timedelta(seconds=2)
+    urgent: timedelta = timedelta(seconds=1)
+    patient: timedelta = timedelta(seconds=4)
     company: int = 9
     recently: timedelta = timedelta(seconds=10)
 

@@ -93,7 +93,7 @@ async def test_waits_for_company(api: Api, clock: ManualClock) -> None:
     await asyncio.gather(*asked(made, clock, "a", "b"))
     tasks = asked(made, clock, "lazy", urgent=False)
     await turns()
-    clock.advance(timedelta(seconds=1.9))
+    clock.advance(timedelta(seconds=3.9))
     await turns()
     assert len(api.calls) == 1
     tasks += asked(made, clock, "urgent")
@@ -105,7 +105,7 @@ async def test_waits_for_company(api: Api, clock: ManualClock) -> None:
     await asyncio.gather(*tasks)
     tasks = asked(made, clock, "soon")
     await turns()
-    clock.advance(timedelta(seconds=0.5))
+    clock.advance(timedelta(seconds=1))
     await asyncio.gather(*tasks)
     clock.advance(timedelta(seconds=60))
     await asyncio.gather(*asked(made, clock, "alone again"))
