@@ -240,6 +240,8 @@ class LineageStatus:
     next_activation_time: datetime | None = None
     failed_step: LineageStep | None = None
     """Which step `last_error` is of; None when that is empty."""
+    request_error: str = ""
+    """What the last of `failures` was; `last_error` may be a later activation's."""
     issued_version: int | None = None
     """The newest on disk."""
     installed_version: int | None = None

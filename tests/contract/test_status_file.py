@@ -30,6 +30,7 @@ FULL = LineageStatus(
     activation_failures=1,
     next_activation_time=NOW + timedelta(minutes=1),
     failed_step=LineageStep.VERIFY,
+    request_error="RATE_LIMITED: 20 an hour",
     issued_version=3,
     installed_version=2,
     activate_after=NOW + timedelta(hours=2),

@@ -146,6 +146,7 @@ def request_failed(
         retry_time=failure.retry_time,
         last_error=failure.message,
         failed_step=LineageStep.REQUEST,
+        request_error=failure.message,
     )
 
 
@@ -162,6 +163,7 @@ def request_succeeded(status: LineageStatus, version: Version, now: datetime) ->
         retry_time=None,
         last_error="",
         failed_step=None,
+        request_error="",
         activation_failures=0,
         next_activation_time=None,
     )
@@ -270,15 +272,18 @@ def verify_failed(
 
 
 def activated(status: LineageStatus, version: Version, now: datetime) -> LineageStatus:
-    """The reload succeeded, and the look if there was one: this version is what a later failure goes back to."""
+    """The reload succeeded, and the look if there was one: this version is what a later failure goes back to.
+
+    A request that failed meanwhile (for the next version: this one had to wait) is still to be told.
+    """
     seen = status.state is LineageState.VERIFYING
     return replace(
         status,
         state=LineageState.SERVING if seen else LineageState.WAITING,
         update_time=now,
         renew_reason="",
-        last_error="",
-        failed_step=None,
+        last_error=status.request_error if status.failures else "",
+        failed_step=LineageStep.REQUEST if status.failures else None,
         rejected_version=None,
         confirmed_version=version.number,
         installed_version=version.number,

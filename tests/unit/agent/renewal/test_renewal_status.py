@@ -199,6 +199,19 @@ def test_no_wait_is_shorter_than_what_was_said(
     assert retry_time is None or failed.next_attempt_time >= retry_time
 
 
+def test_activation_does_not_hide_a_request_that_fails() -> None:
+    """While the newest version waited for its activation the next request failed: that is told again afterwards."""
+    rng = random.Random(1)
+    status = request_failed(new_status("www", NOW), Failure(FailureKind.REFUSED, "policy says no"), NOW, rng, version())
+    status = activation_failed(
+        activating(status, NOW, rng), "no room", NOW, rng, step=LineageStep.INSTALL, rejected_version=None, current=None
+    )
+    assert (status.last_error, status.failed_step) == ("no room", LineageStep.INSTALL)
+    done = activated(activating(status, NOW, rng), version(), NOW)
+    assert (done.last_error, done.failed_step, done.failures) == ("policy says no", LineageStep.REQUEST, 1)
+    assert request_succeeded(done, version(2), NOW).last_error == ""
+
+
 def test_success_forgets_every_failure() -> None:
     """A certificate that came ends all waiting, also that of an older version's activation."""
     failed = replace(
