@@ -16,6 +16,7 @@ from certplane.agent.model import LineageState
 from certplane.errors import CertplaneError, OperationError, Reason
 from certplane.rpc.status import refusal_from_status
 from certplane.v1 import renewal_pb2 as pb
+from tests.fakes.clock import ManualClock
 from tests.support.agent_world import AgentWorld
 from tests.support.renewal_server import RenewalServer
 
@@ -204,3 +205,27 @@ async def test_without_a_broker_reports_wait_on_disk(world: AgentWorld) -> None:
             await until(lambda: bool(states(server, "api")) and states(server, "web")[-1:] == ["WAITING"])
         assert states(server, "web") == ["ABSENT", "DUE", "REQUESTING", "ISSUED", "INSTALLING", "RELOADING", "WAITING"]
         assert (await world.status("web")).state is LineageState.WAITING
+
+
+async def test_a_directive_that_cannot_be_kept_is_refused(world: AgentWorld) -> None:
+    """A disk that refuses: nothing is acknowledged that a restart would forget."""
+    await world.enroll()
+    async with broker(world) as server, running(world, server):
+        await until(lambda: installed(server, "web") == 1)
+        (world.folder / "state" / "certificates" / "web" / "directive.json").mkdir()
+        server.last.direct("n1", renewal(await certificate_id(world, "web"), world.clock.now()))
+        await until(lambda: bool(server.last.results))
+        refusal = refusal_from_status(server.last.results[0].error)
+        assert refusal is not None
+        assert refusal.reason is Reason.STORE_UNAVAILABLE
+
+
+async def test_a_clock_that_is_wrong_is_said(world: AgentWorld, caplog: pytest.LogCaptureFixture) -> None:
+    """The broker's time is measured by, shown, and worth a warning beyond half a minute."""
+    await world.enroll()
+    async with broker(world) as server:
+        server.clock = ManualClock(world.clock.now() - timedelta(minutes=5))
+        async with running(world, server) as agent:
+            await until(lambda: agent.skew.excessive)
+            assert "300 s apart" in caplog.text
+        assert world.host.link_file.load().clock_skew == timedelta(minutes=5)

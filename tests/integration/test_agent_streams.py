@@ -1,0 +1,183 @@
+"""The agent's status stream against the broker's own edge and hub, over real mTLS: what the two make of each other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+
+from certplane.agent.link.session import SessionParts
+from certplane.agent.link.state import LinkPhase, LinkState
+from certplane.agent.link.stream import StatusStream
+from certplane.agent.model import CertificateReport, DirectedRenewal, HeldCertificate, LineageState
+from certplane.agent.reporting.spool import FileReportSpool
+from certplane.errors import CertplaneError, OperationError
+from certplane.rpc.channel import open_channel
+from certplane.rpc.credentials import channel_credentials
+from certplane.runtime.clock import SystemClock
+from certplane.runtime.pool import BlockingPool
+from tests.support.ca import Leaf, PrivateCa
+from tests.support.edge import HOST, EdgeServer, serve_edge
+
+pytestmark = pytest.mark.integration
+
+
+class Taker:
+    """`DirectiveTaker` that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.taken: list[DirectedRenewal] = []
+        self.hashes: list[str] = []
+
+    async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
+        self.taken += renewals
+
+    async def policy_changed(self, policy_hash: str) -> None:
+        self.hashes.append(policy_hash)
+
+
+class Agent:
+    """A host's end: a spool, a stream, and the identity in use."""
+
+    def __init__(self, folder: Path, edge: EdgeServer, identity: Leaf) -> None:
+        self.edge = edge
+        self.opened: list[grpc.aio.Channel] = []
+        self.disk = BlockingPool("disk", 1)
+        self.spool = FileReportSpool(folder / "reports", names=["web"], new_epoch=lambda: "e1")
+        self.taker = Taker()
+        clock = SystemClock()
+        parts = SessionParts(
+            names=["web", "identity"],
+            spool=self.spool,
+            directives=self.taker,
+            disk=self.disk,
+            clock=clock,
+            rng=random.Random(1),
+            told_time=lambda *_: None,
+        )
+
+        async def forget(_: LinkState) -> None: ...
+
+        self.stream = StatusStream(self, parts, patience=timedelta(seconds=10), save=forget)
+        loop = asyncio.get_running_loop()
+        self.spool.listen(lambda: loop.call_soon_threadsafe(self.stream.report))
+        self.use(identity)
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        return self.opened[-1]
+
+    async def why_unreachable(self, said: str) -> CertplaneError:
+        return OperationError(said)
+
+    def use(self, identity: Leaf) -> None:
+        credentials = channel_credentials(self.edge.ca.root_pem, identity.pair)
+        self.opened.append(open_channel(self.edge.url, credentials))
+        self.stream.identity_changed()
+
+    async def add(self, state: LineageState, version: int = 1) -> None:
+        now = SystemClock().now()
+        held = HeldCertificate(f"1{version}", f"c{version}", now, now + timedelta(days=90), version)
+        report = CertificateReport(
+            "web", state, now, profile="web", dns_names=("web.example",), issued=held, installed=held
+        )
+        await self.disk.run(self.spool.add, report)
+
+    @property
+    def told(self) -> bool:
+        return self.spool.unacknowledged == 0
+
+    @property
+    def connected(self) -> bool:
+        return self.stream.state.phase is LinkPhase.CONNECTED
+
+
+@contextlib.asynccontextmanager
+async def agent_of(folder: Path, edge: EdgeServer, identity: Leaf) -> AsyncIterator[Agent]:
+    agent = Agent(folder, edge, identity)
+    task = asyncio.create_task(agent.stream.run())
+    try:
+        yield agent
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        for channel in agent.opened:
+            await channel.close()
+        agent.disk.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for comes over a socket
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def ca() -> PrivateCa:
+    return PrivateCa("internal")
+
+
+async def test_each_step_arrives_and_is_acknowledged(ca: PrivateCa, tmp_path: Path) -> None:
+    """What the spool makes is what the broker's checks let in; and welcome tells the policy."""
+    async with serve_edge(ca) as edge, agent_of(tmp_path, edge, ca.issue([HOST])) as agent:
+        await agent.add(LineageState.WAITING)
+        await until(lambda: agent.told)
+        for state in LineageState:
+            await agent.add(state)
+        await until(lambda: agent.told)
+        record = await edge.stores.fleet.get_host(HOST)
+        assert record is not None
+        assert record.acknowledged_sequence == agent.spool.reports()[-1].sequence
+        (web,) = [each for each in record.certificates if each.name == "web"]
+        assert web.state.value == agent.spool.reports()[-1].certificate.state.value
+        assert agent.taker.hashes == [edge.policy.current.hash]
+
+
+async def test_a_rotation_displaces_nothing_of_its_own_and_loses_nothing(ca: PrivateCa, tmp_path: Path) -> None:
+    """A new identity's stream takes over while reports are made, and the broker counts no second holder."""
+    first, second = ca.issue([HOST]), ca.issue([HOST])
+    async with serve_edge(ca) as edge, agent_of(tmp_path, edge, first) as agent:
+        await until(lambda: agent.connected)
+        await agent.add(LineageState.DUE)
+        agent.use(second)
+        await agent.add(LineageState.REQUESTING)
+
+        def rotated() -> bool:
+            session = edge.hub.session(HOST)
+            return session is not None and session.caller.serial_number == second.serial_number
+
+        await until(lambda: rotated() and edge.hub.streams == 1 and agent.told)
+        await agent.add(LineageState.WAITING)
+        await until(lambda: agent.told)
+        record = await edge.stores.fleet.get_host(HOST)
+        assert record is not None
+        assert record.stream is not None
+        assert record.stream.identity_serial_number == second.serial_number
+        assert (await edge.view.host(HOST)).displaced_streams == 0
+        assert agent.stream.state.last_error == ""
+
+
+async def test_a_restarted_broker_is_found_and_told(ca: PrivateCa, tmp_path: Path) -> None:
+    """The same stream object, the same channel: back by itself, with what happened meanwhile, none of it twice."""
+    identity = ca.issue([HOST])
+    async with contextlib.AsyncExitStack() as stack:
+        async with serve_edge(ca) as edge:
+            agent = await stack.enter_async_context(agent_of(tmp_path, edge, identity))
+            await agent.add(LineageState.DUE)
+            await until(lambda: agent.told)
+            address = f"127.0.0.1:{edge.port}"
+        await until(lambda: not agent.connected)
+        await agent.add(LineageState.REQUESTING)
+        async with serve_edge(ca, address=address) as edge:
+            await until(lambda: agent.connected and agent.told)
+            record = await edge.stores.fleet.get_host(HOST)
+            assert record is not None
+            assert record.acknowledged_sequence == agent.spool.reports()[-1].sequence
+            for channel in agent.opened:
+                await channel.close()
