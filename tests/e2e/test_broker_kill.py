@@ -253,14 +253,16 @@ async def test_order_that_the_ca_hands_back_is_no_second_one(lanes: tuple[Lane, 
 async def test_change_of_the_accounts_key_that_a_kill_cuts(lanes: tuple[Lane, Lane]) -> None:
     """Killed before or after the CA took the new key, beside a running broker: the account stays, and goes on issuing."""
     deployment, host = lanes[0].deployment, lanes[0].host
+    host.write_config([{"name": "rolled", "profile": "rolled", "dns_names": names_of("rolled")}])
     await deployment.start_broker()
+    finished = await host.run("run", "--once")
+    assert finished.status == 0, finished.stderr
     shown = [json.loads((await deployment.run_broker("account", "show")).stdout)]
     for failpoint in ROLLOVER:
         killed = await deployment.run_broker("account", "rollover", environment=killing_at(failpoint))
         assert killed.status == KILLED, killed.stderr
         shown.append(json.loads((await deployment.run_broker("account", "show")).stdout))
-    host.write_config([{"name": "rolled", "profile": "rolled", "dns_names": names_of("rolled")}])
-    finished = await host.run("run", "--once")
+    finished = await host.run("renew", "rolled")
     assert finished.status == 0, finished.stderr
     completed = await deployment.run_broker("account", "rollover")
     assert completed.status == 0, completed.stderr

@@ -112,12 +112,14 @@ async def test_row_1_bad_nonces_are_tried_five_times_then_waited_out(
         assert 1 <= patient.proxy.count(NEW_ORDER) <= 5
 
 
-async def test_row_1_a_fifth_of_all_nonces(world: Moody, own_name: str) -> None:
-    """With every fifth nonce refused, orders in parallel all end, none of them doubled."""
+async def test_rows_1_and_3_a_bad_day(world: Moody, own_name: str) -> None:
+    """Every fifth nonce refused and every twentieth call answered 503: orders in parallel all end, none doubled."""
     world.proxy.add(faults.bad_nonce(), *set(ENDPOINTS) - {DIRECTORY, NEW_NONCE}, times=None, probability=0.2)
-    orders = await asyncio.gather(*(world.issue(f"n{n}.{own_name}", host=f"h{n}.test") for n in range(8)))
+    world.proxy.add(faults.answer(503, b"busy", "text/plain"), times=None, probability=0.05)
+    orders = await asyncio.gather(*(world.issue(f"n{n}.{own_name}", host=f"h{n}.test") for n in range(24)))
     assert {order.state for order in orders} == {OrderState.ISSUED}
-    assert world.at_ca == (8, 8)
+    assert world.at_ca == (24, 24)
+    await world.until_tidy()
 
 
 # Row 2

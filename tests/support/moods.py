@@ -143,6 +143,14 @@ class Moody:
         assert found.state is state
         return found
 
+    async def until_tidy(self) -> None:
+        """Wait until no TXT record stands any more: they are removed after the order has ended."""
+        for _ in range(1000):
+            if not self.dns.records:
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"left behind: {self.dns.records}")
+
     @property
     def at_ca(self) -> tuple[int, int]:
         """Orders that the CA made, and CSRs that it took."""
