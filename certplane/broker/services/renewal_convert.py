@@ -8,6 +8,7 @@ hook shall not keep a host from reporting it.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -93,7 +94,7 @@ def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
     version = message.agent_version
     if not version or len(version.encode()) > _MAX_VERSION or not version.isprintable():
         raise invalid_request(f"{at}.agent_version", f"must be 1 to {_MAX_VERSION} bytes, printable")
-    names = tuple(message.certificate_names)
+    names = tuple(map(sys.intern, message.certificate_names))  # kept while the stream is open; most hosts' are alike
     if not 1 <= len(names) <= _MAX_NAMES:
         raise invalid_request(f"{at}.certificate_names", f"must be 1 to {_MAX_NAMES} names")
     for name in names:
@@ -107,7 +108,7 @@ def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
         for index, report in enumerate(message.reports)
     )
     return Hello(
-        agent_version=version,
+        agent_version=sys.intern(version),
         epoch=_name(f"{at}.epoch", message.epoch),
         certificate_names=names,
         reports=reports,

@@ -11,8 +11,10 @@ decision.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 from urllib.parse import unquote
 
@@ -54,6 +56,7 @@ class Peer:
 
     leaf_pem: bytes
     chain_pem: bytes
+    """What was presented beside the leaf."""
     tls_version: str
     session_reused: bool
     source_ip: str = ""
@@ -68,15 +71,23 @@ def peer_of(auth_context: Mapping[str, Iterable[bytes]], address: str, user_agen
         address: `context.peer()`, such as `ipv4:192.0.2.1:5000` or `ipv6:%5B2001:db8::1%5D:5000`.
         user_agent: The call's header, as sent.
     """
+    leaf_pem = _first(auth_context, "x509_pem_cert")
     return Peer(
-        leaf_pem=_first(auth_context, "x509_pem_cert"),
-        chain_pem=_first(auth_context, "x509_pem_cert_chain"),
+        leaf_pem=leaf_pem,
+        # An open stream keeps its peer. The core's chain begins with the leaf; the rest is the same for most hosts.
+        chain_pem=_shared(_first(auth_context, "x509_pem_cert_chain").removeprefix(leaf_pem)),
         tls_version=_first(auth_context, "ssl_tls_version").decode("ascii", "replace"),
         # Anything but a clear "false" counts as resumed.
         session_reused=_first(auth_context, "ssl_session_reused") != b"false",
         source_ip=_ip_of(address),
-        user_agent=user_agent[:256],
+        user_agent=sys.intern(user_agent[:256]),
     )
+
+
+@lru_cache(maxsize=64)
+def _shared(pem: bytes) -> bytes:
+    """One object for equal chains."""
+    return pem
 
 
 class Authenticator:

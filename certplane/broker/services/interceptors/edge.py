@@ -128,13 +128,15 @@ class Edge(grpc.aio.ServerInterceptor):
         if handler is None:
             # Reads no message and answers UNIMPLEMENTED, which tells a newer agent that this broker is older, but tells
             # it only to somebody who is known.
-            serve = self._serving(_UNKNOWN_METHOD, _UNKNOWN_METHOD_ACCESS, unimplemented, lambda stream: stream)
+            serve = self._serving(_UNKNOWN_METHOD, _UNKNOWN_METHOD_ACCESS, unimplemented, lambda stream, _: stream)
             return grpc.stream_stream_rpc_method_handler(serve)
         kind = (handler.request_streaming, handler.response_streaming)
         attribute, make = _KINDS[kind]
-        read = functools.partial(
-            read_messages if handler.request_streaming else read_message, handler.request_deserializer or bytes
-        )
+        deserialize = handler.request_deserializer or bytes
+
+        def read(argument: Any, context: RpcContext) -> Any:
+            return read_messages(deserialize, context) if kind[0] else read_message(deserialize, argument)
+
         brief = kind == (False, False)
         serve = self._serving(method, METHODS.get(method), getattr(handler, attribute), read, brief=brief)
         return make(serve, None, handler.response_serializer)
@@ -144,7 +146,7 @@ class Edge(grpc.aio.ServerInterceptor):
         method: str,
         access: Access | None,
         behaviour: Behaviour,
-        read: Callable[[Any], Any],
+        read: Callable[[Any, RpcContext], Any],
         *,
         brief: bool = False,
     ) -> Behaviour:
@@ -154,7 +156,7 @@ class Edge(grpc.aio.ServerInterceptor):
             method: Its full name, as it is logged and counted.
             access: Its row.
             behaviour: Its handler.
-            read: From what grpc hands over (bytes, or a stream of them) to what the handler takes.
+            read: From what grpc hands over (bytes, or a stream of them) and the context to what the handler takes.
             brief: One message each way: nothing is watched meanwhile, and an answer that took long is looked at again.
         """
 
@@ -169,7 +171,7 @@ class Edge(grpc.aio.ServerInterceptor):
                     await using
                 self._admit(caller, access)
                 admitted = True
-                request = self._open(call, read(argument))
+                request = self._open(call, read(argument, context))
                 if brief:
                     response = await behaviour(request, context)
                     if self._clock.monotonic() - started > _RECHECK_AFTER_SECONDS:

@@ -7,10 +7,11 @@ loop some 60 ms, in slices. Beside the rounds, each stream is looked at when its
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Final
+from types import TracebackType
+from typing import Any, Final
 
 from certplane.runtime.clock import Clock
 
@@ -27,13 +28,29 @@ _MOMENT: Final = timedelta(milliseconds=1)
 
 
 class _Stream:
-    __slots__ = ("check", "error", "not_after", "task")
+    """One stream, as a context manager: a generator would cost each open stream half a kilobyte."""
 
-    def __init__(self, not_after: datetime, check: Callable[[], None], task: asyncio.Task[object]) -> None:
+    __slots__ = ("_streams", "check", "error", "not_after", "task")
+
+    def __init__(self, streams: OpenStreams, not_after: datetime, check: Callable[[], None]) -> None:
+        self._streams = streams
         self.not_after = not_after
         self.check = check
-        self.task = task
+        self.task: asyncio.Task[Any] | None = None
         self.error: Exception | None = None
+
+    def __enter__(self) -> None:
+        self.task = asyncio.current_task()
+        self._streams.add(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._streams.remove(self)
+        # The caller may have hung up in the same moment: then nobody is left to be told.
+        ours = isinstance(error, asyncio.CancelledError) and self.error is not None
+        if ours and self.task is not None and self.task.uncancel() == 0 and self.error is not None:
+            raise self.error from None
 
 
 class OpenStreams:
@@ -46,37 +63,31 @@ class OpenStreams:
         self._streams: set[_Stream] = set()
         self._rounds: asyncio.Task[None] | None = None
 
-    @contextmanager
-    def watching(self, not_after: datetime, check: Callable[[], None]) -> Iterator[None]:
+    def watching(self, not_after: datetime, check: Callable[[], None]) -> AbstractContextManager[None]:
         """Look at a stream for the length of the block, which runs in the task that serves it.
+
+        The block is cancelled when `check` raises, and ends with what it raised.
 
         Args:
             not_after: End of the caller's certificate.
             check: Raises what the stream is to end with.
-
-        Raises:
-            Exception: `check`'s; the block was cancelled.
         """
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a stream is served by a task")
-        stream = _Stream(not_after, check, task)
+        return _Stream(self, not_after, check)
+
+    def add(self, stream: _Stream) -> None:
+        """A stream begins."""
         self._streams.add(stream)
-        if not_after < self._clock.now() + self._every:
-            self._stop()  # the pause that is under way may be longer than its life
-        if self._rounds is None or self._rounds.done():
-            self._rounds = asyncio.create_task(self._look_at_all(), name="open-streams")
-        try:
-            yield
-        except asyncio.CancelledError:
-            # The caller may have hung up in the same moment: then nobody is left to be told.
-            if stream.error is None or task.uncancel() > 0:
-                raise
-            raise stream.error from None
-        finally:
-            self._streams.discard(stream)
-            if not self._streams:
-                self._stop()
+        ends_soon = stream.not_after < self._clock.now() + self._every
+        if self._rounds is not None and not self._rounds.done() and not ends_soon:
+            return
+        self._stop()  # the pause that is under way may be longer than the stream's life
+        self._rounds = asyncio.create_task(self._look_at_all(), name="open-streams")
+
+    def remove(self, stream: _Stream) -> None:
+        """A stream has ended."""
+        self._streams.discard(stream)
+        if not self._streams:
+            self._stop()
 
     def _stop(self) -> None:
         if self._rounds is not None:
@@ -112,4 +123,5 @@ class OpenStreams:
             stream.check()
         except Exception as error:  # noqa: BLE001 - raised in the stream's own task, which tells its caller
             stream.error = error
-            stream.task.cancel()
+            if stream.task is not None:
+                stream.task.cancel()
