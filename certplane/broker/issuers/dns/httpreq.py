@@ -79,7 +79,18 @@ class HttpreqProvider:
         await self._client.aclose()
 
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        """See `DnsProvider.plan`."""
+        """See `DnsProvider.plan`.
+
+        Raises:
+            RefusalError: DNS_REJECTED: in the raw mode, whose endpoint makes the name itself, a delegated name that
+                isn't a challenge's.
+        """
+        if self._endpoint.raw and not challenge.record_name.startswith(_LABEL):
+            message = (
+                f"the challenge of {challenge.domain} is delegated to {challenge.record_name}, and httpreq's raw mode "
+                f"tells its endpoint domains, not names: use mode: default, or a target that begins with {_LABEL}"
+            )
+            raise RefusalError(Reason.DNS_REJECTED, message)
         record_id = challenge.key_authorization if self._endpoint.raw else ""
         return TxtRecord("", challenge.record_name, challenge.record_value, record_id, profile.credentials)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -69,6 +70,16 @@ async def test_raw_mode(server: HttpreqServer) -> None:
     await provider.close()
     body = {"domain": "www.certplane.test", "token": "token", "keyAuth": "token.thumbprint"}
     assert server.calls == [("/dns/present", body), ("/dns/cleanup", body)]
+
+
+def test_raw_mode_of_a_delegated_name() -> None:
+    """The endpoint would make another name of it: that is told when the record is planned."""
+    provider = made(HttpreqEndpoint("https://dns.example/hook", raw=True))
+    delegated = replace(CHALLENGE, record_name="www.acme.example.test")
+    with pytest.raises(RefusalError, match="mode: default"):
+        provider.plan(delegated, PROFILE)
+    assert provider.plan(replace(CHALLENGE, record_name="_acme-challenge.x.example.test"), PROFILE).name
+    assert made(HttpreqEndpoint("https://dns.example/hook")).plan(delegated, PROFILE).name == "www.acme.example.test"
 
 
 async def test_basic_authentication(server: HttpreqServer) -> None:
