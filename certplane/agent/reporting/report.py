@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from certplane.agent.model import CertificateReport, HeldCertificate, LineageState
-from certplane.agent.renewal.directed import explanation
-from certplane.agent.renewal.plan import newest_version
+from certplane.agent.renewal.plan import RenewReason, due_reason, newest_version
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -18,6 +17,8 @@ __all__ = ["certificate_report"]
 
 _MOST_REASON_BYTES, _MOST_ERROR_BYTES = 500, 2000
 """renewal.proto, CertificateStatus."""
+_BY_TIME = frozenset({RenewReason.DUE.value, RenewReason.REVOKED.value})
+"""Reasons of which the broker's directive says more."""
 
 
 def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> CertificateReport:
@@ -35,8 +36,9 @@ def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> 
         state = LineageState.WAITING  # an enrollment has put it in force, and no agent has seen it yet
     names = spec.dns_names or (() if current is None else current.dns_names)
     reason = status.renew_reason
-    if newest is not None and newest.directed is not None:
-        reason = explanation(newest.directed)
+    told = newest is not None and newest.directed is not None and reason in _BY_TIME
+    if newest is not None and (told or not reason):
+        reason = due_reason(spec, newest)
     return CertificateReport(
         name=spec.name,
         state=state,

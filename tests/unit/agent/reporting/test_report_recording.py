@@ -19,7 +19,7 @@ from certplane.agent.model import (
     RenewalCause,
     Version,
 )
-from certplane.agent.renewal.plan import LineageFacts, LineageSpec
+from certplane.agent.renewal.plan import LineageFacts, LineageSpec, RenewReason
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.report import certificate_report
 from certplane.agent.reporting.spool import FileReportSpool
@@ -101,11 +101,22 @@ def test_what_is_served_is_named_where_it_is_known(serial: str, expected: HeldCe
     assert certificate_report(SPEC, "web", facts(status, OLD, NEW)).served == expected
 
 
-def test_the_brokers_word_is_the_reason() -> None:
-    """Who reads the fleet sees why a host renews at that time."""
-    directed = DirectedRenewal("c2", NOW, RenewalCause.OPERATOR, "keys leaked")
-    report = certificate_report(SPEC, "web", facts(STATUS, OLD, replace(NEW, directed=directed)))
-    assert report.renew_reason == "an operator asked: keys leaked"
+@pytest.mark.parametrize(
+    ("status", "directed", "reason"),
+    [
+        pytest.param("", True, "an operator asked: keys leaked", id="not due yet"),
+        pytest.param(RenewReason.DUE, True, "an operator asked: keys leaked", id="due by that"),
+        pytest.param(RenewReason.NAMES_CHANGED, True, "the configuration has other names", id="due by another cause"),
+        pytest.param("", False, "the host's rule", id="nobody said anything"),
+        pytest.param(RenewReason.DUE, False, "its renewal time has come", id="due by the rule"),
+    ],
+)
+def test_who_reads_the_fleet_sees_why(status: str, directed: bool, reason: str) -> None:
+    """The broker's own word where that decides, and what the host says otherwise."""
+    word = DirectedRenewal("c2", NOW, RenewalCause.OPERATOR, "keys leaked") if directed else None
+    newest = replace(NEW, directed=word, renew_time=NOW if directed else None)
+    report = certificate_report(SPEC, "web", facts(replace(STATUS, renew_reason=str(status)), OLD, newest))
+    assert report.renew_reason == reason
 
 
 def test_a_freshly_enrolled_identity_is_in_use() -> None:
