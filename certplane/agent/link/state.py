@@ -63,7 +63,7 @@ class LinkState:
             case LinkPhase.UNSUPPORTED:
                 return "the broker is of a release without status streams"
             case LinkPhase.CONNECTING:
-                return "connecting to the broker"
+                return f"connecting to the broker{f': {self.last_error}' if self.last_error else ''}"
             case LinkPhase.IDLE:
                 return "not connected to the broker"
 

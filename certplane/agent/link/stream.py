@@ -1,9 +1,10 @@
 """The status stream of this host, kept open: one at a time, on the channel of the identity in use.
 
-A stream that ends is opened again after a wait of its own, apart from the channel's: full jitter from a second to a
-minute, longer where the broker says no, and what the broker says (`RetryInfo`, goodbye) where it says more. The
-count of failures is forgotten once a stream has lasted a minute. A broker of an older release has no such call: it is
-asked once an hour, quietly, and everything else goes on.
+A stream that ends is opened again after a wait of its own, apart from the channel's (which has half a second to half a
+minute between its tries to connect, and is waited for here without end): full jitter from a second to a minute, longer
+where the broker says no, and what the broker says (`RetryInfo`, goodbye) where it says more. The count of failures is
+forgotten once a stream has lasted a minute. A broker of an older release has no such call: it is asked once an hour,
+quietly, and everything else goes on.
 
 A new identity is a new channel: the next stream says hello on it while the one before goes on, and that one ends when
 its successor is welcome. Reports are kept until they are acknowledged, so it doesn't matter which of the two takes
@@ -203,9 +204,8 @@ class StatusStream:
             self.note(replace(self._state, phase=LinkPhase.CONNECTING, since=now, next_attempt_time=None))
         channel = self._channels.channel
         ready = asyncio.ensure_future(channel.channel_ready())
-        if not await self._first(ready, self._parts.clock.sleep(self._patience)):
-            ready.cancel()
-            return End(await self._why_unreachable())
+        while not await self._first(ready, self._parts.clock.sleep(self._patience)):
+            await self._explain()  # and go on: the channel has waits of its own between its tries
         ready.result()
         attempt.began = self._parts.clock.monotonic()
 
@@ -271,12 +271,14 @@ class StatusStream:
         )
         await clock.sleep(wait)
 
-    async def _why_unreachable(self) -> str:
-        """Why there is no connection: looked into once in an outage, since that costs the broker a handshake."""
+    async def _explain(self) -> None:
+        """Say why there is no connection: looked into once in an outage, since that costs the broker a handshake."""
         if self._explained:
-            return self._state.last_error or "the broker can't be reached"
+            return
         self._explained = True
-        return str(await self._channels.why_unreachable("no connection in time"))
+        why = str(await self._channels.why_unreachable("no connection in time"))
+        logger.warning("no status stream: %s", why)
+        self.note(replace(self._state, last_error=why))
 
     async def _first(self, task: asyncio.Future[Any], *others: Awaitable[object]) -> bool:
         """Wait until one of them is done; whether `task` is. It alone goes on, unless the caller is cancelled."""
