@@ -292,9 +292,10 @@ class LineageLife:
         if self._forgiven:
             self._forgiven = False
             facts = replace(facts, status=replace(facts.status, next_attempt_time=None))
+        known = facts
         if self._unseen:  # whatever an earlier process saw: what is served now?
-            facts = replace(facts, status=replace(facts.status, next_verify_time=None))
-        plan = plan_renewal(self._lineage.spec, facts, now, forced=forced)
+            known = replace(facts, status=replace(facts.status, next_verify_time=None))
+        plan = plan_renewal(self._lineage.spec, known, now, forced=forced)
         status = planned(facts.status, plan, now)
         if status is not facts.status:
             await self._lineage.save(status)
