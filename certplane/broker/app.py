@@ -219,6 +219,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         hub = FleetHub(
             store=stores.fleet,
             plans=plans,
+            find_certificate=stores.certificates.get_certificate,
             hashes=lambda: (prepared.policy.current.hash, trust.current.bundle.hash),
             count_displacement=stores.identities.count_displacement,
             clock=clock,
@@ -227,6 +228,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             new_event_id=new_event_id,
         )
         plans.subscribe(hub.plans_changed)
+        plans.subscribe_revoked(hub.certificate_revoked)
         view = FleetView(
             hub=hub,
             store=stores.fleet,

@@ -543,6 +543,10 @@ class RenewalTimes(Protocol):
         """It was issued just now, and is durable."""
         ...
 
+    def note_revoked(self, certificate: CertificateRecord) -> None:
+        """It was revoked just now, and that is durable."""
+        ...
+
 
 class StoredRenewalTimes:
     """`RenewalTimes` that knows nothing better than what was stored."""
@@ -553,6 +557,9 @@ class StoredRenewalTimes:
 
     def note_issued(self, certificate: CertificateRecord) -> None:
         """See `RenewalTimes.note_issued`."""
+
+    def note_revoked(self, certificate: CertificateRecord) -> None:
+        """See `RenewalTimes.note_revoked`."""
 
 
 @dataclass(frozen=True, slots=True)

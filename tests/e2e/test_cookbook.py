@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.sandbox.operator import Operator
 from tests.support.parts import need_part
 
 pytestmark = pytest.mark.e2e
@@ -31,6 +32,7 @@ _POLICY = {
         "payments": {"type": "multi_san", "dns_names": ["pay.certplane.test"]},
     },
     "hosts": {"web1": {"identity": "web1.certplane.test", "profiles": ["web"]}},
+    "operators": {"alice": {"identity": "alice.certplane.test", "roles": ["operator"]}},
 }
 
 
@@ -89,12 +91,17 @@ async def test_commands_work_as_they_stand(deployment: Deployment, tmp_path: Pat
     """Each command of the cookbook, in its order, answers what the document shows."""
     need_part("openssl")
     grpcurl = need_part("grpcurl")
+    operator = Operator(deployment, "alice.certplane.test")
+    enrolled = await operator.enroll()
+    assert enrolled.status == 0, enrolled.stderr
     certificate, key = deployment.hosts["web1.certplane.test"].identity
     values = {
         "BROKER": f"localhost:{deployment.broker_port}",
         "CA": str(deployment.broker_folder / "root.crt"),
         "CERT": str(certificate),
         "KEY": str(key),
+        "OPERATOR_CERT": str(operator.identity[0]),
+        "OPERATOR_KEY": str(operator.identity[1]),
     }
     first, *others = blocks()
     defined = dict(re.findall(r"^(\w+)=(?!\()(.*)$", first[0], re.MULTILINE))
@@ -131,4 +138,6 @@ def test_every_asked_for_topic_is_there() -> None:
     """The cookbook says who am I, issue, get, list and health, and comes before all else."""
     text = _DOCUMENT.read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE)[0] == "Cookbook"
-    assert {"Who am I?", "Issue", "Get", "List", "Health"} <= set(re.findall(r"^### (.+)$", text, re.MULTILINE))
+    assert {"Who am I?", "Issue", "Get", "List", "The fleet", "Health"} <= set(
+        re.findall(r"^### (.+)$", text, re.MULTILINE)
+    )

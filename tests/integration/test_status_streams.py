@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from certplane.broker.fleet.settings import StreamSettings
-from certplane.broker.model import DenyEntry
+from certplane.broker.model import CertificateRecord, DenyEntry, RevocationReason
 from certplane.broker.renewal.model import RenewalCause, RenewalPlan
 from certplane.errors import Reason, RefusalError
 from certplane.rpc.status import status_from_refusal
@@ -22,6 +22,7 @@ from tests.fakes.policy import FakePolicy
 from tests.support.ca import PrivateCa
 from tests.support.calls import Refused, refused
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge, trust_of
+from tests.support.stores import NO_LIMITS, certificate, draft
 from tests.support.streams import HostStreamClient, report
 
 pytestmark = pytest.mark.integration
@@ -138,6 +139,52 @@ async def test_a_host_is_told_when_to_renew(edge: EdgeServer, host: HostStreamCl
     assert renewal.renew_time.ToDatetime(UTC) == NOW
     assert (renewal.cause, renewal.reason) == (pb.Renewal.CAUSE_OPERATOR, "drill")
     assert (renewal.renewal_request_id, renewal.explanation_url) == ("r-1", "https://ca.example/why")
+
+
+async def issue(edge: EdgeServer, **values: Any) -> CertificateRecord:
+    """A certificate of the host's, in the store."""
+    order = (await edge.stores.orders.open_order(draft(identity=HOST, **values), NO_LIMITS, [])).order
+    record = certificate(order, f"certificate-{order.order_id}", edge.clock.now(), timedelta(days=90))
+    await edge.stores.orders.finish_order(record, [])
+    return record
+
+
+async def test_a_host_that_comes_is_told_what_was_planned_meanwhile(edge: EdgeServer, host: HostStreamClient) -> None:
+    """From durable state: the plan of a certificate that it holds; not again once it means to renew by then."""
+    record = await issue(edge)
+    early = edge.clock.now().replace(microsecond=0) + timedelta(hours=1)
+    await edge.plans.set_plans([RenewalPlan(record.certificate_id, HOST, early, RenewalCause.ISSUER, "incident")])
+    holds = {"certificate_id": record.certificate_id, "renew_time": record.renew_time}
+    await host.hello(reports=[report(1, **holds)])
+    (renewal,) = (await host.directive()).renewals
+    assert (renewal.certificate_id, renewal.reason) == (record.certificate_id, "incident")
+    assert renewal.renew_time.ToDatetime(UTC) == early
+    async with edge.host() as channel:
+        again = HostStreamClient(channel)
+        await again.hello(reports=[report(2, **{**holds, "renew_time": early})])
+        await again.heartbeat()
+        assert (await again.read()).WhichOneof("message") == "heartbeat"
+
+
+async def test_a_revoked_certificate_is_renewed_now(edge: EdgeServer, host: HostStreamClient) -> None:
+    """Its holder is told at once, or when it comes; nobody else is, whatever it says that it holds."""
+    record = await issue(edge)
+    time = edge.clock.now()
+    holds = {"certificate_id": record.certificate_id}
+    await host.hello(reports=[report(1, **holds)])
+    revoked = await edge.stores.certificates.mark_revoked(
+        record.certificate_id, RevocationReason.KEY_COMPROMISE, time, []
+    )
+    edge.hub.certificate_revoked(revoked)
+    (renewal,) = (await host.directive()).renewals
+    assert (renewal.cause, renewal.reason) == (pb.Renewal.CAUSE_REVOKED, "it was revoked: keyCompromise")
+    async with edge.host() as channel, edge.channel(edge.ca.issue(["web2.example"])) as other:
+        again, liar = HostStreamClient(channel), HostStreamClient(other)
+        await again.hello()
+        assert [each.certificate_id for each in (await again.directive()).renewals] == [record.certificate_id]
+        await liar.hello(reports=[report(1, **holds)])
+        await liar.heartbeat()
+        assert (await liar.read()).WhichOneof("message") == "heartbeat"
 
 
 async def test_a_second_stream_takes_the_place_of_the_first(edge: EdgeServer) -> None:

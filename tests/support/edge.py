@@ -113,6 +113,7 @@ class EdgeServer:
         self.hub = FleetHub(
             store=self.stores.fleet,
             plans=self.plans,
+            find_certificate=self.stores.certificates.get_certificate,
             hashes=lambda: (self.policy.current.hash, self.trust.current.bundle.hash),
             count_displacement=self.stores.identities.count_displacement,
             clock=self.clock,

@@ -29,14 +29,14 @@ from typing import Any, Final, Protocol
 
 from certplane.broker.fleet import measures
 from certplane.broker.fleet.events import report_events
-from certplane.broker.fleet.knowledge import PlanMark, mark, unknown_plans
+from certplane.broker.fleet.knowledge import PlanMark, held_certificates, mark, revoked_plan, unknown_plans
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import CertificateState, StatusReport
 from certplane.broker.fleet.ports import FleetFigures, FleetStore
 from certplane.broker.fleet.session import HostSession, InForceHashes
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.watching import Watcher, Watchers
-from certplane.broker.model import Caller
+from certplane.broker.model import Caller, CertificateRecord
 from certplane.broker.ports import Meter
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore
@@ -69,6 +69,7 @@ class FleetHub:
         *,
         store: _Store,
         plans: RenewalPlanStore,
+        find_certificate: Callable[[str], Awaitable[CertificateRecord | None]],
         hashes: Callable[[], tuple[str, str]],
         count_displacement: Callable[[str, datetime], Awaitable[None]],
         clock: Clock,
@@ -82,6 +83,7 @@ class FleetHub:
         Args:
             store: Where reports are kept.
             plans: Where the plans are read when a host comes.
+            find_certificate: Reads a certificate by its id: a host may hold a revoked one.
             hashes: Of the policy and the agent CA bundle in force.
             count_displacement: Notes that a stream has displaced another one of the same certificate.
             clock: The time.
@@ -92,6 +94,7 @@ class FleetHub:
         """
         self._store = store
         self._plans = plans
+        self._find_certificate = find_certificate
         self._read_hashes = hashes
         self._hashes = InForceHashes(*hashes())
         self._count_displacement = count_displacement
@@ -132,6 +135,12 @@ class FleetHub:
             if session is not None and mark(plan) not in self._refused.get(plan.host, ()):
                 session.want((plan,))
                 self._wake(session)
+
+    def certificate_revoked(self, certificate: CertificateRecord) -> None:
+        """Tell its holder to renew now."""
+        plan = revoked_plan(certificate)
+        if plan is not None:
+            self.plans_changed([plan])
 
     def now(self) -> datetime:
         """The broker's time."""
@@ -404,11 +413,17 @@ class FleetHub:
 
     async def _tell(self, session: HostSession) -> None:
         in_force = await self._plans.in_force(session.host, self._clock.now())
-        if not any(certificate.plan for certificate in in_force):
-            return
         record = await self._store.get_host(session.host)
         certificates = record.certificates if record is not None else ()
-        plans = unknown_plans(in_force, certificates, self._refused.get(session.host, frozenset()))
+        refused = self._refused.get(session.host, frozenset())
+        plans = unknown_plans(in_force, certificates, refused)
+        for certificate_id in held_certificates(certificates).keys() - {one.certificate_id for one in in_force}:
+            certificate = await self._find_certificate(certificate_id)
+            # Hosts say what they like: another one's certificate is no business of this one.
+            if certificate is not None and certificate.identity == session.host:
+                plan = revoked_plan(certificate)
+                if plan is not None and mark(plan) not in refused:
+                    plans.append(plan)
         # What changed while these were read is newer.
         session.want([plan for plan in plans if not session.wanted or plan.certificate_id not in session.wanted])
         self._wake(session)

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from certplane.broker.fleet.model import CertificateStatus
-from certplane.broker.renewal.model import InForce, RenewalPlan
+from certplane.broker.model import CertificateRecord
+from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan
 
-__all__ = ["PlanMark", "mark", "unknown_plans"]
+__all__ = ["PlanMark", "held_certificates", "mark", "revoked_plan", "unknown_plans"]
 
 PlanMark = tuple[str, datetime]
 """What tells one state of a plan from another: the certificate, and when it is to be renewed."""
@@ -36,11 +37,7 @@ def unknown_plans(
         certificates: What it last reported.
         refused: What it was told and has refused.
     """
-    renews: dict[str, datetime | None] = {}
-    for status in certificates:
-        for held in (status.installed, status.issued):
-            if held is not None and held.certificate_id:
-                renews[held.certificate_id] = status.renew_time
+    renews = held_certificates(certificates)
     unknown = []
     for certificate in in_force:
         plan = certificate.plan
@@ -50,3 +47,30 @@ def unknown_plans(
         if meant is None or meant > plan.renew_time + _CLOSE:
             unknown.append(plan)
     return unknown
+
+
+def held_certificates(certificates: Iterable[CertificateStatus]) -> dict[str, datetime | None]:
+    """The broker's certificates that a host says it holds, by id, and when it means to renew each."""
+    return {
+        held.certificate_id: status.renew_time
+        for status in certificates
+        for held in (status.installed, status.issued)
+        if held is not None and held.certificate_id
+    }
+
+
+def revoked_plan(certificate: CertificateRecord) -> RenewalPlan | None:
+    """What the holder of a revoked certificate is told: renew now. None for one that isn't revoked.
+
+    It follows from the certificate and isn't stored: a revoked one is in force no longer.
+    """
+    if certificate.revoke_time is None:
+        return None
+    reason = certificate.revocation_reason
+    return RenewalPlan(
+        certificate_id=certificate.certificate_id,
+        host=certificate.identity,
+        renew_time=certificate.revoke_time,
+        cause=RenewalCause.REVOKED,
+        reason=f"it was revoked: {reason}" if reason else "it was revoked",
+    )

@@ -53,5 +53,6 @@ class Revocation:
         revoked = await self._ports.certificates.mark_revoked(
             certificate_id, reason, self._ports.clock.now(), [events.revoked(record, reason)]
         )
+        self._ports.renewals.note_revoked(revoked)
         self._ports.meter.count(measures.REVOCATIONS, reason=reason.value)
         return revoked

@@ -33,6 +33,7 @@ class RenewalPlans:
         """Since the last refresh began: what it reads may be older."""
         self._on_change: list[Callable[[Sequence[RenewalPlan]], None]] = []
         self._on_issue: list[Callable[[CertificateRecord], None]] = []
+        self._on_revoke: list[Callable[[CertificateRecord], None]] = []
 
     def subscribe(self, on_change: Callable[[Sequence[RenewalPlan]], None]) -> None:
         """Call `on_change` with the plans that have changed in what hosts are told; it must not raise or wait."""
@@ -42,6 +43,10 @@ class RenewalPlans:
         """Call `on_issue` with each certificate that was issued; it must not raise or wait."""
         self._on_issue.append(on_issue)
 
+    def subscribe_revoked(self, on_revoke: Callable[[CertificateRecord], None]) -> None:
+        """Call `on_revoke` with each certificate that was revoked; it must not raise or wait."""
+        self._on_revoke.append(on_revoke)
+
     def renew_time(self, certificate: CertificateRecord) -> datetime:
         """See `RenewalTimes.renew_time`."""
         return self._times.get(certificate.certificate_id, certificate.renew_time)
@@ -50,6 +55,11 @@ class RenewalPlans:
         """See `RenewalTimes.note_issued`."""
         for on_issue in self._on_issue:
             on_issue(certificate)
+
+    def note_revoked(self, certificate: CertificateRecord) -> None:
+        """See `RenewalTimes.note_revoked`."""
+        for on_revoke in self._on_revoke:
+            on_revoke(certificate)
 
     async def refresh(self, now: datetime) -> None:
         """Take what the store has, and forget, there too, the plans of certificates that are no longer in force.
