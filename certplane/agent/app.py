@@ -132,9 +132,9 @@ class Agent:
                 tasks.append(group.create_task(self._stream.run(), name="status stream"))
             logger.info("the agent runs: %d certificates", len(self._certificates))
             if show is not None:
-                show.ready(f"{len(self._certificates)} certificates")
+                show.ready(f"certificates: {len(self._certificates)}")
                 if self._stream is not None:
-                    self._stream.watch(lambda state: show.status(f"{len(self._certificates)} certificates; {state}"))
+                    self._stream.watch(lambda state: show.status(f"certificates: {len(self._certificates)}; {state}"))
             await stop.wait()
             logger.info("the agent stops")
             for task in tasks:

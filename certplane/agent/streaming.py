@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from certplane.agent.directives import HostDirectives
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from certplane.agent.renewal.skew import ClockSkew
 
 __all__ = ["status_stream"]
+
+_SHOWN = timedelta(seconds=1)
+"""A change of less is no reason to write to the disk of an idle host with each heartbeat."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,9 @@ async def status_stream(
         best = skew.best
         if best is None:
             return
-        stream.note(replace(stream.state, clock_skew=best.skew))
+        shown = stream.state.clock_skew
+        if shown is None or abs(best.skew - shown) > _SHOWN:
+            stream.note(replace(stream.state, clock_skew=best.skew))
         if skew.excessive and not was_excessive:
             logger.warning("this host's clock is %.0f s apart from the broker's", best.skew.total_seconds())
 
