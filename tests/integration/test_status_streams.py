@@ -623,7 +623,11 @@ async def test_a_watcher_that_never_reads_is_ended(edge: EdgeServer) -> None:
                 if not len(edge.hub.watchers):
                     break
             await until(lambda: not len(edge.hub.watchers))
-            call.cancel()
+            await until(lambda: edge.metrics.in_flight._value.get() == 1)  # the host's stream: the call has ended too
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+            assert await call.code() is not grpc.StatusCode.OK
 
 
 async def test_a_host_with_more_than_fits_into_a_message(edge: EdgeServer, host: HostStreamClient) -> None:

@@ -63,6 +63,9 @@ _RECHECK_AFTER_SECONDS: Final = 1.0
 _NO_DECISION: Final = frozenset({Reason.STORE_UNAVAILABLE, Reason.AUDIT_UNAVAILABLE})
 """A first use that can't be recorded says nothing about the caller, and couldn't be audited either."""
 
+_ABORT_SECONDS: Final = 2.0
+"""What a refusal's way out may take: it is at once unless the caller doesn't read its stream."""
+
 _UNKNOWN_METHOD: Final = "unknown"
 """What stands for a method that isn't served in metrics: callers choose such names."""
 
@@ -282,7 +285,13 @@ class Edge(grpc.aio.ServerInterceptor):
 async def _abort(call: Call, context: RpcContext, refusal: Refusal) -> NoReturn:
     status = grpc_status(status_from_refusal(refusal, request_id=call.request_id))
     metadata = (*(status.trailing_metadata or ()), (REQUEST_ID_KEY, call.request_id))
-    await context.abort(status.code, status.details, metadata)
+    try:
+        async with asyncio.timeout(_ABORT_SECONDS):
+            await context.abort(status.code, status.details, metadata)
+    except TimeoutError:
+        # The status waits behind messages that nobody reads. Ending without it resets the stream, and frees them.
+        raise asyncio.CancelledError from None
+    raise RuntimeError("abort raises")
 
 
 _CODE_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
