@@ -2,6 +2,7 @@
 
 It runs in the foreground as the user who starts it, on a high port, with no control channel, no recursion and no zone
 transfer. It has one name server: BIND listens only on addresses that an interface has, so not on 127.0.0.2. The
+queues for TCP are long, since Pebble asks over TCP, each question on a connection of its own, hundreds at once. The
 program is copied into the server's folder first: Debian's AppArmor profile is attached to /usr/sbin/named and would
 keep it from reading a configuration anywhere but in /etc/bind, also for root.
 """
@@ -136,6 +137,8 @@ options {{
     notify no;
     allow-query {{ 127.0.0.0/8; }};
     allow-transfer {{ none; }};
+    tcp-clients 1000;
+    tcp-listen-queue 1000;
     dnssec-validation no;
     empty-zones-enable no;
 }};

@@ -8,4 +8,5 @@ or more, and reports the median of the rounds' ratios with their extremes.
     issue.py      IssueCertificate from the cache
     audit.py      durable audit events
     agent.py      memory and start of the agent
+    orders.py     orders at a CA: many at once, what CA and DNS API get of them, and certbot over the same
 """

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import agent, audit, issue, load
+from benchmarks import agent, audit, issue, load, orders
 from benchmarks.result import Figure
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SECTIONS = ("issue", "audit", "agent")
+_SECTIONS = ("issue", "audit", "agent", "orders")
 
 
 def _issue(folder: Path, rounds: int, seconds: float) -> list[Figure]:
@@ -22,9 +23,23 @@ def _issue(folder: Path, rounds: int, seconds: float) -> list[Figure]:
     if ghz is None:
         print("left out: issue (there is no ghz; scripts/bench builds it where there is Go)", file=sys.stderr)
         return []
+    return issue.figures(asyncio.run(issue.measure(folder, ghz, _protoset(folder), rounds=rounds, seconds=seconds)))
+
+
+def _orders(folder: Path, rounds: int, _seconds: float) -> list[Figure]:
+    ghz, certbot = load.find_ghz(), shutil.which("certbot")
+    if ghz is None:
+        print("left out: cached issues beside orders (there is no ghz)", file=sys.stderr)
+    if certbot is None:
+        print("left out: certbot (scripts/bench orders installs it where it can)", file=sys.stderr)
+    peer = Path(certbot) if certbot else None
+    return orders.figures(asyncio.run(orders.measure(folder, ghz, _protoset(folder), peer, rounds=rounds)))
+
+
+def _protoset(folder: Path) -> Path:
     protoset = folder / "certplane.binpb"
     subprocess.run(["buf", "build", "proto", "-o", str(protoset)], check=True, cwd=_ROOT)
-    return issue.figures(asyncio.run(issue.measure(folder, ghz, protoset, rounds=rounds, seconds=seconds)))
+    return protoset
 
 
 def _agent(folder: Path, rounds: int, _seconds: float) -> list[Figure]:
@@ -46,7 +61,7 @@ def main() -> None:
     unknown = set(arguments.sections) - set(_SECTIONS)
     if unknown:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(_SECTIONS)}")
-    measures = {"issue": _issue, "agent": _agent, "audit": _audit}
+    measures = {"issue": _issue, "agent": _agent, "audit": _audit, "orders": _orders}
     figures: list[Figure] = []
     for section in arguments.sections or _SECTIONS:
         print(f"measuring {section} ...", file=sys.stderr)
