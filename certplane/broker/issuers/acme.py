@@ -7,7 +7,8 @@ Rules:
 
 - a step ends by its deadline; badNonce, 5xx and lost connections are repeated until then where that is safe;
 - newOrder is safe to repeat: the worst is an order that nobody finishes, which the CA lets expire;
-- finalize is not: a CSR whose answer is lost is never sent again here, and an order is looked at before it is sent;
+- finalize is not: a CSR whose answer is lost is never sent again here; it goes to an order that was ready when it was
+  last looked at, and after a CSR was sent to it, an order is looked at again before another;
 - answering a challenge is safe, because one that is no longer pending takes no second answer;
 - the CA's own word (a problem document) ends a step; a page of HTML, a redirect or nonsense is an absent CA.
 
@@ -71,6 +72,9 @@ _REASON_CODES = {
 _REPLACES_PROBLEMS = ("alreadyReplaced", "malformed", "unauthorized")
 """What CAs say of an order's `replaces` (RFC 9773 5): it has an order already, they don't know the member or the
 certificate, or it is of another account."""
+
+_SENT_KEPT = 10_000
+"""Orders whose CSR was sent that are remembered: far more than are under way."""
 
 _PENDING = frozenset({IssuerOrderStatus.PENDING})
 _UNFINISHED = frozenset({IssuerOrderStatus.PENDING, IssuerOrderStatus.READY, IssuerOrderStatus.PROCESSING})
@@ -151,6 +155,8 @@ class AcmeIssuer:
             raise ConfigurationError([problem]) from error
         bundle = None if server.ca_bundle is None else str(server.ca_bundle)
         self._name, self._server, self._clock = name, server, clock
+        self._sent: dict[str, None] = {}
+        """URLs of orders that a CSR was sent to, oldest first."""
         self._registration = Registration(
             server.directory_url, server.account_email, key, key_file=key_file, external=external
         )
@@ -221,29 +227,36 @@ class AcmeIssuer:
             _log_step(order.url, f"{len(order.challenges)} challenges answered")
             seen = await self._look_while(_PENDING, order.url, deadline)
         _log_step(order.url, f"challenges validated: {seen.status}")
-        return IssuerOrder(order.url, seen.status)
+        return _shown(seen)
 
     async def finalize(self, order: IssuerOrder, csr_der: bytes, timeout: timedelta) -> IssuerOrder:
         """See `Issuer.finalize`. An order that the CA has finalised already is returned as it is."""
         deadline = Deadline.after(timeout, self._clock)
         with _doing(f"finalize the order {order.url}"):
-            seen = await self._fetch(order.url, deadline)
-            if seen.status is IssuerOrderStatus.READY:
-                seen = await self._send_csr(seen, csr_der, deadline)
+            looked, ready = order, IssuerOrderStatus.READY
+            if order.status is not ready or not order.finalize_url or order.url in self._sent:
+                seen = await self._fetch(order.url, deadline)
+                looked = _shown(seen)
+            if looked.status is ready:
+                seen = await self._send_csr(looked, csr_der, deadline)
             if seen.status is IssuerOrderStatus.INVALID:
                 raise await self._invalid(seen, deadline)
             if seen.status in {IssuerOrderStatus.PENDING, IssuerOrderStatus.READY}:
                 raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it is still {seen.status}", retry_after=seen.retry_after)
         _log_step(order.url, f"order finalised: {seen.status}")
-        return IssuerOrder(order.url, seen.status)
+        return _shown(seen)
 
     async def download(self, order: IssuerOrder, timeout: timedelta) -> str:
         """See `Issuer.download`."""
         deadline = Deadline.after(timeout, self._clock)
         with _doing(f"give the certificate of the order {order.url}"):
-            # "ready" may be an answer from a replica that lags behind the finalisation.
-            seen = await self._look_while(_UNFINISHED, order.url, deadline)
-            chain, alternates = await self._workers.call(lambda client: client.fetch_chain(seen.certificate), deadline)
+            url = order.certificate_url if order.status is IssuerOrderStatus.VALID else ""
+            if not url:
+                if order.status is IssuerOrderStatus.PROCESSING and order.retry_after:
+                    await deadline.sleep(order.retry_after)
+                # "ready" may be an answer from a replica that lags behind the finalisation.
+                url = (await self._look_while(_UNFINISHED, order.url, deadline)).certificate
+            chain, alternates = await self._workers.call(lambda client: client.fetch_chain(url), deadline)
             _log_step(order.url, "certificate fetched")
             return await self._choose_chain(chain, alternates, deadline)
 
@@ -335,13 +348,13 @@ class AcmeIssuer:
     async def _with_challenges(self, order: AcmeOrder, deadline: Deadline) -> IssuerOrder:
         """The order with its outstanding challenges: authorizations that are valid already are skipped (7.5)."""
         if order.status is not IssuerOrderStatus.PENDING:
-            return IssuerOrder(order.url, order.status)
+            return _shown(order)
         outstanding = [entry for entry in await self._authorizations(order, deadline) if entry.status == "pending"]
         challenges = [entry.challenge for entry in outstanding if entry.challenge is not None]
         if len(challenges) < len(outstanding):
             without = next(entry.domain for entry in outstanding if entry.challenge is None)
             raise AcmeError(Reason.ISSUER_REJECTED, f"it offers no dns-01 challenge for {without}")
-        return IssuerOrder(order.url, order.status, tuple(challenges))
+        return replace(_shown(order), challenges=tuple(challenges))
 
     async def _answer(self, challenge: DnsChallenge, deadline: Deadline) -> None:
         try:
@@ -356,9 +369,14 @@ class AcmeIssuer:
             if seen.status == "pending":
                 raise
 
-    async def _send_csr(self, order: AcmeOrder, csr_der: bytes, deadline: Deadline) -> AcmeOrder:
+    async def _send_csr(self, order: IssuerOrder, csr_der: bytes, deadline: Deadline) -> AcmeOrder:
+        self._sent[order.url] = None
+        while len(self._sent) > _SENT_KEPT:
+            del self._sent[next(iter(self._sent))]
         try:
-            sent = await self._workers.call(lambda client: client.send_csr(order, csr_der), deadline, may_repeat=unsent)
+            sent = await self._workers.call(
+                lambda client: client.send_csr(order.url, order.finalize_url, csr_der), deadline, may_repeat=unsent
+            )
         except AcmeError as error:
             if not error.is_problem("orderNotReady"):
                 raise
@@ -406,6 +424,16 @@ class AcmeIssuer:
     async def _alternate(self, url: str, deadline: Deadline) -> str:
         chain, _ = await self._workers.call(lambda client: client.fetch_chain(url), deadline)
         return chain
+
+
+def _shown(order: AcmeOrder) -> IssuerOrder:
+    return IssuerOrder(
+        order.url,
+        order.status,
+        finalize_url=order.finalize,
+        certificate_url=order.certificate,
+        retry_after=order.retry_after,
+    )
 
 
 def _log_step(order_url: str, what: str) -> None:

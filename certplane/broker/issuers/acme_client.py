@@ -247,13 +247,13 @@ class AcmeClient(ClientV2):
             if not isinstance(body := _json(response), dict) or "status" not in body:
                 raise MalformedAnswerError("a challenge that isn't one")
 
-    def send_csr(self, order: AcmeOrder, csr_der: bytes) -> AcmeOrder:
+    def send_csr(self, order_url: str, finalize_url: str, csr_der: bytes) -> AcmeOrder:
         """POST to an order's finalize URL (7.4)."""
         request = messages.CertificateRequest(csr=x509.load_der_x509_csr(csr_der))
         failpoint("acme.finalize.before")
-        response = self._post(order.finalize, request)
+        response = self._post(finalize_url, request)
         failpoint("acme.finalize.sent")
-        return self._order(order.url, response)
+        return self._order(order_url, response)
 
     def fetch_chain(self, url: str) -> tuple[str, tuple[str, ...]]:
         """POST-as-GET of a certificate (7.4.2): PEM, leaf first, and the URLs of alternate chains."""

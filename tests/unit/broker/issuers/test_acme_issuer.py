@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -530,8 +531,9 @@ async def test_finalised_order_takes_no_second_csr(ca: ScriptedAcme, issuer: Acm
 
 async def test_failing_before_the_csr_is_sent_is_repeated(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
     """No nonce to be had means that no CSR was sent, so that another try is safe."""
-    order = await ready_order(issuer)
-    # The look before the CSR brings no nonce here, so that one has to be fetched.
+    ready = await ready_order(issuer)
+    order = IssuerOrder(ready.url, ready.status)  # where the CSR goes isn't known: the order is looked at
+    # That brings no nonce here, so that one has to be fetched.
     look = Answer(raw=_http(ca, ca.orders[1].number))
     ca.fail("POST /order/1", look)
     ca.fail("HEAD /newNonce", HTML, LOST)
@@ -572,8 +574,37 @@ async def test_order_that_became_invalid_is_not_finalised(ca: ScriptedAcme, issu
     """An order that the CA has given up takes no CSR, and is rejected for good."""
     order = await ready_order(issuer)
     ca.orders[1].status = "invalid"
-    refusal = await refusal_of(issuer.finalize(order, csr_der(), LONG))
+    refusal = await refusal_of(issuer.finalize(IssuerOrder(order.url, order.status), csr_der(), LONG))
     assert (refusal.reason, ca.count("POST /finalize/1")) == (Reason.ISSUER_REJECTED, 0)
+
+
+async def test_order_that_became_invalid_since_it_was_looked_at_is_rejected(
+    ca: ScriptedAcme, issuer: AcmeIssuer
+) -> None:
+    """Where the CSR was sent right after the look, the CA's answer leads to the order's own state."""
+    order = await ready_order(issuer)
+    ca.orders[1].status = "invalid"
+    refusal = await refusal_of(issuer.finalize(order, csr_der(), LONG))
+    assert (refusal.reason, ca.csrs) == (Reason.ISSUER_REJECTED, 0)
+
+
+async def test_an_order_asks_for_no_more_than_it_needs(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """From newOrder to the certificate: one request for each thing to do, and one look for each state to wait for."""
+    csr = csr_der()
+    created = await issuer.create_order(csr, PROFILE, LONG)
+    order = await issuer.finalize(await issuer.answer_challenges(created, LONG), csr, LONG)
+    await issuer.download(order, LONG)
+    asked = Counter(request.path.split("/")[1] for request in ca.requests if request.method == "POST")
+    names = len(created.challenges)
+    assert asked == {
+        "newAccount": 1,
+        "newOrder": 1,
+        "authz": names,
+        "challenge": names,
+        "finalize": 1,
+        "cert": 1,
+        "order": 2,  # ready after the challenges, valid after the finalisation
+    }
 
 
 async def test_refused_csr_is_rejected(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
