@@ -92,6 +92,16 @@ class End:
     retry_after: timedelta | None = None
     goodbye: bool = False
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the broker's own word didn't reach us.
+
+        A call that the broker ends while hello is being written has, in grpc.aio, only this status of its own.
+        """
+        return (
+            self.code is grpc.StatusCode.INTERNAL and self.refusal is None and "Internal error from Core" in self.text
+        )
+
 
 class Session:
     """One stream; `run` once.
@@ -100,6 +110,7 @@ class Session:
         call: the RPC, on a channel that is connected.
         parts: see there.
         patience: for the answer to hello.
+        caution: how long to wait for a refusal before hello is written; see `End.is_lost`.
         on_welcome: called when the broker has answered, with its version.
         on_acknowledgement: called when an acknowledgement has been taken over.
     """
@@ -110,12 +121,14 @@ class Session:
         parts: SessionParts,
         *,
         patience: timedelta,
+        caution: timedelta = timedelta(),
         on_welcome: Callable[[str], None],
         on_acknowledgement: Callable[[], None],
     ) -> None:
         self._call = call
         self._parts = parts
         self._patience = patience
+        self._caution = caution
         self._on_welcome = on_welcome
         self._on_acknowledgement = on_acknowledgement
         self._epoch = parts.spool.epoch
@@ -156,6 +169,8 @@ class Session:
     async def _say_hello(self) -> End | None:
         """Hello and welcome; the end, if that came instead."""
         parts = self._parts
+        if self._caution:
+            await self._await_refusal()
         self._asked_time = parts.clock.now()
         message, self._sent = hello(
             request_id=secrets.token_hex(16),
@@ -185,6 +200,14 @@ class Session:
         self._to_write.set()
         self._on_welcome(welcome.broker_version)
         return None
+
+    async def _await_refusal(self) -> None:
+        waits = [asyncio.ensure_future(wait) for wait in (self._call.code(), self._parts.clock.sleep(self._caution))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _lose_patience(self) -> None:
         await self._parts.clock.sleep(self._patience)

@@ -42,6 +42,8 @@ _LATER: Final = Backoff(first=timedelta(minutes=1), most=timedelta(minutes=30), 
 _HOURLY: Final = Backoff(first=timedelta(minutes=75), most=timedelta(minutes=75), floor=timedelta(minutes=45))
 _MOST_WAIT: Final = timedelta(days=1)
 """Whatever the broker says."""
+_CAUTION: Final = timedelta(seconds=2)
+"""More than the way to the broker and back: its refusal is here by then."""
 _DELIVERY: Final = timedelta(seconds=10)
 """For a program that ends, to be rid of its reports."""
 
@@ -118,6 +120,7 @@ class StatusStream:
         self._rotated = asyncio.Event()
         self._delivered = asyncio.Event()
         self._explained = False
+        self._lost = False
         self._attempts: list[_Attempt] = []
         self._watcher: Callable[[LinkState], None] | None = None
 
@@ -215,7 +218,12 @@ class StatusStream:
 
         call = renewal_pb2_grpc.RenewalServiceStub(channel).StreamRenewalStatus()
         attempt.session = Session(
-            call, self._parts, patience=self._patience, on_welcome=welcome, on_acknowledgement=self._acknowledged
+            call,
+            self._parts,
+            patience=self._patience,
+            caution=_CAUTION if self._lost else timedelta(),
+            on_welcome=welcome,
+            on_acknowledgement=self._acknowledged,
         )
         return await attempt.session.run()
 
@@ -248,6 +256,7 @@ class StatusStream:
         if attempt.welcome and clock.monotonic() - attempt.began >= _STABLE.total_seconds():
             self._failures = 0
         self._failures += 1
+        self._lost = end.is_lost and not attempt.welcome
         wait = reopening_wait(end, self._failures, lambda backoff, count: backoff.wait(count, self._parts.rng))
         unsupported = end.code is grpc.StatusCode.UNIMPLEMENTED and end.refusal is None
         if unsupported:
@@ -257,7 +266,7 @@ class StatusStream:
             )
         elif end.refusal is not None and end.refusal.reason is Reason.STREAM_DISPLACED:
             logger.warning("another agent speaks with this host's identity: is it a copy? %s", end.text)
-        elif end.text != self._state.last_error:
+        elif end.text != self._state.last_error and not self._lost:  # the next one will know better
             logger.warning("the status stream has ended: %s; next in %.0f s", end.text, wait.total_seconds())
         now = clock.now()
         self.note(

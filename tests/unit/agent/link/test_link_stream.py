@@ -13,7 +13,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from certplane.agent.link.session import End, SessionParts
+from certplane.agent.link.session import End, Session, SessionParts
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
 from certplane.agent.link.stream import StatusStream, reopening_wait
 from certplane.agent.model import CertificateReport, DirectedRenewal, LineageState, RenewalCause
@@ -418,13 +418,42 @@ async def test_a_broker_without_streams_is_asked_hourly_and_quietly(
     world.channels.change()
     try:
         async with world.streaming():
-            await until(lambda: world.stream.state.phase is LinkPhase.UNSUPPORTED)
+            await world.pass_until(lambda: world.stream.state.phase is LinkPhase.UNSUPPORTED)
             assert world.stream.state.last_error == ""
             assert world.stream.state.next_attempt_time is not None
             assert world.stream.state.next_attempt_time >= NOW + 45 * MINUTE
             assert [record.levelname for record in caplog.records] == ["WARNING"]
     finally:
         await server.stop(None)
+
+
+async def test_a_refusal_that_was_lost_is_waited_for_the_next_time(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker that ends the call while hello is written: gRPC then has a status of its own, which says nothing."""
+    world.server.refusal = Refusal(Reason.IDENTITY_RETIRED, "there is a newer one")
+    read = Session._next
+    ends: list[str] = []
+
+    async def lose_first(session: Session) -> pb.StreamRenewalStatusResponse | End:
+        answer = await read(session)
+        assert isinstance(answer, End)
+        ends.append(answer.text)
+        return End("INTERNAL: Internal error from Core", grpc.StatusCode.INTERNAL) if len(ends) == 1 else answer
+
+    monkeypatch.setattr(Session, "_next", lose_first)
+    cautions: list[timedelta] = []
+    wait = Session._await_refusal
+
+    async def count(session: Session) -> None:
+        cautions.append(session._caution)
+        await wait(session)
+
+    monkeypatch.setattr(Session, "_await_refusal", count)
+    async with world.running():
+        await world.pass_until(lambda: "IDENTITY_RETIRED" in world.stream.state.last_error)
+        assert cautions == [2 * SECOND]
+        assert "Internal error" not in caplog.text
 
 
 async def test_a_broker_that_is_away_is_looked_into_once(world: World) -> None:
