@@ -34,6 +34,7 @@ __all__ = [
     "IdentityCertificate",
     "IdentityVerifier",
     "TrustBundle",
+    "VerifiedPath",
     "verify_identity",
 ]
 
@@ -135,7 +136,7 @@ class IdentityCertificate:
 
 
 @dataclass(frozen=True, slots=True)
-class _VerifiedPath:
+class VerifiedPath:
     """An identity and the time in which the whole path that proved it is valid."""
 
     identity: IdentityCertificate
@@ -148,25 +149,25 @@ class IdentityVerifier:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._paths: OrderedDict[bytes, _VerifiedPath] = OrderedDict()
+        self._paths: OrderedDict[bytes, VerifiedPath] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def verify(self, leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> IdentityCertificate:
-        """As `verify_identity`; refusals aren't remembered."""
+    def verify(self, leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> VerifiedPath:
+        """As `verify_identity`, with the time in which that holds; refusals aren't remembered."""
         if len(leaf_pem) + len(chain_pem) > _MAX_PRESENTED_LENGTH:
-            return verify_identity(leaf_pem, chain_pem, bundle, now)  # which refuses it
+            return _verify_path(leaf_pem, chain_pem, bundle, now)  # which refuses it
         key = _presented_hash(leaf_pem, chain_pem, bundle)
         path = self._paths.get(key)
         if path is not None and path.not_before <= now <= path.not_after:
             self._paths.move_to_end(key)
-            return path.identity
+            return path
         path = _verify_path(leaf_pem, chain_pem, bundle, now)
         self._paths[key] = path
         if len(self._paths) > self._size:
             self._paths.popitem(last=False)
-        return path.identity
+        return path
 
 
 def verify_identity(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> IdentityCertificate:
@@ -184,7 +185,7 @@ def verify_identity(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now:
     return _verify_path(leaf_pem, chain_pem, bundle, now).identity
 
 
-def _verify_path(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> _VerifiedPath:
+def _verify_path(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> VerifiedPath:
     (leaf,) = _presented(leaf_pem, "client certificate", 1)
     intermediates = _presented(chain_pem, "client certificate's chain", _MAX_PRESENTED) if chain_pem.strip() else ()
     if now > leaf.not_valid_after_utc:
@@ -202,7 +203,7 @@ def _verify_path(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: da
         raise _unknown("the client certificate has no valid path to a CA that this broker trusts") from error
     except _READ_ERRORS as error:
         raise _unknown("the client certificate can't be read") from error
-    return _VerifiedPath(
+    return VerifiedPath(
         identity=identity,
         not_before=max(certificate.not_valid_before_utc for certificate in path),
         not_after=min(certificate.not_valid_after_utc for certificate in path),

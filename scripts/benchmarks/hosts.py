@@ -182,7 +182,7 @@ class Fleet:
 
     def run(self) -> None:
         """Do what is asked until there is nobody left to ask."""
-        os.set_blocking(0, False)  # noqa: FBT003 - the os module's own way
+        os.set_blocking(0, False)
         self._selector.register(0, selectors.EVENT_READ, None)
         while not self._ended:
             now = time.monotonic()
@@ -236,7 +236,7 @@ class Fleet:
             command, *argument = line.decode().split()
             self._do(command, int(argument[0]) if argument else 0)
 
-    def _do(self, command: str, count: int) -> None:
+    def _do(self, command: str, count: int) -> None:  # noqa: C901 - a table of commands
         self._busy = True
         self._done = lambda: True
         self._answer = dict

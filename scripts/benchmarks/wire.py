@@ -75,7 +75,7 @@ class Connection:
 
     def __init__(self, context: ssl.SSLContext, port: int, first: bytes, hear: Callable[[bytes], None]) -> None:
         self._raw = socket.socket()
-        self._raw.setblocking(False)  # noqa: FBT003 - the socket module's own way
+        self._raw.setblocking(False)
         self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._tls: ssl.SSLSocket | None = None
         self._early: ssl.SSLContext | None = context
@@ -186,5 +186,5 @@ class Connection:
             self.send_raw(_frame(_SETTINGS, _ACK, 0, b""))
         elif kind == _PING and not flags & _ACK:
             self.send_raw(_frame(_PING, _ACK, 0, payload))
-        if kind == _GOAWAY or kind == _RST_STREAM or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
+        if kind in (_GOAWAY, _RST_STREAM) or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
             raise Closed("the server ended the stream")

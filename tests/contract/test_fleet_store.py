@@ -151,6 +151,21 @@ async def test_what_is_not_named_is_forgotten(fleet: FleetStore) -> None:
     ]
 
 
+async def test_some_hosts_are_listed_of_many(fleet: FleetStore) -> None:
+    """However many are asked for: each that is known comes once, by name, with its own certificates."""
+    known = [f"web{number:03}.example" for number in range(300)]
+    for host in known:
+        await asyncio.gather(
+            fleet.record_stream(stream(host)), fleet.record_reports(host, "e", [report(1, dns_names=(host,))])
+        )
+    wanted = [*known[::2], "nobody.example", known[0]]
+    found = await fleet.list_hosts(hosts=wanted[::-1])
+    assert [record.host for record in found] == known[::2]
+    assert all([status.dns_names for status in record.certificates] == [(record.host,)] for record in found)
+    assert await fleet.list_hosts(hosts=[]) == []
+    assert [record.host for record in await fleet.list_hosts(hosts=known, after=known[10], limit=2)] == known[11:13]
+
+
 async def test_events_are_written_with_what_is_new_and_says_something_new(
     store: StoreHarness, fleet: FleetStore
 ) -> None:

@@ -470,9 +470,12 @@ class FakeFleetStore:
     async def get_host(self, host: str) -> HostRecord | None:
         return await self._db.read("get_host", lambda: self._record(host))
 
-    async def list_hosts(self, *, after: str = "", limit: int = 500) -> Sequence[HostRecord]:
+    async def list_hosts(
+        self, *, after: str = "", limit: int = 500, hosts: Sequence[str] | None = None
+    ) -> Sequence[HostRecord]:
         def page() -> list[HostRecord]:
-            records = [self._record(host) for host in sorted(self._db.hosts) if host > after]
+            wanted = self._db.hosts if hosts is None else self._db.hosts.keys() & set(hosts)
+            records = [self._record(host) for host in sorted(wanted) if host > after]
             return [record for record in records if record is not None][: max(0, limit)]
 
         return await self._db.read("list_hosts", page)

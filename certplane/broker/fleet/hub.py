@@ -22,23 +22,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Final, Protocol
 
 from certplane.broker.fleet import measures
 from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.knowledge import PlanMark, held_certificates, mark, revoked_plan, unknown_plans
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
-from certplane.broker.fleet.model import CertificateState, StatusReport
+from certplane.broker.fleet.model import CertificateState, HostRecord, StatusReport
 from certplane.broker.fleet.ports import FleetFigures, FleetStore
 from certplane.broker.fleet.session import HostSession, InForceHashes
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.watching import Watcher, Watchers
 from certplane.broker.model import Caller, CertificateRecord
 from certplane.broker.ports import Meter
-from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.runtime.backoff import Backoff
@@ -52,6 +54,10 @@ _RETRY: Final = Backoff(timedelta(seconds=1), timedelta(seconds=30))
 """Between tries to make reports durable."""
 _SLICE: Final = 512
 """Streams that are looked at before others get their turn: about a millisecond."""
+_GREETED: Final = 128
+"""Hosts that are read about together."""
+_GREETING_PAUSE: Final = timedelta(milliseconds=100)
+"""In which more come: each query costs a change of threads."""
 _COME_BACK: Final = timedelta(seconds=10)
 _LAST_WORDS: Final = timedelta(seconds=5)
 """What streams get to make durable and say what is left, when the broker stops or the host hangs up."""
@@ -107,6 +113,7 @@ class FleetHub:
         self._sessions: dict[str, HostSession] = {}
         self._attached: set[HostSession] = set()
         self._refused: dict[str, frozenset[PlanMark]] = {}
+        self._taken_back: list[str] = []
         self._arrived: dict[str, None] = {}
         self._arrival = asyncio.Event()
         self._chores: set[asyncio.Task[None]] = set()
@@ -271,9 +278,15 @@ class FleetHub:
                 "a host has refused a directive",
                 extra={"fields": {"host": session.host, "reason": result.error.reason, "text": result.error.message}},
             )
+            session.refusal_may_stand = True
             self._do(self._store.record_directive_error(session.host, result.error))
-        elif self._refused.pop(session.host, None) is not None or directive.renewals:
+        elif self._refused.pop(session.host, None) is not None:
+            session.refusal_may_stand = False
             self._do(self._store.record_directive_error(session.host, None))
+        elif directive.renewals and session.refusal_may_stand:
+            # One of another stream may stand. Not now: a fleet that answers at once is heard first.
+            session.refusal_may_stand = False
+            self._taken_back.append(session.host)
         if directive.renewals or result.error is not None:
             self.watchers.host_changed(session.host, self._clock.now())
         self._wake(session)
@@ -333,6 +346,7 @@ class FleetHub:
         Who doesn't hang up and doesn't read within some seconds is cut off by the server's stop.
         """
         self._draining = True
+        self._record_taken_back()
         self.watchers.close()
         for session in list(self._attached):
             if session.connect_time is None:
@@ -349,6 +363,7 @@ class FleetHub:
     async def _look_at_all(self) -> None:
         while True:
             await self._clock.sleep(self.settings.tick)
+            self._record_taken_back()
             changed = self._take_hashes()
             for index, session in enumerate(list(self._attached)):
                 if index % _SLICE == _SLICE - 1:
@@ -393,40 +408,54 @@ class FleetHub:
             seen = self._clock.now() - timedelta(seconds=silent)
             self._do(self._store.record_stream(session.stream(seen)))
 
+    def _record_taken_back(self) -> None:
+        hosts, self._taken_back = self._taken_back, []
+        for host in hosts:
+            if host not in self._refused:  # it may have refused another one meanwhile
+                self._do(self._store.record_directive_error(host, None))
+
     async def _greet(self) -> None:
-        """Tell each host that has come what it doesn't know: one by one, so that it doesn't slow a fleet's return."""
+        """Tell hosts that have come what they don't know: some at a time, so that it doesn't slow a fleet's return."""
         while True:
             await self._arrival.wait()
             while self._arrived:
-                host = next(iter(self._arrived))
-                del self._arrived[host]
-                session = self._sessions.get(host)
-                if session is None:
-                    continue
+                await self._clock.sleep(_GREETING_PAUSE)
+                hosts = tuple(islice(self._arrived, _GREETED))
+                for host in hosts:
+                    del self._arrived[host]
                 try:
-                    await self._tell(session)
+                    await self._tell(hosts)
                 except RefusalError as error:
                     _logger.warning("plans can't be read, and are tried again: %s", error)
-                    self._arrived[host] = None
+                    self._arrived.update(dict.fromkeys(hosts))
                     await self._clock.sleep(_RETRY.first)
             self._arrival.clear()
 
-    async def _tell(self, session: HostSession) -> None:
-        in_force = await self._plans.in_force(session.host, self._clock.now())
-        record = await self._store.get_host(session.host)
-        certificates = record.certificates if record is not None else ()
-        refused = self._refused.get(session.host, frozenset())
-        plans = unknown_plans(in_force, certificates, refused)
-        for certificate_id in held_certificates(certificates).keys() - {one.certificate_id for one in in_force}:
+    async def _tell(self, hosts: tuple[str, ...]) -> None:
+        in_force = defaultdict(list)
+        for certificate in await self._plans.select(Selection(hosts=hosts), self._clock.now()):
+            in_force[certificate.host].append(certificate)
+        for record in await self._store.list_hosts(hosts=hosts):
+            plans = await self._plans_for(record, in_force[record.host])
+            session = self._sessions.get(record.host)
+            if plans and session is not None:
+                # What changed while these were read is newer.
+                session.want(
+                    [plan for plan in plans if not session.wanted or plan.certificate_id not in session.wanted]
+                )
+                self._wake(session)
+
+    async def _plans_for(self, record: HostRecord, in_force: Sequence[InForce]) -> list[RenewalPlan]:
+        refused = self._refused.get(record.host, frozenset())
+        plans = unknown_plans(in_force, record.certificates, refused)
+        for certificate_id in held_certificates(record.certificates).keys() - {one.certificate_id for one in in_force}:
             certificate = await self._find_certificate(certificate_id)
             # Hosts say what they like: another one's certificate is no business of this one.
-            if certificate is not None and certificate.identity == session.host:
+            if certificate is not None and certificate.identity == record.host:
                 plan = revoked_plan(certificate)
                 if plan is not None and mark(plan) not in refused:
                     plans.append(plan)
-        # What changed while these were read is newer.
-        session.want([plan for plan in plans if not session.wanted or plan.certificate_id not in session.wanted])
-        self._wake(session)
+        return plans
 
     # Writing and sending.
 

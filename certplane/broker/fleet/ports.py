@@ -84,8 +84,10 @@ class FleetStore(Protocol):
         """What is known of the host of this identity name; None if it never had a stream."""
         ...
 
-    async def list_hosts(self, *, after: str = "", limit: int = 500) -> Sequence[HostRecord]:
-        """Hosts by name, those after `after`."""
+    async def list_hosts(
+        self, *, after: str = "", limit: int = 500, hosts: Sequence[str] | None = None
+    ) -> Sequence[HostRecord]:
+        """Hosts by name, those after `after`; only those of `hosts`, at most 500, unless that is None."""
         ...
 
 

@@ -83,6 +83,7 @@ class HostSession:
         "pending",
         "pumping",
         "recorded_time",
+        "refusal_may_stand",
         "request_id",
         "room",
         "taken",
@@ -112,6 +113,8 @@ class HostSession:
             task: What serves the stream: cancelled to end it.
             now: Monotonic time, as everywhere in here.
             burst: Messages that may come at once.
+
+        `refusal_may_stand` says whether the store may hold a refusal of this host that it has taken back since.
         """
         self.caller = caller
         self.request_id = request_id
@@ -129,6 +132,7 @@ class HostSession:
         self.asked_time = 0.0
         self.wanted: dict[str, RenewalPlan] | None = None
         self.misuses = 0
+        self.refusal_may_stand = True
         self._told_policy = self._told_trust = ""
         self._welcome: Welcome | None = None
         self._acknowledge = False

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, func, select
 
 from certplane.broker.fleet.model import (
     CertificateState,
@@ -31,7 +31,7 @@ from certplane.broker.store.reports import Entry, ReportRows
 from certplane.broker.store.rows import decode_refusal, encode_refusal, from_micros, to_micros
 from certplane.broker.store.schema import certificate_statuses, host_streams, renewal_requests, report_sequences
 from certplane.broker.store.session import Database, Fault, Session, SqlError
-from certplane.broker.store.statements import Row
+from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
 from certplane.broker.store.writer import Writer
 from certplane.errors import Refusal, RefusalError
 
@@ -74,6 +74,8 @@ class SqlFleetStore:
                 certificate_statuses.c.host >= bindparam("first"), certificate_statuses.c.host <= bindparam("last")
             )
         )
+        self._some = compiler(streams.where(host_streams.c.host.in_(HOSTS)).order_by(host_streams.c.host))
+        self._statuses_of = compiler(statuses.where(certificate_statuses.c.host.in_(HOSTS)))
         self._count_states = compiler(
             select(certificate_statuses.c.state, func.count()).group_by(certificate_statuses.c.state)
         )
@@ -85,9 +87,6 @@ class SqlFleetStore:
         )
         self._insert_request = compiler(
             compiler.insert(renewal_requests).on_conflict_do_nothing(), [column.name for column in requests]
-        )
-        self._set_error = compiler(
-            update(host_streams).where(host_streams.c.host == bindparam("which")), ["directive_error"]
         )
 
     async def record_reports(
@@ -109,13 +108,7 @@ class SqlFleetStore:
 
     async def record_directive_error(self, host: str, error: Refusal | None) -> None:
         """See `FleetStore.record_directive_error`."""
-        text = None if error is None else encode_refusal(error)
-
-        def change(session: Session) -> Done[None]:
-            session.execute(self._set_error, self._set_error.arguments({"directive_error": text, "which": host}))
-            return Done(None)
-
-        await self._writer.write(change, ())
+        await self._put(Entry(host, answer=(None if error is None else encode_refusal(error),)))
 
     async def get_host(self, host: str) -> HostRecord | None:
         """See `FleetStore.get_host`."""
@@ -126,13 +119,19 @@ class SqlFleetStore:
             statuses = await self._database.all(self._statuses, {"first": host, "last": host})
         return _record(row, [decode_status(status) for _, status in statuses])
 
-    async def list_hosts(self, *, after: str = "", limit: int = 500) -> Sequence[HostRecord]:
+    async def list_hosts(
+        self, *, after: str = "", limit: int = 500, hosts: Sequence[str] | None = None
+    ) -> Sequence[HostRecord]:
         """See `FleetStore.list_hosts`."""
         with reading():
-            rows = await self._database.all(self._page, {"after": after, "most": max(0, limit)})
-            if not rows:
-                return []
-            found = await self._database.all(self._statuses, {"first": rows[0][0], "last": rows[-1][0]})
+            if hosts is None:
+                rows = await self._database.all(self._page, {"after": after, "most": max(0, limit)})
+                bounds: dict[str, object] = {"first": rows[0][0], "last": rows[-1][0]} if rows else {}
+                found = await self._database.all(self._statuses, bounds) if rows else []
+            else:
+                which = hosts_parameters([host for host in sorted(set(hosts)) if host > after])
+                rows = [row for some in which for row in await self._database.all(self._some, some)][: max(0, limit)]
+                found = [row for some in which for row in await self._database.all(self._statuses_of, some)]
         statuses: dict[str, list[CertificateStatus]] = defaultdict(list)
         for host, status in found:
             statuses[host].append(decode_status(status))

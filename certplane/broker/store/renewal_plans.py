@@ -26,7 +26,7 @@ from certplane.broker.store.rows import (
 )
 from certplane.broker.store.schema import certificates, orders, renewal_plans
 from certplane.broker.store.session import Database, Session
-from certplane.broker.store.statements import Row
+from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
 from certplane.broker.store.writer import Writer
 
 __all__ = ["SqlRenewalPlanStore"]
@@ -64,6 +64,7 @@ class SqlRenewalPlanStore:
         self._of_host = compiler(
             standing.where(certificates.c.identity == bindparam("host")).order_by(certificates.c.certificate_id)
         )
+        self._of_hosts = compiler(standing.where(certificates.c.identity.in_(HOSTS)))
         self._of_certificate = compiler(standing.where(certificates.c.certificate_id == bindparam("certificate_id")))
         self._every = compiler(standing.order_by(*by_host))
         self._unplanned = compiler(
@@ -117,8 +118,8 @@ class SqlRenewalPlanStore:
                     values = {"certificate_id": certificate_id, "now": micros}
                     rows += await self._database.all(self._of_certificate, values)
             elif selection.hosts:
-                for host in sorted(set(selection.hosts)):
-                    rows += await self._database.all(self._of_host, {"host": host, "now": micros})
+                for hosts in hosts_parameters(sorted(set(selection.hosts))):
+                    rows += await self._database.all(self._of_hosts, {**hosts, "now": micros})
             elif selection != Selection():
                 rows = await self._database.all(self._every, {"now": micros})
         return sorted((one for one in map(_in_force_from_row, rows) if selection.matches(one)), key=_place)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import BindParameter, Table, and_, bindparam, delete, or_, select
+from sqlalchemy import BindParameter, Table, and_, bindparam, delete, null, or_, select, update
 
 from certplane.broker.fleet.model import HostStream, StatusReport
 from certplane.broker.fleet.ports import RecordedReports
@@ -35,7 +35,7 @@ _CHUNKS: Final = (128, 32, 8, 4, 2, 1)
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One host's call: reports with their events and names, or its stream, or both."""
+    """One host's call: reports with their events and names, or its stream, or its answer to a directive."""
 
     host: str
     epoch: str = ""
@@ -43,6 +43,8 @@ class Entry:
     events: Mapping[int, EventRow] = field(default_factory=dict)
     names: Sequence[str] | None = None
     stream: HostStream | None = None
+    answer: tuple[str | None] | None = None
+    """Why it refused the last directive, None: it took it; nothing is said of it where this isn't set."""
     new: dict[int, StatusReport] = field(default_factory=dict)
     """What was found new by any try of the transaction: an earlier one may have been committed after all."""
 
@@ -57,6 +59,10 @@ class ReportRows:
         self._put_sequences = functools.cache(self._upsert(report_sequences, ("host",)))
         self._put_statuses = functools.cache(self._upsert(certificate_statuses, ("host", "name")))
         self._put_streams = functools.cache(self._upsert(host_streams, ("host",), STREAM_COLUMNS))
+        self._take_back = functools.cache(self._clear_errors)
+        self._refuse = compiler(
+            update(host_streams).where(host_streams.c.host == bindparam("which")), ["directive_error"]
+        )
         host, name = certificate_statuses.c.host, certificate_statuses.c.name
         self._names = compiler(select(name).where(host == bindparam("host")))
         self._forget = compiler(
@@ -80,6 +86,7 @@ class ReportRows:
         streams = {entry.host: stream_row(entry.stream) for entry in entries if entry.stream is not None}
         for chunk in _chunks(list(streams.values())):
             self._run(session, self._put_streams, chunk)
+        self._put_answers(session, {entry.host: entry.answer[0] for entry in entries if entry.answer is not None})
         for index, entry in enumerate(entries):
             if entry.epoch and entry.names is not None:
                 forgotten = self._keep_only(session, entry.host, entry.names)
@@ -112,6 +119,14 @@ class ReportRows:
             self._run(session, self._put_statuses, chunk)
         return events
 
+    def _put_answers(self, session: Session, answers: Mapping[str, str | None]) -> None:
+        """Note what was refused; mostly nothing was, and nothing is noted of the host either."""
+        for chunk in _chunks([(host,) for host, error in answers.items() if error is None]):
+            self._run(session, self._take_back, chunk)
+        for host, error in answers.items():
+            if error is not None:
+                session.execute(self._refuse, self._refuse.arguments({"directive_error": error, "which": host}))
+
     def _keep_only(self, session: Session, host: str, names: Sequence[str]) -> tuple[str, ...]:
         kept = set(names)
         forgotten = tuple(name for (name,) in session.all(self._names, {"host": host}) if name not in kept)
@@ -132,6 +147,12 @@ class ReportRows:
         columns = report_sequences.c
         query = select(columns.host, columns.epoch, columns.acknowledged_sequence)
         return self._compiler(query.where(columns.host.in_(hosts)))
+
+    def _clear_errors(self, count: int) -> Statement:
+        hosts: list[BindParameter[Any]] = [bindparam(f"host_{n}") for n in range(count)]
+        columns = host_streams.c
+        statement = update(host_streams).where(columns.host.in_(hosts), columns.directive_error.is_not(None))
+        return self._compiler(statement.values(directive_error=null()))
 
     def _select_outcomes(self, count: int) -> Statement:
         columns = certificate_statuses.c

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from sqlalchemy import ClauseElement, Table
+from sqlalchemy import BindParameter, ClauseElement, Table, bindparam
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
-__all__ = ["Compiler", "Driver", "Row", "Statement"]
+__all__ = ["HOSTS", "Compiler", "Driver", "Row", "Statement", "hosts_parameters"]
 
 Driver = Literal["sqlite", "postgresql"]
 Row = tuple[Any, ...]
@@ -36,6 +36,17 @@ class Statement:
         """`values` in the order of the placeholders; names that the statement doesn't use are passed over."""
         constants = self.constants
         return tuple([constants[name] if name in constants else values[name] for name in self.names])
+
+
+HOSTS: Final[Sequence[BindParameter[Any]]] = tuple(bindparam(f"host_{number}") for number in range(128))
+"""For `IN`: one statement serves all numbers of hosts (`hosts_parameters`)."""
+
+
+def hosts_parameters(hosts: Sequence[str]) -> list[dict[str, object]]:
+    """The values of `HOSTS`, once for each 128 of the hosts; the last ones are filled up with one of their own."""
+    size = len(HOSTS)
+    parts = [[*hosts[start : start + size]] for start in range(0, len(hosts), size)]
+    return [{f"host_{n}": (part[n] if n < len(part) else part[0]) for n in range(size)} for part in parts]
 
 
 class Compiler:

@@ -274,7 +274,7 @@ class TestTrustBundle:
 class TestIdentityVerifier:
     def _verify(self, verifier: IdentityVerifier, bundle: TrustBundle, after: timedelta = timedelta()) -> str:
         leaf = _leaf()
-        return verifier.verify(leaf.pem.encode(), leaf.chain_pem.encode(), bundle, NOW + after).names[0]
+        return verifier.verify(leaf.pem.encode(), leaf.chain_pem.encode(), bundle, NOW + after).identity.names[0]
 
     def test_remembers_the_path(self) -> None:
         """The second time, the very same facts come back."""

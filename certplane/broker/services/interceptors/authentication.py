@@ -6,7 +6,8 @@ but what only it can know: which certificate the peer holds the key of, the TLS 
 resumed (a resumed one skipped the verification, so it proves nothing and is refused).
 
 What is remembered between calls are facts of a certificate (`certplane.pki.identity.IdentityVerifier`), never a
-decision.
+decision. An open call keeps what its admission rested on (`Admission`): while bundle and policy are still the same
+objects, the time and the deny-list are all that can have changed, and all that is looked at.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Final, Protocol
 from urllib.parse import unquote
@@ -24,7 +26,7 @@ from certplane.errors import Reason, RefusalError
 from certplane.pki.identity import IdentityCertificate, IdentityVerifier, TrustBundle
 from certplane.runtime.clock import Clock
 
-__all__ = ["AuthenticationError", "Authenticator", "BundleSource", "Peer", "peer_of"]
+__all__ = ["Admission", "AuthenticationError", "Authenticator", "BundleSource", "Peer", "peer_of"]
 
 _REMEMBERED_PATHS: Final = 20_000
 """Twice the connections that one broker is meant for; an entry is a few hundred bytes."""
@@ -90,6 +92,17 @@ def _shared(pem: bytes) -> bytes:
     return pem
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A caller, and what letting it in rested on: bundle, policy, and the time in which its path is valid."""
+
+    caller: Caller
+    bundle: TrustBundle
+    policy: Policy
+    not_before: datetime
+    not_after: datetime
+
+
 class Authenticator:
     """Decides who a peer is. For one thread: the event loop's."""
 
@@ -123,8 +136,22 @@ class Authenticator:
         self._clock = clock
         self._verifier = IdentityVerifier(_REMEMBERED_PATHS)
 
+    def stands(self, admission: Admission) -> bool:
+        """Whether nothing that `admission` rested on has changed: authenticating again would come to the same."""
+        caller = admission.caller
+        return (
+            admission.bundle is self._trust.bundle
+            and admission.policy is self._policy.current
+            and admission.not_before <= self._clock.now() <= admission.not_after
+            and self._deny_list.denied(caller.name, caller.issuer, caller.serial_number) is None
+        )
+
     def authenticate(self, peer: Peer) -> Caller:
-        """The caller, or why there is none.
+        """The caller, or why there is none: see `admit`."""
+        return self.admit(peer).caller
+
+    def admit(self, peer: Peer) -> Admission:
+        """The caller with what that rests on, or why there is none.
 
         Raises:
             AuthenticationError: IDENTITY_UNKNOWN, IDENTITY_EXPIRED or IDENTITY_REVOKED.
@@ -140,11 +167,13 @@ class Authenticator:
             raise AuthenticationError(
                 Reason.IDENTITY_UNKNOWN, f"the connection's TLS is older than {self._min_tls_text}; use a newer one"
             )
+        bundle = self._trust.bundle
         try:
-            certificate = self._verifier.verify(peer.leaf_pem, peer.chain_pem, self._trust.bundle, self._clock.now())
+            path = self._verifier.verify(peer.leaf_pem, peer.chain_pem, bundle, self._clock.now())
         except RefusalError as error:
             raise AuthenticationError(error.refusal.reason, error.refusal.message) from error
-        grant = self._grant(certificate, self._policy.current)
+        certificate, policy = path.identity, self._policy.current
+        grant = self._grant(certificate, policy)
         denied = self._deny_list.denied(grant.name, certificate.issuer, certificate.serial_number)
         if denied is not None:
             raise AuthenticationError(
@@ -153,7 +182,7 @@ class Authenticator:
         provisioner = certificate.provisioner_kind
         if certificate.provisioner_name:
             provisioner = f"{provisioner}/{certificate.provisioner_name}"
-        return Caller(
+        caller = Caller(
             name=grant.name,
             kind=grant.kind,
             label=grant.label,
@@ -167,6 +196,7 @@ class Authenticator:
             user_agent=peer.user_agent,
             not_before=certificate.not_before,
         )
+        return Admission(caller, bundle, policy, path.not_before, path.not_after)
 
     def _grant(self, certificate: IdentityCertificate, policy: Policy) -> Grant:
         if certificate.provisioner_kind.casefold() not in self._provisioners:

@@ -17,7 +17,6 @@ parser, and a message that can't be read is a refusal like any other.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import sys
 from collections.abc import Awaitable, Callable
@@ -30,7 +29,13 @@ from certplane.broker.model import Caller, IdentityKind
 from certplane.broker.ports import DenialRecorder
 from certplane.broker.services.calls import Call, EdgeRefusalError, is_request_id, serving, valid_request_id
 from certplane.broker.services.interceptors.access import METHODS, Access, check_access
-from certplane.broker.services.interceptors.authentication import AuthenticationError, Authenticator, Peer, peer_of
+from certplane.broker.services.interceptors.authentication import (
+    Admission,
+    AuthenticationError,
+    Authenticator,
+    Peer,
+    peer_of,
+)
 from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.broker.services.interceptors.denials import denial_event
 from certplane.broker.services.interceptors.first_use import FirstUse
@@ -168,7 +173,8 @@ class Edge(grpc.aio.ServerInterceptor):
             call, peer = self._begin(method, context)
             admitted = False
             try:
-                caller = self._authenticate(call, peer, access)
+                admission = self._authenticate(call, peer, access)
+                caller = admission.caller
                 using = self._first_use.begin(call, caller)
                 if using is not None:
                     await using
@@ -178,9 +184,9 @@ class Edge(grpc.aio.ServerInterceptor):
                 if brief:
                     response = await behaviour(request, context)
                     if self._clock.monotonic() - started > _RECHECK_AFTER_SECONDS:
-                        self._admit_again(call, peer, access)
+                        _Recheck(self, call, peer, access, admission)()
                 else:
-                    check = functools.partial(self._admit_again, call, peer, access)
+                    check = _Recheck(self, call, peer, access, admission)
                     with self._open_streams.watching(caller.not_after, check):
                         response = await run_stream(behaviour, request, context, check)
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
@@ -212,17 +218,17 @@ class Edge(grpc.aio.ServerInterceptor):
         self._metrics.in_flight.inc()
         return Call(method, request_id), peer_of(context.auth_context(), context.peer(), user_agent)
 
-    def _authenticate(self, call: Call, peer: Peer, access: Access | None) -> Caller:
+    def _authenticate(self, call: Call, peer: Peer, access: Access | None) -> Admission:
         """Who calls, if not too often, or raise why not; sets the call's caller."""
-        caller = self._authenticator.authenticate(peer)
-        call.caller = caller
+        admission = self._authenticator.admit(peer)
+        call.caller = caller = admission.caller
         wait = self._buckets.take(caller.name, 1 if access is None else access.cost)
         if wait is not None:
             violation = Violation("calls_per_identity", "too many calls in a short time")
             raise RefusalError(
                 Reason.RATE_LIMITED, "too many calls; slow down", retry_after=wait, violations=[violation]
             )
-        return caller
+        return admission
 
     def _admit(self, caller: Caller, access: Access | None) -> None:
         """Let the call in, or raise why not."""
@@ -232,13 +238,15 @@ class Edge(grpc.aio.ServerInterceptor):
                 Reason.DRAINING, "the broker is shutting down; ask again shortly", retry_after=self._draining
             )
 
-    def _admit_again(self, call: Call, peer: Peer, access: Access | None) -> None:
-        """Raise what has changed since the call was let in."""
-        caller = self._authenticator.authenticate(peer)
-        if call.caller is not None and caller.name != call.caller.name:
-            raise AuthenticationError(Reason.IDENTITY_UNKNOWN, "the identity is now another; call again")
-        self._first_use.check_open(caller)
-        check_access(access, caller)
+    def admit_again(self, call: Call, peer: Peer, access: Access | None, admission: Admission) -> Admission:
+        """What letting the call in rests on now, or raise what has changed."""
+        if not self._authenticator.stands(admission):
+            admission = self._authenticator.admit(peer)
+            if call.caller is not None and admission.caller.name != call.caller.name:
+                raise AuthenticationError(Reason.IDENTITY_UNKNOWN, "the identity is now another; call again")
+            check_access(access, admission.caller)
+        self._first_use.check_open(admission.caller)
+        return admission
 
     def _open(self, call: Call, request: Any) -> Any:
         """Give the call its id, the request's own if it brings one, and make it known to the servicer."""
@@ -280,6 +288,22 @@ class Edge(grpc.aio.ServerInterceptor):
                 "ms": round(seconds * 1000, 1),
             }
             _access_logger.info("call", extra={"fields": fields})
+
+
+class _Recheck:
+    """Looks at the caller of an open call; raises what has changed since it was let in. A few microseconds."""
+
+    __slots__ = ("_access", "_admission", "_call", "_edge", "_peer")
+
+    def __init__(self, edge: Edge, call: Call, peer: Peer, access: Access | None, admission: Admission) -> None:
+        self._edge = edge
+        self._call = call
+        self._peer = peer
+        self._access = access
+        self._admission = admission
+
+    def __call__(self) -> None:
+        self._admission = self._edge.admit_again(self._call, self._peer, self._access, self._admission)
 
 
 async def _abort(call: Call, context: RpcContext, refusal: Refusal) -> NoReturn:

@@ -65,10 +65,8 @@ class FirstUse:
         if caller.kind is not IdentityKind.HOST:
             return None
         known = self._ledger.known(caller.name)
-        if known is not None:
-            active = known.active
-            if active.serial_number == caller.serial_number and active.issuer == caller.issuer:
-                return None
+        if known is not None and _is_active(known, caller):
+            return None
         return self._decide(call, caller, known)
 
     def check_open(self, caller: Caller) -> None:
@@ -80,7 +78,7 @@ class FirstUse:
         if caller.kind is not IdentityKind.HOST:
             return
         known = self._ledger.known(caller.name)
-        if known is not None and judge(known, self._use(caller)).refused:
+        if known is not None and not _is_active(known, caller) and judge(known, self._use(caller)).refused:
             raise _retired(caller, known)
 
     async def _decide(self, call: Call, caller: Caller, known: KnownIdentity | None) -> None:
@@ -135,6 +133,12 @@ class FirstUse:
             source_ip=caller.source_ip,
             user_agent=caller.user_agent,
         )
+
+
+def _is_active(known: KnownIdentity, caller: Caller) -> bool:
+    """Verdict.ACTIVE, for nearly every call, without making an `IdentityUse` of it."""
+    active = known.active
+    return active.serial_number == caller.serial_number and active.issuer == caller.issuer
 
 
 def _retired(caller: Caller, known: KnownIdentity) -> AuthenticationError:
