@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final
 
 from certplane.errors import Refusal
 
@@ -51,6 +52,10 @@ class RenewalStep(StrEnum):
     ROLLBACK = "rollback"
 
 
+_REACHED: Final = frozenset({CertificateState.WAITING, CertificateState.SERVING})
+_MISSED: Final = frozenset({CertificateState.FAILED, CertificateState.DEGRADED})
+
+
 @dataclass(frozen=True, slots=True)
 class HeldCertificate:
     """A certificate on a host's disk, at its configured paths, or served by its service."""
@@ -90,14 +95,14 @@ class CertificateStatus:
 
         Two reports with one outcome tell an auditor one thing.
         """
-        match self.state:
-            case CertificateState.WAITING | CertificateState.SERVING:
-                held = self.served if self.state is CertificateState.SERVING else self.installed
-            case CertificateState.FAILED | CertificateState.DEGRADED:
-                held = self.issued
-            case _:
-                return ""
-        return f"{self.state} {self.failed_step} {held.serial_number if held else ''}"
+        state = self.state
+        if state in _REACHED:
+            held = self.served if state is CertificateState.SERVING else self.installed
+        elif state in _MISSED:
+            held = self.issued
+        else:
+            return ""
+        return f"{state.value} {self.failed_step.value} {held.serial_number if held else ''}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,13 @@
 """Rows of the fleet's tables to domain values and back. Pure.
 
-A certificate's status is one JSON object that is only read back whole: empty fields are left out, times are
-microseconds.
+A certificate's status is one JSON array that is only read back whole; times are microseconds.
 """
 
 from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
-from typing import Any, Final, get_type_hints
+from typing import Final
 
 from certplane.broker.fleet.model import (
     CertificateState,
@@ -26,51 +25,102 @@ STREAM_COLUMNS: Final = tuple(HostStream.__dataclass_fields__)
 """What `stream_from_row` reads and `stream_row` gives, in this order."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
-_FIELDS: Final = tuple(CertificateStatus.__dataclass_fields__)
-_HELD_FIELDS: Final = tuple(HeldCertificate.__dataclass_fields__)
-_TIMES: Final = frozenset(
-    name
-    for model in (CertificateStatus, HeldCertificate)
-    for name, kind in get_type_hints(model).items()
-    if kind == datetime | None
-)
-_HELD: Final = ("issued", "installed", "served")
 # ASCII only: whatever a host says is then text that every database takes.
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
+_Held = tuple[str, int | None, int | None, str, int, int | None]
+
 
 def encode_status(status: CertificateStatus) -> str:
-    """The status as JSON."""
-    return _encode(_values(status, _FIELDS))
+    """The status as a JSON array of its fields in their order; a new field is added at the end.
+
+    Written out, and not an object with names: of what a report costs, this was more than half.
+    """
+    return _encode(
+        (
+            status.name,
+            status.state.value,
+            status.profile,
+            status.dns_names,
+            status.failed_step.value,
+            _held(status.issued),
+            _held(status.installed),
+            _held(status.served),
+            _micros(status.renew_time),
+            status.renew_reason,
+            status.last_error,
+            status.request_failures,
+            status.activation_failures,
+            _micros(status.next_attempt_time),
+            _micros(status.activate_time),
+            _micros(status.update_time),
+        )
+    )
 
 
-def _values(source: CertificateStatus | HeldCertificate, names: tuple[str, ...]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in names:
-        value = getattr(source, name)
-        if isinstance(value, datetime):
-            values[name] = to_micros(value)
-        elif isinstance(value, HeldCertificate):
-            values[name] = _values(value, _HELD_FIELDS)
-        elif value:
-            values[name] = value
-    return values
+def _held(held: HeldCertificate | None) -> _Held | None:
+    if held is None:
+        return None
+    return (
+        held.serial_number,
+        _micros(held.not_before),
+        _micros(held.not_after),
+        held.certificate_id,
+        held.version,
+        _micros(held.observe_time),
+    )
+
+
+def _micros(time: datetime | None) -> int | None:
+    return None if time is None else to_micros(time)
 
 
 def decode_status(text: str) -> CertificateStatus:
     """The status of `encode_status`."""
-    values = _read(json.loads(text))
-    for name in _HELD:
-        if name in values:
-            values[name] = HeldCertificate(**_read(values[name]))
-    values["state"] = CertificateState(values["state"])
-    values["failed_step"] = RenewalStep(values.get("failed_step", ""))
-    values["dns_names"] = tuple(values.get("dns_names", ()))
-    return CertificateStatus(**values)
+    (
+        name,
+        state,
+        profile,
+        dns_names,
+        failed_step,
+        issued,
+        installed,
+        served,
+        renew_time,
+        renew_reason,
+        last_error,
+        request_failures,
+        activation_failures,
+        *times,
+    ) = json.loads(text)
+    return CertificateStatus(
+        name,
+        CertificateState(state),
+        profile,
+        tuple(dns_names),
+        RenewalStep(failed_step),
+        _held_from(issued),
+        _held_from(installed),
+        _held_from(served),
+        _time(renew_time),
+        renew_reason,
+        last_error,
+        request_failures,
+        activation_failures,
+        *map(_time, times),
+    )
 
 
-def _read(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: from_micros(value) if name in _TIMES else value for name, value in values.items()}
+def _held_from(values: _Held | None) -> HeldCertificate | None:
+    if values is None:
+        return None
+    serial_number, not_before, not_after, certificate_id, version, observe_time = values
+    times = (_time(not_before), _time(not_after))
+    return HeldCertificate(serial_number, *times, certificate_id, version, _time(observe_time))
+
+
+def _time(micros: int | None) -> datetime | None:
+    return None if micros is None else from_micros(micros)
 
 
 def stream_row(stream: HostStream) -> tuple[object, ...]:

@@ -113,7 +113,7 @@ class ReportRows:
                     events.append(event)
             statuses[key] = report.certificate
         rows = [
-            (*key, str(status.state), encode_status(status), outcomes.get(key, "")) for key, status in statuses.items()
+            (*key, status.state.value, encode_status(status), outcomes.get(key, "")) for key, status in statuses.items()
         ]
         for chunk in _chunks(rows):
             self._run(session, self._put_statuses, chunk)
