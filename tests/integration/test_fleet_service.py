@@ -1,0 +1,224 @@
+"""`FleetService` over real mTLS gRPC: pages, filters, a host of any size, and renewals that reach their hosts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, timedelta
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from certplane.broker.fleet.model import CertificateState, CertificateStatus, HostStream, StatusReport
+from certplane.broker.model import CertificateRecord
+from certplane.errors import Reason
+from certplane.v1 import fleet_pb2 as pb
+from certplane.v1 import fleet_pb2_grpc, renewal_pb2
+from tests.support.ca import PrivateCa
+from tests.support.calls import refused
+from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
+from tests.support.stores import NO_LIMITS, certificate, draft
+from tests.support.streams import HostStreamClient
+
+pytestmark = pytest.mark.integration
+
+FAILED = renewal_pb2.CertificateStatus.STATE_FAILED
+
+
+@pytest.fixture(scope="module")
+def ca() -> PrivateCa:
+    return PrivateCa("internal")
+
+
+@pytest.fixture
+async def edge(ca: PrivateCa) -> AsyncIterator[EdgeServer]:
+    async with serve_edge(ca) as server:
+        yield server
+
+
+@pytest.fixture
+async def fleet(edge: EdgeServer) -> AsyncIterator[Any]:
+    """The stub, with an operator's identity."""
+    async with edge.channel(edge.ca.issue([OPERATOR])) as channel:
+        yield fleet_pb2_grpc.FleetServiceStub(channel)
+
+
+async def known(edge: EdgeServer, host: str, *certificates: CertificateStatus) -> None:
+    """A host that had a stream once."""
+    now = edge.clock.now()
+    await edge.stores.fleet.record_stream(HostStream(host, "0.1.0", "1f", now, "192.0.2.1", now, now, now))
+    reports = [StatusReport(number, status) for number, status in enumerate(certificates, 1)]
+    await edge.stores.fleet.record_reports(host, "e", reports)
+
+
+def status(name: str = "web", state: CertificateState = CertificateState.SERVING, error: str = "") -> CertificateStatus:
+    return CertificateStatus(name, state, last_error=error)
+
+
+async def issue(edge: EdgeServer, host: str = HOST, name: str = "a.example") -> CertificateRecord:
+    wanted = draft(identity=host, dns_names=(name,), public_key_sha256=f"key-{host}-{name}")
+    order = (await edge.stores.orders.open_order(wanted, NO_LIMITS, [])).order
+    record = certificate(order, f"certificate-{order.order_id}", edge.clock.now(), timedelta(days=90))
+    await edge.stores.orders.finish_order(record, [])
+    return record
+
+
+async def listed(fleet: Any, **fields: Any) -> tuple[list[str], list[int]]:
+    """The names of all pages' hosts, and the pages' sizes."""
+    seen: list[str] = []
+    sizes = []
+    request = pb.ListHostsRequest(**fields)
+    while True:
+        response = await fleet.ListHosts(request, timeout=10)
+        assert response.ByteSize() < 64 * 1024
+        sizes.append(len(response.hosts))
+        seen += [host.name for host in response.hosts]
+        if not response.next_page_token:
+            return seen, sizes
+        request.page_token = response.next_page_token
+
+
+async def test_hosts_come_in_pages(edge: EdgeServer, fleet: Any) -> None:
+    """By name, as many as were asked for, each once; the last page has no token."""
+    names = [f"h{number:02d}.example" for number in range(25)]
+    for name in names:
+        await known(edge, name, status())
+    assert await listed(fleet, page_size=10) == (names, [10, 10, 5])
+
+
+async def test_a_page_ends_before_it_is_too_large(edge: EdgeServer, fleet: Any) -> None:
+    """Messages stay under 64 KiB, however much hosts have to say; a host is never left out."""
+    names = [f"h{number:02d}.example" for number in range(12)]
+    for name in names:
+        await known(edge, name, *(status(f"c{index}", error="x" * 1900) for index in range(8)))
+    seen, sizes = await listed(fleet)
+    assert seen == names
+    assert len(sizes) > 1
+
+
+async def test_hosts_are_filtered(edge: EdgeServer, fleet: Any) -> None:
+    """By the states of their certificates, and by whether they have a stream."""
+    await known(edge, "failed.example", status(), status("mail", CertificateState.FAILED))
+    await known(edge, "fine.example", status())
+    async with edge.host() as channel:
+        await HostStreamClient(channel).hello()
+        assert (await listed(fleet, states=[FAILED]))[0] == ["failed.example"]
+        assert (await listed(fleet, disconnected_only=True))[0] == ["failed.example", "fine.example"]
+        assert len((await listed(fleet))[0]) == 3
+
+
+async def test_one_host_of_any_size(edge: EdgeServer, fleet: Any) -> None:
+    """A thousand certificates come in pages of the host; a list has the first of them and says how many there are."""
+    names = [f"c{number:04d}" for number in range(1000)]
+    await known(edge, HOST, *(status(name, error="x" * 150) for name in names))
+    seen: list[str] = []
+    request = pb.GetHostRequest(host="web1")
+    while True:
+        response = await fleet.GetHost(request, timeout=10)
+        assert response.ByteSize() < 64 * 1024
+        assert (response.host.name, response.host.label, response.host.certificate_count) == (HOST, "web1", 1000)
+        seen += [each.name for each in response.host.certificates]
+        if not response.next_page_token:
+            break
+        request.page_token = response.next_page_token
+    assert seen == names
+    (host,) = (await fleet.ListHosts(pb.ListHostsRequest(), timeout=10)).hosts
+    assert 0 < len(host.certificates) < host.certificate_count == 1000
+
+
+async def test_a_host_that_never_came(fleet: Any) -> None:
+    """Policy knows it, so it is shown, by name and by label; nobody else is."""
+    for called in (HOST, "web1"):
+        host = (await fleet.GetHost(pb.GetHostRequest(host=called), timeout=10)).host
+        assert (host.name, host.label, host.connected) == (HOST, "web1", False)
+    for called in ("web9", OPERATOR):
+        answer = await refused(fleet.GetHost(pb.GetHostRequest(host=called), timeout=10))
+        assert answer.reason is Reason.HOST_NOT_FOUND
+
+
+async def test_an_operator_s_request_reaches_the_host(edge: EdgeServer, fleet: Any) -> None:
+    """Durable, audited, told at once to who is there; asked again, it changes nothing and is told to nobody."""
+    record = await issue(edge)
+    await issue(edge, "web2.example")
+    async with edge.host() as channel:
+        host = HostStreamClient(channel)
+        await host.hello()
+        selection = pb.Selection(hosts=["web1", "web2.example"])
+        request = pb.RequestRenewalRequest(request_id="drill-1", selection=selection, reason="drill")
+        response = await fleet.RequestRenewal(request, timeout=10)
+        assert (response.certificate_count, response.changed_count, response.connected_host_count) == (2, 2, 1)
+        assert response.renewal_request_id == "drill-1"
+        told = await host.directive()
+        (renewal,) = told.renewals
+        assert (renewal.certificate_id, renewal.renewal_request_id) == (record.certificate_id, "drill-1")
+        shown = (await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=10)).host
+        assert [each.certificate_id for each in shown.pending_renewals] == [record.certificate_id]
+        await host.answer(told.nonce)
+        again = await fleet.RequestRenewal(request, timeout=10)
+        assert (again.changed_count, again.last_renew_time) == (2, response.last_renew_time)
+        await host.heartbeat()
+        assert (await host.read()).WhichOneof("message") == "heartbeat"
+        shown = (await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=10)).host
+        assert not shown.pending_renewals
+    events = [event for event in edge.stores.database.events if event.event_type == "renewal_requested"]
+    assert [(event.identity, event.request_id, event.count) for event in events] == [(OPERATOR, "drill-1", 2)]
+
+
+async def test_a_spread_and_a_dry_run(edge: EdgeServer, fleet: Any) -> None:
+    """The answer says when the last one is to renew; a dry run leaves no plan."""
+    for number in range(4):
+        await issue(edge, name=f"{number}.example")
+    request = pb.RequestRenewalRequest(
+        selection=pb.Selection(all=True), spread_duration=Duration(seconds=4000), reason="drill", dry_run=True
+    )
+    response = await fleet.RequestRenewal(request, timeout=10)
+    left = response.last_renew_time.ToDatetime(UTC) - edge.clock.now()
+    assert timedelta(seconds=2900) < left < timedelta(seconds=3001)
+    assert not any(one.plan for one in await edge.stores.renewal_plans.in_force(HOST, edge.clock.now()))
+
+
+NOTHING = pb.Selection()
+
+
+@pytest.mark.parametrize(
+    ("field", "method", "asked"),
+    [
+        pytest.param("host", "GetHost", pb.GetHostRequest(), id="no-host"),
+        pytest.param("page_token", "GetHost", pb.GetHostRequest(host="web1", page_token="?"), id="token-of-a-host"),
+        pytest.param("page_token", "ListHosts", pb.ListHostsRequest(page_token="?"), id="token-of-a-list"),
+        pytest.param("page_size", "ListHosts", pb.ListHostsRequest(page_size=-1), id="page-size"),
+        pytest.param("selection", "RequestRenewal", pb.RequestRenewalRequest(reason="x"), id="no-selection"),
+        pytest.param("reason", "RequestRenewal", pb.RequestRenewalRequest(selection=NOTHING), id="no-reason"),
+        pytest.param(
+            "reason", "RequestRenewal", pb.RequestRenewalRequest(selection=NOTHING, reason="a\nb"), id="odd-reason"
+        ),
+        pytest.param(
+            "spread_duration",
+            "RequestRenewal",
+            pb.RequestRenewalRequest(selection=NOTHING, reason="x", spread_duration=Duration(seconds=31 * 86_400)),
+            id="long-spread",
+        ),
+        pytest.param(
+            "selection.dns_names",
+            "RequestRenewal",
+            pb.RequestRenewalRequest(selection=pb.Selection(dns_names=["a b"]), reason="x"),
+            id="no-dns-name",
+        ),
+    ],
+)
+async def test_bad_requests(fleet: Any, field: str, method: str, asked: Any) -> None:
+    """REQUEST_INVALID with the field."""
+    answer = await refused(getattr(fleet, method)(asked, timeout=10))
+    assert (answer.reason, answer.fields) == (Reason.REQUEST_INVALID, [field])
+
+
+async def test_hosts_are_no_operators(edge: EdgeServer) -> None:
+    """No host sees another one."""
+    async with edge.host() as channel:
+        stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
+        for call in (
+            stub.ListHosts(pb.ListHostsRequest(), timeout=10),
+            stub.GetHost(pb.GetHostRequest(host="web1"), timeout=10),
+            stub.RequestRenewal(pb.RequestRenewalRequest(), timeout=10),
+        ):
+            assert (await refused(call)).reason is Reason.ROLE_REQUIRED
