@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from datetime import UTC, datetime
 from typing import Any
@@ -40,7 +41,9 @@ class HostStreamClient:
         self.last = 0
 
     async def say(self, **message: Any) -> None:
-        await self.call.write(pb.StreamRenewalStatusRequest(**message))
+        """Say something; should the stream end meanwhile, reading tells why."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self.call.write(pb.StreamRenewalStatusRequest(**message))
 
     async def hello(self, *names: str, **fields: Any) -> pb.StreamRenewalStatusResponse.Welcome:
         """Say hello, and read the welcome."""
