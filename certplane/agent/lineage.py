@@ -26,6 +26,7 @@ from certplane.agent.renewal.plan import (
     Wait,
     newest_version,
     pause,
+    pause_after_issue,
     plan_renewal,
 )
 from certplane.agent.renewal.status import (
@@ -56,9 +57,6 @@ __all__ = ["Activates", "Lineage", "LineageLife", "Obtain", "OrderFailedError", 
 
 _AFTER_DISK_ERROR = timedelta(minutes=1)
 _AFTER_FAULT = timedelta(minutes=5)
-_BETWEEN_REQUESTS = timedelta(minutes=1)
-"""From one new certificate to the next plan: one whose life is over as soon as it begins must not be asked for in a
-loop."""
 _JUMP = timedelta(minutes=1)
 """From the monotonic clock, before a wall clock counts as set. Less is NTP at work, and rounding."""
 _MOST_STEPS = 9
@@ -233,7 +231,7 @@ class LineageLife:
                 span = _AFTER_FAULT
             else:
                 if isinstance(plan.step, Activate) and requested:
-                    span = _BETWEEN_REQUESTS
+                    span = pause_after_issue(self._lineage.spec, plan.step.version, self._clock.now())
                 requested = isinstance(plan.step, Request)
                 if span > timedelta() and not self._forced:
                     self._settle_with(status)

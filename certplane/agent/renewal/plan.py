@@ -54,6 +54,7 @@ __all__ = [
     "newest_version",
     "override_time",
     "pause",
+    "pause_after_issue",
     "plan_renewal",
     "warn_time",
 ]
@@ -64,6 +65,8 @@ LONGEST_PAUSE = timedelta(minutes=15)
 
 _FRESH = 10
 """The first part of this many of a lifetime, in which nothing is due."""
+_BETWEEN_REQUESTS = timedelta(minutes=1)
+_LEAST_BETWEEN_REQUESTS = timedelta(seconds=5)
 _OVERRIDE = timedelta(hours=72)
 """With less life left than this, a certificate in use makes its successor's activation wait for no window."""
 _OVERRIDE_SHARE = 4
@@ -206,6 +209,19 @@ def pause(plan: Plan, now: datetime) -> timedelta:
     if not isinstance(plan.step, Wait):
         return timedelta()
     return min(max(plan.step.until - now, timedelta()), LONGEST_PAUSE)
+
+
+def pause_after_issue(spec: LineageSpec, version: Version, now: datetime) -> timedelta:
+    """How long to sleep after a certificate was had and put in force, before planning again.
+
+    A minute, so that one whose life is over as soon as it begins isn't asked for in a loop. A certificate that isn't
+    due yet has no such loop: its pause is the first part of its life if that is shorter, so that one that lives for a
+    minute is renewed in time.
+    """
+    if due_time(spec, version) <= now:
+        return _BETWEEN_REQUESTS
+    fresh = (version.not_after - version.not_before) / _FRESH
+    return min(max(fresh, _LEAST_BETWEEN_REQUESTS), _BETWEEN_REQUESTS)
 
 
 def newest_version(versions: tuple[Version, ...]) -> Version | None:

@@ -24,6 +24,7 @@ from certplane.agent.renewal.plan import (
     due_time,
     override_time,
     pause,
+    pause_after_issue,
     plan_renewal,
     warn_time,
 )
@@ -368,6 +369,23 @@ def test_plan_names_the_renewal_time() -> None:
 def test_pause_is_bounded(step: Wait | Activate, span: timedelta) -> None:
     """The loop never sleeps so long that a clock that was set, or a suspended machine, goes unnoticed."""
     assert pause(Plan(step, None, overdue=False), START) == span
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "passed", "span"),
+    [
+        pytest.param(90 * DAY, timedelta(), timedelta(minutes=1), id="long"),
+        pytest.param(timedelta(minutes=5), timedelta(seconds=2), timedelta(seconds=30), id="minutes: a tenth"),
+        pytest.param(timedelta(seconds=20), timedelta(seconds=2), timedelta(seconds=5), id="seconds: the floor"),
+        pytest.param(timedelta(seconds=2), timedelta(seconds=1), timedelta(minutes=1), id="due already"),
+        pytest.param(timedelta(), timedelta(), timedelta(minutes=1), id="over as it begins"),
+        pytest.param(-DAY, timedelta(), timedelta(minutes=1), id="ends before it begins"),
+        pytest.param(90 * DAY, 91 * DAY, timedelta(minutes=1), id="over by this clock"),
+    ],
+)
+def test_pause_after_a_new_certificate(lifetime: timedelta, passed: timedelta, span: timedelta) -> None:
+    """One that lives for minutes is renewed in time, and one whose life is over at once isn't asked for in a loop."""
+    assert pause_after_issue(SPEC, version(lifetime=lifetime), START + passed) == span
 
 
 # What holds for every host, whatever happened to it.
