@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from certplane.agent.model import DirectedRenewal, RenewalCause
 from certplane.agent.renewal.directed import explanation
-from certplane.agent.renewal.failures import is_refused_by_policy
+from certplane.agent.renewal.failures import is_refused_by_policy, is_unreached
 from certplane.agent.renewal.plan import newest_version
 from certplane.errors import Reason, RefusalError
 
@@ -87,6 +87,14 @@ class HostDirectives:
                 file.save(directed)
                 changed[name] = directed
         return changed, [each.certificate_id for each in renewals if each.certificate_id not in known]
+
+    async def connected(self) -> None:
+        """See `DirectiveTaker.connected`."""
+        for name, lineage in self._lineages.items():
+            status = await self._disk.run(lineage.statuses.load)
+            if status is not None and is_unreached(status):
+                logger.info("%s: the broker is there again; asking again", name)
+                self._lives[name].try_again()
 
     async def policy_changed(self, policy_hash: str) -> None:
         """See `DirectiveTaker.policy_changed`."""

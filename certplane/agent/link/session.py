@@ -61,6 +61,10 @@ class DirectiveTaker(Protocol):
         """
         ...
 
+    async def connected(self) -> None:
+        """The broker has answered on a new stream: let those try again that could not reach it."""
+        ...
+
     async def policy_changed(self, policy_hash: str) -> None:
         """Another policy may be in force: if so, let those try again that the one before refused."""
         ...
@@ -300,6 +304,7 @@ class Session:
         """Acknowledgements and directives, one at a time and only the latest of each: both wait for the disk."""
         nonce, answer = "", None
         done = 0
+        await self._parts.directives.connected()
         while True:
             await self._to_do.wait()
             self._to_do.clear()

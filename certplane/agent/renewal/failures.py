@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 
-from certplane.agent.model import LineageStatus, Version
+from certplane.agent.model import LineageStatus, LineageStep, Version
 from certplane.errors import CertplaneError, OperationError, Reason, Refusal, RefusalError
 from certplane.runtime.backoff import Backoff
 
@@ -22,6 +22,7 @@ __all__ = [
     "failure_of",
     "is_final_for_key",
     "is_refused_by_policy",
+    "is_unreached",
     "kind_of",
     "request_backoff",
 ]
@@ -109,6 +110,7 @@ _KINDS: dict[Reason, FailureKind] = {
 }
 _BY_POLICY = frozenset({Reason.IDENTITY_UNKNOWN, Reason.PROFILE_NOT_ALLOWED, Reason.NAMES_NOT_ALLOWED, Reason.KEY_WEAK})
 """`failure_of` puts the reason before the message."""
+_REASONS = frozenset(map(str, Reason))
 _FINAL_FOR_KEY = frozenset({Reason.KEY_REUSED, Reason.KEY_WEAK, Reason.CSR_INVALID})
 _FINAL_PROBLEMS = frozenset({"urn:ietf:params:acme:error:badCSR", "urn:ietf:params:acme:error:badPublicKey"})
 """RFC 8555 6.7: the same CSR would be rejected again."""
@@ -146,6 +148,12 @@ def failure_of(cause: CertplaneError | Refusal, now: datetime, retry_time: datet
 def is_refused_by_policy(status: LineageStatus) -> bool:
     """Whether the last request failed because the broker's policy says no: another policy may say yes."""
     return status.failures > 0 and status.last_error.partition(":")[0] in _BY_POLICY
+
+
+def is_unreached(status: LineageStatus) -> bool:
+    """Whether the last request failed without an answer of the broker's: once it is there, the wait has no sense."""
+    failed = status.failures > 0 and status.failed_step is LineageStep.REQUEST
+    return failed and status.last_error.partition(":")[0] not in _REASONS
 
 
 def kind_of(reason: Reason) -> FailureKind:

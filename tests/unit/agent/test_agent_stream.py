@@ -13,7 +13,7 @@ import pytest
 
 from certplane.agent.app import Agent
 from certplane.agent.model import LineageState
-from certplane.errors import CertplaneError, OperationError, Reason
+from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.rpc.status import refusal_from_status
 from certplane.v1 import renewal_pb2 as pb
 from tests.fakes.clock import ManualClock
@@ -184,6 +184,32 @@ async def test_another_policy_lets_the_refused_try_again(world: AgentWorld) -> N
         world.broker.profiles = ("web",)
         server.last.direct("n1", policy_hash="aa" * 32)
         await until(lambda: installed(server, "web") == installed(server, "api") == 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "renewed"),
+    [
+        pytest.param(OperationError("the broker can't be reached: Connection refused"), True, id="was not there"),
+        pytest.param(RefusalError(Reason.ISSUER_UNAVAILABLE, "no CA answers"), False, id="said no"),
+    ],
+)
+async def test_a_broker_that_is_there_again_is_asked_at_once(
+    world: AgentWorld, error: CertplaneError, renewed: bool
+) -> None:
+    """Who couldn't reach it doesn't wait out its own patience; who was refused does."""
+    await world.enroll()
+    world.broker.errors = [error] * 4  # both words about the identity, and both requests
+    once = world.agent()
+    await once.run_once()
+    await once.close()
+    assert (await world.status("web")).state is LineageState.FAILED
+    async with broker(world) as server, running(world, server):
+        await until(lambda: bool(server.streams) and bool(server.last.reports))
+        if renewed:
+            await until(lambda: installed(server, "web") == installed(server, "api") == 1)
+        else:
+            await asyncio.sleep(0.2)
+            assert (await world.status("web")).failures == 1
 
 
 async def test_what_a_single_run_does_is_told(world: AgentWorld) -> None:

@@ -46,12 +46,16 @@ class Taker:
     def __init__(self) -> None:
         self.taken: list[DirectedRenewal] = []
         self.hashes: list[str] = []
+        self.connections = 0
         self.errors: list[Exception] = []
 
     async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
         if self.errors:
             raise self.errors.pop(0)
         self.taken += renewals
+
+    async def connected(self) -> None:
+        self.connections += 1
 
     async def policy_changed(self, policy_hash: str) -> None:
         self.hashes.append(policy_hash)
