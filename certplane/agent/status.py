@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from certplane.agent.link.state import LinkPhase
 from certplane.agent.model import LineageState
-from certplane.agent.renewal.plan import due_reason, due_time, newest_version, warn_time
+from certplane.agent.renewal.plan import due_time, newest_version, shown_reason, warn_time
 from certplane.agent.renewal.skew import MOST_SKEW
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def lineage_report(spec: LineageSpec, facts: LineageFacts, now: datetime) -> Lin
         overdue=current is not None and warn_time(spec, current) <= now,
         certificate_id="" if current is None else current.certificate_id,
         order_id="" if facts.pending is None else facts.pending.order_id,
-        renew_reason=status.renew_reason or ("" if current is None else due_reason(spec, current)),
+        renew_reason=shown_reason(spec, status, newest if status.renew_reason else current),
         failures=status.failures,
         activation_failures=status.activation_failures,
         next_attempt_time=max(attempts) if attempts else None,

@@ -19,10 +19,14 @@ __all__ = ["explanation", "laid_over"]
 
 _WHY = {
     RenewalCause.LIFETIME: "the broker set the time",
-    RenewalCause.ISSUER: "the CA moved its window",
+    RenewalCause.ISSUER: "the CA's window (ARI)",
     RenewalCause.OPERATOR: "an operator asked",
     RenewalCause.REVOKED: "it was revoked",
 }
+
+
+_SPEAK_FOR_THEMSELVES = frozenset({RenewalCause.ISSUER, RenewalCause.REVOKED})
+"""Causes of which the broker gives the whole reason: whether the CA asks for it now, or has just named its window."""
 
 
 def laid_over(facts: LineageFacts, directed: DirectedRenewal | None) -> LineageFacts:
@@ -56,6 +60,8 @@ def explanation(directed: DirectedRenewal | None) -> str:
     """Why the broker set the time, for a person: `an operator asked: key ceremony`; empty without a directive."""
     if directed is None:
         return ""
-    said = " ".join(filter(None, (directed.reason, directed.explanation_url)))
-    why = _WHY[directed.cause]
-    return f"{why}: {said}" if said else why
+    if directed.cause in _SPEAK_FOR_THEMSELVES and directed.reason:
+        words = [directed.reason, directed.explanation_url]
+    else:
+        words = [_WHY[directed.cause], " ".join(filter(None, (directed.reason, directed.explanation_url)))]
+    return ": ".join(filter(None, words))

@@ -56,6 +56,7 @@ __all__ = [
     "pause",
     "pause_after_issue",
     "plan_renewal",
+    "shown_reason",
     "warn_time",
 ]
 
@@ -84,6 +85,10 @@ class RenewReason(StrEnum):
     DUE = "its renewal time has come"
     FORCED = "an operator asked for it"
     RESUMED = "a request was under way"
+
+
+_TOLD_MORE = frozenset({RenewReason.DUE.value, RenewReason.REVOKED.value})
+"""Reasons of which the broker's directive says more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +254,20 @@ def due_reason(spec: LineageSpec, version: Version) -> str:
     if version.renew_time is not None and due_time(spec, version) == version.renew_time:
         return "the broker's time"
     return "the host's rule" if spec.renew_before is None else "renew_before"
+
+
+def shown_reason(spec: LineageSpec, status: LineageStatus, version: Version | None) -> str:
+    """Why a version is to be renewed, or was just asked for anew, for a person: the broker's word where that decides.
+
+    Args:
+        spec: What the configuration wants.
+        status: The lineage's.
+        version: The one that is followed by another; None if there is none yet.
+    """
+    reason = status.renew_reason
+    if version is None or (reason and (version.directed is None or reason not in _TOLD_MORE)):
+        return reason
+    return due_reason(spec, version)
 
 
 def warn_time(spec: LineageSpec, version: Version) -> datetime:

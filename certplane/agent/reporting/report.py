@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from certplane.agent.model import CertificateReport, HeldCertificate, LineageState
-from certplane.agent.renewal.plan import RenewReason, due_reason, newest_version
+from certplane.agent.renewal.plan import newest_version, shown_reason
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -17,8 +17,6 @@ __all__ = ["certificate_report"]
 
 _MOST_REASON_BYTES, _MOST_ERROR_BYTES = 500, 2000
 """renewal.proto, CertificateStatus."""
-_BY_TIME = frozenset({RenewReason.DUE.value, RenewReason.REVOKED.value})
-"""Reasons of which the broker's directive says more."""
 
 
 def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> CertificateReport:
@@ -35,10 +33,6 @@ def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> 
     if state is LineageState.ABSENT and current is not None:
         state = LineageState.WAITING  # an enrollment has put it in force, and no agent has seen it yet
     names = spec.dns_names or (() if current is None else current.dns_names)
-    reason = status.renew_reason
-    told = newest is not None and newest.directed is not None and reason in _BY_TIME
-    if newest is not None and (told or not reason):
-        reason = due_reason(spec, newest)
     return CertificateReport(
         name=spec.name,
         state=state,
@@ -50,7 +44,7 @@ def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> 
         installed=_held(current),
         served=_served(status, facts.versions),
         renew_time=status.renew_time,
-        renew_reason=_line(reason, _MOST_REASON_BYTES),
+        renew_reason=_line(shown_reason(spec, status, newest), _MOST_REASON_BYTES),
         last_error=_line(status.last_error or status.verify_error, _MOST_ERROR_BYTES),
         request_failures=status.failures,
         activation_failures=status.activation_failures,

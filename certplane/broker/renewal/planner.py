@@ -233,6 +233,8 @@ class RenewalPlanner:
         now = self._clock.now()
         reason = f"renew at {plan.renew_time:%Y-%m-%dT%H:%M:%SZ} instead of {before.renew_time:%Y-%m-%dT%H:%M:%SZ}"
         reason += f": {plan.reason}"
+        if plan.window_end is not None and plan.window_end <= now:
+            reason += f"; its window has ended at {plan.window_end:%Y-%m-%dT%H:%M:%SZ}"
         if plan.explanation_url:
             reason += f"; explained at {plan.explanation_url}"
         return AuditEvent(

@@ -133,9 +133,9 @@ def _keeps(plan: RenewalPlan, info: RenewalInfo, latest: datetime) -> bool:
 
 def _pick(info: RenewalInfo, now: datetime, rng: random.Random) -> tuple[datetime, RenewalCause, str]:
     if info.window_end <= now:
-        return now, RenewalCause.ISSUER, f"the CA wants it renewed now: its window {_span(info)} is past"
+        return now, RenewalCause.ISSUER, "the CA asks for it now"
     moment = info.window_start + (info.window_end - info.window_start) * rng.random()
-    return moment, RenewalCause.ISSUER, f"the CA's window {_span(info)}"
+    return moment, RenewalCause.ISSUER, f"the CA's window (ARI) {_span(info)}"
 
 
 def _on_error(

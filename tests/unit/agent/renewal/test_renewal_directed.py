@@ -126,8 +126,23 @@ def test_an_imported_version_has_no_name_to_be_meant_by() -> None:
         pytest.param(replace(directive(NOW), reason="keys leaked"), "an operator asked: keys leaked", id="operator"),
         pytest.param(
             DirectedRenewal("c1", NOW, RenewalCause.ISSUER, explanation_url="https://ca.example/incident"),
-            "the CA moved its window: https://ca.example/incident",
+            "the CA's window (ARI): https://ca.example/incident",
             id="issuer",
+        ),
+        pytest.param(
+            DirectedRenewal("c1", NOW, RenewalCause.ISSUER, "the CA asks for it now", "https://ca.example/incident"),
+            "the CA asks for it now: https://ca.example/incident",
+            id="issuer, in the broker's words",
+        ),
+        pytest.param(
+            replace(directive(NOW), reason="keys leaked", explanation_url="https://ca.example/incident"),
+            "an operator asked: keys leaked https://ca.example/incident",
+            id="operator, in an incident",
+        ),
+        pytest.param(
+            DirectedRenewal("c1", NOW, RenewalCause.REVOKED, "it was revoked: keyCompromise"),
+            "it was revoked: keyCompromise",
+            id="revoked",
         ),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_moment_is_picked_in_the_window() -> None:
     assert WINDOW.window_start <= plan.renew_time < WINDOW.window_end
     assert (plan.window_start, plan.window_end) == (WINDOW.window_start, WINDOW.window_end)
     assert plan.cause is RenewalCause.ISSUER
-    assert plan.reason == "the CA's window 2027-01-22T12:00:00Z/2027-01-24T12:00:00Z"
+    assert plan.reason == "the CA's window (ARI) 2027-01-22T12:00:00Z/2027-01-24T12:00:00Z"
     assert plan.explanation_url == "https://ca.example/why"
     assert plan.next_check_time is not None
     assert 2 * HOUR <= plan.next_check_time - START <= 2.1 * HOUR
@@ -107,7 +107,7 @@ def test_a_window_that_is_past_means_now() -> None:
     plan = planned(PAST, planned(WINDOW), now=now)
     assert plan.renew_time == now
     assert plan.cause is RenewalCause.ISSUER
-    assert plan.reason.startswith("the CA wants it renewed now")
+    assert plan.reason == "the CA asks for it now"
     assert plan.explanation_url == "https://ca.example/incident"
     later = planned(PAST, plan, now=now + DAY)
     assert later.renew_time == now, "it stays due since then"
@@ -214,7 +214,7 @@ def test_an_operator_s_plan_is_never_put_off() -> None:
     forward = planned(PAST, plan, now=START + HOUR)
     assert forward.renew_time == START + HOUR
     assert forward.cause is RenewalCause.OPERATOR
-    assert forward.reason.startswith("the CA wants it renewed now")
+    assert forward.reason == "the CA asks for it now"
     assert planned(DOWN, plan).told == plan.told
     assert planned(WINDOW, forward, now=START + 2 * HOUR).renew_time == START + HOUR
 
