@@ -474,7 +474,10 @@ class Issuer(Protocol):
         ...
 
     async def answer_challenges(self, order: IssuerOrder, timeout: timedelta) -> IssuerOrder:
-        """Tell the CA that the TXT records stand, wait until the order is ready or has failed."""
+        """Tell the CA that the TXT records stand, wait until the order is ready or has failed.
+
+        An order that the CA is still validating when time is up is returned, pending, with its Retry-After.
+        """
         ...
 
     async def finalize(self, order: IssuerOrder, csr_der: bytes, timeout: timedelta) -> IssuerOrder:

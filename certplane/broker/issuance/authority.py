@@ -236,13 +236,15 @@ class RegistrationAuthority:
         )
 
     async def _find_cached(self, caller: Caller, asked: AuthorisedRequest) -> tuple[CertificateRecord, Order] | None:
+        record = None
         for issuer in self._ports.issuers_of(asked.profile):
-            record = await self._ports.certificates.find_cached(
+            found = await self._ports.certificates.find_cached(
                 caller.name, asked.profile.hash, issuer, asked.request.public_key_sha256
             )
-            if record is not None:
-                break
-        else:
+            # The newest, whoever issued it: an older one of the first issuer must not hide what a later one has made.
+            if found is not None and (record is None or found.create_time > record.create_time):
+                record = found
+        if record is None:
             return None
         now, replaced = self._ports.clock.now(), asked.replaces_certificate_id
         fresh = answers(record, now, self._ports.renewals.renew_time(record), replaced)

@@ -80,6 +80,9 @@ _MOST_ABANDONED = 3
 
 _SHORTEST_TIMEOUT = timedelta(seconds=1)
 
+_SHORTEST_PAUSE = timedelta(minutes=1)
+"""Before a new order goes to an issuer that was left and isn't known to be out any more."""
+
 
 class _OrderOverError(Exception):
     """The order can't go on.
@@ -97,6 +100,10 @@ class _OrderOverError(Exception):
 
 class _IssuerChangedError(Exception):
     """The order goes on at another issuer, when its turn comes there."""
+
+
+class _StillValidatingError(RefusalError):
+    """The CA answers and is slow with this order's names: that says nothing of whether others reach it."""
 
 
 class OrderExecution:
@@ -127,8 +134,10 @@ class OrderExecution:
         """The CA's order as last seen; None when it has to be looked at."""
         self._place: Place | None = None
         self._deadline = 0.0
+        self._asked_at = 0.0
+        """When the CA was turned to in this step, after whatever had to be waited for before."""
         self._out_since: float | None = None
-        """When the first step began, since the order's last progress, for which the CA was out of reach."""
+        """Since when, after the order's last progress, the CA has been out of reach."""
         self._failures = 0
         self._abandoned = 0
         self._looked_at = ""
@@ -193,16 +202,16 @@ class OrderExecution:
     async def _try_on(self) -> None:
         """One step, and what follows from its failure."""
         state = self.order.state
-        started = self._ports.clock.monotonic()
+        self._asked_at = self._ports.clock.monotonic()
         try:
             await self._advance()
         except _OrderOverError as over:
             await self._end(over.end, left_open=over.left_open, unaccounted=over.unaccounted)
         except RefusalError as error:
-            if error.refusal.reason is not Reason.ISSUER_UNAVAILABLE:
+            if error.refusal.reason is not Reason.ISSUER_UNAVAILABLE or isinstance(error, _StillValidatingError):
                 self._out_since = None
             elif self._out_since is None:
-                self._out_since = started
+                self._out_since = self._asked_at
             await self._after_failure(error.refusal)
         if self.order.state is not state:
             self._failures = 0
@@ -269,14 +278,17 @@ class OrderExecution:
         issuers = self._ports.issuers_of(profile)
         issuer = self._choice.choose(issuers, self.order.dns_names, profile.acme_profile, now, but=but)
         if issuer and out_of_reach:
-            self._choice.suspect(self.order.issuer, now, refusal.retry_after)
+            self._choice.suspect(self.order.issuer, now, refusal)
         return issuer
 
     async def _move(self, issuer: str, refusal: Refusal) -> NoReturn:
         """Go on at another issuer: nothing was finalised here, so that no key gets two certificates."""
         order = self.order
-        logger.warning(
-            "an order goes on at another issuer: %s",
+        asks_person = classify(refusal) is Consequence.ASK_PERSON  # whom nobody would call while the other one works
+        logger.log(
+            logging.ERROR if asks_person else logging.WARNING,
+            "an order goes on at another issuer%s: %s",
+            ", a person has to act" if asks_person else "",
             refusal.message,
             extra={"fields": {"order_id": order.order_id, "issuer": order.issuer, "next_issuer": issuer}},
         )
@@ -314,6 +326,8 @@ class OrderExecution:
         async with self._queue.asking(self._lane):
             profile = await self._authorisation.ask_again(self.order)
             self._check_held()
+            await self._leave_suspected(profile)
+            self._asked_at = self._ports.clock.monotonic()
             with self._step("create"):
                 acme = await self._issuer.create_order(
                     self.order.csr_der, profile, self._timeout(self._settings.call_timeout), replaces=replaces
@@ -332,6 +346,18 @@ class OrderExecution:
         if held is not None:
             until, refusal = held
             raise RefusalError.of(replace(refusal, retry_after=until - self._ports.clock.now()))
+
+    async def _leave_suspected(self, profile: Profile) -> None:
+        """Go where others have gone that found the issuer out of reach while this order waited for its turn."""
+        now = self._ports.clock.now()
+        suspected = self._choice.suspected(self.order.issuer, now)
+        if suspected is None:
+            return
+        but = self._left | {self.order.issuer}
+        issuers = self._ports.issuers_of(profile)
+        issuer = self._choice.choose(issuers, self.order.dns_names, profile.acme_profile, now, but=but)
+        if issuer:
+            await self._move(issuer, suspected)
 
     async def _replaced_pem(self) -> str:
         """The certificate that the CA is told this order replaces: one of its own that shares a name (RFC 9773 5)."""
@@ -399,10 +425,13 @@ class OrderExecution:
             await self._journal.write(OrderChange(txt_records=merge_records(self.order.txt_records, written)))
         with self._step("propagate"):
             await self._ports.solver.wait_until_visible(written, self._timeout(self._settings.propagation_timeout))
+        self._asked_at = self._ports.clock.monotonic()
         with self._step("answer"):
             answered = await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
         if answered.status is IssuerOrderStatus.PENDING:
-            raise RefusalError(Reason.ISSUER_UNAVAILABLE, "the CA has not finished validating")
+            raise _StillValidatingError(
+                Reason.ISSUER_UNAVAILABLE, "the CA has not finished validating", retry_after=answered.retry_after
+            )
         self._acme = answered
 
     def _check_challenges(self, acme: IssuerOrder) -> None:
@@ -452,16 +481,32 @@ class OrderExecution:
         if asks_person:
             fields = {"order_id": order.order_id, "profile": order.profile, "reason": end.refusal.reason.value}
             logger.error("a person has to act: %s", end.refusal.message, extra={"fields": fields})
-        events = [self._events.failed(end.refusal, order.acme_order_url, alarming=unaccounted or asks_person)]
-        if left_open:
-            events.append(self._events.abandoned(order.acme_order_url, end.refusal.message))
-            self._ports.meter.count(measures.ORDERS_ABANDONED)
-        retry_time = self._ports.clock.now() + end.pause
         self._hold(end.refusal, end.pause)
+        error, pause = self._until_any_issuer(end)
+        events = [self._events.failed(error, order.acme_order_url, alarming=unaccounted or asks_person)]
+        if left_open:
+            events.append(self._events.abandoned(order.acme_order_url, error.message))
+            self._ports.meter.count(measures.ORDERS_ABANDONED)
+        retry_time = self._ports.clock.now() + pause
         await self._journal.write(
-            OrderChange(state=OrderState.FAILED, error=end.refusal, retry_time=retry_time, block_key=unaccounted),
-            events,
+            OrderChange(state=OrderState.FAILED, error=error, retry_time=retry_time, block_key=unaccounted), events
         )
+
+    def _until_any_issuer(self, end: End) -> tuple[Refusal, timedelta]:
+        """What is told, and when a new order may follow: as soon as another of the profile's issuers can be asked.
+
+        A limit of the issuer that was asked last, days long, must not keep the order from the first one that was away
+        for minutes.
+        """
+        profile = self._profile
+        if profile is None or not fails_over(end.refusal):
+            return end.refusal, end.pause
+        others = [issuer for issuer in self._ports.issuers_of(profile) if issuer != self.order.issuer]
+        if not others:
+            return end.refusal, end.pause
+        wait = self._choice.wait(others, self.order.dns_names, profile.acme_profile, self._ports.clock.now())
+        pause = min(end.pause, max(wait, _SHORTEST_PAUSE))
+        return (end.refusal if pause == end.pause else replace(end.refusal, retry_after=pause)), pause
 
     def _hold(self, refusal: Refusal, wait: timedelta) -> None:
         """Keep everybody whom the refusal concerns from asking the CA for the same answer."""

@@ -11,13 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from certplane.broker.issuance.queue import Lane, OrderQueue
+from certplane.errors import Refusal
 
 __all__ = ["IssuerChoice"]
 
 _SUSPECT_FOR: Final = timedelta(minutes=5)
+
+
+class _Suspicion(NamedTuple):
+    until: datetime
+    refusal: Refusal
 
 
 class IssuerChoice:
@@ -25,17 +31,26 @@ class IssuerChoice:
 
     def __init__(self, queue: OrderQueue) -> None:
         self._queue = queue
-        self._suspect_until: dict[str, datetime] = {}
+        self._suspicions: dict[str, _Suspicion] = {}
 
-    def suspect(self, issuer: str, now: datetime, wait: timedelta | None) -> datetime:
-        """The issuer can't be reached; `wait` is what it said itself. Returns until when it is left alone."""
-        until = now + max(wait or timedelta(), _SUSPECT_FOR)
-        self._suspect_until[issuer] = until
+    def suspect(self, issuer: str, now: datetime, refusal: Refusal) -> datetime:
+        """The issuer can't be reached, as `refusal` says. Returns until when it is left alone."""
+        until = now + max(refusal.retry_after or timedelta(), _SUSPECT_FOR)
+        self._suspicions[issuer] = _Suspicion(until, refusal)
         return until
+
+    def suspected(self, issuer: str, now: datetime) -> Refusal | None:
+        """Why the issuer is thought to be out of reach; None if it isn't."""
+        suspicion = self._suspicions.get(issuer)
+        return suspicion.refusal if suspicion is not None and suspicion.until > now else None
 
     def works(self, issuer: str) -> None:
         """The issuer has issued."""
-        self._suspect_until.pop(issuer, None)
+        self._suspicions.pop(issuer, None)
+
+    def wait(self, issuers: Sequence[str], dns_names: tuple[str, ...], acme_profile: str, now: datetime) -> timedelta:
+        """How long until one of `issuers`, of which there is one at least, isn't out any more."""
+        return min(self._out_until(issuer, Lane(issuer, acme_profile, dns_names), now) for issuer in issuers) - now
 
     def choose(
         self,
@@ -56,9 +71,12 @@ class IssuerChoice:
             but: Those that were tried already. Without any, the first of `issuers` is the answer when all are out.
         """
         for issuer in issuers:
-            suspected = self._suspect_until.get(issuer)
-            if issuer in but or (suspected is not None and suspected > now):
-                continue
-            if self._queue.held(Lane(issuer, acme_profile, dns_names), now) is None:
+            if issuer not in but and self._out_until(issuer, Lane(issuer, acme_profile, dns_names), now) <= now:
                 return issuer
         return "" if but else issuers[0]
+
+    def _out_until(self, issuer: str, lane: Lane, now: datetime) -> datetime:
+        """When the issuer isn't out any more for the lane's names; `now` if it isn't."""
+        suspicion = self._suspicions.get(issuer)
+        held = self._queue.held(lane, now)
+        return max(now, suspicion.until if suspicion is not None else now, held[0] if held is not None else now)

@@ -225,7 +225,7 @@ class AcmeIssuer:
         with _doing(f"validate the order {order.url}"):
             await all_of(self._answer(challenge, deadline) for challenge in order.challenges)
             _log_step(order.url, f"{len(order.challenges)} challenges answered")
-            seen = await self._look_while(_PENDING, order.url, deadline)
+            seen = await self._look_until(_PENDING, order.url, deadline)
         _log_step(order.url, f"challenges validated: {seen.status}")
         return _shown(seen)
 
@@ -386,11 +386,18 @@ class AcmeIssuer:
         return sent
 
     async def _look_while(self, unfinished: frozenset[IssuerOrderStatus], url: str, deadline: Deadline) -> AcmeOrder:
-        """Look at the order until its status is another, waiting as the CA asks (Retry-After)."""
+        """Look at the order until its status is another."""
+        seen = await self._look_until(unfinished, url, deadline)
+        if seen.status in unfinished:
+            raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it is still {seen.status}", retry_after=seen.retry_after)
+        return seen
+
+    async def _look_until(self, unfinished: frozenset[IssuerOrderStatus], url: str, deadline: Deadline) -> AcmeOrder:
+        """Look at the order until its status is another or time is up, waiting as the CA asks (Retry-After)."""
         pause = _FIRST_LOOK
         while (seen := await self._fetch(url, deadline)).status in unfinished:
             if not await deadline.sleep(max(pause, seen.retry_after or timedelta())):
-                raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it is still {seen.status}", retry_after=seen.retry_after)
+                return seen
             pause = min(pause * _LOOK_GROWTH, _LONGEST_LOOK)
         if seen.status is IssuerOrderStatus.INVALID:
             raise await self._invalid(seen, deadline)

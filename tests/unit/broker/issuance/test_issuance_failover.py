@@ -186,6 +186,109 @@ async def test_the_cache_knows_certificates_of_each_listed_issuer(world: World) 
     assert [event.issuer_name for event in hits] == ["second"]
 
 
+async def test_the_newest_certificate_answers_whoever_issued_it(world: World) -> None:
+    """A renewal of a kept key that the second issuer made is not hidden by what the first one had issued before.
+
+    Else each repetition of the renewal, after a lost answer say, would be one more certificate for the key.
+    """
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on(timedelta(seconds=1))
+    (first,) = world.database.certificates
+    world.clock.advance(timedelta(days=75))
+    world.issuer.faults.fail("create_order", limited())
+    await authority.issue(caller(), issue(wait=timedelta(), replaces=first))
+    await world.run_on(timedelta(seconds=1))
+    for replaces in (first, ""):
+        again = await authority.issue(caller(), issue(wait=timedelta(), replaces=replaces))
+        assert (again.source, again.order.issuer) == ("cache", "second")
+    assert len(world.orders) == 2
+
+
+async def test_a_long_limit_of_the_last_issuer_keeps_no_order_from_the_first(world: World) -> None:
+    """The first is away for minutes, the second limits us for a week: the next order may be asked for in minutes."""
+    week = RefusalError(
+        Reason.ISSUER_RATE_LIMITED,
+        "too many certificates for these names",
+        retry_after=timedelta(days=7),
+        violations=[Violation("name_set", "too many")],
+    )
+    world.issuer.faults.fail_always("create_order", unreachable())
+    second(world).faults.fail_always("create_order", week)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on(timedelta(seconds=2))
+    (failed,) = world.orders
+    assert failed.retry_time is not None
+    assert failed.retry_time - world.clock.now() <= timedelta(minutes=5)
+    assert failed.error is not None
+    assert failed.error.retry_after is not None
+    assert failed.error.retry_after <= timedelta(minutes=5)
+    world.issuer.faults.heal()
+    world.clock.advance(timedelta(minutes=6))
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on(timedelta(seconds=2))
+    assert [(order.state, order.issuer) for order in world.orders] == [
+        (OrderState.FAILED, "second"),
+        (OrderState.ISSUED, "fake-ca"),
+    ]
+    assert second(world).faults.count("create_order") == 1
+
+
+async def test_waiting_for_the_dns_is_not_the_absence_of_the_issuer(world: World) -> None:
+    """Records that took a minute to spread and then one lost answer of the CA: the order stays."""
+    gate = world.solver.faults.hold("wait_until_visible")
+    world.issuer.faults.fail("answer_challenges", unreachable())
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await settle()
+    world.clock.advance(timedelta(minutes=1))
+    gate.set()
+    await world.run_on(timedelta(seconds=2))
+    assert (world.order.state, world.order.issuer) == (OrderState.ISSUED, "fake-ca")
+
+
+async def test_a_ca_that_validates_slowly_is_not_away_for_the_others(world: World) -> None:
+    """One order's names that the CA doesn't finish with may take that order elsewhere in the end, and no other one."""
+    world.ca.unhurried = 10**6
+    authority = await world.started()
+    await authority.issue(caller(), issue("one", wait=timedelta()))
+    await world.run_on(timedelta(seconds=20))
+    assert (world.order.state, world.order.issuer) == (OrderState.ISSUED, "second")
+    world.ca.unhurried = 0
+    await authority.issue(caller(), issue("two", wait=timedelta()))
+    await world.run_on(timedelta(seconds=1))
+    assert world.orders[1].issuer == "fake-ca"
+
+
+async def test_orders_in_line_go_elsewhere_once_one_has_found_the_issuer_away(world: World) -> None:
+    """Who waits for its turn to ask an issuer that hangs doesn't have to find that out as well."""
+    gate = world.issuer.faults.hold("create_order")
+    world.issuer.faults.fail("create_order", unreachable())
+    authority = await world.started()
+    await authority.issue(caller(), issue("one", wait=timedelta()))
+    await authority.issue(caller("web2.test"), issue("two", wait=timedelta()))
+    await settle()
+    world.clock.advance(timedelta(seconds=45))
+    gate.set()
+    await world.run_on(timedelta(seconds=1))
+    assert [order.issuer for order in world.orders] == ["second", "second"]
+    assert world.issuer.faults.count("create_order") == 1
+
+
+async def test_an_account_that_wants_a_person_calls_one_although_the_order_goes_on(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the second issuer serves, nothing fails: only the log can call whoever has to accept the new terms."""
+    world.issuer.faults.fail("create_order", rejected("userActionRequired"))
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on(timedelta(seconds=1))
+    assert world.order.issuer == "second"
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert any("a person has to act" in message for message in errors)
+
+
 async def test_a_restart_goes_on_where_the_order_was(world: World) -> None:
     """The issuer that an order moved to is durable: a new process doesn't begin with the first again."""
     world.issuer.faults.fail("create_order", limited())

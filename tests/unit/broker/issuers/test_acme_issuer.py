@@ -385,12 +385,12 @@ async def test_failed_validation_names_domain_and_reason(ca: ScriptedAcme, issue
 
 
 async def test_slow_validation_ends_at_the_deadline(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
-    """An order that stays pending is ISSUER_UNAVAILABLE with the CA's wait; nothing is finalised."""
+    """An order that stays pending is shown as it is, with the CA's wait; nothing is finalised."""
     created = await issuer.create_order(csr_der(), PROFILE, LONG)
     ca.validation, ca.retry_after = "pending", "30"
     ca.orders[1].names.append("third.test")
-    refusal = await refusal_of(issuer.answer_challenges(created, SHORT))
-    assert (refusal.reason, refusal.retry_after) == (Reason.ISSUER_UNAVAILABLE, timedelta(seconds=30))
+    answered = await issuer.answer_challenges(created, SHORT)
+    assert (answered.status, answered.retry_after) == (IssuerOrderStatus.PENDING, timedelta(seconds=30))
     assert ca.csrs == 0
 
 
