@@ -14,7 +14,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, TypedDict
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.account_limits import CallBudget, CircuitBreaker
@@ -189,13 +190,18 @@ class CloudflareProvider:
         adds = [write.add for write in writes if write.add is not None]
 
         async def batch() -> dict[tuple[str, str], str]:
-            done = await account.client.dns.records.batch(
+            # As it is sent, and as it came: the SDK's own way goes through all its types for each member of each record,
+            # which holds the event loop for a tenth of a second with a full batch, both ways.
+            answer = await account.client.dns.records.with_raw_response.batch(
                 zone_id=zone.id,
-                deletes=[{"id": write.delete} for write in writes if write.delete],
-                # The SDK's types of a record's form differ for each of its kinds; TXT has these members.
-                posts=[self._form(record) for record in adds],  # type: ignore[misc]
+                extra_body={
+                    "deletes": [{"id": write.delete} for write in writes if write.delete],
+                    "posts": [self._form(record) for record in adds],
+                },
             )
-            return {_identity(record): required(record, "id") for record in getattr(done, "posts", None) or ()}
+            result = _member(await answer.json(), "result")
+            records = [SimpleNamespace(**record) for record in _member(result, "posts") or ()]
+            return {_identity(record): required(record, "id") for record in records}
 
         what = f"change {len(writes)} TXT records in {zone.name}"
         ids = await self._calls.call(what, batch, account.breaker, deadline)
@@ -359,6 +365,11 @@ def _longest_suffix(name: str, zones: Mapping[str, Zone]) -> Zone | None:
     labels = name.split(".")
     parents = (".".join(labels[start:]) for start in range(len(labels)))
     return next((zones[parent] for parent in parents if parent in zones), None)
+
+
+def _member(found: object, name: str) -> Any:
+    """A member of a JSON object of an answer; None if there is none."""
+    return found.get(name) if isinstance(found, Mapping) else None
 
 
 def _identity(record: object) -> tuple[str, str]:

@@ -5,11 +5,13 @@ never asked for there: a resolver that is told too early that a name doesn't exi
 zone's SOA says. So the walk begins at the name's parent, and the zone's own servers say by a referral if the name is
 in a zone below. With configured `servers` (split DNS) those are asked for everything, and no resolver.
 
-One reachable address of each server is asked: not every host has IPv6. Answers of the walk are kept for a minute.
+One reachable address of each server is asked: not every host has IPv6. Answers of the walk are kept for a minute. A
+server has few questions at a time to answer: when hundreds of orders look at once, it is spared, and so is the loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +47,8 @@ __all__ = ["DnsLookup", "NameServer"]
 T = TypeVar("T")
 
 _ASK_TIMEOUT = timedelta(seconds=3)
+_ASKED_AT_ONCE = 16
+"""Questions under way to one server: 160 a second at a tenth of a second each."""
 _LOOKUP_TIMEOUT = timedelta(seconds=10)
 _FRESH = timedelta(minutes=1)
 _MOST_KEPT = 10_000
@@ -90,6 +94,7 @@ class DnsLookup:
         self._zones: dict[dns.name.Name, tuple[float, dns.name.Name]] = {}
         self._servers: dict[dns.name.Name, tuple[float, list[NameServer]]] = {}
         self._reachable: dict[NameServer, str] = {}
+        self._asking: dict[NameServer, asyncio.Semaphore] = {}
 
     @property
     def resolvers(self) -> tuple[NameServer, ...]:
@@ -157,6 +162,28 @@ class DnsLookup:
         Raises:
             NoDnsAnswerError: none of its addresses answers, with each one's reason.
         """
+        if len(self._asking) >= _MOST_KEPT:
+            self._asking.clear()  # who waits still has the old one
+        turn = self._asking.setdefault(server, asyncio.Semaphore(_ASKED_AT_ONCE))
+        try:
+            async with asyncio.timeout(deadline.left.total_seconds()):
+                await turn.acquire()
+        except TimeoutError as error:
+            raise NoDnsAnswerError(f"{server.name} is slow: its turn to be asked did not come in time") from error
+        try:
+            return await self._ask_in_turn(server, name, kind, deadline, recursive=recursive)
+        finally:
+            turn.release()
+
+    async def _ask_in_turn(
+        self,
+        server: NameServer,
+        name: dns.name.Name,
+        kind: dns.rdatatype.RdataType,
+        deadline: Deadline,
+        *,
+        recursive: bool,
+    ) -> tuple[str, dns.message.Message]:
         known = self._reachable.get(server)
         addresses = sorted(server.addresses, key=lambda address: address != known)
         failures: list[str] = []
