@@ -190,8 +190,8 @@ class CloudflareProvider:
         adds = [write.add for write in writes if write.add is not None]
 
         async def batch() -> dict[tuple[str, str], str]:
-            # As it is sent, and as it came: the SDK's own way goes through all its types for each member of each record,
-            # which holds the event loop for a tenth of a second with a full batch, both ways.
+            # As it is sent, and as it came: the SDK's own way tries all its types on each member of each record, which
+            # holds the event loop for a tenth of a second with a full batch, both ways.
             answer = await account.client.dns.records.with_raw_response.batch(
                 zone_id=zone.id,
                 extra_body={
