@@ -65,9 +65,7 @@ class AccountKey:
                 _create(path)
                 pem = _read(path) or b""
         except OSError as error:
-            raise _problem(
-                path, f"can't be read or made: {error.strerror}", "check the folder and its owner"
-            ) from error
+            raise _unreadable(path, error) from error
         return cls.from_pem(pem, path)
 
     @classmethod
@@ -110,7 +108,11 @@ class AccountKeyFile:
 
     def pending(self) -> AccountKey | None:
         """The new key of a change that has begun, None if there is no such change."""
-        return AccountKey.load_or_create(self._next) if self._next.exists() else None
+        try:
+            pem = _read(self._next)  # never made here: the change may be confirmed by another at this moment
+        except OSError as error:
+            raise _unreadable(self._next, error) from error
+        return None if pem is None else AccountKey.from_pem(pem, self._next)
 
     def prepare(self) -> AccountKey:
         """A new key, durable before the CA hears of it; that of a change that was cut off is used again."""
@@ -168,6 +170,10 @@ def _sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigurationError:
+    return _problem(path, f"can't be read or made: {error.strerror}", "check the folder and its owner")
 
 
 def _problem(path: Path, message: str, remedy: str) -> ConfigurationError:

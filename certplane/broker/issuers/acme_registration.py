@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from certplane.broker.issuers.acme_client import AcmeClient, AcmeSession, Binding
 from certplane.broker.issuers.acme_network import AcmeError
-from certplane.errors import ConfigurationError, Reason, RefusalError
+from certplane.errors import ConfigurationError, ProblemDocument, Reason, RefusalError
 
 if TYPE_CHECKING:
     from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
@@ -31,6 +31,8 @@ __all__ = ["ExternalAccount", "Registration"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+_ACTION_REQUIRED = "urn:ietf:params:acme:error:userActionRequired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,15 @@ class Registration:
         """Find the account, or make it, and bring its contact up to date."""
         directory = await self.directory(run)
         await self._settle_key(directory, run, files)
-        session = await self._register(directory, run)
+        try:
+            session = await self._register(directory, run)
+        except AcmeError as error:
+            if error.refusal.reason is Reason.ISSUER_REJECTED:
+                # Whatever was wrong, no order of the account gets further: a person is called, once for all orders,
+                # and other issuers may do meanwhile.
+                said = ProblemDocument(_ACTION_REQUIRED, "there is no account to order with")
+                error.refusal = replace(error.refusal, problems=(*error.refusal.problems, said))
+            raise
         what = "made" if session.created else "found"
         fields = {"acme_account_url": session.account_url, "terms_of_service": directory.terms_of_service}
         shown = {name: value for name, value in fields.items() if value}

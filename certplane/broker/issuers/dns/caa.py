@@ -31,7 +31,8 @@ _CRITICAL = 128
 _KNOWN_TAGS = frozenset({"issue", "issuewild", "issuemail", "issuevmc", "iodef", "contactemail", "contactphone"})
 """Properties that a CA understands, so that their critical flag forbids nothing (RFC 8659 4.5)."""
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
-_PARAMETER = re.compile(r"([A-Za-z0-9]+)\s*=\s*([!-:<-~]*)", re.ASCII)
+_PARAMETER = re.compile(r"([A-Za-z0-9](?:-*[A-Za-z0-9])*)\s*=\s*([!-:<-~]*)", re.ASCII)
+"""RFC 8659 4.2: tags have hyphens too."""
 _LONGEST = 200
 
 

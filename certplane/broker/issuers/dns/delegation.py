@@ -99,7 +99,8 @@ class Delegations:
 def _readable(name: str, target: str) -> str:
     """A target becomes a record's name and part of messages: nothing but a plain name gets any further."""
     plain = target.replace(".", "").replace("-", "").replace("_", "")
-    if len(target) > MAX_NAME_LENGTH or not plain.isascii() or not plain.isalnum():
+    option = target.startswith("-")  # to a program that is called with it
+    if len(target) > MAX_NAME_LENGTH or not plain.isascii() or not plain.isalnum() or option:
         raise _rejected(f"{name} is an alias (CNAME) of {printable(target, 80)!r}, which is no name to write at")
     return target
 

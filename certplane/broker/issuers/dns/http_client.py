@@ -18,12 +18,18 @@ LARGEST_BODY = 4 * 1024 * 1024
 """A page of fifty of Cloudflare's zones is about 100 KiB."""
 
 
+_DIRECT = ("http://", "all://localhost", "all://127.0.0.1", "all://[::1]")
+"""Without a proxy, whatever the environment says; httpx, unlike curl, has no exception for this machine."""
+
+
 class AnswerTooLargeError(httpx.TransportError):
     """An answer has more than `LARGEST_BODY` bytes, or is compressed so that it can't be known."""
 
 
 def new_http_client(timeout: timedelta, ca_bundle: Path | ssl.SSLContext | None = None) -> httpx.AsyncClient:
-    """A client; proxies are those of the environment.
+    """A client; proxies are those of the environment, but for this machine and for plain http.
+
+    Plain http is allowed to this machine alone (`check_endpoint`): a proxy would carry the secret over the network.
 
     Args:
         timeout: of each wait; callers bound the whole exchange.
@@ -38,6 +44,7 @@ def new_http_client(timeout: timedelta, ca_bundle: Path | ssl.SSLContext | None 
         verify=verify,
         timeout=timeout.total_seconds(),
         follow_redirects=False,
+        mounts=dict.fromkeys(_DIRECT),
         headers={"Accept-Encoding": "identity"},
         event_hooks={"response": [_limit]},
     )

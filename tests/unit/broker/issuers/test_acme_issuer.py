@@ -17,6 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from certplane.broker.issuance.outcome import Consequence, classify, fails_over
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_network import LARGEST_BODY
@@ -450,6 +451,14 @@ async def test_ca_without_dns_challenges(ca: ScriptedAcme, issuer: AcmeIssuer) -
         Reason.ISSUER_REJECTED,
         True,
     )
+
+
+async def test_account_that_cannot_be_had_wants_a_person(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """What the CA says of a new account, a bad binding say, concerns every order of the account, and none's names."""
+    ca.fail("POST /newAccount", problem("unauthorized", "unknown key identifier"))
+    refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
+    assert (refusal.reason, "unknown key identifier" in refusal.message) == (Reason.ISSUER_REJECTED, True)
+    assert (classify(refusal), fails_over(refusal)) == (Consequence.ASK_PERSON, True)
 
 
 async def test_challenges_of_an_absent_ca(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:

@@ -234,6 +234,15 @@ async def test_nobody_there(first: World) -> None:
     assert (refusal.reason, "ConnectError" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
 
 
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+async def test_no_proxy_sees_the_token(first: World, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Plain http is for this machine: a proxy of the environment doesn't carry token and secret elsewhere."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    assert await first.source().read(NAME) == "s3cret"
+
+
 async def test_private_authority(tmp_path: Path, pool: BlockingPool) -> None:
     """A private CA's server is spoken to with its roots, and not without."""
     with VaultServer(tmp_path, entries={NAME: {"value": "s3cret"}}) as vault:

@@ -54,6 +54,8 @@ RECORDS = [
     ),
     pytest.param(issue("ca.example; nonsense"), FORBIDDEN, "parameters can't be read", id="malformed-parameter"),
     pytest.param(issue("ca.example; future=1"), ALLOWED, "allows it", id="unknown-parameter"),
+    pytest.param(issue("ca.example; some-thing=1"), ALLOWED, "allows it", id="parameter-with-hyphen"),
+    pytest.param(issue("ca.example; thing-=1"), FORBIDDEN, "parameters can't be read", id="hyphen-at-its-end"),
 ]
 
 

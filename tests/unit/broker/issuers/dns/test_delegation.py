@@ -122,9 +122,16 @@ async def test_long_chains(sandbox_dns: SandboxDnsServer, aliases: int, followed
     assert (refusal.reason, "more than 8 CNAMEs" in refusal.message) == (Reason.DNS_REJECTED, True)
 
 
-async def test_target_that_is_no_name(sandbox_dns: SandboxDnsServer) -> None:
-    """A target with bytes that no host name has becomes neither a record nor part of a message."""
-    await sandbox_dns.endpoint.add(NAME, "CNAME", "x\\027\\010y.acme.example.test.")
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param("x\\027\\010y.acme.example.test.", id="control-characters"),
+        pytest.param("--config.acme.example.test.", id="an-option-of-a-program"),
+    ],
+)
+async def test_target_that_is_no_name(sandbox_dns: SandboxDnsServer, target: str) -> None:
+    """A target that no host has for its name becomes neither a record, nor an argument, nor part of a message."""
+    await sandbox_dns.endpoint.add(NAME, "CNAME", target)
     refusal = await refusal_of(delegations(sandbox_dns, ["example.test"]))
     assert refusal.reason is Reason.DNS_REJECTED
     assert refusal.message.isprintable()
