@@ -13,13 +13,14 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from certplane import __version__
 from certplane.errors import CertplaneError, ConfigurationError
+from certplane.runtime.command import FAILED, OK, exit_status, interruptible
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Sequence
 
     from certplane.agent.host import Host
     from certplane.agent.settings import AgentSettings
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _DEFAULT_CONFIG = Path("/etc/certplane/agent.yml")
-_OK, _FAILED, _MISUSED = 0, 1, 2
 
 _SHOWN_LOGGERS = ("certplane.agent.lineage", "certplane.agent.install.activation")
 """Their lines say what the display of a command says too."""
@@ -45,25 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     config: Path = getattr(options, "config", None) or _DEFAULT_CONFIG
-    try:
+
+    def run() -> int:
         # The parts of a command are imported when it runs: `status` needs no gRPC, `--help` nothing at all.
         from certplane.agent.settings import load_settings  # noqa: PLC0415
 
-        settings = load_settings(config)
-        return asyncio.run(_run(options, settings))
-    except ConfigurationError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        return _MISUSED
-    except CertplaneError as error:
-        print(f"certplane-agent: {error}", file=sys.stderr)
-        return _FAILED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader of our output has gone, as `| head` does.
-        sys.stderr.close()
-        return _FAILED
+        return asyncio.run(_run(options, load_settings(config)))
+
+    return exit_status("certplane-agent", run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +97,7 @@ async def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
             return await _daemon(host)
         with _display(options, settings, host) as progress:
             work = _COMMANDS[options.command](options, host, progress)
-            return await _interruptible(work)
+            return await interruptible(work)
     finally:
         host.close()
 
@@ -133,7 +122,7 @@ async def _daemon(host: Host) -> int:
                 await agent.run(stop, events, show=notifier)
         finally:
             await agent.close()
-    return _OK
+    return OK
 
 
 async def _run_once(_: argparse.Namespace, host: Host, progress: Progress) -> int:
@@ -146,13 +135,13 @@ async def _run_once(_: argparse.Namespace, host: Host, progress: Progress) -> in
             statuses = await agent.run_once()
         finally:
             await agent.close()
-    return _OK if all(is_well(status) for status in statuses.values()) else _FAILED
+    return OK if all(is_well(status) for status in statuses.values()) else FAILED
 
 
 async def _enroll(options: argparse.Namespace, host: Host, progress: Progress) -> int:
     with host.lock():
         await host.enroll(progress, force=options.force)
-    return _OK
+    return OK
 
 
 async def _renew(options: argparse.Namespace, host: Host, progress: Progress) -> int:
@@ -171,7 +160,7 @@ async def _renew(options: argparse.Namespace, host: Host, progress: Progress) ->
         if answer is None:  # not an agent that runs, but another command, or one that is only starting
             raise locked from None
         renewed = answer.ok
-    return _OK if renewed else _FAILED
+    return OK if renewed else FAILED
 
 
 async def _renew_here(name: str, host: Host, progress: Progress) -> bool:
@@ -195,7 +184,7 @@ async def _check(options: argparse.Namespace, host: Host, _: Progress) -> int:
             print(json.dumps({"subject": finding.subject, "ok": finding.ok, "text": finding.text}), flush=True)
         else:
             print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.text}", flush=True)
-    return _OK if well else _FAILED
+    return OK if well else FAILED
 
 
 async def _status(options: argparse.Namespace, host: Host, progress: Progress) -> int:
@@ -226,23 +215,10 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
         ),
     )
     print(to_json(report) if options.json else to_text(report, now))
-    return _OK
+    return OK
 
 
 _COMMANDS = {"enroll": _enroll, "run": _run_once, "check": _check, "status": _status, "renew": _renew}
-
-
-async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
-    """Run a command so that SIGTERM ends it as Ctrl-C does: what can't be had twice is finished first."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        return 128 + signal.SIGTERM
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _display(options: argparse.Namespace, settings: AgentSettings, host: Host) -> Progress:

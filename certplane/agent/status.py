@@ -15,10 +15,9 @@ from certplane.agent.link.state import LinkPhase
 from certplane.agent.model import LineageState
 from certplane.agent.renewal.plan import due_time, newest_version, shown_reason, warn_time
 from certplane.agent.renewal.skew import MOST_SKEW
+from certplane.runtime.tables import moment_text, span_text, table_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from certplane.agent.link.state import LinkState
     from certplane.agent.renewal.plan import LineageFacts, LineageSpec
 
@@ -171,7 +170,7 @@ def to_text(report: StatusReport, now: datetime) -> str:
     rows += [(each.name, *_columns(each, now), " ".join(each.dns_names)) for each in report.certificates]
     lines = [f"agent: {f'running ({report.running})' if report.running else 'not running'}"]
     lines += [*_link_lines(report, now), ""]
-    lines += _table(rows)
+    lines += table_lines(rows)
     notes = [f"{each.name}: {note}" for each in (identity, *report.certificates) for note in _notes(each, now)]
     return "\n".join([*lines, "", *notes] if notes else lines)
 
@@ -188,7 +187,7 @@ def _link_lines(report: StatusReport, now: datetime) -> list[str]:
     skew = timedelta(seconds=link.clock_skew_seconds or 0)
     if abs(skew) > MOST_SKEW:
         side = "ahead of" if skew > timedelta() else "behind"
-        lines.append(f"clock: {_span(abs(skew))} {side} the broker's; set the clocks by NTP")
+        lines.append(f"clock: {span_text(abs(skew))} {side} the broker's; set the clocks by NTP")
     return lines
 
 
@@ -221,27 +220,7 @@ def _times(count: int) -> str:
 
 
 def _moment(time: datetime | None, now: datetime) -> str:
-    if time is None:
-        return "-"
-    span = time - now
-    when = f"in {_span(span)}" if span > timedelta() else f"{_span(-span)} ago"
-    return f"{time:%Y-%m-%d %H:%M}Z ({when})"
-
-
-def _span(span: timedelta) -> str:
-    """The two largest units: 3d 4h, 5h 6m, 7m, 8s."""
-    seconds = int(span.total_seconds())
-    days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
-    if days:
-        return f"{days}d {hours}h"
-    if hours:
-        return f"{hours}h {minutes}m"
-    return f"{minutes}m" if minutes else f"{seconds}s"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "-" if time is None else moment_text(time, now)
 
 
 def _to_json(value: Any) -> str:

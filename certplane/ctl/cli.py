@@ -13,16 +13,14 @@ import contextlib
 import logging
 import random
 import secrets
-import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from certplane import __version__
 from certplane.config.durations import DurationError, parse_duration
 from certplane.errors import (
-    CertplaneError,
     ConfigurationError,
     ConfigurationProblem,
     OperationError,
@@ -31,17 +29,17 @@ from certplane.errors import (
 )
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import SystemClock
+from certplane.runtime.command import FAILED, OK, exit_status, interruptible
 from certplane.runtime.pool import BlockingPool
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Sequence
 
     from certplane.ctl.client import FleetClient
     from certplane.v1 import fleet_pb2
 
 __all__ = ["main"]
 
-_OK, _FAILED, _MISUSED = 0, 1, 2
 _AGAIN: Final = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=30), floor=timedelta(milliseconds=200))
 _PASSING: Final = frozenset(
     {
@@ -64,21 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: argparse ends the program itself after `--help`, `--version` and a wrong command line.
     """
     options = _parser().parse_args(arguments)
-    try:
-        return asyncio.run(_run(options))
-    except ConfigurationError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        return _MISUSED
-    except CertplaneError as error:
-        _say(str(error))
-        return _FAILED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader of our output has gone, as `| head` does.
-        sys.stderr.close()
-        return _FAILED
+    return exit_status("certplanectl", lambda: asyncio.run(_run(options)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,7 +131,7 @@ async def _run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="certplanectl: %(message)s")
     settings = load_settings(getattr(options, "config", None) or find_settings())
     async with FleetClient(settings) as client:
-        return await _interruptible(_COMMANDS[options.command](options, client))
+        return await interruptible(_COMMANDS[options.command](options, client))
 
 
 async def _fleet(options: argparse.Namespace, client: FleetClient) -> int:
@@ -169,7 +153,7 @@ async def _fleet(options: argparse.Namespace, client: FleetClient) -> int:
         print("\n".join(table_lines(fleet_rows(hosts, _clock.now()))))
     elif not _is_json(options):
         print("no host matches" if options.state or options.disconnected else "no host has reported yet")
-    return _OK
+    return OK
 
 
 async def _host(options: argparse.Namespace, client: FleetClient) -> int:
@@ -177,7 +161,7 @@ async def _host(options: argparse.Namespace, client: FleetClient) -> int:
 
     host = await client.host(options.name)
     print(json_line(host) if _is_json(options) else "\n".join(host_lines(host, _clock.now())))
-    return _OK
+    return OK
 
 
 async def _watch(options: argparse.Namespace, client: FleetClient) -> int:
@@ -227,10 +211,10 @@ async def _renew(options: argparse.Namespace, client: FleetClient) -> int:
         foreseen = await request(dry_run=True)
         if foreseen.changed_count and not await _agreed(renewal_line(foreseen, dry_run=True)):
             _say("nothing was renewed")
-            return _FAILED
+            return FAILED
     answer = await request(dry_run=options.dry_run)
     print(json_line(answer) if _is_json(options) else renewal_line(answer, dry_run=options.dry_run))
-    return _OK if answer.certificate_count else _FAILED
+    return OK if answer.certificate_count else FAILED
 
 
 def _selection(options: argparse.Namespace) -> fleet_pb2.Selection:
@@ -260,19 +244,6 @@ async def _agreed(question: str) -> bool:
 
 
 _COMMANDS: Final = {"fleet": _fleet, "watch": _watch, "host": _host, "renew": _renew}
-
-
-async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
-    """Run a command so that SIGTERM ends it as Ctrl-C does, its display first."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        return 128 + signal.SIGTERM
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _is_json(options: argparse.Namespace) -> bool:
