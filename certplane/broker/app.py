@@ -42,6 +42,7 @@ from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.reload import Reloader, trust_fields
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.renewal.revocations import RevocationWatch
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
@@ -282,6 +283,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         )
         for name, work in (
             ("renewal plans", planner.run()),
+            ("revocations", RevocationWatch(stores.certificates, plans, clock).run()),
             ("streams", hub.run()),
             ("readiness", _watch_readiness(broker, clock)),
             ("event loop", watch_loop(meter, clock)),

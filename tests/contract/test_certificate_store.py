@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -42,6 +42,31 @@ async def test_a_certificate_is_found_by_its_key(store: StoreHarness) -> None:
 async def test_the_cache_asks_for_all_of_its_key(store: StoreHarness, other: dict[str, str]) -> None:
     """One part that differs is a miss."""
     assert await cached(store, await store.issue(), **other) is None
+
+
+async def test_what_was_revoked_lately_is_found(store: StoreHarness) -> None:
+    """Of every identity, oldest first, and only what could still be used."""
+    records = [await store.issue(), await store.issue(identity=WEB2), await store.issue()]
+    await store.issue()
+    times = []
+    for record in records:
+        store.clock.advance(timedelta(hours=1))
+        times.append(store.clock.now())
+        await store.stores.certificates.mark_revoked(
+            record.certificate_id, RevocationReason.SUPERSEDED, store.clock.now(), []
+        )
+
+    async def since(time: datetime) -> list[str]:
+        found = await store.stores.certificates.revoked_since(time, store.clock.now())
+        assert all(record.revoke_time is not None and record.revoke_time >= time for record in found)
+        return [record.certificate_id for record in found]
+
+    ids = [record.certificate_id for record in records]
+    assert await since(times[0]) == ids
+    assert await since(times[1]) == ids[1:]
+    assert await since(times[2] + timedelta(microseconds=1)) == []
+    store.clock.advance(records[0].not_after - store.clock.now())
+    assert await since(times[0]) == []
 
 
 async def test_the_cache_gives_the_newest_that_is_not_revoked(store: StoreHarness) -> None:

@@ -258,6 +258,14 @@ class FakeCertificateStore:
 
         return await self._db.write("mark_revoked", events, write)
 
+    async def revoked_since(self, time: datetime, now: datetime) -> Sequence[CertificateRecord]:
+        def query() -> list[CertificateRecord]:
+            revoked = [(each.revoke_time, each) for each in self._db.certificates.values() if each.not_after > now]
+            found = [(since, each) for since, each in revoked if since is not None and since >= time]
+            return [each for _, each in sorted(found, key=lambda pair: (pair[0], pair[1].certificate_id))]
+
+        return await self._db.read("revoked_since", query)
+
     def _known(self, certificate_id: str) -> CertificateRecord:
         if certificate_id not in self._db.certificates:
             raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, "there is no such certificate")

@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime, timedelta
 
-    from certplane.broker.model import AuditEvent
+    from certplane.broker.model import AuditEvent, CertificateRecord
     from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalPlan, Selection
 
-__all__ = ["RenewalChecks", "RenewalInfoSource", "RenewalPlanStore"]
+__all__ = ["RenewalChecks", "RenewalInfoSource", "RenewalPlanStore", "RevokedCertificates"]
 
 
 class RenewalPlanStore(Protocol):
@@ -65,6 +65,14 @@ class RenewalChecks(Protocol):
         Raises:
             RefusalError: STORE_UNAVAILABLE.
         """
+        ...
+
+
+class RevokedCertificates(Protocol):
+    """What was revoked, whoever recorded it: this broker, another one, or a command beside it."""
+
+    async def revoked_since(self, time: datetime, now: datetime) -> Sequence[CertificateRecord]:
+        """Certificates of all identities that were revoked then or later and haven't expired `now`, oldest first."""
         ...
 
 

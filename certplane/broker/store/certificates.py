@@ -72,6 +72,13 @@ class SqlCertificateStore:
             for wanted in itertools.product((False, True), repeat=3)
         }
         self._newest = compiler(row.order_by(*newest).limit(bindparam("most")))
+        self._revoked = compiler(
+            row.where(
+                text("revoke_time IS NOT NULL"),  # word for word the index's condition
+                certificates.c.revoke_time >= bindparam("since"),
+                certificates.c.not_after > bindparam("now"),
+            ).order_by(certificates.c.revoke_time, certificates.c.certificate_id)
+        )
         change = update(certificates).where(which)
         self._deliver = compiler(
             change.values(deliver_time=func.coalesce(certificates.c.deliver_time, bindparam("time")))
@@ -131,6 +138,12 @@ class SqlCertificateStore:
         """The newest certificates of all identities: for an operator at the database, not for a caller."""
         with reading():
             rows = await self._database.all(self._newest, {"most": max(0, limit)})
+        return [certificate_from_row(row) for row in rows]
+
+    async def revoked_since(self, time: datetime, now: datetime) -> Sequence[CertificateRecord]:
+        """See `RevokedCertificates.revoked_since`."""
+        with reading():
+            rows = await self._database.all(self._revoked, {"since": to_micros(time), "now": to_micros(now)})
         return [certificate_from_row(row) for row in rows]
 
     async def mark_delivered(self, certificate_id: str, time: datetime, events: Sequence[AuditEvent]) -> None:

@@ -48,7 +48,7 @@ __all__ = [
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0004"
+SCHEMA_REVISION: Final = "0005"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -163,6 +163,13 @@ Index(
     certificates.c.not_after,
     sqlite_where=text("revoke_time IS NULL"),
     postgresql_where=text("revoke_time IS NULL"),
+)
+
+Index(
+    "ix_certificates_revoke_time",  # whose holders are told
+    certificates.c.revoke_time,
+    sqlite_where=text("revoke_time IS NOT NULL"),
+    postgresql_where=text("revoke_time IS NOT NULL"),
 )
 
 renewal_plans = Table(
