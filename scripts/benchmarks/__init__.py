@@ -8,5 +8,8 @@ or more, and reports the median of the rounds' ratios with their extremes.
     issue.py      IssueCertificate from the cache
     audit.py      durable audit events
     agent.py      memory and start of the agent
+    streams.py    status streams: how many, what they cost, how fast a fleet is told, comes back and reports
+    reports.py    their reports, in the store alone
+    fleet.py      a fleet's files, its broker, and the processes (hosts.py, over wire.py) that play its hosts
     orders.py     orders at a CA: many at once, what CA and DNS API get of them, and certbot over the same
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import shutil
 import subprocess
@@ -11,11 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import agent, audit, issue, load, orders
+from benchmarks import agent, audit, issue, load, orders, streams
 from benchmarks.result import Figure
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SECTIONS = ("issue", "audit", "agent", "orders")
+_SECTIONS = ("issue", "audit", "agent", "orders", "streams")
 
 
 def _issue(folder: Path, rounds: int, seconds: float) -> list[Figure]:
@@ -50,18 +51,27 @@ def _audit(folder: Path, rounds: int, seconds: float) -> list[Figure]:
     return audit.figures(audit.measure(folder, rounds=rounds, seconds=seconds))
 
 
+def _streams(folder: Path, rounds: int, seconds: float, *, share: float) -> list[Figure]:
+    ghz = load.find_ghz()
+    if ghz is None:
+        print("left out: unary calls beside idle streams (there is no ghz)", file=sys.stderr)
+    return streams.figures(streams.measure(folder, ghz, _protoset(folder), rounds=rounds, seconds=seconds, share=share))
+
+
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(_SECTIONS)}; all when none is named")
     parser.add_argument("--rounds", type=int, default=3, help="A and B in turn, this often (default 3)")
     parser.add_argument("--seconds", type=float, default=5, help="length of one run (default 5)")
+    parser.add_argument("--share", type=float, default=1, help="of the streams' numbers: 0.1 is ten times fewer")
     parser.add_argument("--json", type=Path, default=_ROOT / "build" / "bench.json", help="where the figures go too")
     arguments = parser.parse_args()
     unknown = set(arguments.sections) - set(_SECTIONS)
     if unknown:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(_SECTIONS)}")
     measures = {"issue": _issue, "agent": _agent, "audit": _audit, "orders": _orders}
+    measures["streams"] = functools.partial(_streams, share=arguments.share)
     figures: list[Figure] = []
     for section in arguments.sections or _SECTIONS:
         print(f"measuring {section} ...", file=sys.stderr)

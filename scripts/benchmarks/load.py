@@ -41,12 +41,20 @@ def find_ghz() -> Path | None:
 
 
 def run(
-    ghz: Path, target: Target, data: Path, protoset: Path, *, seconds: float, connections: int, streams: int
+    ghz: Path,
+    target: Target,
+    data: Path,
+    protoset: Path,
+    *,
+    seconds: float,
+    connections: int,
+    streams: int,
+    method: str = METHOD,
 ) -> LoadResult:
-    """Call `IssueCertificate` with the requests in `data` (a JSON array, taken in turn) for `seconds`."""
+    """Call `method` with the requests in `data` (a JSON array, taken in turn) for `seconds`."""
     folder = target.folder
     argv = [
-        str(ghz), "--protoset", str(protoset), "--call", METHOD, "--data-file", str(data),
+        str(ghz), "--protoset", str(protoset), "--call", method, "--data-file", str(data),
         "--cacert", str(folder / "root.pem"), "--cert", str(folder / "client.pem"), "--key", str(folder / "client.key"),
         "--connections", str(connections), "--concurrency", str(connections * streams),
         "--duration", f"{seconds}s", "--duration-stop", "wait", "--format", "json",
