@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import secrets
 import sys
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: argparse ends the program itself after `--help`, `--version` and a wrong command line.
     """
     options = _parser().parse_args(arguments)
+    # gRPC's own lines on standard error say in OpenSSL's words what `FleetClient` says with its remedy.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return exit_status("certplanectl", lambda: asyncio.run(_run(options)))
 
 
@@ -199,7 +202,7 @@ async def _renew(options: argparse.Namespace, client: FleetClient) -> int:
     try:
         spread = parse_duration(options.spread)
     except DurationError as error:
-        raise _misuse(f"--spread {options.spread}: {error}", "write it like 30m, 24h or 1h30m") from error
+        raise _misuse(f"--spread {options.spread}: is not a span of time", "write it like 30m, 24h or 1h30m") from error
     request_id = secrets.token_hex(16)
 
     async def request(*, dry_run: bool) -> fleet_pb2.RequestRenewalResponse:
@@ -213,8 +216,14 @@ async def _renew(options: argparse.Namespace, client: FleetClient) -> int:
             _say("nothing was renewed")
             return FAILED
     answer = await request(dry_run=options.dry_run)
-    print(json_line(answer) if _is_json(options) else renewal_line(answer, dry_run=options.dry_run))
-    return OK if answer.certificate_count else FAILED
+    if _is_json(options):
+        print(json_line(answer))
+    elif answer.certificate_count:
+        print(renewal_line(answer, dry_run=options.dry_run))
+    if not answer.certificate_count:
+        _say(f"{renewal_line(answer, dry_run=True)}; compare the selection with `certplanectl fleet`")
+        return FAILED
+    return OK
 
 
 def _selection(options: argparse.Namespace) -> fleet_pb2.Selection:

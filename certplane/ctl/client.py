@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final, Self, TypeVar
 
@@ -17,7 +17,7 @@ import grpc
 from certplane import __version__
 from certplane.config.files import read_file, read_private_file
 from certplane.ctl.settings import CtlSettings
-from certplane.errors import CertplaneError, OperationError, RefusalError
+from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.rpc.handshake import handshake_failure
@@ -40,6 +40,12 @@ _REMEDIES: Final = {
     ConnectionFailure.WRONG_NAME: "use a name of the broker's certificate in broker.url",
     ConnectionFailure.WRONG_TIME: "check this machine's clock first, then the broker's own certificate",
 }
+_OPERATORS_REMEDIES: Final = {
+    Reason.ROLE_REQUIRED: "use another identity in ctl.yml, or give this one the role in policy.yml",
+    Reason.IDENTITY_UNKNOWN: "add it to the operators in policy.yml, with a role",
+    Reason.IDENTITY_EXPIRED: "get a new one from the internal CA, as the first one was had",
+}
+"""What an operator can do about a refusal whose message is for any caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,8 @@ class FleetClient:
     async def _error(self, error: grpc.aio.AioRpcError) -> CertplaneError:
         refusal = refusal_from_error(error)
         if refusal is not None:
-            return RefusalError.of(refusal)
+            remedy = _OPERATORS_REMEDIES.get(refusal.reason)
+            return RefusalError.of(replace(refusal, message=f"{refusal.message}; {remedy}") if remedy else refusal)
         url = str(self._settings.broker.url)
         match error.code():
             case grpc.StatusCode.UNAVAILABLE:

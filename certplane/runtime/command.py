@@ -44,10 +44,19 @@ async def interruptible(work: Coroutine[Any, Any, int]) -> int:
     """Run a command so that SIGTERM ends it as Ctrl-C does: what can't be had twice is finished first."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, terminate)
     try:
         return await task
     except asyncio.CancelledError:
+        if not terminated:
+            raise  # Ctrl-C: asyncio.run makes a KeyboardInterrupt of it
         return 128 + signal.SIGTERM
     finally:
         loop.remove_signal_handler(signal.SIGTERM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -163,7 +164,7 @@ async def test_a_renewal_asked_for_from_afar_is_done_within_seconds(fleet: Fleet
         pytest.param("bob", ["renew", "--all", "--reason", "no", "--yes"], 1, "ROLE_REQUIRED", id="a-viewer-renews"),
         pytest.param("alice", ["renew", "--all", "--reason", "no"], 2, "add --yes", id="nobody-to-ask"),
         pytest.param("alice", ["renew", "--reason", "no"], 2, "nothing is selected", id="nothing-selected"),
-        pytest.param("alice", ["host", "nobody"], 1, "HOST_NOT_FOUND", id="no-such-host"),
+        pytest.param("alice", ["host", "nobody"], 1, "certplanectl fleet", id="no-such-host"),
         pytest.param("alice", ["fleet", "--state", "fine"], 2, "there is no such state", id="no-such-state"),
         pytest.param("alice", ["renew", "--all", "--reason", "x", "--spread", "soon"], 2, "30m", id="no-duration"),
     ],
@@ -176,6 +177,28 @@ async def test_what_is_refused_says_why(fleet: Fleet, who: str, arguments: list[
     assert "Traceback" not in finished.stderr
 
 
+async def test_a_selection_that_matches_nothing_says_so(fleet: Fleet) -> None:
+    """A job that reads neither the broker's message nor a terminal sees in its mail that nothing was renewed."""
+    finished = await fleet.alice.run("renew", "--host", "nobody", "--reason", "a test", "--yes")
+    assert finished.status == 1
+    assert "no certificate in force matches; " in finished.stderr
+
+
+async def test_interrupting_a_watch_is_told_from_terminating_it(fleet: Fleet) -> None:
+    """Ctrl-C is how a watch ends: 130, as a shell expects, without a traceback."""
+    watch = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *fleet.bob.command("watch"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert watch.stdout is not None
+    await watch.stdout.readline()
+    watch.send_signal(signal.SIGINT)
+    _, said = await watch.communicate()
+    assert (watch.returncode, said) == (130, b"")
+
+
 async def test_no_host_is_an_operator(fleet: Fleet) -> None:
     """A host's own identity can't look at the fleet."""
     cert, key = fleet.host.identity
@@ -186,6 +209,7 @@ async def test_no_host_is_an_operator(fleet: Fleet) -> None:
     finished = await fleet.alice.run("-c", str(config), "fleet")
     assert finished.status == 1
     assert "ROLE_REQUIRED" in finished.stderr
+    assert "policy.yml" in finished.stderr
 
 
 async def test_a_watch_outlives_the_broker(fleet: Fleet, tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ class HostNotFoundError(RefusalError):
     """There is no such host."""
 
     def __init__(self) -> None:
-        super().__init__(Reason.HOST_NOT_FOUND, "there is no such host; ListHosts has those there are")
+        super().__init__(
+            Reason.HOST_NOT_FOUND, "there is no such host; ListHosts, `certplanectl fleet`, has those there are"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,7 @@ class Authenticator:
         denied = self._deny_list.denied(grant.name, certificate.issuer, certificate.serial_number)
         if denied is not None:
             raise AuthenticationError(
-                Reason.IDENTITY_REVOKED, "the identity was shut out by an operator; ask for a new one", certificate
+                Reason.IDENTITY_REVOKED, "an operator of the broker has shut this identity out; ask there", certificate
             )
         provisioner = certificate.provisioner_kind
         if certificate.provisioner_name:
