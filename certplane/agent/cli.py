@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: argparse ends the program itself after `--help`, `--version` and a wrong command line.
     """
     options = _parser().parse_args(arguments)
+    # Below that gRPC writes lines of its own about handshakes, which the agent tells with their remedy.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     config: Path = getattr(options, "config", None) or _DEFAULT_CONFIG
 
     def run() -> int:

@@ -59,7 +59,8 @@ class HostDirectives:
         """See `DirectiveTaker.renew`."""
         changed, unknown = await self._disk.run(self._keep, renewals)
         for name, directed in changed.items():
-            logger.info("%s: to be renewed at %s: %s", name, directed.renew_time, explanation(directed))
+            when = f"{directed.renew_time:%Y-%m-%d %H:%M:%S} UTC"
+            logger.info("%s: to be renewed at %s: %s", name, when, explanation(directed))
             life = self._lives[name]
             if directed.cause is not RenewalCause.LIFETIME and directed.renew_time <= self._clock.now():
                 life.try_again()  # somebody wants it now: our own patience isn't a reason against

@@ -175,7 +175,7 @@ class Activator:
             return status
         _LOG.warning("%s: reloading once, since %s", status.name, view.problem)
         status = await self._save(replace(status, drift_reloaded=True))  # before the act: it is made once
-        await self._run(version)
+        await self._run(version, status)
         status, view = await self._look(self._probe, version, status)
         if view.well:
             _LOG.info("%s: version %d is served again", status.name, version.number)
@@ -197,7 +197,7 @@ class Activator:
     async def _attempt(self, version: Version, status: LineageStatus, name: str) -> _Attempt:
         """Reload and look, for a version that is installed; on the way back the look is no state of its own."""
         with step(name):
-            reload = await self._run(version)
+            reload = await self._run(version, status)
         if reload is not None and not reload.succeeded:
             return _Attempt(status, reload, LineageStep.RELOAD, f"the reload {_how(reload)}")
         if self._probe is None:
@@ -248,7 +248,7 @@ class Activator:
         if again.failed is LineageStep.VERIFY:
             # The command works, so the service has the old version's files, or will have when it comes back.
             with step("reload_last"):
-                await self._run(version)
+                await self._run(version, status)
         return await self._failed(result(ActivationOutcome.KEPT_UNCONFIRMED, again.reload), failed)
 
     async def _failed(self, result: ActivationResult, failed_step: LineageStep) -> ActivationResult:
@@ -286,7 +286,7 @@ class Activator:
             return str(error)
         return ""
 
-    async def _run(self, version: Version) -> HookResult | None:
+    async def _run(self, version: Version, status: LineageStatus) -> HookResult | None:
         if self._reload is None:
             return None
         try:
@@ -294,7 +294,7 @@ class Activator:
         except CertplaneError as error:
             result = HookResult(_NOT_STARTED, str(error))
         level = logging.INFO if result.succeeded else logging.WARNING
-        _LOG.log(level, "version %d: the reload %s", version.number, _how(result))
+        _LOG.log(level, "%s: version %d: the reload %s", status.name, version.number, _how(result))
         return result
 
     async def _prune(self) -> None:

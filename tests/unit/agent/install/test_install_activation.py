@@ -103,6 +103,13 @@ async def test_installed_and_reloaded_is_activated(host: Host) -> None:
     assert host.status().activation_failures == 0
 
 
+async def test_the_log_says_whose_reload_it_was(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    """A host has several certificates, and a line alone must tell which one's command failed."""
+    caplog.set_level("INFO")
+    await host.activate(host.stage(), OK)
+    assert "www: version 1: the reload ended with status 0" in caplog.text
+
+
 async def test_without_a_command_installing_is_all(host: Host) -> None:
     """Where nobody has to be told, an installed version is active."""
     result = await host.activator(None).activate(host.stage(), host.status())
