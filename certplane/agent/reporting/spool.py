@@ -14,7 +14,6 @@ crash until then.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import threading
@@ -27,7 +26,7 @@ from certplane.runtime.failpoints import failpoint
 from certplane.runtime.files import open_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from certplane.runtime.files import Directory
@@ -106,12 +105,10 @@ class FileReportSpool:
                 return
             self._unnumbered = [each for each in self._unnumbered if _place(each) != _place(report)] + [report]
             if self._next > self._taken:
-                with self._writing() as directory:
-                    self._take_sequences(directory)
+                self._try_on_disk(self._take_sequences)
             numbered = self._numbered()
             if self._unwritten:
-                with self._writing() as directory:
-                    self._write(directory, numbered)
+                self._try_on_disk(lambda directory: self._write(directory, numbered))
             self._publish(numbered)
         for listener in self._listeners:
             listener()
@@ -127,9 +124,7 @@ class FileReportSpool:
             else:
                 self._acknowledged = sequence
                 self._publish(self._wanted(self._kept))
-            with self._writing() as directory:
-                self._save_counter(directory, "acknowledge", self._taken)
-                self._write(directory, self._kept)
+            self._try_on_disk(self._write_acknowledged)
 
     def _says(self, report: CertificateReport) -> bool:
         """Whether the last that was taken up of this certificate is the same."""
@@ -159,6 +154,10 @@ class FileReportSpool:
     def _publish(self, kept: Kept) -> None:
         with self._memory:
             self._kept = kept
+
+    def _write_acknowledged(self, directory: Directory) -> None:
+        self._save_counter(directory, "acknowledge", self._taken)
+        self._write(directory, self._kept)
 
     def _write(self, directory: Directory, kept: Kept) -> None:
         for name in sorted(self._unwritten):
@@ -203,12 +202,11 @@ class FileReportSpool:
         self._unwritten = set(kept)
         self._publish(kept)
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[Directory]:
-        """The directory; a disk that refuses is said once, and leaves the work for the next time."""
+    def _try_on_disk(self, work: Callable[[Directory], None]) -> None:
+        """Do `work` in the directory; a disk that refuses is said once, and leaves the work for the next time."""
         try:
             with open_directory(self._directory, create_mode=0o755) as directory:
-                yield directory
+                work(directory)
         except (OSError, OperationError) as error:
             if not self._refused:
                 logger.warning("reports to the broker can't be kept in %s: %s", self._directory, error)

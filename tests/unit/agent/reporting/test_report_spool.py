@@ -273,6 +273,28 @@ def test_a_full_disk_does_not_hold_reports_back(
     assert said(open_spool(tmp_path, epochs)) == said(spool)
 
 
+def test_reports_wait_for_a_folder_that_cannot_be_made(
+    tmp_path: Path, epochs: Epochs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that was full before the first report is said once; what came meanwhile is numbered when there is room."""
+
+    def refuse(path: Path, *, create_mode: int | None = None) -> Directory:
+        if create_mode is not None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return open_directory(path)
+
+    spool = open_spool(tmp_path, epochs)
+    with monkeypatch.context() as full:
+        full.setattr(spool_module, "open_directory", refuse)
+        spool.add(waiting(1))
+        spool.add(waiting(2, "spool"))
+    assert said(spool) == []
+    assert caplog.text.count("can't be kept") == 1
+    spool.add(waiting(3, "spool"))
+    assert [each for _, each in said(spool)] == [waiting(1), waiting(3, "spool")]
+    assert said(open_spool(tmp_path, epochs)) == said(spool)
+
+
 def install(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_faulty(path: Path, *, create_mode: int | None = None) -> Directory:
         directory = open_directory(path, create_mode=create_mode)
