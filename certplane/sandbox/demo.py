@@ -188,7 +188,7 @@ class _Demo:
         show.heading("6. The fleet: the agent stays connected, an operator sees it and has a certificate renewed")
         await self._tell_of_the_fleet(deployment, host)
 
-        show.heading("7. What the host has (agent.yml is as it was)")
+        show.heading("7. What the host has (agent.yml is as it was, and its agent stopped)")
         await show.run(*_AGENT, "status")
 
         show.heading("8. The audit log: what was decided, for whom, and why")
@@ -249,7 +249,7 @@ class _Demo:
             loop.remove_signal_handler(number)
             loop.add_signal_handler(number, stopping.set)
         self._show.heading("Running")
-        self._show.lines(demo_commands.to_try(deployment, host, self._programs, os.getpid()))
+        self._show.lines(demo_commands.to_try(deployment, host, Path(_CTL[2]), self._programs, os.getpid()))
         await stopping.wait()
 
 

@@ -12,12 +12,13 @@ from certplane.sandbox.deployment import Deployment, Host
 __all__ = ["to_try"]
 
 
-def to_try(deployment: Deployment, host: Host, programs: Path, process: int) -> str:
+def to_try(deployment: Deployment, host: Host, operator: Path, programs: Path, process: int) -> str:
     """The text that `--keep` ends with.
 
     Args:
         deployment: what runs.
         host: the enrolled host, whose agent runs too.
+        operator: ctl.yml of an enrolled operator, from the deployment's folder.
         programs: where certplane-agent and certplane-broker are installed.
         process: the demo's process id.
     """
@@ -33,6 +34,8 @@ def to_try(deployment: Deployment, host: Host, programs: Path, process: int) -> 
     if isinstance(grpcurl, parts.Part):
         sections += ["its interface, as the host sees it:", _indented(_grpcurl_commands(deployment, host))]
     sections += [
+        "the fleet, as the operator alice (`watch` until Ctrl-C):",
+        _indented(_fleet_commands(operator)),
         "the broker (what it is told of an identity holds within a second):",
         _indented(_broker_commands(host)),
     ]
@@ -47,11 +50,18 @@ def _agent_commands(deployment: Deployment, host: Host) -> Iterator[str]:
     yield f"tail {host.folder.relative_to(deployment.folder)}/agent.log"
 
 
+def _fleet_commands(operator: Path) -> Iterator[str]:
+    ctl = f"certplanectl -c {operator}"
+    for command in ("fleet", "watch", "host web1", "renew --host web1 --profile site --reason 'trying it'"):
+        yield f"{ctl} {command}"
+
+
 def _broker_commands(host: Host) -> Iterator[str]:
     broker = "certplane-broker -c broker/broker.yml"
     yield f"{broker} audit tail"
     yield f"{broker} certs list"
     yield f"{broker} policy validate --policy broker/policy.yml"
+    yield f"{broker} account show"
     yield f"{broker} identity deny --name {host.name} --reason 'trying it'"
     yield f"{broker} identity allow --name {host.name}"
     yield "tail broker/broker.log"
