@@ -113,7 +113,9 @@ def check_access(access: Access | None, caller: Caller) -> Access:
         raise RefusalError(Reason.ROLE_REQUIRED, "nobody may call this method")
     if caller.kind not in access.kinds:
         allowed = " and ".join(sorted(f"{kind}s" for kind in access.kinds))
-        raise RefusalError(Reason.ROLE_REQUIRED, f"only {allowed} may call this method; the caller is a {caller.kind}")
+        raise RefusalError(
+            Reason.ROLE_REQUIRED, f"only {allowed} may call this method; the caller is one of the {caller.kind}s"
+        )
     if access.roles and access.roles.isdisjoint(caller.roles):
         wanted = " or ".join(sorted(access.roles))
         raise RefusalError(
