@@ -16,7 +16,7 @@ import contextlib
 import logging
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -285,7 +285,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ("renewal plans", planner.run()),
             ("revocations", RevocationWatch(stores.certificates, plans, clock).run()),
             ("streams", hub.run()),
-            ("readiness", _watch_readiness(broker, clock)),
+            ("readiness", _watch_readiness(broker, prepared.policy, clock)),
             ("event loop", watch_loop(meter, clock)),
             ("DNS accounts", _check_dns_accounts(solver, prepared.policy)),
         ):
@@ -407,11 +407,21 @@ async def _stop(broker: Broker, clock: Clock, new_event_id: Callable[[], str]) -
     _logger.info("stopped")
 
 
-async def _watch_readiness(broker: Broker, clock: Clock) -> None:
-    """Let health say whether the store can be written: calls that need it would be refused."""
+async def _watch_readiness(broker: Broker, policy: FilePolicySource, clock: Clock) -> None:
+    """Let health say whether the store can be written: calls that need it would be refused.
+
+    Beside it whether every profile can have certificates, which is for alarms: nobody is kept away for it.
+    """
     ready = True
+    blocked: Collection[str] = ()
     while True:
         await clock.sleep(_READY_INTERVAL)
+        now_blocked = broker.authority.blocked([profile.name for profile in policy.current.profiles])
+        if now_blocked != blocked:
+            blocked = now_blocked
+            names = ", ".join(sorted(blocked)) or "none"
+            _logger.log(logging.ERROR if blocked else logging.INFO, "profiles that wait for a person: %s", names)
+            await broker.server.set_issuing(well=not blocked)
         now_ready = broker.stores.ready()
         if now_ready != ready:
             ready = now_ready

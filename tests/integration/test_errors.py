@@ -21,6 +21,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from certplane.broker.app import Broker, open_broker, prepare
 from certplane.broker.commands import deny_identity, identity_entry
@@ -546,6 +547,20 @@ def test_every_reason_has_a_cause() -> None:
     """No reason is without a test of how it comes about, unless nothing can bring it about."""
     assert {reason for reason, _, _ in CAUSES} | set(WITHOUT_CAUSE) == set(Reason)
     assert not {reason for reason, _, _ in CAUSES} & set(WITHOUT_CAUSE)
+
+
+async def test_a_revoked_dns_token_degrades_the_health(scene: Scene) -> None:
+    """Row 13: beside failing fast, health has a name that an alarm can watch; the services themselves go on serving."""
+    await dns_token_that_was_revoked(scene)
+    serving = health_pb2.HealthCheckResponse.SERVING
+    async with scene.channel() as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        issuing = health_pb2.HealthCheckRequest(service="certplane.issuance")
+        async with asyncio.timeout(15):
+            while (await stub.Check(issuing, timeout=10)).status == serving:
+                await asyncio.sleep(0.2)
+        service = health_pb2.HealthCheckRequest(service="certplane.v1.CertificateService")
+        assert (await stub.Check(service, timeout=10)).status == serving
 
 
 async def test_unexpected_fault_is_in_the_log(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ Who the caller is, and whether it may call at all, was decided before (`certplan
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -88,6 +88,10 @@ class RegistrationAuthority:
         self._revocation = Revocation(ports, settings, self._authorisation)
         self._dispatcher = OrderDispatcher(ports, settings, self._events)
         self._issued_orders: OrderedDict[str, Order] = OrderedDict()
+
+    def blocked(self, profiles: Collection[str]) -> Collection[str]:
+        """Which of these profiles can't have certificates until a person has acted, as far as is known."""
+        return self._dispatcher.condition.blocked(profiles)
 
     async def start(self) -> None:
         """Resume unfinished orders; calls that need an order are served from now on.

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from certplane.broker.issuance import measures
 from certplane.broker.issuance.authorisation import OrderAuthorisation
+from certplane.broker.issuance.condition import IssuanceCondition
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import EventFactory
 from certplane.broker.issuance.execution import OrderExecution
@@ -54,6 +55,7 @@ class OrderDispatcher:
         self._authorisation = OrderAuthorisation(ports)
         self._queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for)
         self._choice = IssuerChoice(self._queue)
+        self.condition = IssuanceCondition(ports.meter)
         self._cleaner = RecordCleaner(ports, settings)
         self._group: asyncio.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -168,6 +170,7 @@ class OrderDispatcher:
             self._settings,
             queue=self._queue,
             choice=self._choice,
+            condition=self.condition,
             cleaner=self._cleaner,
             authorisation=self._authorisation,
             journal=Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry),

@@ -28,6 +28,7 @@ from typing import NoReturn
 
 from certplane.broker.issuance import measures
 from certplane.broker.issuance.authorisation import OrderAuthorisation
+from certplane.broker.issuance.condition import IssuanceCondition
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.failover import IssuerChoice
@@ -116,6 +117,7 @@ class OrderExecution:
         *,
         queue: OrderQueue,
         choice: IssuerChoice,
+        condition: IssuanceCondition,
         cleaner: RecordCleaner,
         authorisation: OrderAuthorisation,
         journal: Journal,
@@ -125,6 +127,7 @@ class OrderExecution:
         self._settings = settings
         self._queue = queue
         self._choice = choice
+        self._condition = condition
         self._cleaner = cleaner
         self._authorisation = authorisation
         self._journal = journal
@@ -181,6 +184,7 @@ class OrderExecution:
         spent = timedelta(seconds=self._ports.clock.monotonic() - started)
         self._ports.meter.observe(measures.ORDER_DURATION, spent, reason=reason)
         self._ports.meter.count(measures.ORDERS_ENDED, profile=self.order.profile, reason=reason)
+        self._condition.order_ended(self.order.profile, self.order.error)
         await self.clean_up()
 
     async def fail(self, refusal: Refusal) -> None:

@@ -22,6 +22,7 @@ REQUESTS = "certificate_requests"
 ORDERS_ENDED = "orders_ended"
 FAILOVERS = "issuer_failovers"
 ORDERS_ABANDONED = "acme_orders_abandoned"
+PROFILES_BLOCKED = "profiles_blocked"
 ORDERS_OPEN = "orders_open"
 ORDER_DURATION = "order_duration"
 STEP_DURATION = "order_step_duration"
@@ -46,6 +47,7 @@ MEASURES = (
     Measure(ORDERS_ENDED, "counter", ("profile", "reason"), "Orders that ended: ISSUED, or the reason of the failure."),
     Measure(FAILOVERS, "counter", ("issuer", "reason"), "Orders that went on at another issuer, by the one they left."),
     Measure(ORDERS_ABANDONED, "counter", (), "Orders at the CA that were given up before they were finalised."),
+    Measure(PROFILES_BLOCKED, "level", ("profile",), "1 while the last order of a profile ended for a person to mend."),
     Measure(ORDERS_OPEN, "level", (), "Orders that this process works on or that wait for their turn."),
     Measure(ORDER_DURATION, "duration", ("reason",), "From an order's turn to its end, by ISSUED or reason."),
     Measure(STEP_DURATION, "duration", ("step",), "Steps of orders that succeeded."),

@@ -33,7 +33,7 @@ from certplane.v1 import (
     renewal_pb2_grpc,
 )
 
-__all__ = ["SERVER_OPTIONS", "SERVICES", "BrokerServer", "PortError"]
+__all__ = ["ISSUING", "SERVER_OPTIONS", "SERVICES", "BrokerServer", "PortError"]
 
 _MINUTE_MS: Final = 60_000
 
@@ -68,6 +68,9 @@ SERVICES: Final = (
     fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name,
     renewal_pb2.DESCRIPTOR.services_by_name["RenewalService"].full_name,
 )
+
+ISSUING: Final = "certplane.issuance"
+"""Not a service but a condition, asked for by health checks as one."""
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -113,11 +116,16 @@ class BrokerServer:
         """Serve; health says SERVING."""
         await self._server.start()
         await self.set_ready(ready=True)
+        await self.set_issuing(well=True)
 
     async def set_ready(self, *, ready: bool) -> None:
         """Tell by health whether our services can do their work; without effect once it drains."""
         for service in SERVICES:
             await self._health.set(service, _SERVING if ready else _NOT_SERVING)
+
+    async def set_issuing(self, *, well: bool) -> None:
+        """Tell by the health of `ISSUING` whether every profile can have certificates; services serve either way."""
+        await self._health.set(ISSUING, _SERVING if well else _NOT_SERVING)
 
     async def drain(self, retry_after: timedelta) -> None:
         """Say NOT_SERVING, and refuse calls that may start an order with DRAINING; the others are still served."""
