@@ -423,6 +423,9 @@ class OrderExecution:
         self._cleaner.need(self.order.order_id, records)
         with self._step("journal_records"):
             await self._journal.write(OrderChange(state=OrderState.VALIDATING, txt_records=journalled))
+        if len(records) < len(journalled):
+            left = await self._cleaner.remove_unneeded(self.order)
+            await self._journal.write(OrderChange(txt_records=(*left, *records)))
         with self._step("present"):
             written = await self._ports.solver.present(records, self._timeout(self._settings.dns_timeout))
         with self._step("journal_record_ids"):

@@ -7,6 +7,7 @@ Rules:
 - A challenge is answered only after every authoritative server shows its value: failed validations lock a name at the
   CA. If that never happens, nothing is answered.
 - Removal never fails an order. What could not be removed stays journalled and is tried again at the next start.
+- What an order at the CA that was left needed goes before another's is written: providers may have room for two values.
 - Orders of overlapping names can be given the same challenge: whoever is last to need a record removes it.
 """
 
@@ -57,8 +58,12 @@ class RecordCleaner:
     async def remove(self, order: Order) -> tuple[TxtRecord, ...]:
         """Remove what `order` lists and nobody else needs; returns what still stands and is the order's to remove."""
         self.release(order.order_id)
-        others = frozenset[tuple[str, str]]().union(*self._needed.values())
-        mine = [record for record in order.txt_records if (record.name, record.value) not in others]
+        return await self.remove_unneeded(order)
+
+    async def remove_unneeded(self, order: Order) -> tuple[TxtRecord, ...]:
+        """As `remove`, but what the order itself needs stays, and isn't returned."""
+        needed = frozenset[tuple[str, str]]().union(*self._needed.values())
+        mine = [record for record in order.txt_records if (record.name, record.value) not in needed]
         if not mine:
             return ()
         left: Sequence[TxtRecord] = await self._ports.solver.remove(mine, self._settings.dns_timeout)

@@ -243,7 +243,7 @@ async def test_a_second_start_is_misuse() -> None:
 
 
 async def test_a_sweep_leaves_the_records_that_a_resumed_order_needs() -> None:
-    """An ended order's leftover that an open order was given too stays until that one has ended."""
+    """An ended order's leftover that an open order was given too stays as long as that one may need it."""
     world = World()
     world.solver.faults.fail_always("remove", unavailable(Reason.DNS_UNAVAILABLE))
     authority = await world.started()
@@ -259,7 +259,7 @@ async def test_a_sweep_leaves_the_records_that_a_resumed_order_needs() -> None:
         **{name: getattr(running, name) for name in running.__dataclass_fields__}
         | {"txt_records": (*running.txt_records, *leftover)}
     )
-    after.issuer.faults.hold("answer_challenges")
+    after.issuer.faults.hold("get_order")
 
     await after.started()
     await settle()

@@ -147,6 +147,29 @@ async def test_half_way_the_first_order_is_given_up_and_its_records_go(world: Wo
     assert world.ca.finalisations == 0
 
 
+@pytest.mark.parametrize("stuck", [pytest.param(False, id="removed"), pytest.param(True, id="can't-be-removed")])
+async def test_records_of_the_order_that_was_left_make_room(world: World, stuck: bool) -> None:
+    """Their values are gone before the next ones are written: acme-dns keeps two. What can't be removed holds nothing up."""
+    second(world).ca.create(("other.test",))  # so that its values are others than the first one's
+    world.issuer.faults.fail_always("answer_challenges", unreachable())
+    gate = second(world).faults.hold("answer_challenges")
+    if stuck:
+        world.solver.faults.fail("remove", RefusalError(Reason.DNS_UNAVAILABLE, "busy"))
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    for _ in range(60):
+        await settle(60)
+        if "answer_challenges" in second(world).faults.calls:
+            break
+        world.clock.advance(timedelta(seconds=2))
+    assert len(world.dns.visible()) == (4 if stuck else 2)
+    assert len(world.order.txt_records) == (4 if stuck else 2)
+    gate.set()
+    await world.run_on(timedelta(seconds=2))
+    assert (world.order.state, world.order.issuer, world.order.txt_records) == (OrderState.ISSUED, "second", ())
+    assert not world.dns.visible()
+
+
 async def test_after_the_finalisation_nothing_moves(world: World) -> None:
     """Where the first may have the CSR, only its word ends the order: no key gets two certificates."""
     world.issuer.faults.fail_after("finalize", unreachable())
