@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from certplane.broker import adapters
 from certplane.broker.commands import Row, certificate_row, operator
-from certplane.broker.database import locating, open_store, secret_source
+from certplane.broker.database import open_store, secret_source
 from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.model import (
@@ -137,10 +137,12 @@ def _need_key(ca: _Ca) -> None:
 async def _issuer(settings: BrokerSettings, ca: _Ca, clock: Clock) -> AsyncIterator[AcmeIssuer]:
     pool = BlockingPool("broker-files", 1)
     try:
-        account = await pool.run(lambda: locating(settings, adapters.account_key_file(ca.acme).load))
+        load = adapters.account_key_file(ca.acme).load
+        account = await pool.run(lambda: adapters.locating_ca(settings, ca.name, load))
         secrets = secret_source(settings, pool, clock)
-        issuer = locating(
+        issuer = adapters.locating_ca(
             settings,
+            ca.name,
             lambda: adapters.issuer(ca.name, ca.acme, account, secrets=secrets, clock=clock, rng=random.SystemRandom()),
         )
         try:

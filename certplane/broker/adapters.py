@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from typing import TypeVar
 
 from certplane import __version__
 from certplane.broker.database import locating
@@ -38,11 +40,14 @@ __all__ = [
     "account_keys",
     "issuer",
     "issuers",
+    "locating_ca",
     "preflight",
     "propagation_limit",
     "renewal_infos",
     "solver",
 ]
+
+T = TypeVar("T")
 
 
 def account_keys(settings: BrokerSettings) -> dict[str, AccountKey]:
@@ -51,7 +56,25 @@ def account_keys(settings: BrokerSettings) -> dict[str, AccountKey]:
     Raises:
         ConfigurationError: a file can't be used or made.
     """
-    return {name: locating(settings, account_key_file(acme).load) for name, acme in settings.cas.items()}
+    return {name: locating_ca(settings, name, account_key_file(acme).load) for name, acme in settings.cas.items()}
+
+
+def locating_ca(settings: BrokerSettings, name: str, make: Callable[[], T]) -> T:
+    """As `locating`, for what belongs to the issuer `name`: adapters know the keys of the default one's section."""
+    if name == settings.issuer.name:
+        return locating(settings, make)
+
+    def make_it() -> T:
+        try:
+            return make()
+        except ConfigurationError as error:
+            problems = [
+                replace(problem, key=problem.key.replace("issuer.", f"issuers.{name}.", 1))
+                for problem in error.problems
+            ]
+            raise ConfigurationError(problems) from error
+
+    return locating(settings, make_it)
 
 
 def account_key_file(acme: AcmeCaSettings) -> AccountKeyFile:
@@ -69,11 +92,11 @@ def issuers(
     """The public CAs by name, the default one first; nothing is sent yet.
 
     Raises:
-        ConfigurationError: a URL or an allowed host can't be used.
+        ConfigurationError: a URL, an allowed host or a bundle of roots can't be used.
     """
     return {
-        name: locating(
-            settings, functools.partial(issuer, name, acme, accounts[name], secrets=secrets, clock=clock, rng=rng)
+        name: locating_ca(
+            settings, name, functools.partial(issuer, name, acme, accounts[name], secrets=secrets, clock=clock, rng=rng)
         )
         for name, acme in settings.cas.items()
     }
@@ -97,7 +120,14 @@ def renewal_infos(
 def issuer(
     name: str, acme: AcmeCaSettings, account: AccountKey, *, secrets: SecretSource, clock: Clock, rng: random.Random
 ) -> AcmeIssuer:
-    """One public CA; nothing is sent yet. Raises as `issuers`, without the line."""
+    """One public CA; nothing is sent yet. Raises as `issuers`, without the line, and with the default issuer's keys."""
+    if acme.ca_bundle is not None:
+        try:
+            ssl.create_default_context(cafile=str(acme.ca_bundle))
+        except (OSError, ValueError) as error:
+            message = f"{acme.ca_bundle} can't be used: {error}"
+            problem = ConfigurationProblem("", None, "issuer.acme.ca_bundle", message, "name a PEM file with roots")
+            raise ConfigurationError([problem]) from error
     external = None
     if (eab := acme.eab) is not None:
         external = ExternalAccount(eab.kid, functools.partial(secrets.read, eab.hmac_secret), eab.algorithm.value)

@@ -204,11 +204,11 @@ def _leave_calls_behind() -> None:
 
 def _check(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    from certplane.broker.app import prepare
+    from certplane.broker.checking import check
     from certplane.broker.reload import trust_fields
 
-    prepared = prepare(settings)
-    for notice in settings.notices:
+    prepared, doubts = asyncio.run(check(settings))
+    for notice in (*settings.notices, *doubts):
         print(escape(notice), file=sys.stderr)
     row = {
         "configuration": str(options.config),

@@ -11,6 +11,7 @@ import pytest
 
 from certplane.broker import adapters, database
 from certplane.broker.app import _issuance_settings, _provisioners
+from certplane.broker.checking import check
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import name_of
 from certplane.broker.issuers.dns.solver import DnsSolver
@@ -180,6 +181,72 @@ def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
     assert _issuance_settings(made, accounts.values()).account_keys_sha256 == keys
     for issuer in issuers.values():
         issuer.close()
+
+
+def test_what_is_wrong_with_a_further_issuer_is_told_of_it(files: BrokerFiles) -> None:
+    """Its own key and line, not those of the default one."""
+    other = {"directory_url": "https://other.test/directory", "account_key": str(files.directory / "no" / "other.key")}
+    with pytest.raises(ConfigurationError) as caught:
+        adapters.account_keys(settings(files, issuers={"other": {"acme": other}}))
+    (problem,) = caught.value.problems
+    assert (problem.file, problem.key) == (str(files.config), "issuers.other.acme.account_key")
+    assert problem.line is not None
+
+
+CHECKS = [
+    pytest.param(
+        {"secrets": {"provider": "file", "file": {"directory": "/nowhere"}}}, "secrets.file.directory", id="secrets"
+    ),
+    pytest.param(
+        {"secrets": {"provider": "vault", "vault": {"address": "http://v.example", "token": "t"}}},
+        "secrets.vault.address",
+        id="vault",
+    ),
+    pytest.param({"issuer__acme__ca_bundle": "/nowhere.pem"}, "issuer.acme.ca_bundle", id="roots-of-the-CA"),
+    pytest.param({"issuer__acme__allowed_hosts": ["a b"]}, "issuer.acme.directory_url", id="host-of-the-CA"),
+    pytest.param({"issuer__acme__account_key": "/nowhere/a.key"}, "issuer.acme.account_key", id="account-key"),
+    pytest.param(
+        {"issuers": {"two": {"acme": {"directory_url": "https://t.test/d", "account_key": "/nowhere/b.key"}}}},
+        "issuers.two.acme.account_key",
+        id="further-issuer",
+    ),
+    pytest.param(
+        {"issuer__acme__dns_provider": "exec", "issuer__acme__exec": {"program": "/nowhere/hook"}},
+        "issuer.acme.exec.program",
+        id="dns-provider",
+    ),
+    pytest.param(
+        {"dns": {"zones": [{"zone": "a.test", "resolvers": ["dns.example"]}]}}, "dns.zones[0].resolvers", id="zone"
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "key"), CHECKS)
+async def test_check_finds_what_keeps_a_broker_from_starting(
+    files: BrokerFiles, changes: dict[str, Any], key: str
+) -> None:
+    """Secrets, issuers and DNS are looked at too, with file, line and key, beside whatever else is wrong."""
+    made = settings(files, **changes)
+    files.policy.write_text("version: 9\n")
+    with pytest.raises(ConfigurationError) as caught:
+        await check(made)
+    (problem,) = (problem for problem in caught.value.problems if problem.key == key)
+    assert (problem.file, problem.line is not None, bool(problem.remedy)) == (str(files.config), True, True)
+    assert len(caught.value.problems) > 1
+    assert not list(files.directory.glob("*.db"))
+
+
+async def test_check_only_doubts_what_the_environment_decides(
+    files: BrokerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator's shell hasn't the variables of the service: what may stand there is a doubt, and no problem."""
+    for name in ("VAULT_ADDR", "VAULT_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    prepared, doubts = await check(settings(files, secrets={"provider": "vault"}))
+    assert prepared.policy.current.profiles
+    assert ["secrets.vault.address" in doubt for doubt in doubts] == [True]
+    assert await check(settings(files, secrets={"provider": "env"})) is not None
+    assert not (files.directory / "account.key").exists()
 
 
 def test_limits_and_times_reach_the_story(files: BrokerFiles) -> None:

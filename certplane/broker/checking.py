@@ -1,0 +1,100 @@
+"""`certplane-broker check`: whether a start with this configuration would get as far as its store and its port.
+
+Makes what a start makes of the configuration, secrets' source, issuers and DNS providers too, and tells all problems at
+once.
+It changes nothing, sends nothing and reads no secret: no account key is made, no database opened.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import TypeVar
+
+from certplane.broker import adapters
+from certplane.broker.app import Prepared, prepare
+from certplane.broker.database import secret_source
+from certplane.broker.issuers.acme import AcmeIssuer
+from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.ports import SecretSource
+from certplane.broker.secrets.env import EnvSecrets
+from certplane.broker.settings import AcmeCaSettings, BrokerSettings, SecretsProvider
+from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
+from certplane.runtime.clock import Clock, SystemClock
+from certplane.runtime.pool import BlockingPool
+
+__all__ = ["check"]
+
+T = TypeVar("T")
+
+
+async def check(settings: BrokerSettings, clock: Clock | None = None) -> tuple[Prepared, tuple[str, ...]]:
+    """What a start would begin with, and doubts, a line each: what only the service's own environment can tell.
+
+    Raises:
+        ConfigurationError: everything that would keep the broker from starting.
+    """
+    clock = clock or SystemClock()
+    rng = random.SystemRandom()
+    problems: list[ConfigurationProblem] = []
+    doubts: list[ConfigurationProblem] = []
+    prepared: Prepared | None = None
+    secrets: SecretSource = EnvSecrets({})  # none is read, whatever it is
+    async with AsyncExitStack() as stack:
+        pool = BlockingPool("check-files", 1)
+        stack.callback(pool.close)
+        with _gathering(problems):
+            prepared = prepare(settings)
+        with _gathering(doubts if _leaves_to_environment(settings) else problems):
+            secrets = secret_source(settings, pool, clock)
+        for name, acme in settings.cas.items():
+            with _gathering(problems):
+                adapters.locating_ca(settings, name, _trial(name, acme, secrets, clock, rng)).close()
+        with _gathering(problems):
+            solver = adapters.solver(settings, secrets, clock, rng)
+            stack.push_async_callback(solver.close)
+    if problems or prepared is None:
+        raise ConfigurationError(problems)
+    return prepared, tuple(f"{doubt} (unless the service's environment says more than this one)" for doubt in doubts)
+
+
+@contextmanager
+def _gathering(problems: list[ConfigurationProblem]) -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as error:
+        problems += error.problems
+
+
+def _trial(
+    name: str, acme: AcmeCaSettings, secrets: SecretSource, clock: Clock, rng: random.Random
+) -> Callable[[], AcmeIssuer]:
+    """What makes an issuer, with the account's key or, where there is none yet, one that is thrown away."""
+
+    def make() -> AcmeIssuer:
+        key_file = adapters.account_key_file(acme)
+        if key_file.exists:
+            account = key_file.load()
+        elif not acme.account_key.parent.is_dir():
+            message = f"can't be made: {acme.account_key.parent} isn't a directory"
+            remedy = "make it, owned by the broker"
+            raise ConfigurationError([ConfigurationProblem("", None, "issuer.acme.account_key", message, remedy)])
+        else:
+            pem = private_key_pem(generate_private_key(KeyType.EC_P256))
+            account = AccountKey.from_pem(pem, acme.account_key)
+        return adapters.issuer(name, acme, account, secrets=secrets, clock=clock, rng=rng)
+
+    return make
+
+
+def _leaves_to_environment(settings: BrokerSettings) -> bool:
+    """Whether the secrets' source is completed from the environment, which a service has and a shell has not."""
+    secrets = settings.secrets
+    if secrets.provider is SecretsProvider.FILE:
+        return secrets.file.directory is None
+    if secrets.provider is SecretsProvider.ENV:
+        return False
+    vault = secrets.vault
+    return vault is None or vault.address is None or not (vault.token or vault.token_file)
