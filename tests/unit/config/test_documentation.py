@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -19,9 +19,21 @@ from certplane.agent import settings as agent
 from certplane.broker import settings as broker
 from certplane.broker.policy import document as policy
 from certplane.config.durations import format_duration
+from certplane.ctl import settings as ctl
 
 _DOCUMENT = Path(__file__).parents[3] / "docs" / "configuration.md"
-_FILES = {"agent.yml": agent._AgentFile, "broker.yml": broker._BrokerFile, "policy.yml": policy._PolicyFile}
+_FILES = {
+    "agent.yml": agent._AgentFile,
+    "broker.yml": broker._BrokerFile,
+    "policy.yml": policy._PolicyFile,
+    "ctl.yml": ctl._CtlFile,
+}
+_LOADERS: dict[str, Callable[[Path], object]] = {
+    "agent.yml": agent.load_settings,
+    "broker.yml": broker.load_settings,
+    "policy.yml": policy.load_policy,
+    "ctl.yml": ctl.load_settings,
+}
 _ROW = re.compile(r"^\| `([^`]+)` \| (.*?) \| (.+) \|$")
 _NO_DEFAULT = {dataclasses.MISSING: "required", None: "none", "": "none", (): "none"}
 
@@ -100,9 +112,7 @@ def test_examples_load(file: str, tmp_path: Path) -> None:
     chapter = _DOCUMENT.read_text(encoding="utf-8").partition(f"\n## {file}\n")[2]
     example = tmp_path / file
     example.write_text(chapter.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
-    {"agent.yml": agent.load_settings, "broker.yml": broker.load_settings, "policy.yml": policy.load_policy}[file](
-        example
-    )
+    _LOADERS[file](example)
 
 
 def _examples() -> list[str]:
