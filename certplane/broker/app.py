@@ -27,6 +27,7 @@ from certplane.broker import adapters
 from certplane.broker.audit import DenialCoalescer, import_spill
 from certplane.broker.database import locating, secret_source
 from certplane.broker.database import stores as open_stores
+from certplane.broker.descriptors import raise_file_limit, too_few
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.measures import FLEET_MEASURES
 from certplane.broker.fleet.requests import RenewalRequests
@@ -37,7 +38,7 @@ from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.dns.solver import DnsSolver
-from certplane.broker.model import AuditEvent, AuditEventType
+from certplane.broker.model import AuditEvent, AuditEventType, IdentityKind
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.reload import Reloader, trust_fields
 from certplane.broker.renewal.planner import RenewalPlanner
@@ -309,7 +310,11 @@ async def serve(settings: BrokerSettings) -> None:
     for notice in settings.notices:
         _logger.warning("%s", notice)
     clock = SystemClock()
-    async with open_broker(prepare(settings), clock=clock) as broker, ServiceNotifier(clock) as notifier:
+    prepared = prepare(settings)
+    hosts = sum(grant.kind is IdentityKind.HOST for grant in prepared.policy.current.grants)
+    if problem := too_few(raise_file_limit(), hosts):
+        _logger.warning("%s", problem)
+    async with open_broker(prepared, clock=clock) as broker, ServiceNotifier(clock) as notifier:
         serving = f"serving on port {broker.port}"
 
         def reload() -> None:

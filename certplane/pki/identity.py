@@ -15,12 +15,12 @@ import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from certplane.errors import CertplaneError, Reason, RefusalError
@@ -187,7 +187,7 @@ def verify_identity(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now:
 
 def _verify_path(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> VerifiedPath:
     (leaf,) = _presented(leaf_pem, "client certificate", 1)
-    intermediates = _presented(chain_pem, "client certificate's chain", _MAX_PRESENTED) if chain_pem.strip() else ()
+    intermediates = _presented_chain(chain_pem) if chain_pem.strip() else ()
     if now > leaf.not_valid_after_utc:
         raise RefusalError(
             Reason.IDENTITY_EXPIRED,
@@ -210,6 +210,12 @@ def _verify_path(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: da
     )
 
 
+@lru_cache(maxsize=64)
+def _presented_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """Read once for all the hosts that present the same, which nearly all do; what can't be read is read again."""
+    return _presented(pem, "client certificate's chain", _MAX_PRESENTED)
+
+
 def _presented(pem: bytes, what: str, most: int) -> tuple[x509.Certificate, ...]:
     try:
         text = pem.decode("ascii")
@@ -229,7 +235,7 @@ def _identity(leaf: x509.Certificate) -> IdentityCertificate:
         names=_names(leaf),
         common_name=_canonical(str(common_names[0].value)) if common_names else "",
         serial_number=format(leaf.serial_number, "x"),
-        issuer=leaf.issuer.rfc4514_string(),
+        issuer=_name_text(leaf.issuer),
         provisioner_kind=kind,
         provisioner_name=name,
         not_before=leaf.not_valid_before_utc,
@@ -237,9 +243,14 @@ def _identity(leaf: x509.Certificate) -> IdentityCertificate:
     )
 
 
+@lru_cache(maxsize=256)
+def _name_text(name: x509.Name) -> str:
+    return name.rfc4514_string()
+
+
 def _check_usage(leaf: x509.Certificate) -> None:
     """The verifier wants clientAuth where usages are listed, and takes a certificate without a list for any use."""
-    if not any(isinstance(extension.value, x509.ExtendedKeyUsage) for extension in leaf.extensions):
+    if not any(extension.oid == ExtensionOID.EXTENDED_KEY_USAGE for extension in leaf.extensions):
         raise _unknown("the client certificate is not marked for clientAuth (RFC 5280 4.2.1.12)")
 
 

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from benchmarks.hosts import identity_file
 from benchmarks.reference import broker_loop
 from certplane.broker.app import Broker, open_broker, prepare
+from certplane.broker.descriptors import raise_file_limit
 from certplane.broker.renewal.model import RenewalCause, RenewalPlan
 from certplane.broker.settings import load_settings
 from certplane.runtime.logging import setup
@@ -253,6 +254,7 @@ def push(server: Process) -> float:
 
 async def _serve(config: Path) -> None:
     settings = load_settings(config)
+    raise_file_limit()
     setup(settings.logging.level, settings.logging.format, settings.logging.destination)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

@@ -37,6 +37,7 @@ from pathlib import Path
 from benchmarks.wire import Closed, Connection, client_context, opening
 from certplane.agent.link.session import End
 from certplane.agent.link.stream import reopening_wait
+from certplane.broker.descriptors import raise_file_limit
 from certplane.rpc.channel import CHANNEL_OPTIONS
 from certplane.v1 import renewal_pb2 as pb
 
@@ -389,6 +390,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--count", type=int, required=True)
     arguments = parser.parse_args()
+    raise_file_limit()
     fleet = Fleet(arguments.folder, arguments.port, range(arguments.first, arguments.first + arguments.count))
     gc.freeze()
     print(json.dumps({"ready": True}), flush=True)

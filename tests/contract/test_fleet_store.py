@@ -117,6 +117,20 @@ async def test_a_refused_directive_outlives_the_stream(fleet: FleetStore) -> Non
     assert record.directive_error is not None
 
 
+async def test_a_stream_is_kept_beside_its_reports(fleet: FleetStore) -> None:
+    """What a host says with hello is one call; a stream alone needs no report."""
+    recorded = await fleet.record_reports(HOST, "e", [report(3)], names=["web"], stream=stream())
+    assert recorded.acknowledged_sequence == 3
+    record = await fleet.get_host(HOST)
+    assert record is not None
+    assert (record.stream, record.certificates) == (stream(), (report(3).certificate,))
+    later = stream(connect_time=T0 + timedelta(hours=1))
+    assert await fleet.record_reports(HOST, "e", [], names=["web"], stream=later) == RecordedReports(3, ())
+    record = await fleet.get_host(HOST)
+    assert record is not None
+    assert (record.stream, record.certificates) == (later, (report(3).certificate,))
+
+
 async def test_reports_count_once(fleet: FleetStore) -> None:
     """What was acknowledged is acknowledged again and isn't new; gaps are no matter."""
     first, second, third = report(1), report(4, CertificateState.DUE), report(9, CertificateState.ABSENT, "mail")

@@ -432,6 +432,7 @@ class FakeFleetStore:
         events: Mapping[int, AuditEvent] | None = None,
         *,
         names: Sequence[str] | None = None,
+        stream: HostStream | None = None,
     ) -> RecordedReports:
         audited: list[AuditEvent] = []
 
@@ -449,6 +450,8 @@ class FakeFleetStore:
             for name in forgotten:
                 del row.certificates[name]
                 row.outcomes.pop(name, None)
+            if stream is not None:
+                row.stream = stream
             return RecordedReports(row.acknowledged, tuple(new), forgotten)
 
         before = self._db.hosts.get(host, FakeHost())

@@ -33,7 +33,7 @@ from certplane.broker.fleet import measures
 from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.knowledge import PlanMark, held_certificates, mark, revoked_plan, unknown_plans
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
-from certplane.broker.fleet.model import CertificateState, HostRecord, StatusReport
+from certplane.broker.fleet.model import CertificateState, HostRecord, HostStream, StatusReport
 from certplane.broker.fleet.ports import FleetFigures, FleetStore
 from certplane.broker.fleet.session import HostSession, InForceHashes
 from certplane.broker.fleet.settings import StreamSettings
@@ -208,10 +208,7 @@ class FleetHub:
         session.clock_skew = hello.host_time - now
         session.connect_time = now
         reports = sorted(hello.reports, key=lambda report: report.sequence)
-        recorded, _ = await asyncio.gather(
-            self._record(session, reports, names=hello.certificate_names),
-            self._store.record_stream(session.stream(now)),
-        )
+        recorded = await self._record(session, reports, names=hello.certificate_names, stream=session.stream(now))
         self._displace(session)
         self._sessions[session.host] = session
         self._meter.level(measures.STREAMS, len(self._sessions))
@@ -460,12 +457,19 @@ class FleetHub:
     # Writing and sending.
 
     async def _record(
-        self, session: HostSession, reports: list[StatusReport], *, names: tuple[str, ...] | None = None
+        self,
+        session: HostSession,
+        reports: list[StatusReport],
+        *,
+        names: tuple[str, ...] | None = None,
+        stream: HostStream | None = None,
     ) -> int:
         """Make reports durable, and tell watchers; the last durable sequence."""
         now = self._clock.now()
         events = report_events(session.caller, session.request_id, reports, now, self._new_event_id)
-        recorded = await self._store.record_reports(session.host, session.epoch, reports, events, names=names)
+        recorded = await self._store.record_reports(
+            session.host, session.epoch, reports, events, names=names, stream=stream
+        )
         for report in recorded.new:
             self._meter.count(measures.REPORTS, result="durable")
             self.watchers.certificate_changed(session.host, report.certificate, now)

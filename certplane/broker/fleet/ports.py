@@ -45,6 +45,7 @@ class FleetStore(Protocol):
         events: Mapping[int, AuditEvent] | None = None,
         *,
         names: Sequence[str] | None = None,
+        stream: HostStream | None = None,
     ) -> RecordedReports:
         """Keep the reports that are new (by sequence, within `epoch`), durable, in one transaction with their events.
 
@@ -58,6 +59,7 @@ class FleetStore(Protocol):
             events: By sequence. A report's event is written if the report is new and its `outcome` is another than the
                 last one of its certificate that wasn't empty.
             names: All certificates that the host has, unless None.
+            stream: To be kept beside them, as `record_stream` does.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.

@@ -278,7 +278,10 @@ class HostSession:
             return None
         if self.wanted is None and (self._told_policy, self._told_trust) == (hashes.policy, hashes.trust):
             return None
-        renewals = _first_due(self.wanted.values()) if self.wanted else ()
+        if self.wanted is not None and len(self.wanted) == 1:
+            renewals = tuple(self.wanted.values())
+        else:
+            renewals = _first_due(self.wanted.values()) if self.wanted else ()
         self.unanswered = Directive(new_nonce(), renewals, hashes.policy, hashes.trust)
         self.asked_time = now
         # Told, whatever the answer: a refusal is final until something changes.

@@ -33,7 +33,7 @@ from certplane.broker.fleet.model import (
     StatusReport,
 )
 from certplane.broker.renewal.model import RenewalCause, RenewalPlan
-from certplane.broker.services.convert import invalid_request, timestamp
+from certplane.broker.services.convert import invalid_request, timestamp, unix_time
 from certplane.errors import Reason, Refusal
 from certplane.pki.names import DnsNameError, canonical_dns_name
 from certplane.rpc.status import refusal_from_status
@@ -271,7 +271,8 @@ def outgoing_message(message: Outgoing, broker_version: str) -> pb.StreamRenewal
             response.heartbeat.broker_time.CopyFrom(timestamp(message.broker_time))
         case Directive():
             response.directive.nonce = message.nonce
-            response.directive.renewals.extend(renewal_message(plan) for plan in message.renewals)
+            for plan in message.renewals:
+                renewal_message(plan, response.directive.renewals.add())
             response.directive.policy_hash = message.policy_hash
             response.directive.trust_bundle_hash = message.trust_bundle_hash
         case Welcome():
@@ -288,16 +289,17 @@ def outgoing_message(message: Outgoing, broker_version: str) -> pb.StreamRenewal
     return response
 
 
-def renewal_message(plan: RenewalPlan) -> pb.Renewal:
-    """When a certificate is to be renewed, and why."""
-    return pb.Renewal(
-        certificate_id=plan.certificate_id,
-        renew_time=timestamp(plan.renew_time),
-        cause=_CAUSES[plan.cause],
-        reason=plan.reason,
-        explanation_url=plan.explanation_url,
-        renewal_request_id=plan.renewal_request_id,
-    )
+def renewal_message(plan: RenewalPlan, message: pb.Renewal | None = None) -> pb.Renewal:
+    """When a certificate is to be renewed, and why; written into `message`, if given, which saves a copy."""
+    if message is None:
+        message = pb.Renewal()
+    message.certificate_id = plan.certificate_id
+    message.renew_time.seconds, message.renew_time.nanos = unix_time(plan.renew_time)
+    message.cause = _CAUSES[plan.cause]
+    message.reason = plan.reason
+    message.explanation_url = plan.explanation_url
+    message.renewal_request_id = plan.renewal_request_id
+    return message
 
 
 def status_message(status: CertificateStatus) -> pb.CertificateStatus:

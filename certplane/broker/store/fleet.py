@@ -97,10 +97,11 @@ class SqlFleetStore:
         events: Mapping[int, AuditEvent] | None = None,
         *,
         names: Sequence[str] | None = None,
+        stream: HostStream | None = None,
     ) -> RecordedReports:
         """See `FleetStore.record_reports`."""
         rows = dict(zip(events, self._audit.encode(list(events.values())), strict=False)) if events else {}
-        return await self._put(Entry(host, epoch, reports, rows, names))
+        return await self._put(Entry(host, epoch, reports, rows, names, stream))
 
     async def record_stream(self, stream: HostStream) -> None:
         """See `FleetStore.record_stream`."""
