@@ -1,13 +1,16 @@
 """Whether the DNS lets a CA issue for a name: CAA (RFC 8659), with `accounturi` and `validationmethods` (RFC 8657).
 
-The nearest name upwards that has CAA records decides, and only that. `judge` is pure; `relevant_records` asks.
+The nearest name upwards that has CAA records decides, and only that. `judge` is pure; `relevant_records` asks, and what
+stands at a parent is asked for once by all orders that look at about the same time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
     from certplane.broker.issuers.attempts import Deadline
     from certplane.broker.issuers.dns.lookup import DnsLookup
     from certplane.broker.ports import CaaIdentity
+    from certplane.runtime.clock import Clock
 
-__all__ = ["CaaRecord", "CaaVerdict", "Verdict", "judge", "relevant_records"]
+__all__ = ["CaaRecord", "CaaVerdict", "ParentRecords", "Verdict", "judge", "relevant_records"]
 
 _METHOD = "dns-01"
 _CRITICAL = 128
@@ -34,6 +38,8 @@ _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-
 _PARAMETER = re.compile(r"([A-Za-z0-9](?:-*[A-Za-z0-9])*)\s*=\s*([!-:<-~]*)", re.ASCII)
 """RFC 8659 4.2: tags have hyphens too."""
 _LONGEST = 200
+_FRESH = timedelta(seconds=10)
+"""How long parents' records are kept: for the orders of a burst, and for nobody who has just put a record right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +139,41 @@ def _obstacles(record: CaaRecord, identity: CaaIdentity) -> Iterator[str | None]
         yield f"accounturi of another account than {identity.account_url}"
 
 
-async def relevant_records(lookup: DnsLookup, name: str, deadline: Deadline) -> tuple[str, tuple[CaaRecord, ...]]:
+class ParentRecords:
+    """What a moment ago stood at names that have names below. One question a name at a time; failures aren't kept."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._kept: dict[tuple[DnsLookup, dns.name.Name], tuple[float, tuple[CaaRecord, ...]]] = {}
+        self._asking: dict[tuple[DnsLookup, dns.name.Name], asyncio.Lock] = {}
+
+    async def at(self, lookup: DnsLookup, name: dns.name.Name, deadline: Deadline) -> tuple[CaaRecord, ...]:
+        """The records at `name`; raises as `relevant_records`."""
+        self._forget()
+        key = (lookup, name)
+        async with self._asking.setdefault(key, asyncio.Lock()):
+            kept = self._kept.get(key)
+            if kept is None:
+                try:
+                    kept = (self._clock.monotonic(), await _records_at(lookup, name, deadline))
+                except BaseException:
+                    self._asking.pop(key, None)  # who waits has it still, and asks again
+                    raise
+                self._kept[key] = kept
+            return kept[1]
+
+    def _forget(self) -> None:
+        oldest = self._clock.monotonic() - _FRESH.total_seconds()
+        # In the order in which they came, so that the first fresh one ends it.
+        while self._kept and next(iter(self._kept.values()))[0] < oldest:
+            key = next(iter(self._kept))
+            del self._kept[key]
+            self._asking.pop(key, None)
+
+
+async def relevant_records(
+    lookup: DnsLookup, name: str, deadline: Deadline, parents: ParentRecords
+) -> tuple[str, tuple[CaaRecord, ...]]:
     """The CAA records that decide for `name` and where they stand; nothing if there are none up to the root.
 
     Aliases are followed at each name, and the tree is climbed from the name itself (RFC 8659 3).
@@ -142,12 +182,13 @@ async def relevant_records(lookup: DnsLookup, name: str, deadline: Deadline) -> 
         NoDnsAnswerError: it can't be told: a CA that gets no answer does not issue, but it may get one.
     """
     candidate = name_of(name.removeprefix("*."))
-    while candidate != dns.name.root:
-        records = await _records_at(lookup, candidate, deadline)
-        if records:
-            return candidate.to_text(omit_final_dot=True), records
+    records = await _records_at(lookup, candidate, deadline)
+    while not records:
         candidate = candidate.parent()
-    return "", ()
+        if candidate == dns.name.root:
+            return "", ()
+        records = await parents.at(lookup, candidate, deadline)
+    return candidate.to_text(omit_final_dot=True), records
 
 
 async def _records_at(lookup: DnsLookup, name: dns.name.Name, deadline: Deadline) -> tuple[CaaRecord, ...]:

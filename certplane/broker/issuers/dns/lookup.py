@@ -125,8 +125,11 @@ class DnsLookup:
             NoDnsAnswerError: it can't be told now.
         """
         if self._configured:
-            return [NameServer(str(one), tuple(await addresses_of(one)), one.port) for one in self._configured]
+            return await self._kept(self._servers, dns.name.root, self._configured_servers)
         return await self._kept(self._servers, zone, lambda: self._name_servers(zone, deadline))
+
+    async def _configured_servers(self) -> list[NameServer]:
+        return [NameServer(str(one), tuple(await addresses_of(one)), one.port) for one in self._configured]
 
     async def locate(self, name: dns.name.Name, deadline: Deadline) -> tuple[dns.name.Name, list[NameServer]]:
         """The zone that holds `name` and its servers, found without asking a resolver for it. Raises as `look`."""

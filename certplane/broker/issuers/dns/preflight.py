@@ -19,7 +19,7 @@ import dns.rdtypes.ANY.SOA
 
 from certplane.broker.issuers.answers import printable
 from certplane.broker.issuers.attempts import Deadline, all_of
-from certplane.broker.issuers.dns.caa import Verdict, judge, relevant_records
+from certplane.broker.issuers.dns.caa import ParentRecords, Verdict, judge, relevant_records
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
 from certplane.broker.issuers.dns.propagation import Mode
 from certplane.broker.issuers.dns.provider import CheckableProvider
@@ -60,6 +60,7 @@ class DnsPreflight:
             clock: for deadlines.
         """
         self._routes, self._delegations, self._cas, self._clock = routes, delegations, cas, clock
+        self._parents = ParentRecords(clock)
 
     async def check_order(self, dns_names: Sequence[str], issuer: str, timeout: timedelta) -> None:
         """See `OrderPreflight.check_order`."""
@@ -95,7 +96,7 @@ class DnsPreflight:
         lookup = self._routes.of(name.removeprefix("*.")).lookup
         what = f"{name} at {issuer}"
         try:
-            owner, records = await relevant_records(lookup, name, deadline)
+            owner, records = await relevant_records(lookup, name, deadline, self._parents)
             identity = await self._identity(issuer, deadline) if records else CaaIdentity()
         except (NoDnsAnswerError, RefusalError) as error:
             return PreflightCheck("caa", what, _UNKNOWN, _said(error))

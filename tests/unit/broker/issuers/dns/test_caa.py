@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from datetime import timedelta
 
+import dns.message
+import dns.name
+import dns.rdatatype
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.caa import CaaRecord, Verdict, judge, relevant_records
+from certplane.broker.issuers.dns.caa import CaaRecord, ParentRecords, Verdict, judge, relevant_records
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.ports import CaaIdentity
 from certplane.config.values import HostPort
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.bind import BindServer
+from tests.fakes.clock import ManualClock
 
 ACCOUNT = "https://ca.example/acct/1"
 OURS = CaaIdentity(("ca.example", "ca.example.org"), ACCOUNT)
@@ -110,6 +116,51 @@ def test_any_records_are_judged(records: list[CaaRecord]) -> None:
     assert judged.message.isprintable()
 
 
+class CountedLookup(DnsLookup):
+    """Answers that there is nothing anywhere, or nothing at all while it is `away`."""
+
+    def __init__(self) -> None:
+        super().__init__(resolvers=[HostPort("127.0.0.1", 9)])
+        self.asked: Counter[str] = Counter()
+        self.away = False
+
+    async def resolve(
+        self, name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline
+    ) -> dns.message.Message | None:
+        self.asked[name.to_text(omit_final_dot=True)] += 1
+        await asyncio.sleep(0)
+        if self.away:
+            raise NoDnsAnswerError("away")
+        return None
+
+
+async def test_orders_of_a_burst_share_what_stands_above_their_names() -> None:
+    """Each asks for its own names; the zone's and what is above are asked for once, and again some seconds later."""
+    clock, lookup = ManualClock(), CountedLookup()
+    parents, deadline = ParentRecords(clock), Deadline.after(timedelta(minutes=1), clock)
+
+    async def burst() -> None:
+        names = (f"w{number}.shop.test" for number in range(50))
+        await asyncio.gather(*(relevant_records(lookup, name, deadline, parents) for name in names))
+
+    await burst()
+    assert (lookup.asked["shop.test"], lookup.asked["test"], lookup.asked["w7.shop.test"]) == (1, 1, 1)
+    clock.advance(timedelta(seconds=11))
+    await burst()
+    assert (lookup.asked["shop.test"], lookup.asked["w7.shop.test"]) == (2, 2)
+
+
+async def test_a_parent_without_an_answer_is_asked_again() -> None:
+    """That it couldn't be told is nobody else's answer."""
+    lookup = CountedLookup()
+    parents, deadline = ParentRecords(ManualClock()), Deadline.after(timedelta(minutes=1), ManualClock())
+    lookup.away = True
+    with pytest.raises(NoDnsAnswerError):
+        await parents.at(lookup, dns.name.from_text("shop.test"), deadline)
+    lookup.away = False
+    assert await parents.at(lookup, dns.name.from_text("shop.test"), deadline) == ()
+
+
 @pytest.mark.integration
 async def test_climbs_the_tree(bind: BindServer, own_name: str) -> None:
     """The nearest name upwards with records decides, aliases are followed, wildcards begin at their base."""
@@ -121,7 +172,7 @@ async def test_climbs_the_tree(bind: BindServer, own_name: str) -> None:
     await bind.endpoint.add(f"alias.{own_name}", "CNAME", "other.test.")
 
     async def found(name: str) -> tuple[str, list[str]]:
-        owner, records = await relevant_records(lookup, name, deadline)
+        owner, records = await relevant_records(lookup, name, deadline, ParentRecords(SystemClock()))
         return owner, [record.value for record in records]
 
     assert await found(own_name) == (own_name, ["near.example"])
