@@ -11,7 +11,6 @@ What a hook leaves running must have its own output: the pipe closes when the ho
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import re
@@ -22,6 +21,7 @@ from datetime import timedelta
 from certplane.agent.model import HookResult
 from certplane.errors import OperationError
 from certplane.runtime.clock import Clock
+from certplane.runtime.processes import OutputTail, signal_group
 
 __all__ = ["OUTPUT_LIMIT", "ShellHookRunner", "hook_environment", "readable"]
 
@@ -44,8 +44,6 @@ _NOT_PASSED_ON = frozenset(
 )
 _GRACE = timedelta(seconds=5)
 _POLL = timedelta(milliseconds=50)
-_CHUNK = 64 * 1024
-_READS = 4
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _PRIVATE_KEY = re.compile(
     r"(?:-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----"
@@ -78,7 +76,7 @@ class ShellHookRunner:
         Raises:
             OperationError: the shell can't be started.
         """
-        output = _Output()
+        output = OutputTail(2 * OUTPUT_LIMIT)
         try:
             process = await self._start(command, output, environment)
             try:
@@ -86,11 +84,13 @@ class ShellHookRunner:
             except asyncio.CancelledError:
                 await asyncio.shield(self._end(process))
                 raise
-            return HookResult(status, readable(output.collected()))
+            return HookResult(status, readable(_whole_lines(output.end())))
         finally:
             output.close()
 
-    async def _start(self, command: str, output: _Output, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+    async def _start(
+        self, command: str, output: OutputTail, environment: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
         try:
             return await asyncio.create_subprocess_exec(
                 "/bin/sh",
@@ -130,60 +130,15 @@ class ShellHookRunner:
         """
         group = process.pid
         try:
-            _signal(group, signal.SIGTERM)
+            signal_group(group, signal.SIGTERM)
             until = self._clock.monotonic() + self._grace.total_seconds()
-            while self._clock.monotonic() < until and _signal(group, 0):
+            while self._clock.monotonic() < until and signal_group(group, 0):
                 await self._clock.sleep(_POLL)
-            _signal(group, signal.SIGKILL)
+            signal_group(group, signal.SIGKILL)
         except PermissionError:
             _LOG.warning("a hook past its time runs as another user and can't be ended: process group %d", group)
             return
         await process.wait()
-
-
-class _Output:
-    """A pipe of which the last octets are kept; read by the loop, so that a hook never blocks on it."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._reader, False)
-        self._kept = bytearray()
-        self._writing = True
-        self._loop.add_reader(self._reader, self._read)
-
-    def started(self) -> None:
-        """Close our own writing end: the hook has it."""
-        if self._writing:
-            os.close(self.writer)
-            self._writing = False
-
-    def collected(self) -> bytes:
-        """What has been written up to now, its end; whole lines where something was cut off."""
-        for _ in range(_READS):  # bounded: what the hook left behind may go on writing
-            if not self._read():
-                break
-        if len(self._kept) <= OUTPUT_LIMIT:
-            return bytes(self._kept)
-        end = bytes(self._kept[-OUTPUT_LIMIT:])
-        return b"[...]\n" + end.partition(b"\n")[2] if b"\n" in end[:1024] else b"[...]" + end
-
-    def close(self) -> None:
-        self.started()
-        self._loop.remove_reader(self._reader)
-        os.close(self._reader)
-
-    def _read(self) -> bool:
-        try:
-            chunk = os.read(self._reader, _CHUNK)
-        except BlockingIOError:
-            return False
-        if not chunk:
-            self._loop.remove_reader(self._reader)
-            return False
-        self._kept += chunk
-        del self._kept[: -2 * OUTPUT_LIMIT]
-        return True
 
 
 def hook_environment(inherited: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
@@ -191,15 +146,15 @@ def hook_environment(inherited: Mapping[str, str], added: Mapping[str, str]) -> 
     return {**{name: value for name, value in inherited.items() if name not in _NOT_PASSED_ON}, **added}
 
 
+def _whole_lines(output: bytes) -> bytes:
+    """Its end; whole lines where something was cut off."""
+    if len(output) <= OUTPUT_LIMIT:
+        return output
+    end = output[-OUTPUT_LIMIT:]
+    return b"[...]\n" + end.partition(b"\n")[2] if b"\n" in end[:1024] else b"[...]" + end
+
+
 def readable(output: bytes) -> str:
     """Output for a log: UTF-8, control characters escaped (a terminal must not obey them), private keys cut out."""
     text = output.decode("utf-8", "backslashreplace").replace("\r\n", "\n")
     return _PRIVATE_KEY.sub("[private key removed]", text).translate(_CONTROLS)
-
-
-def _signal(group: int, number: int) -> bool:
-    """Signal a process group; whether there is one."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
-        return True
-    return False

@@ -376,7 +376,8 @@ class OrderExecution:
         try:
             self._acme = await self._issuer.get_order(url, self._timeout(self._settings.call_timeout))
         except RefusalError as error:
-            if error.refusal.reason is not Reason.ISSUER_REJECTED:
+            # What the CA wants of the account (new terms, a binding) says nothing of the order.
+            if error.refusal.reason is not Reason.ISSUER_REJECTED or fails_over(error.refusal):
                 raise
             if self.order.state is OrderState.FINALIZING:
                 unknown = replace(

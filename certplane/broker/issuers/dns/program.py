@@ -2,25 +2,29 @@
 
 The program gets an argument vector, a small environment and what it is told on standard input, so that a secret stands
 neither in arguments nor in an environment that others can read. Its exit is awaited, not the end of its output: what it
-leaves running must not hold anybody. At the limit, and when the caller is cancelled, the whole group is killed.
+leaves running must not hold anybody. At the limit, and when the caller is cancelled, the whole group is killed; one
+that runs as another user (`sudo`) can't be, and is left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from certplane.runtime.processes import OutputTail, signal_group
+
 __all__ = ["SEARCH_PATH", "Ended", "NotStartedError", "run_program"]
+
+_log = logging.getLogger(__name__)
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEPT = 16 * 1024
-_CHUNK = 64 * 1024
-_LAST_READS = 4
 
 
 class NotStartedError(Exception):
@@ -57,7 +61,7 @@ async def run_program(
         NotStartedError: it isn't there, or isn't a program.
     """
     with contextlib.ExitStack() as stack:
-        output, errors = _Pipe(), _Pipe()
+        output, errors = OutputTail(_KEPT), OutputTail(_KEPT)
         stack.callback(output.close)
         stack.callback(errors.close)
         try:
@@ -92,47 +96,9 @@ async def _until_exit(process: asyncio.subprocess.Process, told: bytes, timeout:
         return 128 - status if status < 0 else status
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended, or runs as another user
-                os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.shield(process.wait())
-
-
-class _Pipe:
-    """A pipe of which the end is kept; read by the loop, so that a program never blocks on it."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._reader, False)
-        self._kept = bytearray()
-        self._writing = True
-        self._loop.add_reader(self._reader, self._read)
-
-    def started(self) -> None:
-        """Close our own writing end: the program has it."""
-        if self._writing:
-            os.close(self.writer)
-            self._writing = False
-
-    def end(self) -> bytes:
-        for _ in range(_LAST_READS):  # bounded: what was left behind may go on writing
-            if not self._read():
-                break
-        return bytes(self._kept[-_KEPT:])
-
-    def close(self) -> None:
-        self.started()
-        self._loop.remove_reader(self._reader)
-        os.close(self._reader)
-
-    def _read(self) -> bool:
-        try:
-            chunk = os.read(self._reader, _CHUNK)
-        except BlockingIOError:
-            return False
-        if not chunk:
-            self._loop.remove_reader(self._reader)
-            return False
-        self._kept += chunk
-        del self._kept[:-_KEPT]
-        return True
+            try:
+                signal_group(process.pid, signal.SIGKILL)
+            except PermissionError:
+                _log.warning("a program past its time runs as another user and can't be ended: group %d", process.pid)
+            else:
+                await asyncio.shield(process.wait())

@@ -182,6 +182,19 @@ async def test_after_the_finalisation_nothing_moves(world: World) -> None:
     assert world.ca.finalisations == 1
 
 
+@pytest.mark.parametrize("problem", ["userActionRequired", "externalAccountRequired"])
+async def test_what_the_ca_wants_of_the_account_loses_no_certificate(world: World, problem: str) -> None:
+    """New terms between finalisation and certificate: the order is known as ever, its key isn't spent, it is waited for."""
+    world.issuer.faults.fail_after("finalize", unreachable())
+    world.issuer.faults.fail("get_order", rejected(problem), times=3)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await world.run_on(timedelta(minutes=1))
+    assert (world.order.state, world.order.issuer) == (OrderState.ISSUED, "fake-ca")
+    assert world.ca.finalisations == 1
+    assert not second(world).faults.calls
+
+
 async def test_where_all_are_out_the_first_ones_word_is_told(world: World) -> None:
     """Each issuer is tried once; then the order ends with what the last one said, and later ones aren't spent."""
     for issuer in (world.issuer, second(world)):

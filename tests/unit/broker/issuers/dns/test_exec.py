@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -155,6 +157,29 @@ async def test_limit_ends_the_whole_group(make: Make, tmp_path: Path) -> None:
     assert "took too long to present" in refusal.message
     assert refusal.message.endswith(": slow")
     await _nobody_has(tmp_path / "f")
+
+
+async def test_program_of_another_user_is_left_behind(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program that has become root (`exec sudo ...`) can't be signalled: its time ends the order's wait all the same."""
+    pid_file = tmp_path / "pid"
+    killpg = os.killpg
+
+    def refused(group: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "killpg", refused)
+    provider = make(f"echo $$ > {pid_file}; exec sleep 60", seconds=0.5)
+    try:
+        refusal = await asyncio.wait_for(refusal_of(provider), 10)
+    finally:
+        killpg(int(pid_file.read_text()), signal.SIGKILL)
+    assert (refusal.reason, "took too long" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
+    assert "another user" in caplog.text
+    process = Path(f"/proc/{pid_file.read_text().strip()}")
+    while process.exists():  # noqa: ASYNC110, ASYNC240 - a process that isn't ours to wait for has no event
+        await asyncio.sleep(0.01)
 
 
 async def test_the_order_has_less_time(make: Make) -> None:
