@@ -228,9 +228,11 @@ def _preflight(options: argparse.Namespace) -> int:
 
 
 def _validate_policy(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import policy_rows
+    from certplane.broker.commands import policy_notices, policy_rows
 
     found = policy_rows(options.policy)
+    for notice in policy_notices(found):
+        print(escape(f"{options.policy}: {notice}"), file=sys.stderr)
     if _wants_json(options):
         _print_json([found])
         return 0

@@ -20,12 +20,14 @@ from cryptography import x509
 
 from certplane.broker.database import open_store
 from certplane.broker.model import (
+    ROLES,
     AuditDecision,
     AuditEvent,
     AuditEventType,
     AuditSeverity,
     CertificateRecord,
     DenyEntry,
+    IdentityKind,
     IdentityUse,
     KnownIdentity,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "listed_identities",
     "newest_certificates",
     "operator",
+    "policy_notices",
     "policy_rows",
 ]
 
@@ -175,6 +178,22 @@ def policy_rows(path: Path) -> Row:
         for grant in policy.grants
     ]
     return {"policy_hash": policy.hash, "profiles": profiles, "identities": identities}
+
+
+def policy_notices(policy: Row) -> list[str]:
+    """What is allowed in a policy and looks like a mistake all the same; `policy` as from `policy_rows`."""
+    notices = []
+    for each in policy["identities"]:
+        place = f"{each['kind']}s.{each['label']}"
+        known = ", ".join(sorted(ROLES))
+        notices += [
+            f"{place}.roles: {role!r} means nothing to the broker; the roles that do are {known}"
+            for role in each["roles"]
+            if role not in ROLES
+        ]
+        if each["kind"] == IdentityKind.OPERATOR and not each["roles"]:
+            notices.append(f"{place}: has no roles, so the fleet is closed to it; the roles are {known}")
+    return notices
 
 
 def _same(entry: DenyEntry, other: DenyEntry) -> bool:

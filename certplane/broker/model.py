@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from certplane.errors import Refusal
 
 __all__ = [
+    "ROLES",
     "AuditDecision",
     "AuditEvent",
     "AuditEventType",
@@ -54,6 +55,10 @@ class IdentityKind(StrEnum):
     HOST = "host"
     SERVICE = "service"
     OPERATOR = "operator"
+
+
+ROLES: Final = frozenset({"viewer", "operator"})
+"""The roles that open something at the broker; policy may have other words, which only `GetIdentity` shows."""
 
 
 @dataclass(frozen=True, slots=True)

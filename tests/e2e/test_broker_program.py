@@ -344,6 +344,13 @@ def test_policy_validate(files: BrokerFiles) -> None:
     (found,) = json_lines(result.stdout)
     assert [profile["profile"] for profile in found["profiles"]] == ["web"]
     assert [identity["identity"] for identity in found["identities"]] == [files.host, "admin.certplane.test"]
+    assert "operators.admin.roles: 'admin' means nothing to the broker" in result.stderr
+    operators = "{al: {identity: al.example.org}, bo: {identity: bo.example.org, roles: [viewer]}}"
+    files.policy.write_text(f"version: 1\noperators: {operators}\n")
+    result = run("policy", "validate", "--policy", files.policy)
+    assert result.returncode == 0
+    assert "operators.al: has no roles" in result.stderr
+    assert "operators.bo" not in result.stderr
     files.policy.write_text("version: 1\nhosts: {web1: {identity: web1.example.org, profiles: [nothing]}}\n")
     result = run("policy", "validate", "--policy", files.policy)
     assert result.returncode == 2

@@ -152,7 +152,9 @@ class VaultSecrets:
             async with asyncio.timeout(store.timeout.total_seconds()), self._new_client() as client:
                 answer = await client.get(f"{store.address.rstrip('/')}/v1/{path}", headers=headers)
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
-            message = f"{self._name} did not give the secret {name!r}: {type(error).__name__}"
+            why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            remedy = "check that it runs, secrets.vault.address and ca_bundle"
+            message = f"{self._name} can't be reached for the secret {name!r}: {why}; {remedy}"
             raise RefusalError(Reason.DNS_UNAVAILABLE, message) from error
         return self._secret(name, "/".join([*mount, *parts]), answer)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from certplane.broker.model import Caller, IdentityKind
+from certplane.broker.model import ROLES, Caller, IdentityKind
 from certplane.errors import Reason, RefusalError
 
 __all__ = ["METHODS", "Access", "check_access"]
@@ -38,7 +38,7 @@ _ANYONE: Final = Access(frozenset(IdentityKind))
 _HOLDERS: Final = frozenset({IdentityKind.HOST, IdentityKind.SERVICE})
 _OPERATORS: Final = Access(frozenset({IdentityKind.OPERATOR}))
 _STAFF: Final = frozenset({IdentityKind.OPERATOR, IdentityKind.SERVICE})
-_VIEWERS: Final = Access(_STAFF, roles=frozenset({"viewer", "operator"}))
+_VIEWERS: Final = Access(_STAFF, roles=ROLES)
 """An operator may do what a viewer may."""
 
 
