@@ -365,7 +365,8 @@ class StreamRenewalStatusRequest(_message.Message):
         @_builtins.property
         def error(self) -> _status_pb2.Status:
             """Unset: taken over, and durable on the host. Set: why not (ErrorInfo with a reason of docs/errors.md); the broker
-            doesn't send the same again.
+            doesn't send the same again, unless the host says that it can't for now (STORE_UNAVAILABLE, INTERNAL): then after
+            ten minutes, or on its next stream.
             """
 
         def __init__(

@@ -13,6 +13,7 @@ Rules it keeps:
 - One stream a host: the one that said hello last. The other one ends with STREAM_DISPLACED.
 - What is wanted of a host is computed from durable state: plans when they change, or when the host comes.
 - Hosts say who they are by their certificate alone; nothing in a message names another host.
+- A fault of ours that one host brings out ends the stream of that host, and is logged: all others are looked after.
 
 For the event loop's thread.
 """
@@ -32,7 +33,7 @@ from typing import Any, Final, Protocol
 from certplane.broker.fleet import measures
 from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.knowledge import PlanMark, held_certificates, mark, revoked_plan, unknown_plans
-from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
+from certplane.broker.fleet.messages import Directive, DirectiveResult, Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import CertificateState, HostRecord, HostStream, StatusReport
 from certplane.broker.fleet.ports import FleetFigures, FleetStore
 from certplane.broker.fleet.session import HostSession, InForceHashes
@@ -51,7 +52,7 @@ __all__ = ["FleetHub"]
 _logger = logging.getLogger("certplane.broker.fleet")
 
 _RETRY: Final = Backoff(timedelta(seconds=1), timedelta(seconds=30))
-"""Between tries to make reports durable."""
+"""Between tries at what the store refuses, or a fault of ours has ended."""
 _SLICE: Final = 512
 """Streams that are looked at before others get their turn: about a millisecond."""
 _GREETED: Final = 128
@@ -59,6 +60,10 @@ _GREETED: Final = 128
 _GREETING_PAUSE: Final = timedelta(milliseconds=100)
 """In which more come: each query costs a change of threads."""
 _COME_BACK: Final = timedelta(seconds=10)
+_TOLD_AGAIN: Final = timedelta(minutes=10)
+"""After a host could not take a directive over for now: a full disk, a fault of its agent."""
+_FOR_NOW: Final = frozenset({Reason.STORE_UNAVAILABLE, Reason.INTERNAL})
+"""Refusals of a directive that say nothing against it."""
 _LAST_WORDS: Final = timedelta(seconds=5)
 """What streams get to make durable and say what is left, when the broker stops or the host hangs up."""
 
@@ -114,10 +119,14 @@ class FleetHub:
         self._attached: set[HostSession] = set()
         self._refused: dict[str, frozenset[PlanMark]] = {}
         self._taken_back: list[str] = []
+        self._postponed: dict[str, float] = {}
+        """Hosts that could not take a directive over, and the monotonic time to tell them again, the soonest first."""
         self._arrived: dict[str, None] = {}
         self._arrival = asyncio.Event()
         self._chores: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._recording = True
+        """Whether what was last recorded of a stream could be."""
         meter.level(measures.STREAMS, 0)
 
     # What others ask and tell.
@@ -267,10 +276,7 @@ class FleetHub:
         self._meter.observe(measures.DIRECTIVE_SECONDS, timedelta(seconds=now - session.asked_time))
         self._meter.count(measures.DIRECTIVES, result="taken" if result.error is None else "refused")
         if result.error is not None:
-            # Together with what it refused before, as far as that is wanted still.
-            self._refused[session.host] = frozenset(map(mark, directive.renewals)) | self._refused.get(
-                session.host, frozenset()
-            )
+            self._note_refused(session.host, directive, result.error.reason)
             _logger.warning(
                 "a host has refused a directive",
                 extra={"fields": {"host": session.host, "reason": result.error.reason, "text": result.error.message}},
@@ -333,9 +339,21 @@ class FleetHub:
     async def run(self) -> None:
         """Look after the streams until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._look_at_all())
-            group.create_task(self._greet())
-            group.create_task(self._count_states())
+            for work in (self._look_at_all, self._greet, self._count_states):
+                group.create_task(self._keep_up(work), name=f"fleet-{work.__name__.strip('_')}")
+
+    async def _keep_up(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what never ends, and begin it again after a fault of ours."""
+        failures, said = 0, ""
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                if repr(error) != said:
+                    _logger.exception("the hosts' streams can't be looked after, and soon are again")
+                said = repr(error)
+            failures += 1
+            await self._clock.sleep(_RETRY.wait(failures, self._rng))
 
     async def drain(self, reason: str = "the broker stops") -> None:
         """Say goodbye to every host, each with another time to come back, and wait until the streams have ended.
@@ -361,21 +379,30 @@ class FleetHub:
         while True:
             await self._clock.sleep(self.settings.tick)
             self._record_taken_back()
+            self._greet_postponed()
             changed = self._take_hashes()
             for index, session in enumerate(list(self._attached)):
                 if index % _SLICE == _SLICE - 1:
                     await asyncio.sleep(0)
-                self._look_at(session)
+                try:
+                    self._look_at(session)
+                except Exception:
+                    _logger.exception("a host's stream can't be looked at", extra={"fields": {"host": session.host}})
+                    self._end(session, _fault())
                 if changed:
                     self._wake(session)
 
     async def _count_states(self) -> None:
+        counted = True
         while True:
             try:
                 counts = await self._store.count_states()
             except RefusalError as error:
-                _logger.warning("the states of certificates could not be counted: %s", error)
+                if counted:
+                    _logger.warning("the states of certificates could not be counted: %s", error)
+                counted = False
             else:
+                counted = True
                 for state in CertificateState:
                     self._meter.level(measures.CERTIFICATES, counts.get(state, 0), state=state.value)
             await self._clock.sleep(self.settings.figures_interval)
@@ -413,6 +440,7 @@ class FleetHub:
 
     async def _greet(self) -> None:
         """Tell hosts that have come what they don't know: some at a time, so that it doesn't slow a fleet's return."""
+        failures = 0
         while True:
             await self._arrival.wait()
             while self._arrived:
@@ -423,10 +451,37 @@ class FleetHub:
                 try:
                     await self._tell(hosts)
                 except RefusalError as error:
-                    _logger.warning("plans can't be read, and are tried again: %s", error)
+                    failures += 1
+                    if failures == 1:
+                        _logger.warning("plans can't be read, and are tried again: %s", error)
                     self._arrived.update(dict.fromkeys(hosts))
-                    await self._clock.sleep(_RETRY.first)
+                    await self._clock.sleep(_RETRY.wait(failures, self._rng))
+                except Exception as error:  # noqa: BLE001 - of one of them, and said there
+                    _logger.warning("hosts that have come are read about one by one: %r", error)
+                    for host in hosts:
+                        await self._tell_alone(host)
+                else:
+                    failures = 0
             self._arrival.clear()
+
+    async def _tell_alone(self, host: str) -> None:
+        """Tell a host that came with one about whom something can't be read: so that the others hear of their plans."""
+        try:
+            await self._tell((host,))
+        except RefusalError:
+            self._arrived[host] = None
+        except Exception:
+            # It goes on without: its certificates have times of their own, and each change is told.
+            _logger.exception("a host that has come can't be told its plans", extra={"fields": {"host": host}})
+
+    def _greet_postponed(self) -> None:
+        """Look again at the hosts whose time to be told again has come, as if they had just come."""
+        now = self._clock.monotonic()
+        while self._postponed and (first := next(iter(self._postponed.items())))[1] <= now:
+            del self._postponed[first[0]]
+            if first[0] in self._sessions:
+                self._arrived[first[0]] = None
+                self._arrival.set()
 
     async def _tell(self, hosts: tuple[str, ...]) -> None:
         in_force = defaultdict(list)
@@ -492,6 +547,12 @@ class FleetHub:
                         return
                     await self._clock.sleep(_RETRY.wait(failures, self._rng))
                     continue
+                except Exception:
+                    # Taken, never durable: the host keeps it, and says it again on its next stream.
+                    _logger.exception("reports can't be recorded", extra={"fields": {"host": session.host}})
+                    self._meter.count(measures.REPORTS, result="failed")
+                    self._end(session, _fault())
+                    return
                 failures = 0
                 left = [report for report in reports if report.sequence > sequence]
                 session.pending = left or None
@@ -551,6 +612,17 @@ class FleetHub:
 
     # Small things.
 
+    def _note_refused(self, host: str, directive: Directive, reason: Reason) -> None:
+        """Don't say it again; with what the host refused before, as far as that is another certificate's."""
+        if reason in _FOR_NOW:
+            self._postponed.pop(host, None)
+            self._postponed[host] = self._clock.monotonic() + _TOLD_AGAIN.total_seconds()
+            return
+        marks = frozenset(map(mark, directive.renewals))
+        renewed = {certificate_id for certificate_id, _ in marks}
+        before = self._refused.get(host, frozenset())
+        self._refused[host] = marks | {one for one in before if one[0] not in renewed}
+
     def _hear(self, session: HostSession) -> None:
         session.heard(self._clock.monotonic(), self.settings.rate, self.settings.burst)
 
@@ -578,7 +650,14 @@ class FleetHub:
         """Have something recorded that nobody waits for."""
 
         async def run() -> None:
-            await work
+            try:
+                await work
+            except RefusalError as error:
+                if self._recording:  # a store that is down is said once, not for each of ten thousand hosts
+                    _logger.warning("what a host's stream was could not be recorded: %s", error)
+                self._recording = False
+            else:
+                self._recording = True
 
         self._start(run(), "fleet-record")
 
@@ -587,9 +666,7 @@ class FleetHub:
         if task.cancelled():
             return
         error = task.exception()
-        if isinstance(error, RefusalError):
-            _logger.warning("what a host's stream was could not be recorded: %s", error)
-        elif error is not None:
+        if error is not None:
             _logger.error("a host's stream could not be served", exc_info=error)
 
 
@@ -600,6 +677,10 @@ def _check_welcomed(session: HostSession) -> None:
 
 def _invalid(field: str, problem: str) -> RefusalError:
     return RefusalError(Reason.REQUEST_INVALID, f"{field} {problem}", violations=[Violation(field, problem)])
+
+
+def _fault() -> RefusalError:
+    return RefusalError(Reason.INTERNAL, "the broker failed at this stream; its log says more")
 
 
 def _timed_out(message: str) -> RefusalError:

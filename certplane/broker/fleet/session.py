@@ -67,6 +67,7 @@ class HostSession:
         "_told_policy",
         "_told_trust",
         "_welcome",
+        "_welcomed",
         "agent_version",
         "asked_time",
         "caller",
@@ -135,6 +136,7 @@ class HostSession:
         self.refusal_may_stand = True
         self._told_policy = self._told_trust = ""
         self._welcome: Welcome | None = None
+        self._welcomed = False
         self._acknowledge = False
         self._heartbeat: datetime | None = None
         self._goodbye: Goodbye | None = None
@@ -212,7 +214,7 @@ class HostSession:
 
     def welcome(self, message: Welcome) -> None:
         """Hello was heard, and all of it is durable."""
-        self._welcome = message
+        self._welcome, self._welcomed = message, True
         self.durable = message.acknowledged_sequence
         self.taken = max(self.taken, self.durable)
         self._told_policy, self._told_trust = message.policy_hash, message.trust_bundle_hash
@@ -258,7 +260,7 @@ class HostSession:
         message: Outgoing | None
         if self._welcome is not None:
             message, self._welcome = self._welcome, None
-        elif self.connect_time is None:
+        elif not self._welcomed:
             return None  # nothing comes before the welcome
         elif self._acknowledge:
             self._acknowledge = False

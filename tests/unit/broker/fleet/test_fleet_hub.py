@@ -1,0 +1,304 @@
+"""The hub that looks after all streams, and what one host's fault must not do to the others."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from certplane.broker.fleet.hub import FleetHub
+from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing, Welcome
+from certplane.broker.fleet.model import CertificateState, CertificateStatus, HostRecord, HostStream, StatusReport
+from certplane.broker.fleet.ports import RecordedReports
+from certplane.broker.fleet.session import HostSession
+from certplane.broker.model import AuditEvent
+from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.errors import Reason, Refusal, RefusalError
+from tests.fakes.audit import FakeMeter
+from tests.fakes.clock import ManualClock
+from tests.fakes.stores import FakeFleetStore, FakeStores
+from tests.support.callers import caller
+
+SECOND = timedelta(seconds=1)
+
+
+class FaultyStore(FakeFleetStore):
+    """A store that brings out faults of ours, for those hosts that are named here."""
+
+    unreadable: frozenset[str] = frozenset()
+    unwritable: frozenset[str] = frozenset()
+    uncountable = False
+    held: asyncio.Event | None = None
+
+    async def list_hosts(
+        self, *, after: str = "", limit: int = 500, hosts: Sequence[str] | None = None
+    ) -> Sequence[HostRecord]:
+        if self.unreadable & set(hosts or ()):
+            raise ValueError("a row of a newer release")
+        return await super().list_hosts(after=after, limit=limit, hosts=hosts)
+
+    async def record_reports(
+        self,
+        host: str,
+        epoch: str,
+        reports: Sequence[StatusReport],
+        events: Mapping[int, AuditEvent] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        stream: HostStream | None = None,
+    ) -> RecordedReports:
+        if self.held is not None:
+            await self.held.wait()
+        if reports and host in self.unwritable:
+            raise ValueError("a report that can't be encoded")
+        return await super().record_reports(host, epoch, reports, events, names=names, stream=stream)
+
+    async def count_states(self) -> Mapping[CertificateState, int]:
+        if self.uncountable:
+            raise ValueError("a state of a newer release")
+        return await super().count_states()
+
+
+class World:
+    """A hub and its hosts."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.stores = FakeStores.open(self.clock)
+        self.store = FaultyStore(self.stores.database)
+        self.meter = FakeMeter()
+        self.hashes = ("p0", "t0")
+        numbers = itertools.count(1)
+        self.hub = FleetHub(
+            store=self.store,
+            plans=self.stores.renewal_plans,
+            find_certificate=self.stores.certificates.get_certificate,
+            hashes=lambda: self.hashes,
+            count_displacement=self.stores.identities.count_displacement,
+            clock=self.clock,
+            meter=self.meter,
+            rng=random.Random(1),
+            new_event_id=lambda: f"event-{next(numbers)}",
+        )
+
+    async def pass_time(self, span: timedelta, step: timedelta = SECOND) -> None:
+        while span > timedelta():
+            self.clock.advance(min(step, span))
+            span -= step
+            await settled()
+
+
+class Host:
+    """A host's side of a stream, without a network: what it is told, and how its stream ended."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.told: list[Outgoing] = []
+        self.end: BaseException | None = None
+        self.session: HostSession | None = None
+        self._inbox: asyncio.Queue[StatusReport | None] = asyncio.Queue()
+        self.task = asyncio.create_task(self._live())
+
+    async def _live(self) -> None:
+        hub = self.world.hub
+
+        async def write(message: Outgoing) -> None:
+            self.told.append(message)
+
+        session = self.session = hub.attach(caller(name=self.name), "r-1", write)
+        try:
+            await hub.hello(session, Hello("0.1.0", "epoch-1", ("web",), (), self.world.clock.now()))
+            while (report := await self._inbox.get()) is not None:
+                await hub.report(session, report)
+        except asyncio.CancelledError:
+            if not session.was_ended():
+                raise
+            self.end = session.end_reason
+        finally:
+            hub.detach(session)
+
+    async def report(self, sequence: int) -> None:
+        self._inbox.put_nowait(StatusReport(sequence, CertificateStatus("web", CertificateState.DUE)))
+        await settled()
+
+    async def answer(self, error: Refusal | None = None) -> None:
+        assert self.session is not None
+        self.world.hub.answer(self.session, DirectiveResult(self.directives[-1].nonce, error))
+        await settled()
+
+    @property
+    def directives(self) -> list[Directive]:
+        return [message for message in self.told if isinstance(message, Directive)]
+
+
+async def settled() -> None:
+    """Let everything go on that waits for nothing but its turn."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@asynccontextmanager
+async def running(world: World, *names: str) -> AsyncIterator[list[Host]]:
+    """The hub at work, and hosts with streams."""
+    looking = asyncio.create_task(world.hub.run())
+    hosts = [Host(world, name) for name in names]
+    await settled()
+    try:
+        yield hosts
+        assert not looking.done()
+    finally:
+        tasks = {looking, *(host.task for host in hosts)}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await settled()
+
+
+def plan(host: str, minutes: int = 0) -> RenewalPlan:
+    time = ManualClock().now() + timedelta(minutes=minutes)
+    return RenewalPlan(f"certificate-of-{host}", host, time, RenewalCause.OPERATOR, "drill")
+
+
+async def test_a_fault_in_counting_does_not_end_what_looks_after_the_streams(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A silent host is still noticed, and counting goes on once it can."""
+    world.store.uncountable = True
+    async with running(world, "web1.example") as (host,):
+        await world.pass_time(timedelta(minutes=4))
+        assert isinstance(host.end, RefusalError)
+        assert host.end.refusal.reason is Reason.STREAM_TIMED_OUT
+        world.store.uncountable = False
+        await world.pass_time(timedelta(minutes=2))
+    assert world.meter.levels["host_certificates"] == 0
+    assert "soon are again" in caplog.text
+
+
+async def test_one_host_that_cannot_be_read_keeps_no_other_from_its_plans(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts that come together are read about together; with a fault of one, one by one, and later ones too."""
+
+    async def plans_for(record: HostRecord, _in_force: object) -> list[RenewalPlan]:
+        return [plan(record.host)]
+
+    monkeypatch.setattr(world.hub, "_plans_for", plans_for)
+    world.store.unreadable = frozenset({"web2.example"})
+    async with running(world, "web1.example", "web2.example", "web3.example") as (first, second, third):
+        await world.pass_time(SECOND)
+        assert [len(host.directives) for host in (first, second, third)] == [1, 0, 1]
+        fourth = Host(world, "web4.example")
+        await world.pass_time(2 * SECOND)
+        assert len(fourth.directives) == 1
+        fourth.task.cancel()
+        await asyncio.wait({fourth.task})
+    assert [record.levelno for record in caplog.records if "its plans" in record.message] == [logging.ERROR]
+
+
+async def test_a_report_that_brings_out_a_fault_ends_its_stream_alone(world: World) -> None:
+    """Taken, never acknowledged, and no more is read from that host: it says it again on its next stream."""
+    world.store.unwritable = frozenset({"web1.example"})
+    async with running(world, "web1.example", "web2.example") as (first, second):
+        await first.report(1)
+        await second.report(1)
+        assert isinstance(first.end, RefusalError)
+        assert first.end.refusal.reason is Reason.INTERNAL
+        assert [type(message) for message in first.told] == [Welcome]
+        assert second.end is None
+        assert second.session is not None
+        assert second.session.durable == 1
+
+
+async def test_nothing_is_said_before_the_welcome(world: World) -> None:
+    """A policy that changes while hello waits to be durable is told after it: agents take nothing else for an answer."""
+    world.store.held = asyncio.Event()
+    async with running(world, "web1.example") as (host,):
+        world.hashes = ("p1", "t0")
+        await world.pass_time(3 * SECOND)
+        assert host.told == []
+        world.store.held.set()
+        await settled()
+        assert isinstance(host.told[0], Welcome)
+        assert host.told[0].policy_hash == "p1"
+
+
+@pytest.mark.parametrize(
+    ("reason", "times"),
+    [
+        pytest.param(Reason.STORE_UNAVAILABLE, 2, id="the host's disk was full"),
+        pytest.param(Reason.INTERNAL, 2, id="a fault of its agent"),
+        pytest.param(Reason.CERTIFICATE_NOT_FOUND, 1, id="it has no such certificate"),
+    ],
+)
+async def test_a_directive_that_could_not_be_kept_for_now_is_told_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, reason: Reason, times: int
+) -> None:
+    """Ten minutes later, on the same stream; what was refused for good is not."""
+
+    async def plans_for(record: HostRecord, _in_force: object) -> list[RenewalPlan]:
+        wanted = plan(record.host)
+        refused: Any = world.hub._refused.get(record.host, ())
+        return [] if (wanted.certificate_id, wanted.renew_time) in refused else [wanted]
+
+    monkeypatch.setattr(world.hub, "_plans_for", plans_for)
+    async with running(world, "web1.example") as (host,):
+        await world.pass_time(SECOND)
+        await host.answer(Refusal(reason, "not now"))
+        assert len(host.directives) == 1
+        for _ in range(11):
+            assert host.session is not None
+            world.hub.heartbeat(host.session, world.clock.now())
+            await world.pass_time(timedelta(minutes=1))
+        assert len(host.directives) == times
+
+
+async def test_what_hosts_refuse_takes_no_more_room_with_each_change(world: World) -> None:
+    """Of each certificate the last refusal is kept."""
+    async with running(world, "web1.example") as (host,):
+        await world.pass_time(SECOND)
+        for minutes in range(5):
+            world.hub.plans_changed([plan("web1.example", minutes)])
+            await settled()
+            await host.answer(Refusal(Reason.REQUEST_INVALID, "no"))
+        assert len(host.directives) == 5
+        assert len(world.hub._refused["web1.example"]) == 1
+
+
+async def test_a_store_that_is_down_is_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Not for each host every five minutes; and again when it is down again."""
+    names = [f"web{number}.example" for number in range(5)]
+
+    def said() -> int:
+        assert sum("plans can't be read" in record.message for record in caplog.records) <= 1
+        return sum("could not be recorded" in record.message for record in caplog.records)
+
+    async def beat(hosts: list[Host], span: timedelta) -> None:
+        for _ in range(span // timedelta(minutes=1)):
+            for host in hosts:
+                assert host.session is not None
+                world.hub.heartbeat(host.session, world.clock.now())
+            await world.pass_time(timedelta(minutes=1))
+
+    async with running(world, *names) as hosts:
+        world.stores.database.down = True
+        await beat(hosts, timedelta(minutes=21))
+        assert said() == 1
+        world.stores.database.down = False
+        await beat(hosts, timedelta(minutes=6))
+        world.stores.database.down = True
+        await beat(hosts, timedelta(minutes=6))
+        assert said() == 2
+        world.stores.database.down = False
