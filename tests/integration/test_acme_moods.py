@@ -51,15 +51,6 @@ URN = "urn:ietf:params:acme:error:"
 HOUR = timedelta(hours=1)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def trusting_pebble(tmp_path_factory: pytest.TempPathFactory, dns_server: DnsServer) -> AsyncIterator[Pebble]:
-    """A Pebble that takes every challenge for met, and never reuses an authorization."""
-    options = PebbleOptions(always_valid=True)
-    folder = tmp_path_factory.mktemp("trusting-pebble")
-    async with Pebble(folder, dns_server.endpoint.host_port, options, part=need_part("pebble")) as server:
-        yield server
-
-
 @pytest_asyncio.fixture
 async def world(tmp_path: Path, trusting_pebble: Pebble) -> AsyncIterator[Moody]:
     async with moody(tmp_path, trusting_pebble) as world:

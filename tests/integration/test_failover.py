@@ -15,26 +15,15 @@ from certplane.errors import Reason
 from certplane.sandbox import faults
 from certplane.sandbox.acme_endpoints import CHALLENGE, FINALIZE, NEW_ORDER, ORDER
 from certplane.sandbox.fault_proxy import FaultProxy
-from certplane.sandbox.pebble import Pebble, PebbleOptions
+from certplane.sandbox.pebble import Pebble
 from tests.support.moods import Moody, two_issuers
-from tests.support.parts import need_part
 
 if TYPE_CHECKING:
     from certplane.sandbox.fault_proxy import Action
-    from certplane.sandbox.ports import DnsServer
 
 pytestmark = [pytest.mark.integration]
 
 Worlds = tuple[Moody, FaultProxy]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def trusting_pebble(tmp_path_factory: pytest.TempPathFactory, dns_server: DnsServer) -> AsyncIterator[Pebble]:
-    """A Pebble that takes every challenge for met."""
-    options = PebbleOptions(always_valid=True)
-    folder = tmp_path_factory.mktemp("trusting-pebble")
-    async with Pebble(folder, dns_server.endpoint.host_port, options, part=need_part("pebble")) as server:
-        yield server
 
 
 @pytest_asyncio.fixture

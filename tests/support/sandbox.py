@@ -19,7 +19,7 @@ from certplane.sandbox.bind import BindServer
 from certplane.sandbox.cloudflare_api import CloudflareApi
 from certplane.sandbox.dns import SandboxDnsServer
 from certplane.sandbox.identity_ca import SandboxIdentityCa
-from certplane.sandbox.pebble import Pebble
+from certplane.sandbox.pebble import Pebble, PebbleOptions
 from certplane.sandbox.postgres import PostgresCluster
 from certplane.sandbox.step_ca import StepCa
 from tests.support.parts import need_part
@@ -88,6 +88,15 @@ async def bind(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BindSe
 async def dns_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DnsServer]:
     """BIND, or the sandbox's own server where there is none; Pebble validates through it."""
     async with servers.dns_server(tmp_path_factory.mktemp("dns"), ZONES) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def trusting_pebble(tmp_path_factory: pytest.TempPathFactory, dns_server: DnsServer) -> AsyncIterator[Pebble]:
+    """A Pebble that takes every challenge for met, and never reuses an authorization."""
+    options = PebbleOptions(always_valid=True)
+    folder = tmp_path_factory.mktemp("trusting-pebble")
+    async with Pebble(folder, dns_server.endpoint.host_port, options, part=need_part("pebble")) as server:
         yield server
 
 

@@ -275,8 +275,11 @@ class OrderExecution:
         now = self._ports.clock.now()
         out_of_reach = self._out_since is not None
         if isinstance(verdict, TryAgain):
-            patience = self._settings.failover_after.total_seconds()
-            if self._out_since is None or self._ports.clock.monotonic() - self._out_since < patience:
+            if self._out_since is None:
+                return ""
+            out = timedelta(seconds=self._ports.clock.monotonic() - self._out_since)
+            # What the issuer says of its absence counts as much as what was seen of it.
+            if out + (refusal.retry_after or timedelta()) < self._settings.failover_after:
                 return ""
         but = self._left | {self.order.issuer}
         issuers = self._ports.issuers_of(profile)

@@ -10,7 +10,7 @@ from certplane.broker.issuance.outcome import fails_over
 from certplane.broker.model import AuditEventType, OrderState, RevocationReason
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from tests.fakes.issuer import FakeCa, FakeIssuer
-from tests.support.issuance import World, caller, issue, settle
+from tests.support.issuance import World, caller, issue, settle, unavailable
 
 _URN = "urn:ietf:params:acme:error:"
 
@@ -95,6 +95,16 @@ async def test_a_moment_of_absence_moves_nobody(world: World) -> None:
     await authority.issue(caller(), issue(wait=timedelta()))
     await world.run_on(timedelta(seconds=2))
     assert (world.order.state, world.order.issuer) == (OrderState.ISSUED, "fake-ca")
+
+
+async def test_an_issuer_that_says_it_stays_away_is_believed(world: World) -> None:
+    """A 503 with minutes to wait moves the order at once: nobody sleeps through them beside an issuer that serves."""
+    world.issuer.faults.fail_always("create_order", unavailable(retry_after=timedelta(minutes=5)))
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await settle()
+    assert (world.order.state, world.order.issuer) == (OrderState.ISSUED, "second")
+    assert world.issuer.faults.count("create_order") == 1
 
 
 async def test_a_limit_moves_at_once_and_later_orders_go_straight_on(world: World) -> None:
