@@ -1,7 +1,8 @@
 """What hosts report, in the database: the latest of each certificate, and each host's last stream.
 
 Calls are gathered while others are being written, and then written together (`reports`): the busier the broker, the
-more of them share a statement, and a lone one waits for nobody.
+more of them share a statement, and a lone one waits for nobody. A host's coming and going can wait a moment for the
+next one's; a report waits for none of that.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ __all__ = ["SqlFleetStore"]
 
 _TOGETHER: Final = 512
 """Calls that are written at once: what the last of them waits longer for it stays some milliseconds."""
+_LINGER: Final = 0.02
+_LATELY: Final = 0.05
+"""Seconds. Streams come, go and are seen one after the other when a fleet returns: one that follows another one so soon
+waits so long for more. Each transaction costs more than what is written in it, and no report waits for a stream."""
 _UNDER_WAY: Final = 2
 """One that is being written, and one that waits for it, so that the writer never waits for the loop."""
 
@@ -54,6 +59,8 @@ class SqlFleetStore:
         self._waiting: list[tuple[Entry, asyncio.Future[RecordedReports]]] = []
         self._writing: set[asyncio.Task[None]] = set()
         self._scheduled = False
+        self._lingering: asyncio.TimerHandle | None = None
+        self._stream_time = float("-inf")
         compiler = database.compiler
         streams = select(
             *(host_streams.c[name] for name in STREAM_COLUMNS),
@@ -175,14 +182,24 @@ class SqlFleetStore:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[RecordedReports] = loop.create_future()
         self._waiting.append((entry, future))
+        lingers = False
+        if entry.stream is not None:
+            lingers = loop.time() - self._stream_time < _LATELY
+            self._stream_time = loop.time()
         if not self._scheduled and len(self._writing) < _UNDER_WAY:
-            self._scheduled = True
-            loop.call_soon(self._hand_over)
+            if not lingers:
+                self._scheduled = True
+                loop.call_soon(self._hand_over)
+            elif self._lingering is None:
+                self._lingering = loop.call_later(_LINGER, self._hand_over)
         return future
 
     def _hand_over(self) -> None:
-        """Begin to write what came in this turn of the loop, or while others were written."""
+        """Begin to write what came in this turn of the loop, or lately, or while others were written."""
         self._scheduled = False
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
         if self._waiting and len(self._writing) < _UNDER_WAY:
             calls, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
             task = asyncio.create_task(self._write(calls), name="store-reports")
