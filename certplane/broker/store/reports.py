@@ -10,6 +10,7 @@ Synchronous, on the writer's thread, inside its transaction. `fleet` owns the ca
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -64,7 +65,7 @@ class ReportRows:
             update(host_streams).where(host_streams.c.host == bindparam("which")), ["directive_error"]
         )
         host, name = certificate_statuses.c.host, certificate_statuses.c.name
-        self._names = compiler(select(name).where(host == bindparam("host")))
+        self._names = functools.cache(self._select_names)
         self._forget = compiler(
             delete(certificate_statuses).where(host == bindparam("host"), name == bindparam("name"))
         )
@@ -78,19 +79,17 @@ class ReportRows:
             for rows in _chunks(hosts)
             for host, epoch, sequence in self._all(session, self._sequences, [(host,) for host in rows])
         }
+        before = dict(known)
         fresh: list[tuple[Entry, StatusReport]] = []
         results = [_decide(entry, known, fresh) for entry in entries]
         events = self._put(session, fresh)
-        for sequences in _chunks([(host, *known[host]) for host in hosts]):
+        for sequences in _chunks([(host, *known[host]) for host in hosts if known[host] != before.get(host)]):
             self._run(session, self._put_sequences, sequences)
         streams = {entry.host: stream_row(entry.stream) for entry in entries if entry.stream is not None}
         for chunk in _chunks(list(streams.values())):
             self._run(session, self._put_streams, chunk)
         self._put_answers(session, {entry.host: entry.answer[0] for entry in entries if entry.answer is not None})
-        for index, entry in enumerate(entries):
-            if entry.epoch and entry.names is not None:
-                forgotten = self._keep_only(session, entry.host, entry.names)
-                results[index] = replace(results[index], forgotten=forgotten)
+        self._forget_others(session, entries, results)
         return Done(results, events=events)
 
     def _put(self, session: Session, fresh: Sequence[tuple[Entry, StatusReport]]) -> list[EventRow]:
@@ -127,12 +126,18 @@ class ReportRows:
             if error is not None:
                 session.execute(self._refuse, self._refuse.arguments({"directive_error": error, "which": host}))
 
-    def _keep_only(self, session: Session, host: str, names: Sequence[str]) -> tuple[str, ...]:
-        kept = set(names)
-        forgotten = tuple(name for (name,) in session.all(self._names, {"host": host}) if name not in kept)
-        for name in forgotten:
-            session.execute(self._forget, (host, name))
-        return forgotten
+    def _forget_others(self, session: Session, entries: Sequence[Entry], results: list[RecordedReports]) -> None:
+        """Drop the certificates that hosts no longer name; the last of a host's calls counts."""
+        naming = {entry.host: index for index, entry in enumerate(entries) if entry.epoch and entry.names is not None}
+        others: dict[str, list[str]] = defaultdict(list)
+        for chunk in _chunks([(host,) for host in naming]):
+            for host, name in self._all(session, self._names, chunk):
+                if name not in (entries[naming[host]].names or ()):
+                    others[host].append(name)
+        for host, names in others.items():
+            for name in names:
+                session.execute(self._forget, (host, name))
+            results[naming[host]] = replace(results[naming[host]], forgotten=tuple(names))
 
     def _all(self, session: Session, make: Callable[[int], Statement], keys: Sequence[tuple[object, ...]]) -> list[Row]:
         statement = make(len(keys))
@@ -153,6 +158,11 @@ class ReportRows:
         columns = host_streams.c
         statement = update(host_streams).where(columns.host.in_(hosts), columns.directive_error.is_not(None))
         return self._compiler(statement.values(directive_error=null()))
+
+    def _select_names(self, count: int) -> Statement:
+        hosts: list[BindParameter[Any]] = [bindparam(f"host_{n}") for n in range(count)]
+        columns = certificate_statuses.c
+        return self._compiler(select(columns.host, columns.name).where(columns.host.in_(hosts)))
 
     def _select_outcomes(self, count: int) -> Statement:
         columns = certificate_statuses.c
