@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import random
-import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -27,6 +26,7 @@ from certplane.broker.issuers.dns.preflight import DnsPreflight
 from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
 from certplane.broker.issuers.dns.routes import Route, Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
+from certplane.broker.issuers.outgoing import trusted_roots
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.ports import CaaIdentitySource, KeepsSecrets, SecretSource
 from certplane.broker.settings import AcmeCaSettings, AcmeSettings, BrokerSettings, DnsPropagationSettings
@@ -122,12 +122,7 @@ def issuer(
 ) -> AcmeIssuer:
     """One public CA; nothing is sent yet. Raises as `issuers`, without the line, and with the default issuer's keys."""
     if acme.ca_bundle is not None:
-        try:
-            ssl.create_default_context(cafile=str(acme.ca_bundle))
-        except (OSError, ValueError) as error:
-            message = f"{acme.ca_bundle} can't be used: {error}"
-            problem = ConfigurationProblem("", None, "issuer.acme.ca_bundle", message, "name a PEM file with roots")
-            raise ConfigurationError([problem]) from error
+        trusted_roots(acme.ca_bundle, "issuer.acme.ca_bundle")
     external = None
     if (eab := acme.eab) is not None:
         external = ExternalAccount(eab.kid, functools.partial(secrets.read, eab.hmac_secret), eab.algorithm.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TypeVar
@@ -14,13 +13,13 @@ import httpx
 
 from certplane.broker.audit import SpillFallback
 from certplane.broker.issuers.dns.http_client import new_http_client
-from certplane.broker.issuers.outgoing import ForbiddenUrlError, check_endpoint
+from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
 from certplane.broker.ports import AuditFallback, Meter, NullMeter, SecretSource
 from certplane.broker.secrets.source import SecretsSetup, open_secrets
 from certplane.broker.secrets.vault import VaultStore
 from certplane.broker.settings import BrokerSettings, SecretsSettings, StoreDriver, VaultSettings
 from certplane.broker.store import Stores, open_stores
-from certplane.errors import ConfigurationError, ConfigurationProblem, RefusalError
+from certplane.errors import ConfigurationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
 
@@ -95,17 +94,8 @@ def _secrets_setup(secrets: SecretsSettings, pool: BlockingPool, clock: Clock) -
 
 def _vault_clients(address: str, vault: VaultSettings) -> Callable[[], httpx.AsyncClient]:
     """What makes clients for a vault, each for one request: what is read of a bundle is read here."""
-    try:
-        check_endpoint(address)
-    except ForbiddenUrlError as error:
-        problem = ConfigurationProblem("", None, "secrets.vault.address", str(error), "use an https URL")
-        raise ConfigurationError([problem]) from error
-    try:
-        trusted = ssl.create_default_context(cafile=str(vault.ca_bundle) if vault.ca_bundle else None)
-    except (OSError, ValueError) as error:
-        message = f"{vault.ca_bundle} can't be used: {error}"
-        problem = ConfigurationProblem("", None, "secrets.vault.ca_bundle", message, "name a PEM file with roots")
-        raise ConfigurationError([problem]) from error
+    configured_endpoint(address, "secrets.vault.address")
+    trusted = trusted_roots(vault.ca_bundle, "secrets.vault.ca_bundle")
     return lambda: new_http_client(vault.timeout, trusted)
 
 

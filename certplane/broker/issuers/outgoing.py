@@ -7,13 +7,17 @@ a host that its operator did not choose.
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from certplane.errors import ConfigurationError, ConfigurationProblem
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
-__all__ = ["AllowedHosts", "ForbiddenUrlError", "check_endpoint"]
+__all__ = ["AllowedHosts", "ForbiddenUrlError", "check_endpoint", "configured_endpoint", "trusted_roots"]
 
 _HTTPS_PORT = 443
 
@@ -60,6 +64,32 @@ def check_endpoint(url: str) -> str:
     if url.lower().startswith("http:") and not _is_loopback(host):
         raise ForbiddenUrlError("it must be https: credentials are sent to it")
     return url
+
+
+def configured_endpoint(url: str, key: str) -> str:
+    """As `check_endpoint`, for the value of a configuration's `key`.
+
+    Raises:
+        ConfigurationError: secrets may not be sent there.
+    """
+    try:
+        return check_endpoint(url)
+    except ForbiddenUrlError as error:
+        raise ConfigurationError([ConfigurationProblem("", None, key, str(error), "use an https URL")]) from error
+
+
+def trusted_roots(ca_bundle: Path | None, key: str) -> ssl.SSLContext:
+    """What verifies servers by the PEM file that `key` names, or by the public roots. Blocks.
+
+    Raises:
+        ConfigurationError: the file can't be read, or holds no certificates.
+    """
+    try:
+        return ssl.create_default_context(cafile=str(ca_bundle) if ca_bundle else None)
+    except (OSError, ValueError) as error:
+        message = f"{ca_bundle} can't be used: {error}"
+        problem = ConfigurationProblem("", None, key, message, "name a PEM file with roots")
+        raise ConfigurationError([problem]) from error
 
 
 def _authority(url: str, schemes: tuple[str, ...] = ("https",)) -> tuple[str, int]:

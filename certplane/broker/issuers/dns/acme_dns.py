@@ -27,9 +27,9 @@ from certplane.broker.issuers.answers import parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
 from certplane.broker.issuers.dns.provider import NoSuchZoneError
-from certplane.broker.issuers.outgoing import ForbiddenUrlError, check_endpoint
+from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
 from certplane.broker.model import TxtRecord
-from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -79,19 +79,9 @@ class AcmeDnsProvider:
         Raises:
             ConfigurationError: the server's URL or its roots can't be used.
         """
-        try:
-            self._url = check_endpoint(server.url).rstrip("/")
-        except ForbiddenUrlError as error:
-            problem = ConfigurationProblem("", None, "issuer.acme.acme_dns.endpoint", str(error), "use an https URL")
-            raise ConfigurationError([problem]) from error
-        try:
-            self._client = new_http_client(server.timeout, server.ca_bundle)
-        except OSError as error:
-            message = f"{server.ca_bundle} can't be used: {error}"
-            problem = ConfigurationProblem(
-                "", None, "issuer.acme.acme_dns.ca_bundle", message, "name a PEM file with roots"
-            )
-            raise ConfigurationError([problem]) from error
+        self._url = configured_endpoint(server.url, "issuer.acme.acme_dns.endpoint").rstrip("/")
+        roots = trusted_roots(server.ca_bundle, "issuer.acme.acme_dns.ca_bundle") if server.ca_bundle else None
+        self._client = new_http_client(server.timeout, roots)
         self._server, self._secrets, self._clock, self._rng = server, secrets, clock, rng
         self._names: dict[str, _Name] = {}
 

@@ -34,9 +34,9 @@ from certplane.broker.issuers.dns.cloudflare_calls import (
 )
 from certplane.broker.issuers.dns.http_client import new_http_client
 from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
-from certplane.broker.issuers.outgoing import ForbiddenUrlError, check_endpoint
+from certplane.broker.issuers.outgoing import configured_endpoint
 from certplane.broker.model import TxtRecord
-from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+from certplane.errors import Reason, RefusalError
 
 if TYPE_CHECKING:
     import random
@@ -76,11 +76,7 @@ class CloudflareProvider:
         Raises:
             ConfigurationError: the base URL can't be used.
         """
-        try:
-            check_endpoint(api.base_url)
-        except ForbiddenUrlError as error:
-            problem = ConfigurationProblem("", None, "issuer.acme.cloudflare.base_url", str(error), "use an https URL")
-            raise ConfigurationError([problem]) from error
+        configured_endpoint(api.base_url, "issuer.acme.cloudflare.base_url")
         self._api, self._secrets, self._clock = api, secrets, clock
         self._http = new_http_client(api.timeout, api.ca_bundle)
         budget = CallBudget("Cloudflare's API", api.calls_per_five_minutes, _LIMIT_SPAN, clock)

@@ -17,9 +17,9 @@ import httpx
 from certplane.broker.issuers.answers import parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
-from certplane.broker.issuers.outgoing import ForbiddenUrlError, check_endpoint
+from certplane.broker.issuers.outgoing import configured_endpoint
 from certplane.broker.model import TxtRecord
-from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -66,11 +66,7 @@ class HttpreqProvider:
         Raises:
             ConfigurationError: the endpoint's URL can't be used.
         """
-        try:
-            self._url = check_endpoint(endpoint.url).rstrip("/")
-        except ForbiddenUrlError as error:
-            problem = ConfigurationProblem("", None, "issuer.acme.httpreq.endpoint", str(error), "use an https URL")
-            raise ConfigurationError([problem]) from error
+        self._url = configured_endpoint(endpoint.url, "issuer.acme.httpreq.endpoint").rstrip("/")
         self._endpoint, self._secrets, self._clock, self._rng = endpoint, secrets, clock, rng
         self._client = new_http_client(endpoint.timeout, endpoint.ca_bundle)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import signal
 import time
@@ -16,6 +15,7 @@ import pytest
 from certplane.agent.install.hook import OUTPUT_LIMIT, ShellHookRunner, hook_environment, readable
 from certplane.errors import OperationError
 from certplane.runtime.clock import SystemClock
+from tests.support.processes import refuse_signals
 
 LONG = timedelta(seconds=30)
 SHORT = timedelta(seconds=1.5)  # long enough for a shell to begin on a busy machine
@@ -136,12 +136,7 @@ async def test_hook_of_another_user_is_left_behind(
 ) -> None:
     """A hook that has become root (`exec sudo ...`) can't be signalled: it is past its time, and nobody waits for it."""
     pid_file = tmp_path / "pid"
-    killpg = os.killpg
-
-    def refused(group: int, number: int) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "killpg", refused)
+    killpg = refuse_signals(monkeypatch)
     task = asyncio.create_task(runner().run(f"echo $$ > {pid_file}; sleep 60", SHORT, {}))
     try:
         if cancelled:

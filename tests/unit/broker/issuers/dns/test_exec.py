@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import random
 import signal
@@ -20,6 +19,7 @@ from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
 from tests.fakes.secrets import FakeSecretSource
+from tests.support.processes import refuse_signals
 
 NAME = "_acme-challenge.www.certplane.test"
 RECORD = TxtRecord("", NAME, "-value; $(touch /tmp/x)")
@@ -164,12 +164,7 @@ async def test_program_of_another_user_is_left_behind(
 ) -> None:
     """A program that has become root (`exec sudo ...`) can't be signalled: its time ends the order's wait all the same."""
     pid_file = tmp_path / "pid"
-    killpg = os.killpg
-
-    def refused(group: int, number: int) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "killpg", refused)
+    killpg = refuse_signals(monkeypatch)
     provider = make(f"echo $$ > {pid_file}; exec sleep 60", seconds=0.5)
     try:
         refusal = await asyncio.wait_for(refusal_of(provider), 10)
