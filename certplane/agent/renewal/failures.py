@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 
-from certplane.agent.model import LineageStatus, LineageStep, Version
+from certplane.agent.model import LineageStatus, Version
 from certplane.errors import CertplaneError, OperationError, Reason, Refusal, RefusalError
 from certplane.runtime.backoff import Backoff
 
@@ -147,13 +147,17 @@ def failure_of(cause: CertplaneError | Refusal, now: datetime, retry_time: datet
 
 def is_refused_by_policy(status: LineageStatus) -> bool:
     """Whether the last request failed because the broker's policy says no: another policy may say yes."""
-    return status.failures > 0 and status.last_error.partition(":")[0] in _BY_POLICY
+    return status.failures > 0 and _reason_of(status) in _BY_POLICY
 
 
 def is_unreached(status: LineageStatus) -> bool:
     """Whether the last request failed without an answer of the broker's: once it is there, the wait has no sense."""
-    failed = status.failures > 0 and status.failed_step is LineageStep.REQUEST
-    return failed and status.last_error.partition(":")[0] not in _REASONS
+    return status.failures > 0 and _reason_of(status) not in _REASONS
+
+
+def _reason_of(status: LineageStatus) -> str:
+    """The broker's reason for the last failed request; a status of an older release has no `request_error`."""
+    return (status.request_error or status.last_error).partition(":")[0]
 
 
 def kind_of(reason: Reason) -> FailureKind:

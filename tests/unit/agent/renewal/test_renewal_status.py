@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.agent.model import LineageState, LineageStatus, LineageStep, ServedLeaf, ServiceView, Version
-from certplane.agent.renewal.failures import Failure, FailureKind, failure_of, is_final_for_key, request_backoff
+from certplane.agent.renewal.failures import (
+    Failure,
+    FailureKind,
+    failure_of,
+    is_final_for_key,
+    is_refused_by_policy,
+    is_unreached,
+    request_backoff,
+)
 from certplane.agent.renewal.plan import Activate, Plan, RenewReason, Request, Verify, Wait
 from certplane.agent.renewal.status import (
     activated,
@@ -62,6 +70,26 @@ def test_every_reason_has_its_patience(reason: Reason) -> None:
     assert failure.message == f"{reason}: because"
     assert failure.kind in FailureKind
     assert failure.retry_time is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "unreached", "refused"),
+    [
+        pytest.param(OperationError("the broker can't be reached: refused"), True, False, id="no connection"),
+        pytest.param(RefusalError(Reason.PROFILE_NOT_ALLOWED, "no"), False, True, id="policy"),
+        pytest.param(RefusalError(Reason.ISSUER_UNAVAILABLE, "no CA"), False, False, id="the CA"),
+    ],
+)
+def test_whose_word_ends_a_wait(cause: CertplaneError, unreached: bool, refused: bool) -> None:
+    """A broker that is there again, or another policy; whatever an activation did meanwhile."""
+    status = new_status("www", NOW)
+    assert not is_unreached(status)
+    assert not is_refused_by_policy(status)
+    failed = request_failed(status, failure_of(cause, NOW), NOW, random.Random(1), version())
+    older = replace(failed, request_error="")  # as a release without it has written
+    later = going_back(failed, LineageStep.RELOAD, "KEY_WEAK: said the hook", NOW)
+    for each in (failed, older, later):
+        assert (is_unreached(each), is_refused_by_policy(each)) == (unreached, refused)
 
 
 @pytest.mark.parametrize(
