@@ -1,11 +1,13 @@
 """What the broker's directives do on this host: times are kept on disk, and the lineages that they concern are woken.
 
-A directive for a certificate that was replaced meanwhile does nothing and is no error: the two had just crossed.
+A directive for a certificate that was replaced meanwhile does nothing and is no error: the two had just crossed. One
+for a certificate that is still on its way here waits for it.
 """
 
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from certplane.agent.model import DirectedRenewal, RenewalCause
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["HostDirectives"]
 
 logger = logging.getLogger(__name__)
+
+_LOOK = timedelta(milliseconds=200)
+_LOOKS = 50
+"""The broker asks the CA about a certificate as soon as it has it, and may hear the answer before the host has it.
+While a request is under way, a certificate that isn't there may be the one that comes. No directive waits for longer."""
 
 
 class HostDirectives:
@@ -57,7 +64,24 @@ class HostDirectives:
 
     async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
         """See `DirectiveTaker.renew`."""
-        changed, unknown = await self._disk.run(self._keep, renewals)
+        missing = list(renewals)
+        for look in range(_LOOKS):
+            # Asked first: a certificate that comes in between is found.
+            expected = await self._disk.run(self._is_expecting)
+            changed, unknown = await self._disk.run(self._keep, missing)
+            self._wake(changed)
+            missing = [each for each in missing if each.certificate_id in unknown]
+            if not missing or not expected or look == _LOOKS - 1:
+                break
+            await self._clock.sleep(_LOOK)
+        if missing:
+            message = f"this host has no certificate {', '.join(each.certificate_id for each in missing)}"
+            raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, message)
+
+    def _is_expecting(self) -> bool:
+        return any(lineage.keys.pending() is not None for lineage in self._lineages.values())
+
+    def _wake(self, changed: Mapping[str, DirectedRenewal]) -> None:
         for name, directed in changed.items():
             when = f"{directed.renew_time:%Y-%m-%d %H:%M:%S} UTC"
             logger.info("%s: to be renewed at %s: %s", name, when, explanation(directed))
@@ -66,9 +90,6 @@ class HostDirectives:
                 life.try_again()  # somebody wants it now: our own patience isn't a reason against
             else:
                 life.wake()
-        if unknown:
-            message = f"this host has no certificate {', '.join(unknown)}"
-            raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, message)
 
     def _keep(self, renewals: Sequence[DirectedRenewal]) -> tuple[dict[str, DirectedRenewal], list[str]]:
         """Save what is new; returns it by lineage, and the certificates that aren't this host's."""
