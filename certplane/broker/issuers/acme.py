@@ -73,6 +73,10 @@ _REPLACES_PROBLEMS = ("alreadyReplaced", "malformed", "unauthorized")
 """What CAs say of an order's `replaces` (RFC 9773 5): it has an order already, they don't know the member or the
 certificate, or it is of another account."""
 
+_REPLACES_STUMBLES = 2
+"""Faults of the CA's own (serverInternal) after which an order is asked for without `replaces`: one may pass, but a CA
+that stumbles over it does so each time. Pebble 2.10 does where the serial number begins with a zero octet."""
+
 _SENT_KEPT = 10_000
 """Orders whose CSR was sent that are remembered: far more than are under way."""
 
@@ -284,8 +288,16 @@ class AcmeIssuer:
         _log.info("certificate revoked at the CA", extra={"fields": fields})
 
     async def _new_order(self, names: Sequence[str], profile: str, replaces: str, deadline: Deadline) -> AcmeOrder:
+        stumbles = 0
+
         def ask(client: AcmeClient) -> AcmeOrder:
-            return client.create_order(names, profile, replaces if client.takes_replaces else "")
+            nonlocal stumbles
+            told = replaces if client.takes_replaces and stumbles < _REPLACES_STUMBLES else ""
+            try:
+                return client.create_order(names, profile, told)
+            except AcmeError as error:
+                stumbles += bool(told) and error.is_problem("serverInternal")
+                raise
 
         try:
             return await self._workers.call(ask, deadline)

@@ -18,6 +18,7 @@ from certplane.broker.model import IssuerOrderStatus, Profile
 from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key
+from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.certificates import CertificateAuthority
 from tests.support.scripted_acme import Answer, ScriptedAcme, problem
@@ -38,7 +39,8 @@ def ca(tmp_path: Path) -> Iterator[ScriptedAcme]:
 def issuer(ca: ScriptedAcme, tmp_path: Path) -> Iterator[AcmeIssuer]:
     key = AccountKey.load_or_create(tmp_path / "account.key")
     server = AcmeServer(ca.directory_url, ca_bundle=ca.roots_file)
-    issuer = AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1))
+    waits = Backoff(first=timedelta(milliseconds=20), most=timedelta(milliseconds=40))
+    issuer = AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1), repeat_waits=waits)
     yield issuer
     issuer.close()
 
@@ -92,6 +94,24 @@ async def test_an_order_is_asked_for_once_without_what_it_replaces(
     order = await issuer.create_order(csr_der(), PROFILE, SOON, replaces=replaced)
     assert order.status is IssuerOrderStatus.PENDING
     assert [bool(name) for name in asked(ca)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("faults", "told"),
+    [
+        pytest.param(1, [True, True], id="a fault that passes"),
+        pytest.param(2, [True, True, False], id="one that doesn't"),
+        pytest.param(3, [True, True, False, False], id="and one that is about something else"),
+    ],
+)
+async def test_a_ca_that_stumbles_over_it_is_asked_without_it(
+    ca: ScriptedAcme, issuer: AcmeIssuer, replaced: str, faults: int, told: list[bool]
+) -> None:
+    """Pebble answers 500 each time for certain serial numbers: such a certificate would never be renewed."""
+    ca.fail("POST /newOrder", *[problem("serverInternal", "could not find an order", 500)] * faults)
+    order = await issuer.create_order(csr_der(), PROFILE, SOON, replaces=replaced)
+    assert order.status is IssuerOrderStatus.PENDING
+    assert [bool(name) for name in asked(ca)] == told
 
 
 async def test_an_order_that_is_refused_without_it_too_is_refused(
