@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 _LOOK = timedelta(milliseconds=200)
 _LOOKS = 50
 """The broker asks the CA about a certificate as soon as it has it, and may hear the answer before the host has it.
-While a request is under way, a certificate that isn't there may be the one that comes. No directive waits for longer."""
+While a request is under way, a certificate that isn't there may be the one that comes. Longer than this none
+waits."""
 
 
 class HostDirectives:
