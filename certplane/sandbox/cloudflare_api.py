@@ -165,7 +165,7 @@ class CloudflareApi:
         """Stop it; the records stay in the DNS server."""
         if self._server is not None:
             self._server.stop()
-            await asyncio.get_running_loop().run_in_executor(None, lambda: self._records.spread.finish(hurry=True))
+            await self.spread(hurry=True)
 
     @property
     def spread_time(self) -> timedelta:
@@ -176,13 +176,13 @@ class CloudflareApi:
     def spread_time(self, span: timedelta) -> None:
         self._records.spread_time = span
 
-    async def spread(self) -> None:
-        """Return when the DNS server has every change that was made.
+    async def spread(self, *, hurry: bool = False) -> None:
+        """Return when the DNS server has every change that was made; with `hurry`, have it get them now.
 
         Raises:
             RuntimeError: it has refused one.
         """
-        await asyncio.get_running_loop().run_in_executor(None, self._records.spread.finish)
+        await asyncio.to_thread(self._records.spread.finish, hurry=hurry)
 
     def fail_next(self, method: str, path: str, fault: Fault, *, times: int = 1) -> None:
         """Do `fault` to the next `times` requests of this method and path.

@@ -134,6 +134,7 @@ class Spread:
             self._hurried = self._hurried or hurry
             self._news.notify_all()
             self._news.wait_for(lambda: not self._changes)
+            self._hurried = False
             if self._failed is not None:
                 raise RuntimeError("a change was lost on its way into the DNS server") from self._failed
 

@@ -73,6 +73,45 @@ async def test_a_created_record_is_in_the_dns(
     assert cloudflare_api.records("certplane.test") == []
 
 
+async def test_changes_take_their_time_to_spread(
+    cloudflare_api: CloudflareApi, clients: Callable[..., Cloudflare], dns_server: DnsServer, own_name: str
+) -> None:
+    """The API has a record that the DNS server doesn't serve yet; changes arrive in order, and all of them."""
+    client, zone = clients(), cloudflare_api.zone_id("certplane.test")
+
+    def create(content: str) -> Any:
+        return client.dns.records.create(zone_id=zone, type="TXT", name=own_name, content=f'"{content}"', ttl=60)
+
+    cloudflare_api.spread_time = timedelta(minutes=10)
+    first = await asyncio.to_thread(create, "first")
+    cloudflare_api.spread_time = timedelta()
+    await asyncio.to_thread(client.dns.records.delete, first.id, zone_id=zone)
+    second = await asyncio.to_thread(create, "second")
+    assert [record.id for record in cloudflare_api.records("certplane.test")] == [second.id]
+    assert await dns_server.endpoint.txt(own_name) == frozenset()
+    await cloudflare_api.spread(hurry=True)
+    assert await dns_server.endpoint.txt(own_name) == {"second"}
+    await asyncio.to_thread(client.dns.records.delete, second.id, zone_id=zone)
+    assert await dns_server.endpoint.txt(own_name) == frozenset()
+
+
+async def test_a_bad_day_fails_some_calls(cloudflare_api: CloudflareApi, clients: Callable[..., Cloudflare]) -> None:
+    """`fail_often` fails about as many calls as it is told to, whatever they are."""
+    client = clients()
+    cloudflare_api.fail_often(Fault(503), 0.5)
+
+    def ask() -> int:
+        try:
+            client.zones.list()
+        except APIStatusError as error:
+            return error.status_code
+        return 200
+
+    seen = [await asyncio.to_thread(ask) for _ in range(40)]
+    assert set(seen) == {200, 503}
+    assert 8 < seen.count(503) < 32
+
+
 async def test_pages_end_with_an_empty_one(
     cloudflare_api: CloudflareApi, clients: Callable[..., Cloudflare], dns_server: DnsServer
 ) -> None:
