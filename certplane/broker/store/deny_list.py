@@ -139,9 +139,10 @@ class SqlDenyList:
                     (entry.issuer, entry.serial_number): entry for entry in entries if entry.serial_number
                 }
                 self._seen = mark
-        except SqlError as error:
+        except Exception as error:  # noqa: BLE001 - of ours too: or nobody would look again, and nothing show it
             if self._current:
-                _log.error("the deny-list can't be read, the last one stays in force: %s", error)
+                fault = None if isinstance(error, SqlError) else error
+                _log.error("the deny-list can't be read, the last one stays in force: %s", error, exc_info=fault)
             self._current = False
         else:
             self._current = True

@@ -202,16 +202,16 @@ class SqlIdentityLedger:
         """Read what has changed; on a failure what is in memory stays in force."""
         async with self._refreshing:
             try:
-                rows = await self._database.all(self._changed, {"seen": self._seen})
-            except SqlError as error:
+                for number, *row in await self._database.all(self._changed, {"seen": self._seen}):
+                    self._take(number, identity_from_row(tuple(row)))
+                    self._seen = number
+            except Exception as error:  # noqa: BLE001 - of ours too: or nobody would look again, and nothing show it
                 if self._current:
-                    _log.error("the identities can't be read, the last ones stay in force: %s", error)
+                    fault = None if isinstance(error, SqlError) else error
+                    _log.error("the identities can't be read, the last ones stay in force: %s", error, exc_info=fault)
                 self._current = False
-                return
-            self._current = True
-            for number, *row in rows:
-                self._take(number, identity_from_row(tuple(row)))
-                self._seen = number
+            else:
+                self._current = True
             self._note()
 
     def _take(self, number: int, known: KnownIdentity) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -262,3 +262,43 @@ async def test_a_failed_sync_of_the_database_stops_the_store_and_keeps_the_log(
     assert log_size(sqlite_place) > 0
     async with sqlite_place.open(ManualClock()) as stores:
         assert await StoreHarness(sqlite_place, ManualClock(), stores).event_ids() == ["event-000001"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "repair"),
+    [
+        pytest.param(
+            "INSERT INTO deny_entries (name, issuer, serial_number, reason, create_time)"
+            " VALUES ('web8.example', '', '', '', 9000000000000000000)",
+            "DELETE FROM deny_entries WHERE name = 'web8.example'",
+            id="deny-list",
+        ),
+        pytest.param(
+            "INSERT INTO identities VALUES ('web8.example', 'CN=ca', '1f', 0, 0, '', 0, '{', NULL, 0, NULL, 1)",
+            "DELETE FROM identities WHERE name = 'web8.example'",
+            id="identities",
+        ),
+    ],
+)
+async def test_a_row_that_cannot_be_read_ends_no_looking(sqlite_store: StoreHarness, damage: str, repair: str) -> None:
+    """The store isn't ready meanwhile, and what is denied by a command later on is seen all the same."""
+    store, stores = sqlite_store, sqlite_store.stores
+
+    def change(statement: str) -> None:
+        with contextlib.closing(sqlite3.connect(store.place.path)) as beside, beside:
+            beside.execute(statement)
+
+    async def until(condition: Callable[[], object]) -> None:
+        for _ in range(200):
+            if condition():
+                return
+            store.clock.advance(timedelta(seconds=1))
+            await asyncio.sleep(0.01)
+        raise AssertionError("it has not come about")
+
+    change(damage)
+    await until(lambda: not stores.ready())
+    change(repair)
+    await until(stores.ready)
+    change("INSERT INTO deny_entries VALUES (7, 'web9.example', '', '', '', 0)")
+    await until(lambda: stores.deny_list.denied("web9.example", "", ""))
