@@ -109,3 +109,19 @@ async def test_nothing_is_served(site: Site) -> None:
     view = await site.probe.look(version)
     assert not view.well
     assert view.leaf is None
+
+
+async def test_a_name_that_is_none_is_a_finding() -> None:
+    """Not an unexpected fault: the activation would be begun again and again, each time with a reload."""
+    _, certificate = ISSUER.pair(NAME)
+    facts = leaf_facts(certificate)
+    version = Version(
+        1, Path("/nowhere"), (NAME,), facts.serial_number, facts.public_key_sha256, facts.not_before, facts.not_after
+    )
+    second = timedelta(seconds=1)
+    probe = TlsProbe(
+        "www..example", 443, server_name=NAME, timeout=second, attempts=1, interval=second, clock=SystemClock()
+    )
+    view = await probe.look(version)
+    assert view.leaf is None
+    assert "no host name" in view.problem

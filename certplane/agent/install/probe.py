@@ -86,6 +86,8 @@ class TlsProbe:
             number = error.errno or 0
             why = os.strerror(number) if number > 0 else error.strerror or str(error)
             return ServiceView(None, f"{where} can't be reached: {why}")
+        except UnicodeError:  # an empty label, or one that is too long
+            return ServiceView(None, f"{where} can't be reached: its name is no host name")
         try:
             leaf = _leaf(der)
         except (ValueError, UnsupportedAlgorithm):

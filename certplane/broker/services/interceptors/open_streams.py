@@ -112,7 +112,8 @@ class OpenStreams:
         for stream in sorted(
             (stream for stream in self._streams if stream.not_after < horizon), key=lambda stream: stream.not_after
         ):
-            await self._clock.sleep(stream.not_after + _MOMENT - self._clock.now())
+            # No longer than the pause, whatever the wall clock is set to meanwhile.
+            await self._clock.sleep(min(stream.not_after + _MOMENT - self._clock.now(), pause))
             self._look(stream)
         await self._clock.sleep(timedelta(seconds=end - self._clock.monotonic()))
 
