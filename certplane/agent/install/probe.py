@@ -81,13 +81,8 @@ class TlsProbe:
         except ssl.SSLError as error:
             reason = (error.reason or "no reason given").replace("_", " ").lower()
             return ServiceView(None, f"{where} refuses the TLS handshake: {reason}")
-        except OSError as error:
-            # asyncio says "Connect call failed" whatever the cause; a failed look-up has a negative number of its own
-            number = error.errno or 0
-            why = os.strerror(number) if number > 0 else error.strerror or str(error)
-            return ServiceView(None, f"{where} can't be reached: {why}")
-        except UnicodeError:  # an empty label, or one that is too long
-            return ServiceView(None, f"{where} can't be reached: its name is no host name")
+        except (OSError, UnicodeError) as error:
+            return ServiceView(None, f"{where} can't be reached: {_why(error)}")
         try:
             leaf = _leaf(der)
         except (ValueError, UnsupportedAlgorithm):
@@ -125,6 +120,14 @@ def _context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _why(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):  # what a name is encoded with refuses an empty label, and one that is too long
+        return "its name is no host name"
+    # asyncio says "Connect call failed" whatever the cause; a failed look-up has a negative number of its own
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or str(error)
 
 
 def _leaf(der: bytes) -> ServedLeaf:

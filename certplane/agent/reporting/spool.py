@@ -67,6 +67,8 @@ class FileReportSpool:
         self._epoch = ""
         self._next = 1
         self._taken = 0
+        self._made = 0
+        """The last sequence that this directory knows a report of; what lies up to `_taken` may be a gap."""
         self._acknowledged = 0
         self._kept: Kept = {}
         self._unwritten: set[str] = set()
@@ -119,7 +121,7 @@ class FileReportSpool:
             self.load()
             if sequence <= self._acknowledged:
                 return
-            if sequence >= self._next:
+            if sequence > self._made:
                 self._start_over()
             else:
                 self._acknowledged = sequence
@@ -148,6 +150,7 @@ class FileReportSpool:
             report = self._unnumbered.pop(0)
             kept.setdefault(report.name, {})[report.state] = Report(self._next, report)
             self._unwritten.add(report.name)
+            self._made = self._next
             self._next += 1
         return kept
 
@@ -198,6 +201,7 @@ class FileReportSpool:
                 sequence, report.certificate
             )
             self._next = sequence + 1
+        self._made = self._next - 1
         self._taken = self._next + _BLOCK - 1
         self._unwritten = set(kept)
         self._publish(kept)
@@ -234,7 +238,8 @@ class FileReportSpool:
             self._epoch, self._taken, self._acknowledged, self._kept = "", 0, 0, {}
         self._epoch = self._epoch or self._new_epoch()
         used = max((each.sequence for states in self._kept.values() for each in states.values()), default=0)
-        self._taken = max(self._taken, used)
+        self._made = max(used, self._acknowledged)
+        self._taken = max(self._taken, self._made)
         self._next = self._taken + 1
         self._kept = self._wanted(self._kept)
 

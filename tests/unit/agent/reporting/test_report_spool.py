@@ -157,6 +157,24 @@ def test_a_state_directory_that_was_put_back_counts_anew(tmp_path: Path, epochs:
     assert (again.epoch, said(again)) == (spool.epoch, said(spool))
 
 
+def test_a_state_directory_from_before_the_last_reports_counts_anew(tmp_path: Path, epochs: Epochs) -> None:
+    """A virtual machine that went back by one renewal: the broker has a later report, and would keep to it."""
+    spool = open_spool(tmp_path, epochs)
+    spool.add(waiting(1))
+    spool.acknowledge(1)
+    shutil.copytree(tmp_path / "reports", tmp_path / "backup")
+    spool.add(waiting(2))
+    heard = spool.reports()[-1].sequence
+    shutil.rmtree(tmp_path / "reports")
+    (tmp_path / "backup").rename(tmp_path / "reports")
+    restored = open_spool(tmp_path, epochs)
+    first = restored.epoch
+    restored.acknowledge(heard)
+    assert restored.epoch != first
+    assert said(restored) == [(1, waiting(1))]
+    assert restored.unacknowledged == 1
+
+
 def test_certificates_that_are_gone_are_forgotten(tmp_path: Path, epochs: Epochs) -> None:
     """Their reports go with the first that is made without them."""
     spool = open_spool(tmp_path, epochs)
