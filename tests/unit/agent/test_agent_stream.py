@@ -18,7 +18,6 @@ from certplane.rpc.status import refusal_from_status
 from certplane.v1 import renewal_pb2 as pb
 from tests.fakes.clock import ManualClock
 from tests.support.agent_world import AgentWorld
-from tests.support.lineages import LocalIssuer
 from tests.support.renewal_server import RenewalServer
 
 HOUR = timedelta(hours=1)
@@ -174,51 +173,6 @@ async def test_a_certificate_that_was_replaced_meanwhile_is_no_error(world: Agen
         assert not server.last.results[1].HasField("error")
         await asyncio.sleep(0.1)
         assert len(await world.versions("web")) == 2
-
-
-def after_a_while(world: AgentWorld, server: RenewalServer) -> bool:
-    """Whether the directive was answered; time passes with each question."""
-    world.clock.advance(timedelta(milliseconds=200))
-    return bool(server.last.results)
-
-
-async def test_a_certificate_that_is_on_its_way_is_waited_for(world: AgentWorld) -> None:
-    """The broker may hear of the CA's window before the host has the certificate: no error, and the time counts."""
-    await world.enroll()
-    async with broker(world) as server, running(world, server):
-        await until(lambda: installed(server, "web") == installed(server, "api") == 1)
-        key = world.host.certificates["api"].keys.begin(
-            common_name="", sans=["api.example"], replaces_certificate_id="", reuse_key=False
-        )
-        coming = "certificate-on-its-way"
-        when = world.clock.now() + 5 * HOUR
-        server.last.direct("n1", renewal(coming, when, pb.Renewal.CAUSE_ISSUER))
-        await asyncio.sleep(0.1)
-        assert not server.last.results
-        issued = LocalIssuer(now=world.clock.now()).issue(key.csr_pem, certificate_id=coming)
-        world.host.certificates["api"].versions.stage(issued)
-        await until(lambda: after_a_while(world, server))
-        assert not server.last.results[0].HasField("error")
-        kept = world.host.certificates["api"].directive
-        assert kept is not None
-        directed = kept.load()
-        assert directed is not None
-        assert (directed.certificate_id, directed.renew_time) == (coming, when)
-
-
-async def test_a_certificate_that_never_comes_is_not_waited_for_long(world: AgentWorld) -> None:
-    """A request that is under way for hours holds up no directive."""
-    await world.enroll()
-    async with broker(world) as server, running(world, server):
-        await until(lambda: installed(server, "web") == installed(server, "api") == 1)
-        world.host.certificates["api"].keys.begin(
-            common_name="", sans=["api.example"], replaces_certificate_id="", reuse_key=False
-        )
-        server.last.direct("n1", renewal("another-host's", world.clock.now()))
-        began = world.clock.now()
-        await until(lambda: after_a_while(world, server))
-        assert world.clock.now() - began >= timedelta(seconds=9)
-        assert "another-host's" in server.last.results[0].error.message
 
 
 async def test_another_policy_lets_the_refused_try_again(world: AgentWorld) -> None:

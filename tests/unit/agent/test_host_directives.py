@@ -1,0 +1,114 @@
+"""Directives about certificates that aren't here: those that are on their way, and those that aren't."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from certplane.agent.directives import HostDirectives
+from certplane.agent.lineage import Lineage, LineageLife
+from certplane.agent.model import DirectedRenewal, PendingRequest, RenewalCause
+from certplane.errors import Reason, RefusalError
+from tests.support.agent_world import AgentWorld
+from tests.support.lineages import LocalIssuer
+
+COMING = "certificate-on-its-way"
+HOUR = timedelta(hours=1)
+
+
+class Life:
+    """A life that is told to wake."""
+
+    woken = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def try_again(self) -> None:
+        self.woken += 1
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[AgentWorld]:
+    made = AgentWorld(tmp_path, [{"name": "web"}, {"name": "api"}])
+    yield made
+    made.close()
+
+
+async def directives_of(world: AgentWorld, life: Life) -> tuple[HostDirectives, Lineage]:
+    """Those of a host whose agent does nothing else; and one of its certificates."""
+    await world.enroll()
+    agent = world.agent()
+    await agent.run_once()
+    await agent.close()
+    host = world.start()
+    taker = HostDirectives(
+        host.certificates,
+        dict.fromkeys(host.certificates, cast("LineageLife", life)),
+        disk=host.disk,
+        clock=world.clock,
+        policy_hash="",
+        on_policy=lambda _: None,
+    )
+    return taker, host.certificates["api"]
+
+
+def request_from(lineage: Lineage) -> PendingRequest:
+    """A request is under way."""
+    return lineage.keys.begin(common_name="", sans=["api.example"], replaces_certificate_id="", reuse_key=False)
+
+
+async def time_passes(world: AgentWorld, task: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(10):
+        while not task.done():
+            await asyncio.sleep(0.005)
+            world.clock.advance(timedelta(milliseconds=200))
+
+
+async def test_a_certificate_that_is_on_its_way_is_waited_for(world: AgentWorld) -> None:
+    """The broker may hear of the CA's window before the host has the certificate: no error, and the time counts."""
+    life = Life()
+    taker, lineage = await directives_of(world, life)
+    request = request_from(lineage)
+    directed = DirectedRenewal(COMING, world.clock.now() + 5 * HOUR, RenewalCause.ISSUER)
+    task = asyncio.create_task(taker.renew([directed]))
+    async with asyncio.timeout(10):
+        while not world.clock.sleepers:  # noqa: ASYNC110 - what is waited for happens in the disk's thread too
+            await asyncio.sleep(0.005)
+    issued = LocalIssuer(now=world.clock.now()).issue(request.csr_pem, certificate_id=COMING)
+    lineage.versions.stage(issued)
+    assert not life.woken
+    await time_passes(world, task)
+    await task
+    assert life.woken == 1
+    assert lineage.directive is not None
+    assert lineage.directive.load() == directed
+
+
+async def test_a_certificate_that_never_comes_is_not_waited_for_long(world: AgentWorld) -> None:
+    """A request that is under way for hours holds up no directive."""
+    taker, lineage = await directives_of(world, Life())
+    request_from(lineage)
+    began = world.clock.now()
+    task = asyncio.create_task(taker.renew([DirectedRenewal("another-host's", began, RenewalCause.ISSUER)]))
+    await time_passes(world, task)
+    with pytest.raises(RefusalError, match="another-host's") as refused:
+        await task
+    assert refused.value.refusal.reason is Reason.CERTIFICATE_NOT_FOUND
+    assert world.clock.now() - began < timedelta(minutes=1)
+
+
+async def test_without_a_request_nothing_is_waited_for(world: AgentWorld) -> None:
+    """What isn't here and isn't expected is refused at once; what is here beside it is taken over."""
+    taker, lineage = await directives_of(world, Life())
+    known = lineage.versions.versions()[-1].certificate_id
+    renewals = [DirectedRenewal(each, world.clock.now(), RenewalCause.ISSUER) for each in ("another-host's", known)]
+    with pytest.raises(RefusalError, match="another-host's"):
+        await asyncio.wait_for(taker.renew(renewals), 10)
+    assert lineage.directive is not None
+    assert lineage.directive.load() == renewals[1]
