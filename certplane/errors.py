@@ -15,7 +15,7 @@ Misuse of an interface inside the program is a plain `RuntimeError` or `ValueErr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,8 @@ class Refusal:
     """Why a request or an order ended, and when to come back.
 
     `retry_after` counts from the moment the refusal was made; set whenever a CA, a limit or a lock says so.
-    `problems` is the CA's problem document first, then its subproblems.
+    `problems` is the CA's problem document first, then its subproblems. `request_id` is how the broker's log knows the
+    call or the order, where a broker has refused; it says nothing of why, and refusals are equal without it.
     """
 
     reason: Reason
@@ -100,6 +101,7 @@ class Refusal:
     retry_after: timedelta | None = None
     violations: tuple[Violation, ...] = ()
     problems: tuple[ProblemDocument, ...] = ()
+    request_id: str = field(default="", compare=False)
 
 
 class CertplaneError(Exception):
@@ -124,13 +126,9 @@ class RefusalError(CertplaneError):
     @classmethod
     def of(cls, refusal: Refusal) -> RefusalError:
         """The error that carries `refusal`, as when a stored one is raised again."""
-        return RefusalError(
-            refusal.reason,
-            refusal.message,
-            retry_after=refusal.retry_after,
-            violations=refusal.violations,
-            problems=refusal.problems,
-        )
+        error = RefusalError(refusal.reason, refusal.message)
+        error.refusal = refusal
+        return error
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -69,14 +69,8 @@ class OrderFailedError(RefusalError):
     """The broker's order ended without a certificate; before `retry_time` asking again brings the same order."""
 
     def __init__(self, error: RefusalError, retry_time: datetime | None) -> None:
-        refusal = error.refusal
-        super().__init__(
-            refusal.reason,
-            refusal.message,
-            retry_after=refusal.retry_after,
-            violations=refusal.violations,
-            problems=refusal.problems,
-        )
+        super().__init__(error.refusal.reason, error.refusal.message)
+        self.refusal = error.refusal
         self.retry_time = retry_time
 
 
@@ -346,8 +340,13 @@ class LineageLife:
         if isinstance(error, RefusalError) and is_final_for_key(error.refusal):
             await self._lineage.disk.run(self._lineage.keys.abandon)
         failed = request_failed(status, failure, now, self._rng, newest_version(facts.versions))
+        told = error.refusal.request_id if isinstance(error, RefusalError) else ""
         logger.error(
-            "%s: no certificate: %s; next try at %s", self.name, failure.message, _text(failed.next_attempt_time)
+            "%s: no certificate: %s; next try at %s",
+            self.name,
+            failure.message,
+            _text(failed.next_attempt_time),
+            extra={"fields": {"request_id": told} if told else {}},
         )
         self._progress.failed(self.name, failure.message)
         return await self._lineage.save(failed)

@@ -159,7 +159,8 @@ def refusal_from_status(status: status_pb2.Status) -> Refusal | None:
         for index, entry in enumerate(precondition.violations)
     ]
     retry_after = _span(retry.retry_delay) if "RetryInfo" in found else None
-    return Refusal(reason, text, retry_after, tuple(violations), tuple(problems))
+    request_id = _clean(info.metadata.get("request_id", ""), _TEXT_BYTES)
+    return Refusal(reason, text, retry_after, tuple(violations), tuple(problems), request_id)
 
 
 _ANY_BYTES: Final = 64

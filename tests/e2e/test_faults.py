@@ -426,6 +426,11 @@ async def test_one_failing_certificate_stops_no_other(servers: Deployment, tmp_p
         assert finished.status == 1
         await assert_issued_once(deployment, leaf_of(host, "web"))
         assert "PROFILE_NOT_ALLOWED" in (await status_of(host, "mail"))["last_error"]
+        (refused,) = (line for line in finished.stderr.splitlines() if "mail: no certificate" in line)
+        record = await deployment.run_broker("audit", "tail", "--limit", "100", "--json")
+        assert refused.partition("request_id=")[2] in [
+            json.loads(line)["request_id"] for line in record.stdout.splitlines() if "certificate_denied" in line
+        ]
         assert "status 3" in (await status_of(host, "unreloaded"))["last_error"]
         assert "blocked" in (await status_of(host, "unwritten"))["last_error"]
         assert (await status_of(host, "web"))["last_error"] == ""

@@ -68,6 +68,14 @@ class ActivationOutcome(StrEnum):
     NOT_INSTALLED = "not_installed"
 
 
+_SAYS = {
+    ActivationOutcome.ROLLED_BACK: "was taken back",
+    ActivationOutcome.KEPT_UNCONFIRMED: "stays in place, unconfirmed",
+    ActivationOutcome.NOT_INSTALLED: "is not installed",
+}
+"""Outcomes that are failures, in the log."""
+
+
 @dataclass(frozen=True, slots=True)
 class ActivationResult:
     """What was done: `status` is saved already.
@@ -263,7 +271,7 @@ class Activator:
             rejected_version=result.version.number if rolled_back else None,
             current=await self._pool.run(self._store.current),
         )
-        _LOG.error("%s: version %d: %s: %s", failed.name, result.version.number, result.outcome, result.error)
+        _LOG.error("%s: version %d %s: %s", failed.name, result.version.number, _SAYS[result.outcome], result.error)
         with step("record"):
             return replace(result, status=await self._save(failed))
 

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from certplane.errors import ProblemDocument, Reason, Refusal, Violation
+from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from certplane.rpc.status import CODES, DOMAIN, refusal_from_error, refusal_from_status, status_from_refusal
 
 # design.md, "Errors", written out again: the table may not drift from it unnoticed.
@@ -78,7 +78,10 @@ def test_refusal_survives_the_round_trip(reason: Reason) -> None:
     )
     status = status_from_refusal(refusal, request_id="r-1")
     assert status.code == CODES[reason].code.value[0]
-    assert refusal_from_status(status) == refusal
+    back = refusal_from_status(status)
+    assert back == refusal
+    assert back is not None
+    assert back.request_id == RefusalError.of(back).refusal.request_id == "r-1"
     info = error_info(status)
     assert (info.domain, info.reason, info.metadata["request_id"]) == (DOMAIN, reason.value, "r-1")
 
