@@ -161,7 +161,10 @@ class StatusStream:
                 attempt = self._begin()
                 if await self._first(attempt.task, self._rotated.wait()):
                     waiting = asyncio.ensure_future(self._wait(attempt, await _outcome(attempt)))
-                    await self._first(waiting, self._rotated.wait())
+                    if await self._first(waiting, self._rotated.wait()) and (fault := waiting.exception()) is not None:
+                        logger.error("the status stream's end can't be told; next in a minute", exc_info=fault)
+                        waiting = asyncio.ensure_future(self._parts.clock.sleep(_STABLE))
+                        await self._first(waiting, self._rotated.wait())
                     waiting.cancel()
                 elif not attempt.welcome:
                     attempt.task.cancel()
@@ -193,12 +196,12 @@ class StatusStream:
         return attempt
 
     async def _end_all(self) -> None:
-        tasks = [attempt.task for attempt in self._attempts]
+        tasks: list[asyncio.Task[Any]] = [attempt.task for attempt in self._attempts]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         if self._saving is not None:
-            await self._saving
+            tasks.append(self._saving)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _attempt(self, attempt: _Attempt) -> End:
         """One stream, from the connection on."""

@@ -287,6 +287,27 @@ async def test_a_fault_beside_the_reading_ends_the_stream(
         await until(lambda: not world.spool.unacknowledged)
 
 
+async def test_a_fault_after_the_end_neither_ends_the_streams_nor_opens_them_in_a_loop(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever shows the link's state may fail: that is logged, and the next stream comes after a wait all the same."""
+
+    def shows(state: LinkState) -> None:
+        if state.phase is LinkPhase.WAITING:
+            raise ValueError("nowhere to show it")
+
+    async with world.running() as server:
+        await until(lambda: bool(server.streams))
+        world.stream.watch(shows)
+        server.last.end(grpc.StatusCode.UNAVAILABLE)
+        await until(lambda: "can't be told" in caplog.text)
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert len(server.streams) == 1
+        await world.pass_until(lambda: len(server.streams) == 2)
+    assert caplog.text.count("can't be told") == 1
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
