@@ -96,6 +96,36 @@ def test_minimum_version(gate: Gate) -> None:
     assert strict.authenticator.authenticate(strict.peer()).name == HOST
 
 
+def test_an_admission_stands_until_something_it_rested_on_changes(gate: Gate) -> None:
+    """Time, deny-list, policy and bundle each end it; what is as it was, in a new object, is decided anew."""
+    peer = gate.peer()
+    admission = gate.authenticator.admit(peer)
+    stands = gate.authenticator.stands
+    assert stands(admission)
+
+    gate.stores.database.denied.append(DenyEntry(name=HOST))
+    assert not stands(admission)
+    gate.stores.database.denied.clear()
+    gate.stores.database.denied.append(
+        DenyEntry(issuer=admission.caller.issuer, serial_number=admission.caller.serial_number)
+    )
+    assert not stands(admission)
+    gate.stores.database.denied.clear()
+
+    policy, gate.policy.policy = gate.policy.policy, FakePolicy.of()
+    assert not stands(admission)
+    gate.policy.policy = policy
+
+    bundle, gate.bundle = gate.bundle, TrustBundle.from_pem(gate.ca.root_pem)
+    assert not stands(admission)
+    assert stands(gate.authenticator.admit(peer))
+    gate.bundle = bundle
+
+    assert stands(admission)
+    gate.clock.advance(timedelta(days=2))
+    assert not stands(admission)
+
+
 def test_nothing_is_remembered_that_could_change(gate: Gate) -> None:
     """The same certificate is looked at anew: time, bundle, policy and deny-list each decide on the next call."""
     peer = gate.peer()
