@@ -33,7 +33,15 @@ from benchmarks.result import Figure, figure
 from certplane.broker.issuers.answers import parse_retry_after
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key
-from certplane.sandbox.acme_endpoints import AUTHORIZATION, CERTIFICATE, CHALLENGE, FINALIZE, NEW_ORDER, ORDER
+from certplane.sandbox.acme_endpoints import (
+    AUTHORIZATION,
+    CERTIFICATE,
+    CHALLENGE,
+    FINALIZE,
+    NEW_ORDER,
+    ORDER,
+    RENEWAL_INFO,
+)
 from certplane.sandbox.fault_proxy import Exchange
 from certplane.sandbox.loopback import free_port
 from certplane.sandbox.pebble import PebbleOptions
@@ -199,7 +207,8 @@ async def _round(bench: Bench, cached: _CachedLoad | None) -> Round:
     return Round(
         alone=alone,
         together=together,
-        beyond=sum(kinds[kind] - needed * ORDERS for kind, needed in NEEDED.items()) / ORDERS,
+        # Renewal times (RFC 9773) are asked for by the broker's plans, not by an order.
+        beyond=(len(exchanges) - kinds[ORDER] - kinds[RENEWAL_INFO]) / ORDERS - sum(NEEDED.values()),
         polls=kinds[ORDER] / ORDERS,
         early=_early(exchanges) / ORDERS,
         writes=writes,
