@@ -295,6 +295,9 @@ class Agent:
         if is_well(status) and status.retry_time is not None:
             text = f"not renewed: the broker or the CA asked to wait until {status.retry_time:%Y-%m-%d %H:%M:%S} UTC"
             self._progress.failed(name, text)
+        elif is_well(status) and status.confirmed_version == before:
+            text = f"not renewed: version {before}, which was here already, is in use now; ask again for a new one"
+            self._progress.failed(name, text)
         return False
 
     def _certificate(self, settings: CertificateSettings, lineage: Lineage) -> LineageLife:

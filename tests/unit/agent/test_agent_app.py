@@ -503,6 +503,18 @@ async def test_waits_of_a_clock_that_was_years_ahead_end(make_world: MakeWorld) 
     assert is_well((await world.agent().run_once())["web"])
 
 
+async def test_renew_says_when_it_has_only_finished_what_was_begun(make_world: MakeWorld) -> None:
+    """A version whose activation is due again is activated first; that no new one came is said, not only a status 1."""
+    world = make_world({"name": "web", "reload_command": "exit 3"})
+    await world.enroll()
+    assert not is_well((await world.agent().run_once())["web"])
+    world.configure([{"name": "web", "reload_command": "true"}], {})
+    world.clock.advance(timedelta(minutes=10))
+    assert not await world.agent().renew("web")
+    assert "web: failed: not renewed: version 1, which was here already" in "\n".join(world.progress.lines)
+    assert await world.agent().renew("web")
+
+
 async def test_a_daemon_looks_again_in_its_time(make_world: MakeWorld) -> None:
     """A service that is down is looked at with back-off, reloaded once, and costs no request and no loop."""
     world = make_world()
