@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import random
@@ -31,7 +30,6 @@ from certplane.errors import (
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.command import FAILED, OK, exit_status, interruptible
-from certplane.runtime.pool import BlockingPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -247,8 +245,14 @@ async def _agreed(question: str) -> bool:
     if not sys.stdin.isatty():
         raise _misuse(f"{question}; there is no terminal to ask at", "add --yes, or --dry-run to only look")
     print(f"{question}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    with contextlib.closing(BlockingPool("ctl-terminal", 1)) as terminal:
-        answer = await terminal.run(sys.stdin.readline)
+    # Not on a thread: it would be waited for at the end of the program, and Ctrl-C wait for the Enter key.
+    loop, typed = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin, typed.set)
+    try:
+        await typed.wait()
+    finally:
+        loop.remove_reader(sys.stdin)
+    answer = sys.stdin.readline()  # a terminal has a whole line when it has something
     return answer.strip().lower() in ("y", "yes")
 
 
