@@ -285,9 +285,13 @@ def _tail_audit(options: argparse.Namespace) -> int:
 
 
 def _deny(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import deny_identity
+    from certplane.broker.commands import deny_identity, is_stranger
 
-    row = asyncio.run(deny_identity(_settings(options), _identity_entry(options)))
+    settings, entry = _settings(options), _identity_entry(options)
+    row = asyncio.run(deny_identity(settings, entry))
+    if entry.name and is_stranger(settings, entry.name):
+        notice = f"denied, but the policy knows no identity {entry.name}: check that it is the one you mean"
+        print(escape(f"certplane-broker: {notice}"), file=sys.stderr)
     return _print_rows(options, [row], _ENTRY_COLUMNS)
 
 

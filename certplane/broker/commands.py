@@ -35,7 +35,7 @@ from certplane.broker.policy.document import load_policy
 from certplane.broker.policy.first_use import Settlement, settle
 from certplane.broker.settings import BrokerSettings
 from certplane.config.values import canonical_identity_name
-from certplane.errors import OperationError
+from certplane.errors import ConfigurationError, OperationError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 
@@ -46,6 +46,7 @@ __all__ = [
     "certificate_row",
     "deny_identity",
     "identity_entry",
+    "is_stranger",
     "listed_identities",
     "newest_certificates",
     "operator",
@@ -85,6 +86,14 @@ def identity_entry(*, name: str, issuer: str, serial_number: str, reason: str = 
     except ValueError as error:
         raise ValueError("--issuer must be a name like `CN=Example Intermediate CA,O=Example` (RFC 4514)") from error
     return DenyEntry(issuer=parsed, serial_number=serial, reason=reason)
+
+
+def is_stranger(settings: BrokerSettings, name: str) -> bool:
+    """Whether the policy has no identity of this name: a slip, perhaps. A policy that doesn't load tells nothing."""
+    try:
+        return load_policy(settings.policy.path).find_grant(name) is None
+    except ConfigurationError:
+        return False
 
 
 async def deny_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Clock | None = None) -> Row:

@@ -180,7 +180,7 @@ def test_identity_is_shut_out_beside_the_running_broker(files: BrokerFiles) -> N
     with serving(files) as program:
         policy_hash = get_identity(files, program.port)
         denied = run(*config, "identity", "deny", "--name", files.host.upper(), "--reason", "lost laptop")
-        assert denied.returncode == 0, denied.stderr
+        assert (denied.returncode, denied.stderr) == (0, "")
         assert wait_until(lambda: get_identity(files, program.port) == "IDENTITY_REVOKED")
         (listed,) = json_lines(run("identity", "list", *config).stdout)
         assert (listed["name"], listed["reason"]) == (files.host, "lost laptop")
@@ -190,9 +190,12 @@ def test_identity_is_shut_out_beside_the_running_broker(files: BrokerFiles) -> N
         assert (again.returncode, again.stdout) == (1, "")
         assert again.stderr.count("\n") == 1
         assert "identity list" in again.stderr
+        mistyped = run("identity", "deny", "--name", "nobody.example.org", "--reason", "lost laptop", *config)
+        assert mistyped.returncode == 0
+        assert "knows no identity nobody.example.org" in mistyped.stderr
         program.stop()
     kinds = [event["event_type"] for event in json_lines(run("audit", "tail", *config).stdout)]
-    assert kinds.count("identity_denied") == kinds.count("identity_allowed") == 1
+    assert (kinds.count("identity_denied"), kinds.count("identity_allowed")) == (2, 1)
 
 
 def test_contested_identity_is_settled_beside_the_running_broker(files: BrokerFiles) -> None:
