@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 
 import certplane.broker
-from certplane.broker.issuance.execution import FAILPOINTS
+from certplane.broker.issuance.steps import FAILPOINTS
 from certplane.pki.keys import load_private_key
 from certplane.sandbox import faults
 from certplane.sandbox.acme_endpoints import FINALIZE, NEW_ORDER, ORDER

@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import cache
 from unittest import mock
 
-from certplane.broker.issuance import execution
+from certplane.broker.issuance import steps
 from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.settings import IssuanceSettings
@@ -245,7 +245,7 @@ class World:
     @contextmanager
     def at_failpoints(self, hook: Callable[[str], None]) -> Iterator[None]:
         """Call `hook` at each failpoint that an order passes."""
-        with mock.patch.object(execution, "failpoint", hook):  # the one seam that a crash needs
+        with mock.patch.object(steps, "failpoint", hook):  # the one seam that a crash needs
             yield
 
 

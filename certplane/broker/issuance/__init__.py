@@ -11,12 +11,15 @@ nor SQL. Read in this order:
 | `caching` | pure: which stored certificate answers a request |
 | `dispatch` | who runs the orders: a task each, resumed at the start, parked at the stop |
 | `flights` | the orders under way in this process, and those who wait for them |
-| `execution` | one order's way through the CA, a journalled step at a time; `FAILPOINTS` |
+| `execution` | one order's way to its end: step after step, and what follows when one fails |
+| `steps` | the steps at the CA, each journalled before the next; `FAILPOINTS` |
+| `failover` | which issuer an order goes to, and which ones are out |
 | `validation` | the DNS part of that way: records journalled, written, seen, answered for, removed |
 | `storing` | pure: what is stored of an issued certificate |
 | `journal` | the durable side of an order under way: every write, retried as long as it takes |
 | `queue` | whose turn it is: one ACME order at a time per name set |
 | `outcome` | pure: what a failure means for an order |
+| `condition` | which profiles wait for a person |
 | `delivery` | the hand-out: policy asked again, recorded, then given |
 | `revocation` | taking certificates back |
 | `events` | the audit events of all of these |

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from certplane.broker.issuance.execution import FAILPOINTS, STEPS
+from certplane.broker.issuance.steps import FAILPOINTS, STEPS
 from certplane.broker.model import AuditEventType, IssuerOrderStatus, OrderState
 from certplane.errors import Reason
 from tests.support.issuance import NO_WAIT, World, caller, issue, policy, settle, unavailable

@@ -12,8 +12,8 @@ from pathlib import Path
 from certplane.broker.audit import SpillFallback
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
-from certplane.broker.issuance.execution import FAILPOINTS
 from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuance.steps import FAILPOINTS
 from certplane.broker.model import OrderState
 from certplane.broker.ports import NullMeter
 from certplane.broker.store import Stores, open_stores
