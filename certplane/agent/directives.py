@@ -6,6 +6,7 @@ for a certificate that is still on its way here waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from certplane.agent.model import DirectedRenewal, RenewalCause
 from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.failures import is_refused_by_policy, is_unreached
 from certplane.agent.renewal.plan import newest_version
-from certplane.errors import Reason, RefusalError
+from certplane.errors import OperationError, Reason, RefusalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -69,8 +70,10 @@ class HostDirectives:
         for look in range(_LOOKS):
             # Asked first: a certificate that comes in between is found.
             expected = await self._disk.run(self._is_expecting)
-            changed, unknown = await self._disk.run(self._keep, missing)
+            changed, unknown, fault = await self._disk.run(self._keep, missing)
             self._wake(changed)
+            if fault is not None:
+                raise fault
             missing = [each for each in missing if each.certificate_id in unknown]
             if not missing or not expected or look == _LOOKS - 1:
                 break
@@ -80,7 +83,11 @@ class HostDirectives:
             raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, message)
 
     def _is_expecting(self) -> bool:
-        return any(lineage.keys.pending() is not None for lineage in self._lineages.values())
+        for lineage in self._lineages.values():
+            with contextlib.suppress(OperationError):  # that lineage's own life tells of it
+                if lineage.keys.pending() is not None:
+                    return True
+        return False
 
     def _wake(self, changed: Mapping[str, DirectedRenewal]) -> None:
         for name, directed in changed.items():
@@ -92,24 +99,40 @@ class HostDirectives:
             else:
                 life.wake()
 
-    def _keep(self, renewals: Sequence[DirectedRenewal]) -> tuple[dict[str, DirectedRenewal], list[str]]:
-        """Save what is new; returns it by lineage, and the certificates that aren't this host's."""
+    def _keep(
+        self, renewals: Sequence[DirectedRenewal]
+    ) -> tuple[dict[str, DirectedRenewal], list[str], OperationError | None]:
+        """Save what is new; returns it by lineage, the certificates that aren't this host's, and what the disk refuses.
+
+        A lineage that can't be read or written keeps no other one from what is meant for it.
+        """
         newest: dict[str, str] = {}
         known: set[str] = set()
+        unread: OperationError | None = None
         for name, lineage in self._lineages.items():
-            versions = tuple(lineage.versions.versions())
+            try:
+                versions = tuple(lineage.versions.versions())
+            except OperationError as error:
+                unread = error
+                continue
             known |= {each.certificate_id for each in versions}
             version = newest_version(versions)
             if version is not None and version.certificate_id:
                 newest[version.certificate_id] = name
         changed: dict[str, DirectedRenewal] = {}
+        unwritten: OperationError | None = None
         for directed in renewals:
             name = newest.get(directed.certificate_id, "")
             file = self._lineages[name].directive if name else None
             if file is not None and file.load() != directed:
-                file.save(directed)
-                changed[name] = directed
-        return changed, [each.certificate_id for each in renewals if each.certificate_id not in known]
+                try:
+                    file.save(directed)
+                except OperationError as error:
+                    unwritten = error
+                else:
+                    changed[name] = directed
+        unknown = [each.certificate_id for each in renewals if each.certificate_id not in known]
+        return changed, unknown, unwritten or (unread if unknown else None)
 
     async def connected(self) -> None:
         """See `DirectiveTaker.connected`."""

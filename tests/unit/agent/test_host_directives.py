@@ -12,8 +12,9 @@ import pytest
 
 from certplane.agent.directives import HostDirectives
 from certplane.agent.lineage import Lineage, LineageLife
-from certplane.agent.model import DirectedRenewal, PendingRequest, RenewalCause
-from certplane.errors import Reason, RefusalError
+from certplane.agent.model import DirectedRenewal, PendingRequest, RenewalCause, Version
+from certplane.agent.ports import DirectiveFile, VersionStore
+from certplane.errors import OperationError, Reason, RefusalError
 from tests.support.agent_world import AgentWorld
 from tests.support.lineages import LocalIssuer
 
@@ -112,3 +113,50 @@ async def test_without_a_request_nothing_is_waited_for(world: AgentWorld) -> Non
         await asyncio.wait_for(taker.renew(renewals), 10)
     assert lineage.directive is not None
     assert lineage.directive.load() == renewals[1]
+
+
+class UnreadableVersions:
+    """The versions of a lineage on a damaged disk."""
+
+    def versions(self) -> tuple[Version, ...]:
+        raise OperationError("versions can't be read: input/output error")
+
+
+class FullDirective:
+    """The directive's file on a full disk."""
+
+    def load(self) -> DirectedRenewal | None:
+        return None
+
+    def save(self, _directed: DirectedRenewal) -> None:
+        raise OperationError("directive.json can't be written: no space left")
+
+
+async def test_a_lineage_that_cannot_be_read_keeps_no_other_from_its_directive(world: AgentWorld) -> None:
+    """What is another one's is taken over; what may be that one's is refused for now, not as unknown."""
+    life = Life()
+    taker, lineage = await directives_of(world, life)
+    directed = DirectedRenewal(
+        lineage.versions.versions()[-1].certificate_id, world.clock.now() + HOUR, RenewalCause.OPERATOR
+    )
+    taker._lineages["web"].versions = cast("VersionStore", UnreadableVersions())
+    await taker.renew([directed])
+    assert life.woken == 1
+    with pytest.raises(OperationError, match="input/output"):
+        await taker.renew([directed, DirectedRenewal(COMING, world.clock.now(), RenewalCause.OPERATOR)])
+
+
+async def test_what_was_kept_is_followed_although_the_disk_refuses_the_rest(world: AgentWorld) -> None:
+    """Told again it would be nothing new, and its lineage would sleep on."""
+    life = Life()
+    taker, lineage = await directives_of(world, life)
+    other = taker._lineages["web"]
+    now = world.clock.now()
+    directed = [
+        DirectedRenewal(each.versions.versions()[-1].certificate_id, now, RenewalCause.OPERATOR)
+        for each in (lineage, other)
+    ]
+    other.directive = cast("DirectiveFile", FullDirective())
+    with pytest.raises(OperationError, match="no space"):
+        await taker.renew(directed)
+    assert life.woken == 1
