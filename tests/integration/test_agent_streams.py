@@ -38,6 +38,8 @@ class Taker:
     async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
         self.taken += renewals
 
+    async def connected(self) -> None: ...
+
     async def policy_changed(self, policy_hash: str) -> None:
         self.hashes.append(policy_hash)
 
