@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Final
 
 import psycopg
-from psycopg import errors, pq
+from psycopg import conninfo, errors, pq
 from sqlalchemy.exc import SQLAlchemyError
 
 from certplane.broker.store.migrate import NewerSchemaError, migrate
@@ -33,6 +33,14 @@ _LOCK: Final = 0x43504C4E
 """The advisory lock's number, in the database's own space: SQLite's application_id once more."""
 _READERS: Final = 4
 _CONNECT: Final = timedelta(seconds=5)
+_LOST: Final = {
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+"""A server that is gone without a word, as after a failover, is noticed within 25 seconds: Linux would wait for a
+quarter of an hour, and with it every write of the broker. What the URL says of these counts for more."""
 
 _Connection = psycopg.Connection[Row]
 
@@ -68,8 +76,9 @@ def _connect(url: str, wait: timedelta, *, read_only: bool = False) -> _Connecti
     setting = "SET default_transaction_read_only = on" if read_only else "SET synchronous_commit = on"
     connection: _Connection | None = None
     try:
+        said = conninfo.conninfo_to_dict(url)
         connection = psycopg.connect(
-            url,
+            conninfo.make_conninfo(url, **{name: value for name, value in _LOST.items() if name not in said}),
             autocommit=True,
             connect_timeout=int(_CONNECT.total_seconds()),
             application_name="certplane-broker",
