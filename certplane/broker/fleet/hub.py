@@ -23,25 +23,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any, Final, Protocol
 
 from certplane.broker.fleet import measures
 from certplane.broker.fleet.events import report_events
-from certplane.broker.fleet.knowledge import PlanMark, held_certificates, mark, revoked_plan, unknown_plans
-from certplane.broker.fleet.messages import Directive, DirectiveResult, Goodbye, Hello, Outgoing, Welcome
-from certplane.broker.fleet.model import CertificateState, HostRecord, HostStream, StatusReport
+from certplane.broker.fleet.greeting import Greeter
+from certplane.broker.fleet.knowledge import revoked_plan
+from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
+from certplane.broker.fleet.model import CertificateState, HostStream, StatusReport
 from certplane.broker.fleet.ports import FleetFigures, FleetStore
 from certplane.broker.fleet.session import HostSession, InForceHashes
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.watching import Watcher, Watchers
 from certplane.broker.model import Caller, CertificateRecord
 from certplane.broker.ports import Meter
-from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.runtime.backoff import Backoff
@@ -55,15 +54,7 @@ _RETRY: Final = Backoff(timedelta(seconds=1), timedelta(seconds=30))
 """Between tries at what the store refuses, or a fault of ours has ended."""
 _SLICE: Final = 512
 """Streams that are looked at before others get their turn: about a millisecond."""
-_GREETED: Final = 128
-"""Hosts that are read about together."""
-_GREETING_PAUSE: Final = timedelta(milliseconds=100)
-"""In which more come: each query costs a change of threads."""
 _COME_BACK: Final = timedelta(seconds=10)
-_TOLD_AGAIN: Final = timedelta(minutes=10)
-"""After a host could not take a directive over for now: a full disk, a fault of its agent."""
-_FOR_NOW: Final = frozenset({Reason.STORE_UNAVAILABLE, Reason.INTERNAL})
-"""Refusals of a directive that say nothing against it."""
 _LAST_WORDS: Final = timedelta(seconds=5)
 """What streams get to make durable and say what is left, when the broker stops or the host hangs up."""
 
@@ -104,8 +95,9 @@ class FleetHub:
             settings: The limits.
         """
         self._store = store
-        self._plans = plans
-        self._find_certificate = find_certificate
+        self._greeter = Greeter(
+            store=store, plans=plans, find_certificate=find_certificate, tell=self._tell, clock=clock, rng=rng
+        )
         self._read_hashes = hashes
         self._hashes = InForceHashes(*hashes())
         self._count_displacement = count_displacement
@@ -117,12 +109,7 @@ class FleetHub:
         self.watchers = Watchers()
         self._sessions: dict[str, HostSession] = {}
         self._attached: set[HostSession] = set()
-        self._refused: dict[str, frozenset[PlanMark]] = {}
         self._taken_back: list[str] = []
-        self._postponed: dict[str, float] = {}
-        """Hosts that could not take a directive over, and the monotonic time to tell them again, the soonest first."""
-        self._arrived: dict[str, None] = {}
-        self._arrival = asyncio.Event()
         self._chores: set[asyncio.Task[None]] = set()
         self._draining = False
         self._recording = True
@@ -148,7 +135,7 @@ class FleetHub:
         """Tell the hosts of durable plans, those that have a stream; the others are told when they come."""
         for plan in plans:
             session = self._sessions.get(plan.host)
-            if session is not None and mark(plan) not in self._refused.get(plan.host, ()):
+            if session is not None and not self._greeter.refuses(plan):
                 session.want((plan,))
                 self._wake(session)
 
@@ -233,8 +220,7 @@ class FleetHub:
         if self._draining:
             session.say_goodbye(Goodbye(self._reconnect_delay(), "the broker stops"))
         self._wake(session)
-        self._arrived[session.host] = None
-        self._arrival.set()
+        self._greeter.greet(session.host)
         self.watchers.host_changed(session.host, now)
 
     async def report(self, session: HostSession, report: StatusReport) -> None:
@@ -276,14 +262,14 @@ class FleetHub:
         self._meter.observe(measures.DIRECTIVE_SECONDS, timedelta(seconds=now - session.asked_time))
         self._meter.count(measures.DIRECTIVES, result="taken" if result.error is None else "refused")
         if result.error is not None:
-            self._note_refused(session.host, directive, result.error.reason)
+            self._greeter.note_refused(session.host, directive, result.error.reason)
             _logger.warning(
                 "a host has refused a directive",
                 extra={"fields": {"host": session.host, "reason": result.error.reason, "text": result.error.message}},
             )
             session.refusal_may_stand = True
             self._do(self._store.record_directive_error(session.host, result.error))
-        elif self._refused.pop(session.host, None) is not None:
+        elif self._greeter.take_back(session.host):
             session.refusal_may_stand = False
             self._do(self._store.record_directive_error(session.host, None))
         elif directive.renewals and session.refusal_may_stand:
@@ -339,7 +325,7 @@ class FleetHub:
     async def run(self) -> None:
         """Look after the streams until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for work in (self._look_at_all, self._greet, self._count_states):
+            for work in (self._look_at_all, self._greeter.run, self._count_states):
                 group.create_task(self._keep_up(work), name=f"fleet-{work.__name__.strip('_')}")
 
     async def _keep_up(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -379,7 +365,7 @@ class FleetHub:
         while True:
             await self._clock.sleep(self.settings.tick)
             self._record_taken_back()
-            self._greet_postponed()
+            self._greeter.greet_postponed(self._sessions)
             changed = self._take_hashes()
             for index, session in enumerate(list(self._attached)):
                 if index % _SLICE == _SLICE - 1:
@@ -432,82 +418,18 @@ class FleetHub:
             seen = self._clock.now() - timedelta(seconds=silent)
             self._do(self._store.record_stream(session.stream(seen)))
 
+    def _tell(self, host: str, plans: list[RenewalPlan]) -> None:
+        """Tell a host plans that were read some moments ago: what has changed since is newer."""
+        session = self._sessions.get(host)
+        if session is not None:
+            session.want([plan for plan in plans if not session.wanted or plan.certificate_id not in session.wanted])
+            self._wake(session)
+
     def _record_taken_back(self) -> None:
         hosts, self._taken_back = self._taken_back, []
         for host in hosts:
-            if host not in self._refused:  # it may have refused another one meanwhile
+            if not self._greeter.has_refused(host):  # it may have refused another one meanwhile
                 self._do(self._store.record_directive_error(host, None))
-
-    async def _greet(self) -> None:
-        """Tell hosts that have come what they don't know: some at a time, so that it doesn't slow a fleet's return."""
-        failures = 0
-        while True:
-            await self._arrival.wait()
-            while self._arrived:
-                await self._clock.sleep(_GREETING_PAUSE)
-                hosts = tuple(islice(self._arrived, _GREETED))
-                for host in hosts:
-                    del self._arrived[host]
-                try:
-                    await self._tell(hosts)
-                except RefusalError as error:
-                    failures += 1
-                    if failures == 1:
-                        _logger.warning("plans can't be read, and are tried again: %s", error)
-                    self._arrived.update(dict.fromkeys(hosts))
-                    await self._clock.sleep(_RETRY.wait(failures, self._rng))
-                except Exception as error:  # noqa: BLE001 - of one of them, and said there
-                    _logger.warning("hosts that have come are read about one by one: %r", error)
-                    for host in hosts:
-                        await self._tell_alone(host)
-                else:
-                    failures = 0
-            self._arrival.clear()
-
-    async def _tell_alone(self, host: str) -> None:
-        """Tell a host that came with one about whom something can't be read: so that the others hear of their plans."""
-        try:
-            await self._tell((host,))
-        except RefusalError:
-            self._arrived[host] = None
-        except Exception:
-            # It goes on without: its certificates have times of their own, and each change is told.
-            _logger.exception("a host that has come can't be told its plans", extra={"fields": {"host": host}})
-
-    def _greet_postponed(self) -> None:
-        """Look again at the hosts whose time to be told again has come, as if they had just come."""
-        now = self._clock.monotonic()
-        while self._postponed and (first := next(iter(self._postponed.items())))[1] <= now:
-            del self._postponed[first[0]]
-            if first[0] in self._sessions:
-                self._arrived[first[0]] = None
-                self._arrival.set()
-
-    async def _tell(self, hosts: tuple[str, ...]) -> None:
-        in_force = defaultdict(list)
-        for certificate in await self._plans.select(Selection(hosts=hosts), self._clock.now()):
-            in_force[certificate.host].append(certificate)
-        for record in await self._store.list_hosts(hosts=hosts):
-            plans = await self._plans_for(record, in_force[record.host])
-            session = self._sessions.get(record.host)
-            if plans and session is not None:
-                # What changed while these were read is newer.
-                session.want(
-                    [plan for plan in plans if not session.wanted or plan.certificate_id not in session.wanted]
-                )
-                self._wake(session)
-
-    async def _plans_for(self, record: HostRecord, in_force: Sequence[InForce]) -> list[RenewalPlan]:
-        refused = self._refused.get(record.host, frozenset())
-        plans = unknown_plans(in_force, record.certificates, refused)
-        for certificate_id in held_certificates(record.certificates).keys() - {one.certificate_id for one in in_force}:
-            certificate = await self._find_certificate(certificate_id)
-            # Hosts say what they like: another one's certificate is no business of this one.
-            if certificate is not None and certificate.identity == record.host:
-                plan = revoked_plan(certificate)
-                if plan is not None and mark(plan) not in refused:
-                    plans.append(plan)
-        return plans
 
     # Writing and sending.
 
@@ -611,17 +533,6 @@ class FleetHub:
         )
 
     # Small things.
-
-    def _note_refused(self, host: str, directive: Directive, reason: Reason) -> None:
-        """Don't say it again; with what the host refused before, as far as that is another certificate's."""
-        if reason in _FOR_NOW:
-            self._postponed.pop(host, None)
-            self._postponed[host] = self._clock.monotonic() + _TOLD_AGAIN.total_seconds()
-            return
-        marks = frozenset(map(mark, directive.renewals))
-        renewed = {certificate_id for certificate_id, _ in marks}
-        before = self._refused.get(host, frozenset())
-        self._refused[host] = marks | {one for one in before if one[0] not in renewed}
 
     def _hear(self, session: HostSession) -> None:
         session.heard(self._clock.monotonic(), self.settings.rate, self.settings.burst)

@@ -195,7 +195,7 @@ async def test_one_host_that_cannot_be_read_keeps_no_other_from_its_plans(
     async def plans_for(record: HostRecord, _in_force: object) -> list[RenewalPlan]:
         return [plan(record.host)]
 
-    monkeypatch.setattr(world.hub, "_plans_for", plans_for)
+    monkeypatch.setattr(world.hub._greeter, "_plans_for", plans_for)
     world.store.unreadable = frozenset({"web2.example"})
     async with running(world, "web1.example", "web2.example", "web3.example") as (first, second, third):
         await world.pass_time(SECOND)
@@ -250,10 +250,10 @@ async def test_a_directive_that_could_not_be_kept_for_now_is_told_again(
 
     async def plans_for(record: HostRecord, _in_force: object) -> list[RenewalPlan]:
         wanted = plan(record.host)
-        refused: Any = world.hub._refused.get(record.host, ())
+        refused: Any = world.hub._greeter._refused.get(record.host, ())
         return [] if (wanted.certificate_id, wanted.renew_time) in refused else [wanted]
 
-    monkeypatch.setattr(world.hub, "_plans_for", plans_for)
+    monkeypatch.setattr(world.hub._greeter, "_plans_for", plans_for)
     async with running(world, "web1.example") as (host,):
         await world.pass_time(SECOND)
         await host.answer(Refusal(reason, "not now"))
@@ -274,7 +274,7 @@ async def test_what_hosts_refuse_takes_no_more_room_with_each_change(world: Worl
             await settled()
             await host.answer(Refusal(Reason.REQUEST_INVALID, "no"))
         assert len(host.directives) == 5
-        assert len(world.hub._refused["web1.example"]) == 1
+        assert len(world.hub._greeter._refused["web1.example"]) == 1
 
 
 async def test_a_store_that_is_down_is_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
