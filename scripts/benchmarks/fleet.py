@@ -40,12 +40,18 @@ from certplane.runtime.logging import setup
 from certplane.sandbox.certificates import CertificateAuthority, write_private
 from certplane.sandbox.loopback import LOOPBACK
 
-__all__ = ["Fleet", "HostProcesses", "Process", "push"]
+__all__ = ["Fleet", "HostProcesses", "Process", "processor_seconds", "push"]
 
 NAME = "host{}.certplane.test"
 MOST = 10_000
 _PORTS = range(10_240, 32_768)
 """Below those that the kernel gives to outgoing connections: nobody takes the port of a broker that is down."""
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used of the processors so far, its threads together."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 class Process:
@@ -64,6 +70,11 @@ class Process:
     def resident(self) -> int:
         """Its resident memory in bytes."""
         return int(psutil.Process(self.child.pid).memory_info().rss)
+
+    @property
+    def processor(self) -> float:
+        """Its processor time so far, in seconds."""
+        return processor_seconds(self.child.pid)
 
     def tell(self, command: str) -> None:
         """Give it a line."""

@@ -488,7 +488,7 @@ class FleetHub:
 
     def _wake(self, session: HostSession) -> None:
         """See that what is to be said is said."""
-        if session.pumping is None and not session.ended:
+        if session.pumping is None and not session.ended and session.has_to_say(self._hashes):
             session.pumping = asyncio.create_task(self._pump(session), name="fleet-send")
 
     async def _pump(self, session: HostSession) -> None:

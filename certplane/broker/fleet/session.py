@@ -255,6 +255,19 @@ class HostSession:
 
     # What is said.
 
+    def has_to_say(self, hashes: InForceHashes) -> bool:
+        """Whether `next_message` may have something: a task less for each answer after which all is said."""
+        return (
+            self._welcome is not None
+            or self._acknowledge
+            or self._heartbeat is not None
+            or self._goodbye is not None
+            or (
+                self.unanswered is None
+                and (self.wanted is not None or (self._told_policy, self._told_trust) != (hashes.policy, hashes.trust))
+            )
+        )
+
     def next_message(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Outgoing | None:
         """The next thing to say, as it is now; None if there is nothing."""
         message: Outgoing | None
