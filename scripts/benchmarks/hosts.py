@@ -43,6 +43,8 @@ from certplane.v1 import renewal_pb2 as pb
 
 PATH = "/certplane.v1.RenewalService/StreamRenewalStatus"
 HEARTBEAT_SECONDS = 45.0
+_EPOCH = f"bench-{os.getpid()}"
+"""Hosts of another process count from one again."""
 _GRPC_MULTIPLIER, _GRPC_JITTER = 1.6, 0.2
 """grpc's connection back-off (its doc/connection-backoff.md); how long the first and the longest wait are, is ours."""
 _OPTIONS = dict(CHANNEL_OPTIONS)
@@ -93,7 +95,7 @@ class Host:
     def open(self) -> None:
         """Connect, and say hello with what was not acknowledged."""
         hello = pb.StreamRenewalStatusRequest.Hello(
-            agent_version="bench", epoch="bench", certificate_names=["identity", "web"]
+            agent_version="bench", epoch=_EPOCH, certificate_names=["identity", "web"]
         )
         hello.host_time.GetCurrentTime()
         if self.sequence > self.acknowledged:

@@ -289,7 +289,7 @@ def _storm(fleet: Fleet, count: int) -> float:
 
 
 def _forget_reports(fleet: Fleet) -> None:
-    """Hosts of a new process count from one again, in the same epoch."""
+    """So that those of the storm can be counted."""
     with closing(sqlite3.connect(fleet.folder / "broker.db")) as database:
         for table in ("report_sequences", "certificate_statuses"):
             database.execute(f"DELETE FROM {table}")  # noqa: S608 - names from here
