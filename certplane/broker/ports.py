@@ -422,6 +422,11 @@ class Policy(Protocol):
         """What the policy gives to the host of this label."""
         ...
 
+    @property
+    def host_names(self) -> Sequence[str]:
+        """The identity names of all its hosts, sorted."""
+        ...
+
 
 class PolicySource(Protocol):
     """The policy in force."""

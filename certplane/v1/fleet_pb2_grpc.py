@@ -57,7 +57,8 @@ class FleetServiceServicer:
     """
 
     def ListHosts(self, request, context):
-        """ListHosts returns hosts by name, each with what it holds. Read only.
+        """ListHosts returns hosts by name, those that policy expects and that never came among them, each with what it holds.
+        Read only.
         Callers: operators and services, with the role viewer or operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -17,7 +17,8 @@ class FleetServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListHosts: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListHostsRequest, _fleet_pb2.ListHostsResponse]
-    """ListHosts returns hosts by name, each with what it holds. Read only.
+    """ListHosts returns hosts by name, those that policy expects and that never came among them, each with what it holds.
+    Read only.
     Callers: operators and services, with the role viewer or operator.
     """
     GetHost: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetHostRequest, _fleet_pb2.GetHostResponse]
@@ -41,7 +42,8 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.ListHostsRequest,
         context: _aio.ServicerContext[_fleet_pb2.ListHostsRequest, _abc.Awaitable[_fleet_pb2.ListHostsResponse]],
     ) -> _abc.Awaitable[_fleet_pb2.ListHostsResponse]:
-        """ListHosts returns hosts by name, each with what it holds. Read only.
+        """ListHosts returns hosts by name, those that policy expects and that never came among them, each with what it holds.
+        Read only.
         Callers: operators and services, with the role viewer or operator.
         """
 

@@ -38,6 +38,10 @@ class FakePolicy:
         hosts = (grant for grant in self.grants.values() if grant.kind is IdentityKind.HOST)
         return next((grant for grant in hosts if grant.label == label), None)
 
+    @property
+    def host_names(self) -> list[str]:
+        return sorted(grant.name for grant in self.grants.values() if grant.kind is IdentityKind.HOST)
+
 
 class FakePolicySource:
     """`PolicySource`; assign `policy` to reload, None stands for one that never loaded."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from bisect import bisect_right
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -87,23 +89,31 @@ class FleetView:
     async def hosts(
         self, *, after: str = "", states: frozenset[CertificateState] = frozenset(), disconnected_only: bool = False
     ) -> AsyncGenerator[HostView, None]:
-        """Hosts by name, those that had a stream once.
+        """Hosts by name: those that had a stream once, and those of the policy that never came.
 
         Args:
             after: The last one that isn't wanted any more.
             states: Only those with a certificate in one of these; empty for all.
             disconnected_only: Only those without a stream here.
         """
-        while records := await self._store.list_hosts(after=after, limit=_PAGE):
-            for record in records:
+        expected = self._policy.current.host_names
+        while True:
+            records = await self._store.list_hosts(after=after, limit=_PAGE)
+            is_last = len(records) < _PAGE
+            known = {record.host for record in records}
+            until = len(expected) if is_last else bisect_right(expected, records[-1].host)
+            silent = [HostRecord(name, None) for name in expected[bisect_right(expected, after) : until]]
+            for record in heapq.merge(
+                records, (each for each in silent if each.host not in known), key=lambda each: each.host
+            ):
                 if states and not any(status.state in states for status in record.certificates):
                     continue
                 if disconnected_only and self._hub.session(record.host) is not None:
                     continue
                 yield await self._view(record)
-            after = records[-1].host
-            if len(records) < _PAGE:
+            if is_last:
                 return
+            after = records[-1].host
 
     async def _view(self, record: HostRecord) -> HostView:
         session = self._hub.session(record.host)

@@ -192,6 +192,7 @@ class PolicyDocument:
         self._profiles = dict(profiles)
         self._grants = dict(grants)
         self._hosts = {grant.label: grant for grant in grants.values() if grant.kind is IdentityKind.HOST}
+        self._host_names = tuple(sorted(grant.name for grant in self._hosts.values()))
 
     @property
     def hash(self) -> str:
@@ -238,6 +239,11 @@ class PolicyDocument:
     def find_host(self, label: str) -> Grant | None:
         """See `Policy.find_host`."""
         return self._hosts.get(label)
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """See `Policy.host_names`."""
+        return self._host_names
 
 
 def load_policy(path: Path) -> PolicyDocument:

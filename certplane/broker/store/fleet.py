@@ -68,19 +68,16 @@ class SqlFleetStore:
             report_sequences.c.acknowledged_sequence,
         ).outerjoin_from(host_streams, report_sequences, report_sequences.c.host == host_streams.c.host)
         self._one = compiler(streams.where(host_streams.c.host == bindparam("host")))
-        self._page = compiler(
-            streams.where(host_streams.c.host > bindparam("after"))
-            .order_by(host_streams.c.host)
-            .limit(bindparam("most"))
+        host, status_host = (
+            # By code point in either database, as Python sorts: PostgreSQL's own order is its locale's.
+            column if compiler.driver == "sqlite" else column.collate("C")
+            for column in (host_streams.c.host, certificate_statuses.c.host)
         )
+        self._page = compiler(streams.where(host > bindparam("after")).order_by(host).limit(bindparam("most")))
         statuses = select(certificate_statuses.c.host, certificate_statuses.c.status).order_by(
             certificate_statuses.c.host, certificate_statuses.c.name
         )
-        self._statuses = compiler(
-            statuses.where(
-                certificate_statuses.c.host >= bindparam("first"), certificate_statuses.c.host <= bindparam("last")
-            )
-        )
+        self._statuses = compiler(statuses.where(status_host >= bindparam("first"), status_host <= bindparam("last")))
         self._some = compiler(streams.where(host_streams.c.host.in_(HOSTS)).order_by(host_streams.c.host))
         self._statuses_of = compiler(statuses.where(certificate_statuses.c.host.in_(HOSTS)))
         self._count_states = compiler(
