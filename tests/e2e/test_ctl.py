@@ -84,11 +84,12 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet
 
 async def test_the_fleet_as_tables_and_as_lines(fleet: Fleet) -> None:
     """Piped, each host is a line of JSON; `host` shows one by its label, with what it holds."""
-    (host,) = await fleet.lines("fleet")
+    host, never_came = await fleet.lines("fleet")
     assert (host["name"], host["label"], host["connected"]) == ("web1.certplane.test", "web1", True)
     assert {each["name"] for each in host["certificates"]} == {"identity", "web"}
     assert await fleet.lines("fleet", "--state", "degraded") == []
-    assert await fleet.lines("fleet", "--disconnected") == []
+    assert await fleet.lines("fleet", "--disconnected") == [never_came]
+    assert (never_came["label"], "connected" in never_came) == ("web2", False)
     status = await fleet.web()
     assert status["profile"] == "web"
     assert status["installed"]["serialNumber"] == status["issued"]["serialNumber"]

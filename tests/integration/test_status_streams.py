@@ -570,7 +570,9 @@ async def test_a_watcher_sees_the_fleet_and_then_each_change(edge: EdgeServer, h
         snapshot = (await call.read()).host
         assert (snapshot.name, snapshot.label, snapshot.connected) == (HOST, "web1", True)
         assert [each.name for each in snapshot.certificates] == ["old", "web"]
-        assert (await call.read()).snapshot_end.host_count == 1
+        never_came = (await call.read()).host
+        assert (never_came.name, never_came.connected) == ("web2.example", False)
+        assert (await call.read()).snapshot_end.host_count == 2
         await host.say(report=report(3, "web", "FAILED", failed_step=pb.CertificateStatus.STEP_RELOAD))
         change = (await call.read()).certificate_change
         assert (change.host, change.certificate.state) == (HOST, pb.CertificateStatus.STATE_FAILED)
