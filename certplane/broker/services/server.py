@@ -59,9 +59,6 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # Above 8 KiB a request may be, above 16 KiB it is refused with RESOURCE_EXHAUSTED.
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
-    # The core keeps a buffer of this size for each connection, 16 KiB by default: of ten thousand idle ones that is a
-    # tenth of the broker's memory. Most messages fit into one TLS record of it, a certificate into three.
-    ("grpc.tsi.max_frame_size", 2 * 1024),
     ("grpc.enable_channelz", 1),
 )
 
