@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from certplane.agent.install.json_file import LineageJson
 from certplane.agent.model import LineageState, LineageStatus, LineageStep
-from certplane.errors import OperationError
-from certplane.runtime.files import open_directory
 
-__all__ = ["JsonStatusFile"]
+__all__ = ["JsonStatusFile", "status_members", "status_of"]
 
-_LOG = logging.getLogger(__name__)
-
-_NAME = "status.json"
-_FORMAT = 1
 _FIELDS = tuple(field.name for field in dataclasses.fields(LineageStatus))
 _TIMES = frozenset(
     {
@@ -37,7 +30,7 @@ _TIMES = frozenset(
 
 
 class JsonStatusFile:
-    """`StatusFile` in a lineage's directory. Readable by everybody: nothing in it is secret."""
+    """`StatusFile` in a lineage's directory."""
 
     def __init__(self, directory: Path) -> None:
         """Nothing is touched before the first call.
@@ -45,18 +38,11 @@ class JsonStatusFile:
         Args:
             directory: The lineage's directory, absolute; made (0755) when it is first needed.
         """
-        self._directory = directory
+        self._file = LineageJson(directory, "status.json", if_unreadable="starts over")
 
     def load(self) -> LineageStatus | None:
         """See `StatusFile.load`."""
-        try:
-            with open_directory(self._directory) as lineage:
-                return _from_json(lineage.read(_NAME))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            _LOG.warning("%s can't be read and starts over: %s", self._directory / _NAME, error)
-            return None
+        return self._file.load(status_of)
 
     def save(self, status: LineageStatus) -> None:
         """See `StatusFile.save`.
@@ -64,25 +50,21 @@ class JsonStatusFile:
         Raises:
             OperationError: the disk refuses; what was saved before is still there.
         """
-        try:
-            with open_directory(self._directory, create_mode=0o755) as lineage:
-                lineage.replace(_NAME, _to_json(status), mode=0o644)
-        except OSError as error:
-            raise OperationError(f"{self._directory / _NAME} can't be written: {error}") from error
+        self._file.save(status_members(status))
 
 
-def _to_json(status: LineageStatus) -> bytes:
-    document: dict[str, Any] = {"format": _FORMAT}
-    for name in _FIELDS:
-        value = getattr(status, name)
-        document[name] = value.isoformat() if isinstance(value, datetime) else value
-    return json.dumps(document, indent=1).encode() + b"\n"
+def status_members(status: LineageStatus) -> dict[str, Any]:
+    """The members of the JSON object that is kept of a status; times in ISO 8601."""
+    values = {name: getattr(status, name) for name in _FIELDS}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
 
 
-def _from_json(data: bytes) -> LineageStatus:
-    document: dict[str, Any] = json.loads(data)
-    if document["format"] != _FORMAT:
-        raise ValueError("written by another release")
+def status_of(document: dict[str, Any]) -> LineageStatus:
+    """The status of such an object; members that an older release didn't write have their defaults.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
     values = {name: document[name] for name in _FIELDS if name in document}
     for name in _TIMES & values.keys():
         if values[name] is not None:

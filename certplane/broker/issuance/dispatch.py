@@ -28,6 +28,7 @@ from certplane.broker.issuance.flights import Flight, Flights
 from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.queue import OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuance.steps import OrderSteps
 from certplane.broker.issuance.validation import RecordCleaner
 from certplane.broker.issuance.waiting import see_through, within
 from certplane.broker.model import AuditEvent, Order, OrderDraft, OrderState, Profile
@@ -165,16 +166,28 @@ class OrderDispatcher:
             await asyncio.Event().wait()  # for good: `drain` cancels this task and with it whatever is left
 
     def _execution(self, flight: Flight) -> OrderExecution:
-        return OrderExecution(
+        journal = Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry)
+        events = self._events.of_order(flight.order)
+        steps = OrderSteps(
             self._ports,
             self._settings,
             queue=self._queue,
             choice=self._choice,
-            condition=self.condition,
             cleaner=self._cleaner,
             authorisation=self._authorisation,
-            journal=Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry),
-            events=self._events.of_order(flight.order),
+            journal=journal,
+            events=events,
+        )
+        return OrderExecution(
+            self._ports,
+            self._settings,
+            steps=steps,
+            queue=self._queue,
+            choice=self._choice,
+            condition=self.condition,
+            cleaner=self._cleaner,
+            journal=journal,
+            events=events,
         )
 
     async def _fly(self, flight: Flight) -> None:

@@ -24,7 +24,6 @@ from datetime import timedelta
 from typing import NoReturn
 
 from certplane.broker.issuance import measures
-from certplane.broker.issuance.authorisation import OrderAuthorisation
 from certplane.broker.issuance.condition import IssuanceCondition
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
@@ -68,32 +67,23 @@ class OrderExecution:
         ports: IssuancePorts,
         settings: IssuanceSettings,
         *,
+        steps: OrderSteps,
         queue: OrderQueue,
         choice: IssuerChoice,
         condition: IssuanceCondition,
         cleaner: RecordCleaner,
-        authorisation: OrderAuthorisation,
         journal: Journal,
         events: OrderEvents,
     ) -> None:
         self._ports = ports
         self._settings = settings
+        self._steps = steps
         self._queue = queue
         self._choice = choice
         self._condition = condition
         self._cleaner = cleaner
         self._journal = journal
         self._events = events
-        self._steps = OrderSteps(
-            ports,
-            settings,
-            queue=queue,
-            choice=choice,
-            cleaner=cleaner,
-            authorisation=authorisation,
-            journal=journal,
-            events=events,
-        )
         self._place: Place | None = None
         self._out_since: float | None = None
         """Since when, after the order's last progress, the CA has been out of reach."""
@@ -234,9 +224,7 @@ class OrderExecution:
             # What the issuer says of its absence counts as much as what was seen of it.
             if out + (refusal.retry_after or timedelta()) < self._settings.failover_after:
                 return ""
-        but = self._steps.left | {self.order.issuer}
-        issuers = self._ports.issuers_of(profile)
-        issuer = self._choice.choose(issuers, self.order.dns_names, profile.acme_profile, now, but=but)
+        issuer = self._steps.next_issuer(profile)
         if issuer and out_of_reach:
             self._choice.suspect(self.order.issuer, now, refusal)
         return issuer

@@ -33,11 +33,10 @@ class IssuerChoice:
         self._queue = queue
         self._suspicions: dict[str, _Suspicion] = {}
 
-    def suspect(self, issuer: str, now: datetime, refusal: Refusal) -> datetime:
-        """The issuer can't be reached, as `refusal` says. Returns until when it is left alone."""
+    def suspect(self, issuer: str, now: datetime, refusal: Refusal) -> None:
+        """The issuer can't be reached, as `refusal` says: it is left alone for as long as that says, or a while."""
         until = now + max(refusal.retry_after or timedelta(), _SUSPECT_FOR)
         self._suspicions[issuer] = _Suspicion(until, refusal)
-        return until
 
     def suspected(self, issuer: str, now: datetime) -> Refusal | None:
         """Why the issuer is thought to be out of reach; None if it isn't."""

@@ -188,15 +188,19 @@ class OrderSteps:
             until, refusal = held
             raise RefusalError.of(replace(refusal, retry_after=until - self._ports.clock.now()))
 
-    def _check_suspected(self, profile: Profile) -> None:
-        """Where others have found the issuer out of reach, this order needn't find out for itself."""
-        now = self._ports.clock.now()
-        suspected = self._choice.suspected(self.order.issuer, now)
-        if suspected is None:
-            return
+    def next_issuer(self, profile: Profile) -> str:
+        """The next of the profile's issuers that isn't out and that this order hasn't failed at; empty for none."""
         but = self.left | {self.order.issuer}
         issuers = self._ports.issuers_of(profile)
-        issuer = self._choice.choose(issuers, self.order.dns_names, profile.acme_profile, now, but=but)
+        now = self._ports.clock.now()
+        return self._choice.choose(issuers, self.order.dns_names, profile.acme_profile, now, but=but)
+
+    def _check_suspected(self, profile: Profile) -> None:
+        """Where others have found the issuer out of reach, this order needn't find out for itself."""
+        suspected = self._choice.suspected(self.order.issuer, self._ports.clock.now())
+        if suspected is None:
+            return
+        issuer = self.next_issuer(profile)
         if issuer:
             raise IssuerSuspectedError(issuer, suspected)
 

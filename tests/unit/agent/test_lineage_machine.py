@@ -8,6 +8,7 @@ for the events.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from certplane.agent.install.activation import ActivationResult, Activator
-from certplane.agent.install.status import _from_json, _to_json
+from certplane.agent.install.status import status_members, status_of
 from certplane.agent.lineage import Lineage, LineageLife, OrderFailedError, OrderUnderWayError
 from certplane.agent.model import HookResult, LineageState, LineageStatus, ServiceView, Version
 from certplane.agent.renewal.machine import FOLLOWS
@@ -66,7 +67,7 @@ class JsonStatuses(FakeStatusFile):
 
     def load(self) -> LineageStatus | None:
         status = super().load()
-        return None if status is None else _from_json(_to_json(status))
+        return None if status is None else status_of(json.loads(json.dumps(status_members(status))))
 
 
 @dataclass
