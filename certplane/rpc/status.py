@@ -28,6 +28,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from certplane.errors import ProblemDocument, Reason, Refusal, Violation
+from certplane.runtime.text import printable
 
 __all__ = ["CODES", "DOMAIN", "Row", "grpc_status", "refusal_from_error", "refusal_from_status", "status_from_refusal"]
 
@@ -94,7 +95,7 @@ def status_from_refusal(refusal: Refusal, *, request_id: str = "") -> status_pb2
     for index, problem in enumerate(refusal.problems[:_PROBLEMS]):
         if problem.status is not None:
             info.metadata[f"problem_status_{index}"] = str(problem.status)
-    status = status_pb2.Status(code=row.code.value[0], message=_clean(refusal.message, _MESSAGE_BYTES))
+    status = status_pb2.Status(code=row.code.value[0], message=printable(refusal.message, _MESSAGE_BYTES))
     status.details.add().Pack(info)
     retry_after = row.retry_after if refusal.retry_after is None else refusal.retry_after
     if retry_after is not None:
@@ -145,21 +146,21 @@ def refusal_from_status(status: status_pb2.Status) -> Refusal | None:
                 return None
     if "ErrorInfo" not in found or info.domain != DOMAIN:
         return None
-    reason, text = _known_reason(_clean(info.reason, _TEXT_BYTES), _clean(status.message, _MESSAGE_BYTES))
+    reason, text = _known_reason(printable(info.reason, _TEXT_BYTES), printable(status.message, _MESSAGE_BYTES))
     told = [(entry.subject, entry.description) for entry in quota.violations]
     told += [(entry.field, entry.description) for entry in bad_request.field_violations]
-    violations = [Violation(_clean(what, _TEXT_BYTES), _clean(why, _TEXT_BYTES)) for what, why in told]
+    violations = [Violation(printable(what, _TEXT_BYTES), printable(why, _TEXT_BYTES)) for what, why in told]
     problems = [
         ProblemDocument(
-            type=_clean(entry.type, _TEXT_BYTES),
-            detail=_clean(entry.description, _TEXT_BYTES),
+            type=printable(entry.type, _TEXT_BYTES),
+            detail=printable(entry.description, _TEXT_BYTES),
             status=_number(info.metadata.get(f"problem_status_{index}", "")),
-            identifier=_clean(entry.subject, _TEXT_BYTES),
+            identifier=printable(entry.subject, _TEXT_BYTES),
         )
         for index, entry in enumerate(precondition.violations)
     ]
     retry_after = _span(retry.retry_delay) if "RetryInfo" in found else None
-    request_id = _clean(info.metadata.get("request_id", ""), _TEXT_BYTES)
+    request_id = printable(info.metadata.get("request_id", ""), _TEXT_BYTES)
     return Refusal(reason, text, retry_after, tuple(violations), tuple(problems), request_id)
 
 
@@ -218,16 +219,9 @@ def _fitting(rows: Iterable[tuple[str, ...]], room: int) -> list[tuple[str, ...]
     kept = []
     left = room - _ANY_BYTES
     for row in rows:
-        cleaned = tuple(_clean(text, _TEXT_BYTES) for text in row)
+        cleaned = tuple(printable(text, _TEXT_BYTES) for text in row)
         left -= sum(len(text.encode()) + 4 for text in cleaned) + 4  # tag and length of each field, and of the row
         if left < 0:
             break
         kept.append(cleaned)
     return kept
-
-
-def _clean(text: str, limit: int) -> str:
-    """`text` without control characters and lone surrogates, at most `limit` bytes of UTF-8."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    encoded = printable.encode(errors="replace")
-    return printable if len(encoded) <= limit else encoded[: limit - 3].decode(errors="ignore") + "..."

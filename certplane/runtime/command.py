@@ -13,12 +13,15 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from certplane.errors import CertplaneError, ConfigurationError
+from certplane.runtime.text import printable
 
 __all__ = ["FAILED", "MISUSED", "OK", "exit_status", "interruptible"]
 
 OK: Final = 0
 FAILED: Final = 1
 MISUSED: Final = 2
+_MOST_TEXT: Final = 8000
+"""Octets of one error; a peer's words may be in it."""
 
 
 def exit_status(program: str, run: Callable[[], int]) -> int:
@@ -27,10 +30,10 @@ def exit_status(program: str, run: Callable[[], int]) -> int:
         return run()
     except ConfigurationError as error:
         for problem in error.problems:
-            sys.stderr.write(f"{problem}\n")
+            sys.stderr.write(f"{printable(str(problem), _MOST_TEXT)}\n")
         return MISUSED
     except CertplaneError as error:
-        sys.stderr.write(f"{program}: {error}\n")
+        sys.stderr.write(f"{program}: {printable(str(error), _MOST_TEXT)}\n")
         return FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -17,10 +17,14 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
+from certplane.runtime.text import printable
+
 if TYPE_CHECKING:
     from certplane.runtime.clock import Clock
 
 __all__ = ["ServiceNotifier"]
+
+_MOST_STATUS = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +60,11 @@ class ServiceNotifier:
 
     def ready(self, status: str) -> None:
         """The service serves, or does so again after a reload; `status` is one line for `systemctl status`."""
-        self._send(f"READY=1\nSTATUS={_line(status)}".encode())
+        self._send(f"READY=1\nSTATUS={printable(status, _MOST_STATUS)}".encode())
 
     def status(self, status: str) -> None:
         """What `systemctl status` shows."""
-        self._send(f"STATUS={_line(status)}".encode())
+        self._send(f"STATUS={printable(status, _MOST_STATUS)}".encode())
 
     def reloading(self) -> None:
         """A reload begins, and ends with `ready`. `Type=notify-reload` (systemd 253) wants the monotonic time."""
@@ -92,7 +96,3 @@ def _watchdog(environment: Mapping[str, str]) -> timedelta | None:
     except (ValueError, OverflowError):
         return None
     return span if span > timedelta() else None
-
-
-def _line(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)

@@ -11,12 +11,17 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
+from certplane.runtime.text import printable
+
 if TYPE_CHECKING:
     from types import TracebackType
 
     from certplane.runtime.clock import Clock
 
 __all__ = ["JsonProgress", "PlainProgress", "Progress", "SilentProgress", "open_progress"]
+
+_MOST_TEXT = 4000
+"""Octets of one text; the words of a broker or a CA may be in it."""
 
 
 class Progress(Protocol):
@@ -78,15 +83,15 @@ class PlainProgress(_Quiet):
 
     def step(self, subject: str, text: str) -> None:
         """See `Progress.step`."""
-        print(f"{subject}: {text}", file=self._stream, flush=True)
+        print(f"{subject}: {printable(text, _MOST_TEXT)}", file=self._stream, flush=True)
 
     def done(self, subject: str, text: str) -> None:
         """See `Progress.done`."""
-        print(f"{subject}: done: {text}", file=self._stream, flush=True)
+        print(f"{subject}: done: {printable(text, _MOST_TEXT)}", file=self._stream, flush=True)
 
     def failed(self, subject: str, text: str) -> None:
         """See `Progress.failed`."""
-        print(f"{subject}: FAILED: {text}", file=self._stream, flush=True)
+        print(f"{subject}: FAILED: {printable(text, _MOST_TEXT)}", file=self._stream, flush=True)
 
 
 class JsonProgress(_Quiet):
@@ -110,7 +115,8 @@ class JsonProgress(_Quiet):
 
     def _write(self, event: str, subject: str, text: str) -> None:
         time = self._clock.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        line = json.dumps({"time": time, "subject": subject, "event": event, "text": text}, ensure_ascii=False)
+        members = {"time": time, "subject": subject, "event": event, "text": printable(text, _MOST_TEXT)}
+        line = json.dumps(members, ensure_ascii=False)
         print(line, file=self._stream, flush=True)
 
 
@@ -137,15 +143,15 @@ class _LiveProgress:
 
     def step(self, subject: str, text: str) -> None:
         """See `Progress.step`."""
-        self._show(subject, self._escape(text))
+        self._show(subject, self._shown(text))
 
     def done(self, subject: str, text: str) -> None:
         """See `Progress.done`."""
-        self._show(subject, f"[green]{self._escape(text)}[/green]", ended=True)
+        self._show(subject, f"[green]{self._shown(text)}[/green]", ended=True)
 
     def failed(self, subject: str, text: str) -> None:
         """See `Progress.failed`."""
-        self._show(subject, f"[red]{self._escape(text)}[/red]", ended=True)
+        self._show(subject, f"[red]{self._shown(text)}[/red]", ended=True)
 
     def __enter__(self) -> Self:
         self._rows.start()
@@ -155,6 +161,10 @@ class _LiveProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._rows.stop()
+
+    def _shown(self, text: str) -> str:
+        escaped: str = self._escape(printable(text, _MOST_TEXT))
+        return escaped
 
     def _show(self, subject: str, text: str, *, ended: bool = False) -> None:
         task = self._tasks.get(subject)

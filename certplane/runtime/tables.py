@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from certplane.runtime.text import printable
+
 __all__ = ["moment_text", "span_text", "table_lines"]
+
+_MOST_CELL = 4000
+"""Octets; a list of names, or an error with the CA's words, may be long."""
 
 
 def table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of equal length as lines with aligned columns."""
+    """Rows of equal length as lines with aligned columns; what can't be printed in a cell is a space."""
+    rows = [tuple(printable(cell, _MOST_CELL) for cell in row) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

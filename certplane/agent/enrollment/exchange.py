@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from certplane import __version__
 from certplane.agent.enrollment.errors import EnrollmentError, UnreachableError
 from certplane.runtime.connection import ConnectionFailure, connection_failure, ssl_reason
+from certplane.runtime.text import printable
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -30,7 +31,7 @@ __all__ = ["Endpoint", "Reply", "exchange"]
 _MOST_BYTES = 256 * 1024
 """Room for a long chain; a normal answer has under 10 KiB."""
 _MOST_WORDS = 400
-"""Characters of the CA's message that are passed on."""
+"""Octets of the CA's message that are passed on."""
 _REMEDIES = {
     ConnectionFailure.NOT_FOUND: "check identity.step_ca.url and this host's resolver",
     ConnectionFailure.UNREACHABLE: "check that the CA runs and its port is open",
@@ -93,7 +94,7 @@ class Reply:
         message = self.json().get("message", "")
         if not isinstance(message, str):
             return ""
-        return "".join(character if character.isprintable() else " " for character in message)[:_MOST_WORDS].strip()
+        return printable(message, _MOST_WORDS).strip()
 
 
 def exchange(

@@ -24,6 +24,7 @@ from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.rpc.status import refusal_from_error
+from certplane.runtime.text import printable
 from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
 
 if TYPE_CHECKING:
@@ -253,4 +254,4 @@ def _os_release() -> str:
     except OSError:
         return ""
     names = [line.partition("=")[2].strip("\"'") for line in lines if line.startswith("PRETTY_NAME=")]
-    return "".join(character for character in names[0] if character.isprintable()) if names else ""
+    return printable(names[0], _MOST_FACT_BYTES) if names else ""

@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from certplane.agent.model import CertificateReport, DirectedRenewal, HeldCertificate, Report
 from certplane.agent.model import RenewalCause as Cause
 from certplane.errors import Reason, RefusalError, Violation
+from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
 
 if TYPE_CHECKING:
@@ -93,9 +94,9 @@ def directed_renewals(directive: pb.StreamRenewalStatusResponse.Directive) -> li
                 renew_time=when,
                 # a cause of a newer broker: obeyed as its own rule would be, which can do no harm
                 cause=_CAUSES.get(each.cause, Cause.LIFETIME),
-                reason=_printable(each.reason, _MOST_TEXT),
-                explanation_url=_printable(each.explanation_url, _MOST_URL),
-                renewal_request_id=_printable(each.renewal_request_id, _MOST_TEXT),
+                reason=printable(each.reason, _MOST_TEXT),
+                explanation_url=printable(each.explanation_url, _MOST_URL),
+                renewal_request_id=printable(each.renewal_request_id, _MOST_TEXT),
             )
         )
     if wrong:
@@ -162,7 +163,3 @@ def _held(held: HeldCertificate | None) -> pb.CertificateStatus.Held | None:
         version=held.version,
         observe_time=timestamp(held.observe_time),
     )
-
-
-def _printable(text: str, limit: int) -> str:
-    return "".join(character for character in text if character.isprintable())[:limit]

@@ -22,6 +22,7 @@ from certplane import __version__
 from certplane.agent.link.messages import directed_renewals, hello, report_message, span_of, time_of, timestamp
 from certplane.errors import CertplaneError, Reason, Refusal, RefusalError
 from certplane.rpc.status import refusal_from_error, status_from_refusal
+from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ _LEAST_HEARTBEAT, _MOST_HEARTBEAT = timedelta(seconds=1), timedelta(hours=1)
 """Whatever the broker says: no busy loop, and a dead connection is noticed the same day."""
 _SILENCE: Final = 3
 """Heartbeats without any answer, after which a stream is over (renewal.proto, Welcome)."""
+_MOST_REASON: Final = 500
+"""Octets of what the broker says at parting that are passed on."""
 _PARTING: Final = timedelta(seconds=5)
 """For the broker to end a stream to which it has said goodbye."""
 
@@ -263,7 +266,7 @@ class Session:
         return end
 
     def _goodbye(self, goodbye: pb.StreamRenewalStatusResponse.Goodbye) -> End:
-        text = "".join(character for character in goodbye.reason if character.isprintable()) or "no reason given"
+        text = printable(goodbye.reason, _MOST_REASON) or "no reason given"
         return End(f"the broker said goodbye: {text}", retry_after=span_of(goodbye.reconnect_delay), goodbye=True)
 
     def _hear(self, broker_time: Any) -> None:

@@ -28,6 +28,7 @@ from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.renewal.failures import FailureKind, kind_of
 from certplane.errors import CertplaneError, Reason
 from certplane.runtime.backoff import Backoff
+from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2_grpc
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _MOST_WAIT: Final = timedelta(days=1)
 """Whatever the broker says."""
 _CAUTION: Final = timedelta(seconds=2)
 """More than the way to the broker and back: its refusal is here by then."""
+_MOST_VERSION: Final = 64
 _DELIVERY: Final = timedelta(seconds=10)
 """For a program that ends, to be rid of its reports."""
 
@@ -242,7 +244,7 @@ class StatusStream:
                 last_connected_time=now,
                 last_error="",
                 next_attempt_time=None,
-                broker_version="".join(character for character in version if character.isprintable())[:64],
+                broker_version=printable(version, _MOST_VERSION),
             )
         )
         for older in self._attempts:

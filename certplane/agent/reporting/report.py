@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from certplane.agent.model import CertificateReport, HeldCertificate, LineageState
 from certplane.agent.renewal.plan import newest_version, shown_reason
+from certplane.runtime.text import printable
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -44,8 +45,8 @@ def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> 
         installed=_held(current),
         served=_served(status, facts.versions),
         renew_time=status.renew_time,
-        renew_reason=_line(shown_reason(spec, status, newest), _MOST_REASON_BYTES),
-        last_error=_line(status.last_error or status.verify_error, _MOST_ERROR_BYTES),
+        renew_reason=printable(shown_reason(spec, status, newest), _MOST_REASON_BYTES),
+        last_error=printable(status.last_error or status.verify_error, _MOST_ERROR_BYTES),
         request_failures=status.failures,
         activation_failures=status.activation_failures,
         next_attempt_time=_next_attempt(status),
@@ -85,10 +86,3 @@ def _next_attempt(status: LineageStatus) -> datetime | None:
         times = [time for time in (status.next_attempt_time, status.retry_time) if time is not None]
         return max(times, default=None)
     return status.next_activation_time if status.activation_failures else None
-
-
-def _line(text: str, limit: int) -> str:
-    """One printable line of at most `limit` bytes of UTF-8."""
-    line = "".join(character if character.isprintable() else " " for character in text)
-    data = line.encode(errors="replace")
-    return data[:limit].decode(errors="ignore")

@@ -37,6 +37,7 @@ from certplane.broker.services.convert import invalid_request, timestamp, unix_t
 from certplane.errors import Reason, Refusal
 from certplane.pki.names import DnsNameError, canonical_dns_name
 from certplane.rpc.status import refusal_from_status
+from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
 
 __all__ = [
@@ -44,7 +45,6 @@ __all__ = [
     "directive_result",
     "hello_of",
     "outgoing_message",
-    "printable",
     "renewal_message",
     "report_of",
     "status_message",
@@ -206,7 +206,7 @@ def directive_result(message: pb.StreamRenewalStatusRequest.DirectiveResult) -> 
         return DirectiveResult(message.nonce)
     refusal = refusal_from_status(message.error)
     if refusal is None:
-        text = printable(message.error.message)[:_MAX_REASON] or "no reason given"
+        text = printable(message.error.message, _MAX_REASON) or "no reason given"
         refusal = Refusal(Reason.INTERNAL, text)
     return DirectiveResult(message.nonce, refusal)
 
@@ -250,12 +250,7 @@ def _dns_name(field: str, text: str) -> str:
 def _text(field: str, text: str, limit: int) -> str:
     if len(text.encode()) > limit:
         raise invalid_request(field, f"must be at most {limit} bytes")
-    return printable(text)
-
-
-def printable(text: str) -> str:
-    """`text` with spaces for what can't be printed."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+    return printable(text, limit)
 
 
 # What the broker says.

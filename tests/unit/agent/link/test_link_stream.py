@@ -257,7 +257,7 @@ async def test_a_directive_is_taken_over_then_acknowledged(world: World) -> None
         server.last.direct("n1", sent, policy_hash="ab" * 32)
         await until(lambda: bool(server.last.results))
         assert world.taker.taken == [
-            DirectedRenewal("c1", NOW, RenewalCause.OPERATOR, "bad [31mkeys", "https://ca.example/1", "r1")
+            DirectedRenewal("c1", NOW, RenewalCause.OPERATOR, "bad  [31mkeys ", "https://ca.example/1", "r1")
         ]
         assert world.taker.hashes == ["ab" * 32]
         (result,) = server.last.results

@@ -1,0 +1,30 @@
+"""Text of a peer, made safe to show: in a terminal, a table, a log field, a status file, a JSON object.
+
+What another machine says (a broker, a CA, a host, a DNS server) is cleaned where it comes in, and again where it goes
+out: escape sequences, C1 controls, what turns the direction of text, line breaks and lone surrogates never reach a
+person's screen, and nobody fills a screen or a disk with one message. Text that is to be compared is never cleaned.
+"""
+
+from typing import Final
+
+__all__ = ["printable"]
+
+_CUT: Final = "..."
+
+
+def printable(text: str, limit: int) -> str:
+    """One line of `text`, with a space for each character that can't be printed.
+
+    Args:
+        text: From anywhere.
+        limit: Most octets of UTF-8 in the result; longer text is cut, at a whole character, and ends with `...`.
+    """
+    text = text[: limit + 1]  # an octet at least for each character: more need not be looked at
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else " " for character in text)
+    if len(text) <= limit and text.isascii():
+        return text
+    encoded = text.encode()  # never fails: a surrogate can't be printed
+    if len(encoded) <= limit:
+        return text
+    return encoded[: max(limit - len(_CUT), 0)].decode(errors="ignore") + _CUT[: max(limit, 0)]
