@@ -34,6 +34,7 @@ from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme_account import AccountKey
@@ -168,6 +169,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         await stack.enter_async_context(denials.running())
         await stores.audit.append(_start_events(prepared, clock, new_event_id))
 
+        epoch = RetryEpoch(clock, new_event_id)
         plans = RenewalPlans(stores.renewal_plans)
         await plans.refresh(clock.now())
         accounts = await files.run(adapters.account_keys, settings)
@@ -222,7 +224,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             store=stores.fleet,
             plans=plans,
             find_certificate=stores.certificates.get_certificate,
-            hashes=lambda: (prepared.policy.current.hash, trust.current.bundle.hash),
+            hashes=lambda: (prepared.policy.current.hash, trust.current.bundle.hash, epoch.current),
             count_displacement=stores.identities.count_displacement,
             clock=clock,
             meter=meter,
@@ -269,6 +271,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             metrics=metrics,
             clock=clock,
             new_event_id=new_event_id,
+            ask_again=epoch.ask_again,
         )
         broker = Broker(settings, server, stores, trust, reloader, metrics, authority, plans, hub, listener)
         await authority.start()

@@ -88,10 +88,14 @@ class Reloader:
         metrics: Metrics,
         clock: Clock,
         new_event_id: Callable[[], str],
+        ask_again: Callable[[str], None] | None = None,
         interval: timedelta = _INTERVAL,
         settle: timedelta = _SETTLE,
     ) -> None:
-        """Take what is in force; `loaded` is the text that it was made of."""
+        """Take what is in force; `loaded` is the text that it was made of.
+
+        `ask_again` is called when a person had everything read again: what hosts wait for may be mended.
+        """
         self._trust = trust
         self._files = files
         self._seen = loaded.fingerprint
@@ -101,6 +105,7 @@ class Reloader:
         self._metrics = metrics
         self._clock = clock
         self._new_event_id = new_event_id
+        self._ask_again = ask_again
         self._interval = interval
         self._settle = settle
         self._pool = BlockingPool("reload", 1)
@@ -124,6 +129,8 @@ class Reloader:
                     self._requested.clear()
                     await self.reload_trust()
                     await self.reload_policy()
+                    if self._ask_again is not None:
+                        self._ask_again("the files were read again")
                     if self._done is not None:
                         self._done()
                 else:

@@ -534,6 +534,7 @@ class StreamRenewalStatusResponse(_message.Message):
         HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
         POLICY_HASH_FIELD_NUMBER: _builtins.int
         TRUST_BUNDLE_HASH_FIELD_NUMBER: _builtins.int
+        RETRY_EPOCH_FIELD_NUMBER: _builtins.int
         broker_version: _builtins.str
         """The broker's version."""
         acknowledged_sequence: _builtins.int
@@ -542,6 +543,8 @@ class StreamRenewalStatusResponse(_message.Message):
         """SHA-256 of the policy in force, 64 lower-case hexadecimal digits. As in Directive: no directive follows for it."""
         trust_bundle_hash: _builtins.str
         """SHA-256 of the agent CA bundle in force, 64 lower-case hexadecimal digits. As in Directive."""
+        retry_epoch: _builtins.str
+        """What the broker refuses and fails by, as it is now. As in Directive: no directive follows for it."""
         @_builtins.property
         def broker_time(self) -> _timestamp_pb2.Timestamp:
             """The broker's time, to measure the host's clock by."""
@@ -559,10 +562,11 @@ class StreamRenewalStatusResponse(_message.Message):
             heartbeat_interval: _duration_pb2.Duration | None = ...,
             policy_hash: _builtins.str = ...,
             trust_bundle_hash: _builtins.str = ...,
+            retry_epoch: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["broker_time", b"broker_time", "heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequence", b"acknowledged_sequence", "broker_time", b"broker_time", "broker_version", b"broker_version", "heartbeat_interval", b"heartbeat_interval", "policy_hash", b"policy_hash", "trust_bundle_hash", b"trust_bundle_hash"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequence", b"acknowledged_sequence", "broker_time", b"broker_time", "broker_version", b"broker_version", "heartbeat_interval", b"heartbeat_interval", "policy_hash", b"policy_hash", "retry_epoch", b"retry_epoch", "trust_bundle_hash", b"trust_bundle_hash"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -598,6 +602,7 @@ class StreamRenewalStatusResponse(_message.Message):
         RENEWALS_FIELD_NUMBER: _builtins.int
         POLICY_HASH_FIELD_NUMBER: _builtins.int
         TRUST_BUNDLE_HASH_FIELD_NUMBER: _builtins.int
+        RETRY_EPOCH_FIELD_NUMBER: _builtins.int
         nonce: _builtins.str
         """To be repeated in the answer: opaque, printable ASCII."""
         policy_hash: _builtins.str
@@ -607,6 +612,12 @@ class StreamRenewalStatusResponse(_message.Message):
         trust_bundle_hash: _builtins.str
         """SHA-256 of the agent CA bundle in force, 64 lower-case hexadecimal digits. No host takes trust from here: it may
         compare (GetTrustBundle).
+        """
+        retry_epoch: _builtins.str
+        """Opaque, printable ASCII, at most 64 characters; empty says nothing. Where it differs from the last one that the
+        host heard, what this broker refused or what failed at it may succeed now (it was restarted, a limit was raised, a
+        secret or DNS was mended): the host asks again for what waits, spread over some seconds. A time that the CA named
+        stands.
         """
         @_builtins.property
         def renewals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Renewal]:
@@ -619,10 +630,11 @@ class StreamRenewalStatusResponse(_message.Message):
             renewals: _abc.Iterable[Global___Renewal] | None = ...,
             policy_hash: _builtins.str = ...,
             trust_bundle_hash: _builtins.str = ...,
+            retry_epoch: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "policy_hash", b"policy_hash", "renewals", b"renewals", "trust_bundle_hash", b"trust_bundle_hash"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "policy_hash", b"policy_hash", "renewals", b"renewals", "retry_epoch", b"retry_epoch", "trust_bundle_hash", b"trust_bundle_hash"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,6 +82,7 @@ async def test_a_stream_from_hello_to_hanging_up(edge: EdgeServer, host: HostStr
     assert welcome.heartbeat_interval.ToTimedelta() == timedelta(minutes=1)
     assert welcome.policy_hash == edge.policy.current.hash
     assert welcome.trust_bundle_hash == edge.trust.current.bundle.hash
+    assert welcome.retry_epoch == "epoch-1"
     await host.say(report=report(5, state="REQUESTING"))
     assert (await host.read()).acknowledgement.sequence == 5
     await host.heartbeat()
@@ -107,6 +108,17 @@ async def test_reports_that_come_with_hanging_up_are_acknowledged(host: HostStre
     await host.call.done_writing()
     await host.acknowledged(20)
     await host.end()
+
+
+async def test_hosts_are_told_that_what_waits_may_be_asked_for_again(edge: EdgeServer, host: HostStreamClient) -> None:
+    """A new retry epoch is told to connected hosts, once; it is all that differs."""
+    welcome = await host.hello()
+    edge.retry_epoch = "epoch-2"
+    told = await host.directive()
+    assert (told.retry_epoch, told.policy_hash, list(told.renewals)) == ("epoch-2", welcome.policy_hash, [])
+    await host.answer(told.nonce)
+    await host.report()
+    await host.acknowledged(1)
 
 
 async def test_a_stream_outlives_the_policy_and_the_trust_of_its_beginning(

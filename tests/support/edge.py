@@ -82,6 +82,7 @@ class EdgeServer:
     address: str = "127.0.0.1:0"
     streams: StreamSettings = field(default_factory=lambda: StreamSettings(tick=timedelta(milliseconds=50)))
     meter: FakeMeter = field(default_factory=FakeMeter)
+    retry_epoch: str = "epoch-1"
 
     def __post_init__(self) -> None:
         self.stores = FakeStores.open(self.clock)
@@ -114,7 +115,7 @@ class EdgeServer:
             store=self.stores.fleet,
             plans=self.plans,
             find_certificate=self.stores.certificates.get_certificate,
-            hashes=lambda: (self.policy.current.hash, self.trust.current.bundle.hash),
+            hashes=lambda: (self.policy.current.hash, self.trust.current.bundle.hash, self.retry_epoch),
             count_displacement=self.stores.identities.count_displacement,
             clock=self.clock,
             meter=self.meter,

@@ -72,7 +72,7 @@ class FleetHub:
         store: _Store,
         plans: RenewalPlanStore,
         find_certificate: Callable[[str], Awaitable[CertificateRecord | None]],
-        hashes: Callable[[], tuple[str, str]],
+        hashes: Callable[[], tuple[str, str, str]],
         count_displacement: Callable[[str, datetime], Awaitable[None]],
         clock: Clock,
         meter: Meter,
@@ -86,7 +86,7 @@ class FleetHub:
             store: Where reports are kept.
             plans: Where the plans are read when a host comes.
             find_certificate: Reads a certificate by its id: a host may hold a revoked one.
-            hashes: Of the policy and the agent CA bundle in force.
+            hashes: Of the policy and the agent CA bundle in force, and the retry epoch.
             count_displacement: Notes that a stream has displaced another one of the same certificate.
             clock: The time.
             meter: Counts.
@@ -215,6 +215,7 @@ class FleetHub:
                 self.settings.heartbeat_interval,
                 self._hashes.policy,
                 self._hashes.trust,
+                self._hashes.retry_epoch,
             )
         )
         if self._draining:
@@ -394,10 +395,10 @@ class FleetHub:
             await self._clock.sleep(self.settings.figures_interval)
 
     def _take_hashes(self) -> bool:
-        """Whether policy or trust is another now."""
+        """Whether policy, trust or the retry epoch is another now."""
         hashes = self._read_hashes()
-        changed = hashes != (self._hashes.policy, self._hashes.trust)
-        self._hashes.policy, self._hashes.trust = hashes
+        changed = hashes != self._hashes.told
+        self._hashes.policy, self._hashes.trust, self._hashes.retry_epoch = hashes
         return changed
 
     def _look_at(self, session: HostSession) -> None:

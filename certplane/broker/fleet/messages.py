@@ -41,6 +41,7 @@ class Welcome:
     heartbeat_interval: timedelta
     policy_hash: str
     trust_bundle_hash: str
+    retry_epoch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Directive:
     renewals: tuple[RenewalPlan, ...]
     policy_hash: str
     trust_bundle_hash: str
+    retry_epoch: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,13 +46,19 @@ _ROOM: Final = 48 * 1024
 
 
 class InForceHashes:
-    """The hashes of policy and agent CA bundle in force; one for all sessions."""
+    """The hashes of policy and agent CA bundle in force, and the retry epoch; one for all sessions."""
 
-    __slots__ = ("policy", "trust")
+    __slots__ = ("policy", "retry_epoch", "trust")
 
-    def __init__(self, policy: str = "", trust: str = "") -> None:
+    def __init__(self, policy: str = "", trust: str = "", retry_epoch: str = "") -> None:
         self.policy = policy
         self.trust = trust
+        self.retry_epoch = retry_epoch
+
+    @property
+    def told(self) -> tuple[str, str, str]:
+        """What hosts are told of it."""
+        return (self.policy, self.trust, self.retry_epoch)
 
 
 class HostSession:
@@ -64,8 +70,7 @@ class HostSession:
         "_heartbeat",
         "_tokens",
         "_tokens_time",
-        "_told_policy",
-        "_told_trust",
+        "_told",
         "_welcome",
         "_welcomed",
         "agent_version",
@@ -134,7 +139,7 @@ class HostSession:
         self.wanted: dict[str, RenewalPlan] | None = None
         self.misuses = 0
         self.refusal_may_stand = True
-        self._told_policy = self._told_trust = ""
+        self._told = ("", "", "")
         self._welcome: Welcome | None = None
         self._welcomed = False
         self._acknowledge = False
@@ -217,7 +222,7 @@ class HostSession:
         self._welcome, self._welcomed = message, True
         self.durable = message.acknowledged_sequence
         self.taken = max(self.taken, self.durable)
-        self._told_policy, self._told_trust = message.policy_hash, message.trust_bundle_hash
+        self._told = (message.policy_hash, message.trust_bundle_hash, message.retry_epoch)
         self._acknowledge = False
 
     def want(self, plans: Iterable[RenewalPlan]) -> None:
@@ -262,10 +267,7 @@ class HostSession:
             or self._acknowledge
             or self._heartbeat is not None
             or self._goodbye is not None
-            or (
-                self.unanswered is None
-                and (self.wanted is not None or (self._told_policy, self._told_trust) != (hashes.policy, hashes.trust))
-            )
+            or (self.unanswered is None and (self.wanted is not None or self._told != hashes.told))
         )
 
     def next_message(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Outgoing | None:
@@ -291,16 +293,16 @@ class HostSession:
     def _directive(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Directive | None:
         if self.unanswered is not None:
             return None
-        if self.wanted is None and (self._told_policy, self._told_trust) == (hashes.policy, hashes.trust):
+        if self.wanted is None and self._told == hashes.told:
             return None
         if self.wanted is not None and len(self.wanted) == 1:
             renewals = tuple(self.wanted.values())
         else:
             renewals = _first_due(self.wanted.values()) if self.wanted else ()
-        self.unanswered = Directive(new_nonce(), renewals, hashes.policy, hashes.trust)
+        self.unanswered = Directive(new_nonce(), renewals, hashes.policy, hashes.trust, hashes.retry_epoch)
         self.asked_time = now
         # Told, whatever the answer: a refusal is final until something changes.
-        self._told_policy, self._told_trust = hashes.policy, hashes.trust
+        self._told = hashes.told
         return self.unanswered
 
     # The end.

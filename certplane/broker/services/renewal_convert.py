@@ -270,6 +270,7 @@ def outgoing_message(message: Outgoing, broker_version: str) -> pb.StreamRenewal
                 renewal_message(plan, response.directive.renewals.add())
             response.directive.policy_hash = message.policy_hash
             response.directive.trust_bundle_hash = message.trust_bundle_hash
+            response.directive.retry_epoch = message.retry_epoch
         case Welcome():
             welcome = response.welcome
             welcome.broker_time.CopyFrom(timestamp(message.broker_time))
@@ -278,6 +279,7 @@ def outgoing_message(message: Outgoing, broker_version: str) -> pb.StreamRenewal
             welcome.heartbeat_interval.FromTimedelta(message.heartbeat_interval)
             welcome.policy_hash = message.policy_hash
             welcome.trust_bundle_hash = message.trust_bundle_hash
+            welcome.retry_epoch = message.retry_epoch
         case Goodbye():
             response.goodbye.reconnect_delay.FromTimedelta(message.reconnect_delay)
             response.goodbye.reason = message.reason

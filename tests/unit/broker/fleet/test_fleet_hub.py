@@ -74,7 +74,7 @@ class World:
         self.stores = FakeStores.open(self.clock)
         self.store = FaultyStore(self.stores.database)
         self.meter = FakeMeter()
-        self.hashes = ("p0", "t0")
+        self.hashes = ("p0", "t0", "e0")
         numbers = itertools.count(1)
         self.hub = FleetHub(
             store=self.store,
@@ -226,7 +226,7 @@ async def test_nothing_is_said_before_the_welcome(world: World) -> None:
     """A policy that changes while hello waits to be durable is told after it: agents take nothing else for an answer."""
     world.store.held = asyncio.Event()
     async with running(world, "web1.example") as (host,):
-        world.hashes = ("p1", "t0")
+        world.hashes = ("p1", "t0", "e0")
         await world.pass_time(3 * SECOND)
         assert host.told == []
         world.store.held.set()

@@ -63,7 +63,7 @@ class StreamMachine(RuleBasedStateMachine):
         self.hashes = InForceHashes("p0", "t0")
         self.wanted: dict[str, RenewalPlan] = {}
         self.outstanding: Directive | None = None
-        self.told = ("p0", "t0")
+        self.told = ("p0", "t0", "")
         self.sent: list[int] = []
         self.stored = 0
         self.misuses = 0
@@ -93,9 +93,13 @@ class StreamMachine(RuleBasedStateMachine):
         self.session.want([changed])
         self.wanted[changed.certificate_id] = changed
 
-    @rule(policy=strategies.sampled_from(["p0", "p1"]), trust=strategies.sampled_from(["t0", "t1"]))
-    def files_are_reloaded(self, policy: str, trust: str) -> None:
-        self.hashes.policy, self.hashes.trust = policy, trust
+    @rule(
+        policy=strategies.sampled_from(["p0", "p1"]),
+        trust=strategies.sampled_from(["t0", "t1"]),
+        retry_epoch=strategies.sampled_from(["", "e1"]),
+    )
+    def files_are_reloaded(self, policy: str, trust: str, retry_epoch: str) -> None:
+        self.hashes.policy, self.hashes.trust, self.hashes.retry_epoch = policy, trust, retry_epoch
 
     @rule()
     def host_beats(self) -> None:
@@ -131,14 +135,15 @@ class StreamMachine(RuleBasedStateMachine):
                 assert self.outstanding is None, "one at a time"
                 assert message.nonce not in self.old_nonces
                 assert {each.certificate_id: each for each in message.renewals} == self.wanted, "the latest of each"
-                assert (message.policy_hash, message.trust_bundle_hash) == (self.hashes.policy, self.hashes.trust)
-                assert self.wanted or self.told != (message.policy_hash, message.trust_bundle_hash), "it says something"
-                self.told = (message.policy_hash, message.trust_bundle_hash)
+                told = (message.policy_hash, message.trust_bundle_hash, message.retry_epoch)
+                assert told == self.hashes.told
+                assert self.wanted or self.told != told, "it says something"
+                self.told = told
                 self.outstanding = message
             case None:
-                assert self.outstanding is not None or (
-                    not self.wanted and self.told == (self.hashes.policy, self.hashes.trust)
-                ), "what is wanted is said"
+                assert self.outstanding is not None or (not self.wanted and self.told == self.hashes.told), (
+                    "what is wanted is said"
+                )
                 assert not self.stored or (self.sent and self.sent[-1] == self.stored), (
                     "what is durable is acknowledged"
                 )
