@@ -3,5 +3,6 @@
 Places to start:
     plan      `plan_renewal`: facts and a moment in, one step out (`Wait`, `Request` or `Activate`)
     status    how a lineage's status changes with each event; whoever acts saves it before and after
+    health    how bad it is, in one word: for `status`, `check` and monitors
     failures  what an error means for the next try
 """

@@ -24,6 +24,7 @@ __all__ = [
     "is_refused_by_policy",
     "is_unreached",
     "kind_of",
+    "needs_person",
     "request_backoff",
 ]
 
@@ -153,6 +154,12 @@ def is_refused_by_policy(status: LineageStatus) -> bool:
 def is_unreached(status: LineageStatus) -> bool:
     """Whether the last request failed without an answer of the broker's: once it is there, the wait has no sense."""
     return status.failures > 0 and _reason_of(status) not in _REASONS
+
+
+def needs_person(status: LineageStatus) -> bool:
+    """Whether the last request failed for something that only a person can change: policy, identity, request."""
+    reason = _reason_of(status)
+    return status.failures > 0 and reason in _REASONS and _KINDS[Reason(reason)] is FailureKind.REFUSED
 
 
 def _reason_of(status: LineageStatus) -> str:

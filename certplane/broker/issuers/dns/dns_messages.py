@@ -54,25 +54,55 @@ async def ask(
 ) -> dns.message.Message:
     """Ask one address for records of `name`, over UDP and, when the answer is cut off, over TCP.
 
-    Without `recursive` the RD bit is off: a server's own data are wanted, not a cache's.
+    Without `recursive` the RD bit is off: a server's own data are wanted, not a cache's. A server that refuses EDNS, or
+    says nothing to it for half of the time, is asked once more without (RFC 6891 7); the first usable answer counts.
 
     Raises:
         NoDnsAnswerError: nothing readable came in `timeout`.
     """
-    query = dns.message.make_query(name, kind, use_edns=0, payload=_UDP_PAYLOAD)
-    if not recursive:
-        query.flags &= ~dns.flags.RD
     seconds = timeout.total_seconds()
+
+    def question(*, edns: bool) -> dns.message.Message:
+        query = dns.message.make_query(
+            name, kind, use_edns=0 if edns else False, payload=_UDP_PAYLOAD if edns else None
+        )
+        if not recursive:
+            query.flags &= ~dns.flags.RD
+        return query
+
+    async def exchange(*, edns: bool) -> dns.message.Message:
+        answer, _ = await dns.asyncquery.udp_with_fallback(
+            question(edns=edns), address, timeout=seconds, port=port, ignore_unexpected=True, ignore_errors=True
+        )
+        return answer
+
+    tasks = [asyncio.ensure_future(exchange(edns=True))]
     try:
         async with asyncio.timeout(seconds):
-            answer, _ = await dns.asyncquery.udp_with_fallback(
-                query, address, timeout=seconds, port=port, ignore_unexpected=True, ignore_errors=True
-            )
+            await asyncio.wait(tasks, timeout=seconds / 2)
+            if tasks[0].done() and not _refuses_edns(answer := tasks[0].result()):
+                return answer
+            tasks.append(asyncio.ensure_future(exchange(edns=False)))
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done() and not tasks[0].exception() and not _refuses_edns(answer := tasks[0].result()):
+                return answer
+            return await tasks[1]
     except (TimeoutError, dns.exception.Timeout) as error:
         raise NoDnsAnswerError(f"no answer in {seconds:.0f} s") from error
     except MALFORMED as error:
         raise NoDnsAnswerError(f"no readable answer ({type(error).__name__})") from error
-    return answer
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _refuses_edns(answer: dns.message.Message) -> bool:
+    """Whether a question with EDNS got an answer that the same question without might not get."""
+    if answer.rcode() in {dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS}:
+        return True
+    # Servers that don't know EDNS may also fail at it; one that answers with EDNS means what it says.
+    return answer.rcode() in {dns.rcode.SERVFAIL, dns.rcode.REFUSED} and answer.edns < 0
 
 
 def lacking_txt(
