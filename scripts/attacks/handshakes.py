@@ -1,0 +1,60 @@
+"""Who has no identity and only connects."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import time
+from collections import Counter
+
+from attacks.target import Target, over
+
+__all__ = ["hellos", "whole"]
+
+
+async def hellos(target: Target, seconds: float) -> Counter[str]:
+    """Send a ClientHello and hang up, as fast as one process can."""
+    return await asyncio.to_thread(_hellos, target, seconds)
+
+
+async def whole(target: Target, seconds: float) -> Counter[str]:
+    """Do all of the handshake, without a certificate."""
+    return await asyncio.to_thread(_whole, target, seconds)
+
+
+def _hellos(target: Target, seconds: float) -> Counter[str]:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        target.context(identity=False).wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+    message = outgoing.read()
+    counts: Counter[str] = Counter()
+    begun = time.monotonic()
+    while not over(begun, seconds):
+        try:
+            with socket.create_connection(("127.0.0.1", target.port), timeout=5) as connection:
+                connection.sendall(message)
+                counts["hellos"] += 1
+        except OSError:
+            counts["no connection"] += 1
+    return counts
+
+
+def _whole(target: Target, seconds: float) -> Counter[str]:
+    context = target.context(identity=False)
+    counts: Counter[str] = Counter()
+    begun = time.monotonic()
+    while not over(begun, seconds):
+        try:
+            with (
+                socket.create_connection(("127.0.0.1", target.port), timeout=5) as raw,
+                context.wrap_socket(raw, server_hostname="localhost") as connection,
+            ):
+                connection.settimeout(5)
+                connection.recv(1)
+        except OSError:
+            counts["refused"] += 1
+        else:
+            counts["closed"] += 1
+    return counts
