@@ -25,7 +25,15 @@ from typing import Self
 
 from certplane.errors import OperationError
 
-__all__ = ["Directory", "Owner", "UnsafeDirectoryError", "open_directory", "temporary_name", "why_unsafe"]
+__all__ = [
+    "Directory",
+    "Owner",
+    "UnsafeDirectoryError",
+    "open_directory",
+    "open_for_reading",
+    "temporary_name",
+    "why_unsafe",
+]
 
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -74,9 +82,22 @@ def open_directory(path: Path, *, create_mode: int | None = None) -> Directory:
         UnsafeDirectoryError: a component is a link, or (as root) others may write it.
         OSError: it doesn't exist, or can't be opened or created.
     """
+    return _open(path, create_mode, guarded=os.geteuid() == 0)
+
+
+def open_for_reading(path: Path) -> Directory:
+    """The same for who writes nothing there: as root too, whoever else may write it.
+
+    Raises:
+        UnsafeDirectoryError: a component is a link.
+        OSError: it doesn't exist, or can't be opened.
+    """
+    return _open(path, None, guarded=False)
+
+
+def _open(path: Path, create_mode: int | None, *, guarded: bool) -> Directory:
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError(f"not an absolute path without ..: {path}")
-    guarded = os.geteuid() == 0
     here = Path("/")
     fd = os.open("/", _WALK)
     try:
@@ -171,12 +192,19 @@ class Directory:
         except FileNotFoundError:
             return None
 
-    def read(self, name: str) -> bytes:
-        """A regular file's bytes; a link is refused (ELOOP), and so is anything that isn't a regular file (EINVAL)."""
+    def read(self, name: str, *, most: int | None = None) -> bytes:
+        """A regular file's bytes; a link is refused (ELOOP), and so is anything that isn't a regular file (EINVAL).
+
+        Args:
+            name: The file's.
+            most: More octets than this are refused (EFBIG).
+        """
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
         with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", str(self.path / name))
+            if most is not None and os.fstat(fd).st_size > most:
+                raise OSError(errno.EFBIG, "larger than such a file ever is", str(self.path / name))
             return file.read()
 
     def link_target(self, name: str) -> str | None:

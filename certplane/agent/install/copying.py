@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from certplane.agent.install.access import FileAccess, setting_owners
@@ -26,12 +27,20 @@ from certplane.agent.install.outputs import Output, Outputs, Standing, survey
 from certplane.agent.install.pointers import CURRENT, Pointers
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import Permission, VersionDirectories
-from certplane.runtime.files import Directory, Owner, open_directory, temporary_name
+from certplane.runtime.files import Directory, Owner, open_directory, open_for_reading, temporary_name
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
 __all__ = ["CopiedOutputs"]
 
 _LOG = logging.getLogger(__name__)
 _JOURNAL = "install.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Journal:
+    """The version whose copy was begun."""
+
+    version: int
 
 
 class CopiedOutputs:
@@ -107,7 +116,7 @@ class CopiedOutputs:
         try:
             self._prepare(stale, directories, files)
             with step("journal"), open_directory(self._lineage) as lineage:
-                lineage.replace(_JOURNAL, json.dumps({"version": number}).encode() + b"\n", mode=0o644)
+                lineage.replace(_JOURNAL, json.dumps(members_of(_Journal(number))).encode() + b"\n", mode=0o644)
             for output, directory in zip(stale, directories, strict=True):
                 with step("commit"):
                     directory.commit(output.path.name)
@@ -143,11 +152,12 @@ class CopiedOutputs:
     def _journalled(self) -> int | None:
         """The version whose copy isn't finished."""
         try:
-            with open_directory(self._lineage) as lineage:
-                return int(json.loads(lineage.read(_JOURNAL))["version"])
+            with open_for_reading(self._lineage) as lineage:
+                data = lineage.read(_JOURNAL, most=MOST_BYTES)
+            return value_of(_Journal, decode_object(data, format_number=None)).version
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):
+        except (OSError, StateError):
             _LOG.warning("%s can't be read and is passed over", self._lineage / _JOURNAL)
             return None
 

@@ -3,14 +3,10 @@
 A file of its own, since the status has another writer: the lineage's life keeps it in memory over a whole step.
 """
 
-from __future__ import annotations
-
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from certplane.agent.install.json_file import LineageJson
-from certplane.agent.model import DirectedRenewal, RenewalCause
+from certplane.agent.model import DirectedRenewal
 
 __all__ = ["JsonDirectiveFile"]
 
@@ -28,7 +24,7 @@ class JsonDirectiveFile:
 
     def load(self) -> DirectedRenewal | None:
         """See `DirectiveFile.load`."""
-        return self._file.load(_from_json)
+        return self._file.load(DirectedRenewal)
 
     def save(self, directed: DirectedRenewal) -> None:
         """See `DirectiveFile.save`.
@@ -36,27 +32,4 @@ class JsonDirectiveFile:
         Raises:
             OperationError: the disk refuses; what was saved before is still there.
         """
-        self._file.save(
-            {
-                "certificate_id": directed.certificate_id,
-                "renew_time": directed.renew_time.isoformat(),
-                "cause": directed.cause.value,
-                "reason": directed.reason,
-                "explanation_url": directed.explanation_url,
-                "renewal_request_id": directed.renewal_request_id,
-            }
-        )
-
-
-def _from_json(document: dict[str, Any]) -> DirectedRenewal:
-    renew_time = datetime.fromisoformat(document["renew_time"])
-    if renew_time.tzinfo is None:
-        raise ValueError("a time without a zone")
-    return DirectedRenewal(
-        certificate_id=str(document["certificate_id"]),
-        renew_time=renew_time,
-        cause=RenewalCause(document["cause"]),
-        reason=str(document["reason"]),
-        explanation_url=str(document["explanation_url"]),
-        renewal_request_id=str(document["renewal_request_id"]),
-    )
+        self._file.save(directed)

@@ -1,15 +1,13 @@
 """One JSON file of a lineage's directory, replaced at once. Readable by everybody: nothing secret belongs in one."""
 
-from __future__ import annotations
-
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from certplane.errors import OperationError
-from certplane.runtime.files import open_directory
+from certplane.runtime.files import open_directory, open_for_reading
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
 __all__ = ["LineageJson"]
 
@@ -21,7 +19,7 @@ T = TypeVar("T")
 
 
 class LineageJson:
-    """Reads and writes one file; which members it has is the caller's, but for the format's number."""
+    """Reads and writes one value; whatever else stands in the file counts for nothing."""
 
     def __init__(self, directory: Path, name: str, *, if_unreadable: str) -> None:
         """Nothing is touched before the first call.
@@ -35,33 +33,26 @@ class LineageJson:
         self._name = name
         self._if_unreadable = if_unreadable
 
-    def load(self, parse: Callable[[dict[str, Any]], T]) -> T | None:
-        """What `parse` makes of the file; None if there is none, or, with a warning, if it can't be read."""
+    def load(self, kind: type[T]) -> T | None:
+        """The value; None if there is none, or, with a warning, if the file can't be read."""
         try:
-            with open_directory(self._directory) as lineage:
-                return parse(_members(lineage.read(self._name)))
+            with open_for_reading(self._directory) as lineage:
+                return value_of(kind, decode_object(lineage.read(self._name, most=MOST_BYTES), format_number=_FORMAT))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, StateError) as error:
             _LOG.warning("%s can't be read and %s: %s", self._directory / self._name, self._if_unreadable, error)
             return None
 
-    def save(self, members: dict[str, Any]) -> None:
+    def save(self, value: Any) -> None:
         """Replace the file; durable before it returns.
 
         Raises:
             OperationError: the disk refuses; what was saved before is still there.
         """
-        document = json.dumps({"format": _FORMAT, **members}, indent=1).encode() + b"\n"
+        document = json.dumps({"format": _FORMAT, **members_of(value)}, indent=1).encode() + b"\n"
         try:
             with open_directory(self._directory, create_mode=0o755) as lineage:
                 lineage.replace(self._name, document, mode=0o644)
         except OSError as error:
             raise OperationError(f"{self._directory / self._name} can't be written: {error}") from error
-
-
-def _members(data: bytes) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(data)
-    if document["format"] != _FORMAT:
-        raise ValueError("written by another release")
-    return document

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from certplane.runtime.files import open_directory
+from certplane.runtime.files import open_directory, open_for_reading
 
 __all__ = ["CURRENT", "HELD", "Pointers"]
 
@@ -24,7 +24,7 @@ class Pointers:
     def target(self, name: str) -> str | None:
         """Where a pointer points, relative to the lineage; None if it isn't there."""
         try:
-            with open_directory(self._path) as lineage:
+            with open_for_reading(self._path) as lineage:
                 return lineage.link_target(name)
         except FileNotFoundError:
             return None

@@ -1,32 +1,11 @@
 """`status.json` of a lineage: what survives a restart besides versions and pending key. The port `StatusFile`."""
 
-from __future__ import annotations
-
-import dataclasses
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from certplane.agent.install.json_file import LineageJson
-from certplane.agent.model import LineageState, LineageStatus, LineageStep
+from certplane.agent.model import LineageStatus
 
-__all__ = ["JsonStatusFile", "status_members", "status_of"]
-
-_FIELDS = tuple(field.name for field in dataclasses.fields(LineageStatus))
-_TIMES = frozenset(
-    {
-        "update_time",
-        "renew_time",
-        "next_attempt_time",
-        "retry_time",
-        "next_activation_time",
-        "activate_after",
-        "verify_time",
-        "served_not_before",
-        "served_not_after",
-        "next_verify_time",
-    }
-)
+__all__ = ["JsonStatusFile"]
 
 
 class JsonStatusFile:
@@ -42,7 +21,7 @@ class JsonStatusFile:
 
     def load(self) -> LineageStatus | None:
         """See `StatusFile.load`."""
-        return self._file.load(status_of)
+        return self._file.load(LineageStatus)
 
     def save(self, status: LineageStatus) -> None:
         """See `StatusFile.save`.
@@ -50,27 +29,4 @@ class JsonStatusFile:
         Raises:
             OperationError: the disk refuses; what was saved before is still there.
         """
-        self._file.save(status_members(status))
-
-
-def status_members(status: LineageStatus) -> dict[str, Any]:
-    """The members of the JSON object that is kept of a status; times in ISO 8601."""
-    values = {name: getattr(status, name) for name in _FIELDS}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
-
-
-def status_of(document: dict[str, Any]) -> LineageStatus:
-    """The status of such an object; members that an older release didn't write have their defaults.
-
-    Raises:
-        ValueError, KeyError, TypeError: it is none.
-    """
-    values = {name: document[name] for name in _FIELDS if name in document}
-    for name in _TIMES & values.keys():
-        if values[name] is not None:
-            values[name] = datetime.fromisoformat(values[name])
-    values["state"] = LineageState(values["state"])
-    if values.get("failed_step") is not None:
-        values["failed_step"] = LineageStep(values["failed_step"])
-    values["revoked_versions"] = tuple(map(int, values.get("revoked_versions", ())))
-    return LineageStatus(**values)
+        self._file.save(status)

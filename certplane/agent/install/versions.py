@@ -13,10 +13,9 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -27,7 +26,8 @@ from certplane.agent.model import Version
 from certplane.errors import CertplaneError, RefusalError
 from certplane.pki.chain import CertificateFacts, leaf_facts
 from certplane.pki.keys import check_public_key
-from certplane.runtime.files import Directory, Owner, open_directory
+from certplane.runtime.files import Directory, Owner, open_directory, open_for_reading
+from certplane.runtime.json_state import MOST_BYTES, decode_object, members_of, value_of
 
 __all__ = ["IMPORTED", "Metadata", "Permission", "VersionDirectories"]
 
@@ -45,11 +45,15 @@ _REMOVED = ".removed"
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What the files themselves don't say. `request_id`: the pending request that the version answers."""
+    """What the files themselves don't say.
+
+    `request_id`: the pending request that the version answers; `key_type`: see `Version`, found by `add`.
+    """
 
     certificate_id: str = ""
     renew_time: datetime | None = None
     request_id: str = ""
+    key_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class VersionDirectories:
     def all(self) -> list[Version]:
         """The complete ones, oldest first; what can't be read is logged and left out."""
         try:
-            with open_directory(self._path) as directory:
+            with open_for_reading(self._path) as directory:
                 numbers = sorted(int(name) for name in directory.names() if _NUMBER.fullmatch(name))
         except FileNotFoundError:
             return []
@@ -83,40 +87,39 @@ class VersionDirectories:
         """One of them; None if there is no such version, or it can't be read (logged)."""
         path = self._path / str(number)
         try:
-            with open_directory(path) as directory:
-                metadata, key_type = _from_json(directory.read(_METADATA))
+            with open_for_reading(path) as directory:
+                metadata = _metadata(directory)
                 facts = leaf_facts(_first_certificate(directory.read(Part.CERT)))
                 missing = [part for part in PEM_PARTS if directory.status(part) is None]
         except FileNotFoundError:
             if path.is_dir():
                 _LOG.warning("%s is no complete version; it is left out", path)
             return None
-        except (OSError, ValueError, KeyError, TypeError, CertplaneError) as error:
+        except (OSError, ValueError, CertplaneError) as error:
             _LOG.warning("%s can't be read and is left out: %s", path, error)
             return None
         if missing:
             _LOG.warning("%s lacks %s and is left out", path, ", ".join(missing))
             return None
-        return _version(number, path, facts, metadata, key_type)
+        return _version(number, path, facts, metadata)
 
     def read(self, number: int) -> dict[Part, bytes]:
         """The files of a version."""
-        with open_directory(self._path / str(number)) as directory:
+        with open_for_reading(self._path / str(number)) as directory:
             return {part: directory.read(part) for part in Part if directory.status(part) is not None}
 
     def request_ids(self) -> set[str]:
         """The pending requests that versions answer."""
         found = set()
         for version in self.all():
-            with open_directory(version.path) as directory:
-                metadata, _ = _from_json(directory.read(_METADATA))
-                found.add(metadata.request_id)
+            with open_for_reading(version.path) as directory:
+                found.add(_metadata(directory).request_id)
         return found - {""}
 
     def next_number(self) -> int:
         """The number that `add` shall give: above all that stand there, complete or not; 0 is the imported one's."""
         try:
-            with open_directory(self._path) as directory:
+            with open_for_reading(self._path) as directory:
                 return max((int(name) for name in directory.names() if _NUMBER.fullmatch(name)), default=IMPORTED) + 1
         except FileNotFoundError:
             return IMPORTED + 1
@@ -134,7 +137,7 @@ class VersionDirectories:
             OSError: the disk refuses; nothing of it stays, or it is swept by the next `add`.
         """
         facts = leaf_facts(_first_certificate(files[Part.CERT]))
-        key_type = _key_type(files[Part.CERT])
+        metadata = replace(metadata, key_type=_key_type(files[Part.CERT]))
         with open_directory(self._path, create_mode=0o755) as directory:
             directory.discard_tree(_NEW)
             try:
@@ -143,7 +146,7 @@ class VersionDirectories:
                         new.write_new(part, data, mode=0o600 if part in KEY_PARTS else 0o644)
                         if permissions is not None and part in permissions:
                             _permit(new, part, permissions[part].narrowed(part))
-                    new.write_new(_METADATA, _to_json(metadata, key_type), mode=0o644)
+                    new.write_new(_METADATA, _to_json(metadata), mode=0o644)
                     new.sync()
                 with step("publish"):
                     directory.rename(_NEW, str(number))
@@ -151,11 +154,11 @@ class VersionDirectories:
             except OSError:
                 directory.discard_tree(_NEW)
                 raise
-        return _version(number, self._path / str(number), facts, metadata, key_type)
+        return _version(number, self._path / str(number), facts, metadata)
 
     def permissions(self, number: int) -> dict[Part, Permission]:
         """Owner and mode of a version's files."""
-        with open_directory(self._path / str(number)) as directory:
+        with open_for_reading(self._path / str(number)) as directory:
             found = {part: directory.status(part) for part in Part}
         return {part: _permission(status) for part, status in found.items() if status is not None}
 
@@ -233,7 +236,7 @@ def _key_type(pem: bytes) -> str:
         return ""
 
 
-def _version(number: int, path: Path, facts: CertificateFacts, metadata: Metadata, key_type: str) -> Version:
+def _version(number: int, path: Path, facts: CertificateFacts, metadata: Metadata) -> Version:
     return Version(
         number=number,
         path=path,
@@ -244,29 +247,13 @@ def _version(number: int, path: Path, facts: CertificateFacts, metadata: Metadat
         not_after=facts.not_after,
         certificate_id=metadata.certificate_id,
         renew_time=metadata.renew_time,
-        key_type=key_type,
+        key_type=metadata.key_type,
     )
 
 
-def _to_json(metadata: Metadata, key_type: str) -> bytes:
-    document = {
-        "format": _FORMAT,
-        "certificate_id": metadata.certificate_id,
-        "renew_time": None if metadata.renew_time is None else metadata.renew_time.isoformat(),
-        "request_id": metadata.request_id,
-        "key_type": key_type,
-    }
-    return json.dumps(document, indent=1).encode() + b"\n"
+def _to_json(metadata: Metadata) -> bytes:
+    return json.dumps({"format": _FORMAT, **members_of(metadata)}, indent=1).encode() + b"\n"
 
 
-def _from_json(data: bytes) -> tuple[Metadata, str]:
-    document: dict[str, Any] = json.loads(data)
-    if document["format"] != _FORMAT:
-        raise ValueError("written by another release")
-    renew_time = document["renew_time"]
-    metadata = Metadata(
-        certificate_id=document["certificate_id"],
-        renew_time=None if renew_time is None else datetime.fromisoformat(renew_time),
-        request_id=document["request_id"],
-    )
-    return metadata, document["key_type"]
+def _metadata(directory: Directory) -> Metadata:
+    return value_of(Metadata, decode_object(directory.read(_METADATA, most=MOST_BYTES), format_number=_FORMAT))

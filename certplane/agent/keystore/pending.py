@@ -16,9 +16,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from certplane.agent.model import PendingRequest
 from certplane.errors import OperationError, RefusalError
@@ -35,7 +33,8 @@ from certplane.pki.keys import (
 )
 from certplane.runtime.clock import Clock
 from certplane.runtime.failpoints import failpoint
-from certplane.runtime.files import Directory, open_directory
+from certplane.runtime.files import Directory, open_directory, open_for_reading
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
 __all__ = ["FAILPOINTS", "FilePendingKeys", "PendingKeyError"]
 
@@ -62,6 +61,11 @@ _FORMAT = 1
 
 class PendingKeyError(OperationError):
     """The pending key can't be read or written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestId:
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +188,7 @@ class FilePendingKeys:
     def _load(self) -> _Stored | None:
         path = self._directory / _PENDING / _REQUEST
         try:
-            pending = open_directory(self._directory / _PENDING)
+            pending = open_for_reading(self._directory / _PENDING)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -192,10 +196,10 @@ class FilePendingKeys:
         try:
             with pending:
                 pending.read(_KEY)
-                return _from_json(pending.read(_REQUEST))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                return _stored(pending.read(_REQUEST, most=MOST_BYTES))
+        except (OSError, StateError) as error:
             raise PendingKeyError(
-                f"the pending request {path} can't be read ({type(error).__name__})",
+                f"the pending request {path} can't be read ({error})",
                 remedy=f"move {path.parent} away; a new key is made then",
             ) from error
 
@@ -227,30 +231,10 @@ def _sweep(lineage: Directory) -> None:
 
 
 def _to_json(stored: _Stored) -> bytes:
-    request = stored.request
-    document = {
-        "format": _FORMAT,
-        "request_id": stored.request_id,
-        "csr_pem": request.csr_pem,
-        "public_key_sha256": request.public_key_sha256,
-        "create_time": request.create_time.isoformat(),
-        "replaces_certificate_id": request.replaces_certificate_id,
-        "order_id": request.order_id,
-    }
+    document = {"format": _FORMAT, "request_id": stored.request_id, **members_of(stored.request)}
     return json.dumps(document, indent=1).encode() + b"\n"
 
 
-def _from_json(data: bytes) -> _Stored:
-    document: dict[str, Any] = json.loads(data)
-    if document["format"] != _FORMAT:
-        raise ValueError("written by another release")
-    return _Stored(
-        document["request_id"],
-        PendingRequest(
-            csr_pem=document["csr_pem"],
-            public_key_sha256=document["public_key_sha256"],
-            create_time=datetime.fromisoformat(document["create_time"]),
-            replaces_certificate_id=document["replaces_certificate_id"],
-            order_id=document["order_id"],
-        ),
-    )
+def _stored(data: bytes) -> _Stored:
+    members = decode_object(data, format_number=_FORMAT)
+    return _Stored(value_of(_RequestId, members).request_id, value_of(PendingRequest, members))

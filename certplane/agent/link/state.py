@@ -1,24 +1,20 @@
 """How the link to the broker is, and the small file that says so to `status`, also when no agent runs."""
 
-from __future__ import annotations
-
-import dataclasses
 import json
 import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from certplane.errors import OperationError
-from certplane.runtime.files import open_directory
+from certplane.runtime.files import open_directory, open_for_reading
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
 __all__ = ["LinkFile", "LinkPhase", "LinkState"]
 
 _NAME = "link.json"
 _FORMAT = 1
-_TIMES = ("since", "next_attempt_time", "last_connected_time")
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +73,9 @@ class LinkFile:
     def load(self) -> LinkState:
         """What was saved last. Blocks; what can't be read counts as nothing."""
         try:
-            with open_directory(self._directory) as directory:
-                return _from_json(directory.read(_NAME))
-        except (OSError, OperationError, ValueError, KeyError, TypeError) as error:
+            with open_for_reading(self._directory) as directory:
+                return value_of(LinkState, decode_object(directory.read(_NAME, most=MOST_BYTES), format_number=_FORMAT))
+        except (OSError, OperationError, StateError) as error:
             if not isinstance(error, FileNotFoundError):
                 logger.warning("%s can't be read: %s", self._directory / _NAME, error)
             return LinkState()
@@ -88,32 +84,7 @@ class LinkFile:
         """Replace it. Blocks; a disk that refuses is no reason to stop: it is only shown."""
         try:
             with open_directory(self._directory) as directory:
-                directory.replace(_NAME, _to_json(state), mode=0o644)
+                document = {"format": _FORMAT, **members_of(state)}
+                directory.replace(_NAME, json.dumps(document, indent=1).encode() + b"\n", mode=0o644)
         except (OSError, OperationError) as error:
             logger.debug("%s can't be written: %s", self._directory / _NAME, error)
-
-
-def _to_json(state: LinkState) -> bytes:
-    document: dict[str, Any] = {"format": _FORMAT}
-    for name, value in dataclasses.asdict(state).items():
-        match value:
-            case datetime():
-                document[name] = value.isoformat()
-            case timedelta():
-                document[name] = value.total_seconds()
-            case _:
-                document[name] = value
-    return json.dumps(document, indent=1).encode() + b"\n"
-
-
-def _from_json(data: bytes) -> LinkState:
-    document: dict[str, Any] = json.loads(data)
-    if document.pop("format") != _FORMAT:
-        raise ValueError("written by another release")
-    for name in _TIMES:
-        if document.get(name) is not None:
-            document[name] = datetime.fromisoformat(document[name])
-    if document.get("clock_skew") is not None:
-        document["clock_skew"] = timedelta(seconds=document["clock_skew"])
-    document["phase"] = LinkPhase(document["phase"])
-    return LinkState(**document)

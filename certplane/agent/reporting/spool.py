@@ -17,13 +17,15 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from certplane.agent.model import CertificateReport, LineageState, Report
 from certplane.agent.reporting.encoding import decode_reports, encode_reports
 from certplane.errors import OperationError
 from certplane.runtime.failpoints import failpoint
-from certplane.runtime.files import open_directory
+from certplane.runtime.files import open_directory, open_for_reading
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -44,6 +46,15 @@ Kept = dict[str, dict[LineageState, Report]]
 FAILPOINTS = tuple(
     f"reports.{step}.{side}" for step in ("reserve", "write", "acknowledge") for side in ("before", "after")
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """The counting, as it is kept."""
+
+    epoch: str
+    taken: int
+    acknowledged: int
 
 
 class FileReportSpool:
@@ -227,13 +238,13 @@ class FileReportSpool:
 
     def _read(self) -> None:
         try:
-            with open_directory(self._directory) as directory:
+            with open_for_reading(self._directory) as directory:
                 self._load_counter(directory)
                 for name in sorted(self._names):
                     self._load_reports(directory, name)
         except FileNotFoundError:
             pass
-        except (OSError, OperationError, ValueError, KeyError, TypeError) as error:
+        except (OSError, OperationError, StateError) as error:
             logger.warning("the reports in %s can't be read and start over: %s", self._directory, error)
             self._epoch, self._taken, self._acknowledged, self._kept = "", 0, 0, {}
         self._epoch = self._epoch or self._new_epoch()
@@ -244,19 +255,16 @@ class FileReportSpool:
         self._kept = self._wanted(self._kept)
 
     def _load_counter(self, directory: Directory) -> None:
-        document: dict[str, Any] = json.loads(directory.read(_COUNTER))
-        if document["format"] != _FORMAT:
-            raise ValueError("written by another release")
-        self._epoch, self._taken = str(document["epoch"]), int(document["taken"])
-        self._acknowledged = int(document["acknowledged"])
+        counter = value_of(_Counter, decode_object(directory.read(_COUNTER, most=MOST_BYTES), format_number=_FORMAT))
+        self._epoch, self._taken, self._acknowledged = counter.epoch, counter.taken, counter.acknowledged
 
     def _load_reports(self, directory: Directory, name: str) -> None:
         """One certificate's; what belongs to another counting is what a crash left while it started anew."""
         try:
-            epoch, reports = decode_reports(directory.read(name + _SUFFIX))
+            epoch, reports = decode_reports(directory.read(name + _SUFFIX, most=MOST_BYTES))
         except FileNotFoundError:
             return
-        except ValueError as error:
+        except (OSError, StateError) as error:
             logger.warning("%s can't be read and starts over: %s", self._directory / (name + _SUFFIX), error)
             return
         if epoch == self._epoch and reports:

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from certplane.agent.install.activation import ActivationResult, Activator
-from certplane.agent.install.status import status_members, status_of
 from certplane.agent.lineage import Lineage, LineageLife, OrderFailedError, OrderUnderWayError
 from certplane.agent.model import HookResult, LineageState, LineageStatus, ServiceView, Version
 from certplane.agent.renewal.machine import FOLLOWS
@@ -30,6 +29,7 @@ from certplane.agent.renewal.plan import LineageSpec, Request, Verify, Wait, due
 from certplane.agent.renewal.status import is_well, new_status, revoked
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
+from certplane.runtime.json_state import members_of, value_of
 from certplane.runtime.progress import SilentProgress
 from tests.fakes.agent_install import FakeServiceProbe, FakeStatusFile, FakeVersionStore
 from tests.fakes.agent_keystore import FakePendingKeys
@@ -67,7 +67,7 @@ class JsonStatuses(FakeStatusFile):
 
     def load(self) -> LineageStatus | None:
         status = super().load()
-        return None if status is None else status_of(json.loads(json.dumps(status_members(status))))
+        return None if status is None else value_of(LineageStatus, json.loads(json.dumps(members_of(status))))
 
 
 @dataclass
