@@ -2,11 +2,15 @@
 
 A CSR conveys a public key and DNS names. Everything else in one is refused, not ignored, so that nobody believes to
 have asked for what was dropped: other subject attributes than the common name, other extensions than subjectAltName (a
-keyUsage or extendedKeyUsage serverAuth that tools like to add included: the CA decides these), a challenge password.
-The refusal names what it found. The common name may be absent or one of the names.
+keyUsage or extendedKeyUsage serverAuth that tools like to add included: policy and the CA decide these), a challenge
+password. Two extensions ask for nothing and are passed over, since keytool and certtool can't leave them out:
+subjectKeyIdentifier, and basicConstraints CA:FALSE. The refusal names what it found. The common name may be absent or
+one of the names.
 
-`cryptography` is lenient where a broker must not be (it loads bad signatures, RSA-512, e=3, and names with NUL), so
-each property is checked here; what its parser raises ends as a refusal too.
+`cryptography` is lenient where a broker must not be (it loads bad signatures, RSA-512, e=3, names with NUL, and keys in
+encodings that no public CA reads), so each property is checked here; what its parser raises ends as a refusal too. An
+order, a validation and a finalisation cost more than a refusal, so the key must stand in the one encoding that every CA
+reads.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -24,8 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPub
 from cryptography.x509.oid import AttributeOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from certplane.errors import Reason, RefusalError, Violation
-from certplane.pki.der import DerError, read_element
-from certplane.pki.keys import KeyType, PrivateKey, check_public_key, public_key_sha256
+from certplane.pki.der import DerError, Element, read_element, read_sequence
+from certplane.pki.keys import KeyType, PrivateKey, check_public_key
 from certplane.pki.names import DnsNameError, canonical_dns_name
 from certplane.pki.pem import PemError, decode_pem
 
@@ -38,19 +43,17 @@ MAX_DNS_NAMES = 100
 """What the largest profile of the public CAs allows."""
 
 _FIELD = "csr_pem"
-_LABELS = ("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST")
-"""RFC 7468 7: the second is an older name of the same."""
+_LABEL = "CERTIFICATE REQUEST"
 
-_SIGNATURE_ALGORITHMS = frozenset(
-    {
-        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
-        SignatureAlgorithmOID.RSA_WITH_SHA256,
-        SignatureAlgorithmOID.RSA_WITH_SHA384,
-        SignatureAlgorithmOID.RSA_WITH_SHA512,
-    }
-)
+_SIGNATURE_ALGORITHMS = {
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: bytes.fromhex("300a06082a8648ce3d040302"),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA384: bytes.fromhex("300a06082a8648ce3d040303"),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA512: bytes.fromhex("300a06082a8648ce3d040304"),
+    SignatureAlgorithmOID.RSA_WITH_SHA256: bytes.fromhex("300d06092a864886f70d01010b0500"),
+    SignatureAlgorithmOID.RSA_WITH_SHA384: bytes.fromhex("300d06092a864886f70d01010c0500"),
+    SignatureAlgorithmOID.RSA_WITH_SHA512: bytes.fromhex("300d06092a864886f70d01010d0500"),
+}
+"""Each with its AlgorithmIdentifier as the Baseline Requirements 7.1.3.2 fix it: NULL for RSA, nothing for ECDSA."""
 
 _EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
 _KNOWN_OIDS = {
@@ -67,6 +70,13 @@ _KNOWN_OIDS = {
     NameOID.LOCALITY_NAME: "localityName",
     NameOID.EMAIL_ADDRESS: "emailAddress",
 }
+
+_EXPECTED = {
+    "rsa": "the algorithm of an RSA key has NULL parameters, and its numbers are in their shortest form "
+    "(RFC 3279 2.3.1)",
+    "ec": "an EC key has a named curve and an uncompressed point (RFC 5480 2)",
+}
+_UNIVERSAL_STRING = 0x1C
 
 # SubjectPublicKeyInfo of an uncompressed P-256 point up to its 64 octets of coordinates (RFC 5480 2): one key has one
 # such encoding, so that its bytes can be hashed as they stand.
@@ -89,33 +99,40 @@ def parse_csr(pem: str) -> CertificateRequest:
     """Read and check a CSR.
 
     Args:
-        pem: Exactly one PEM block, at most `MAX_CSR_LENGTH` characters.
+        pem: Exactly one PEM block, with text beside it or not, at most `MAX_CSR_LENGTH` characters.
 
     Raises:
         RefusalError: CSR_INVALID or KEY_WEAK, with the violated field `csr_pem`.
     """
     try:
-        ((_, der),) = decode_pem(pem, *_LABELS, max_blocks=1, max_length=MAX_CSR_LENGTH)
+        ((_, der),) = decode_pem(pem, _LABEL, max_blocks=1, max_length=MAX_CSR_LENGTH)
     except PemError as error:
         raise _invalid(f"the CSR {error}") from error
     try:
         csr = x509.load_der_x509_csr(der)
     except (ValueError, TypeError, x509.InvalidVersion) as error:
-        raise _invalid("the CSR can't be read as a PKCS#10 structure") from error
+        raise _invalid(
+            "the CSR can't be read as a PKCS#10 structure; make it anew, such as with `openssl req`"
+        ) from error
     try:
         public_key = csr.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise _invalid("the CSR's public key can't be used: it is malformed, or of a kind that nobody signs") from error
+        raise _invalid(
+            "the CSR's public key can't be used: it is malformed, has explicit curve parameters, or is of a kind that "
+            f"nobody signs; use one of {', '.join(KeyType)}"
+        ) from error
     key_type = check_public_key(public_key, field=_FIELD)
+    parts = _Parts.of(der)
+    spki_sha256 = _check_encoding(parts.spki, public_key, key_type)
     _check_attributes(csr)
     dns_names = _dns_names(csr)
-    _check_subject(csr, dns_names)
-    _check_signature(csr)
+    _check_subject(csr, parts.subject, dns_names)
+    _check_signature(csr, parts.algorithm)
     return CertificateRequest(
         der=der,
         sha256=hashlib.sha256(der).hexdigest(),
         key_type=key_type,
-        public_key_sha256=_public_key_sha256(csr, public_key, key_type),
+        public_key_sha256=spki_sha256,
         dns_names=dns_names,
     )
 
@@ -191,12 +208,13 @@ def _dns_names(csr: x509.CertificateSigningRequest) -> tuple[str, ...]:
         ) from error
     names: list[x509.GeneralName] = []
     for extension in extensions:
-        if not isinstance(extension.value, x509.SubjectAlternativeName):
+        if isinstance(extension.value, x509.SubjectAlternativeName):
+            names.extend(extension.value)
+        elif not _asks_for_nothing(extension.value):
             raise _invalid(
-                f"the CSR asks for the extension {_oid_name(extension.oid)}; only subjectAltName is allowed, "
-                "the CA decides the rest"
+                f"the CSR asks for the extension {_oid_name(extension.oid)}; only subjectAltName is allowed, since "
+                "policy and the CA decide the rest and a wish would be dropped without a word: make the CSR without it"
             )
-        names.extend(extension.value)
     if not names:
         raise _invalid("the CSR has no subjectAltName with DNS names")
     if len(names) > MAX_DNS_NAMES:
@@ -209,7 +227,14 @@ def _dns_names(csr: x509.CertificateSigningRequest) -> tuple[str, ...]:
     return tuple(sorted(canonical))
 
 
-def _check_subject(csr: x509.CertificateSigningRequest, dns_names: tuple[str, ...]) -> None:
+def _asks_for_nothing(value: x509.ExtensionType) -> bool:
+    """A name for the key, which the CA makes itself, or the word that this is no CA's key."""
+    if isinstance(value, x509.BasicConstraints):
+        return not value.ca and value.path_length is None
+    return isinstance(value, x509.SubjectKeyIdentifier)
+
+
+def _check_subject(csr: x509.CertificateSigningRequest, encoded: Element, dns_names: tuple[str, ...]) -> None:
     try:
         attributes = list(csr.subject)
     except (ValueError, TypeError) as error:
@@ -223,12 +248,31 @@ def _check_subject(csr: x509.CertificateSigningRequest, dns_names: tuple[str, ..
         value = attribute.value
         if not isinstance(value, str) or _canonical(value, "common name") not in dns_names:
             raise _invalid("the CSR's common name is not among its subjectAltName DNS names")
+    _check_strings(encoded)
 
 
-def _check_signature(csr: x509.CertificateSigningRequest) -> None:
+def _check_strings(subject: Element) -> None:
+    """A UniversalString is a type that most CAs' software doesn't know, and nobody needs (RFC 5280 4.1.2.4)."""
+    try:
+        values = [
+            read_sequence(attribute)[1] for name in read_sequence(subject) for attribute in read_sequence(name)
+        ]  # a Name is a sequence of sets of (type, value)
+    except (DerError, IndexError) as error:
+        raise _invalid("the CSR's subject is not DER") from error
+    if any(value.tag == _UNIVERSAL_STRING for value in values):
+        raise _invalid("the CSR's common name is a UniversalString, which public CAs can't read; use a UTF8String")
+
+
+def _check_signature(csr: x509.CertificateSigningRequest, algorithm: bytes) -> None:
     """Last, since it costs the most: proof that whoever asks holds the key."""
-    if csr.signature_algorithm_oid not in _SIGNATURE_ALGORITHMS:
+    expected = _SIGNATURE_ALGORITHMS.get(csr.signature_algorithm_oid)
+    if expected is None:
         raise _invalid("the CSR's signature algorithm is not supported; sign with SHA-256, SHA-384 or SHA-512")
+    if algorithm != expected:
+        raise _invalid(
+            "the CSR's signature algorithm is not encoded as CAs read it: its parameters are NULL for RSA, and absent "
+            "for ECDSA (RFC 4055 5, RFC 5758 3.2); make the CSR with another tool, such as `openssl req`"
+        )
     try:
         valid = csr.is_signature_valid
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -237,23 +281,45 @@ def _check_signature(csr: x509.CertificateSigningRequest) -> None:
         raise _invalid("the CSR's signature is not valid for its key")
 
 
-def _public_key_sha256(
-    csr: x509.CertificateSigningRequest,
-    public_key: CertificatePublicKeyTypes | CertificateIssuerPublicKeyTypes,
-    key_type: KeyType,
-) -> str:
-    """`public_key_sha256`, for P-256 without encoding the key again: 2 us instead of 22."""
-    if key_type is KeyType.EC_P256:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Pieces of the CSR's DER that the library doesn't hand out as they stand."""
+
+    subject: Element
+    spki: bytes
+    algorithm: bytes
+
+    @classmethod
+    def of(cls, der: bytes) -> Self:
+        """CertificationRequest ::= SEQUENCE {info {version, subject, spki, attributes}, algorithm, signature}."""
         try:
-            info = read_element(csr.tbs_certrequest_bytes)
-            version = read_element(info.data, info.content, info.end)
-            subject = read_element(info.data, version.end, info.end)
-            spki = read_element(info.data, subject.end, info.end).encoded
+            whole = read_element(der)
+            info = read_element(der, whole.content, whole.end)
+            version = read_element(der, info.content, info.end)
+            subject = read_element(der, version.end, info.end)
+            spki = read_element(der, subject.end, info.end)
+            algorithm = read_element(der, info.end, whole.end)
         except DerError as error:
             raise _invalid("the CSR is not DER") from error
-        if len(spki) == _P256_SPKI_LENGTH and spki.startswith(_P256_SPKI_PREFIX):
-            return hashlib.sha256(spki).hexdigest()
-    return public_key_sha256(public_key)
+        return cls(subject, spki.encoded, algorithm.encoded)
+
+
+def _check_encoding(
+    spki: bytes, public_key: CertificatePublicKeyTypes | CertificateIssuerPublicKeyTypes, key_type: KeyType
+) -> str:
+    """The SHA-256 of the key, which must be encoded as everybody encodes it: a CA refuses others, after a validation.
+
+    For P-256 without encoding the key again: 2 us instead of 22.
+    """
+    is_p256 = key_type is KeyType.EC_P256 and len(spki) == _P256_SPKI_LENGTH and spki.startswith(_P256_SPKI_PREFIX)
+    if not is_p256 and spki != public_key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    ):
+        raise _invalid(
+            f"the CSR's public key is not in the encoding that CAs read: {_EXPECTED[key_type.partition('-')[0]]}; "
+            "make the CSR with another tool, such as `openssl req`"
+        )
+    return hashlib.sha256(spki).hexdigest()
 
 
 def _canonical(name: str, where: str) -> str:

@@ -26,7 +26,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from certplane.errors import CertplaneError, Reason, RefusalError
 from certplane.pki.der import INTEGER, OCTET_STRING, SEQUENCE, DerError, read_element, read_sequence
 from certplane.pki.names import DnsNameError, canonical_dns_name
-from certplane.pki.pem import PemError, decode_pem, has_private_key
+from certplane.pki.pem import PemError, decode_pem, has_private_key, pem_text
 
 __all__ = [
     "PROVISIONER_OID",
@@ -84,15 +84,13 @@ class TrustBundle:
             BundleError: no certificate in it, or something else than certificates.
         """
         try:
-            text = pem.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BundleError("is not a text file in PEM") from error
+            text = pem_text(pem)
+        except PemError as error:
+            raise BundleError(str(error)) from error
         if has_private_key(text):
             raise BundleError("holds a private key; a CA bundle has certificates only")
         try:
-            blocks = decode_pem(
-                text, _LABEL, max_blocks=_MAX_BUNDLE_CERTIFICATES, max_length=_MAX_BUNDLE_LENGTH, comments=True
-            )
+            blocks = decode_pem(text, _LABEL, max_blocks=_MAX_BUNDLE_CERTIFICATES, max_length=_MAX_BUNDLE_LENGTH)
             certificates = tuple(x509.load_der_x509_certificate(der) for _, der in blocks)
             for certificate in certificates:
                 _check_is_ca(certificate)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PublicKeyTypes
 
 from certplane.errors import CertplaneError, Reason, RefusalError, Violation
+from certplane.pki.pem import PemError, decode_pem, pem_text
 
 __all__ = [
     "KeyType",
@@ -51,7 +52,16 @@ _CURVES: dict[str, KeyType] = {"secp256r1": KeyType.EC_P256, "secp384r1": KeyTyp
 _RSA_SIZES: dict[int, KeyType] = {2048: KeyType.RSA_2048, 3072: KeyType.RSA_3072, 4096: KeyType.RSA_4096}
 _RSA_EXPONENT = 65537
 
-_MIN_EXPONENT, _MAX_EXPONENT = 65537, 1 << 256
+_MIN_EXPONENT, _MAX_EXPONENT = 65537, 1 << 31
+"""The Baseline Requirements 6.1.6 allow more, but the software of most public CAs reads no exponent of over 31 bits."""
+
+_KEY_LABELS = (
+    "PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "ENCRYPTED PRIVATE KEY",
+    "EC PARAMETERS",  # `openssl ecparam -genkey` writes them in front
+    "CERTIFICATE",  # a combined file, as HAProxy reads it
+)  # fmt: skip
+_MAX_KEY_BLOCKS, _MAX_KEY_LENGTH = 20, 64 * 1024
+
 _FERMAT_ROUNDS = 12
 """Factors a modulus whose primes differ by less than about 2^(bits/4 + 4): the broken generators of CVE-2022-26320 need
 one round. A CA does a hundred; each costs 3 us here and the CA has the last word."""
@@ -99,18 +109,26 @@ def private_key_pem(key: PrivateKey) -> bytes:
 
 
 def load_private_key(pem: bytes) -> PrivateKey:
-    """The key in a PEM: PKCS#8, SEC 1 or PKCS#1.
+    """The key in a PEM: PKCS#8, SEC 1 or PKCS#1. Certificates and EC parameters may stand beside it.
 
     Raises:
         PrivateKeyError: not a key, an encrypted one, or of a kind that isn't in `KeyType`.
     """
     try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except TypeError as error:
-        raise PrivateKeyError("the private key is encrypted; store it unencrypted with mode 0600") from error
-    except (ValueError, UnsupportedAlgorithm):
+        blocks = decode_pem(pem_text(pem), *_KEY_LABELS, max_blocks=_MAX_KEY_BLOCKS, max_length=_MAX_KEY_LENGTH)
+    except PemError as error:
+        raise PrivateKeyError(f"not a private key in PEM: it {error}") from None
+    keys = [(label, der) for label, der in blocks if label.endswith("PRIVATE KEY")]
+    if len(keys) != 1:
+        raise PrivateKeyError(f"not a private key in PEM: it holds {len(keys) or 'no'} private key{'s' * bool(keys)}")
+    ((label, der),) = keys
+    if label == "ENCRYPTED PRIVATE KEY":
+        raise PrivateKeyError("the private key is encrypted; store it unencrypted with mode 0600")
+    try:
+        key = serialization.load_der_private_key(der, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         # The cause may quote the key's bytes: it is cut off on purpose.
-        raise PrivateKeyError("not a private key in PEM") from None
+        raise PrivateKeyError("not a private key in PEM: its content is no PKCS#8, SEC 1 or PKCS#1 key") from None
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES:
         return key
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size in _RSA_SIZES:
@@ -151,7 +169,7 @@ def _check_rsa(modulus: int, exponent: int, field: str) -> KeyType:
     if key_type is None:
         raise _weak(field, f"an RSA modulus of {modulus.bit_length()} bits is not supported")
     if not _MIN_EXPONENT <= exponent < _MAX_EXPONENT or exponent % 2 == 0:
-        raise _weak(field, "the RSA exponent must be odd and at least 65537; 65537 is the usual one")
+        raise _weak(field, "the RSA exponent must be odd and from 65537 to 2^31 - 1; 65537 is the usual one")
     if math.gcd(modulus, _SMALL_PRIMES_PRODUCT) != 1:
         raise _weak(field, "the RSA modulus has a small factor")
     if all(modulus % prime in group for prime, group in _ROCA_GROUPS):

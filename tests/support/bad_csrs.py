@@ -36,6 +36,7 @@ from tests.support.csr import (
     rsa_spki,
     san_extension,
     sequence,
+    spki,
     tlv,
 )
 
@@ -129,6 +130,59 @@ def compressed_point() -> str:
     return pem(craft(public=sequence(algorithm, tlv(0x03, b"\0", point))))
 
 
+def _null() -> bytes:
+    return tlv(0x05)
+
+
+def _rsa_csr(public: bytes | None = None, algorithm: bytes | None = None) -> Callable[[], str]:
+    return lambda: pem(craft(key=rsa_key(), public=public, algorithm=algorithm))
+
+
+def _rsa_numbers(modulus: bytes, exponent: bytes, *, tail: bytes = b"", unused: int = 0) -> bytes:
+    """An RSA key of two numbers that are encoded already."""
+    algorithm = sequence(oid("1.2.840.113549.1.1.1"), _null())
+    return sequence(algorithm, tlv(0x03, bytes([unused]), sequence(modulus, exponent), tail))
+
+
+def _ec_spki(point: bytes, *parameters: bytes) -> bytes:
+    return sequence(sequence(oid("1.2.840.10045.2.1"), *parameters), tlv(0x03, b"\0", point))
+
+
+def _ec_point(point_format: serialization.PublicFormat) -> bytes:
+    return ec_key().public_key().public_bytes(serialization.Encoding.X962, point_format)
+
+
+def _hybrid_point() -> bytes:
+    point = _ec_point(serialization.PublicFormat.UncompressedPoint)
+    return bytes([6 + (point[-1] & 1)]) + point[1:]
+
+
+def _explicit_curve() -> bytes:
+    """P-256 written out as its numbers instead of its name (RFC 3279 2.3.5, which RFC 5480 forbids)."""
+    prime = 2**256 - 2**224 + 2**192 + 2**96 - 1
+    b = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
+    base = bytes.fromhex(
+        "046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+        "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+    )
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    field = sequence(oid("1.2.840.10045.1.1"), integer(prime))
+    curve = sequence(octets((prime - 3).to_bytes(32, "big")), octets(b.to_bytes(32, "big")))
+    return sequence(integer(1), field, curve, octets(base), integer(order), integer(1))
+
+
+def _long_length(element: bytes) -> bytes:
+    """The same element with its length in one octet more than DER allows (BER does)."""
+    assert element[1] == 0x82
+    return element[:1] + b"\x83\x00" + element[2:]
+
+
+def _universal_string() -> str:
+    value = tlv(0x1C, "www.example.test".encode("utf-32-be"))
+    subject = sequence(tlv(0x31, sequence(oid(NameOID.COMMON_NAME.dotted_string), value)))
+    return pem(craft(subject=subject))
+
+
 def _bad_point() -> str:
     algorithm = sequence(oid("1.2.840.10045.2.1"), oid("1.2.840.10045.3.1.7"))
     return pem(craft(public=sequence(algorithm, tlv(0x03, b"\0\x04" + b"\x01" * 64))))
@@ -149,18 +203,18 @@ _WEAK = Reason.KEY_WEAK
 BAD_CSRS = [
     # what a PEM text is
     BadCsr(lambda: "", _INVALID, "no PEM block", name="row-01-empty"),
-    BadCsr(lambda: "hello", _INVALID, "not a PEM block", name="row-01-no-pem"),
-    BadCsr(lambda: "\ud800", _INVALID, "not a PEM block", name="row-01-lone-surrogate"),
+    BadCsr(lambda: "hello", _INVALID, "no PEM block", name="row-01-no-pem"),
+    BadCsr(lambda: "\ud800", _INVALID, "no PEM block", name="row-01-lone-surrogate"),
     BadCsr(lambda: pem(b"\x30\x03garbage"), _INVALID, "can't be read", name="row-01-garbage-der"),
     BadCsr(lambda: pem(craft()[:-7]), _INVALID, "can't be read", name="row-01-truncated-der"),
-    BadCsr(lambda: GOOD_CSR.replace("M", "!", 1), _INVALID, "not a PEM block", name="row-01-bad-base64-character"),
+    BadCsr(lambda: GOOD_CSR.replace("M", "!", 1), _INVALID, "not base64 in line 2", name="row-01-bad-base64-character"),
     BadCsr(lambda: GOOD_CSR.replace("\n-----END", "A\n-----END"), _INVALID, "base64", name="row-01-bad-base64-length"),
     BadCsr(lambda: pem(craft(), "CERTIFICATE"), _INVALID, "'CERTIFICATE'", name="row-01-other-label"),
     BadCsr(lambda: pem(craft(version=1)), _INVALID, "can't be read", name="row-01-unknown-version"),
     BadCsr(lambda: GOOD_CSR + GOOD_CSR, _INVALID, "more than one", name="row-02-two"),
-    BadCsr(lambda: GOOD_CSR + "junk\n", _INVALID, "not a PEM block", name="row-02-trailing-text"),
-    BadCsr(lambda: "junk\n" + GOOD_CSR, _INVALID, "not a PEM block", name="row-02-leading-text"),
-    BadCsr(lambda: GOOD_CSR + "\0", _INVALID, "not a PEM block", name="row-02-trailing-nul"),
+    BadCsr(lambda: GOOD_CSR + "\0", _INVALID, "control character (0x00)", name="row-02-trailing-nul"),
+    BadCsr(lambda: "junk" + GOOD_CSR, _INVALID, "inside of line 1", name="row-02-text-in-the-begin-line"),
+    BadCsr(lambda: GOOD_CSR[:-20] + "\n", _INVALID, "no line `-----END", name="row-02-cut-off"),
     BadCsr(lambda: GOOD_CSR + pem(b"key", "PRIVATE KEY"), _INVALID, "PRIVATE KEY", name="row-02-private-key-beside"),
     BadCsr(lambda: pem(craft() + b"\0"), _INVALID, "can't be read", name="row-02-trailing-der"),
     # the proof of possession
@@ -212,6 +266,67 @@ BAD_CSRS = [
     BadCsr(
         lambda: pem(craft(algorithm=sequence(oid("1.2.3.4")))), _INVALID, "signature algorithm", name="row-11-unknown-algorithm"
     ),
+    # encodings of sound keys that no public CA reads
+    BadCsr(compressed_point, _INVALID, "uncompressed point", name="encoding-ec-compressed-point"),
+    BadCsr(
+        lambda: pem(craft(public=_ec_spki(_hybrid_point(), oid("1.2.840.10045.3.1.7")))),
+        _INVALID, "public key", name="encoding-ec-hybrid-point",
+    ),
+    BadCsr(
+        lambda: pem(craft(public=_ec_spki(_ec_point(serialization.PublicFormat.UncompressedPoint), _explicit_curve()))),
+        _INVALID, "named curve", name="encoding-ec-explicit-curve",
+    ),
+    BadCsr(
+        lambda: pem(craft(public=_ec_spki(_ec_point(serialization.PublicFormat.UncompressedPoint), _null()))),
+        _INVALID, "public key", name="encoding-ec-null-instead-of-a-curve",
+    ),
+    BadCsr(
+        lambda: pem(craft(public=_ec_spki(_ec_point(serialization.PublicFormat.UncompressedPoint)))),
+        _INVALID, "", name="encoding-ec-no-curve",
+    ),
+    BadCsr(
+        _rsa_csr(
+            sequence(
+                sequence(oid("1.2.840.113549.1.1.1")),
+                tlv(0x03, b"\0", sequence(integer(_SOUND_LOOKING), integer(65537))),
+            )
+        ),
+        _INVALID, "NULL parameters", name="encoding-rsa-without-null",
+    ),
+    BadCsr(
+        _rsa_csr(_rsa_numbers(tlv(0x02, b"\0\0" + _SOUND_LOOKING.to_bytes(256, "big")), integer(65537))),
+        _INVALID, "", name="encoding-rsa-padded-modulus",
+    ),
+    BadCsr(
+        _rsa_csr(_rsa_numbers(integer(_SOUND_LOOKING), tlv(0x02, b"\0\x01\0\x01"))),
+        _INVALID, "", name="encoding-rsa-padded-exponent",
+    ),
+    BadCsr(
+        _rsa_csr(_rsa_numbers(tlv(0x02, _SOUND_LOOKING.to_bytes(256, "big")), integer(65537))),
+        _INVALID, "", name="encoding-rsa-negative-modulus",
+    ),
+    BadCsr(
+        _rsa_csr(_rsa_numbers(integer(_SOUND_LOOKING), integer(65537), tail=_null())),
+        _INVALID, "", name="encoding-rsa-more-after-the-key",
+    ),
+    BadCsr(
+        _rsa_csr(_rsa_numbers(_long_length(integer(_SOUND_LOOKING)), integer(65537))),
+        _INVALID, "", name="encoding-rsa-ber-length",
+    ),
+    BadCsr(
+        _rsa_csr(_long_length(spki(rsa_key().public_key()))), _INVALID, "", name="encoding-ber-length-of-the-key"
+    ),
+    BadCsr(lambda: pem(_long_length(craft(key=rsa_key()))), _INVALID, "", name="encoding-ber-length-of-all"),
+    BadCsr(
+        _rsa_csr(algorithm=sequence(oid("1.2.840.113549.1.1.11"))),
+        _INVALID, "signature algorithm is not encoded", name="encoding-rsa-signature-without-null",
+    ),
+    BadCsr(
+        lambda: pem(craft(algorithm=sequence(oid("1.2.840.10045.4.3.2"), _null()))),
+        _INVALID, "can't be read", name="encoding-ecdsa-signature-with-null",
+    ),
+    BadCsr(_universal_string, _INVALID, "UniversalString", name="encoding-common-name-of-32-bits"),
+    BadCsr(_with_modulus(_SOUND_LOOKING, 1 << 31 | 1), _WEAK, "2^31", name="encoding-rsa-exponent-of-32-bits"),
     # other names than DNS names
     BadCsr(_with_san(tlv(0x87, b"\x7f\0\0\1")), _INVALID, "IPAddress", name="row-14-ip"),
     BadCsr(named("127.0.0.1"), _INVALID, "ends with a number", name="row-14-ip-as-dns-name"),
@@ -259,7 +374,9 @@ BAD_CSRS = [
     BadCsr(
         _with_extension("2.5.29.19", sequence(tlv(0x01, b"\xff")), critical=True), _INVALID, "basicConstraints", name="row-32-ca-true"
     ),
-    BadCsr(_with_extension("2.5.29.19", sequence()), _INVALID, "basicConstraints", name="row-32-ca-false"),
+    BadCsr(
+        _with_extension("2.5.29.19", sequence(integer(0))), _INVALID, "extensions can't be read", name="row-32-path-length-of-no-ca"
+    ),
     BadCsr(
         _with_extension("1.3.6.1.5.5.7.1.24", sequence(integer(5))), _INVALID, "must-staple", name="row-32-must-staple"
     ),

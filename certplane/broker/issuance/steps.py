@@ -9,6 +9,7 @@ ends the order.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,8 @@ __all__ = [
     "OrderSteps",
     "StillValidatingError",
 ]
+
+logger = logging.getLogger(__name__)
 
 STEPS = (
     "create",
@@ -318,6 +321,9 @@ class OrderSteps:
             )
         except ChainError as error:
             raise OrderOverError(_rejected(error.refusal.message), unaccounted=True) from error
+        if chain.dropped:
+            fields = {"order_id": self.order.order_id, "dropped": list(chain.dropped)}
+            logger.warning("dropped what doesn't belong in the CA's chain", extra={"fields": fields})
         record = record_of(self.order, chain, self.profile, self._ports.new_id(), self._ports.clock.now())
         with self.step("store"):
             await self._journal.finish(record, [self._events.issued(record, self.policy)])

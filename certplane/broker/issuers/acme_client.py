@@ -30,6 +30,7 @@ from certplane.broker.issuers.acme_resources import AcmeAuthorization, AcmeOrder
 from certplane.broker.issuers.answers import parse_retry_after, printable
 from certplane.broker.issuers.outgoing import ForbiddenUrlError
 from certplane.errors import Reason
+from certplane.pki.chain import ChainError, plain_chain
 from certplane.runtime.failpoints import failpoint
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from certplane.runtime.clock import Clock
 
 __all__ = ["AcmeClient", "AcmeSession", "Binding"]
-
-_PEM_CHAIN = re.compile(r"\s*(-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----\s*)+", re.ASCII)
-
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]{4,}={0,2}", re.ASCII)
 _MOST_CONTACTS = 10
@@ -256,12 +254,15 @@ class AcmeClient(ClientV2):
         return self._order(order_url, response)
 
     def fetch_chain(self, url: str) -> tuple[str, tuple[str, ...]]:
-        """POST-as-GET of a certificate (7.4.2): PEM, leaf first, and the URLs of alternate chains."""
+        """POST-as-GET of a certificate (7.4.2): PEM as it came, without comments, and the URLs of alternate chains."""
         response = self._post_as_get(url)
-        if not _PEM_CHAIN.fullmatch(response.text):
-            raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it sent a chain that isn't certificates in PEM")
+        try:
+            chain = plain_chain(response.text)
+        except ChainError as error:
+            message = f"it sent a chain that isn't certificates in PEM: {error.refusal.message}"
+            raise AcmeError(Reason.ISSUER_UNAVAILABLE, message) from error
         failpoint("acme.download.fetched")
-        return response.text, tuple(self._get_links(response, "alternate"))
+        return chain, tuple(self._get_links(response, "alternate"))
 
     def revoke_certificate(
         self, certificate: x509.Certificate, reason_code: int, key: AccountKey | None = None

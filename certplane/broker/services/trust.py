@@ -25,6 +25,7 @@ from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.chain import CertificateFacts, ChainError, leaf_facts, split_chain
 from certplane.pki.identity import BundleError, TrustBundle
 from certplane.pki.keys import PrivateKeyError, load_private_key, private_key_pem, public_key_sha256
+from certplane.pki.pem import PemError, pem_text
 from certplane.rpc.credentials import KeyPair, ServerTls
 
 __all__ = ["Trust", "TrustFiles", "TrustInForce", "TrustText"]
@@ -96,12 +97,14 @@ class TrustFiles:
 
         chain = facts = key = bundle = None
         try:
-            chain_text = text.chain.decode("ascii")
+            chain_text = pem_text(text.chain)
             facts = leaf_facts(chain_text)
             chain = "".join(split_chain(chain_text)).encode("ascii")
-        except (ChainError, UnicodeDecodeError) as error:
-            detail = error.refusal.message if isinstance(error, ChainError) else "not text"
+        except ChainError as error:
+            detail = error.refusal.message
             problem("server.tls.cert", self.cert, f"is no certificate chain: {detail}", "give PEM, leaf first")
+        except PemError as error:
+            problem("server.tls.cert", self.cert, str(error), "give PEM, leaf first")
         try:
             key = load_private_key(text.key)
         except PrivateKeyError as error:

@@ -20,11 +20,12 @@ from certplane.pki.chain import (
     ChainError,
     check_issued_chain,
     leaf_facts,
+    plain_chain,
     split_chain,
 )
 from certplane.pki.keys import public_key_sha256
 from tests.support.authority import NOW, Authority, IssuedLeaf, certificate_pem
-from tests.support.csr import ec_key, pem
+from tests.support.csr import SAN, dns_san, ec_key, pem, sequence, tlv
 
 NAMES = ("*.example.com", "example.com")
 DAY = timedelta(days=1)
@@ -113,6 +114,152 @@ def _signed_by_no_ca() -> str:
     return _leaf().pem + certificate_pem(impostor)
 
 
+@cache
+def _namesake() -> x509.Certificate:
+    authority = _authority()
+    key = _authority(name="Other").intermediate_key
+    return authority.certificate_authority(
+        "Test Intermediate", key, path_length=0, issuer=authority.root, issuer_key=authority.root_key
+    )
+
+
+def _unreadable_leaf() -> str:
+    """A leaf with an x400Address among its names, which `cryptography` has no type for."""
+    value = sequence(dns_san(NAMES[0]), dns_san(NAMES[1]), tlv(0xA3, b""))
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(SAN), value)
+    return _authority().issue(key=ec_key(), extra=[(extension, False)]).pem
+
+
+@cache
+def _cross_sign(*, lifetime: timedelta = 365 * DAY) -> x509.Certificate:
+    """The root's name and key, signed by another, older root."""
+    authority, old = _authority(), _authority(name="Old")
+    return authority.certificate_authority(
+        "Test Root", authority.root_key, path_length=1, issuer=old.root, issuer_key=old.root_key, lifetime=lifetime
+    )
+
+
+@cache
+def _expired_root() -> x509.Certificate:
+    authority = _authority(name="Old")
+    return authority.certificate_authority("Old Root", authority.root_key, path_length=2, lifetime=-timedelta(hours=1))
+
+
+def _ca(*name: str) -> str:
+    return certificate_pem((_authority(name=name[0]) if name else _authority()).intermediate)
+
+
+def _root(*name: str) -> str:
+    return certificate_pem((_authority(name=name[0]) if name else _authority()).root)
+
+
+FOUND = [
+    pytest.param(lambda: _leaf().pem * 2 + _ca(), _ca, ["certificate 2 of 3: it came twice"], id="leaf-twice"),
+    pytest.param(lambda: _leaf().pem * 2, lambda: "", ["certificate 2 of 2: it came twice"], id="leaf-twice-alone"),
+    pytest.param(lambda: _leaf().pem + _ca() * 2, _ca, ["certificate 3 of 3: it came twice"], id="issuer-twice"),
+    pytest.param(lambda: _leaf().pem + _root() + _ca(), _ca, [], id="wrong-order"),
+    pytest.param(lambda: _ca() + _leaf().pem, _ca, [], id="leaf-last"),
+    pytest.param(lambda: _root() + _ca() + _leaf().pem, _ca, [], id="all-the-other-way-round"),
+    pytest.param(
+        lambda: _leaf().pem + _ca("Other") + _ca(), _ca,
+        ["certificate 2 of 3: CN=Other Intermediate does not lead upwards from the certificate"], id="extra-between",
+    ),
+    pytest.param(
+        lambda: _leaf().pem + _ca() + _root("Other"), _ca,
+        ["certificate 3 of 3: CN=Other Root does not lead upwards from the certificate"], id="unrelated-root",
+    ),
+    pytest.param(
+        lambda: _leaf().pem + certificate_pem(_namesake()) + _ca(), _ca,
+        ["certificate 2 of 3: CN=Test Intermediate does not lead upwards from the certificate"], id="namesake-first",
+    ),
+    pytest.param(
+        lambda: _leaf().pem + _ca() + certificate_pem(_cross_sign()), lambda: _ca() + certificate_pem(_cross_sign()),
+        [], id="cross-sign-by-a-root-that-did-not-come",
+    ),
+    pytest.param(
+        lambda: _leaf().pem + _ca() + certificate_pem(_cross_sign(), _expired_root()),
+        lambda: _ca() + certificate_pem(_cross_sign()),
+        ["certificate 4 of 4: CN=Old Root expired at 2026-11-23T11:00:00Z"], id="expired-root-at-the-end",
+    ),
+    pytest.param(
+        lambda: _leaf().pem + _ca() + certificate_pem(_cross_sign(lifetime=-timedelta(hours=1))), _ca,
+        ["certificate 3 of 3: CN=Test Root expired at 2026-11-23T11:00:00Z"], id="expired-cross-sign-at-the-end",
+    ),
+    pytest.param(
+        lambda: _leaf().pem + _ca() + certificate_pem(_cross_sign(lifetime=-timedelta(hours=1)), _expired_root()), _ca,
+        [
+            "certificate 3 of 4: CN=Test Root expired at 2026-11-23T11:00:00Z",
+            "certificate 4 of 4: CN=Old Root expired at 2026-11-23T11:00:00Z",
+        ],
+        id="add-trust-of-may-2020",
+    ),
+    pytest.param(
+        lambda: _leaf().pem + _ca() + _root() + certificate_pem(_cross_sign()),
+        lambda: _ca() + certificate_pem(_cross_sign()), [], id="root-and-its-cross-sign",
+    ),
+    pytest.param(
+        lambda: _short_lived_intermediate() + _ca(), _ca,
+        ["certificate 2 of 3: CN=Test Intermediate expired at 2026-11-23T11:00:00Z"], id="issuer-in-two-editions",
+    ),
+    pytest.param(
+        lambda: _leaf().fullchain_pem + pem(b"junk", "CERTIFICATE"), _ca,
+        ["certificate 3 of 3: the certificate chain has a certificate that can't be read"], id="junk-at-the-end",
+    ),
+    pytest.param(
+        lambda: _unreadable_leaf() + _leaf().fullchain_pem, _ca,
+        ["certificate 1 of 3:  does not lead upwards from the certificate"], id="x400-address-in-another",
+    ),
+    pytest.param(
+        lambda: _authority().issue("example.com", key=ec_key()).pem + _leaf().fullchain_pem, _ca,
+        ["certificate 1 of 3:  does not lead upwards from the certificate"], id="another-certificate-of-the-key-first",
+    ),
+    pytest.param(
+        lambda: f"\ufeff# the certificate\n{_leaf().pem}\nits issuer:\n{_ca()}the end\n", _ca, [], id="comments"
+    ),
+    pytest.param(
+        lambda: _leaf().fullchain_pem.replace("CERTIFICATE", "X509 CERTIFICATE"), _ca, [], id="older-label"
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "chain", "dropped"), FOUND)
+def test_takes_what_leads_upwards(make: Callable[[], str], chain: Callable[[], str], dropped: list[str]) -> None:
+    """Of whatever a CA sends, the issuers of the certificate are taken in their order; the rest is dropped and told."""
+    issued = check_issued_chain(
+        make(), public_key_sha256=public_key_sha256(ec_key().public_key()), dns_names=NAMES, now=NOW
+    )
+    assert issued.certificate_pem == _leaf().pem
+    assert issued.chain_pem == chain()
+    assert list(issued.dropped) == dropped
+
+
+@given(st.permutations(range(6)))
+def test_the_order_does_not_matter(order: list[int]) -> None:
+    """The same certificates in any order are the same chain."""
+    parts = [_leaf().pem, _ca(), _root(), _ca("Other"), _root("Other"), _leaf().pem]
+    issued = check_issued_chain(
+        "".join(parts[number] for number in order),
+        public_key_sha256=public_key_sha256(ec_key().public_key()), dns_names=NAMES, now=NOW,
+    )  # fmt: skip
+    assert (issued.certificate_pem, issued.chain_pem) == (_leaf().pem, _ca())
+
+
+def test_two_cas_that_sign_each_other_end() -> None:
+    """A circle of cross-signs is a path that ends, with each of them once."""
+    one, two = _authority(), _authority(name="Two")
+    first = one.certificate_authority(
+        "Test Root", one.root_key, path_length=3, issuer=two.root, issuer_key=two.root_key
+    )
+    second = two.certificate_authority(
+        "Two Root", two.root_key, path_length=3, issuer=one.root, issuer_key=one.root_key
+    )
+    issued = check_issued_chain(
+        _leaf().fullchain_pem + certificate_pem(second, first),
+        public_key_sha256=public_key_sha256(ec_key().public_key()), dns_names=NAMES, now=NOW,
+    )  # fmt: skip
+    assert issued.chain_pem == _ca() + certificate_pem(first, second)
+
+
 def _poisoned() -> str:
     return _authority().issue(*NAMES, key=ec_key(), extra=[(x509.PrecertPoison(), True)]).fullchain_pem
 
@@ -125,12 +272,12 @@ def _other(*names: str | x509.GeneralName) -> Callable[[], str]:
     ("make", "phrase"),
     [
         pytest.param(lambda: "", "no PEM block", id="empty"),
-        pytest.param(lambda: "junk", "not a PEM block", id="junk"),
+        pytest.param(lambda: "junk", "no PEM block", id="junk"),
         pytest.param(lambda: pem(b"junk", "CERTIFICATE"), "can't be read", id="junk-in-pem"),
-        pytest.param(lambda: _leaf().fullchain_pem + "junk", "not a PEM block", id="trailing-junk"),
-        pytest.param(lambda: "# comment\n" + _leaf().fullchain_pem, "not a PEM block", id="comment"),
+        pytest.param(lambda: _leaf().fullchain_pem + "\0", "control character", id="nul"),
+        pytest.param(lambda: _leaf().fullchain_pem[:-30], "cut off", id="cut-off"),
         pytest.param(lambda: _leaf().fullchain_pem + pem(b"x", "PRIVATE KEY"), "PRIVATE KEY", id="private-key"),
-        pytest.param(lambda: _leaf().fullchain_pem + pem(b"junk", "CERTIFICATE"), "can't be read", id="junk-in-chain"),
+        pytest.param(lambda: _leaf().pem + pem(b"junk", "CERTIFICATE"), "can't be read", id="junk-instead-of-a-chain"),
         pytest.param(lambda: _leaf().pem * (MAX_CERTIFICATES + 1), "over 10", id="too-many"),
         pytest.param(lambda: _leaf().fullchain_pem + " " * MAX_CHAIN_LENGTH, "longer than", id="too-long"),
         pytest.param(lambda: _authority().issue(*NAMES).fullchain_pem, "another key", id="another-key"),
@@ -150,16 +297,22 @@ def _other(*names: str | x509.GeneralName) -> Callable[[], str]:
         pytest.param(_short_lived_intermediate, "certificate 2 of the chain expired", id="intermediate-expired"),
         pytest.param(
             lambda: _leaf().pem + certificate_pem(_authority(name="Other").intermediate),
-            "not signed by the one after it", id="another-cas-intermediate",
+            "not signed by any", id="another-cas-intermediate",
         ),
         pytest.param(
-            lambda: _leaf().pem + certificate_pem(_authority().root, _authority().intermediate),
-            "not signed by", id="wrong-order",
+            lambda: _leaf().pem + certificate_pem(_authority().root), "not signed by any", id="intermediate-missing"
         ),
         pytest.param(
-            lambda: certificate_pem(_authority().intermediate) + _leaf().pem, "another key", id="leaf-last"
+            lambda: _leaf().pem + certificate_pem(_namesake()), "has not signed it", id="issuer-of-the-same-name"
         ),
-        pytest.param(lambda: _leaf().pem * 2, "not signed by", id="leaf-twice"),
+        pytest.param(
+            lambda: certificate_pem(_authority().intermediate, _authority().root), "another key", id="no-leaf"
+        ),
+        pytest.param(
+            lambda: _authority().issue("example.com", key=ec_key()).fullchain_pem + _unreadable_leaf(),
+            "is for example.com instead", id="other-names-and-one-that-cannot-be-read",
+        ),
+        pytest.param(lambda: _unreadable_leaf() + _leaf().chain_pem, "can't be read", id="x400-address-among-the-names"),
         pytest.param(_signed_by_no_ca, "no CA's", id="issuer-is-no-ca"),
         pytest.param(_poisoned, "precertificate", id="precertificate"),
     ],
@@ -198,7 +351,7 @@ def test_leaf_facts() -> None:
 @given(st.one_of(st.text(), st.binary().map(lambda der: pem(der, "CERTIFICATE"))))
 def test_never_raises_anything_else(text: str) -> None:
     """Any text ends in a chain or a ChainError."""
-    for call in (_check, leaf_facts, split_chain):
+    for call in (_check, leaf_facts, split_chain, plain_chain):
         with contextlib.suppress(ChainError):
             call(text)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -13,17 +16,23 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from certplane.errors import RefusalError
+from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import MAX_CSR_LENGTH, CsrCache, build_csr, parse_csr
 from certplane.pki.keys import KeyType, generate_private_key, public_key_sha256
-from tests.support.bad_csrs import BAD_CSRS, GOOD_CSR, BadCsr, compressed_point, named
+from tests.support.bad_csrs import BAD_CSRS, GOOD_CSR, BadCsr, named
 from tests.support.csr import (
     craft,
+    dns_san,
     ec_key,
+    extension,
+    extension_request,
     load,
+    octets,
     pem,
     rsa_key,
     rsa_spki,
+    san_extension,
+    sequence,
 )
 
 
@@ -58,6 +67,71 @@ def test_the_library_alone_would_accept(der: bytes) -> None:
     csr.public_key()
 
 
+CASES = Path(__file__).parents[2] / "cases"
+NAMES_OF_CASES = ("api.certplane.test", "www.certplane.test")
+
+
+def with_extensions(*more: bytes) -> Callable[[], str]:
+    return lambda: pem(craft(attributes=[extension_request(san_extension(dns_san("www.example.test")), *more)]))
+
+
+@pytest.mark.parametrize(
+    ("file", "phrase"),
+    [
+        ("F1/nonull-both.csr", "public key is not in the encoding"),
+        ("F1/nonull-spki.csr", "public key is not in the encoding"),
+        ("F1/nonull-sig.csr", "signature algorithm is not encoded"),
+        ("F2/certtool.csr", "keyUsage"),
+        ("F2/certtool-web.csr", "keyUsage"),
+        ("F3/keytool-rsa.csr", "organizationName"),
+    ],
+)
+def test_refuses_files_of_tools(file: str, phrase: str) -> None:
+    """What other tools wrote, and a CA would refuse or drop a part of, is refused with what it is."""
+    with pytest.raises(RefusalError) as caught:
+        parse_csr((CASES / file).read_text())
+    assert caught.value.refusal.reason is Reason.CSR_INVALID
+    assert phrase in caught.value.refusal.message
+
+
+@pytest.mark.skipif(shutil.which("keytool") is None, reason="no keytool on this machine")
+@pytest.mark.parametrize("algorithm", ["EC", "RSA"])
+def test_accepts_what_keytool_makes_today(algorithm: str, tmp_path: Path) -> None:
+    """Java's own tool, which adds a subjectKeyIdentifier that nobody can leave out, makes CSRs that pass."""
+    store = ["-keystore", str(tmp_path / "keys.p12"), "-storepass", "changeit", "-alias", "web"]
+    size = ["-groupname", "secp256r1"] if algorithm == "EC" else ["-keysize", "2048"]
+    subprocess.run(
+        ["keytool", "-genkeypair", *store, "-keyalg", algorithm, *size, "-dname", "CN=www.example.test"],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    made = subprocess.run(
+        ["keytool", "-certreq", *store, "-ext", "SAN=dns:www.example.test"], check=True, capture_output=True, timeout=60
+    )
+    assert parse_csr(made.stdout.decode()).dns_names == ("www.example.test",)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")
+@pytest.mark.parametrize("form", ["compressed", "explicit"])
+def test_refuses_what_openssl_can_be_told_to_make(form: str, tmp_path: Path) -> None:
+    """A key in another encoding, made by a tool that everybody has, is told with its remedy before an order exists."""
+    key = tmp_path / "key.pem"
+    made = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", str(key)]
+    subprocess.run(
+        [*made, *(["-pkeyopt", "ec_param_enc:explicit"] if form == "explicit" else [])], check=True, timeout=60
+    )
+    if form == "compressed":
+        subprocess.run(
+            ["openssl", "ec", "-in", str(key), "-conv_form", "compressed", "-out", str(key)],
+            check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+    request = ["openssl", "req", "-new", "-key", str(key), "-subj", "/CN=www.example.test"]
+    done = subprocess.run(
+        [*request, "-addext", "subjectAltName=DNS:www.example.test"], check=True, capture_output=True, timeout=60
+    )
+    with pytest.raises(RefusalError, match=r"openssl|use one of"):
+        parse_csr(done.stdout.decode())
+
+
 ACCEPTED = [
     pytest.param(named("www.example.test"), ("www.example.test",), id="one-name"),
     pytest.param(
@@ -74,7 +148,20 @@ ACCEPTED = [
     pytest.param(named(".".join(["a" * 61] * 4) + ".abcde"), (".".join(["a" * 61] * 4) + ".abcde",), id="name-253"),
     pytest.param(lambda: "\n " + GOOD_CSR.replace("\n", "\r\n") + "\r\n\t", ("www.example.test",), id="crlf-and-white-space"),
     pytest.param(lambda: GOOD_CSR.replace("CERTIFICATE", "NEW CERTIFICATE"), ("www.example.test",), id="old-label"),
-    pytest.param(compressed_point, ("www.example.test",), id="compressed-point"),
+    pytest.param(lambda: "\ufeff" + GOOD_CSR, ("www.example.test",), id="byte-order-mark"),
+    pytest.param(lambda: "Key Id: b\u00fccher\n\n" + GOOD_CSR + "the end\n", ("www.example.test",), id="text-beside"),
+    pytest.param(lambda: GOOD_CSR + "\x1a", ("www.example.test",), id="dos-end-of-file"),
+    pytest.param(
+        with_extensions(extension("2.5.29.14", octets(b"\1" * 20))), ("www.example.test",), id="subject-key-identifier"
+    ),
+    pytest.param(with_extensions(extension("2.5.29.19", sequence())), ("www.example.test",), id="ca-false"),
+    pytest.param(
+        with_extensions(extension("2.5.29.19", sequence(), critical=True), extension("2.5.29.14", octets(b"id"))),
+        ("www.example.test",), id="both-that-ask-for-nothing",
+    ),
+    pytest.param((CASES / "F1/null-both.csr").read_text, NAMES_OF_CASES, id="F1-the-right-one"),
+    pytest.param((CASES / "F2/fmt-text.csr").read_text, NAMES_OF_CASES, id="F2-openssl-req-text"),
+    pytest.param((CASES / "F3/keytool.csr").read_text, NAMES_OF_CASES, id="F3-keytool"),
 ]  # fmt: skip
 
 
@@ -98,11 +185,6 @@ def test_a_built_csr_parses(key_type: KeyType) -> None:
     assert request.public_key_sha256 == public_key_sha256(key.public_key())
     assert request.dns_names == ("*.example.test", "example.test")
     assert request.sha256 == hashlib.sha256(request.der).hexdigest()
-
-
-def test_acompressed_point_is_the_same_key() -> None:
-    """Two encodings of one key have one hash, so that a blocked key can't come back in other clothes."""
-    assert parse_csr(compressed_point()).public_key_sha256 == parse_csr(GOOD_CSR).public_key_sha256
 
 
 def test_build_csr_takes_uris() -> None:

@@ -256,12 +256,13 @@ class TestTrustBundle:
         ("content", "phrase"),
         [
             pytest.param(lambda: b"", "no PEM block", id="empty"),
-            pytest.param(lambda: b"\xff\xfe", "not a text file", id="binary"),
+            pytest.param(lambda: b"\xff\xfe", "UTF-16", id="utf-16"),
+            pytest.param(lambda: b"\x30\x82\x01\x00", "binary", id="der"),
             pytest.param(lambda: b"only a comment", "no PEM block", id="no-certificate"),
             pytest.param(lambda: pem(b"junk", "CERTIFICATE").encode(), "can't be read", id="junk"),
             pytest.param(lambda: _authority().root_pem + pem(b"x", "EC PRIVATE KEY").encode(), "private key", id="key"),
             pytest.param(lambda: _authority().root_pem + pem(b"x", "X509 CRL").encode(), "X509 CRL", id="crl"),
-            pytest.param(lambda: _authority().root_pem[:-40], "not a PEM block", id="cut-off"),
+            pytest.param(lambda: _authority().root_pem[:-40], "it is cut off", id="cut-off"),
             pytest.param(lambda: certificate_pem(_leaf().certificate).encode(), "no CA's: CN=web1.example", id="leaf"),
         ],
     )

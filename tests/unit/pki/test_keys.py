@@ -40,10 +40,22 @@ def test_generates_each_kind(key_type: KeyType) -> None:
     [
         pytest.param(ec_key().private_bytes(PEM, serialization.PrivateFormat.TraditionalOpenSSL, PLAIN), id="sec1"),
         pytest.param(rsa_key().private_bytes(PEM, serialization.PrivateFormat.TraditionalOpenSSL, PLAIN), id="pkcs1"),
+        pytest.param(b"\xef\xbb\xbf" + private_key_pem(ec_key()), id="byte-order-mark"),
+        pytest.param(b"Bag Attributes\r\n    friendlyName: web\r\n" + private_key_pem(ec_key()), id="text-in-front"),
+        pytest.param(private_key_pem(ec_key()).replace(b"\n", b"\r\n") + b"\x1a", id="dos"),
+        pytest.param(
+            b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+            + private_key_pem(ec_key()),
+            id="curve-in-front",
+        ),
+        pytest.param(
+            b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" + private_key_pem(ec_key()),
+            id="combined-with-a-certificate",
+        ),
     ],
 )
 def test_loads_older_forms(pem: bytes) -> None:
-    """Keys that OpenSSL wrote before PKCS#8 load too."""
+    """Keys load in the forms that OpenSSL wrote before PKCS#8, and with what tools put beside them."""
     load_private_key(pem)
 
 
@@ -56,6 +68,15 @@ def test_loads_older_forms(pem: bytes) -> None:
             ec_key().private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")),
             "encrypted", id="encrypted",
         ),
+        pytest.param(
+            ec_key().private_bytes(
+                PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.BestAvailableEncryption(b"x")
+            ),
+            "encrypted", id="encrypted-in-the-older-form",
+        ),
+        pytest.param(private_key_pem(ec_key()) * 2, "2 private keys", id="two"),
+        pytest.param(private_key_pem(ec_key())[:-20], "cut off", id="cut-off"),
+        pytest.param(b"\x30\x82\x01\x00", "binary", id="der"),
         pytest.param(
             ec_key().public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
             "not a private key", id="public",
@@ -80,7 +101,7 @@ def test_refuses_to_load(pem: bytes, phrase: str) -> None:
     shown = (
         f"{caught.value}{caught.value.__cause__}{'' if caught.value.__suppress_context__ else caught.value.__context__}"
     )
-    assert not any(line in shown for line in pem.decode().splitlines()[1:-1])
+    assert not any(line in shown for line in pem.decode("latin-1").splitlines()[1:-1] if line)
 
 
 def test_hash_is_over_the_spki() -> None:

@@ -1,4 +1,4 @@
-"""PEM is blocks and white space; whatever else a text holds is an error, not skipped."""
+"""PEM is blocks and text beside them; nothing that could be a block is skipped, and what is wrong is told with its line."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certplane.pki.pem import PemError, decode_pem, encode_pem, has_private_key
+from certplane.pki.pem import PemError, decode_pem, encode_pem, has_private_key, pem_text
 
 ONE = encode_pem("THING", b"one")
 TWO = encode_pem("THING", b"two")
 
 
-def _decode(text: str, *, max_blocks: int = 2, comments: bool = False) -> list[bytes]:
-    return [der for _, der in decode_pem(text, "THING", max_blocks=max_blocks, max_length=1000, comments=comments)]
+def _decode(text: str, *, max_blocks: int = 2) -> list[bytes]:
+    return [der for _, der in decode_pem(text, "THING", max_blocks=max_blocks, max_length=1000)]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,13 @@ def _decode(text: str, *, max_blocks: int = 2, comments: bool = False) -> list[b
         pytest.param((ONE + TWO).replace("\n", "\r\n"), id="crlf"),
         pytest.param((ONE + TWO).rstrip("\n"), id="no-final-newline"),
         pytest.param((ONE + TWO).replace("b25l", "b2\n5l"), id="short-lines"),
+        pytest.param((ONE + TWO).replace("\n", "\r"), id="line-ends-of-old-macs"),
+        pytest.param("\ufeff" + ONE + TWO, id="byte-order-mark"),
+        pytest.param(ONE + TWO + "\r\n\x1a", id="dos-end-of-file"),
+        pytest.param("Certificate:\n    Data:\n" + ONE + TWO, id="text-before"),
+        pytest.param(f"# 1\n{ONE}\n# 2: b\u00fccher, \U0001f512\n\f\n{TWO}the end", id="text-everywhere"),
+        pytest.param(ONE + TWO + "----- junk\n---BEGIN nothing---\n", id="dashes-that-begin-nothing"),
+        pytest.param(ONE + "\u00a0\n" + TWO, id="no-break-space"),
     ],
 )
 def test_reads_blocks(text: str) -> None:
@@ -38,18 +45,40 @@ def test_reads_blocks(text: str) -> None:
     [
         pytest.param("", "no PEM block", id="empty"),
         pytest.param(" \n", "no PEM block", id="white-space"),
-        pytest.param(ONE + "x", "not a PEM block", id="text-after"),
-        pytest.param("x" + ONE, "not a PEM block", id="text-before"),
-        pytest.param(ONE + "# comment\n" + TWO, "not a PEM block", id="text-between"),
-        pytest.param(ONE + encode_pem("OTHER", b"x"), "'OTHER' where only THING", id="other-label"),
+        pytest.param("just text", "no PEM block", id="text-only"),
+        pytest.param("x" + ONE, "inside of line 1", id="begin-after-text-in-its-line"),
+        pytest.param(ONE + "text " + TWO, "inside of line 4", id="second-begin-after-text-in-its-line"),
+        pytest.param(
+            ONE.rstrip("\n") + TWO, "whose END, in line 3, does not stand in a line", id="blocks-glued-together"
+        ),
+        pytest.param(ONE.rstrip("\n") + "x\n", "whose END, in line 3", id="text-after-end-in-its-line"),
+        pytest.param(
+            ONE.replace("THING-----\n", "THING----- x\n", 1), "BEGIN line that is malformed", id="text-after-begin"
+        ),
+        pytest.param(
+            ONE.replace("THING", "THING\u00e9"),
+            "is not whole|no line|malformed|base64|holds a",
+            id="label-of-other-letters",
+        ),
+        pytest.param("x\n-----END THING-----\n" + ONE, "an END in line 2 without its BEGIN", id="end-alone"),
+        pytest.param(ONE + "text\0\n", r"control character \(0x00\) in line 4", id="nul-after"),
+        pytest.param("\x1b[2J" + ONE, r"control character \(0x1b\) in line 1", id="escape-before"),
+        pytest.param("\x1a" + ONE, r"control character \(0x1a\)", id="dos-end-of-file-in-front"),
+        pytest.param(ONE + encode_pem("OTHER", b"x"), "'OTHER' in line 4 where only THING", id="other-label"),
+        pytest.param(
+            encode_pem("EC PRIVATE KEY", b"x"), "a private key belongs in a file of its own", id="private-key"
+        ),
+        pytest.param(encode_pem("TRUSTED CERTIFICATE", b"x"), "`openssl x509` writes it", id="trusted-certificate"),
         pytest.param(ONE + ONE + ONE, "over 2 blocks", id="too-many"),
-        pytest.param(ONE[:-5], "not a PEM block", id="cut-off"),
-        pytest.param(ONE.replace("END THING", "END THINGS"), "not a PEM block", id="labels-differ"),
-        pytest.param(ONE.replace("b25l", "b25"), "base64", id="base64-length"),
+        pytest.param(ONE[:-5], "no line `-----END THING-----`; it is cut off", id="cut-off"),
+        pytest.param(ONE[:26] + "\n" + TWO, "begins in line 1", id="cut-off-before-another"),
+        pytest.param(ONE.replace("END THING", "END THINGS"), "its END has another label", id="labels-differ"),
+        pytest.param(ONE.replace("b25l", "b25"), "base64 is broken; it begins in line 1", id="base64-length"),
         pytest.param(ONE.replace("b25l", "b2=5l"), "base64", id="base64-padding-inside"),
-        pytest.param(ONE.replace("b25l", "b2-l"), "not a PEM block", id="url-safe-base64"),
-        pytest.param(ONE.replace("b25l", "Proc-Type: 4,ENCRYPTED\n\nb25l"), "not a PEM block", id="headers"),
-        pytest.param(ONE + "\u00a0", "not a PEM block", id="no-break-space"),
+        pytest.param(ONE.replace("b25l", "b2-l"), "not base64 in line 2", id="url-safe-base64"),
+        pytest.param(
+            ONE.replace("b25l", "Proc-Type: 4,ENCRYPTED\n\nb25l"), "an encrypted key of the older form", id="headers"
+        ),
         pytest.param("\n" * 2000 + ONE, "longer than 1000", id="too-long"),
     ],
 )
@@ -65,11 +94,49 @@ def test_one_block_means_one() -> None:
         _decode(ONE + TWO, max_blocks=1)
 
 
-def test_comments_where_they_belong() -> None:
-    """CA bundles carry text between certificates; blocks are still strict."""
-    assert _decode(f"My CA\n=====\n{ONE}\nThe other one:\n{TWO}the end", comments=True) == [b"one", b"two"]
-    with pytest.raises(PemError, match="not a PEM block"):
-        _decode(f"My CA\n{ONE[:-5]}", comments=True)
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        pytest.param(b"\xef\xbb\xbf" + ONE.encode(), ONE, id="byte-order-mark"),
+        pytest.param("b\u00fccher\n".encode() + ONE.encode(), "b\u00fccher\n" + ONE, id="utf-8"),
+        pytest.param("b\u00fccher\n".encode("latin-1") + ONE.encode(), "b\u00fccher\n" + ONE, id="latin-1"),
+    ],
+)
+def test_reads_files_of_any_encoding_of_their_comments(content: bytes, text: str) -> None:
+    """Blocks are ASCII, so that what stands beside them may be in any older encoding."""
+    assert pem_text(content) == text
+    assert _decode(pem_text(content)) == [b"one"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        pytest.param(ONE.encode("utf-16"), "UTF-16; save it", id="utf-16"),
+        pytest.param(b"\xfe\xff" + ONE.encode("utf-16-be"), "UTF-16; save it", id="utf-16-big-endian"),
+        pytest.param(b"\x30\x82\x03\x10", "binary .*convert it with openssl", id="der"),
+    ],
+)
+def test_names_what_is_no_text(content: bytes, problem: str) -> None:
+    """Files that other tools write instead of PEM are told by what they are."""
+    with pytest.raises(PemError, match=problem):
+        pem_text(content)
+
+
+def test_older_names_of_a_label() -> None:
+    """X509 CERTIFICATE is CERTIFICATE by another name, and so is returned (RFC 7468 5.1)."""
+    text = encode_pem("X509 CERTIFICATE", b"one") + encode_pem("CERTIFICATE", b"two")
+    assert decode_pem(text, "CERTIFICATE", max_blocks=2, max_length=1000) == (
+        ("CERTIFICATE", b"one"),
+        ("CERTIFICATE", b"two"),
+    )
+
+
+def test_never_quotes_the_text() -> None:
+    """What is wrong with a private key is told without a word of it."""
+    for text in (f"secret{ONE}", ONE.replace("b25l", "secret!"), "secret", ONE.replace("b25l", "Key: secret\n\nx")):
+        with pytest.raises(PemError) as caught:
+            _decode(text)
+        assert "secret" not in str(caught.value)
 
 
 def test_sees_private_keys() -> None:
@@ -87,9 +154,9 @@ def test_round_trip(der: bytes) -> None:
     assert all(len(line) <= 64 for line in text.splitlines())
 
 
-@given(st.text(), st.booleans())
-def test_never_raises_anything_else(text: str, comments: bool) -> None:
+@given(st.text())
+def test_never_raises_anything_else(text: str) -> None:
     """Any text ends in blocks or a PemError."""
     for candidate in (text, ONE + text, text + ONE, ONE.replace("b25l", text)):
         with contextlib.suppress(PemError):
-            _decode(candidate, comments=comments)
+            _decode(candidate)
