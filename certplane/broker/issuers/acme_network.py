@@ -18,8 +18,10 @@ import contextlib
 import io
 import json
 import logging
+import ssl
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -27,12 +29,13 @@ import urllib3.exceptions
 from acme import errors
 from acme.client import ClientNetwork
 from josepy.interfaces import JSONDeSerializable
+from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
 from certplane.broker.issuers.acme_limits import ACCOUNT, NAME_SET
 from certplane.broker.issuers.acme_resources import problem_documents
 from certplane.broker.issuers.answers import parse_retry_after, printable
-from certplane.broker.issuers.outgoing import ForbiddenUrlError
+from certplane.broker.issuers.outgoing import ForbiddenUrlError, roots_context
 from certplane.errors import ProblemDocument, Reason, RefusalError, Violation
 
 if TYPE_CHECKING:
@@ -97,6 +100,23 @@ class AcmeError(RefusalError):
         return bool(self.refusal.problems) and self.refusal.problems[0].type == _URN + name
 
 
+class _RootsAdapter(HTTPAdapter):
+    """HTTPS by a context's roots alone; `requests` would add the public ones, or have OpenSSL read the file."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context  # first: the base makes its pools
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, ssl_context=self._context)
+
+    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
+        return super().proxy_manager_for(proxy, **proxy_kwargs, ssl_context=self._context)
+
+    def cert_verify(self, conn: Any, *_args: Any, **_kwargs: Any) -> None:
+        conn.cert_reqs = "CERT_REQUIRED"
+
+
 class AcmeNetwork(ClientNetwork):
     """One worker's connection to the CA."""
 
@@ -117,7 +137,8 @@ class AcmeNetwork(ClientNetwork):
         self._clock = clock
         # False keeps ~/.netrc and REQUESTS_CA_BUNDLE out; an operator's proxy is honoured in `_send_request`.
         self.session.trust_env = False
-        self.session.verify = ca_bundle or True
+        if ca_bundle is not None:
+            self.session.mount("https://", _RootsAdapter(roots_context(Path(ca_bundle))))
         self.deadline = 0.0
         """Monotonic time; set before each call."""
 

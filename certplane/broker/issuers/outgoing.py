@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from certplane.config.files import read_file
 from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.pki.pem import PemError, decode_pem, pem_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["AllowedHosts", "ForbiddenUrlError", "check_endpoint", "configured_endpoint", "trusted_roots"]
+__all__ = [
+    "AllowedHosts",
+    "ForbiddenUrlError",
+    "check_endpoint",
+    "configured_endpoint",
+    "roots_context",
+    "trusted_roots",
+]
 
 _HTTPS_PORT = 443
+_MOST_ROOTS = 1000
 
 
 class ForbiddenUrlError(ValueError):
@@ -85,11 +96,26 @@ def trusted_roots(ca_bundle: Path | None, key: str) -> ssl.SSLContext:
         ConfigurationError: the file can't be read, or holds no certificates.
     """
     try:
-        return ssl.create_default_context(cafile=str(ca_bundle) if ca_bundle else None)
-    except (OSError, ValueError) as error:
-        message = f"{ca_bundle} can't be used: {error}"
-        problem = ConfigurationProblem("", None, key, message, "name a PEM file with roots")
-        raise ConfigurationError([problem]) from error
+        return roots_context(ca_bundle)
+    except ConfigurationError as error:
+        raise ConfigurationError([replace(each, key=key) for each in error.problems]) from error
+
+
+def roots_context(ca_bundle: Path | None) -> ssl.SSLContext:
+    """`trusted_roots` where no key is known; a problem names the file alone.
+
+    The file is read by `certplane.pki.pem`, and not by OpenSSL: that passes over what it can't read, such as a first
+    certificate behind a byte order mark, and each call would then end with "unable to get issuer certificate".
+    """
+    if ca_bundle is None:
+        return ssl.create_default_context()
+    content = read_file(ca_bundle, at=ConfigurationProblem("", None, "", ""))
+    try:
+        blocks = decode_pem(pem_text(content), "CERTIFICATE", max_blocks=_MOST_ROOTS, max_length=len(content))
+        return ssl.create_default_context(cadata=b"".join(der for _, der in blocks))
+    except (PemError, OSError, ValueError) as error:
+        message = f"{ca_bundle} can't be used: {error}" if isinstance(error, OSError) else f"{ca_bundle} {error}"
+        raise ConfigurationError([ConfigurationProblem("", None, "", message, "name a PEM file with roots")]) from error
 
 
 def _authority(url: str, schemes: tuple[str, ...] = ("https",)) -> tuple[str, int]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from certplane.broker.issuers.outgoing import roots_context
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -39,7 +41,7 @@ def new_http_client(timeout: timedelta, ca_bundle: Path | ssl.SSLContext | None 
     if isinstance(ca_bundle, ssl.SSLContext):
         verify: ssl.SSLContext | bool = ca_bundle
     else:
-        verify = ssl.create_default_context(cafile=str(ca_bundle)) if ca_bundle else True
+        verify = roots_context(ca_bundle) if ca_bundle else True
     return httpx.AsyncClient(
         verify=verify,
         timeout=timeout.total_seconds(),

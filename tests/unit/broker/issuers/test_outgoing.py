@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from urllib3.util import parse_url
 
-from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError, check_endpoint
+from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
+from certplane.broker.issuers.dns.http_client import new_http_client
+from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError, check_endpoint, trusted_roots
+from certplane.errors import ConfigurationError
+from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
+from certplane.runtime.clock import SystemClock
+from tests.support.authority import Authority
+from tests.support.scripted_https import ScriptedHttps
 
 HOSTS = AllowedHosts("https://acme.test/directory", ["cdn.acme.test", "other.test:8443", "[2001:db8::1]:443"])
 
@@ -87,3 +101,73 @@ def test_endpoints_that_may_not(url: str) -> None:
     """Nothing that would carry credentials in the clear over a network."""
     with pytest.raises(ForbiddenUrlError):
         check_endpoint(url)
+
+
+AS_TOOLS_WRITE_THEM = [
+    pytest.param(lambda pem: pem, id="plain"),
+    pytest.param(lambda pem: b"\xef\xbb\xbf" + pem, id="byte-order-mark"),
+    pytest.param(lambda pem: b"Certificate:\n    Data:\n" + pem, id="text-in-front"),
+    pytest.param(lambda pem: pem.replace(b"\n", b"\r\n") + b"\x1a", id="dos"),
+    pytest.param(lambda pem: b"\xef\xbb\xbf" + pem + Authority("Other").root_pem, id="byte-order-mark-and-two"),
+]
+
+
+def _answer(tls: ssl.SSLSocket, _request: bytes) -> None:
+    tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+
+def _fetch(server: ScriptedHttps, roots: Path) -> str:
+    account = AccountKey.from_pem(private_key_pem(generate_private_key(KeyType.EC_P256)), Path("account.key"))
+    network = AcmeNetwork(
+        account, AllowedHosts(server.url), SystemClock(), user_agent="test", ca_bundle=str(roots)
+    )  # fmt: skip
+    network.deadline = SystemClock().monotonic() + 10
+    try:
+        return network.fetch(f"{server.url}/directory").text
+    finally:
+        network.close()
+
+
+@pytest.mark.parametrize("change", AS_TOOLS_WRITE_THEM)
+def test_roots_as_tools_write_them(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """The roots of a private CA and of an API are read by the one reader of PEM, whoever wrote the file."""
+    roots = tmp_path / "roots.pem"
+    with ScriptedHttps(tmp_path, _answer).running() as server:
+        roots.write_bytes(change(server.ca.pem))
+        assert _fetch(server, roots) == "{}"
+
+        async def get() -> str:
+            async with new_http_client(timedelta(seconds=5), roots) as client:
+                return (await client.get(server.url)).text
+
+        assert asyncio.run(get()) == "{}"
+
+
+def test_roots_are_the_only_ones(tmp_path: Path) -> None:
+    """Whoever names a file of roots trusts these and no public ones beside them."""
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(Authority().root_pem)
+    assert trusted_roots(roots, "issuer.acme.ca_bundle").cert_store_stats()["x509_ca"] == 1
+    with ScriptedHttps(tmp_path, _answer).running() as server, pytest.raises(AcmeError, match="certificate"):
+        _fetch(server, roots)
+
+
+@pytest.mark.parametrize(
+    ("content", "phrase"),
+    [
+        pytest.param(b"", "no PEM block", id="empty"),
+        pytest.param(b"\xff\xfe-", "UTF-16", id="utf-16"),
+        pytest.param(b"-----BEGIN CERTIFICATE-----\nAAAA\n", "cut off", id="cut-off"),
+        pytest.param(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "can't be used", id="junk"),
+        pytest.param(private_key_pem(generate_private_key(KeyType.EC_P256)), "PRIVATE KEY", id="key"),
+    ],
+)
+def test_roots_that_are_none(content: bytes, phrase: str, tmp_path: Path) -> None:
+    """A file that holds no roots is told with the key that names it."""
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=phrase) as caught:
+        trusted_roots(roots, "secrets.vault.ca_bundle")
+    (problem,) = caught.value.problems
+    assert problem.key == "secrets.vault.ca_bundle"
+    assert str(roots) in problem.message
