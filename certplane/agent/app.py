@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["Agent", "Link", "link", "not_enrolled", "probe_of"]
 
 _REPORT = Backoff(first=timedelta(seconds=10), most=timedelta(minutes=30), floor=timedelta(seconds=1))
+_REFRESH = timedelta(seconds=30)
+"""Between looks at the file with the broker's CAs: one read of some kilobytes."""
 _IDENTITY_REASONS = frozenset(
     {
         Reason.IDENTITY_EXPIRED,
@@ -57,6 +59,10 @@ logger = logging.getLogger(__name__)
 
 class Link(Broker, OrderFollower, Protocol):
     """The connection to the broker."""
+
+    async def refresh(self) -> bool:
+        """Take up what has changed of the CAs that the broker is known by; whether calls go another way now."""
+        ...
 
     async def close(self) -> None:
         """End it."""
@@ -128,6 +134,7 @@ class Agent:
                 group.create_task(life.run(), name=life.name) for life in (self._identity, *self._certificates.values())
             ]
             tasks.append(group.create_task(self._report_identities(), name="report"))
+            tasks.append(group.create_task(self._refresh_link(), name="refresh link"))
             if self._stream is not None:
                 tasks.append(group.create_task(self._stream.run(), name="status stream"))
             logger.info("the agent runs: %d certificates", len(self._certificates))
@@ -266,6 +273,18 @@ class Agent:
         if self._in_use is not None:
             await self._broker.report_enrollment(self._in_use.serial_number)
 
+    async def _refresh_link(self) -> None:
+        """Look after the file with the broker's CAs, for as long as the agent runs."""
+        while True:
+            await self._host.clock.sleep(_REFRESH)
+            try:
+                if await self._broker.refresh() and self._stream is not None:
+                    self._stream.identity_changed()
+            except CertplaneError as error:
+                logger.warning("the link to the broker can't be renewed: %s", error)
+            except Exception:  # a bug must not end the certificates' lives
+                logger.exception("the link to the broker can't be renewed")
+
     async def _renew_while_running(self, name: str) -> Outcome:
         """`renew` for the control socket, which hears of `progress`."""
         life = self._certificates.get(name)
@@ -374,6 +393,7 @@ def link(settings: AgentSettings, host: Host) -> GrpcBroker:
         timeout=settings.broker.timeout,
         clock=host.clock,
         disk=host.disk,
+        proxy=settings.broker.proxy,
     )
 
 

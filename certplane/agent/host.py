@@ -21,8 +21,6 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryptography import x509
-
 from certplane.agent.install.access import FileAccess
 from certplane.agent.install.directive import JsonDirectiveFile
 from certplane.agent.install.lineage import FileVersionStore
@@ -40,7 +38,8 @@ from certplane.agent.renewal.plan import LineageSpec
 from certplane.agent.renewal.status import new_status
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.spool import FileReportSpool
-from certplane.config.files import read_file, read_private_file
+from certplane.config.bundles import read_ca_bundle
+from certplane.config.files import read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.clock import Clock, SystemClock, local_zone
 from certplane.runtime.files import Owner
@@ -174,15 +173,11 @@ class Host:
         """Read the files that agent.yml names and gRPC would take without a word. Blocks.
 
         Raises:
-            ConfigurationError: broker.server_ca_bundle can't be read, or holds no certificate.
+            ConfigurationError: broker.server_ca_bundle can't be read, holds a private key, or no certificate. Whether
+                they have ended isn't asked: the agent goes on, since the file is read again.
         """
-        path, problem = self.settings.broker.server_ca_bundle, self.settings.source.problem
-        pem = read_file(path, at=problem("broker.server_ca_bundle", ""))
-        try:
-            x509.load_pem_x509_certificates(pem)
-        except ValueError as error:
-            message, remedy = f"{path} holds no certificate in PEM", "put the CA of the broker's certificate there"
-            raise ConfigurationError([problem("broker.server_ca_bundle", message, remedy)]) from error
+        at = self.settings.source.problem("broker.server_ca_bundle", "")
+        read_ca_bundle(self.settings.broker.server_ca_bundle, at=at, only_cas=False)
 
     def check_outputs(self, certificate: CertificateSettings) -> None:
         """Look whether the next activation of a certificate has what its outputs need. Blocks; changes nothing.

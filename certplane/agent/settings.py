@@ -33,6 +33,7 @@ from certplane.config.values import (
     PositiveSpan,
 )
 from certplane.pki.keys import KeyType
+from certplane.rpc.proxy import ProxyUse
 
 __all__ = [
     "AccountName",
@@ -205,11 +206,12 @@ class IdentitySettings:
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """The broker; `server_ca_bundle` verifies its certificate."""
+    """The broker; `server_ca_bundle` verifies its certificate, `proxy` says whether the environment's proxy is used."""
 
     url: BrokerUrl
     server_ca_bundle: Path
     timeout: PositiveSpan = timedelta(seconds=30)
+    proxy: ProxyUse = ProxyUse.NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             _issuance_settings(settings, accounts.values()),
         )
-        trust = TrustInForce(prepared.trust)
+        trust = TrustInForce(prepared.trust, clock.now())
         edge = Edge(
             authenticator=Authenticator(
                 trust=trust,

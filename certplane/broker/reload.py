@@ -5,11 +5,12 @@ Rules it keeps:
 - SIGHUP reads all of it; the pair and the bundle are also read when their content has changed, the policy too with
   `policy.watch`. A change is taken when the files stand still, so that one written in two steps isn't half read.
 - What doesn't load is refused, logged and audited, and the last good one stays in force. So is a certificate that has
-  expired already.
+  expired already, and a bundle of which everything has ended.
 - What is in force, and until when, is in the log with its hashes.
 
 The broker's own certificate is looked at all the time: its end is announced in the log a quarter and an eighth of its
-life ahead, and then as an error.
+life ahead, and then as an error. So are the CAs of the bundle: one that ends is dropped from the next handshake on, and
+its end is announced 30 days ahead.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ class Reloader:
         self._requested = asyncio.Event()
         self._done: Callable[[], None] | None = None
         self._announced = ("", ExpiryLevel.FINE)
-        self._metrics.trust_loaded(trust.current.server.not_after, trust.current.ca_not_after)
+        self._announced_cas: frozenset[str] = frozenset()
+        self._note_trust()
         self._announce_expiry()
 
     def request(self, done: Callable[[], None] | None = None) -> None:
@@ -135,6 +137,7 @@ class Reloader:
                         self._done()
                 else:
                     await self._look()
+                await self._drop_ended()
                 self._announce_expiry()
         finally:
             self._pool.close()
@@ -201,8 +204,8 @@ class Reloader:
         except ConfigurationError as error:
             await self._reject("trust", AuditEventType.TRUST_REJECTED, error)
             return False
-        self._trust.replace(trust)
-        self._metrics.trust_loaded(trust.server.not_after, trust.ca_not_after)
+        self._trust.replace(trust, self._clock.now())
+        self._note_trust()
         _logger.info("server certificate and agent CA bundle loaded", extra={"fields": trust_fields(trust)})
         reason = (
             f"server certificate {trust.server.serial_number}, agent CA bundle {trust.bundle.hash} "
@@ -217,6 +220,13 @@ class Reloader:
             at = self._files.locate("server.tls.cert")
             message = f"{self._files.cert} expired at {trust.server.not_after:%Y-%m-%dT%H:%M:%SZ}"
             raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, "renew it")])
+        if problem := trust.ca_problem(self._clock.now()):
+            at = self._files.locate("server.mtls.agent_ca_bundle")
+            message, remedy = (
+                f"{self._files.agent_ca_bundle} {problem}",
+                "put the internal CA's present certificate there",
+            )
+            raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, remedy)])
 
     async def _reject(self, what: str, event_type: AuditEventType, error: ConfigurationError) -> None:
         for problem in error.problems:
@@ -250,8 +260,33 @@ class Reloader:
             reason=reason[:1000],
         )
 
+    async def _drop_ended(self) -> None:
+        """Take what has ended meanwhile out of what handshakes are given."""
+        if not self._trust.refresh(self._clock.now()):
+            return
+        self._note_trust()
+        reason = "a certificate of the agent CA bundle or of the server chain ended or began: handshakes follow"
+        _logger.warning("%s", reason, extra={"fields": trust_fields(self._trust.current)})
+        await self._record(self._event(AuditEventType.TRUST_RELOADED, reason))
+
+    def _note_trust(self) -> None:
+        trust = self._trust.current
+        self._metrics.trust_loaded(trust.server.not_after, trust.ca_not_after(self._clock.now()))
+
+    def _announce_cas(self) -> None:
+        """Log once what has ended of the bundle, and what soon will."""
+        trust, now = self._trust.current, self._clock.now()
+        problem = trust.ca_problem(now)
+        lines = frozenset([problem] if problem else trust.ca_warnings(now))
+        for line in sorted(lines - self._announced_cas):
+            level = logging.ERROR if problem else logging.WARNING
+            text = f"{line}: no agent can connect" if problem else line
+            _logger.log(level, "%s: %s", self._files.agent_ca_bundle, text)
+        self._announced_cas = lines
+
     def _announce_expiry(self) -> None:
-        """Log each step towards the end of the broker's certificate once."""
+        """Log each step towards the end of the broker's certificate once, and of the CAs."""
+        self._announce_cas()
         server = self._trust.current.server
         level = expiry_level(server.not_before, server.not_after, self._clock.now())
         serial, announced = self._announced

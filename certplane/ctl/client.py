@@ -11,17 +11,22 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final, Self, TypeVar
+from urllib.parse import urlsplit
 
 import grpc
 
 from certplane import __version__
+from certplane.config.bundles import read_ca_bundle, require_in_force
 from certplane.config.files import read_file, read_private_file
 from certplane.ctl.settings import CtlSettings
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
+from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.rpc.handshake import handshake_failure
+from certplane.rpc.proxy import ProxyUse, proxy_for
 from certplane.rpc.status import refusal_from_error
+from certplane.runtime.clock import SystemClock
 from certplane.runtime.connection import ConnectionFailure
 from certplane.runtime.pool import BlockingPool
 from certplane.v1 import fleet_pb2, fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
@@ -34,6 +39,7 @@ _PAGE: Final = 200
 _REMEDIES: Final = {
     ConnectionFailure.NOT_FOUND: "check broker.url and this machine's resolver",
     ConnectionFailure.UNREACHABLE: "check that the broker runs and its port is open",
+    ConnectionFailure.PROXY: "correct the proxy variables, put the broker into no_proxy, or drop broker.proxy",
     ConnectionFailure.TIMEOUT: "check the network between here and the broker",
     ConnectionFailure.NO_TLS: "check that broker.url is the broker's own port",
     ConnectionFailure.UNTRUSTED: "check broker.server_ca_bundle against the CA of the broker's certificate",
@@ -70,14 +76,23 @@ class FleetClient:
         self._key = settings.path(settings.identity.key)
         self._chain = settings.path(settings.identity.cert)
         self._bundle = settings.path(settings.broker.server_ca_bundle)
+        now = SystemClock().now()
         pair = KeyPair(
             private_key_pem=read_private_file(self._key, at=source.problem("identity.key", "")),
-            chain_pem=read_file(self._chain, at=source.problem("identity.cert", "")),
+            chain_pem=presentable(read_file(self._chain, at=source.problem("identity.cert", "")), now),
         )
-        bundle = read_file(self._bundle, at=source.problem("broker.server_ca_bundle", ""))
-        credentials = channel_credentials(bundle, pair)
+        at = source.problem("broker.server_ca_bundle", "")
+        bundle = read_ca_bundle(self._bundle, at=at, only_cas=False)
+        require_in_force(bundle, now, self._bundle, at=at)
+        self._server_ca_pem = bundle.pem(now)
+        credentials = channel_credentials(self._server_ca_pem, pair)
         self._files = BlockingPool("ctl-files", 1)
-        self._channel = open_channel(settings.broker.url, credentials, user_agent=f"certplanectl/{__version__}")
+        self._channel = open_channel(
+            settings.broker.url,
+            credentials,
+            user_agent=f"certplanectl/{__version__}",
+            proxy=settings.broker.proxy,
+        )
         self._fleet = fleet_pb2_grpc.FleetServiceStub(self._channel)
         self._renewals = renewal_pb2_grpc.RenewalServiceStub(self._channel)
 
@@ -166,11 +181,21 @@ class FleetClient:
 
     def _why_unreachable(self, error: grpc.aio.AioRpcError) -> CertplaneError:
         broker = f"the broker at {self._settings.broker.url}"
+        proxy = self._settings.broker.proxy
         failure = handshake_failure(
-            str(self._settings.broker.url), server_ca_bundle=self._bundle, chain=self._chain, key=self._key
+            str(self._settings.broker.url),
+            server_ca_pem=self._server_ca_pem,
+            chain=self._chain,
+            key=self._key,
+            proxy=proxy,
         )
         if failure is None:
-            return OperationError(f"the connection to {broker} has ended ({error.details()})", remedy="try again")
+            remedy = "try again; if it stays so, look at the broker's log"
+            return OperationError(
+                f"the connection to {broker} has ended{_way(str(self._settings.broker.url), proxy)} "
+                f"({error.details()}), though a TLS handshake there succeeds",
+                remedy=remedy,
+            )
         if failure.refused:
             remedy = f"check that {self._chain} hasn't expired and comes from the CA in the broker's agent_ca_bundle"
             return OperationError(f"{broker} doesn't accept this identity", remedy=remedy)
@@ -178,6 +203,11 @@ class FleetClient:
             remedy = f"check {self._bundle}, {self._chain} and {self._key}"
             return OperationError(f"the files for the connection can't be used: {failure.phrase}", remedy=remedy)
         return OperationError(f"{broker} {failure.phrase}", remedy=_REMEDIES[failure.kind])
+
+
+def _way(url: str, use: ProxyUse) -> str:
+    proxy = proxy_for(urlsplit(url).hostname or "", use)
+    return "" if proxy is None else f" through the proxy {proxy}"
 
 
 def _request_id() -> str:

@@ -15,6 +15,7 @@ from certplane.config.decoding import decode
 from certplane.config.document import Document, Source
 from certplane.config.values import HttpsUrl, PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.rpc.proxy import ProxyUse
 
 __all__ = ["BrokerSettings", "CtlSettings", "IdentitySettings", "find_settings", "load_settings"]
 
@@ -24,10 +25,14 @@ _SYSTEM_FILE = Path("/etc/certplane/ctl.yml")
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """The broker: `url` is `https://host[:port]`, `server_ca_bundle` the CAs of its certificate, PEM."""
+    """The broker: `url` is `https://host[:port]`, `server_ca_bundle` the CAs of its certificate, PEM.
+
+    `proxy` says whether calls go through the environment's proxy.
+    """
 
     url: HttpsUrl
     server_ca_bundle: Path
+    proxy: ProxyUse = ProxyUse.NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtensionOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from certplane.errors import CertplaneError, Reason, RefusalError
+from certplane.errors import Reason, RefusalError
+from certplane.pki.bundle import BundleError, CaBundle
 from certplane.pki.der import INTEGER, OCTET_STRING, SEQUENCE, DerError, read_element, read_sequence
 from certplane.pki.names import DnsNameError, canonical_dns_name
-from certplane.pki.pem import PemError, decode_pem, has_private_key, pem_text
+from certplane.pki.pem import PemError, decode_pem
 
 __all__ = [
     "PROVISIONER_OID",
@@ -46,8 +47,6 @@ PROVISIONER_KINDS = {
     7: "X5C", 8: "K8sSA", 9: "SSHPOP", 10: "SCEP", 11: "Nebula", 12: "Wire",
 }  # fmt: skip
 
-_MAX_BUNDLE_LENGTH = 4 * 1024 * 1024
-_MAX_BUNDLE_CERTIFICATES = 1000
 _MAX_PRESENTED = 10
 _MAX_PRESENTED_LENGTH = 64 * 1024
 _MAX_DEPTH = 4
@@ -58,10 +57,6 @@ _AUTHORITY = "://"
 
 _LABEL = "CERTIFICATE"
 _READ_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension)
-
-
-class BundleError(CertplaneError):
-    """A CA bundle can't be used; the message says why, the caller knows which file it is."""
 
 
 class TrustBundle:
@@ -78,27 +73,12 @@ class TrustBundle:
 
     @classmethod
     def from_pem(cls, pem: bytes) -> TrustBundle:
-        """The bundle of a PEM file; comments between the certificates are allowed (RFC 7468 5.2).
+        """The bundle of a PEM file (`certplane.pki.bundle`).
 
         Raises:
-            BundleError: no certificate in it, or something else than certificates.
+            BundleError: no certificate in it, or something else than certificates of CAs.
         """
-        try:
-            text = pem_text(pem)
-        except PemError as error:
-            raise BundleError(str(error)) from error
-        if has_private_key(text):
-            raise BundleError("holds a private key; a CA bundle has certificates only")
-        try:
-            blocks = decode_pem(text, _LABEL, max_blocks=_MAX_BUNDLE_CERTIFICATES, max_length=_MAX_BUNDLE_LENGTH)
-            certificates = tuple(x509.load_der_x509_certificate(der) for _, der in blocks)
-            for certificate in certificates:
-                _check_is_ca(certificate)
-        except PemError as error:
-            raise BundleError(str(error)) from error
-        except _READ_ERRORS as error:
-            raise BundleError("holds a certificate that can't be read") from error
-        return cls(certificates)
+        return cls(CaBundle.from_pem(pem).certificates)
 
     @cached_property
     def store(self) -> Store:
@@ -301,15 +281,6 @@ def _read_provisioner(der: bytes) -> tuple[int, str]:
     if sequence.end != len(der) or tags != [SEQUENCE, INTEGER, OCTET_STRING, OCTET_STRING]:
         raise DerError("not the provisioner's structure")
     return int.from_bytes(fields[0].value, "big", signed=True), fields[1].value.decode("utf-8")
-
-
-def _check_is_ca(certificate: x509.Certificate) -> None:
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except x509.ExtensionNotFound:
-        constraints = None
-    if constraints is None or not constraints.ca:
-        raise BundleError(f"holds a certificate that is no CA's: {certificate.subject.rfc4514_string()}")
 
 
 def _fingerprint(certificate: x509.Certificate) -> bytes:

@@ -1,7 +1,8 @@
 """How an agent or a tool opens its channel to a broker.
 
 One persistent channel per program and identity. A channel keeps its certificate for life, also over reconnects: a new
-identity is a new channel. Nothing is sent before the first call.
+identity is a new channel. Nothing is sent before the first call. No proxy of the environment is used unless the
+configuration asks for it (`certplane.rpc.proxy`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import grpc
+
+from certplane.rpc.proxy import ProxyUse
 
 __all__ = ["CHANNEL_OPTIONS", "MAX_MESSAGE_BYTES", "channel_options", "open_channel", "target_from_url"]
 
@@ -59,14 +62,18 @@ def target_from_url(url: str) -> str:
     return f"dns:///{f'[{host}]' if ':' in host else host}:{port or _DEFAULT_PORT}"
 
 
-def channel_options(*, server_name: str = "", user_agent: str = "") -> list[tuple[str, int | str]]:
+def channel_options(
+    *, server_name: str = "", user_agent: str = "", proxy: ProxyUse = ProxyUse.NONE
+) -> list[tuple[str, int | str]]:
     """The options of a channel.
 
     Args:
         server_name: The name that the server's certificate must have, where it isn't the URL's host.
         user_agent: Put before grpc's own, such as `certplane-agent/0.1.0`.
+        proxy: Whether the environment's proxy is used; grpc would, whenever there is one.
     """
     options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
+    options.append(("grpc.enable_http_proxy", int(proxy is ProxyUse.ENVIRONMENT)))
     if server_name:
         options += [("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name)]
     if user_agent:
@@ -75,12 +82,17 @@ def channel_options(*, server_name: str = "", user_agent: str = "") -> list[tupl
 
 
 def open_channel(
-    url: str, credentials: grpc.ChannelCredentials, *, server_name: str = "", user_agent: str = ""
+    url: str,
+    credentials: grpc.ChannelCredentials,
+    *,
+    server_name: str = "",
+    user_agent: str = "",
+    proxy: ProxyUse = ProxyUse.NONE,
 ) -> grpc.aio.Channel:
     """A channel to the broker at `url`; close it with a grace when a newer one has taken over.
 
     Raises:
         ValueError: `url` isn't `https://host[:port]`.
     """
-    options = channel_options(server_name=server_name, user_agent=user_agent)
+    options = channel_options(server_name=server_name, user_agent=user_agent, proxy=proxy)
     return grpc.aio.secure_channel(target_from_url(url), credentials, options=options)

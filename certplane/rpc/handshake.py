@@ -2,7 +2,8 @@
 
 It is only called after a failure, blocks for a few seconds at most, and sends nothing but the handshake. A broker that
 doesn't accept the caller's identity closes the connection once it has seen the certificate (TLS 1.3: after the client
-believes the handshake done), so that a close at that moment is the sign of it.
+believes the handshake done), so that a close at that moment is the sign of it. It goes the way that gRPC goes: by the
+same CAs, and through the same proxy or none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from certplane.rpc.proxy import ProxyError, ProxyUse, proxy_for
 from certplane.runtime.connection import ConnectionFailure, connection_failure
 
 __all__ = ["HandshakeFailure", "handshake_failure"]
@@ -37,33 +39,45 @@ class HandshakeFailure:
     """The other side ends the connection once it has seen the certificate."""
 
 
-def handshake_failure(url: str, *, server_ca_bundle: Path, chain: Path, key: Path) -> HandshakeFailure | None:
+def handshake_failure(
+    url: str, *, server_ca_pem: bytes, chain: Path, key: Path, proxy: ProxyUse = ProxyUse.NONE
+) -> HandshakeFailure | None:
     """Make a handshake and say what is wrong with it; None if nothing is. Blocks.
 
     Args:
         url: `https://host[:port]` of the broker.
-        server_ca_bundle: the CAs that its certificate may come from, PEM.
+        server_ca_pem: the CAs that its certificate may come from, as gRPC has them.
         chain: what the caller presents, PEM, leaf first.
         key: its key, PEM, not encrypted.
+        proxy: whether gRPC uses the environment's proxy.
     """
     parts = urlsplit(url)
     where = (parts.hostname or "", parts.port or 443)
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.set_alpn_protocols(["h2"])
-        context.load_verify_locations(server_ca_bundle)
+        context.load_verify_locations(cadata=server_ca_pem.decode("ascii"))
         context.load_cert_chain(chain, key, password="")
     except (OSError, ssl.SSLError) as error:
         return HandshakeFailure(str(error), files=True)
     try:
         with (
-            socket.create_connection(where, timeout=_PATIENCE_SECONDS) as plain,
+            _connected(*where, proxy) as plain,
             context.wrap_socket(plain, server_hostname=where[0]) as tls,
         ):
             return HandshakeFailure(refused=True) if _refuses(tls) else None
+    except ProxyError as error:
+        return HandshakeFailure(str(error), ConnectionFailure.PROXY)
     except (OSError, UnicodeError) as error:
         kind, phrase = connection_failure(error)
         return HandshakeFailure(phrase, kind)
+
+
+def _connected(host: str, port: int, use: ProxyUse) -> socket.socket:
+    proxy = proxy_for(host, use)
+    if proxy is not None:
+        return proxy.connect(host, port, _PATIENCE_SECONDS)
+    return socket.create_connection((host, port), timeout=_PATIENCE_SECONDS)
 
 
 def _refuses(tls: ssl.SSLSocket) -> bool:

@@ -19,6 +19,8 @@ class ConnectionFailure(StrEnum):
     """The name has no address."""
     UNREACHABLE = "unreachable"
     """Nothing listens there, or no way leads there."""
+    PROXY = "proxy"
+    """The proxy on the way there can't be reached, or refuses."""
     TIMEOUT = "timeout"
     NO_TLS = "no TLS"
     """What listens there speaks no TLS, or not with us."""

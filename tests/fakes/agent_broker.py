@@ -111,6 +111,9 @@ class FakeBroker:
         self._begin("report_enrollment")
         self.reports.append(identity_serial_number)
 
+    async def refresh(self) -> bool:
+        return False
+
     async def use_identity(self, identity: Version) -> None:
         self.identities.append(identity)
 

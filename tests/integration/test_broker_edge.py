@@ -217,10 +217,10 @@ async def test_ca_taken_out_of_the_bundle_while_a_connection_is_open(edge: EdgeS
     successor = PrivateCa("successor")
     async with edge.host() as old, edge.channel(successor.issue([HOST])) as new:
         await get_identity(old)
-        edge.trust.replace(trust_of(edge.server_leaf, edge.ca, successor))
+        edge.trust.replace(trust_of(edge.server_leaf, edge.ca, successor), datetime.now(UTC))
         await get_identity(old)
         await get_identity(new)
-        edge.trust.replace(trust_of(edge.server_leaf, successor))
+        edge.trust.replace(trust_of(edge.server_leaf, successor), datetime.now(UTC))
         assert (await refusal_of(get_identity(old))).reason is Reason.IDENTITY_UNKNOWN
         await get_identity(new)
     served = calls_served(edge)
@@ -361,7 +361,7 @@ async def test_replaced_trust_voids_tickets(edge: EdgeServer, tmp_path: Path) ->
             return connection.session
 
     session = await in_thread(lambda: session_of(connect(context, edge.port)))
-    edge.trust.replace(trust_of(edge.server_leaf, edge.ca, PrivateCa("successor")))
+    edge.trust.replace(trust_of(edge.server_leaf, edge.ca, PrivateCa("successor")), datetime.now(UTC))
 
     def again() -> bool:
         with connect(context, edge.port, session) as connection:
@@ -811,7 +811,7 @@ async def test_trust_bundle_is_what_is_in_force(edge: EdgeServer) -> None:
         stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
         before = await stub.GetTrustBundle(enrollment_pb2.GetTrustBundleRequest(), timeout=10)
         renewed = edge.ca.issue_server(["localhost"])
-        edge.trust.replace(trust_of(renewed, edge.ca, PrivateCa("successor")))
+        edge.trust.replace(trust_of(renewed, edge.ca, PrivateCa("successor")), datetime.now(UTC))
         after = await stub.GetTrustBundle(enrollment_pb2.GetTrustBundleRequest(), timeout=10)
     assert before.agent_ca_bundle_pem == edge.ca.root_pem.decode()
     assert before.server_certificate_chain_pem == edge.server_leaf.chain_pem.decode()
@@ -1044,7 +1044,7 @@ async def test_server_certificate_swaps_while_a_connection_is_open(edge: EdgeSer
         await get_identity(channel)
         before = await in_thread(presented)
         renewed = edge.ca.issue_server(["localhost"])
-        edge.trust.replace(trust_of(renewed, edge.ca))
+        edge.trust.replace(trust_of(renewed, edge.ca), datetime.now(UTC))
         assert await in_thread(presented) != before
         await get_identity(channel)
 

@@ -25,6 +25,7 @@ from certplane.rpc.credentials import channel_credentials
 from certplane.rpc.status import refusal_from_error
 from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
 from tests.support.broker_files import BrokerFiles
+from tests.support.bundles import DAY, named_root, pem
 from tests.support.ca import Leaf, PrivateCa
 
 pytestmark = pytest.mark.integration
@@ -142,6 +143,63 @@ async def test_agent_ca_is_added_and_taken_away(files: BrokerFiles) -> None:
             await until(lambda: reload_count(broker, "trust", "loaded") == 3)
             await get_identity(other)
         assert await refused(get_identity(channel)) is Reason.IDENTITY_UNKNOWN
+
+
+def renewed_root(ca: PrivateCa, *, begins: timedelta, ends: timedelta) -> bytes:
+    """Another certificate of the root's name and key, from and until spans around now."""
+    return pem(named_root(ca.root.subject, ca.root_key, begins=begins, ends=ends))
+
+
+async def test_ended_root_before_its_successor(files: BrokerFiles) -> None:
+    """A bundle that grew by appending lets agents in, though the root at its head has ended."""
+    ended = renewed_root(files.ca, begins=-300 * DAY, ends=-DAY)
+    (files.directory / "agent-ca.pem").write_bytes(ended + renewed_root(files.ca, begins=-DAY, ends=300 * DAY))
+    async with running(files) as broker, connected(broker, files) as channel:
+        await get_identity(channel)
+        stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
+        told = await stub.GetTrustBundle(enrollment_pb2.GetTrustBundleRequest(), timeout=10)
+        assert ended.decode() not in told.agent_ca_bundle_pem
+
+
+async def test_root_that_ends_while_the_broker_runs(files: BrokerFiles, caplog: pytest.LogCaptureFixture) -> None:
+    """It was announced, is dropped when it ends, and its hosts go on by its successor, which stands behind it."""
+    caplog.set_level(logging.INFO)
+    ends = datetime.now(UTC) + timedelta(seconds=4)
+    ending = renewed_root(files.ca, begins=-DAY, ends=ends - datetime.now(UTC))
+    other = PrivateCa("other")
+    (files.directory / "agent-ca.pem").write_bytes(ending + other.root_pem)
+    async with running(files) as broker:
+        assert f"ends at {ends:%Y-%m-%dT%H:%M:%SZ}; add its successor" in caplog.text
+        await until(lambda: "is passed over; remove it" in caplog.text)
+        assert ending.decode() not in broker.trust.agent_ca_bundle_pem
+        assert "trust_reloaded" in [event["event_type"] for event in await events(broker)]
+        both = ending + renewed_root(files.ca, begins=-DAY, ends=300 * DAY) + other.root_pem
+        (files.directory / "agent-ca.pem").write_bytes(both)
+        await until(lambda: reload_count(broker, "trust", "loaded") == 2)
+        async with connected(broker, files) as channel:
+            await get_identity(channel)
+
+
+async def test_bundle_of_which_everything_has_ended(files: BrokerFiles, caplog: pytest.LogCaptureFixture) -> None:
+    """It isn't taken over a good one; a broker that starts with it says that nobody can connect, and runs."""
+    ended = renewed_root(files.ca, begins=-300 * DAY, ends=-DAY)
+    async with running(files) as broker, connected(broker, files) as channel:
+        (files.directory / "agent-ca.pem").write_bytes(ended)
+        await until(lambda: reload_count(broker, "trust", "rejected") == 1)
+        assert "has no certificate that is still valid" in caplog.text
+        await get_identity(channel)
+    caplog.clear()
+    async with running(files):
+        assert "no agent can connect" in caplog.text
+
+
+async def test_ended_intermediate_is_not_presented(files: BrokerFiles) -> None:
+    """A server chain that still has the intermediate before the present one is presented without it."""
+    chain = files.pair.chain_pem + renewed_root(files.ca, begins=-300 * DAY, ends=-DAY)
+    (files.directory / "server.crt").write_bytes(chain)
+    async with running(files) as broker, connected(broker, files) as channel:
+        await get_identity(channel)
+        assert broker.trust.server_chain_pem == files.pair.chain_pem.decode()
 
 
 @pytest.mark.parametrize(

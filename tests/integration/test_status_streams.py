@@ -132,7 +132,7 @@ async def test_a_stream_outlives_the_policy_and_the_trust_of_its_beginning(
     told = await host.directive()
     assert (told.policy_hash, list(told.renewals)) == (edge.policy.current.hash, [])
     await host.answer(told.nonce)
-    edge.trust.replace(trust_of(edge.ca.issue_server(["localhost"]), edge.ca, PrivateCa("next")))
+    edge.trust.replace(trust_of(edge.ca.issue_server(["localhost"]), edge.ca, PrivateCa("next")), datetime.now(UTC))
     told = await host.directive()
     assert told.trust_bundle_hash == edge.trust.current.bundle.hash
     await host.answer(told.nonce)

@@ -79,10 +79,10 @@ class PrivateCa:
         self.name = name
         self._now = now or datetime.now(UTC).replace(microsecond=0)
         years = timedelta(days=3650)
-        self._root_key = ec.generate_private_key(ec.SECP256R1())
-        self.root = self._ca(f"{name} Root CA", self._root_key, None, None, years)
+        self.root_key = ec.generate_private_key(ec.SECP256R1())
+        self.root = self._ca(f"{name} Root CA", self.root_key, None, None, years)
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self.intermediate = self._ca(f"{name} Intermediate CA", self._key, self.root, self._root_key, years, length=0)
+        self.intermediate = self._ca(f"{name} Intermediate CA", self._key, self.root, self.root_key, years, length=0)
 
     @property
     def root_pem(self) -> bytes:

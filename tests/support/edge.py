@@ -8,7 +8,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -87,7 +87,7 @@ class EdgeServer:
     def __post_init__(self) -> None:
         self.stores = FakeStores.open(self.clock)
         self.server_leaf = self.ca.issue_server(["localhost", "127.0.0.1"])
-        self.trust = TrustInForce(trust_of(self.server_leaf, self.ca))
+        self.trust = TrustInForce(trust_of(self.server_leaf, self.ca), datetime.now(UTC))
         numbers = itertools.count(1)
         self.edge = Edge(
             authenticator=Authenticator(

@@ -157,8 +157,9 @@ class StepCaAuthority:
 
     def _believed(self) -> tuple[PinnedRoots, TrustBundle]:
         """The roots to connect with and what an identity must lead to: both known before anything is sent."""
-        roots = pinned_roots(self._endpoint, self._trust, self._timeout)
-        return roots, self._trust.anchors(roots)
+        now = self._clock.now()
+        roots = pinned_roots(self._endpoint, self._trust, self._timeout, now=now)
+        return roots, self._trust.anchors(roots, now)
 
     def _exchange(
         self,

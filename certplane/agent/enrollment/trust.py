@@ -2,7 +2,7 @@
 
 With a fingerprint alone the root itself is fetched over a connection that isn't verified, which is safe since its hash
 is compared before anything else is sent. With a bundle nothing is fetched. With both they must agree: only the
-bundle's certificates that have the fingerprint count.
+bundle's certificates that have the fingerprint count. What has ended of a bundle counts for nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.agent.enrollment.errors import EnrollmentError, RefusedError, UnreachableError
 from certplane.agent.enrollment.exchange import Endpoint, exchange
-from certplane.config.files import read_file
+from certplane.config.bundles import read_ca_bundle, require_in_force
 from certplane.errors import ConfigurationError, ConfigurationProblem
-from certplane.pki.identity import BundleError, TrustBundle
+from certplane.pki.identity import TrustBundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import timedelta
+    from datetime import datetime, timedelta
     from pathlib import Path
 
 __all__ = ["PinnedRoots", "Trust", "pinned_roots"]
@@ -49,7 +49,7 @@ class Trust:
     issuer_ca_bundle: Path | None
     problem: Callable[[str, str, str], ConfigurationProblem]
 
-    def anchors(self, roots: PinnedRoots) -> TrustBundle:
+    def anchors(self, roots: PinnedRoots, now: datetime) -> TrustBundle:
         """What an identity's chain must lead to. Blocks.
 
         Raises:
@@ -57,20 +57,18 @@ class Trust:
         """
         if self.issuer_ca_bundle is None:
             return TrustBundle(roots.certificates)
-        return self.read_bundle(self.issuer_ca_bundle, _ISSUER_BUNDLE_KEY)
+        return TrustBundle(self.read_bundle(self.issuer_ca_bundle, _ISSUER_BUNDLE_KEY, now))
 
-    def read_bundle(self, path: Path, key: str) -> TrustBundle:
-        """The bundle in `path`, which is the value of `key`. Blocks.
+    def read_bundle(self, path: Path, key: str, now: datetime) -> tuple[x509.Certificate, ...]:
+        """What is in force of the bundle in `path`, which is the value of `key`. Blocks.
 
         Raises:
-            ConfigurationError: it can't be read, or isn't one.
+            ConfigurationError: it can't be read, isn't one, or all of it has ended.
         """
-        pem = read_file(path, at=self.problem(key, "", ""))
-        try:
-            return TrustBundle.from_pem(pem)
-        except BundleError as error:
-            problem = self.problem(key, f"{path} {error}", "put the internal CA's root certificate there, PEM")
-            raise ConfigurationError([problem]) from error
+        at = self.problem(key, "", "")
+        bundle = read_ca_bundle(path, at=at)
+        require_in_force(bundle, now, path, at=at)
+        return bundle.in_force(now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +90,8 @@ class PinnedRoots:
         return context
 
 
-def pinned_roots(endpoint: Endpoint, trust: Trust, timeout: timedelta) -> PinnedRoots:
-    """The roots of the CA at `endpoint`. Blocks.
+def pinned_roots(endpoint: Endpoint, trust: Trust, timeout: timedelta, *, now: datetime) -> PinnedRoots:
+    """The roots of the CA at `endpoint`, those of a bundle as far as they are in force. Blocks.
 
     Raises:
         UnreachableError: the CA can't be asked for its root.
@@ -102,7 +100,7 @@ def pinned_roots(endpoint: Endpoint, trust: Trust, timeout: timedelta) -> Pinned
     """
     if trust.root_ca_bundle is None:
         return PinnedRoots((_fetched(endpoint, trust.fingerprint, timeout),))
-    certificates = trust.read_bundle(trust.root_ca_bundle, _ROOT_BUNDLE_KEY).certificates
+    certificates = trust.read_bundle(trust.root_ca_bundle, _ROOT_BUNDLE_KEY, now)
     if trust.fingerprint:
         certificates = tuple(root for root in certificates if _sha256(root) == trust.fingerprint)
     if not certificates:

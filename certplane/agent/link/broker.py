@@ -1,13 +1,15 @@
 """`Broker` over gRPC: one persistent channel with this host's identity, a deadline on every call.
 
-A channel keeps its certificate for life, so a renewed identity is a new channel: the next call uses it, and the old one
-ends when its calls have. Nothing is retried here: a call that failed is the caller's to repeat, which is safe since the
-same request joins the same order.
+A channel keeps its certificate and its CAs for life, so a renewed identity is a new channel, and so is another bundle:
+the next call uses it, and the old one ends when its calls have. Nothing is retried here: a call that failed is the
+caller's to repeat, which is safe since the same request joins the same order.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import os
 import secrets
 import sys
@@ -20,9 +22,12 @@ import grpc
 from certplane import __version__
 from certplane.agent.link.convert import identity_view, order_view
 from certplane.agent.link.diagnosis import expired_identity, unreachable
+from certplane.agent.link.server_cas import ServerCas
 from certplane.errors import CertplaneError, OperationError, RefusalError
+from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
+from certplane.rpc.proxy import ProxyUse
 from certplane.rpc.status import refusal_from_error
 from certplane.runtime.text import printable
 from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
@@ -40,6 +45,8 @@ __all__ = ["GrpcBroker"]
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 _GRACE = timedelta(minutes=1)
 """What calls under way get when a new identity takes over; longer than any call but a long wait for an order."""
 _MOST_FACT_BYTES = 256
@@ -51,22 +58,34 @@ class GrpcBroker:
 
     Args:
         url: `https://host[:port]`.
-        server_ca_bundle: PEM file with the CAs that the broker's certificate may come from; read at `use_identity`.
+        server_ca_bundle: PEM file with the CAs that the broker's certificate may come from; read at `use_identity`, at
+            `refresh` and when no connection comes about.
         timeout: of a call, beyond what it is asked to wait.
-        clock: says whether the own identity is over.
+        clock: says what is over: the own identity, a CA.
         disk: the pool for reading files and for looking into a failed connection.
+        proxy: whether the environment's proxy is used.
     """
 
     def __init__(
-        self, url: str, *, server_ca_bundle: Path, timeout: timedelta, clock: Clock, disk: BlockingPool
+        self,
+        url: str,
+        *,
+        server_ca_bundle: Path,
+        timeout: timedelta,
+        clock: Clock,
+        disk: BlockingPool,
+        proxy: ProxyUse = ProxyUse.NONE,
     ) -> None:
         self._url = url
-        self._server_ca_bundle = server_ca_bundle
+        self._server_cas = ServerCas(server_ca_bundle)
+        self._server_ca_pem = b""
+        self._proxy = proxy
         self._timeout = timeout
         self._clock = clock
         self._disk = disk
         self._identity: Version | None = None
         self._channel: grpc.aio.Channel | None = None
+        self._replacing = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def use_identity(self, identity: Version) -> None:
@@ -75,13 +94,27 @@ class GrpcBroker:
         Raises:
             OperationError: the identity's or the bundle's files can't be read.
         """
-        credentials = await self._disk.run(self._credentials, identity)
-        old = self._channel
-        self._channel = open_channel(self._url, credentials, user_agent=f"certplane-agent/{__version__}")
-        self._channel.get_state(try_to_connect=True)
-        self._identity = identity
-        if old is not None:
-            self._end(old, _GRACE)
+        async with self._replacing:
+            await self._replace(identity)
+
+    async def refresh(self) -> bool:
+        """Take up another content of the bundle, or the end of a CA in it; whether there is a new channel for it.
+
+        A file that can't be read, as in the middle of a replacement, changes nothing.
+        """
+        async with self._replacing:
+            identity = self._identity
+            if identity is None:
+                return False
+            try:
+                server_ca_pem = await self._disk.run(self._server_cas.read, self._clock.now())
+            except OperationError:
+                return False
+            if server_ca_pem == self._server_ca_pem:
+                return False
+            logger.info("the CAs of the broker's certificate are others now: connecting by those")
+            await self._replace(identity)
+            return True
 
     async def issue(self, *, profile: str, csr_pem: str, replaces_certificate_id: str, wait: timedelta) -> OrderView:
         """See `Broker.issue`."""
@@ -153,7 +186,23 @@ class GrpcBroker:
         expired = expired_identity(identity, self._clock.now())
         if expired is not None:
             return expired
-        return await self._disk.run(unreachable, self._url, self._server_ca_bundle, identity, said)
+        try:
+            present = await self._disk.run(self._server_cas.read, self._clock.now())
+        except OperationError as error:
+            return error
+        if problem := self._server_cas.problem(self._clock.now()):
+            return OperationError(
+                problem,
+                remedy="put the present certificate of the broker's CA there, or set this host's clock; no restart is "
+                "needed",
+            )
+        if present != self._server_ca_pem:
+            return OperationError(
+                f"the broker at {self._url} wasn't reached by the CAs that {self._server_cas.path} had before",
+                remedy="the file has changed since; its present content is taken up within a minute",
+            )
+        look = functools.partial(unreachable, proxy=self._proxy)
+        return await self._disk.run(look, self._url, self._server_ca_pem, identity, said)
 
     async def close(self) -> None:
         """End the channel and those that are still ending, calls included."""
@@ -163,6 +212,18 @@ class GrpcBroker:
         for task in self._closing:
             task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def _replace(self, identity: Version) -> None:
+        credentials, server_ca_pem = await self._disk.run(self._credentials, identity)
+        old = self._channel
+        self._server_ca_pem = server_ca_pem
+        self._channel = open_channel(
+            self._url, credentials, user_agent=f"certplane-agent/{__version__}", proxy=self._proxy
+        )
+        self._channel.get_state(try_to_connect=True)
+        self._identity = identity
+        if old is not None:
+            self._end(old, _GRACE)
 
     def _certificates(self) -> certificate_pb2_grpc.CertificateServiceStub:
         return certificate_pb2_grpc.CertificateServiceStub(self._open())
@@ -208,13 +269,15 @@ class GrpcBroker:
         late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         return late and self._open().get_state() is not grpc.ChannelConnectivity.READY
 
-    def _credentials(self, identity: Version) -> grpc.ChannelCredentials:
+    def _credentials(self, identity: Version) -> tuple[grpc.ChannelCredentials, bytes]:
+        now = self._clock.now()
+        server_ca_pem = self._server_cas.read(now)
         try:
             pair = KeyPair(
                 private_key_pem=(identity.path / "privkey.pem").read_bytes(),
-                chain_pem=(identity.path / "fullchain.pem").read_bytes(),
+                chain_pem=presentable((identity.path / "fullchain.pem").read_bytes(), now),
             )
-            return channel_credentials(self._server_ca_bundle.read_bytes(), pair)
+            return channel_credentials(server_ca_pem, pair), server_ca_pem
         except OSError as error:
             raise OperationError(
                 f"{error.filename} can't be read: {error.strerror}",

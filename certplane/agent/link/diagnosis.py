@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from certplane.errors import OperationError
 from certplane.rpc.handshake import handshake_failure
+from certplane.rpc.proxy import ProxyUse, proxy_for
 from certplane.runtime.connection import ConnectionFailure
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from pathlib import Path
 
     from certplane.agent.model import Version
 
@@ -20,6 +21,8 @@ _CHECK_AGENT_CA = "check that the internal CA's root is in the broker's server.m
 _REMEDIES = {
     ConnectionFailure.NOT_FOUND: "check broker.url and this host's resolver",
     ConnectionFailure.UNREACHABLE: "check that the broker runs and its port is open",
+    ConnectionFailure.PROXY: "correct the proxy variables of the agent's environment, put the broker into no_proxy, or "
+    "drop broker.proxy",
     ConnectionFailure.TIMEOUT: "check the network between this host and the broker",
     ConnectionFailure.NO_TLS: f"check that broker.url is the broker's own port; {_CHECK_AGENT_CA}",
     ConnectionFailure.UNTRUSTED: "check broker.server_ca_bundle against the CA of the broker's certificate",
@@ -43,21 +46,28 @@ def expired_identity(identity: Version, now: datetime) -> OperationError | None:
     )
 
 
-def unreachable(url: str, server_ca_bundle: Path, identity: Version, said: str) -> OperationError:
+def unreachable(
+    url: str, server_ca_pem: bytes, identity: Version, said: str, *, proxy: ProxyUse = ProxyUse.NONE
+) -> OperationError:
     """The error for a broker that no call reaches; blocks.
 
     Args:
         url: `https://host[:port]` of the broker.
-        server_ca_bundle: the CAs that its certificate may come from.
+        server_ca_pem: the CAs that its certificate may come from, as gRPC has them.
         identity: what this host presents.
         said: gRPC's own words, for when the handshake finds nothing wrong.
+        proxy: whether gRPC uses the environment's proxy.
     """
     chain, key = identity.path / "fullchain.pem", identity.path / "privkey.pem"
-    failure = handshake_failure(url, server_ca_bundle=server_ca_bundle, chain=chain, key=key)
+    failure = handshake_failure(url, server_ca_pem=server_ca_pem, chain=chain, key=key, proxy=proxy)
     broker = f"the broker at {url}"
     if failure is None:
-        cause = f"{broker} didn't take the call ({said})"
-        return OperationError(cause, remedy="the connection itself works; try again")
+        by = proxy_for(urlsplit(url).hostname or "", proxy)
+        way = "" if by is None else f" through the proxy {by}"
+        return OperationError(
+            f"{broker} didn't take the call{way} ({said}), though a TLS handshake there succeeds",
+            remedy="try again; if it stays so, look at the broker's log",
+        )
     if failure.refused:
         return IdentityNotAcceptedError(
             f"{broker} doesn't accept this host's identity (serial {identity.serial_number}, until "
@@ -67,6 +77,6 @@ def unreachable(url: str, server_ca_bundle: Path, identity: Version, said: str) 
     if failure.kind is None:
         return OperationError(
             f"the files for the connection to {broker} can't be used: {failure.phrase}",
-            remedy=f"check {server_ca_bundle} and {identity.path}",
+            remedy=f"check broker.server_ca_bundle and {identity.path}",
         )
     return OperationError(f"{broker} {failure.phrase}", remedy=_REMEDIES[failure.kind])

@@ -7,14 +7,16 @@ a host that its operator did not choose.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from certplane.config.files import read_file
+from certplane.config.bundles import read_ca_bundle
 from certplane.errors import ConfigurationError, ConfigurationProblem
-from certplane.pki.pem import PemError, decode_pem, pem_text
+from certplane.pki.bundle import encode_certificates
+from certplane.runtime.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +32,8 @@ __all__ = [
 ]
 
 _HTTPS_PORT = 443
-_MOST_ROOTS = 1000
+
+logger = logging.getLogger(__name__)
 
 
 class ForbiddenUrlError(ValueError):
@@ -105,17 +108,18 @@ def roots_context(ca_bundle: Path | None) -> ssl.SSLContext:
     """`trusted_roots` where no key is known; a problem names the file alone.
 
     The file is read by `certplane.pki.pem`, and not by OpenSSL: that passes over what it can't read, such as a first
-    certificate behind a byte order mark, and each call would then end with "unable to get issuer certificate".
+    certificate behind a byte order mark, and each call would then end with "unable to get issuer certificate". What of
+    it is of use now is what counts (`certplane.pki.bundle`); what isn't, or soon won't be, is logged.
     """
     if ca_bundle is None:
         return ssl.create_default_context()
-    content = read_file(ca_bundle, at=ConfigurationProblem("", None, "", ""))
-    try:
-        blocks = decode_pem(pem_text(content), "CERTIFICATE", max_blocks=_MOST_ROOTS, max_length=len(content))
-        return ssl.create_default_context(cadata=b"".join(der for _, der in blocks))
-    except (PemError, OSError, ValueError) as error:
-        message = f"{ca_bundle} can't be used: {error}" if isinstance(error, OSError) else f"{ca_bundle} {error}"
-        raise ConfigurationError([ConfigurationProblem("", None, "", message, "name a PEM file with roots")]) from error
+    bundle = read_ca_bundle(ca_bundle, at=ConfigurationProblem("", None, "", ""), only_cas=False)
+    now = SystemClock().now()
+    problem = bundle.nothing_left(now)
+    for line in [problem] if problem else bundle.warnings(now):
+        logger.warning("%s: %s", ca_bundle, line)
+    roots = bundle.pem(now) or encode_certificates(bundle.certificates)
+    return ssl.create_default_context(cadata=roots.decode("ascii"))
 
 
 def _authority(url: str, schemes: tuple[str, ...] = ("https",)) -> tuple[str, int]:

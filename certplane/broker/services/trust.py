@@ -5,7 +5,9 @@ Rules it keeps:
 - Nothing is handed to grpc that was not loaded first: its core takes a key that doesn't match its certificate, or a
   bundle that is none, and keeps the old configuration without a word to Python.
 - What was checked is what is handed over: certificates and key are written anew from what was parsed.
-- A bundle may hold several roots, so that an old and a new internal CA overlap while hosts move.
+- A bundle may hold several roots, so that an old and a new internal CA overlap while hosts move. What has ended of the
+  bundle, or of the chain that is presented, is not handed over: a handshake may fail by it though its successor is
+  there. `TrustInForce.refresh` drops it when it ends.
 
 Reading again, and what to do when it fails, is `certplane.broker.reload`'s.
 """
@@ -18,12 +20,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from certplane.config.files import read_file, read_private_file
 from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.pki.bundle import BundleError, CaBundle, encode_certificates, presentable
 from certplane.pki.chain import CertificateFacts, ChainError, leaf_facts, split_chain
-from certplane.pki.identity import BundleError, TrustBundle
+from certplane.pki.identity import TrustBundle
 from certplane.pki.keys import PrivateKeyError, load_private_key, private_key_pem, public_key_sha256
 from certplane.pki.pem import PemError, pem_text
 from certplane.rpc.credentials import KeyPair, ServerTls
@@ -133,24 +134,38 @@ class Trust:
     server: CertificateFacts
     bundle: TrustBundle
 
-    @property
-    def bundle_pem(self) -> bytes:
-        """The bundle's certificates, PEM, without what stood between them."""
-        return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in self.bundle.certificates)
+    def bundle_pem(self, now: datetime) -> bytes:
+        """What of the bundle is in force now, PEM; all of it once everything has ended, which lets nobody in."""
+        return self._cas.pem(now) or encode_certificates(self.bundle.certificates)
+
+    def presented(self, now: datetime) -> KeyPair:
+        """The pair as it is presented now: without the intermediates that have ended."""
+        return KeyPair(self.pair.private_key_pem, presentable(self.pair.chain_pem, now))
+
+    def ca_not_after(self, now: datetime) -> datetime:
+        """When the next of the bundle's CAs ends, those with a successor passed over."""
+        return self._cas.next_end(now)
+
+    def ca_problem(self, now: datetime) -> str:
+        """Why nobody can be let in by the bundle now, going on from the file's name; empty if somebody can."""
+        return self._cas.nothing_left(now)
+
+    def ca_warnings(self, now: datetime) -> list[str]:
+        """What of the bundle has ended or ends soon, a line each."""
+        return self._cas.warnings(now)
 
     @property
-    def ca_not_after(self) -> datetime:
-        """When the first of the bundle's CAs ends."""
-        return min(certificate.not_valid_after_utc for certificate in self.bundle.certificates)
+    def _cas(self) -> CaBundle:
+        return CaBundle(self.bundle.certificates)
 
 
 class TrustInForce:
     """What the broker presents and trusts now. Changed from the event loop; read from anywhere."""
 
-    def __init__(self, trust: Trust) -> None:
+    def __init__(self, trust: Trust, now: datetime) -> None:
         self._trust = trust
-        self._bundle_pem = trust.bundle_pem
-        self.tls = ServerTls(trust.pair, self._bundle_pem)
+        self._pair, self._bundle_pem = trust.presented(now), trust.bundle_pem(now)
+        self.tls = ServerTls(self._pair, self._bundle_pem)
 
     @property
     def current(self) -> Trust:
@@ -164,17 +179,24 @@ class TrustInForce:
 
     @property
     def agent_ca_bundle_pem(self) -> str:
-        """The same as PEM."""
+        """The CAs that are handed to new connections' handshakes, as PEM."""
         return self._bundle_pem.decode("ascii")
 
     @property
     def server_chain_pem(self) -> str:
         """What new connections are presented, leaf first."""
-        return self._trust.pair.chain_pem.decode("ascii")
+        return self._pair.chain_pem.decode("ascii")
 
-    def replace(self, trust: Trust) -> None:
+    def replace(self, trust: Trust, now: datetime) -> None:
         """Put `trust` in force: for new connections their handshake, for all of them the next call."""
-        bundle_pem = trust.bundle_pem
-        self.tls.replace(trust.pair, bundle_pem)
         self._trust = trust
-        self._bundle_pem = bundle_pem
+        self.refresh(now)
+
+    def refresh(self, now: datetime) -> bool:
+        """Hand over what is of use now, if that is something else than before; whether it is."""
+        pair, bundle_pem = self._trust.presented(now), self._trust.bundle_pem(now)
+        if (pair, bundle_pem) == (self._pair, self._bundle_pem):
+            return False
+        self._pair, self._bundle_pem = pair, bundle_pem
+        self.tls.replace(pair, bundle_pem)
+        return True

@@ -397,7 +397,7 @@ async def test_stopping_finishes_an_installation_that_has_begun(make_world: Make
     ("spoil", "words"),
     [
         pytest.param(lambda path: path.unlink(), "does not exist", id="missing"),
-        pytest.param(lambda path: path.write_text("nothing"), "holds no certificate in PEM", id="no certificate"),
+        pytest.param(lambda path: path.write_text("nothing"), "holds no PEM block CERTIFICATE", id="no certificate"),
     ],
 )
 async def test_a_wrong_ca_bundle_is_a_configuration_error(

@@ -16,12 +16,16 @@ from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
 from certplane.agent.model import Version
 from certplane.errors import OperationError
+from certplane.rpc.proxy import ProxyUse
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.pool import BlockingPool
 from certplane.sandbox.certificates import CertificateAuthority
 from certplane.sandbox.loopback import free_port
 from tests.fakes.agent_broker import FakeBroker
+from tests.fakes.clock import ManualClock
 from tests.support.broker_server import BrokerServer
+from tests.support.bundles import DAY, pem, root
+from tests.support.connect_proxy import ConnectProxy
 from tests.support.identities import identity_version
 from tests.support.lineages import LocalIssuer
 
@@ -259,3 +263,154 @@ async def test_no_call_before_an_identity(world: World) -> None:
     )
     with pytest.raises(RuntimeError):
         await link.get_identity()
+
+
+def _successor(world: World) -> bytes:
+    return pem(root(world.server_ca, begins=-DAY, ends=3650 * DAY))
+
+
+def _ended(world: World) -> bytes:
+    return pem(root(world.server_ca, begins=-3650 * DAY, ends=-DAY))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(lambda world: _ended(world) + _successor(world), id="ended root first"),
+        pytest.param(lambda world: _successor(world) + _ended(world), id="ended root last"),
+        pytest.param(lambda world: _ended(world) * 3 + _successor(world) * 2, id="both repeated"),
+        pytest.param(lambda world: b"\xef\xbb\xbf" + world.server_ca.pem, id="byte order mark"),
+        pytest.param(lambda world: world.server_ca.pem.replace(b"\n", b"\r\n"), id="CRLF"),
+        pytest.param(lambda world: b"Subject: CN = M\xfcller\n" + world.server_ca.pem, id="text in front"),
+        pytest.param(
+            lambda world: pem(root(world.server_ca, begins=DAY, ends=4000 * DAY)) + _successor(world),
+            id="root that is not valid yet first",
+        ),
+    ],
+)
+async def test_bundles_as_people_keep_them(world: World, content: Callable[[World], bytes]) -> None:
+    """A real gRPC client connects by the bundle, whatever stands in it beside the CA that counts."""
+    world.bundle.write_bytes(content(world))
+    async with world.server() as server:
+        link = GrpcBroker(
+            server.url, server_ca_bundle=world.bundle, timeout=5 * SECOND, clock=world.clock, disk=world.pool
+        )
+        await world.call(link, world.identity)
+        await link.close()
+
+
+async def test_everything_in_the_bundle_has_ended(world: World) -> None:
+    """The file and the date are told, not gRPC's words."""
+    world.bundle.write_bytes(_ended(world))
+    async with world.server() as server:
+        error = await world.failure(server.url)
+    assert f"{world.bundle} has no certificate that is still valid" in error.message
+    assert "ended at" in error.message
+    assert "present certificate" in error.remedy
+
+
+async def test_bundle_with_a_private_key(world: World) -> None:
+    """The agent's bundle is refused with a key in it, as the broker's is."""
+    world.bundle.write_bytes(world.server_ca.pem + b"-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n")
+    error = await world.failure("https://localhost:1")
+    assert "holds a private key" in error.message
+
+
+async def test_another_bundle_needs_no_restart(world: World) -> None:
+    """A CA that was added counts for the next calls, and a call in between says why it failed."""
+    world.bundle.write_bytes(CertificateAuthority.root("Another").pem)
+    async with world.server() as server:
+        link = GrpcBroker(
+            server.url, server_ca_bundle=world.bundle, timeout=5 * SECOND, clock=world.clock, disk=world.pool
+        )
+        await link.use_identity(world.identity)
+        assert not await link.refresh()
+        world.bundle.write_bytes(world.server_ca.pem)
+        with pytest.raises(OperationError, match="had before"):
+            await link.get_identity()
+        assert await link.refresh()
+        await link.get_identity()
+        world.bundle.write_bytes(b"half writ")
+        assert not await link.refresh()
+        await link.get_identity()
+        await link.close()
+
+
+async def test_an_ended_ca_counts_no_longer(world: World) -> None:
+    """What ends while the agent runs is dropped then, though the file stays as it is."""
+    clock = ManualClock(world.clock.now())
+    world.bundle.write_bytes(pem(root(world.server_ca, begins=-DAY, ends=DAY)) + CertificateAuthority.root("Other").pem)
+    link = GrpcBroker(
+        "https://localhost:1", server_ca_bundle=world.bundle, timeout=SECOND, clock=clock, disk=world.pool
+    )
+    await link.use_identity(world.identity)
+    assert not await link.refresh()
+    clock.advance(2 * DAY)
+    assert await link.refresh()
+    await link.close()
+
+
+@pytest.mark.parametrize("variable", ["https_proxy", "http_proxy", "grpc_proxy"])
+async def test_no_proxy_is_used_unless_told(world: World, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """A proxy for the way to the Internet, in the environment of a shell, has no part in an internal link."""
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
+    async with world.server() as server:
+        link = GrpcBroker(
+            server.url, server_ca_bundle=world.bundle, timeout=5 * SECOND, clock=world.clock, disk=world.pool
+        )
+        await world.call(link, world.identity)
+        await link.close()
+
+
+async def test_the_proxy_is_named_where_one_is_used(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `broker.proxy: environment` a proxy that isn't there is the cause, and `no_proxy` a remedy."""
+    proxy = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("https_proxy", proxy)
+    async with world.server() as server:
+        link = GrpcBroker(
+            server.url,
+            server_ca_bundle=world.bundle,
+            timeout=5 * SECOND,
+            clock=world.clock,
+            disk=world.pool,
+            proxy=ProxyUse.ENVIRONMENT,
+        )
+        with pytest.raises(OperationError) as failed:
+            await world.call(link, world.identity)
+        await link.close()
+        assert f"the proxy {proxy} (https_proxy)" in str(failed.value)
+        assert "no_proxy" in failed.value.remedy
+        monkeypatch.setenv("no_proxy", "localhost")
+        link = GrpcBroker(
+            server.url,
+            server_ca_bundle=world.bundle,
+            timeout=5 * SECOND,
+            clock=world.clock,
+            disk=world.pool,
+            proxy=ProxyUse.ENVIRONMENT,
+        )
+        await world.call(link, world.identity)
+        await link.close()
+
+
+async def test_a_proxy_that_was_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls go through it, and so does the look at why there is no connection."""
+    async with ConnectProxy().running() as proxy, world.server() as server:
+        monkeypatch.setenv("https_proxy", proxy.url.replace("http://", "http://user:pa%73s@"))
+        link = GrpcBroker(
+            server.url,
+            server_ca_bundle=world.bundle,
+            timeout=5 * SECOND,
+            clock=world.clock,
+            disk=world.pool,
+            proxy=ProxyUse.ENVIRONMENT,
+        )
+        await world.call(link, world.identity)
+        assert proxy.targets == [f"localhost:{server.port}"]
+        said = str(await link.why_unreachable("said"))
+        assert f"through the proxy {proxy.url} (https_proxy)" in said
+        assert "pass" not in said
+        proxy.status = 407
+        assert f"refuses to connect to localhost:{server.port} (HTTP 407)" in str(await link.why_unreachable("said"))
+        await link.close()
+    assert set(proxy.authorizations) == {"Basic dXNlcjpwYXNz"}

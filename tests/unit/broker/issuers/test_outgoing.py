@@ -158,8 +158,8 @@ def test_roots_are_the_only_ones(tmp_path: Path) -> None:
         pytest.param(b"", "no PEM block", id="empty"),
         pytest.param(b"\xff\xfe-", "UTF-16", id="utf-16"),
         pytest.param(b"-----BEGIN CERTIFICATE-----\nAAAA\n", "cut off", id="cut-off"),
-        pytest.param(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "can't be used", id="junk"),
-        pytest.param(private_key_pem(generate_private_key(KeyType.EC_P256)), "PRIVATE KEY", id="key"),
+        pytest.param(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "can't be read", id="junk"),
+        pytest.param(private_key_pem(generate_private_key(KeyType.EC_P256)), "holds a private key", id="key"),
     ],
 )
 def test_roots_that_are_none(content: bytes, phrase: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_takes_files_as_tools_write_them(change: Change, part: str) -> None:
     trust = _check(change, part)
     assert trust.pair.chain_pem.decode() == _leaf().fullchain_pem
     assert trust.pair.private_key_pem == private_key_pem(ec_key())
-    assert trust.bundle_pem == _authority().root_pem
+    assert trust.bundle_pem(datetime.now(UTC)) == _authority().root_pem
 
 
 @pytest.mark.parametrize(
