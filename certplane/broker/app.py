@@ -178,6 +178,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             stack.callback(issuer.close)
         solver = adapters.solver(settings, secrets, clock, rng)
         stack.push_async_callback(solver.close)
+        trust = TrustInForce(prepared.trust, clock.now())
         authority = RegistrationAuthority(
             IssuancePorts(
                 policies=prepared.policy,
@@ -185,6 +186,8 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 certificates=stores.certificates,
                 keys=stores.keys,
                 identities=stores.identities,
+                deny_list=stores.deny_list,
+                trust=trust,
                 audit=stores.audit,
                 denials=denials,
                 issuers=issuers,
@@ -199,7 +202,6 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             _issuance_settings(settings, accounts.values()),
         )
-        trust = TrustInForce(prepared.trust, clock.now())
         edge = Edge(
             authenticator=Authenticator(
                 trust=trust,

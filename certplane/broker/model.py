@@ -34,6 +34,7 @@ __all__ = [
     "KeyUse",
     "KnownIdentity",
     "Order",
+    "OrderCause",
     "OrderDraft",
     "OrderState",
     "PreflightCheck",
@@ -89,6 +90,8 @@ class Caller:
     user_agent: str = ""
     not_before: datetime = _LONG_AGO
     """Start of its certificate's validity: which of two certificates of one identity is the newer."""
+    anchor: str = ""
+    """The CA of the bundle that its certificate leads to (`certplane.pki.identity.anchor_of`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,37 @@ class TxtRecord:
     credentials: str = ""
 
 
+class OrderCause(StrEnum):
+    """Why an order is asked for, as far as the broker can tell; values are stored and shown.
+
+    `asked_for` are those that somebody else than the caller wants, or that are due: limits for hosts that run wild
+    don't hold them up.
+    """
+
+    ORDINARY = "ordinary"
+    """A first certificate, another one beside those that there are, and whatever isn't one of the others."""
+    EARLY = "early"
+    """The renewal of what is far from due, which nobody but the caller wants."""
+    WITHDRAWN = "withdrawn"
+    """In place of what its own holder has revoked."""
+    REVOKED = "revoked"
+    """In place of what an operator has revoked."""
+    OPERATOR = "operator"
+    """An operator asked for it."""
+    ISSUER = "issuer"
+    """The CA advises it: its window has begun (RFC 9773)."""
+    DUE = "due"
+    """The renewal of what is in use and due."""
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether limits for hosts that run wild don't hold it up."""
+        return self in _ASKED_FOR
+
+
+_ASKED_FOR = frozenset({OrderCause.REVOKED, OrderCause.OPERATOR, OrderCause.ISSUER, OrderCause.DUE})
+
+
 @dataclass(frozen=True, slots=True)
 class OrderDraft:
     """An order before the store has given it an id and times; what makes it unique is `key`."""
@@ -159,6 +193,16 @@ class OrderDraft:
     request_id: str
     identity_serial: str = ""
     replaces_certificate_id: str = ""
+    identity_issuer: str = ""
+    """With `identity_serial`, the identity's certificate that asked; empty in orders of before release 0.3."""
+    identity_anchor: str = ""
+    """The CA of the bundle that it led to."""
+    cause: OrderCause = OrderCause.ORDINARY
+    """Why it is wanted; the store makes ORDINARY of what another order has taken already."""
+    ask_time: datetime | None = None
+    """Since when somebody else than the caller wants it."""
+    retry_epoch: str = ""
+    """In which retry epoch it is asked for."""
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...], str, str]:
@@ -183,6 +227,8 @@ class Order(OrderDraft):
     certificate_id: str = ""
     error: Refusal | None = None
     retry_time: datetime | None = None
+    finalize_time: datetime | None = None
+    """When it was decided to send the CSR: from then on there may be a certificate of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +258,8 @@ class CertificateRecord:
     deliver_time: datetime | None = None
     revoke_time: datetime | None = None
     revocation_reason: RevocationReason | None = None
+    withdrawn: bool = False
+    """Revoked by its own holder, and by no operator."""
 
 
 class RevocationReason(StrEnum):
@@ -233,10 +281,15 @@ class KeyRotation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyUse:
-    """What the store knows of a public key: who used it first, and whether it is blocked (compromised, or spent)."""
+    """What the store knows of a public key: who used it first, and what it may still be used for.
+
+    `blocked`: compromised, or the CA may have issued for it what isn't stored; nobody gets anything for it. `spent`: a
+    certificate of it was revoked; its other certificates stand, and there is no new one, for its holder neither.
+    """
 
     identity: str
     blocked: bool
+    spent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

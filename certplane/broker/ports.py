@@ -64,6 +64,7 @@ __all__ = [
     "EnrollmentStore",
     "IdentityLedger",
     "IdentityRegister",
+    "IdentityTrust",
     "Issuer",
     "KeepsSecrets",
     "KeyLedger",
@@ -206,9 +207,18 @@ class CertificateStore(Protocol):
         ...
 
     async def mark_revoked(
-        self, certificate_id: str, reason: RevocationReason, time: datetime, events: Sequence[AuditEvent]
+        self,
+        certificate_id: str,
+        reason: RevocationReason,
+        time: datetime,
+        events: Sequence[AuditEvent],
+        *,
+        by_holder: bool = False,
     ) -> CertificateRecord:
-        """Record the revocation; KEY_COMPROMISE also blocks the key. Doing it again keeps the first time."""
+        """Record the revocation, which spends the key; KEY_COMPROMISE also blocks it.
+
+        Doing it again keeps the first time; `by_holder`, nobody else has asked for it, holds if it does each time.
+        """
         ...
 
 
@@ -224,11 +234,18 @@ class DenyList(Protocol):
     """Identities that an operator has shut out. Readers see a change at most a second after it is durable."""
 
     def denied(self, name: str, issuer: str, serial_number: str) -> DenyEntry | None:
-        """The entry that shuts this identity out, from memory: called on every call."""
+        """The entry that shuts this identity out, from memory: called on every call.
+
+        Without an issuer (an order of before it was kept) an entry of the serial number alone does.
+        """
         ...
 
     async def deny(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> None:
-        """Add an entry, durable."""
+        """Add an entry, durable, and end the open orders of whom it shuts out, in the same transaction.
+
+        Each such order is FAILED with IDENTITY_REVOKED and has an event of its own. One that is FINALIZING stays open:
+        the CA may have issued, and what it has must be known to be revoked.
+        """
         ...
 
     async def allow(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> bool:
@@ -237,6 +254,14 @@ class DenyList(Protocol):
 
     async def entries(self) -> Sequence[DenyEntry]:
         """All entries, oldest first."""
+        ...
+
+
+class IdentityTrust(Protocol):
+    """The internal CAs whose certificates are identities, as they are now."""
+
+    def trusts(self, anchor: str) -> bool:
+        """Whether the CA is still one of them; `anchor` as `Caller.anchor` has it. From memory."""
         ...
 
 
@@ -296,7 +321,8 @@ class IdentityRegister(Protocol):
         """Put `settled` in the place of `seen`, and change the deny-list with it, in one durable transaction.
 
         False, and nothing is changed, if the identity's certificates or its contest aren't those of `seen` any more.
-        Counts of displaced streams are kept, whatever `settled` says.
+        Counts of displaced streams are kept, whatever `settled` says. Open orders of whom it shuts out end as with
+        `DenyList.deny`.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE, or AUDIT_UNAVAILABLE under `fail_closed`.

@@ -20,6 +20,7 @@ from functools import cached_property, lru_cache
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
@@ -36,6 +37,7 @@ __all__ = [
     "IdentityVerifier",
     "TrustBundle",
     "VerifiedPath",
+    "anchor_of",
     "verify_identity",
 ]
 
@@ -81,6 +83,11 @@ class TrustBundle:
         return cls(CaBundle.from_pem(pem).certificates)
 
     @cached_property
+    def anchors(self) -> frozenset[str]:
+        """What `anchor_of` says of its certificates."""
+        return frozenset(map(anchor_of, self.certificates))
+
+    @cached_property
     def store(self) -> Store:
         """The anchors as the verifier takes them."""
         return Store(list(self.certificates))
@@ -115,11 +122,12 @@ class IdentityCertificate:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedPath:
-    """An identity and the time in which the whole path that proved it is valid."""
+    """An identity and the time in which the whole path that proved it is valid; `anchor` is where the path ends."""
 
     identity: IdentityCertificate
     not_before: datetime
     not_after: datetime
+    anchor: str = ""
 
 
 class IdentityVerifier:
@@ -185,7 +193,14 @@ def _verify_path(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: da
         identity=identity,
         not_before=max(certificate.not_valid_before_utc for certificate in path),
         not_after=min(certificate.not_valid_after_utc for certificate in path),
+        anchor=anchor_of(path[-1]),
     )
+
+
+def anchor_of(certificate: x509.Certificate) -> str:
+    """What stays of a CA when its certificate is renewed: SHA-256 over its name and its key."""
+    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(certificate.subject.public_bytes() + key).hexdigest()
 
 
 @lru_cache(maxsize=64)

@@ -242,8 +242,41 @@ async def test_a_key_is_known_from_its_first_order(store: StoreHarness) -> None:
 async def test_a_compromised_key_is_blocked(
     store: StoreHarness, reasons: list[RevocationReason], blocked: bool
 ) -> None:
-    """Only keyCompromise blocks the key, also if the certificate was revoked before for another reason."""
+    """Every revocation spends the key, only keyCompromise blocks it, also if it was revoked for another reason before."""
     record = await store.issue(key="key-a")
     for reason in reasons:
         await store.stores.certificates.mark_revoked(record.certificate_id, reason, store.clock.now(), [])
-    assert await store.stores.keys.key_use("key-a") == KeyUse(WEB1, blocked=blocked)
+    assert await store.stores.keys.key_use("key-a") == KeyUse(WEB1, blocked=blocked, spent=True)
+
+
+@pytest.mark.parametrize(
+    ("by_holder", "withdrawn"),
+    [
+        pytest.param([True], True, id="holder"),
+        pytest.param([False], False, id="operator"),
+        pytest.param([True, False], False, id="holder, then operator"),
+        pytest.param([False, True], False, id="operator, then holder"),
+        pytest.param([True, True], True, id="holder again"),
+    ],
+)
+async def test_who_has_revoked_is_kept(store: StoreHarness, by_holder: list[bool], withdrawn: bool) -> None:
+    """What an operator has revoked, first or later, isn't only its holder's wish."""
+    record = await store.issue(key="key-a")
+    reason, now = RevocationReason.SUPERSEDED, store.clock.now()
+    for mine in by_holder:
+        await store.stores.certificates.mark_revoked(record.certificate_id, reason, now, [], by_holder=mine)
+    found = await store.stores.certificates.get_certificate(record.certificate_id)
+    assert found is not None
+    assert found.withdrawn is withdrawn
+
+
+async def test_a_spent_key_gets_no_order(store: StoreHarness) -> None:
+    """Neither anew nor with another profile; what is open for it can be joined, and ends by being asked again."""
+    record = await store.issue(key="key-a")
+    order = await store.open_order(public_key_sha256="key-a")
+    reason, now = RevocationReason.SUPERSEDED, store.clock.now()
+    await store.stores.certificates.mark_revoked(record.certificate_id, reason, now, [])
+    assert (await store.open_order(public_key_sha256="key-a")).order_id == order.order_id
+    with pytest.raises(RefusalError) as caught:
+        await store.open_order(public_key_sha256="key-a", profile_hash="other")
+    assert caught.value.refusal.reason is Reason.KEY_REUSED

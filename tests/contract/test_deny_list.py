@@ -8,7 +8,9 @@ from datetime import timedelta
 
 import pytest
 
-from certplane.broker.model import AuditEventType, DenyEntry, EnrollmentReport
+from certplane.broker.issuance import authorisation
+from certplane.broker.model import AuditEventType, DenyEntry, EnrollmentReport, OrderState
+from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness
 
@@ -137,3 +139,65 @@ async def test_a_report_replaces_the_one_before(store: StoreHarness) -> None:
     for version in ("0.1.0", "0.2.0"):
         await store.stores.enrollments.record_report(replace(report, agent_version=version), [store.event()])
     assert len(await store.event_ids()) == 2
+
+
+# Orders of whom is shut out
+
+SERIAL = DenyEntry(issuer=ISSUER, serial_number="1f")
+FINALIZING = OrderChange(state=OrderState.FINALIZING)
+
+
+@pytest.mark.parametrize(
+    ("entry", "facts", "ends"),
+    [
+        pytest.param(DenyEntry(name=NAME), {}, True, id="name"),
+        pytest.param(DenyEntry(name="spiffe://example.org/host/web2"), {}, False, id="another name"),
+        pytest.param(SERIAL, {"identity_issuer": ISSUER, "identity_serial": "1f"}, True, id="serial"),
+        pytest.param(SERIAL, {"identity_issuer": "CN=Other", "identity_serial": "1f"}, False, id="another issuer"),
+        pytest.param(SERIAL, {"identity_issuer": ISSUER, "identity_serial": "2f"}, False, id="another serial"),
+        pytest.param(SERIAL, {"identity_serial": "1f"}, True, id="serial, of an older release"),
+    ],
+)
+async def test_who_is_shut_out_has_no_open_orders(
+    store: StoreHarness, entry: DenyEntry, facts: dict[str, str], ends: bool
+) -> None:
+    """They end in the same transaction, with an event each that says why; a later order isn't held up by them."""
+    order = await store.open_order(identity=NAME, **facts)
+    deny = store.event(AuditEventType.IDENTITY_DENIED)
+    await store.stores.deny_list.deny(entry, [deny])
+
+    found = await store.stores.orders.get_order(order.order_id)
+    assert found is not None
+    records = await store.stores.audit.tail(10)
+    assert records[0]["event_id"] == deny.event_id
+    if not ends:
+        assert found == order
+        assert len(records) == 1
+        return
+    assert (found.state, found.error) == (OrderState.FAILED, authorisation.shut_out())
+    assert [(record["order_id"], record["reason_code"]) for record in records[1:]] == [
+        (order.order_id, "IDENTITY_REVOKED")
+    ]
+    assert await store.stores.orders.unfinished_orders() == []
+    assert (await store.open_order(identity=NAME, **facts)).order_id != order.order_id
+
+
+async def test_what_the_ca_may_have_issued_stays_open(store: StoreHarness) -> None:
+    """An order that is FINALIZING is followed to its end; one that has ended stays as it is."""
+    await store.open_order(identity=NAME)
+    (order,) = await store.stores.orders.unfinished_orders()
+    await store.stores.orders.change_order(order.order_id, FINALIZING)
+    await store.stores.deny_list.deny(DenyEntry(name=NAME), [store.event()])
+    (found,) = await store.stores.orders.unfinished_orders()
+    assert found.state is OrderState.FINALIZING
+    assert len(await store.event_ids()) == 1
+
+
+async def test_an_audit_log_that_fails_shuts_nobody_out(store: StoreHarness) -> None:
+    """fail_closed: neither the entry nor the end of the orders stands without its events."""
+    await store.open_order(identity=NAME)
+    with store.audit_broken(), pytest.raises(RefusalError) as caught:
+        await store.stores.deny_list.deny(DenyEntry(name=NAME), [store.event()])
+    assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
+    assert len(await store.stores.orders.unfinished_orders()) == 1
+    assert await store.stores.deny_list.entries() == []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
 from certplane.broker.fleet.model import CertificateStatus, HostStream, RequestedRenewal
+from certplane.broker.issuance.authorisation import shut_out
+from certplane.broker.issuance.events import denied_order
 from certplane.broker.model import (
     AuditEvent,
     CertificateRecord,
@@ -17,6 +19,7 @@ from certplane.broker.model import (
     KeyUse,
     KnownIdentity,
     Order,
+    OrderState,
 )
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
@@ -96,6 +99,30 @@ class FakeDatabase:
         other.hosts = copy.deepcopy(self.hosts)
         other._ids = self._ids
         return other
+
+    def ended_by(self, entry: DenyEntry, time: datetime) -> list[AuditEvent]:
+        """The events of the orders that end when `entry` shuts their identity out."""
+        return [denied_order(order, shut_out(), time) for order in self._orders_of(entry)]
+
+    def end_orders(self, entry: DenyEntry, time: datetime) -> None:
+        """End those orders."""
+        for order in self._orders_of(entry):
+            self.orders[order.order_id] = replace(
+                order, state=OrderState.FAILED, update_time=time, error=shut_out(), retry_time=time
+            )
+
+    def _orders_of(self, entry: DenyEntry) -> list[Order]:
+        return [
+            order
+            for order in self.orders.values()
+            if order.state.is_open
+            and order.state is not OrderState.FINALIZING
+            and (
+                order.identity == entry.name
+                if entry.name
+                else order.identity_serial == entry.serial_number and order.identity_issuer in (entry.issuer, "")
+            )
+        ]
 
     def new_id(self, prefix: str) -> str:
         """An id that sorts by age."""

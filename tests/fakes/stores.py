@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from certplane.broker.fleet.model import CertificateState, HostRecord, HostStream, RequestedRenewal, StatusReport
 from certplane.broker.fleet.ports import RecordedReports
+from certplane.broker.issuance.outcome import still_answers
 from certplane.broker.model import (
     AuditEvent,
     CertificateRecord,
@@ -63,6 +64,8 @@ class FakeOrderStore:
             joined = self._find(draft, now)
             if joined is not None:
                 return OpenedOrder(joined, created=False)
+            if use is not None and use.spent:
+                raise RefusalError(Reason.KEY_REUSED, "the key can't be used")
             self._check_limits(draft, limits, now)
             order = Order(
                 **{field.name: getattr(draft, field.name) for field in fields(OrderDraft)},
@@ -94,6 +97,8 @@ class FakeOrderStore:
                 raise RuntimeError(f"an order doesn't go back from {order.state} to {change.state}")
             if change.state is not None and change.state is not order.state:
                 values["update_time"] = self._db.clock.now()
+                if change.state is OrderState.FINALIZING:
+                    values["finalize_time"] = self._db.clock.now()
             changed = replace(order, **values)
             self._db.orders[order_id] = changed
             if change.block_key:
@@ -117,6 +122,7 @@ class FakeOrderStore:
                 state=OrderState.ISSUED,
                 certificate_id=certificate.certificate_id,
                 update_time=self._db.clock.now(),
+                finalize_time=order.finalize_time or self._db.clock.now(),
             )
             self._db.certificates[certificate.certificate_id] = certificate
             self._db.orders[order.order_id] = finished
@@ -140,7 +146,12 @@ class FakeOrderStore:
         for order in reversed(self._db.orders.values()):
             if order.key == draft.key and (
                 order.state.is_open
-                or (order.state is OrderState.FAILED and order.retry_time is not None and order.retry_time > now)
+                or (
+                    order.state is OrderState.FAILED
+                    and order.retry_time is not None
+                    and order.retry_time > now
+                    and still_answers(order, draft)
+                )
             ):
                 return order
         return None
@@ -244,16 +255,23 @@ class FakeCertificateStore:
         await self._db.write("mark_delivered", events, write)
 
     async def mark_revoked(
-        self, certificate_id: str, reason: RevocationReason, time: datetime, events: Sequence[AuditEvent]
+        self,
+        certificate_id: str,
+        reason: RevocationReason,
+        time: datetime,
+        events: Sequence[AuditEvent],
+        *,
+        by_holder: bool = False,
     ) -> CertificateRecord:
         def write() -> CertificateRecord:
             record = self._known(certificate_id)
             if record.revoke_time is None:
-                record = replace(record, revoke_time=time, revocation_reason=reason)
-                self._db.certificates[certificate_id] = record
-            if reason is RevocationReason.KEY_COMPROMISE:
-                use = self._db.keys.get(record.public_key_sha256, KeyUse(record.identity, blocked=True))
-                self._db.keys[record.public_key_sha256] = replace(use, blocked=True)
+                record = replace(record, revoke_time=time, revocation_reason=reason, withdrawn=by_holder)
+            record = replace(record, withdrawn=record.withdrawn and by_holder)
+            self._db.certificates[certificate_id] = record
+            compromised = reason is RevocationReason.KEY_COMPROMISE
+            use = self._db.keys.get(record.public_key_sha256, KeyUse(record.identity, blocked=False))
+            self._db.keys[record.public_key_sha256] = replace(use, blocked=use.blocked or compromised, spent=True)
             return record
 
         return await self._db.write("mark_revoked", events, write)
@@ -294,7 +312,7 @@ class FakeDenyList:
                 entry
                 for entry in self._db.denied
                 if (entry.name and entry.name == name)
-                or (entry.serial_number and (entry.issuer, entry.serial_number) == (issuer, serial_number))
+                or (entry.serial_number == serial_number != "" and issuer in (entry.issuer, ""))
             ),
             None,
         )
@@ -303,11 +321,14 @@ class FakeDenyList:
         if bool(entry.name) == bool(entry.issuer and entry.serial_number):
             raise ValueError("deny by a name, or by an issuer and a serial number")
 
+        time = entry.create_time or self._db.clock.now()
+
         def write() -> None:
             if self._index(entry) is None:
-                self._db.denied.append(replace(entry, create_time=entry.create_time or self._db.clock.now()))
+                self._db.denied.append(replace(entry, create_time=time))
+            self._db.end_orders(entry, time)
 
-        await self._db.write("deny", events, write)
+        await self._db.write("deny", (*events, *self._db.ended_by(entry, time)), write)
 
     async def allow(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> bool:
         def write() -> bool:
@@ -381,9 +402,14 @@ class FakeIdentityLedger:
                 entry for entry in self._db.denied if (entry.name, entry.issuer, entry.serial_number) not in gone
             ]
             self._db.denied += denied
+            for entry in denied:
+                self._db.end_orders(entry, entry.create_time or self._db.clock.now())
             return True
 
-        return await self._db.write("settle", events, write)
+        ended = [
+            event for entry in denied for event in self._db.ended_by(entry, entry.create_time or self._db.clock.now())
+        ]
+        return await self._db.write("settle", (*events, *ended), write)
 
     async def _use(
         self, operation: str, name: str, use: IdentityUse, wanted: Verdict, events: Sequence[AuditEvent]

@@ -114,6 +114,7 @@ def caller(name: str = "web1.test") -> Caller:
         not_after=ManualClock().now() + timedelta(days=1),
         source_ip="192.0.2.7",
         user_agent="test/1",
+        anchor="anchor",
     )
 
 
@@ -155,6 +156,8 @@ class World:
         self.stores = FakeStores.over(self.database)
         self.issuer = FakeIssuer(self.ca)
         self.revoker = FakeRevoker(self.ca)
+        self.anchors: set[str] = {"anchor"}
+        """The internal CAs that are trusted."""
         self.others: list[FakeIssuer] = []
         """Issuers beside it."""
         self.solver = FakeChallengeSolver(self.dns)
@@ -182,6 +185,8 @@ class World:
             certificates=self.stores.certificates,
             keys=self.stores.keys,
             identities=self.stores.identities,
+            deny_list=self.stores.deny_list,
+            trust=self,
             audit=self.stores.audit,
             denials=self.denials,
             issuers={issuer.name: issuer for issuer in (self.issuer, *self.others)},
@@ -202,6 +207,10 @@ class World:
         await authority.start()
         running.append(authority)
         return authority
+
+    def trusts(self, anchor: str) -> bool:
+        """`IdentityTrust`."""
+        return anchor in self.anchors
 
     def contest(self, name: str = "web1.test") -> None:
         """Somebody else has used a retired certificate of this identity."""

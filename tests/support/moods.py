@@ -82,6 +82,8 @@ class Moody:
             certificates=stores.certificates,
             keys=stores.keys,
             identities=stores.identities,
+            deny_list=stores.deny_list,
+            trust=self,
             audit=stores.audit,
             denials=FakeDenialRecorder(stores.audit),
             issuers=self._issuers,
@@ -93,6 +95,10 @@ class Moody:
             new_id=lambda: f"id-{next(self._ids):06d}",
         )
         return RegistrationAuthority(ports, self.settings)
+
+    def trusts(self, _anchor: str) -> bool:
+        """`IdentityTrust`: no CA is ever removed here."""
+        return True
 
     async def issue(self, *names: str, host: str = "web1.test", wait: float = 20.0) -> Order:
         """Ask as `host` for a certificate of these names, with a new key, and return the order as it is told."""

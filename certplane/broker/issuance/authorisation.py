@@ -1,7 +1,9 @@
 """What is asked before anything is done, in this order: the CSR, policy, the key, the certificate to be replaced.
 
-The same questions are asked again about an order before the CA is asked and before it is finalised, and about a
-certificate before it is handed out, each time under the policy of that moment. A refusal here makes no order.
+A decision that is asked again is asked whole, as things are at that moment: whether the identity is shut out, whether
+its CA is still trusted, whether it is contested, policy, the key. Of an order before anything is asked of the CA and
+before it is finalised, whoever asked and however long ago, also after a restart; of a certificate before it is handed
+out. A refusal here makes no order.
 
 Permission comes before existence: another's certificate and an unknown one get the same answer, and so do a profile
 that isn't the caller's and one that doesn't exist (`certplane.broker.policy.decision`).
@@ -19,10 +21,10 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import Caller, CertificateRecord, IdentityKind, Order, Profile
 from certplane.broker.policy.decision import decide, decide_again
 from certplane.broker.ports import IdentityLedger, Policy
-from certplane.errors import Reason, RefusalError
+from certplane.errors import Reason, Refusal, RefusalError
 from certplane.pki.csr import CertificateRequest, CsrCache
 
-__all__ = ["AuthorisedRequest", "CallAuthorisation", "OrderAuthorisation", "certificate_not_found"]
+__all__ = ["AuthorisedRequest", "CallAuthorisation", "OrderAuthorisation", "certificate_not_found", "shut_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,16 @@ class CallAuthorisation:
         if use is not None and (use.blocked or use.identity != caller.name):
             raise _key_reused()
 
+    async def check_new_key(self, caller: Caller, request: CertificateRequest) -> None:
+        """As `check_key`, and whether there may be a new certificate of it: asked before an order is made.
+
+        Raises:
+            RefusalError: KEY_REUSED or STORE_UNAVAILABLE.
+        """
+        use = await self._ports.keys.key_use(request.public_key_sha256)
+        if use is not None and (use.blocked or use.spent or use.identity != caller.name):
+            raise _key_reused()
+
     def check_uncontested(self, caller: Caller) -> None:
         """Whether `caller` may have a new order; what it has already, it may have in any case.
 
@@ -91,14 +103,26 @@ class CallAuthorisation:
         if caller.kind is IdentityKind.HOST:
             _check_uncontested(self._ports.identities, caller.name)
 
-    def ask_again(self, caller: Caller, record: CertificateRecord) -> Policy:
+    async def ask_again(self, caller: Caller, record: CertificateRecord) -> Policy:
         """Whether `caller` may have the stored certificate under the policy of this moment, which is returned.
 
-        A profile that was edited, but still has these names, takes nothing back.
+        A profile that was edited, but still has these names, takes nothing back. What a contested identity has got
+        already it may have again; one that is revoked is shown as such.
 
         Raises:
-            RefusalError: IDENTITY_UNKNOWN, PROFILE_NOT_ALLOWED, NAMES_NOT_ALLOWED or POLICY_UNAVAILABLE.
+            RefusalError: IDENTITY_REVOKED, IDENTITY_UNKNOWN, IDENTITY_CONTESTED, PROFILE_NOT_ALLOWED,
+                NAMES_NOT_ALLOWED, KEY_REUSED (blocked), POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
         """
+        use = None if record.revoke_time else await self._ports.keys.key_use(record.public_key_sha256)
+        if use is not None and use.blocked:
+            raise _key_reused()
+        return self.ask_at_hand_out(caller, record)
+
+    def ask_at_hand_out(self, caller: Caller, record: CertificateRecord) -> Policy:
+        """As `ask_again` for a certificate whose key was looked at just now: without waiting for anything."""
+        _check_standing(self._ports, caller.name, (caller.issuer, caller.serial_number), caller.anchor)
+        if record.deliver_time is None:
+            self.check_uncontested(caller)
         policy = self._ports.policies.current
         decide_again(policy, caller.name, record.profile, record.dns_names)
         return policy
@@ -123,17 +147,32 @@ class CallAuthorisation:
 class OrderAuthorisation:
     """Asks again about orders under way."""
 
-    def __init__(self, ports: IssuancePorts) -> None:
+    def __init__(self, ports: IssuancePorts, account_keys_sha256: frozenset[str] = frozenset()) -> None:
         self._ports = ports
+        self._account_keys_sha256 = account_keys_sha256
+
+    def stands(self, order: Order) -> bool:
+        """Whether the identity that asked is neither shut out nor of a CA that was removed: from memory."""
+        try:
+            self._check_standing(order)
+        except RefusalError:
+            return False
+        return True
+
+    def _check_standing(self, order: Order) -> None:
+        certificate = (order.identity_issuer, order.identity_serial)
+        _check_standing(self._ports, order.identity, certificate, order.identity_anchor)
 
     async def ask_again(self, order: Order) -> Profile:
         """Whether the order may go on, under the policy of this moment.
 
         Raises:
-            RefusalError: IDENTITY_UNKNOWN, IDENTITY_CONTESTED, PROFILE_NOT_ALLOWED (the profile is gone, not the
-                identity's any more, or edited), NAMES_NOT_ALLOWED, KEY_REUSED (blocked meanwhile), ISSUER_REJECTED (not
-                this broker's issuer any more), POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
+            RefusalError: IDENTITY_REVOKED, IDENTITY_UNKNOWN (its CA isn't trusted any more, too), IDENTITY_CONTESTED,
+                PROFILE_NOT_ALLOWED (the profile is gone, not the identity's any more, or edited), NAMES_NOT_ALLOWED,
+                KEY_REUSED (blocked or spent meanwhile), ISSUER_REJECTED (not this broker's issuer any more),
+                POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
         """
+        self._check_standing(order)
         policy = self._ports.policies.current
         profile = decide_again(policy, order.identity, order.profile, order.dns_names)
         grant = policy.find_grant(order.identity)
@@ -149,14 +188,35 @@ class OrderAuthorisation:
                 Reason.ISSUER_REJECTED, "the broker has another issuer by now; ask again", retry_after=timedelta()
             )
         use = await self._ports.keys.key_use(order.public_key_sha256)
-        if use is not None and use.blocked:
+        if use is not None and (use.blocked or use.spent or use.identity != order.identity):
             raise _key_reused()
+        if order.public_key_sha256 in self._account_keys_sha256:
+            raise _key_reused()
+        self._check_standing(order)  # it may have been shut out while the key was looked up
         return profile
 
 
 def certificate_not_found() -> RefusalError:
     """The one answer for a certificate that is unknown, another's, or of another profile."""
     return RefusalError(Reason.CERTIFICATE_NOT_FOUND, "you have no such certificate")
+
+
+def shut_out() -> Refusal:
+    """Why an order of an identity ends that an operator has shut out."""
+    return Refusal(Reason.IDENTITY_REVOKED, "an operator of the broker has shut this identity out; ask there")
+
+
+def _check_standing(ports: IssuancePorts, name: str, certificate: tuple[str, str], anchor: str) -> None:
+    """Whether the identity's certificate (issuer, serial number) is still one: from memory.
+
+    What an order of an older release doesn't say isn't asked.
+    """
+    if ports.deny_list.denied(name, *certificate) is not None:
+        raise RefusalError.of(shut_out())
+    if anchor and not ports.trust.trusts(anchor):
+        raise RefusalError(
+            Reason.IDENTITY_UNKNOWN, "the CA of this identity isn't trusted by this broker any more; enroll again"
+        )
 
 
 def _check_uncontested(identities: IdentityLedger, name: str) -> None:

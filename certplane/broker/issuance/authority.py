@@ -201,11 +201,11 @@ class RegistrationAuthority:
             cached = await self._find_cached(caller, asked)
             if cached is not None:
                 record, order = cached
-                await self._delivery.from_cache(caller, asked, record, events)
+                await self._delivery.from_cache(caller, record, events)
                 self._count(asked, "cache")
                 return IssueResult(order, record, "cache")
             # The cache had no answer for a key that fails this either.
-            await self._authorisation.check_key(caller, asked.request)
+            await self._authorisation.check_new_key(caller, asked.request)
             draft = self._draft(caller, command, asked)
             flight = flights.find_open(draft.key)
             if flight is not None or issued == flights.issued:
@@ -236,6 +236,8 @@ class RegistrationAuthority:
             issuer=self._dispatcher.choose_issuer(asked.profile),
             request_id=command.request_id,
             identity_serial=caller.serial_number,
+            identity_issuer=caller.issuer,
+            identity_anchor=caller.anchor,
             replaces_certificate_id=command.replaces_certificate_id,
         )
 

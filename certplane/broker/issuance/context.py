@@ -12,7 +12,9 @@ from certplane.broker.ports import (
     CertificateStore,
     ChallengeSolver,
     DenialRecorder,
+    DenyList,
     IdentityLedger,
+    IdentityTrust,
     Issuer,
     KeyLedger,
     Meter,
@@ -43,6 +45,8 @@ class IssuancePorts:
     certificates: CertificateStore
     keys: KeyLedger
     identities: IdentityLedger
+    deny_list: DenyList
+    trust: IdentityTrust
     audit: AuditLog
     denials: DenialRecorder
     issuers: Mapping[str, Issuer]

@@ -1,4 +1,4 @@
-"""The hand-out of a certificate: policy is asked again, the hand-out is made durable, then the certificate is given.
+"""The hand-out of a certificate: all is asked again, the hand-out is made durable, then the certificate is given.
 
 If the event can't be written (`fail_closed`) or the store is away, nothing is handed out. The certificate stays stored
 and undelivered, so that asking again gets it.
@@ -7,7 +7,7 @@ and undelivered, so that asking again gets it.
 from __future__ import annotations
 
 from certplane.broker.issuance import measures
-from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAuthorisation
+from certplane.broker.issuance.authorisation import CallAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import CallEvents
 from certplane.broker.model import Caller, CertificateRecord, Order
@@ -22,12 +22,9 @@ class Delivery:
         self._ports = ports
         self._authorisation = authorisation
 
-    async def from_cache(
-        self, caller: Caller, asked: AuthorisedRequest, record: CertificateRecord, events: CallEvents
-    ) -> None:
+    async def from_cache(self, caller: Caller, record: CertificateRecord, events: CallEvents) -> None:
         """A stored certificate answers a request: one durable wait for all its events."""
-        if self._ports.policies.current is not asked.policy:
-            self._authorisation.ask_again(caller, record)
+        self._authorisation.ask_at_hand_out(caller, record)
         batch = (events.received(), events.authorized("hit", record.issuer), events.cache_hit(record))
         if record.deliver_time is None:
             await self._ports.certificates.mark_delivered(record.certificate_id, self._ports.clock.now(), batch)
@@ -48,7 +45,7 @@ class Delivery:
         await self._hand_out(caller, record, events, "stored")
 
     async def _hand_out(self, caller: Caller, record: CertificateRecord, events: CallEvents, source: str) -> None:
-        policy = self._authorisation.ask_again(caller, record)
+        policy = await self._authorisation.ask_again(caller, record)
         events.learn_policy(policy, policy.find_profile(record.profile))
         await self._ports.certificates.mark_delivered(
             record.certificate_id, self._ports.clock.now(), [events.delivered(record)]

@@ -6,6 +6,8 @@ Rules:
   records that ended orders have left.
 - An order is run by at most one task. Work that a call has begun and that must not be torn by the call's cancellation
   runs here too (`protect`).
+- An order whose identity was shut out, by whatever program, or whose CA isn't trusted any more, is stopped within a
+  second: what it waits for is given up, and what the store says by then, or asking again, ends it.
 - `drain` lets running orders finish for a while, parks the rest (their journal is all they need) and takes no new ones.
 """
 
@@ -45,6 +47,9 @@ _T = TypeVar("_T")
 _COME_BACK = timedelta(seconds=5)
 """A restarting broker is usually back by then."""
 
+_LOOK = timedelta(seconds=1)
+"""Between looks at whether the identities that have asked still stand: from memory."""
+
 
 class OrderDispatcher:
     """Runs orders; `flights` are those under way."""
@@ -53,7 +58,7 @@ class OrderDispatcher:
         self._ports = ports
         self._settings = settings
         self._events = events
-        self._authorisation = OrderAuthorisation(ports)
+        self._authorisation = OrderAuthorisation(ports, settings.account_keys_sha256)
         self._queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for)
         self._choice = IssuerChoice(self._queue)
         self.condition = IssuanceCondition(ports.meter)
@@ -163,7 +168,11 @@ class OrderDispatcher:
         async with asyncio.TaskGroup() as group:
             self._group = group
             started.set()
-            await asyncio.Event().wait()  # for good: `drain` cancels this task and with it whatever is left
+            while True:  # for good: `drain` cancels this task and with it whatever is left
+                await self._ports.clock.sleep(_LOOK)
+                for flight in self.flights:
+                    if flight.order.state is not OrderState.FINALIZING and not self._authorisation.stands(flight.order):
+                        _stop(flight)
 
     def _execution(self, flight: Flight) -> OrderExecution:
         journal = Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry)
@@ -194,12 +203,9 @@ class OrderDispatcher:
         """An order's task: no fault of one order reaches the others."""
         request_id.set(flight.order.request_id)
         execution = self._execution(flight)
-
-        def begin() -> None:
-            flight.begun = True
-
         try:
-            await execution.run(begin)
+            while not await self._finished(flight, execution):
+                execution = self._execution(flight)
         except Exception:
             logger.exception("an order met an unexpected fault", extra={"fields": {"order_id": flight.order.order_id}})
             await self._contain(flight, execution)
@@ -207,6 +213,23 @@ class OrderDispatcher:
             self._cleaner.release(flight.order.order_id)
             self.flights.remove(flight)
             self._note_level()
+
+    async def _finished(self, flight: Flight, execution: OrderExecution) -> bool:
+        """Take the order to its end; False if it was stopped, and is to be looked at anew."""
+
+        def begin() -> None:
+            flight.begun = True
+
+        try:
+            if flight.stopped:
+                await execution.refresh()
+            await execution.run(begin)
+        except asyncio.CancelledError:
+            if not flight.stopping or self.draining or flight.task is None or flight.task.uncancel():
+                raise
+            flight.stopping, flight.stopped = False, True
+            return False
+        return True
 
     async def _contain(self, flight: Flight, execution: OrderExecution) -> None:
         """After an unexpected fault: before the finalisation the order fails; after it, it stays for another try."""
@@ -243,6 +266,13 @@ class OrderDispatcher:
 def draining_refusal() -> RefusalError:
     """The broker is stopping."""
     return RefusalError(Reason.DRAINING, "the broker is stopping; ask again", retry_after=_COME_BACK)
+
+
+def _stop(flight: Flight) -> None:
+    """Interrupt what the order waits for, once: after that each of its steps asks again."""
+    if flight.task is not None and not flight.stopped and not flight.stopping:
+        flight.stopping = True
+        flight.task.cancel()
 
 
 def _park(flight: Flight) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from certplane.broker.model import (
@@ -26,7 +27,7 @@ from certplane.errors import Reason, Refusal
 from certplane.pki.csr import CertificateRequest
 from certplane.runtime.clock import Clock
 
-__all__ = ["CallEvents", "EventFactory", "OrderEvents"]
+__all__ = ["CallEvents", "EventFactory", "OrderEvents", "denied_order"]
 
 _LONGEST_QUOTE = 100
 """Characters of what a caller sent that is part of an event though nothing checked it."""
@@ -57,17 +58,7 @@ class EventFactory:
 
     def of_order(self, order: Order) -> OrderEvents:
         """The events of one order under way."""
-        facts = {
-            "request_id": order.request_id,
-            "identity": order.identity,
-            "profile_name": order.profile,
-            "profile_hash": order.profile_hash,
-            "csr_sha256": hashlib.sha256(order.csr_der).hexdigest(),
-            "csr_public_key_sha256": order.public_key_sha256,
-            "csr_dns_names": order.dns_names,
-            "order_id": order.order_id,
-        }
-        return OrderEvents(self._clock, self._new_id, self._directories, facts, order.issuer)
+        return OrderEvents(self._clock, self._new_id, self._directories, _of_order(order), order.issuer)
 
 
 class CallEvents:
@@ -249,6 +240,38 @@ class OrderEvents:
             event_type=event_type,
             **{**issuer, **self._facts, **facts},
         )
+
+
+def denied_order(order: Order, refusal: Refusal, time: datetime) -> AuditEvent:
+    """The order was ended because an operator has shut its identity out.
+
+    Named after the order, which ends once: a change that is tried again writes the same event.
+    """
+    return AuditEvent(
+        event_id=f"{order.order_id}-denied",
+        timestamp=time,
+        event_type=AuditEventType.CERTIFICATE_ISSUE_FAILED,
+        decision=AuditDecision.ERROR,
+        severity=AuditSeverity.WARNING,
+        reason_code=refusal.reason.value,
+        reason=refusal.message,
+        issuer_name=order.issuer,
+        acme_order_url=order.acme_order_url,
+        **_of_order(order),
+    )
+
+
+def _of_order(order: Order) -> dict[str, Any]:
+    return {
+        "request_id": order.request_id,
+        "identity": order.identity,
+        "profile_name": order.profile,
+        "profile_hash": order.profile_hash,
+        "csr_sha256": hashlib.sha256(order.csr_der).hexdigest(),
+        "csr_public_key_sha256": order.public_key_sha256,
+        "csr_dns_names": order.dns_names,
+        "order_id": order.order_id,
+    }
 
 
 def _of_certificate(record: CertificateRecord) -> dict[str, Any]:

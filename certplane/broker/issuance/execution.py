@@ -99,6 +99,9 @@ class OrderExecution:
 
         A cancellation parks the order, but lets the storing of an issued certificate finish.
         """
+        if not self.order.state.is_open:  # somebody else has ended it while it was stopped: no turn is needed
+            await self._go_on(self._ports.clock.monotonic())
+            return
         started = None
         while True:
             async with self._queue.turn(self._steps.lane) as self._place:
@@ -127,6 +130,10 @@ class OrderExecution:
         if self.order.state is OrderState.ISSUED:
             self._choice.works(self.order.issuer)
         await self.clean_up()
+
+    async def refresh(self) -> None:
+        """Read the order anew: somebody else may have ended it."""
+        await self._journal.refresh()
 
     async def fail(self, refusal: Refusal) -> None:
         """End the order for a reason that lies outside of it, and remove its records."""

@@ -25,6 +25,8 @@ class Flight:
         self.task: asyncio.Task[None] | None = None
         self.begun = False
         """Whether the order has had its turn: one that hasn't is parked at once when the broker stops."""
+        self.stopping = self.stopped = False
+        """Whether it is being interrupted, or was, since its identity doesn't stand any more."""
         self.landed = asyncio.Event()
         """Set once the order has ended or is parked: nothing more will be published."""
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
-from certplane.broker.model import Scope, ScopeKind
+from certplane.broker.model import Order, OrderDraft, Scope, ScopeKind
 from certplane.errors import Reason, Refusal
+from certplane.pki.der import DerError, read_element, read_sequence
 from certplane.runtime.backoff import Backoff
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "fails_over",
     "pause_before_new_order",
     "scopes_of",
+    "still_answers",
 ]
 
 SHORT_RATE_LIMIT = timedelta(minutes=1)
@@ -151,6 +153,36 @@ def conclude(
     if passing and wait < time_left:
         return TryAgain(wait)
     return End(refusal, pause_before_new_order(refusal))
+
+
+def still_answers(failed: Order, draft: OrderDraft) -> bool:
+    """Whether a failed order, whose retry time is ahead, is the answer to who asks with the same key.
+
+    What the CA said stands for everybody. A time of our own does not once anything may be another than it was: another
+    retry epoch, another CSR of the key, or somebody else (an operator, a revocation) who wants it since.
+    """
+    if failed.error is not None and _is_told(failed.error):
+        return True
+    if draft.ask_time is not None and draft.ask_time > failed.update_time:
+        return False
+    return failed.retry_epoch == draft.retry_epoch and _request(failed.csr_der) == _request(draft.csr_der)
+
+
+def _is_told(refusal: Refusal) -> bool:
+    """Whether a CA, or a DNS provider, said when to come back."""
+    if refusal.reason is Reason.ISSUER_RATE_LIMITED:
+        return True
+    told = refusal.reason in (Reason.ISSUER_UNAVAILABLE, Reason.ISSUER_REJECTED, Reason.DNS_UNAVAILABLE)
+    return told and refusal.retry_after is not None
+
+
+def _request(csr_der: bytes) -> bytes:
+    """A CSR without its signature, which is another one each time that the same is signed (RFC 2986 4.2)."""
+    try:
+        *request, _ = read_sequence(read_element(csr_der))
+    except (DerError, ValueError):
+        return csr_der
+    return b"".join(part.encoded for part in request)
 
 
 def pause_before_new_order(refusal: Refusal) -> timedelta:

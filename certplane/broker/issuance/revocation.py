@@ -2,9 +2,9 @@
 
 The decision is durable in the audit log before the CA is asked, and the revocation before the caller learns of it.
 
-A revoked certificate is no cache answer any more. `keyCompromise` blocks the key for every caller and for good, also
-when the certificate was revoked for another reason before. Whoever holds a certificate may revoke it, whatever policy
-says by now.
+A revoked certificate is no cache answer any more, and its key is spent: nobody gets a new certificate of it.
+`keyCompromise` blocks the key altogether, also when the certificate was revoked for another reason before. Whoever
+holds a certificate may revoke it, whatever policy says by now.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Revocation:
         await self._ports.audit.append([events.revocation_authorized(record, reason)])
         await revoker.revoke(record.certificate_pem, reason, self._settings.revocation_timeout)
         revoked = await self._ports.certificates.mark_revoked(
-            certificate_id, reason, self._ports.clock.now(), [events.revoked(record, reason)]
+            certificate_id, reason, self._ports.clock.now(), [events.revoked(record, reason)], by_holder=True
         )
         self._ports.renewals.note_revoked(revoked)
         self._ports.meter.count(measures.REVOCATIONS, reason=reason.value)

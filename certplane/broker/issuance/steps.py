@@ -217,6 +217,8 @@ class OrderSteps:
         return "" if set(record.dns_names).isdisjoint(self.order.dns_names) else record.certificate_pem
 
     async def _look(self, url: str) -> None:
+        if self.order.state is not OrderState.FINALIZING:  # from then on only the CA's word ends it
+            await self._authorisation.ask_again(self.order)
         try:
             self._acme = await self._issuer.get_order(url, self._timeout(self._settings.call_timeout))
         except RefusalError as error:
@@ -277,6 +279,7 @@ class OrderSteps:
             await self._journal.write(OrderChange(txt_records=merge_records(self.order.txt_records, written)))
         with self.step("propagate"):
             await self._ports.solver.wait_until_visible(written, self._timeout(self._settings.propagation_timeout))
+        await self._authorisation.ask_again(self.order)  # DNS may have taken minutes
         self.asked_at = self._ports.clock.monotonic()
         with self.step("answer"):
             answered = await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))

@@ -177,6 +177,10 @@ class TrustInForce:
         """The CAs that callers are verified against, on every call."""
         return self._trust.bundle
 
+    def trusts(self, anchor: str) -> bool:
+        """See `IdentityTrust.trusts`."""
+        return anchor in self._trust.bundle.anchors
+
     @property
     def agent_ca_bundle_pem(self) -> str:
         """The CAs that are handed to new connections' handshakes, as PEM."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, bindparam, exists, func, or_, select, text, tuple_, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, exists, func, or_, select, text, tuple_, update
 
 from certplane.broker.model import AuditEvent, CertificateRecord, RevocationReason
 from certplane.broker.ports import CertificateQuery
@@ -87,15 +87,21 @@ class SqlCertificateStore:
             change.values(
                 revoke_time=func.coalesce(certificates.c.revoke_time, bindparam("time")),
                 revocation_reason=func.coalesce(certificates.c.revocation_reason, bindparam("reason")),
+                # Revoked by its holder alone: an operator's word, before or after, is an operator's.
+                withdrawn=case(
+                    (certificates.c.revoke_time.is_(None), bindparam("by_holder")),
+                    else_=certificates.c.withdrawn * bindparam("by_holder"),
+                ),
             )
         )
         insert_key = compiler.insert(keys)
-        self._block_key = compiler(
+        ends = ("block_time", "spend_time")
+        self._end_key = compiler(
             insert_key.on_conflict_do_update(
                 index_elements=["public_key_sha256"],
-                set_={"block_time": func.coalesce(keys.c.block_time, insert_key.excluded.block_time)},
+                set_={name: func.coalesce(keys.c[name], insert_key.excluded[name]) for name in ends},
             ),
-            ["public_key_sha256", "identity", "first_use_time", "block_time"],
+            ["public_key_sha256", "identity", "first_use_time", *ends],
         )
 
     async def find_cached(
@@ -162,7 +168,13 @@ class SqlCertificateStore:
         await self._writer.write(change, self._audit.encode(events))
 
     async def mark_revoked(
-        self, certificate_id: str, reason: RevocationReason, time: datetime, events: Sequence[AuditEvent]
+        self,
+        certificate_id: str,
+        reason: RevocationReason,
+        time: datetime,
+        events: Sequence[AuditEvent],
+        *,
+        by_holder: bool = False,
     ) -> CertificateRecord:
         """See `CertificateStore.mark_revoked`.
 
@@ -170,7 +182,8 @@ class SqlCertificateStore:
             RefusalError: CERTIFICATE_NOT_FOUND too.
         """
         micros = to_micros(time)
-        arguments = self._revoke.arguments({"certificate_id": certificate_id, "time": micros, "reason": str(reason)})
+        values = {"certificate_id": certificate_id, "time": micros, "reason": str(reason), "by_holder": int(by_holder)}
+        arguments = self._revoke.arguments(values)
 
         def change(session: Session) -> Done[CertificateRecord]:
             session.execute(self._revoke, arguments)
@@ -178,8 +191,8 @@ class SqlCertificateStore:
             if row is None:
                 raise _not_found()
             record = certificate_from_row(row)
-            if reason is RevocationReason.KEY_COMPROMISE:
-                session.execute(self._block_key, (record.public_key_sha256, record.identity, micros, micros))
+            blocked = micros if reason is RevocationReason.KEY_COMPROMISE else None
+            session.execute(self._end_key, (record.public_key_sha256, record.identity, micros, blocked, micros))
             return Done(record)
 
         return await self._writer.write(change, self._audit.encode(events))

@@ -14,13 +14,22 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import bindparam, delete, func, select
+from sqlalchemy import bindparam, delete, func, select, text, update
 
-from certplane.broker.model import AuditEvent, DenyEntry
+from certplane.broker.issuance.authorisation import shut_out
+from certplane.broker.issuance.events import denied_order
+from certplane.broker.model import AuditEvent, DenyEntry, OrderState
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
-from certplane.broker.store.rows import DENY_COLUMNS, deny_entry_from_row, to_micros
-from certplane.broker.store.schema import deny_entries
+from certplane.broker.store.rows import (
+    DENY_COLUMNS,
+    ORDER_COLUMNS,
+    deny_entry_from_row,
+    order_from_row,
+    order_values,
+    to_micros,
+)
+from certplane.broker.store.schema import deny_entries, orders
 from certplane.broker.store.session import Database, Session, SqlError
 from certplane.broker.store.statements import Compiler, Row
 from certplane.broker.store.writer import Writer
@@ -35,9 +44,28 @@ _LOOK: Final = timedelta(milliseconds=500)
 
 
 class DenyRows:
-    """How entries are written, for whoever writes them inside a transaction of its own."""
+    """How entries are written, for whoever writes them inside a transaction of its own.
+
+    Who is shut out has no open orders any more: they end in the same transaction, but for those that the CA may have
+    issued for.
+    """
 
     def __init__(self, compiler: Compiler) -> None:
+        row = select(*(orders.c[name] for name in ORDER_COLUMNS)).where(
+            text("end_time IS NULL"),  # word for word the index's condition
+            orders.c.state != bindparam("finalizing"),
+        )
+        self._open_of_name = compiler(row.where(orders.c.identity == bindparam("name")))
+        self._open_of_serial = compiler(
+            row.where(
+                orders.c.identity_serial == bindparam("serial_number"),
+                orders.c.identity_issuer.in_((bindparam("issuer"), "")),
+            )
+        )
+        self._end = compiler(
+            update(orders).where(orders.c.order_id == bindparam("which")),
+            ["state", "update_time", "end_time", "error", "retry_time"],
+        )
         self._insert = compiler(compiler.insert(deny_entries).on_conflict_do_nothing(), DENY_COLUMNS)
         self._delete = compiler(
             delete(deny_entries).where(
@@ -47,12 +75,22 @@ class DenyRows:
             )
         )
 
-    def insert(self, session: Session, entry: DenyEntry) -> None:
-        """Add a dated entry; one that stands stays as it is."""
+    def insert(self, session: Session, entry: DenyEntry) -> list[AuditEvent]:
+        """Add a dated entry, one that stands stays as it is, and end open orders; the events of these."""
         if entry.create_time is None:
             raise ValueError("an entry is dated before it is written")
-        time = to_micros(entry.create_time)
-        session.execute(self._insert, (entry.name, entry.issuer, entry.serial_number, entry.reason, time))
+        time = entry.create_time
+        session.execute(self._insert, (entry.name, entry.issuer, entry.serial_number, entry.reason, to_micros(time)))
+        values = {"name": entry.name, "issuer": entry.issuer, "serial_number": entry.serial_number}
+        values["finalizing"] = str(OrderState.FINALIZING)
+        refusal = shut_out()
+        ended = []
+        for row in session.all(self._open_of_name if entry.name else self._open_of_serial, values):
+            order = order_from_row(row)
+            failed = replace(order, state=OrderState.FAILED, update_time=time, error=refusal, retry_time=time)
+            session.execute(self._end, self._end.arguments({**order_values(failed), "which": order.order_id}))
+            ended.append(denied_order(order, refusal, time))
+        return ended
 
     def delete(self, session: Session, entry: DenyEntry) -> bool:
         """Remove the entry of the same name, or issuer and serial; whether there was one."""
@@ -84,7 +122,10 @@ class SqlDenyList:
 
     def denied(self, name: str, issuer: str, serial_number: str) -> DenyEntry | None:
         """See `DenyList.denied`."""
-        return self._by_name.get(name) or self._by_serial.get((issuer, serial_number))
+        denied = self._by_name.get(name) or self._by_serial.get((issuer, serial_number))
+        if denied is not None or issuer or not serial_number:
+            return denied
+        return next((entry for (_, serial), entry in self._by_serial.items() if serial == serial_number), None)
 
     async def deny(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> None:
         """See `DenyList.deny`. An entry that stands stays as it is.
@@ -95,12 +136,13 @@ class SqlDenyList:
         if bool(entry.name) == bool(entry.issuer and entry.serial_number):
             raise ValueError("deny by a name, or by an issuer and a serial number")
         dated = replace(entry, create_time=entry.create_time or self._clock.now())
+        recorded = self._audit.encode(events)
 
         def change(session: Session) -> Done[None]:
-            self._rows.insert(session, dated)
-            return Done(None)
+            ended = self._rows.insert(session, dated)
+            return Done(None, events=(*recorded, *self._audit.encode(ended)))
 
-        await self._writer.write(change, self._audit.encode(events))
+        await self._writer.write(change, recorded)
         await self.refresh()
 
     async def allow(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> bool:

@@ -150,11 +150,10 @@ class SqlIdentityLedger:
                 return None
             return replace(settled, displaced_count=known.displaced_count, displace_time=known.displace_time)
 
-        def beside(session: Session) -> None:
+        def beside(session: Session) -> list[AuditEvent]:
             for entry in allowed:
                 self._deny_rows.delete(session, entry)
-            for entry in denied:
-                self._deny_rows.insert(session, entry)
+            return [event for entry in denied for event in self._deny_rows.insert(session, entry)]
 
         known = await self._change(seen.name, decide, events, beside)
         return known is not None and _same_certificates(known, settled)
@@ -164,12 +163,13 @@ class SqlIdentityLedger:
         name: str,
         decide: Callable[[KnownIdentity | None], KnownIdentity | None],
         events: Sequence[AuditEvent],
-        beside: Callable[[Session], None] = lambda _session: None,
+        beside: Callable[[Session], Sequence[AuditEvent]] = lambda _session: (),
     ) -> KnownIdentity | None:
         """The identity after `decide` was asked about its row; None from it changes nothing, and the row is answered.
 
-        `beside` writes what else belongs to a change.
+        `beside` writes what else belongs to a change, and says which events that has.
         """
+        recorded = self._audit.encode(events)
         made: _Numbered | None = None
 
         def change(session: Session) -> Done[_Numbered]:
@@ -189,10 +189,9 @@ class SqlIdentityLedger:
             made = (int(last[0]), known)
             values = {**identity_values(known), "change_sequence": made[0]}
             session.execute(self._put, self._put.arguments(values))
-            beside(session)
-            return Done(made)
+            return Done(made, events=(*recorded, *self._audit.encode(beside(session))))
 
-        number, known = await self._writer.write(change, self._audit.encode(events))
+        number, known = await self._writer.write(change, recorded)
         if known is not None:
             self._take(number, known)
             self._note()

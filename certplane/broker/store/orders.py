@@ -13,6 +13,7 @@ from typing import Final
 
 from sqlalchemy import bindparam, func, select, text, update
 
+from certplane.broker.issuance.outcome import still_answers
 from certplane.broker.model import (
     AuditEvent,
     CertificateRecord,
@@ -52,7 +53,10 @@ _CHANGING: Final = (
     "certificate_id",
     "error",
     "retry_time",
+    "finalize_time",
 )
+_MOST_FAILED: Final = 16
+"""Failed orders of one key that are looked at: its CSR was mended as often, and each may be the answer."""
 _RANK: Final = {state: rank for rank, state in enumerate(OrderState)}
 
 
@@ -79,10 +83,10 @@ class SqlOrderStore:
         )
         self._by_id = compiler(row.where(orders.c.order_id == bindparam("order_id")))
         self._open_one = compiler(row.where(*same_work, orders.c.end_time.is_(None)))
-        self._failed_one = compiler(
+        self._failed = compiler(
             row.where(*same_work, orders.c.state == bindparam("failed"), orders.c.retry_time > bindparam("now"))
             .order_by(orders.c.create_time.desc(), orders.c.order_id.desc())
-            .limit(1)
+            .limit(_MOST_FAILED)
         )
         self._unfinished = compiler(
             row.where(text("(end_time IS NULL OR txt_records IS NOT NULL)")).order_by(
@@ -121,6 +125,8 @@ class SqlOrderStore:
             if joined is not None:
                 # Its own id: an earlier try of this very change was committed, and the answer was lost.
                 return Done(OpenedOrder(joined, created=joined.order_id == fresh.order_id), audited=False)
+            if known is not None and known[2] is not None:
+                raise RefusalError(Reason.KEY_REUSED, "this key can't be used: make a new one")
             self._limits.check(session, draft, limits, now)
             session.execute(self._insert, self._insert.arguments(order_values(fresh)))
             session.execute(self._insert_key, (draft.public_key_sha256, draft.identity, to_micros(now)))
@@ -173,7 +179,11 @@ class SqlOrderStore:
                 self._insert_certificate, self._insert_certificate.arguments(certificate_values(certificate))
             )
             finished = replace(
-                order, state=OrderState.ISSUED, certificate_id=certificate.certificate_id, update_time=now
+                order,
+                state=OrderState.ISSUED,
+                certificate_id=certificate.certificate_id,
+                update_time=now,
+                finalize_time=order.finalize_time or now,
             )
             self._store(session, finished)
             return Done(finished)
@@ -203,8 +213,11 @@ class SqlOrderStore:
             "failed": str(OrderState.FAILED),
             "now": to_micros(now),
         }
-        row = session.one(self._open_one, values) or session.one(self._failed_one, values)
-        return None if row is None else order_from_row(row)
+        row = session.one(self._open_one, values)
+        if row is not None:
+            return order_from_row(row)
+        failed = map(order_from_row, session.all(self._failed, values))
+        return next((order for order in failed if still_answers(order, draft)), None)
 
     def _get(self, session: Session, order_id: str) -> Order | None:
         row = session.one(self._by_id, {"order_id": order_id})
@@ -225,10 +238,10 @@ class SqlKeyLedger:
         """See `KeyLedger.key_use`."""
         with reading():
             row = await self._database.one(self._key, {"public_key_sha256": public_key_sha256})
-        return None if row is None else KeyUse(row[0], blocked=row[1] is not None)
+        return None if row is None else KeyUse(row[0], blocked=row[1] is not None, spent=row[2] is not None)
 
 
-_KEY: Final = select(keys.c.identity, keys.c.block_time).where(
+_KEY: Final = select(keys.c.identity, keys.c.block_time, keys.c.spend_time).where(
     keys.c.public_key_sha256 == bindparam("public_key_sha256")
 )
 
@@ -242,6 +255,8 @@ def _changed(order: Order, change: OrderChange, now: datetime) -> Order:
     }
     if change.state is not None and change.state is not order.state:
         values["update_time"] = now
+        if change.state is OrderState.FINALIZING:
+            values["finalize_time"] = now
     return replace(order, **values)
 
 

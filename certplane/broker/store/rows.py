@@ -22,6 +22,7 @@ from certplane.broker.model import (
     IdentityUse,
     KnownIdentity,
     Order,
+    OrderCause,
     OrderDraft,
     OrderState,
     RevocationReason,
@@ -218,6 +219,11 @@ ORDER_COLUMNS: Final = (
     "request_id",
     "identity_serial",
     "replaces_certificate_id",
+    "identity_issuer",
+    "identity_anchor",
+    "cause",
+    "ask_time",
+    "retry_epoch",
     "order_id",
     "state",
     "create_time",
@@ -227,6 +233,7 @@ ORDER_COLUMNS: Final = (
     "certificate_id",
     "error",
     "retry_time",
+    "finalize_time",
 )
 """What `order_from_row` reads, in this order."""
 
@@ -247,6 +254,9 @@ def order_values(order: Order) -> dict[str, object]:
         "certificate_id": order.certificate_id,
         "error": None if order.error is None else encode_refusal(order.error),
         "retry_time": _to_micros_or_none(order.retry_time),
+        "cause": str(order.cause),
+        "ask_time": _to_micros_or_none(order.ask_time),
+        "finalize_time": _to_micros_or_none(order.finalize_time),
     }
 
 
@@ -264,6 +274,9 @@ def order_from_row(row: Row) -> Order:
             "txt_records": _decode_txt_records(values["txt_records"]),
             "error": None if values["error"] is None else decode_refusal(values["error"]),
             "retry_time": _from_micros_or_none(values["retry_time"]),
+            "cause": OrderCause(values["cause"]),
+            "ask_time": _from_micros_or_none(values["ask_time"]),
+            "finalize_time": _from_micros_or_none(values["finalize_time"]),
         }
     )
 
@@ -283,6 +296,7 @@ def certificate_values(certificate: CertificateRecord) -> dict[str, object]:
     values["dns_names"] = _encode(certificate.dns_names)
     reason = certificate.revocation_reason
     values["revocation_reason"] = None if reason is None else str(reason)
+    values["withdrawn"] = int(certificate.withdrawn)
     return values
 
 
@@ -314,6 +328,7 @@ def certificate_from_row(row: Row) -> CertificateRecord:
         deliver_time,
         revoke_time,
         revocation_reason,
+        withdrawn,
     ) = row
     return CertificateRecord(
         certificate_id,
@@ -335,6 +350,7 @@ def certificate_from_row(row: Row) -> CertificateRecord:
         _from_micros_or_none(deliver_time),
         _from_micros_or_none(revoke_time),
         None if revocation_reason is None else RevocationReason(revocation_reason),
+        bool(withdrawn),
     )
 
 

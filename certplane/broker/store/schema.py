@@ -48,7 +48,7 @@ __all__ = [
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0005"
+SCHEMA_REVISION: Final = "0006"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -89,6 +89,13 @@ orders = Table(
     Column("certificate_id", Text, nullable=False),
     Column("error", Text),
     Column("retry_time", _Time),
+    # Of the identity's certificate that asked, with identity_serial; empty in rows of before.
+    Column("identity_issuer", Text, nullable=False, server_default=""),
+    Column("identity_anchor", Text, nullable=False, server_default=""),
+    Column("cause", Text, nullable=False, server_default="ordinary"),
+    Column("ask_time", _Time),
+    Column("retry_epoch", Text, nullable=False, server_default=""),
+    Column("finalize_time", _Time),
     sqlite_strict=True,
 )
 
@@ -112,6 +119,15 @@ Index(
     sqlite_where=text("end_time IS NULL OR txt_records IS NOT NULL"),
     postgresql_where=text("end_time IS NULL OR txt_records IS NOT NULL"),
 )
+
+Index(
+    "ix_orders_spent",  # the limits on certificates of one name set
+    orders.c.names_sha256,
+    orders.c.create_time,
+    sqlite_where=text("end_time IS NULL OR finalize_time IS NOT NULL"),
+    postgresql_where=text("end_time IS NULL OR finalize_time IS NOT NULL"),
+)
+Index("ix_orders_profile", orders.c.profile, orders.c.end_time)  # how a profile's last orders ended
 
 Index(
     "ix_orders_replaces",  # whether a certificate is still in force
@@ -142,6 +158,7 @@ certificates = Table(
     Column("deliver_time", _Time),
     Column("revoke_time", _Time),
     Column("revocation_reason", Text),
+    Column("withdrawn", Integer, nullable=False, server_default="0"),
     sqlite_strict=True,
 )
 
@@ -198,6 +215,7 @@ keys = Table(
     Column("identity", Text, nullable=False),
     Column("first_use_time", _Time, nullable=False),
     Column("block_time", _Time),
+    Column("spend_time", _Time),
     sqlite_strict=True,
 )
 

@@ -195,6 +195,7 @@ class Authenticator:
             source_ip=peer.source_ip,
             user_agent=peer.user_agent,
             not_before=certificate.not_before,
+            anchor=path.anchor,
         )
         return Admission(caller, bundle, policy, path.not_before, path.not_after)
 

@@ -186,7 +186,7 @@ async def test_a_list_has_the_callers_own_certificates_whatever_the_query_says()
 
 
 async def test_a_revocation_reaches_the_ca_and_the_cache() -> None:
-    """The CA has revoked, the record says when and why, the event is durable, and the next request makes an order."""
+    """The CA has revoked, the record says when and why, the event is durable, and the key is spent."""
     world = World()
     authority, _, certificate_id = await issued(world)
 
@@ -195,7 +195,10 @@ async def test_a_revocation_reaches_the_ca_and_the_cache() -> None:
     assert (record.revoke_time, record.revocation_reason) == (world.clock.now(), RevocationReason.SUPERSEDED)
     assert list(world.ca.revoked.values()) == [RevocationReason.SUPERSEDED]
     assert world.kinds()[-1] == AuditEventType.CERTIFICATE_REVOKED
-    assert (await authority.issue(caller(), issue())).source == "order"
+    with pytest.raises(RefusalError) as caught:
+        await authority.issue(caller(), issue())
+    assert caught.value.refusal.reason is Reason.KEY_REUSED
+    assert (await authority.issue(caller(), issue("two"))).source == "order"
 
 
 async def test_a_revocation_that_can_not_be_recorded_does_not_reach_the_ca() -> None:

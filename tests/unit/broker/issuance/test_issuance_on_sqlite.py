@@ -41,6 +41,8 @@ async def broker(folder: Path, ca: FakeCa) -> AsyncIterator[tuple[RegistrationAu
                 certificates=stores.certificates,
                 keys=stores.keys,
                 identities=stores.identities,
+                deny_list=stores.deny_list,
+                trust=World(),
                 audit=stores.audit,
                 denials=FakeDenialRecorder(stores.audit),
                 issuers={"fake-ca": FakeIssuer(ca)},

@@ -178,6 +178,7 @@ async def test_what_is_cached(change: str, source: str, orders: int) -> None:
         case "revoked":
             assert result.certificate is not None
             await authority.revoke(caller(), "r", result.certificate.certificate_id, RevocationReason.SUPERSEDED)
+            name = "two"  # its key is spent
         case "profile edited":
             world.change_profile(hash="other-hash")
         case "another key":

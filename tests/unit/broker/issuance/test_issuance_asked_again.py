@@ -1,0 +1,257 @@
+"""A decision that is asked again is asked whole: whatever ends an identity's right ends its orders and hand-outs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.model import AuditEventType, DenyEntry, KeyUse, OrderState, RevocationReason
+from certplane.errors import Reason, RefusalError
+from tests.fakes.policy import FakePolicy
+from tests.support.issuance import NO_WAIT, World, caller, issue, key_hash, settle
+
+SECOND = timedelta(seconds=1)
+HOST = "web1.test"
+
+
+def deny_by_name(world: World) -> None:
+    """As another process does it: the rows change, and nobody here is told."""
+    _deny(world, DenyEntry(name=HOST))
+
+
+def deny_by_serial(world: World) -> None:
+    _deny(world, DenyEntry(issuer="CN=Test CA", serial_number="a1"))
+
+
+def _deny(world: World, entry: DenyEntry) -> None:
+    now = world.clock.now()
+    world.database.denied.append(replace(entry, create_time=now))
+    world.database.events += world.database.ended_by(entry, now)
+    world.database.end_orders(entry, now)
+
+
+def deny_in_memory_alone(world: World) -> None:
+    """The entry is seen before the orders that it ended are."""
+    world.database.denied.append(DenyEntry(name=HOST))
+
+
+def remove_ca(world: World) -> None:
+    world.anchors.clear()
+
+
+def contest(world: World) -> None:
+    world.contest()
+
+
+def take_profile(world: World) -> None:
+    world.policies.policy = FakePolicy.of([], [])
+
+
+def block_key(world: World) -> None:
+    world.database.keys[key_hash()] = KeyUse(HOST, blocked=True)
+
+
+def spend_key(world: World) -> None:
+    world.database.keys[key_hash()] = KeyUse(HOST, blocked=False, spent=True)
+
+
+ENDS = [
+    pytest.param(deny_by_name, Reason.IDENTITY_REVOKED, id="denied-by-name"),
+    pytest.param(deny_by_serial, Reason.IDENTITY_REVOKED, id="denied-by-issuer-and-serial"),
+    pytest.param(deny_in_memory_alone, Reason.IDENTITY_REVOKED, id="denied-and-the-order-still-open"),
+    pytest.param(remove_ca, Reason.IDENTITY_UNKNOWN, id="its-ca-is-no-longer-trusted"),
+    pytest.param(contest, Reason.IDENTITY_CONTESTED, id="contested"),
+    pytest.param(take_profile, Reason.IDENTITY_UNKNOWN, id="policy"),
+    pytest.param(block_key, Reason.KEY_REUSED, id="key-blocked"),
+    pytest.param(spend_key, Reason.KEY_REUSED, id="key-spent"),
+]
+PLACES = ["create_order", "get_order", "present", "wait_until_visible", "answer_challenges"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("end", "reason"), ENDS)
+async def test_nothing_is_finalised_for_whom_it_may_not_be(
+    end: Callable[[World], None], reason: Reason, place: str
+) -> None:
+    """Wherever an order is when its identity loses what it rests on, it ends for that reason, and no CSR is sent."""
+    world = World()
+    if place == "get_order":
+        world.issuer.faults.fail_after("create_order", RefusalError(Reason.ISSUER_UNAVAILABLE, "lost"))
+    faults = world.issuer.faults if place.endswith(("order", "challenges")) else world.solver.faults
+    gate = faults.hold(place)
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+
+    end(world)
+    gate.set()
+    await world.run_on(step=SECOND)
+
+    assert world.order.error is not None
+    assert world.order.error.reason is reason
+    assert world.issuer.faults.count("finalize") == 0
+    assert world.ca.finalisations == 0
+    assert world.order.txt_records == ()
+    assert world.logged(AuditEventType.CERTIFICATE_ISSUE_FAILED) == 1
+
+
+@pytest.mark.parametrize(("end", "reason"), ENDS)
+async def test_a_restart_asks_again_before_the_ca_hears_of_the_order(
+    end: Callable[[World], None], reason: Reason
+) -> None:
+    """An order that a stop has parked is resumed only if all of it still stands."""
+    world = World()
+    world.solver.faults.hold("wait_until_visible")
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    assert world.order.state is OrderState.VALIDATING
+    other = world.fork()
+    end(other)
+    if end is remove_ca:
+        other.anchors.clear()
+
+    await other.started()
+    await other.run_on(step=SECOND)
+
+    assert other.order.error is not None
+    assert other.order.error.reason is reason
+    assert other.issuer.faults.calls == []
+
+
+@pytest.mark.parametrize("end", [deny_by_name, deny_by_serial])
+async def test_deny_stops_an_order_that_waits(end: Callable[[World], None]) -> None:
+    """It isn't waited for until DNS has its turn: within seconds it has ended, its records are gone, and who waits knows."""
+    world = World()
+    world.solver.faults.hold("wait_until_visible")
+    authority = await world.started()
+    result = await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+
+    end(world)
+    world.clock.advance(SECOND)
+    await settle()
+
+    assert world.order.state is OrderState.FAILED
+    assert world.order.txt_records == ()
+    assert world.dns.records == {}
+    assert (await authority.get_order(caller(), "req-2", result.order.order_id)).order.state is OrderState.FAILED
+    assert len(authority._dispatcher.flights) == 0
+
+
+async def test_an_order_of_an_older_release_is_known_by_its_serial_number() -> None:
+    """Whose issuer wasn't kept: an entry with its serial number is enough."""
+    world = World()
+    gate = world.solver.faults.hold("wait_until_visible")
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    other = world.fork()
+    order = replace(other.order, identity_issuer="", identity_anchor="")
+    other.database.orders[order.order_id] = order
+    other.database.denied.append(DenyEntry(issuer="CN=Test CA", serial_number="a1"))
+    gate.set()
+
+    await other.started()
+    await other.run_on(step=SECOND)
+
+    assert other.order.error is not None
+    assert other.order.error.reason is Reason.IDENTITY_REVOKED
+
+
+async def test_what_the_ca_may_have_issued_is_followed_to_its_end() -> None:
+    """An order that is finalised when its identity is shut out is stored, to be revoked, and never handed out."""
+    world = World()
+    gate = world.issuer.faults.hold("download")
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    assert world.order.state is OrderState.FINALIZING
+
+    deny_by_name(world)
+    world.clock.advance(SECOND)
+    await settle()
+    gate.set()
+    await world.run_on(step=SECOND)
+
+    assert world.order.state is OrderState.ISSUED
+    for ask in (authority.get_order(caller(), "req-2", world.order.order_id), authority.issue(caller(), issue())):
+        with pytest.raises(RefusalError) as caught:
+            await ask
+        assert caught.value.refusal.reason is Reason.IDENTITY_REVOKED
+    assert world.logged(AuditEventType.CERTIFICATE_DELIVERED) == 0
+
+
+async def _issue(authority: RegistrationAuthority, _order: str, _certificate: str) -> object:
+    return await authority.issue(caller(), issue())
+
+
+async def _get(authority: RegistrationAuthority, order: str, _certificate: str) -> object:
+    return await authority.get_order(caller(), "req-2", order)
+
+
+async def _watch(authority: RegistrationAuthority, order: str, _certificate: str) -> object:
+    return [state async for state in authority.watch_order(caller(), "req-2", order)]
+
+
+async def _show(authority: RegistrationAuthority, _order: str, certificate: str) -> object:
+    return await authority.get_certificate(caller(), "req-2", certificate)
+
+
+@pytest.mark.parametrize("ask", [_issue, _get, _watch, _show])
+@pytest.mark.parametrize(("end", "reason"), [each for each in ENDS if each.values[0] is not spend_key])
+async def test_no_hand_out_to_whom_it_may_not_be(
+    end: Callable[[World], None],
+    reason: Reason,
+    ask: Callable[[RegistrationAuthority, str, str], object],
+) -> None:
+    """By whichever call a certificate that nobody has got yet is asked for."""
+    world = World()
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await world.run_on()
+    assert world.order.state is OrderState.ISSUED
+    end(world)
+
+    with pytest.raises(RefusalError) as caught:
+        await ask(authority, world.order.order_id, world.order.certificate_id)  # type: ignore[misc]  # each is async
+
+    assert caught.value.refusal.reason is reason
+    assert world.database.certificates[world.order.certificate_id].deliver_time is None
+
+
+@pytest.mark.parametrize("reason", list(RevocationReason))
+async def test_a_revoked_certificates_key_is_spent_for_its_holder(reason: RevocationReason) -> None:
+    """Whatever the reason: the same key gets no second certificate, neither anew nor as a renewal; another one does."""
+    world = World()
+    authority = await world.started()
+    result = await authority.issue(caller(), issue())
+    assert result.certificate is not None
+    await authority.revoke(caller(), "req-2", result.certificate.certificate_id, reason)
+
+    for command in (issue(), issue(replaces=result.certificate.certificate_id)):
+        with pytest.raises(RefusalError) as caught:
+            await authority.issue(caller(), command)
+        assert caught.value.refusal.reason is Reason.KEY_REUSED
+    assert len(world.orders) == 1
+    again = await authority.issue(caller(), issue("two", replaces=result.certificate.certificate_id))
+    assert again.order.state is OrderState.ISSUED
+
+
+async def test_a_key_that_is_spent_keeps_its_other_certificates() -> None:
+    """Where a renewal kept the key, revoking the old certificate takes nothing from the one in use."""
+    world = World()
+    authority = await world.started()
+    first = await authority.issue(caller(), issue())
+    assert first.certificate is not None
+    world.clock.advance(first.certificate.renew_time - world.clock.now())
+    second = await authority.issue(caller(), issue(replaces=first.certificate.certificate_id))
+    assert second.certificate is not None
+    await authority.revoke(caller(), "req-2", first.certificate.certificate_id, RevocationReason.SUPERSEDED)
+
+    shown = await authority.get_certificate(caller(), "req-3", second.certificate.certificate_id)
+    assert shown.serial_number == second.certificate.serial_number
