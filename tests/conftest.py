@@ -6,11 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.waiting import PATIENCE
+
 # A run started by `nohup` or from a script's background ignores these, and so would each program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 pytest_plugins = ["tests.support.parts", "tests.support.sandbox", "tests.support.stores"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A test's time limit grows with that of each of its waits."""
+    if config.option.timeout is None:
+        config.option.timeout = float(config.getini("timeout")) * PATIENCE
 
 
 @pytest.fixture(autouse=True)

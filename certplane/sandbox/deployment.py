@@ -357,18 +357,17 @@ class Host:
         """Wait until the started agent does its work: it holds the state's lock and answers other commands.
 
         Raises:
-            ServerStartError: it ended, or did not get that far within half a minute.
+            ServerStartError: it ended, or did not get that far in the time that a server's start may take.
         """
         agent = self._agent
         if agent is None:
             raise RuntimeError("the agent was not started")
-        for _ in range(600):
-            if "the agent runs" in agent.log_text():
-                return
-            if not agent.running:
-                break
+        loop = asyncio.get_running_loop()
+        end = loop.time() + agent.ready_within.total_seconds()
+        while "the agent runs" not in agent.log_text():
+            if not agent.running or loop.time() > end:
+                raise ServerStartError("certplane-agent", f"does not run:\n{agent.log_tail()}")
             await asyncio.sleep(0.05)
-        raise ServerStartError("certplane-agent", f"does not run:\n{agent.log_tail()}")
 
     async def stop(self) -> None:
         """Stop the running agent."""

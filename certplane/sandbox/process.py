@@ -61,8 +61,8 @@ class ServerProcess:
     environment: Mapping[str, str] = field(default_factory=dict)
     user: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM
-    ready_within: timedelta = timedelta(seconds=60)
-    stop_within: timedelta = timedelta(seconds=10)
+    ready_within: timedelta = timedelta(minutes=2)
+    stop_within: timedelta = timedelta(seconds=30)
     _child: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _log_start: int = field(default=0, init=False, repr=False)
 

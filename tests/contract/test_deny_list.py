@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
@@ -13,6 +12,7 @@ from certplane.broker.model import AuditEventType, DenyEntry, EnrollmentReport, 
 from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness
+from tests.support.waiting import until
 
 NAME = "spiffe://example.org/host/web1"
 ISSUER = "CN=Example Intermediate CA"
@@ -116,14 +116,9 @@ async def test_another_process_s_change_is_seen_within_a_second(store: StoreHarn
 
     async def until_denied(expected: bool) -> None:
         for _ in range(2):  # of half a second of the store's clock each
-            while not store.clock.sleepers:  # noqa: ASYNC110 - the clock has no event for it
-                await asyncio.sleep(0.001)
+            await until(lambda: store.clock.sleepers)
             store.clock.advance(timedelta(milliseconds=500))
-            for _ in range(200):
-                if bool(store.stores.deny_list.denied(NAME, ISSUER, "1f")) is expected:
-                    return
-                await asyncio.sleep(0.005)
-        pytest.fail("not seen")
+        await until(lambda: bool(store.stores.deny_list.denied(NAME, ISSUER, "1f")) is expected, what="the change")
 
     async with store.place.open(store.clock, exclusive=False) as other:
         await other.deny_list.deny(DenyEntry(name=NAME), [])

@@ -17,6 +17,7 @@ from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Statement
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness
+from tests.support.waiting import HANG, until
 
 FAIL_AT_COMMIT = {
     "sqlite": """
@@ -105,12 +106,11 @@ async def one_group(store: StoreHarness) -> AsyncIterator[None]:
 
     def hold(session: Session) -> Done[None]:
         entered.set()
-        leave.wait(10)
+        leave.wait(HANG)
         return Done(None)
 
     holder = asyncio.create_task(store.stores.writer.write(hold, ()))
-    while not entered.is_set():  # noqa: ASYNC110 - set on the writer's thread
-        await asyncio.sleep(0.001)
+    await until(entered.is_set)
     yield
     await asyncio.sleep(0.01)
     leave.set()

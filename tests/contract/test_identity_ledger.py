@@ -12,6 +12,7 @@ from certplane.broker.model import AuditEventType, DenyEntry, IdentityUse, Known
 from certplane.broker.policy.first_use import GRACE, settle
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness
+from tests.support.waiting import until
 
 NAME = "web1.example"
 CA = "CN=Example Intermediate CA"
@@ -187,27 +188,25 @@ async def test_another_process_s_change_is_seen_within_a_second(store: StoreHarn
     if store.place.kind == "fake":
         pytest.skip("there is no other process")
 
-    async def until(serial_number: str) -> None:
+    def is_known(serial_number: str) -> bool:
+        known = store.stores.identities.known(NAME)
+        return known is not None and known.active.serial_number == serial_number
+
+    async def until_known(serial_number: str) -> None:
         for _ in range(2):  # of half a second of the store's clock each
-            while not store.clock.sleepers:  # noqa: ASYNC110 - the clock has no event for it
-                await asyncio.sleep(0.001)
+            await until(lambda: store.clock.sleepers)
             store.clock.advance(timedelta(milliseconds=500))
-            for _ in range(200):
-                known = store.stores.identities.known(NAME)
-                if known is not None and known.active.serial_number == serial_number:
-                    return
-                await asyncio.sleep(0.005)
-        pytest.fail("not seen")
+        await until(lambda: is_known(serial_number), what="the change")
 
     async with store.place.open(store.clock, exclusive=False) as other:
         await other.identities.activate(NAME, use(store, "a1"), [])
-        await until("a1")
+        await until_known("a1")
         await other.identities.activate(NAME, use(store, "b2"), [])
         # Not looked yet: what is in memory is old, what is written is decided about the row.
         known = await activate(store, use(store, "a1", age=timedelta(hours=1)))
         assert known.active.serial_number == "b2"
         await other.identities.activate(NAME, use(store, "c3"), [])
-        await until("c3")
+        await until_known("c3")
         assert await store.event_ids() == []
 
 

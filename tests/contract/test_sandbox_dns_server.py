@@ -16,6 +16,7 @@ import pytest
 
 from certplane.sandbox.dns_endpoint import TsigKey
 from certplane.sandbox.errors import ServerRefusedError
+from tests.support.waiting import HANG
 
 if TYPE_CHECKING:
     from certplane.sandbox.dns_endpoint import DnsEndpoint
@@ -111,7 +112,7 @@ async def test_an_update_of_a_name_in_another_zone_is_refused(endpoint: DnsEndpo
         "example.test", keyring=endpoint.key.keyring, keyname=dns.name.from_text(endpoint.key.name)
     )
     update.add(dns.name.from_text("x.other.test."), 60, "TXT", '"x"')
-    answer = await dns.asyncquery.tcp(update, "127.0.0.1", port=endpoint.port, timeout=5)
+    answer = await dns.asyncquery.tcp(update, "127.0.0.1", port=endpoint.port, timeout=HANG)
     assert answer.rcode() == dns.rcode.NOTZONE
 
 
@@ -119,7 +120,7 @@ async def test_an_update_without_a_signature_is_refused(endpoint: DnsEndpoint) -
     """Only who holds the key may write."""
     update = dns.update.UpdateMessage("certplane.test")
     update.add("unsigned", 60, "TXT", '"x"')
-    answer = await dns.asyncquery.tcp(update, "127.0.0.1", port=endpoint.port, timeout=5)
+    answer = await dns.asyncquery.tcp(update, "127.0.0.1", port=endpoint.port, timeout=HANG)
     assert answer.rcode() == dns.rcode.REFUSED
     assert await endpoint.txt("unsigned.certplane.test") == frozenset()
 
@@ -146,7 +147,7 @@ async def test_an_alias_into_another_zone(endpoint: DnsEndpoint, recursion: bool
     question = dns.message.make_query("_acme-challenge.certplane.test", "TXT")
     if not recursion:
         question.flags &= ~dns.flags.RD
-    answer = await dns.asyncquery.tcp(question, "127.0.0.1", port=endpoint.port, timeout=5)
+    answer = await dns.asyncquery.tcp(question, "127.0.0.1", port=endpoint.port, timeout=HANG)
     assert len(answer.answer) == answers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ import pytest_asyncio
 
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from tests.support.parts import need_part
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -60,17 +60,18 @@ async def status(host: Host) -> dict[str, dict[str, object]]:
 
 async def logged(host: Host, words: str) -> None:
     """Wait until the agent's log has `words`."""
-    async with asyncio.timeout(30):
-        while words not in (host.folder / "agent.log").read_text():  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.1)
+    log = host.folder / "agent.log"
+    await until(lambda: words in log.read_text(), what=f"{words!r} in the agent's log")
 
 
 async def started(host: Host) -> None:
     """Start the agent and wait until both certificates are in force."""
     await host.start()
-    async with asyncio.timeout(60):
-        while any(each["state"] != "waiting" for each in (await status(host)).values()):  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+
+    async def all_wait() -> bool:
+        return all(each["state"] == "waiting" for each in (await status(host)).values())
+
+    await until(all_wait, poll=0.2, what="certificates in force")
 
 
 async def test_a_running_agent_answers_its_commands(host: Host) -> None:

@@ -18,8 +18,9 @@ from certplane.agent.reporting.spool import FAILPOINTS
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.operator import Operator
-from tests.support.killing import KILLED, killing_at, settle_on_a_port, until
+from tests.support.killing import KILLED, killing_at, settle_on_a_port
 from tests.support.parts import need_part
+from tests.support.waiting import HANG, no_hang, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -78,7 +79,7 @@ class World:
                 and known["installed"]["certificateId"] == status["certificate_id"]
             )
 
-        await until(agreed, within=30, poll=0.2, what=f"version {version} in use, here and there")
+        await until(agreed, poll=0.2, what=f"version {version} in use, here and there")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -142,7 +143,7 @@ async def test_what_happened_while_the_broker_was_dead_is_told_when_it_lives(wor
             for record in map(json.loads, audit.stdout.splitlines())
         )
 
-    await until(heard, within=40, poll=0.5, what="the failure, at the broker")
+    await until(heard, poll=0.5, what="the failure, at the broker")
     await world.agree_on(version)  # what failed for want of a broker is made as soon as it is back
     assert (await world.link())["unacknowledged_reports"] == 0
 
@@ -155,7 +156,7 @@ async def test_a_broker_that_stops_says_when_to_come_back(world: World) -> None:
     await world.deployment.stop_broker()
     await until(lambda: _has_left(world), what="the end of the stream")
     await world.deployment.start_broker()
-    await until(lambda: _is_connected(world), within=40, poll=0.2, what="the next stream")
+    await until(lambda: _is_connected(world), poll=0.2, what="the next stream")
     assert "the broker said goodbye" in (world.host.folder / "agent.log").read_text()
 
 
@@ -184,7 +185,7 @@ async def test_both_programs_tell_systemd_what_they_do(world: World, tmp_path: P
 
         starting = asyncio.create_task(world.deployment.start_broker(environment))
         await hear("READY=1\nSTATUS=serving on port")
-        with socket.create_connection((LOOPBACK, world.deployment.broker_port), timeout=5):
+        with socket.create_connection((LOOPBACK, world.deployment.broker_port), timeout=HANG):
             pass  # it answers by then
         await starting
         await hear("WATCHDOG=1")
@@ -203,7 +204,7 @@ async def test_both_programs_tell_systemd_what_they_do(world: World, tmp_path: P
 
 async def _hear(manager: socket.socket, words: str) -> list[str]:
     loop, heard = asyncio.get_running_loop(), []
-    async with asyncio.timeout(30):
+    async with no_hang():
         while not heard or not heard[-1].startswith(words):
             heard.append((await loop.sock_recv(manager, 4096)).decode())
     return heard

@@ -41,9 +41,9 @@ from tests.support.killing import (
     leaf_of,
     order_of,
     settle_on_a_port,
-    until,
 )
 from tests.support.parts import need_part
+from tests.support.waiting import HANG, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -222,7 +222,7 @@ async def revoke(lane: Lane, certificate_id: str) -> None:
     """RevokeCertificate as the host."""
     async with channel_of(lane.deployment, lane.host) as channel:
         request = pb.RevokeCertificateRequest(certificate_id=certificate_id, reason=pb.REVOCATION_REASON_SUPERSEDED)
-        await pb_grpc.CertificateServiceStub(channel).RevokeCertificate(request, timeout=20)
+        await pb_grpc.CertificateServiceStub(channel).RevokeCertificate(request, timeout=HANG)
 
 
 async def test_order_that_the_ca_hands_back_is_no_second_one(lanes: tuple[Lane, Lane], tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from certplane.rpc.status import refusal_from_error
 from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
+from tests.support.waiting import HANG, blocking_until
 
 pytestmark = pytest.mark.e2e
 
@@ -42,7 +43,7 @@ def files(tmp_path: Path) -> BrokerFiles:
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [*PROGRAM, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False, **options)
 
 
 class Program:
@@ -60,18 +61,18 @@ class Program:
         return [json.loads(line) for line in self.log_path.read_text().splitlines()]
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], after: int = 0) -> dict[str, Any]:
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            for line in self.lines()[after:]:
-                if condition(line):
-                    return line
-            assert self.process.poll() is None, self.log_path.read_text()
-            time.sleep(0.05)
-        raise AssertionError(self.log_path.read_text())
+        def found() -> dict[str, Any] | None:
+            ended = self.process.poll() is not None  # asked first: what it wrote last counts
+            line = next(filter(condition, self.lines()[after:]), None)
+            assert line is not None or not ended, self.log_path.read_text()
+            return line
+
+        line: dict[str, Any] = blocking_until(found, poll=0.05, what="the line in the log")
+        return line
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=HANG)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -97,7 +98,7 @@ def get_identity(files: BrokerFiles, port: int, identity: Leaf | None = None) ->
         async with open_channel(f"https://localhost:{port}", credentials) as channel:
             stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
             try:
-                return (await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=10)).policy_hash
+                return (await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=HANG)).policy_hash
             except grpc.aio.AioRpcError as error:
                 refusal = refusal_from_error(error)
                 if refusal is None:
@@ -125,7 +126,7 @@ def test_help_is_quick_and_tells_the_exit_statuses() -> None:
         "try:\n    main(['--help'])\n"
         "finally:\n    print(sorted({'grpc', 'cryptography', 'acme', 'sqlalchemy', 'yaml'} & set(sys.modules)))\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False)
     assert result.returncode == 0
     assert result.stdout.endswith("[]\n")
     assert "exit statuses:" in result.stdout
@@ -181,11 +182,11 @@ def test_identity_is_shut_out_beside_the_running_broker(files: BrokerFiles) -> N
         policy_hash = get_identity(files, program.port)
         denied = run(*config, "identity", "deny", "--name", files.host.upper(), "--reason", "lost laptop")
         assert (denied.returncode, denied.stderr) == (0, "")
-        assert wait_until(lambda: get_identity(files, program.port) == "IDENTITY_REVOKED")
+        blocking_until(lambda: get_identity(files, program.port) == "IDENTITY_REVOKED")
         (listed,) = json_lines(run("identity", "list", *config).stdout)
         assert (listed["name"], listed["reason"]) == (files.host, "lost laptop")
         assert run("identity", "allow", "--name", files.host, *config).returncode == 0
-        assert wait_until(lambda: get_identity(files, program.port) == policy_hash)
+        blocking_until(lambda: get_identity(files, program.port) == policy_hash)
         again = run("identity", "allow", "--name", files.host, *config)
         assert (again.returncode, again.stdout) == (1, "")
         assert again.stderr.count("\n") == 1
@@ -225,8 +226,8 @@ def test_contested_identity_is_settled_beside_the_running_broker(files: BrokerFi
         (row,) = json_lines(decided.stdout)
         assert (row["name"], row["serial_number"]) == (files.host, copy.serial_number)
         assert owner.serial_number in row["result"]
-        assert wait_until(lambda: answer(copy) == policy_hash)
-        assert wait_until(lambda: answer(owner) == "IDENTITY_REVOKED")
+        blocking_until(lambda: answer(copy) == policy_hash)
+        blocking_until(lambda: answer(owner) == "IDENTITY_REVOKED")
         (listed,) = json_lines(run("identity", "list", *config).stdout)
         assert (listed["state"], listed["serial_number"]) == ("denied", owner.serial_number)
         everything = json_lines(run("identity", "list", "--all", *config).stdout)
@@ -242,15 +243,6 @@ def test_contested_identity_is_settled_beside_the_running_broker(files: BrokerFi
         "identity_allowed",
         "identity_denied",
     ]
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.mark.parametrize(
@@ -297,7 +289,7 @@ def test_many_connections_at_once_are_no_crash(files: BrokerFiles) -> None:
     def flood(port: int, end: float) -> None:
         while time.monotonic() < end:
             with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+                socket.create_connection(("127.0.0.1", port), timeout=HANG).close()
 
     with serving(files) as program:
         end = time.monotonic() + 4
@@ -365,9 +357,9 @@ def test_tables_on_a_terminal(files: BrokerFiles) -> None:
     parent, child = os.openpty()
     try:
         command = [*PROGRAM, "policy", "validate", "--policy", str(files.policy)]
-        subprocess.run(command, stdout=child, stderr=subprocess.PIPE, timeout=60, check=True)
+        subprocess.run(command, stdout=child, stderr=subprocess.PIPE, timeout=HANG, check=True)
         text = os.read(parent, 65536).decode()
-        subprocess.run([*command, "--json"], stdout=child, stderr=subprocess.PIPE, timeout=60, check=True)
+        subprocess.run([*command, "--json"], stdout=child, stderr=subprocess.PIPE, timeout=HANG, check=True)
         assert json.loads(os.read(parent, 65536).decode())["policy_hash"]
     finally:
         os.close(parent)
@@ -382,6 +374,6 @@ def test_reader_that_leaves(files: BrokerFiles) -> None:
         program.stop()
     command = " ".join([*PROGRAM, "audit", "tail", "-c", str(files.config)])
     result = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True, timeout=HANG, check=False
     )
     assert result.stderr == ""

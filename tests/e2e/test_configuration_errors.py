@@ -31,6 +31,7 @@ from certplane.sandbox.ports import PROVISIONER
 from certplane.sandbox.tokens import ProvisionerKey, TokenClaims, mint_jwk_token
 from tests.support.agent_host import AgentHost
 from tests.support.broker_files import BrokerFiles
+from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.e2e
 
@@ -65,7 +66,7 @@ class Place:
 
     def run(self, *wrapper: str) -> subprocess.CompletedProcess[str]:
         command = [*wrapper, sys.executable, "-m", f"certplane.{self.name}", "-c", str(self.config), *self.command]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
 
 
 def broker_place(folder: Path) -> Place:
@@ -217,7 +218,7 @@ def test_missing_configuration() -> None:
     for program, command in (("broker", "serve"), ("agent", "run")):
         missing = f"/nowhere/{program}.yml"
         arguments = [sys.executable, "-m", f"certplane.{program}", command, "-c", missing]
-        result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(arguments, capture_output=True, text=True, timeout=HANG, check=False)
         assert result.returncode == 2
         assert lines_of(result) == [f"{missing}: does not exist; create it, or correct the path"]
 

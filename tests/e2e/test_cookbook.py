@@ -18,6 +18,7 @@ import pytest
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
 from certplane.sandbox.operator import Operator
 from tests.support.parts import need_part
+from tests.support.waiting import no_hang
 
 pytestmark = pytest.mark.e2e
 
@@ -122,7 +123,7 @@ async def test_commands_work_as_they_stand(deployment: Deployment, tmp_path: Pat
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(90):
+    async with no_hang():
         stdout, stderr = (stream.decode() for stream in await process.communicate())
     outputs = stdout.split(f"{_MARK}\n")
     assert len(outputs) == len(others) + 1, stdout + stderr

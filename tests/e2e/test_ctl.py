@@ -16,7 +16,9 @@ import pytest_asyncio
 
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.operator import Operator
+from tests.support.killing import events
 from tests.support.parts import need_part
+from tests.support.waiting import no_hang, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -58,12 +60,13 @@ class Fleet:
 
     async def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The certificate once it is so."""
-        for _ in range(100):
+
+        async def found() -> dict[str, Any] | None:
             status = await self.web()
-            if condition(status):
-                return status
-            await asyncio.sleep(0.2)
-        raise AssertionError(status)
+            return status if condition(status) else None
+
+        status: dict[str, Any] = await until(found, poll=0.2, what="the certificate's state")
+        return status
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -124,7 +127,7 @@ async def on_a_terminal(arguments: list[str]) -> str:
 
 async def test_a_renewal_asked_for_from_afar_is_done_within_seconds(fleet: Fleet) -> None:
     """The broker tells the agent, the agent renews and reports; a watch sees each of it."""
-    before = await fleet.web()
+    before, reason = await fleet.web(), "asked for from afar"
     watch = await asyncio.create_subprocess_exec(
         sys.executable, *fleet.bob.command("watch"), stdout=asyncio.subprocess.PIPE
     )
@@ -132,10 +135,10 @@ async def test_a_renewal_asked_for_from_afar_is_done_within_seconds(fleet: Fleet
     try:
         while "snapshotEnd" not in json.loads(await watch.stdout.readline()):
             pass
-        (dry,) = await fleet.lines("renew", "--host", "web1", "--reason", "a test", "--dry-run")
+        (dry,) = await fleet.lines("renew", "--host", "web1", "--reason", reason, "--dry-run")
         assert (dry["certificateCount"], dry["changedCount"]) == (1, 1)
         assert (await fleet.web())["installed"] == before["installed"]
-        (answer,) = await fleet.lines("renew", "--host", "web1", "--reason", "a test", "--yes")
+        (answer,) = await fleet.lines("renew", "--host", "web1", "--reason", reason, "--yes")
         assert answer["connectedHostCount"] == 1
         after = await fleet.until(
             lambda status: (
@@ -144,7 +147,7 @@ async def test_a_renewal_asked_for_from_afar_is_done_within_seconds(fleet: Fleet
             )
         )
         states = []
-        async with asyncio.timeout(20):
+        async with no_hang():
             while not states or states[-1] != (after["state"], after["installed"]["serialNumber"]):
                 change = json.loads(await watch.stdout.readline()).get("certificateChange")
                 if change is not None and change["certificate"]["name"] == "web":
@@ -154,9 +157,8 @@ async def test_a_renewal_asked_for_from_afar_is_done_within_seconds(fleet: Fleet
     finally:
         watch.terminate()
         await watch.wait()
-    audit = await fleet.deployment.run_broker("audit", "tail", "--limit", "40", "--json")
-    requested = [json.loads(line) for line in audit.stdout.splitlines() if '"renewal_requested"' in line]
-    assert [each["identity"] for each in requested] == ["alice.certplane.test"]
+    requested = await events(fleet.deployment, event_type="renewal_requested")
+    assert [each["identity"] for each in requested if reason in each["reason"]] == ["alice.certplane.test"]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ async def test_a_watch_outlives_the_broker(fleet: Fleet, tmp_path: Path) -> None
             while "snapshotEnd" not in json.loads(await watch.stdout.readline()):
                 pass
             await fleet.deployment.start_broker()
-            async with asyncio.timeout(40):
+            async with no_hang():
                 connected = False
                 while not connected:
                     message = json.loads(await watch.stdout.readline())

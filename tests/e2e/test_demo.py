@@ -9,13 +9,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from certplane.sandbox import parts
 from tests.support.parts import need_part
+from tests.support.waiting import HANG, blocking_until
 
 pytestmark = pytest.mark.e2e
 
@@ -39,7 +39,7 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=HANG,
         check=False,
     )
 
@@ -107,7 +107,7 @@ def test_terminal(environment: dict[str, str]) -> None:
         with contextlib.suppress(OSError):  # EIO: the last one has closed its end
             while data := os.read(reading, 65536):
                 received += data
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=HANG) == 0
     finally:
         os.close(reading)
         if process.poll() is None:
@@ -163,7 +163,13 @@ def test_failures(
     if switched_off:
         environment[f"CERTPLANE_PART_{switched_off}"] = ""
     finished = subprocess.run(
-        [*_COMMAND, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [*_COMMAND, *arguments],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
     )
     assert finished.returncode == status
     assert finished.stderr.rstrip().endswith(message)
@@ -178,7 +184,7 @@ def test_server_that_does_not_start(environment: dict[str, str]) -> None:
         env={**environment, "CERTPLANE_PART_PEBBLE": "/bin/false"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
         check=False,
     )
     assert finished.returncode == 1
@@ -203,12 +209,15 @@ class KeptDemo:
 
     def wait_for(self, mark: str) -> str:
         """The output once it holds `mark`."""
-        deadline = time.monotonic() + 80
-        while mark not in (text := self.text()):
-            assert self.process.poll() is None, text
-            assert time.monotonic() < deadline, text
-            time.sleep(0.1)
-        return text
+
+        def found() -> bool:
+            ended = self.process.poll() is not None
+            shown = mark in self.text()
+            assert shown or not ended, self.text()
+            return shown
+
+        blocking_until(found, poll=0.1, what=f"{mark!r} in the output")
+        return self.text()
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -239,7 +248,7 @@ def test_keep(environment: dict[str, str], tmp_path: Path, how: str) -> None:
             ["bash", "-c", script],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=HANG,
             check=False,
             env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
         )
@@ -254,7 +263,7 @@ def test_keep(environment: dict[str, str], tmp_path: Path, how: str) -> None:
         stop = re.search(r"^  kill (\d+)$", demo.wait_for("  kill "), re.MULTILINE)
         assert stop is not None
         os.kill(int(stop[1]), signal.SIGTERM if how == "command" else signal.SIGINT)
-        assert demo.process.wait(timeout=40) == 0
+        assert demo.process.wait(timeout=HANG) == 0
     finally:
         demo.end()
     assert demo.text().rstrip().endswith(_STOPPED)
@@ -267,12 +276,9 @@ def test_interrupted(environment: dict[str, str], tmp_path: Path) -> None:
     with log.open("wb") as output:
         process = subprocess.Popen(_COMMAND, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 60
-        while "$ certplane-agent" not in log.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        blocking_until(lambda: "$ certplane-agent" in log.read_text(), what="the first command")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=40) == 128 + signal.SIGINT
+        assert process.wait(timeout=HANG) == 128 + signal.SIGINT
     finally:
         if process.poll() is None:
             process.kill()

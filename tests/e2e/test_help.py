@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from certplane import __version__
+from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.e2e
 
@@ -51,7 +52,7 @@ def run(module: str, *arguments: str) -> str:
         env={**os.environ, "COLUMNS": "100"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
         check=True,
     ).stdout
 
@@ -95,5 +96,5 @@ def test_every_command_is_compared() -> None:
 def test_installed_programs(program: str) -> None:
     """Both programs are installed beside Python under their names and say their version."""
     installed = Path(sys.executable).parent / program
-    said = subprocess.run([installed, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    said = subprocess.run([installed, "--version"], capture_output=True, text=True, timeout=HANG, check=True).stdout
     assert said == f"{program} {__version__}\n"

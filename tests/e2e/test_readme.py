@@ -14,6 +14,7 @@ import pytest
 from certplane.agent.settings import load_settings
 from certplane.broker.policy.document import load_policy
 from tests.support.parts import need_part
+from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.e2e
 
@@ -48,7 +49,7 @@ def test_demo_says_what_the_readme_shows(tmp_path: Path) -> None:
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=HANG,
         check=True,
     )
     lines = iter(demo.stdout.splitlines())
@@ -76,7 +77,7 @@ def test_commands_are_there() -> None:
     for command in typed:
         program, *arguments = shlex.split(command)
         installed = Path(sys.executable).parent / program
-        subprocess.run([installed, *arguments, "--help"], capture_output=True, timeout=60, check=True)
+        subprocess.run([installed, *arguments, "--help"], capture_output=True, timeout=HANG, check=True)
 
 
 def test_examples_load(tmp_path: Path) -> None:

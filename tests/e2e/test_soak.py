@@ -19,9 +19,9 @@ import pytest
 import pytest_asyncio
 
 from certplane.sandbox.parts import PEBBLE_SET_RENEWAL_INFO
-from tests.support.killing import until
 from tests.support.parts import need_part
 from tests.support.soak import CALM, SHORT_LIVED, Figures, Soak, soak
+from tests.support.waiting import until
 
 MINUTES = float(os.environ.get("CERTPLANE_SOAK_MINUTES", "0"))
 SEED = int(os.environ.get("CERTPLANE_SOAK_SEED", "7"))
@@ -59,7 +59,7 @@ async def test_many_renewals_and_nothing_drifts(world: Soak) -> None:
         figures = await world.run(timedelta(minutes=MINUTES / 2), sample=timedelta(seconds=5))
     else:
         figures = [world.figures()]
-        await until(lambda: len(world.issued()) >= before + RENEWALS, within=120, poll=0.5, what="so many renewals")
+        await until(lambda: len(world.issued()) >= before + RENEWALS, poll=0.5, what="so many renewals")
     await world.settle()
     figures.append(world.figures())
     await world.assert_served_and_paired()
@@ -121,9 +121,9 @@ async def test_an_incident_at_the_ca_renews_within_seconds(world: Soak) -> None:
 
     # The records take their time to be seen, so that there is a while in which the reason can be read.
     world.deployment.cloudflare.spread_time = timedelta(seconds=6)
-    await until(shown, within=30, poll=0.1, what="the reason, here and there,")
+    await until(shown, poll=0.1, what="the reason, here and there,")
     world.deployment.cloudflare.spread_time = timedelta()
-    await until(lambda: _is_replaced(world, before), within=30, poll=0.5, what="the renewal")
+    await until(lambda: _is_replaced(world, before), poll=0.5, what="the renewal")
     await world.settle()
     assert told in world.agent.log_text()
 
@@ -134,7 +134,7 @@ async def test_a_revoked_certificate_is_replaced_within_seconds(world: Soak) -> 
     before = (await world.status())[CALM]
     revoked = await world.deployment.run_broker("certs", "revoke", before["certificate_id"])
     assert revoked.status == 0, revoked.stderr
-    await until(lambda: _is_replaced(world, before), within=60, poll=0.5, what="the renewal")
+    await until(lambda: _is_replaced(world, before), poll=0.5, what="the renewal")
     await world.settle()
     await world.assert_served_and_paired()
     assert f"{CALM}: requesting a certificate: it was revoked" in world.agent.log_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from certplane.runtime.clock import SystemClock
 from certplane.runtime.pool import BlockingPool
 from tests.support.ca import Leaf, PrivateCa
 from tests.support.edge import HOST, EdgeServer, serve_edge
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -112,12 +113,6 @@ async def agent_of(folder: Path, edge: EdgeServer, identity: Leaf) -> AsyncItera
         for channel in agent.opened:
             await channel.close()
         agent.disk.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for comes over a socket
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture(scope="module")

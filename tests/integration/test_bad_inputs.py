@@ -51,6 +51,7 @@ from tests.support.calls import Refused, refused
 from tests.support.csr import craft, pem
 from tests.support.deployed_broker import DeployedBroker, certificates, get_identity, issue
 from tests.support.parts import need_part
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
 
@@ -281,7 +282,7 @@ async def test_row_12_row_08_compromised_key(broker: DeployedBroker) -> None:
             pb.RevokeCertificateRequest(
                 certificate_id=issued.certificate.certificate_id, reason=pb.REVOCATION_REASON_KEY_COMPROMISE
             ),
-            timeout=20,
+            timeout=HANG,
         )
         assert await broker.deployment.pebble.is_revoked(int(issued.certificate.serial_number, 16))
         answer = await rejected(broker, host_of(case), lambda: issue(channel, profile="pair", csr_pem=pair_csr(key)))
@@ -323,13 +324,16 @@ async def test_wrong_hand(broker: DeployedBroker, identity: Callable[[DeployedBr
 
 async def until_refused(channel: grpc.aio.Channel) -> Refused:
     """The refusal that follows soon on an open connection."""
-    for _ in range(100):
+
+    async def is_refused() -> bool:
         try:
             await get_identity(channel)
         except grpc.aio.AioRpcError:
-            return await refused(get_identity(channel))
-        await asyncio.sleep(0.05)
-    raise AssertionError("it has not happened within five seconds")
+            return True
+        return False
+
+    await until(is_refused, what="the refusal")
+    return await refused(get_identity(channel))
 
 
 async def test_row_40_denied_while_connected(broker: DeployedBroker) -> None:
@@ -377,10 +381,12 @@ async def test_row_41_what_belongs_to_another(broker: DeployedBroker) -> None:
 
         def calls(order_id: str, certificate_id: str) -> list[Callable[[], Awaitable[Any]]]:
             return [
-                lambda: stub.GetOrder(pb.GetOrderRequest(order_id=order_id), timeout=10),
-                lambda: stub.WatchOrder(pb.WatchOrderRequest(order_id=order_id), timeout=10).read(),
-                lambda: stub.GetCertificate(pb.GetCertificateRequest(certificate_id=certificate_id), timeout=10),
-                lambda: stub.RevokeCertificate(pb.RevokeCertificateRequest(certificate_id=certificate_id), timeout=10),
+                lambda: stub.GetOrder(pb.GetOrderRequest(order_id=order_id), timeout=HANG),
+                lambda: stub.WatchOrder(pb.WatchOrderRequest(order_id=order_id), timeout=HANG).read(),
+                lambda: stub.GetCertificate(pb.GetCertificateRequest(certificate_id=certificate_id), timeout=HANG),
+                lambda: stub.RevokeCertificate(
+                    pb.RevokeCertificateRequest(certificate_id=certificate_id), timeout=HANG
+                ),
                 lambda: issue(channel, profile="pair", csr_pem=pair_csr(), certificate_id=certificate_id),
             ]
 
@@ -428,8 +434,7 @@ async def test_row_42_again_after_a_lost_connection_is_the_same_order(broker: De
     csr, before = pair_csr(), broker.asked
     async with host(broker, "row-42-lost") as channel:
         lost = asyncio.ensure_future(issue(channel, profile="pair", csr_pem=csr))
-        while broker.asked.orders == before.orders:  # noqa: ASYNC110 - what another process logs sets no Event
-            await asyncio.sleep(0.005)
+        await until(lambda: broker.asked.orders > before.orders, what="the order")
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
         await lost
     async with host(broker, "row-42-lost") as channel:
@@ -464,7 +469,7 @@ def test_every_row_has_its_tests() -> None:
         capture_output=True,
         text=True,
         cwd=tests.parent,
-        timeout=100,
+        timeout=HANG,
         check=False,
     )
     assert listed.returncode == 0, listed.stdout + listed.stderr

@@ -7,7 +7,7 @@ import logging
 import re
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from tests.fakes.policy import FakePolicy
 from tests.support.ca import Leaf, PrivateCa
 from tests.support.edge import HOST, OPERATOR, SERVICE, EdgeServer, serve_edge, trust_of
 from tests.support.http2 import connect, send_call
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
 
@@ -54,7 +55,7 @@ async def edge(ca: PrivateCa) -> AsyncIterator[EdgeServer]:
 
 async def get_identity(channel: Channel, **options: Any) -> enrollment_pb2.GetIdentityResponse:
     stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
-    return await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=10, **options)
+    return await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=HANG, **options)
 
 
 async def issue(
@@ -66,7 +67,7 @@ async def issue(
 
 def watch(channel: Channel, **options: Any) -> Any:
     request = certificate_pb2.WatchOrderRequest(order_id="order-1")
-    return certificate_pb2_grpc.CertificateServiceStub(channel).WatchOrder(request, timeout=20, **options)
+    return certificate_pb2_grpc.CertificateServiceStub(channel).WatchOrder(request, timeout=HANG, **options)
 
 
 async def refusal_of(call: Any) -> Refusal:
@@ -77,15 +78,6 @@ async def refusal_of(call: Any) -> Refusal:
     assert refusal is not None, caught.value
     assert caught.value.code() is CODES[refusal.reason].code
     return refusal
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait until what the server does on its own has happened."""
-    for _ in range(250):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it has not happened within five seconds")
 
 
 def calls_served(edge: EdgeServer) -> float:
@@ -467,7 +459,7 @@ async def test_stream_of_an_identity_that_became_another(edge: EdgeServer) -> No
 async def test_health_watch_is_checked_too(edge: EdgeServer) -> None:
     """Streams of grpc's own services, which write instead of yielding, obey the same rule."""
     async with edge.host() as channel:
-        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=HANG)
         assert (await call.read()).status == health_pb2.HealthCheckResponse.SERVING
         await edge.stores.deny_list.deny(DenyEntry(name=HOST), [])
         assert (await refusal_of(call.read())).reason is Reason.IDENTITY_REVOKED
@@ -477,7 +469,7 @@ async def test_health_watch_is_checked_before_each_message(edge: EdgeServer) -> 
     """What a handler would write next isn't sent to a caller that was denied meanwhile."""
     edge.edge._open_streams._every = timedelta(minutes=5)
     async with edge.host() as channel:
-        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=HANG)
         await call.read()
         await edge.stores.deny_list.deny(DenyEntry(name=HOST), [])
         await edge.server.drain(timedelta(seconds=1))
@@ -527,7 +519,7 @@ async def test_caller_that_leaves_cancels_its_handler(edge: EdgeServer) -> None:
 
 
 async def health(channel: Channel, service: str = "") -> health_pb2.HealthCheckResponse:
-    return await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+    return await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=HANG)
 
 
 def reflection_call(channel: Channel, version: str, requests: Any = None) -> Any:
@@ -535,7 +527,7 @@ def reflection_call(channel: Channel, version: str, requests: Any = None) -> Any
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-    )(requests, timeout=10)
+    )(requests, timeout=HANG)
 
 
 async def reflect(channel: Channel, version: str, **request: str) -> reflection_pb2.ServerReflectionResponse:
@@ -545,7 +537,7 @@ async def reflect(channel: Channel, version: str, **request: str) -> reflection_
 
 
 async def channelz(channel: Channel) -> channelz_pb2.GetServersResponse:
-    return await channelz_pb2_grpc.ChannelzStub(channel).GetServers(channelz_pb2.GetServersRequest(), timeout=10)
+    return await channelz_pb2_grpc.ChannelzStub(channel).GetServers(channelz_pb2.GetServersRequest(), timeout=HANG)
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
@@ -600,7 +592,7 @@ async def test_method_that_is_not_served(edge: EdgeServer) -> None:
     ):
         async with edge.channel(edge.ca.issue([identity])) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary("/certplane.v1.RenewalService/Future")(b"", timeout=10)
+                await channel.unary_unary("/certplane.v1.RenewalService/Future")(b"", timeout=HANG)
         assert caught.value.code() is code
 
 
@@ -652,7 +644,7 @@ async def test_all_four_kinds_of_handlers_are_wrapped(
         for identity in ("nobody.example", HOST):
             async with edge.channel(ca.issue([identity])) as channel:
                 request: Any = iter([b"question"]) if streams[0] else b"question"
-                call = getattr(channel, kind)("/x.Service/Method")(request, timeout=10)
+                call = getattr(channel, kind)("/x.Service/Method")(request, timeout=HANG)
                 answer = call.read() if streams[1] else call
                 if identity == HOST:
                     assert await answer == b"answer"
@@ -794,7 +786,7 @@ async def test_report_is_recorded_and_audited(edge: EdgeServer) -> None:
         request_id="r-7", agent_version="0.1.0", host_facts={"os": "Debian 12"}, identity_serial_number="abc"
     )
     async with edge.channel(leaf) as channel:
-        response = await enrollment_pb2_grpc.EnrollmentServiceStub(channel).ReportEnrollment(request, timeout=10)
+        response = await enrollment_pb2_grpc.EnrollmentServiceStub(channel).ReportEnrollment(request, timeout=HANG)
     report = edge.stores.database.reports[HOST]
     assert (report.agent_version, report.host_facts) == ("0.1.0", (("os", "Debian 12"),))
     assert report.identity_serial_number == "abc"
@@ -809,10 +801,10 @@ async def test_trust_bundle_is_what_is_in_force(edge: EdgeServer) -> None:
     """GetTrustBundle shows the CAs and the chain of this moment."""
     async with edge.host() as channel:
         stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
-        before = await stub.GetTrustBundle(enrollment_pb2.GetTrustBundleRequest(), timeout=10)
+        before = await stub.GetTrustBundle(enrollment_pb2.GetTrustBundleRequest(), timeout=HANG)
         renewed = edge.ca.issue_server(["localhost"])
         edge.trust.replace(trust_of(renewed, edge.ca, PrivateCa("successor")), datetime.now(UTC))
-        after = await stub.GetTrustBundle(enrollment_pb2.GetTrustBundleRequest(), timeout=10)
+        after = await stub.GetTrustBundle(enrollment_pb2.GetTrustBundleRequest(), timeout=HANG)
     assert before.agent_ca_bundle_pem == edge.ca.root_pem.decode()
     assert before.server_certificate_chain_pem == edge.server_leaf.chain_pem.decode()
     assert after.agent_ca_bundle_pem.count("BEGIN CERTIFICATE") == 2
@@ -837,7 +829,7 @@ async def test_renew_names_what_it_replaces(edge: EdgeServer) -> None:
     """RenewCertificate is an order that replaces a certificate."""
     request = certificate_pb2.RenewCertificateRequest(certificate_id="c-1", profile="web", csr_pem="CSR")
     async with edge.host() as channel:
-        await certificate_pb2_grpc.CertificateServiceStub(channel).RenewCertificate(request, timeout=10)
+        await certificate_pb2_grpc.CertificateServiceStub(channel).RenewCertificate(request, timeout=HANG)
     assert edge.authority.commands[0][1].replaces_certificate_id == "c-1"
 
 
@@ -868,7 +860,7 @@ async def test_request_id_comes_back(edge: EdgeServer) -> None:
         ids = []
         for own, header in (("own-1", "header-1"), ("", "header-1"), ("", ""), ("", "not an id")):
             request = enrollment_pb2.GetIdentityRequest(request_id=own)
-            call = stub(channel).GetIdentity(request, timeout=10, metadata=(("x-request-id", header),))
+            call = stub(channel).GetIdentity(request, timeout=HANG, metadata=(("x-request-id", header),))
             await call
             ids.append(dict(await call.trailing_metadata())["x-request-id"])
     assert ids[:2] == ["own-1", "header-1"]
@@ -883,7 +875,7 @@ async def test_pages(edge: EdgeServer) -> None:
     async with edge.host() as channel:
         while True:
             request = certificate_pb2.ListCertificatesRequest(page_size=2, page_token=token)
-            response = await stub(channel).ListCertificates(request, timeout=10)
+            response = await stub(channel).ListCertificates(request, timeout=HANG)
             pages.append([certificate.certificate_id for certificate in response.certificates])
             assert all(not certificate.certificate_pem for certificate in response.certificates)
             token = response.next_page_token
@@ -904,7 +896,7 @@ async def test_page_of_large_certificates_fits_into_a_message(edge: EdgeServer) 
     async with edge.host() as channel:
         while True:
             request = certificate_pb2.ListCertificatesRequest(page_size=500, page_token=token, include_unusable=True)
-            response = await stub(channel).ListCertificates(request, timeout=10)
+            response = await stub(channel).ListCertificates(request, timeout=HANG)
             assert response.ByteSize() < 64 * 1024
             seen += [certificate.certificate_id for certificate in response.certificates]
             token = response.next_page_token
@@ -1008,7 +1000,7 @@ async def test_drain(edge: EdgeServer) -> None:
         refusal = await refusal_of(issue(channel))
         assert (refusal.reason, refusal.retry_after) == (Reason.DRAINING, timedelta(seconds=7))
         stub = certificate_pb2_grpc.CertificateServiceStub(channel)
-        await stub.GetOrder(certificate_pb2.GetOrderRequest(order_id="order-1"), timeout=10)
+        await stub.GetOrder(certificate_pb2.GetOrderRequest(order_id="order-1"), timeout=HANG)
 
 
 async def test_unknown_service_has_no_health(edge: EdgeServer) -> None:

@@ -27,6 +27,7 @@ from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, 
 from tests.support.broker_files import BrokerFiles
 from tests.support.bundles import DAY, named_root, pem
 from tests.support.ca import Leaf, PrivateCa
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
 
@@ -52,14 +53,6 @@ def reload_count(broker: Broker, what: str, result: str) -> float:
     return broker.metrics.registry.get_sample_value("certplane_reloads_total", labels) or 0
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    for _ in range(250):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it has not happened within five seconds")
-
-
 @asynccontextmanager
 async def connected(broker: Broker, files: BrokerFiles, leaf: Leaf | None = None) -> AsyncIterator[grpc.aio.Channel]:
     credentials = channel_credentials(files.ca.root_pem, (leaf or files.identity()).pair)
@@ -69,7 +62,7 @@ async def connected(broker: Broker, files: BrokerFiles, leaf: Leaf | None = None
 
 async def get_identity(channel: grpc.aio.Channel) -> enrollment_pb2.GetIdentityResponse:
     stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
-    return await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=10)
+    return await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=HANG)
 
 
 async def refused(call: Awaitable[Any]) -> Reason:
@@ -94,7 +87,7 @@ def presented_serial(broker: Broker, files: BrokerFiles) -> Callable[[], str]:
         context.load_cert_chain(cert, key)
         context.set_alpn_protocols(["h2"])
         with (
-            socket.create_connection(("127.0.0.1", broker.port), timeout=5) as raw,
+            socket.create_connection(("127.0.0.1", broker.port), timeout=HANG) as raw,
             context.wrap_socket(raw, server_hostname="localhost") as connection,
         ):
             return str(connection.getpeercert()["serialNumber"]).lower().lstrip("0")  # type: ignore[index]
@@ -384,14 +377,16 @@ async def test_order_that_waits_for_its_ca_is_parked(files: BrokerFiles) -> None
     loop = asyncio.get_running_loop()
     async with running(files) as broker:
         async with connected(broker, files) as channel:
-            response = await certificate_pb2_grpc.CertificateServiceStub(channel).IssueCertificate(request, timeout=10)
+            response = await certificate_pb2_grpc.CertificateServiceStub(channel).IssueCertificate(
+                request, timeout=HANG
+            )
         assert response.order.state == certificate_pb2.Order.STATE_PENDING
         started = loop.time()
     assert loop.time() - started < 10
     async with running(files) as broker, connected(broker, files) as channel:
         stub = certificate_pb2_grpc.CertificateServiceStub(channel)
-        found = await stub.GetOrder(certificate_pb2.GetOrderRequest(order_id=response.order.order_id), timeout=10)
-        again = await stub.IssueCertificate(request, timeout=10)
+        found = await stub.GetOrder(certificate_pb2.GetOrderRequest(order_id=response.order.order_id), timeout=HANG)
+        again = await stub.IssueCertificate(request, timeout=HANG)
         kinds = [event["event_type"] for event in await events(broker)]
     assert found.order.order_id == again.order.order_id == response.order.order_id
     assert kinds.count("certificate_authorized") == 2

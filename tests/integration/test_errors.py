@@ -45,6 +45,7 @@ from tests.support.deployed_broker import certificates, get_identity, issue
 from tests.support.parts import need_part
 from tests.support.scripted_acme import Answer, ScriptedAcme, problem
 from tests.support.streams import HostStreamClient
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
 
@@ -115,7 +116,7 @@ class Scene:
         """`RenewCertificate` of the profile `web` with a new key."""
         request = pb.RenewCertificateRequest(profile="web", csr_pem=csr(), certificate_id=certificate_id)
         async with self.channel(identity) as channel:
-            return await certificates(channel).RenewCertificate(request, timeout=20)
+            return await certificates(channel).RenewCertificate(request, timeout=HANG)
 
     async def failed(self) -> tuple[Refused, pb.Order]:
         """How an order fails; until its time comes, asking again gets the same order and asks nobody else."""
@@ -174,12 +175,15 @@ async def denied_by_an_operator(scene: Scene) -> Refused:
             load_settings(scene.files.config),
             identity_entry(name=HOST, issuer="", serial_number="", reason="lost"),
         )
-        for _ in range(100):
+
+        async def is_refused() -> bool:
             try:
                 await get_identity(channel)
             except grpc.aio.AioRpcError:
-                break
-            await asyncio.sleep(0.05)
+                return True
+            return False
+
+        await until(is_refused, what="the refusal")
         return await refused(get_identity(channel))
 
 
@@ -261,7 +265,7 @@ async def key_revoked_as_compromised(scene: Scene) -> Refused:
         certificate_id=issued.certificate.certificate_id, reason=pb.REVOCATION_REASON_KEY_COMPROMISE
     )
     async with scene.channel() as channel:
-        await certificates(channel).RevokeCertificate(request, timeout=20)
+        await certificates(channel).RevokeCertificate(request, timeout=HANG)
     return await refused(scene.issue(csr_pem=wanted))
 
 
@@ -289,21 +293,21 @@ async def wait_over_ten_minutes(scene: Scene) -> Refused:
 async def unknown_order(scene: Scene) -> Refused:
     await scene.start()
     async with scene.channel() as channel:
-        return await refused(certificates(channel).GetOrder(pb.GetOrderRequest(order_id="1"), timeout=10))
+        return await refused(certificates(channel).GetOrder(pb.GetOrderRequest(order_id="1"), timeout=HANG))
 
 
 async def order_of_another(scene: Scene) -> Refused:
     await scene.start()
     order_id = (await scene.issue(OTHER)).order.order_id
     async with scene.channel() as channel:
-        return await refused(certificates(channel).GetOrder(pb.GetOrderRequest(order_id=order_id), timeout=10))
+        return await refused(certificates(channel).GetOrder(pb.GetOrderRequest(order_id=order_id), timeout=HANG))
 
 
 async def unknown_certificate(scene: Scene) -> Refused:
     await scene.start()
     async with scene.channel() as channel:
         request = pb.GetCertificateRequest(certificate_id="1")
-        return await refused(certificates(channel).GetCertificate(request, timeout=10))
+        return await refused(certificates(channel).GetCertificate(request, timeout=HANG))
 
 
 async def certificate_of_another(scene: Scene) -> Refused:
@@ -378,8 +382,7 @@ async def broker_that_stops(scene: Scene) -> Refused:
     scene.api.fail_next("GET", "/zones", Fault(429, delay=timedelta(seconds=1)), times=2)
     async with scene.channel() as channel:
         running = asyncio.ensure_future(issue(channel, profile="web", csr_pem=csr()))
-        while not scene.acme.orders:  # noqa: ASYNC110 - the CA's threads set no Event
-            await asyncio.sleep(0.01)
+        await until(lambda: scene.acme.orders, what="the order")
         stopping = asyncio.ensure_future(scene.stop())
         await asyncio.sleep(0.1)
         answer = await refused(issue(channel, profile="web", csr_pem=csr()))
@@ -395,7 +398,7 @@ async def certificate_missing_from_the_database(scene: Scene) -> Refused:
         database.execute("DELETE FROM certificates")
     async with scene.channel() as channel:
         request = pb.GetOrderRequest(order_id=order_id, request_id="r-42")
-        answer = await refused(certificates(channel).GetOrder(request, timeout=10))
+        answer = await refused(certificates(channel).GetOrder(request, timeout=HANG))
     assert answer.refusal.message == "internal error; the broker's log has it as request r-42"
     assert (answer.details, answer.refusal.violations, answer.refusal.problems) == ((), (), ())
     return answer
@@ -459,14 +462,14 @@ async def unknown_host(scene: Scene) -> Refused:
     await scene.start()
     async with scene.channel(OPERATOR) as channel:
         stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
-        return await refused(stub.GetHost(fleet_pb2.GetHostRequest(host="web3"), timeout=10))
+        return await refused(stub.GetHost(fleet_pb2.GetHostRequest(host="web3"), timeout=HANG))
 
 
 async def viewer_asks_for_renewals(scene: Scene) -> Refused:
     await scene.start()
     async with scene.channel(OPERATOR) as channel:
         stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
-        return await refused(stub.RequestRenewal(fleet_pb2.RequestRenewalRequest(reason="x"), timeout=10))
+        return await refused(stub.RequestRenewal(fleet_pb2.RequestRenewalRequest(reason="x"), timeout=HANG))
 
 
 async def second_stream_of_an_identity(scene: Scene) -> Refused:
@@ -557,11 +560,11 @@ async def test_a_revoked_dns_token_degrades_the_health(scene: Scene) -> None:
     async with scene.channel() as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         issuing = health_pb2.HealthCheckRequest(service="certplane.issuance")
-        async for answer in stub.Watch(issuing, timeout=15):
+        async for answer in stub.Watch(issuing, timeout=HANG):
             if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
                 break
         service = health_pb2.HealthCheckRequest(service="certplane.v1.CertificateService")
-        assert (await stub.Check(service, timeout=10)).status == serving
+        assert (await stub.Check(service, timeout=HANG)).status == serving
 
 
 async def test_unexpected_fault_is_in_the_log(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,6 +19,7 @@ from tests.support.calls import refused
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
 from tests.support.stores import NO_LIMITS, certificate, draft
 from tests.support.streams import HostStreamClient
+from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.integration
 
@@ -69,7 +70,7 @@ async def listed(fleet: Any, **fields: Any) -> tuple[list[str], list[int]]:
     sizes = []
     request = pb.ListHostsRequest(**fields)
     while True:
-        response = await fleet.ListHosts(request, timeout=10)
+        response = await fleet.ListHosts(request, timeout=HANG)
         assert response.ByteSize() < 64 * 1024
         sizes.append(len(response.hosts))
         seen += [host.name for host in response.hosts]
@@ -129,7 +130,7 @@ async def test_one_host_of_any_size(edge: EdgeServer, fleet: Any) -> None:
     seen: list[str] = []
     request = pb.GetHostRequest(host="web1")
     while True:
-        response = await fleet.GetHost(request, timeout=10)
+        response = await fleet.GetHost(request, timeout=HANG)
         assert response.ByteSize() < 64 * 1024
         assert (response.host.name, response.host.label, response.host.certificate_count) == (HOST, "web1", 1000)
         seen += [each.name for each in response.host.certificates]
@@ -137,17 +138,17 @@ async def test_one_host_of_any_size(edge: EdgeServer, fleet: Any) -> None:
             break
         request.page_token = response.next_page_token
     assert seen == names
-    host = (await fleet.ListHosts(pb.ListHostsRequest(), timeout=10)).hosts[0]
+    host = (await fleet.ListHosts(pb.ListHostsRequest(), timeout=HANG)).hosts[0]
     assert 0 < len(host.certificates) < host.certificate_count == 1000
 
 
 async def test_a_host_that_never_came(fleet: Any) -> None:
     """Policy knows it, so it is shown, by name and by label; nobody else is."""
     for called in (HOST, "web1"):
-        host = (await fleet.GetHost(pb.GetHostRequest(host=called), timeout=10)).host
+        host = (await fleet.GetHost(pb.GetHostRequest(host=called), timeout=HANG)).host
         assert (host.name, host.label, host.connected) == (HOST, "web1", False)
     for called in ("web9", OPERATOR):
-        answer = await refused(fleet.GetHost(pb.GetHostRequest(host=called), timeout=10))
+        answer = await refused(fleet.GetHost(pb.GetHostRequest(host=called), timeout=HANG))
         assert answer.reason is Reason.HOST_NOT_FOUND
 
 
@@ -160,20 +161,20 @@ async def test_an_operator_s_request_reaches_the_host(edge: EdgeServer, fleet: A
         await host.hello()
         selection = pb.Selection(hosts=["web1", "web2.example"])
         request = pb.RequestRenewalRequest(request_id="drill-1", selection=selection, reason="drill")
-        response = await fleet.RequestRenewal(request, timeout=10)
+        response = await fleet.RequestRenewal(request, timeout=HANG)
         assert (response.certificate_count, response.changed_count, response.connected_host_count) == (2, 2, 1)
         assert response.renewal_request_id == "drill-1"
         told = await host.directive()
         (renewal,) = told.renewals
         assert (renewal.certificate_id, renewal.renewal_request_id) == (record.certificate_id, "drill-1")
-        shown = (await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=10)).host
+        shown = (await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG)).host
         assert [each.certificate_id for each in shown.pending_renewals] == [record.certificate_id]
         await host.answer(told.nonce)
-        again = await fleet.RequestRenewal(request, timeout=10)
+        again = await fleet.RequestRenewal(request, timeout=HANG)
         assert (again.changed_count, again.last_renew_time) == (2, response.last_renew_time)
         await host.heartbeat()
         assert (await host.read()).WhichOneof("message") == "heartbeat"
-        shown = (await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=10)).host
+        shown = (await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG)).host
         assert not shown.pending_renewals
     events = [event for event in edge.stores.database.events if event.event_type == "renewal_requested"]
     assert [(event.identity, event.request_id, event.count) for event in events] == [(OPERATOR, "drill-1", 2)]
@@ -186,7 +187,7 @@ async def test_a_spread_and_a_dry_run(edge: EdgeServer, fleet: Any) -> None:
     request = pb.RequestRenewalRequest(
         selection=pb.Selection(all=True), spread_duration=Duration(seconds=4000), reason="drill", dry_run=True
     )
-    response = await fleet.RequestRenewal(request, timeout=10)
+    response = await fleet.RequestRenewal(request, timeout=HANG)
     left = response.last_renew_time.ToDatetime(UTC) - edge.clock.now()
     assert timedelta(seconds=2900) < left < timedelta(seconds=3001)
     assert not any(one.plan for one in await edge.stores.renewal_plans.in_force(HOST, edge.clock.now()))
@@ -223,7 +224,7 @@ NOTHING = pb.Selection()
 )
 async def test_bad_requests(fleet: Any, field: str, method: str, asked: Any) -> None:
     """REQUEST_INVALID with the field."""
-    answer = await refused(getattr(fleet, method)(asked, timeout=10))
+    answer = await refused(getattr(fleet, method)(asked, timeout=HANG))
     assert (answer.reason, answer.fields) == (Reason.REQUEST_INVALID, [field])
 
 
@@ -232,8 +233,8 @@ async def test_hosts_are_no_operators(edge: EdgeServer) -> None:
     async with edge.host() as channel:
         stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
         for call in (
-            stub.ListHosts(pb.ListHostsRequest(), timeout=10),
-            stub.GetHost(pb.GetHostRequest(host="web1"), timeout=10),
-            stub.RequestRenewal(pb.RequestRenewalRequest(), timeout=10),
+            stub.ListHosts(pb.ListHostsRequest(), timeout=HANG),
+            stub.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG),
+            stub.RequestRenewal(pb.RequestRenewalRequest(), timeout=HANG),
         ):
             assert (await refused(call)).reason is Reason.ROLE_REQUIRED

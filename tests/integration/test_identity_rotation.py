@@ -25,6 +25,7 @@ from tests.fakes.policy import FakePolicy
 from tests.support.ca import Leaf, PrivateCa
 from tests.support.calls import refused
 from tests.support.edge import HOST, OPERATOR, SERVICE, EdgeServer, serve_edge
+from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.integration
 
@@ -63,7 +64,7 @@ class Holder:
     async def call(self) -> enrollment_pb2.Identity:
         stub = enrollment_pb2_grpc.EnrollmentServiceStub(self.channel)
         metadata = ((REQUEST_ID_KEY, "r-1"),)
-        return (await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=10, metadata=metadata)).identity
+        return (await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=HANG, metadata=metadata)).identity
 
     async def reason(self) -> Reason | None:
         """How a call is refused; None if it is served."""
@@ -74,7 +75,7 @@ class Holder:
         return None
 
     def stream(self) -> Any:
-        return health_pb2_grpc.HealthStub(self.channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        return health_pb2_grpc.HealthStub(self.channel).Watch(health_pb2.HealthCheckRequest(), timeout=HANG)
 
 
 class World:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -37,6 +37,7 @@ from certplane.sandbox.pebble import Pebble, PebbleOptions
 from certplane.v1 import certificate_pb2 as pb
 from tests.support.deployed_broker import DeployedBroker, certificates, issue
 from tests.support.parts import need_part
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
 
@@ -113,15 +114,6 @@ def csr_pem() -> str:
     return build_csr(generate_private_key(KeyType.EC_P256), sans=[NAME])
 
 
-async def until(look: Callable[[], Awaitable[Any]]) -> Any:
-    """What `look` finds, as soon as it finds anything."""
-    for _ in range(400):
-        if found := await look():
-            return found
-        await asyncio.sleep(0.02)
-    raise AssertionError("it didn't happen")
-
-
 async def test_what_the_ca_says_reaches_the_host(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Its window, a moved one, an incident, nonsense, a restart, and renewals that say what they replace."""
     caplog.set_level(logging.INFO, logger="certplane")
@@ -137,7 +129,7 @@ async def test_what_the_ca_says_reaches_the_host(world: World, caplog: pytest.Lo
 
         async def shown() -> datetime:
             request = pb.GetCertificateRequest(certificate_id=first.certificate_id)
-            answer: Any = await certificates(channel).GetCertificate(request, timeout=10)
+            answer: Any = await certificates(channel).GetCertificate(request, timeout=HANG)
             time: datetime = answer.certificate.renew_time.ToDatetime(UTC)
             return time
 

@@ -18,6 +18,7 @@ import certplane
 from certplane.sandbox.errors import PortTakenError, ServerStartError
 from certplane.sandbox.loopback import free_port
 from certplane.sandbox.process import ServerProcess, accepts_tcp, start_on_free_port
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
 
@@ -172,14 +173,12 @@ async def test_no_server_outlives_a_killed_parent(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(certplane.__file__).parent.parent)},
     )
     assert parent.stdout is not None
-    started = int(await asyncio.wait_for(parent.stdout.readline(), 60))
+    started = int(await asyncio.wait_for(parent.stdout.readline(), HANG))
     children = psutil.Process(parent.pid).children(recursive=True)
     assert len(children) >= started
     parent.send_signal(signal.SIGKILL)
     await parent.wait()
-    async with asyncio.timeout(15):
-        while any(_lives(child) for child in children):  # noqa: ASYNC110 (a process sets no Event)
-            await asyncio.sleep(0.05)
+    await until(lambda: not any(_lives(child) for child in children), what="the servers' end")
 
 
 def _lives(process: psutil.Process) -> bool:

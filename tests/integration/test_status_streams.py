@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,6 +24,7 @@ from tests.support.calls import Refused, refused
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge, trust_of
 from tests.support.stores import NO_LIMITS, certificate, draft
 from tests.support.streams import HostStreamClient, report
+from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
 
@@ -53,14 +54,6 @@ async def host(edge: EdgeServer) -> AsyncIterator[HostStreamClient]:
     """A stream of the host that has said nothing yet."""
     async with edge.host() as channel:
         yield HostStreamClient(channel)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    for _ in range(250):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it has not happened within five seconds")
 
 
 async def ended(host: HostStreamClient) -> Refused:
@@ -571,7 +564,7 @@ async def test_rapid_resets_leave_nothing(edge: EdgeServer) -> None:
 
 
 def watch(channel: grpc.aio.Channel, **fields: Any) -> Any:
-    return renewal_pb2_grpc.RenewalServiceStub(channel).WatchRenewals(pb.WatchRenewalsRequest(**fields), timeout=30)
+    return renewal_pb2_grpc.RenewalServiceStub(channel).WatchRenewals(pb.WatchRenewalsRequest(**fields), timeout=HANG)
 
 
 async def test_a_watcher_sees_the_fleet_and_then_each_change(edge: EdgeServer, host: HostStreamClient) -> None:

@@ -26,6 +26,7 @@ from certplane.broker.audit import SpillFallback, import_spill
 from certplane.errors import CertplaneError, ConfigurationError, OperationError, Reason, RefusalError
 from tests.fakes.clock import ManualClock
 from tests.support.stores import NO_LIMITS, StoreHarness, StorePlace, draft
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -327,24 +328,22 @@ async def test_a_kill_in_a_storm_of_commits_loses_nothing_acknowledged(
     """Kill -9 with 64 callers under way: all that was acknowledged is there, the lock is free, the database is sound."""
     told = tmp_path / "told"
     with told.open("wb") as output, running_storm(place, output.fileno()) as process:
-        for _ in range(1000):
-            if told.stat().st_size:
-                break
-            await asyncio.sleep(0.02)
+        await until(lambda: told.stat().st_size, what="the first commit")
         await asyncio.sleep(after)
         process.send_signal(signal.SIGKILL)
         process.wait()
     acknowledged = {line for line in told.read_text().splitlines(keepends=True) if line.endswith("\n")}
     assert len(acknowledged) > 64
-    for _ in range(50):  # PostgreSQL takes a moment to see that the connection with the lock is gone
+
+    async def stored() -> set[str] | None:
         try:
             async with place.open(ManualClock()) as stores:
-                stored = {f"{record['event_id']}\n" for record in await stores.audit.tail(10_000_000)}
-                stored |= {f"{order.order_id}\n" for order in await stores.orders.unfinished_orders()}
-            break
-        except OperationError:
-            await asyncio.sleep(0.1)
-    assert acknowledged - stored == set()
+                found = {f"{record['event_id']}\n" for record in await stores.audit.tail(10_000_000)}
+                return found | {f"{order.order_id}\n" for order in await stores.orders.unfinished_orders()}
+        except OperationError:  # PostgreSQL takes a moment to see that the connection with the lock is gone
+            return None
+
+    assert acknowledged - await until(stored, what="the end of the lock") == set()
     if place.kind == "sqlite":
         with contextlib.closing(sqlite3.connect(place.path)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -354,8 +353,7 @@ async def test_a_kill_leaves_no_lock_behind(sqlite_place: StorePlace, tmp_path: 
     """Row 28: the process that holds the lock is named while it lives; once it is killed the next may start at once."""
     told = tmp_path / "told"
     with told.open("wb") as output, running_storm(sqlite_place, output.fileno()) as process:
-        while not told.stat().st_size:  # noqa: ASYNC110 - a file has no event
-            await asyncio.sleep(0.02)
+        await until(lambda: told.stat().st_size, what="the first commit")
         with pytest.raises(OperationError, match=f"process {process.pid}"):
             async with sqlite_place.open(ManualClock()):
                 pass

@@ -7,7 +7,6 @@ async with DeployedBroker.running(folder, policy) as broker:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
@@ -28,6 +27,7 @@ from certplane.sandbox.certificates import Credential
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
 from certplane.v1 import certificate_pb2 as pb
 from certplane.v1 import certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
+from tests.support.waiting import HANG, until
 
 __all__ = ["Asked", "DeployedBroker", "certificates", "get_identity", "issue"]
 
@@ -77,12 +77,7 @@ class DeployedBroker:
         """Wait until every order has ended and taken its TXT records away: from then on `asked` stands still."""
         path = self.deployment.broker_folder / "broker.db"
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            for _ in range(500):
-                (busy,) = database.execute(_BUSY).fetchone()
-                if not busy:
-                    return
-                await asyncio.sleep(0.02)
-        raise AssertionError(f"{busy} orders are still under way")
+            await until(lambda: database.execute(_BUSY).fetchone() == (0,), what="the end of all orders")
 
     async def identity(self, name: str) -> Credential:
         """The identity of `name`, made by the identity CA as a host's is."""
@@ -119,14 +114,14 @@ def certificates(channel: grpc.aio.Channel) -> Any:
 async def get_identity(channel: grpc.aio.Channel) -> enrollment_pb2.GetIdentityResponse:
     """`GetIdentity`: the cheapest question, by which a caller sees whether it is let in."""
     stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
-    return await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=10)
+    return await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=HANG)
 
 
 async def issue(channel: grpc.aio.Channel, *, wait: float = 20, **fields: Any) -> pb.IssueCertificateResponse:
     """`IssueCertificate`, or `RenewCertificate` when `fields` name a certificate to replace."""
     fields["wait_duration"] = Duration(nanos=int(wait % 1 * 1e9), seconds=int(wait))
     if "certificate_id" in fields:
-        response: Any = await certificates(channel).RenewCertificate(pb.RenewCertificateRequest(**fields), timeout=40)
+        response: Any = await certificates(channel).RenewCertificate(pb.RenewCertificateRequest(**fields), timeout=HANG)
     else:
-        response = await certificates(channel).IssueCertificate(pb.IssueCertificateRequest(**fields), timeout=40)
+        response = await certificates(channel).IssueCertificate(pb.IssueCertificateRequest(**fields), timeout=HANG)
     return response  # type: ignore[no-any-return]  # both responses have the same fields

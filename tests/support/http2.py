@@ -11,6 +11,8 @@ import socket
 import ssl
 import struct
 
+from tests.support.waiting import HANG
+
 __all__ = ["connect", "send_call"]
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -22,7 +24,7 @@ def connect(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None =
     """A TLS connection to the port, h2 negotiated, the server's SETTINGS (and with TLS 1.3 its tickets) read."""
     context.set_alpn_protocols(["h2"])
     with contextlib.ExitStack() as opened:
-        raw = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        raw = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=HANG))
         connection = opened.enter_context(context.wrap_socket(raw, server_hostname="localhost", session=session))
         connection.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b""))
         kind, _, _ = _read_frame(connection)

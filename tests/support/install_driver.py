@@ -32,6 +32,7 @@ from certplane.runtime import failpoints
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock
 from tests.support.lineages import LocalIssuer
+from tests.support.waiting import HANG
 
 __all__ = ["Job", "Zygote", "keys_of", "lineage_directory", "outputs_of", "run_job", "store_of"]
 
@@ -161,7 +162,7 @@ class Zygote:
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=HANG)
 
 
 def _child(job: Job) -> None:

@@ -6,12 +6,11 @@ cores: each has its own files, database and ACME account.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -33,6 +32,7 @@ from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.process import ServerProcess
 from tests.support.lineages import pair_problem
+from tests.support.waiting import until
 
 __all__ = [
     "KILLED",
@@ -51,7 +51,6 @@ __all__ = [
     "order_of",
     "outputs_of",
     "settle_on_a_port",
-    "until",
     "version_leaves",
 ]
 
@@ -112,23 +111,9 @@ async def _at_once() -> bool:
     return True
 
 
-async def until(
-    condition: Callable[[], bool | Awaitable[bool]], *, within: float = 20, poll: float = 0.05, what: str = "it"
-) -> None:
-    """Wait for a condition, in seconds."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + within
-    while True:
-        held = condition()
-        if held if isinstance(held, bool) else await held:
-            return
-        assert loop.time() < end, f"{what} did not happen within {within:g} seconds"
-        await asyncio.sleep(poll)
-
-
-async def ended(process: ServerProcess, within: float = 30) -> int:
+async def ended(process: ServerProcess) -> int:
     """How a program ended: its status, or minus the signal that killed it."""
-    await until(lambda: not process.running, within=within, what=f"the end of {process.name}")
+    await until(lambda: not process.running, what=f"the end of {process.name}")
     assert process._child is not None
     return process._child.returncode
 

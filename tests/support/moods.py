@@ -6,7 +6,6 @@ Database and DNS are fakes, since neither is what misbehaves here; Pebble must t
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
 from collections.abc import AsyncIterator, Iterator
@@ -37,6 +36,7 @@ from tests.fakes.database import FakeDatabase
 from tests.fakes.dns import FakeChallengeSolver, FakeDns
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.stores import FakeStores
+from tests.support.waiting import until
 
 __all__ = ["SETTINGS", "Moody", "moody", "told", "two_issuers"]
 
@@ -141,21 +141,12 @@ class Moody:
 
     async def until(self, order: Order, state: OrderState) -> Order:
         """Wait until the order is in a state."""
-        for _ in range(1000):
-            if self.database.orders[order.order_id].state is state:
-                break
-            await asyncio.sleep(0.02)
-        found = self.database.orders[order.order_id]
-        assert found.state is state
-        return found
+        await until(lambda: self.database.orders[order.order_id].state is state, what=f"the order's {state}")
+        return self.database.orders[order.order_id]
 
     async def until_tidy(self) -> None:
         """Wait until no TXT record stands any more: they are removed after the order has ended."""
-        for _ in range(1000):
-            if not self.dns.records:
-                return
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"left behind: {self.dns.records}")
+        await until(lambda: not self.dns.records, what="the removal of all TXT records")
 
     @property
     def at_ca(self) -> tuple[int, int]:

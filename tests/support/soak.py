@@ -34,9 +34,10 @@ from certplane.sandbox.operator import Operator
 from certplane.sandbox.parts import Part
 from certplane.sandbox.pebble import DEFAULT_PROFILE, SHORT_PROFILE, PebbleOptions
 from certplane.sandbox.process import ServerProcess
-from tests.support.killing import events, settle_on_a_port, until
+from tests.support.killing import events, settle_on_a_port
 from tests.support.lineages import LocalIssuer, pair_problem, standing_pair
 from tests.support.tls_services import Nginx, served_serial
+from tests.support.waiting import until
 
 __all__ = ["CALM", "HOST", "SHORT_LIVED", "Figures", "Soak", "soak"]
 
@@ -240,7 +241,7 @@ class Soak:
         await until(lambda: not broker.running, what="the broker's end")
         await self.deployment.start_broker()
 
-    async def settle(self, within: float = 60) -> None:
+    async def settle(self) -> None:
         """Wait until everything is served and valid, and the broker knows what the host knows."""
         unlike: list[str] = []
 
@@ -249,10 +250,10 @@ class Soak:
             return not unlike
 
         try:
-            await until(agreed, within=within, poll=0.3)
+            await until(agreed, poll=0.3)
         except AssertionError:
             log = self.agent.log_text()[-4000:]
-            raise AssertionError(f"not settled after {within:g} s: {'; '.join(unlike)}\n{log}") from None
+            raise AssertionError(f"not settled: {'; '.join(unlike)}\n{log}") from None
 
     async def disagreements(self) -> list[str]:
         """In what host, broker and services differ, or what isn't well."""

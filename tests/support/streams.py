@@ -12,6 +12,7 @@ import grpc
 
 from certplane.v1 import renewal_pb2 as pb
 from certplane.v1 import renewal_pb2_grpc
+from tests.support.waiting import HANG, no_hang
 
 __all__ = ["HostStreamClient", "report", "status"]
 
@@ -35,7 +36,7 @@ class HostStreamClient:
     """One stream; reads what comes in the order in which it comes."""
 
     def __init__(self, channel: grpc.aio.Channel, epoch: str = "epoch-1") -> None:
-        self.call: Any = renewal_pb2_grpc.RenewalServiceStub(channel).StreamRenewalStatus(timeout=60)
+        self.call: Any = renewal_pb2_grpc.RenewalServiceStub(channel).StreamRenewalStatus(timeout=HANG)
         self.epoch = epoch
         self.sequences = itertools.count(1)
         self.last = 0
@@ -100,7 +101,7 @@ class HostStreamClient:
 
     async def end(self) -> None:
         """Read on to the end; raises what the stream ended with."""
-        async with asyncio.timeout(10):
+        async with no_hang():
             while await self.call.read() is not grpc.aio.EOF:
                 pass
         if await self.call.code() is not grpc.StatusCode.OK:

@@ -17,6 +17,7 @@ from cryptography import x509
 
 from certplane.sandbox.parts import Part
 from certplane.sandbox.process import ServerProcess, accepts_tcp, start_on_free_port
+from tests.support.waiting import no_hang
 
 __all__ = ["Haproxy", "Nginx", "TlsService", "served_serial"]
 
@@ -168,7 +169,7 @@ async def served_serial(port: int) -> str:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    async with asyncio.timeout(20):
+    async with no_hang():
         _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="web.example")
     der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     writer.transport.abort()

@@ -22,6 +22,7 @@ from certplane.errors import ConfigurationError, OperationError, Reason, Refusal
 from certplane.sandbox.loopback import free_port
 from tests.support.agent_world import AgentWorld, Recorder
 from tests.support.lineages import LocalIssuer
+from tests.support.waiting import HANG, until
 
 HOUR = timedelta(hours=1)
 MakeWorld = Callable[..., AgentWorld]
@@ -51,13 +52,7 @@ async def running(agent: Agent, events: Recorder) -> AsyncIterator[None]:
         yield
     finally:
         stop.set()
-        await asyncio.wait_for(task, 10)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in the program's threads and files too
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(task, HANG)
 
 
 def leaf_at(path: Path) -> x509.Certificate:
@@ -215,7 +210,7 @@ async def test_an_order_that_takes_long_is_taken_up_by_the_next_run(make_world: 
             world.clock.advance(timedelta(seconds=30))
             await asyncio.sleep(0)
 
-    await asyncio.wait_for(pass_time(), 20)
+    await asyncio.wait_for(pass_time(), HANG)
     status = (await run)["web"]
     assert status.failures == 0
     world.broker.errors = []
@@ -231,12 +226,12 @@ async def test_an_identity_is_renewed_without_a_restart(make_world: MakeWorld) -
     async with running(world.agent(events), events):
         await until(lambda: world.broker.reports == [first.serial_number])
         await until(lambda: world.clock.sleepers >= 2)
-        for _ in range(60):  # the plan is made anew every quarter of an hour
-            world.clock.advance(timedelta(minutes=15))
-            await asyncio.sleep(0.02)
-            if len(world.broker.reports) > 1:
-                break
-        await until(lambda: len(world.broker.reports) > 1)
+
+        def renewed() -> bool:
+            world.clock.advance(timedelta(minutes=15))  # the plan is made anew as often
+            return len(world.broker.reports) > 1
+
+        await until(renewed)
         assert world.broker.identities[-1].serial_number != first.serial_number
         assert world.broker.identities[-1].public_key_sha256 != first.public_key_sha256
         assert world.broker.reports[-1] == world.broker.identities[-1].serial_number

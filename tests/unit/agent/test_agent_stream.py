@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, timedelta
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from certplane.v1 import renewal_pb2 as pb
 from tests.fakes.clock import ManualClock
 from tests.support.agent_world import AgentWorld
 from tests.support.renewal_server import RenewalServer
+from tests.support.waiting import HANG, until
 
 HOUR = timedelta(hours=1)
 State = pb.CertificateStatus.State
@@ -66,13 +67,7 @@ async def running(world: AgentWorld, server: RenewalServer) -> AsyncIterator[Age
             yield agent
         finally:
             stop.set()
-            await asyncio.wait_for(task, 10)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in threads and over sockets
-            await asyncio.sleep(0.01)
+            await asyncio.wait_for(task, HANG)
 
 
 def states(server: RenewalServer, name: str) -> list[str]:

@@ -17,6 +17,7 @@ from certplane.agent.ports import DirectiveFile, VersionStore
 from certplane.errors import OperationError, Reason, RefusalError
 from tests.support.agent_world import AgentWorld
 from tests.support.lineages import LocalIssuer
+from tests.support.waiting import HANG, until
 
 COMING = "certificate-on-its-way"
 HOUR = timedelta(hours=1)
@@ -65,10 +66,11 @@ def request_from(lineage: Lineage) -> PendingRequest:
 
 
 async def time_passes(world: AgentWorld, task: asyncio.Task[None]) -> None:
-    async with asyncio.timeout(10):
-        while not task.done():
-            await asyncio.sleep(0.005)
-            world.clock.advance(timedelta(milliseconds=200))
+    def passed() -> bool:
+        world.clock.advance(timedelta(milliseconds=200))
+        return task.done()
+
+    await until(passed, poll=0.005)
 
 
 async def test_a_certificate_that_is_on_its_way_is_waited_for(world: AgentWorld) -> None:
@@ -78,9 +80,7 @@ async def test_a_certificate_that_is_on_its_way_is_waited_for(world: AgentWorld)
     request = request_from(lineage)
     directed = DirectedRenewal(COMING, world.clock.now() + 5 * HOUR, RenewalCause.ISSUER)
     task = asyncio.create_task(taker.renew([directed]))
-    async with asyncio.timeout(10):
-        while not world.clock.sleepers:  # noqa: ASYNC110 - what is waited for happens in the disk's thread too
-            await asyncio.sleep(0.005)
+    await until(lambda: world.clock.sleepers)
     issued = LocalIssuer(now=world.clock.now()).issue(request.csr_pem, certificate_id=COMING)
     lineage.versions.stage(issued)
     assert not life.woken
@@ -110,7 +110,7 @@ async def test_without_a_request_nothing_is_waited_for(world: AgentWorld) -> Non
     known = lineage.versions.versions()[-1].certificate_id
     renewals = [DirectedRenewal(each, world.clock.now(), RenewalCause.ISSUER) for each in ("another-host's", known)]
     with pytest.raises(RefusalError, match="another-host's"):
-        await asyncio.wait_for(taker.renew(renewals), 10)
+        await asyncio.wait_for(taker.renew(renewals), HANG)
     assert lineage.directive is not None
     assert lineage.directive.load() == renewals[1]
 

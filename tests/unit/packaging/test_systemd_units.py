@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from certplane.sandbox import parts
+from tests.support.waiting import HANG
 
 FOLDER = Path(__file__).parents[3] / "packaging" / "systemd"
 UNITS = sorted(path.name for path in FOLDER.iterdir() if path.suffix in {".service", ".timer"})
@@ -31,7 +32,7 @@ def systemd(tool: str, *arguments: str | Path, folder: Path) -> str:
             pytest.fail(f"{tool} is left out", pytrace=False)
         pytest.skip(f"{tool} isn't here: Debian's package systemd has it")
     finished = subprocess.run(
-        [program, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        [program, *arguments], cwd=folder, capture_output=True, text=True, timeout=HANG, check=False
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout + finished.stderr
@@ -134,5 +135,5 @@ console.log([
 ].join(" "));
 """.replace("RULE", (FOLDER / "certplane-agent.rules").read_text(encoding="utf-8"))
     (tmp_path / "rule.js").write_text(script, encoding="utf-8")
-    finished = subprocess.run([node, tmp_path / "rule.js"], capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run([node, tmp_path / "rule.js"], capture_output=True, text=True, timeout=HANG, check=False)
     assert (finished.stdout.strip(), finished.stderr) == ("yes no no no no", "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from certplane.agent.install.hook import OUTPUT_LIMIT, ShellHookRunner, hook_env
 from certplane.errors import OperationError
 from certplane.runtime.clock import SystemClock
 from tests.support.processes import refuse_signals
+from tests.support.waiting import HANG, until
 
 LONG = timedelta(seconds=30)
 SHORT = timedelta(seconds=1.5)  # long enough for a shell to begin on a busy machine
@@ -84,12 +84,10 @@ async def test_hook_that_heeds_sigterm_may_clean_up() -> None:
 async def test_child_that_keeps_the_output_does_not_hold_the_hook(tmp_path: Path) -> None:
     """The exit counts, not the end of the output: a daemon that the hook starts lives on, and is not waited for."""
     pid_file = tmp_path / "pid"
-    begun = time.monotonic()
-    result = await runner().run(f"sleep 60 & echo $! > {pid_file}; echo started", LONG, {})
-    assert time.monotonic() - begun < 10
+    result = await runner().run(f"sleep 600 & echo $! > {pid_file}; echo started", LONG, {})
     assert (result.exit_status, result.output) == (0, "started\n")
     pid = int(pid_file.read_text())
-    os.kill(pid, 0)
+    os.kill(pid, 0)  # alive: nobody has waited for its end
     os.kill(pid, signal.SIGKILL)
 
 
@@ -120,10 +118,7 @@ async def test_cancelled_hook_is_ended(tmp_path: Path) -> None:
     """An agent that stops takes its running hook with it."""
     pid_file = tmp_path / "pid"
     task = asyncio.create_task(runner().run(f"echo $$ > {pid_file}; sleep 60", LONG, {}))
-    for _ in range(500):
-        if pid_file.exists() and pid_file.read_text():
-            break
-        await asyncio.sleep(0.01)
+    await until(lambda: pid_file.exists() and pid_file.read_text())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -140,12 +135,12 @@ async def test_hook_of_another_user_is_left_behind(
     task = asyncio.create_task(runner().run(f"echo $$ > {pid_file}; sleep 60", SHORT, {}))
     try:
         if cancelled:
-            await asyncio.sleep(0.5)
+            await until(lambda: pid_file.exists() and pid_file.read_text())
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(task, 10)
+                await asyncio.wait_for(task, HANG)
         else:
-            assert (await asyncio.wait_for(task, 10)).exit_status is None
+            assert (await asyncio.wait_for(task, HANG)).exit_status is None
     finally:
         killpg(int(pid_file.read_text()), signal.SIGKILL)
     assert "another user" in caplog.text
@@ -210,13 +205,7 @@ def open_descriptors() -> int:
 
 async def all_gone(pids: list[int]) -> None:
     assert pids
-    for pid in pids:
-        for _ in range(200):
-            if not is_running(pid):
-                break
-            await asyncio.sleep(0.02)
-        else:
-            pytest.fail(f"process {pid} still runs")
+    await until(lambda: not any(map(is_running, pids)), what=f"the end of {pids}")
 
 
 def is_running(pid: int) -> bool:

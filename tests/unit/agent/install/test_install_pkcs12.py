@@ -19,6 +19,7 @@ from certplane.errors import OperationError
 from tests.fakes.clock import ManualClock
 from tests.support.lineages import LocalIssuer
 from tests.support.parts import need_part
+from tests.support.waiting import HANG
 
 ISSUER = LocalIssuer()
 both_modes = pytest.mark.parametrize("mode", list(InstallMode))
@@ -144,7 +145,7 @@ def test_openssl_reads_it_without_legacy_algorithms(tmp_path: Path) -> None:
     host.renew()
     done = subprocess.run(
         [openssl, "pkcs12", "-in", host.path, "-passin", "pass:changeit", "-info", "-noout"],
-        capture_output=True, text=True, check=True, timeout=20,
+        capture_output=True, text=True, check=True, timeout=HANG,
     )  # fmt: skip
     assert "AES-256-CBC" in done.stderr
     assert "MAC: sha256" in done.stderr

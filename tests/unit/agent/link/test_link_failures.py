@@ -28,6 +28,7 @@ from tests.support.bundles import DAY, pem, root
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.identities import identity_version
 from tests.support.lineages import LocalIssuer
+from tests.support.waiting import HANG, until
 
 SECOND = timedelta(seconds=1)
 
@@ -238,7 +239,7 @@ async def test_a_broker_that_comes_back_is_found_again(world: World) -> None:
     async with world.server() as server:
         port = server.port
         link = GrpcBroker(
-            server.url, server_ca_bundle=world.bundle, timeout=5 * SECOND, clock=world.clock, disk=world.pool
+            server.url, server_ca_bundle=world.bundle, timeout=HANG * SECOND, clock=world.clock, disk=world.pool
         )
         await link.use_identity(world.identity)
         await link.get_identity()
@@ -246,13 +247,15 @@ async def test_a_broker_that_comes_back_is_found_again(world: World) -> None:
         await link.get_identity()
     credential = world.server_ca.issue("broker", ["localhost"])
     async with BrokerServer(world.broker, world.agent_ca, credential, port=port).running():
-        for _ in range(50):
-            with contextlib.suppress(OperationError):
+
+        async def found() -> bool:
+            try:
                 await link.get_identity()
-                break
-            await asyncio.sleep(0.1)
-        else:
-            pytest.fail("not found again")
+            except OperationError:
+                return False
+            return True
+
+        await until(found, poll=0.1, what="the broker's return")
     await link.close()
 
 

@@ -25,6 +25,7 @@ from certplane.sandbox.loopback import free_port
 from certplane.v1 import renewal_pb2 as pb
 from tests.fakes.clock import ManualClock
 from tests.support.renewal_server import Answer, RenewalServer
+from tests.support.waiting import no_hang, until
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -150,16 +151,14 @@ class World:
 
     async def pass_until(self, condition: Callable[[], bool], step: timedelta = SECOND) -> None:
         """Let time pass until it holds."""
-        async with asyncio.timeout(10):
-            while not condition():
-                self.clock.advance(step)
-                await asyncio.sleep(0.005)
 
+        def passed() -> bool:
+            if condition():
+                return True
+            self.clock.advance(step)
+            return False
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for comes over a socket
-            await asyncio.sleep(0.005)
+        await until(passed, poll=0.005)
 
 
 @pytest_asyncio.fixture
@@ -544,7 +543,7 @@ async def test_delivering_ends_with_the_last_acknowledgement(world: World) -> No
     async with world.server.running() as server:
         world.channels.port = server.port
         world.channels.change()
-        async with asyncio.timeout(5):
+        async with no_hang():
             await world.stream.deliver()
         assert len(server.taken) == 2
         assert world.spool.unacknowledged == 0

@@ -22,6 +22,7 @@ from certplane.errors import Reason, RefusalError
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.support.stores import NO_LIMITS, StoreHarness, StorePlace, certificate, draft
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -193,14 +194,13 @@ async def test_an_idle_log_is_copied_into_the_database(
     async with sqlite_place.open(ManualClock()) as stores:
         store = StoreHarness(sqlite_place, ManualClock(), stores)
         await stores.audit.append([store.event(reason="findme")])
-        for _ in range(500):
+
+        async def copied() -> bool:
             # By another process: closing the file in this one would drop SQLite's locks on it.
             looking = await asyncio.create_subprocess_exec("grep", "-q", "findme", sqlite_place.path)
-            if await looking.wait() == 0:
-                break
-            await asyncio.sleep(0.01)
-        else:
-            pytest.fail("not copied")
+            return await looking.wait() == 0
+
+        await until(copied, what="the copy into the file")
 
 
 @pytest.mark.usefixtures("small_log")
@@ -214,11 +214,12 @@ async def test_a_reader_that_holds_the_log_is_told(sqlite_place: StorePlace, cap
             reader.execute("SELECT count(*) FROM audit_events").fetchall()
             for _ in range(80):
                 await stores.audit.append([store.event(reason="x" * 100_000)])
-            for _ in range(300):
-                if "a reader holds it" in caplog.text:
-                    break
+
+            async def told() -> bool:
                 await stores.audit.append([store.event(reason="x" * 10_000)])
-                await asyncio.sleep(0.01)
+                return "a reader holds it" in caplog.text
+
+            await until(told)
         assert caplog.text.count("a reader holds it") == 1
         assert len(await store.event_ids()) > 80
 
@@ -228,12 +229,7 @@ async def test_nothing_of_a_closed_store_is_left(sqlite_place: StorePlace) -> No
     async with sqlite_place.open(ManualClock()) as stores:
         await stores.audit.tail(1)
         assert {thread.name for thread in threading.enumerate()} >= {"store-writer", "store-checkpoint"}
-    for _ in range(200):
-        left = [thread.name for thread in threading.enumerate() if thread.name.startswith(("store", "audit"))]
-        if not left:
-            break
-        await asyncio.sleep(0.01)
-    assert left == []
+    await until(lambda: not [each for each in threading.enumerate() if each.name.startswith(("store", "audit"))])
     assert not [name for name in open_files() if name.startswith(str(sqlite_place.path))]
 
 
@@ -251,10 +247,7 @@ async def test_a_failed_sync_of_the_database_stops_the_store_and_keeps_the_log(
         with monkeypatch.context() as patch:
             patch.setattr("os.fdatasync", fail)
             await stores.audit.append([store.event()])
-            for _ in range(500):
-                if not stores.ready():
-                    break
-                await asyncio.sleep(0.01)
+            await until(lambda: not stores.ready())
         with pytest.raises(RefusalError) as caught:
             await stores.audit.append([store.event()])
         assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
@@ -288,17 +281,18 @@ async def test_a_row_that_cannot_be_read_ends_no_looking(sqlite_store: StoreHarn
         with contextlib.closing(sqlite3.connect(store.place.path)) as beside, beside:
             beside.execute(statement)
 
-    async def until(condition: Callable[[], object]) -> None:
-        for _ in range(200):
-            if condition():
-                return
+    async def pass_until(condition: Callable[[], object]) -> None:
+        def passed() -> object:
+            if found := condition():
+                return found
             store.clock.advance(timedelta(seconds=1))
-            await asyncio.sleep(0.01)
-        raise AssertionError("it has not come about")
+            return None
+
+        await until(passed)
 
     change(damage)
-    await until(lambda: not stores.ready())
+    await pass_until(lambda: not stores.ready())
     change(repair)
-    await until(stores.ready)
+    await pass_until(stores.ready)
     change("INSERT INTO deny_entries VALUES (7, 'web9.example', '', '', '', 0)")
-    await until(lambda: stores.deny_list.denied("web9.example", "", ""))
+    await pass_until(lambda: stores.deny_list.denied("web9.example", "", ""))

@@ -27,6 +27,7 @@ from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import SystemClock
 from tests.fakes.clock import ManualClock
+from tests.support.waiting import HANG, until
 
 
 class CountingSession(SqliteSession):
@@ -84,12 +85,11 @@ class Bench:
 
         def hold(session: Session) -> Done[None]:
             entered.set()
-            leave.wait(10)
+            leave.wait(HANG)
             return Done(None)
 
         holder = asyncio.create_task(self.writer.write(hold, ()))
-        while not entered.is_set():  # noqa: ASYNC110 - set on the writer's thread
-            await asyncio.sleep(0.001)
+        await until(entered.is_set)
         yield
         await asyncio.sleep(0)
         leave.set()

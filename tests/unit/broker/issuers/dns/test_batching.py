@@ -13,6 +13,7 @@ from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.batching import Batches, BatchTimes
 from certplane.errors import Reason, RefusalError
 from tests.fakes.clock import ManualClock
+from tests.support.waiting import HANG
 
 Made = Batches[str, str, str]
 
@@ -170,5 +171,5 @@ async def test_closing_ends_everybodys_wait(api: Api, made: Made, clock: ManualC
     tasks += asked(made, clock, "b")
     await turns()
     await made.close()
-    await asyncio.wait(tasks, timeout=5)
+    await asyncio.wait(tasks, timeout=HANG)
     assert all(task.cancelled() for task in tasks)

@@ -20,6 +20,7 @@ from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
 from tests.fakes.secrets import FakeSecretSource
 from tests.support.processes import refuse_signals
+from tests.support.waiting import HANG, until
 
 NAME = "_acme-challenge.www.certplane.test"
 RECORD = TxtRecord("", NAME, "-value; $(touch /tmp/x)")
@@ -167,14 +168,13 @@ async def test_program_of_another_user_is_left_behind(
     killpg = refuse_signals(monkeypatch)
     provider = make(f"echo $$ > {pid_file}; exec sleep 60", seconds=0.5)
     try:
-        refusal = await asyncio.wait_for(refusal_of(provider), 10)
+        refusal = await asyncio.wait_for(refusal_of(provider), HANG)
     finally:
         killpg(int(pid_file.read_text()), signal.SIGKILL)
     assert (refusal.reason, "took too long" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
     assert "another user" in caplog.text
     process = Path(f"/proc/{pid_file.read_text().strip()}")
-    while process.exists():  # noqa: ASYNC110, ASYNC240 - a process that isn't ours to wait for has no event
-        await asyncio.sleep(0.01)
+    await until(lambda: not process.exists(), what="the program's end")
 
 
 async def test_the_order_has_less_time(make: Make) -> None:
@@ -186,8 +186,7 @@ async def test_cancellation_ends_the_program(make: Make, tmp_path: Path) -> None
     """A caller that goes takes the program with it."""
     provider = make('mkfifo "$D/f"; exec 3<>"$D/f"; echo >"$D/started"; read -r x <&3')
     task = asyncio.create_task(provider.add_txt(RECORD, soon()))
-    while not (tmp_path / "started").exists():  # noqa: ASYNC110 - a file has no event
-        await asyncio.sleep(0.01)
+    await until((tmp_path / "started").exists)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -197,7 +196,7 @@ async def test_cancellation_ends_the_program(make: Make, tmp_path: Path) -> None
 async def test_what_is_left_running_holds_nobody(make: Make, tmp_path: Path) -> None:
     """The program's exit counts, not the end of output that a child of it keeps open."""
     provider = make('mkfifo "$D/f"; (exec 3<>"$D/f"; read -r x <&3) & exit 0')
-    await asyncio.wait_for(provider.add_txt(RECORD, soon()), 5)
+    await asyncio.wait_for(provider.add_txt(RECORD, soon()), HANG)
     with (tmp_path / "f").open("w") as fifo:
         fifo.write("end\n")
     await _nobody_has(tmp_path / "f")
@@ -244,10 +243,12 @@ def test_programs_that_are_refused(tmp_path: Path, path: str, mode: int | None, 
 
 async def _nobody_has(fifo: Path) -> None:
     """Wait until no process has the FIFO open: opening it to write without waiting fails then."""
-    for _ in range(500):
+
+    def closed() -> bool:
         try:
             os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
         except OSError:
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("something is still running")
+            return True
+        return False
+
+    await until(closed, what="the end of whatever has the FIFO open")

@@ -24,6 +24,7 @@ from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import ConfigurationError, Reason, RefusalError
 from certplane.runtime.clock import SystemClock
 from tests.fakes.secrets import FakeSecretSource
+from tests.support.waiting import HANG
 
 NAME = "_acme-challenge.www.certplane.test"
 RECORD = TxtRecord("", NAME, "value")
@@ -200,4 +201,4 @@ from certplane.broker.issuers.dns.lexicon import LexiconApi, LexiconProvider
 LexiconProvider(LexiconApi("powerdns", "x"), None, random.Random())
 sys.exit("lexicon" in sys.modules)
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=HANG).returncode == 0

@@ -24,6 +24,7 @@ from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.dns import SandboxDnsServer
 from tests.support.scripted_dns import ScriptedDns
+from tests.support.waiting import HANG
 
 NAME = "_acme-challenge.certplane.test"
 RECORD = TxtRecord("certplane.test", NAME, "wanted")
@@ -278,7 +279,7 @@ async def test_many_names_at_once(sandbox_dns: SandboxDnsServer) -> None:
     records = [TxtRecord("certplane.test", f"_acme-challenge.h{number}.certplane.test", "v") for number in range(20)]
     await publish(sandbox_dns, *records)
     sandbox_dns.faults[SECOND].visible_after = timedelta(milliseconds=300)
-    await asyncio.wait_for(wait(check_of(sandbox_dns), *records), 5)
+    await asyncio.wait_for(wait(check_of(sandbox_dns), *records), HANG)
 
 
 def test_resolver_must_be_an_address() -> None:
