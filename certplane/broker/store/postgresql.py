@@ -182,6 +182,9 @@ class PostgresqlSession:
     def close(self) -> None:
         """See `Session.close`."""
         with contextlib.suppress(psycopg.Error):
+            # The server releases the lock by itself, but some time after the close: the next broker may start at once.
+            self._connection.execute("SELECT pg_advisory_unlock_all()")
+        with contextlib.suppress(psycopg.Error):
             self._connection.close()
 
     def _open(self) -> _Connection:
