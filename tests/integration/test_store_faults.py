@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import pytest_asyncio
 from certplane.broker.audit import SpillFallback, import_spill
 from certplane.errors import CertplaneError, ConfigurationError, OperationError, Reason, RefusalError
 from tests.fakes.clock import ManualClock
-from tests.support.stores import NO_LIMITS, StoreHarness, StorePlace, draft
+from tests.support.stores import IMPATIENT, NO_LIMITS, StoreHarness, StorePlace, draft
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -156,7 +155,7 @@ async def test_an_order_that_does_not_fit_is_refused_also_fail_open(
 
 async def test_a_lock_that_stays_is_unavailable_for_all_that_wait_at_once(sqlite_place: StorePlace) -> None:
     """Row 18: after one busy timeout, not one for each; reads go on; then it works again."""
-    async with sqlite_place.open(ManualClock()) as stores:
+    async with sqlite_place.open(ManualClock(), **IMPATIENT) as stores:
         store = StoreHarness(sqlite_place, ManualClock(), stores)
         order = await store.open_order()
         other = sqlite3.connect(sqlite_place.path, isolation_level=None)
@@ -171,14 +170,15 @@ async def test_a_lock_that_stays_is_unavailable_for_all_that_wait_at_once(sqlite
         other.close()
         reasons = [error.refusal.reason for error in results if isinstance(error, RefusalError)]
         assert reasons == [Reason.AUDIT_UNAVAILABLE] * 20 + [Reason.STORE_UNAVAILABLE] * 20
-        assert took < 3  # two groups at most, of 0.3 s each, on a slow machine
+        # Two groups at most, of 0.3 s each: far less than 40 times that.
+        assert took < 20 * IMPATIENT["busy_timeout"].total_seconds()
         await stores.audit.append([store.event()])
         assert len(await store.event_ids()) == 1
 
 
 async def test_a_short_lock_is_waited_for(sqlite_place: StorePlace) -> None:
     """Row 18: a command's transaction beside the broker delays a write, it doesn't refuse it."""
-    async with sqlite_place.open(ManualClock(), busy_timeout=timedelta(seconds=10)) as stores:
+    async with sqlite_place.open(ManualClock()) as stores:
         store = StoreHarness(sqlite_place, ManualClock(), stores)
         other = sqlite3.connect(sqlite_place.path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")

@@ -26,10 +26,12 @@ from certplane.broker.ports import DurableLimits
 from certplane.broker.store import open_stores
 from tests.fakes.clock import ManualClock
 from tests.fakes.stores import FakeStores
+from tests.support.waiting import HANG
 
-__all__ = ["NO_LIMITS", "StoreHarness", "StorePlace", "store", "store_place"]
+__all__ = ["IMPATIENT", "NO_LIMITS", "StoreHarness", "StorePlace", "store", "store_place"]
 
 NO_LIMITS = DurableLimits()
+IMPATIENT = {"busy_timeout": timedelta(milliseconds=300)}
 
 _REFUSE_ON_POSTGRESQL = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no space for this'; END $$;
@@ -50,9 +52,13 @@ class StorePlace:
 
     @asynccontextmanager
     async def open(self, clock: ManualClock, failure_mode: Any = "fail_closed", **settings: Any) -> AsyncIterator[Any]:
-        """The real stores at this place; `settings` as `open_stores` takes them."""
+        """The real stores at this place; `settings` as `open_stores` takes them.
+
+        A lock is waited for as long as it takes, a database's that is still closing too; where one stays, a test gives
+        `IMPATIENT`.
+        """
         settings.setdefault("audit", SpillFallback(failure_mode, self.spill_path))
-        settings.setdefault("busy_timeout", timedelta(milliseconds=300))
+        settings.setdefault("busy_timeout", timedelta(seconds=HANG))
         async with open_stores(driver=self.kind, path=self.path, url=self.url, clock=clock, **settings) as stores:
             yield stores
 
