@@ -150,7 +150,7 @@ async def test_ended_root_before_its_successor(files: BrokerFiles) -> None:
     async with running(files) as broker, connected(broker, files) as channel:
         await get_identity(channel)
         stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
-        told = await stub.GetTrustBundle(enrollment_pb2.GetTrustBundleRequest(), timeout=10)
+        told = await stub.GetTrustBundle(enrollment_pb2.GetTrustBundleRequest(), timeout=HANG)
         assert ended.decode() not in told.agent_ca_bundle_pem
 
 

@@ -34,6 +34,7 @@ from tests.support.csr import (
     san_extension,
     sequence,
 )
+from tests.support.waiting import HANG
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in BAD_CSRS])
@@ -102,7 +103,7 @@ def test_accepts_what_keytool_makes_today(algorithm: str, tmp_path: Path) -> Non
     size = ["-groupname", "secp256r1"] if algorithm == "EC" else ["-keysize", "2048"]
     subprocess.run(
         ["keytool", "-genkeypair", *store, "-keyalg", algorithm, *size, "-dname", "CN=www.example.test"],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=HANG,
     )  # fmt: skip
     made = subprocess.run(
         ["keytool", "-certreq", *store, "-ext", "SAN=dns:www.example.test"], check=True, capture_output=True, timeout=60
@@ -122,7 +123,7 @@ def test_refuses_what_openssl_can_be_told_to_make(form: str, tmp_path: Path) -> 
     if form == "compressed":
         subprocess.run(
             ["openssl", "ec", "-in", str(key), "-conv_form", "compressed", "-out", str(key)],
-            check=True, capture_output=True, timeout=60,
+            check=True, capture_output=True, timeout=HANG,
         )  # fmt: skip
     request = ["openssl", "req", "-new", "-key", str(key), "-subj", "/CN=www.example.test"]
     done = subprocess.run(

@@ -296,7 +296,7 @@ async def test_bundles_as_people_keep_them(world: World, content: Callable[[Worl
     world.bundle.write_bytes(content(world))
     async with world.server() as server:
         link = GrpcBroker(
-            server.url, server_ca_bundle=world.bundle, timeout=5 * SECOND, clock=world.clock, disk=world.pool
+            server.url, server_ca_bundle=world.bundle, timeout=HANG * SECOND, clock=world.clock, disk=world.pool
         )
         await world.call(link, world.identity)
         await link.close()
@@ -324,7 +324,7 @@ async def test_another_bundle_needs_no_restart(world: World) -> None:
     world.bundle.write_bytes(CertificateAuthority.root("Another").pem)
     async with world.server() as server:
         link = GrpcBroker(
-            server.url, server_ca_bundle=world.bundle, timeout=5 * SECOND, clock=world.clock, disk=world.pool
+            server.url, server_ca_bundle=world.bundle, timeout=HANG * SECOND, clock=world.clock, disk=world.pool
         )
         await link.use_identity(world.identity)
         assert not await link.refresh()
@@ -359,7 +359,7 @@ async def test_no_proxy_is_used_unless_told(world: World, monkeypatch: pytest.Mo
     monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
     async with world.server() as server:
         link = GrpcBroker(
-            server.url, server_ca_bundle=world.bundle, timeout=5 * SECOND, clock=world.clock, disk=world.pool
+            server.url, server_ca_bundle=world.bundle, timeout=HANG * SECOND, clock=world.clock, disk=world.pool
         )
         await world.call(link, world.identity)
         await link.close()
@@ -373,7 +373,7 @@ async def test_the_proxy_is_named_where_one_is_used(world: World, monkeypatch: p
         link = GrpcBroker(
             server.url,
             server_ca_bundle=world.bundle,
-            timeout=5 * SECOND,
+            timeout=HANG * SECOND,
             clock=world.clock,
             disk=world.pool,
             proxy=ProxyUse.ENVIRONMENT,
@@ -387,7 +387,7 @@ async def test_the_proxy_is_named_where_one_is_used(world: World, monkeypatch: p
         link = GrpcBroker(
             server.url,
             server_ca_bundle=world.bundle,
-            timeout=5 * SECOND,
+            timeout=HANG * SECOND,
             clock=world.clock,
             disk=world.pool,
             proxy=ProxyUse.ENVIRONMENT,
@@ -403,7 +403,7 @@ async def test_a_proxy_that_was_asked_for(world: World, monkeypatch: pytest.Monk
         link = GrpcBroker(
             server.url,
             server_ca_bundle=world.bundle,
-            timeout=5 * SECOND,
+            timeout=HANG * SECOND,
             clock=world.clock,
             disk=world.pool,
             proxy=ProxyUse.ENVIRONMENT,
