@@ -171,7 +171,7 @@ class DnsName(str):
         try:
             return cls(canonical_dns_name(text))
         except DnsNameError as error:
-            raise ValueError(error.problem) from error
+            raise ValueError(str(error)) from error
 
 
 class IdentityName(str):
@@ -198,7 +198,7 @@ def canonical_identity_name(text: str) -> str:
     try:
         name = canonical_dns_name(text)
     except DnsNameError as error:
-        raise ValueError(f"{error.problem}; an identity is a DNS name or a URI") from error
+        raise ValueError(f"{error}; an identity is a DNS name or a URI") from error
     if name.startswith("*"):
         raise ValueError("is a wildcard; an identity is one DNS name or URI")
     return name

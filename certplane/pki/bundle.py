@@ -29,7 +29,14 @@ ENDS_SOON = timedelta(days=30)
 _MAX_LENGTH = 4 * 1024 * 1024
 _MAX_CERTIFICATES = 1000
 _LABEL = "CERTIFICATE"
-_READ_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension)
+_READ_ERRORS = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 class BundleError(CertplaneError):

@@ -4,30 +4,38 @@
 validity, CA constraints, clientAuth), then the names and the step-ca provisioner that the certificate says. What was
 presented comes from a stranger, junk included: everything wrong with it ends as a `RefusalError`.
 
-`IdentityVerifier` remembers facts, never a decision: which path was found and from when to when it holds. The time is
-looked at on every call, and a bundle with other content is another key, so that neither an expiry nor a removed CA
-hides behind a remembered success. Who a name is, and whether it is denied, is policy's and the deny-list's.
+What a stranger presents must not cost more than it says. Of the certificates beside the leaf only a few are read, and
+only those that the bundle's CAs have signed, directly or through one another, reach the path search: a handful of
+signature checks with the CAs' own keys, whatever else is presented. Names are compared, not validated.
+
+`IdentityVerifier` remembers facts, never a decision: which path was found and from when to when it holds, and for some
+seconds that none was. The time is looked at on every call, and a bundle with other content is another key, so that
+neither an expiry nor a removed CA hides behind a remembered success. Who a name is, and whether it is denied, is
+policy's and the deny-list's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from certplane.errors import Reason, RefusalError
+from certplane.errors import Reason, Refusal, RefusalError
 from certplane.pki.bundle import BundleError, CaBundle
 from certplane.pki.der import INTEGER, OCTET_STRING, SEQUENCE, DerError, read_element, read_sequence
-from certplane.pki.names import DnsNameError, canonical_dns_name
+from certplane.pki.names import has_dns_syntax
 from certplane.pki.pem import PemError, decode_pem
 
 __all__ = [
@@ -35,6 +43,7 @@ __all__ = [
     "BundleError",
     "IdentityCertificate",
     "IdentityVerifier",
+    "PresentedLeaf",
     "TrustBundle",
     "VerifiedPath",
     "anchor_of",
@@ -49,16 +58,34 @@ PROVISIONER_KINDS = {
     7: "X5C", 8: "K8sSA", 9: "SSHPOP", 10: "SCEP", 11: "Nebula", 12: "Wire",
 }  # fmt: skip
 
-_MAX_PRESENTED = 10
+_MAX_PRESENTED = 4
+"""Three beside the leaf, which may be repeated among them: step-ca has one intermediate, and some send the root too."""
 _MAX_PRESENTED_LENGTH = 64 * 1024
+_MAX_CHAIN_LENGTH = 16 * 1024
+"""Characters of PEM beside the leaf: three certificates of RSA-4096 CAs are 8,000."""
 _MAX_DEPTH = 4
-"""Intermediates between leaf and anchor; step-ca has one."""
+"""Intermediates between leaf and anchor."""
+_MAX_NAMES = 100
+"""Of one identity, which has one or two."""
+
+_MAX_REFUSALS = 10_000
+_REFUSAL_STANDS = timedelta(seconds=5)
+"""How long a refusal is remembered: a host that asks in a loop costs once, and a mended one waits no longer."""
+
+_MIN_RSA_BITS, _MAX_RSA_BITS, _RSA_EXPONENT = 2048, 4096, 65537
 
 _AUTHORITY = "://"
 """What a policy tells its URIs by (`certplane.config.values`); no DNS name holds it."""
 
 _LABEL = "CERTIFICATE"
-_READ_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension)
+_READ_ERRORS = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 class TrustBundle:
@@ -92,15 +119,20 @@ class TrustBundle:
         """The anchors as the verifier takes them."""
         return Store(list(self.certificates))
 
+    @cached_property
+    def by_subject(self) -> Mapping[x509.Name, Sequence[x509.Certificate]]:
+        """The anchors by their names."""
+        return _by_subject(self.certificates)
+
 
 @dataclass(frozen=True, slots=True)
 class IdentityCertificate:
     """A verified client certificate.
 
     Attributes:
-        names: DNS SANs (canonical) and URI SANs with an authority (as written), in the certificate's order; all others
-            are no identity.
-        common_name: The subject's common name, canonical if it is a DNS name; empty if there is none.
+        names: DNS SANs in lower case and URI SANs with an authority (as written), in the certificate's order; all
+            others are no identity. A policy's names are canonical, so what isn't names nobody there.
+        common_name: The subject's common name in lower case; empty if there is none.
         serial_number: Lower-case hexadecimal.
         issuer: The issuer's name as RFC 4514 writes it.
         provisioner_kind: `JWK`, `ACME`, ... (`PROVISIONER_KINDS`), `unknown-<n>` for a newer one; empty if the
@@ -130,30 +162,88 @@ class VerifiedPath:
     anchor: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PresentedLeaf:
+    """A client certificate whose path is still to be looked for.
+
+    Attributes:
+        sha256: Over what was presented as the leaf, in hexadecimal.
+        issuer: What it says of its issuer, as `IdentityCertificate.issuer`.
+        serial_number: What it says of its serial number, as `IdentityCertificate.serial_number`.
+    """
+
+    sha256: str
+    issuer: str
+    serial_number: str
+
+
 class IdentityVerifier:
-    """`verify_identity` that remembers the last paths it found. For one thread."""
+    """`verify_identity` that remembers the last paths it found, and shortly where there was none. For one thread."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._paths: OrderedDict[bytes, VerifiedPath] = OrderedDict()
+        self._refusals: OrderedDict[bytes, tuple[datetime, Refusal]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def verify(self, leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> VerifiedPath:
-        """As `verify_identity`, with the time in which that holds; refusals aren't remembered."""
+    def verify(
+        self,
+        leaf_pem: bytes,
+        chain_pem: bytes,
+        bundle: TrustBundle,
+        now: datetime,
+        *,
+        permit: Callable[[PresentedLeaf], None] | None = None,
+    ) -> VerifiedPath:
+        """As `verify_identity`, with the time in which that holds.
+
+        Args:
+            leaf_pem: See there.
+            chain_pem: See there.
+            bundle: See there.
+            now: See there.
+            permit: Asked before a path is looked for; what it raises ends the call, and isn't remembered.
+        """
         if len(leaf_pem) + len(chain_pem) > _MAX_PRESENTED_LENGTH:
-            return _verify_path(leaf_pem, chain_pem, bundle, now)  # which refuses it
+            raise _unknown("the client certificate and its chain can't be read: they are longer than 64 KiB together")
         key = _presented_hash(leaf_pem, chain_pem, bundle)
         path = self._paths.get(key)
         if path is not None and path.not_before <= now <= path.not_after:
             self._paths.move_to_end(key)
             return path
-        path = _verify_path(leaf_pem, chain_pem, bundle, now)
+        self._check_refused(key, now)
+        try:
+            leaf, presented = _presented_leaf(leaf_pem)
+        except RefusalError as error:
+            self._remember_refusal(key, now, error.refusal)
+            raise
+        if permit is not None:
+            permit(presented)
+        try:
+            path = _verify_path(leaf, chain_pem, bundle, now)
+        except RefusalError as error:
+            self._remember_refusal(key, now, error.refusal)
+            raise
         self._paths[key] = path
         if len(self._paths) > self._size:
             self._paths.popitem(last=False)
         return path
+
+    def _check_refused(self, key: bytes, now: datetime) -> None:
+        remembered = self._refusals.get(key)
+        if remembered is None:
+            return
+        since, refusal = remembered
+        if since <= now < since + _REFUSAL_STANDS:
+            raise RefusalError(refusal.reason, refusal.message)
+        del self._refusals[key]
+
+    def _remember_refusal(self, key: bytes, now: datetime, refusal: Refusal) -> None:
+        self._refusals[key] = (now, refusal)
+        if len(self._refusals) > _MAX_REFUSALS:
+            self._refusals.popitem(last=False)
 
 
 def verify_identity(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> IdentityCertificate:
@@ -168,12 +258,11 @@ def verify_identity(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now:
     Raises:
         RefusalError: IDENTITY_EXPIRED when the leaf is past its time; IDENTITY_UNKNOWN for everything else.
     """
-    return _verify_path(leaf_pem, chain_pem, bundle, now).identity
+    leaf, _ = _presented_leaf(leaf_pem)
+    return _verify_path(leaf, chain_pem, bundle, now).identity
 
 
-def _verify_path(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> VerifiedPath:
-    (leaf,) = _presented(leaf_pem, "client certificate", 1)
-    intermediates = _presented_chain(chain_pem) if chain_pem.strip() else ()
+def _verify_path(leaf: x509.Certificate, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> VerifiedPath:
     if now > leaf.not_valid_after_utc:
         raise RefusalError(
             Reason.IDENTITY_EXPIRED,
@@ -181,14 +270,19 @@ def _verify_path(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now: da
         )
     if now < leaf.not_valid_before_utc:
         raise _unknown(f"the client certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}")
-    verifier = PolicyBuilder().store(bundle.store).time(now).max_chain_depth(_MAX_DEPTH).build_client_verifier()
+    intermediates = _leading(chain_pem, bundle) if chain_pem.strip() else ()
     try:
+        _check_named(leaf)
+        verifier = PolicyBuilder().store(bundle.store).time(now).max_chain_depth(_MAX_DEPTH).build_client_verifier()
         path = verifier.verify(leaf, list(intermediates)).chain
         identity = _identity(leaf)
+    except RefusalError:
+        raise
     except VerificationError as error:
         raise _unknown("the client certificate has no valid path to a CA that this broker trusts") from error
-    except _READ_ERRORS as error:
-        raise _unknown("the client certificate can't be read") from error
+    except Exception as error:
+        # A stranger's bytes in a parser that is not ours: whatever it raises is said of them.
+        raise _unreadable("client certificate", error) from error
     return VerifiedPath(
         identity=identity,
         not_before=max(certificate.not_valid_before_utc for certificate in path),
@@ -204,9 +298,65 @@ def anchor_of(certificate: x509.Certificate) -> str:
 
 
 @lru_cache(maxsize=64)
-def _presented_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """Read once for all the hosts that present the same, which nearly all do; what can't be read is read again."""
-    return _presented(pem, "client certificate's chain", _MAX_PRESENTED)
+def _leading(chain_pem: bytes, bundle: TrustBundle) -> tuple[x509.Certificate, ...]:
+    """Of what was presented, the CAs that the bundle's have signed, directly or through one another.
+
+    Done once for all the hosts that present the same, which nearly all do; what can't be read is read again. Each
+    signature is checked with the key of a CA that is trusted, once for each pair: no more than nine and as many as the
+    bundle has CAs of one name, whereas a path search tries what leads nowhere as well.
+    """
+    if len(chain_pem) > _MAX_CHAIN_LENGTH:
+        raise _unknown(
+            f"the client certificate's chain can't be read: it is longer than {_MAX_CHAIN_LENGTH} characters; present "
+            "the intermediates alone"
+        )
+    waiting = list(dict.fromkeys(_presented(chain_pem, "client certificate's chain", _MAX_PRESENTED)))
+    leading: list[x509.Certificate] = []
+    issuers = bundle.by_subject
+    while issuers and waiting:
+        found = [entry for entry in waiting if _is_issued(entry, issuers)]
+        leading += found
+        waiting = [entry for entry in waiting if entry not in found]
+        issuers = _by_subject(found)
+    return tuple(leading)
+
+
+def _is_issued(certificate: x509.Certificate, issuers: Mapping[x509.Name, Sequence[x509.Certificate]]) -> bool:
+    """Whether one of `issuers` has signed it, and it is a CA's and its key of a kind that internal CAs have."""
+    try:
+        candidates = issuers.get(certificate.issuer, ())
+        if not candidates or not _is_ca(certificate) or not _is_usual(certificate.public_key()):
+            return False
+    except _READ_ERRORS:
+        return False
+    for issuer in candidates:
+        with contextlib.suppress(InvalidSignature, *_READ_ERRORS):
+            certificate.verify_directly_issued_by(issuer)
+            return True
+    return False
+
+
+def _by_subject(certificates: Iterable[x509.Certificate]) -> Mapping[x509.Name, Sequence[x509.Certificate]]:
+    found: dict[x509.Name, list[x509.Certificate]] = {}
+    for certificate in certificates:
+        found.setdefault(certificate.subject, []).append(certificate)
+    return found
+
+
+def _is_usual(key: object) -> bool:
+    """Keys that cost whoever verifies with them little."""
+    if isinstance(key, rsa.RSAPublicKey):
+        return _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS and key.public_numbers().e == _RSA_EXPONENT
+    return isinstance(key, ec.EllipticCurvePublicKey)
+
+
+def _presented_leaf(pem: bytes) -> tuple[x509.Certificate, PresentedLeaf]:
+    (leaf,) = _presented(pem, "client certificate", 1)
+    try:
+        serial_number, issuer = format(leaf.serial_number, "x"), _name_text(leaf.issuer)
+    except _READ_ERRORS as error:
+        raise _unreadable("client certificate", error) from error
+    return leaf, PresentedLeaf(hashlib.sha256(pem).hexdigest(), issuer, serial_number)
 
 
 def _presented(pem: bytes, what: str, most: int) -> tuple[x509.Certificate, ...]:
@@ -214,8 +364,20 @@ def _presented(pem: bytes, what: str, most: int) -> tuple[x509.Certificate, ...]
         text = pem.decode("ascii")
         blocks = decode_pem(text, _LABEL, max_blocks=most, max_length=_MAX_PRESENTED_LENGTH)
         return tuple(x509.load_der_x509_certificate(der) for _, der in blocks)
-    except (PemError, *_READ_ERRORS) as error:
-        raise _unknown(f"the {what} can't be read") from error
+    except PemError as error:
+        remedy = "; present the intermediates alone" if most > 1 else ""
+        raise _unknown(f"the {what} can't be read: it {error}{remedy}") from error
+    except _READ_ERRORS as error:
+        raise _unreadable(what, error) from error
+
+
+def _check_named(leaf: x509.Certificate) -> None:
+    """Say what a path search only says no to."""
+    if not any(extension.oid == ExtensionOID.SUBJECT_ALTERNATIVE_NAME for extension in leaf.extensions):
+        raise _unknown(
+            "the client certificate has no subjectAltName, and a common name alone names no identity: have the CA put "
+            "the name into a DNS or URI subjectAltName (with step-ca: the token's `sans`)"
+        )
 
 
 def _identity(leaf: x509.Certificate) -> IdentityCertificate:
@@ -252,6 +414,8 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
         sans = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return ()
+    if len(sans) > _MAX_NAMES:
+        raise _unknown(f"the client certificate has {len(sans)} names; an identity has at most {_MAX_NAMES}")
     names: dict[str, None] = {}
     for san in sans:
         # A dNSName that reads like a URI is no URI, and the other way round: each kind names its own only, since a CA
@@ -263,11 +427,9 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
 
 
 def _canonical(name: str) -> str:
-    """The canonical name, or the text as it is, which then names nobody in a policy."""
-    try:
-        return canonical_dns_name(name)
-    except DnsNameError:
-        return name
+    """The name in lower case, or the text as it is where it can't be a DNS name."""
+    lower = name.lower()
+    return lower if has_dns_syntax(lower) else name
 
 
 def _provisioner(leaf: x509.Certificate) -> tuple[str, str]:
@@ -298,6 +460,13 @@ def _read_provisioner(der: bytes) -> tuple[int, str]:
     return int.from_bytes(fields[0].value, "big", signed=True), fields[1].value.decode("utf-8")
 
 
+def _is_ca(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
 def _fingerprint(certificate: x509.Certificate) -> bytes:
     return certificate.fingerprint(hashes.SHA256())
 
@@ -308,6 +477,12 @@ def _presented_hash(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle) -> b
     digest.update(chain_pem)
     digest.update(bundle.hash.encode("ascii"))
     return digest.digest()
+
+
+def _unreadable(what: str, error: Exception) -> RefusalError:
+    """The refusal of what `cryptography` can't read, with the parser's name for it: its text may quote the bytes."""
+    kind = f" ({type(error).__name__})" if isinstance(error, x509.UnsupportedGeneralNameType) else ""
+    return _unknown(f"the {what} can't be read{kind}")
 
 
 def _unknown(message: str) -> RefusalError:

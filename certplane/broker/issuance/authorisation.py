@@ -54,14 +54,16 @@ class CallAuthorisation:
             RefusalError: CSR_INVALID, KEY_WEAK, IDENTITY_UNKNOWN, PROFILE_NOT_ALLOWED, NAMES_NOT_ALLOWED, KEY_REUSED,
                 CERTIFICATE_NOT_FOUND, POLICY_UNAVAILABLE or STORE_UNAVAILABLE.
         """
+        policy = self._ports.policies.current
+        profile = policy.find_profile(command.profile)
         try:
-            request = self._requests.parse(command.csr_pem)
+            # Whose profile it is comes later; here it only spares validating names that policy has.
+            request = self._requests.parse(command.csr_pem, known=profile.dns_names if profile else ())
         except RefusalError:
             events.learn_unreadable_csr(command.csr_pem)
             raise
         events.learn_csr(request)
-        policy = self._ports.policies.current
-        events.learn_policy(policy, policy.find_profile(command.profile))
+        events.learn_policy(policy, profile)
         profile = decide(policy, caller.name, command.profile, request)
         if request.public_key_sha256 in self._account_keys_sha256:
             # RFC 8555 11.1: the account key must not be certified. Whose key it is stays unsaid.

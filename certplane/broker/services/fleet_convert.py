@@ -13,7 +13,7 @@ from certplane.broker.fleet.view import HostView
 from certplane.broker.renewal.model import Selection
 from certplane.broker.services.convert import invalid_request, timestamp
 from certplane.broker.services.renewal_convert import STATES, renewal_message, status_message
-from certplane.pki.names import DnsNameError, canonical_dns_name
+from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.status import status_from_refusal
 from certplane.v1 import fleet_pb2, renewal_pb2
@@ -100,10 +100,10 @@ def selection_of(message: fleet_pb2.Selection, identity: Callable[[str], str]) -
     """
     names = []
     for text in message.dns_names:
-        try:
-            names.append(canonical_dns_name(text))
-        except DnsNameError as error:
-            raise invalid_request("selection.dns_names", "has what is no DNS name") from error
+        name = text.lower()
+        if not has_dns_syntax(name):  # no more: it is only looked for among names
+            raise invalid_request("selection.dns_names", f"has {shown_name(text)}, which is no DNS name")
+        names.append(name)
     return Selection(
         all=message.all,
         hosts=tuple(identity(host) for host in _texts("selection.hosts", message.hosts)),

@@ -35,7 +35,7 @@ from certplane.broker.fleet.model import (
 from certplane.broker.renewal.model import RenewalCause, RenewalPlan
 from certplane.broker.services.convert import invalid_request, timestamp, unix_time
 from certplane.errors import Reason, Refusal
-from certplane.pki.names import DnsNameError, canonical_dns_name
+from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.status import refusal_from_status
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
@@ -238,13 +238,9 @@ def _name(field: str, text: str) -> str:
 
 
 def _dns_name(field: str, text: str) -> str:
-    try:
-        name = canonical_dns_name(text)
-    except DnsNameError as error:
-        raise invalid_request(field, "has what is no DNS name") from error
-    if name != text:
-        raise invalid_request(field, "has a name that is not in lower case and A-labels")
-    return name
+    if not has_dns_syntax(text):  # no more: it is what the host's configuration says, and names nothing here
+        raise invalid_request(field, f"has {shown_name(text)}, which is no DNS name in lower case and A-labels")
+    return text
 
 
 def _text(field: str, text: str, limit: int) -> str:

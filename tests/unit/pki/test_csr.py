@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import MAX_CSR_LENGTH, CsrCache, build_csr, parse_csr
 from certplane.pki.keys import KeyType, generate_private_key, public_key_sha256
+from certplane.pki.names import _a_label_problem
 from tests.support.bad_csrs import BAD_CSRS, GOOD_CSR, BadCsr, named
 from tests.support.csr import (
     craft,
@@ -244,3 +245,32 @@ class TestCsrCache:
         assert len(cache) == 2
         assert cache.parse(texts[0]) is kept
         assert cache.parse(texts[1]) is not dropped
+
+
+def _a_label(number: int) -> str:
+    letters = (chr(0x3B1 + (number >> shift) % 17) for shift in range(0, 12, 2))
+    return "xn--" + "".join(letters).encode("punycode").decode()
+
+
+class TestKnownNames:
+    def test_costs_of_strangers_do_not_grow_with_their_number(self) -> None:
+        """Of a hundred names that the profile doesn't have, a few are validated: the rest is refused by policy anyway."""
+        strangers = [f"{_a_label(number)}.example.test" for number in range(100)]
+        before = _a_label_problem.cache_info().misses
+        request = parse_csr(pem(craft(names=strangers)), known=("www.example.test",))
+        assert _a_label_problem.cache_info().misses - before <= 4
+        assert request.dns_names == tuple(sorted(set(strangers)))
+
+    def test_known_names_are_not_validated_again(self) -> None:
+        """A name of the profile was validated when policy was read."""
+        name = f"{_a_label(4000)}.example.test"
+        before = _a_label_problem.cache_info().misses
+        assert parse_csr(pem(craft(names=[name.upper()])), known=(name,)).dns_names == (name,)
+        assert _a_label_problem.cache_info().misses == before
+
+    @pytest.mark.parametrize("bad", BAD_CSRS, ids=lambda bad: bad.name)
+    def test_what_is_refused_is_refused_beside_known_names_too(self, bad: BadCsr) -> None:
+        """The short way lets nothing through that the long one refuses."""
+        with pytest.raises(RefusalError) as caught:
+            parse_csr(bad.make(), known=("www.example.test",))
+        assert caught.value.refusal.reason is bad.reason

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 
 import pytest
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certplane.errors import Reason, RefusalError
-from certplane.pki.identity import BundleError, IdentityVerifier, TrustBundle, verify_identity
+from certplane.pki.identity import BundleError, IdentityVerifier, PresentedLeaf, TrustBundle, verify_identity
 from tests.support.authority import NOW, PROVISIONER, Authority, IssuedLeaf, certificate_pem, provisioner_extension
 from tests.support.csr import integer, octets, pem, sequence, tlv
 
@@ -125,7 +128,7 @@ REFUSED = [
         lambda: _pair(_authority().issue("web1.example", usages=[ExtendedKeyUsageOID.SERVER_AUTH])), "no valid path", id="server-auth-only"
     ),
     pytest.param(lambda: _pair(_authority().issue("web1.example", usages=[])), "clientAuth", id="no-usages"),
-    pytest.param(lambda: _pair(_authority().issue(common_name="web1.example")), "no valid path", id="no-san"),
+    pytest.param(lambda: _pair(_authority().issue(common_name="web1.example")), "no subjectAltName", id="no-san"),
     pytest.param(lambda: _pair(_signed_by_leaf()), "no valid path", id="signed-by-a-leaf"),
     pytest.param(lambda: _pair(_authority().issue("web1.example", not_before=HOUR)), "not valid before", id="not-yet-valid"),
     pytest.param(
@@ -238,6 +241,115 @@ def test_a_text_that_is_no_name_names_nobody() -> None:
     assert identity.common_name == "The Web Server"
 
 
+# What a stranger presents beside its leaf: the attack is X, which has the intermediate's name and key and is issued by Y,
+# before Ys that issue each other.
+
+
+def _tbs_key(kind: int) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
+    """A key that costs whoever verifies with it; nobody holds it."""
+    if not kind:
+        return ec.generate_private_key(ec.SECP384R1()).public_key()
+    return rsa.RSAPublicNumbers((1 << 63) + 29, (1 << (kind - 1)) + 1).public_key()
+
+
+def _junk(crosses: int, loops: int, *, name: str = "Y", key: int = 0) -> list[x509.Certificate]:
+    genuine, signer = _authority().intermediate, ec.generate_private_key(ec.SECP384R1())
+    made = []
+    for number in range(crosses + loops):
+        cross = number < crosses
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(genuine.subject if cross else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .public_key(genuine.public_key() if cross else _tbs_key(key) if key else signer.public_key())  # type: ignore[arg-type]
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - DAY)
+            .not_valid_after(NOW + DAY)
+            .add_extension(x509.BasicConstraints(True, None), critical=True)
+            .add_extension(genuine.extensions.get_extension_for_class(x509.KeyUsage).value, critical=True)
+        )
+        if cross:
+            subject_id = genuine.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+            builder = builder.add_extension(subject_id, critical=False)
+        made.append(builder.sign(signer, hashes.SHA384()))
+    return made
+
+
+def _thread_time(leaf: IssuedLeaf, chain: str) -> float:
+    """The least of some, with nothing remembered: a new bundle each time."""
+    times = []
+    for _ in range(5):
+        bundle = TrustBundle.from_pem(_authority().root_pem)
+        begun = time.thread_time()
+        with contextlib.suppress(RefusalError):
+            verify_identity(leaf.pem.encode(), chain.encode(), bundle, NOW)
+        times.append(time.thread_time() - begun)
+    return min(times)
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        pytest.param(lambda: _junk(3, 6), id="the-attack"),
+        pytest.param(lambda: _junk(1, 1), id="as-much-as-is-read"),
+        pytest.param(lambda: _junk(2, 0), id="crosses-alone"),
+        pytest.param(lambda: _junk(0, 2, name="Test Root"), id="self-issued-with-the-root-s-name"),
+        pytest.param(lambda: _junk(1, 1, name="Test Root"), id="a-loop-with-the-root-s-name"),
+        pytest.param(lambda: _junk(1, 1, key=8192), id="rsa-8192"),
+        pytest.param(lambda: _junk(1, 1, key=16384), id="rsa-16384-with-an-exponent-of-64-bits"),
+        pytest.param(lambda: _junk(3, 6, key=16384), id="nine-of-rsa-16384"),
+    ],
+)
+def test_junk_beside_a_good_chain_costs_next_to_nothing(junk: Callable[[], list[x509.Certificate]]) -> None:
+    """A path search never sees what the bundle's CAs haven't signed: the attack's chain cost 50 to 700 times a good one."""
+    presented = certificate_pem(*junk(), _authority().intermediate)
+    good = _thread_time(_leaf(), _leaf().chain_pem)
+    assert _thread_time(_leaf(), presented) < 5 * good
+
+
+@pytest.mark.parametrize("name", ["Y", "Test Root"])
+def test_junk_does_not_hide_a_good_chain(name: str) -> None:
+    """Junk is passed over as long as it is little: the genuine intermediate is found behind it."""
+    presented = certificate_pem(*_junk(1, 1, name=name), _authority().intermediate)
+    identity = verify_identity(_leaf().pem.encode(), presented.encode(), _bundle(), NOW)
+    assert identity.names == ("web1.example",)
+
+
+def test_too_many_certificates_are_told_with_a_remedy() -> None:
+    """Who sends a whole bundle along is told to send the intermediates alone."""
+    presented = certificate_pem(*_junk(2, 2), _authority().intermediate)
+    with pytest.raises(RefusalError, match="holds over 4 blocks; present the intermediates alone"):
+        verify_identity(_leaf().pem.encode(), presented.encode(), _bundle(), NOW)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(tlv(0xA3, tlv(0x30, b"")), id="x400-address"),
+        pytest.param(tlv(0xA5, tlv(0xA1, tlv(0x0C, b"x"))), id="edi-party-name"),
+        pytest.param(tlv(0x9F, b"x"), id="a-kind-that-does-not-exist"),
+        pytest.param(tlv(0x82, b"\xff"), id="dns-name-beyond-ascii"),
+        pytest.param(tlv(0x87, b"123"), id="address-of-three-octets"),
+        pytest.param(tlv(0xA4, b"junk"), id="broken-directory-name"),
+        pytest.param(tlv(0x88, b"\x80"), id="broken-registered-id"),
+    ],
+)
+def test_names_that_cannot_be_read_are_a_refusal(value: bytes) -> None:
+    """Whatever the library raises over a name of a kind that it doesn't know, the caller is an unknown identity."""
+    sans = sequence(tlv(0x82, b"web1.example"), value)
+    leaf = _authority().issue(extra=[(x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, sans), True)])
+    with pytest.raises(RefusalError) as caught:
+        verify_identity(leaf.pem.encode(), leaf.chain_pem.encode(), _bundle(), NOW)
+    assert caught.value.refusal.reason is Reason.IDENTITY_UNKNOWN
+
+
+def test_an_identity_has_no_hundred_names() -> None:
+    """A certificate of a whole estate is nobody's identity."""
+    leaf = _authority().issue(*(f"w{number}.example" for number in range(101)))
+    with pytest.raises(RefusalError, match="has 101 names; an identity has at most 100"):
+        verify_identity(leaf.pem.encode(), leaf.chain_pem.encode(), _bundle(), NOW)
+
+
 class TestTrustBundle:
     def test_is_never_empty(self) -> None:
         """A bundle that trusts nobody is a mistake, not a policy."""
@@ -326,13 +438,63 @@ class TestIdentityVerifier:
         with pytest.raises(RefusalError):
             verifier.verify(_leaf().fullchain_pem.encode(), b"", _bundle(), NOW)
 
-    def test_remembers_no_refusal_and_not_too_much(self) -> None:
-        """Strangers' junk takes no place, and the oldest path goes when it is full."""
+    def test_remembers_a_refusal_for_some_seconds(self) -> None:
+        """A refused chain costs once; a few seconds later it is looked at anew, and a clock set back forgets it."""
+        verifier, asked = IdentityVerifier(8), []
+        leaf = _authority(name="Other").issue("web1.example")
+
+        def refused(after: timedelta) -> str:
+            with pytest.raises(RefusalError) as caught:
+                verifier.verify(leaf.pem.encode(), leaf.chain_pem.encode(), _bundle(), NOW + after, permit=asked.append)
+            return caught.value.refusal.message
+
+        messages = {refused(timedelta(seconds=seconds)) for seconds in (0, 1, 4, 4.9)}
+        assert (len(messages), len(asked)) == (1, 1)
+        refused(timedelta(seconds=5))
+        assert len(asked) == 2
+        refused(timedelta(seconds=1))
+        assert len(asked) == 3
+        assert len(verifier) == 0
+
+    def test_a_remembered_refusal_is_of_these_very_bytes(self) -> None:
+        """Another chain, another leaf or another bundle is another question."""
+        verifier = IdentityVerifier(8)
+        foreign = _authority(name="Other").issue("web1.example")
+        with pytest.raises(RefusalError):
+            verifier.verify(foreign.pem.encode(), foreign.chain_pem.encode(), _bundle(), NOW)
+        both = _bundle(_authority(), _authority(name="Other"))
+        assert verifier.verify(foreign.pem.encode(), foreign.chain_pem.encode(), both, NOW).identity.names
+        with pytest.raises(RefusalError):
+            verifier.verify(_leaf().pem.encode(), b"", _bundle(), NOW)
+        assert self._verify(verifier, _bundle()) == "web1.example"
+
+    def test_asks_for_permission_before_it_searches(self) -> None:
+        """The one who permits learns hash, issuer and serial number, and what it raises is not remembered."""
+        verifier, leaf = IdentityVerifier(8), _leaf()
+        asked: list[PresentedLeaf] = []
+
+        def forbid(presented: PresentedLeaf) -> None:
+            asked.append(presented)
+            raise RefusalError(Reason.RATE_LIMITED, "not now")
+
+        for _ in range(2):
+            with pytest.raises(RefusalError, match="not now"):
+                verifier.verify(leaf.pem.encode(), leaf.chain_pem.encode(), _bundle(), NOW, permit=forbid)
+        assert asked[0] == asked[1]
+        assert asked[0].issuer == "CN=Test Intermediate"
+        assert asked[0].serial_number == format(leaf.certificate.serial_number, "x")
+        assert self._verify(verifier, _bundle()) == "web1.example"
+        verifier.verify(leaf.pem.encode(), leaf.chain_pem.encode(), _bundle(), NOW, permit=forbid)  # known by now
+
+    def test_remembers_not_too_much(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Strangers' junk takes no path's place, and the oldest goes when it is full, of refusals too."""
+        monkeypatch.setattr("certplane.pki.identity._MAX_REFUSALS", 2)
         verifier = IdentityVerifier(2)
-        for junk in (b"junk", b"x" * 100_000):
+        for junk in (b"junk", b"x" * 100_000, b"more", b"and more"):
             with pytest.raises(RefusalError):
                 verifier.verify(junk, b"", _bundle(), NOW)
         assert len(verifier) == 0
+        assert len(verifier._refusals) == 2
         for number in range(3):
             leaf = _authority().issue(f"web{number}.example")
             verifier.verify(leaf.pem.encode(), leaf.chain_pem.encode(), _bundle(), NOW)

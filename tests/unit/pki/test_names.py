@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import idna
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from certplane.pki.names import DnsNameError, canonical_dns_name, canonical_dns_names
+from certplane.pki import names
+from certplane.pki.names import DnsNameError, canonical_dns_name, has_dns_syntax
 
 
 def _encoded(label: str) -> str:
@@ -101,9 +103,93 @@ def test_a_message_does_not_carry_a_megabyte() -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_names_are_sorted_and_unique() -> None:
-    """Equal names in any writing are one."""
-    assert canonical_dns_names(["b.example", "A.example", "B.EXAMPLE"]) == ("a.example", "b.example")
+CASES = Path(__file__).resolve().parents[2] / "cases" / "J3" / "names.txt"
+
+
+@pytest.mark.parametrize("line", CASES.read_text(encoding="utf-8").splitlines(), ids=lambda line: line.split()[0])
+def test_takes_what_a_contextual_rule_allows(line: str) -> None:
+    """Joiners, middle dots and other punctuation where RFC 5892 A.1 to A.7 have them are valid in names."""
+    name = line.split(maxsplit=1)[0]
+    assert canonical_dns_name(name.upper()) == name
+
+
+@pytest.mark.parametrize(
+    ("label", "problem"),
+    [
+        pytest.param("a\u200cb", "U+200C", id="a1-non-joiner-between-latin-letters"),
+        pytest.param("a\u200db", "U+200D", id="a2-joiner-without-virama"),
+        pytest.param("l\u00b7a", "U+00B7", id="a3-middle-dot-not-between-two-l"),
+        pytest.param("\u0375a", "U+0375", id="a4-keraia-before-latin"),
+        pytest.param("a\u05f3\u05d0", "", id="a5-geresh-after-latin"),
+        pytest.param("a\u05f4\u05d0", "", id="a6-gershayim-after-latin"),
+        pytest.param("a\u30fbb", "U+30FB", id="a7-katakana-dot-without-kana"),
+        pytest.param("\u0661\u06f1\u0628", "", id="a8-a9-two-kinds-of-arabic-digits"),
+    ],
+)
+def test_refuses_what_a_contextual_rule_forbids(label: str, problem: str) -> None:
+    """The same characters elsewhere are refused, and the message names the character."""
+    with pytest.raises(DnsNameError) as caught:
+        canonical_dns_name(_encoded(label))
+    assert "no A-label of IDNA 2008" in caught.value.problem
+    assert problem in caught.value.problem
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        pytest.param(
+            "b\u00fccher.example", "'b\u00fccher.example' has characters beyond ASCII", id="as-it-was-written"
+        ),
+        pytest.param(
+            "\u201ca.example\u201d", "'\u201ca.example\u201d' has typographic quotes", id="typographic-quotes"
+        ),
+        pytest.param("a\u202eb.example", "'a\\u202eb.example' has characters", id="override-escaped"),
+        pytest.param("a\ud800.example", "'a\\ud800.example' has characters", id="surrogate-escaped"),
+        pytest.param("a_b.example", "'a_b.example' has a label that", id="underscore"),
+    ],
+)
+def test_a_problem_names_the_name(text: str, name: str) -> None:
+    """Whoever reads the message sees which name is meant, as it was written, escaped where it can't be printed."""
+    with pytest.raises(DnsNameError) as caught:
+        canonical_dns_name(text)
+    assert str(caught.value).startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "well"),
+    [
+        ("a.example", True), ("*.a.example", True), ("*", True), ("a", True), ("xn--not-an-a-label", True), ("ab--c.d", True),
+        ("", False), (".", False), ("a.", False), ("a..b", False), ("A.example", False), ("a_b", False), ("-a.b", False),
+        ("a.*.b", False), ("a\n", False), ("b\u00fccher.example", False), ("a" * 64, False), (".".join(["a" * 63] * 4), False),
+    ],
+)  # fmt: skip
+def test_syntax_alone(text: str, well: bool) -> None:
+    """What only compares names asks for their syntax, which decodes nothing."""
+    assert has_dns_syntax(text) is well
+
+
+@given(st.text(max_size=80))
+def test_canonical_names_have_the_syntax(text: str) -> None:
+    """No canonical name is lost to the cheap check."""
+    with contextlib.suppress(DnsNameError):
+        assert has_dns_syntax(canonical_dns_name(text))
+
+
+def test_a_label_is_judged_once() -> None:
+    """Whoever repeats a costly label pays for it once: later looks take a small part of the first one's time."""
+    label = (
+        "xn--"
+        + "\u03b1\u03b2\u03b3\u03b4\u03b5\u03b6\u03b7\u03b8\u03b9\u03ba\u03bb\u03bc\u03bd\u03be\u03bf\u03c0".encode(
+            "punycode"
+        ).decode()
+    )
+    before = names._a_label_problem.cache_info()
+    for number in range(5):
+        canonical_dns_name(f"w{number}.{label}.example")
+    after = names._a_label_problem.cache_info()
+    assert (after.misses - before.misses <= 1, after.hits - before.hits >= 4) == (True, True)
+    assert after.maxsize is not None
 
 
 @given(st.text(max_size=300))

@@ -111,7 +111,7 @@ BASE = "version: 1\nprofiles:\n  p:\n"
         ),
         pytest.param(
             BASE + "    type: multi_san\n    dns_names: [b\u00fccher.example]\n",
-            ["5: profiles.p.dns_names[0]: has characters beyond ASCII; use the A-label (xn--...)"], id="row25-unicode",
+            ["5: profiles.p.dns_names[0]: 'b\u00fccher.example' has characters beyond ASCII; use the A-label (xn--...)"], id="row25-unicode",
         ),
         pytest.param(
             BASE + "    type: wildcard\n    dns_names: ['*.com']\n",
@@ -123,7 +123,7 @@ BASE = "version: 1\nprofiles:\n  p:\n"
         ),
         pytest.param(
             BASE + "    type: wildcard\n    dns_names: ['a.*.example']\n",
-            ["5: profiles.p.dns_names[0]: has a wildcard that is not the whole leftmost label"], id="row29-inner-wildcard",
+            ["5: profiles.p.dns_names[0]: 'a.*.example' has a wildcard that is not the whole leftmost label"], id="row29-inner-wildcard",
         ),
         pytest.param(
             BASE + "    type: multi_san\n    dns_names: [printer.local]\n",
