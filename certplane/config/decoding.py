@@ -29,6 +29,7 @@ from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 from certplane.config.document import Document, MappingNode, Node, ScalarNode, SequenceNode, Source
 from certplane.config.durations import DurationError, parse_duration
+from certplane.config.mistakes import glued_item
 from certplane.errors import ConfigurationError, ConfigurationProblem
 
 __all__ = ["Check", "Checked", "Decoder", "KeyProblem", "decode"]
@@ -155,7 +156,8 @@ class Decoder:
 
     def _items(self, node: Node, annotation: Any) -> tuple[Any, ...] | None:
         if not isinstance(node, SequenceNode):
-            self.add(node.key, "must be a list", "write each item in a line of its own after `- `")
+            remedy = glued_item(node.text) if isinstance(node, ScalarNode) else glued_item("")
+            self.add(node.key, "must be a list", remedy)
             return None
         values = tuple(self.value(item, annotation) for item in node.items)
         return None if any(value is None for value in values) else values

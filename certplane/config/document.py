@@ -1,9 +1,10 @@
 """A YAML file as nodes that know their line, for those who must tell a person what is wrong and where.
 
 Read from the parser's events, not from its objects: a scalar stays the text that stands in the file (`1.2` is "1.2"),
-and nothing is resolved, constructed or merged. Refused: aliases, anchors and merge keys (they hide what is configured,
-and expand without bound), tags, several documents, duplicate keys, keys that aren't texts, other encodings than UTF-8,
-more than `MAX_BYTES`, more than `MAX_DEPTH` levels.
+and nothing is resolved or constructed. Anchors, aliases and merge keys (`<<`) are followed, as far as `MAX_COPIES`
+nodes: what is named twice stands once, with the line where it is written. Refused: tags, several documents, duplicate
+keys, keys that aren't texts, characters that can't be seen, other encodings than UTF-8, more than `MAX_BYTES`, more
+than `MAX_DEPTH` levels.
 """
 
 from __future__ import annotations
@@ -16,14 +17,29 @@ from pathlib import Path
 import yaml
 
 from certplane.config.files import read_file
+from certplane.config.mistakes import Mistake, odd_character, syntax_mistakes
 from certplane.errors import ConfigurationError, ConfigurationProblem
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "Document", "Entry", "MappingNode", "Node", "ScalarNode", "SequenceNode", "Source"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_COPIES",
+    "MAX_DEPTH",
+    "Document",
+    "Entry",
+    "MappingNode",
+    "Node",
+    "ScalarNode",
+    "SequenceNode",
+    "Source",
+]
 
 MAX_BYTES = 4 * 1024 * 1024
 """A policy for ten thousand hosts has about one."""
 
 MAX_DEPTH = 20
+MAX_COPIES = 100_000
+"""Nodes that aliases and merge keys may add to a file: ten for each host of a large policy, and no billion."""
+
 _MAX_PROBLEMS = 100
 
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -120,23 +136,27 @@ class Document:
             line = content.count(b"\n", 0, error.start) + 1
             problem = ConfigurationProblem(file, line, "", "is not UTF-8", "save it as UTF-8")
             raise ConfigurationError([problem]) from error
-        builder = _Builder(file)
-        root = builder.build(text)
+        builder = _Builder(file, text)
+        root = builder.build()
         return cls(Source(file, hashlib.sha256(content).hexdigest(), builder.lines), root)
 
 
 class _Builder:
     """Turns the parser's events into nodes, collecting problems as far as the text can be parsed."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, text: str) -> None:
         self.lines: dict[str, int] = {}
         self._file = file
+        self._text = text
+        self._all_ascii = text.isascii()
+        self._anchors: dict[str, Node | None] = {}
+        self._copies = 0
         self._problems: list[ConfigurationProblem] = []
 
-    def build(self, text: str) -> MappingNode:
+    def build(self) -> MappingNode:
         root: Node | None = None
         try:
-            events = iter(yaml.parse(text, Loader=_Loader))
+            events = iter(yaml.parse(self._text, Loader=_Loader))
             for event in events:
                 if isinstance(event, yaml.DocumentStartEvent):
                     if root is not None:
@@ -145,8 +165,11 @@ class _Builder:
         except yaml.MarkedYAMLError as error:
             raise self._syntax_error(error) from error
         except yaml.YAMLError as error:  # a character that YAML doesn't allow
-            message = "is not YAML: it has a character that YAML doesn't allow"
-            raise ConfigurationError([ConfigurationProblem(self._file, None, "", message)]) from error
+            message = "is not YAML: it has a control character, which YAML doesn't allow"
+            remedy = "remove it, or write it as an escape in double quotes"
+            position = getattr(error, "position", None)
+            line = None if position is None else self._text.count("\n", 0, position) + 1
+            raise ConfigurationError([ConfigurationProblem(self._file, line, "", message, remedy)]) from error
         if self._problems:
             raise ConfigurationError(sorted(self._problems[:_MAX_PROBLEMS], key=lambda problem: problem.line or 0))
         if root is None or (isinstance(root, ScalarNode) and root.is_null):
@@ -157,23 +180,68 @@ class _Builder:
         return root
 
     def _node(self, event: yaml.Event, events: Iterator[yaml.Event], key: str, depth: int) -> Node:
-        line = _line(event)
         if depth > MAX_DEPTH:
             # Nothing that follows can be told without going deeper: stop here.
             raise ConfigurationError([self._problem(event, key, f"is nested deeper than {MAX_DEPTH} levels")])
         if isinstance(event, yaml.AliasEvent):
-            self._fail(event, key, f"is an alias (*{event.anchor})", "write the value out")
-            return ScalarNode(line, key, "", plain=False)
-        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
-            self._fail(event, key, f"has an anchor (&{event.anchor})", "write values out where they are used")
+            return self._alias(event, key, depth)
+        assert isinstance(event, yaml.NodeEvent)
+        if event.anchor is not None:
+            if event.anchor in self._anchors:
+                self._fail(event, key, f"has an anchor that is there already (&{event.anchor})", "name it differently")
+            self._anchors[event.anchor] = None  # until it is whole: an alias inside of it has no end
+        node = self._value(event, events, key, depth)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _value(self, event: yaml.Event, events: Iterator[yaml.Event], key: str, depth: int) -> Node:
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
-            self._fail(event, key, f"has a tag ({event.tag})", "remove it")
+            self._fail(event, key, f"has a tag ({event.tag})", "remove it, or quote a text that begins with !")
         if isinstance(event, yaml.SequenceStartEvent):
-            return self._sequence(line, events, key, depth)
+            return self._sequence(_line(event), events, key, depth)
         if isinstance(event, yaml.MappingStartEvent):
-            return self._mapping(line, events, key, depth)
+            return self._mapping(_line(event), events, key, depth)
         assert isinstance(event, yaml.ScalarEvent)
-        return ScalarNode(line, key, event.value, plain=event.style is None or event.style == "")
+        self._check_characters(event, key)
+        return ScalarNode(_line(event), key, event.value, plain=_is_plain(event))
+
+    def _alias(self, event: yaml.AliasEvent, key: str, depth: int) -> Node:
+        """What the anchor names, as if it were written here."""
+        if (node := self._anchors.get(event.anchor)) is not None:
+            return self._copied(event, node, key, depth)
+        if event.anchor in self._anchors:
+            self._fail(event, key, f"is an alias of what it stands in (*{event.anchor})", "write the value out")
+        else:
+            self._fail(
+                event,
+                key,
+                f"is an alias of nothing (*{event.anchor})",
+                f'a text that begins with * needs quotes: "*{event.anchor}"; else write &{event.anchor} above',
+            )
+        return ScalarNode(_line(event), key, "", plain=False)
+
+    def _copied(self, event: yaml.Event, node: Node, key: str, depth: int) -> Node:
+        self._copies += 1
+        if self._copies > MAX_COPIES:
+            raise ConfigurationError([self._problem(event, key, f"makes over {MAX_COPIES} values by aliases")])
+        if depth > MAX_DEPTH:
+            raise ConfigurationError([self._problem(event, key, f"is nested deeper than {MAX_DEPTH} levels")])
+        match node:
+            case ScalarNode():
+                return ScalarNode(node.line, key, node.text, plain=node.plain)
+            case SequenceNode():
+                items: list[Node] = []
+                for number, item in enumerate(node.items):
+                    self.lines[f"{key}[{number}]"] = item.line
+                    items.append(self._copied(event, item, f"{key}[{number}]", depth + 1))
+                return SequenceNode(node.line, key, tuple(items))
+            case MappingNode():
+                entries: dict[str, Entry] = {}
+                for name, entry in node.entries.items():
+                    self.lines[f"{key}.{name}"] = entry.line
+                    entries[name] = Entry(entry.line, self._copied(event, entry.value, f"{key}.{name}", depth + 1))
+                return MappingNode(node.line, key, entries)
 
     def _sequence(self, line: int, events: Iterator[yaml.Event], key: str, depth: int) -> SequenceNode:
         items: list[Node] = []
@@ -185,18 +253,36 @@ class _Builder:
 
     def _mapping(self, line: int, events: Iterator[yaml.Event], key: str, depth: int) -> MappingNode:
         entries: dict[str, Entry] = {}
+        merges: list[tuple[yaml.Event, Node]] = []
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             name = self._key(event, events, key, depth)
             path = f"{key}.{name}" if key else name
             value = self._node(next(events), events, path, depth + 1)
             entry_line = _line(event)
+            if name == "<<" and isinstance(event, yaml.ScalarEvent) and _is_plain(event):
+                merges.append((event, value))
+                continue
             if name in entries:
                 first = entries[name].line
                 self._fail(event, path, f"is written twice, first in line {first}", "keep one of the two")
                 continue
             self.lines.setdefault(path, entry_line)
             entries[name] = Entry(entry_line, value)
+        for event, value in merges:
+            self._merge(event, value, entries, key, depth)
         return MappingNode(line, key, entries)
+
+    def _merge(self, event: yaml.Event, value: Node, entries: dict[str, Entry], key: str, depth: int) -> None:
+        """Add what isn't written here (https://yaml.org/type/merge.html): the first of several mappings wins."""
+        for source in value.items if isinstance(value, SequenceNode) else (value,):
+            if not isinstance(source, MappingNode):
+                self._fail(event, key, "merges (<<) something that is not keys with values", "merge an alias of such")
+                continue
+            for name, entry in source.entries.items():
+                path = f"{key}.{name}" if key else name
+                if name not in entries:
+                    self.lines[path] = entry.line
+                    entries[name] = Entry(entry.line, self._copied(event, entry.value, path, depth + 1))
 
     def _key(self, event: yaml.Event, events: Iterator[yaml.Event], key: str, depth: int) -> str:
         if not isinstance(event, yaml.ScalarEvent):
@@ -205,9 +291,15 @@ class _Builder:
             return ""
         if event.anchor is not None or event.tag is not None:
             self._fail(event, key, "has a key with an anchor or a tag", "remove it")
-        if event.value == "<<" and not event.style:
-            self._fail(event, key, "has a merge key (<<)", "write the values out")
+        self._check_characters(event, key)
         return str(event.value)
+
+    def _check_characters(self, event: yaml.ScalarEvent, key: str) -> None:
+        if self._all_ascii or event.start_mark is None or event.end_mark is None:
+            return
+        raw = self._text[event.start_mark.index : event.end_mark.index]
+        if (mistake := odd_character(raw, _line(event), plain=_is_plain(event))) is not None:
+            self._problems.append(self._of(mistake, _shown(key)))
 
     def _problem(self, event: yaml.Event, key: str, message: str, remedy: str = "") -> ConfigurationProblem:
         return ConfigurationProblem(self._file, _line(event), _shown(key), message, remedy)
@@ -215,14 +307,21 @@ class _Builder:
     def _fail(self, event: yaml.Event, key: str, message: str, remedy: str) -> None:
         self._problems.append(self._problem(event, key, message, remedy))
 
+    def _of(self, mistake: Mistake, key: str = "") -> ConfigurationProblem:
+        return ConfigurationProblem(self._file, mistake.line, key, mistake.message, mistake.remedy)
+
     def _syntax_error(self, error: yaml.MarkedYAMLError) -> ConfigurationError:
-        mark = error.problem_mark or error.context_mark
-        line = None if mark is None else mark.line + 1
-        what = " ".join(part for part in (error.context, error.problem) if part)
-        remedy = "check indentation, quotes and colons here and just above"
-        return ConfigurationError(
-            [*self._problems, ConfigurationProblem(self._file, line, "", f"is not YAML: {what}", remedy)]
-        )
+        told = {problem.line for problem in self._problems}
+        found = [
+            self._of(mistake._replace(message=f"is not YAML: {mistake.message}"))
+            for mistake in syntax_mistakes(self._text, error)
+            if not (mistake.by_character and mistake.line in told)
+        ]
+        return ConfigurationError([*self._problems, *found][:_MAX_PROBLEMS])
+
+
+def _is_plain(event: yaml.ScalarEvent) -> bool:
+    return event.style is None or event.style == ""
 
 
 def _line(event: yaml.Event) -> int:

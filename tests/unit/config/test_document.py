@@ -1,10 +1,11 @@
-"""A YAML file is taken as it stands: texts, lists and keys with their lines, and none of YAML's conveniences."""
+"""A YAML file is taken as it stands: texts, lists and keys with their lines; what is wrong is told as a person needs it."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -47,7 +48,7 @@ def test_hash_is_of_the_bytes(tmp_path: Path) -> None:
     assert Document.read(path).source.sha256 == hashlib.sha256(b"a: 1 # comment\n").hexdigest()
 
 
-LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+LAUGHS = "k0: &k0 [x, x]\n"
 
 
 @pytest.mark.parametrize(
@@ -58,23 +59,21 @@ LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
             "s:\n  a: 1\n  b: 2\n  'a': 3\n", ["x.yml:4: s.a: is written twice, first in line 2; keep one of the two"],
             id="duplicate-below",
         ),
-        pytest.param("a: &x 1\n", ["x.yml:1: a: has an anchor (&x); write values out where they are used"], id="anchor"),
         pytest.param(
-            "a: &x 1\nb: *x\n",
-            ["x.yml:1: a: has an anchor (&x); write values out where they are used", "x.yml:2: b: is an alias (*x); write the value out"],
-            id="alias",
+            "a: *x\n", ['x.yml:1: a: is an alias of nothing (*x); a text that begins with * needs quotes: "*x"; else write &x above'],
+            id="alias-of-nothing",
+        ),
+        pytest.param("a: &x [*x]\n", ["x.yml:1: a[0]: is an alias of what it stands in (*x); write the value out"], id="alias-of-itself"),
+        pytest.param(
+            "a: &x 1\nb: &x 2\n", ["x.yml:2: b: has an anchor that is there already (&x); name it differently"], id="anchor-twice"
         ),
         pytest.param(
-            "a: &x {k: 1}\nb:\n  <<: *x\n",
-            [
-                "x.yml:1: a: has an anchor (&x); write values out where they are used",
-                "x.yml:3: b: has a merge key (<<); write the values out",
-                "x.yml:3: b.<<: is an alias (*x); write the value out",
-            ],
-            id="merge-key",
+            "a: &x 1\nb:\n  <<: *x\n",
+            ["x.yml:3: b: merges (<<) something that is not keys with values; merge an alias of such"], id="merge-of-a-text",
         ),
-        pytest.param("a: !!python/object:os.system x\n", ["x.yml:1: a: has a tag (tag:yaml.org,2002:python/object:os.system); remove it"], id="tag"),
-        pytest.param("a: !!str 1\n", ["x.yml:1: a: has a tag (tag:yaml.org,2002:str); remove it"], id="harmless-tag"),
+        pytest.param("&x a: 1\n", ["x.yml:1: has a key with an anchor or a tag; remove it"], id="anchor-on-a-key"),
+        pytest.param("a: !!python/object:os.system x\n", ["x.yml:1: a: has a tag (tag:yaml.org,2002:python/object:os.system); remove it, or quote a text that begins with !"], id="tag"),
+        pytest.param("a: !!str 1\n", ["x.yml:1: a: has a tag (tag:yaml.org,2002:str); remove it, or quote a text that begins with !"], id="harmless-tag"),
         pytest.param("!x a: 1\n", ["x.yml:1: has a key with an anchor or a tag; remove it"], id="tag-on-a-key"),
         pytest.param("a: 1\n---\nb: 2\n", ["x.yml:2: a second document begins here; keep one document a file"], id="two-documents"),
         pytest.param("- a\n- b\n", ["x.yml:1: must be keys with values; write `key: value`"], id="list"),
@@ -128,10 +127,178 @@ def test_both_parsers_read_alike(example: str, monkeypatch: pytest.MonkeyPatch) 
     assert Document.parse(content, example) == with_libyaml
 
 
-def test_a_billion_laughs_cost_nothing() -> None:
-    """Aliases are refused where they stand, never expanded."""
-    text = LAUGHS + "".join(f"{chr(100 + n)}: &{chr(100 + n)} [*{chr(99 + n)}, *{chr(99 + n)}]\n" for n in range(20))
-    assert any("is an alias" in line for line in _problems(text))
+SHARED = """\
+base: &base
+  challenge: dns-01
+  names: &names [a, b]
+one:
+  <<: *base
+  credentials: x
+two:
+  <<: [*base, {challenge: never, more: 1}]
+  names: *names
+three: *base
+"""
+
+
+def test_what_is_shared_is_as_if_written_out() -> None:
+    """Anchors, aliases and merge keys give the values that they name, with keys of their own."""
+    written = Document.parse(
+        b"base: {challenge: dns-01, names: [a, b]}\none: {credentials: x, challenge: dns-01, names: [a, b]}\n"
+        b"two: {names: [a, b], challenge: dns-01, more: 1}\nthree: {challenge: dns-01, names: [a, b]}\n",
+        "x.yml",
+    )
+    assert _plain(Document.parse(SHARED.encode(), "x.yml").root) == _plain(written.root)
+
+
+def test_a_shared_value_is_told_where_it_is_written() -> None:
+    """A problem with a value that an alias names is one of the line where a person can mend it."""
+    source = Document.parse(SHARED.encode(), "x.yml").source
+    assert source.problem("one.challenge", "m").line == 2
+    assert source.problem("two.names[1]", "m").line == 3
+    assert source.problem("one.credentials", "m").line == 6
+    assert source.problem("three", "m").line == 10
+
+
+def test_what_is_written_wins_over_what_is_merged() -> None:
+    """A key that stands in the mapping itself is the one that counts, wherever the merge key stands."""
+    for text in ("a: &a {x: 1}\nb: {<<: *a, x: 2}\n", "a: &a {x: 1}\nb: {x: 2, <<: *a}\n"):
+        assert _plain(Document.parse(text.encode(), "x.yml").root)["b"] == {"x": "2"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(LAUGHS + "".join(f"k{n}: &k{n} [*k{n - 1}, *k{n - 1}]\n" for n in range(1, 30)), id="lists"),
+        pytest.param(LAUGHS + "".join(f"k{n}: &k{n} {{a: *k{n - 1}, b: *k{n - 1}}}\n" for n in range(1, 30)), id="mappings"),
+        pytest.param(
+            "k0: &k0 {x: 1}\n" + "".join(f"k{n}: &k{n} {{<<: *k{n - 1}, a{n}: *k{n - 1}}}\n" for n in range(1, 30)), id="merges"
+        ),
+        pytest.param(f"a: &a [{'x, ' * 1000}]\nb: [{'*a, ' * 1000}]\n", id="wide"),
+    ],
+)  # fmt: skip
+def test_a_billion_laughs_end_early(text: str) -> None:
+    """What aliases make is counted, so that a small file stays a small document."""
+    (line,) = _problems(text)
+    assert "over 100000 values by aliases" in line or "nested deeper than 20 levels" in line
+
+
+def _plain(node: object) -> Any:
+    match node:
+        case MappingNode():
+            return {name: _plain(entry.value) for name, entry in node.entries.items()}
+        case SequenceNode():
+            return [_plain(item) for item in node.items]
+        case ScalarNode():
+            return node.text
+    raise TypeError(node)
+
+
+CASES = Path(__file__).parents[2] / "cases/J2"
+
+STAR = 'is not YAML: a name that begins with * needs quotes: "*.example.com"'
+
+
+@pytest.mark.parametrize("loader", [document._Loader, yaml.SafeLoader])
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        pytest.param((CASES / "unquoted-wildcard.yml").read_text(), [f"x.yml:5: {STAR}"], id="J2-unquoted-wildcard"),
+        pytest.param("a:\n- *.example.com\n", [f"x.yml:2: {STAR}"], id="wildcard-in-a-list"),
+        pytest.param("a: *.example.com\n", [f"x.yml:1: {STAR}"], id="wildcard-as-a-value"),
+        pytest.param("*.example.com: x\n", [f"x.yml:1: {STAR}"], id="wildcard-as-a-key"),
+        pytest.param(
+            "a: [*.example.com]\n# *.no.example\nb: ['*.fine.example']\nc:\n- *.two.example\n",
+            [f"x.yml:1: {STAR}", 'x.yml:5: is not YAML: a name that begins with * needs quotes: "*.two.example"'],
+            id="several-wildcards",
+        ),
+        pytest.param("a: *\n", ['x.yml:1: is not YAML: a text that begins with * needs quotes; write "*..."'], id="star"),
+        pytest.param("a: &.x\n", ['x.yml:1: is not YAML: a text that begins with & needs quotes; write "&..."'], id="ampersand"),
+        pytest.param("a: !<x\n", ['x.yml:1: is not YAML: a text that begins with ! needs quotes; write "!..."'], id="exclamation"),
+        pytest.param("a: %x\n", ['x.yml:1: is not YAML: a text that begins with % needs quotes; write "%..."'], id="percent"),
+        pytest.param("a: @x\n", ['x.yml:1: is not YAML: a text that begins with @ needs quotes; write "@..."'], id="at"),
+        pytest.param("a: `x`\n", ['x.yml:1: is not YAML: a text that begins with ` needs quotes; write "`..."'], id="backtick"),
+        pytest.param(
+            (CASES / "typographic-quotes.yml").read_text(),
+            ["x.yml:5: profiles.web.dns_names[0]: is in typographic quotes (\u201c), which are no quotes to YAML; write \" or '"],
+            id="J2-typographic-quotes",
+        ),
+        *(
+            pytest.param(
+                f"a: {pair[0]}x{pair[1]}\n",
+                [f"x.yml:1: a: is in typographic quotes ({pair[0]}), which are no quotes to YAML; write \" or '"],
+                id=f"quotes-{ord(pair[0]):x}",
+            )
+            for pair in ("\u201c\u201d", "\u2018\u2019", "\u201e\u201c", "\u00ab\u00bb", "\u201a\u2018", "\u2039\u203a")
+        ),
+        pytest.param(
+            "\u201ca\u201d: x\n",
+            ["x.yml:1: is in typographic quotes (\u201c), which are no quotes to YAML; write \" or '"], id="quotes-around-a-key",
+        ),
+        pytest.param("a:\n\t- b\n", ["x.yml:2: is not YAML: a tab stands where only spaces may; indent with spaces"], id="tab"),
+        pytest.param("\ta: b\n", ["x.yml:1: is not YAML: a tab stands where only spaces may; indent with spaces"], id="tab-first"),
+        pytest.param(
+            "a:\n- b\n-c\n",
+            ["x.yml:3: is not YAML: a list's item lacks the space after its `-`; write `- ` in front of it"], id="glued-dash",
+        ),
+        pytest.param(
+            "a: 1\nb:2\nc: 3\n", ["x.yml:2: is not YAML: a key lacks the space after its colon; write `key: value`"], id="glued-colon"
+        ),
+        pytest.param("a\uff1a1\n", ["x.yml:1: holds fullwidth colon \uff1a (U+FF1A); write `:`, or put the text in quotes"], id="wide-colon"),
+        pytest.param(
+            "a\uff1a\n  b: 1\n", ["x.yml:1: holds fullwidth colon \uff1a (U+FF1A); write `:`, or put the text in quotes"], id="wide-colon-above"
+        ),
+        pytest.param(
+            "a: 1\nb: b\u00a0c\n",
+            [
+                ("x.yml:2: b: holds no-break space (U+00A0), which can't be seen; type it anew; "
+                'where it is meant, write "\\u00a0" in double quotes')
+            ],
+            id="no-break-space",
+        ),
+        pytest.param(
+            'a: "b\u200b"\n',
+            [
+                ("x.yml:1: a: holds zero width space (U+200B), which can't be seen; type it anew; "
+                'where it is meant, write "\\u200b" in double quotes')
+            ],
+            id="zero-width-in-quotes",
+        ),
+        pytest.param(
+            "a:\n  - b\n  \u2013 c\nd: 1\n",
+            ["x.yml:3: is not YAML: en dash \u2013 (U+2013) stands here; type it anew, in plain ASCII"], id="en-dash-in-a-list",
+        ),
+        pytest.param(
+            "a:\n  \u2013 b\n",
+            ["x.yml:2: a: begins with en dash \u2013 (U+2013) instead of a hyphen; write `- ` in front of a list's items"],
+            id="en-dash-for-a-list",
+        ),
+        pytest.param("a: 'x\nb: 1\n", ["x.yml:1: is not YAML: a quote is opened here and never closed; close it with '"], id="open-quote"),
+    ],
+)  # fmt: skip
+def test_names_the_mistakes_that_everybody_makes(
+    content: str, lines: list[str], loader: type[yaml.SafeLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a person meant to write is told with file, line and remedy, whichever parser reads it."""
+    monkeypatch.setattr(document, "_Loader", loader)
+    assert _problems(content) == lines
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("a: it\u2019s \u201cfine\u201d here\n", id="typographic-quotes-inside"),
+        pytest.param('a: "\u201cx\u201d"\n', id="typographic-quotes-in-quotes"),
+        pytest.param("# \u201cx\u201d \u00a0\u200b\na: 1\n", id="comments"),
+        pytest.param('a: "\\u200b"\n', id="escape"),
+        pytest.param("a: b\u00fccher/\u6f22\u5b57\n", id="letters"),
+        pytest.param("a: x*y, b&c d!e 50% @home\n", id="signs-inside"),
+        pytest.param("a: '*.example.com'\nb: \"*.example.com\"\n", id="quoted-wildcards"),
+    ],
+)  # fmt: skip
+def test_bears_what_is_meant(content: str) -> None:
+    """Characters that do no harm where they stand are no mistakes."""
+    Document.parse(content.encode(), "x.yml")
 
 
 def test_a_hostile_key_is_one_short_line() -> None:
