@@ -42,7 +42,7 @@ from certplane.config.bundles import read_ca_bundle
 from certplane.config.files import read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.clock import Clock, SystemClock, local_zone
-from certplane.runtime.files import Owner
+from certplane.runtime.files import Owner, temporary_name
 from certplane.runtime.pool import BlockingPool
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ _PARTS = {
     "pkcs12": Part.PKCS12,
 }
 """Outputs by their keys in agent.yml."""
+_OWN = (IDENTITY, "certificates", "reports", "control", "lock", "link.json", temporary_name("link.json"))
+"""What the agent keeps in `state_dir`. Beside them outputs may lie there: the public format's examples do so."""
 _MOST_PASSWORD = 1024
 
 logger = logging.getLogger(__name__)
@@ -356,12 +358,12 @@ def _checked_outputs(settings: AgentSettings, state_dir: Path) -> Mapping[str, O
             problems.append(settings.source.problem(key, "is the host's own identity's", "choose another name"))
     for where, outputs in paths.items():
         for kind, path in outputs.items():
-            key = f"{where}.{kind}"
-            if not path.is_absolute():
-                problems.append(settings.source.problem(key, f"is the relative path {path}", "write the whole path"))
-            elif Path(os.path.normpath(path)).is_relative_to(state_dir):
-                message = f"{path} lies in the agent's own state_dir"
-                problems.append(settings.source.problem(key, message, "choose a directory of the service"))
+            own = next((own for own in _OWN if path.is_relative_to(state_dir / own)), None)
+            if own is None and path != state_dir:
+                continue
+            taken = f"the agent's own {state_dir / own}" if own is not None else "where the agent's state_dir is"
+            message = f"{path} is {taken}" if own is None else f"{path} lies in {taken}"
+            problems.append(settings.source.problem(f"{where}.{kind}", message, "choose another path"))
     if problems:
         raise ConfigurationError(problems)
     identity = paths.pop(IDENTITY)

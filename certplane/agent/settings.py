@@ -29,6 +29,7 @@ from certplane.config.values import (
     LogDestination,
     LogFormat,
     LogLevel,
+    OwnPath,
     PositiveNumber,
     PositiveSpan,
 )
@@ -58,7 +59,7 @@ __all__ = [
 ]
 
 _LINEAGE_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,63}", re.ASCII)
-_ACCOUNT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?", re.ASCII)
+_MOST_ACCOUNT_NAME = 256
 _FILE_MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
 _DEFAULT_HTTPS_PORT = 443
 
@@ -102,8 +103,8 @@ class Fingerprint(str):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """As `step certificate fingerprint` prints it; dashes, colons and case don't matter."""
-        digits = text.replace("-", "").replace(":", "").lower()
+        """As `step certificate fingerprint` prints it; case, dashes, colons and `sha256:` before it don't matter."""
+        digits = text.lower().replace("-", "").replace(":", "").removeprefix("sha256").removeprefix("=")
         if re.fullmatch(r"[0-9a-f]{64}", digits, re.ASCII) is None:
             raise ValueError(
                 "must be a SHA-256 in hexadecimal, as `step certificate fingerprint root_ca.crt` prints it"
@@ -118,9 +119,14 @@ class AccountName(str):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The name as it stands."""
-        if _ACCOUNT_NAME.fullmatch(text) is None:
-            raise ValueError("must be the name or number of a user or group")
+        r"""The name as it stands: `www-data`, and what a directory calls them: `DOMAIN\user`, `domain users`, `a@b`.
+
+        Whether there is such a one the system says (NSS) when it is needed. No name has what passwd(5) parts its
+        fields by, nor a control character; a space at an end is a mistake.
+        """
+        is_name = text.isprintable() and ":" not in text and "," not in text and text == text.strip()
+        if not is_name or not 0 < len(text) <= _MOST_ACCOUNT_NAME or text.startswith("-"):
+            raise ValueError("must be the name or number of a user or group, as `id` or `getent` shows it")
         return cls(text)
 
 
@@ -194,8 +200,8 @@ class IdentitySettings:
     name: IdentityName
     step_ca: StepCaSettings
     provider: IdentityProvider = IdentityProvider.STEP_CA
-    cert: Path | None = None
-    key: Path | None = None
+    cert: OwnPath | None = None
+    key: OwnPath | None = None
     issuer_ca_bundle: Path | None = None
     bootstrap_token: Path | None = None
     renew_before: PositiveSpan | None = None
@@ -227,7 +233,7 @@ class FileSettings:
 class Pkcs12Settings:
     """Key, certificate and chain in one encrypted file (RFC 7292), for Java and Windows programs."""
 
-    path: Path
+    path: OwnPath
     password_file: Path
     friendly_name: str = ""
 
@@ -275,16 +281,16 @@ class CertificateSettings:
     name: LineageName
     profile: str
     dns_names: tuple[DnsName, ...]
-    key: Path | None = None
-    cert: Path | None = None
-    chain: Path | None = None
-    fullchain: Path | None = None
+    key: OwnPath | None = None
+    cert: OwnPath | None = None
+    chain: OwnPath | None = None
+    fullchain: OwnPath | None = None
     renew_before: PositiveSpan | None = None
     reload_command: str = ""
     reload_timeout: PositiveSpan = timedelta(seconds=30)
     key_type: KeyType = KeyType.EC_P256
     key_rotation: KeyRotation = KeyRotation.ALWAYS
-    combined: Path | None = None
+    combined: OwnPath | None = None
     pkcs12: Pkcs12Settings | None = None
     install: InstallMode = InstallMode.LINK
     owner: AccountName | None = None
@@ -351,12 +357,12 @@ class _AgentFile:
 
     identity: IdentitySettings
     broker: BrokerSettings
-    state_dir: Path = Path("/var/lib/certplane/agent")
+    state_dir: OwnPath = Path("/var/lib/certplane/agent")
     certificates: tuple[CertificateSettings, ...] = ()
     logging: LoggingSettings = LoggingSettings()
 
     def problems(self) -> Iterator[KeyProblem]:
-        """No two certificates share a name, no two outputs a path."""
+        """No two certificates share a name, no two outputs a path, and none lies below another."""
         names: dict[str, str] = {}
         paths: dict[Path, str] = {}
         outputs = [("identity", kind, getattr(self.identity, kind)) for kind in ("key", "cert")]
@@ -373,6 +379,10 @@ class _AgentFile:
             first = paths.setdefault(path, key)
             if first != key:
                 yield KeyProblem(key, f"is the path of {first} too", "give each file its own path")
+        for path, key in paths.items():
+            above = next((paths[folder] for folder in path.parents if folder in paths), None)
+            if above is not None:
+                yield KeyProblem(key, f"lies below the file of {above}", "choose another directory")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass
 from datetime import timedelta
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 from certplane.config.document import Document, MappingNode, Node, ScalarNode, SequenceNode, Source
@@ -36,9 +36,15 @@ __all__ = ["Check", "Checked", "Decoder", "KeyProblem", "decode"]
 
 T = TypeVar("T")
 
+_VARIABLE = re.compile(r"\$[A-Za-z_{(]")
+_SLASHES = re.compile(r"\A//+")
 _TRUE = frozenset({"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"})
 _FALSE = frozenset({"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"})
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})", re.ASCII)
+
+
+class RelativePath(PosixPath):
+    """A path that may be relative, where a section says to what. As an annotation; else a `Path` must be absolute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +239,25 @@ def _read_integer(node: ScalarNode) -> int:
 
 
 def _read_path(node: ScalarNode) -> Path:
-    if not node.text or "\0" in node.text:
+    path = _path(node.text)
+    if not path.is_absolute():
+        raise ValueError("is a relative path, which means another file in each folder; write the whole path, from / on")
+    return path
+
+
+def _read_relative_path(node: ScalarNode) -> Path:
+    return RelativePath(_path(node.text))
+
+
+def _path(text: str) -> Path:
+    """A path as it stands: nobody expands what a shell would, so that it would be a folder called `~` or `$HOME`."""
+    if not text or "\0" in text:
         raise ValueError("must be the path of a file")
-    return Path(node.text)
+    if text.startswith("~"):
+        raise ValueError("begins with ~, which only a shell expands; write the whole path, from / on")
+    if _VARIABLE.search(text):
+        raise ValueError("has a variable ($...), which only a shell expands; write the whole path, from / on")
+    return Path(_SLASHES.sub("/", text))
 
 
 def _read_duration(node: ScalarNode) -> timedelta:
@@ -255,12 +277,19 @@ _READERS: dict[Any, Callable[[ScalarNode], Any]] = {
     bool: _read_boolean,
     int: _read_integer,
     Path: _read_path,
+    RelativePath: _read_relative_path,
     timedelta: _read_duration,
 }
 
 
 def _describe(annotation: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", timedelta: "a duration", Path: "a path"}
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        timedelta: "a duration",
+        Path: "a path",
+        RelativePath: "a path",
+    }
     return names.get(annotation, "a text")
 
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ __all__ = [
     "LogDestination",
     "LogFormat",
     "LogLevel",
+    "OwnPath",
     "PositiveNumber",
     "PositiveSpan",
     "canonical_identity_name",
@@ -40,6 +42,14 @@ def _positive(value: Any) -> str | None:
     return None if value > type(value)() else "must be more than zero"
 
 
+def _own_path(value: Path) -> str | None:
+    if ".." in value.parts:
+        return "goes through `..`, whose meaning changes with links; write the path without it"
+    return "is the root of the file system; give a path below it" if value == Path("/") else None
+
+
+OwnPath = Annotated[Path, Check(_own_path)]
+"""A path that a program writes at: without `..`."""
 PositiveSpan = Annotated[timedelta, Check(_positive)]
 PositiveNumber = Annotated[int, Check(_positive)]
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from certplane.config.decoding import decode
+from certplane.config.decoding import RelativePath, decode
 from certplane.config.document import Document, Source
 from certplane.config.values import HttpsUrl, PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem
@@ -31,7 +31,7 @@ class BrokerSettings:
     """
 
     url: HttpsUrl
-    server_ca_bundle: Path
+    server_ca_bundle: RelativePath
     proxy: ProxyUse = ProxyUse.NONE
 
 
@@ -39,8 +39,8 @@ class BrokerSettings:
 class IdentitySettings:
     """The caller: `cert` is the identity's certificate with its chain, PEM, and `key` its private key."""
 
-    cert: Path
-    key: Path
+    cert: RelativePath
+    key: RelativePath
 
 
 @dataclass(frozen=True, slots=True)

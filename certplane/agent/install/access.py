@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import grp
 import pwd
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,10 @@ from certplane.errors import OperationError
 from certplane.runtime.files import Owner
 
 __all__ = ["AccessError", "FileAccess", "setting_owners"]
+
+
+_NO_ID = 2**32 - 1
+"""(uid_t)-1: what chown(2) takes for "leave it"; no user or group has it, or more."""
 
 
 class AccessError(OperationError):
@@ -56,18 +60,24 @@ def setting_owners(path: object) -> Iterator[None]:
 
 
 def _uid(name: str) -> int:
-    if name.isdecimal():
-        return int(name)
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError as error:
-        raise AccessError(f"this host has no user {name}", remedy="create the user, or correct `owner`") from error
+    return _number(name, "user", "owner", lambda: pwd.getpwnam(name).pw_uid)
 
 
 def _gid(name: str) -> int:
-    if name.isdecimal():
-        return int(name)
+    return _number(name, "group", "group", lambda: grp.getgrnam(name).gr_gid)
+
+
+def _number(name: str, what: str, key: str, look_up: Callable[[], int]) -> int:
+    """By number, or by what the system's name service (files, LDAP, a domain) says of the name."""
+    if name.isascii() and name.isdecimal():
+        if int(name) < _NO_ID:
+            return int(name)
+        raise AccessError(f"{name} is no number of a {what}", remedy=f"correct `{key}`")
     try:
-        return grp.getgrnam(name).gr_gid
+        return look_up()
     except KeyError as error:
-        raise AccessError(f"this host has no group {name}", remedy="create the group, or correct `group`") from error
+        database = "passwd" if what == "user" else "group"
+        raise AccessError(
+            f"this host has no {what} {name}",
+            remedy=f"create the {what}, or correct `{key}`; `getent {database} '{name}'` says whether there is one",
+        ) from error

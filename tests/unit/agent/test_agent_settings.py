@@ -245,8 +245,9 @@ CERTIFICATE = "certificates:\n- name: www\n  profile: p\n  dns_names: [a.example
             "15: certificates[0].files.cert: is no output of this certificate; outputs are: key", id="no-such-output",
         ),
         pytest.param(
-            MINIMAL + CERTIFICATE + "  group: 'www data'\n",
-            "13: certificates[0].group: must be the name or number of a user or group", id="group-name",
+            MINIMAL + CERTIFICATE + "  group: 'www:data'\n",
+            "13: certificates[0].group: must be the name or number of a user or group, as `id` or `getent` shows it",
+            id="group-name",
         ),
         pytest.param(
             MINIMAL + CERTIFICATE + "  activate: {window: 2-4}\n",
