@@ -24,12 +24,18 @@ from certplane.broker.issuers.caa_identity import DirectoryCaaIdentity
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.preflight import DnsPreflight
 from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
-from certplane.broker.issuers.dns.routes import Route, Routes
+from certplane.broker.issuers.dns.routes import Follow, Route, Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.issuers.outgoing import trusted_roots
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.ports import CaaIdentitySource, KeepsSecrets, SecretSource
-from certplane.broker.settings import AcmeCaSettings, AcmeSettings, BrokerSettings, DnsPropagationSettings
+from certplane.broker.settings import (
+    AcmeCaSettings,
+    AcmeSettings,
+    BrokerSettings,
+    DnsPropagationSettings,
+    PropagationMode,
+)
 from certplane.broker.settings import DnsProvider as DnsProviderName
 from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, ConfigurationProblem
@@ -186,7 +192,12 @@ def _routes(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: 
     lookup = _default_lookup(settings, clock)
     default_provider = dns_provider(acme.dns_provider, acme, secrets, clock, rng)
     shared = {acme.dns_provider: default_provider}
-    default = Route(default_provider, lookup, _check(lookup, acme, acme.dns_provider, dns.propagation))
+    default = Route(
+        default_provider,
+        lookup,
+        _check(lookup, settings, acme.dns_provider, dns.propagation),
+        follow=Follow(dns.follow_cnames),
+    )
     zones = []
     for number, zone in enumerate(dns.zones):
         name = zone.provider or acme.dns_provider
@@ -198,20 +209,27 @@ def _routes(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: 
                 shared[name] = dns_provider(name, acme, secrets, clock, rng)
             provider = shared[name]
         its_lookup = lookup
-        if zone.resolvers or zone.authoritative_servers:
+        if zone.resolvers:
             its_lookup = DnsLookup(
-                resolvers=zone.resolvers or _resolvers(settings)[0],
+                resolvers=zone.resolvers,
                 servers=zone.authoritative_servers,
                 clock=clock,
-                key=f"dns.zones[{number}].resolvers" if zone.resolvers else _resolvers(settings)[1],
+                key=f"dns.zones[{number}].resolvers",
             )
+        elif zone.authoritative_servers:
+            its_lookup = _lookup(settings, acme.dns_provider, zone.authoritative_servers, clock)
+        elif name is not acme.dns_provider and _httpreq_says_who(settings, name):
+            its_lookup = _lookup(settings, name, (), clock)
         propagation = zone.propagation.over(dns.propagation)
+        if propagation.mode is None and (zone.resolvers or zone.authoritative_servers):
+            propagation = replace(propagation, mode=PropagationMode.AUTHORITATIVE)
         zones.append(
             Route(
                 provider,
                 its_lookup,
-                _check(its_lookup, acme, name, propagation),
+                _check(its_lookup, settings, name, propagation),
                 zone=zone.zone,
+                follow=Follow(zone.follow_cnames or dns.follow_cnames),
                 credentials=zone.credentials,
                 own_provider=name is not acme.dns_provider,
             )
@@ -235,30 +253,48 @@ def _at_server(acme: AcmeSettings, provider: DnsProviderName, server: HostPort, 
 
 
 def _default_lookup(settings: BrokerSettings, clock: Clock) -> DnsLookup:
-    servers = settings.dns.authoritative_servers or settings.issuer.acme.propagation.nameservers
-    resolvers, key = _resolvers(settings)
-    return DnsLookup(resolvers=resolvers, servers=servers, clock=clock, key=key)
-
-
-def _resolvers(settings: BrokerSettings) -> tuple[Sequence[HostPort], str]:
-    """The resolvers, and the key that they come from."""
     acme = settings.issuer.acme
-    if not settings.dns.resolvers and acme.dns_provider is DnsProviderName.HTTPREQ and acme.httpreq:
-        return acme.httpreq.recursive_nameservers, "issuer.acme.httpreq.recursive_nameservers"
-    return settings.dns.resolvers, "dns.resolvers"
+    servers = settings.dns.authoritative_servers or acme.propagation.nameservers
+    return _lookup(settings, acme.dns_provider, servers, clock)
+
+
+def _lookup(
+    settings: BrokerSettings, provider: DnsProviderName, servers: Sequence[HostPort], clock: Clock
+) -> DnsLookup:
+    """With the resolvers of `dns`, else those of httpreq, which may be host names, where that is the provider."""
+    httpreq = settings.issuer.acme.httpreq
+    if not settings.dns.resolvers and provider is DnsProviderName.HTTPREQ and httpreq is not None:
+        key, resolvers = "issuer.acme.httpreq.recursive_nameservers", httpreq.recursive_nameservers
+        return DnsLookup(resolvers=resolvers, servers=servers, clock=clock, key=key, named_resolvers=True)
+    return DnsLookup(resolvers=settings.dns.resolvers, servers=servers, clock=clock, key="dns.resolvers")
 
 
 def _check(
-    lookup: DnsLookup, acme: AcmeSettings, provider: DnsProviderName, said: DnsPropagationSettings
+    lookup: DnsLookup, settings: BrokerSettings, provider: DnsProviderName, said: DnsPropagationSettings
 ) -> PropagationCheck:
+    acme = settings.issuer.acme
     propagation = said.applied(acme.propagation_of(provider))
+    mode = said.mode or PropagationMode.AUTHORITATIVE
+    if said.mode is None and _httpreq_says_who(settings, provider):
+        mode = PropagationMode.RECURSIVE
     return PropagationCheck(
         lookup,
-        mode=Mode(said.mode or Mode.AUTHORITATIVE),
+        mode=Mode(mode),
         timeout=propagation.timeout,
         interval=propagation.interval,
         settle=propagation.settle,
     )
+
+
+def _httpreq_says_who(settings: BrokerSettings, provider: DnsProviderName) -> bool:
+    """Whether `httpreq.recursive_nameservers` are who must show a record, as the key's format means it.
+
+    The keys that are this broker's own (`dns.resolvers`, authoritative servers) say more, and come first.
+    """
+    acme = settings.issuer.acme
+    others = settings.dns.resolvers or settings.dns.authoritative_servers or acme.propagation.nameservers
+    httpreq = acme.httpreq if provider is DnsProviderName.HTTPREQ else None
+    return httpreq is not None and bool(httpreq.recursive_nameservers) and not others
 
 
 def propagation_limit(settings: BrokerSettings) -> timedelta:

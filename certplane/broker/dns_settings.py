@@ -22,6 +22,7 @@ __all__ = [
     "DnsProvider",
     "DnsSettings",
     "DnsZoneSettings",
+    "FollowCnames",
     "HttpreqMode",
     "HttpreqSettings",
     "PropagationMode",
@@ -68,6 +69,17 @@ class PropagationMode(StrEnum):
     """Every resolver: for networks that let DNS out by their resolvers alone."""
     WAIT = "wait"
     """Nobody: the settling time is waited."""
+
+
+class FollowCnames(StrEnum):
+    """Which CNAMEs at challenge names are followed."""
+
+    AUTO = "auto"
+    """All but a wildcard's that leads to no name of `delegations`: the record at the name itself hides that one."""
+    ALWAYS = "always"
+    """All: a CNAME that leads elsewhere is an error."""
+    NEVER = "never"
+    """None: the record is written at the challenge name itself."""
 
 
 class HttpreqMode(StrEnum):
@@ -117,7 +129,10 @@ class Rfc2136Settings:
 
 @dataclass(frozen=True, slots=True)
 class HttpreqSettings:
-    """An HTTP endpoint that writes records; the two secrets, if named, are its basic authentication."""
+    """An HTTP endpoint that writes records; the two secrets, if named, are its basic authentication.
+
+    `recursive_nameservers` are who must show a record, unless another key says who.
+    """
 
     endpoint: HttpUrl
     mode: HttpreqMode = HttpreqMode.DEFAULT
@@ -126,7 +141,7 @@ class HttpreqSettings:
     propagation_timeout: PositiveSpan = timedelta(seconds=30)
     polling_interval: PositiveSpan = timedelta(seconds=2)
     http_timeout: PositiveSpan = timedelta(seconds=10)
-    recursive_nameservers: tuple[HostPort, ...] = ()
+    recursive_nameservers: tuple[DnsServerAddress, ...] = ()
 
     def problems(self) -> Iterator[KeyProblem]:
         """Basic authentication has two halves."""
@@ -196,7 +211,7 @@ class DnsZoneSettings:
     """How records at and below `zone` are written and looked for; the longest `zone` that holds a record counts.
 
     `provider` is one that has its section below `issuer.acme`; `server` is where the updates of `rfc2136` go instead of
-    that section's.
+    that section's; `follow_cnames` counts for CNAMEs of names in the zone.
     """
 
     zone: ZoneName
@@ -205,6 +220,7 @@ class DnsZoneSettings:
     credentials: str = ""
     resolvers: tuple[DnsServerAddress, ...] = ()
     authoritative_servers: tuple[DnsServerAddress, ...] = ()
+    follow_cnames: FollowCnames | None = None
     propagation: DnsPropagationSettings = field(default_factory=DnsPropagationSettings)
 
 
@@ -216,6 +232,7 @@ class DnsSettings:
     """
 
     delegations: tuple[ZoneName, ...] = ()
+    follow_cnames: FollowCnames = FollowCnames.AUTO
     resolvers: tuple[DnsServerAddress, ...] = ()
     authoritative_servers: tuple[DnsServerAddress, ...] = ()
     propagation: DnsPropagationSettings = field(default_factory=DnsPropagationSettings)

@@ -551,10 +551,11 @@ class ChallengeSolver(Protocol):
         """Write the records; returns them with zone and provider's id. A record that stands already is adopted."""
         ...
 
-    async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> None:
-        """Return when every authoritative server of each record's zone answers with its value.
+    async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[str]:
+        """Return when every authoritative server of each record's zone that answers shows its value.
 
-        DNS_UNAVAILABLE names the server that lacked it.
+        Returns what was wrong with the servers that gave no answer, a line each, for people: a CA's resolver passes
+        over them. DNS_UNAVAILABLE names a server that answered without the record; or none gave an answer.
         """
         ...
 

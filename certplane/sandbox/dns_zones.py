@@ -1,8 +1,8 @@
 """The zones of the sandbox's own DNS server: answers to questions (RFC 1034, 4.3.2) and updates (RFC 2136, 3).
 
-Left out, since nothing in the sandbox needs it: wildcards, DNSSEC, classes other than IN, zone transfers. It answers
-like BIND does in `bind`: a CNAME is followed inside its zone, and across the server's zones only for who asks for
-recursion. Not thread-safe: the server's loop owns it.
+Left out, since nothing in the sandbox needs it: DNSSEC, classes other than IN, zone transfers. It answers like BIND
+does in `bind`: a CNAME is followed inside its zone, and across the server's zones only for who asks for recursion; a
+wildcard answers for names that aren't there (RFC 4592). Not thread-safe: the server's loop owns it.
 """
 
 from __future__ import annotations
@@ -61,13 +61,16 @@ class ZoneStore:
                     self._refer(zone, cut, response)
                 return
             records = self._visible(zone, name, hidden)
+            exists = bool(records) or self._has_names_below(zone, name, hidden)
+            if not exists and (source := self._source_of_synthesis(zone, name, hidden)):
+                records, exists = self._visible(zone, source, hidden), True
             rdataset = _of_type(records, question.rdtype)
             if rdataset is not None:
                 response.answer.append(_rrset(name, rdataset))
                 return
             alias = _of_type(records, dns.rdatatype.CNAME)
             if alias is None:
-                self._nothing(zone, response, exists=bool(records) or self._has_names_below(zone, name, hidden))
+                self._nothing(zone, response, exists=exists)
                 return
             response.answer.append(_rrset(name, alias))
             target = alias[0]
@@ -77,6 +80,16 @@ class ZoneStore:
                 return
             name, zone = target.target, next_zone
         response.set_rcode(dns.rcode.SERVFAIL)
+
+    def _source_of_synthesis(self, zone: dns.zone.Zone, name: dns.name.Name, hidden: Hidden) -> dns.name.Name | None:
+        """The wildcard at the closest encloser of a name that isn't there (RFC 4592 3.3.1), None if there is none."""
+        encloser = name.parent()
+        while encloser != zone.origin and not self._visible(zone, encloser, hidden):
+            if self._has_names_below(zone, encloser, hidden):
+                break
+            encloser = encloser.parent()
+        source = dns.name.Name([b"*"]).concatenate(encloser)
+        return source if self._visible(zone, source, hidden) else None
 
     def update(
         self, message: dns.update.UpdateMessage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -56,6 +57,10 @@ class World(Protocol):
         """From now on the provider takes nothing from us."""
         ...
 
+    def add_silent_server(self) -> None:
+        """One more name server, which gives no answer."""
+        ...
+
 
 class FakeWorld:
     deletes = True
@@ -76,6 +81,9 @@ class FakeWorld:
         for operation in ("present", "remove"):
             self.fake.faults.fail_always(operation, error)
 
+    def add_silent_server(self) -> None:
+        self.fake.silent = ("ns9.test can't be asked",)
+
 
 class RealWorld:
     def __init__(
@@ -85,6 +93,7 @@ class RealWorld:
         self.dns, self.secrets = dns, secrets
         servers = [HostPort(address, dns.port) for address in dns.addresses]
         self.real = dns_solver(provider, servers)
+        self.provider, self.servers = provider, servers
         self.solver: ChallengeSolver = self.real
 
     async def values(self, name: str) -> frozenset[str]:
@@ -95,6 +104,13 @@ class RealWorld:
 
     def break_provider(self) -> None:
         self.secrets.secrets = dict.fromkeys(self.secrets.secrets, "d3Jvbmc=")
+
+    def add_silent_server(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind(("127.0.0.1", 0))
+            closed = HostPort(*free.getsockname())
+        patience = timedelta(milliseconds=300)
+        self.solver = self.real = dns_solver(self.provider, [*self.servers, closed], patience=patience)
 
 
 def _provider(kind: str, dns: DnsEndpoint, request: pytest.FixtureRequest) -> tuple[DnsProvider, FakeSecretSource]:
@@ -173,8 +189,17 @@ async def test_presents_side_by_side(world: World, pair: list[DnsChallenge]) -> 
     plan = await world.solver.plan(pair, PROFILE, SOON)
     written = await world.solver.present(plan, SOON)
     assert [(record.name, record.value) for record in written] == [(record.name, record.value) for record in plan]
-    await world.solver.wait_until_visible(written, SOON)
+    assert list(await world.solver.wait_until_visible(written, SOON)) == []
     assert await world.values(plan[0].name) == values_of(plan)
+
+
+async def test_goes_on_without_a_server_that_gives_no_answer(world: World, pair: list[DnsChallenge]) -> None:
+    """When all others show the records, a server that gives no answer is told and holds nothing up."""
+    world.add_silent_server()
+    written = await world.solver.present(await world.solver.plan(pair, PROFILE, SOON), SOON)
+    [line] = await world.solver.wait_until_visible(written, SOON)
+    assert line.isprintable()
+    assert list(await world.solver.remove(written, SOON)) == []
 
 
 async def test_leaves_what_others_wrote(world: World, pair: list[DnsChallenge]) -> None:

@@ -175,3 +175,36 @@ async def test_each_change_raises_the_serial(endpoint: DnsEndpoint) -> None:
     before = await serial()
     await endpoint.add("serial.certplane.test", "TXT", "x")
     assert await serial() > before
+
+
+@pytest.mark.parametrize(
+    ("name", "answered"),
+    [
+        pytest.param("app.wild.certplane.test", True, id="below"),
+        pytest.param("_acme-challenge.app.wild.certplane.test", True, id="two-levels-below"),
+        pytest.param("there.wild.certplane.test", False, id="a-name-that-is-there"),
+        pytest.param("x.there.wild.certplane.test", False, id="below-a-name-that-is-there"),
+        pytest.param("between.wild.certplane.test", False, id="empty-name-with-names-below"),
+        pytest.param("wild.certplane.test", False, id="the-wildcard's-parent"),
+        pytest.param("elsewhere.certplane.test", False, id="beside"),
+    ],
+)
+async def test_wildcard(endpoint: DnsEndpoint, name: str, answered: bool) -> None:
+    """A wildcard's CNAME answers for names that aren't there, and for no others (RFC 4592)."""
+    await endpoint.add("*.wild.certplane.test", "CNAME", "lb.example.test.")
+    await endpoint.add("there.wild.certplane.test", "TXT", "x")
+    await endpoint.add("x.between.wild.certplane.test", "TXT", "x")
+    answer = await endpoint.query(name, "TXT")
+    aliases = [rrset for rrset in answer.answer if rrset.rdtype == dns.rdatatype.CNAME]
+    assert [str(rrset.name) for rrset in aliases] == ([f"{name}."] if answered else [])
+
+
+async def test_record_hides_a_wildcard(endpoint: DnsEndpoint) -> None:
+    """A record at the name itself is what is answered, for as long as it is there."""
+    name = "_acme-challenge.app.hidden.certplane.test"
+    await endpoint.add("*.hidden.certplane.test", "CNAME", "lb.example.test.")
+    await endpoint.add(name, "TXT", "mine")
+    assert await endpoint.txt(name) == {"mine"}
+    await endpoint.remove(name, "TXT", "mine")
+    answer = await endpoint.query(name, "TXT")
+    assert dns.rdatatype.CNAME in {rrset.rdtype for rrset in answer.answer}

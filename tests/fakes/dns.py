@@ -67,6 +67,8 @@ class FakeChallengeSolver:
     def __init__(self, dns: FakeDns) -> None:
         self.dns = dns
         self.faults = FaultScript()
+        self.silent: tuple[str, ...] = ()
+        """Servers that give no answer."""
 
     async def plan(
         self, challenges: Sequence[DnsChallenge], profile: Profile, timeout: timedelta
@@ -80,11 +82,12 @@ class FakeChallengeSolver:
         async with self.faults.around("present"):
             return [self.dns.write(record) for record in records]
 
-    async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> None:
+    async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[str]:
         async with self.faults.around("wait_until_visible"):
             for record in records:
                 if (record.name, record.value) not in self.dns.visible():
                     raise RefusalError(Reason.DNS_UNAVAILABLE, f"ns1.test lacks the TXT record of {record.name}")
+            return self.silent if records else ()
 
     async def remove(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:
         try:

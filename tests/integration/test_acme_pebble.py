@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import dns.rdatatype
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -39,6 +40,8 @@ from tests.support.parts import need_part
 pytestmark = pytest.mark.integration
 
 SOON = timedelta(seconds=30)
+BRIEFLY = timedelta(milliseconds=300)
+CNAME = dns.rdatatype.CNAME
 
 
 @dataclass
@@ -107,6 +110,28 @@ async def test_apex_and_wildcard_in_one_order(tmp_path: Path, dns_server: DnsSer
         sans = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert set(sans.get_values_for_type(x509.DNSName)) == {own_name, f"*.{own_name}"}
         assert await dns_server.endpoint.txt(f"_acme-challenge.{own_name}") == frozenset()
+
+
+async def test_below_the_cname_of_a_wildcard(tmp_path: Path, dns_server: DnsServer, own_name: str) -> None:
+    """A catch-all CNAME to a load balancer keeps no name below it, wildcard included, from its certificate."""
+    dns = dns_server.endpoint
+    await dns.add(f"*.{own_name}", "CNAME", "lb.example.test.")
+    await dns.add("lb.example.test", "A", "127.0.0.1")
+    async with laboratory(tmp_path, dns, PebbleOptions(strict=True)) as lab:
+        for names in ([f"app.{own_name}"], [f"*.{own_name}"], [f"a.b.c.{own_name}", own_name]):
+            leaf, *_ = await lab.issue(*names)
+            sans = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            assert set(sans.get_values_for_type(x509.DNSName)) == set(names)
+    assert {rrset.rdtype for rrset in (await dns.query(f"_acme-challenge.app.{own_name}", "TXT")).answer} == {CNAME}
+
+
+async def test_name_server_that_is_dead(tmp_path: Path, dns_server: DnsServer, own_name: str) -> None:
+    """One server of the zone that gives no answer keeps no order from its end: the CA asks the others, too."""
+    async with laboratory(tmp_path, dns_server.endpoint, PebbleOptions(strict=True)) as lab:
+        address = HostPort(dns_server.endpoint.addresses[0], dns_server.endpoint.port)
+        provider = lab.solver.routes.default.provider
+        lab.solver = dns_solver(provider, [HostPort("127.88.0.2", address.port), address], patience=BRIEFLY)
+        assert len(await lab.issue(own_name)) > 1
 
 
 async def test_through_cloudflare(pebble: Pebble, cloudflare_api: CloudflareApi, tmp_path: Path, own_name: str) -> None:

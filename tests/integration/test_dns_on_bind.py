@@ -101,6 +101,59 @@ async def test_delegated_to_another_zone(bind: BindServer, own_name: str) -> Non
     assert await values(bind.endpoint, target) == set()
 
 
+@pytest.mark.parametrize(
+    "wildcard",
+    [
+        pytest.param("*.{}", id="one-level"),
+        pytest.param("*.app.{}", id="beside-the-challenge-name"),
+    ],
+)
+async def test_wildcard_cname(bind: BindServer, own_name: str, wildcard: str) -> None:
+    """A record at the challenge name hides a wildcard's CNAME; preflight says so, and the wildcard is back after it."""
+    await bind.endpoint.add(wildcard.format(own_name), "CNAME", "lb.example.test.")
+    name = f"_acme-challenge.app.{own_name}"
+    solver = solver_of(route_of(bind), delegations=("acme.other.test",))
+    looking = DnsPreflight(solver.routes, solver.delegations, {}, SystemClock())
+    await looking.check_order([f"app.{own_name}"], "main", SOON)
+    checks = {check.check: check for check in await looking.report(profile(f"app.{own_name}"), [], SOON)}
+    assert checks["delegation"].detail.endswith("will hide the CNAME of a wildcard, which leads to lb.example.test")
+    assert {check.result for check in checks.values()} == {PreflightResult.OK}
+    written = await solver.present(
+        await solver.plan([challenge(f"app.{own_name}")], profile(f"app.{own_name}"), SOON), SOON
+    )
+    assert [(record.name, record.zone) for record in written] == [(name, "certplane.test")]
+    assert list(await solver.wait_until_visible(written, SOON)) == []
+    assert list(await solver.remove(written, SOON)) == []
+    assert (await bind.endpoint.query(name, "CNAME")).answer
+
+
+async def test_wildcard_cname_into_the_zone_above(bind: BindServer, own_name: str) -> None:
+    """A wildcard of a zone that leads into the zone above, on the same server, doesn't mislead the update."""
+    below = f"{own_name.partition('.')[0]}.sub.certplane.test"
+    await bind.endpoint.add(f"*.{below}", "CNAME", "lb.certplane.test.")
+    solver = solver_of(route_of(bind))
+    planned = await solver.plan([challenge(f"app.{below}")], profile(f"app.{below}"), SOON)
+    written = await solver.present(planned, SOON)
+    assert [record.zone for record in written] == ["sub.certplane.test"]
+    await solver.wait_until_visible(written, SOON)
+    assert list(await solver.remove(written, SOON)) == []
+
+
+async def test_secondary_that_still_has_the_wildcard(bind: BindServer, other_bind: BindServer, own_name: str) -> None:
+    """A server that answers with the wildcard, since it hasn't heard of the record yet, is waited for and named."""
+    for server in (bind, other_bind):
+        await server.endpoint.add(f"*.{own_name}", "CNAME", "lb.example.test.")
+    solver = solver_of(route_of(bind, asked=(bind, other_bind)))
+    planned = await solver.plan([challenge(f"app.{own_name}")], profile(f"app.{own_name}"), SOON)
+    written = await solver.present(planned, SOON)
+    with pytest.raises(RefusalError) as caught:
+        await solver.wait_until_visible(written, BRIEFLY)
+    assert f"{address_of(other_bind)} answers with the CNAME of a wildcard" in caught.value.refusal.message
+    await other_bind.endpoint.add(f"_acme-challenge.app.{own_name}", "TXT", "value")
+    await solver.wait_until_visible(written, SOON)
+    assert list(await solver.remove(written, SOON)) == []
+
+
 async def test_split_horizon(bind: BindServer, other_bind: BindServer, own_name: str) -> None:
     """A zone with servers of its own is written and looked for there; the rest of the names aren't."""
     inside = f"{own_name.partition('.')[0]}.example.test"

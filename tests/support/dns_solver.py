@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from certplane.broker.issuers.dns.lookup import DnsLookup
@@ -24,6 +25,14 @@ def route(provider: DnsProvider, servers: Sequence[HostPort], zone: str = "", cr
     return Route(provider, lookup, PropagationCheck(lookup, interval=QUICKLY), zone, credentials)
 
 
-def dns_solver(provider: DnsProvider, servers: Sequence[HostPort], *, delegations: Sequence[str] = ()) -> DnsSolver:
-    """A solver with one route."""
-    return DnsSolver(Routes(route(provider, servers)), SystemClock(), delegations=delegations)
+def dns_solver(
+    provider: DnsProvider,
+    servers: Sequence[HostPort],
+    *,
+    delegations: Sequence[str] = (),
+    patience: timedelta = timedelta(seconds=10),
+) -> DnsSolver:
+    """A solver with one route, which asks servers that give no answer again for `patience`."""
+    made = route(provider, servers)
+    check = PropagationCheck(made.lookup, interval=QUICKLY, patience=patience)
+    return DnsSolver(Routes(replace(made, check=check)), SystemClock(), delegations=delegations)

@@ -31,6 +31,7 @@ JOURNAL_RETRIES = "journal_retries"
 DELIVERIES = "certificate_deliveries"
 REVOCATIONS = "certificate_revocations"
 RECORDS_LEFT = "txt_records_left"
+SERVERS_SILENT = "name_servers_silent"
 IDENTITIES_CONTESTED = "identities_contested"
 IDENTITY_ACTIVATIONS = "identity_activations"
 RENEWAL_CHECKS = "renewal_checks"
@@ -56,6 +57,13 @@ MEASURES = (
     Measure(DELIVERIES, "counter", ("source",), "Certificates handed out: cache, order or stored."),
     Measure(REVOCATIONS, "counter", ("reason",), "Certificates revoked."),
     Measure(RECORDS_LEFT, "counter", (), "TXT records that could not be removed and wait for the next start."),
+    Measure(
+        SERVERS_SILENT,
+        "counter",
+        (),
+        "Name servers that gave no answer, each time that an order went on without them because all others showed the "
+        "records.",
+    ),
     Measure(IDENTITIES_CONTESTED, "level", (), "Host identities that are contested until an operator decides."),
     Measure(RENEWAL_CHECKS, "counter", ("issuer", "result"), "Questions to a CA about a renewal, by their result."),
     Measure(RENEWAL_PLANS_MOVED, "counter", ("issuer",), "Renewals that a CA has moved."),

@@ -278,7 +278,15 @@ class OrderSteps:
         with self.step("journal_record_ids"):
             await self._journal.write(OrderChange(txt_records=merge_records(self.order.txt_records, written)))
         with self.step("propagate"):
-            await self._ports.solver.wait_until_visible(written, self._timeout(self._settings.propagation_timeout))
+            silent = await self._ports.solver.wait_until_visible(
+                written, self._timeout(self._settings.propagation_timeout)
+            )
+        for line in silent:
+            self._ports.meter.count(measures.SERVERS_SILENT)
+            fields = {"order_id": self.order.order_id}
+            logger.warning(
+                "a name server gives no answer; the order goes on without it: %s", line, extra={"fields": fields}
+            )
         await self._authorisation.ask_again(self.order)  # DNS may have taken minutes
         self.asked_at = self._ports.clock.monotonic()
         with self.step("answer"):

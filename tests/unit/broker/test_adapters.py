@@ -14,9 +14,12 @@ from certplane.broker.app import _issuance_settings, _provisioners
 from certplane.broker.checking import check
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import name_of
+from certplane.broker.issuers.dns.propagation import Mode
+from certplane.broker.issuers.dns.routes import Follow
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.errors import ConfigurationError
+from certplane.runtime.clock import SystemClock
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock
 from tests.fakes.secrets import FakeSecretSource
@@ -157,6 +160,59 @@ def test_provider_that_cannot_be_used(files: BrokerFiles, changes: dict[str, Any
     (problem,) = caught.value.problems
     assert (problem.file, problem.key) == (str(files.config), key)
     assert problem.line is not None
+
+
+HTTPREQ: dict[str, Any] = {
+    "issuer__acme__propagation": {},
+    "issuer__acme__dns_provider": "httpreq",
+    "issuer__acme__httpreq": {
+        "endpoint": "https://dns.example",
+        "recursive_nameservers": ["127.0.0.1", "localhost:54"],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode"),
+    [
+        pytest.param({}, Mode.RECURSIVE, id="set"),
+        pytest.param({"dns": {"propagation": {"mode": "authoritative"}}}, Mode.AUTHORITATIVE, id="mode-set"),
+        pytest.param({"dns": {"authoritative_servers": ["192.0.2.1"]}}, Mode.AUTHORITATIVE, id="servers-set"),
+        pytest.param({"dns": {"resolvers": ["192.0.2.1"]}}, Mode.AUTHORITATIVE, id="resolvers-set"),
+        pytest.param(
+            {"issuer__acme__propagation": {"nameservers": ["192.0.2.1:53"]}}, Mode.AUTHORITATIVE, id="nameservers-set"
+        ),
+        pytest.param({"issuer__acme__httpreq": {"endpoint": "https://dns.example"}}, Mode.AUTHORITATIVE, id="not-set"),
+    ],
+)
+async def test_httpreq_recursive_nameservers(files: BrokerFiles, changes: dict[str, Any], mode: Mode) -> None:
+    """They are who must show a record, unless a key of the broker's own says who; names and missing ports are fine."""
+    made = settings(files, **HTTPREQ | changes)
+    route = adapters.solver(made, FakeSecretSource({}), SystemClock(), random.Random(1)).routes.default
+    assert route.check.mode is mode
+    if not changes:
+        asked = [(server.name, server.port) for server in await route.lookup.resolvers()]
+        assert asked == [("127.0.0.1:53", 53), ("localhost:54", 54)]
+
+
+async def test_zone_with_httpreq(files: BrokerFiles) -> None:
+    """A zone that is written by httpreq is looked for at its servers, the others as before."""
+    changes = HTTPREQ | {"issuer__acme__dns_provider": "rfc2136"}
+    made = settings(files, **changes, dns={"zones": [{"zone": "a.test", "provider": "httpreq"}]})
+    routes = adapters.solver(made, FakeSecretSource({}), SystemClock(), random.Random(1)).routes
+    assert (routes.default.check.mode, routes.of("x.a.test").check.mode) == (Mode.AUTHORITATIVE, Mode.RECURSIVE)
+    assert [server.port for server in await routes.of("x.a.test").lookup.resolvers()] == [53, 54]
+
+
+def test_which_cnames_are_followed(files: BrokerFiles) -> None:
+    """A zone's setting counts before the general one."""
+    dns = {"follow_cnames": "never", "zones": [{"zone": "a.test", "follow_cnames": "always"}, {"zone": "b.test"}]}
+    routes = adapters.solver(settings(files, dns=dns), FakeSecretSource({}), SystemClock(), random.Random(1)).routes
+    assert [routes.of(name).follow for name in ("x.test", "a.test", "b.test")] == [
+        Follow.NEVER,
+        Follow.ALWAYS,
+        Follow.NEVER,
+    ]
 
 
 def test_account_key_is_made_once(files: BrokerFiles) -> None:

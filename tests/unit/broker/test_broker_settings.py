@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.dns_settings import ZoneName
+from certplane.broker.dns_settings import FollowCnames, ZoneName
 from certplane.broker.ports import DurableLimits
 from certplane.broker.settings import (
     BrokerSettings,
@@ -136,7 +136,12 @@ EXPECTED = {
     "issuer.acme.httpreq.propagation_timeout": _seconds(90),
     "issuer.acme.httpreq.polling_interval": _seconds(3),
     "issuer.acme.httpreq.http_timeout": _seconds(12),
-    "issuer.acme.httpreq.recursive_nameservers": (HostPort("resolver.example", 53),),
+    "issuer.acme.httpreq.recursive_nameservers": (
+        DnsServerAddress("resolver.example", 53),
+        DnsServerAddress("resolver.example", 53),
+        DnsServerAddress("192.0.2.53", 53),
+        DnsServerAddress("2001:db8::53", 5353),
+    ),
     "issuer.acme.cloudflare.base_url": "http://127.0.0.1:8080/client/v4",
     "issuer.acme.cloudflare.credentials": "cloudflare/whisper-cl",
     "issuer.acme.cloudflare.http_timeout": _seconds(11),
@@ -164,6 +169,7 @@ EXPECTED = {
     "issuer.acme.exec.propagation_timeout": _seconds(75),
     "issuer.acme.exec.polling_interval": _seconds(8),
     "dns.delegations": ("acme.example",),
+    "dns.follow_cnames": FollowCnames.ALWAYS,
     "dns.resolvers": (DnsServerAddress("192.0.2.53", 53), DnsServerAddress("2001:db8::53", 5353)),
     "dns.authoritative_servers": (DnsServerAddress("ns1.example", 53), DnsServerAddress("ns2.example", 5353)),
     "dns.propagation.mode": "recursive",

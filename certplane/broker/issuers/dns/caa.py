@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["CaaRecord", "CaaVerdict", "ParentRecords", "Verdict", "judge", "relevant_records"]
 
 _METHOD = "dns-01"
-_CRITICAL = 128
+_CRITICAL = 128 | 1
+"""Bit 0 of RFC 8659 4.1 is 128. Zones that mean it often say 1, and CAs take that for the same (Boulder does)."""
 _KNOWN_TAGS = frozenset({"issue", "issuewild", "issuemail", "issuevmc", "iodef", "contactemail", "contactphone"})
 """Properties that a CA understands, so that their critical flag forbids nothing (RFC 8659 4.5)."""
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
@@ -192,7 +193,7 @@ async def relevant_records(
 
 
 async def _records_at(lookup: DnsLookup, name: dns.name.Name, deadline: Deadline) -> tuple[CaaRecord, ...]:
-    if lookup.resolvers:
+    if lookup.has_resolvers:
         answer = await lookup.resolve(name, dns.rdatatype.CAA, deadline)
     else:
         answer = await lookup.look(name, dns.rdatatype.CAA, deadline)

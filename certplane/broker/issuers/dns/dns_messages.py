@@ -19,7 +19,18 @@ import dns.rdtypes.ANY.TXT
 if TYPE_CHECKING:
     from certplane.config.values import HostPort
 
-__all__ = ["MALFORMED", "NoDnsAnswerError", "addresses_of", "alias_in", "ask", "lacking_txt", "name_of", "referral_in"]
+__all__ = [
+    "MALFORMED",
+    "NoDnsAnswerError",
+    "addresses_of",
+    "alias_in",
+    "ask",
+    "lacking_txt",
+    "name_of",
+    "no_answer_in",
+    "referral_in",
+    "renaming_in",
+]
 
 MALFORMED = (dns.exception.DNSException, OSError, EOFError, ValueError)
 """What dnspython raises on answers that are late, broken or cut off."""
@@ -105,17 +116,32 @@ def _refuses_edns(answer: dns.message.Message) -> bool:
     return answer.rcode() in {dns.rcode.SERVFAIL, dns.rcode.REFUSED} and answer.edns < 0
 
 
-def lacking_txt(
-    answer: dns.message.Message, name: dns.name.Name, values: frozenset[str], *, recursive: bool = False
+def no_answer_in(
+    answer: dns.message.Message, name: dns.name.Name, zone: dns.name.Name | None, *, recursive: bool = False
 ) -> str:
-    """Why this answer doesn't show all `values` at `name`; empty if it does. Pure.
+    """Why this is no answer for `name`, so that whoever asks turns to the next server; empty if it is one. Pure.
 
-    A resolver's answer (`recursive`) needn't be authoritative.
+    That is an error (SERVFAIL, REFUSED, ...), and the word of a server that isn't authoritative: one that is listed for
+    the zone without having it, or that refers upwards. A resolver's answer (`recursive`) needn't be authoritative.
+
+    Args:
+        answer: what came.
+        name: what was asked for.
+        zone: the zone whose server was asked; a referral to a zone below it is an answer. None if it isn't known.
+        recursive: a resolver was asked.
     """
     if answer.rcode() not in {dns.rcode.NOERROR, dns.rcode.NXDOMAIN}:
         return f"answers {dns.rcode.to_text(answer.rcode())}"
-    if not recursive and not answer.flags & dns.flags.AA:
-        return "isn't authoritative for the name"
+    if recursive or answer.flags & dns.flags.AA:
+        return ""
+    cut = referral_in(answer, name)
+    if cut is not None and (zone is None or (cut != zone and cut.is_subdomain(zone))):
+        return ""
+    return "isn't authoritative for the name"
+
+
+def lacking_txt(answer: dns.message.Message, name: dns.name.Name, values: frozenset[str]) -> str:
+    """Why this answer (`no_answer_in`) doesn't show all `values` at `name`; empty if it does. Pure."""
     if answer.rcode() == dns.rcode.NXDOMAIN:
         return "says that the name doesn't exist"
     shown = {
@@ -135,6 +161,14 @@ def alias_in(answer: dns.message.Message, name: dns.name.Name) -> str:
         if rrset.name == name and rrset.rdtype == dns.rdatatype.CNAME and len(rrset):
             return str(next(iter(rrset)))
     return ""
+
+
+def renaming_in(answer: dns.message.Message, name: dns.name.Name) -> bool:
+    """Whether a DNAME above `name` made its CNAME (RFC 6672 3.1). Pure."""
+    return any(
+        rrset.rdtype == dns.rdatatype.DNAME and rrset.name != name and name.is_subdomain(rrset.name)
+        for rrset in answer.answer
+    )
 
 
 def referral_in(answer: dns.message.Message, name: dns.name.Name) -> dns.name.Name | None:

@@ -5,8 +5,11 @@ never asked for there: a resolver that is told too early that a name doesn't exi
 zone's SOA says. So the walk begins at the name's parent, and the zone's own servers say by a referral if the name is
 in a zone below. With configured `servers` (split DNS) those are asked for everything, and no resolver.
 
-One reachable address of each server is asked: not every host has IPv6. Answers of the walk are kept for a minute. A
-server has few questions at a time to answer: when hundreds of orders look at once, it is spared, and so is the loop.
+One broken part doesn't hide the others: a name whose SOA can't be looked up (load balancers that know A alone) is
+passed over, and the servers of the zone above say whether it is in theirs; a server is known by its A records when its
+AAAA records can't be looked up. One reachable address of each server is asked: not every host has IPv6.
+Answers of the walk are kept for a minute. A server has few questions at a time to answer: when hundreds of orders look
+at once, it is spared, and so is the loop.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import dns.asyncresolver
 import dns.flags
@@ -36,11 +39,9 @@ from certplane.broker.issuers.dns.dns_messages import (
     ask,
     referral_in,
 )
+from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
-
-if TYPE_CHECKING:
-    from certplane.config.values import HostPort
 
 __all__ = ["DnsLookup", "NameServer"]
 
@@ -54,15 +55,20 @@ _FRESH = timedelta(minutes=1)
 _MOST_KEPT = 10_000
 _MOST_CUTS = 8
 """Zones below one another that a name is followed into."""
+_MOST_PASSED = 3
+"""Names whose SOA can't be looked up that are passed over on the way up: more is a resolver that is out of order."""
+_AFTER_FAILURE = timedelta(seconds=3)
+"""For each look-up of a walk after one that failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameServer:
-    """An authoritative server: its name, and where it can be asked."""
+    """A name server: its name, where it can be asked, and why some or all of its addresses aren't known."""
 
     name: str
     addresses: tuple[str, ...]
     port: int
+    trouble: str = ""
 
 
 class DnsLookup:
@@ -76,37 +82,46 @@ class DnsLookup:
         port: int = 53,
         clock: Clock | None = None,
         key: str = "dns.resolvers",
+        named_resolvers: bool = False,
     ) -> None:
         """Set it up; nothing is sent.
 
         Args:
-            resolvers: recursive servers (addresses); those of the system when empty.
+            resolvers: recursive servers; those of the system when empty.
             servers: authoritative servers to ask instead of a zone's NS set.
             port: where the servers of an NS set listen; another one only in a laboratory.
             clock: how long answers are kept.
             key: the configuration key that `resolvers` come from.
+            named_resolvers: `resolvers` may be host names, which the system looks up at use.
 
         Raises:
             ConfigurationError: the system has no resolver, or one of `resolvers` isn't an address.
         """
         self._configured, self._port, self._clock = tuple(servers), port, clock or SystemClock()
-        self._resolver = _resolver(resolvers, key) if resolvers or not servers else None
+        self._named = tuple(resolvers) if named_resolvers and not all(map(_is_address, resolvers)) else ()
+        self._resolver = _resolver(resolvers, key) if (resolvers or not servers) and not self._named else None
         self._zones: dict[dns.name.Name, tuple[float, dns.name.Name]] = {}
         self._servers: dict[dns.name.Name, tuple[float, list[NameServer]]] = {}
         self._reachable: dict[NameServer, str] = {}
         self._asking: dict[NameServer, asyncio.Semaphore] = {}
 
     @property
-    def resolvers(self) -> tuple[NameServer, ...]:
-        """The recursive servers, one address each; empty if there are none."""
+    def has_resolvers(self) -> bool:
+        """Whether there are recursive servers to ask."""
+        return bool(self._named) or self._resolver is not None
+
+    async def resolvers(self) -> list[NameServer]:
+        """The recursive servers; empty if there are none. One whose name has no address now is there without any."""
+        if self._named:
+            return await self._kept(self._servers, dns.name.empty, lambda: _found(self._named))
         if self._resolver is None:
-            return ()
-        return tuple(
+            return []
+        return [
             NameServer("resolver", (server.address,), server.port)
             if isinstance(server, dns.nameserver.Do53Nameserver)
             else NameServer("resolver", (str(server),), 53)
             for server in self._resolver.nameservers
-        )
+        ]
 
     async def zone_of(self, name: dns.name.Name, deadline: Deadline) -> dns.name.Name:
         """The nearest zone at or above `name`: the first name upwards with an SOA (RFC 1034 4.2.1).
@@ -125,11 +140,8 @@ class DnsLookup:
             NoDnsAnswerError: it can't be told now.
         """
         if self._configured:
-            return await self._kept(self._servers, dns.name.root, self._configured_servers)
+            return await self._kept(self._servers, dns.name.root, lambda: _found(self._configured))
         return await self._kept(self._servers, zone, lambda: self._name_servers(zone, deadline))
-
-    async def _configured_servers(self) -> list[NameServer]:
-        return [NameServer(str(one), tuple(await addresses_of(one)), one.port) for one in self._configured]
 
     async def locate(self, name: dns.name.Name, deadline: Deadline) -> tuple[dns.name.Name, list[NameServer]]:
         """The zone that holds `name` and its servers, found without asking a resolver for it. Raises as `look`."""
@@ -199,7 +211,8 @@ class DnsLookup:
                 continue
             self._reachable[server] = address
             return address, answer
-        raise NoDnsAnswerError(f"{server.name} can't be asked ({'; '.join(failures) or 'it has no address'})")
+        reason = "; ".join(failures) or server.trouble or "it has no address"
+        raise NoDnsAnswerError(f"{server.name} can't be asked ({reason})")
 
     async def resolve(
         self, name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline
@@ -209,11 +222,10 @@ class DnsLookup:
         Raises:
             NoDnsAnswerError: there is none (SERVFAIL too), or no resolver to ask.
         """
-        if self._resolver is None:
-            raise NoDnsAnswerError("no resolver is configured beside the authoritative servers")
+        resolver = await self._resolver_now()
         lifetime = min(_LOOKUP_TIMEOUT, deadline.left).total_seconds()
         try:
-            answer = await self._resolver.resolve(name, kind, lifetime=lifetime, raise_on_no_answer=False, search=False)
+            answer = await resolver.resolve(name, kind, lifetime=lifetime, raise_on_no_answer=False, search=False)
         except dns.resolver.NXDOMAIN:
             return None
         except MALFORMED as error:
@@ -221,18 +233,61 @@ class DnsLookup:
             raise NoDnsAnswerError(f"{what} can't be looked up ({type(error).__name__})") from error
         return answer.response
 
+    async def _resolver_now(self) -> dns.asyncresolver.Resolver:
+        if self._resolver is not None:
+            return self._resolver
+        if not self._named:
+            raise NoDnsAnswerError("no resolver is configured beside the authoritative servers")
+        servers = await self.resolvers()
+        known = [HostPort(address, server.port) for server in servers for address in server.addresses]
+        if not known:
+            raise NoDnsAnswerError("; ".join(server.trouble for server in servers[:3]))
+        return _resolver(known, "")
+
     async def _walk(self, name: dns.name.Name, deadline: Deadline) -> dns.name.Name:
         candidate = name
-        while candidate != dns.name.root:
-            answer = await self._soa(candidate, deadline)
+        failures: list[NoDnsAnswerError] = []
+        while candidate != dns.name.root and len(failures) <= _MOST_PASSED:
+            try:
+                answer = await self._soa(candidate, deadline.earlier(_AFTER_FAILURE) if failures else deadline)
+            except NoDnsAnswerError as error:
+                failures.append(error)
+                answer = None
             # A name that answers with a CNAME is no zone's apex, whatever the CNAME leads to.
             if answer is not None and not alias_in(answer, candidate):
                 for rrset in answer.answer:
                     if rrset.rdtype == dns.rdatatype.SOA and rrset.name == candidate:
-                        return candidate
+                        return await self._zone_by_servers(candidate, name, deadline, failures)
             candidate = candidate.parent()
+        if failures:
+            raise failures[0]
         text = name.to_text(omit_final_dot=True)
         raise RefusalError(Reason.DNS_REJECTED, f"{text} is in no zone of the DNS: register it, or correct the name")
+
+    async def _zone_by_servers(
+        self, above: dns.name.Name, name: dns.name.Name, deadline: Deadline, failures: Sequence[NoDnsAnswerError]
+    ) -> dns.name.Name:
+        """The zone of `name` below the apex `above`, where the names between were passed over: its servers know.
+
+        Without `failures` nothing was passed over, and it is `above`.
+        """
+        if not failures:
+            return above
+        try:
+            answer, _ = await self._first(
+                await self.servers_of(above, deadline), name, dns.rdatatype.CNAME, deadline.earlier(_LOOKUP_TIMEOUT)
+            )
+        except (NoDnsAnswerError, RefusalError) as error:
+            raise failures[0] from error
+        if (cut := referral_in(answer, name)) is not None and cut.is_subdomain(above) and cut != above:
+            return cut
+        if not answer.flags & dns.flags.AA:
+            raise failures[0]
+        if alias_in(answer, name):
+            return above
+        # A server that has the zone above and the one below says by the SOA beside its answer which one that is from.
+        owners = [rrset.name for rrset in answer.authority if rrset.rdtype == dns.rdatatype.SOA]
+        return next((owner for owner in owners if name.is_subdomain(owner) and owner.is_subdomain(above)), above)
 
     async def _soa(self, name: dns.name.Name, deadline: Deadline) -> dns.message.Message | None:
         if not self._configured:
@@ -262,9 +317,9 @@ class DnsLookup:
     async def _first(
         self, servers: Sequence[NameServer], name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline
     ) -> tuple[dns.message.Message, NameServer]:
-        """The answer of the first server that gives one."""
+        """The answer of the first server that gives one; those that answered before are asked before the others."""
         failures: list[str] = []
-        for server in servers:
+        for server in sorted(servers, key=lambda server: server not in self._reachable):
             try:
                 address, answer = await self.ask_server(server, name, kind, deadline)
             except NoDnsAnswerError as error:
@@ -285,14 +340,20 @@ class DnsLookup:
         return await all_of(self._server(target, deadline) for target in targets)
 
     async def _server(self, target: dns.name.Name, deadline: Deadline) -> NameServer:
-        async def look_up(kind: dns.rdatatype.RdataType) -> list[str]:
-            answer = await self.resolve(target, kind, deadline)
+        """A server of an NS set, by whichever of its addresses can be looked up."""
+
+        async def look_up(kind: dns.rdatatype.RdataType) -> tuple[list[str], str]:
+            try:
+                answer = await self.resolve(target, kind, deadline)
+            except NoDnsAnswerError as error:
+                return [], str(error)
             rrsets = () if answer is None else answer.answer
-            return [str(record.address) for rrset in rrsets if rrset.rdtype == kind for record in rrset]
+            return [str(record.address) for rrset in rrsets if rrset.rdtype == kind for record in rrset], ""
 
         found = await all_of(look_up(kind) for kind in (dns.rdatatype.A, dns.rdatatype.AAAA))
-        addresses = tuple(address for addresses in found for address in addresses)
-        return NameServer(target.to_text(omit_final_dot=True), addresses, self._port)
+        addresses = tuple(address for addresses, _ in found for address in addresses)
+        trouble = "; ".join(why for _, why in found if why)
+        return NameServer(target.to_text(omit_final_dot=True), addresses, self._port, trouble)
 
     async def _kept(
         self,
@@ -307,8 +368,34 @@ class DnsLookup:
         found = await find()
         if len(kept) >= _MOST_KEPT:
             kept.clear()
-        kept[name] = (now, found)
+        if not _incomplete(found):  # a server that is missing for a moment isn't left out for a minute
+            kept[name] = (now, found)
         return found
+
+
+def _incomplete(found: object) -> bool:
+    """Whether a list of servers lacks addresses of one that may be there the next time."""
+    return isinstance(found, list) and any(server.trouble and not server.addresses for server in found)
+
+
+async def _found(servers: Sequence[HostPort]) -> list[NameServer]:
+    """Configured servers with their addresses; one that has none is there with what is wrong."""
+
+    async def find(one: HostPort) -> NameServer:
+        try:
+            return NameServer(str(one), tuple(await addresses_of(one)), one.port)
+        except NoDnsAnswerError as error:
+            return NameServer(str(one), (), one.port, str(error))
+
+    return await all_of(find(one) for one in servers)
+
+
+def _is_address(server: HostPort) -> bool:
+    try:
+        ipaddress.ip_address(server.host)
+    except ValueError:
+        return False
+    return True
 
 
 def _resolver(resolvers: Sequence[HostPort], key: str) -> dns.asyncresolver.Resolver:

@@ -110,11 +110,14 @@ class DnsPreflight:
 
     async def _delegation(self, name: str, deadline: Deadline) -> PreflightCheck:
         try:
-            chain = await self._delegations.follow(name, deadline)
+            place = await self._delegations.place(name, deadline)
         except RefusalError as error:
             result = _FAILED if error.refusal.reason is Reason.DNS_REJECTED else _UNKNOWN
             return PreflightCheck("delegation", name, result, error.refusal.message)
-        said = " -> ".join(chain) if len(chain) > 1 else "not delegated"
+        said = " -> ".join(place.chain) if len(place.chain) > 1 else "not delegated"
+        if place.wildcard:
+            target = printable(place.wildcard, 260)
+            said += f"; the record will hide the CNAME of a wildcard, which leads to {target}"
         return PreflightCheck("delegation", name, _OK, said)
 
     async def _end(self, name: str, deadline: Deadline) -> str:
@@ -140,7 +143,7 @@ class DnsPreflight:
         route = self._routes.of(record)
         if route.check.mode is not Mode.AUTHORITATIVE:
             return PreflightCheck("servers", record, _UNKNOWN, f"not asked: propagation.mode is {route.check.mode}")
-        detail = ""
+        detail, result, remedy, subject = "", _FAILED, "", record
         for look in range(_LOOKS):
             if look and not await deadline.sleep(_BETWEEN_LOOKS):
                 break
@@ -149,16 +152,23 @@ class DnsPreflight:
                 if zone == dns.name.root:  # configured servers tell it themselves
                     zone = await route.lookup.zone_of(name_of(record), deadline)
             except (NoDnsAnswerError, RefusalError) as error:
-                detail, subject = _said(error), record
+                detail, result, subject = _said(error), _FAILED, record
                 continue
             subject = zone.to_text(omit_final_dot=True)
             found = await all_of(self._serial(server, zone, record, deadline) for server in servers)
+            silent = [said for said, serial in found if serial is None]
+            serials = [serial for _, serial in found if serial is not None]
             detail = _disagreement(found)
-            if not detail:
-                said = f"{len(servers)} of {len(servers)} answer, with serial {found[0][1]}"
+            if not detail and not silent:
+                said = f"{len(servers)} of {len(servers)} answer, with serial {serials[0]}"
                 return PreflightCheck("servers", subject, _OK, said)
-        remedy = "mend or remove the server: no challenge is answered before each has the record"
-        return PreflightCheck("servers", subject, _FAILED, detail, remedy)
+            if not detail:
+                result = _UNKNOWN
+                detail = f"{len(serials)} of {len(servers)} answer, with serial {serials[0]}: {'; '.join(silent[:3])}"
+                remedy = "mend or remove the server: each order asks it again for some seconds, then goes on without it"
+            else:
+                result, remedy = _FAILED, "mend the servers: no challenge is answered before those that answer agree"
+        return PreflightCheck("servers", subject, result, detail, remedy)
 
     async def _serial(
         self, server: NameServer, zone: dns.name.Name, record: str, deadline: Deadline
@@ -178,12 +188,12 @@ class DnsPreflight:
 
 
 def _disagreement(found: Sequence[tuple[str, int | None]]) -> str:
-    """What is wrong with the servers' serials; empty if they agree."""
-    silent = [said for said, serial in found if serial is None]
-    if silent or not found:
-        return "; ".join(silent[:3]) or "the zone has no name servers"
-    if len({serial for _, serial in found}) > 1:
-        return "the servers have different versions: " + ", ".join(f"{name} {serial}" for name, serial in found[:6])
+    """What keeps every order from going on: no server answers, or those that do have different versions; else empty."""
+    answering = [(name, serial) for name, serial in found if serial is not None]
+    if not answering:
+        return "; ".join(said for said, _ in found[:3]) or "the zone has no name servers"
+    if len({serial for _, serial in answering}) > 1:
+        return "the servers have different versions: " + ", ".join(f"{name} {serial}" for name, serial in answering[:6])
     return ""
 
 

@@ -28,7 +28,7 @@ import dns.update
 
 from certplane.broker.issuers.answers import printable
 from certplane.broker.issuers.attempts import Deadline, repeat
-from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, name_of
+from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, alias_in, name_of
 from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
 from certplane.broker.model import TxtRecord
 from certplane.errors import Reason, RefusalError
@@ -148,7 +148,9 @@ class Rfc2136Provider:
             query.flags &= ~dns.flags.RD
             query.use_tsig(key.keyring, key.name, algorithm=key.algorithm)
             answer = await self._exchange(query, f"tell the zone of {name}", deadline)
-            if answer.rcode() in _NAME_RCODES and answer.flags & dns.flags.AA:
+            # What stands beside a CNAME (a wildcard's, say) is about its target, which may be in another zone.
+            is_alias = bool(alias_in(answer, candidate))
+            if answer.rcode() in _NAME_RCODES and answer.flags & dns.flags.AA and not is_alias:
                 # The zone's own SOA: as the answer at its apex, else beside the answer that there is nothing.
                 for rrset in (*answer.answer, *answer.authority):
                     if rrset.rdtype == dns.rdatatype.SOA and candidate.is_subdomain(rrset.name):

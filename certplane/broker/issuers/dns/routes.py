@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from certplane.broker.issuers.dns.provider import BatchingProvider, DnsProvider
@@ -17,7 +18,19 @@ if TYPE_CHECKING:
     from certplane.broker.issuers.dns.lookup import DnsLookup
     from certplane.broker.issuers.dns.propagation import PropagationCheck
 
-__all__ = ["Route", "Routes", "is_below"]
+__all__ = ["Follow", "Route", "Routes", "is_below"]
+
+
+class Follow(StrEnum):
+    """Which CNAMEs at challenge names are followed; values are those of the configuration."""
+
+    AUTO = "auto"
+    """All but a wildcard's that leads to no name of `dns.delegations`."""
+    ALWAYS = "always"
+    """All: one that leads elsewhere is an error."""
+    NEVER = "never"
+    """None: the record is written at the challenge name itself."""
+
 
 _PARALLEL = 4
 """Writes under way at once at a provider that gathers none. DNS APIs limit their callers."""
@@ -34,6 +47,7 @@ class Route:
         check: who must show a record.
         credentials: name of the secret for this zone; empty for the profile's.
         own_provider: the zone's entry names its provider, so that a profile's credentials aren't for it.
+        follow: which CNAMEs of names in the zone are followed.
         writes: places of writes under way.
     """
 
@@ -43,6 +57,7 @@ class Route:
     zone: str = ""
     credentials: str = ""
     own_provider: bool = False
+    follow: Follow = Follow.AUTO
     writes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARALLEL))
 
     def credentials_for(self, of_profile: str) -> str:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from certplane.broker.issuers.answers import printable
 from certplane.broker.issuers.attempts import Deadline, all_of
-from certplane.broker.issuers.dns.delegation import Delegations
+from certplane.broker.issuers.dns.delegation import Delegations, Place
 from certplane.broker.issuers.dns.provider import AccountFinding, CheckableProvider, NoSuchZoneError
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.failpoints import failpoint
@@ -79,14 +80,18 @@ class DnsSolver:
         """See `ChallengeSolver.plan`."""
         deadline = Deadline.after(timeout, self._clock)
         names = list(dict.fromkeys(challenge.record_name for challenge in challenges))
-        chains = dict(zip(names, await all_of(self._delegations.follow(name, deadline) for name in names), strict=True))
-        return [self._planned(challenge, chains[challenge.record_name][-1], profile) for challenge in challenges]
+        places = dict(zip(names, await all_of(self._delegations.place(name, deadline) for name in names), strict=True))
+        return [self._planned(challenge, places[challenge.record_name], profile) for challenge in challenges]
 
-    def _planned(self, challenge: DnsChallenge, name: str, profile: Profile) -> TxtRecord:
+    def _planned(self, challenge: DnsChallenge, place: Place, profile: Profile) -> TxtRecord:
+        name = place.chain[-1]
         route = self._routes.of(name)
         if name != challenge.record_name:
             fields = {"record_name": challenge.record_name, "delegated_to": name}
             _log.info("challenge name is delegated", extra={"fields": fields})
+        if place.wildcard:
+            fields = {"record_name": name, "wildcard_target": printable(place.wildcard, 260)}
+            _log.info("the record will hide the CNAME of a wildcard", extra={"fields": fields})
         record = route.provider.plan(replace(challenge, record_name=name), profile)
         return replace(record, credentials=route.credentials_for(record.credentials))
 
@@ -105,15 +110,16 @@ class DnsSolver:
 
         return await self._by_name(records, deadline, add, late)
 
-    async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> None:
+    async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[str]:
         """See `ChallengeSolver.wait_until_visible`."""
         deadline = Deadline.after(timeout, self._clock)
         by_route: defaultdict[str, list[TxtRecord]] = defaultdict(list)
         for record in records:
             by_route[self._routes.of(record.name).zone].append(record)
-        await all_of(self._routes.of(group[0].name).check.wait(group, deadline) for group in by_route.values())
+        found = await all_of(self._routes.of(group[0].name).check.wait(group, deadline) for group in by_route.values())
         for record in records:
             _log.info("TXT record visible", extra=_fields(record))
+        return list(dict.fromkeys(line for lines in found for line in lines))
 
     async def remove(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:
         """See `ChallengeSolver.remove`."""

@@ -6,15 +6,17 @@ import itertools
 from collections.abc import Sequence
 from datetime import timedelta
 
+import dns.flags
 import dns.message
 import dns.rcode
+import dns.rrset
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.delegation import Delegations
+from certplane.broker.issuers.dns.delegation import Delegations, Place
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
-from certplane.broker.issuers.dns.routes import Route, Routes
+from certplane.broker.issuers.dns.routes import Follow, Route, Routes
 from certplane.config.values import HostPort
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
@@ -37,13 +39,18 @@ async def nothing(_: object) -> None:
 
 
 def delegations(
-    server: SandboxDnsServer, allowed: Sequence[str], mode: Mode = Mode.AUTHORITATIVE, *, resolver: bool = True
+    server: SandboxDnsServer,
+    allowed: Sequence[str],
+    mode: Mode = Mode.AUTHORITATIVE,
+    *,
+    resolver: bool = True,
+    follow: Follow = Follow.AUTO,
 ) -> Delegations:
     """With the server as the resolver, or as configured authoritative servers."""
     address = [HostPort("127.0.0.1", server.endpoint.port)]
     lookup = DnsLookup(resolvers=address, port=server.endpoint.port) if resolver else DnsLookup(servers=address)
     check = PropagationCheck(lookup, mode=mode)
-    return Delegations(allowed, Routes(Route(ScriptedProvider(nothing), lookup, check)))
+    return Delegations(allowed, Routes(Route(ScriptedProvider(nothing), lookup, check, follow=follow)))
 
 
 async def follow(made: Delegations, seconds: float = 10) -> tuple[str, ...]:
@@ -159,3 +166,155 @@ async def test_networks_without_dns_to_the_outside(sandbox_dns: SandboxDnsServer
         check = PropagationCheck(lookup, mode=mode)
         made = Delegations(["example.test"], Routes(Route(ScriptedProvider(nothing), lookup, check)))
         assert (await follow(made))[-1] == "www.acme.example.test"
+
+
+WILD = "_acme-challenge.app.wild.certplane.test"
+BALANCER = "lb.example.test"
+
+
+async def place(made: Delegations, name: str = WILD) -> Place:
+    return await made.place(name, Deadline.after(timedelta(seconds=10), SystemClock()))
+
+
+WILDCARDS = [
+    pytest.param([("*.wild.certplane.test", BALANCER)], [], (WILD,), id="one-level-above"),
+    pytest.param([("*.certplane.test", BALANCER)], [], (WILD,), id="two-levels-above"),
+    pytest.param([("*.app.wild.certplane.test", BALANCER)], [], (WILD,), id="beside"),
+    pytest.param([("*.wild.certplane.test", BALANCER)], ["acme.other.test"], (WILD,), id="beside-delegations"),
+    pytest.param([("*.wild.certplane.test", BALANCER)], [BALANCER], (WILD, BALANCER), id="into-a-delegation"),
+    pytest.param([("*.wild.certplane.test", "a.wild.certplane.test")], [], (WILD,), id="loop"),
+    pytest.param([("*.wild.certplane.test", "x\\027y.test")], [], (WILD,), id="target-that-is-no-name"),
+    pytest.param([("*.wild.certplane.test", "lb.nowhere.invalid")], [], (WILD,), id="target-in-no-zone"),
+    pytest.param(
+        [("*.wild.certplane.test", "lb.certplane.test"), ("lb.certplane.test", "x.other.test")],
+        [],
+        (WILD,),
+        id="target-that-is-an-alias",
+    ),
+    pytest.param(
+        [(WILD, "www.acme.example.test"), ("*.acme.example.test", "lb.other.test")],
+        ["acme.example.test"],
+        (WILD, "www.acme.example.test"),
+        id="second-link",
+    ),
+    pytest.param(
+        [(WILD, "www.acme.example.test"), ("*.acme.example.test", "all.other.test")],
+        ["acme.example.test", "other.test"],
+        (WILD, "www.acme.example.test", "all.other.test"),
+        id="second-link-into-a-delegation",
+    ),
+]
+
+
+@pytest.mark.parametrize("resolver", [True, False], ids=["found-servers", "configured-servers"])
+@pytest.mark.parametrize(("aliases", "allowed", "chain"), WILDCARDS)
+async def test_wildcard(
+    sandbox_dns: SandboxDnsServer,
+    aliases: list[tuple[str, str]],
+    allowed: list[str],
+    chain: tuple[str, ...],
+    resolver: bool,
+) -> None:
+    """A wildcard's CNAME that leads to no listed name is not followed: a record at the name itself hides it."""
+    for name, target in aliases:
+        await alias(sandbox_dns, name, target)
+    found = await place(delegations(sandbox_dns, allowed, resolver=resolver))
+    assert found.chain == chain
+    assert bool(found.wildcard) == (chain[-1] not in {BALANCER, "all.other.test"})
+
+
+async def test_written_alias_below_a_wildcard(sandbox_dns: SandboxDnsServer) -> None:
+    """A CNAME that was written for the challenge name is told from the wildcard's, and refused as ever."""
+    await alias(sandbox_dns, "*.wild.certplane.test", BALANCER)
+    await alias(sandbox_dns, WILD, BALANCER)
+    with pytest.raises(RefusalError, match=r"leads to no name of dns\.delegations"):
+        await place(delegations(sandbox_dns, []))
+
+
+async def test_second_link_of_a_wildcard_that_is_not_listed(sandbox_dns: SandboxDnsServer) -> None:
+    """The record isn't written before a wildcard either, if that name isn't the broker's to write."""
+    await alias(sandbox_dns, WILD, "www.acme.example.test")
+    await alias(sandbox_dns, "*.acme.example.test", "lb.other.test")
+    with pytest.raises(RefusalError, match=r"leads to no name of dns\.delegations"):
+        await place(delegations(sandbox_dns, ["another.test"]))
+
+
+async def test_target_that_cannot_be_asked(sandbox_dns: SandboxDnsServer) -> None:
+    """A load balancer whose zone fails holds nothing up; a target in a listed zone that fails is waited for."""
+    await alias(sandbox_dns, "*.wild.certplane.test", BALANCER)
+    for faults in sandbox_dns.faults.values():
+        faults.servfail, faults.below = True, "example.test"
+    assert (await place(delegations(sandbox_dns, ["other.test"]))).chain == (WILD,)
+    with pytest.raises(RefusalError) as caught:
+        await place(delegations(sandbox_dns, ["example.test"]))
+    assert caught.value.refusal.reason is Reason.DNS_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("setting", "target", "chain"),
+    [
+        pytest.param(Follow.NEVER, BALANCER, (WILD,), id="never"),
+        pytest.param(Follow.ALWAYS, BALANCER, None, id="always-and-not-listed"),
+        pytest.param(Follow.ALWAYS, "x.other.test", (WILD, "x.other.test"), id="always-and-listed"),
+    ],
+)
+async def test_setting(
+    sandbox_dns: SandboxDnsServer, setting: Follow, target: str, chain: tuple[str, ...] | None
+) -> None:
+    """A zone may say that no CNAME is followed, or that each is and must be listed."""
+    await alias(sandbox_dns, "*.wild.certplane.test", target)
+    made = delegations(sandbox_dns, ["other.test"], follow=setting)
+    if chain is None:
+        with pytest.raises(RefusalError, match=r"leads to no name of dns\.delegations"):
+            await place(made)
+    else:
+        assert (await place(made)).chain == chain
+
+
+class Weighted:
+    """A wildcard whose targets change from one question to the next, as a weighted load balancer's do."""
+
+    def __init__(self, targets: Sequence[str], *, dname: bool = False) -> None:
+        self.targets, self.dname = itertools.cycle(targets), dname
+
+    def __call__(self, query: bytes, _: bool) -> bytes:
+        asked = dns.message.from_wire(query)
+        answer = dns.message.make_response(asked)
+        answer.flags |= dns.flags.AA
+        name = asked.question[0].name.to_text()
+        if ".wild." in name:
+            target = next(self.targets).format(name.partition(".")[0])
+            if self.dname:
+                answer.answer.append(dns.rrset.from_text("wild.certplane.test.", 60, "IN", "DNAME", "other.test."))
+            answer.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", target))
+        return answer.to_wire()
+
+
+@pytest.mark.parametrize(
+    ("reply", "wildcard"),
+    [
+        pytest.param(Weighted(["a.lb.test.", "b.lb.test.", "c.lb.test.", "d.lb.test."]), True, id="weighted"),
+        pytest.param(Weighted(["a.lb.test.", "b.lb.test.", "a.lb.test."]), True, id="two-targets"),
+        pytest.param(Weighted(["{}.app.other.test."], dname=True), False, id="dname"),
+    ],
+)
+async def test_targets_that_differ(reply: Weighted, wildcard: bool) -> None:
+    """Targets that change are a wildcard's; those that a DNAME makes are none, since nothing can stand below one."""
+    with ScriptedDns(reply) as server:
+        lookup = DnsLookup(servers=[HostPort("127.0.0.1", server.port)])
+        made = Delegations([], Routes(Route(ScriptedProvider(nothing), lookup, PropagationCheck(lookup))))
+        if wildcard:
+            assert (await place(made)).chain == (WILD,)
+        else:
+            with pytest.raises(RefusalError, match=r"leads to no name of dns\.delegations"):
+                await place(made)
+
+
+async def test_wildcard_by_a_resolver_alone(sandbox_dns: SandboxDnsServer) -> None:
+    """Where the servers are out of reach a resolver tells a wildcard too."""
+    await alias(sandbox_dns, "*.wild.certplane.test", BALANCER)
+    with ScriptedDns(refused) as outside:
+        lookup = DnsLookup(resolvers=[HostPort("127.0.0.1", sandbox_dns.endpoint.port)], port=outside.port)
+        check = PropagationCheck(lookup, mode=Mode.RECURSIVE)
+        made = Delegations(["other.test"], Routes(Route(ScriptedProvider(nothing), lookup, check)))
+        assert (await place(made)).chain == (WILD,)

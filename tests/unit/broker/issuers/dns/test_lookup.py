@@ -18,7 +18,7 @@ from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.dns import SandboxDnsServer
 from tests.fakes.clock import ManualClock
-from tests.support.scripted_dns import ScriptedDns
+from tests.support.scripted_dns import Reply, ScriptedDns
 
 
 def soon() -> Deadline:
@@ -48,11 +48,162 @@ async def test_alias_is_no_zone(sandbox_dns: SandboxDnsServer) -> None:
 
 
 async def test_servfail_is_not_taken_for_an_answer(sandbox_dns: SandboxDnsServer) -> None:
-    """An error on the way up ends the walk: the zone above may be another's."""
+    """A zone above a name whose SOA can't be had counts only if its servers say so: else it may be another's."""
     for faults in sandbox_dns.faults.values():
         faults.servfail, faults.below = True, "sub.certplane.test"
-    with pytest.raises(NoDnsAnswerError, match="can't be looked up"):
+    with pytest.raises(NoDnsAnswerError, match=r"SOA of a.sub.certplane.test can't be looked up"):
         await zone_of(sandbox_dns, "a.sub.certplane.test")
+
+
+class Broken:
+    """A resolver that fails at some questions, and one server for all zones that answers well.
+
+    `fails` are the names and types that questions with RD can't be answered for.
+    """
+
+    def __init__(self, facts: dict[tuple[str, str], str], fails: set[tuple[str, str]], *, silent: bool = False) -> None:
+        self.facts, self.fails, self.silent = facts, fails, silent
+
+    def __call__(self, query: bytes, _: bool) -> bytes | None:
+        asked = dns.message.from_wire(query)
+        question, answer = asked.question[0], dns.message.make_response(asked)
+        name, kind = question.name.to_text(), dns.rdatatype.to_text(question.rdtype)
+        if asked.flags & dns.flags.RD and (name, kind) in self.fails:
+            answer.set_rcode(2)
+            return None if self.silent else answer.to_wire()
+        if asked.flags & dns.flags.RD:
+            answer.flags |= dns.flags.RA
+        else:
+            answer.flags |= dns.flags.AA
+        if (name, kind) in self.facts:
+            answer.answer.append(dns.rrset.from_text(name, 60, "IN", kind, self.facts[name, kind]))
+        elif not asked.flags & dns.flags.RD and (cut := self.facts.get((name, "cut"))):
+            answer.flags &= ~dns.flags.AA
+            answer.authority.append(dns.rrset.from_text(cut, 60, "IN", "NS", "ns.parent.test."))
+        elif not asked.flags & dns.flags.RD and (apex := self.facts.get((name, "zone"))):
+            answer.authority.append(dns.rrset.from_text(apex, 60, "IN", "SOA", SOA))
+        return answer.to_wire()
+
+
+SOA = "ns.parent.test. host.parent.test. 1 2 3 4 5"
+PARENT = {
+    ("parent.test.", "SOA"): SOA,
+    ("parent.test.", "NS"): "ns.parent.test.",
+    ("ns.parent.test.", "A"): "127.0.0.1",
+}
+WWW = ("www.parent.test.", "SOA")
+
+
+@pytest.mark.parametrize(
+    ("facts", "fails", "zone"),
+    [
+        pytest.param({}, {WWW}, "parent.test.", id="of-the-name"),
+        pytest.param({}, {WWW, ("a.www.parent.test.", "SOA")}, "parent.test.", id="of-two-names"),
+        pytest.param({("a.www.parent.test.", "cut"): "www.parent.test."}, {WWW}, "www.parent.test.", id="delegated"),
+        pytest.param({("a.www.parent.test.", "zone"): "www.parent.test."}, {WWW}, "www.parent.test.", id="same-server"),
+    ],
+)
+async def test_soa_that_cannot_be_looked_up(
+    facts: dict[tuple[str, str], str], fails: set[tuple[str, str]], zone: str
+) -> None:
+    """A name whose SOA a resolver fails at is passed over; the servers of the zone above say which zone it is in."""
+    with ScriptedDns(Broken(PARENT | facts, fails)) as server:
+        assert str(await lookup_at(server.port).zone_of(name_of("a.www.parent.test"), soon())) == zone
+
+
+async def test_passing_over_is_bounded() -> None:
+    """A resolver that fails at everything is told, after a few names, with the first of them."""
+    names = ["a.b.c.d.e.parent.test.", "b.c.d.e.parent.test.", "c.d.e.parent.test.", "d.e.parent.test."]
+    with ScriptedDns(Broken(PARENT, {(name, "SOA") for name in names})) as server:
+        with pytest.raises(NoDnsAnswerError, match=r"SOA of a\.b\.c\.d\.e\.parent\.test can't be looked up"):
+            await lookup_at(server.port).zone_of(name_of("a.b.c.d.e.parent.test"), soon())
+        assert len(server.queries) == len(names)
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["servfail", "silence"])
+@pytest.mark.parametrize("kind", ["A", "AAAA"])
+async def test_one_kind_of_address_is_enough(kind: str, silent: bool) -> None:
+    """A name server whose AAAA (or A) can't be looked up is asked by its other addresses."""
+    other, address = ("AAAA", "::1") if kind == "A" else ("A", "127.0.0.1")
+    facts = {fact: value for fact, value in PARENT.items() if fact[0] != "ns.parent.test."}
+    facts |= {("ns.parent.test.", other): address}
+    broken = Broken(facts, {("ns.parent.test.", kind)}, silent=silent)
+    deadline = Deadline.after(timedelta(seconds=1.5), SystemClock())
+    with ScriptedDns(broken) as server:
+        [found] = await lookup_at(server.port).servers_of(name_of("parent.test"), deadline)
+    assert found.addresses == (address,)
+    assert f"{kind} of ns.parent.test can't be looked up" in found.trouble
+
+
+async def test_server_without_address_is_looked_up_again() -> None:
+    """A server whose addresses can't be had now is there with the reason, and isn't left out for a minute."""
+    broken = Broken(PARENT, {("ns.parent.test.", "A")})
+    with ScriptedDns(broken) as server:
+        made = lookup_at(server.port)
+        [missing] = await made.servers_of(name_of("parent.test"), soon())
+        assert missing.addresses == ()
+        with pytest.raises(NoDnsAnswerError, match=r"can't be asked \(A of ns.parent.test can't be looked up"):
+            await made.ask_server(missing, name_of("parent.test"), dns.rdatatype.SOA, soon())
+        broken.fails.clear()
+        [found] = await made.servers_of(name_of("parent.test"), soon())
+    assert found.addresses == ("127.0.0.1",)
+
+
+def picky(rcode: int | None, *, opt: bool = False) -> Reply:
+    """A server that takes EDNS for an error, or is silent to it, and answers well to those without."""
+
+    def reply(query: bytes, _: bool) -> bytes | None:
+        asked = dns.message.from_wire(query)
+        answer = dns.message.make_response(asked)
+        if asked.edns >= 0:
+            if not opt:
+                answer.use_edns(False)
+            if rcode is not None:
+                answer.set_rcode(rcode)
+            return None if rcode is None else answer.to_wire()
+        answer.flags |= dns.flags.AA
+        return answer.to_wire()
+
+    return reply
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param(picky(1), id="FORMERR"),
+        pytest.param(picky(4), id="NOTIMP"),
+        pytest.param(picky(16, opt=True), id="BADVERS"),
+        pytest.param(picky(2), id="SERVFAIL"),
+        pytest.param(picky(5), id="REFUSED"),
+        pytest.param(picky(None), id="silence"),
+    ],
+)
+async def test_server_that_knows_no_edns(reply: Reply) -> None:
+    """It is asked again without (RFC 6891 7)."""
+    with ScriptedDns(reply) as server:
+        made = DnsLookup(servers=[HostPort("127.0.0.1", server.port)])
+        answer = await made.look(name_of("noedns.test"), dns.rdatatype.TXT, soon())
+    assert (answer.rcode(), answer.edns, len(server.queries)) == (0, -1, 2)
+
+
+async def test_servfail_with_edns_is_the_answer() -> None:
+    """A server that answers with EDNS means its error: it isn't asked twice."""
+    with ScriptedDns(picky(2, opt=True)) as server:
+        made = DnsLookup(servers=[HostPort("127.0.0.1", server.port)])
+        with pytest.raises(NoDnsAnswerError, match="answers SERVFAIL"):
+            await made.look(name_of("broken.test"), dns.rdatatype.TXT, soon())
+    assert len(server.queries) == 1
+
+
+async def test_resolvers_by_name(sandbox_dns: SandboxDnsServer) -> None:
+    """Resolvers may be host names where that is allowed; one without an address doesn't keep the others from use."""
+    port = sandbox_dns.endpoint.port
+    named = [HostPort("nowhere.invalid", port), HostPort("localhost", port)]
+    made = DnsLookup(resolvers=named, port=port, named_resolvers=True)
+    assert str(await made.zone_of(name_of("a.sub.certplane.test"), soon())) == "sub.certplane.test."
+    gone = DnsLookup(resolvers=named[:1], named_resolvers=True)
+    with pytest.raises(NoDnsAnswerError, match=r"nowhere\.invalid has no address"):
+        await gone.zone_of(name_of("a.sub.certplane.test"), soon())
 
 
 async def test_name_in_no_zone(sandbox_dns: SandboxDnsServer) -> None:
@@ -89,7 +240,7 @@ async def test_configured_servers_need_no_resolver(sandbox_dns: SandboxDnsServer
     made = DnsLookup(servers=[HostPort("127.0.0.2", sandbox_dns.endpoint.port)])
     assert str(await made.zone_of(name_of("a.sub.certplane.test"), soon())) == "sub.certplane.test."
     assert {question.address for question in sandbox_dns.questions} == {"127.0.0.2"}
-    assert made.resolvers == ()
+    assert (made.has_resolvers, await made.resolvers()) == (False, [])
 
 
 class Cut:

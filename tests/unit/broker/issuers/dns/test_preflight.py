@@ -160,15 +160,37 @@ async def test_report_of_a_delegated_name(sandbox_dns: SandboxDnsServer) -> None
 
 
 async def test_report_of_what_fails(sandbox_dns: SandboxDnsServer) -> None:
-    """A server that doesn't answer is named, the provider's refusal quoted."""
+    """Servers that don't answer are named, the provider's refusal quoted."""
     await caa(sandbox_dns, '0 issue "other.example"')
-    sandbox_dns.faults["127.0.0.2"].servfail = True
+    for faults in sandbox_dns.faults.values():
+        faults.servfail, faults.below = True, "certplane.test"
     provider = Writer(RefusalError(Reason.DNS_REJECTED, "the token may not"))
     found = await results(preflight(sandbox_dns, provider=provider))
-    assert found["caa", "www.certplane.test at main"][0] is FAILED
     assert found["provider", CHALLENGE] == (FAILED, "the token may not")
-    result, detail = found["servers", "certplane.test"]
+    result, detail = found["servers", CHALLENGE]
     assert (result, "127.0.0.2" in detail) == (FAILED, True)
+    for faults in sandbox_dns.faults.values():
+        faults.servfail = False
+    assert (await results(preflight(sandbox_dns)))["caa", "www.certplane.test at main"][0] is FAILED
+
+
+@pytest.mark.parametrize("fault", ["servfail", "drop"])
+async def test_report_of_one_server_that_gives_no_answer(sandbox_dns: SandboxDnsServer, fault: str) -> None:
+    """It is told, and is no failure: an order goes on without it."""
+    setattr(sandbox_dns.faults["127.0.0.2"], fault, True)
+    result, detail = (await results(preflight(sandbox_dns)))["servers", "certplane.test"]
+    assert (result, detail.startswith("1 of 2 answer, with serial "), "127.0.0.2" in detail) == (UNKNOWN, True, True)
+
+
+async def test_report_of_a_wildcard(sandbox_dns: SandboxDnsServer) -> None:
+    """Preflight says the same as the order will do: the record at the name itself hides the wildcard."""
+    await sandbox_dns.endpoint.add("*.certplane.test", "CNAME", "lb.example.test.")
+    result, detail = (await results(preflight(sandbox_dns)))["delegation", CHALLENGE]
+    assert (result, detail) == (
+        OK,
+        "not delegated; the record will hide the CNAME of a wildcard, which leads to lb.example.test",
+    )
+    await preflight(sandbox_dns).check_order(PROFILE.dns_names, "main", SOON)
 
 
 async def test_report_of_what_cannot_be_told(sandbox_dns: SandboxDnsServer) -> None:

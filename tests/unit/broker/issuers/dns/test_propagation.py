@@ -23,7 +23,7 @@ from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.dns import SandboxDnsServer
-from tests.support.scripted_dns import ScriptedDns
+from tests.support.scripted_dns import Reply, ScriptedDns
 from tests.support.waiting import HANG
 
 NAME = "_acme-challenge.certplane.test"
@@ -99,16 +99,131 @@ async def test_one_of_two_values_is_not_enough(sandbox_dns: SandboxDnsServer) ->
     assert "lacks 1 of 2 values" in refusal.message
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [pytest.param("drop", "can't be asked", id="silent"), pytest.param("servfail", "answers SERVFAIL", id="servfail")],
-)
-async def test_broken_server(sandbox_dns: SandboxDnsServer, fault: str, said: str) -> None:
-    """A server that can't be asked is no server that has the record."""
-    setattr(sandbox_dns.faults[SECOND], fault, True)
+QUIET = timedelta(milliseconds=300)
+"""As patience with servers that give no answer."""
+
+
+def not_authoritative(query: bytes, _: bool) -> bytes:
+    """A server that was listed for the zone and doesn't have it."""
+    return dns.message.make_response(dns.message.from_wire(query)).to_wire()
+
+
+def refers_upwards(query: bytes, _: bool) -> bytes:
+    answer = dns.message.make_response(dns.message.from_wire(query))
+    answer.authority.append(dns.rrset.from_text("test.", 60, "IN", "NS", "ns.else.test."))
+    return answer.to_wire()
+
+
+def rcode_of(rcode: int) -> Reply:
+    def reply(query: bytes, _: bool) -> bytes:
+        answer = dns.message.make_response(dns.message.from_wire(query))
+        answer.set_rcode(rcode)
+        return answer.to_wire()
+
+    return reply
+
+
+SILENT = [
+    pytest.param(lambda query, _: None, "no answer in", id="silence"),
+    pytest.param(rcode_of(2), "answers SERVFAIL", id="SERVFAIL"),
+    pytest.param(rcode_of(5), "answers REFUSED", id="REFUSED"),
+    pytest.param(rcode_of(1), "answers FORMERR", id="FORMERR"),
+    pytest.param(rcode_of(9), "answers NOTAUTH", id="NOTAUTH"),
+    pytest.param(not_authoritative, "isn't authoritative", id="not-authoritative"),
+    pytest.param(refers_upwards, "isn't authoritative", id="refers-upwards"),
+    pytest.param(lambda query, _: b"\xff" * 40, "can't be asked", id="garbage"),
+]
+
+
+@pytest.mark.parametrize(("reply", "said"), SILENT)
+async def test_server_that_gives_no_answer(sandbox_dns: SandboxDnsServer, reply: Reply, said: str) -> None:
+    """Once all others have the record it is asked again for a moment, then left out and told; no others: an error."""
     await publish(sandbox_dns, RECORD)
+    with ScriptedDns(reply) as second:
+        broken = HostPort("127.0.0.1", second.port)
+        servers = [HostPort("127.0.0.1", sandbox_dns.endpoint.port), broken]
+        settings = {"interval": timedelta(milliseconds=50), "patience": QUIET}
+        check = PropagationCheck(DnsLookup(servers=servers), **settings)  # type: ignore[arg-type] # kwargs
+        [line] = await silent_of(check, RECORD)
+        assert (f"{broken}" in line, said in line) == (True, True)
+        refusal = await refusal_of(check, OTHER)
+        assert (refusal.reason, "lacks 1 of 1 values" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
+        alone = PropagationCheck(DnsLookup(servers=[broken]), **settings)  # type: ignore[arg-type] # kwargs
+        refusal = await refusal_of(alone, RECORD)
+        assert (refusal.reason, said in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
+
+
+async def silent_of(check: PropagationCheck, *records: TxtRecord) -> tuple[str, ...]:
+    return await check.wait(records, Deadline.after(timedelta(seconds=20), SystemClock()))
+
+
+async def test_server_that_comes_back_without_the_record(sandbox_dns: SandboxDnsServer) -> None:
+    """A server that is back before patience is out, and lacks the record, is waited for."""
+    replies: list[Reply] = [rcode_of(2), rcode_of(2), rcode_of(2)]
+
+    def reply(query: bytes, tcp: bool) -> bytes | None:
+        if replies:
+            return replies.pop()(query, tcp)
+        answer = dns.message.make_response(dns.message.from_wire(query))
+        answer.flags |= dns.flags.AA
+        return answer.to_wire()
+
+    await publish(sandbox_dns, RECORD)
+    with ScriptedDns(reply) as second:
+        servers = [HostPort("127.0.0.1", sandbox_dns.endpoint.port), HostPort("127.0.0.1", second.port)]
+        check = PropagationCheck(
+            DnsLookup(servers=servers), interval=timedelta(milliseconds=50), patience=timedelta(minutes=1)
+        )
+        refusal = await refusal_of(check, RECORD, timeout=2)
+    assert (refusal.reason, "lacks 1 of 1 values" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
+
+
+async def test_patience_is_not_longer_than_the_time(sandbox_dns: SandboxDnsServer) -> None:
+    """When the time for looking is up before patience is, a server that gives no answer is no reason to fail."""
+    sandbox_dns.faults[SECOND].servfail = True
+    await publish(sandbox_dns, RECORD)
+    check = check_of(sandbox_dns, timeout=timedelta(seconds=1), patience=timedelta(hours=1))
+    [line] = await silent_of(check, RECORD)
+    assert line == f"{SECOND}:{sandbox_dns.endpoint.port} ({SECOND}) answers SERVFAIL"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "said"),
+    [
+        pytest.param({}, "it has no address", id="name-without-address"),
+        pytest.param({"A": "127.0.0.77"}, "127.0.0.77", id="refused-port"),
+        pytest.param({"AAAA": "100::1"}, "100::1", id="ipv6-alone"),
+    ],
+)
+async def test_name_server_out_of_reach(sandbox_dns: SandboxDnsServer, addresses: dict[str, str], said: str) -> None:
+    """A server of the NS set whose name has no address, or none that can be reached, is left out and told."""
+    target = "ns3.sub.certplane.test"
+    await sandbox_dns.endpoint.add("sub.certplane.test", "NS", f"{target}.")
+    for kind, address in addresses.items():
+        await sandbox_dns.endpoint.add(target, kind, address)
+    await publish(sandbox_dns, DEEP)
+    lookup = DnsLookup(resolvers=[HostPort("127.0.0.1", sandbox_dns.endpoint.port)], port=sandbox_dns.endpoint.port)
+    [line] = await silent_of(PropagationCheck(lookup, interval=timedelta(milliseconds=50), patience=QUIET), DEEP)
+    assert (line.startswith(target), said in line) == (True, True)
+
+
+async def test_wildcard_is_waited_for(sandbox_dns: SandboxDnsServer) -> None:
+    """A server that still answers with a wildcard's CNAME lacks the record; it isn't taken for an alias."""
+    await sandbox_dns.endpoint.add("*.certplane.test", "CNAME", "lb.example.test.")
     refusal = await refusal_of(check_of(sandbox_dns), RECORD)
-    assert (refusal.reason, said in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
+    assert refusal.reason is Reason.DNS_UNAVAILABLE
+    assert "answers with the CNAME of a wildcard, lb.example.test., and lacks the record" in refusal.message
+    await publish(sandbox_dns, RECORD)
+    await wait(check_of(sandbox_dns), RECORD)
+
+
+async def test_wildcard_txt_is_not_the_record(sandbox_dns: SandboxDnsServer) -> None:
+    """A stale value at a wildcard answers for every name, until the name has a record of its own."""
+    await sandbox_dns.endpoint.add("*.certplane.test", "TXT", "stale")
+    refusal = await refusal_of(check_of(sandbox_dns), RECORD)
+    assert "lacks 1 of 1 values" in refusal.message
+    await publish(sandbox_dns, RECORD)
+    await wait(check_of(sandbox_dns), RECORD)
 
 
 async def test_long_answers_come_over_tcp(sandbox_dns: SandboxDnsServer) -> None:
@@ -280,6 +395,17 @@ async def test_many_names_at_once(sandbox_dns: SandboxDnsServer) -> None:
     await publish(sandbox_dns, *records)
     sandbox_dns.faults[SECOND].visible_after = timedelta(milliseconds=300)
     await asyncio.wait_for(wait(check_of(sandbox_dns), *records), HANG)
+
+
+async def test_one_resolver_that_is_away(sandbox_dns: SandboxDnsServer) -> None:
+    """In the recursive mode, too, a server that gives no answer is left out once another has the record."""
+    sandbox_dns.faults[SECOND].drop = True
+    resolvers = [HostPort(address, sandbox_dns.endpoint.port) for address in ("127.0.0.1", SECOND)]
+    settings = {"interval": timedelta(milliseconds=50), "patience": QUIET}
+    check = PropagationCheck(DnsLookup(resolvers=resolvers), mode=Mode.RECURSIVE, **settings)  # type: ignore[arg-type] # kwargs
+    await publish(sandbox_dns, RECORD)
+    [line] = await silent_of(check, RECORD)
+    assert SECOND in line
 
 
 def test_resolver_must_be_an_address() -> None:
