@@ -24,7 +24,8 @@ from typing import Any, Final
 
 from certplane import __version__
 from certplane.broker import adapters
-from certplane.broker.audit import DenialCoalescer, import_spill
+from certplane.broker.audit import DenialCoalescer, RepeatCoalescer, import_spill
+from certplane.broker.audit.measures import AUDIT_MEASURES
 from certplane.broker.database import locating, secret_source
 from certplane.broker.database import stores as open_stores
 from certplane.broker.descriptors import raise_file_limit, too_few
@@ -41,6 +42,7 @@ from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import AuditEvent, AuditEventType, IdentityKind
 from certplane.broker.policy.source import FilePolicySource
+from certplane.broker.ports import Meter
 from certplane.broker.reload import Reloader, trust_fields
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
@@ -157,7 +159,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
     rng = random.SystemRandom()
     new_event_id = TimeOrderedIds(clock)
     metrics = Metrics()
-    meter = PrometheusMeter(metrics.registry, (*MEASURES, *FLEET_MEASURES, *LOOP_MEASURES))
+    meter = PrometheusMeter(metrics.registry, (*MEASURES, *FLEET_MEASURES, *AUDIT_MEASURES, *LOOP_MEASURES))
     async with AsyncExitStack() as stack:
         files = BlockingPool("broker-files", 2)
         stack.callback(files.close)
@@ -165,8 +167,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         stores = await stack.enter_async_context(open_stores(settings, secrets, clock, meter, exclusive=True))
         if settings.audit.enabled:
             await import_spill(settings.spill_path, stores.audit, clock)
-        denials = DenialCoalescer(stores.audit, clock, new_event_id)
-        await stack.enter_async_context(denials.running())
+        denials, repeats = await stack.enter_async_context(_coalescing(stores, clock, new_event_id, meter))
         await stores.audit.append(_start_events(prepared, clock, new_event_id))
 
         epoch = RetryEpoch(clock, new_event_id)
@@ -190,6 +191,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 trust=trust,
                 audit=stores.audit,
                 denials=denials,
+                repeats=repeats,
                 issuers=issuers,
                 revokers=issuers,
                 solver=solver,
@@ -228,6 +230,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             find_certificate=stores.certificates.get_certificate,
             hashes=lambda: (prepared.policy.current.hash, trust.current.bundle.hash, epoch.current),
             count_displacement=stores.identities.count_displacement,
+            repeats=repeats,
             clock=clock,
             meter=meter,
             rng=rng,
@@ -252,6 +255,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 policy=prepared.policy,
                 enrollments=stores.enrollments,
                 identities=stores.identities,
+                repeats=repeats,
                 clock=clock,
                 new_event_id=new_event_id,
             ),
@@ -330,6 +334,18 @@ async def serve(settings: BrokerSettings) -> None:
         notifier.ready(serving)
         await stop.wait()
         _logger.info("stopping", extra={"fields": {"drain_timeout": str(settings.server.drain_timeout)}})
+
+
+@asynccontextmanager
+async def _coalescing(
+    stores: Stores, clock: Clock, new_event_id: Callable[[], str], meter: Meter
+) -> AsyncIterator[tuple[DenialCoalescer, RepeatCoalescer]]:
+    """What counts repeated audit events, after the counts of a broker that was killed have become events."""
+    await stores.repeats.recover()
+    denials = DenialCoalescer(stores.audit, clock, new_event_id)
+    repeats = RepeatCoalescer(stores.audit, stores.repeats, clock, new_event_id, meter=meter)
+    async with denials.running(), repeats.running():
+        yield denials, repeats
 
 
 def _issuance_settings(settings: BrokerSettings, accounts: Iterable[AccountKey]) -> IssuanceSettings:

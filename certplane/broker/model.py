@@ -25,6 +25,7 @@ __all__ = [
     "DenyEntry",
     "DnsChallenge",
     "EnrollmentReport",
+    "EventKind",
     "Grant",
     "IdentityKind",
     "IdentityUse",
@@ -501,6 +502,7 @@ class AuditEventType(StrEnum):
     CERTIFICATE_REVOCATION_AUTHORIZED = "certificate_revocation_authorized"
     DENIALS_COALESCED = "denials_coalesced"
     ENROLLMENT_REPORTED = "enrollment_reported"
+    EVENTS_COALESCED = "events_coalesced"
     IDENTITY_ACTIVATED = "identity_activated"
     IDENTITY_ALLOWED = "identity_allowed"
     IDENTITY_CONTESTED = "identity_contested"
@@ -564,3 +566,16 @@ class AuditEvent:
 
 
 _EVENT_FIELDS = tuple(AuditEvent.__dataclass_fields__)
+
+
+@dataclass(frozen=True, slots=True)
+class EventKind:
+    """Which audit events are equal, so that repeats may be counted together instead of written each.
+
+    Events of one `key` are. `wider` is the key of those that are still alike in what their `identity` can't choose:
+    it takes the place of `key` when the identity has made too many kinds.
+    """
+
+    identity: str
+    key: tuple[str, ...]
+    wider: tuple[str, ...]

@@ -13,9 +13,9 @@ wait never undoes or tears what was begun.
 | `CaaIdentitySource` | `issuers.caa_identity` | - |
 | `PolicySource` | `policy` | - |
 | `SecretSource` | `secrets` | tests/fakes |
-| `DenialRecorder` | `audit` | tests/fakes |
+| `DenialRecorder`, `EventRecorder` | `audit` | tests/fakes |
 | `AuditFallback` | `audit` | - |
-| `AuditImport` | `store` | - |
+| `AuditImport`, `RepeatCounts` | `store` | - |
 | `RenewalTimes` | `renewal.plans` | `StoredRenewalTimes` |
 | `Meter` | `app` | `NullMeter`, tests/fakes |
 """
@@ -32,6 +32,7 @@ from certplane.broker.model import (
     DenyEntry,
     DnsChallenge,
     EnrollmentReport,
+    EventKind,
     Grant,
     IdentityUse,
     IssuerOrder,
@@ -62,6 +63,7 @@ __all__ = [
     "DenyList",
     "DurableLimits",
     "EnrollmentStore",
+    "EventRecorder",
     "IdentityLedger",
     "IdentityRegister",
     "IdentityTrust",
@@ -78,6 +80,7 @@ __all__ = [
     "Policy",
     "PolicySource",
     "RenewalTimes",
+    "RepeatCounts",
     "Revoker",
     "SecretSource",
     "StoredRenewalTimes",
@@ -395,6 +398,58 @@ class DenialRecorder(Protocol):
 
         Raises:
             RefusalError: AUDIT_UNAVAILABLE under `fail_closed`.
+        """
+        ...
+
+
+class EventRecorder(Protocol):
+    """Audits what a caller may do again and again; repeats of one kind may be counted together instead of written each.
+
+    A count is as durable as an event: it is on the disk before the method returns. Of a kind's events nothing is lost
+    that is equal in all of them, nor their number, nor what the last one said.
+    """
+
+    async def record(self, kind: EventKind, events: Sequence[AuditEvent]) -> None:
+        """Return when the events are durable; or, the kind being repeated, when the last of them is counted.
+
+        Raises:
+            RefusalError: AUDIT_UNAVAILABLE under `fail_closed`.
+        """
+        ...
+
+    def firsts(self, kinds: Sequence[EventKind]) -> Sequence[bool]:
+        """Of events that come one after the other now: which would be written, and not only counted."""
+        ...
+
+    def note(self, kind: EventKind, event: AuditEvent) -> None:
+        """An event of this kind is durable: from now on repeats are counted."""
+        ...
+
+
+class RepeatCounts(Protocol):
+    """Keeps the counts of an `EventRecorder` while they grow: each is the event that it will be, by its `event_id`."""
+
+    async def keep(self, summaries: Sequence[AuditEvent]) -> None:
+        """Put these in the place of what was kept of them before, durable. They aren't events yet.
+
+        Raises:
+            RefusalError: AUDIT_UNAVAILABLE under `fail_closed`. Under `fail_open` what can't be kept is logged.
+        """
+        ...
+
+    async def close(self, summaries: Sequence[AuditEvent]) -> None:
+        """Make events of these, and keep them no longer, in one durable transaction.
+
+        Raises:
+            RefusalError: AUDIT_UNAVAILABLE or STORE_UNAVAILABLE; what was kept stays kept.
+        """
+        ...
+
+    async def recover(self) -> int:
+        """Make events of all that is kept: of a broker that was killed. Returns how many.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
         """
         ...
 

@@ -134,7 +134,7 @@ async def test_a_stream_is_kept_beside_its_reports(fleet: FleetStore) -> None:
 async def test_reports_count_once(fleet: FleetStore) -> None:
     """What was acknowledged is acknowledged again and isn't new; gaps are no matter."""
     first, second, third = report(1), report(4, CertificateState.DUE), report(9, CertificateState.ABSENT, "mail")
-    assert await fleet.record_reports(HOST, "e", [first, second]) == RecordedReports(4, (first, second))
+    assert await fleet.record_reports(HOST, "e", [first, second]) == RecordedReports(4, (first, second), telling=(1,))
     assert await fleet.record_reports(HOST, "e", [first, second]) == RecordedReports(4, ())
     assert await fleet.record_reports(HOST, "e", [report(3), third]) == RecordedReports(9, (third,))
     assert await fleet.record_reports(HOST, "e", []) == RecordedReports(9, ())
@@ -213,7 +213,7 @@ async def test_a_report_that_can_not_be_audited_is_not_kept(store: StoreHarness,
     assert record is not None
     assert (record.certificates, record.acknowledged_sequence) == ((), 0)
     recorded = await fleet.record_reports(HOST, "e", [decisive], events(store, decisive))
-    assert recorded == RecordedReports(1, (decisive,))
+    assert recorded == RecordedReports(1, (decisive,), telling=(1,))
     assert await audited(store) == ["1"]
 
 
@@ -223,8 +223,23 @@ async def test_under_fail_open_the_report_stands(store: StoreHarness, fleet: Fle
     decisive = serving(1, "3e7")
     with store.audit_broken():
         recorded = await fleet.record_reports(HOST, "e", [decisive], events(store, decisive))
-    assert recorded == RecordedReports(1, (decisive,))
+    assert recorded == RecordedReports(1, (decisive,), telling=(1,))
     assert await audited(store) == []
+
+
+async def test_what_tells_something_is_said_whether_it_has_an_event_or_not(fleet: FleetStore) -> None:
+    """So that whoever counts repeats together counts each telling report once, and no other."""
+    reports = [
+        report(1, CertificateState.REQUESTING),
+        serving(2, "3e7"),
+        serving(3, "3e7"),
+        report(4, CertificateState.FAILED, failed_step=RenewalStep.RELOAD),
+        serving(5, "3e7"),
+    ]
+    recorded = await fleet.record_reports(HOST, "e", reports)
+    assert recorded.telling == (2, 4, 5)
+    recorded = await fleet.record_reports(HOST, "e", [*reports, serving(6, "3e8")])
+    assert recorded.telling == (6,)
 
 
 async def test_a_fleet_that_reports_at_once_is_kept_whole(store: StoreHarness, fleet: FleetStore) -> None:

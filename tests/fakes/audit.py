@@ -1,14 +1,15 @@
-"""A `DenialRecorder` that keeps every denial, and a `Meter` that a test reads."""
+"""A `DenialRecorder` that keeps every denial, an `EventRecorder` that writes every event, and a `Meter` that a test reads."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 
-from certplane.broker.model import AuditEvent
+from certplane.broker.model import AuditEvent, EventKind
 from certplane.broker.ports import AuditLog
 
-__all__ = ["FakeDenialRecorder", "FakeMeter"]
+__all__ = ["FakeDenialRecorder", "FakeEventRecorder", "FakeMeter"]
 
 
 class FakeDenialRecorder:
@@ -22,6 +23,22 @@ class FakeDenialRecorder:
         if self._audit is not None:
             await self._audit.append([event])
         self.events.append(event)
+
+
+class FakeEventRecorder:
+    """`EventRecorder` that counts nothing together: each event is written."""
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._audit = audit
+
+    async def record(self, _kind: EventKind, events: Sequence[AuditEvent]) -> None:
+        await self._audit.append(events)
+
+    def firsts(self, kinds: Sequence[EventKind]) -> Sequence[bool]:
+        return [True] * len(kinds)
+
+    def note(self, _kind: EventKind, _event: AuditEvent) -> None:
+        pass
 
 
 class FakeMeter:

@@ -72,6 +72,8 @@ class FakeDatabase:
         self.requests: dict[tuple[str, str], RequestedRenewal] = {}
         self.events: list[AuditEvent] = []
         self.spilled: list[AuditEvent] = []
+        self.counts: dict[str, AuditEvent] = {}
+        """Repeated events while they are counted, by event_id."""
         self.commits = 0
         self.down = False
         """Every read and write fails: STORE_UNAVAILABLE."""
@@ -92,6 +94,7 @@ class FakeDatabase:
             "plans",
             "reports",
             "requests",
+            "counts",
             "events",
             "spilled",
         ):
@@ -150,6 +153,13 @@ class FakeDatabase:
         async with self.faults.around("append"):
             spill = self._check_audit(events, down=self.down)
             (self.spilled if spill else self.events).extend(events)
+            self.commits += 1
+
+    async def keep_counts(self, summaries: Sequence[AuditEvent]) -> None:
+        """Counts of repeated events: not events yet, and refused as those are."""
+        async with self.faults.around("keep_counts"):
+            if not self._check_audit(summaries, down=self.down):
+                self.counts |= {event.event_id: event for event in summaries}
             self.commits += 1
 
     def _check_up(self) -> None:

@@ -461,6 +461,7 @@ class FakeFleetStore:
         stream: HostStream | None = None,
     ) -> RecordedReports:
         audited: list[AuditEvent] = []
+        telling: list[int] = []
 
         def write() -> RecordedReports:
             row = self._db.hosts.setdefault(host, FakeHost())
@@ -478,7 +479,7 @@ class FakeFleetStore:
                 row.outcomes.pop(name, None)
             if stream is not None:
                 row.stream = stream
-            return RecordedReports(row.acknowledged, tuple(new), forgotten)
+            return RecordedReports(row.acknowledged, tuple(new), forgotten, tuple(telling))
 
         before = self._db.hosts.get(host, FakeHost())
         acknowledged = before.acknowledged if before.epoch == epoch else 0
@@ -487,6 +488,7 @@ class FakeFleetStore:
             name, outcome = report.certificate.name, report.certificate.outcome
             if report.sequence > acknowledged and outcome and outcomes[name] != outcome:
                 outcomes[name] = outcome
+                telling.append(report.sequence)
                 if events and report.sequence in events:
                     audited.append(events[report.sequence])
         return await self._db.write("record_reports", audited, write)
@@ -553,6 +555,33 @@ class FakeAuditLog:
         )
 
 
+class FakeRepeatCounts:
+    """`RepeatCounts` in memory."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    async def keep(self, summaries: Sequence[AuditEvent]) -> None:
+        await self._db.keep_counts(summaries)
+
+    async def close(self, summaries: Sequence[AuditEvent]) -> None:
+        def write() -> None:
+            for event in summaries:
+                self._db.counts.pop(event.event_id, None)
+
+        await self._db.write("close_counts", summaries, write)
+
+    async def recover(self) -> int:
+        def write() -> int:
+            left = [event for _, event in sorted(self._db.counts.items())]
+            known = {event.event_id for event in self._db.events}
+            self._db.events += [event for event in left if event.event_id not in known]
+            self._db.counts.clear()
+            return len(left)
+
+        return await self._db.write("recover_counts", (), write)
+
+
 @dataclass(frozen=True)
 class FakeStores:
     """All store fakes over one database."""
@@ -567,6 +596,7 @@ class FakeStores:
     enrollments: FakeEnrollmentStore
     fleet: FakeFleetStore
     audit: FakeAuditLog
+    repeats: FakeRepeatCounts
 
     @classmethod
     def over(cls, database: FakeDatabase) -> FakeStores:
@@ -582,6 +612,7 @@ class FakeStores:
             FakeEnrollmentStore(database),
             FakeFleetStore(database),
             FakeAuditLog(database),
+            FakeRepeatCounts(database),
         )
 
     @classmethod

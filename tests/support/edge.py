@@ -35,7 +35,7 @@ from certplane.pki.identity import TrustBundle
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.runtime.clock import SystemClock
-from tests.fakes.audit import FakeDenialRecorder, FakeMeter
+from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.stores import FakeStores
@@ -117,6 +117,7 @@ class EdgeServer:
             find_certificate=self.stores.certificates.get_certificate,
             hashes=lambda: (self.policy.current.hash, self.trust.current.bundle.hash, self.retry_epoch),
             count_displacement=self.stores.identities.count_displacement,
+            repeats=FakeEventRecorder(self.stores.audit),
             clock=self.clock,
             meter=self.meter,
             rng=random.Random(),
@@ -141,6 +142,7 @@ class EdgeServer:
                 policy=self.policy,
                 enrollments=self.stores.enrollments,
                 identities=self.stores.identities,
+                repeats=FakeEventRecorder(self.stores.audit),
                 clock=self.clock,
                 new_event_id=lambda: f"event-{next(numbers)}",
             ),

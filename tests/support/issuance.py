@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import cache
 from unittest import mock
 
+from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.issuance import steps
 from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
@@ -27,11 +28,12 @@ from certplane.broker.model import (
     OrderState,
     Profile,
 )
+from certplane.broker.ports import EventRecorder
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import build_csr, parse_csr
 from certplane.pki.keys import KeyType, PrivateKey, generate_private_key
-from tests.fakes.audit import FakeDenialRecorder, FakeMeter
+from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.database import FailureMode, FakeDatabase
 from tests.fakes.dns import FakeChallengeSolver, FakeDns, FakePreflight
@@ -144,6 +146,8 @@ class World:
     failure_mode: FailureMode = "fail_closed"
     settings: IssuanceSettings = field(default_factory=IssuanceSettings)
     policies: FakePolicySource = field(default_factory=lambda: FakePolicySource(policy()))
+    coalesces: bool = False
+    """Whether repeated events are counted together, as a broker does, or each is written."""
 
     def __post_init__(self) -> None:
         self.database = FakeDatabase(self.clock, failure_mode=self.failure_mode)
@@ -165,12 +169,18 @@ class World:
         self.plans = RenewalPlans(self.stores.renewal_plans)
         self.meter = FakeMeter()
         self.denials = FakeDenialRecorder(self.stores.audit)
+        self.repeats: EventRecorder = FakeEventRecorder(self.stores.audit)
+        if self.coalesces:
+            numbers = itertools.count(1)
+            self.repeats = RepeatCoalescer(
+                self.stores.audit, self.stores.repeats, self.clock, lambda: f"count-{next(numbers):06d}"
+            )
         self._ids = itertools.count(1)
         self._prefix = f"id{random.Random(id(self)).getrandbits(40):x}"
 
     def fork(self) -> World:
         """The world as a process finds it that starts after this moment's power cut."""
-        other = World(self.clock, self.failure_mode, self.settings, self.policies)
+        other = World(self.clock, self.failure_mode, self.settings, self.policies, self.coalesces)
         other.database = self.database.fork()
         other.dns = self.dns.fork()
         other.ca = self.ca.fork(other.dns)
@@ -189,6 +199,7 @@ class World:
             trust=self,
             audit=self.stores.audit,
             denials=self.denials,
+            repeats=self.repeats,
             issuers={issuer.name: issuer for issuer in (self.issuer, *self.others)},
             revokers={self.issuer.name: self.revoker},
             solver=self.solver,

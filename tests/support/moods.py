@@ -31,7 +31,7 @@ from certplane.runtime.clock import SystemClock
 from certplane.sandbox.acme_endpoints import FINALIZE, NEW_ORDER
 from certplane.sandbox.fault_proxy import FaultProxy
 from certplane.sandbox.pebble import Pebble
-from tests.fakes.audit import FakeDenialRecorder, FakeMeter
+from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.database import FakeDatabase
 from tests.fakes.dns import FakeChallengeSolver, FakeDns
 from tests.fakes.policy import FakePolicy, FakePolicySource
@@ -86,6 +86,7 @@ class Moody:
             trust=self,
             audit=stores.audit,
             denials=FakeDenialRecorder(stores.audit),
+            repeats=FakeEventRecorder(stores.audit),
             issuers=self._issuers,
             revokers=self._issuers,
             solver=FakeChallengeSolver(self.dns),

@@ -34,11 +34,12 @@ NO_LIMITS = DurableLimits()
 IMPATIENT = {"busy_timeout": timedelta(milliseconds=300)}
 
 _REFUSE_ON_POSTGRESQL = """
-CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no space for this'; END $$;
-CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse();
+CREATE FUNCTION refuse_{table}() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN RAISE EXCEPTION 'no space for this'; END $$;
+CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse_{table}();
 """
 _REFUSE_ON_SQLITE = """
-CREATE TRIGGER refuse BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no space for this'); END;
+CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no space for this'); END;
 """
 
 
@@ -82,9 +83,10 @@ class StorePlace:
         sql = _REFUSE_ON_SQLITE if self.kind == "sqlite" else _REFUSE_ON_POSTGRESQL
         self.execute(sql.format(table=table))
         yield
-        self.execute("DROP TRIGGER refuse" if self.kind == "sqlite" else f"DROP TRIGGER refuse ON {table}")
-        if self.kind != "sqlite":
-            self.execute("DROP FUNCTION refuse")
+        if self.kind == "sqlite":
+            self.execute(f"DROP TRIGGER refuse_{table}")
+        else:
+            self.execute(f"DROP TRIGGER refuse_{table} ON {table}; DROP FUNCTION refuse_{table}")
 
 
 @dataclass
@@ -98,13 +100,13 @@ class StoreHarness:
 
     @contextmanager
     def audit_broken(self) -> Iterator[None]:
-        """No audit event can be written."""
+        """No audit event can be written, and no repeated one counted."""
         if self.place.kind == "fake":
             self.stores.database.audit_down = True
             yield
             self.stores.database.audit_down = False
             return
-        with self.place.refusing_rows("audit_events"):
+        with self.place.refusing_rows("audit_events"), self.place.refusing_rows("audit_repeats"):
             yield
 
     def event(self, event_type: AuditEventType = AuditEventType.CERTIFICATE_AUTHORIZED, **values: Any) -> AuditEvent:

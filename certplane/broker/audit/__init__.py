@@ -3,6 +3,9 @@
     fallback.py   the failure modes: the log and the spill file (fail_open), the mirror in the log
     spill.py      the spill file: appended to by the fallback, taken back into the database at a start
     denials.py    repeated denials counted together before they fill the log
+    repeats.py    repeated reports and hand-outs counted together, durably
+    windows.py    which of many equal events are written, and which counted; pure
+    coalescing.py when summaries are written
 
 The rows themselves are written by the store, in the transaction of the change that they tell of; it knows this
 package by the ports `AuditFallback` and `AuditImport` alone.
@@ -10,6 +13,7 @@ package by the ports `AuditFallback` and `AuditImport` alone.
 
 from certplane.broker.audit.denials import DenialCoalescer
 from certplane.broker.audit.fallback import SpillFallback
+from certplane.broker.audit.repeats import RepeatCoalescer
 from certplane.broker.audit.spill import SpillFile, import_spill
 
-__all__ = ["DenialCoalescer", "SpillFallback", "SpillFile", "import_spill"]
+__all__ = ["DenialCoalescer", "RepeatCoalescer", "SpillFallback", "SpillFile", "import_spill"]

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from certplane.broker.audit.measures import EVENTS_RESCUED
 from certplane.broker.audit.spill import SpillFile
 from certplane.broker.ports import Meter, NullMeter
 
@@ -73,7 +74,7 @@ class SpillFallback:
                 self.spilled += len(records)
                 to = "spill"
         for _ in records:
-            self._meter.count("audit_events_rescued", to=to)
+            self._meter.count(EVENTS_RESCUED, to=to)
 
     def written(self, records: Sequence[str]) -> None:
         """See `AuditFallback.written`."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from certplane.broker.fleet.model import CertificateState, CertificateStatus, StatusReport
-from certplane.broker.model import AuditEvent, AuditEventType, AuditSeverity, Caller
+from certplane.broker.model import AuditEvent, AuditEventType, AuditSeverity, Caller, EventKind
 
-__all__ = ["report_events"]
+__all__ = ["ToldEvent", "first_events", "report_events"]
 
 _SEVERITIES = {
     CertificateState.FAILED: AuditSeverity.WARNING,
     CertificateState.DEGRADED: AuditSeverity.ERROR,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ToldEvent:
+    """The event of one report, and which others are its repetition."""
+
+    event: AuditEvent
+    kind: EventKind
 
 
 def report_events(
@@ -22,13 +31,29 @@ def report_events(
     reports: Iterable[StatusReport],
     now: datetime,
     new_event_id: Callable[[], str],
-) -> dict[int, AuditEvent]:
-    """The events of those reports that say something to an auditor, by sequence."""
+) -> dict[int, ToldEvent]:
+    """The events of those reports that say something to an auditor, by sequence.
+
+    One outcome of one certificate is one kind; all that a host reports is the wider one, since a host may have as many
+    certificates and reach as many outcomes as it says.
+    """
+    wider = (AuditEventType.RENEWAL_REPORTED.value, caller.name)
     return {
-        report.sequence: _event(caller, request_id, report.certificate, now, new_event_id())
+        report.sequence: ToldEvent(
+            _event(caller, request_id, report.certificate, now, new_event_id()),
+            EventKind(caller.name, (*wider, report.certificate.name, report.certificate.outcome), wider),
+        )
         for report in reports
         if report.certificate.outcome
     }
+
+
+def first_events(
+    told: Mapping[int, ToldEvent], firsts: Callable[[Sequence[EventKind]], Sequence[bool]]
+) -> dict[int, AuditEvent]:
+    """Those that are to be written, should their reports tell something: the first of each kind."""
+    are_first = firsts([one.kind for one in told.values()])
+    return {sequence: one.event for (sequence, one), first in zip(told.items(), are_first, strict=True) if first}
 
 
 def _event(caller: Caller, request_id: str, status: CertificateStatus, now: datetime, event_id: str) -> AuditEvent:

@@ -29,7 +29,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from certplane.broker.fleet import measures
-from certplane.broker.fleet.events import report_events
+from certplane.broker.fleet.events import first_events, report_events
 from certplane.broker.fleet.greeting import Greeter
 from certplane.broker.fleet.knowledge import revoked_plan
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
@@ -39,7 +39,7 @@ from certplane.broker.fleet.session import HostSession, InForceHashes
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.watching import Watcher, Watchers
 from certplane.broker.model import Caller, CertificateRecord
-from certplane.broker.ports import Meter
+from certplane.broker.ports import EventRecorder, Meter
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError, Violation
@@ -74,6 +74,7 @@ class FleetHub:
         find_certificate: Callable[[str], Awaitable[CertificateRecord | None]],
         hashes: Callable[[], tuple[str, str, str]],
         count_displacement: Callable[[str, datetime], Awaitable[None]],
+        repeats: EventRecorder,
         clock: Clock,
         meter: Meter,
         rng: random.Random,
@@ -88,6 +89,7 @@ class FleetHub:
             find_certificate: Reads a certificate by its id: a host may hold a revoked one.
             hashes: Of the policy and the agent CA bundle in force, and the retry epoch.
             count_displacement: Notes that a stream has displaced another one of the same certificate.
+            repeats: Audits what hosts report again and again.
             clock: The time.
             meter: Counts.
             rng: For nonces and waiting times.
@@ -95,6 +97,7 @@ class FleetHub:
             settings: The limits.
         """
         self._store = store
+        self._repeats = repeats
         self._greeter = Greeter(
             store=store, plans=plans, find_certificate=find_certificate, tell=self._tell, clock=clock, rng=rng
         )
@@ -444,10 +447,15 @@ class FleetHub:
     ) -> int:
         """Make reports durable, and tell watchers; the last durable sequence."""
         now = self._clock.now()
-        events = report_events(session.caller, session.request_id, reports, now, self._new_event_id)
+        told = report_events(session.caller, session.request_id, reports, now, self._new_event_id)
+        first = first_events(told, self._repeats.firsts)
         recorded = await self._store.record_reports(
-            session.host, session.epoch, reports, events, names=names, stream=stream
+            session.host, session.epoch, reports, first, names=names, stream=stream
         )
+        for sequence in first.keys() & set(recorded.telling):
+            self._repeats.note(told[sequence].kind, told[sequence].event)
+        repeated = [told[sequence] for sequence in recorded.telling if sequence not in first]
+        await asyncio.gather(*(self._repeats.record(one.kind, [one.event]) for one in repeated))
         for report in recorded.new:
             self._meter.count(measures.REPORTS, result="durable")
             self.watchers.certificate_changed(session.host, report.certificate, now)

@@ -26,12 +26,14 @@ __all__ = ["FleetFigures", "FleetStore", "RecordedReports", "RenewalRequestLog"]
 class RecordedReports:
     """What is durable now: all up to `acknowledged_sequence`, and of those given, which ones were `new`.
 
-    `forgotten` are the names of certificates that the host no longer has.
+    `forgotten` are the names of certificates that the host no longer has. `telling` are the sequences of the new ones
+    that tell an auditor something, whether they had an event or not.
     """
 
     acknowledged_sequence: int
     new: tuple[StatusReport, ...]
     forgotten: tuple[str, ...] = ()
+    telling: tuple[int, ...] = ()
 
 
 class FleetStore(Protocol):
@@ -56,8 +58,8 @@ class FleetStore(Protocol):
             host: The identity's name.
             epoch: Of the reports' sequences.
             reports: By sequence, upwards.
-            events: By sequence. A report's event is written if the report is new and its `outcome` is another than the
-                last one of its certificate that wasn't empty.
+            events: By sequence. A report's event is written if the report is telling: new, and its `outcome` is
+                another than the last one of its certificate that wasn't empty.
             names: All certificates that the host has, unless None.
             stream: To be kept beside them, as `record_stream` does.
 

@@ -221,7 +221,8 @@ class RegistrationAuthority:
             order = opened.order
         else:
             order = flight.order
-        await self._ports.audit.append((events.received(), events.authorized("joined", order.issuer)))
+        joined = events.authorized("joined", order.issuer)
+        await self._ports.repeats.record(events.joining(order, joined), (events.received(), joined))
         self._count(asked, "joined")
         return flight if flight is not None else IssueResult(order)
 

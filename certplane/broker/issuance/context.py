@@ -13,6 +13,7 @@ from certplane.broker.ports import (
     ChallengeSolver,
     DenialRecorder,
     DenyList,
+    EventRecorder,
     IdentityLedger,
     IdentityTrust,
     Issuer,
@@ -49,6 +50,7 @@ class IssuancePorts:
     trust: IdentityTrust
     audit: AuditLog
     denials: DenialRecorder
+    repeats: EventRecorder
     issuers: Mapping[str, Issuer]
     revokers: Mapping[str, Revoker]
     solver: ChallengeSolver

@@ -2,15 +2,19 @@
 
 If the event can't be written (`fail_closed`) or the store is away, nothing is handed out. The certificate stays stored
 and undelivered, so that asking again gets it.
+
+A certificate that its holder gets again and again is audited at once the first time, then counted (`EventRecorder`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from certplane.broker.issuance import measures
 from certplane.broker.issuance.authorisation import CallAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import CallEvents
-from certplane.broker.model import Caller, CertificateRecord, Order
+from certplane.broker.model import AuditEvent, Caller, CertificateRecord, EventKind, Order
 
 __all__ = ["Delivery"]
 
@@ -26,10 +30,7 @@ class Delivery:
         """A stored certificate answers a request: one durable wait for all its events."""
         self._authorisation.ask_at_hand_out(caller, record)
         batch = (events.received(), events.authorized("hit", record.issuer), events.cache_hit(record))
-        if record.deliver_time is None:
-            await self._ports.certificates.mark_delivered(record.certificate_id, self._ports.clock.now(), batch)
-        else:
-            await self._ports.audit.append(batch)
+        await self._record(events.handing_out(record, batch[-1]), record, batch)
         self._ports.meter.count(measures.DELIVERIES, source="cache")
 
     async def of_order(self, caller: Caller, order: Order, events: CallEvents) -> CertificateRecord:
@@ -47,7 +48,14 @@ class Delivery:
     async def _hand_out(self, caller: Caller, record: CertificateRecord, events: CallEvents, source: str) -> None:
         policy = await self._authorisation.ask_again(caller, record)
         events.learn_policy(policy, policy.find_profile(record.profile))
-        await self._ports.certificates.mark_delivered(
-            record.certificate_id, self._ports.clock.now(), [events.delivered(record)]
-        )
+        event = events.delivered(record)
+        await self._record(events.handing_out(record, event), record, (event,))
         self._ports.meter.count(measures.DELIVERIES, source=source)
+
+    async def _record(self, kind: EventKind, record: CertificateRecord, batch: Sequence[AuditEvent]) -> None:
+        """Make the hand-out durable: the first one of a certificate with its time, any further one as an event."""
+        if record.deliver_time is not None:
+            await self._ports.repeats.record(kind, batch)
+            return
+        await self._ports.certificates.mark_delivered(record.certificate_id, self._ports.clock.now(), batch)
+        self._ports.repeats.note(kind, batch[-1])

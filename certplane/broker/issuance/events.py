@@ -18,6 +18,7 @@ from certplane.broker.model import (
     AuditSeverity,
     Caller,
     CertificateRecord,
+    EventKind,
     Order,
     Profile,
     RevocationReason,
@@ -119,6 +120,22 @@ class CallEvents:
         facts = _of_certificate(record)
         facts |= {"profile_name": record.profile, "profile_hash": record.profile_hash}
         return self._event(AuditEventType.CERTIFICATE_DELIVERED, decision=AuditDecision.ALLOW, **facts)
+
+    def handing_out(self, record: CertificateRecord, event: AuditEvent) -> EventKind:
+        """Which hand-outs are alike: those of one certificate in one way; to one address, under one policy."""
+        return self._kind(event, record.certificate_id, event.policy_hash)
+
+    def joining(self, order: Order, event: AuditEvent) -> EventKind:
+        """Which calls that join an order are alike: those of one order; from one address."""
+        return self._kind(event, order.order_id)
+
+    def revoking(self, record: CertificateRecord, event: AuditEvent) -> EventKind:
+        """Which wishes to revoke are alike: those of one certificate for one reason; from one address."""
+        return self._kind(event, record.certificate_id, reason=event.reason_code)
+
+    def _kind(self, event: AuditEvent, subject: str, policy_hash: str = "", *, reason: str = "") -> EventKind:
+        wider = (event.event_type.value, event.identity, subject, reason)
+        return EventKind(event.identity, (*wider, policy_hash, event.source_ip), wider)
 
     def denied(self, refusal: Refusal, *, order_id: str = "", certificate_id: str = "") -> AuditEvent:
         """The call is refused."""

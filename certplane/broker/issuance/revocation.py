@@ -48,7 +48,8 @@ class Revocation:
                 Reason.ISSUER_REJECTED,
                 f"the certificate was issued by {record.issuer}, which this broker does not use any more",
             )
-        await self._ports.audit.append([events.revocation_authorized(record, reason)])
+        authorized = events.revocation_authorized(record, reason)
+        await self._ports.repeats.record(events.revoking(record, authorized), [authorized])
         await revoker.revoke(record.certificate_pem, reason, self._settings.revocation_timeout)
         revoked = await self._ports.certificates.mark_revoked(
             certificate_id, reason, self._ports.clock.now(), [events.revoked(record, reason)], by_holder=True

@@ -10,8 +10,15 @@ from typing import Any, Final, Protocol
 import grpc
 
 from certplane import __version__
-from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, EnrollmentReport, IdentityKind
-from certplane.broker.ports import EnrollmentStore, IdentityLedger, PolicySource
+from certplane.broker.model import (
+    AuditDecision,
+    AuditEvent,
+    AuditEventType,
+    EnrollmentReport,
+    EventKind,
+    IdentityKind,
+)
+from certplane.broker.ports import EnrollmentStore, EventRecorder, IdentityLedger, PolicySource
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import identity_message, invalid_request, timestamp
 from certplane.runtime.clock import Clock
@@ -54,6 +61,7 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
         policy: PolicySource,
         enrollments: EnrollmentStore,
         identities: IdentityLedger,
+        repeats: EventRecorder,
         clock: Clock,
         new_event_id: Callable[[], str],
     ) -> None:
@@ -61,6 +69,7 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
         self._policy = policy
         self._enrollments = enrollments
         self._identities = identities
+        self._repeats = repeats
         self._clock = clock
         self._new_event_id = new_event_id
 
@@ -88,7 +97,7 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
     async def ReportEnrollment(
         self, request: pb.ReportEnrollmentRequest, _context: RpcContext
     ) -> pb.ReportEnrollmentResponse:
-        """Record what the caller runs; the record and its audit event are one transaction."""
+        """Record what the caller runs; the record and its audit event are one transaction, or it is a repeated one."""
         caller, request_id = current_call()
         now = self._clock.now()
         report = EnrollmentReport(
@@ -110,7 +119,14 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
             source_ip=caller.source_ip,
             user_agent=caller.user_agent,
         )
-        await self._enrollments.record_report(report, [event])
+        wider = (event.event_type.value, caller.name)
+        kind = EventKind(caller.name, (*wider, event.reason, caller.source_ip), wider)
+        if all(self._repeats.firsts([kind])):
+            await self._enrollments.record_report(report, [event])
+            self._repeats.note(kind, event)
+        else:
+            await self._repeats.record(kind, [event])
+            await self._enrollments.record_report(report, ())
         return pb.ReportEnrollmentResponse(record_time=timestamp(now))
 
 

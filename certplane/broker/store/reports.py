@@ -46,6 +46,7 @@ class Entry:
     stream: HostStream | None = None
     answer: tuple[str | None] | None = None
     """Why it refused the last directive, None: it took it; nothing is said of it where this isn't set."""
+    telling: dict[int, None] = field(default_factory=dict)
     new: dict[int, StatusReport] = field(default_factory=dict)
     """What was found new by any try of the transaction: an earlier one may have been committed after all."""
 
@@ -83,6 +84,10 @@ class ReportRows:
         fresh: list[tuple[Entry, StatusReport]] = []
         results = [_decide(entry, known, fresh) for entry in entries]
         events = self._put(session, fresh)
+        results = [
+            replace(result, telling=tuple(entry.telling)) if entry.telling else result
+            for entry, result in zip(entries, results, strict=True)
+        ]
         for sequences in _chunks([(host, *known[host]) for host in hosts if known[host] != before.get(host)]):
             self._run(session, self._put_sequences, sequences)
         streams = {entry.host: stream_row(entry.stream) for entry in entries if entry.stream is not None}
@@ -107,6 +112,7 @@ class ReportRows:
             outcome = report.certificate.outcome
             if outcome and outcome != outcomes.get(key):
                 outcomes[key] = outcome
+                entry.telling[report.sequence] = None
                 event = entry.events.get(report.sequence)
                 if event is not None:
                     events.append(event)

@@ -30,6 +30,7 @@ __all__ = [
     "APPLICATION_ID",
     "SCHEMA_REVISION",
     "audit_events",
+    "audit_repeats",
     "certificate_statuses",
     "certificates",
     "deny_entries",
@@ -48,7 +49,7 @@ __all__ = [
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0006"
+SCHEMA_REVISION: Final = "0007"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -134,6 +135,13 @@ Index(
     orders.c.replaces_certificate_id,
     sqlite_where=text("state = 'ISSUED'"),
     postgresql_where=text("state = 'ISSUED'"),
+)
+
+Index(
+    "ix_orders_end_time",  # which ended long enough ago to be pruned
+    orders.c.end_time,
+    sqlite_where=text("end_time IS NOT NULL"),
+    postgresql_where=text("end_time IS NOT NULL"),
 )
 
 certificates = Table(
@@ -332,6 +340,16 @@ audit_events = Table(
     Column("sequence", _Sequence, primary_key=True, autoincrement=True),
     # Makes the import of spilled events happen once. Ids that sort by age keep its index an append.
     Column("event_id", Text, nullable=False, unique=True),
+    Column("create_time", _Time, nullable=False),
+    Column("record", Text, nullable=False),
+    sqlite_strict=True,
+)
+
+audit_repeats = Table(
+    # Counts of repeated events while they grow. Rows of `audit_events` one day, so they look like them.
+    "audit_repeats",
+    metadata,
+    Column("event_id", Text, primary_key=True),
     Column("create_time", _Time, nullable=False),
     Column("record", Text, nullable=False),
     sqlite_strict=True,

@@ -25,6 +25,7 @@ from certplane.broker.store.fleet import SqlFleetStore
 from certplane.broker.store.identities import SqlIdentityLedger
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
+from certplane.broker.store.repeats import SqlRepeatCounts
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Driver
 from certplane.broker.store.writer import Writer
@@ -64,6 +65,7 @@ class Stores:
     enrollments: SqlEnrollmentStore
     fleet: SqlFleetStore
     audit: SqlAuditLog
+    repeats: SqlRepeatCounts
     writer: Writer
 
     def ready(self) -> bool:
@@ -158,6 +160,7 @@ async def open_stores(
             SqlEnrollmentStore(reader, writer, log),
             SqlFleetStore(reader, writer, log),
             log,
+            SqlRepeatCounts(reader, writer, log, fallback),
             writer,
         )
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.audit.denials import DenialCoalescer, DenialWindows
+from certplane.broker.audit.denials import DenialCoalescer, denial_kind
+from certplane.broker.audit.windows import Windows
 from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType
 from certplane.errors import RefusalError
 from tests.fakes.clock import ManualClock
@@ -22,7 +23,7 @@ class Setting:
         self.clock = ManualClock()
         self.stores = FakeStores.open(self.clock)
         self._numbers = iter(range(1, 1_000_000))
-        self.denials = DenialCoalescer(self.stores.audit, self.clock, self.new_id, DenialWindows(**windows))
+        self.denials = DenialCoalescer(self.stores.audit, self.clock, self.new_id, Windows(MINUTE, **windows))
 
     def new_id(self) -> str:
         return f"event-{next(self._numbers)}"
@@ -183,13 +184,11 @@ async def test_windows_that_ended_unseen_are_told_by_the_next_denial() -> None:
 
 def test_a_window_ends_exactly_a_minute_after_its_first() -> None:
     """At the end a denial is a first one again, a moment before it is not."""
-    windows = DenialWindows()
+    windows = Windows(MINUTE)
     event = AuditEvent("e", ManualClock().now(), AuditEventType.CERTIFICATE_DENIED)
-    assert windows.admit(event, 0.0) == [event]
-    assert windows.admit(event, 59.999) == []
+    kind = denial_kind(event)
+    assert windows.admit(kind, event, 0.0) is None
+    assert windows.admit(kind, event, 59.999) is not None
     assert windows.next_end() == 60.0
-    closed = windows.admit(event, 60.0)
-    assert [(one.event_type, one.count) for one in closed] == [
-        (AuditEventType.DENIALS_COALESCED, 1),
-        (AuditEventType.CERTIFICATE_DENIED, 0),
-    ]
+    assert windows.admit(kind, event, 60.0) is None
+    assert [window.repeats for window in windows.take_ended(60.0)] == [1]

@@ -6,16 +6,24 @@ import asyncio
 import itertools
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing, Welcome
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, HostRecord, HostStream, StatusReport
+from certplane.broker.fleet.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HostRecord,
+    HostStream,
+    StatusReport,
+)
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.fleet.session import HostSession
 from certplane.broker.model import AuditEvent
@@ -82,6 +90,9 @@ class World:
             find_certificate=self.stores.certificates.get_certificate,
             hashes=lambda: self.hashes,
             count_displacement=self.stores.identities.count_displacement,
+            repeats=RepeatCoalescer(
+                self.stores.audit, self.stores.repeats, self.clock, lambda: f"count-{next(numbers)}"
+            ),
             clock=self.clock,
             meter=self.meter,
             rng=random.Random(1),
@@ -302,3 +313,44 @@ async def test_a_store_that_is_down_is_said_once(world: World, caplog: pytest.Lo
         await beat(hosts, timedelta(minutes=6))
         assert said() == 2
         world.stores.database.down = False
+
+
+Said = tuple[str, CertificateState, str]
+FLOODS: dict[str, Callable[[int], Said]] = {
+    "one outcome in turn with another": lambda n: (
+        "web",
+        CertificateState.SERVING if n % 2 else CertificateState.FAILED,
+        "",
+    ),
+    "a serial number that nobody had before": lambda n: ("web", CertificateState.SERVING, f"{n:x}"),
+    "a certificate of another name each time": lambda n: (f"web{n % 50}", CertificateState.FAILED, f"{n:x}"),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+async def test_a_flood_of_reports_is_counted(world: World, name: str) -> None:
+    """What a host reports in turn, with whatever in it, costs a bounded number of rows; all of it is in the counts."""
+    names = ("web", *(f"web{n}" for n in range(50)))
+    session = world.hub.attach(caller(name="web1.example"), "r-1", _say_nothing)
+    await world.hub.hello(session, Hello("0.1.0", "epoch-1", names, (), world.clock.now()))
+    total = 12_000
+    for number in range(total):
+        certificate, state, serial = FLOODS[name](number)
+        held = HeldCertificate(serial) if serial else None
+        status = CertificateStatus(certificate, state, served=held, issued=held)
+        if number % 50 == 0:
+            world.clock.advance(SECOND)
+            await settled()
+        await world.hub.report(session, StatusReport(number + 1, status))
+    await settled()
+    world.hub.detach(session)
+    await settled()
+    written = world.stores.database.events
+    counted = sum(event.count for event in world.stores.database.counts.values())
+    assert len(written) <= 5_020
+    assert len(world.stores.database.counts) <= 200
+    assert len(written) + counted == total
+
+
+async def _say_nothing(_message: Outgoing) -> None:
+    pass

@@ -286,3 +286,70 @@ async def test_revoking_needs_no_profile() -> None:
     record = await authority.revoke(caller(), "r", certificate_id, RevocationReason.CESSATION_OF_OPERATION)
 
     assert record.revoke_time is not None
+
+
+async def read(authority: RegistrationAuthority, order_id: str) -> None:
+    await watch(authority, "web1.test", order_id)
+
+
+REPEATED: dict[str, Callable[[RegistrationAuthority, str, str], Awaitable[object]]] = {
+    "issue, answered from the cache": lambda authority, order, certificate: authority.issue(caller(), issue()),
+    "get_order": lambda authority, order, certificate: authority.get_order(caller(), "g", order),
+    "watch_order": lambda authority, order, certificate: read(authority, order),
+    "get_certificate": lambda authority, order, certificate: authority.get_certificate(caller(), "c", certificate),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+async def test_a_certificate_handed_out_again_and_again_is_counted(name: str) -> None:
+    """A host within its allowance can't fill the disk; the first hand-out has its event, the others their count."""
+    world = World(coalesces=True)
+    authority, order_id, certificate_id = await issued(world)
+    before = len(world.database.events)
+
+    for _ in range(100):
+        await REPEATED[name](authority, order_id, certificate_id)
+
+    written = len(world.database.events) - before
+    assert written <= 3
+    (counted,) = world.database.counts.values()
+    assert counted.certificate_id == certificate_id
+    assert counted.count >= 99
+
+
+async def test_calls_that_join_an_order_again_and_again_are_counted() -> None:
+    """So are those that wait for one."""
+    world = World(coalesces=True)
+    world.issuer.faults.hold("create_order")
+    authority = await world.started()
+    for _ in range(50):
+        await authority.issue(caller(), issue(wait=NO_WAIT))
+    assert len(world.database.events) <= 4
+    assert [event.count for event in world.database.counts.values()] == [48]
+
+
+async def test_a_wish_to_revoke_that_the_ca_refuses_again_and_again_is_counted() -> None:
+    """Each is on record, as an event or in a count, before the CA is asked."""
+    world = World(coalesces=True)
+    authority, _, certificate_id = await issued(world)
+    world.revoker.faults.fail_always("revoke", unavailable())
+    before = len(world.database.events)
+    for _ in range(50):
+        with pytest.raises(RefusalError):
+            await authority.revoke(caller(), "r", certificate_id, RevocationReason.SUPERSEDED)
+    authorised = world.logged(AuditEventType.CERTIFICATE_REVOCATION_AUTHORIZED)
+    counted = sum(event.count for event in world.database.counts.values())
+    assert (authorised, counted) == (1, 49)
+    assert len(world.database.events) - before < 110
+
+
+async def test_a_counted_hand_out_that_can_not_be_recorded_is_not_made() -> None:
+    """`fail_closed` holds for the hundredth as for the first."""
+    world = World(coalesces=True)
+    authority, _, certificate_id = await issued(world)
+    for _ in range(3):
+        await authority.get_certificate(caller(), "c", certificate_id)
+    world.database.audit_down = True
+    with pytest.raises(RefusalError) as caught:
+        await authority.get_certificate(caller(), "c", certificate_id)
+    assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE

@@ -19,7 +19,7 @@ from certplane.broker.ports import NullMeter
 from certplane.broker.store import Stores, open_stores
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.ids import TimeOrderedIds
-from tests.fakes.audit import FakeDenialRecorder
+from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder
 from tests.fakes.dns import FakeChallengeSolver, FakeDns
 from tests.fakes.issuer import FakeCa, FakeIssuer, FakeRevoker
 from tests.fakes.policy import FakePolicySource
@@ -45,6 +45,7 @@ async def broker(folder: Path, ca: FakeCa) -> AsyncIterator[tuple[RegistrationAu
                 trust=World(),
                 audit=stores.audit,
                 denials=FakeDenialRecorder(stores.audit),
+                repeats=FakeEventRecorder(stores.audit),
                 issuers={"fake-ca": FakeIssuer(ca)},
                 revokers={"fake-ca": FakeRevoker(ca)},
                 solver=FakeChallengeSolver(ca.dns),
