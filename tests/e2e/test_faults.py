@@ -121,9 +121,9 @@ async def get_identity(channel: grpc.aio.Channel) -> enrollment_pb2.GetIdentityR
     return await stub.GetIdentity(enrollment_pb2.GetIdentityRequest(), timeout=HANG)
 
 
-async def report(channel: grpc.aio.Channel) -> None:
+async def report(channel: grpc.aio.Channel, version: str = "1") -> None:
     """A call that writes, and changes nothing that a test looks at."""
-    request = enrollment_pb2.ReportEnrollmentRequest(agent_version="1", identity_serial_number="ab")
+    request = enrollment_pb2.ReportEnrollmentRequest(agent_version=version, identity_serial_number="ab")
     await enrollment_pb2_grpc.EnrollmentServiceStub(channel).ReportEnrollment(request, timeout=HANG)
 
 
@@ -194,9 +194,9 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
 async def use_up(disk: Disk, broker: int, channel: grpc.aio.Channel) -> None:
     """Leave no room, and let the broker fill what its files have already."""
     disk.fill(broker)
-    for _ in range(500):
+    for number in range(500):
         try:
-            await report(channel)
+            await report(channel, f"1.{number}")  # equal ones would be counted, which takes no room
         except grpc.aio.AioRpcError as error:
             assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - the loop goes on until there is one
             return

@@ -8,7 +8,6 @@ hook shall not keep a host from reporting it.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -37,6 +36,7 @@ from certplane.broker.services.convert import invalid_request, timestamp, unix_t
 from certplane.errors import Reason, Refusal
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.status import refusal_from_status
+from certplane.runtime.sharing import SharedTexts
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
 
@@ -54,6 +54,8 @@ __all__ = [
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SERIAL: Final = re.compile(r"0|[1-9a-f][0-9a-f]{0,39}")
 _ID: Final = re.compile(r"[!-~]{0,128}")
+
+_texts: Final = SharedTexts()
 
 _MAX_VERSION: Final = 64
 _MAX_NAMES: Final = 1000
@@ -94,7 +96,7 @@ def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
     version = message.agent_version
     if not version or len(version.encode()) > _MAX_VERSION or not version.isprintable():
         raise invalid_request(f"{at}.agent_version", f"must be 1 to {_MAX_VERSION} bytes, printable")
-    names = tuple(map(sys.intern, message.certificate_names))  # kept while the stream is open; most hosts' are alike
+    names = tuple(map(_texts.share, message.certificate_names))  # kept while the stream is open; most hosts' are alike
     if not 1 <= len(names) <= _MAX_NAMES:
         raise invalid_request(f"{at}.certificate_names", f"must be 1 to {_MAX_NAMES} names")
     for name in names:
@@ -108,7 +110,7 @@ def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
         for index, report in enumerate(message.reports)
     )
     return Hello(
-        agent_version=sys.intern(version),
+        agent_version=_texts.share(version),
         epoch=_name(f"{at}.epoch", message.epoch),
         certificate_names=names,
         reports=reports,

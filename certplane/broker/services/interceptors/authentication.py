@@ -12,7 +12,6 @@ objects, the time and the deny-list are all that can have changed, and all that 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,11 +24,14 @@ from certplane.broker.ports import DenyList, Policy, PolicySource
 from certplane.errors import Reason, RefusalError
 from certplane.pki.identity import IdentityCertificate, IdentityVerifier, TrustBundle
 from certplane.runtime.clock import Clock
+from certplane.runtime.sharing import SharedTexts
 
 __all__ = ["Admission", "AuthenticationError", "Authenticator", "BundleSource", "Peer", "peer_of"]
 
 _REMEMBERED_PATHS: Final = 20_000
 """Twice the connections that one broker is meant for; an entry is a few hundred bytes."""
+
+_user_agents: Final = SharedTexts()
 
 _TLS_VERSIONS: Final = {"TLSv1.2": (1, 2), "TLSv1.3": (1, 3)}
 _MIN_VERSIONS: Final = {"1.2": (1, 2), "1.3": (1, 3)}
@@ -82,7 +84,7 @@ def peer_of(auth_context: Mapping[str, Iterable[bytes]], address: str, user_agen
         # Anything but a clear "false" counts as resumed.
         session_reused=_first(auth_context, "ssl_session_reused") != b"false",
         source_ip=_ip_of(address),
-        user_agent=sys.intern(user_agent[:256]),
+        user_agent=_user_agents.share(user_agent[:256]),
     )
 
 
