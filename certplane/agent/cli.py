@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from certplane import __version__
 from certplane.errors import CertplaneError, ConfigurationError
 from certplane.runtime.command import FAILED, OK, exit_status, interruptible
+from certplane.runtime.secrecy import keep_memory_private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: argparse ends the program itself after `--help`, `--version` and a wrong command line.
     """
     options = _parser().parse_args(arguments)
+    keep_memory_private()
     # Below that gRPC writes lines of its own about handshakes, which the agent tells with their remedy.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     config: Path = getattr(options, "config", None) or _DEFAULT_CONFIG

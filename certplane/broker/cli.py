@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from certplane import __version__
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 from certplane.runtime.logging import escape, setup
+from certplane.runtime.secrecy import keep_memory_private
 
 if TYPE_CHECKING:
     from certplane.broker.model import DenyEntry
@@ -54,6 +55,7 @@ Rows = Iterable[Mapping[str, Any]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
+    keep_memory_private()
     # What grpc's core has to say belongs to debugging; it must be told before grpc is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:

@@ -30,6 +30,7 @@ from certplane.errors import (
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.command import FAILED, OK, exit_status, interruptible
+from certplane.runtime.secrecy import keep_memory_private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: argparse ends the program itself after `--help`, `--version` and a wrong command line.
     """
     options = _parser().parse_args(arguments)
+    keep_memory_private()
     # gRPC's own lines on standard error say in OpenSSL's words what `FleetClient` says with its remedy.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return exit_status("certplanectl", lambda: asyncio.run(_run(options)))

@@ -137,3 +137,10 @@ console.log([
     (tmp_path / "rule.js").write_text(script, encoding="utf-8")
     finished = subprocess.run([node, tmp_path / "rule.js"], capture_output=True, text=True, timeout=HANG, check=False)
     assert (finished.stdout.strip(), finished.stderr) == ("yes no no no no", "")
+
+
+@pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
+def test_no_unit_leaves_a_dump(name: str) -> None:
+    """The memory of each program holds keys."""
+    lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    assert "LimitCORE=0" in lines
