@@ -40,6 +40,7 @@ from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.dns.solver import DnsSolver
+from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import AuditEvent, AuditEventType, IdentityKind
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import Meter
@@ -60,7 +61,7 @@ from certplane.broker.services.server import BrokerServer, PortError
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.store import Stores
-from certplane.broker.telemetry import LOOP_MEASURES, MetricsListener, PrometheusMeter, watch_loop
+from certplane.broker.telemetry import LOOP_MEASURES, PrometheusMeter, watch_loop
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds

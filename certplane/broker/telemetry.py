@@ -1,9 +1,6 @@
-"""What the broker measures, and where it can be read: the port `Meter` over Prometheus, and its HTTP listener.
+"""What the broker measures: the port `Meter` over Prometheus. `metrics_listener` is where it can be read.
 
 Beside what others measure it measures the event loop itself (`watch_loop`).
-
-The listener is off unless `metrics.address` is set. It is plain HTTP without authentication and serves figures alone,
-never an RPC: bind it to loopback or to a network that is the monitoring's own.
 """
 
 from __future__ import annotations
@@ -13,15 +10,13 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Final, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from certplane.broker.issuance.measures import MEASURES, Measure
 from certplane.broker.ports import Meter
-from certplane.config.values import ListenAddress
-from certplane.errors import OperationError
 from certplane.runtime.clock import Clock
 
-__all__ = ["LOOP_MEASURES", "MetricsListener", "PrometheusMeter", "watch_loop"]
+__all__ = ["LOOP_MEASURES", "PrometheusMeter", "watch_loop"]
 
 T = TypeVar("T")
 
@@ -116,27 +111,3 @@ async def watch_loop(meter: Meter, clock: Clock) -> None:
         due = clock.monotonic() + _LOOP_LOOK.total_seconds()
         await clock.sleep(_LOOP_LOOK)
         meter.observe(_LOOP_LAG, timedelta(seconds=max(0.0, clock.monotonic() - due)))
-
-
-class MetricsListener:
-    """Serves a registry at `/metrics` on a thread of its own until it is closed."""
-
-    def __init__(self, address: ListenAddress, registry: CollectorRegistry) -> None:
-        """Listen.
-
-        Raises:
-            OperationError: the address can't be listened on.
-        """
-        try:
-            self._server, self._thread = start_http_server(address.port, address.host or "::", registry)
-        except OSError as error:
-            raise OperationError(
-                f"can't serve metrics on {address}: {error.strerror or error}", remedy="change metrics.address"
-            ) from error
-        self.port = int(self._server.server_port)
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -39,4 +39,4 @@ def _set_undumpable() -> bool:
     except (AttributeError, MemoryError, OSError):  # not Linux, or no foreign functions in this sandbox
         return False
     arguments = [ctypes.c_ulong(0)] * 4
-    return prctl(_PR_SET_DUMPABLE, *arguments) == 0 and prctl(_PR_GET_DUMPABLE, *arguments) == 0
+    return bool(prctl(_PR_SET_DUMPABLE, *arguments) == 0 and prctl(_PR_GET_DUMPABLE, *arguments) == 0)

@@ -10,9 +10,10 @@ from prometheus_client import CollectorRegistry
 
 from certplane.broker.commands import identity_entry
 from certplane.broker.issuance.measures import MEASURES
+from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import DenyEntry
 from certplane.broker.reload import ExpiryLevel, expiry_level
-from certplane.broker.telemetry import LOOP_MEASURES, MetricsListener, PrometheusMeter, watch_loop
+from certplane.broker.telemetry import LOOP_MEASURES, PrometheusMeter, watch_loop
 from certplane.config.values import ListenAddress
 from certplane.errors import OperationError
 from tests.fakes.clock import ManualClock
