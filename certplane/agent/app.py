@@ -12,15 +12,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from certplane.agent.control import ControlServer, FanOut, Outcome
-from certplane.agent.host import IDENTITY, Host
+from certplane.agent.host import Host
 from certplane.agent.install.activation import ActivationResult, Activator, Reload, command_reload
 from certplane.agent.install.hook import ShellHookRunner
 from certplane.agent.install.probe import TlsProbe, server_name_of
-from certplane.agent.lineage import Activates, Lineage, LineageLife, Obtain, is_well
+from certplane.agent.lineage import Activates, Lineage, LineageLife, Obtain
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
 from certplane.agent.link.stream import ChannelSource, StatusStream
 from certplane.agent.model import HookResult
+from certplane.agent.outcome import renewal_outcome
 from certplane.agent.ports import Broker, OrderFollower
 from certplane.agent.renewal.skew import ClockSkew
 from certplane.agent.request import BrokerRequest
@@ -30,7 +31,7 @@ from certplane.errors import CertplaneError, OperationError, Reason, RefusalErro
 from certplane.runtime.backoff import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from certplane.agent.model import LineageStatus, Version
     from certplane.agent.renewal.plan import Request, Verify
@@ -151,42 +152,55 @@ class Agent:
         """Do all that is due: the identity first, then the certificates together. Returns each one's status.
 
         Raises:
-            CertplaneError: this host isn't enrolled, or its state can't be read or written.
+            CertplaneError: this host isn't enrolled, or the state of a lineage can't be read or written: told when all
+                that could be done for the others is done.
         """
         await self._start()
-        statuses = {IDENTITY: await self._identity.settle()}
+        statuses: dict[str, LineageStatus] = {}
+        errors = await self._settle_all([self._identity], statuses)
         try:
             await self._report()
         except CertplaneError as error:
             logger.warning("the broker has not heard of this host's identity: %s", error)
-        lives = self._certificates.values()
-        results = await asyncio.gather(*(life.settle() for life in lives), return_exceptions=True)
-        errors = []
-        for life, result in zip(lives, results, strict=True):
-            if isinstance(result, BaseException):
-                errors.append(result)
-                self._progress.failed(life.name, str(result))
-            else:
-                statuses[life.name] = result
+        errors |= await self._settle_all(self._certificates.values(), statuses)
         if self._stream is not None:
             await self._stream.deliver()
+            again = [life for life in self._certificates.values() if life.wants_again]  # the broker has just said so
+            errors |= await self._settle_all(again, statuses)
         if errors:
-            raise errors[0]
+            raise next(iter(errors.values()))
         return statuses
 
-    async def renew(self, name: str) -> bool:
-        """Renew one certificate now; whether a new version is in use. `progress` has been told why not.
+    async def _settle_all(
+        self, lives: Iterable[LineageLife], statuses: dict[str, LineageStatus]
+    ) -> dict[str, CertplaneError]:
+        """Settle some together; one that fails keeps no other from it. Returns what failed."""
+        errors: dict[str, CertplaneError] = {}
+
+        async def settle(life: LineageLife) -> None:
+            try:
+                statuses[life.name] = await life.settle()
+            except CertplaneError as error:
+                errors[life.name] = error
+                logger.error("%s: %s", life.name, error)  # noqa: TRY400 - a traceback says nothing more
+                self._progress.failed(life.name, str(error))
+
+        await asyncio.gather(*(settle(life) for life in lives))
+        return errors
+
+    async def renew(self, name: str) -> Outcome:
+        """Renew one certificate now; says whether a new version is in use, and if not, why.
 
         Raises:
             CertplaneError: this host isn't enrolled, or its state can't be read or written.
         """
         await self._start()
-        await self._identity.settle()
+        await self._settle_all([self._identity], {})
         before = await self._newest(name)
         status = await self._certificates[name].settle(forced=True)
         if self._stream is not None:
             await self._stream.deliver()
-        return self._is_renewed(name, before, status)
+        return renewal_outcome(name, before, status, self._host.clock.now())
 
     async def close(self) -> None:
         """End the channel."""
@@ -289,35 +303,17 @@ class Agent:
         """`renew` for the control socket, which hears of `progress`."""
         life = self._certificates.get(name)
         if life is None:
-            self._progress.failed(name, "the agent that runs has no certificate of that name; restart it")
-            return Outcome(ok=False, text="unknown")
-        before = await self._newest(name)
+            return Outcome(ok=False, text="the agent that runs has no certificate of that name; restart it")
         try:
+            before = await self._newest(name)
             status = await life.renew_now()
         except CertplaneError as error:
-            self._progress.failed(name, str(error))
             return Outcome(ok=False, text=str(error))
-        renewed = self._is_renewed(name, before, status)
-        return Outcome(ok=renewed, text="renewed" if renewed else status.last_error)
+        return renewal_outcome(name, before, status, self._host.clock.now())
 
     async def _newest(self, name: str) -> int:
         versions = await self._host.disk.run(self._host.certificates[name].versions.versions)
         return versions[-1].number if versions else 0
-
-    def _is_renewed(self, name: str, before: int, status: LineageStatus) -> bool:
-        if is_well(status) and status.confirmed_version is not None and status.confirmed_version > before:
-            return True
-        if is_well(status) and status.activate_after is not None and (status.issued_version or 0) > before:
-            when = f"{status.activate_after:%Y-%m-%d %H:%M} UTC"
-            self._progress.done(name, f"version {status.issued_version} is here; it is used from {when} on")
-            return True
-        if is_well(status) and status.retry_time is not None:
-            text = f"not renewed: the broker or the CA asked to wait until {status.retry_time:%Y-%m-%d %H:%M:%S} UTC"
-            self._progress.failed(name, text)
-        elif is_well(status) and status.confirmed_version == before:
-            text = f"not renewed: version {before}, which was here already, is in use now; ask again for a new one"
-            self._progress.failed(name, text)
-        return False
 
     def _certificate(self, settings: CertificateSettings, lineage: Lineage) -> LineageLife:
         reload = None

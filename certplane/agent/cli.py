@@ -23,9 +23,13 @@ from certplane.runtime.secrecy import keep_memory_private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
+    from certplane.agent.control import Outcome
     from certplane.agent.host import Host
+    from certplane.agent.lineage import Lineage
     from certplane.agent.settings import AgentSettings
+    from certplane.agent.status import LineageReport
     from certplane.config.values import LogLevel
     from certplane.runtime.progress import Progress
 
@@ -120,6 +124,7 @@ async def _daemon(host: Host) -> int:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, logger.warning, "agent.yml is read at the start: restart the agent")
     events = FanOut()
+    host.check_owner("run")
     with host.lock():
         agent = Agent(host, events)
         try:
@@ -134,6 +139,7 @@ async def _run_once(_: argparse.Namespace, host: Host, progress: Progress) -> in
     from certplane.agent.app import Agent  # noqa: PLC0415 - as in `main`
     from certplane.agent.lineage import is_well  # noqa: PLC0415
 
+    host.check_owner("run --once")
     with host.lock():
         agent = Agent(host, progress)
         try:
@@ -144,31 +150,39 @@ async def _run_once(_: argparse.Namespace, host: Host, progress: Progress) -> in
 
 
 async def _enroll(options: argparse.Namespace, host: Host, progress: Progress) -> int:
+    host.check_owner("enroll --force" if options.force else "enroll")
     with host.lock():
         await host.enroll(progress, force=options.force)
     return OK
 
 
 async def _renew(options: argparse.Namespace, host: Host, progress: Progress) -> int:
-    from certplane.agent.install.lock import StateLockedError  # noqa: PLC0415 - as in `main`
+    from certplane.agent.control import ask  # noqa: PLC0415 - as in `main`
+    from certplane.agent.install.lock import StateLockedError  # noqa: PLC0415
 
     if options.name not in host.certificates:
         message = f"has no certificate named {options.name!r}"
         remedy = f"use one of: {', '.join(host.certificates) or 'none'}"
         raise ConfigurationError([host.settings.source.problem("certificates", message, remedy)])
-    try:
-        renewed = await _renew_here(options.name, host, progress)
-    except StateLockedError as locked:
-        from certplane.agent.control import ask  # noqa: PLC0415
+    request = {"command": "renew", "name": options.name}
+    outcome = await ask(host.state_dir, request, progress)
+    if outcome is None:
+        host.check_owner(f"renew {options.name}")
+        try:
+            outcome = await _renew_here(options.name, host, progress)
+        except StateLockedError:
+            outcome = await ask(host.state_dir, request, progress)
+            if outcome is None:  # not an agent that runs, but another command, or one that is only starting
+                raise
+    text = outcome.text or "not renewed; `certplane-agent status` and the agent's log say why"
+    if outcome.ok:
+        progress.done(options.name, text)
+    else:
+        progress.failed(options.name, text)
+    return OK if outcome.ok else FAILED
 
-        answer = await ask(host.state_dir, {"command": "renew", "name": options.name}, progress)
-        if answer is None:  # not an agent that runs, but another command, or one that is only starting
-            raise locked from None
-        renewed = answer.ok
-    return OK if renewed else FAILED
 
-
-async def _renew_here(name: str, host: Host, progress: Progress) -> bool:
+async def _renew_here(name: str, host: Host, progress: Progress) -> Outcome:
     from certplane.agent.app import Agent  # noqa: PLC0415 - as in `main`
 
     with host.lock():
@@ -196,7 +210,6 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
     from certplane.agent.control import ask  # noqa: PLC0415 - as in `main`
     from certplane.agent.status import (  # noqa: PLC0415
         StatusReport,
-        lineage_report,
         link_report,
         to_json,
         to_text,
@@ -211,16 +224,25 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
     report = StatusReport(
         identity_name=host.settings.identity.name,
         running=running,
-        identity=lineage_report(host.identity.spec, await host.identity.facts(now), now),
-        certificates=tuple(
-            [lineage_report(lineage.spec, await lineage.facts(now), now) for lineage in host.certificates.values()]
-        ),
+        identity=await _lineage_report(host.identity, now, identity=True),
+        certificates=tuple([await _lineage_report(lineage, now) for lineage in host.certificates.values()]),
         broker=link_report(
             await host.disk.run(host.link_file.load), running=bool(running), unacknowledged=host.reports.unacknowledged
         ),
     )
     print(to_json(report) if options.json else to_text(report, now))
     return OK
+
+
+async def _lineage_report(lineage: Lineage, now: datetime, *, identity: bool = False) -> LineageReport:
+    """One lineage as it is; one whose state can't be read hides no other."""
+    from certplane.agent.faults import as_error  # noqa: PLC0415 - as in `main`
+    from certplane.agent.status import lineage_report, unreadable_report  # noqa: PLC0415
+
+    try:
+        return lineage_report(lineage.spec, await lineage.facts(now), now, identity=identity)
+    except Exception as error:  # noqa: BLE001 - see above
+        return unreadable_report(lineage.spec, str(as_error(lineage.name, error)), now)
 
 
 _COMMANDS = {"enroll": _enroll, "run": _run_once, "check": _check, "status": _status, "renew": _renew}

@@ -157,7 +157,7 @@ async def ask(state_dir: Path, request: dict[str, str], progress: Progress) -> O
         return None
     except (OSError, TimeoutError) as error:
         raise OperationError(
-            f"the running agent can't be asked: {error}", remedy="run the command as the agent's user"
+            f"the running agent can't be asked: {error}", remedy="run the command as the agent's user, or as root"
         ) from error
     try:
         writer.write(json.dumps(request).encode() + b"\n")

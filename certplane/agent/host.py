@@ -13,14 +13,18 @@ No network and no gRPC here: `status` needs no more than this, and `enroll` only
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
+import pwd
 import random
 import secrets
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from certplane.agent.faults import as_error
 from certplane.agent.install.access import FileAccess
 from certplane.agent.install.directive import JsonDirectiveFile
 from certplane.agent.install.lineage import FileVersionStore
@@ -34,8 +38,9 @@ from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.lineage import Lineage
 from certplane.agent.link.state import LinkFile
 from certplane.agent.model import InstallMode
-from certplane.agent.renewal.plan import LineageSpec
-from certplane.agent.renewal.status import new_status
+from certplane.agent.renewal.plan import LineageSpec, newest_version
+from certplane.agent.renewal.status import new_status, not_shown
+from certplane.agent.renewal.waiting import Asked
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.spool import FileReportSpool
 from certplane.config.bundles import read_ca_bundle
@@ -44,6 +49,7 @@ from certplane.errors import CertplaneError, ConfigurationError, ConfigurationPr
 from certplane.runtime.clock import Clock, SystemClock, local_zone
 from certplane.runtime.files import Owner, temporary_name
 from certplane.runtime.pool import BlockingPool
+from certplane.runtime.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,6 +78,7 @@ _PARTS = {
 _OWN = (IDENTITY, "certificates", "reports", "control", "lock", "link.json", temporary_name("link.json"))
 """What the agent keeps in `state_dir`. Beside them outputs may lie there: the public format's examples do so."""
 _MOST_PASSWORD = 1024
+_MOST_ERROR = 2000
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +109,15 @@ class Host:
         self._statuses: dict[str, ReportedStatusFile] = {}
         local = local_zone()
         identity = settings.identity
+        everywhere = (settings.broker, replace(identity, bootstrap_token=None))
+        """What every request goes by."""
         self.identity = self._lineage(
             LineageSpec(
                 IDENTITY,
                 phase_key=f"{identity.name}/{IDENTITY}",
                 renew_before=identity.renew_before,
                 warn_before=identity.warn_before,
+                asked=Asked(_hash(identity.name, identity.key_type.value), _hash(everywhere)),
             ),
             self.state_dir / IDENTITY,
             outputs[IDENTITY],
@@ -125,6 +135,10 @@ class Host:
                     expires_override=certificate.activate.expires_override,
                     local=local,
                     verify_interval=None if certificate.verify is None else certificate.verify.every,
+                    asked=Asked(
+                        _hash(certificate.profile, sorted(certificate.dns_names), certificate.key_type.value),
+                        _hash(certificate, everywhere),
+                    ),
                 ),
                 self.state_dir / "certificates" / certificate.name,
                 outputs[f"certificates[{number}]"],
@@ -171,6 +185,27 @@ class Host:
         """The lock of the state directory: held by whoever writes it."""
         return StateLock(self.state_dir)
 
+    def check_owner(self, command: str) -> None:
+        """Whether root would write into the state of another user, whose agent could do without it then. Blocks.
+
+        Args:
+            command: What is to be run, as it is typed after the program's name.
+
+        Raises:
+            OperationError: it would; the remedy is the line to type.
+        """
+        if os.geteuid() != 0:
+            return
+        try:
+            owner = self.state_dir.stat().st_uid
+        except OSError:
+            return
+        if owner != 0:
+            raise OperationError(
+                f"{self.state_dir} belongs to {_user(owner)}, whose agent couldn't use what root writes there",
+                remedy=f"run `sudo -u {_user(owner)} certplane-agent -c {self.settings.source.file} {command}`",
+            )
+
     def check_files(self) -> None:
         """Read the files that agent.yml names and gRPC would take without a word. Blocks.
 
@@ -211,13 +246,46 @@ class Host:
     async def prepare(self, *lineages: Lineage) -> None:
         """Finish what a crash left, and make the configured paths show what is in force, also where they are new.
 
-        Under the lock, before anything else is done with a lineage. What fails is logged: its own steps meet it again.
+        Under the lock, before anything else is done with a lineage. What fails, whatever it is, is that lineage's
+        failure: logged, shown by its status, and tried again as an activation is; the others go on.
         """
         for lineage in lineages:
             try:
-                await self.disk.run(_show_current, self._stores[lineage.name])
-            except CertplaneError as error:
-                logger.error("%s: %s", lineage.name, error)  # noqa: TRY400 - a traceback says nothing more
+                await self.disk.run(self._show_current, lineage)
+            except Exception as error:  # noqa: BLE001 - see above
+                told = as_error(lineage.name, error)
+                logger.error("%s: %s", lineage.name, told)  # noqa: TRY400 - a traceback says nothing more
+                await self._note_not_shown(lineage, told)
+
+    def _show_current(self, lineage: Lineage) -> None:
+        store = self._stores[lineage.name]
+        store.recover()
+        current = store.current() or self._in_force_once(lineage)
+        if current is not None:
+            store.activate(current)
+
+    def _in_force_once(self, lineage: Lineage) -> Version | None:
+        """The version that was in force, where `current` is gone or leads nowhere."""
+        versions = self._stores[lineage.name].versions()
+        if lineage is self.identity:
+            return newest_version(tuple(versions))  # an enrollment that ended before it had put it in force, too
+        status = lineage.statuses.load()
+        confirmed = None if status is None else status.confirmed_version
+        found = next((each for each in versions if each.number == confirmed), None)
+        if found is not None:
+            logger.warning("%s: `current` leads nowhere; version %d is in force again", lineage.name, found.number)
+        return found
+
+    async def _note_not_shown(self, lineage: Lineage, error: CertplaneError) -> None:
+        def note() -> None:
+            now = self.clock.now()
+            status = lineage.statuses.load() or new_status(lineage.name, now)
+            lineage.statuses.save(not_shown(status, printable(str(error), _MOST_ERROR), now, self.rng))
+
+        try:
+            await self.disk.run(note)
+        except Exception as failure:  # noqa: BLE001 - its life meets the same disk, and says so
+            as_error(lineage.name, failure)
 
     async def report_all(self) -> None:
         """Take up a report of each lineage as it is, where that wasn't said: a crash, or another agent.yml, may be why.
@@ -229,11 +297,18 @@ class Host:
     def _report_all(self) -> None:
         self.reports.load()
         for name, statuses in self._statuses.items():
-            statuses.report(statuses.load() or new_status(name, self.clock.now()))
+            try:
+                statuses.report(statuses.load() or new_status(name, self.clock.now()))
+            except Exception as error:  # noqa: BLE001 - the other lineages are reported
+                logger.warning("%s: can't be reported: %s", name, as_error(name, error))
 
     async def current_identity(self) -> Version | None:
-        """The identity in force; None before enrollment."""
-        return await self.disk.run(self.identity.versions.current)
+        """The identity in force, or the newest where `current` was damaged; None before enrollment."""
+
+        def current() -> Version | None:
+            return self.identity.versions.current() or newest_version(tuple(self.identity.versions.versions()))
+
+        return await self.disk.run(current)
 
     def authority(self) -> StepCaAuthority:
         """The internal CA."""
@@ -309,11 +384,16 @@ class Host:
         self.disk.close()
 
 
-def _show_current(store: FileVersionStore) -> None:
-    store.recover()
-    current = store.current()
-    if current is not None:
-        store.activate(current)
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"  # as sudo(8) takes it
+
+
+def _hash(*values: object) -> str:
+    """What tells these settings from others; the same values have the same one in every process of a release."""
+    return hashlib.sha256(repr(values).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 def _access(certificate: CertificateSettings) -> dict[Part, FileAccess]:
@@ -338,6 +418,12 @@ def _pkcs12(settings: AgentSettings, number: int) -> Pkcs12Maker | None:
         content = content.removesuffix(b"\r")
         if not content:
             raise ConfigurationError([problem(key, f"{path} is empty", "put the password there")])
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            message = f"the password in {path} is not UTF-8, as PKCS#12 files need it (octet {error.start + 1})"
+            remedy = f"write it as UTF-8, or make another: openssl rand -base64 24 > {path}"
+            raise ConfigurationError([problem(key, message, remedy)]) from None  # the error would show the password
         return content
 
     return Pkcs12Maker(password, certificate.pkcs12.friendly_name or certificate.name)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
+from certplane.agent.faults import as_error
 from certplane.agent.model import LineageState
 from certplane.agent.renewal.directed import laid_over
 from certplane.agent.renewal.failures import failure_of, is_final_for_key
@@ -39,6 +41,7 @@ from certplane.agent.renewal.status import (
     settle_clock,
     settle_jump,
 )
+from certplane.agent.renewal.waiting import LEAST_WAIT
 from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.runtime.finishing import uninterrupted
 
@@ -197,7 +200,8 @@ class LineageLife:
         self._progress = progress
         self._woken = asyncio.Event()
         self._forced = False
-        self._forgiven = False
+        self._again_at: float | None = None
+        self._forgiven_at = -math.inf
         self._unseen = True
         self._last: tuple[datetime, float] | None = None
         self._settled: list[asyncio.Future[LineageStatus]] = []
@@ -219,9 +223,8 @@ class LineageLife:
                 logger.error("%s: %s", self.name, error)  # noqa: TRY400 - a traceback says nothing more
                 self._settle_with(error)
                 span = _AFTER_DISK_ERROR
-            except Exception as error:  # a fault of ours must not end the other lineages
-                logger.exception("%s: unexpected", self.name)
-                self._settle_with(error)
+            except Exception as error:  # noqa: BLE001 - a bug must not end the other lineages
+                self._settle_with(as_error(self.name, error))
                 span = _AFTER_FAULT
             else:
                 if isinstance(plan.step, Activate) and requested:
@@ -229,15 +232,30 @@ class LineageLife:
                 requested = isinstance(plan.step, Request)
                 if span > timedelta() and not self._forced:
                     self._settle_with(status)
+            if self._again_at is not None:
+                span = min(span, max(timedelta(seconds=self._again_at - self._clock.monotonic()), timedelta()))
             if span > timedelta():
                 await self._sleep(span)
 
     async def settle(self, *, forced: bool = False) -> LineageStatus:
         """Do all that is due now, then return; instead of `run`, for a program that ends.
 
+        What `try_again` has asked for is done at once, however it was to be spread.
+
         Raises:
-            CertplaneError: the status can't be read or written.
+            CertplaneError: the status can't be read or written, or a bug.
         """
+        if self._again_at is not None:
+            self._again_at = self._clock.monotonic()
+        try:
+            return await self._settle(forced=forced)
+        except Exception as error:
+            told = as_error(self.name, error)
+            if told is error:
+                raise
+            raise told from error
+
+    async def _settle(self, *, forced: bool) -> LineageStatus:
         requested = False
         for number in range(_MOST_STEPS):
             plan, status = await self._advance(forced=forced)
@@ -268,10 +286,21 @@ class LineageLife:
         self._woken.set()
         return await future
 
-    def try_again(self) -> None:
-        """What made requests fail is gone: don't wait out our own patience (a CA's or a limit's time still counts)."""
-        self._forgiven = True
+    def try_again(self, *, after: timedelta = timedelta()) -> None:
+        """What made requests fail is gone: don't wait out our own patience (a time that a CA named still counts).
+
+        Args:
+            after: When to try, so that hosts that hear of it together don't come together. Who says so again and again
+                is heard once in `LEAST_WAIT`.
+        """
+        at = max(self._clock.monotonic() + after.total_seconds(), self._forgiven_at + LEAST_WAIT.total_seconds())
+        self._again_at = at if self._again_at is None else min(self._again_at, at)
         self._woken.set()
+
+    @property
+    def wants_again(self) -> bool:
+        """Whether `try_again` was asked for and nothing was planned since."""
+        return self._again_at is not None
 
     def wake(self) -> None:
         """Something on disk has changed: plan anew."""
@@ -281,8 +310,8 @@ class LineageLife:
         """Plan, and take the one step; returns the status after it."""
         now = self._clock.now()
         facts = await self._facts(now)
-        if self._forgiven:
-            self._forgiven = False
+        if self._again_at is not None and self._again_at <= self._clock.monotonic():
+            self._again_at, self._forgiven_at = None, self._clock.monotonic()
             facts = replace(facts, status=replace(facts.status, next_attempt_time=None))
         known = facts
         if self._unseen:  # whatever an earlier process saw: what is served now?
@@ -298,6 +327,7 @@ class LineageLife:
                 status = await self._request(plan.step, facts, status)
             case Activate(version):
                 self._progress.step(self.name, f"installing version {version.number}")
+                status = replace(status, activated_settings=self._lineage.spec.asked.settings)
                 status = await uninterrupted(self._activate(version, status))
             case Verify():
                 self._unseen = False
@@ -321,7 +351,13 @@ class LineageLife:
     async def _request(self, request: Request, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
         self._progress.step(self.name, f"requesting: {request.reason}")
         logger.info("%s: requesting a certificate: %s", self.name, request.reason)
-        status = await self._lineage.save(requesting(status, request.reason, self._clock.now()))
+        asked = self._lineage.spec.asked
+        status = replace(
+            requesting(status, request.reason, self._clock.now()),
+            asked_request=asked.request,
+            asked_settings=asked.settings,
+        )
+        status = await self._lineage.save(status)
         try:
             if request.abandon_pending:
                 await self._lineage.disk.run(self._lineage.keys.abandon)
@@ -330,9 +366,10 @@ class LineageLife:
             logger.warning("%s: %s", self.name, error)
             self._progress.failed(self.name, str(error))
             return status
-        except CertplaneError as error:
-            return await self._request_failed(error, facts, status)
-        return await self._lineage.save(request_succeeded(status, version, self._clock.now()))
+        except Exception as error:  # noqa: BLE001 - as in `run`: it waits as any failure does
+            return await self._request_failed(as_error(self.name, error), facts, status)
+        succeeded = request_succeeded(status, version, self._clock.now(), directed=request.directed)
+        return await self._lineage.save(succeeded)
 
     async def _request_failed(self, error: CertplaneError, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
         now = self._clock.now()
@@ -361,9 +398,17 @@ class LineageLife:
 
     def _still_ill(self, wait: Wait, status: LineageStatus) -> None:
         """Nothing was tried, since what failed before waits for its time: say so once more."""
-        text = f"{status.last_error or 'it'} (waits until {_text(wait.until)})"
+        text = f"{status.last_error or 'it'} ({self._waiting(wait)})"
         logger.error("%s: %s", self.name, text)
         self._progress.failed(self.name, text)
+
+    def _waiting(self, wait: Wait) -> str:
+        """Until when, whose word that is, and what a person can do."""
+        if wait.by_issuer:
+            return f"the CA named {_text(wait.until)}: no request before"
+        if self._lineage.directive is None:  # the identity's, which nobody renews by hand
+            return f"waits until {_text(wait.until)}"
+        return f"waits until {_text(wait.until)}; `certplane-agent renew {self.name}` tries now"
 
     def _settle_with(self, result: LineageStatus | Exception) -> None:
         for future in self._settled:

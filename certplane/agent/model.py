@@ -6,7 +6,7 @@ hexadecimal; PEM strings end with a newline.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -59,6 +59,8 @@ class DirectedRenewal:
     reason: str = ""
     explanation_url: str = ""
     renewal_request_id: str = ""
+    receive_time: datetime | None = field(default=None, compare=False)
+    """When this host heard it first; the same directive again is no other one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,7 @@ class LineageStatus:
     rejected_version: int | None = None
     """The version whose reload failed and was rolled back; activation is retried, not issuance."""
     retry_time: datetime | None = None
-    """No request before it: the CA, a limit or the broker said so. Not even a forced one."""
+    """No request before it: a CA said so. Not even a forced one; see `renewal.waiting`."""
     confirmed_version: int | None = None
     """The last version whose activation succeeded. A newer one on disk is still to be activated; it is what a failed
     activation goes back to."""
@@ -265,6 +267,15 @@ class LineageStatus:
     """Whether the one reload that such a find is worth has been made."""
     revoked_versions: tuple[int, ...] = ()
     """Versions on disk that are known to be revoked: replaced at once, and never gone back to."""
+    failed_time: datetime | None = None
+    """When the last of `failures` was."""
+    asked_request: str = ""
+    """What the last request asked for, and by which settings: hashes (`renewal.waiting.Asked`). Empty: not known."""
+    asked_settings: str = ""
+    activated_settings: str = ""
+    """The same of the last activation."""
+    directed_times: tuple[datetime, ...] = ()
+    """When the last renewals came that the broker wanted before their time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,22 +7,39 @@ the JSON are only ever added.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from certplane.agent.link.state import LinkPhase
 from certplane.agent.model import LineageState
-from certplane.agent.renewal.plan import due_time, newest_version, shown_reason, warn_time
+from certplane.agent.renewal.health import HealthWord, Severity, lineage_health
+from certplane.agent.renewal.plan import LineageFacts, due_time, newest_version, shown_reason, warn_time
 from certplane.agent.renewal.skew import MOST_SKEW
+from certplane.agent.renewal.status import new_status
+from certplane.agent.renewal.waiting import hold_of
 from certplane.runtime.tables import moment_text, span_text, table_lines
+from certplane.runtime.text import printable
 
 if TYPE_CHECKING:
     from certplane.agent.link.state import LinkState
-    from certplane.agent.renewal.plan import LineageFacts, LineageSpec
+    from certplane.agent.renewal.plan import LineageSpec
 
-__all__ = ["LineageReport", "LinkReport", "StatusReport", "lineage_report", "link_report", "to_json", "to_text"]
+__all__ = [
+    "UNREADABLE",
+    "LineageReport",
+    "LinkReport",
+    "StatusReport",
+    "lineage_report",
+    "link_report",
+    "to_json",
+    "to_text",
+    "unreadable_report",
+]
 
+UNREADABLE = "unreadable"
+"""The state of a lineage whose files can't be read."""
+_MOST_TEXT = 8000
 _WHY = 40
 """Characters of a reason in a table."""
 
@@ -36,6 +53,7 @@ class LineageReport:
     `overdue` say what a date alone doesn't. `renew_reason` is why it is renewed now, or else why then. `served_...` is
     what the service presented at `verify_time`, and `served_version` which version that is; all are empty and None
     without a `verify`. `last_error` is of the step `failed_step`, `verify_error` of the last look at the service.
+    `health` is the worst of what is wrong as a word (`renewal.health`), `health_text` what that is here.
     """
 
     name: str
@@ -66,6 +84,10 @@ class LineageReport:
     verify_error: str
     verify_failures: int
     next_verify_time: datetime | None
+    health: str = HealthWord.OK.value
+    severity: str = Severity.OK.value
+    health_text: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +119,15 @@ class StatusReport:
     broker: LinkReport
 
 
-def lineage_report(spec: LineageSpec, facts: LineageFacts, now: datetime) -> LineageReport:
+def lineage_report(spec: LineageSpec, facts: LineageFacts, now: datetime, *, identity: bool = False) -> LineageReport:
     """What is on disk, as a person wants to know it."""
     current, status = facts.current, facts.status
     newest = newest_version(facts.versions)
-    attempts = [time for time in (status.next_attempt_time, status.retry_time) if time is not None]
+    health = lineage_health(spec, facts, now, identity=identity)
+    attempts = []
+    hold = hold_of(spec.asked, status, None if newest is None else newest.directed, now, forced=False)
+    if status.failures and hold is not None:  # without one it is tried as soon as an agent runs with this agent.yml
+        attempts.append(hold.until)
     if status.activation_failures and status.next_activation_time is not None:
         attempts.append(status.next_activation_time)
     return LineageReport(
@@ -133,6 +159,23 @@ def lineage_report(spec: LineageSpec, facts: LineageFacts, now: datetime) -> Lin
         verify_error=status.verify_error,
         verify_failures=status.verify_failures,
         next_verify_time=status.next_verify_time,
+        health=health.word.value,
+        severity=health.severity.value,
+        health_text=health.text,
+        remedy=health.remedy,
+    )
+
+
+def unreadable_report(spec: LineageSpec, error: str, now: datetime) -> LineageReport:
+    """A lineage whose state can't be read: nothing is known of it but that."""
+    nothing = LineageFacts((), None, None, replace(new_status(spec.name, now), last_error=error))
+    return replace(
+        lineage_report(spec, nothing, now),
+        state=UNREADABLE,
+        health=HealthWord.WONT_HEAL.value,
+        severity=Severity.CRITICAL.value,
+        health_text=f"its state can't be read: {error}",
+        remedy="",
     )
 
 
@@ -159,7 +202,7 @@ def _state(facts: LineageFacts) -> str:
 
 def to_json(report: StatusReport) -> str:
     """The report as one JSON object; times are RFC 3339 in UTC."""
-    return json.dumps(asdict(report), default=_to_json, indent=2, ensure_ascii=False)
+    return json.dumps(_shown(asdict(report)), default=_to_json, indent=2, ensure_ascii=False)
 
 
 def to_text(report: StatusReport, now: datetime) -> str:
@@ -172,7 +215,7 @@ def to_text(report: StatusReport, now: datetime) -> str:
     lines += [*_link_lines(report, now), ""]
     lines += table_lines(rows)
     notes = [f"{each.name}: {note}" for each in (identity, *report.certificates) for note in _notes(each, now)]
-    return "\n".join([*lines, "", *notes] if notes else lines)
+    return "\n".join(printable(line, _MOST_TEXT) for line in ([*lines, "", *notes] if notes else lines))
 
 
 def _link_lines(report: StatusReport, now: datetime) -> list[str]:
@@ -193,16 +236,24 @@ def _link_lines(report: StatusReport, now: datetime) -> list[str]:
 
 def _columns(lineage: LineageReport, now: datetime) -> tuple[str, str, str, str, str]:
     if lineage.not_after is None:
-        return lineage.state, "-", "-", lineage.renew_reason or "-", "-"
-    state = "EXPIRED" if lineage.expired else "overdue" if lineage.overdue else lineage.state
+        return _state_shown(lineage), "-", "-", lineage.renew_reason or "-", "-"
+    state = _state_shown(lineage)
     served = lineage.served_serial_number or ("-" if lineage.verify_time is None else "nothing")
     why = lineage.renew_reason
     why = why if len(why) <= _WHY else f"{why[: _WHY - 3]}..."  # a directive's reason may be long; JSON has it whole
     return state, _moment(lineage.not_after, now), _moment(lineage.renew_time, now), why, served
 
 
+def _state_shown(lineage: LineageReport) -> str:
+    """What hurts, or will, is said first; else where it is."""
+    return lineage.health if lineage.severity == Severity.CRITICAL else lineage.state
+
+
 def _notes(lineage: LineageReport, now: datetime) -> list[str]:
     notes = []
+    if lineage.severity == Severity.CRITICAL or lineage.health in {HealthWord.STALE_SERVED, HealthWord.MISMATCHED}:
+        remedy = f"; {lineage.remedy}" if lineage.remedy else ""
+        notes.append(f"{lineage.health}: {lineage.health_text}{remedy}")
     if lineage.last_error:
         after = "" if lineage.next_attempt_time is None else f" (next try {_moment(lineage.next_attempt_time, now)})"
         notes.append(f"{lineage.last_error}{_times(lineage.failures or lineage.activation_failures)}{after}")
@@ -221,6 +272,19 @@ def _times(count: int) -> str:
 
 def _moment(time: datetime | None, now: datetime) -> str:
     return "-" if time is None else moment_text(time, now)
+
+
+def _shown(value: Any) -> Any:
+    """The same with every text printable: a broker's words may be in it."""
+    match value:
+        case str():
+            return printable(value, _MOST_TEXT)
+        case dict():
+            return {name: _shown(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_shown(each) for each in value]
+        case _:
+            return value
 
 
 def _to_json(value: Any) -> str:

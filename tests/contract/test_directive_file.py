@@ -22,6 +22,7 @@ FULL = DirectedRenewal(
     reason="the CA found \u00e4 mistake",
     explanation_url="https://ca.example/incident",
     renewal_request_id="request-1",
+    receive_time=datetime(2026, 11, 23, 12, 0, 1, tzinfo=UTC),
 )
 
 
@@ -45,6 +46,7 @@ def test_the_last_save_survives_a_restart(reopen: Callable[[], DirectiveFile]) -
     reopen().save(dataclasses.replace(FULL, certificate_id="certificate-0"))
     reopen().save(FULL)
     assert reopen().load() == FULL
+    assert reopen().load().receive_time == FULL.receive_time  # type: ignore[union-attr]  # equal without it
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,11 @@ FULL = LineageStatus(
     verify_error="127.0.0.1:443 serves another certificate",
     drift_reloaded=True,
     revoked_versions=(1,),
+    failed_time=NOW - timedelta(minutes=1),
+    asked_request="0123456789abcdef",
+    asked_settings="123456789abcdef0",
+    activated_settings="23456789abcdef01",
+    directed_times=(NOW - timedelta(hours=1), NOW),
 )
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
 
+from certplane.agent.faults import as_error
 from certplane.agent.install.outputs import Outputs
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import IMPORTED
@@ -290,8 +291,8 @@ class Activator:
         try:
             with step(name):
                 await self._pool.run(self._store.activate, version)
-        except CertplaneError as error:
-            return str(error)
+        except Exception as error:  # noqa: BLE001 - one lineage's failure, and no other's
+            return str(as_error(version.path.parent.parent.name, error))
         return ""
 
     async def _run(self, version: Version, status: LineageStatus) -> HookResult | None:
@@ -299,8 +300,8 @@ class Activator:
             return None
         try:
             result = await self._reload(version)
-        except CertplaneError as error:
-            result = HookResult(_NOT_STARTED, str(error))
+        except Exception as error:  # noqa: BLE001 - as above
+            result = HookResult(_NOT_STARTED, str(as_error(status.name, error)))
         level = logging.INFO if result.succeeded else logging.WARNING
         _LOG.log(level, "%s: version %d: the reload %s", status.name, version.number, _how(result))
         return result

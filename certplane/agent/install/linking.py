@@ -56,11 +56,11 @@ class LinkedOutputs:
             OutputError, UnsafeDirectoryError, OSError: the version shown before stays.
         """
         found = survey(self._lineage, self._outputs)
-        shown = self._pointers.number(CURRENT)
+        shown = self._shown()
         self._permit(number, shown, found)
         strangers = self._strangers(found, shown)
         if strangers or self._is_held():
-            self._hold(found, strangers=strangers, first_use=shown is None)
+            self._hold(found, strangers=strangers, first_use=not self._pointers.stands(CURRENT))
         else:
             self._link(found, CURRENT, "link")
         if shown != number:
@@ -68,6 +68,11 @@ class LinkedOutputs:
                 self._pointers.point(CURRENT, f"versions/{number}")
         if self._pointers.target(HELD) is not None:
             self._release()
+
+    def _shown(self) -> int | None:
+        """The version that `current` names; None if it names none that is there."""
+        number = self._pointers.number(CURRENT)
+        return None if number is None or self._versions.get(number) is None else number
 
     def _permit(self, number: int, shown: int | None, found: Sequence[Output]) -> None:
         """A first version takes over from the files that stand there, a later one from the one before it.

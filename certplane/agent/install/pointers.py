@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import stat
+from itertools import count
 from pathlib import Path
 
 from certplane.runtime.files import open_directory, open_for_reading
@@ -11,6 +14,8 @@ __all__ = ["CURRENT", "HELD", "Pointers"]
 
 CURRENT = "current"
 HELD = "held"
+
+_LOG = logging.getLogger(__name__)
 
 _VERSION = re.compile(r"versions/(0|[1-9][0-9]{0,8})")
 
@@ -34,9 +39,25 @@ class Pointers:
         match = _VERSION.fullmatch(self.target(name) or "")
         return None if match is None else int(match[1])
 
+    def stands(self, name: str) -> bool:
+        """Whether anything is there under the pointer's name."""
+        try:
+            with open_for_reading(self._path) as lineage:
+                return lineage.status(name) is not None
+        except FileNotFoundError:
+            return False
+
     def point(self, name: str, target: str) -> None:
-        """Make a pointer name `target`, relative to the lineage."""
+        """Make a pointer name `target`, relative to the lineage.
+
+        A directory in its place (a copy that followed links makes one) is set aside: nothing here is ever destroyed.
+        """
         with open_directory(self._path, create_mode=0o755) as lineage:
+            status = lineage.status(name)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                aside = next(each for number in count(1) if lineage.status(each := f"{name}.{number}") is None)
+                _LOG.warning("%s is a directory instead of a link; it is now %s", self._path / name, aside)
+                lineage.rename(name, aside)
             lineage.replace_with_link(name, target)
 
     def remove(self, name: str) -> None:

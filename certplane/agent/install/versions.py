@@ -27,7 +27,7 @@ from certplane.errors import CertplaneError, RefusalError
 from certplane.pki.chain import CertificateFacts, leaf_facts
 from certplane.pki.keys import check_public_key
 from certplane.runtime.files import Directory, Owner, open_directory, open_for_reading
-from certplane.runtime.json_state import MOST_BYTES, decode_object, members_of, value_of
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
 __all__ = ["IMPORTED", "Metadata", "Permission", "VersionDirectories"]
 
@@ -88,8 +88,9 @@ class VersionDirectories:
         path = self._path / str(number)
         try:
             with open_for_reading(path) as directory:
-                metadata = _metadata(directory)
-                facts = leaf_facts(_first_certificate(directory.read(Part.CERT)))
+                pem = directory.read(Part.CERT)
+                facts = leaf_facts(_first_certificate(pem))
+                metadata = _metadata(directory) or Metadata(key_type=_key_type(pem))
                 missing = [part for part in PEM_PARTS if directory.status(part) is None]
         except FileNotFoundError:
             if path.is_dir():
@@ -113,7 +114,8 @@ class VersionDirectories:
         found = set()
         for version in self.all():
             with open_for_reading(version.path) as directory:
-                found.add(_metadata(directory).request_id)
+                metadata = _metadata(directory)
+                found.add("" if metadata is None else metadata.request_id)
         return found - {""}
 
     def next_number(self) -> int:
@@ -255,5 +257,16 @@ def _to_json(metadata: Metadata) -> bytes:
     return json.dumps({"format": _FORMAT, **members_of(metadata)}, indent=1).encode() + b"\n"
 
 
-def _metadata(directory: Directory) -> Metadata:
-    return value_of(Metadata, decode_object(directory.read(_METADATA, most=MOST_BYTES), format_number=_FORMAT))
+def _metadata(directory: Directory) -> Metadata | None:
+    """What `add` has noted; None, with a warning, if that can't be read: key and certificate are worth more than it.
+
+    Raises:
+        FileNotFoundError: there is none, so the version is not complete.
+    """
+    try:
+        return value_of(Metadata, decode_object(directory.read(_METADATA, most=MOST_BYTES), format_number=_FORMAT))
+    except FileNotFoundError:
+        raise
+    except (OSError, StateError) as error:
+        _LOG.warning("%s can't be read and counts for nothing: %s", directory.path / _METADATA, error)
+        return None

@@ -209,7 +209,7 @@ class FilePendingKeys:
         try:
             key = load_private_key(path.read_bytes())
             fits = check_public_key(key.public_key()) is self._key_type
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise PendingKeyError(f"the current key {path} can't be read: {error}") from error

@@ -14,13 +14,16 @@ from enum import Enum
 from certplane.agent.model import LineageStatus, Version
 from certplane.errors import CertplaneError, OperationError, Reason, Refusal, RefusalError
 from certplane.runtime.backoff import Backoff
+from certplane.runtime.text import printable
 
 __all__ = [
     "Failure",
     "FailureKind",
     "activation_backoff",
     "failure_of",
+    "half_of",
     "is_final_for_key",
+    "is_issuers_word",
     "is_refused_by_policy",
     "is_unreached",
     "kind_of",
@@ -32,8 +35,12 @@ _SHARE = 24
 """At least so many tries fit into the life that is left, whatever the back-off says."""
 
 _LONGEST_WAIT = timedelta(days=7)
-"""The longest window of a public CA's limits (Let's Encrypt's 5 per week). Who says more has a wrong clock, and nobody,
-not even an operator's `renew`, asks before."""
+"""The longest window of a public CA's limits (Let's Encrypt's 5 per week). Who says more has a wrong clock."""
+
+_LEAST_CEILING = timedelta(seconds=30)
+"""However little life is left: tries cost others something."""
+_REVOKED = Backoff(first=timedelta(minutes=1), most=timedelta(minutes=10), floor=timedelta(seconds=15))
+"""A revoked certificate has no life left, and nobody's limit is a reason to serve it on."""
 
 _ACTIVATION = Backoff(first=timedelta(minutes=1), most=timedelta(hours=6), floor=timedelta(seconds=20))
 _ACTIVATION_URGENT = timedelta(minutes=5)
@@ -112,6 +119,10 @@ _KINDS: dict[Reason, FailureKind] = {
 _BY_POLICY = frozenset({Reason.IDENTITY_UNKNOWN, Reason.PROFILE_NOT_ALLOWED, Reason.NAMES_NOT_ALLOWED, Reason.KEY_WEAK})
 """`failure_of` puts the reason before the message."""
 _REASONS = frozenset(map(str, Reason))
+_OF_ISSUER = frozenset({Reason.ISSUER_RATE_LIMITED})
+"""Refusals whose time the CA named."""
+_MOST_MESSAGE = 2000
+"""Octets of a failure's message: it is kept on disk and shown."""
 _FINAL_FOR_KEY = frozenset({Reason.KEY_REUSED, Reason.KEY_WEAK, Reason.CSR_INVALID})
 _FINAL_PROBLEMS = frozenset({"urn:ietf:params:acme:error:badCSR", "urn:ietf:params:acme:error:badPublicKey"})
 """RFC 8555 6.7: the same CSR would be rejected again."""
@@ -119,11 +130,16 @@ _FINAL_PROBLEMS = frozenset({"urn:ietf:params:acme:error:badCSR", "urn:ietf:para
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that failed: `retry_time` when somebody said not to come back before it."""
+    """A request that failed.
+
+    `retry_time`: a CA said not to come back before it. `told_time`: the broker did, which is a wish (its limits and
+    locks are its own to hold).
+    """
 
     kind: FailureKind
     message: str
     retry_time: datetime | None = None
+    told_time: datetime | None = None
 
 
 def failure_of(cause: CertplaneError | Refusal, now: datetime, retry_time: datetime | None = None) -> Failure:
@@ -132,18 +148,40 @@ def failure_of(cause: CertplaneError | Refusal, now: datetime, retry_time: datet
     Args:
         cause: The error, or `OrderView.error`.
         now: When it came; a `retry_after` counts from here.
-        retry_time: `OrderView.retry_time`, which counts if it is later; none binds for more than a week.
+        retry_time: `OrderView.retry_time`, which counts if it is later; none counts for more than a week.
     """
     refusal = cause.refusal if isinstance(cause, RefusalError) else cause
     if isinstance(refusal, Refusal):
-        kind, message, after = _KINDS[refusal.reason], f"{refusal.reason}: {refusal.message}", refusal.retry_after
+        kind, after = _KINDS[refusal.reason], refusal.retry_after
+        message = f"{refusal.reason}: {_with_limits(refusal)}"
+        by_issuer = refusal.reason in _OF_ISSUER
     else:
         kind, message = FailureKind.UNREACHABLE, str(refusal)
         after = refusal.retry_after if isinstance(refusal, OperationError) else None
+        by_issuer = True  # the internal CA's: nobody else says when in an error of this host
     latest = now + _LONGEST_WAIT
     moments = [None if after is None else now + min(after, _LONGEST_WAIT), retry_time]
     told = [min(moment, latest) for moment in moments if moment is not None]
-    return Failure(kind, message, max(told, default=None))
+    latest_told = max(told, default=None)
+    message = printable(message, _MOST_MESSAGE)
+    return Failure(kind, message, latest_told) if by_issuer else Failure(kind, message, told_time=latest_told)
+
+
+def _with_limits(refusal: Refusal) -> str:
+    """The message, and the limits that it speaks of where it doesn't name them."""
+    if _KINDS[refusal.reason] is not FailureKind.LIMITED:
+        return refusal.message
+    limits = [f"{each.subject}: {each.description}" for each in refusal.violations if each.subject]
+    unnamed = [
+        limit for limit, each in zip(limits, refusal.violations, strict=False) if each.subject not in refusal.message
+    ]
+    return f"{refusal.message} ({'; '.join(unnamed)})" if unnamed else refusal.message
+
+
+def is_issuers_word(status: LineageStatus) -> bool:
+    """Whether `retry_time` is a CA's; an older release kept the broker's there too."""
+    reason = _reason_of(status)
+    return reason not in _REASONS or Reason(reason) in _OF_ISSUER
 
 
 def is_refused_by_policy(status: LineageStatus) -> bool:
@@ -177,8 +215,10 @@ def is_final_for_key(refusal: Refusal) -> bool:
     return refusal.reason in _FINAL_FOR_KEY or any(problem.type in _FINAL_PROBLEMS for problem in refusal.problems)
 
 
-def request_backoff(kind: FailureKind, newest: Version | None, now: datetime) -> Backoff:
+def request_backoff(kind: FailureKind, newest: Version | None, now: datetime, *, revoked: bool = False) -> Backoff:
     """The waits between requests; `newest` is the certificate whose life is to last until one succeeds."""
+    if revoked:
+        return _REVOKED
     patience = _PATIENCES[kind]
     return _capped(patience.backoff, patience.urgent, newest, now)
 
@@ -189,7 +229,16 @@ def activation_backoff(current: Version | None, now: datetime) -> Backoff:
 
 
 def _capped(backoff: Backoff, urgent: timedelta, version: Version | None, now: datetime) -> Backoff:
-    """The back-off with its ceiling at a share of the life that `version` has left."""
+    """The back-off with its ceiling at a share of the life that `version` has left, and never beyond half of it."""
     if version is None:
         return backoff
-    return replace(backoff, most=min(backoff.most, max(urgent, (version.not_after - now) / _SHARE)))
+    left = version.not_after - now
+    most = min(backoff.most, max(urgent, left / _SHARE))
+    if left > timedelta():
+        most = min(most, half_of(left))
+    return replace(backoff, most=most, floor=min(backoff.floor, most))
+
+
+def half_of(left: timedelta) -> timedelta:
+    """The longest wait that a certificate with so much life left allows."""
+    return max(left / 2, _LEAST_CEILING)

@@ -3,15 +3,17 @@
 Rules, in order:
 
 1. A version on disk that isn't confirmed (its activation has not succeeded) is activated: at once, after a failure when
-   its back-off ends. Where there is a window (`LineageSpec.window`) it waits until that opens, but not so long that the
-   certificate in use comes near its end (`override_time`), and not where nothing of use is served. While it waits, the
-   certificate that counts for a renewal is still that version: what failed is the activation, and a second certificate
-   would fail as the first did. An activation that was begun is finished, window or not.
+   its back-off ends or an operator asks for a new certificate (what is there comes before what must be ordered). Where
+   there is a window (`LineageSpec.window`) it waits until that opens, but not so long that the certificate in use comes
+   near its end (`override_time`), and not where nothing of use is served. While it waits, the certificate that counts
+   for a renewal is still that version: what failed is the activation, and a second certificate would fail as the first
+   did. An activation that was begun is finished, window or not.
 2. A request is made when there is no version, the newest was revoked, the configuration wants other names or another
    kind of key, the certificate is due, an operator forces it, or a request is pending from before a crash. Windows
    don't hold requests back.
-3. No request before `retry_time`, whoever asks: a CA, a limit or a lock said so. Not before `next_attempt_time` either,
-   unless forced: that is only our own patience.
+3. No request before a time that a CA named, whoever asks, nor before our own patience ends, unless its cause has gone
+   or somebody wants it now: `renewal.waiting`. Of the renewals that a broker wants before their time only so many are
+   made in an hour.
 4. Where the service can be looked at (`LineageSpec.verify_interval`), it is, from time to time: does it serve the
    confirmed version that is in place?
 5. Otherwise nothing, until a time that the plan names.
@@ -28,12 +30,13 @@ the better one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 
-from certplane.agent.model import LineageStatus, PendingRequest, RenewalCause, Version
+from certplane.agent.model import LineageStatus, LineageStep, PendingRequest, RenewalCause, Version
 from certplane.agent.renewal.directed import explanation
+from certplane.agent.renewal.waiting import Asked, directed_pause, hold_of
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.errors import RefusalError
 from certplane.pki.csr import parse_csr
@@ -98,7 +101,7 @@ class LineageSpec:
     `dns_names` are canonical and sorted; empty takes the names as they are (the identity's). `key_type` is a
     `pki.keys.KeyType` by value; empty takes any. `phase_key` fixes the host's place in the renewal window.
     `window` holds activations back, in the zone `local` unless it has one of its own; `expires_override`: see
-    `override_time`. `verify_interval`: how often the service is looked at; None where it can't be.
+    `override_time`. `verify_interval`: how often the service is looked at; None where it can't be. `asked`: see there.
     """
 
     name: str
@@ -111,6 +114,7 @@ class LineageSpec:
     expires_override: timedelta | None = None
     local: tzinfo = UTC
     verify_interval: timedelta | None = None
+    asked: Asked = field(default_factory=Asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,22 +129,28 @@ class LineageFacts:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing until then. `held_back`: what would be requested if a waiting time didn't forbid it."""
+    """Nothing until then.
+
+    `held_back`: what would be requested if a waiting time didn't forbid it; `by_issuer`: a CA named that time.
+    """
 
     until: datetime
     held_back: RenewReason | None = None
+    by_issuer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """Ask for a certificate. `replaces`: the version that it follows, if any.
 
-    `abandon_pending`: the pending request is for what the configuration no longer wants; drop it first.
+    `abandon_pending`: the pending request is for what the configuration no longer wants; drop it first. `directed`: the
+    broker wants it before its time.
     """
 
     reason: RenewReason
     replaces: Version | None
     abandon_pending: bool = False
+    directed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +200,7 @@ def plan_renewal(spec: LineageSpec, facts: LineageFacts, now: datetime, *, force
     """
     newest = newest_version(facts.versions)
     due = None if newest is None else due_time(spec, newest)
-    ready = None if newest is None else _ready_time(facts, newest, now)
+    ready = None if newest is None else _ready_time(spec, facts, newest, now, forced=forced)
     activation = ready if newest is None or ready is None else _window_time(spec, facts, newest, ready, now)
     step: Wait | Request | Activate | Verify
     if newest is not None and activation is not None and activation <= now:
@@ -292,17 +302,24 @@ def override_time(spec: LineageSpec, served: Version) -> datetime:
     return served.not_after - min(spec.expires_override or _OVERRIDE, lifetime / _OVERRIDE_SHARE)
 
 
-def _ready_time(facts: LineageFacts, newest: Version, now: datetime) -> datetime | None:
+def _ready_time(
+    spec: LineageSpec, facts: LineageFacts, newest: Version, now: datetime, *, forced: bool
+) -> datetime | None:
     """When the newest version is to be activated, windows aside, `now` for at once.
 
     None if it is in force, or nothing that anybody should serve.
     """
+    status = facts.status
     shown = None if facts.current is None else facts.current.number
-    if facts.status.confirmed_version == shown == newest.number:
+    unshown = status.activation_failures > 0 and status.failed_step is LineageStep.INSTALL  # see `status.not_shown`
+    if status.confirmed_version == shown == newest.number and not unshown:
         return None
-    if newest.not_after <= now or newest.number in facts.status.revoked_versions:
+    if newest.not_after <= now or newest.number in status.revoked_versions:
         return None
-    return facts.status.next_activation_time or now
+    other_settings = status.activated_settings and status.activated_settings != spec.asked.settings
+    if other_settings or (forced and status.activation_failures):
+        return now
+    return status.next_activation_time or now
 
 
 def _window_time(spec: LineageSpec, facts: LineageFacts, newest: Version, ready: datetime, now: datetime) -> datetime:
@@ -348,16 +365,28 @@ def _request_or_wait(
 ) -> Request | Wait:
     """`activation`: the time of an activation that isn't due yet."""
     newest, status = newest_version(facts.versions), facts.status
-    reason = _reason(spec, facts, newest, now, forced=forced)
+    # A version that waits for its activation is what an operator's wish gets: a second one would be wasted.
+    reason = _reason(spec, facts, newest, now, forced=forced and activation is None)
     if reason is None:
         assert newest is not None
         return Wait(_earliest(due_time(spec, newest), activation))
-    waits = [status.retry_time, None if forced else status.next_attempt_time]
-    until = max((wait for wait in waits if wait is not None), default=now)
-    if until > now:
-        return Wait(_earliest(until, activation), held_back=reason)
+    directed = None if newest is None else newest.directed
+    hold = hold_of(spec.asked, status, directed, now, forced=forced)
+    if hold is not None:
+        until = _earliest(hold.until, activation)
+        return Wait(until, held_back=reason, by_issuer=hold.by_issuer and until == hold.until)
+    early = newest is not None and directed is not None and not forced and _is_before_its_time(spec, newest, now)
+    if early and directed is not None and (paused := directed_pause(status, directed, now)) is not None:
+        return Wait(_earliest(paused, activation), held_back=reason)
     abandon = facts.pending is not None and not _is_wanted(spec, facts.pending)
-    return Request(reason, newest, abandon_pending=abandon)
+    return Request(reason, newest, abandon_pending=abandon, directed=early)
+
+
+def _is_before_its_time(spec: LineageSpec, version: Version, now: datetime) -> bool:
+    """Whether nothing but the broker's directive makes a version due."""
+    if spec.dns_names and version.dns_names != spec.dns_names:
+        return False
+    return due_time(spec, replace(version, directed=None, renew_time=None)) > now
 
 
 def _earliest(moment: datetime, other: datetime | None) -> datetime:

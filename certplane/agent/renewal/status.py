@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from certplane.agent.model import LineageState, LineageStatus, LineageStep, ServedLeaf, ServiceView, Version
-from certplane.agent.renewal.failures import Failure, activation_backoff, request_backoff
+from certplane.agent.renewal.failures import Failure, activation_backoff, half_of, request_backoff
 from certplane.agent.renewal.plan import Plan, RenewReason, Request, Verify, Wait
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "is_well",
     "looked",
     "new_status",
+    "not_shown",
     "planned",
     "reloading",
     "request_failed",
@@ -40,6 +41,7 @@ __all__ = [
 _PATIENCE = 3
 """Activations in a row that ended with the agent's own end before the next one waits: the hook may be the cause."""
 
+_DIRECTED_KEPT = 10
 _TOLERANCE = timedelta(minutes=1)
 
 _WELL = frozenset({LineageState.WAITING, LineageState.SERVING, LineageState.ISSUED})
@@ -69,21 +71,28 @@ def settle_clock(status: LineageStatus, now: datetime) -> LineageStatus:
 def settle_jump(status: LineageStatus, jump: timedelta) -> LineageStatus:
     """The status after the wall clock was set by `jump` while the agent ran: its waits keep their length.
 
+    A time that would leave the calendar is none any more.
+
     Dates of certificates, and the opening of a window, are of the world and stay; what the agent or a CA said to wait
     is a span from a moment of this clock.
     """
 
     def moved(moment: datetime | None) -> datetime | None:
-        return None if moment is None else moment + jump
+        try:
+            return None if moment is None else moment + jump
+        except OverflowError:
+            return None
 
     return replace(
         status,
-        update_time=status.update_time + jump,
+        update_time=moved(status.update_time) or status.update_time,
         next_attempt_time=moved(status.next_attempt_time),
         retry_time=moved(status.retry_time),
         next_activation_time=moved(status.next_activation_time),
         verify_time=moved(status.verify_time),
         next_verify_time=moved(status.next_verify_time),
+        failed_time=moved(status.failed_time),
+        directed_times=tuple(each for each in map(moved, status.directed_times) if each is not None),
     )
 
 
@@ -134,24 +143,45 @@ def requesting(status: LineageStatus, reason: StrEnum, now: datetime) -> Lineage
 def request_failed(
     status: LineageStatus, failure: Failure, now: datetime, rng: random.Random, newest: Version | None
 ) -> LineageStatus:
-    """A request failed: when the next one may be made."""
+    """A request failed: when the next one may be made.
+
+    What the broker asks to wait counts for at most half of the life that `newest` has left, and not at all for one that
+    was revoked; what a CA asks counts as it is.
+    """
     failures = status.failures + 1
-    wait = request_backoff(failure.kind, newest, now).wait(failures, rng)
+    revoked = newest is not None and newest.number in status.revoked_versions
+    until = now + request_backoff(failure.kind, newest, now, revoked=revoked).wait(failures, rng)
+    if failure.told_time is not None and not revoked:
+        until = max(until, failure.told_time if newest is None else min(failure.told_time, _half_way(newest, now)))
     return replace(
         status,
         state=LineageState.FAILED,
         update_time=now,
         failures=failures,
-        next_attempt_time=max(now + wait, failure.retry_time or now),
+        next_attempt_time=max(until, failure.retry_time or now),
         retry_time=failure.retry_time,
         last_error=failure.message,
         failed_step=LineageStep.REQUEST,
         request_error=failure.message,
+        failed_time=now,
     )
 
 
-def request_succeeded(status: LineageStatus, version: Version, now: datetime) -> LineageStatus:
-    """A certificate came and is staged: whatever the activation of an older one had to wait for is past."""
+def _half_way(version: Version, now: datetime) -> datetime:
+    return now + half_of(version.not_after - now)
+
+
+def request_succeeded(
+    status: LineageStatus, version: Version, now: datetime, *, directed: bool = False
+) -> LineageStatus:
+    """A certificate came and is staged: whatever the activation of an older one had to wait for is past.
+
+    Args:
+        status: Before.
+        version: The new one.
+        now: When.
+        directed: Whether the broker wanted it before its time.
+    """
     return replace(
         status,
         state=LineageState.ISSUED,
@@ -166,6 +196,26 @@ def request_succeeded(status: LineageStatus, version: Version, now: datetime) ->
         request_error="",
         activation_failures=0,
         next_activation_time=None,
+        failed_time=None,
+        directed_times=(*status.directed_times, now)[-_DIRECTED_KEPT:] if directed else status.directed_times,
+    )
+
+
+def not_shown(status: LineageStatus, error: str, now: datetime, rng: random.Random) -> LineageStatus:
+    """At the start, the configured paths couldn't be made to show what is in force: that is tried as an activation is.
+
+    It counts once, however often the agent is started.
+    """
+    failures = max(status.activation_failures, 1)
+    wait = activation_backoff(None, now).wait(failures, rng)
+    return replace(
+        status,
+        state=LineageState.DEGRADED,
+        update_time=now,
+        activation_failures=failures,
+        next_activation_time=status.next_activation_time or now + wait,
+        last_error=error,
+        failed_step=LineageStep.INSTALL,
     )
 
 

@@ -131,7 +131,7 @@ async def test_a_failure_waits_for_its_time(make_world: MakeWorld) -> None:
 
 
 async def test_a_failed_orders_time_holds_also_for_an_operator(make_world: MakeWorld) -> None:
-    """`renew` before the CA's time asks nobody and fails; after it the order is made anew."""
+    """`renew` before the CA's time asks nobody and says whose time that is; after it the order is made anew."""
     world = make_world()
     await world.enroll()
     world.broker.failure = Refusal(Reason.ISSUER_RATE_LIMITED, "too many certificates")
@@ -140,10 +140,12 @@ async def test_a_failed_orders_time_holds_also_for_an_operator(make_world: MakeW
     assert statuses["web"].retry_time == world.broker.retry_time
     world.broker.failure = None
     world.broker.calls.clear()
-    assert not await world.agent().renew("web")
+    outcome = await world.agent().renew("web")
+    assert not outcome.ok
+    assert "ISSUER_RATE_LIMITED: too many certificates; the CA named" in outcome.text
     assert "issue" not in world.broker.calls
     world.clock.advance(5 * HOUR)
-    assert await world.agent().renew("web")
+    assert (await world.agent().renew("web")).ok
 
 
 async def test_a_key_that_can_never_work_is_dropped(make_world: MakeWorld) -> None:
@@ -163,7 +165,7 @@ async def test_what_the_broker_has_forgotten_is_asked_for_as_a_first_one(make_wo
     await world.enroll()
     await world.agent().run_once()
     world.broker.issued.clear()
-    assert await world.agent().renew("web")
+    assert (await world.agent().renew("web")).ok
     assert len(await world.versions("web")) == 2
 
 
@@ -426,19 +428,23 @@ def window_from(world: AgentWorld, hours: float) -> dict[str, Any]:
 
 
 async def test_a_renewal_in_the_daytime_is_used_at_night(make_world: MakeWorld) -> None:
-    """The certificate is issued at once and put in place when the window opens; `renew` says so."""
+    """The certificate is issued at once and put in place when the window opens; `renew` says so, and orders no other."""
     world = make_world()
     await world.enroll()
     await world.agent().run_once()
     world.configure([window_from(world, 5)], {})
-    assert await world.agent().renew("web")
+    outcome = await world.agent().renew("web")
+    assert outcome.ok
+    assert outcome.text.startswith("version 2 is here; it is used from")
     first, second = await world.versions("web")
     status = await world.status("web")
     assert (status.state, status.issued_version, status.installed_version) == (LineageState.ISSUED, 2, 1)
     assert status.activate_after is not None
     assert timedelta(hours=4.9) < status.activate_after - world.clock.now() <= 5 * HOUR
     assert leaf_at(world.folder / "tls" / "web.pem").serial_number == int(first.serial_number, 16)
-    assert "web: done: version 2 is here; it is used from" in "\n".join(world.progress.lines)
+    again = await world.agent().renew("web")
+    assert (again.ok, len(await world.versions("web"))) == (False, 2)
+    assert again.text.startswith("not renewed: version 2 is here already and waits for its window")
     assert is_well((await world.agent().run_once())["web"])
     world.clock.advance(5 * HOUR)
     status = (await world.agent().run_once())["web"]
@@ -459,13 +465,13 @@ async def test_a_first_certificate_waits_for_no_window(make_world: MakeWorld) ->
 async def test_a_clock_that_is_set_does_no_harm(
     make_world: MakeWorld, jump: timedelta, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A wait that a limit asked for keeps its length while the agent runs, however the clock is set meanwhile."""
+    """A wait that a CA asked for keeps its length while the agent runs, however the clock is set meanwhile."""
     world = make_world()
     await world.enroll()
     agent = world.agent()
     await agent._start()
     await agent._identity.settle()
-    world.broker.errors = [RefusalError(Reason.RATE_LIMITED, "20 an hour", retry_after=3 * HOUR)]
+    world.broker.errors = [RefusalError(Reason.ISSUER_RATE_LIMITED, "5 a week", retry_after=3 * HOUR)]
     life = agent._certificates["web"]
     await life.settle()
     world.clock.jump(jump)
@@ -505,9 +511,10 @@ async def test_renew_says_when_it_has_only_finished_what_was_begun(make_world: M
     assert not is_well((await world.agent().run_once())["web"])
     world.configure([{"name": "web", "reload_command": "true"}], {})
     world.clock.advance(timedelta(minutes=10))
-    assert not await world.agent().renew("web")
-    assert "web: failed: not renewed: version 1, which was here already" in "\n".join(world.progress.lines)
-    assert await world.agent().renew("web")
+    outcome = await world.agent().renew("web")
+    assert not outcome.ok
+    assert outcome.text.startswith("not renewed: version 1, which was here already")
+    assert (await world.agent().renew("web")).ok
 
 
 async def test_a_daemon_looks_again_in_its_time(make_world: MakeWorld) -> None:

@@ -77,11 +77,12 @@ def test_an_error_has_its_own_line_with_the_next_try() -> None:
 
 
 def test_what_is_over_or_late_is_shown_as_such() -> None:
-    """Whatever the state says: an expired certificate first, then an overdue renewal."""
-    for not_after, state in ((NOW - timedelta(seconds=5), "EXPIRED"), (NOW + 5 * DAY, "overdue")):
+    """Whatever the state says: an expired certificate first, then an overdue renewal, in the words of `check`."""
+    for not_after, state in ((NOW - timedelta(seconds=5), "EXPIRED"), (NOW + 5 * DAY, "OVERDUE")):
         version = replace(VERSION, not_before=NOW - 85 * DAY, not_after=not_after)
-        line = to_text(report(replace(FACTS, versions=(version,), current=version)), NOW).splitlines()[-1]
-        assert line.startswith(f"web       {state}")
+        lines = to_text(report(replace(FACTS, versions=(version,), current=version)), NOW).splitlines()
+        assert any(line.startswith(f"web       {state}") for line in lines)
+        assert any(line.startswith(f"web: {state}: ") and "certplane-agent renew web" in line for line in lines)
     assert "5s ago" in to_text(report(replace(FACTS, current=replace(VERSION, not_after=NOW - timedelta(0, 5)))), NOW)
 
 
@@ -145,6 +146,10 @@ def test_json_has_every_field_and_times_as_rfc_3339() -> None:
         "verify_error": "",
         "verify_failures": 0,
         "next_verify_time": "2026-11-24T12:00:00Z",
+        "health": "FAILING",
+        "severity": "warning",
+        "health_text": "reload: the reload ended with status 1",
+        "remedy": "",
     }
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -329,13 +329,53 @@ def test_path_inside_the_lineage_is_misuse(tmp_path: Path) -> None:
         Outputs(key=Path("a.pem"))
 
 
-@pytest.mark.parametrize("harm", ["metadata", "cert", "privkey"])
+@pytest.mark.parametrize("junk", ["", "{", "null", "[" * 200_000, '{"format": 1, "certificate_id": 7}'])
+def test_a_version_outlives_what_is_noted_of_it(host: Host, junk: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Key and certificate are whole: what is in use isn't given up for a file that only says more of it."""
+    version = host.renew()
+    (version.path / "metadata.json").write_text(junk)
+    with caplog.at_level(logging.WARNING):
+        assert host.store.current() == replace(version, certificate_id="", renew_time=None)
+    assert "metadata.json can't be read and counts for nothing" in caplog.text
+    host.store.activate(version)
+    assert host.renew().number == 2
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "missing": lambda current: current.unlink(),
+    "dangling": lambda current: (current.unlink(), current.symlink_to("versions/99"))[0],
+    "leads elsewhere": lambda current: (current.unlink(), current.symlink_to("/nowhere"))[0],
+    "a file": lambda current: (current.unlink(), current.write_text("versions/1"))[0],
+    "a folder": lambda current: (current.unlink(), current.mkdir(), (current / "privkey.pem").write_text("x"))[0],
+}
+
+
+@pytest.mark.parametrize("mode", list(InstallMode))
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_current_is_put_right_by_the_next_activation(
+    tmp_path: Path, mode: InstallMode, damage: Callable[[Path], None]
+) -> None:
+    """Whatever stands there leads nowhere: the versions are whole, and the paths show one again; nothing is destroyed."""
+    host = Host(tmp_path, mode)
+    version = host.renew()
+    damage(host.lineage / "current")
+    assert host.store.current() is None
+    host.store.recover()
+    host.store.activate(version)
+    assert host.store.current() == version
+    assert host.shown() == version.serial_number
+    assert host.renew().number == 2
+    if damage is DAMAGE["a folder"]:
+        assert (host.lineage / "current.1" / "privkey.pem").read_text() == "x"
+
+
+@pytest.mark.parametrize("harm", ["no metadata", "cert", "privkey"])
 def test_damaged_version_is_left_out(host: Host, harm: str, caplog: pytest.LogCaptureFixture) -> None:
     """A version that lacks a file, or whose files can't be read, isn't shown to anybody, and is said to be so."""
     good, bad = host.stage(), host.stage()
     match harm:
-        case "metadata":
-            (bad.path / "metadata.json").write_text("{")
+        case "no metadata":
+            (bad.path / "metadata.json").unlink()
         case "cert":
             (bad.path / "cert.pem").write_text("nonsense")
         case "privkey":

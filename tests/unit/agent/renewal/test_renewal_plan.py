@@ -191,7 +191,9 @@ def test_waiting_times_hold_a_request_back(known: LineageStatus, forced: bool, u
     if until is None:
         assert isinstance(step, Request)
     else:
-        assert step == Wait(until, held_back=RenewReason.DUE)
+        assert isinstance(step, Wait)
+        assert (step.until, step.held_back) == (until, RenewReason.DUE)
+        assert step.by_issuer == (until == known.retry_time)
 
 
 def test_waiting_times_hold_every_reason_back() -> None:
@@ -280,7 +282,7 @@ def test_held_back_request_does_not_hold_an_activation_back() -> None:
     """Whichever may be tried first decides when the plan is made again."""
     known = status(confirmed_version=1, retry_time=LATER + 9 * DAY, next_activation_time=LATER + HOUR)
     what = facts(version(), SECOND, current=1, waiting=pending(), known=known)
-    assert step_of(what, LATER) == Wait(LATER + HOUR, held_back=RenewReason.RESUMED)
+    assert step_of(what, LATER) == Wait(LATER + HOUR, held_back=RenewReason.RESUMED)  # and not the CA's word
 
 
 @pytest.mark.parametrize(

@@ -125,9 +125,11 @@ def test_failures_are_of_a_kind(cause: CertplaneError | Refusal, kind: FailureKi
 def test_retry_time_is_the_latest_that_was_said(
     after: timedelta | None, told: datetime | None, retry_time: datetime | None
 ) -> None:
-    """A refusal's span counts from its arrival; of several the latest binds."""
-    assert failure_of(Refusal(Reason.RATE_LIMITED, "", after), NOW, told).retry_time == retry_time
+    """A refusal's span counts from its arrival; of several the latest counts. A CA's binds, the broker's is a wish."""
+    assert failure_of(Refusal(Reason.ISSUER_RATE_LIMITED, "", after), NOW, told).retry_time == retry_time
     assert failure_of(OperationError("", retry_after=after), NOW, told).retry_time == retry_time
+    wish = failure_of(Refusal(Reason.RATE_LIMITED, "", after), NOW, told)
+    assert (wish.retry_time, wish.told_time) == (None, retry_time)
 
 
 @pytest.mark.parametrize(
