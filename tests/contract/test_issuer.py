@@ -30,6 +30,8 @@ from tests.fakes.dns import FakeDns
 from tests.fakes.issuer import FakeCa, FakeIssuer, FakeRevoker
 
 SOON = timedelta(seconds=30)
+BRIEFLY = timedelta(seconds=1)
+"""For how long a CA may not know what it has named."""
 
 
 class World(Protocol):
@@ -95,7 +97,7 @@ class PebbleWorld:
     def reopened(self) -> AcmeIssuer:
         server = AcmeServer(self.pebble.directory_url, "ops@certplane.test", ca_bundle=self.pebble.https_roots_file)
         key = AccountKey.load_or_create(self.folder / "account.key")
-        issuer = AcmeIssuer("pebble", server, key, clock=SystemClock(), rng=random.Random())
+        issuer = AcmeIssuer("pebble", server, key, clock=SystemClock(), rng=random.Random(), settling=BRIEFLY)
         self.opened.append(issuer)
         return issuer
 

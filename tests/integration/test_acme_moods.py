@@ -112,6 +112,37 @@ async def test_rows_1_and_3_a_bad_day(world: Moody, own_name: str) -> None:
     await world.until_tidy()
 
 
+# Replicas that lag
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("kind", ["malformed", "unauthorized", "about:blank"])
+async def test_a_404_on_what_the_ca_has_named_passes(
+    tmp_path: Path, trusting_pebble: Pebble, own_name: str, kind: str, times: int
+) -> None:
+    """Whatever the CA named and doesn't know for a moment is asked for again; one order, one CSR, one certificate."""
+    named = (ORDER, AUTHORIZATION, CHALLENGE, FINALIZE, CERTIFICATE)
+    async with AsyncExitStack() as stack:
+        worlds = {}
+        for where in named:
+            worlds[where] = await stack.enter_async_context(moody(tmp_path / where, trusting_pebble))
+            worlds[where].proxy.add(faults.problem(kind, "No such thing for this ID", status=404), where, times=times)
+        orders = await asyncio.gather(*(world.issue(f"{where.lower()}.{own_name}") for where, world in worlds.items()))
+        ended = {
+            where: (order.state, world.at_ca) for (where, world), order in zip(worlds.items(), orders, strict=True)
+        }
+    assert ended == dict.fromkeys(named, (OrderState.ISSUED, (1, 1)))
+
+
+async def test_order_that_the_ca_has_lost(world: Moody, own_name: str) -> None:
+    """An order that stays unknown is given up after a while, and another one made."""
+    world.proxy.add(faults.problem("malformed", "No such order", status=404), AUTHORIZATION, times=None)
+    order = await world.issue(own_name, wait=40)
+    assert order.state is OrderState.FAILED
+    assert order.error is not None
+    assert "has not known it for 5 s" in order.error.message
+
+
 # Row 2
 
 

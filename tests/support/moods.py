@@ -209,6 +209,7 @@ def _behind_a_proxy(
     *,
     email: str = "",
     external: ExternalAccount | None = None,
+    settling: timedelta = timedelta(seconds=5),
 ) -> Iterator[tuple[FaultProxy, AcmeIssuer]]:
     # A folder of its own: worlds that share an account's file don't share the proxy's certificate.
     own = folder / f"proxy-{next(_numbers)}"
@@ -225,5 +226,6 @@ def _behind_a_proxy(
                 repeat_waits=repeat_waits,
                 key_file=key_file,
                 external=external,
+                settling=settling,
             ),
         )

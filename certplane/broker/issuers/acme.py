@@ -10,7 +10,8 @@ Rules:
 - finalize is not: a CSR whose answer is lost is never sent again here; it goes to an order that was ready when it was
   last looked at, and after a CSR was sent to it, an order is looked at again before another;
 - answering a challenge is safe, because one that is no longer pending takes no second answer;
-- the CA's own word (a problem document) ends a step; a page of HTML, a redirect or nonsense is an absent CA.
+- the CA's own word (a problem document) ends a step, but for one that passes: for a minute or two it may not know a
+  URL that it has handed out itself; a page of HTML, a redirect or nonsense is an absent CA.
 
 It refuses to fetch URLs on hosts that the configuration doesn't name, and to prove names that weren't asked for.
 """
@@ -32,6 +33,7 @@ from certplane.broker.issuers.acme_directory import no_such_profile
 from certplane.broker.issuers.acme_network import AcmeError
 from certplane.broker.issuers.acme_registration import Registration
 from certplane.broker.issuers.acme_resources import MOST_PROBLEMS, AcmeAuthorization, AcmeOrder
+from certplane.broker.issuers.acme_settling import SETTLING, Settling
 from certplane.broker.issuers.acme_workers import REPEAT, AcmeWorkers, unsent
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.certificate_ids import certificate_id
@@ -59,6 +61,9 @@ _LONGEST_LOOK = timedelta(seconds=5)
 _LOOK_GROWTH = 1.6
 """Waits between looks at an order when the CA sends no Retry-After. The first finds a CA that is done at once; the
 last keeps a CA that needs minutes at twelve requests each."""
+
+_ALTERNATE_TIME = timedelta(seconds=10)
+"""For a chain that is nicer than the one that is there already."""
 
 _REASON_CODES = {
     RevocationReason.UNSPECIFIED: 0,
@@ -135,6 +140,7 @@ class AcmeIssuer:
         repeat_waits: Backoff = REPEAT,
         key_file: AccountKeyFile | None = None,
         external: ExternalAccount | None = None,
+        settling: timedelta = SETTLING,
     ) -> None:
         """Make it.
 
@@ -148,6 +154,7 @@ class AcmeIssuer:
             repeat_waits: between tries of a call that is safe to repeat.
             key_file: where the key is, so that it can be changed.
             external: what a new account is bound to, for CAs that want it.
+            settling: for how long the CA may not know what it has named itself.
 
         Raises:
             ConfigurationError: the directory's URL or an allowed host can't be used.
@@ -164,8 +171,9 @@ class AcmeIssuer:
         self._registration = Registration(
             server.directory_url, server.account_email, key, key_file=key_file, external=external
         )
+        missing = Settling(clock, settling)
         self._workers = AcmeWorkers(
-            lambda key: AcmeClient(key, hosts, clock, user_agent=server.user_agent, ca_bundle=bundle),
+            lambda key: AcmeClient(key, hosts, clock, user_agent=server.user_agent, ca_bundle=bundle, settling=missing),
             self._registration,
             size=workers,
             rng=rng,
@@ -430,7 +438,7 @@ class AcmeIssuer:
             return chain
         for url in alternates:
             try:
-                other = await self._alternate(url, deadline)
+                other = await self._alternate(url, deadline.earlier(_ALTERNATE_TIME))
             except AcmeError as error:
                 # The certificate is issued: another chain serves better than none.
                 _log.warning("an alternate chain can't be had: %s", error, extra={"fields": {"url": url}})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from certplane.broker.issuers.acme_directory import AcmeDirectory, parse_directo
 from certplane.broker.issuers.acme_limits import ACCOUNT, limited_scopes
 from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
 from certplane.broker.issuers.acme_resources import AcmeAuthorization, AcmeOrder, MalformedAnswerError
+from certplane.broker.issuers.acme_settling import Settling
 from certplane.broker.issuers.answers import parse_retry_after, printable
 from certplane.broker.issuers.outgoing import ForbiddenUrlError
 from certplane.errors import Reason
@@ -42,6 +43,7 @@ __all__ = ["AcmeClient", "AcmeSession", "Binding"]
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]{4,}={0,2}", re.ASCII)
 _MOST_CONTACTS = 10
+_LONGEST_URL = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,16 @@ class AcmeClient(ClientV2):
     net: AcmeNetwork
 
     def __init__(
-        self, key: AccountKey, hosts: AllowedHosts, clock: Clock, *, user_agent: str, ca_bundle: str | None
+        self,
+        key: AccountKey,
+        hosts: AllowedHosts,
+        clock: Clock,
+        *,
+        user_agent: str,
+        ca_bundle: str | None,
+        settling: Settling | None = None,
     ) -> None:
-        """Nothing is sent yet. Arguments as `AcmeNetwork`'s."""
+        """Nothing is sent yet. Arguments as `AcmeNetwork`'s; `settling` is all workers', what is missing at the CA."""
         network = AcmeNetwork(key, hosts, clock, user_agent=user_agent, ca_bundle=ca_bundle)
         super().__init__(messages.Directory({}), network)
         self.key_sha256 = key.public_key_sha256
@@ -108,6 +117,7 @@ class AcmeClient(ClientV2):
         self._hosts = hosts
         self._clock = clock
         self._user_agent, self._ca_bundle = user_agent, ca_bundle
+        self._settling = settling or Settling(clock)
 
     def close(self) -> None:
         """Close its connections."""
@@ -225,20 +235,39 @@ class AcmeClient(ClientV2):
         with _malformed_as_acme_errors():
             return self._order(self._hosts.check(response.headers.get("Location")), response)
 
+    @contextlib.contextmanager
+    def _named_by_ca(self, url: str) -> Iterator[None]:
+        """For an exchange at a URL that the CA has handed out: that it doesn't know it may pass (`acme_settling`)."""
+        try:
+            yield
+        except AcmeError as error:
+            if error.missing and self._settling.missing(url):
+                message = f"{error.refusal.message}; it named {printable(url, _LONGEST_URL)} itself, and is asked again"
+                error.refusal = replace(error.refusal, reason=Reason.ISSUER_UNAVAILABLE, message=message)
+            elif error.missing:
+                spent = self._settling.patience.total_seconds()
+                error.add(f"it named {printable(url, _LONGEST_URL)} itself, and has not known it for {spent:.0f} s")
+            raise
+        self._settling.found(url)
+
     def fetch_order(self, url: str) -> AcmeOrder:
         """POST-as-GET of an order (7.1.3)."""
-        return self._order(url, self._post_as_get(url))
+        with self._named_by_ca(url):
+            response = self._post_as_get(url)
+        return self._order(url, response)
 
     def fetch_authorization(self, url: str) -> AcmeAuthorization:
         """POST-as-GET of an authorization (7.5)."""
-        response = self._post_as_get(url)
+        with self._named_by_ca(url):
+            response = self._post_as_get(url)
         with _malformed_as_acme_errors():
             return AcmeAuthorization.parse(url, _json(response), self._key)
 
     def answer(self, challenge_url: str) -> None:
         """POST to a challenge: its record stands (7.5.1). The payload is `{}`."""
         # The field isn't sent; an object without one is falsy, and `acme` would send a POST-as-GET instead.
-        response = self._post(challenge_url, challenges.DNS01Response(key_authorization=""))
+        with self._named_by_ca(challenge_url):
+            response = self._post(challenge_url, challenges.DNS01Response(key_authorization=""))
         failpoint("acme.answer_challenges.sent")
         with _malformed_as_acme_errors():
             # Nobody needs what it says, but whoever says anything else is not the CA, which then has not been told.
@@ -249,13 +278,15 @@ class AcmeClient(ClientV2):
         """POST to an order's finalize URL (7.4)."""
         request = messages.CertificateRequest(csr=x509.load_der_x509_csr(csr_der))
         failpoint("acme.finalize.before")
-        response = self._post(finalize_url, request)
+        with self._named_by_ca(finalize_url):
+            response = self._post(finalize_url, request)
         failpoint("acme.finalize.sent")
         return self._order(order_url, response)
 
     def fetch_chain(self, url: str) -> tuple[str, tuple[str, ...]]:
         """POST-as-GET of a certificate (7.4.2): PEM as it came, without comments, and the URLs of alternate chains."""
-        response = self._post_as_get(url)
+        with self._named_by_ca(url):
+            response = self._post_as_get(url)
         try:
             chain = plain_chain(response.text)
         except ChainError as error:

@@ -70,6 +70,7 @@ class AcmeError(RefusalError):
 
     Attributes:
         unsent: the CA can't have received the request, so that repeating even a finalisation is safe.
+        missing: the CA's own word is that it doesn't know what the URL names (404).
     """
 
     def __init__(
@@ -81,9 +82,11 @@ class AcmeError(RefusalError):
         problems: Sequence[ProblemDocument] = (),
         violations: Sequence[Violation] = (),
         unsent: bool = False,
+        missing: bool = False,
     ) -> None:
         super().__init__(reason, message, retry_after=retry_after, problems=problems, violations=violations)
         self.unsent = unsent
+        self.missing = missing
 
     def concern(self, scopes: Iterable[Scope]) -> None:
         """Say for what the CA is not to be asked again, if this is a rate limit."""
@@ -264,7 +267,10 @@ class AcmeNetwork(ClientNetwork):
         temporary = status >= 500 or status == 408 or name in {"serverInternal", "badNonce"}
         reason = Reason.ISSUER_UNAVAILABLE if temporary else Reason.ISSUER_REJECTED
         # A request with a bad nonce is not looked at any further (RFC 8555 6.5), so that it may be sent again.
-        return AcmeError(reason, said, retry_after=retry_after, problems=problems, unsent=name == "badNonce")
+        missing = status == 404 and name != "accountDoesNotExist"
+        return AcmeError(
+            reason, said, retry_after=retry_after, problems=problems, unsent=name == "badNonce", missing=missing
+        )
 
 
 def _json_or_none(response: requests.Response) -> object:

@@ -110,11 +110,22 @@ class AcmeWorkers:
             unsigned = error.is_problem("unauthorized") or error.is_problem("malformed")
             if not lost and not (unsigned and await self._registration.has_another_key(self._pool)):
                 raise
+
+        def gone(error: RefusalError) -> bool:
+            """What it had of an account that it has lost won't turn up."""
+            return lost and isinstance(error, AcmeError) and error.missing
+
         why = "the CA doesn't know the account any more" if lost else "the account has another key now"
         _log.warning("%s: looking it up again", why, extra={"fields": {"acme_account_url": session.account_url}})
         if self._session is session:
             self._session = None
-        return await self._repeat(exchange, await self.session(deadline), deadline, may_repeat)
+        found = await self.session(deadline)
+        try:
+            return await self._repeat(exchange, found, deadline, lambda error: may_repeat(error) and not gone(error))
+        except AcmeError as error:
+            if gone(error):
+                error.refusal = replace(error.refusal, reason=Reason.ISSUER_REJECTED)
+            raise
 
     async def session(self, deadline: Deadline, *, fresh_directory: bool = False) -> AcmeSession:
         """The directory and the account, looked up or made if that wasn't done yet.

@@ -30,6 +30,8 @@ from tests.support.scripted_acme import Answer, ScriptedAcme, problem
 
 SHORT = timedelta(seconds=1.5)
 LONG = timedelta(seconds=20)
+SETTLING = timedelta(seconds=1)
+"""For how long the CA may not know what it has named."""
 NAMES = ("*.certplane.test", "certplane.test")
 PROFILE = Profile("mixed", "mixed", NAMES, "hash")
 NOT_ALLOWED = "a URL on evil.test:443, which is neither the directory's host nor allowed"
@@ -56,14 +58,14 @@ def key(tmp_path: Path) -> AccountKey:
 @pytest.fixture
 def issuer(ca: ScriptedAcme, key: AccountKey) -> Iterator[AcmeIssuer]:
     server = AcmeServer(ca.directory_url, "ops@certplane.test", ca_bundle=ca.roots_file, user_agent="certplane/test")
-    issuer = AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1))
+    issuer = AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1), settling=SETTLING)
     yield issuer
     issuer.close()
 
 
 def with_preferred(ca: ScriptedAcme, key: AccountKey, preferred: str) -> AcmeIssuer:
     server = AcmeServer(ca.directory_url, preferred_chain=preferred, ca_bundle=ca.roots_file)
-    return AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1))
+    return AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1), settling=SETTLING)
 
 
 async def ready_order(issuer: AcmeIssuer) -> IssuerOrder:
@@ -412,9 +414,101 @@ async def test_unknown_order_is_rejected(ca: ScriptedAcme, issuer: AcmeIssuer) -
 async def test_bare_status_of_the_ca_is_its_word(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
     """An empty 404 that carries a nonce comes from the CA itself: it doesn't know the order."""
     created = await issuer.create_order(csr_der(), PROFILE, LONG)
-    ca.fail("POST /order/1", Answer(404))
+    ca.fail("POST /order/1", *[Answer(404)] * 99)
     refusal = await refusal_of(issuer.get_order(created.url, LONG))
     assert (refusal.reason, refusal.problems[0].status) == (Reason.ISSUER_REJECTED, 404)
+
+
+NOT_THERE = problem("malformed", "No such thing for this ID", status=404)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(NOT_THERE, id="malformed"),
+        pytest.param(problem("unauthorized", "Not yours", status=404), id="unauthorized"),
+        pytest.param(Answer(404), id="status-alone"),
+    ],
+)
+@pytest.mark.parametrize(
+    "where", ["POST /order/1", "POST /authz/1/0", "POST /challenge/1/1", "POST /cert/1"], ids=lambda where: where[6:11]
+)
+async def test_what_the_ca_named_and_does_not_know_yet(
+    ca: ScriptedAcme, issuer: AcmeIssuer, where: str, answer: Answer
+) -> None:
+    """A replica's 404 about what the CA has just handed out is asked again within the step."""
+    ca.fail(where, answer, answer)
+    csr = csr_der()
+    created = await issuer.create_order(csr, PROFILE, LONG)
+    order = await issuer.finalize(await issuer.answer_challenges(created, LONG), csr, LONG)
+    assert await issuer.download(order, LONG)
+    assert (len(ca.orders), ca.csrs) == (1, 1)
+
+
+async def test_finalize_url_that_is_not_known_yet(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """The step fails as one that may pass, and the next one sends the CSR: never blindly twice."""
+    csr = csr_der()
+    ready = await ready_order(issuer)
+    ca.fail("POST /finalize/1", NOT_THERE)
+    refusal = await refusal_of(issuer.finalize(ready, csr, LONG))
+    assert (refusal.reason, ca.count("POST /finalize/1")) == (Reason.ISSUER_UNAVAILABLE, 1)
+    order = await issuer.finalize(ready, csr, LONG)
+    assert await issuer.download(order, LONG)
+    assert (ca.count("POST /finalize/1"), ca.csrs) == (2, 1)
+
+
+async def test_what_the_ca_named_and_stays_away(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """After a while it is the CA's last word, with the URL; and an older one doesn't count for the next."""
+    created = await issuer.create_order(csr_der(), PROFILE, LONG)
+    ca.fail("POST /authz/1/0", *[NOT_THERE] * 99)
+    refusal = await refusal_of(issuer.get_order(created.url, LONG))
+    assert refusal.reason is Reason.ISSUER_REJECTED
+    assert f"it named {ca.url}/authz/1/0 itself, and has not known it for 1 s" in refusal.message
+    assert ca.count("POST /authz/1/0") > 2
+
+
+@pytest.mark.parametrize(
+    ("where", "answer"),
+    [
+        pytest.param("POST /newOrder", NOT_THERE, id="what-the-directory-names"),
+        pytest.param("POST /order/1", problem("unauthorized", status=403), id="403"),
+        pytest.param("POST /order/1", problem("malformed"), id="400"),
+    ],
+)
+async def test_refusals_that_are_no_lag(ca: ScriptedAcme, issuer: AcmeIssuer, where: str, answer: Answer) -> None:
+    """Everything else that the CA refuses is refused at once."""
+    ca.fail(where, answer)
+    if "newOrder" in where:
+        refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
+    else:
+        created = await issuer.create_order(csr_der(), PROFILE, LONG)
+        refusal = await refusal_of(issuer.get_order(created.url, LONG))
+    assert (refusal.reason, ca.count(where)) == (Reason.ISSUER_REJECTED, 1)
+
+
+async def test_order_of_an_account_that_the_ca_has_lost(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """A CA that has lost the account has lost its orders: nobody waits for them."""
+    created = await issuer.create_order(csr_der(), PROFILE, LONG)
+    ca.accounts.clear()
+    ca.orders.clear()
+    refusal = await refusal_of(issuer.get_order(created.url, LONG))
+    assert (refusal.reason, ca.count("POST /order/1")) == (Reason.ISSUER_REJECTED, 2)
+
+
+async def test_replica_that_shows_an_older_state(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """An order that is shown as pending, after it was ready, is asked again and finalised once."""
+    csr = csr_der()
+    ready = await ready_order(issuer)
+    older = Answer(
+        200, json.dumps({"status": "pending", "authorizations": [], "finalize": f"{ca.url}/finalize/1"}).encode()
+    )
+    ca.fail("POST /finalize/1", problem("orderNotReady", status=403))
+    ca.fail("POST /order/1", older)
+    refusal = await refusal_of(issuer.finalize(ready, csr, LONG))
+    assert refusal.reason is Reason.ISSUER_UNAVAILABLE
+    order = await issuer.finalize(ready, csr, LONG)
+    assert await issuer.download(order, LONG)
+    assert ca.csrs == 1
 
 
 async def test_foreign_order_url_is_not_called(issuer: AcmeIssuer) -> None:
@@ -699,7 +793,7 @@ async def test_alternate_chain_that_cannot_be_had(ca: ScriptedAcme, key: Account
     ca.alternates = 1
     issuer = with_preferred(ca, key, "Scripted Root 1")
     order = await issuer.finalize(await ready_order(issuer), csr_der(), LONG)
-    ca.fail("POST /cert/1/1", problem("malformed", status=404))
+    ca.fail("POST /cert/1/1", *[problem("malformed", status=404)] * 9)
     chain = x509.load_pem_x509_certificates((await issuer.download(order, LONG)).encode())
     issuer.close()
     assert chain[-1].issuer == ca.issuers[0].certificate.subject
