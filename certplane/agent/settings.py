@@ -8,9 +8,8 @@ gives them the place to name).
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -302,12 +301,9 @@ class CertificateSettings:
     verify: VerifySettings | None = None
 
     def problems(self) -> Iterator[KeyProblem]:
-        """It has names, each once, its files are different files, and nobody but its owner writes one."""
+        """It has names, its files are different files, and nobody but its owner writes one."""
         if not self.dns_names:
             yield KeyProblem("dns_names", "must not be empty", "write the profile's names")
-        for name, count in Counter(self.dns_names).items():
-            if count > 1:
-                yield KeyProblem("dns_names", f"holds {name} {count} times", "keep one")
         modes = [("mode", self.mode, _PUBLIC_BITS), ("key_mode", self.key_mode, _KEY_BITS)]
         for kind, settings in self.files.items():
             modes.append((f"files.{kind}.mode", settings.mode, _KEY_BITS if kind in _KEY_KINDS else _PUBLIC_BITS))
@@ -406,4 +402,7 @@ def load_settings(path: Path) -> AgentSettings:
     document = Document.read(path)
     file = decode(document, _AgentFile)
     sections = {name: getattr(file, name) for name in _AgentFile.__dataclass_fields__}
+    sections["certificates"] = tuple(  # names are a set: what is written twice is there once
+        replace(each, dns_names=tuple(dict.fromkeys(each.dns_names))) for each in file.certificates
+    )
     return AgentSettings(**sections, source=document.source)

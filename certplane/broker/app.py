@@ -20,12 +20,14 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from certplane import __version__
 from certplane.broker import adapters
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer, import_spill
 from certplane.broker.audit.measures import AUDIT_MEASURES
+from certplane.broker.control import ControlServer, ReloadResult, control_socket
 from certplane.broker.database import locating, secret_source
 from certplane.broker.database import stores as open_stores
 from certplane.broker.descriptors import raise_file_limit, too_few
@@ -138,7 +140,7 @@ def prepare(settings: BrokerSettings) -> Prepared:
     except ConfigurationError as error:
         problems += error.problems
     try:
-        locating(settings, policy.reload, key="policy.path")
+        locating(settings, lambda: policy.reload().check_grants(), key="policy.path")
     except ConfigurationError as error:
         problems += error.problems
     if problems or text is None or trust is None:
@@ -274,6 +276,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             loaded=prepared.trust_text,
             policy=prepared.policy,
             watch_policy=settings.policy.watch,
+            settings=settings,
             audit=stores.audit,
             metrics=metrics,
             clock=clock,
@@ -324,16 +327,15 @@ async def serve(settings: BrokerSettings) -> None:
     hosts = sum(grant.kind is IdentityKind.HOST for grant in prepared.policy.current.grants)
     if problem := too_few(raise_file_limit(), hosts):
         _logger.warning("%s", problem)
+    if not hosts:
+        _logger.warning("the policy has no host: none can connect before one is added and the policy is reloaded")
     async with open_broker(prepared, clock=clock) as broker, ServiceNotifier(clock) as notifier:
-        serving = f"serving on port {broker.port}"
-
-        def reload() -> None:
-            notifier.reloading()
-            broker.reloader.request(lambda: notifier.ready(serving))
-
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        notifier.ready(serving)
-        await stop.wait()
+        reloading = _Reloading(broker, notifier)
+        loop.add_signal_handler(signal.SIGHUP, reloading.signalled)
+        path = control_socket(settings.spill_path.parent, Path(settings.source.file))
+        async with ControlServer(path, reloading.reload):
+            notifier.ready(reloading.status)
+            await stop.wait()
         _logger.info("stopping", extra={"fields": {"drain_timeout": str(settings.server.drain_timeout)}})
 
 
@@ -347,6 +349,34 @@ async def _coalescing(
     repeats = RepeatCoalescer(stores.audit, stores.repeats, clock, new_event_id, meter=meter)
     async with denials.running(), repeats.running():
         yield denials, repeats
+
+
+class _Reloading:
+    """Reloads, and what the service manager is told of them: `systemctl status` has it while anything is refused."""
+
+    def __init__(self, broker: Broker, notifier: ServiceNotifier) -> None:
+        self._broker = broker
+        self._notifier = notifier
+        self._tasks: set[asyncio.Task[ReloadResult]] = set()
+        broker.reloader.on_refused = lambda _: notifier.status(self.status)
+
+    @property
+    def status(self) -> str:
+        """One line for `systemctl status`."""
+        return "; ".join((f"serving on port {self._broker.port}", *self._broker.reloader.refused))
+
+    def signalled(self) -> None:
+        """Reload; nobody waits for the result but the log."""
+        task = asyncio.create_task(self.reload(), name="reload on SIGHUP")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def reload(self) -> ReloadResult:
+        """Reload, and wait for the result."""
+        self._notifier.reloading()
+        result = await self._broker.reloader.request()
+        self._notifier.ready(self.status)
+        return result
 
 
 def _issuance_settings(settings: BrokerSettings, accounts: Iterable[AccountKey]) -> IssuanceSettings:

@@ -38,7 +38,8 @@ exit statuses:
   2  the configuration, the policy or an argument is wrong; each problem is a line on standard error
 
 With output that isn't a terminal, or with --json, lists are JSON, one object a line.
-Signals of `serve`: TERM and INT stop it, HUP reads policy, server certificate and agent CA bundle again.
+Signals of `serve`: TERM and INT stop it, HUP reads policy, server certificate and agent CA bundle again; `reload` does
+so too, and says what came of it.
 """
 
 _ENTRY_COLUMNS: Final = ("name", "issuer", "serial_number", "since", "reason")
@@ -110,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command(commands, "serve", _serve, "run the broker until it is told to stop")
     command(commands, "check", _check, "check the configuration and every file that it names, and change nothing")
+
+    text = "have the running broker read its files again, and say what it took and what it refused"
+    command(commands, "reload", _reload, text)
 
     looking = command(commands, "preflight", _preflight, "look at what a profile's orders need, and change nothing")
     looking.add_argument("--profile", required=True, metavar="NAME", help="the profile, as in the policy")
@@ -219,6 +223,18 @@ def _check(options: argparse.Namespace) -> int:
         **trust_fields(prepared.trust),
     }
     return _print_record(options, row)
+
+
+def _reload(options: argparse.Namespace) -> int:
+    from certplane.broker.control import control_socket, request_reload
+
+    settings = _settings(options)
+    result = asyncio.run(request_reload(control_socket(settings.spill_path.parent, options.config)))
+    if _wants_json(options):
+        _print_json([{"ok": result.ok, "lines": result.lines}])
+    for line in () if _wants_json(options) and result.ok else result.lines:
+        print(escape(line), file=sys.stdout if result.ok else sys.stderr)
+    return 0 if result.ok else 1
 
 
 def _preflight(options: argparse.Namespace) -> int:

@@ -192,6 +192,11 @@ def policy_rows(path: Path) -> Row:
 def policy_notices(policy: Row) -> list[str]:
     """What is allowed in a policy and looks like a mistake all the same; `policy` as from `policy_rows`."""
     notices = []
+    served = [each for each in policy["identities"] if each["kind"] != IdentityKind.OPERATOR]
+    if not served:
+        notices.append("has operators only: no host or service can connect; add one under `hosts`")
+    elif not any(each["profiles"] for each in served):
+        notices.append("gives no host or service a profile, so that nobody gets a certificate; add `profiles` to one")
     for each in policy["identities"]:
         place = f"{each['kind']}s.{each['label']}"
         known = ", ".join(sorted(ROLES))

@@ -2,8 +2,9 @@
 
 Rules it keeps:
 
-- SIGHUP reads all of it; the pair and the bundle are also read when their content has changed, the policy too with
-  `policy.watch`. A change is taken when the files stand still, so that one written in two steps isn't half read.
+- SIGHUP and `certplane-broker reload` read all of it; the pair and the bundle are also read when their content has
+  changed, the policy too with `policy.watch`. A change is taken when the files stand still, so that one written in two
+  steps isn't half read.
 - What doesn't load is refused, logged and audited, and the last good one stays in force. So is a certificate that has
   expired already, and a bundle of which everything has ended.
 - What is in force, and until when, is in the log with its hashes.
@@ -18,16 +19,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, Final
 
+from certplane.broker.changes import TAKEN, changed_keys, take_logging, waiting_keys
+from certplane.broker.control import ReloadResult
 from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, AuditSeverity
 from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import AuditLog
 from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
+from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.errors import ConfigurationError, ConfigurationProblem, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
@@ -90,12 +96,14 @@ class Reloader:
         clock: Clock,
         new_event_id: Callable[[], str],
         ask_again: Callable[[str], None] | None = None,
+        settings: BrokerSettings | None = None,
         interval: timedelta = _INTERVAL,
         settle: timedelta = _SETTLE,
     ) -> None:
         """Take what is in force; `loaded` is the text that it was made of.
 
         `ask_again` is called when a person had everything read again: what hosts wait for may be mended.
+        `settings` are those in force; without them broker.yml is not looked at.
         """
         self._trust = trust
         self._files = files
@@ -111,16 +119,27 @@ class Reloader:
         self._settle = settle
         self._pool = BlockingPool("reload", 1)
         self._requested = asyncio.Event()
-        self._done: Callable[[], None] | None = None
+        self._waiting: list[asyncio.Future[ReloadResult]] = []
+        self._settings = settings
+        self._refused: dict[str, str] = {}
+        self.on_refused: Callable[[tuple[str, ...]], None] | None = None
+        """Called with `refused` whenever it changes, whoever had the files read."""
         self._announced = ("", ExpiryLevel.FINE)
         self._announced_cas: frozenset[str] = frozenset()
         self._note_trust()
         self._announce_expiry()
 
-    def request(self, done: Callable[[], None] | None = None) -> None:
-        """Read everything again soon, as SIGHUP asks; `done` is called afterwards, whatever was refused."""
-        self._done = done
+    def request(self) -> asyncio.Future[ReloadResult]:
+        """Read everything again soon, as SIGHUP asks; the result comes when all was taken or refused."""
+        result: asyncio.Future[ReloadResult] = asyncio.get_running_loop().create_future()
+        self._waiting.append(result)
         self._requested.set()
+        return result
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """What the last look at each file refused, a line each: what is in force is older than the file."""
+        return tuple(self._refused.values())
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -129,18 +148,50 @@ class Reloader:
                 await self._wait()
                 if self._requested.is_set():
                     self._requested.clear()
-                    await self.reload_trust()
-                    await self.reload_policy()
+                    waiting, self._waiting = self._waiting, []
+                    result = await self._reload_all()
                     if self._ask_again is not None:
                         self._ask_again("the files were read again")
-                    if self._done is not None:
-                        self._done()
+                    for each in waiting:
+                        if not each.done():  # whoever asked may have gone
+                            each.set_result(result)
                 else:
                     await self._look()
                 await self._drop_ended()
                 self._announce_expiry()
         finally:
             self._pool.close()
+
+    async def _reload_all(self) -> ReloadResult:
+        trust = await self.reload_trust()
+        policy = await self.reload_policy()
+        settings = await self._reload_settings()
+        lines = [*self.refused]
+        lines += ["server certificate and agent CA bundle loaded"] if trust else []
+        lines += [f"policy loaded, hash {self._policy.current.hash}"] if policy else []
+        return ReloadResult(trust and policy and settings is not None, (*lines, *(settings or ())))
+
+    async def _reload_settings(self) -> list[str] | None:
+        """Look at broker.yml and take what can be taken; lines that say what of it waits. None if it is refused."""
+        before = self._settings
+        if before is None:
+            return []
+        try:
+            after = await self._pool.run(load_settings, Path(before.source.file))
+        except ConfigurationError as error:
+            self._refuse("configuration", error)
+            return None
+        self._accept("configuration")
+        if taken := [key for key in changed_keys(before, after) if key in TAKEN]:
+            take_logging(after)
+            self._settings = before = replace(before, logging=after.logging)
+        waiting = waiting_keys(before, after)
+        lines = [f"{before.source.file}: taken: {', '.join(taken)}"] if taken else []
+        if waiting:
+            lines.append(f"{before.source.file}: not in force before a restart: {', '.join(waiting)}")
+        for line in lines:
+            _logger.log(logging.WARNING if waiting else logging.INFO, "%s", line)
+        return lines
 
     async def reload_trust(self) -> bool:
         """Read pair and bundle and put them in force; False if they were refused."""
@@ -159,6 +210,7 @@ class Reloader:
             await self._reject("policy", AuditEventType.POLICY_REJECTED, error)
             return False
         _logger.info("policy loaded", extra={"fields": {"policy_hash": policy.hash, "file": str(self._policy.path)}})
+        self._accept("policy")
         await self._record(self._event(AuditEventType.POLICY_LOADED, f"loaded {self._policy.path}", policy=policy))
         self._metrics.reloads.labels("policy", "loaded").inc()
         return True
@@ -206,6 +258,7 @@ class Reloader:
             return False
         self._trust.replace(trust, self._clock.now())
         self._note_trust()
+        self._accept("trust")
         _logger.info("server certificate and agent CA bundle loaded", extra={"fields": trust_fields(trust)})
         reason = (
             f"server certificate {trust.server.serial_number}, agent CA bundle {trust.bundle.hash} "
@@ -228,9 +281,23 @@ class Reloader:
             )
             raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, remedy)])
 
-    async def _reject(self, what: str, event_type: AuditEventType, error: ConfigurationError) -> None:
+    def _refuse(self, what: str, error: ConfigurationError) -> None:
         for problem in error.problems:
             _logger.error("%s refused, the last good one stays in force: %s", what, problem)
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        self._refused[what] = f"{what} refused, the last good one stays in force: {error.problems[0]}{more}"
+        self._tell()
+
+    def _accept(self, what: str) -> None:
+        if self._refused.pop(what, None) is not None:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.on_refused is not None:
+            self.on_refused(self.refused)
+
+    async def _reject(self, what: str, event_type: AuditEventType, error: ConfigurationError) -> None:
+        self._refuse(what, error)
         reason = "; ".join(str(problem) for problem in error.problems[:5])
         await self._record(self._event(event_type, reason, severity=AuditSeverity.ERROR))
         self._metrics.reloads.labels(what, "rejected").inc()

@@ -208,16 +208,17 @@ class _Builder:
 
     def _alias(self, event: yaml.AliasEvent, key: str, depth: int) -> Node:
         """What the anchor names, as if it were written here."""
-        if (node := self._anchors.get(event.anchor)) is not None:
+        name = event.anchor or ""
+        if (node := self._anchors.get(name)) is not None:
             return self._copied(event, node, key, depth)
-        if event.anchor in self._anchors:
-            self._fail(event, key, f"is an alias of what it stands in (*{event.anchor})", "write the value out")
+        if name in self._anchors:
+            self._fail(event, key, f"is an alias of what it stands in (*{name})", "write the value out")
         else:
             self._fail(
                 event,
                 key,
-                f"is an alias of nothing (*{event.anchor})",
-                f'a text that begins with * needs quotes: "*{event.anchor}"; else write &{event.anchor} above',
+                f"is an alias of nothing (*{name})",
+                f'a text that begins with * needs quotes: "*{name}"; else write &{name} above',
             )
         return ScalarNode(_line(event), key, "", plain=False)
 

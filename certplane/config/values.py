@@ -177,9 +177,9 @@ class DnsName(str):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The canonical form."""
+        """The canonical form; a final dot, as zone files have it, is left out."""
         try:
-            return cls(canonical_dns_name(text))
+            return cls(canonical_dns_name(_without_final_dot(text)))
         except DnsNameError as error:
             raise ValueError(str(error)) from error
 
@@ -206,12 +206,17 @@ def canonical_identity_name(text: str) -> str:
             raise ValueError("is not a URI like spiffe://example.org/host/web1")
         return text
     try:
-        name = canonical_dns_name(text)
+        name = canonical_dns_name(_without_final_dot(text))
     except DnsNameError as error:
         raise ValueError(f"{error}; an identity is a DNS name or a URI") from error
     if name.startswith("*"):
         raise ValueError("is a wildcard; an identity is one DNS name or URI")
     return name
+
+
+def _without_final_dot(name: str) -> str:
+    """A person writes the same name with or without it; on the wire and in certificates it stays an error."""
+    return name[:-1] if name.endswith(".") and not name.endswith("..") else name
 
 
 def _split(text: str, form: str, *, lowest_port: int = 1) -> tuple[str, int]:
@@ -229,7 +234,7 @@ def _split(text: str, form: str, *, lowest_port: int = 1) -> tuple[str, int]:
             raise ValueError("has something in brackets that is no IPv6 address") from error
     elif host and re.fullmatch(r"[A-Za-z0-9._-]+", host, re.ASCII) is None:
         raise ValueError(f"must be {form}; an IPv6 address stands in brackets")
-    return host, port
+    return _without_final_dot(host), port
 
 
 def _check_url(text: str, schemes: set[str]) -> None:

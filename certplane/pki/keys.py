@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PublicKeyTypes
 
 from certplane.errors import CertplaneError, Reason, RefusalError, Violation
-from certplane.pki.pem import PemError, decode_pem, pem_text
+from certplane.pki.pem import PemError, decode_pem, has_private_key, pem_text
 
 __all__ = [
     "KeyType",
@@ -114,13 +114,16 @@ def load_private_key(pem: bytes) -> PrivateKey:
     Raises:
         PrivateKeyError: not a key, an encrypted one, or of a kind that isn't in `KeyType`.
     """
+    keys = []
     try:
-        blocks = decode_pem(pem_text(pem), *_KEY_LABELS, max_blocks=_MAX_KEY_BLOCKS, max_length=_MAX_KEY_LENGTH)
+        text = pem_text(pem)
+        if has_private_key(text):
+            blocks = decode_pem(text, *_KEY_LABELS, max_blocks=_MAX_KEY_BLOCKS, max_length=_MAX_KEY_LENGTH)
+            keys = [(label, der) for label, der in blocks if label.endswith("PRIVATE KEY")]
     except PemError as error:
         raise PrivateKeyError(f"not a private key in PEM: it {error}") from None
-    keys = [(label, der) for label, der in blocks if label.endswith("PRIVATE KEY")]
     if len(keys) != 1:
-        raise PrivateKeyError(f"not a private key in PEM: it holds {len(keys) or 'no'} private key{'s' * bool(keys)}")
+        raise PrivateKeyError(f"not a private key in PEM: it holds {f'{len(keys)} of them' if keys else 'none'}")
     ((label, der),) = keys
     if label == "ENCRYPTED PRIVATE KEY":
         raise PrivateKeyError("the private key is encrypted; store it unencrypted with mode 0600")

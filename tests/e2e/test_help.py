@@ -25,6 +25,7 @@ _COMMANDS = {
         "",
         "serve",
         "check",
+        "reload",
         "preflight",
         "policy",
         "policy validate",

@@ -21,7 +21,7 @@ from certplane.broker.model import Grant, IdentityKind, Profile
 from certplane.config.decoding import Check, Decoder, KeyProblem
 from certplane.config.document import Document, MappingNode, Node, ScalarNode, SequenceNode, Source
 from certplane.config.values import DnsName, IdentityName, PositiveSpan, canonical_identity_name
-from certplane.errors import ConfigurationError
+from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.csr import MAX_DNS_NAMES
 from certplane.pki.keys import KeyType
 
@@ -99,7 +99,7 @@ class _ProfileEntry:
 
     def problems(self) -> Iterator[KeyProblem]:
         """Names and type agree, and a CA could issue for all of them at once."""
-        names = self.dns_names
+        names = tuple(dict.fromkeys(self.dns_names))
         wildcards = [name for name in names if name.startswith("*")]
         if not names:
             yield KeyProblem("dns_names", "must not be empty")
@@ -122,12 +122,9 @@ class _ProfileEntry:
         yield from self._name_problems()
 
     def _name_problems(self) -> Iterator[KeyProblem]:
-        seen: set[str] = set()
+        seen = set(self.dns_names)
         for number, name in enumerate(self.dns_names):
             key = f"dns_names[{number}]"
-            if name in seen:
-                yield KeyProblem(key, f"is {name} again", "write each name once")
-            seen.add(name)
             if problem := _name_problem(name):
                 yield KeyProblem(key, f"is {name}: {problem}", "remove it")
         for number, name in enumerate(self.dns_names):
@@ -177,7 +174,7 @@ class _OperatorEntry:
 class _PolicyFile:
     """The whole file."""
 
-    version: Annotated[int, Check(_version)]
+    version: Annotated[int, Check(_version)] = 1
     profiles: Mapping[str, _ProfileEntry] = field(default_factory=dict)
     hosts: Mapping[str, _HostEntry] = field(default_factory=dict)
     services: Mapping[str, _ServiceEntry] = field(default_factory=dict)
@@ -208,6 +205,17 @@ class PolicyDocument:
     def grants(self) -> tuple[Grant, ...]:
         """All identities, in the file's order: hosts, services, operators."""
         return tuple(self._grants.values())
+
+    def check_grants(self) -> None:
+        """Whether anybody has anything by it: an empty policy is what a template writes when its data is missing.
+
+        Raises:
+            ConfigurationError: there is no host, no service and no operator.
+        """
+        if not self._grants:
+            message = "gives nothing to anybody: it has no hosts, no services and no operators"
+            remedy = "add the first host or operator, or look at what wrote the file"
+            raise ConfigurationError([ConfigurationProblem(self._source.file, None, "", message, remedy)])
 
     def check_issuers(self, known: Collection[str]) -> None:
         """Whether the issuers that profiles name are among `known`, those of broker.yml.
@@ -250,13 +258,15 @@ def load_policy(path: Path) -> PolicyDocument:
     """Read policy.yml.
 
     Raises:
-        ConfigurationError: everything that is wrong with it.
+        ConfigurationError: everything that is wrong with it, or nobody has anything by it.
     """
-    return read_policy(Document.read(path))
+    policy = read_policy(Document.read(path))
+    policy.check_grants()
+    return policy
 
 
 def read_policy(document: Document) -> PolicyDocument:
-    """The policy of a document. Raises as `load_policy`."""
+    """The policy of a document, an empty one included. Raises as `load_policy`."""
     decoder = Decoder(document.source)
     file = decoder.section(document.root, _PolicyFile)
     _check_across(document.root, decoder)
@@ -264,18 +274,27 @@ def read_policy(document: Document) -> PolicyDocument:
     assert file is not None
     profiles = {name: _profile(name, entry) for name, entry in file.profiles.items()}
     grants = [
-        *(Grant(e.identity, IdentityKind.HOST, label, e.profiles) for label, e in file.hosts.items()),
-        *(Grant(e.identity, IdentityKind.SERVICE, label, e.profiles, e.roles) for label, e in file.services.items()),
+        *(Grant(e.identity, IdentityKind.HOST, label, _once(e.profiles)) for label, e in file.hosts.items()),
+        *(
+            Grant(e.identity, IdentityKind.SERVICE, label, _once(e.profiles), e.roles)
+            for label, e in file.services.items()
+        ),
         *(Grant(e.identity, IdentityKind.OPERATOR, label, (), e.roles) for label, e in file.operators.items()),
     ]
     return PolicyDocument(document.source, profiles, {grant.name: grant for grant in grants})
 
 
+def _once(profiles: tuple[str, ...]) -> tuple[str, ...]:
+    """A list of a set of things: what is written twice is there once."""
+    return tuple(dict.fromkeys(profiles))
+
+
 def _profile(name: str, entry: _ProfileEntry) -> Profile:
+    dns_names = tuple(sorted(set(entry.dns_names)))
     facts: dict[str, Any] = {
         "name": name,
         "type": entry.type,
-        "dns_names": sorted(entry.dns_names),
+        "dns_names": dns_names,
         "key_types": sorted(entry.key_types),
         "challenge": entry.acme.challenge,
         "credentials": entry.acme.credentials,
@@ -287,7 +306,7 @@ def _profile(name: str, entry: _ProfileEntry) -> Profile:
     return Profile(
         name=name,
         kind=entry.type,
-        dns_names=tuple(sorted(entry.dns_names)),
+        dns_names=dns_names,
         hash=hashlib.sha256(canonical.encode("ascii")).hexdigest(),
         challenge=entry.acme.challenge,
         credentials=entry.acme.credentials,
@@ -341,12 +360,6 @@ def _check_profiles(node: MappingNode, known: Any, decoder: Decoder) -> None:
     entry = node.entries.get("profiles")
     if entry is None or not isinstance(entry.value, SequenceNode):
         return
-    seen: set[str] = set()
     for item in entry.value.items:
-        if not isinstance(item, ScalarNode):
-            continue
-        if item.text in seen:
-            decoder.add(item.key, "names the same profile again", "write it once")
-        elif item.text not in known:
+        if isinstance(item, ScalarNode) and item.text not in known:
             decoder.add(item.key, f"is {item.text[:64]!a}, which is no profile", "define it under `profiles`")
-        seen.add(item.text)

@@ -10,12 +10,36 @@ import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
+from certplane.broker.model import IdentityKind
 from certplane.broker.policy.document import PolicyDocument, read_policy
 from certplane.config.document import MAX_BYTES, Document
 from certplane.config.files import read_file
-from certplane.errors import ConfigurationError, Reason, RefusalError
+from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 
-__all__ = ["FilePolicySource"]
+__all__ = ["FilePolicySource", "check_removal"]
+
+
+def check_removal(before: PolicyDocument, after: PolicyDocument, file: str) -> None:
+    """Whether a policy may take the place of another while a broker runs.
+
+    A fleet is shut out within seconds, so a change that leaves nobody who can get a certificate is taken for a mistake
+    of whatever wrote the file. A start takes such a policy: a person who means it restarts the broker.
+
+    Raises:
+        ConfigurationError: `after` removes every host and service, or every profile that one had.
+    """
+    if before.grants:
+        after.check_grants()
+    served = [grant for grant in before.grants if grant.kind is not IdentityKind.OPERATOR]
+    left = [grant for grant in after.grants if grant.kind is not IdentityKind.OPERATOR]
+    message = ""
+    if served and not left:
+        message = f"would shut out all {len(served)} hosts and services of the policy in force"
+    elif any(grant.profiles for grant in served) and not any(grant.profiles for grant in left):
+        message = "would leave no host or service a profile, so that nobody gets a certificate any more"
+    if message:
+        remedy = "look at what wrote the file; if it is meant, restart the broker with it"
+        raise ConfigurationError([ConfigurationProblem(file, None, "", message, remedy)])
 
 
 class FilePolicySource:
@@ -45,13 +69,15 @@ class FilePolicySource:
         """Read the file and put it in force. Blocks.
 
         Raises:
-            ConfigurationError: it doesn't load; what was in force stays so.
+            ConfigurationError: it doesn't load, or shuts everybody out; what was in force stays so.
         """
         content = read_file(self._path, max_bytes=MAX_BYTES)
         self._seen = hashlib.sha256(content).hexdigest()
         policy = read_policy(Document.parse(content, str(self._path)))
         if self._issuers is not None:
             policy.check_issuers(self._issuers)
+        if self._current is not None:
+            check_removal(self._current, policy, str(self._path))
         self._current = policy
         return policy
 

@@ -211,10 +211,6 @@ CERTIFICATE = "certificates:\n- name: www\n  profile: p\n  dns_names: [a.example
             "12: certificates[0].dns_names: must not be empty; write the profile's names", id="no-dns-names",
         ),
         pytest.param(
-            MINIMAL + CERTIFICATE.replace("[a.example]", "[a.example, A.example]"),
-            "12: certificates[0].dns_names: holds a.example 2 times; keep one", id="dns-name-twice",
-        ),
-        pytest.param(
             MINIMAL + CERTIFICATE + "  reload_timeout: 0s\n", "13: certificates[0].reload_timeout: must be more than zero",
             id="zero-timeout",
         ),

@@ -74,7 +74,7 @@ def test_loads_older_forms(pem: bytes) -> None:
             ),
             "encrypted", id="encrypted-in-the-older-form",
         ),
-        pytest.param(private_key_pem(ec_key()) * 2, "2 private keys", id="two"),
+        pytest.param(private_key_pem(ec_key()) * 2, "holds 2 of them", id="two"),
         pytest.param(private_key_pem(ec_key())[:-20], "cut off", id="cut-off"),
         pytest.param(b"\x30\x82\x01\x00", "binary", id="der"),
         pytest.param(

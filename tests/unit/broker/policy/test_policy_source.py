@@ -117,3 +117,58 @@ def test_an_issuer_is_named_once(path: Path) -> None:
     path.write_text(ONE.replace("]}", "], acme: {issuers: [a, a]}}"))
     with pytest.raises(ConfigurationError, match="is a again"):
         FilePolicySource(path).reload()
+
+
+FLEET = ONE + "hosts:\n  a: {identity: a.host.example, profiles: [one]}\n  b: {identity: b.host.example}\n"
+OPERATORS = "operators:\n  alice: {identity: alice.example, roles: [viewer]}\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "phrase"),
+    [
+        pytest.param(FLEET, ONE + "hosts: {}\n", "gives nothing to anybody", id="hosts-gone"),
+        pytest.param(FLEET, "", "gives nothing to anybody", id="empty-file"),
+        pytest.param(OPERATORS, ONE, "gives nothing to anybody", id="operators-gone"),
+        pytest.param(FLEET + OPERATORS, ONE + OPERATORS, "would shut out all 2 hosts and services", id="operators-left"),
+        pytest.param(
+            FLEET, FLEET.replace(", profiles: [one]", ""), "would leave no host or service a profile", id="profiles-taken"
+        ),
+        pytest.param(
+            FLEET, ONE + "services:\n  s: {identity: s.example}\n", "would leave no host or service a profile", id="others-without"
+        ),
+    ],
+)  # fmt: skip
+def test_a_reload_shuts_nobody_out_altogether(path: Path, before: str, after: str, phrase: str) -> None:
+    """A file that takes everything from everybody is refused while a broker runs, and what was in force stays."""
+    path.write_text(before)
+    source = FilePolicySource(path)
+    good = source.reload()
+    path.write_text(after)
+    with pytest.raises(ConfigurationError, match=phrase) as caught:
+        source.reload()
+    assert caught.value.problems[0].remedy
+    assert source.current is good
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(FLEET, FLEET.replace("  b: {identity: b.host.example}\n", ""), id="one-of-two"),
+        pytest.param(OPERATORS, FLEET, id="operators-to-hosts"),
+        pytest.param(FLEET, FLEET.replace(".host.", ".other."), id="all-replaced"),
+        pytest.param(OPERATORS, OPERATORS.replace("alice", "bob"), id="operators-stay-operators"),
+    ],
+)  # fmt: skip
+def test_a_reload_may_do_less(path: Path, before: str, after: str) -> None:
+    """Taking something from somebody is what policies are for."""
+    path.write_text(before)
+    source = FilePolicySource(path)
+    source.reload()
+    path.write_text(after)
+    assert source.reload() is source.current
+
+
+def test_a_start_may_have_operators_only(path: Path) -> None:
+    """Who means to take everybody's certificates away restarts the broker: a start takes what is there."""
+    path.write_text(OPERATORS)
+    assert FilePolicySource(path).reload().host_names == ()

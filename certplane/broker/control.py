@@ -1,0 +1,145 @@
+"""How `certplane-broker reload` reaches the broker that runs, and hears what came of it.
+
+A signal has no answer, so that `systemctl reload` would say yes whatever happens. A socket in a directory of mode 0700
+beside the broker's state has one: the client sends `{"command": "reload"}`, a line, and gets
+`{"ok": BOOL, "lines": [TEXT, ...]}`, a line. Only the broker's user and root can connect. A broker that can't make its
+socket serves all the same: SIGHUP still reloads, without an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from certplane.errors import OperationError
+
+_DIRECTORY: Final = "broker-control"
+_MOST_BYTES: Final = 1024 * 1024
+_PATIENCE: Final = 5.0
+"""Seconds for a client to send its line, and for a broker to take a connection."""
+_RELOAD_PATIENCE: Final = 60.0
+"""Seconds for a reload: the largest policy takes some."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """What a reload did: `ok` if nothing was refused; `lines` for a person, refusals first."""
+
+    ok: bool
+    lines: tuple[str, ...]
+
+
+def control_socket(state: Path, configuration: Path) -> Path:
+    """Where the broker of a configuration file listens; several may share a state directory.
+
+    Args:
+        state: The directory of the broker's own files.
+        configuration: Its broker.yml.
+    """
+    name = hashlib.sha256(os.fsencode(os.path.realpath(configuration))).hexdigest()[:16]
+    return state / _DIRECTORY / f"{name}.sock"
+
+
+class ControlServer:
+    """The broker's end. An async context manager: it listens while entered."""
+
+    def __init__(self, path: Path, reload: Callable[[], Awaitable[ReloadResult]]) -> None:
+        """`path` is `control_socket`'s; `reload` carries a reload out and waits for its end."""
+        self._path = path
+        self._reload = reload
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            self._path.parent.chmod(0o700)
+            self._path.unlink(missing_ok=True)
+            listener = socket.socket(socket.AF_UNIX)
+            with _short(self._path) as address:
+                listener.bind(address)
+        except OSError as error:
+            _logger.warning(
+                "`certplane-broker reload` won't reach this broker: no socket in %s: %s", self._path.parent, error
+            )
+            return self
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_MOST_BYTES)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                line = await reader.readline()
+            if json.loads(line or b"null") == {"command": "reload"}:
+                result = await self._reload()
+            else:
+                result = ReloadResult(
+                    ok=False, lines=("this broker doesn't know that command; is it another release?",)
+                )
+            writer.write(json.dumps({"ok": result.ok, "lines": result.lines}).encode() + b"\n")
+            await writer.drain()
+        except (OSError, TimeoutError, ValueError) as error:
+            _logger.debug("a control connection ended: %s", error)
+        finally:
+            writer.close()
+
+
+async def request_reload(path: Path) -> ReloadResult:
+    """Have the broker that listens at `path` read everything again, and wait for the result.
+
+    Raises:
+        OperationError: no broker listens there, it isn't ours to ask, or it ended meanwhile.
+    """
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            with _short(path) as address:
+                reader, writer = await asyncio.open_unix_connection(address, limit=_MOST_BYTES)
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        remedy = "start it, or give the same -c FILE as it has"
+        raise OperationError(f"no broker with this configuration listens at {path}", remedy=remedy) from error
+    except (OSError, TimeoutError) as error:
+        remedy = "run the command as the broker's user, such as with `sudo -u certplane-broker`"
+        raise OperationError(f"the broker at {path} can't be asked: {error}", remedy=remedy) from error
+    try:
+        writer.write(b'{"command": "reload"}\n')
+        async with asyncio.timeout(_RELOAD_PATIENCE):
+            answer = json.loads(await reader.readline() or b"null")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise OperationError(f"the broker gave no answer: {error}", remedy="look at its log") from error
+    finally:
+        writer.close()
+    return _result(answer)
+
+
+def _result(answer: Any) -> ReloadResult:
+    match answer:
+        case {"ok": bool(ok), "lines": list(lines)}:
+            return ReloadResult(ok, tuple(str(line) for line in lines))
+    raise OperationError("the broker ended meanwhile", remedy="look at its log")
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """The socket's path by a descriptor of its directory: an address has 108 bytes, a path may have more."""
+    descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{path.name}"
+    finally:
+        os.close(descriptor)
