@@ -199,6 +199,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 revokers=issuers,
                 solver=solver,
                 preflight=await stack.enter_async_context(adapters.preflight(settings, solver, issuers, clock)),
+                epoch=epoch,
                 clock=clock,
                 renewals=plans,
                 meter=meter,

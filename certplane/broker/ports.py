@@ -39,6 +39,7 @@ from certplane.broker.model import (
     KeyUse,
     KnownIdentity,
     Order,
+    OrderCause,
     OrderDraft,
     OrderState,
     Profile,
@@ -91,12 +92,16 @@ __all__ = [
 class DurableLimits:
     """Limits counted over order rows (design, fixed decision 12); None is no limit.
 
-    The windows slide: an hour, and a day for new keys (distinct keys of one identity and profile).
+    The windows slide. Which order has to keep which, and what each counts, is `certplane.broker.policy.limits`'.
     """
 
     per_identity_per_hour: int | None = None
     per_identity_profile_per_hour: int | None = None
     new_keys_per_identity_profile_per_day: int | None = None
+    certificates_per_identity_profile_per_day: int | None = None
+    early_renewals_per_identity_profile_per_day: int | None = None
+    certificates_per_name_set_per_week: int | None = None
+    asked_for_per_identity_profile_per_hour: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +143,13 @@ class OrderStore(Protocol):
         """Join the open (or failed and not yet retryable) order of the same key, else check limits and make one.
 
         One transaction: two callers at once get one order. Events are written only when an order is created; those
-        that name no order get its id.
+        that name no order get its id. What was asked for once is taken once: if another order, open or finalised,
+        has taken it already, the new one is ORDINARY. That is one of the same `replaces_certificate_id`, or, without
+        it, one of the same identity and profile since `ask_time`.
 
         Raises:
             RefusalError: RATE_LIMITED with the limit's name as violation and the time until the window frees a place;
-                nothing is written then. KEY_REUSED when the key belongs to another identity or is blocked.
+                nothing is written then. KEY_REUSED when the key belongs to another identity, is blocked, or is spent.
         """
         ...
 
@@ -629,6 +636,16 @@ class RenewalTimes(Protocol):
         """When it should be renewed; past, it is due."""
         ...
 
+    async def wanted(self, certificate: CertificateRecord, now: datetime) -> tuple[OrderCause, datetime] | None:
+        """Who wants it renewed by now, and since when: OPERATOR, ISSUER or DUE; None if nobody does yet.
+
+        From the committed plans, also those of another broker. Not for a revoked one.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
     def note_issued(self, certificate: CertificateRecord) -> None:
         """It was issued just now, and is durable."""
         ...
@@ -644,6 +661,10 @@ class StoredRenewalTimes:
     def renew_time(self, certificate: CertificateRecord) -> datetime:
         """See `RenewalTimes.renew_time`."""
         return certificate.renew_time
+
+    async def wanted(self, certificate: CertificateRecord, now: datetime) -> tuple[OrderCause, datetime] | None:
+        """See `RenewalTimes.wanted`."""
+        return (OrderCause.DUE, certificate.renew_time) if certificate.renew_time <= now else None
 
     def note_issued(self, certificate: CertificateRecord) -> None:
         """See `RenewalTimes.note_issued`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -401,20 +401,24 @@ class AuditSettings:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitSettings:
-    """Limits counted over orders; 0 is no limit."""
+    """Limits counted over orders; 0 is no limit. What each counts: `certplane.broker.policy.limits`.
+
+    A public CA issues five certificates a week for one set of names (Let's Encrypt): four for whoever asks, and the
+    fifth is left for what must be replaced.
+    """
 
     per_identity_per_hour: Limit = 50
     per_identity_profile_per_hour: Limit = 20
     new_keys_per_identity_profile_per_day: Limit = 2
+    certificates_per_identity_profile_per_day: Limit = 3
+    early_renewals_per_identity_profile_per_day: Limit = 2
+    certificates_per_name_set_per_week: Limit = 4
+    asked_for_per_identity_profile_per_hour: Limit = 20
 
     @property
     def durable_limits(self) -> DurableLimits:
         """As the order store takes them."""
-        return DurableLimits(
-            self.per_identity_per_hour or None,
-            self.per_identity_profile_per_hour or None,
-            self.new_keys_per_identity_profile_per_day or None,
-        )
+        return DurableLimits(**{field.name: getattr(self, field.name) or None for field in fields(self)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,9 +70,6 @@ _BETWEEN_LOOKS: Final = 0.2
 
 _NOT_OURS: Final = {"name": "payments", "profile": "payments", "dns_names": ["pay.certplane.test"]}
 
-_BROKER_CONFIG: Final = {"rate_limits": {"new_keys_per_identity_profile_per_day": 50}}
-"""Pebble has no weekly limit that the default of two would protect, and with --keep somebody may renew more often."""
-
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
@@ -134,7 +131,7 @@ class _Demo:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._show.lines, "\nEverything that was started is stopped.")
             with open_progress(SystemClock(), as_json=False, stream=sys.stdout) as progress:
-                options = DeploymentOptions(_POLICY, broker=_BROKER_CONFIG)
+                options = DeploymentOptions(_POLICY)
                 deployment = await stack.enter_async_context(Deployment(self._folder, options, progress))
                 host = deployment.add_host(_HOST, _CERTIFICATES)
                 await deployment.start_broker()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.model import OrderState, RevocationReason, TxtRecord
+from certplane.broker.model import OrderCause, OrderState, RevocationReason, TxtRecord
 from certplane.broker.ports import DurableLimits, OrderChange
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from tests.support.stores import NO_LIMITS, StoreHarness, certificate, draft
@@ -183,6 +183,14 @@ async def test_an_ending_can_block_the_key(store: StoreHarness) -> None:
         ),
         pytest.param(DurableLimits(per_identity_profile_per_hour=2), {}, {}, HOUR, id="identity and profile"),
         pytest.param(DurableLimits(new_keys_per_identity_profile_per_day=2), {}, {}, 24 * HOUR, id="new keys"),
+        pytest.param(DurableLimits(certificates_per_identity_profile_per_day=2), {}, {}, 24 * HOUR, id="certificates"),
+        pytest.param(
+            DurableLimits(certificates_per_name_set_per_week=2),
+            {"identity": "spiffe://example.org/host/web2", "profile": "db"},
+            {"identity": "spiffe://example.org/host/web3", "profile": "mail"},
+            7 * 24 * HOUR,
+            id="name set, whoever's",
+        ),
     ],
 )
 async def test_a_reached_limit_refuses_until_the_window_frees_a_place(
@@ -212,6 +220,10 @@ async def test_a_reached_limit_refuses_until_the_window_frees_a_place(
         ),
         pytest.param(DurableLimits(per_identity_profile_per_hour=1), {"profile": "db"}, id="profile"),
         pytest.param(DurableLimits(new_keys_per_identity_profile_per_day=1), {"profile": "db"}, id="new keys"),
+        pytest.param(DurableLimits(certificates_per_identity_profile_per_day=1), {"profile": "db"}, id="certificates"),
+        pytest.param(
+            DurableLimits(certificates_per_name_set_per_week=1), {"dns_names": ("example.org",)}, id="name set"
+        ),
     ],
 )
 async def test_a_limit_protects_neighbours(store: StoreHarness, limits: DurableLimits, other: dict[str, Any]) -> None:
@@ -235,6 +247,109 @@ async def test_a_key_that_was_used_today_is_not_a_new_key(store: StoreHarness) -
     assert (await store.stores.orders.open_order(draft(), limits, [])).created
     other = draft(public_key_sha256="key-b")
     assert (await refused(store.stores.orders.open_order(other, limits, []))).reason is Reason.RATE_LIMITED
+
+
+CERTIFICATES = [
+    pytest.param(DurableLimits(certificates_per_identity_profile_per_day=1), id="profile"),
+    pytest.param(DurableLimits(certificates_per_name_set_per_week=1), id="name set"),
+]
+
+
+@pytest.mark.parametrize("limits", CERTIFICATES)
+@pytest.mark.parametrize(
+    ("states", "counts"),
+    [
+        pytest.param([], True, id="open"),
+        pytest.param([OrderState.FAILED], False, id="failed before"),
+        pytest.param([OrderState.FINALIZING, OrderState.FAILED], True, id="failed after the finalisation"),
+    ],
+)
+async def test_a_limit_on_certificates_counts_what_may_be_one(
+    store: StoreHarness, limits: DurableLimits, states: list[OrderState], counts: bool
+) -> None:
+    """Whatever its key, an order that is open or was finalised; one that failed before has cost the CA no certificate."""
+    order = await store.open_order(limits=limits)
+    for state in states:
+        await store.stores.orders.change_order(order.order_id, OrderChange(state=state))
+    again = draft(replaces_certificate_id="another")  # of the same key
+    if counts:
+        refusal = await refused(store.stores.orders.open_order(again, limits, []))
+        assert refusal.reason is Reason.RATE_LIMITED
+    else:
+        assert (await store.stores.orders.open_order(again, limits, [])).created
+
+
+async def test_renewals_far_from_due_have_a_limit(store: StoreHarness) -> None:
+    """Beside all others; an ordinary order isn't one."""
+    limits = DurableLimits(early_renewals_per_identity_profile_per_day=1)
+    await store.open_order(limits=limits, replaces_certificate_id="a", cause=OrderCause.EARLY)
+    early = draft(replaces_certificate_id="b", cause=OrderCause.EARLY)
+    refusal = await refused(store.stores.orders.open_order(early, limits, []))
+    assert [violation.subject for violation in refusal.violations] == ["early_renewals_per_identity_profile_per_day"]
+    assert (await store.stores.orders.open_order(draft(replaces_certificate_id="b"), limits, [])).created
+
+
+ASKED_FOR = [cause for cause in OrderCause if cause.asked_for]
+ALL_LIMITS = DurableLimits(1, 1, 1, 1, 1, 1, 2)
+
+
+@pytest.mark.parametrize("cause", ASKED_FOR)
+async def test_what_was_asked_for_is_held_up_by_its_own_limit_alone(store: StoreHarness, cause: OrderCause) -> None:
+    """The others may all be reached; and it uses up nothing of them, but for the CA's certificates of the name set."""
+    for number, facts in enumerate(({"cause": OrderCause.ORDINARY}, {"cause": cause}, {"cause": cause})):
+        await store.issue(key=f"key-{number}", limits=ALL_LIMITS, replaces_certificate_id=f"r{number}", **facts)
+    third = draft(public_key_sha256="key-3", cause=cause, replaces_certificate_id="r3")
+    refusal = await refused(store.stores.orders.open_order(third, ALL_LIMITS, []))
+    assert [violation.subject for violation in refusal.violations] == ["asked_for_per_identity_profile_per_hour"]
+    limits = DurableLimits(2, 2, 2, 2, 2, None, 2)
+    assert (await store.stores.orders.open_order(draft(public_key_sha256="key-4"), limits, [])).created
+
+
+@pytest.mark.parametrize("cause", [*ASKED_FOR, OrderCause.WITHDRAWN])
+@pytest.mark.parametrize("replaces", ["certificate-1", ""], ids=["renewal", "without saying of what"])
+@pytest.mark.parametrize("issued", [True, False], ids=["issued", "open"])
+async def test_what_was_asked_for_once_is_taken_once(
+    store: StoreHarness, cause: OrderCause, replaces: str, issued: bool
+) -> None:
+    """Another key makes no second one of it: that is an ordinary order. A try that failed has taken nothing."""
+    facts: dict[str, Any] = {"cause": cause, "ask_time": store.clock.now(), "replaces_certificate_id": replaces}
+    store.clock.advance(timedelta(seconds=1))
+    failed = await store.open_order(public_key_sha256="key-0", **facts)
+    await store.stores.orders.change_order(failed.order_id, OrderChange(state=OrderState.FAILED))
+    if issued:
+        await store.issue(key="key-1", **facts)
+    else:
+        assert (await store.open_order(public_key_sha256="key-1", **facts)).cause is cause
+    assert (await store.open_order(public_key_sha256="key-2", **facts)).cause is OrderCause.ORDINARY
+
+
+async def test_what_its_holder_has_revoked_is_replaced_from_the_cas_budget(store: StoreHarness) -> None:
+    """Its own limits don't hold it up; the certificates of the name set do, of which one is kept for it."""
+    limits = DurableLimits(9, 9, 1, 1, 1, 1, 1)
+    await store.issue(key="key-0", limits=limits)
+    withdrawn = {"cause": OrderCause.WITHDRAWN}
+    await store.issue(key="key-1", limits=limits, replaces_certificate_id="r1", **withdrawn)
+    third = draft(public_key_sha256="key-2", replaces_certificate_id="r2", **withdrawn)
+    refusal = await refused(store.stores.orders.open_order(third, limits, []))
+    assert [violation.subject for violation in refusal.violations] == ["certificates_per_name_set_per_week"]
+
+
+async def test_a_refusal_names_each_limit_its_value_and_its_end(store: StoreHarness) -> None:
+    """In the message, which every place shows, and in the violations."""
+    limits = DurableLimits(per_identity_per_hour=1, certificates_per_name_set_per_week=1)
+    await store.open_order(limits=limits)
+    refusal = await refused(store.stores.orders.open_order(draft(public_key_sha256="key-b"), limits, []))
+    assert refusal.message == (
+        "the broker's limit is reached: rate_limits.per_identity_per_hour (at most 1 in an hour), "
+        "rate_limits.certificates_per_name_set_per_week (at most 1 in a week); the next is possible at "
+        "2026-11-30T12:00:00Z; a renewal that is due, or that an operator asks for (`certplanectl renew`), isn't held "
+        "up by it"
+    )
+    assert [violation.description for violation in refusal.violations] == [
+        "at most 1 in an hour, until 2026-11-23T13:00:00Z",
+        "at most 1 in a week, until 2026-11-30T12:00:00Z",
+    ]
+    assert refusal.retry_after == timedelta(days=7)
 
 
 async def test_ended_orders_count(store: StoreHarness) -> None:

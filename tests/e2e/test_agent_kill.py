@@ -34,6 +34,7 @@ from tests.support.killing import (
     settle_on_a_port,
     version_leaves,
 )
+from tests.support.limits import UNLIMITED
 from tests.support.lineages import LocalIssuer, standing_pair
 from tests.support.parts import need_part
 
@@ -147,7 +148,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         "hosts": {"web1": {"identity": IDENTITY, "profiles": list(profiles)}},
     }
     limits = {
-        "rate_limits": {"per_identity_per_hour": 1000, "new_keys_per_identity_profile_per_day": 10},
+        "rate_limits": UNLIMITED,
         "server": {"calls_per_identity_per_second": 1000, "calls_burst": 1000},
     }
     async with Deployment(tmp_path_factory.mktemp("agent-kill"), DeploymentOptions(policy, broker=limits)) as running:

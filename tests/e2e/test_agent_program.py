@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
+from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
 from tests.support.waiting import until
 
@@ -34,8 +35,7 @@ CERTIFICATES = [
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
     need_part("pebble")
-    limits = {"per_identity_profile_per_hour": 1000, "new_keys_per_identity_profile_per_day": 1000}
-    options = DeploymentOptions(POLICY, dns_provider="rfc2136", broker={"rate_limits": limits})
+    options = DeploymentOptions(POLICY, dns_provider="rfc2136", broker={"rate_limits": UNLIMITED})
     async with Deployment(tmp_path_factory.mktemp("deployment"), options) as running:
         await running.start_broker()
         yield running

@@ -19,6 +19,7 @@ from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.operator import Operator
 from tests.support.killing import KILLED, killing_at, settle_on_a_port
+from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
 from tests.support.waiting import HANG, no_hang, until
 
@@ -85,8 +86,7 @@ class World:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     need_part("pebble")
-    limits = {"per_identity_profile_per_hour": 1000, "new_keys_per_identity_profile_per_day": 1000}
-    options = DeploymentOptions(POLICY, dns_provider="rfc2136", broker={"rate_limits": limits})
+    options = DeploymentOptions(POLICY, dns_provider="rfc2136", broker={"rate_limits": UNLIMITED})
     async with Deployment(tmp_path_factory.mktemp("stream"), options) as deployment:
         settle_on_a_port(deployment)
         await deployment.start_broker()

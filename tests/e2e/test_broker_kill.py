@@ -42,6 +42,7 @@ from tests.support.killing import (
     order_of,
     settle_on_a_port,
 )
+from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
 from tests.support.waiting import HANG, until
 
@@ -105,7 +106,7 @@ async def lanes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple
     """Two brokers that can be killed, each with an enrolled host."""
     need_part("pebble")
     folder = tmp_path_factory.mktemp("broker-kill")
-    limits = {"rate_limits": {"per_identity_per_hour": 1000}}
+    limits = {"rate_limits": UNLIMITED}
     async with AsyncExitStack() as stack:
         first = Deployment(folder / "first", DeploymentOptions(policy("web1.certplane.test"), "cloudflare", limits))
         await stack.enter_async_context(first)

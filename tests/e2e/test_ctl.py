@@ -34,7 +34,6 @@ _POLICY: dict[str, Any] = {
         "bob": {"identity": "bob.certplane.test", "roles": ["viewer"]},
     },
 }
-_LIMITS = {"rate_limits": {"new_keys_per_identity_profile_per_day": 50}}
 _WEB = {"name": "web", "profile": "web", "dns_names": ["www.certplane.test"]}
 
 
@@ -72,7 +71,7 @@ class Fleet:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     need_part("pebble")
-    async with Deployment(tmp_path_factory.mktemp("fleet"), DeploymentOptions(_POLICY, broker=_LIMITS)) as deployment:
+    async with Deployment(tmp_path_factory.mktemp("fleet"), DeploymentOptions(_POLICY)) as deployment:
         host = deployment.add_host("web1.certplane.test", [_WEB])
         alice, bob = (Operator(deployment, f"{name}.certplane.test") for name in ("alice", "bob"))
         await deployment.start_broker()

@@ -53,6 +53,7 @@ from tests.support.killing import (
     order_of,
     version_leaves,
 )
+from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
 from tests.support.waiting import HANG, until
 
@@ -68,7 +69,7 @@ PROFILES = {
 POLICY = {"version": 1, "profiles": PROFILES, "hosts": {"web1": {"identity": HOST, "profiles": ["web", "mail"]}}}
 WITHOUT_MAIL = {**POLICY, "hosts": {"web1": {"identity": HOST, "profiles": ["web"]}}}
 GENEROUS = {
-    "rate_limits": {"new_keys_per_identity_profile_per_day": 100, "per_identity_profile_per_hour": 100},
+    "rate_limits": UNLIMITED,
     "server": {"calls_per_identity_per_second": 1000, "calls_burst": 1000},
 }
 SMALL_DISK = 1 << 20

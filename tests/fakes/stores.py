@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from certplane.broker.fleet.model import CertificateState, HostRecord, HostStream, RequestedRenewal, StatusReport
 from certplane.broker.fleet.ports import RecordedReports
@@ -19,13 +19,15 @@ from certplane.broker.model import (
     KeyUse,
     KnownIdentity,
     Order,
+    OrderCause,
     OrderDraft,
     OrderState,
     RevocationReason,
 )
 from certplane.broker.policy.first_use import Verdict, activated, contested, judge
+from certplane.broker.policy.limits import DAY, Counted, ReachedLimit, limit_refusal, limits_on
 from certplane.broker.ports import CertificateQuery, DurableLimits, OpenedOrder, OrderChange
-from certplane.errors import Reason, Refusal, RefusalError, Violation
+from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.clock import Clock
 from tests.fakes.database import FailureMode, FakeDatabase, FakeHost
 from tests.fakes.renewal import FakeRenewalPlanStore
@@ -41,9 +43,6 @@ __all__ = [
     "FakeOrderStore",
     "FakeStores",
 ]
-
-HOUR = timedelta(hours=1)
-DAY = timedelta(days=1)
 
 _RANK = {state: rank for rank, state in enumerate(OrderState)}
 
@@ -66,6 +65,7 @@ class FakeOrderStore:
                 return OpenedOrder(joined, created=False)
             if use is not None and use.spent:
                 raise RefusalError(Reason.KEY_REUSED, "the key can't be used")
+            draft = replace(draft, cause=self._cause(draft))
             self._check_limits(draft, limits, now)
             order = Order(
                 **{field.name: getattr(draft, field.name) for field in fields(OrderDraft)},
@@ -156,48 +156,63 @@ class FakeOrderStore:
                 return order
         return None
 
-    def _check_limits(self, draft: OrderDraft, limits: DurableLimits, now: datetime) -> None:
-        mine = [order for order in self._db.orders.values() if order.identity == draft.identity]
-        same_profile = [order for order in mine if order.profile == draft.profile]
-        self._check_window(
-            "per_identity_per_hour",
-            limits.per_identity_per_hour,
-            [order.create_time for order in mine],
-            HOUR,
-            now,
+    def _cause(self, draft: OrderDraft) -> OrderCause:
+        """What another order has taken already is asked for no more."""
+        if not (draft.cause.asked_for or draft.cause is OrderCause.WITHDRAWN):
+            return draft.cause
+        taken = any(
+            order.replaces_certificate_id == draft.replaces_certificate_id
+            if draft.replaces_certificate_id
+            else order.profile == draft.profile and draft.ask_time is not None and order.create_time > draft.ask_time
+            for order in self._db.orders.values()
+            if order.identity == draft.identity and _is_certificate(order)
         )
-        self._check_window(
-            "per_identity_profile_per_hour",
-            limits.per_identity_profile_per_hour,
-            [order.create_time for order in same_profile],
-            HOUR,
-            now,
-        )
-        last_uses: dict[str, datetime] = {}
-        for order in same_profile:
-            last_uses[order.public_key_sha256] = order.create_time
-        if draft.public_key_sha256 in last_uses and last_uses[draft.public_key_sha256] > now - DAY:
-            return
-        self._check_window(
-            "new_keys_per_identity_profile_per_day",
-            limits.new_keys_per_identity_profile_per_day,
-            list(last_uses.values()),
-            DAY,
-            now,
-        )
+        return OrderCause.ORDINARY if taken else draft.cause
 
-    @staticmethod
-    def _check_window(name: str, limit: int | None, times: list[datetime], window: timedelta, now: datetime) -> None:
-        inside = sorted(time for time in times if time > now - window)
-        if limit is None or len(inside) < limit:
-            return
-        frees = inside[len(inside) - limit] + window if limit else now + window
-        raise RefusalError(
-            Reason.RATE_LIMITED,
-            "too many orders",
-            retry_after=frees - now,
-            violations=(Violation(name, f"{limit} per {window}"),),
-        )
+    def _check_limits(self, draft: OrderDraft, limits: DurableLimits, now: datetime) -> None:
+        reached = []
+        for limit in limits_on(draft.cause, limits):
+            counted = self._counted(limit.counted, draft, now)
+            inside = sorted(time for time in counted if time > now - limit.window)
+            if len(inside) >= limit.most:
+                frees = inside[len(inside) - limit.most] + limit.window if limit.most else now + limit.window
+                reached.append(ReachedLimit(limit, frees))
+        if reached:
+            raise limit_refusal(reached, draft.cause, now)
+
+    def _counted(self, counted: Counted, draft: OrderDraft, now: datetime) -> list[datetime]:
+        orders = list(self._db.orders.values())
+        mine = [order for order in orders if order.identity == draft.identity]
+        same = [order for order in mine if order.profile == draft.profile]
+        unasked = [order for order in same if not order.cause.asked_for]
+        match counted:
+            case Counted.ORDERS_OF_IDENTITY:
+                found = [order for order in mine if not order.cause.asked_for]
+            case Counted.ORDERS_OF_PROFILE:
+                found = unasked
+            case Counted.KEYS_OF_PROFILE:
+                if any(o.public_key_sha256 == draft.public_key_sha256 and o.create_time > now - DAY for o in same):
+                    return []
+                found = list({order.public_key_sha256: order for order in unasked}.values())
+            case Counted.CERTIFICATES_OF_PROFILE:
+                found = [order for order in unasked if _is_certificate(order)]
+            case Counted.EARLY_OF_PROFILE:
+                found = [order for order in same if order.cause is OrderCause.EARLY and _is_certificate(order)]
+            case Counted.CERTIFICATES_OF_NAMES:
+                found = [
+                    order
+                    for order in orders
+                    if order.dns_names == draft.dns_names
+                    and order.cause is not OrderCause.ISSUER
+                    and _is_certificate(order)
+                ]
+            case Counted.ASKED_FOR_OF_PROFILE:
+                found = [order for order in same if order.cause.asked_for]
+        return [order.create_time for order in found]
+
+
+def _is_certificate(order: Order) -> bool:
+    return order.state.is_open or order.finalize_time is not None
 
 
 class FakeCertificateStore:

@@ -42,6 +42,7 @@ from tests.support.ca import Leaf
 from tests.support.calls import Refused, refused, refused_order
 from tests.support.csr import craft, pem, rsa_key
 from tests.support.deployed_broker import certificates, get_identity, issue
+from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
 from tests.support.scripted_acme import Answer, ScriptedAcme, problem
 from tests.support.streams import HostStreamClient
@@ -332,10 +333,7 @@ async def too_many_calls(scene: Scene) -> Refused:
 
 def too_many_orders(limit: str, window: timedelta) -> Callable[[Scene], Awaitable[Refused]]:
     async def cause(scene: Scene) -> Refused:
-        limits = dict.fromkeys(
-            ("per_identity_per_hour", "per_identity_profile_per_hour", "new_keys_per_identity_profile_per_day"), 0
-        )
-        await scene.start(rate_limits={**limits, limit: 1})
+        await scene.start(rate_limits={**UNLIMITED, limit: 1})
         assert (await scene.issue()).order.state == pb.Order.STATE_ISSUED
         orders = len(scene.acme.orders)
         answer = await refused(scene.issue())
@@ -510,6 +508,7 @@ CAUSES: list[tuple[Reason, Callable[[Scene], Awaitable[Refused]], str]] = [
     (Reason.RATE_LIMITED, too_many_orders("per_identity_per_hour", HOUR), "orders_of_an_identity"),
     (Reason.RATE_LIMITED, too_many_orders("per_identity_profile_per_hour", HOUR), "orders_of_a_profile"),
     (Reason.RATE_LIMITED, too_many_orders("new_keys_per_identity_profile_per_day", 24 * HOUR), "new_keys"),
+    (Reason.RATE_LIMITED, too_many_orders("certificates_per_identity_profile_per_day", 24 * HOUR), "certificates"),
     (Reason.ISSUER_RATE_LIMITED, ca_that_limits, ""),
     (Reason.AUDIT_UNAVAILABLE, audit_log_that_takes_no_rows, ""),
     (Reason.STORE_UNAVAILABLE, database_locked_by_another_program, ""),

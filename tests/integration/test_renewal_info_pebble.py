@@ -98,7 +98,7 @@ class World:
 @pytest_asyncio.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     _need_control()
-    options = DeploymentOptions(POLICY, broker={"rate_limits": {"new_keys_per_identity_profile_per_day": 9}})
+    options = DeploymentOptions(POLICY)
     async with Deployment(tmp_path, options) as deployment:
         for name, value in deployment.broker_environment.items():
             monkeypatch.setenv(name, value)

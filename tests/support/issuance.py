@@ -16,6 +16,7 @@ from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.issuance import steps
 from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import (
     AuditEventType,
@@ -177,6 +178,7 @@ class World:
             )
         self._ids = itertools.count(1)
         self._prefix = f"id{random.Random(id(self)).getrandbits(40):x}"
+        self.epoch = RetryEpoch(self.clock, lambda: f"{self._prefix}-{next(self._ids):06d}")
 
     def fork(self) -> World:
         """The world as a process finds it that starts after this moment's power cut."""
@@ -204,6 +206,7 @@ class World:
             revokers={self.issuer.name: self.revoker},
             solver=self.solver,
             preflight=self.preflight,
+            epoch=self.epoch,
             clock=self.clock,
             renewals=self.plans,
             meter=self.meter,

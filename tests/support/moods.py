@@ -17,6 +17,7 @@ from typing import Self
 
 from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKeyFile
@@ -90,6 +91,7 @@ class Moody:
             issuers=self._issuers,
             revokers=self._issuers,
             solver=FakeChallengeSolver(self.dns),
+            epoch=RetryEpoch(self._clock, lambda: f"epoch-{next(self._ids):06d}"),
             clock=self._clock,
             meter=self.meter,
             rng=random.Random(5),

@@ -35,6 +35,7 @@ from certplane.sandbox.parts import Part
 from certplane.sandbox.pebble import DEFAULT_PROFILE, SHORT_PROFILE, PebbleOptions
 from certplane.sandbox.process import ServerProcess
 from tests.support.killing import events, settle_on_a_port
+from tests.support.limits import UNLIMITED
 from tests.support.lineages import LocalIssuer, pair_problem, standing_pair
 from tests.support.tls_services import Nginx, served_serial
 from tests.support.waiting import until
@@ -57,13 +58,7 @@ _POLICY: dict[str, Any] = {
     "hosts": {"web1": {"identity": HOST, "profiles": list(_PROFILES)}},
     "operators": {"alice": {"identity": OPERATOR, "roles": ["operator"]}},
 }
-_LIMITS = {
-    "rate_limits": {
-        "per_identity_per_hour": 0,
-        "per_identity_profile_per_hour": 0,
-        "new_keys_per_identity_profile_per_day": 0,
-    }
-}
+_LIMITS = {"rate_limits": UNLIMITED}
 
 
 @dataclass(frozen=True)

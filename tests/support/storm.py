@@ -29,6 +29,7 @@ from certplane.sandbox.deployment import Deployment, DeploymentOptions
 from certplane.sandbox.pebble import PebbleOptions
 from certplane.v1 import certificate_pb2 as pb
 from tests.support.deployed_broker import DeployedBroker, issue
+from tests.support.limits import UNLIMITED
 
 if TYPE_CHECKING:
     import grpc
@@ -41,7 +42,6 @@ ZONE = "certplane.test"
 _PER_HOST = 10
 _CALL_SECONDS = 20.0
 _ENDED = frozenset({pb.Order.STATE_ISSUED, pb.Order.STATE_FAILED})
-_LIMITS = {"per_identity_per_hour": 0, "per_identity_profile_per_hour": 0, "new_keys_per_identity_profile_per_day": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Storm:
         `broker` is laid over those sections of broker.yml that it names.
         """
         settings = {
-            "rate_limits": _LIMITS,
+            "rate_limits": UNLIMITED,
             "server": {"calls_per_identity_per_second": 1_000_000, "calls_burst": 1_000_000},
         }
         options = DeploymentOptions(self.policy, broker={**settings, **(broker or {})}, pebble=pebble, proxied=True)

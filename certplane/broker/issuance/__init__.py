@@ -8,6 +8,7 @@ nor SQL. Read in this order:
 | `authority` | `RegistrationAuthority`, the public face: each call's order of rules |
 | `commands` | what callers ask, and what they get |
 | `authorisation` | what is asked before anything is done: CSR, policy, the key, the certificate that is replaced |
+| `wants` | why an order is wanted, and who hears that a limit holds it up |
 | `caching` | pure: which stored certificate answers a request |
 | `dispatch` | who runs the orders: a task each, resumed at the start, parked at the stop |
 | `flights` | the orders under way in this process, and those who wait for them |
@@ -17,6 +18,7 @@ nor SQL. Read in this order:
 | `validation` | the DNS part of that way: records journalled, written, seen, answered for, removed |
 | `storing` | pure: what is stored of an issued certificate |
 | `journal` | the durable side of an order under way: every write, retried as long as it takes |
+| `epoch` | when those who wait are told to ask again |
 | `queue` | whose turn it is: one ACME order at a time per name set |
 | `outcome` | pure: what a failure means for an order |
 | `condition` | which profiles wait for a person |

@@ -35,6 +35,7 @@ class AuthorisedRequest:
     profile: Profile
     request: CertificateRequest
     replaces_certificate_id: str
+    replaced: CertificateRecord | None = None
 
 
 class CallAuthorisation:
@@ -68,10 +69,11 @@ class CallAuthorisation:
         if request.public_key_sha256 in self._account_keys_sha256:
             # RFC 8555 11.1: the account key must not be certified. Whose key it is stays unsaid.
             raise _key_reused()
+        replaced = None
         if command.replaces_certificate_id:
             await self.check_key(caller, request)
-            await self._check_replaced(caller, command)
-        return AuthorisedRequest(policy, profile, request, command.replaces_certificate_id)
+            replaced = await self._replaced(caller, command)
+        return AuthorisedRequest(policy, profile, request, command.replaces_certificate_id, replaced)
 
     async def check_key(self, caller: Caller, request: CertificateRequest) -> None:
         """Whether the key may be the caller's: asked before an order is made or joined.
@@ -140,10 +142,11 @@ class CallAuthorisation:
             raise certificate_not_found()
         return record
 
-    async def _check_replaced(self, caller: Caller, command: IssueCommand) -> None:
+    async def _replaced(self, caller: Caller, command: IssueCommand) -> CertificateRecord:
         replaced = await self.own_certificate(caller, command.replaces_certificate_id)
         if replaced.profile != command.profile:
             raise certificate_not_found()
+        return replaced
 
 
 class OrderAuthorisation:

@@ -32,6 +32,7 @@ from certplane.broker.issuance.flights import Flight
 from certplane.broker.issuance.revocation import Revocation
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.waiting import within
+from certplane.broker.issuance.wants import LimitsTold, Wants
 from certplane.broker.model import Caller, CertificateRecord, Order, OrderDraft, OrderState, RevocationReason
 from certplane.broker.ports import CertificateQuery, DenialRecorder
 from certplane.errors import Reason, RefusalError
@@ -85,8 +86,10 @@ class RegistrationAuthority:
         )
         self._authorisation = CallAuthorisation(ports, settings)
         self._delivery = Delivery(ports, self._authorisation)
+        self._wants = Wants(ports)
         self._revocation = Revocation(ports, settings, self._authorisation)
         self._dispatcher = OrderDispatcher(ports, settings, self._events)
+        self._limits_told = LimitsTold(ports.meter)
         self._issued_orders: OrderedDict[str, Order] = OrderedDict()
 
     def blocked(self, profiles: Collection[str]) -> Collection[str]:
@@ -122,6 +125,8 @@ class RegistrationAuthority:
                 found = await self._find_or_open(caller, command, asked, events)
         except RefusalError as error:
             self._ports.meter.count(measures.REQUESTS, profile=granted, result=error.refusal.reason.value)
+            if granted and error.refusal.reason is Reason.RATE_LIMITED:
+                self._limits_told.tell(caller, granted, error.refusal)
             raise
         if isinstance(found, IssueResult):
             return found
@@ -212,11 +217,12 @@ class RegistrationAuthority:
                 break  # else an order has brought a certificate since the cache was asked: look again
         if flight is None:
             self._authorisation.check_uncontested(caller)
-            opened, flight = await self._dispatcher.open(
-                draft, (events.received(), events.authorized("miss", draft.issuer))
-            )
+            claimed = await self._wants.claim(draft, asked.replaced)
+            authorised = (events.received(), events.authorized("miss", draft.issuer))
+            opened, flight = await self._dispatcher.open(claimed, authorised)
             if opened.created and flight is not None:
                 self._count(asked, "opened")
+                self._ports.meter.count(measures.ORDERS_OPENED, cause=opened.order.cause.value)
                 return flight
             order = opened.order
         else:
@@ -240,6 +246,7 @@ class RegistrationAuthority:
             identity_issuer=caller.issuer,
             identity_anchor=caller.anchor,
             replaces_certificate_id=command.replaces_certificate_id,
+            retry_epoch=self._ports.epoch.current,
         )
 
     async def _find_cached(self, caller: Caller, asked: AuthorisedRequest) -> tuple[CertificateRecord, Order] | None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.model import Profile
 from certplane.broker.ports import (
     AuditLog,
@@ -54,6 +55,7 @@ class IssuancePorts:
     issuers: Mapping[str, Issuer]
     revokers: Mapping[str, Revoker]
     solver: ChallengeSolver
+    epoch: RetryEpoch
     clock: Clock
     new_id: Callable[[], str]
     renewals: RenewalTimes = field(default_factory=StoredRenewalTimes)

@@ -19,6 +19,8 @@ class Measure:
 
 
 REQUESTS = "certificate_requests"
+ORDERS_OPENED = "orders_opened"
+LIMITS_REACHED = "limits_reached"
 ORDERS_ENDED = "orders_ended"
 FAILOVERS = "issuer_failovers"
 ORDERS_ABANDONED = "acme_orders_abandoned"
@@ -45,6 +47,14 @@ MEASURES = (
         "Requests for a certificate by result: cache, opened, joined, or the reason of the refusal. The profile is "
         "empty unless policy granted it.",
     ),
+    Measure(
+        ORDERS_OPENED,
+        "counter",
+        ("cause",),
+        "Orders by why they are wanted: ordinary, early, withdrawn (by the holder), or asked for: revoked, operator, "
+        "issuer, due.",
+    ),
+    Measure(LIMITS_REACHED, "counter", ("limit",), "Requests that a limit of rate_limits has refused, by its key."),
     Measure(ORDERS_ENDED, "counter", ("profile", "reason"), "Orders that ended: ISSUED, or the reason of the failure."),
     Measure(FAILOVERS, "counter", ("issuer", "reason"), "Orders that went on at another issuer, by the one they left."),
     Measure(ORDERS_ABANDONED, "counter", (), "Orders at the CA that were given up before they were finalised."),

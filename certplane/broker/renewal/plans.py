@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from certplane.broker.model import AuditEvent, CertificateRecord
-from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.model import AuditEvent, CertificateRecord, OrderCause
+from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 
 __all__ = ["RenewalPlans"]
@@ -50,6 +50,19 @@ class RenewalPlans:
     def renew_time(self, certificate: CertificateRecord) -> datetime:
         """See `RenewalTimes.renew_time`."""
         return self._times.get(certificate.certificate_id, certificate.renew_time)
+
+    async def wanted(self, certificate: CertificateRecord, now: datetime) -> tuple[OrderCause, datetime] | None:
+        """See `RenewalTimes.wanted`."""
+        chosen = await self._store.select(Selection(certificate_ids=(certificate.certificate_id,)), now)
+        plan = chosen[0].plan if chosen else None
+        if plan is None:
+            return (OrderCause.DUE, certificate.renew_time) if certificate.renew_time <= now else None
+        if plan.window_start is not None and plan.window_start <= now:
+            return OrderCause.ISSUER, plan.window_start
+        if plan.renew_time > now:
+            return None
+        cause = OrderCause.OPERATOR if plan.cause is RenewalCause.OPERATOR else OrderCause.DUE
+        return cause, plan.renew_time
 
     def note_issued(self, certificate: CertificateRecord) -> None:
         """See `RenewalTimes.note_issued`."""

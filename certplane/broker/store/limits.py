@@ -1,69 +1,92 @@
 """The durable limits (design, fixed decision 12): counts over order rows, in the transaction that would add one.
 
-Each window slides. A limit of n is reached when the n-th newest thing that counts is still inside the window, and that
-thing's leaving is what frees a place: one row answers both questions.
+Which ones apply is `certplane.broker.policy.limits`' to say; here each of the things it counts is a query. Each window
+slides. A limit of n is reached when the n-th newest thing that counts is still inside the window, and that thing's
+leaving is what frees a place: one row answers both questions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
-from sqlalchemy import BindParameter, bindparam, func, select
+from sqlalchemy import BindParameter, and_, bindparam, func, or_, select, text
 
-from certplane.broker.model import OrderDraft
+from certplane.broker.model import OrderCause, OrderDraft
+from certplane.broker.policy.limits import DAY, Counted, Limit, ReachedLimit, limit_refusal, limits_on
 from certplane.broker.ports import DurableLimits
-from certplane.broker.store.rows import from_micros, to_micros
+from certplane.broker.store.rows import from_micros, names_sha256, to_micros
 from certplane.broker.store.schema import orders
 from certplane.broker.store.session import Session
-from certplane.broker.store.statements import Compiler, Statement
-from certplane.errors import Reason, RefusalError, Violation
+from certplane.broker.store.statements import Compiler
 
 __all__ = ["LimitCheck"]
 
-HOUR: Final = timedelta(hours=1)
-DAY: Final = timedelta(days=1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Limit:
-    name: str
-    most: int | None
-    window: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class _Hit:
-    limit: _Limit
-    frees: datetime
+_ASKED_FOR: Final = tuple(str(cause) for cause in OrderCause if cause.asked_for)
 
 
 class LimitCheck:
-    """Refuses a draft that is over a limit."""
+    """Says why an order is wanted after all, and refuses a draft that is over a limit."""
 
     def __init__(self, compiler: Compiler) -> None:
-        time = orders.c.create_time
+        time, cause = orders.c.create_time, orders.c.cause
         mine = (orders.c.identity == bindparam("identity"), time > bindparam("since"))
         same_profile = (*mine, orders.c.profile == bindparam("profile"))
+        asked_for = or_(*(cause == each for each in _ASKED_FOR))
+        unasked = and_(*(cause != each for each in _ASKED_FOR))
+        spent = text("(end_time IS NULL OR finalize_time IS NOT NULL)")  # word for word the index's condition
+        same_names = (orders.c.names_sha256 == bindparam("names_sha256"), time > bindparam("since"))
         nth: BindParameter[int] = bindparam("nth")
         newest = select(time).order_by(time.desc()).limit(1).offset(nth)
-        self._of_identity = compiler(newest.where(*mine))
-        self._of_profile = compiler(newest.where(*same_profile))
         last_use = func.max(time)
-        self._of_keys = compiler(
-            select(last_use)
-            .where(*same_profile)
-            .group_by(orders.c.public_key_sha256)
-            .order_by(last_use.desc())
-            .limit(1)
-            .offset(nth)
-        )
+        self._statements = {
+            counted.name: compiler(statement)
+            for counted, statement in {
+                Counted.ORDERS_OF_IDENTITY: newest.where(*mine, unasked),
+                Counted.ORDERS_OF_PROFILE: newest.where(*same_profile, unasked),
+                Counted.KEYS_OF_PROFILE: select(last_use)
+                .where(*same_profile, unasked)
+                .group_by(orders.c.public_key_sha256)
+                .order_by(last_use.desc())
+                .limit(1)
+                .offset(nth),
+                Counted.CERTIFICATES_OF_PROFILE: newest.where(*same_profile, unasked, spent),
+                Counted.EARLY_OF_PROFILE: newest.where(*same_profile, cause == str(OrderCause.EARLY), spent),
+                Counted.CERTIFICATES_OF_NAMES: newest.where(*same_names, cause != str(OrderCause.ISSUER), spent),
+                Counted.ASKED_FOR_OF_PROFILE: newest.where(*same_profile, asked_for),
+            }.items()
+        }
+        any_order = select(orders.c.order_id).limit(1)
         self._known_key = compiler(
-            select(orders.c.order_id)
-            .where(*same_profile, orders.c.public_key_sha256 == bindparam("public_key_sha256"))
-            .limit(1)
+            any_order.where(*same_profile, orders.c.public_key_sha256 == bindparam("public_key_sha256"))
         )
+        self._replaced = compiler(
+            any_order.where(
+                orders.c.replaces_certificate_id == bindparam("replaces_certificate_id"),
+                text("state = 'ISSUED'"),  # word for word the index's condition
+            )
+        )
+        self._being_replaced = compiler(
+            any_order.where(
+                orders.c.identity == bindparam("identity"),
+                orders.c.replaces_certificate_id == bindparam("replaces_certificate_id"),
+                text("end_time IS NULL"),
+            )
+        )
+        self._since = compiler(any_order.where(*same_profile, spent))
+
+    def cause(self, session: Session, draft: OrderDraft) -> OrderCause:
+        """Why the order is wanted: what another one has taken already is asked for no more."""
+        if not (draft.cause.asked_for or draft.cause is OrderCause.WITHDRAWN):
+            return draft.cause
+        values: dict[str, object] = {"identity": draft.identity, "profile": draft.profile}
+        if draft.replaces_certificate_id:
+            values["replaces_certificate_id"] = draft.replaces_certificate_id
+            taken = session.one(self._replaced, values) or session.one(self._being_replaced, values)
+        else:
+            asked = draft.ask_time
+            taken = None if asked is None else session.one(self._since, {**values, "since": to_micros(asked)})
+        return draft.cause if taken is None else OrderCause.ORDINARY
 
     def check(self, session: Session, draft: OrderDraft, limits: DurableLimits, now: datetime) -> None:
         """Return if another order may be made.
@@ -71,50 +94,22 @@ class LimitCheck:
         Raises:
             RefusalError: RATE_LIMITED, a violation for each limit that is reached, and the time until none is.
         """
-        hour = self._values(draft, now, HOUR)
-        day = self._values(draft, now, DAY)
-        per_identity = _Limit("per_identity_per_hour", limits.per_identity_per_hour, HOUR)
-        per_profile = _Limit("per_identity_profile_per_hour", limits.per_identity_profile_per_hour, HOUR)
-        new_keys = _Limit("new_keys_per_identity_profile_per_day", limits.new_keys_per_identity_profile_per_day, DAY)
-        hits = [
-            _hit(session, self._of_identity, hour, per_identity, now),
-            _hit(session, self._of_profile, hour, per_profile, now),
-        ]
-        if new_keys.most is not None and session.one(self._known_key, day) is None:
-            hits.append(_hit(session, self._of_keys, day, new_keys, now))
-        reached = [hit for hit in hits if hit is not None]
-        if reached:
-            raise RefusalError(
-                Reason.RATE_LIMITED,
-                "too many orders were asked for",
-                retry_after=max(hit.frees for hit in reached) - now,
-                violations=[
-                    Violation(hit.limit.name, f"at most {hit.limit.most} in {_spell(hit.limit.window)}")
-                    for hit in reached
-                ],
-            )
-
-    @staticmethod
-    def _values(draft: OrderDraft, now: datetime, window: timedelta) -> dict[str, object]:
-        return {
+        values: dict[str, object] = {
             "identity": draft.identity,
             "profile": draft.profile,
+            "names_sha256": names_sha256(draft.dns_names),
             "public_key_sha256": draft.public_key_sha256,
-            "since": to_micros(now - window),
         }
+        applying = limits_on(draft.cause, limits)
+        if session.one(self._known_key, {**values, "since": to_micros(now - DAY)}) is not None:
+            applying = tuple(limit for limit in applying if limit.counted is not Counted.KEYS_OF_PROFILE)
+        reached = [hit for limit in applying if (hit := self._reached(session, limit, values, now)) is not None]
+        if reached:
+            raise limit_refusal(reached, draft.cause, now)
 
-
-def _hit(
-    session: Session, statement: Statement, values: dict[str, object], limit: _Limit, now: datetime
-) -> _Hit | None:
-    """The limit, if it is reached, and when it frees a place."""
-    if limit.most is None:
-        return None
-    if limit.most <= 0:  # no place will ever be free: the time says no more than "not soon"
-        return _Hit(limit, now + limit.window)
-    row = session.one(statement, {**values, "nth": limit.most - 1})
-    return None if row is None else _Hit(limit, from_micros(row[0]) + limit.window)
-
-
-def _spell(window: timedelta) -> str:
-    return "an hour" if window == HOUR else "a day"
+    def _reached(self, session: Session, limit: Limit, values: dict[str, object], now: datetime) -> ReachedLimit | None:
+        if limit.most <= 0:  # no place will ever be free: the time says no more than "not soon"
+            return ReachedLimit(limit, now + limit.window)
+        values = {**values, "since": to_micros(now - limit.window), "nth": limit.most - 1}
+        row = session.one(self._statements[limit.counted.name], values)
+        return None if row is None else ReachedLimit(limit, from_micros(row[0]) + limit.window)

@@ -127,10 +127,11 @@ class SqlOrderStore:
                 return Done(OpenedOrder(joined, created=joined.order_id == fresh.order_id), audited=False)
             if known is not None and known[2] is not None:
                 raise RefusalError(Reason.KEY_REUSED, "this key can't be used: make a new one")
-            self._limits.check(session, draft, limits, now)
-            session.execute(self._insert, self._insert.arguments(order_values(fresh)))
+            order = replace(fresh, cause=self._limits.cause(session, draft))
+            self._limits.check(session, order, limits, now)
+            session.execute(self._insert, self._insert.arguments(order_values(order)))
             session.execute(self._insert_key, (draft.public_key_sha256, draft.identity, to_micros(now)))
-            return Done(OpenedOrder(fresh, created=True))
+            return Done(OpenedOrder(order, created=True))
 
         return await self._writer.write(change, self._audit.encode(named))
 

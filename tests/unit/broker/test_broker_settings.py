@@ -218,6 +218,10 @@ EXPECTED = {
     "rate_limits.per_identity_per_hour": 60,
     "rate_limits.per_identity_profile_per_hour": 30,
     "rate_limits.new_keys_per_identity_profile_per_day": 0,
+    "rate_limits.certificates_per_identity_profile_per_day": 6,
+    "rate_limits.early_renewals_per_identity_profile_per_day": 1,
+    "rate_limits.certificates_per_name_set_per_week": 5,
+    "rate_limits.asked_for_per_identity_profile_per_hour": 40,
     "logging.level": "warning",
     "logging.format": "text",
     "logging.destination": "stderr",
@@ -255,7 +259,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.audit.enabled
     assert settings.audit.failure_mode == "fail_open"
     assert settings.spill_path == Path("/var/lib/certplane/audit-spill.jsonl")
-    assert settings.rate_limits.durable_limits == DurableLimits(50, 20, 2)
+    assert settings.rate_limits.durable_limits == DurableLimits(50, 20, 2, 3, 2, 4, 20)
     assert settings.metrics.address is None
     logging = settings.logging
     assert (logging.level, logging.format, logging.destination) == ("info", "json", "stdout")
@@ -293,7 +297,7 @@ def test_http_timeouts_are_reported(tmp_path: Path) -> None:
 def test_no_limit_is_zero(tmp_path: Path) -> None:
     """0 turns a limit off."""
     settings = _load(tmp_path, MINIMAL + "rate_limits: {per_identity_per_hour: 0}\n")
-    assert settings.rate_limits.durable_limits == DurableLimits(None, 20, 2)
+    assert settings.rate_limits.durable_limits == DurableLimits(None, 20, 2, 3, 2, 4, 20)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 from certplane.broker.audit import SpillFallback
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.steps import FAILPOINTS
 from certplane.broker.model import OrderState
@@ -49,6 +50,7 @@ async def broker(folder: Path, ca: FakeCa) -> AsyncIterator[tuple[RegistrationAu
                 issuers={"fake-ca": FakeIssuer(ca)},
                 revokers={"fake-ca": FakeRevoker(ca)},
                 solver=FakeChallengeSolver(ca.dns),
+                epoch=RetryEpoch(clock, TimeOrderedIds(clock)),
                 clock=clock,
                 new_id=TimeOrderedIds(clock),
                 rng=random.Random(1),
