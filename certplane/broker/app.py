@@ -285,7 +285,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ask_again=epoch.ask_again,
         )
         broker = Broker(settings, server, stores, trust, reloader, metrics, authority, plans, hub, listener)
-        await authority.start()
+        await authority.start([profile.name for profile in prepared.policy.current.profiles])
         stack.push_async_callback(_stop, broker, clock, new_event_id)
         await server.start()
         _log_started(prepared, broker)

@@ -171,6 +171,10 @@ class OrderStore(Protocol):
         """The order, whoever's it is."""
         ...
 
+    async def last_ended(self, profile: str) -> Sequence[Order]:
+        """The orders of a profile that ended last, whoever's they are, the last first: some dozens at most."""
+        ...
+
     async def unfinished_orders(self) -> Sequence[Order]:
         """Open orders and ended ones that still list TXT records, oldest first: what a start must pick up."""
         ...

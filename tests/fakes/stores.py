@@ -133,6 +133,16 @@ class FakeOrderStore:
     async def get_order(self, order_id: str) -> Order | None:
         return await self._db.read("get_order", lambda: self._db.orders.get(order_id))
 
+    async def last_ended(self, profile: str) -> Sequence[Order]:
+        return await self._db.read(
+            "last_ended",
+            lambda: sorted(
+                (o for o in self._db.orders.values() if o.profile == profile and not o.state.is_open),
+                key=lambda order: (order.update_time, order.order_id),
+                reverse=True,
+            )[:32],
+        )
+
     async def unfinished_orders(self) -> Sequence[Order]:
         return await self._db.read(
             "unfinished_orders",

@@ -218,7 +218,7 @@ class World:
     async def started(self) -> RegistrationAuthority:
         """A registration authority that is running."""
         authority = self.authority()
-        await authority.start()
+        await authority.start(list(self.policies.policy.profiles))
         running.append(authority)
         return authority
 

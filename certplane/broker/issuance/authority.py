@@ -96,13 +96,13 @@ class RegistrationAuthority:
         """Which of these profiles can't have certificates until a person has acted, as far as is known."""
         return self._dispatcher.condition.blocked(profiles)
 
-    async def start(self) -> None:
-        """Resume unfinished orders; calls that need an order are served from now on.
+    async def start(self, profiles: Sequence[str] = ()) -> None:
+        """Resume unfinished orders, remember which of `profiles` are blocked, and serve calls that need an order.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.
         """
-        await self._dispatcher.start()
+        await self._dispatcher.start(profiles)
 
     async def drain(self, timeout: timedelta) -> None:
         """Refuse new orders, give running ones `timeout` to end, then park them: the next start goes on."""

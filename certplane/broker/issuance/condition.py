@@ -2,7 +2,10 @@
 
 A profile is blocked when its last order ended with what only a person can mend (a revoked DNS token, a zone that is
 gone, a CAA record, new terms): every host of it will run into the same. An order that brings a certificate unblocks it.
-In memory: after a restart nothing is blocked until an order says so.
+A start reads it from the orders before: an alarm outlives the broker.
+
+What was in trouble and works again is also why those who wait are told to ask again (`epoch`): each for itself, a
+profile by its own orders and an issuer that was out of reach by anybody's. One that stays broken tells nobody anything.
 """
 
 from __future__ import annotations
@@ -10,30 +13,42 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from certplane.broker.issuance import measures
+from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.outcome import Consequence, classify
+from certplane.broker.model import Order
 from certplane.broker.ports import Meter
-from certplane.errors import Refusal
+from certplane.errors import Reason
 
 __all__ = ["IssuanceCondition"]
+
+_OF_DNS_AND_CA = frozenset(
+    {Reason.DNS_REJECTED, Reason.DNS_UNAVAILABLE, Reason.ISSUER_REJECTED, Reason.ISSUER_UNAVAILABLE}
+)
 
 
 class IssuanceCondition:
     """Remembers which profiles are blocked, and shows them as a metric."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, epoch: RetryEpoch) -> None:
         self._meter = meter
+        self._epoch = epoch
         self._blocked: set[str] = set()
+        self._in_trouble: set[tuple[str, str]] = set()
+        """Profiles and issuers whose last order failed for what isn't of its caller."""
 
-    def order_ended(self, profile: str, error: Refusal | None) -> None:
-        """An order of `profile` has ended; `error` is None when it brought a certificate."""
+    def order_ended(self, order: Order) -> bool:
+        """An order has ended, now or before this start; whether that says if its profile is blocked."""
+        self._note_trouble(order)
+        error = order.error
         if error is not None and classify(error) is not Consequence.ASK_PERSON:
-            return  # it may do better by itself: nothing is known
+            return False  # it may do better by itself: nothing is known
         blocked = error is not None
         if blocked:
-            self._blocked.add(profile)
+            self._blocked.add(order.profile)
         else:
-            self._blocked.discard(profile)
-        self._meter.level(measures.PROFILES_BLOCKED, int(blocked), profile=profile)
+            self._blocked.discard(order.profile)
+        self._meter.level(measures.PROFILES_BLOCKED, int(blocked), profile=order.profile)
+        return True
 
     def blocked(self, profiles: Collection[str]) -> Collection[str]:
         """Which of these profiles, those of the policy in force, are blocked."""
@@ -41,3 +56,15 @@ class IssuanceCondition:
             self._blocked.discard(gone)
             self._meter.level(measures.PROFILES_BLOCKED, 0, profile=gone)
         return frozenset(self._blocked)
+
+    def _note_trouble(self, order: Order) -> None:
+        profile, issuer = ("profile", order.profile), ("issuer", order.issuer)
+        if order.error is None:
+            mended = self._in_trouble & {profile, issuer}
+            self._in_trouble -= mended
+            for kind, name in sorted(mended):
+                self._epoch.move(f"{kind} {name} has certificates again")
+        elif order.error.reason in _OF_DNS_AND_CA:
+            self._in_trouble.add(profile)
+            if order.error.reason is Reason.ISSUER_UNAVAILABLE:
+                self._in_trouble.add(issuer)

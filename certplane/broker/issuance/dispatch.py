@@ -59,9 +59,9 @@ class OrderDispatcher:
         self._settings = settings
         self._events = events
         self._authorisation = OrderAuthorisation(ports, settings.account_keys_sha256)
-        self._queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for)
-        self._choice = IssuerChoice(self._queue)
-        self.condition = IssuanceCondition(ports.meter)
+        self._queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for, epoch=lambda: ports.epoch.current)
+        self._choice = IssuerChoice(self._queue, lambda: ports.epoch.current)
+        self.condition = IssuanceCondition(ports.meter, ports.epoch)
         self._cleaner = RecordCleaner(ports, settings)
         self._group: asyncio.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -71,8 +71,8 @@ class OrderDispatcher:
         self.flights = Flights()
         self.draining = False
 
-    async def start(self) -> None:
-        """Pick up what a previous run has left, and be ready for new orders.
+    async def start(self, profiles: Sequence[str] = ()) -> None:
+        """Pick up what a previous run has left, what it knew of `profiles` too, and be ready for new orders.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE; nothing is started then.
@@ -80,6 +80,8 @@ class OrderDispatcher:
         if self._supervisor is not None:
             raise RuntimeError("orders are already being run")
         unfinished = await self._ports.orders.unfinished_orders()
+        for profile in profiles:
+            await self._remember(profile)
         started = asyncio.Event()
         self._supervisor = asyncio.create_task(self._supervise(started), name="orders")
         await started.wait()
@@ -92,6 +94,13 @@ class OrderDispatcher:
         for order in unfinished:
             if not order.state.is_open:
                 self._owner.create_task(self._sweep(order))
+
+    async def _remember(self, name: str) -> None:
+        """What the last orders before this start have said of a profile; one that was edited since is another."""
+        profile = self._ports.policies.current.find_profile(name)
+        for order in await self._ports.orders.last_ended(name):
+            if profile is None or order.profile_hash != profile.hash or self.condition.order_ended(order):
+                return
 
     async def open(self, draft: OrderDraft, events: Sequence[AuditEvent]) -> tuple[OpenedOrder, Flight | None]:
         """Make or join the order of `draft` and see that it runs; the flight is None when the joined one has failed.

@@ -33,9 +33,11 @@ from certplane.broker.issuance.outcome import (
     Consequence,
     End,
     TryAgain,
+    cap_pause,
     classify,
     conclude,
     fails_over,
+    is_told,
     pause_before_new_order,
     scopes_of,
 )
@@ -44,7 +46,7 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.steps import IssuerSuspectedError, OrderOverError, OrderSteps, StillValidatingError
 from certplane.broker.issuance.validation import RecordCleaner
 from certplane.broker.model import Order, OrderState
-from certplane.broker.ports import OrderChange
+from certplane.broker.ports import CertificateQuery, OrderChange
 from certplane.errors import Reason, Refusal, RefusalError
 
 __all__ = ["OrderExecution"]
@@ -126,7 +128,7 @@ class OrderExecution:
         spent = timedelta(seconds=self._ports.clock.monotonic() - started)
         self._ports.meter.observe(measures.ORDER_DURATION, spent, reason=reason)
         self._ports.meter.count(measures.ORDERS_ENDED, profile=self.order.profile, reason=reason)
-        self._condition.order_ended(self.order.profile, self.order.error)
+        self._condition.order_ended(self.order)
         if self.order.state is OrderState.ISSUED:
             self._choice.works(self.order.issuer)
         await self.clean_up()
@@ -273,6 +275,8 @@ class OrderExecution:
         if left_open:
             events.append(self._events.abandoned(order.acme_order_url, error.message))
             self._ports.meter.count(measures.ORDERS_ABANDONED)
+        if not is_told(error):
+            pause = cap_pause(pause, await self._life_left())
         retry_time = self._ports.clock.now() + pause
         await self._journal.write(
             OrderChange(state=OrderState.FAILED, error=error, retry_time=retry_time, block_key=unaccounted), events
@@ -293,6 +297,17 @@ class OrderExecution:
         wait = self._choice.wait(others, self.order.dns_names, profile.acme_profile, self._ports.clock.now())
         pause = min(end.pause, max(wait, _SHORTEST_PAUSE))
         return (end.refusal if pause == end.pause else replace(end.refusal, retry_after=pause)), pause
+
+    async def _life_left(self) -> timedelta | None:
+        """Of the certificate that the order was to take the place of; None if there is none, or it can't be read."""
+        order = self.order
+        try:
+            newest = await self._ports.certificates.list_certificates(
+                CertificateQuery(order.identity, profile=order.profile, limit=1)
+            )
+        except RefusalError:
+            return None
+        return newest[0].not_after - self._ports.clock.now() if newest else None
 
     def _hold(self, refusal: Refusal, wait: timedelta) -> None:
         """Keep everybody whom the refusal concerns from asking the CA for the same answer."""

@@ -9,10 +9,11 @@ Where every issuer is out, the order keeps the one that it has, or the first, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
+from certplane.broker.issuance.outcome import is_told
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.errors import Refusal
 
@@ -24,24 +25,35 @@ _SUSPECT_FOR: Final = timedelta(minutes=5)
 class _Suspicion(NamedTuple):
     until: datetime
     refusal: Refusal
+    epoch: str
 
 
 class IssuerChoice:
-    """Chooses issuers, and remembers which ones are out. In memory: after a restart all are asked again."""
+    """Chooses issuers, and remembers which ones are out. In memory: after a restart all are asked again.
 
-    def __init__(self, queue: OrderQueue) -> None:
+    With another retry epoch too, but for those that have said for how long they are away.
+    """
+
+    def __init__(self, queue: OrderQueue, epoch: Callable[[], str] = str) -> None:
         self._queue = queue
+        self._epoch = epoch
         self._suspicions: dict[str, _Suspicion] = {}
 
     def suspect(self, issuer: str, now: datetime, refusal: Refusal) -> None:
         """The issuer can't be reached, as `refusal` says: it is left alone for as long as that says, or a while."""
         until = now + max(refusal.retry_after or timedelta(), _SUSPECT_FOR)
-        self._suspicions[issuer] = _Suspicion(until, refusal)
+        self._suspicions[issuer] = _Suspicion(until, refusal, self._epoch())
 
     def suspected(self, issuer: str, now: datetime) -> Refusal | None:
         """Why the issuer is thought to be out of reach; None if it isn't."""
-        suspicion = self._suspicions.get(issuer)
+        suspicion = self._standing(issuer)
         return suspicion.refusal if suspicion is not None and suspicion.until > now else None
+
+    def _standing(self, issuer: str) -> _Suspicion | None:
+        suspicion = self._suspicions.get(issuer)
+        if suspicion is None or suspicion.epoch == self._epoch() or is_told(suspicion.refusal):
+            return suspicion
+        return None
 
     def works(self, issuer: str) -> None:
         """The issuer has issued."""
@@ -76,6 +88,6 @@ class IssuerChoice:
 
     def _out_until(self, issuer: str, lane: Lane, now: datetime) -> datetime:
         """When the issuer isn't out any more for the lane's names; `now` if it isn't."""
-        suspicion = self._suspicions.get(issuer)
+        suspicion = self._standing(issuer)
         held = self._queue.held(lane, now)
         return max(now, suspicion.until if suspicion is not None else now, held[0] if held is not None else now)

@@ -29,9 +29,11 @@ __all__ = [
     "Consequence",
     "End",
     "TryAgain",
+    "cap_pause",
     "classify",
     "conclude",
     "fails_over",
+    "is_told",
     "pause_before_new_order",
     "scopes_of",
     "still_answers",
@@ -49,6 +51,9 @@ _PASSING = frozenset(
         Reason.POLICY_UNAVAILABLE,
     }
 )
+
+_SHORTEST_PAUSE = timedelta(minutes=1)
+"""So much is always waited, however little of a life is left."""
 
 _PAUSES = {
     # Five failed validations per name and hour lock a name (Let's Encrypt), one more is free every 12 minutes.
@@ -161,15 +166,15 @@ def still_answers(failed: Order, draft: OrderDraft) -> bool:
     What the CA said stands for everybody. A time of our own does not once anything may be another than it was: another
     retry epoch, another CSR of the key, or somebody else (an operator, a revocation) who wants it since.
     """
-    if failed.error is not None and _is_told(failed.error):
+    if failed.error is not None and is_told(failed.error):
         return True
     if draft.ask_time is not None and draft.ask_time > failed.update_time:
         return False
     return failed.retry_epoch == draft.retry_epoch and _request(failed.csr_der) == _request(draft.csr_der)
 
 
-def _is_told(refusal: Refusal) -> bool:
-    """Whether a CA, or a DNS provider, said when to come back."""
+def is_told(refusal: Refusal) -> bool:
+    """Whether a CA, or a DNS provider, said when to come back: else the wait is a guess of ours."""
     if refusal.reason is Reason.ISSUER_RATE_LIMITED:
         return True
     told = refusal.reason in (Reason.ISSUER_UNAVAILABLE, Reason.ISSUER_REJECTED, Reason.DNS_UNAVAILABLE)
@@ -183,6 +188,14 @@ def _request(csr_der: bytes) -> bytes:
     except (DerError, ValueError):
         return csr_der
     return b"".join(part.encoded for part in request)
+
+
+def cap_pause(pause: timedelta, left: timedelta | None) -> timedelta:
+    """A guess of ours, but at most half of what is `left` of the life of the certificate in use, if there is one.
+
+    What has ended already is asked for again as what is about to.
+    """
+    return pause if left is None else min(pause, max(left / 2, _SHORTEST_PAUSE))
 
 
 def pause_before_new_order(refusal: Refusal) -> timedelta:

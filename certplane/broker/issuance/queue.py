@@ -11,18 +11,20 @@ Rules:
 - When the CA says that something has to wait (a rate limit), nobody asks for that before, and everybody else does: a
   limit of one domain holds up no other, one of the account holds up all.
 
-Holds live in memory: after a restart the first order that meets the limit is told of it again.
+Holds live in memory: after a restart the first order that meets the limit is told of it again. One whose length is a
+guess of ours (the CA wants something of a person) is given up with the retry epoch, since it may be mended.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
+from certplane.broker.issuance.outcome import is_told
 from certplane.broker.model import Scope, ScopeKind
 from certplane.errors import Refusal
 
@@ -54,6 +56,7 @@ class Place:
 class _Hold(NamedTuple):
     until: datetime
     refusal: Refusal
+    epoch: str
 
 
 @dataclass(slots=True)
@@ -65,13 +68,15 @@ class _Gate:
 class OrderQueue:
     """Turns, given in the order in which they were asked for."""
 
-    def __init__(self, parallel: int, asking: int = 4) -> None:
+    def __init__(self, parallel: int, asking: int = 4, *, epoch: Callable[[], str] = str) -> None:
         """Make it.
 
         Args:
             parallel: turns at once.
             asking: of these, how many ask one issuer for a new order at once.
+            epoch: the retry epoch.
         """
+        self._epoch = epoch
         self._places = asyncio.Semaphore(parallel)
         self._most_asking = asking
         self._asking: dict[str, asyncio.Semaphore] = {}
@@ -123,13 +128,18 @@ class OrderQueue:
             names = lane.dns_names if scope.kind is ScopeKind.NAME_SET else ()
             known = self._holds.get((lane.issuer, scope, names))
             if known is None or known.until < until:
-                self._holds[lane.issuer, scope, names] = _Hold(until, refusal)
+                self._holds[lane.issuer, scope, names] = _Hold(until, refusal, self._epoch())
                 news = True
         return news
 
     def held(self, lane: Lane, now: datetime) -> tuple[datetime, Refusal] | None:
         """Until when, and why, `lane` must not ask the CA; None if it may."""
-        self._holds = {key: hold for key, hold in self._holds.items() if hold.until > now}
+        epoch = self._epoch()
+        self._holds = {
+            key: hold
+            for key, hold in self._holds.items()
+            if hold.until > now and (hold.epoch == epoch or is_told(hold.refusal))
+        }
         covering = [
             hold
             for (issuer, scope, names), hold in self._holds.items()

@@ -21,7 +21,7 @@ from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.failover import IssuerChoice
 from certplane.broker.issuance.journal import Journal
-from certplane.broker.issuance.outcome import End, fails_over, pause_before_new_order
+from certplane.broker.issuance.outcome import End, fails_over, is_told, pause_before_new_order
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.storing import record_of
@@ -189,7 +189,9 @@ class OrderSteps:
         held = self._queue.held(self.lane, self._ports.clock.now())
         if held is not None:
             until, refusal = held
-            raise RefusalError.of(replace(refusal, retry_after=until - self._ports.clock.now()))
+            if is_told(refusal):
+                refusal = replace(refusal, retry_after=until - self._ports.clock.now())
+            raise RefusalError.of(refusal)
 
     def next_issuer(self, profile: Profile) -> str:
         """The next of the profile's issuers that isn't out and that this order hasn't failed at; empty for none."""

@@ -57,6 +57,8 @@ _CHANGING: Final = (
 )
 _MOST_FAILED: Final = 16
 """Failed orders of one key that are looked at: its CSR was mended as often, and each may be the answer."""
+_LAST_ENDED: Final = 32
+"""Of a profile: most that fail say nothing of it, and one that does is soon among so many."""
 _RANK: Final = {state: rank for rank, state in enumerate(OrderState)}
 
 
@@ -92,6 +94,11 @@ class SqlOrderStore:
             row.where(text("(end_time IS NULL OR txt_records IS NOT NULL)")).order_by(
                 orders.c.create_time, orders.c.order_id
             )
+        )
+        self._last_ended = compiler(
+            row.where(orders.c.profile == bindparam("profile"), orders.c.end_time.is_not(None))
+            .order_by(orders.c.end_time.desc(), orders.c.order_id.desc())
+            .limit(_LAST_ENDED)
         )
         self._insert = compiler(compiler.insert(orders), [column.name for column in orders.c])
         self._update = compiler(update(orders).where(orders.c.order_id == bindparam("which")), _CHANGING)
@@ -196,6 +203,12 @@ class SqlOrderStore:
         with reading():
             row = await self._database.one(self._by_id, {"order_id": order_id})
         return None if row is None else order_from_row(row)
+
+    async def last_ended(self, profile: str) -> Sequence[Order]:
+        """See `OrderStore.last_ended`."""
+        with reading():
+            rows = await self._database.all(self._last_ended, {"profile": profile})
+        return [order_from_row(row) for row in rows]
 
     async def unfinished_orders(self) -> Sequence[Order]:
         """See `OrderStore.unfinished_orders`."""

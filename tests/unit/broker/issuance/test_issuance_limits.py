@@ -1,0 +1,237 @@
+"""The CA's budget belongs to everybody, and nobody whose renewal is due or wanted waits for it: with the defaults."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from datetime import timedelta
+
+import pytest
+
+from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.issuance.commands import IssueCommand
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.model import CertificateRecord, OrderCause, OrderState, Profile, RevocationReason
+from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.broker.settings import RateLimitSettings
+from certplane.errors import Reason, Refusal, RefusalError
+from tests.support.issuance import World, caller, csr, issue
+
+HOST = "web1.test"
+DEFAULTS = RateLimitSettings().durable_limits
+MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
+
+
+def world_() -> World:
+    return World(settings=IssuanceSettings(limits=DEFAULTS))
+
+
+async def certificate(authority: RegistrationAuthority, command: IssueCommand, host: str = HOST) -> CertificateRecord:
+    result = await authority.issue(caller(host), command)
+    assert result.order.state is OrderState.ISSUED
+    assert result.certificate is not None
+    return result.certificate
+
+
+async def refused(authority: RegistrationAuthority, command: IssueCommand, host: str = HOST) -> Refusal:
+    with pytest.raises(RefusalError) as caught:
+        await authority.issue(caller(host), command)
+    return caught.value.refusal
+
+
+def names(refusal: Refusal) -> list[str]:
+    return [violation.subject for violation in refusal.violations]
+
+
+async def order_renewal(world: World, record: CertificateRecord, cause: RenewalCause = RenewalCause.OPERATOR) -> None:
+    """An operator, or the CA, wants it renewed now."""
+    now = world.clock.now()
+    window = (now, now + DAY) if cause is RenewalCause.ISSUER else (None, None)
+    time = now + timedelta(hours=12) if cause is RenewalCause.ISSUER else now
+    await world.plans.set_plans(
+        [RenewalPlan(record.certificate_id, HOST, time, cause, window_start=window[0], window_end=window[1])]
+    )
+
+
+async def revoke_as_operator(world: World, record: CertificateRecord) -> None:
+    """As `certplane-broker certs revoke` does it beside the running broker."""
+    reason = RevocationReason.KEY_COMPROMISE
+    await world.stores.certificates.mark_revoked(record.certificate_id, reason, world.clock.now(), [])
+
+
+# What must pass
+
+
+async def test_the_first_minutes_of_a_host() -> None:
+    """A first certificate, one by `certplane-agent renew`, one that an operator asks for, each with a new key."""
+    world = world_()
+    authority = await world.started()
+    first = await certificate(authority, issue("one"))
+    world.clock.advance(MINUTE)
+    second = await certificate(authority, issue("two", replaces=first.certificate_id))
+    world.clock.advance(MINUTE)
+    await order_renewal(world, second)
+    await certificate(authority, issue("three", replaces=second.certificate_id))
+    assert [order.cause for order in world.orders] == [OrderCause.ORDINARY, OrderCause.EARLY, OrderCause.OPERATOR]
+    assert world.meter.total("orders_opened", cause="operator") == 1
+
+
+async def at_its_limits(world: World, authority: RegistrationAuthority) -> CertificateRecord:
+    """The newest certificate of a host that gets no other by itself."""
+    record = await certificate(authority, issue("one"))
+    record = await certificate(authority, issue("two", replaces=record.certificate_id))
+    refusal = await refused(authority, issue("three", replaces=record.certificate_id))
+    assert refusal.reason is Reason.RATE_LIMITED
+    return record
+
+
+@pytest.mark.parametrize("says_what", [True, False], ids=["renewal", "without saying of what"])
+@pytest.mark.parametrize("cause", ["revoked", "withdrawn", "operator", "issuer", "due", "expired"])
+async def test_whoever_is_at_its_limits_gets_what_is_wanted_or_due(cause: str, says_what: bool) -> None:
+    """An operator's or its own revocation, an operator, the CA's window, its time: once, whatever the limits say."""
+    world = world_()
+    authority = await world.started()
+    record = await at_its_limits(world, authority)
+    match cause:
+        case "revoked":
+            await revoke_as_operator(world, record)
+        case "withdrawn":
+            await authority.revoke(caller(), "r", record.certificate_id, RevocationReason.KEY_COMPROMISE)
+        case "operator":
+            await order_renewal(world, record)
+        case "issuer":
+            await order_renewal(world, record, RenewalCause.ISSUER)
+        case "due":
+            world.clock.advance(record.renew_time - world.clock.now())
+        case _:
+            world.clock.advance(record.not_after - world.clock.now() + DAY)
+    if cause in ("due", "expired"):  # the day's limits are past: those of that day are reached too
+        await _reach_again(world, authority)
+    replaces = record.certificate_id if says_what else ""
+
+    await certificate(authority, issue("four", replaces=replaces))
+
+    wanted = OrderCause.DUE if cause == "expired" else OrderCause(cause)
+    assert world.orders[-1].cause is wanted
+    again = await refused(authority, issue("five", replaces=replaces))
+    assert again.reason is Reason.RATE_LIMITED
+
+
+async def _reach_again(world: World, authority: RegistrationAuthority) -> None:
+    """Another host has used up the names' week, so that nothing ordinary passes."""
+    for number in range(4):
+        host = f"other{number}.test"
+        world.policies.policy.grants[host] = world.policies.policy.grants[HOST]
+        await certificate(authority, issue(f"other-{number}"), host)
+
+
+async def test_a_re_key_of_everything_passes() -> None:
+    """Sixty profiles of one host within a minute, which is more orders an hour than a host gets by itself."""
+    world = world_()
+    profiles = [Profile(f"p{n:02}", "multi_san", (f"p{n:02}.test",), hash=f"hash-{n}") for n in range(60)]
+    policy = world.policies.policy
+    for profile in profiles:
+        policy.profiles[profile.name] = profile
+    grant = policy.grants[HOST]
+    policy.grants[HOST] = type(grant)(HOST, grant.kind, grant.label, tuple(profile.name for profile in profiles))
+    authority = await world.started()
+
+    def ask(profile: Profile, key: str, replaces: str = "") -> IssueCommand:
+        text = csr(f"{key}-{profile.name}", profile.dns_names)
+        return issue(profile=profile.name, csr_pem=text, replaces=replaces)
+
+    held = []
+    for index, profile in enumerate(profiles):
+        if index == 40:
+            world.clock.advance(timedelta(hours=1))
+        held.append(await certificate(authority, ask(profile, "old")))
+    for record in held:
+        await order_renewal(world, record)
+    for profile, record in zip(profiles, held, strict=True):
+        await certificate(authority, ask(profile, "new", record.certificate_id))
+    assert len(world.orders) == 120
+
+
+# What must not
+
+
+async def test_revoking_and_asking_again_does_not_burn_the_cas_limit() -> None:
+    """Attack: issue, revoke as superseded, issue again. With the same key there is none; with others the week's five."""
+    world = world_()
+    authority = await world.started()
+    record = await certificate(authority, issue("one"))
+    await authority.revoke(caller(), "r", record.certificate_id, RevocationReason.SUPERSEDED)
+    assert (await refused(authority, issue("one"))).reason is Reason.KEY_REUSED
+    for number in range(4):
+        record = await certificate(authority, issue(f"key-{number}"))
+        await authority.revoke(caller(), "r", record.certificate_id, RevocationReason.SUPERSEDED)
+        world.clock.advance(MINUTE)
+    for number in range(4, 20):
+        assert names(await refused(authority, issue(f"key-{number}"))) == ["certificates_per_name_set_per_week"]
+    assert len(world.orders) == 5
+
+
+@pytest.mark.parametrize("keys", [["one"], ["one", "two"]], ids=["same key", "keys in turn"])
+@pytest.mark.parametrize("of_the_first", [True, False], ids=["the first again", "each the one before"])
+async def test_renewing_what_is_not_due_does_not_burn_the_cas_limit(keys: list[str], of_the_first: bool) -> None:
+    """Attack: renew one's own, far from due, again and again for a week: no more than four certificates."""
+    world = world_()
+    authority = await world.started()
+    first = record = await certificate(authority, issue("one"))
+    turns = itertools.cycle(keys)
+    for _ in range(7):
+        for _ in range(10):
+            replaced = first if of_the_first else record
+            with contextlib.suppress(RefusalError):
+                record = await certificate(authority, issue(next(turns), replaces=replaced.certificate_id))
+        world.clock.advance(DAY - MINUTE)
+    assert len(world.orders) <= 4
+
+
+async def test_who_renews_too_early_is_told_why_and_who_may() -> None:
+    """That it is far from due, which limit that is, until when, and that an operator's wish isn't held up."""
+    world = world_()
+    authority = await world.started()
+    record = await certificate(authority, issue("one"))
+    for _ in range(2):
+        record = await certificate(authority, issue("one", replaces=record.certificate_id))
+    refusal = await refused(authority, issue("one", replaces=record.certificate_id))
+    assert refusal.reason is Reason.RATE_LIMITED
+    assert refusal.retry_after == DAY
+    assert "early_renewals_per_identity_profile_per_day" in names(refusal)
+    assert refusal.message.startswith(
+        "the certificate is far from due, and the broker's limit is reached: rate_limits."
+    )
+    assert "certplanectl renew" in refusal.message
+
+
+async def test_hosts_of_one_name_set_share_the_cas_week() -> None:
+    """Four certificates of the same names go to whoever asks; the fifth is left for what must be replaced."""
+    world = world_()
+    authority = await world.started()
+    for number in range(5):
+        world.policies.policy.grants[f"web{number}.test"] = world.policies.policy.grants[HOST]
+    held = [await certificate(authority, issue(f"key-{n}"), f"web{n}.test") for n in range(4)]
+    refusal = await refused(authority, issue("key-4"), "web4.test")
+    assert names(refusal) == ["certificates_per_name_set_per_week"]
+    await revoke_as_operator(world, held[0])
+    await certificate(authority, issue("key-5", replaces=held[0].certificate_id), "web0.test")
+
+
+async def test_a_limit_is_named_in_log_metric_and_audit(caplog: pytest.LogCaptureFixture) -> None:
+    """With its value and its end; in the log once, however often the host asks."""
+    world = world_()
+    authority = await world.started()
+    record = await certificate(authority, issue("one"))
+    await certificate(authority, issue("two", replaces=record.certificate_id))
+    with caplog.at_level(logging.WARNING, logger="certplane.broker"):
+        for _ in range(3):
+            refusal = await refused(authority, issue("three", replaces=record.certificate_id))
+    text = "rate_limits.new_keys_per_identity_profile_per_day (at most 2 in a day)"
+    assert text in refusal.message
+    assert f"the next is possible at {world.clock.now() + DAY:%Y-%m-%dT%H:%M:%SZ}" in refusal.message
+    assert [text in record.getMessage() for record in caplog.records] == [True]
+    assert text in world.database.events[-1].reason
+    assert world.meter.total("limits_reached", limit="new_keys_per_identity_profile_per_day") == 3
