@@ -50,6 +50,7 @@ from certplane.broker.reload import Reloader, trust_fields
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.renewal.revocations import RevocationWatch
+from certplane.broker.retention import RETENTION_MEASURES, Retention
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
@@ -61,7 +62,7 @@ from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer, PortError
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
-from certplane.broker.settings import BrokerSettings
+from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import LOOP_MEASURES, PrometheusMeter, watch_loop
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
@@ -85,6 +86,9 @@ _ACCOUNT_CHECK: Final = timedelta(seconds=30)
 
 _READY_INTERVAL: Final = timedelta(seconds=2)
 """Between looks at whether the store can be written."""
+
+
+_MEASURES: Final = (*MEASURES, *FLEET_MEASURES, *AUDIT_MEASURES, *RETENTION_MEASURES, *LOOP_MEASURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
     rng = random.SystemRandom()
     new_event_id = TimeOrderedIds(clock)
     metrics = Metrics()
-    meter = PrometheusMeter(metrics.registry, (*MEASURES, *FLEET_MEASURES, *AUDIT_MEASURES, *LOOP_MEASURES))
+    meter = PrometheusMeter(metrics.registry, _MEASURES)
     async with AsyncExitStack() as stack:
         files = BlockingPool("broker-files", 2)
         stack.callback(files.close)
@@ -296,12 +300,15 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         planner = RenewalPlanner(
             plans, sources, prepared.policy, clock=clock, rng=rng, new_event_id=new_event_id, meter=meter
         )
+        retention = _retention(settings, stores, files, clock=clock, meter=meter)
         for name, work in (
             ("renewal plans", planner.run()),
             ("revocations", RevocationWatch(stores.certificates, plans, clock).run()),
             ("streams", hub.run()),
             ("readiness", _watch_readiness(broker, prepared.policy, clock)),
             ("event loop", watch_loop(meter, clock)),
+            ("retention", retention.prune()),
+            ("free space", retention.watch()),
             ("DNS accounts", _check_dns_accounts(solver, prepared.policy)),
         ):
             await stack.enter_async_context(_running(work, name))
@@ -378,6 +385,23 @@ class _Reloading:
         result = await self._broker.reloader.request()
         self._notifier.ready(self.status)
         return result
+
+
+def _retention(
+    settings: BrokerSettings, stores: Stores, files: BlockingPool, *, clock: Clock, meter: Meter
+) -> Retention:
+    places = {"store": settings.store.path.parent} if settings.store.driver is StoreDriver.SQLITE else {}
+    if settings.audit.enabled:
+        places["spill"] = settings.spill_path.parent
+    return Retention(
+        stores.upkeep,
+        keep_audit=settings.audit.keep.span,
+        keep_ended=settings.store.keep.span,
+        places=places,
+        clock=clock,
+        meter=meter,
+        files=files,
+    )
 
 
 def _issuance_settings(settings: BrokerSettings, accounts: Iterable[AccountKey]) -> IssuanceSettings:

@@ -15,7 +15,7 @@ wait never undoes or tears what was begun.
 | `SecretSource` | `secrets` | tests/fakes |
 | `DenialRecorder`, `EventRecorder` | `audit` | tests/fakes |
 | `AuditFallback` | `audit` | - |
-| `AuditImport`, `RepeatCounts` | `store` | - |
+| `AuditImport`, `RepeatCounts`, `Upkeep` | `store` | tests/fakes |
 | `RenewalTimes` | `renewal.plans` | `StoredRenewalTimes` |
 | `Meter` | `app` | `NullMeter`, tests/fakes |
 """
@@ -49,7 +49,7 @@ from certplane.broker.model import (
 from certplane.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "AuditFallback",
@@ -80,11 +80,13 @@ __all__ = [
     "OrderStore",
     "Policy",
     "PolicySource",
+    "PruneBefore",
     "RenewalTimes",
     "RepeatCounts",
     "Revoker",
     "SecretSource",
     "StoredRenewalTimes",
+    "Upkeep",
 ]
 
 
@@ -458,6 +460,40 @@ class RepeatCounts(Protocol):
 
     async def recover(self) -> int:
         """Make events of all that is kept: of a broker that was killed. Returns how many.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PruneBefore:
+    """What may go: events, and what has ended, before these times; None keeps them for good."""
+
+    now: datetime
+    audit: datetime | None = None
+    ended: datetime | None = None
+
+
+class Upkeep(Protocol):
+    """Keeps the store from growing for ever."""
+
+    async def prune(self, before: PruneBefore, most: int) -> Mapping[str, int]:
+        """Remove some of what may go, durable: rows removed by table.
+
+        At most `most` certificates, orders without one, events, hosts that were last heard, enrollment reports and
+        renewal requests; a table of which fewer were removed has no more. Never removed: open orders, those with TXT
+        records, those of the last eight days, which limits count, and those that a call may still join; certificates
+        that are valid, and those whose order replaced a valid one; keys, deny-list, identities.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def size(self) -> int:
+        """Octets that the database takes, its log of what was written last included.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.

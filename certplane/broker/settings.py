@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, Self
 from urllib.parse import urlsplit
 
 from certplane.broker.dns_settings import (
@@ -34,6 +34,7 @@ from certplane.broker.ports import DurableLimits
 from certplane.broker.provider_settings import AcmeDnsSettings, ExecSettings, LexiconSettings
 from certplane.config.decoding import Check, KeyProblem, decode
 from certplane.config.document import Document, Source
+from certplane.config.durations import DurationError, format_duration, parse_duration
 from certplane.config.values import (
     HttpsUrl,
     HttpUrl,
@@ -359,13 +360,44 @@ class SecretsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """For how long something is kept; None is for good."""
+
+    span: timedelta | None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A duration, or `forever`."""
+        if text == "forever":
+            return cls(None)
+        try:
+            span = parse_duration(text)
+        except DurationError as error:
+            raise ValueError("must be a duration in hours, like 9600h, or forever") from error
+        if span < _LEAST_KEEP:
+            raise ValueError("must be at least 192h (8 days): the weekly limits count what is younger")
+        return cls(span)
+
+    def __str__(self) -> str:
+        return "forever" if self.span is None else format_duration(self.span)
+
+
+_LEAST_KEEP = timedelta(days=8)
+_DEFAULT_KEEP = Keep(timedelta(days=400))
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """The database: a file for SQLite, `url` and the name of its password's secret for PostgreSQL."""
+    """The database: a file for SQLite, `url` and the name of its password's secret for PostgreSQL.
+
+    `keep` is for ended orders and expired certificates, and for what silent hosts reported, from their end on.
+    """
 
     driver: StoreDriver = StoreDriver.SQLITE
     path: Path = Path("/var/lib/certplane/broker.db")
     url: str = ""
     password_secret: str = ""
+    keep: Keep = _DEFAULT_KEEP
 
     def problems(self) -> Iterator[KeyProblem]:
         """A URL goes with PostgreSQL and holds no password."""
@@ -397,6 +429,7 @@ class AuditSettings:
     failure_mode: AuditFailureMode = AuditFailureMode.FAIL_OPEN
     mirror_to_log: bool = False
     spill_path: Path | None = None
+    keep: Keep = _DEFAULT_KEEP
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class FakeDatabase:
         self.reports: dict[str, EnrollmentReport] = {}
         self.hosts: dict[str, FakeHost] = {}
         self.requests: dict[tuple[str, str], RequestedRenewal] = {}
+        self.request_times: dict[tuple[str, str], datetime] = {}
         self.events: list[AuditEvent] = []
         self.spilled: list[AuditEvent] = []
         self.counts: dict[str, AuditEvent] = {}
@@ -94,6 +95,7 @@ class FakeDatabase:
             "plans",
             "reports",
             "requests",
+            "request_times",
             "counts",
             "events",
             "spilled",

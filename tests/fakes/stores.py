@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from certplane.broker.fleet.model import CertificateState, HostRecord, HostStream, RequestedRenewal, StatusReport
 from certplane.broker.fleet.ports import RecordedReports
@@ -26,7 +26,7 @@ from certplane.broker.model import (
 )
 from certplane.broker.policy.first_use import Verdict, activated, contested, judge
 from certplane.broker.policy.limits import DAY, Counted, ReachedLimit, limit_refusal, limits_on
-from certplane.broker.ports import CertificateQuery, DurableLimits, OpenedOrder, OrderChange
+from certplane.broker.ports import CertificateQuery, DurableLimits, OpenedOrder, OrderChange, PruneBefore
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.clock import Clock
 from tests.fakes.database import FailureMode, FakeDatabase, FakeHost
@@ -555,7 +555,12 @@ class FakeFleetStore:
 
     async def record_request(self, requester: str, requested: RequestedRenewal, time: datetime) -> None:
         key = (requester, requested.request_id)
-        await self._db.write("record_request", (), lambda: self._db.requests.setdefault(key, requested) and None)
+
+        def write() -> None:
+            self._db.requests.setdefault(key, requested)
+            self._db.request_times.setdefault(key, time)
+
+        await self._db.write("record_request", (), write)
 
     def _record(self, host: str) -> HostRecord | None:
         row = self._db.hosts.get(host)
@@ -607,6 +612,76 @@ class FakeRepeatCounts:
         return await self._db.write("recover_counts", (), write)
 
 
+class FakeUpkeep:
+    """`Upkeep` in memory."""
+
+    def __init__(self, database: FakeDatabase) -> None:
+        self._db = database
+
+    async def prune(self, before: PruneBefore, most: int) -> Mapping[str, int]:
+        removed: dict[str, int] = {}
+        if before.audit is not None:
+            limit = before.audit
+            old = [event for event in self._db.events[:most] if event.timestamp < limit]
+            removed["audit_events"] = await self._db.write("prune", (), lambda: self._drop_events(old))
+        if before.ended is not None:
+            ended = before.ended
+            removed |= await self._db.write("prune", (), lambda: self._drop_ended(before.now, ended, most))
+        return removed
+
+    async def size(self) -> int:
+        return await self._db.read("size", lambda: 1000 * len(self._db.events))
+
+    def _drop_events(self, old: Sequence[AuditEvent]) -> int:
+        self._db.events[:] = [event for event in self._db.events if event not in old]
+        return len(old)
+
+    def _drop_ended(self, now: datetime, ended: datetime, most: int) -> dict[str, int]:
+        db = self._db
+        counted = min(ended, now - timedelta(days=8))
+
+        def is_finished(order: Order) -> bool:
+            return (
+                not order.state.is_open
+                and order.update_time < counted
+                and not order.txt_records
+                and (order.retry_time is None or order.retry_time < now)
+            )
+
+        def is_needless(record: CertificateRecord) -> bool:
+            replaced = db.certificates.get(db.orders[record.order_id].replaces_certificate_id)
+            return record.not_after < counted and (replaced is None or replaced.not_after <= now)
+
+        records = [
+            record
+            for record in db.certificates.values()
+            if is_finished(db.orders[record.order_id]) and is_needless(record)
+        ][:most]
+        issued = {record.order_id for record in db.certificates.values()}
+        failed = [order for order in db.orders.values() if is_finished(order) and order.order_id not in issued][:most]
+        for record in records:
+            del db.certificates[record.certificate_id]
+            db.plans.pop(record.certificate_id, None)
+        for order_id in [record.order_id for record in records] + [order.order_id for order in failed]:
+            del db.orders[order_id]
+        hosts = [name for name, host in db.hosts.items() if host.stream and host.stream.last_seen_time < ended][:most]
+        reports = [name for name, report in db.reports.items() if report.record_time < ended][:most]
+        requests = [key for key, time in db.request_times.items() if time < ended][:most]
+        for name in hosts:
+            del db.hosts[name]
+        for name in reports:
+            del db.reports[name]
+        for key in requests:
+            del db.requests[key], db.request_times[key]
+        return {
+            "certificates": len(records),
+            "orders": len(records) + len(failed),
+            "host_streams": len(hosts),
+            "enrollment_reports": len(reports),
+            "renewal_requests": len(requests),
+        }
+
+
 @dataclass(frozen=True)
 class FakeStores:
     """All store fakes over one database."""
@@ -622,6 +697,7 @@ class FakeStores:
     fleet: FakeFleetStore
     audit: FakeAuditLog
     repeats: FakeRepeatCounts
+    upkeep: FakeUpkeep
 
     @classmethod
     def over(cls, database: FakeDatabase) -> FakeStores:
@@ -638,6 +714,7 @@ class FakeStores:
             FakeFleetStore(database),
             FakeAuditLog(database),
             FakeRepeatCounts(database),
+            FakeUpkeep(database),
         )
 
     @classmethod

@@ -2,6 +2,8 @@
 
     stores.py          opens and closes it all: start here
     orders.py          single flight, limits.py the durable limits
+    repeats.py         counts of repeated audit events
+    upkeep.py          what is old and ended is removed
     certificates.py  deny_list.py  enrollments.py  audit_log.py
     fleet.py  reports.py  fleet_rows.py    what hosts report, many of them in one statement
     writer.py          one thread, one queue: everything that is written passes here

@@ -28,6 +28,7 @@ from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
 from certplane.broker.store.repeats import SqlRepeatCounts
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Driver
+from certplane.broker.store.upkeep import SqlUpkeep
 from certplane.broker.store.writer import Writer
 from certplane.errors import OperationError
 from certplane.runtime.clock import Clock, SystemClock
@@ -66,6 +67,7 @@ class Stores:
     fleet: SqlFleetStore
     audit: SqlAuditLog
     repeats: SqlRepeatCounts
+    upkeep: SqlUpkeep
     writer: Writer
 
     def ready(self) -> bool:
@@ -161,6 +163,7 @@ async def open_stores(
             SqlFleetStore(reader, writer, log),
             log,
             SqlRepeatCounts(reader, writer, log, fallback),
+            SqlUpkeep(reader, writer, path if driver == "sqlite" else None),
             writer,
         )
 

@@ -19,6 +19,7 @@ from certplane.broker.settings import (
     DnsProvider,
     DnsZoneSettings,
     EabAlgorithm,
+    Keep,
     PropagationMode,
     load_settings,
 )
@@ -211,10 +212,12 @@ EXPECTED = {
     "store.path": Path("/srv/certplane/broker.db"),
     "store.url": "postgresql://certplane@db.example:5432/certplane",
     "store.password_secret": "postgresql/certplane",
+    "store.keep": Keep(timedelta(days=200)),
     "audit.enabled": True,
     "audit.failure_mode": "fail_closed",
     "audit.mirror_to_log": True,
     "audit.spill_path": Path("/srv/certplane/spill.jsonl"),
+    "audit.keep": Keep(None),
     "rate_limits.per_identity_per_hour": 60,
     "rate_limits.per_identity_profile_per_hour": 30,
     "rate_limits.new_keys_per_identity_profile_per_day": 0,
@@ -259,6 +262,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.audit.enabled
     assert settings.audit.failure_mode == "fail_open"
     assert settings.spill_path == Path("/var/lib/certplane/audit-spill.jsonl")
+    assert (settings.audit.keep, settings.store.keep) == (Keep(timedelta(days=400)), Keep(timedelta(days=400)))
     assert settings.rate_limits.durable_limits == DurableLimits(50, 20, 2, 3, 2, 4, 20)
     assert settings.metrics.address is None
     logging = settings.logging
@@ -443,6 +447,14 @@ def _with(**replaced: str) -> str:
         pytest.param(
             MINIMAL + "dns: {resolvers: ['192.0.2.1:0']}\n",
             "11: dns.resolvers[0]: has the port 0, must be 1 to 65535", id="resolver-port",
+        ),
+        pytest.param(
+            MINIMAL + "store: {keep: 24h}\n",
+            "11: store.keep: must be at least 192h (8 days): the weekly limits count what is younger", id="keep-too-short",
+        ),
+        pytest.param(
+            MINIMAL + "audit: {keep: 400d}\n",
+            "11: audit.keep: must be a duration in hours, like 9600h, or forever", id="keep-in-days",
         ),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from certplane.broker.audit.measures import AUDIT_MEASURES
 from certplane.broker.fleet.measures import FLEET_MEASURES
 from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.model import AuditEventType
+from certplane.broker.retention import RETENTION_MEASURES
 from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.telemetry import LOOP_MEASURES, PrometheusMeter
 
@@ -25,7 +26,9 @@ _USE = re.compile(r'meter\.(count|observe|level)\(\s*"(\w+)"([^)]*)')
 def metrics() -> dict[str, tuple[str, str]]:
     """Every metric by its exposed name: its kind and its labels, with those that adapters make when they need them."""
     made = Metrics()
-    meter = PrometheusMeter(made.registry, (*MEASURES, *FLEET_MEASURES, *AUDIT_MEASURES, *LOOP_MEASURES))
+    meter = PrometheusMeter(
+        made.registry, (*MEASURES, *FLEET_MEASURES, *AUDIT_MEASURES, *RETENTION_MEASURES, *LOOP_MEASURES)
+    )
     for source in (_ROOT / "certplane" / "broker").rglob("*.py"):
         for kind, name, arguments in _USE.findall(source.read_text(encoding="utf-8")):
             labels = dict.fromkeys(re.findall(r"(\w+)=", arguments.partition("timedelta(")[0]), "x")

@@ -1,0 +1,208 @@
+"""What nobody will ask for again is removed, a few rows at a time; and how large the database is.
+
+What goes is looked up by the connection that reads, so that the writer's thread is held for the removal alone: some
+milliseconds a batch. SQLite keeps the pages for rows to come: its file stops growing and doesn't shrink.
+
+What stays, however old: open orders and those whose TXT records still stand; orders that a limit counts or a failed
+call may join; certificates that are valid, or that something valid has replaced; keys (a key is never used twice), the
+deny-list, and which certificate of an identity is in use.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import BindParameter, ColumnElement, Table, bindparam, delete, exists, or_, select, text
+
+from certplane.broker.model import OrderState
+from certplane.broker.ports import PruneBefore
+from certplane.broker.store.audit_log import reading
+from certplane.broker.store.batch import Done
+from certplane.broker.store.rows import from_micros, to_micros
+from certplane.broker.store.schema import (
+    audit_events,
+    certificate_statuses,
+    certificates,
+    enrollment_reports,
+    host_streams,
+    orders,
+    renewal_plans,
+    renewal_requests,
+    report_sequences,
+)
+from certplane.broker.store.session import Database, Session
+from certplane.broker.store.statements import Row, Statement
+from certplane.broker.store.writer import Writer
+
+_IDS: Final = 64
+"""Rows of one statement: shorter lists are filled up with their last one."""
+_COUNTED: Final = timedelta(days=8)
+"""The longest window of a limit is a week; a day more for clocks."""
+
+
+class SqlUpkeep:
+    """`Upkeep` over the database."""
+
+    def __init__(self, database: Database, writer: Writer, path: Path | None) -> None:
+        """`path` is SQLite's file; None: a server's database, which is asked for its size."""
+        self._database = database
+        self._writer = writer
+        self._path = path
+        compiler = database.compiler
+        most: BindParameter[int] = bindparam("most")
+        before: BindParameter[Any] = bindparam("before")
+        replaced = certificates.alias("replaced")
+        finished = (
+            orders.c.end_time < before,
+            orders.c.txt_records.is_(None),
+            or_(orders.c.retry_time.is_(None), orders.c.retry_time < bindparam("now")),
+        )
+        # While what it replaced is valid, it is known by this order alone that nobody needs to renew it.
+        needless = ~exists().where(
+            replaced.c.certificate_id == orders.c.replaces_certificate_id, replaced.c.not_after > bindparam("now")
+        )
+        expired = (
+            select(certificates.c.certificate_id, certificates.c.order_id)
+            .join(orders, orders.c.order_id == certificates.c.order_id)
+            .where(certificates.c.not_after < before, needless, *finished)
+            .limit(most)
+        )
+        self._expired = [
+            # Word for word the conditions of the indexes that answer them.
+            compiler(expired.where(text("revoke_time IS NULL")).order_by(certificates.c.not_after)),
+            compiler(expired.where(text("revoke_time IS NOT NULL"))),
+        ]
+        without_certificate = ~exists().where(certificates.c.order_id == orders.c.order_id)
+        failed = orders.c.state == str(OrderState.FAILED)
+        self._failed = compiler(
+            select(orders.c.order_id)
+            .where(*finished, failed, without_certificate)
+            .order_by(orders.c.end_time)
+            .limit(most)
+        )
+        self._hosts = compiler(select(host_streams.c.host).where(host_streams.c.last_seen_time < before).limit(most))
+        self._reports = compiler(
+            select(enrollment_reports.c.identity).where(enrollment_reports.c.record_time < before).limit(most)
+        )
+        self._requests = compiler(
+            select(renewal_requests.c.requester, renewal_requests.c.request_id)
+            .where(renewal_requests.c.create_time < before)
+            .limit(most)
+        )
+        # The first rows and their times, not the rows of a time: no index of the times has to be kept for it.
+        self._first_events = compiler(
+            select(audit_events.c.sequence, audit_events.c.create_time).order_by(audit_events.c.sequence).limit(most)
+        )
+        self._delete_events = compiler(
+            delete(audit_events).where(
+                audit_events.c.sequence <= bindparam("last"), audit_events.c.create_time < before
+            )
+        )
+        self._delete_request = compiler(
+            delete(renewal_requests).where(
+                renewal_requests.c.requester == bindparam("requester"),
+                renewal_requests.c.request_id == bindparam("request_id"),
+            )
+        )
+        self._delete_plans = self._deleting(renewal_plans, "certificate_id")
+        self._delete_certificates = self._deleting(certificates, "certificate_id")
+        self._delete_orders = self._deleting(orders, "order_id")
+        # Looked at again: it may have come back since it was found.
+        self._delete_streams = self._deleting(host_streams, "host", host_streams.c.last_seen_time < before)
+        self._delete_reports = self._deleting(enrollment_reports, "identity", enrollment_reports.c.record_time < before)
+        self._delete_statuses, self._delete_sequences = (
+            self._deleting(table, "host", ~exists().where(host_streams.c.host == table.c.host))
+            for table in (certificate_statuses, report_sequences)
+        )
+        self._size = None if path is not None else compiler(text("SELECT pg_database_size(current_database())"))
+
+    async def prune(self, before: PruneBefore, most: int) -> Mapping[str, int]:
+        """See `Upkeep.prune`."""
+        removed: dict[str, int] = {}
+        if before.audit is not None:
+            removed["audit_events"] = await self._prune_events(before.audit, most)
+        if before.ended is not None:
+            counted = min(before.ended, before.now - _COUNTED)
+            values = {"before": to_micros(counted), "now": to_micros(before.now), "most": most}
+            removed |= await self._prune_orders(values, most)
+            removed |= await self._prune_hosts({**values, "before": to_micros(before.ended)})
+        return removed
+
+    async def size(self) -> int:
+        """See `Upkeep.size`."""
+        if self._path is None:
+            assert self._size is not None
+            with reading():
+                row = await self._database.one(self._size, {})
+            return int(row[0]) if row is not None else 0
+        files = (self._path, self._path.with_name(self._path.name + "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    async def _prune_events(self, before: datetime, most: int) -> int:
+        first = await self._rows(self._first_events, {"most": most})
+        old = [sequence for sequence, time in first if from_micros(time) < before]
+        if not old:
+            return 0
+        values = {"last": old[-1], "before": to_micros(before)}
+
+        def change(session: Session) -> Done[int]:
+            return Done(session.execute(self._delete_events, self._delete_events.arguments(values)))
+
+        return await self._writer.write(change, ())
+
+    async def _prune_orders(self, values: Mapping[str, object], most: int) -> dict[str, int]:
+        issued: list[Row] = []
+        for statement in self._expired:
+            issued += await self._rows(statement, {**values, "most": most - len(issued)})
+        failed = await self._rows(self._failed, values)
+        certificate_ids = [row[0] for row in issued]
+        order_ids = [row[1] for row in issued] + [row[0] for row in failed]
+
+        def change(session: Session) -> Done[tuple[int, int]]:
+            self._delete(session, self._delete_plans, certificate_ids)
+            gone = self._delete(session, self._delete_certificates, certificate_ids)
+            return Done((gone, self._delete(session, self._delete_orders, order_ids)))
+
+        certificate_count = order_count = 0
+        if order_ids:
+            certificate_count, order_count = await self._writer.write(change, ())
+        return {"certificates": certificate_count, "orders": order_count}
+
+    async def _prune_hosts(self, values: Mapping[str, object]) -> dict[str, int]:
+        hosts = [row[0] for row in await self._rows(self._hosts, values)]
+        reports = [row[0] for row in await self._rows(self._reports, values)]
+        requests = await self._rows(self._requests, values)
+
+        def change(session: Session) -> Done[dict[str, int]]:
+            counts = {
+                "host_streams": self._delete(session, self._delete_streams, hosts, values),
+                "enrollment_reports": self._delete(session, self._delete_reports, reports, values),
+                "renewal_requests": sum(session.execute(self._delete_request, tuple(row)) for row in requests),
+            }
+            self._delete(session, self._delete_statuses, hosts)
+            self._delete(session, self._delete_sequences, hosts)
+            return Done(counts)
+
+        if not (hosts or reports or requests):
+            return {"host_streams": 0, "enrollment_reports": 0, "renewal_requests": 0}
+        return await self._writer.write(change, ())
+
+    async def _rows(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
+        with reading():
+            return await self._database.all(statement, values)
+
+    def _deleting(self, table: Table, key: str, *also: ColumnElement[bool]) -> Statement:
+        ids: list[BindParameter[Any]] = [bindparam(f"id_{n}") for n in range(_IDS)]
+        return self._database.compiler(delete(table).where(table.c[key].in_(ids), *also))
+
+    @staticmethod
+    def _delete(
+        session: Session, statement: Statement, ids: Sequence[str], values: Mapping[str, object] | None = None
+    ) -> int:
+        count = 0
+        for start in range(0, len(ids), _IDS):
+            part = ids[start : start + _IDS]
+            filled = {f"id_{n}": part[min(n, len(part) - 1)] for n in range(_IDS)}
+            count += session.execute(statement, statement.arguments({**(values or {}), **filled}))
+        return count
