@@ -187,9 +187,8 @@ def _read_result(output: bytes) -> tuple[str, str]:
 def _check_installed(provider: str) -> None:
     spec = importlib.util.find_spec("lexicon")  # looked for, not loaded
     if spec is None or not spec.submodule_search_locations:
-        problem = ConfigurationProblem(
-            "", None, "issuer.acme.lexicon", "needs the package dns-lexicon", "pip install 'certplane[lexicon]'"
-        )
+        remedy = "install the release's optional.txt in place of broker.txt (docs/operations.md, Install)"
+        problem = ConfigurationProblem("", None, "issuer.acme.lexicon", "needs the package dns-lexicon", remedy)
         raise ConfigurationError([problem])
     modules = Path(next(iter(spec.submodule_search_locations)), _PROVIDERS).glob("[a-z]*.py")
     known = sorted(module.stem for module in modules if module.stem != "base")
