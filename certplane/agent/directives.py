@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from certplane.agent.model import DirectedRenewal, RenewalCause
 from certplane.agent.renewal.directed import explanation
@@ -18,9 +20,11 @@ from certplane.agent.renewal.plan import newest_version
 from certplane.errors import OperationError, Reason, RefusalError
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Mapping, Sequence
 
     from certplane.agent.lineage import Lineage, LineageLife
+    from certplane.agent.model import LineageStatus
     from certplane.runtime.clock import Clock
     from certplane.runtime.pool import BlockingPool
 
@@ -28,7 +32,14 @@ __all__ = ["HostDirectives"]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _LOOK = timedelta(milliseconds=200)
+_NAMED = 5
+_CHEAP = timedelta(milliseconds=50)
+_REST = 9
+_SPREAD = timedelta(seconds=10)
+"""Over which hosts that hear of another retry epoch together ask again."""
 _LOOKS = 50
 """The broker asks the CA about a certificate as soon as it has it, and may hear the answer before the host has it.
 While a request is under way, a certificate that isn't there may be the one that comes. Longer than this none
@@ -45,6 +56,9 @@ class HostDirectives:
         clock: says whether a time has come.
         policy_hash: of the policy that was in force when the broker was last heard; empty if it never was.
         on_policy: told of each other one, to remember it.
+        retry_epoch: the broker's when it was last heard; empty if it never was.
+        on_retry_epoch: told of each other one, to remember it.
+        rng: spreads what many hosts hear at once.
     """
 
     def __init__(
@@ -56,6 +70,9 @@ class HostDirectives:
         clock: Clock,
         policy_hash: str,
         on_policy: Callable[[str], None],
+        retry_epoch: str,
+        on_retry_epoch: Callable[[str], None],
+        rng: random.Random,
     ) -> None:
         self._lineages = lineages
         self._lives = lives
@@ -63,6 +80,9 @@ class HostDirectives:
         self._clock = clock
         self._policy_hash = policy_hash
         self._on_policy = on_policy
+        self._retry_epoch = retry_epoch
+        self._on_retry_epoch = on_retry_epoch
+        self._rng = rng
 
     async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
         """See `DirectiveTaker.renew`."""
@@ -70,7 +90,9 @@ class HostDirectives:
         for look in range(_LOOKS):
             # Asked first: a certificate that comes in between is found.
             expected = await self._disk.run(self._is_expecting)
-            changed, unknown, fault = await self._disk.run(self._keep, missing)
+            (changed, unknown, fault), cost = await self._disk.run(_measured, self._keep, missing)
+            if cost > _CHEAP:  # a host with many certificates: whoever directs it much gets a tenth of a processor
+                await self._clock.sleep(cost * _REST)
             self._wake(changed)
             if fault is not None:
                 raise fault
@@ -79,7 +101,9 @@ class HostDirectives:
                 break
             await self._clock.sleep(_LOOK)
         if missing:
-            message = f"this host has no certificate {', '.join(each.certificate_id for each in missing)}"
+            named = ", ".join(each.certificate_id for each in missing[:_NAMED])
+            more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            message = f"this host has no certificate {named}{more}"
             raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, message)
 
     def _is_expecting(self) -> bool:
@@ -126,7 +150,7 @@ class HostDirectives:
             file = self._lineages[name].directive if name else None
             if file is not None and file.load() != directed:
                 try:
-                    file.save(directed)
+                    file.save(replace(directed, receive_time=self._clock.now()))
                 except OperationError as error:
                     unwritten = error
                 else:
@@ -136,9 +160,8 @@ class HostDirectives:
 
     async def connected(self) -> None:
         """See `DirectiveTaker.connected`."""
-        for name, lineage in self._lineages.items():
-            status = await self._disk.run(lineage.statuses.load)
-            if status is not None and is_unreached(status):
+        for name, status in await self._statuses():
+            if is_unreached(status):
                 logger.info("%s: the broker is there again; asking again", name)
                 self._lives[name].try_again()
 
@@ -147,9 +170,42 @@ class HostDirectives:
         if policy_hash == self._policy_hash:
             return
         self._policy_hash = policy_hash
-        for name, lineage in self._lineages.items():
-            status = await self._disk.run(lineage.statuses.load)
-            if status is not None and is_refused_by_policy(status):
+        for name, status in await self._statuses():
+            if is_refused_by_policy(status):
                 logger.info("%s: the broker's policy has changed; asking again", name)
                 self._lives[name].try_again()
         self._on_policy(policy_hash)
+
+    async def retry_epoch_changed(self, retry_epoch: str) -> None:
+        """See `DirectiveTaker.retry_epoch_changed`."""
+        if retry_epoch == self._retry_epoch:
+            return
+        self._retry_epoch = retry_epoch
+        for name, status in await self._statuses():
+            if status.failures:
+                after = _SPREAD * self._rng.random()
+                logger.info("%s: what failed at the broker may succeed now; asking again in %s", name, after)
+                self._lives[name].try_again(after=after)
+        self._on_retry_epoch(retry_epoch)
+
+    async def _statuses(self) -> list[tuple[str, LineageStatus]]:
+        """What can be read of the lineages; of the rest its own life tells."""
+
+        def load() -> list[tuple[str, LineageStatus]]:
+            found = []
+            for name, lineage in self._lineages.items():
+                with contextlib.suppress(OperationError):
+                    if (status := lineage.statuses.load()) is not None:
+                        found.append((name, status))
+            return found
+
+        return await self._disk.run(load)
+
+
+def _measured(
+    work: Callable[[Sequence[DirectedRenewal]], T], renewals: Sequence[DirectedRenewal]
+) -> tuple[T, timedelta]:
+    """What `work` returns, and the processor's time that it took."""
+    began = time.thread_time()
+    result = work(renewals)
+    return result, timedelta(seconds=time.thread_time() - began)

@@ -43,7 +43,7 @@ def _without_failure(name: str, before: int, status: LineageStatus) -> Outcome:
     if status.state is LineageState.REQUESTING:
         return Outcome(ok=False, text="the order is still under way at the broker; the agent goes on with it")
     if confirmed > before:
-        return Outcome(ok=True, text=f"renewed: version {confirmed} is in use")
+        return Outcome(ok=True, text=f"version {confirmed} is in use")
     if status.activate_after is not None:
         when = _moment(status.activate_after)
         if issued > before:

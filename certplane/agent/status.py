@@ -19,7 +19,7 @@ from certplane.agent.renewal.skew import MOST_SKEW
 from certplane.agent.renewal.status import new_status
 from certplane.agent.renewal.waiting import hold_of
 from certplane.runtime.tables import moment_text, span_text, table_lines
-from certplane.runtime.text import printable
+from certplane.runtime.text import printable, printable_values
 
 if TYPE_CHECKING:
     from certplane.agent.link.state import LinkState
@@ -202,7 +202,7 @@ def _state(facts: LineageFacts) -> str:
 
 def to_json(report: StatusReport) -> str:
     """The report as one JSON object; times are RFC 3339 in UTC."""
-    return json.dumps(_shown(asdict(report)), default=_to_json, indent=2, ensure_ascii=False)
+    return json.dumps(printable_values(asdict(report), _MOST_TEXT), default=_to_json, indent=2, ensure_ascii=False)
 
 
 def to_text(report: StatusReport, now: datetime) -> str:
@@ -272,19 +272,6 @@ def _times(count: int) -> str:
 
 def _moment(time: datetime | None, now: datetime) -> str:
     return "-" if time is None else moment_text(time, now)
-
-
-def _shown(value: Any) -> Any:
-    """The same with every text printable: a broker's words may be in it."""
-    match value:
-        case str():
-            return printable(value, _MOST_TEXT)
-        case dict():
-            return {name: _shown(each) for name, each in value.items()}
-        case list() | tuple():
-            return [_shown(each) for each in value]
-        case _:
-            return value
 
 
 def _to_json(value: Any) -> str:

@@ -73,6 +73,9 @@ async def status_stream(
         clock=host.clock,
         policy_hash=known.policy_hash,
         on_policy=lambda policy_hash: stream.note(replace(stream.state, policy_hash=policy_hash)),
+        retry_epoch=known.retry_epoch,
+        on_retry_epoch=lambda retry_epoch: stream.note(replace(stream.state, retry_epoch=retry_epoch)),
+        rng=host.rng,
     )
     parts = SessionParts(
         names=[IDENTITY, *host.certificates],

@@ -29,6 +29,7 @@ from certplane.rpc.status import refusal_from_error
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.connection import ConnectionFailure
 from certplane.runtime.pool import BlockingPool
+from certplane.runtime.text import printable
 from certplane.v1 import fleet_pb2, fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 
 __all__ = ["FleetClient", "HostFilter"]
@@ -36,6 +37,8 @@ __all__ = ["FleetClient", "HostFilter"]
 T = TypeVar("T")
 
 _PAGE: Final = 200
+_MOST_DETAILS: Final = 500
+"""Octets of gRPC's own words, which a peer may have written."""
 _REMEDIES: Final = {
     ConnectionFailure.NOT_FOUND: "check broker.url and this machine's resolver",
     ConnectionFailure.UNREACHABLE: "check that the broker runs and its port is open",
@@ -176,7 +179,7 @@ class FleetClient:
                 remedy = "it may be older than certplanectl: upgrade it"
                 return OperationError(f"the broker at {url} doesn't know this call", remedy=remedy)
             case code:
-                said = f"{code.name}: {error.details() or 'no details'}"
+                said = f"{code.name}: {printable(error.details() or '', _MOST_DETAILS) or 'no details'}"
                 return OperationError(f"{url} answered {said}", remedy="check that broker.url is a Certplane broker")
 
     def _why_unreachable(self, error: grpc.aio.AioRpcError) -> CertplaneError:
@@ -193,7 +196,7 @@ class FleetClient:
             remedy = "try again; if it stays so, look at the broker's log"
             return OperationError(
                 f"the connection to {broker} has ended{_way(str(self._settings.broker.url), proxy)} "
-                f"({error.details()}), though a TLS handshake there succeeds",
+                f"({printable(error.details() or '', _MOST_DETAILS)}), though a TLS handshake there succeeds",
                 remedy=remedy,
             )
         if failure.refused:

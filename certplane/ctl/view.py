@@ -10,11 +10,14 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from certplane.errors import OperationError
+from certplane.rpc.times import signed_span_of, time_of
 from certplane.runtime.tables import moment_text, span_text, table_lines
+from certplane.runtime.text import printable, printable_values
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 __all__ = [
@@ -45,6 +48,7 @@ _CAUSES: Final = {
     renewal_pb2.Renewal.CAUSE_OPERATOR: "an operator",
     renewal_pb2.Renewal.CAUSE_REVOKED: "its revocation",
 }
+_MOST_TEXT: Final = 8000
 _SKEW_SHOWN: Final = timedelta(seconds=5)
 
 HEADER: Final[tuple[str, ...]] = ("HOST", "LINK", "CERTIFICATE", "STATE", "VALID UNTIL", "RENEWAL", "SERVED")
@@ -102,20 +106,25 @@ def change_line(message: renewal_pb2.WatchRenewalsResponse, now: datetime) -> st
     """What a message after the snapshot says, in a line; empty if it is nothing for a person."""
     match message.WhichOneof("event"):
         case "host":
-            return f"{message.host.label or message.host.name}: {_link(message.host, now)}"
+            return printable(f"{message.host.label or message.host.name}: {_link(message.host, now)}", _MOST_TEXT)
         case "certificate_change":
             change = message.certificate_change
             if change.removed:
-                return f"{change.host}: {change.certificate.name}: removed"
+                return printable(f"{change.host}: {change.certificate.name}: removed", _MOST_TEXT)
             error = f": {change.certificate.last_error}" if change.certificate.last_error else ""
-            return f"{change.host}: {change.certificate.name}: {_state(change.certificate)}{error}"
+            line = f"{change.host}: {change.certificate.name}: {_state(change.certificate)}{error}"
+            return printable(line, _MOST_TEXT)
         case _:
             return ""
 
 
 def json_line(message: Message) -> str:
     """A message as one line of JSON."""
-    return json.dumps(MessageToDict(message), ensure_ascii=False, separators=(",", ":"))
+    try:
+        members = MessageToDict(message)
+    except (ValueError, SerializeToJsonError) as error:  # a time that is none
+        raise OperationError("the broker sends nonsense", remedy="look at its log and its release") from error
+    return json.dumps(printable_values(members, _MOST_TEXT), ensure_ascii=False, separators=(",", ":"))
 
 
 def fleet_rows(hosts: Iterable[renewal_pb2.Host], now: datetime) -> list[tuple[str, ...]]:
@@ -143,7 +152,7 @@ def host_lines(host: renewal_pb2.Host, now: datetime) -> list[str]:
         ("agent", host.agent_version or "unknown"),
         ("identity", _identity(host, now)),
     ]
-    skew = host.clock_skew.ToTimedelta() if host.HasField("clock_skew") else timedelta()
+    skew = (signed_span_of(host.clock_skew) if host.HasField("clock_skew") else None) or timedelta()
     if abs(skew) >= _SKEW_SHOWN:
         facts.append(("clock", f"{span_text(abs(skew))} {'ahead of' if skew > timedelta() else 'behind'} the broker's"))
     if host.displaced_streams:
@@ -252,8 +261,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def _time(timestamp: Timestamp) -> datetime:
-    return timestamp.ToDatetime(tzinfo=UTC)
+    """The moment; the first there is where the broker's is none."""
+    return time_of(timestamp) or datetime.min.replace(tzinfo=UTC)
 
 
 def _moment(timestamp: Timestamp, now: datetime) -> str:
-    return moment_text(_time(timestamp), now)
+    moment = time_of(timestamp)
+    return "no time" if moment is None else moment_text(moment, now)

@@ -5,9 +5,9 @@ out: escape sequences, C1 controls, what turns the direction of text, line break
 person's screen, and nobody fills a screen or a disk with one message. Text that is to be compared is never cleaned.
 """
 
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["printable"]
+__all__ = ["printable", "printable_values"]
 
 _CUT: Final = "..."
 
@@ -28,3 +28,16 @@ def printable(text: str, limit: int) -> str:
     if len(encoded) <= limit:
         return text
     return encoded[: max(limit - len(_CUT), 0)].decode(errors="ignore") + _CUT[: max(limit, 0)]
+
+
+def printable_values(value: Any, limit: int) -> Any:
+    """The same JSON value with every text in it, names of members included, as `printable` makes it."""
+    match value:
+        case str():
+            return printable(value, limit)
+        case dict():
+            return {printable(str(name), limit): printable_values(each, limit) for name, each in value.items()}
+        case list() | tuple():
+            return [printable_values(each, limit) for each in value]
+        case _:
+            return value

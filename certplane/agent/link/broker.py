@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 _GRACE = timedelta(minutes=1)
 """What calls under way get when a new identity takes over; longer than any call but a long wait for an order."""
+_MOST_DETAILS = 500
+"""Octets of gRPC's own words, which a peer may have written."""
 _MOST_FACT_BYTES = 256
 """The broker's limit for a host fact."""
 
@@ -251,7 +253,7 @@ class GrpcBroker:
         if refusal is not None:
             return RefusalError.of(refusal)
         identity = self._identity
-        said = f"{error.code().name}: {error.details() or 'no details'}"
+        said = f"{error.code().name}: {printable(error.details() or '', _MOST_DETAILS) or 'no details'}"
         if identity is not None and self._is_no_connection(error):
             return await self.why_unreachable(said)
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -6,30 +6,31 @@ refused; text loses its control characters.
 
 from __future__ import annotations
 
-from datetime import UTC, timedelta
+import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.agent.model import CertificateReport, DirectedRenewal, HeldCertificate, Report
 from certplane.agent.model import RenewalCause as Cause
 from certplane.errors import Reason, RefusalError, Violation
+from certplane.rpc.times import time_of, timestamp
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
-    from google.protobuf.duration_pb2 import Duration
-
-__all__ = ["MAX_HELLO_BYTES", "directed_renewals", "hello", "report_message", "span_of", "time_of", "timestamp"]
+__all__ = ["MAX_HELLO_BYTES", "directed_renewals", "epoch_of", "hello", "report_message"]
 
 MAX_HELLO_BYTES: Final = 60_000
 """Of 64 KiB: what doesn't fit follows as reports."""
 _MOST_RENEWALS: Final = 100
 _MOST_TEXT: Final = 500
 _MOST_URL: Final = 2000
+_ID: Final = re.compile(r"[!-~]{1,128}")
+_EPOCH: Final = re.compile(r"[!-~]{1,64}")
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""No certificate of today is to be renewed before: what is earlier is nonsense."""
 _CAUSES: Final = {
     pb.Renewal.CAUSE_LIFETIME: Cause.LIFETIME,
     pb.Renewal.CAUSE_ISSUER: Cause.ISSUER,
@@ -82,10 +83,11 @@ def directed_renewals(directive: pb.StreamRenewalStatusResponse.Directive) -> li
         wrong.append(Violation("renewals", f"holds {len(directive.renewals)} entries; at most {_MOST_RENEWALS}"))
     renewals = []
     for number, each in enumerate(directive.renewals[:_MOST_RENEWALS]):
-        if not each.certificate_id:
-            wrong.append(Violation(f"renewals[{number}].certificate_id", "is empty"))
+        if _ID.fullmatch(each.certificate_id) is None:
+            wrong.append(Violation(f"renewals[{number}].certificate_id", "is none: 1 to 128 printable octets"))
+            continue
         when = time_of(each.renew_time) if each.HasField("renew_time") else None
-        if when is None:
+        if when is None or when < _EARLIEST:
             wrong.append(Violation(f"renewals[{number}].renew_time", "is missing, or no time"))
             continue
         renewals.append(
@@ -104,30 +106,9 @@ def directed_renewals(directive: pb.StreamRenewalStatusResponse.Directive) -> li
     return renewals
 
 
-def timestamp(moment: datetime | None) -> Timestamp | None:
-    """As a message has it."""
-    if moment is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
-
-
-def time_of(stamp: Timestamp) -> datetime | None:
-    """The moment; None where a peer's number is none."""
-    try:
-        return stamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        return None
-
-
-def span_of(duration: Duration) -> timedelta | None:
-    """The span; None where a peer's number is none, or negative."""
-    try:
-        span = duration.ToTimedelta()
-    except (ValueError, OverflowError):
-        return None
-    return None if span < timedelta() else span
+def epoch_of(text: str) -> str:
+    """A retry epoch, which is opaque; empty where a peer's is none."""
+    return text if _EPOCH.fullmatch(text) is not None else ""
 
 
 def _status(report: CertificateReport) -> pb.CertificateStatus:

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import grpc
 
 from certplane import __version__
-from certplane.agent.link.messages import directed_renewals, hello, report_message, span_of, time_of, timestamp
+from certplane.agent.link.messages import directed_renewals, epoch_of, hello, report_message
+from certplane.agent.link.pacing import Pace
 from certplane.errors import CertplaneError, Reason, Refusal, RefusalError
 from certplane.rpc.status import refusal_from_error, status_from_refusal
+from certplane.rpc.times import span_of, time_of, timestamp
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
 
@@ -44,6 +46,15 @@ _LEAST_HEARTBEAT, _MOST_HEARTBEAT = timedelta(seconds=1), timedelta(hours=1)
 """Whatever the broker says: no busy loop, and a dead connection is noticed the same day."""
 _SILENCE: Final = 3
 """Heartbeats without any answer, after which a stream is over (renewal.proto, Welcome)."""
+_READ_BURST: Final = 500
+_READ_RATE: Final = 100.0
+"""Messages at once and a second. A broker says a thing for each report that it is sent, and else next to nothing; what
+more it says waits in its own buffers."""
+_OBEY_BURST: Final = 20
+_OBEY_RATE: Final = 2.0
+"""Directives at once and a second: each reads this host's certificates from disk."""
+_QUIET: Final = timedelta(minutes=1)
+_MOST_HASH: Final = 64
 _MOST_REASON: Final = 500
 """Octets of what the broker says at parting that are passed on."""
 _PARTING: Final = timedelta(seconds=5)
@@ -70,6 +81,10 @@ class DirectiveTaker(Protocol):
 
     async def policy_changed(self, policy_hash: str) -> None:
         """Another policy may be in force: if so, let those try again that the one before refused."""
+        ...
+
+    async def retry_epoch_changed(self, retry_epoch: str) -> None:
+        """What the broker refused or failed at may succeed now: if this is another epoch, let all try again."""
         ...
 
 
@@ -146,6 +161,10 @@ class Session:
         self._beat = False
         self._acknowledged = 0
         self._policy_hash = ""
+        self._retry_epoch = ""
+        self._refused: dict[str, float] = {}
+        self._reading = Pace(_READ_BURST, _READ_RATE, parts.clock)
+        self._obeying = Pace(_OBEY_BURST, _OBEY_RATE, parts.clock)
         self._directive: pb.StreamRenewalStatusResponse.Directive | None = None
         self._result: pb.StreamRenewalStatusRequest.DirectiveResult | None = None
         self._to_write, self._to_do = asyncio.Event(), asyncio.Event()
@@ -201,7 +220,8 @@ class Session:
         interval = span_of(welcome.heartbeat_interval) or _HEARTBEAT
         self._interval = min(max(interval, _LEAST_HEARTBEAT), _MOST_HEARTBEAT)
         self._acknowledged = welcome.acknowledged_sequence
-        self._policy_hash = welcome.policy_hash
+        self._policy_hash = printable(welcome.policy_hash, _MOST_HASH)
+        self._retry_epoch = epoch_of(welcome.retry_epoch)
         self._sent = max(self._sent, welcome.acknowledged_sequence)
         self._to_do.set()
         self._to_write.set()
@@ -252,6 +272,7 @@ class Session:
             return self._end or End("the connection was closed")  # gRPC cancels those who wait for it then
         if isinstance(message, pb.StreamRenewalStatusResponse):
             self._heard_at = self._parts.clock.monotonic()
+            await self._reading.take()
             return message
         return self._end or End("the broker ended the stream")
 
@@ -321,10 +342,14 @@ class Session:
             if self._policy_hash:
                 policy_hash, self._policy_hash = self._policy_hash, ""
                 await self._parts.directives.policy_changed(policy_hash)
+            if self._retry_epoch:
+                retry_epoch, self._retry_epoch = self._retry_epoch, ""
+                await self._parts.directives.retry_epoch_changed(retry_epoch)
             directive, self._directive = self._directive, None
             if directive is None:
                 continue
             if answer is None or directive.nonce != nonce:  # the same one again has the same answer
+                await self._obeying.take()
                 nonce, answer = directive.nonce, await self._obey(directive)
             self._result = answer
             self._to_write.set()
@@ -336,7 +361,9 @@ class Session:
         result = pb.StreamRenewalStatusRequest.DirectiveResult(nonce=directive.nonce)
         try:
             if directive.policy_hash:
-                await self._parts.directives.policy_changed(directive.policy_hash)
+                await self._parts.directives.policy_changed(printable(directive.policy_hash, _MOST_HASH))
+            if retry_epoch := epoch_of(directive.retry_epoch):
+                await self._parts.directives.retry_epoch_changed(retry_epoch)
             await self._parts.directives.renew(directed_renewals(directive))
         except RefusalError as error:
             refusal = error.refusal
@@ -347,9 +374,20 @@ class Session:
             refusal = Refusal(Reason.INTERNAL, "this host failed to follow the directive; its log says why")
         else:
             return result
-        logger.warning("a directive of the broker is refused: %s: %s", refusal.reason, refusal.message)
+        self._log_refused(refusal)
         result.error.CopyFrom(status_from_refusal(refusal))
         return result
+
+    def _log_refused(self, refusal: Refusal) -> None:
+        """A line for each kind of refusal, and no more than one a minute of a kind, however often it is given."""
+        now = self._parts.clock.monotonic()
+        told = self._refused.get(refusal.reason)
+        if told is None or now - told >= _QUIET.total_seconds():
+            self._refused[refusal.reason] = now
+            text = printable(refusal.message, _MOST_REASON)
+            logger.warning("a directive of the broker is refused: %s: %s", refusal.reason, text)
+        else:
+            logger.debug("a directive of the broker is refused: %s", refusal.reason)
 
     def _look_at_end(self, task: asyncio.Task[None]) -> None:
         """A fault of ours in one of the tasks ends the stream: half of one would look well and do nothing."""
@@ -366,5 +404,7 @@ class Session:
 def _end_of(error: grpc.aio.AioRpcError) -> End:
     refusal = refusal_from_error(error)
     if refusal is None:
-        return End(f"{error.code().name}: {error.details() or 'no details'}", error.code())
+        return End(
+            f"{error.code().name}: {printable(error.details() or '', _MOST_REASON) or 'no details'}", error.code()
+        )
     return End(f"{refusal.reason}: {refusal.message}", error.code(), refusal, refusal.retry_after)

@@ -36,8 +36,7 @@ class LinkPhase(StrEnum):
 class LinkState:
     """What is known of the link.
 
-    `clock_skew` is this host's clock less the broker's. `policy_hash` is that of the policy of which the last directive
-    told.
+    `clock_skew` is this host's clock less the broker's. `policy_hash` and `retry_epoch` are what the broker last told.
     """
 
     phase: LinkPhase = LinkPhase.IDLE
@@ -48,6 +47,7 @@ class LinkState:
     broker_version: str = ""
     clock_skew: timedelta | None = None
     policy_hash: str = ""
+    retry_epoch: str = ""
 
     def __str__(self) -> str:
         """In a few words, for a person."""

@@ -19,6 +19,7 @@ from certplane.broker.model import Caller, CertificateRecord, IdentityKind, Orde
 from certplane.broker.services.calls import EdgeRefusalError
 from certplane.errors import Reason, Violation
 from certplane.rpc.status import status_from_refusal
+from certplane.rpc.times import span_of
 from certplane.v1 import certificate_pb2, enrollment_pb2
 
 __all__ = [
@@ -114,10 +115,10 @@ def wait_of(duration: Duration | None, time_remaining: float | None) -> timedelt
     if duration is not None:
         if duration.seconds < 0 or duration.nanos < 0:
             raise invalid_request("wait_duration", "must not be negative")
-        try:
-            wait = duration.ToTimedelta()
-        except (OverflowError, ValueError) as error:
-            raise invalid_request("wait_duration", "is not a duration") from error
+        asked = span_of(duration)
+        if asked is None:
+            raise invalid_request("wait_duration", "is not a duration")
+        wait = asked
         if wait > MAX_WAIT:
             raise invalid_request("wait_duration", "must not be longer than 10 minutes")
     if time_remaining is not None:

@@ -16,6 +16,7 @@ from certplane.broker.services.renewal_convert import STATES, renewal_message, s
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.status import status_from_refusal
+from certplane.rpc.times import span_of
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 __all__ = ["MESSAGE_ROOM", "add_certificates", "host_message", "selection_of", "spread_of", "states_of", "text_of"]
@@ -128,11 +129,8 @@ def spread_of(duration: Duration | None) -> timedelta:
     """
     if duration is None:
         return timedelta()
-    try:
-        spread = duration.ToTimedelta()
-    except (OverflowError, ValueError) as error:
-        raise invalid_request("spread_duration", "is not a duration") from error
-    if not timedelta() <= spread <= _MAX_SPREAD:
+    spread = span_of(duration)
+    if spread is None or spread > _MAX_SPREAD:
         raise invalid_request("spread_duration", "must be between 0 and 30 days")
     return spread
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -35,6 +35,7 @@ from certplane.broker.renewal.model import RenewalCause, RenewalPlan
 from certplane.broker.services.convert import invalid_request, timestamp, unix_time
 from certplane.errors import Reason, Refusal
 from certplane.pki.names import has_dns_syntax, shown_name
+from certplane.rpc import times
 from certplane.rpc.status import refusal_from_status
 from certplane.runtime.sharing import SharedTexts
 from certplane.runtime.text import printable
@@ -223,10 +224,10 @@ def time_of(field: str, message: Timestamp) -> datetime:
 
 
 def _time(field: str, message: Timestamp) -> datetime:
-    try:
-        return message.ToDatetime(UTC)
-    except (OverflowError, ValueError) as error:
-        raise invalid_request(field, "is not a time") from error
+    moment = times.time_of(message)
+    if moment is None:
+        raise invalid_request(field, "is not a time")
+    return moment
 
 
 def _optional_time(message: pb.CertificateStatus | pb.CertificateStatus.Held, field: str, at: str) -> datetime | None:

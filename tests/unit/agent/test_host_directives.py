@@ -56,6 +56,9 @@ async def directives_of(world: AgentWorld, life: Life) -> tuple[HostDirectives, 
         clock=world.clock,
         policy_hash="",
         on_policy=lambda _: None,
+        retry_epoch="",
+        on_retry_epoch=lambda _: None,
+        rng=host.rng,
     )
     return taker, host.certificates["api"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from certplane.runtime.text import printable
+from certplane.runtime.text import printable, printable_values
 
 _SHOWN = {
     "plain text": ("the order waits", "the order waits"),
@@ -41,3 +41,9 @@ def test_longer_text_is_cut_and_says_so(text: str, limit: int, shown: str) -> No
     """No more octets than the limit, whole characters, and `...` at the end of what was cut."""
     assert printable(text, limit) == shown
     assert len(printable(text, limit).encode()) <= limit
+
+
+def test_values_are_cleaned_to_the_last_text() -> None:
+    """JSON's own escaping leaves C1 controls and turned text as they are."""
+    value = {"a\x9b": ["b\u202e", {"c": ("d\ud800", 7, None, True)}]}
+    assert printable_values(value, 100) == {"a ": ["b ", {"c": ["d ", 7, None, True]}]}

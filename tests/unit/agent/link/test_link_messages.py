@@ -9,10 +9,11 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from certplane.agent.link.messages import MAX_HELLO_BYTES, hello, report_message, span_of, time_of
+from certplane.agent.link.messages import MAX_HELLO_BYTES, hello, report_message
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
 from certplane.agent.model import CertificateReport, HeldCertificate, LineageState, LineageStep, Report
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
+from certplane.rpc.times import span_of, time_of
 from certplane.v1 import renewal_pb2 as pb
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -66,13 +67,15 @@ def test_numbers_that_are_no_times_are_none() -> None:
 
 def test_the_links_file_keeps_every_field(tmp_path: Path) -> None:
     """And what can't be read is a link of which nothing is known."""
-    state = LinkState(LinkPhase.WAITING, NOW, "no answer", NOW + DAY, NOW - DAY, "1.2.3", timedelta(seconds=-4.5), "ab")
+    state = LinkState(
+        LinkPhase.WAITING, NOW, "no answer", NOW + DAY, NOW - DAY, "1.2.3", timedelta(seconds=-4.5), "ab", "e1"
+    )
     assert all(getattr(state, name) for name in LinkState.__slots__)
     file = LinkFile(tmp_path)
     assert file.load() == LinkState()
     file.save(state)
     assert file.load() == state
-    for content in ("", "[]", '{"format": 2}', '{"format": 1, "phase": "odd"}', '{"format": 1, "colour": "red"}'):
+    for content in ("", "[]", '{"format": 2}', '{"format": 1, "phase": "odd"}', "null", "7"):
         (tmp_path / "link.json").write_text(content)
         assert file.load() == LinkState()
 
