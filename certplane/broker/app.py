@@ -252,8 +252,10 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             plans=plans,
             policy=prepared.policy,
             identities=stores.identities,
+            deny_list=stores.deny_list,
             clock=clock,
         )
+        requests = RenewalRequests(plans, stores.fleet, clock, new_event_id, why_none=view.why_none)
         server = _bind(
             settings,
             trust,
@@ -269,7 +271,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             CertificateServicer(authority, clock, plans),
             renewals=RenewalServicer(hub, view),
-            fleet=FleetServicer(view, RenewalRequests(plans, stores.fleet, clock, new_event_id), hub),
+            fleet=FleetServicer(view, requests, hub),
         )
         listener = None
         if settings.metrics.address is not None:

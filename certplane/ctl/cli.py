@@ -196,7 +196,7 @@ async def _watch(options: argparse.Namespace, client: FleetClient) -> int:
 
 
 async def _renew(options: argparse.Namespace, client: FleetClient) -> int:
-    from certplane.ctl.view import json_line, renewal_line  # noqa: PLC0415 - as in `_run`
+    from certplane.ctl.view import held_up_lines, json_line, renewal_line  # noqa: PLC0415 - as in `_run`
 
     selection = _selection(options)
     try:
@@ -219,7 +219,8 @@ async def _renew(options: argparse.Namespace, client: FleetClient) -> int:
     if _is_json(options):
         print(json_line(answer))
     elif answer.certificate_count:
-        print(renewal_line(answer, dry_run=options.dry_run))
+        lines = [renewal_line(answer, dry_run=options.dry_run), *held_up_lines(answer, dry_run=options.dry_run)]
+        print("\n".join(lines))
     if not answer.certificate_count:
         _say(f"{renewal_line(answer, dry_run=True)}; compare the selection with `certplanectl fleet`")
         return FAILED

@@ -25,6 +25,7 @@ __all__ = [
     "FleetView",
     "change_line",
     "fleet_rows",
+    "held_up_lines",
     "host_lines",
     "json_line",
     "needs_attention",
@@ -178,7 +179,24 @@ def renewal_line(answer: fleet_pb2.RequestRenewalResponse, *, dry_run: bool) -> 
     until = answer.last_renew_time
     by = f", the last at {_time(until):%Y-%m-%d %H:%M:%S}Z" if answer.changed_count and until.seconds else ""
     told = f"; {_count(answer.connected_host_count, 'host')} connected now, others when they come back"
-    return f"{earlier}{by}{told if answer.changed_count else ' (the others are due earlier anyway)'}"
+    others = " (the others are due earlier anyway)" if answer.changed_count < answer.certificate_count else ""
+    return f"{earlier}{by}{others}{told if answer.changed_count else ''}"
+
+
+def held_up_lines(answer: fleet_pb2.RequestRenewalResponse, *, dry_run: bool) -> list[str]:
+    """What holds up certificates of a renewal request: until when, why, and what is done about it."""
+    lines = []
+    for held in answer.held_up:
+        what = f"{held.host}: {held.certificate_name}" if held.certificate_name else held.host
+        if held.HasField("next_attempt_time"):
+            told = "would be told" if dry_run else "is told"
+            until = f"waited until {_time(held.next_attempt_time):%Y-%m-%d %H:%M:%S}Z and {told} to try now"
+        else:
+            until = "gets no certificate"
+        lines.append(f"{what} {until}: {held.reason or 'no reason given'}")
+    if (more := answer.held_up_count - len(answer.held_up)) > 0:
+        lines.append(f"and {more} more")
+    return lines
 
 
 def _certificate_lines(status: renewal_pb2.CertificateStatus, now: datetime) -> list[str]:

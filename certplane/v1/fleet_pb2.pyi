@@ -249,22 +249,68 @@ class RequestRenewalResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class HeldUp(_message.Message):
+        """A certificate of the selection that something holds up."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        HOST_FIELD_NUMBER: _builtins.int
+        CERTIFICATE_NAME_FIELD_NUMBER: _builtins.int
+        CERTIFICATE_ID_FIELD_NUMBER: _builtins.int
+        NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        host: _builtins.str
+        """The host's name."""
+        certificate_name: _builtins.str
+        """The certificate's name in the host's configuration; empty where what is held up is the host."""
+        certificate_id: _builtins.str
+        """The broker's name for it."""
+        reason: _builtins.str
+        """What holds it up, for a person: what failed last, or why the host gets no certificate. Printable."""
+        @_builtins.property
+        def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+            """Until when the host waits by itself; it is told to try now. Unset: nothing comes of it before a person has acted."""
+
+        def __init__(
+            self,
+            *,
+            host: _builtins.str = ...,
+            certificate_name: _builtins.str = ...,
+            certificate_id: _builtins.str = ...,
+            next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+            reason: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["next_attempt_time", b"next_attempt_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_id", b"certificate_id", "certificate_name", b"certificate_name", "host", b"host", "next_attempt_time", b"next_attempt_time", "reason", b"reason"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
     CHANGED_COUNT_FIELD_NUMBER: _builtins.int
     CONNECTED_HOST_COUNT_FIELD_NUMBER: _builtins.int
     LAST_RENEW_TIME_FIELD_NUMBER: _builtins.int
     RENEWAL_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    HELD_UP_FIELD_NUMBER: _builtins.int
+    HELD_UP_COUNT_FIELD_NUMBER: _builtins.int
     certificate_count: _builtins.int
     """How many certificates were picked."""
     changed_count: _builtins.int
-    """How many of them got an earlier time than they had."""
+    """How many of them got another time: an earlier one, or now, where a host waited with one that is due."""
     connected_host_count: _builtins.int
     """How many of their hosts have a stream at this broker now."""
     renewal_request_id: _builtins.str
     """Names this renewal."""
+    held_up_count: _builtins.int
+    """How many there are."""
     @_builtins.property
     def last_renew_time(self) -> _timestamp_pb2.Timestamp:
         """When the last of them is to renew."""
+
+    @_builtins.property
+    def held_up(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestRenewalResponse.HeldUp]:
+        """What holds up certificates of the selection, at most 20 of them."""
 
     def __init__(
         self,
@@ -274,10 +320,12 @@ class RequestRenewalResponse(_message.Message):
         connected_host_count: _builtins.int = ...,
         last_renew_time: _timestamp_pb2.Timestamp | None = ...,
         renewal_request_id: _builtins.str = ...,
+        held_up: _abc.Iterable[Global___RequestRenewalResponse.HeldUp] | None = ...,
+        held_up_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_renew_time", b"last_renew_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_count", b"certificate_count", "changed_count", b"changed_count", "connected_host_count", b"connected_host_count", "last_renew_time", b"last_renew_time", "renewal_request_id", b"renewal_request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_count", b"certificate_count", "changed_count", b"changed_count", "connected_host_count", b"connected_host_count", "held_up", b"held_up", "held_up_count", b"held_up_count", "last_renew_time", b"last_renew_time", "renewal_request_id", b"renewal_request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,8 +28,8 @@ class FleetServiceStub:
     RequestRenewal: _aio.UnaryUnaryMultiCallable[_fleet_pb2.RequestRenewalRequest, _fleet_pb2.RequestRenewalResponse]
     """RequestRenewal sets a new renewal time for each certificate of a selection, spread over a time, and tells their
     hosts: at once those with a stream, the others when they come back. Durable before it answers. Audited. A
-    certificate that is due earlier anyway keeps its time. Idempotent for one request_id that the caller chose: asked
-    again, it changes nothing.
+    certificate that is due earlier anyway keeps its time; where its host waits after a failure it is told to try now.
+    Idempotent for one request_id that the caller chose: asked again, it changes nothing.
     Callers: operators and services, with the role operator.
     """
 
@@ -65,8 +65,8 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_fleet_pb2.RequestRenewalResponse]:
         """RequestRenewal sets a new renewal time for each certificate of a selection, spread over a time, and tells their
         hosts: at once those with a stream, the others when they come back. Durable before it answers. Audited. A
-        certificate that is due earlier anyway keeps its time. Idempotent for one request_id that the caller chose: asked
-        again, it changes nothing.
+        certificate that is due earlier anyway keeps its time; where its host waits after a failure it is told to try now.
+        Idempotent for one request_id that the caller chose: asked again, it changes nothing.
         Callers: operators and services, with the role operator.
         """
 

@@ -13,8 +13,10 @@ from certplane.broker.fleet.model import (
     CertificateState,
     CertificateStatus,
     HeldCertificate,
+    HeldUp,
     HostStream,
     RenewalStep,
+    RequestedRenewal,
     StatusReport,
 )
 from certplane.broker.fleet.ports import FleetStore, RecordedReports
@@ -276,3 +278,16 @@ async def test_a_cancelled_call_is_written_all_the_same(fleet: FleetStore) -> No
     await asyncio.sleep(0)
     waiting.cancel()
     assert await fleet.record_reports(HOST, "e", []) == RecordedReports(1, ())
+
+
+async def test_what_came_of_a_request_is_kept_whole(store: StoreHarness) -> None:
+    """What held certificates up too: asked again, the answer is the same. The first of an id stays."""
+    now = store.clock.now()
+    held = (HeldUp("web1", "c1", "RATE_LIMITED: 2 in a day", "web", now), HeldUp("web2", "c2", "two hold it"))
+    first = RequestedRenewal("r-1", 9, 2, now, held, 5)
+    await store.stores.fleet.record_request("alice", first, now)
+    await store.stores.fleet.record_request("alice", RequestedRenewal("r-1", 1, 0), now)
+    assert await store.stores.fleet.find_request("alice", "r-1") == first
+    assert await store.stores.fleet.find_request("bob", "r-1") is None
+    await store.stores.fleet.record_request("bob", RequestedRenewal("r-1", 0, 0), now)
+    assert await store.stores.fleet.find_request("bob", "r-1") == RequestedRenewal("r-1", 0, 0)

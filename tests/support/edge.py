@@ -131,6 +131,7 @@ class EdgeServer:
             plans=self.plans,
             policy=self.policy,
             identities=self.stores.identities,
+            deny_list=self.stores.deny_list,
             clock=self.clock,
         )
         self.server = BrokerServer(
@@ -150,7 +151,13 @@ class EdgeServer:
             renewals=RenewalServicer(self.hub, self.view),
             fleet=FleetServicer(
                 self.view,
-                RenewalRequests(self.plans, self.stores.fleet, self.clock, lambda: f"event-{next(numbers)}"),
+                RenewalRequests(
+                    self.plans,
+                    self.stores.fleet,
+                    self.clock,
+                    lambda: f"event-{next(numbers)}",
+                    why_none=self.view.why_none,
+                ),
                 self.hub,
             ),
         )

@@ -15,6 +15,7 @@ __all__ = ["PlanMark", "held_certificates", "mark", "revoked_plan", "unknown_pla
 PlanMark = tuple[str, datetime]
 """What tells one state of a plan from another: the certificate, and when it is to be renewed."""
 
+_ASKED: Final = frozenset({RenewalCause.OPERATOR, RenewalCause.REVOKED})
 _CLOSE: Final = timedelta(seconds=1)
 """A host keeps times as it likes; less than this isn't another time."""
 
@@ -25,12 +26,12 @@ def mark(plan: RenewalPlan) -> PlanMark:
 
 
 def unknown_plans(
-    in_force: Iterable[InForce], certificates: Iterable[CertificateStatus], refused: Collection[PlanMark] = ()
+    in_force: Iterable[InForce], certificates: Collection[CertificateStatus], refused: Collection[PlanMark] = ()
 ) -> list[RenewalPlan]:
     """The plans that the host should be told.
 
     Those of certificates that it says it holds, when it means to renew them later than planned, or doesn't say when.
-    Renewing sooner is the host's own business.
+    Renewing sooner is the host's own business. A host that waits after a failure is told what was asked for since.
 
     Args:
         in_force: The host's certificates, with their plans.
@@ -38,15 +39,32 @@ def unknown_plans(
         refused: What it was told and has refused.
     """
     renews = held_certificates(certificates)
+    waits = _waiting_certificates(certificates)
     unknown = []
     for certificate in in_force:
         plan = certificate.plan
         if plan is None or plan.certificate_id not in renews or mark(plan) in refused:
             continue
         meant = renews[plan.certificate_id]
+        failed, again = waits.get(plan.certificate_id, (None, None))
+        if plan.cause in _ASKED and failed is not None and again is not None and failed < plan.renew_time < again:
+            meant = None  # it was asked for after the failure for which the host waits
         if meant is None or meant > plan.renew_time + _CLOSE:
             unknown.append(plan)
     return unknown
+
+
+def _waiting_certificates(
+    certificates: Iterable[CertificateStatus],
+) -> dict[str, tuple[datetime | None, datetime | None]]:
+    """Of those that a host could not renew: since when, and when it means to try again."""
+    return {
+        held.certificate_id: (status.update_time, status.next_attempt_time)
+        for status in certificates
+        if status.request_failures
+        for held in (status.installed, status.issued)
+        if held is not None and held.certificate_id
+    }
 
 
 def held_certificates(certificates: Iterable[CertificateStatus]) -> dict[str, datetime | None]:

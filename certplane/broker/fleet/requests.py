@@ -1,23 +1,34 @@
 """An operator's request that certificates be renewed: which ones, when each, and the record of it.
 
 `spread_renewals` decides, purely; `RenewalRequests` makes it durable with its audit event and answers. The hosts are
-told by whoever listens to the plans.
+told by whoever listens to the plans. The answer is what will come of it: a host that waits with what is due is told to
+try now, and one that gets no certificate before a person has acted is named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final, Protocol
 
-from certplane.broker.fleet.model import RequestedRenewal
-from certplane.broker.fleet.ports import RenewalRequestLog
+from certplane.broker.fleet.model import HeldUp, HostRecord, RequestedRenewal
+from certplane.broker.fleet.ports import FleetStore, RenewalRequestLog
 from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, Caller
 from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.runtime.clock import Clock
 
-__all__ = ["RenewalOrder", "RenewalRequests", "spread_renewals"]
+__all__ = ["MOST_HELD_UP", "RenewalOrder", "RenewalRequests", "spread_renewals", "stuck_renewals"]
+
+MOST_HELD_UP: Final = 20
+"""That are named; the rest is counted."""
+_READ: Final = 128
+"""Hosts that are read about together."""
+
+
+class _Fleet(FleetStore, RenewalRequestLog, Protocol):
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,44 +44,75 @@ class RenewalOrder:
 
 
 def spread_renewals(
-    picked: Sequence[InForce], spread: timedelta, now: datetime, *, reason: str, request_id: str
+    picked: Sequence[InForce],
+    spread: timedelta,
+    now: datetime,
+    *,
+    reason: str,
+    request_id: str,
+    stuck: Collection[str] = (),
 ) -> list[RenewalPlan]:
     """The new plans, the times evenly spread from `now` on; none for what is due as early anyway.
 
     What is due already takes no place in the spread, and neither does what this very request has planned before.
+    `stuck` are certificates that are due and whose hosts wait all the same: those are asked for now.
     """
     waiting = [
         one
         for one in picked
         if one.renew_time > now and (one.plan is None or one.plan.renewal_request_id != request_id)
     ]
-    plans = []
-    for index, one in enumerate(waiting):
-        renew_time = now + spread * index / len(waiting)
-        if renew_time < one.renew_time:
-            plans.append(
-                RenewalPlan(
-                    certificate_id=one.certificate_id,
-                    host=one.host,
-                    renew_time=renew_time,
-                    cause=RenewalCause.OPERATOR,
-                    reason=reason,
-                    renewal_request_id=request_id,
-                )
-            )
-    return plans
+    times = [(one, now + spread * index / len(waiting)) for index, one in enumerate(waiting)]
+    earlier = [(one, time) for one, time in times if time < one.renew_time]
+    again = [
+        (one, now)
+        for one in picked
+        if one.certificate_id in stuck and (one.plan is None or one.plan.renewal_request_id != request_id)
+    ]
+    return [
+        RenewalPlan(
+            certificate_id=one.certificate_id,
+            host=one.host,
+            renew_time=renew_time,
+            cause=RenewalCause.OPERATOR,
+            reason=reason,
+            renewal_request_id=request_id,
+        )
+        for one, renew_time in (*earlier, *again)
+    ]
+
+
+def stuck_renewals(picked: Iterable[InForce], hosts: Iterable[HostRecord], now: datetime) -> list[HeldUp]:
+    """Of these certificates, those that are due and whose hosts wait after a failure, as far as they have reported."""
+    due = {one.certificate_id for one in picked if one.renew_time <= now}
+    return [
+        HeldUp(record.host, held.certificate_id, status.last_error, status.name, status.next_attempt_time)
+        for record in hosts
+        for status in record.certificates
+        if status.request_failures and status.next_attempt_time is not None and status.next_attempt_time > now
+        for held in (status.installed or status.issued,)
+        if held is not None and held.certificate_id in due
+    ]
 
 
 class RenewalRequests:
     """Takes requests."""
 
     def __init__(
-        self, plans: RenewalPlanStore, log: RenewalRequestLog, clock: Clock, new_event_id: Callable[[], str]
+        self,
+        plans: RenewalPlanStore,
+        fleet: _Fleet,
+        clock: Clock,
+        new_event_id: Callable[[], str],
+        *,
+        why_none: Callable[[str], str],
     ) -> None:
+        """Take what requests work on; `why_none` says why a host gets no certificates, empty if it does."""
         self._plans = plans
-        self._log = log
+        self._fleet = fleet
         self._clock = clock
         self._new_event_id = new_event_id
+        self._why_none = why_none
 
     async def request(self, caller: Caller, order: RenewalOrder) -> tuple[RequestedRenewal, frozenset[str]]:
         """Do it, durable; what came of it, and the hosts of what has changed.
@@ -83,18 +125,46 @@ class RenewalRequests:
         """
         now = self._clock.now()
         if order.chosen_id:
-            found = await self._log.find_request(caller.name, order.request_id)
+            found = await self._fleet.find_request(caller.name, order.request_id)
             if found is not None:
                 return found, frozenset()
         picked = await self._plans.select(order.selection, now)
-        plans = spread_renewals(picked, order.spread, now, reason=order.reason, request_id=order.request_id)
+        stuck = await self._stuck(picked, now)
+        plans = spread_renewals(
+            picked,
+            order.spread,
+            now,
+            reason=order.reason,
+            request_id=order.request_id,
+            stuck={one.certificate_id for one in stuck},
+        )
         times = [plan.renew_time for plan in plans]
-        requested = RequestedRenewal(order.request_id, len(picked), len(plans), max(times, default=None))
+        held_up = [*self._shut_out(picked), *stuck]
+        requested = RequestedRenewal(
+            order.request_id,
+            len(picked),
+            len(plans),
+            max(times, default=None),
+            tuple(held_up[:MOST_HELD_UP]),
+            len(held_up),
+        )
         if not order.dry_run:
             await self._plans.set_plans(plans, [self._event(caller, order, requested, now)])
             if order.chosen_id:
-                await self._log.record_request(caller.name, requested, now)
+                await self._fleet.record_request(caller.name, requested, now)
         return requested, frozenset(plan.host for plan in plans)
+
+    async def _stuck(self, picked: Sequence[InForce], now: datetime) -> list[HeldUp]:
+        hosts = sorted({one.host for one in picked if one.renew_time <= now})
+        found: list[HeldUp] = []
+        for start in range(0, len(hosts), _READ):
+            records = await self._fleet.list_hosts(hosts=hosts[start : start + _READ])
+            found += stuck_renewals(picked, records, now)
+        return found
+
+    def _shut_out(self, picked: Sequence[InForce]) -> list[HeldUp]:
+        reasons = {host: self._why_none(host) for host in {one.host for one in picked}}
+        return [HeldUp(one.host, one.certificate_id, reason) for one in picked if (reason := reasons[one.host])]
 
     def _event(self, caller: Caller, order: RenewalOrder, requested: RequestedRenewal, now: datetime) -> AuditEvent:
         spread = f", spread over {order.spread}" if order.spread else ""

@@ -12,7 +12,7 @@ from certplane.broker.fleet.knowledge import unknown_plans
 from certplane.broker.fleet.model import CertificateState, HostRecord
 from certplane.broker.fleet.ports import FleetStore
 from certplane.broker.model import IdentityKind
-from certplane.broker.ports import IdentityLedger, PolicySource
+from certplane.broker.ports import DenyList, IdentityLedger, PolicySource
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError
@@ -55,6 +55,7 @@ class FleetView:
         plans: RenewalPlanStore,
         policy: PolicySource,
         identities: IdentityLedger,
+        deny_list: DenyList,
         clock: Clock,
     ) -> None:
         self._hub = hub
@@ -62,6 +63,7 @@ class FleetView:
         self._plans = plans
         self._policy = policy
         self._identities = identities
+        self._deny_list = deny_list
         self._clock = clock
 
     def identity(self, name_or_label: str) -> str:
@@ -69,6 +71,19 @@ class FleetView:
         policy = self._policy.current
         grant = policy.find_grant(name_or_label) or policy.find_host(name_or_label)
         return grant.name if grant is not None else name_or_label
+
+    def why_none(self, name: str) -> str:
+        """Why the identity gets no new certificates whatever it is told; empty if it does."""
+        grant, known = self._policy.current.find_grant(name), self._identities.known(name)
+        if grant is None:
+            return "the policy doesn't have it any more"
+        if self._deny_list.denied(name, "", "") is not None:
+            return "an operator has shut it out (`certplane-broker identity list`)"
+        if grant.kind is not IdentityKind.HOST:
+            return "it is a service, which nobody can tell: it renews when it asks itself"
+        if known is not None and known.contest is not None:
+            return "two hold its identity; decide with `certplane-broker identity allow`"
+        return ""
 
     async def host(self, name_or_label: str) -> HostView:
         """One host.

@@ -23,6 +23,7 @@ from certplane.broker.services.convert import (
 from certplane.broker.services.fleet_convert import (
     MESSAGE_ROOM,
     add_certificates,
+    held_up_message,
     host_message,
     selection_of,
     spread_of,
@@ -94,6 +95,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         requested, hosts = await self._requests.request(caller, order)
         last = requested.last_renew_time
         return pb.RequestRenewalResponse(
+            held_up=map(held_up_message, requested.held_up),
+            held_up_count=requested.held_up_count,
             certificate_count=requested.certificate_count,
             changed_count=requested.changed_count,
             connected_host_count=self._hub.connected(hosts),

@@ -8,7 +8,7 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
-from certplane.broker.fleet.model import CertificateState, CertificateStatus
+from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldUp
 from certplane.broker.fleet.view import HostView
 from certplane.broker.renewal.model import Selection
 from certplane.broker.services.convert import invalid_request, timestamp
@@ -19,7 +19,16 @@ from certplane.rpc.status import status_from_refusal
 from certplane.rpc.times import span_of
 from certplane.v1 import fleet_pb2, renewal_pb2
 
-__all__ = ["MESSAGE_ROOM", "add_certificates", "host_message", "selection_of", "spread_of", "states_of", "text_of"]
+__all__ = [
+    "MESSAGE_ROOM",
+    "add_certificates",
+    "held_up_message",
+    "host_message",
+    "selection_of",
+    "spread_of",
+    "states_of",
+    "text_of",
+]
 
 MESSAGE_ROOM: Final = MAX_MESSAGE_BYTES - 4096
 """What a message's lists may take: tokens, lengths and tags need the rest."""
@@ -76,6 +85,19 @@ def add_certificates(message: renewal_pb2.Host, certificates: Iterable[Certifica
 
 
 # What operators ask.
+
+
+def held_up_message(held: HeldUp) -> fleet_pb2.RequestRenewalResponse.HeldUp:
+    """A certificate of a request that something holds up."""
+    message = fleet_pb2.RequestRenewalResponse.HeldUp(
+        host=held.host,
+        certificate_name=held.name,
+        certificate_id=held.certificate_id,
+        reason=held.reason[:_MAX_REASON],
+    )
+    if held.next_attempt_time is not None:
+        message.next_attempt_time.CopyFrom(timestamp(held.next_attempt_time))
+    return message
 
 
 def states_of(numbers: Iterable[int]) -> frozenset[CertificateState]:

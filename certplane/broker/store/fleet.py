@@ -27,7 +27,13 @@ from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.model import AuditEvent
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
-from certplane.broker.store.fleet_rows import STREAM_COLUMNS, decode_status, stream_from_row
+from certplane.broker.store.fleet_rows import (
+    STREAM_COLUMNS,
+    decode_held_up,
+    decode_status,
+    encode_held_up,
+    stream_from_row,
+)
 from certplane.broker.store.reports import Entry, ReportRows
 from certplane.broker.store.rows import decode_refusal, encode_refusal, from_micros, to_micros
 from certplane.broker.store.schema import certificate_statuses, host_streams, renewal_requests, report_sequences
@@ -86,7 +92,12 @@ class SqlFleetStore:
         requests = renewal_requests.c
         self._find_request = compiler(
             select(
-                requests.request_id, requests.certificate_count, requests.changed_count, requests.last_renew_time
+                requests.request_id,
+                requests.certificate_count,
+                requests.changed_count,
+                requests.last_renew_time,
+                requests.held_up,
+                requests.held_up_count,
             ).where(requests.requester == bindparam("requester"), requests.request_id == bindparam("request_id"))
         )
         self._insert_request = compiler(
@@ -154,8 +165,15 @@ class SqlFleetStore:
             row = await self._database.one(self._find_request, {"requester": requester, "request_id": request_id})
         if row is None:
             return None
-        found, certificate_count, changed_count, last = row
-        return RequestedRenewal(found, certificate_count, changed_count, None if last is None else from_micros(last))
+        found, certificate_count, changed_count, last, held_up, held_up_count = row
+        return RequestedRenewal(
+            found,
+            certificate_count,
+            changed_count,
+            None if last is None else from_micros(last),
+            decode_held_up(held_up),
+            held_up_count,
+        )
 
     async def record_request(self, requester: str, requested: RequestedRenewal, time: datetime) -> None:
         """See `RenewalRequestLog.record_request`."""
@@ -167,6 +185,8 @@ class SqlFleetStore:
             requested.certificate_count,
             requested.changed_count,
             None if last is None else to_micros(last),
+            encode_held_up(requested.held_up),
+            requested.held_up_count,
         )
 
         def change(session: Session) -> Done[None]:

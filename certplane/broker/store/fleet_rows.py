@@ -6,6 +6,7 @@ A certificate's status is one JSON array that is only read back whole; times are
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -13,13 +14,22 @@ from certplane.broker.fleet.model import (
     CertificateState,
     CertificateStatus,
     HeldCertificate,
+    HeldUp,
     HostStream,
     RenewalStep,
 )
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.statements import Row
 
-__all__ = ["STREAM_COLUMNS", "decode_status", "encode_status", "stream_from_row", "stream_row"]
+__all__ = [
+    "STREAM_COLUMNS",
+    "decode_held_up",
+    "decode_status",
+    "encode_held_up",
+    "encode_status",
+    "stream_from_row",
+    "stream_row",
+]
 
 STREAM_COLUMNS: Final = tuple(HostStream.__dataclass_fields__)
 """What `stream_from_row` reads and `stream_row` gives, in this order."""
@@ -149,4 +159,30 @@ def stream_from_row(row: Row) -> HostStream:
         from_micros(last_seen_time),
         None if end_time is None else from_micros(end_time),
         None if skew is None else timedelta(microseconds=skew),
+    )
+
+
+def encode_held_up(held: Sequence[HeldUp]) -> str | None:
+    """What holds up certificates of a request, as a column; None for nothing."""
+    if not held:
+        return None
+    return _encode(
+        [
+            [
+                one.host,
+                one.certificate_id,
+                one.reason,
+                one.name,
+                one.next_attempt_time and to_micros(one.next_attempt_time),
+            ]
+            for one in held
+        ]
+    )
+
+
+def decode_held_up(text: str | None) -> tuple[HeldUp, ...]:
+    """What `encode_held_up` made a column of."""
+    return tuple(
+        HeldUp(host, certificate_id, reason, name, None if time is None else from_micros(time))
+        for host, certificate_id, reason, name, time in json.loads(text or "[]")
     )

@@ -49,7 +49,7 @@ __all__ = [
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0007"
+SCHEMA_REVISION: Final = "0008"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -331,6 +331,8 @@ renewal_requests = Table(
     Column("certificate_count", _Sequence, nullable=False),
     Column("changed_count", _Sequence, nullable=False),
     Column("last_renew_time", _Time),
+    Column("held_up", Text),
+    Column("held_up_count", _Sequence, nullable=False, server_default="0"),
     sqlite_strict=True,
 )
 

@@ -9,7 +9,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from certplane.ctl.live import open_display
-from certplane.ctl.view import STATES, FleetView, change_line, fleet_rows, host_lines, json_line, renewal_line
+from certplane.ctl.view import (
+    STATES,
+    FleetView,
+    change_line,
+    fleet_rows,
+    held_up_lines,
+    host_lines,
+    json_line,
+    renewal_line,
+)
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
@@ -180,6 +189,21 @@ def test_what_a_renewal_did(picked: int, changed_count: int, dry_run: bool, text
     )
     answer.last_renew_time.FromDatetime(NOW)
     assert text in renewal_line(answer, dry_run=dry_run)
+
+
+def test_a_renewal_tells_what_holds_certificates_up() -> None:
+    """Until when and why, whether that is given up now, and that a person has to act where nothing else helps."""
+    answer = fleet_pb2.RequestRenewalResponse(certificate_count=9, changed_count=2, held_up_count=5)
+    waits = answer.held_up.add(host="web1.test", certificate_name="web", reason="RATE_LIMITED: 2 in a day")
+    waits.next_attempt_time.FromDatetime(NOW)
+    answer.held_up.add(host="web2.test", reason="two hold its identity")
+    assert "(the others are due earlier anyway)" in renewal_line(answer, dry_run=False)
+    assert held_up_lines(answer, dry_run=False) == [
+        f"web1.test: web waited until {NOW:%Y-%m-%d %H:%M:%S}Z and is told to try now: RATE_LIMITED: 2 in a day",
+        "web2.test gets no certificate: two hold its identity",
+        "and 3 more",
+    ]
+    assert "would be told to try now" in held_up_lines(answer, dry_run=True)[0]
 
 
 class Terminal(io.StringIO):

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 
 import pytest
 
+from certplane.broker.fleet.knowledge import unknown_plans
+from certplane.broker.fleet.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HeldUp,
+    HostStream,
+    StatusReport,
+)
 from certplane.broker.fleet.requests import RenewalOrder, RenewalRequests, spread_renewals
 from certplane.broker.model import AuditEventType, IdentityKind
 from certplane.broker.renewal.model import RenewalCause, RenewalPlan, Selection
@@ -31,7 +41,14 @@ class Desk:
         self.plans = RenewalPlans(self.stores.renewal_plans)
         self.plans.subscribe(self.told.extend)
         numbers = count()
-        self.requests = RenewalRequests(self.plans, self.stores.fleet, self.clock, lambda: f"event-{next(numbers)}")
+        self.why_none: dict[str, str] = {}
+        self.requests = RenewalRequests(
+            self.plans,
+            self.stores.fleet,
+            self.clock,
+            lambda: f"event-{next(numbers)}",
+            why_none=lambda host: self.why_none.get(host, ""),
+        )
 
     async def issue(self, number: int) -> None:
         names = (f"www{number}.example.org",)
@@ -114,3 +131,95 @@ async def test_an_empty_selection_picks_nothing(desk: Desk) -> None:
     """Nobody renews a fleet by leaving something out."""
     requested, hosts = await desk.requests.request(OPERATOR, order(selection=Selection()))
     assert (requested.certificate_count, requested.last_renew_time, hosts) == (0, None, frozenset())
+
+
+async def report(desk: Desk, number: int, *, again: timedelta, failures: int = 3) -> None:
+    """The host has its certificate, and waits after a failure."""
+    (certificate,) = await desk.plans.in_force(f"web{number}.example", desk.clock.now())
+    now = desk.clock.now()
+    status = CertificateStatus(
+        "web",
+        CertificateState.FAILED,
+        installed=HeldCertificate("1", certificate_id=certificate.certificate_id),
+        renew_time=certificate.renew_time,
+        last_error="RATE_LIMITED: the broker's limit is reached",
+        request_failures=failures,
+        next_attempt_time=now + again,
+        update_time=now,
+    )
+    host = f"web{number}.example"
+    stream = HostStream(host, "1", "a1", now + HOUR, "192.0.2.1", now, now)
+    await desk.stores.fleet.record_reports(host, "e", [StatusReport(1, status)], names=["web"], stream=stream)
+
+
+async def due(desk: Desk, number: int) -> str:
+    (certificate,) = await desk.plans.in_force(f"web{number}.example", desk.clock.now())
+    past = RenewalPlan(certificate.certificate_id, certificate.host, desk.clock.now() - HOUR, RenewalCause.OPERATOR)
+    await desk.plans.set_plans([past])
+    return certificate.certificate_id
+
+
+async def test_a_host_that_waits_with_what_is_due_is_told_to_try_now(desk: Desk) -> None:
+    """It isn't "due earlier anyway": the answer says until when it waited and why, and the host hears of the request."""
+    waiting, trying = await due(desk, 0), await due(desk, 1)
+    await report(desk, 0, again=23 * HOUR)
+    await report(desk, 1, again=-HOUR)
+    desk.told.clear()
+
+    requested, hosts = await desk.requests.request(
+        OPERATOR, order(selection=Selection(hosts=("web0.example", "web1.example")))
+    )
+
+    assert (requested.certificate_count, requested.changed_count) == (2, 1)
+    assert [(plan.certificate_id, plan.renew_time, plan.renewal_request_id) for plan in desk.told] == [
+        (waiting, desk.clock.now(), "r-1")
+    ]
+    assert hosts == {"web0.example"}
+    assert trying not in {one.certificate_id for one in requested.held_up}
+    assert requested.held_up == (
+        HeldUp(
+            "web0.example",
+            waiting,
+            "RATE_LIMITED: the broker's limit is reached",
+            "web",
+            desk.clock.now() + 23 * HOUR,
+        ),
+    )
+
+
+async def test_who_gets_no_certificate_before_a_person_has_acted_is_named(desk: Desk) -> None:
+    """The renewal is ordered all the same, and the answer doesn't promise it."""
+    desk.why_none["web2.example"] = "two hold its identity"
+    requested, _ = await desk.requests.request(OPERATOR, order())
+    assert requested.changed_count == 4
+    assert [(one.host, one.reason, one.next_attempt_time) for one in requested.held_up] == [
+        ("web2.example", "two hold its identity", None)
+    ]
+    assert requested.held_up_count == 1
+
+
+@pytest.mark.parametrize(
+    ("cause", "failed", "told"),
+    [
+        pytest.param(RenewalCause.OPERATOR, -HOUR, True, id="asked for since it failed"),
+        pytest.param(RenewalCause.OPERATOR, HOUR, False, id="it has failed again since"),
+        pytest.param(RenewalCause.LIFETIME, -HOUR, False, id="nobody has asked"),
+    ],
+)
+async def test_a_host_that_comes_back_hears_what_was_asked_for_while_it_waited(
+    desk: Desk, cause: RenewalCause, failed: timedelta, told: bool
+) -> None:
+    """Though it means to renew that certificate already: the wait is what it should give up."""
+    (certificate,) = await desk.plans.in_force("web0.example", desk.clock.now())
+    now = desk.clock.now()
+    plan = RenewalPlan(certificate.certificate_id, certificate.host, now, cause)
+    status = CertificateStatus(
+        "web",
+        CertificateState.FAILED,
+        installed=HeldCertificate("1", certificate_id=certificate.certificate_id),
+        renew_time=now - 2 * HOUR,
+        request_failures=1,
+        next_attempt_time=now + 20 * HOUR,
+        update_time=now + failed,
+    )
+    assert bool(unknown_plans([replace(certificate, plan=plan)], [status])) is told
