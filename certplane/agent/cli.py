@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from certplane import __version__
 from certplane.errors import CertplaneError, ConfigurationError
-from certplane.runtime.command import FAILED, OK, exit_status, interruptible
+from certplane.runtime.command import FAILED, OK, check_text_arguments, exit_status, interruptible
 from certplane.runtime.secrecy import keep_memory_private
 
 if TYPE_CHECKING:
@@ -44,18 +44,15 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status.
-
-    Raises:
-        SystemExit: argparse ends the program itself after `--help`, `--version` and a wrong command line.
-    """
-    options = _parser().parse_args(arguments)
+    """Run one command; returns the exit status."""
     keep_memory_private()
     # Below that gRPC writes lines of its own about handshakes, which the agent tells with their remedy.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    config: Path = getattr(options, "config", None) or _DEFAULT_CONFIG
 
     def run() -> int:
+        options = _parser().parse_args(arguments)
+        check_text_arguments("certplane-agent", options)
+        config: Path = getattr(options, "config", None) or _DEFAULT_CONFIG
         # The parts of a command are imported when it runs: `status` needs no gRPC, `--help` nothing at all.
         from certplane.agent.settings import load_settings  # noqa: PLC0415
 

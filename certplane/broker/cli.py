@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from certplane import __version__
-from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
+from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.runtime.command import check_text_arguments, exit_status, say
 from certplane.runtime.logging import escape, setup
 from certplane.runtime.secrecy import keep_memory_private
 
@@ -55,28 +57,16 @@ Rows = Iterable[Mapping[str, Any]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    options = _parser().parse_args(arguments)
     keep_memory_private()
     # What grpc's core has to say belongs to debugging; it must be told before grpc is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    try:
+
+    def run() -> int:
+        options = _parser().parse_args(arguments)
+        check_text_arguments("certplane-broker", options)
         return int(options.run(options))
-    except ConfigurationError as error:
-        for problem in error.problems:
-            print(escape(str(problem)), file=sys.stderr)
-        return 2
-    except OperationError as error:
-        print(f"certplane-broker: {escape(str(error))}", file=sys.stderr)
-        return 1
-    except RefusalError as error:
-        print(f"certplane-broker: {escape(error.refusal.message)} ({error.refusal.reason})", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # Whoever reads the output has seen enough. Python's own flush at exit must not complain about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 130
+
+    return exit_status("certplane-broker", run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,9 +192,10 @@ def _leave_calls_behind() -> None:
     hanging = [thread.name for thread in others if thread.is_alive()]
     if hanging:
         _logger.info("calls under way are left behind", extra={"fields": {"threads": " ".join(hanging)}})
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(0)
 
 
@@ -215,7 +206,7 @@ def _check(options: argparse.Namespace) -> int:
 
     prepared, doubts = asyncio.run(check(settings))
     for notice in (*settings.notices, *doubts):
-        print(escape(notice), file=sys.stderr)
+        say(notice)
     row = {
         "configuration": str(options.config),
         "configuration_hash": settings.hash,
@@ -232,8 +223,12 @@ def _reload(options: argparse.Namespace) -> int:
     result = asyncio.run(request_reload(control_socket(settings.spill_path.parent, options.config)))
     if _wants_json(options):
         _print_json([{"ok": result.ok, "lines": result.lines}])
-    for line in () if _wants_json(options) and result.ok else result.lines:
-        print(escape(line), file=sys.stdout if result.ok else sys.stderr)
+    elif result.ok:
+        for line in result.lines:
+            print(escape(line))
+    if not result.ok:
+        for line in result.lines:
+            say(line)
     return 0 if result.ok else 1
 
 
@@ -250,7 +245,7 @@ def _validate_policy(options: argparse.Namespace) -> int:
 
     found = policy_rows(options.policy)
     for notice in policy_notices(found):
-        print(escape(f"{options.policy}: {notice}"), file=sys.stderr)
+        say(f"{options.policy}: {notice}")
     if _wants_json(options):
         _print_json([found])
         return 0
@@ -309,7 +304,7 @@ def _deny(options: argparse.Namespace) -> int:
     row = asyncio.run(deny_identity(settings, entry))
     if entry.name and is_stranger(settings, entry.name):
         notice = f"denied, but the policy knows no identity {entry.name}: check that it is the one you mean"
-        print(escape(f"certplane-broker: {notice}"), file=sys.stderr)
+        say(f"certplane-broker: {notice}")
     return _print_rows(options, [row], _ENTRY_COLUMNS)
 
 

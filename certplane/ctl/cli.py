@@ -29,7 +29,8 @@ from certplane.errors import (
 )
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import SystemClock
-from certplane.runtime.command import FAILED, OK, exit_status, interruptible
+from certplane.runtime.command import FAILED, OK, check_text_arguments, exit_status, interruptible, say
+from certplane.runtime.logging import LineHandler
 from certplane.runtime.secrecy import keep_memory_private
 
 if TYPE_CHECKING:
@@ -56,16 +57,17 @@ _clock = SystemClock()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status.
-
-    Raises:
-        SystemExit: argparse ends the program itself after `--help`, `--version` and a wrong command line.
-    """
-    options = _parser().parse_args(arguments)
+    """Run one command; returns the exit status."""
     keep_memory_private()
     # gRPC's own lines on standard error say in OpenSSL's words what `FleetClient` says with its remedy.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    return exit_status("certplanectl", lambda: asyncio.run(_run(options)))
+
+    def run() -> int:
+        options = _parser().parse_args(arguments)
+        check_text_arguments("certplanectl", options)
+        return asyncio.run(_run(options))
+
+    return exit_status("certplanectl", run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,7 +133,7 @@ async def _run(options: argparse.Namespace) -> int:
     from certplane.ctl.client import FleetClient  # noqa: PLC0415
     from certplane.ctl.settings import find_settings, load_settings  # noqa: PLC0415
 
-    logging.basicConfig(level=logging.WARNING, format="certplanectl: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="certplanectl: %(message)s", handlers=[LineHandler(sys.stderr)])
     settings = load_settings(getattr(options, "config", None) or find_settings())
     async with FleetClient(settings) as client:
         return await interruptible(_COMMANDS[options.command](options, client))
@@ -271,4 +273,4 @@ def _misuse(message: str, remedy: str) -> ConfigurationError:
 
 
 def _say(text: str) -> None:
-    print(f"certplanectl: {text}", file=sys.stderr, flush=True)
+    say(f"certplanectl: {text}")

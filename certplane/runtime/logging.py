@@ -7,6 +7,8 @@ Rules it keeps:
 - Fields go beside the message, not into it: `logger.info("call", extra={"fields": {"method": name}})`. In JSON they are
   keys of the object, in text `key=value` after the message.
 - `request_id` is set for the length of a call and is part of every line written meanwhile.
+- A destination that fails (a reader that has gone, a full disk, a closed descriptor) stops nobody and says nothing of
+  itself a line: the lines are counted, and the count is the first line when it works again.
 - Libraries that are known to log payloads, or much of nothing, are held at WARNING.
 
 It never decides what is logged. Keys, tokens and secrets are kept out where the line is written.
@@ -21,9 +23,9 @@ import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
-__all__ = ["LEVELS", "JsonFormatter", "TextFormatter", "request_id", "setup"]
+__all__ = ["LEVELS", "JsonFormatter", "LineHandler", "TextFormatter", "request_id", "setup"]
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -50,7 +52,7 @@ def setup(level: str, format: str, destination: str) -> None:  # noqa: A002 - th
     """
     if level not in LEVELS or format not in ("text", "json") or destination not in ("stdout", "stderr"):
         raise ValueError(f"unknown log level {level!r}, format {format!r} or destination {destination!r}")
-    handler = logging.StreamHandler(sys.stdout if destination == "stdout" else sys.stderr)
+    handler = LineHandler(sys.stdout if destination == "stdout" else sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -65,6 +67,37 @@ def setup(level: str, format: str, destination: str) -> None:  # noqa: A002 - th
     logging.logThreads = False
     logging.logProcesses = False
     logging.logMultiprocessing = False
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """A stream that may fail; what it could not take is told once it can be."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line, and before it how many were lost since the last one."""
+        if self.lost:
+            self._tell_lost()
+        if not self.lost:
+            super().emit(record)
+        else:
+            self.lost += 1
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base's name
+        """Count what the destination refused; anything else is a bug in the line, which Python tells with its place."""
+        if isinstance(sys.exc_info()[1], OSError) or self.stream.closed:
+            self.lost += 1
+        else:
+            super().handleError(record)
+
+    def _tell_lost(self) -> None:
+        lost, self.lost = self.lost, 0
+        text = "%d lines of the log could not be written before this one"
+        super().emit(logging.LogRecord(__name__, logging.WARNING, "", 0, text, (lost,), None))
+        if self.lost:  # it can't be told either
+            self.lost = lost
 
 
 class JsonFormatter(logging.Formatter):

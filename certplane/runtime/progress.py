@@ -7,6 +7,7 @@ belong here: a command prints them to standard output, progress goes to standard
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
@@ -83,15 +84,15 @@ class PlainProgress(_Quiet):
 
     def step(self, subject: str, text: str) -> None:
         """See `Progress.step`."""
-        print(f"{subject}: {printable(text, _MOST_TEXT)}", file=self._stream, flush=True)
+        _write_line(self._stream, f"{subject}: {printable(text, _MOST_TEXT)}")
 
     def done(self, subject: str, text: str) -> None:
         """See `Progress.done`."""
-        print(f"{subject}: done: {printable(text, _MOST_TEXT)}", file=self._stream, flush=True)
+        _write_line(self._stream, f"{subject}: done: {printable(text, _MOST_TEXT)}")
 
     def failed(self, subject: str, text: str) -> None:
         """See `Progress.failed`."""
-        print(f"{subject}: FAILED: {printable(text, _MOST_TEXT)}", file=self._stream, flush=True)
+        _write_line(self._stream, f"{subject}: FAILED: {printable(text, _MOST_TEXT)}")
 
 
 class JsonProgress(_Quiet):
@@ -116,8 +117,16 @@ class JsonProgress(_Quiet):
     def _write(self, event: str, subject: str, text: str) -> None:
         time = self._clock.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         members = {"time": time, "subject": subject, "event": event, "text": printable(text, _MOST_TEXT)}
-        line = json.dumps(members, ensure_ascii=False)
-        print(line, file=self._stream, flush=True)
+        _write_line(self._stream, json.dumps(members, ensure_ascii=False))
+
+
+def _write_line(stream: TextIO, line: str) -> None:
+    """Tell it if it can be told: work isn't given up because nobody listens, or a disk is full.
+
+    What a stream still holds fails once more when the program ends, and is told there (`certplane.runtime.command`).
+    """
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=stream, flush=True)
 
 
 class _LiveProgress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from certplane.runtime.logging import JsonFormatter, TextFormatter, request_id, setup
+from certplane.runtime.logging import JsonFormatter, LineHandler, TextFormatter, request_id, setup
 
 HOSTILE = "web1\r\n2026-11-23 ERROR forged \x1b[31mred\x9b31m \u2028next \u202eright \ud800 \x00end"
 
@@ -107,3 +108,53 @@ def test_setup_refuses_what_it_does_not_know(level: str, layout: str, destinatio
     """A level, format or destination that doesn't exist is a mistake, not a default."""
     with pytest.raises(ValueError, match="unknown"):
         setup(level, layout, destination)
+
+
+class Disk(io.StringIO):
+    """A destination that is full for a while."""
+
+    full = False
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+def test_a_destination_that_fails_is_told_of_once_it_works(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines that can't be written are counted, nobody is disturbed, and the count comes first when lines can be again."""
+    disk = Disk()
+    handler = LineHandler(disk)
+    handler.setFormatter(TextFormatter())
+    log = logging.getLogger(f"{__name__}.destination")
+    monkeypatch.setattr(log, "handlers", [handler])
+    monkeypatch.setattr(log, "propagate", False)
+    log.setLevel(logging.INFO)
+    log.info("one")
+    disk.full = True
+    for number in range(3):
+        log.info("lost %d", number)
+    disk.full = False
+    log.info("two")
+    log.info("three")
+    lines = [line.split(": ", 1)[1] for line in disk.getvalue().splitlines()]
+    assert lines == ["one", "3 lines of the log could not be written before this one", "two", "three"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_closed_destination_disturbs_nobody(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that somebody has closed is a destination that fails."""
+    disk = Disk()
+    handler = LineHandler(disk)
+    log = logging.getLogger(f"{__name__}.destination")
+    monkeypatch.setattr(log, "handlers", [handler])
+    monkeypatch.setattr(log, "propagate", False)
+    log.setLevel(logging.INFO)
+    disk.close()
+    log.info("lost")
+    assert handler.lost == 1
+    assert capsys.readouterr() == ("", "")
