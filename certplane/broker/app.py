@@ -23,6 +23,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from prometheus_client import ProcessCollector
+
 from certplane import __version__
 from certplane.broker import adapters
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer, import_spill
@@ -30,7 +32,7 @@ from certplane.broker.audit.measures import AUDIT_MEASURES
 from certplane.broker.control import ControlServer, ReloadResult, control_socket
 from certplane.broker.database import locating, secret_source
 from certplane.broker.database import stores as open_stores
-from certplane.broker.descriptors import raise_file_limit, too_few
+from certplane.broker.descriptors import most_connections, raise_file_limit, too_few
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.measures import FLEET_MEASURES
 from certplane.broker.fleet.requests import RenewalRequests
@@ -275,6 +277,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         )
         listener = None
         if settings.metrics.address is not None:
+            ProcessCollector(registry=metrics.registry)
             listener = MetricsListener(settings.metrics.address, metrics.registry)
             stack.callback(listener.close)
         reloader = Reloader(
@@ -436,6 +439,7 @@ def _bind(
     try:
         return BrokerServer(
             address=settings.server.address.target,
+            connections=most_connections(),
             tls=trust.tls,
             edge=edge,
             enrollment=enrollment,

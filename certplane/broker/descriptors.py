@@ -1,7 +1,10 @@
 """File descriptors: each host's connection takes one, so their limit bounds the fleet.
 
 The broker raises its soft limit to the hard one, which needs no privilege, and says at its start when a fleet of the
-policy's size would not fit. It refuses nothing: most hosts may be away for good.
+policy's size would not fit. It refuses nothing for that: most hosts may be away for good.
+
+Connections may not take all of them: some are left for what the broker opens itself, so that whoever connects without
+end keeps no order from its CA, its DNS and its database.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import resource
 from typing import Final
 
-__all__ = ["OWN_DESCRIPTORS", "raise_file_limit", "too_few"]
+__all__ = ["OWN_DESCRIPTORS", "most_connections", "raise_file_limit", "too_few"]
 
 OWN_DESCRIPTORS: Final = 512
 """What the broker keeps open beside its hosts' connections: database, logs, calls to CA and DNS, calls of other tools
@@ -29,6 +32,14 @@ def raise_file_limit() -> int:
     ):  # a hard limit above what the kernel allows (fs.nr_open) stands there in some containers
         return soft
     return hard
+
+
+def most_connections() -> int | None:
+    """How many connections may be open at once under the limit of this process; None: any number."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return limit - min(OWN_DESCRIPTORS, limit // 2)
 
 
 def too_few(limit: int, hosts: int) -> str:

@@ -80,6 +80,7 @@ class EdgeServer:
     burst: int = 1000
     recheck: timedelta = timedelta(milliseconds=200)
     address: str = "127.0.0.1:0"
+    connections: int | None = None
     streams: StreamSettings = field(default_factory=lambda: StreamSettings(tick=timedelta(milliseconds=50)))
     meter: FakeMeter = field(default_factory=FakeMeter)
     retry_epoch: str = "epoch-1"
@@ -136,6 +137,7 @@ class EdgeServer:
         )
         self.server = BrokerServer(
             address=self.address,
+            connections=self.connections,
             tls=self.trust.tls,
             edge=self.edge,
             enrollment=EnrollmentServicer(

@@ -49,6 +49,8 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
     # A socket that doesn't finish its handshake is closed; grpc's default is 120 s.
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # Who wants nothing for so long needs no connection, and comes back by itself. An agent has its stream, a call.
+    ("grpc.max_connection_idle_ms", 5 * _MINUTE_MS),
     # Connections are made anew every four hours (+-10 %), with a full handshake. Calls under way get longer than the
     # longest wait for an order.
     ("grpc.max_connection_age_ms", 4 * 60 * _MINUTE_MS),
@@ -87,6 +89,7 @@ class BrokerServer:
         self,
         *,
         address: str,
+        connections: int | None,
         tls: ServerTls,
         edge: Edge,
         enrollment: EnrollmentServicer,
@@ -96,11 +99,17 @@ class BrokerServer:
     ) -> None:
         """Build the server and bind the port.
 
+        `connections` is how many may be open, those included that are still shaking hands; one more is closed at once,
+        and its client tries again. None: as many as come.
+
         Raises:
             PortError: the port is taken, or the address isn't this machine's.
         """
         self._edge = edge
-        self._server = grpc.aio.server(interceptors=(edge,), options=SERVER_OPTIONS)
+        options = SERVER_OPTIONS
+        if connections is not None:
+            options = (*options, ("grpc.max_allowed_incoming_connections", connections))
+        self._server = grpc.aio.server(interceptors=(edge,), options=options)
         enrollment_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, self._server)
         certificate_pb2_grpc.add_CertificateServiceServicer_to_server(certificates, self._server)
         renewal_pb2_grpc.add_RenewalServiceServicer_to_server(renewals, self._server)

@@ -21,6 +21,22 @@ assert raise_file_limit() == hard
 """
 
 
+SOME_LEFT = """
+import resource
+from certplane.broker.descriptors import most_connections
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+for limit, most in ((64, 32), (1000, 500), (1024, 512), (1025, 513), (4096, 3584)):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert most_connections() == most, limit
+"""
+
+
+def test_connections_leave_some_descriptors() -> None:
+    """Half of few, five hundred of many: what calls to CA, DNS and database need."""
+    done = subprocess.run([sys.executable, "-c", SOME_LEFT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
     """In a process of its own, whose limits nobody else has."""
     done = subprocess.run([sys.executable, "-c", FEW], capture_output=True, text=True, check=False)
