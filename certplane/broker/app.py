@@ -23,8 +23,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from prometheus_client import ProcessCollector
-
 from certplane import __version__
 from certplane.broker import adapters
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer, import_spill
@@ -277,7 +275,6 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         )
         listener = None
         if settings.metrics.address is not None:
-            ProcessCollector(registry=metrics.registry)
             listener = MetricsListener(settings.metrics.address, metrics.registry)
             stack.callback(listener.close)
         reloader = Reloader(

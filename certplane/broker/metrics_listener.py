@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
 from certplane.config.values import ListenAddress
@@ -48,12 +48,13 @@ class MetricsListener:
     """Serves a registry at `/metrics` on a thread of its own until it is closed."""
 
     def __init__(self, address: ListenAddress, registry: CollectorRegistry, *, time: timedelta = _TIME) -> None:
-        """Listen. `time` is what a connection gets to ask, and to read.
+        """Listen; the process's own figures join the registry. `time` is what a connection gets to ask, and to read.
 
         Raises:
             OperationError: the address can't be listened on.
         """
         self._registry = registry
+        ProcessCollector(registry=registry)  # descriptors, memory and processor time, under Prometheus's own names
         self._time = time.total_seconds()
         self._open: dict[_Connection, None] = {}  # the oldest first
         try:
