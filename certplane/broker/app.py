@@ -289,6 +289,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             new_event_id=new_event_id,
             ask_again=epoch.ask_again,
+            take_limits=authority.take_limits,
         )
         broker = Broker(settings, server, stores, trust, reloader, metrics, authority, plans, hub, listener)
         await authority.start([profile.name for profile in prepared.policy.current.profiles])

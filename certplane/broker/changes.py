@@ -10,10 +10,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from certplane.broker.settings import BrokerSettings
+from certplane.broker.settings import BrokerSettings, LoggingSettings, RateLimitSettings
 from certplane.runtime.logging import setup
 
-TAKEN: Final = frozenset({"logging.level", "logging.format", "logging.destination"})
+TAKEN: Final = frozenset(
+    f"{section}.{field.name}"
+    for section, settings in (("logging", LoggingSettings), ("rate_limits", RateLimitSettings))
+    for field in dataclasses.fields(settings)
+)
 """Keys that a reload puts in force."""
 
 

@@ -30,7 +30,7 @@ from certplane.broker.control import ReloadResult
 from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, AuditSeverity
 from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.policy.source import FilePolicySource
-from certplane.broker.ports import AuditLog
+from certplane.broker.ports import AuditLog, DurableLimits
 from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings, load_settings
@@ -97,13 +97,14 @@ class Reloader:
         new_event_id: Callable[[], str],
         ask_again: Callable[[str], None] | None = None,
         settings: BrokerSettings | None = None,
+        take_limits: Callable[[DurableLimits], None] | None = None,
         interval: timedelta = _INTERVAL,
         settle: timedelta = _SETTLE,
     ) -> None:
         """Take what is in force; `loaded` is the text that it was made of.
 
         `ask_again` is called when a person had everything read again: what hosts wait for may be mended.
-        `settings` are those in force; without them broker.yml is not looked at.
+        `settings` are those in force; without them broker.yml is not looked at. `take_limits` puts its limits in force.
         """
         self._trust = trust
         self._files = files
@@ -121,6 +122,7 @@ class Reloader:
         self._requested = asyncio.Event()
         self._waiting: list[asyncio.Future[ReloadResult]] = []
         self._settings = settings
+        self._take_limits = take_limits
         self._refused: dict[str, str] = {}
         self.on_refused: Callable[[tuple[str, ...]], None] | None = None
         """Called with `refused` whenever it changes, whoever had the files read."""
@@ -184,7 +186,9 @@ class Reloader:
         self._accept("configuration")
         if taken := [key for key in changed_keys(before, after) if key in TAKEN]:
             take_logging(after)
-            self._settings = before = replace(before, logging=after.logging)
+            if self._take_limits is not None:
+                self._take_limits(after.rate_limits.durable_limits)
+            self._settings = before = replace(before, logging=after.logging, rate_limits=after.rate_limits)
         waiting = waiting_keys(before, after)
         lines = [f"{before.source.file}: taken: {', '.join(taken)}"] if taken else []
         if waiting:

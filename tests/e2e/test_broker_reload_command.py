@@ -119,7 +119,7 @@ def test_says_what_was_refused(files: BrokerFiles, manager: Manager, spoil: Call
 
 
 def test_names_the_keys_that_wait_for_a_restart(files: BrokerFiles) -> None:
-    """A changed broker.yml is noticed: the log's settings are taken, every other changed key is named."""
+    """A changed broker.yml is noticed: the log's settings and the limits are taken, every other changed key is named."""
     with serving(files) as program:
         files.settings["dns"] = {"resolvers": ["127.0.0.1:5353"]}
         files.settings["server"]["drain_timeout"] = "3s"

@@ -34,7 +34,7 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.waiting import within
 from certplane.broker.issuance.wants import LimitsTold, Wants
 from certplane.broker.model import Caller, CertificateRecord, Order, OrderDraft, OrderState, RevocationReason
-from certplane.broker.ports import CertificateQuery, DenialRecorder
+from certplane.broker.ports import CertificateQuery, DenialRecorder, DurableLimits
 from certplane.errors import Reason, RefusalError
 
 __all__ = ["IssueCommand", "IssueResult", "RegistrationAuthority"]
@@ -103,6 +103,10 @@ class RegistrationAuthority:
             RefusalError: STORE_UNAVAILABLE.
         """
         await self._dispatcher.start(profiles)
+
+    def take_limits(self, limits: DurableLimits) -> None:
+        """Keep these durable limits from now on."""
+        self._dispatcher.limits = limits
 
     async def drain(self, timeout: timedelta) -> None:
         """Refuse new orders, give running ones `timeout` to end, then park them: the next start goes on."""

@@ -69,6 +69,8 @@ class OrderDispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self.flights = Flights()
+        self.limits = settings.limits
+        """What new orders have to keep: a reload may change it."""
         self.draining = False
 
     async def start(self, profiles: Sequence[str] = ()) -> None:
@@ -113,7 +115,7 @@ class OrderDispatcher:
         return await self.protect(self._open(draft, events))
 
     async def _open(self, draft: OrderDraft, events: Sequence[AuditEvent]) -> tuple[OpenedOrder, Flight | None]:
-        opened = await self._ports.orders.open_order(draft, self._settings.limits, events)
+        opened = await self._ports.orders.open_order(draft, self.limits, events)
         return opened, self.run(opened.order) if opened.order.state.is_open else None
 
     def choose_issuer(self, profile: Profile) -> str:
