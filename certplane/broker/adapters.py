@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 from certplane import __version__
 from certplane.broker.database import locating
 from certplane.broker.dns_providers import dns_provider
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
+from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer, DirectoryError
 from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
+from certplane.broker.issuers.acme_directory import AcmeDirectory
 from certplane.broker.issuers.acme_registration import ExternalAccount
+from certplane.broker.issuers.attempts import all_of
 from certplane.broker.issuers.caa_identity import DirectoryCaaIdentity
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.preflight import DnsPreflight
@@ -39,6 +42,7 @@ from certplane.broker.settings import (
 from certplane.broker.settings import DnsProvider as DnsProviderName
 from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, ConfigurationProblem
+from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 from certplane.runtime.clock import Clock
 
 __all__ = [
@@ -49,6 +53,7 @@ __all__ = [
     "locating_ca",
     "preflight",
     "propagation_limit",
+    "read_directories",
     "renewal_infos",
     "solver",
 ]
@@ -135,6 +140,33 @@ def issuer(
     return AcmeIssuer(
         name, _server(acme), account, clock=clock, rng=rng, key_file=account_key_file(acme), external=external
     )
+
+
+async def read_directories(
+    settings: BrokerSettings, names: Iterable[str], timeout: timedelta, clock: Clock, rng: random.Random
+) -> dict[str, AcmeDirectory | DirectoryError]:
+    """The directories of the issuers `names`, all asked at once and each once; whatever can't be read is its error.
+
+    No account is looked up, and no secret read: what signs is thrown away.
+
+    Raises:
+        ConfigurationError: a URL, an allowed host or a bundle of roots can't be used.
+    """
+    key = AccountKey.from_pem(private_key_pem(generate_private_key(KeyType.EC_P256)), Path())
+
+    async def read(name: str) -> AcmeDirectory | DirectoryError:
+        made = locating_ca(
+            settings, name, lambda: AcmeIssuer(name, _server(settings.cas[name]), key, clock=clock, rng=rng, workers=1)
+        )
+        try:
+            return await made.read_directory(timeout)
+        except DirectoryError as error:
+            return error
+        finally:
+            made.close()
+
+    wanted = list(names)
+    return dict(zip(wanted, await all_of(read(name) for name in wanted), strict=True))
 
 
 def _server(acme: AcmeCaSettings) -> AcmeServer:

@@ -40,6 +40,7 @@ from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.metrics_listener import MetricsListener
@@ -313,6 +314,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ("retention", retention.prune()),
             ("free space", retention.watch()),
             ("DNS accounts", _check_dns_accounts(solver, prepared.policy)),
+            ("CA directories", _check_directories(issuers.values())),
         ):
             await stack.enter_async_context(_running(work, name))
         yield broker
@@ -513,6 +515,13 @@ async def _watch_readiness(broker: Broker, policy: FilePolicySource, clock: Cloc
             ready = now_ready
             _logger.log(logging.INFO if ready else logging.ERROR, "the store is %s", "ready" if ready else "not ready")
             await broker.server.set_ready(ready=ready)
+
+
+async def _check_directories(issuers: Iterable[AcmeIssuer]) -> None:
+    """Say at the start, not at the first order, which CA's directory can't be read. Holds nothing up."""
+    async with asyncio.TaskGroup() as group:
+        for issuer in issuers:
+            group.create_task(issuer.note_directory(_ACCOUNT_CHECK))
 
 
 async def _check_dns_accounts(solver: DnsSolver, policy: FilePolicySource) -> None:

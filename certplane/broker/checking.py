@@ -1,21 +1,23 @@
 """`certplane-broker check`: whether a start with this configuration would get as far as its store and its port.
 
 Makes what a start makes of the configuration, secrets' source, issuers and DNS providers too, and tells all problems at
-once.
-It changes nothing, sends nothing and reads no secret: no account key is made, no database opened.
+once. The only thing that it asks for outside are the directories of the CAs: a start doesn't need them, but nothing
+would ever be issued by one that isn't there. It changes nothing and reads no secret: no account key is made, no
+database opened.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 from certplane.broker import adapters
 from certplane.broker.app import Prepared, prepare
 from certplane.broker.database import secret_source
-from certplane.broker.issuers.acme import AcmeIssuer
+from certplane.broker.issuers.acme import AcmeIssuer, DirectoryError
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.ports import SecretSource
 from certplane.broker.secrets.env import EnvSecrets
@@ -29,17 +31,27 @@ __all__ = ["check"]
 
 T = TypeVar("T")
 
+_DIRECTORY_TIME = timedelta(seconds=10)
 
-async def check(settings: BrokerSettings, clock: Clock | None = None) -> tuple[Prepared, tuple[str, ...]]:
-    """What a start would begin with, and doubts, a line each: what only the service's own environment can tell.
+
+async def check(
+    settings: BrokerSettings, clock: Clock | None = None, *, offline: bool = False
+) -> tuple[Prepared, tuple[str, ...]]:
+    """What a start would begin with, and doubts, a line each: what may be well at another time or in the service.
+
+    Args:
+        settings: the configuration.
+        clock: for time limits.
+        offline: don't ask for the CAs' directories.
 
     Raises:
-        ConfigurationError: everything that would keep the broker from starting.
+        ConfigurationError: everything that would keep the broker from starting, and CAs whose directory isn't there.
     """
     clock = clock or SystemClock()
     rng = random.SystemRandom()
     problems: list[ConfigurationProblem] = []
     doubts: list[ConfigurationProblem] = []
+    usable: list[str] = []
     prepared: Prepared | None = None
     secrets: SecretSource = EnvSecrets({})  # none is read, whatever it is
     async with AsyncExitStack() as stack:
@@ -52,12 +64,34 @@ async def check(settings: BrokerSettings, clock: Clock | None = None) -> tuple[P
         for name, acme in settings.cas.items():
             with _gathering(problems):
                 adapters.locating_ca(settings, name, _trial(name, acme, secrets, clock, rng)).close()
+                usable.append(name)
         with _gathering(problems):
             solver = adapters.solver(settings, secrets, clock, rng)
             stack.push_async_callback(solver.close)
+        wrong, away = await _directories(settings, () if offline else usable, clock, rng)
+    problems += wrong
     if problems or prepared is None:
         raise ConfigurationError(problems)
-    return prepared, tuple(f"{doubt} (unless the service's environment says more than this one)" for doubt in doubts)
+    here = [f"{doubt} (unless the service's environment says more than this one)" for doubt in doubts]
+    return prepared, (*here, *(f"{doubt} (the broker starts without it, and asks again)" for doubt in away))
+
+
+async def _directories(
+    settings: BrokerSettings, names: Iterable[str], clock: Clock, rng: random.Random
+) -> tuple[list[ConfigurationProblem], list[ConfigurationProblem]]:
+    """What is wrong with the CAs' directories, and which can't be read at this hour."""
+    wrong: list[ConfigurationProblem] = []
+    away: list[ConfigurationProblem] = []
+    for name, found in (await adapters.read_directories(settings, names, _DIRECTORY_TIME, clock, rng)).items():
+        if not isinstance(found, DirectoryError):
+            continue
+
+        def tell(message: str = found.refusal.message) -> None:
+            raise ConfigurationError([ConfigurationProblem("", None, "issuer.acme.directory_url", message)])
+
+        with _gathering(wrong if found.wrong else away):
+            adapters.locating_ca(settings, name, tell)
+    return wrong, away
 
 
 @contextmanager

@@ -100,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         return made.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     command(commands, "serve", _serve, "run the broker until it is told to stop")
-    command(commands, "check", _check, "check the configuration and every file that it names, and change nothing")
+    text = "check the configuration, every file that it names, and the CAs' directories, and change nothing"
+    checking = command(commands, "check", _check, text)
+    checking.add_argument("--offline", action="store_true", help="ask no CA for its directory")
 
     text = "have the running broker read its files again, and say what it took and what it refused"
     command(commands, "reload", _reload, text)
@@ -204,7 +206,7 @@ def _check(options: argparse.Namespace) -> int:
     from certplane.broker.checking import check
     from certplane.broker.reload import trust_fields
 
-    prepared, doubts = asyncio.run(check(settings))
+    prepared, doubts = asyncio.run(check(settings, offline=options.offline))
     for notice in (*settings.notices, *doubts):
         say(notice)
     row = {

@@ -1,7 +1,8 @@
 """`certplane-broker preflight`: what a profile's orders will need, looked at from the broker's machine.
 
 Reads configuration, policy and secrets as the broker does, asks the DNS, the DNS provider and the CA's directory, and
-changes nothing at any of them. The ACME account isn't looked up, so that what CAA says of accounts stays undecided.
+changes nothing at any of them. The ACME account isn't looked up, so that what CAA says of accounts stays undecided, as
+does whether an account that must be bound is there already.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 
 from certplane.broker import adapters
 from certplane.broker.database import locating, secret_source
-from certplane.broker.model import PreflightCheck, PreflightResult
+from certplane.broker.issuers.acme import DirectoryError
+from certplane.broker.issuers.acme_directory import AcmeDirectory, no_such_profile
+from certplane.broker.model import PreflightCheck, PreflightResult, Profile
 from certplane.broker.policy.source import FilePolicySource
-from certplane.broker.settings import BrokerSettings
+from certplane.broker.settings import AcmeCaSettings, BrokerSettings
 from certplane.errors import OperationError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
@@ -25,6 +28,7 @@ __all__ = ["COLUMNS", "failed", "preflight", "rows"]
 COLUMNS = ("check", "subject", "result", "detail", "remedy")
 
 _TIMEOUT = timedelta(seconds=60)
+_DIRECTORY_TIME = timedelta(seconds=10)
 
 
 async def preflight(settings: BrokerSettings, profile_name: str, *, clock: Clock | None = None) -> list[PreflightCheck]:
@@ -50,7 +54,27 @@ async def preflight(settings: BrokerSettings, profile_name: str, *, clock: Clock
         stack.push_async_callback(solver.close)
         names = profile.issuers or (next(iter(settings.cas)),)
         looking = await stack.enter_async_context(adapters.preflight(settings, solver, {}, clock))
-        return await looking.report(profile, names, _TIMEOUT)
+        directories = await adapters.read_directories(settings, names, _DIRECTORY_TIME, clock, rng)
+        rows = [_directory(name, profile, settings.cas[name], found) for name, found in directories.items()]
+        return [*rows, *await looking.report(profile, names, _TIMEOUT)]
+
+
+def _directory(
+    name: str, profile: Profile, ca: AcmeCaSettings, found: AcmeDirectory | DirectoryError
+) -> PreflightCheck:
+    """Whether the CA's directory is there and offers what the profile's orders ask for."""
+    subject = f"{name} ({ca.directory_url})"
+    if isinstance(found, DirectoryError):
+        result = PreflightResult.FAILED if found.wrong else PreflightResult.UNKNOWN
+        return PreflightCheck("directory", subject, result, found.refusal.message)
+    if profile.acme_profile and (missing := no_such_profile(profile.acme_profile, found)) is not None:
+        remedy = "correct acme.profile of the profile in the policy"
+        return PreflightCheck("directory", subject, PreflightResult.FAILED, missing.message, remedy)
+    if found.external_account_required and ca.eab is None:
+        detail = "the CA makes accounts only for who has one with it already"
+        remedy = "unless the account is there, configure eab with the key id and the MAC key that the CA has given you"
+        return PreflightCheck("directory", subject, PreflightResult.UNKNOWN, detail, remedy)
+    return PreflightCheck("directory", subject, PreflightResult.OK, "can be read")
 
 
 def rows(checks: list[PreflightCheck]) -> list[dict[str, Any]]:

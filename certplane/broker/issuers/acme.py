@@ -29,7 +29,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from certplane.broker.issuers.acme_client import AcmeClient
-from certplane.broker.issuers.acme_directory import no_such_profile
+from certplane.broker.issuers.acme_directory import AcmeDirectory, no_such_profile
 from certplane.broker.issuers.acme_network import AcmeError
 from certplane.broker.issuers.acme_registration import Registration
 from certplane.broker.issuers.acme_resources import MOST_PROBLEMS, AcmeAuthorization, AcmeOrder
@@ -39,7 +39,7 @@ from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
 from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, RevocationReason
-from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, Refusal, RefusalError
 
 if TYPE_CHECKING:
     import random
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from certplane.runtime.backoff import Backoff
     from certplane.runtime.clock import Clock
 
-__all__ = ["AccountInfo", "AcmeIssuer", "AcmeServer"]
+__all__ = ["AccountInfo", "AcmeIssuer", "AcmeServer", "DirectoryError"]
 
 _log = logging.getLogger(__name__)
 
@@ -122,6 +122,18 @@ class AccountInfo:
     profiles: Mapping[str, str]
 
 
+class DirectoryError(RefusalError):
+    """A CA's directory can't be read; the message has its URL and what to do.
+
+    Attributes:
+        wrong: the configuration is to be suspected, not the hour: something else is there, or nobody at all.
+    """
+
+    def __init__(self, refusal: Refusal, *, wrong: bool) -> None:
+        super().__init__(refusal.reason, refusal.message, retry_after=refusal.retry_after, problems=refusal.problems)
+        self.wrong = wrong
+
+
 class AcmeIssuer:
     """The ports `Issuer` and `Revoker`, over ACME.
 
@@ -169,7 +181,7 @@ class AcmeIssuer:
         self._sent: dict[str, None] = {}
         """URLs of orders that a CSR was sent to, oldest first."""
         self._registration = Registration(
-            server.directory_url, server.account_email, key, key_file=key_file, external=external
+            server.directory_url, server.account_email, key, key_file=key_file, external=external, clock=clock
         )
         missing = Settling(clock, settling)
         self._workers = AcmeWorkers(
@@ -317,9 +329,29 @@ class AcmeIssuer:
             _log.warning("the CA takes no order that replaces this: %s", error, extra={"fields": fields})
             return await self._workers.call(lambda client: client.create_order(names, profile), deadline)
 
+    async def read_directory(self, timeout: timedelta) -> AcmeDirectory:
+        """The CA's directory, asked for once, without the account.
+
+        Raises:
+            DirectoryError: it can't be read.
+        """
+        try:
+            return await self._workers.read_directory(Deadline.after(timeout, self._clock))
+        except AcmeError as error:
+            raise DirectoryError(error.refusal, wrong=error.misplaced or error.unreachable) from error
+
+    async def note_directory(self, timeout: timedelta) -> None:
+        """Say in the log if the CA's directory can't be read: at the start, not with the first order. Never raises."""
+        with contextlib.suppress(AcmeError):
+            await self._workers.note_directory(Deadline.after(timeout, self._clock))
+
     async def account(self, timeout: timedelta) -> AccountInfo | None:
-        """The account as the CA shows it, None if there is none yet."""
+        """The account as the CA shows it, None if there is none yet.
+
+        A directory that can't be read is told at once.
+        """
         deadline = Deadline.after(timeout, self._clock)
+        await self.read_directory(timeout)
         with _doing("show the account"):
             session = await self._workers.find_account(deadline)
         return None if session is None else self._account_info(session)

@@ -23,14 +23,14 @@ from josepy.json_util import JSONObjectWithFields
 from josepy.json_util import field as json_field
 from josepy.jwk import JWK
 
-from certplane.broker.issuers.acme_directory import AcmeDirectory, parse_directory
+from certplane.broker.issuers.acme_directory import AcmeDirectory, directory_body, parse_directory
 from certplane.broker.issuers.acme_limits import ACCOUNT, limited_scopes
 from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
 from certplane.broker.issuers.acme_resources import AcmeAuthorization, AcmeOrder, MalformedAnswerError
 from certplane.broker.issuers.acme_settling import Settling
 from certplane.broker.issuers.answers import parse_retry_after, printable
 from certplane.broker.issuers.outgoing import ForbiddenUrlError
-from certplane.errors import Reason
+from certplane.errors import ProblemDocument, Reason
 from certplane.pki.chain import ChainError, plain_chain
 from certplane.runtime.failpoints import failpoint
 
@@ -44,6 +44,8 @@ __all__ = ["AcmeClient", "AcmeSession", "Binding"]
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]{4,}={0,2}", re.ASCII)
 _MOST_CONTACTS = 10
 _LONGEST_URL = 200
+ACTION_REQUIRED = "urn:ietf:params:acme:error:userActionRequired"
+"""The type of problem that calls a person for the whole account (RFC 8555 6.7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,20 @@ class AcmeClient(ClientV2):
             self.net.account = messages.RegistrationResource(uri=session.account_url, body=messages.Registration())
 
     def fetch_directory(self, url: str) -> AcmeDirectory:
-        """The directory, its URLs checked."""
-        with _malformed_as_acme_errors():
-            return parse_directory(_json(self.net.get(url)), self._hosts)
+        """The directory, its URLs checked. Every failure names its URL, and what to do about it."""
+        try:
+            response = self.net.get(url)
+        except AcmeError as error:
+            error.refusal = replace(error.refusal, message=f"{printable(url, _LONGEST_URL)}: {error.refusal.message}")
+            if error.unreachable:
+                error.add(_UNREACHABLE)
+            raise
+        try:
+            return parse_directory(directory_body(response), self._hosts)
+        except ForbiddenUrlError as error:
+            raise _misplaced(url, f"it holds {error}", "add that host to issuer.acme.allowed_hosts") from error
+        except MalformedAnswerError as error:
+            raise _misplaced(url, str(error), _NO_DIRECTORY) from error
 
     def register(self, directory: AcmeDirectory, email: str, binding: Binding | None = None) -> AcmeSession:
         """Make the account, or find the one that this key has (RFC 8555 7.3 and 7.3.1).
@@ -317,6 +330,21 @@ class AcmeClient(ClientV2):
 
     def _retry_after(self, response: requests.Response) -> timedelta | None:
         return parse_retry_after(response.headers.get("Retry-After"), self._clock.now())
+
+
+_NO_DIRECTORY = "set issuer.acme.directory_url to the URL that the CA documents for its ACME directory"
+_UNREACHABLE = (
+    "check host and port of issuer.acme.directory_url, the way there, and, for a private CA, issuer.acme.ca_bundle"
+)
+
+
+def _misplaced(url: str, what: str, remedy: str) -> AcmeError:
+    """What is at the directory's URL is another thing: that doesn't pass by itself."""
+    said = f"{printable(url, _LONGEST_URL)} is no ACME directory: {what}"
+    problem = ProblemDocument(ACTION_REQUIRED, said)
+    error = AcmeError(Reason.ISSUER_REJECTED, f"{said}; {remedy}", problems=(problem,), unsent=True)
+    error.misplaced = True
+    return error
 
 
 def _json(response: requests.Response) -> Any:

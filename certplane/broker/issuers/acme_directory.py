@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import requests
 from acme import messages
 
 from certplane.broker.issuers.acme_resources import MalformedAnswerError
@@ -39,6 +41,30 @@ class AcmeDirectory:
     profiles: Mapping[str, str] = field(default_factory=dict)
     terms_of_service: str = ""
     external_account_required: bool = False
+
+
+def directory_body(response: requests.Response) -> object:
+    """The JSON that answers a GET of a directory; pure.
+
+    Raises:
+        MalformedAnswerError: the answer is none, as from a wrong URL; the text says what came instead.
+    """
+    status = response.status_code
+    kind = printable(response.headers.get("Content-Type", ""), 60).partition(";")[0]
+    if 300 <= status < 400:
+        where = printable(response.headers.get("Location", ""), _LONGEST_TEXT) or "an unnamed place"
+        raise MalformedAnswerError(f"HTTP status {status}, a redirect to {where} that isn't followed")
+    if status != 200:
+        raise MalformedAnswerError(f"HTTP status {status}")
+    try:
+        body: object = json.loads(response.content)
+    except (ValueError, RecursionError) as error:
+        raise MalformedAnswerError(f"something that isn't JSON ({kind or 'of no content type'})") from error
+    if not isinstance(body, dict):
+        raise MalformedAnswerError("JSON that isn't an object")
+    if missing := [name for name in _NEEDED if not isinstance(body.get(name), str)]:
+        raise MalformedAnswerError(f"an object without {missing[0]}")
+    return body
 
 
 def parse_directory(body: object, hosts: AllowedHosts) -> AcmeDirectory:

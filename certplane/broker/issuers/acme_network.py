@@ -71,6 +71,8 @@ class AcmeError(RefusalError):
     Attributes:
         unsent: the CA can't have received the request, so that repeating even a finalisation is safe.
         missing: the CA's own word is that it doesn't know what the URL names (404).
+        misplaced: something else than an ACME directory is at the directory's URL.
+        unreachable: nobody answers there: no address, no connection, no trusted certificate.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class AcmeError(RefusalError):
         super().__init__(reason, message, retry_after=retry_after, problems=problems, violations=violations)
         self.unsent = unsent
         self.missing = missing
+        self.misplaced = self.unreachable = False
 
     def concern(self, scopes: Iterable[Scope]) -> None:
         """Say for what the CA is not to be asked again, if this is a rate limit."""
@@ -146,8 +149,11 @@ class AcmeNetwork(ClientNetwork):
         """Monotonic time; set before each call."""
 
     def get(self, url: str, *_args: Any, **_kwargs: Any) -> requests.Response:
-        """GET, as for the directory only. Raises `AcmeError`."""
-        return self._checked(self._send_request("GET", url))
+        """GET, as for the directory only; whatever status below 500 it has, but no rate limit. Raises `AcmeError`."""
+        response = self._send_request("GET", url)
+        if response.status_code >= 500 or response.status_code in {408, 429}:
+            raise self._refused(response)
+        return response
 
     def close(self) -> None:
         """Close its connections."""
@@ -302,8 +308,11 @@ def _failures_as_acme_errors() -> Iterator[None]:
     except AcmeError:
         raise
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        message = f"no answer: {_what_happened(error)}"
-        raise AcmeError(Reason.ISSUER_UNAVAILABLE, message, unsent=_nothing_sent(error)) from error
+        failure = AcmeError(
+            Reason.ISSUER_UNAVAILABLE, f"no answer: {_what_happened(error)}", unsent=_nothing_sent(error)
+        )
+        failure.unreachable = _is_unreachable(error)
+        raise failure from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -321,6 +330,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _nothing_sent(error: BaseException) -> bool:
     unconnected = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
     return any(isinstance(cause, unconnected) for cause in _causes(error))
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether no connection came about for a reason that rarely passes by itself; a timeout may."""
+    refused = (urllib3.exceptions.NewConnectionError, ssl.SSLError, requests.exceptions.SSLError)
+    return not isinstance(error, requests.Timeout) and any(isinstance(cause, refused) for cause in _causes(error))
 
 
 def _what_happened(error: BaseException) -> str:

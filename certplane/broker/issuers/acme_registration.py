@@ -16,15 +16,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from certplane.broker.issuers.acme_client import AcmeClient, AcmeSession, Binding
+from certplane.broker.issuers.acme_client import ACTION_REQUIRED, AcmeClient, AcmeSession, Binding
 from certplane.broker.issuers.acme_network import AcmeError
+from certplane.broker.issuers.acme_settling import Settling
 from certplane.errors import ConfigurationError, ProblemDocument, Reason, RefusalError
 
 if TYPE_CHECKING:
     from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
     from certplane.broker.issuers.acme_directory import AcmeDirectory
+    from certplane.runtime.clock import Clock
     from certplane.runtime.pool import BlockingPool
 
 __all__ = ["ExternalAccount", "Registration"]
@@ -32,7 +35,8 @@ __all__ = ["ExternalAccount", "Registration"]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-_ACTION_REQUIRED = "urn:ietf:params:acme:error:userActionRequired"
+_BRIEFLY = timedelta(seconds=10)
+"""For how long something else than a directory may be at its URL: a page in front of the CA that passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Registration:
         *,
         key_file: AccountKeyFile | None = None,
         external: ExternalAccount | None = None,
+        clock: Clock,
     ) -> None:
         """Nothing is sent yet.
 
@@ -72,9 +77,13 @@ class Registration:
             key: the account's, as last known.
             key_file: where the key is; without one, the key never changes.
             external: what a new account is bound to.
+            clock: for how long a wrong directory is borne.
         """
-        self._directory_url, self._email, self._key_file, self._external = directory_url, email, key_file, external
+        self.directory_url, self._email, self._key_file, self._external = directory_url, email, key_file, external
         self.key = key
+        self._wrong = Settling(clock, _BRIEFLY)
+        self._was_read = False
+        self._trouble = False
 
     async def open(self, run: Exchanges, files: BlockingPool) -> AcmeSession:
         """Find the account, or make it, and bring its contact up to date."""
@@ -86,7 +95,7 @@ class Registration:
             if error.refusal.reason is Reason.ISSUER_REJECTED:
                 # Whatever was wrong, no order of the account gets further: a person is called, once for all orders,
                 # and other issuers may do meanwhile.
-                said = ProblemDocument(_ACTION_REQUIRED, "there is no account to order with")
+                said = ProblemDocument(ACTION_REQUIRED, "there is no account to order with")
                 error.refusal = replace(error.refusal, problems=(*error.refusal.problems, said))
             raise
         what = "made" if session.created else "found"
@@ -103,8 +112,27 @@ class Registration:
         return await self._find(self.key, directory, run)
 
     async def directory(self, run: Exchanges) -> AcmeDirectory:
-        """The directory as it is now."""
-        return await run(lambda client: client.fetch_directory(self._directory_url))
+        """The directory as it is now.
+
+        What isn't one is a refusal after some seconds, for a person, unless it was one before: then it may be again.
+        """
+        return await run(self._fetch_directory)
+
+    def _fetch_directory(self, client: AcmeClient) -> AcmeDirectory:
+        try:
+            directory = client.fetch_directory(self.directory_url)
+        except AcmeError as error:
+            if not self._trouble:  # once, not with each try of each order
+                self._trouble = True
+                _log.warning("the CA's directory can't be read: %s", error.refusal.message)
+            if error.misplaced and (self._was_read or self._wrong.missing(self.directory_url)):
+                error.refusal = replace(error.refusal, reason=Reason.ISSUER_UNAVAILABLE, problems=())
+            raise
+        self._wrong.found(self.directory_url)
+        if self._trouble:
+            _log.info("the CA's directory can be read again", extra={"fields": {"url": self.directory_url}})
+        self._was_read, self._trouble = True, False
+        return directory
 
     async def has_another_key(self, files: BlockingPool) -> bool:
         """Whether somebody has changed the key meanwhile, or is about to."""

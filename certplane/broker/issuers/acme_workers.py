@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import random
 
     from certplane.broker.issuers.acme_account import AccountKey
+    from certplane.broker.issuers.acme_directory import AcmeDirectory
     from certplane.broker.issuers.acme_registration import Exchanges, Registration
 
 __all__ = ["REPEAT", "AcmeWorkers", "unavailable", "unsent"]
@@ -143,6 +144,18 @@ class AcmeWorkers:
             elif fresh_directory:
                 self._session = replace(self._session, directory=await self._registration.directory(run))
             return self._session
+
+    async def read_directory(self, deadline: Deadline) -> AcmeDirectory:
+        """The directory, asked for once. Raises `AcmeError`, `misplaced` if something else is there."""
+        return await self._once(lambda client: client.fetch_directory(self._registration.directory_url), None, deadline)
+
+    async def note_directory(self, deadline: Deadline) -> None:
+        """Ask for the directory once, for the log. Raises `AcmeError`."""
+
+        async def run(exchange: Callable[[AcmeClient], T], session: AcmeSession | None = None) -> T:
+            return await self._once(exchange, session, deadline)
+
+        await self._registration.directory(run)
 
     async def find_account(self, deadline: Deadline) -> AcmeSession | None:
         """The account, None if there is none yet."""

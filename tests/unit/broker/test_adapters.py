@@ -17,6 +17,8 @@ from certplane.broker.issuers.dns.dns_messages import name_of
 from certplane.broker.issuers.dns.propagation import Mode
 from certplane.broker.issuers.dns.routes import Follow
 from certplane.broker.issuers.dns.solver import DnsSolver
+from certplane.broker.model import PreflightResult
+from certplane.broker.preflight import preflight
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.errors import ConfigurationError
 from certplane.runtime.clock import SystemClock
@@ -24,6 +26,7 @@ from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock
 from tests.fakes.secrets import FakeSecretSource
 from tests.support.broker_files import BrokerFiles
+from tests.support.scripted_acme import Answer, ScriptedAcme
 from tests.support.vault_server import VaultServer
 
 
@@ -162,6 +165,68 @@ def test_provider_that_cannot_be_used(files: BrokerFiles, changes: dict[str, Any
     assert problem.line is not None
 
 
+@pytest.mark.parametrize(
+    ("answer", "failed"),
+    [
+        pytest.param(Answer(404), True, id="404"),
+        pytest.param(Answer(200, b"<html>", "text/html"), True, id="html"),
+        pytest.param(None, False, id="directory"),
+        pytest.param(Answer(503), False, id="outage"),
+    ],
+)
+async def test_check_asks_for_the_directories(
+    files: BrokerFiles, tmp_path: Path, answer: Answer | None, failed: bool
+) -> None:
+    """`check` tells a directory that isn't one with its line and URL; an outage is a doubt, and nothing is made."""
+    with ScriptedAcme(tmp_path) as ca:
+        ca.fail("GET /directory", *[answer] * 9 if answer else ())
+        made = settings(files, issuer__acme__directory_url=ca.directory_url, issuer__acme__ca_bundle=str(ca.roots_file))
+        assert (await check(made, offline=True))[1] == ()
+        assert ca.requests == []
+        if failed:
+            with pytest.raises(ConfigurationError) as caught:
+                await check(made)
+            [problem] = caught.value.problems
+            assert (problem.key, problem.line is None) == ("issuer.acme.directory_url", False)
+            assert f"{ca.directory_url} is no ACME directory" in str(problem)
+        else:
+            _, doubts = await check(made)
+            assert [ca.directory_url in doubt for doubt in doubts] == ([True] if answer else [])
+        assert ca.count("GET /directory") == 1
+    assert not (files.directory / "account.key").exists()
+
+
+async def test_check_of_a_directory_where_nobody_is(files: BrokerFiles) -> None:
+    """Each issuer that can't be reached is told, with its own key."""
+    other = {"directory_url": "https://127.0.0.1:9/other", "account_key": str(files.directory / "other.key")}
+    with pytest.raises(ConfigurationError) as caught:
+        await check(settings(files, issuers={"other": {"acme": other}}))
+    assert [problem.key for problem in caught.value.problems] == [
+        "issuer.acme.directory_url",
+        "issuers.other.acme.directory_url",
+    ]
+
+
+async def test_preflight_looks_at_the_directory(files: BrokerFiles, tmp_path: Path) -> None:
+    """It fails where no order could begin: no directory, or not the certificate profile that policy names."""
+    with ScriptedAcme(tmp_path) as ca:
+        made = settings(files, issuer__acme__directory_url=ca.directory_url, issuer__acme__ca_bundle=str(ca.roots_file))
+
+        async def looked() -> tuple[PreflightResult, str]:
+            [row] = [row for row in await preflight(made, "web") if row.check == "directory"]
+            return row.result, row.detail
+
+        assert await looked() == (PreflightResult.OK, "can be read")
+        files.policy.write_text(
+            files.policy.read_text().replace("challenge: dns-01", "challenge: dns-01, profile: fast")
+        )
+        result, detail = await looked()
+        assert (result, "it has no certificate profile 'fast'" in detail) == (PreflightResult.FAILED, True)
+        ca.fail("GET /directory", Answer(404))
+        result, detail = await looked()
+        assert (result, f"{ca.directory_url} is no ACME directory" in detail) == (PreflightResult.FAILED, True)
+
+
 HTTPREQ: dict[str, Any] = {
     "issuer__acme__propagation": {},
     "issuer__acme__dns_provider": "httpreq",
@@ -285,7 +350,7 @@ async def test_check_finds_what_keeps_a_broker_from_starting(
     made = settings(files, **changes)
     files.policy.write_text("version: 9\n")
     with pytest.raises(ConfigurationError) as caught:
-        await check(made)
+        await check(made, offline=True)
     (problem,) = (problem for problem in caught.value.problems if problem.key == key)
     assert (problem.file, problem.line is not None, bool(problem.remedy)) == (str(files.config), True, True)
     assert len(caught.value.problems) > 1
@@ -298,10 +363,10 @@ async def test_check_only_doubts_what_the_environment_decides(
     """An operator's shell hasn't the variables of the service: what may stand there is a doubt, and no problem."""
     for name in ("VAULT_ADDR", "VAULT_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    prepared, doubts = await check(settings(files, secrets={"provider": "vault"}))
+    prepared, doubts = await check(settings(files, secrets={"provider": "vault"}), offline=True)
     assert prepared.policy.current.profiles
     assert ["secrets.vault.address" in doubt for doubt in doubts] == [True]
-    assert await check(settings(files, secrets={"provider": "env"})) is not None
+    assert await check(settings(files, secrets={"provider": "env"}), offline=True) is not None
     assert not (files.directory / "account.key").exists()
 
 
