@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import tempfile
 from pathlib import Path
 
+from attacks.budget import CERTIFICATES
 from attacks.table import ATTACKS, Attack
 from attacks.world import World
 
@@ -28,11 +30,14 @@ async def _attack(world: World, attack: Attack, hosts: int, seconds: float) -> b
     if attack.denied:
         await world.shut_out(denied=False)
     factor, goal = felt.quantile(0.99) / quiet.quantile(0.99), attack.goal(hosts)
-    well = factor < goal
+    burnt = sum(json.loads(counts).get(CERTIFICATES, 0) for counts in counted)
+    well = factor < goal and (attack.most is None or burnt <= attack.most)
     print(f"{attack.name} by {hosts}: quiet {quiet}; under attack {felt}")
     print(f"    p50 x{felt.quantile(0.5) / quiet.quantile(0.5):.1f}, p99 x{factor:.1f} (goal: under {goal:g}) ", end="")
     print("met" if well else "NOT MET", end="; ")
     print(f"broker: {used:.1f} s of processor, {world.broker_megabytes:.0f} MB, {wrote:.1f} MB written")
+    if attack.most is not None:
+        print(f"    {burnt} certificates of the CA's (at most {attack.most})")
     print(f"    hostile: {'; '.join(counted)}", flush=True)
     await asyncio.sleep(3)  # what was left of the attack is not the next one's
     return well

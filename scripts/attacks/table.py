@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from attacks import calls, handshakes, labels, paths, streams
+from attacks import budget, calls, handshakes, labels, paths, streams
 from attacks.target import Target
 
 __all__ = ["ATTACKS", "Attack"]
@@ -23,6 +23,7 @@ class Attack:
         hosts: With how many hostile hosts at once it is run.
         anonymous: Whether the attacker has no identity: then a factor of 5 is allowed, whatever their number.
         denied: Whether the hostile hosts are on the deny-list.
+        most: How many certificates all of them together may get of the public CA; None where that isn't the point.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Attack:
     hosts: tuple[int, ...] = (1, 4)
     anonymous: bool = False
     denied: bool = False
+    most: int | None = None
 
     def goal(self, hosts: int) -> float:
         """The factor that is allowed."""
@@ -47,6 +49,8 @@ ATTACKS = (
     Attack("stream-hoard", "600 health watches and 600 reflection streams", streams.hoard, hosts=(1,)),
     Attack("call-flood", "calls far over the bucket, on 20 connections", calls.run),
     Attack("call-flood-denied", "the same of a host on the deny-list", calls.run, hosts=(1,), denied=True),
+    Attack("burn-by-revoking", "issue, revoke, issue again: the CA's week for a name set", budget.revoke, (1,), most=5),
+    Attack("burn-by-renewing", "renew what is far from due, again and again", budget.renew, (1,), most=4),
     Attack("client-hellos", "TLS handshakes that end after the first message", handshakes.hellos, (1,), anonymous=True),
     Attack("handshakes", "whole TLS handshakes without a certificate", handshakes.whole, (1,), anonymous=True),
 )
