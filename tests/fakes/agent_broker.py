@@ -33,6 +33,7 @@ class FakeBroker:
         states: what a new order passes through before it ends; empty: it is issued at once.
         failure: makes new orders end FAILED with it, and `retry_time`.
         errors: raised by the next calls, one each, before they do anything.
+        issue_errors: the same for calls that want a certificate.
         stall: an order's watch waits here before each further state, if set.
         lifetime: of what is issued.
         contest_time: since when the identity is contested, as `get_identity` says.
@@ -43,6 +44,7 @@ class FakeBroker:
         self.failure: Refusal | None = None
         self.retry_time: datetime | None = None
         self.errors: list[CertplaneError] = []
+        self.issue_errors: list[CertplaneError] = []
         self.stall: asyncio.Event | None = None
         self.lifetime = timedelta(days=90)
         self.profiles: tuple[str, ...] = ("web",)
@@ -59,6 +61,8 @@ class FakeBroker:
 
     async def issue(self, *, profile: str, csr_pem: str, replaces_certificate_id: str, wait: timedelta) -> OrderView:
         self._begin("issue")
+        if self.issue_errors:
+            raise self.issue_errors.pop(0)
         if profile not in self.profiles:
             raise RefusalError(Reason.PROFILE_NOT_ALLOWED, "this identity has no such profile")
         if replaces_certificate_id and replaces_certificate_id not in self.issued:
