@@ -137,7 +137,7 @@ def prepare(settings: BrokerSettings) -> Prepared:
         agent_ca_bundle=settings.server.mtls.agent_ca_bundle,
         locate=lambda key: settings.source.problem(key, ""),
     )
-    policy = FilePolicySource(settings.policy.path, issuers=settings.cas)
+    policy = FilePolicySource(settings.policy.path, settings.cas, settings.private_issuers)
     text = trust = None
     try:
         text = files.read()

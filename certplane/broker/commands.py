@@ -91,7 +91,7 @@ def identity_entry(*, name: str, issuer: str, serial_number: str, reason: str = 
 def is_stranger(settings: BrokerSettings, name: str) -> bool:
     """Whether the policy has no identity of this name: a slip, perhaps. A policy that doesn't load tells nothing."""
     try:
-        return load_policy(settings.policy.path).find_grant(name) is None
+        return load_policy(settings.policy.path, settings.private_issuers).find_grant(name) is None
     except ConfigurationError:
         return False
 

@@ -40,7 +40,7 @@ async def preflight(settings: BrokerSettings, profile_name: str, *, clock: Clock
     """
     clock = clock or SystemClock()
     rng = random.SystemRandom()
-    policy = FilePolicySource(settings.policy.path, settings.cas.keys())
+    policy = FilePolicySource(settings.policy.path, settings.cas.keys(), settings.private_issuers)
     locating(settings, policy.reload, key="policy.path")
     profile = policy.current.find_profile(profile_name)
     if profile is None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Protocol, Self
 from urllib.parse import urlsplit
 
+from certplane.broker.contact import NO_CONTACT, ContactEmail
 from certplane.broker.dns_settings import (
     CloudflareSettings,
     DnsPropagationSettings,
@@ -45,6 +46,7 @@ from certplane.config.values import (
     PositiveNumber,
     PositiveSpan,
 )
+from certplane.errors import ConfigurationProblem
 from certplane.pki.identity import PROVISIONER_KINDS
 
 __all__ = [
@@ -251,7 +253,7 @@ class AcmeCaSettings:
 
     directory_url: HttpsUrl
     account_key: Path
-    account_email: str = ""
+    account_email: ContactEmail = NO_CONTACT
     preferred_chain: str = ""
     eab: EabSettings | None = None
     ca_bundle: Path | None = None
@@ -524,13 +526,27 @@ class BrokerSettings(_BrokerFile):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Keys that were read and have no effect, a line each, for the log."""
+        """Keys that were read and have no effect, or will meet with a refusal, a line each, for the log."""
         keys = ("read_timeout", "read_header_timeout", "write_timeout", "idle_timeout")
-        return tuple(
+        idle = [
             str(self.source.problem(f"server.{key}", "has no effect: gRPC connections end by keepalive and age"))
             for key in keys
             if getattr(self.server, key) is not None
-        )
+        ]
+        return (*idle, *map(str, self._unusable_contacts()))
+
+    def _unusable_contacts(self) -> Iterator[ConfigurationProblem]:
+        for name, ca in self.cas.items():
+            if ca.ca_bundle is None and (reserved := ca.account_email.reserved_domain):
+                section = "issuer" if name == self.issuer.name else f"issuers.{name}"
+                message = f"is at {reserved}, where no mail arrives: public CAs refuse it"
+                yield self.source.problem(f"{section}.acme.account_email", message, "name an address that is read")
+
+    @property
+    def private_issuers(self) -> frozenset[str]:
+        """The issuers whose HTTPS is a private CA's, as theirs is who are one; "" stands for the default one."""
+        private = {name for name, ca in self.cas.items() if ca.ca_bundle is not None}
+        return frozenset(private | ({""} if self.issuer.acme.ca_bundle is not None else set()))
 
 
 def load_settings(path: Path) -> BrokerSettings:

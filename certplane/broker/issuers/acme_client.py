@@ -217,6 +217,8 @@ class AcmeClient(ClientV2):
             error.concern([ACCOUNT])
             if error.is_problem("externalAccountRequired"):
                 error.add("configure issuer.acme.eab with the key id and the MAC key that the CA has given you")
+            if error.is_problem("invalidContact") or error.is_problem("unsupportedContact"):
+                error.add("correct issuer.acme.account_email, or leave it out, and restart the broker")
             raise
         with _malformed_as_acme_errors():
             url = self._hosts.check(response.headers.get("Location"))

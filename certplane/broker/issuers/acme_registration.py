@@ -216,6 +216,7 @@ class Registration:
         try:
             await run(lambda client: client.update_contact(self._email), session)
         except AcmeError as error:
-            _log.warning("the account's contact can't be updated: %s", error.refusal.message)
+            remedy = "; correct issuer.acme.account_email" if error.refusal.reason is Reason.ISSUER_REJECTED else ""
+            _log.warning("the account's contact can't be updated: %s%s", error.refusal.message, remedy)
         else:
             _log.info("the account's contact is now %s", self._email)

@@ -1,9 +1,10 @@
 """policy.yml as an immutable value, or everything that is wrong with the file at once.
 
-Names are held to what a public CA could issue: DNS names with at least two labels, none under a special-use domain
-(RFC 6761 and its registry), no wildcard for a whole top-level domain, no name that a wildcard of the same profile
-covers already, since CAs refuse such an order. `.test` and `.example` are allowed although no public CA issues for
-them: a private ACME server does, and that is how a policy is tried. Public suffixes (`co.uk`) are not known here.
+Names are held to what the profile's CAs could issue: DNS names with at least two labels, none under a special-use
+domain (RFC 6761 and its registry) unless it is one of private networks and the CAs are private, no wildcard for a whole
+top-level domain, no name that a wildcard of the same profile covers already, since CAs refuse such an order. `.test`
+and `.example` are allowed although no public CA issues for them: a private ACME server does, and that is how a policy
+is tried. Public suffixes (`co.uk`) are not known here.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ _ROLE = re.compile(r"[a-z][a-z_-]{0,63}", re.ASCII)
 
 _SPECIAL_USE = frozenset({"alt", "arpa", "internal", "invalid", "local", "localhost", "onion"})
 """Top-level domains of the special-use registry, and `internal`, which ICANN reserved: no public CA issues for them."""
+_PRIVATE_USE = ("home.arpa", "internal", "local")
+"""Of these, what private networks have zones for (RFC 8375, RFC 6762 appendix G): a private CA may issue for them."""
+
+_TRUE = frozenset({"true", "yes", "on"})
 
 _CA_PROFILE_NAMES = {"tlsserver": 25, "shortlived": 25}
 """Names per certificate of Let's Encrypt's profiles, where fewer than `MAX_DNS_NAMES`."""
@@ -72,13 +77,15 @@ def _version(version: int) -> str | None:
 class _AcmeEntry:
     """`credentials` names the DNS provider's secret; `profile` is the CA's certificate profile.
 
-    `issuers` are names of broker.yml's issuers, to be tried in this order; none is the default one.
+    `issuers` are names of broker.yml's issuers, to be tried in this order; none is the default one. `private_ca` says
+    that they are private, as `ca_bundle` in broker.yml does.
     """
 
     challenge: Challenge = Challenge.DNS_01
     credentials: str = ""
     profile: str = ""
     issuers: tuple[str, ...] = ()
+    private_ca: bool = False
 
     def problems(self) -> Iterator[KeyProblem]:
         """No issuer twice."""
@@ -138,11 +145,16 @@ class _ProfileEntry:
 def _name_problem(name: str) -> str | None:
     """Why no CA would issue for a well-formed name."""
     labels = name.removeprefix("*.").split(".")
-    if labels[-1] in _SPECIAL_USE:
+    if labels[-1] in _SPECIAL_USE and not _is_private(name):
         return f"names under .{labels[-1]} are not public"
     if name == "*" or len(labels) < 2:
         return "it stands for a whole top-level domain" if name.startswith("*") else "it has one label only"
     return None
+
+
+def _is_private(name: str) -> bool:
+    """Whether a name is at or below a domain of private networks."""
+    return any(f".{name}".endswith(f".{domain}") for domain in _PRIVATE_USE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,22 +266,29 @@ class PolicyDocument:
         return self._host_names
 
 
-def load_policy(path: Path) -> PolicyDocument:
+def load_policy(path: Path, private_issuers: Collection[str] = ()) -> PolicyDocument:
     """Read policy.yml.
+
+    Args:
+        path: the file.
+        private_issuers: broker.yml's issuers that are private CAs; "" stands for the default one.
 
     Raises:
         ConfigurationError: everything that is wrong with it, or nobody has anything by it.
     """
-    policy = read_policy(Document.read(path))
+    policy = read_policy(Document.read(path), private_issuers)
     policy.check_grants()
     return policy
 
 
-def read_policy(document: Document) -> PolicyDocument:
-    """The policy of a document, an empty one included. Raises as `load_policy`."""
+def read_policy(document: Document, private_issuers: Collection[str] = ()) -> PolicyDocument:
+    """The policy of a document, an empty one included. Arguments and errors as `load_policy`'s."""
     decoder = Decoder(document.source)
     file = decoder.section(document.root, _PolicyFile)
     _check_across(document.root, decoder)
+    for entry in _entries(document.root, "profiles").values():
+        if isinstance(entry, MappingNode):
+            _check_private_names(entry, private_issuers, decoder)
     decoder.finish()
     assert file is not None
     profiles = {name: _profile(name, entry) for name, entry in file.profiles.items()}
@@ -336,6 +355,28 @@ def _entries(root: MappingNode, section: str) -> dict[str, Node]:
     if entry is None or not isinstance(entry.value, MappingNode):
         return {}
     return {name: inner.value for name, inner in entry.value.entries.items()}
+
+
+def _check_private_names(profile: MappingNode, private_issuers: Collection[str], decoder: Decoder) -> None:
+    """Names of private networks belong into profiles whose CAs are private."""
+    acme = profile.entries.get("acme")
+    told = acme.value.entries if acme is not None and isinstance(acme.value, MappingNode) else {}
+    said, issuers = (told[key].value if key in told else None for key in ("private_ca", "issuers"))
+    if isinstance(said, ScalarNode) and said.text.lower() in _TRUE:
+        return
+    listed = issuers.items if isinstance(issuers, SequenceNode) else ()
+    named = [item.text for item in listed if isinstance(item, ScalarNode)]
+    if all(issuer in private_issuers for issuer in named or [""]):
+        return
+    names = profile.entries.get("dns_names")
+    for item in names.value.items if names is not None and isinstance(names.value, SequenceNode) else ():
+        if isinstance(item, ScalarNode) and _is_private(name := item.text.lower()):
+            domain = next(domain for domain in _PRIVATE_USE if f".{name}".endswith(f".{domain}"))
+            remedy = (
+                "remove it; or, if the profile's issuers are private ACME CAs, set their ca_bundle in broker.yml or "
+                "acme.private_ca: true here"
+            )
+            decoder.add(item.key, f"is {name[:80]}: names under .{domain} are not public", remedy)
 
 
 def _check_label(label: str, node: Node, decoder: Decoder) -> None:

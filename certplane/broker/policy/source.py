@@ -45,8 +45,17 @@ def check_removal(before: PolicyDocument, after: PolicyDocument, file: str) -> N
 class FilePolicySource:
     """`certplane.broker.ports.PolicySource` over a file; nothing is read before the first `reload`."""
 
-    def __init__(self, path: Path, issuers: Collection[str] | None = None) -> None:
-        """`issuers` are those that profiles may name; None takes any, where there is no broker.yml to ask."""
+    def __init__(
+        self, path: Path, issuers: Collection[str] | None = None, private_issuers: Collection[str] = ()
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            path: the file.
+            issuers: those that profiles may name; None takes any, where there is no broker.yml to ask.
+            private_issuers: as `load_policy`'s.
+        """
+        self._private_issuers = private_issuers
         self._path = path
         self._issuers = issuers
         self._current: PolicyDocument | None = None
@@ -73,7 +82,7 @@ class FilePolicySource:
         """
         content = read_file(self._path, max_bytes=MAX_BYTES)
         self._seen = hashlib.sha256(content).hexdigest()
-        policy = read_policy(Document.parse(content, str(self._path)))
+        policy = read_policy(Document.parse(content, str(self._path)), self._private_issuers)
         if self._issuers is not None:
             policy.check_issuers(self._issuers)
         if self._current is not None:

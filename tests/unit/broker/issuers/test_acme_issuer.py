@@ -131,6 +131,15 @@ async def test_forgotten_account_is_registered_again(ca: ScriptedAcme, issuer: A
     assert order.url == f"{ca.url}/order/2"
 
 
+@pytest.mark.parametrize("kind", ["invalidContact", "unsupportedContact"])
+async def test_contact_that_the_ca_refuses(ca: ScriptedAcme, issuer: AcmeIssuer, kind: str) -> None:
+    """It is a mistake in the configuration, for a person, and the message has the key."""
+    ca.fail("POST /newAccount", problem(kind, "bad contact"))
+    refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
+    assert (refusal.reason, classify(refusal)) == (Reason.ISSUER_REJECTED, Consequence.ASK_PERSON)
+    assert "correct issuer.acme.account_email" in refusal.message
+
+
 async def test_deactivated_account_is_said(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
     """An account that isn't valid is a person's job, and the message says which."""
     headers = (("Location", f"{ca.url}/account/1"),)

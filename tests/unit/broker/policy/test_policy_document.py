@@ -121,6 +121,10 @@ def test_a_shared_section_is_written_once() -> None:
     ]
 
 
+PRIVATE = (
+    "remove it; or, if the profile's issuers are private ACME CAs, set their ca_bundle in broker.yml or "
+    "acme.private_ca: true here"
+)
 BASE = "version: 1\nprofiles:\n  p:\n"
 
 
@@ -180,7 +184,7 @@ BASE = "version: 1\nprofiles:\n  p:\n"
         ),
         pytest.param(
             BASE + "    type: multi_san\n    dns_names: [printer.local]\n",
-            ["5: profiles.p.dns_names[0]: is printer.local: names under .local are not public; remove it"], id="row31-local",
+            [f"5: profiles.p.dns_names[0]: is printer.local: names under .local are not public; {PRIVATE}"], id="row31-local",
         ),
         pytest.param(
             BASE + "    type: multi_san\n    dns_names: [1.2.0.192.in-addr.arpa]\n",
@@ -355,3 +359,43 @@ def test_never_raises_anything_else(sections: dict[str, object]) -> None:
         assert isinstance(_read(text), PolicyDocument)
     except ConfigurationError as error:
         assert error.problems  # noqa: PT017 - both ends are right; an error without a problem is not
+
+
+PRIVATE_NAMES = ["printer.local", "nas.home.arpa", "app.office.internal", "*.corp.internal"]
+
+
+@pytest.mark.parametrize(
+    ("acme", "private", "loads"),
+    [
+        pytest.param("{}", [""], True, id="default-issuer-private"),
+        pytest.param("{}", ["second"], False, id="another-issuer-private"),
+        pytest.param("{issuers: [second]}", ["second"], True, id="named-issuer-private"),
+        pytest.param("{issuers: [second, default]}", ["second"], False, id="one-of-two-private"),
+        pytest.param("{private_ca: true}", [], True, id="said"),
+        pytest.param("{private_ca: Yes}", [], True, id="said-otherwise"),
+        pytest.param("{private_ca: false}", [], False, id="said-not"),
+    ],
+)
+def test_names_of_private_networks(acme: str, private: list[str], loads: bool) -> None:
+    """They pass where each issuer of the profile is a private CA, by broker.yml or by the profile's word."""
+    names = ", ".join(f'"{name}"' for name in PRIVATE_NAMES)
+    text = f"version: 1\nprofiles:\n  p:\n    type: mixed\n    dns_names: [{names}]\n    acme: {acme}\n"
+    document = Document.parse(text.encode(), "policy.yml")
+    if loads:
+        policy = read_policy(document, private)
+        assert [set(profile.dns_names) for profile in policy.profiles] == [set(PRIVATE_NAMES)]
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        read_policy(document, private)
+    assert [problem.key for problem in caught.value.problems] == [f"profiles.p.dns_names[{n}]" for n in range(4)]
+    assert all("acme.private_ca: true" in problem.remedy for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.localhost", "a.invalid", "a.onion", "a.alt", "1.0.0.10.in-addr.arpa", "*.internal", "local"]
+)
+def test_names_that_no_dns_has(name: str) -> None:
+    """A private CA is no reason for names that no zone can hold, nor for a whole top-level domain."""
+    text = f'version: 1\nprofiles:\n  p:\n    type: {"wildcard" if "*" in name else "multi_san"}\n    dns_names: ["{name}"]\n'
+    with pytest.raises(ConfigurationError):
+        read_policy(Document.parse(text.encode(), "policy.yml"), [""])
