@@ -22,11 +22,12 @@ from certplane.runtime.command import FAILED, OK, check_text_arguments, exit_sta
 from certplane.runtime.secrecy import keep_memory_private
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from datetime import datetime
 
     from certplane.agent.control import Outcome
     from certplane.agent.host import Host
+    from certplane.agent.inspection import Finding
     from certplane.agent.lineage import Lineage
     from certplane.agent.settings import AgentSettings
     from certplane.agent.status import LineageReport
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "--once", action="store_true", help="do what is due and end: status 0 if all is well, 1 if something failed"
     )
     commands.add_parser(
-        "check", parents=[common, output], help="look whether everything is in place to renew; changes nothing"
+        "check", parents=[common, output], help="check that everything needed for renewal is in place; changes nothing"
     )
     status = commands.add_parser("status", parents=[common], help="what this host has and when it is renewed")
     status.add_argument("--json", action="store_true", help="one JSON object")
@@ -192,14 +193,24 @@ async def _renew_here(name: str, host: Host, progress: Progress) -> Outcome:
 
 async def _check(options: argparse.Namespace, host: Host, _: Progress) -> int:
     from certplane.agent.check import findings  # noqa: PLC0415 - as in `main`
+    from certplane.agent.inspection import act_as_owner  # noqa: PLC0415
+
+    async def all_findings() -> AsyncIterator[Finding]:
+        if (about_user := act_as_owner(host)) is not None:
+            yield about_user
+        async for finding in findings(host):
+            yield finding
 
     well = True
-    async for finding in findings(host):
+    async for finding in all_findings():
         well = well and finding.ok
         if options.json:
-            print(json.dumps({"subject": finding.subject, "ok": finding.ok, "text": finding.text}), flush=True)
+            document = {"subject": finding.subject, "ok": finding.ok, "level": finding.level.value.lower()}
+            if finding.health is not None:
+                document["health"] = finding.health.value
+            print(json.dumps({**document, "text": finding.text}), flush=True)
         else:
-            print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject}: {finding.text}", flush=True)
+            print(f"{finding.level:4}  {finding.subject}: {finding.text}", flush=True)
     return OK if well else FAILED
 
 

@@ -13,6 +13,7 @@ No network and no gRPC here: `status` needs no more than this, and `enroll` only
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -31,8 +32,10 @@ from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.install.lock import StateLock
 from certplane.agent.install.material import Part
 from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.password import PasswordFile
 from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.status import JsonStatusFile
+from certplane.agent.install.trial import Obstacle
 from certplane.agent.install.versions import Permission
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.lineage import Lineage
@@ -44,7 +47,6 @@ from certplane.agent.renewal.waiting import Asked
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.spool import FileReportSpool
 from certplane.config.bundles import read_ca_bundle
-from certplane.config.files import read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.clock import Clock, SystemClock, local_zone
 from certplane.runtime.files import Owner, temporary_name
@@ -77,7 +79,6 @@ _PARTS = {
 """Outputs by their keys in agent.yml."""
 _OWN = (IDENTITY, "certificates", "reports", "control", "lock", "link.json", temporary_name("link.json"))
 """What the agent keeps in `state_dir`. Beside them outputs may lie there: the public format's examples do so."""
-_MOST_PASSWORD = 1024
 _MOST_ERROR = 2000
 
 logger = logging.getLogger(__name__)
@@ -179,7 +180,16 @@ class Host:
             versions=store,
             directive=directive,
         )
-        return Lineage(spec, keys=keys, versions=store, statuses=statuses, disk=self.disk, directive=directive)
+        return Lineage(
+            spec,
+            keys=keys,
+            versions=store,
+            statuses=statuses,
+            disk=self.disk,
+            directive=directive,
+            # an identity works from the lineage itself: it is renewed whatever stands where other programs read it
+            trial=None if spec.name == IDENTITY else store,
+        )
 
     def lock(self) -> StateLock:
         """The lock of the state directory: held by whoever writes it."""
@@ -216,21 +226,26 @@ class Host:
         at = self.settings.source.problem("broker.server_ca_bundle", "")
         read_ca_bundle(self.settings.broker.server_ca_bundle, at=at, only_cas=False)
 
-    def check_outputs(self, certificate: CertificateSettings) -> None:
-        """Look whether the next activation of a certificate has what its outputs need. Blocks; changes nothing.
+    def obstacles(self, name: str) -> list[Obstacle]:
+        """What would be in the way of the next version of a certificate, or of `IDENTITY`. Blocks; changes nothing."""
+        return self._stores[name].obstacles()
+
+    def check_outputs(self, certificate: CertificateSettings) -> str:
+        """See whether services can read what is installed, and the password is what it looks like. Blocks.
+
+        Returns:
+            What may be meant otherwise; empty if nothing is.
 
         Raises:
-            CertplaneError: a user or group isn't there, a password can't be read, or services can't pass `state_dir`.
+            CertplaneError: a user or group isn't there, the password can't be used, or services can't pass `state_dir`.
         """
         access = _access(certificate)
         for each in access.values():
             each.over(Permission(Owner(0, 0), 0))
-        number = self.settings.certificates.index(certificate)
-        maker = _pkcs12(self.settings, number)
-        if maker is not None:
-            maker.password()
         if certificate.install is InstallMode.LINK and access:
             self._check_way(self.state_dir / "certificates" / certificate.name)
+        password = _password_file(self.settings, self.settings.certificates.index(certificate))
+        return "" if password is None else password.warning()
 
     def _check_way(self, lineage: Path) -> None:
         """Whether somebody who is neither owner nor group of a folder passes it, on the way to a lineage's files."""
@@ -404,29 +419,22 @@ def _access(certificate: CertificateSettings) -> dict[Part, FileAccess]:
     }
 
 
+def _password_file(settings: AgentSettings, number: int) -> PasswordFile | None:
+    """Where the password of a certificate's PKCS#12 file is."""
+    pkcs12 = settings.certificates[number].pkcs12
+    if pkcs12 is None:
+        return None
+    key = f"certificates[{number}].pkcs12.password_file"
+    return PasswordFile(pkcs12.password_file, functools.partial(settings.source.problem, key))
+
+
 def _pkcs12(settings: AgentSettings, number: int) -> Pkcs12Maker | None:
     """What makes a certificate's PKCS#12 file; the password is read at each use."""
     certificate = settings.certificates[number]
-    if certificate.pkcs12 is None:
+    password = _password_file(settings, number)
+    if certificate.pkcs12 is None or password is None:
         return None
-    path = certificate.pkcs12.password_file
-    problem = settings.source.problem
-    key = f"certificates[{number}].pkcs12.password_file"
-
-    def password() -> bytes:
-        content = read_private_file(path, at=problem(key, ""), max_bytes=_MOST_PASSWORD).removesuffix(b"\n")
-        content = content.removesuffix(b"\r")
-        if not content:
-            raise ConfigurationError([problem(key, f"{path} is empty", "put the password there")])
-        try:
-            content.decode()
-        except UnicodeDecodeError as error:
-            message = f"the password in {path} is not UTF-8, as PKCS#12 files need it (octet {error.start + 1})"
-            remedy = f"write it as UTF-8, or make another: openssl rand -base64 24 > {path}"
-            raise ConfigurationError([problem(key, message, remedy)]) from None  # the error would show the password
-        return content
-
-    return Pkcs12Maker(password, certificate.pkcs12.friendly_name or certificate.name)
+    return Pkcs12Maker(password.read, certificate.pkcs12.friendly_name or certificate.name)
 
 
 def _checked_outputs(settings: AgentSettings, state_dir: Path) -> Mapping[str, Outputs]:

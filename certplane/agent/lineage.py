@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from certplane.agent.install.activation import ActivationResult
     from certplane.agent.model import LineageStatus, Version
-    from certplane.agent.ports import DirectiveFile, PendingKeys, StatusFile, VersionStore
+    from certplane.agent.ports import DirectiveFile, InstallTrial, PendingKeys, StatusFile, VersionStore
     from certplane.runtime.clock import Clock
     from certplane.runtime.pool import BlockingPool
     from certplane.runtime.progress import Progress
@@ -108,7 +108,8 @@ class Activates(Protocol):
 class Lineage:
     """What belongs to one lineage: what is wanted of it, and where it is kept.
 
-    `directive` is None where no broker can say anything: the identity's.
+    `directive` is None where no broker can say anything: the identity's. `trial` says beforehand whether a certificate
+    could be installed; None where one is wanted in any case.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Lineage:
         statuses: StatusFile,
         disk: BlockingPool,
         directive: DirectiveFile | None = None,
+        trial: InstallTrial | None = None,
     ) -> None:
         self.spec = spec
         self.keys = keys
@@ -127,6 +129,7 @@ class Lineage:
         self.statuses = statuses
         self.disk = disk
         self.directive = directive
+        self.trial = trial
 
     @property
     def name(self) -> str:
@@ -359,6 +362,9 @@ class LineageLife:
         )
         status = await self._lineage.save(status)
         try:
+            if self._lineage.trial is not None and (facts.pending is None or not facts.pending.order_id):
+                # one that can't be installed would be wasted: a public CA issues few a week
+                await self._lineage.disk.run(self._lineage.trial.try_install)
             if request.abandon_pending:
                 await self._lineage.disk.run(self._lineage.keys.abandon)
             version = await self._obtain(request)

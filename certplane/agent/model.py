@@ -6,6 +6,7 @@ hexadecimal; PEM strings end with a newline.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -131,6 +132,8 @@ class IdentityView:
     broker_version: str = ""
     contest_time: datetime | None = None
     """Since when somebody else uses this identity too; the broker makes no new orders for it."""
+    profile_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The names that a certificate of each profile must have; not of all where the broker doesn't say."""
 
 
 @dataclass(frozen=True, slots=True)

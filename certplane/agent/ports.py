@@ -24,13 +24,15 @@ from certplane.agent.model import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
 __all__ = [
     "Broker",
+    "CertificateLookup",
     "DirectiveFile",
     "HookRunner",
     "IdentityAuthority",
+    "InstallTrial",
     "OrderFollower",
     "PendingKeyMaterial",
     "PendingKeys",
@@ -231,6 +233,18 @@ class ServiceProbe(Protocol):
         ...
 
 
+class InstallTrial(Protocol):
+    """Sees beforehand whether a lineage's next version could be installed; beside `VersionStore`."""
+
+    def try_install(self) -> None:
+        """Try what can be tried without a change that anybody sees. Blocks.
+
+        Raises:
+            OperationError: an installation would fail: which output, why, and what to do.
+        """
+        ...
+
+
 class Broker(Protocol):
     """The broker over one persistent mTLS channel.
 
@@ -257,6 +271,19 @@ class Broker(Protocol):
 
     async def use_identity(self, identity: Version) -> None:
         """Open a new channel with this identity for the next calls; the old channel ends when its calls have."""
+        ...
+
+
+class CertificateLookup(Protocol):
+    """Asks the broker for one of the caller's own certificates; beside `Broker`, over the same channel."""
+
+    async def revoke_time(self, certificate_id: str) -> datetime | None:
+        """Since when it is revoked; None if it isn't.
+
+        Raises:
+            RefusalError: as `Broker`: CERTIFICATE_NOT_FOUND of one that it doesn't know.
+            OperationError: as `Broker`.
+        """
         ...
 
 

@@ -9,15 +9,19 @@ A file appears whole or not at all: temporary file (O_EXCL, O_NOFOLLOW, 0600), o
 written, fsync, rename, fsync of the directory. The temporary name belongs to the final one, so that what a crash
 leaves is found and removed by the next write, without a sweep through directories that aren't ours.
 
-All of it blocks, and raises `OSError` or `UnsafeDirectoryError`; callers say what it means.
+All of it blocks, and raises `OSError`, whose `filename` is the whole path, or `UnsafeDirectoryError`; callers say what
+it means (`certplane.runtime.disk_errors`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +41,12 @@ __all__ = [
 
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_GET_FLAGS = 2 << 30 | struct.calcsize("l") << 16 | ord("f") << 8 | 1
+"""FS_IOC_GETFLAGS: _IOR('f', 1, long) of linux/fs.h."""
+_FIXED = 0x10 | 0x20
+"""FS_IMMUTABLE_FL and FS_APPEND_FL."""
+_NO_UNNAMED_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.ENOSYS})
+"""From O_TMPFILE (open(2)) where the file system, or the kernel, has no such files."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -109,20 +119,33 @@ def _open(path: Path, create_mode: int | None, *, guarded: bool) -> Directory:
             fd, here = below, here / name
         if guarded:
             _refuse_unsafe(fd, here, last=True)
-        return Directory(os.open(".", _LIST, dir_fd=fd), here)
+        with _located(here):
+            return Directory(os.open(".", _LIST, dir_fd=fd), here)
     finally:
         os.close(fd)
 
 
-def _step(fd: int, path: Path, create_mode: int | None) -> int:
+@contextlib.contextmanager
+def _located(path: Path) -> Iterator[None]:
+    """Let an `OSError` name the whole path: a descriptor's calls know one component of it, or nothing."""
     try:
-        return _open_below(fd, path, _WALK)
-    except FileNotFoundError:
-        if create_mode is None:
+        yield
+    except OSError as error:
+        if error.errno is None or (isinstance(error.filename, str) and error.filename.startswith("/")):
             raise
-    with contextlib.suppress(FileExistsError):
-        _make(fd, path.name, create_mode)
-    return _open_below(fd, path, _WALK)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _step(fd: int, path: Path, create_mode: int | None) -> int:
+    with _located(path):
+        try:
+            return _open_below(fd, path, _WALK)
+        except FileNotFoundError:
+            if create_mode is None:
+                raise
+        with contextlib.suppress(FileExistsError):
+            _make(fd, path.name, create_mode)
+        return _open_below(fd, path, _WALK)
 
 
 def _make(fd: int, name: str, mode: int) -> None:
@@ -183,14 +206,16 @@ class Directory:
 
     def names(self) -> list[str]:
         """Everything in it, unordered."""
-        return os.listdir(self._fd)  # noqa: PTH208 - Path can't list a descriptor
+        with _located(self.path):
+            return os.listdir(self._fd)  # noqa: PTH208 - Path can't list a descriptor
 
     def status(self, name: str) -> os.stat_result | None:
         """The entry itself, a link not followed; None if there is none."""
-        try:
-            return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
+        with _located(self.path / name):
+            try:
+                return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
 
     def read(self, name: str, *, most: int | None = None) -> bytes:
         """A regular file's bytes; a link is refused (ELOOP), and so is anything that isn't a regular file (EINVAL).
@@ -199,24 +224,26 @@ class Directory:
             name: The file's.
             most: More octets than this are refused (EFBIG).
         """
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(errno.EINVAL, "not a regular file", str(self.path / name))
-            if most is not None and os.fstat(fd).st_size > most:
-                raise OSError(errno.EFBIG, "larger than such a file ever is", str(self.path / name))
-            return file.read()
+        with _located(self.path / name):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
+            with os.fdopen(fd, "rb") as file:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise OSError(errno.EINVAL, "not a regular file", str(self.path / name))
+                if most is not None and os.fstat(fd).st_size > most:
+                    raise OSError(errno.EFBIG, "larger than such a file ever is", str(self.path / name))
+                return file.read()
 
     def link_target(self, name: str) -> str | None:
         """Where the symbolic link `name` points; None if there is no such link."""
-        try:
-            return os.readlink(name, dir_fd=self._fd)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # readlink(2): not a link
+        with _located(self.path / name):
+            try:
+                return os.readlink(name, dir_fd=self._fd)
+            except FileNotFoundError:
                 return None
-            raise
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # readlink(2): not a link
+                    return None
+                raise
 
     def child(self, name: str, *, create_mode: int | None = None) -> Directory:
         """A directory in it; created (and durable) if missing and `create_mode` says so."""
@@ -228,20 +255,21 @@ class Directory:
 
     def write_new(self, name: str, data: bytes, *, mode: int, owner: Owner | None = None) -> None:
         """Write a file that must not exist yet; its content is durable, its name is after `sync`."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o600, dir_fd=self._fd)
-        try:
-            with os.fdopen(fd, "wb", buffering=0) as file:
-                if owner is not None:
-                    os.fchown(fd, owner.uid, owner.gid)
-                os.fchmod(fd, mode)
-                view = memoryview(data)
-                while view:
-                    view = view[file.write(view) :]
-                os.fsync(fd)
-        except BaseException:
-            self.discard(name)
-            raise
+        with _located(self.path / name):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o600, dir_fd=self._fd)
+            try:
+                with os.fdopen(fd, "wb", buffering=0) as file:
+                    if owner is not None:
+                        os.fchown(fd, owner.uid, owner.gid)
+                    os.fchmod(fd, mode)
+                    view = memoryview(data)
+                    while view:
+                        view = view[file.write(view) :]
+                    os.fsync(fd)
+            except BaseException:
+                self.discard(name)
+                raise
 
     def prepare(self, name: str, data: bytes, *, mode: int, owner: Owner | None = None) -> None:
         """Write what `commit` will make `name`, under its temporary name."""
@@ -261,58 +289,110 @@ class Directory:
 
     def replace_with_link(self, name: str, target: str) -> None:
         """Make `name` a symbolic link, atomically and durably, whatever file or link it was."""
-        temporary = temporary_name(name)
-        self.discard(temporary)
-        try:
-            os.symlink(target, temporary, dir_fd=self._fd)
-            self.rename(temporary, name)
-        except BaseException:
+        with _located(self.path / name):
+            temporary = temporary_name(name)
             self.discard(temporary)
-            raise
-        self.sync()
+            try:
+                os.symlink(target, temporary, dir_fd=self._fd)
+                self.rename(temporary, name)
+            except BaseException:
+                self.discard(temporary)
+                raise
+            self.sync()
 
     def rename(self, old: str, new: str) -> None:
         """Rename in this directory, atomically; durable after `sync`."""
-        os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        with _located(self.path / new):
+            os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def make(self, name: str, *, mode: int) -> Directory:
         """A new, empty, durable directory in it; `mode` whatever the umask says."""
-        _make(self._fd, name, mode)
-        return self.child(name)
+        with _located(self.path / name):
+            _make(self._fd, name, mode)
+            return self.child(name)
 
     def open_lasting(self, name: str, *, mode: int) -> int:
         """A descriptor, for reading and writing, of a file that stays for good: opened, or made if it is missing."""
-        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self._fd)
+        with _located(self.path / name):
+            return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self._fd)
 
     def permit(self, name: str, *, mode: int, owner: Owner) -> None:
         """Set a file's mode and owner, on its descriptor, if they differ; a link is refused."""
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
-        try:
-            status = os.fstat(fd)
-            if (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) != (owner.uid, owner.gid, mode):
-                # Narrowed first: the new owner must not read by the old mode, nor the old owner by the new one.
-                if stat.S_IMODE(status.st_mode) & ~mode:
-                    os.fchmod(fd, stat.S_IMODE(status.st_mode) & mode)
-                os.fchown(fd, owner.uid, owner.gid)
-                os.fchmod(fd, mode)
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+        with _located(self.path / name):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                status = os.fstat(fd)
+                if (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) != (owner.uid, owner.gid, mode):
+                    # Narrowed first: the new owner must not read by the old mode, nor the old owner by the new one.
+                    if stat.S_IMODE(status.st_mode) & ~mode:
+                        os.fchmod(fd, stat.S_IMODE(status.st_mode) & mode)
+                    os.fchown(fd, owner.uid, owner.gid)
+                    os.fchmod(fd, mode)
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def discard(self, name: str) -> None:
         """Remove a file or link if it is there; durable after `sync`."""
-        with contextlib.suppress(FileNotFoundError):
+        with _located(self.path / name), contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._fd)
 
     def discard_tree(self, name: str) -> None:
         """Remove a directory of files (one level, as all here are) if it is there; links in it are not followed."""
-        if self.status(name) is None:
-            return
-        with self.child(name) as below:
-            for entry in below.names():
-                below.discard(entry)
-        os.rmdir(name, dir_fd=self._fd)
+        with _located(self.path / name):
+            if self.status(name) is None:
+                return
+            with self.child(name) as below:
+                for entry in below.names():
+                    below.discard(entry)
+            os.rmdir(name, dir_fd=self._fd)
+
+    def try_new_file(self, octets: int, owners: Iterable[Owner] = ()) -> None:
+        """See whether a file can be written here and given to these owners; nothing is left, and nobody sees it.
+
+        Raises:
+            OSError: it can't, as a file's writing would.
+        """
+        with _located(self.path):
+            fd = self._open_unseen()
+            try:
+                view = memoryview(bytes(octets))
+                while view:
+                    view = view[os.write(fd, view) :]
+                for owner in owners:
+                    os.fchown(fd, owner.uid, owner.gid)
+            finally:
+                os.close(fd)
+
+    def _open_unseen(self) -> int:
+        """A file without a name, or, where the file system knows none, one whose name is gone again."""
+        try:
+            return os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
+        except OSError as error:
+            if error.errno not in _NO_UNNAMED_FILES:
+                raise
+        name = temporary_name("trial")
+        self.discard(name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=self._fd)
+        self.discard(name)
+        return fd
+
+    def is_fixed(self, name: str = "") -> bool:
+        """Whether a file, or with no name this directory, is immutable or append-only (chattr(1)): not replaceable."""
+        try:
+            fd = os.open(name or ".", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
+        except OSError:
+            return False
+        try:
+            (flags,) = struct.unpack("l", fcntl.ioctl(fd, _GET_FLAGS, struct.pack("l", 0)))
+        except OSError:  # a file system without such flags
+            return False
+        finally:
+            os.close(fd)
+        return bool(flags & _FIXED)
 
     def sync(self) -> None:
         """Make its entries durable."""
-        os.fsync(self._fd)
+        with _located(self.path):
+            os.fsync(self._fd)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x65rtplane/v1/enrollment.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x02\n\x08Identity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.certplane.v1.Identity.Kind\x12\r\n\x05label\x18\x03 \x01(\t\x12\x15\n\rserial_number\x18\x04 \x01(\t\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x13\n\x0bprovisioner\x18\x06 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08profiles\x18\x08 \x03(\t\x12\r\n\x05roles\x18\t \x03(\t\x12\x30\n\x0c\x63ontest_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_HOST\x10\x01\x12\x10\n\x0cKIND_SERVICE\x10\x02\x12\x11\n\rKIND_OPERATOR\x10\x03\"(\n\x12GetIdentityRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x9d\x01\n\x13GetIdentityResponse\x12(\n\x08identity\x18\x01 \x01(\x0b\x32\x16.certplane.v1.Identity\x12/\n\x0b\x62roker_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bpolicy_hash\x18\x03 \x01(\t\x12\x16\n\x0e\x62roker_version\x18\x04 \x01(\t\"+\n\x15GetTrustBundleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"[\n\x16GetTrustBundleResponse\x12\x1b\n\x13\x61gent_ca_bundle_pem\x18\x01 \x01(\t\x12$\n\x1cserver_certificate_chain_pem\x18\x02 \x01(\t\"\xe0\x01\n\x17ReportEnrollmentRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12H\n\nhost_facts\x18\x03 \x03(\x0b\x32\x34.certplane.v1.ReportEnrollmentRequest.HostFactsEntry\x12\x1e\n\x16identity_serial_number\x18\x04 \x01(\t\x1a\x30\n\x0eHostFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x18ReportEnrollmentResponse\x12/\n\x0brecord_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa7\x02\n\x11\x45nrollmentService\x12R\n\x0bGetIdentity\x12 .certplane.v1.GetIdentityRequest\x1a!.certplane.v1.GetIdentityResponse\x12[\n\x0eGetTrustBundle\x12#.certplane.v1.GetTrustBundleRequest\x1a$.certplane.v1.GetTrustBundleResponse\x12\x61\n\x10ReportEnrollment\x12%.certplane.v1.ReportEnrollmentRequest\x1a&.certplane.v1.ReportEnrollmentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x65rtplane/v1/enrollment.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x02\n\x08Identity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.certplane.v1.Identity.Kind\x12\r\n\x05label\x18\x03 \x01(\t\x12\x15\n\rserial_number\x18\x04 \x01(\t\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x13\n\x0bprovisioner\x18\x06 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08profiles\x18\x08 \x03(\t\x12\r\n\x05roles\x18\t \x03(\t\x12\x30\n\x0c\x63ontest_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_HOST\x10\x01\x12\x10\n\x0cKIND_SERVICE\x10\x02\x12\x11\n\rKIND_OPERATOR\x10\x03\"(\n\x12GetIdentityRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"1\n\x0eGrantedProfile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdns_names\x18\x02 \x03(\t\"\xd5\x01\n\x13GetIdentityResponse\x12(\n\x08identity\x18\x01 \x01(\x0b\x32\x16.certplane.v1.Identity\x12/\n\x0b\x62roker_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bpolicy_hash\x18\x03 \x01(\t\x12\x16\n\x0e\x62roker_version\x18\x04 \x01(\t\x12\x36\n\x10granted_profiles\x18\x05 \x03(\x0b\x32\x1c.certplane.v1.GrantedProfile\"+\n\x15GetTrustBundleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"[\n\x16GetTrustBundleResponse\x12\x1b\n\x13\x61gent_ca_bundle_pem\x18\x01 \x01(\t\x12$\n\x1cserver_certificate_chain_pem\x18\x02 \x01(\t\"\xe0\x01\n\x17ReportEnrollmentRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12H\n\nhost_facts\x18\x03 \x03(\x0b\x32\x34.certplane.v1.ReportEnrollmentRequest.HostFactsEntry\x12\x1e\n\x16identity_serial_number\x18\x04 \x01(\t\x1a\x30\n\x0eHostFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x18ReportEnrollmentResponse\x12/\n\x0brecord_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa7\x02\n\x11\x45nrollmentService\x12R\n\x0bGetIdentity\x12 .certplane.v1.GetIdentityRequest\x1a!.certplane.v1.GetIdentityResponse\x12[\n\x0eGetTrustBundle\x12#.certplane.v1.GetTrustBundleRequest\x1a$.certplane.v1.GetTrustBundleResponse\x12\x61\n\x10ReportEnrollment\x12%.certplane.v1.ReportEnrollmentRequest\x1a&.certplane.v1.ReportEnrollmentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,18 +40,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IDENTITY_KIND']._serialized_end=437
   _globals['_GETIDENTITYREQUEST']._serialized_start=439
   _globals['_GETIDENTITYREQUEST']._serialized_end=479
-  _globals['_GETIDENTITYRESPONSE']._serialized_start=482
-  _globals['_GETIDENTITYRESPONSE']._serialized_end=639
-  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_start=641
-  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=684
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=686
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=777
-  _globals['_REPORTENROLLMENTREQUEST']._serialized_start=780
-  _globals['_REPORTENROLLMENTREQUEST']._serialized_end=1004
-  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_start=956
-  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_end=1004
-  _globals['_REPORTENROLLMENTRESPONSE']._serialized_start=1006
-  _globals['_REPORTENROLLMENTRESPONSE']._serialized_end=1081
-  _globals['_ENROLLMENTSERVICE']._serialized_start=1084
-  _globals['_ENROLLMENTSERVICE']._serialized_end=1379
+  _globals['_GRANTEDPROFILE']._serialized_start=481
+  _globals['_GRANTEDPROFILE']._serialized_end=530
+  _globals['_GETIDENTITYRESPONSE']._serialized_start=533
+  _globals['_GETIDENTITYRESPONSE']._serialized_end=746
+  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_start=748
+  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=791
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=793
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=884
+  _globals['_REPORTENROLLMENTREQUEST']._serialized_start=887
+  _globals['_REPORTENROLLMENTREQUEST']._serialized_end=1111
+  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_start=1063
+  _globals['_REPORTENROLLMENTREQUEST_HOSTFACTSENTRY']._serialized_end=1111
+  _globals['_REPORTENROLLMENTRESPONSE']._serialized_start=1113
+  _globals['_REPORTENROLLMENTRESPONSE']._serialized_end=1188
+  _globals['_ENROLLMENTSERVICE']._serialized_start=1191
+  _globals['_ENROLLMENTSERVICE']._serialized_end=1486
 # @@protoc_insertion_point(module_scope)

@@ -140,6 +140,34 @@ class GetIdentityRequest(_message.Message):
 Global___GetIdentityRequest: _TypeAlias = GetIdentityRequest  # noqa: Y015
 
 @_typing.final
+class GrantedProfile(_message.Message):
+    """A profile that policy gives the caller, with what a certificate of it must have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DNS_NAMES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The profile's name."""
+    @_builtins.property
+    def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names that a CSR for it must ask for, exactly these, canonical and sorted."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dns_names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns_names", b"dns_names", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantedProfile: _TypeAlias = GrantedProfile  # noqa: Y015
+
+@_typing.final
 class GetIdentityResponse(_message.Message):
     """Response of GetIdentity."""
 
@@ -149,6 +177,7 @@ class GetIdentityResponse(_message.Message):
     BROKER_TIME_FIELD_NUMBER: _builtins.int
     POLICY_HASH_FIELD_NUMBER: _builtins.int
     BROKER_VERSION_FIELD_NUMBER: _builtins.int
+    GRANTED_PROFILES_FIELD_NUMBER: _builtins.int
     policy_hash: _builtins.str
     """SHA-256 of the policy in force, 64 lower-case hexadecimal digits."""
     broker_version: _builtins.str
@@ -161,6 +190,12 @@ class GetIdentityResponse(_message.Message):
     def broker_time(self) -> _timestamp_pb2.Timestamp:
         """The broker's time, to measure the caller's clock by."""
 
+    @_builtins.property
+    def granted_profiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___GrantedProfile]:
+        """What the caller's profiles have, sorted by name; profiles whose names would not fit into the message are left out
+        here, and are in Identity.profiles all the same. A broker of an older release sends none.
+        """
+
     def __init__(
         self,
         *,
@@ -168,10 +203,11 @@ class GetIdentityResponse(_message.Message):
         broker_time: _timestamp_pb2.Timestamp | None = ...,
         policy_hash: _builtins.str = ...,
         broker_version: _builtins.str = ...,
+        granted_profiles: _abc.Iterable[Global___GrantedProfile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["broker_time", b"broker_time", "identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_time", b"broker_time", "broker_version", b"broker_version", "identity", b"identity", "policy_hash", b"policy_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_time", b"broker_time", "broker_version", b"broker_version", "granted_profiles", b"granted_profiles", "identity", b"identity", "policy_hash", b"policy_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.model import IssuedCertificate, Version
-from certplane.agent.ports import Broker, OrderFollower
+from certplane.agent.ports import Broker, CertificateLookup, OrderFollower
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from certplane.pki.csr import build_csr
 from certplane.runtime.clock import SystemClock
@@ -27,8 +27,8 @@ from tests.support.lineages import LocalIssuer
 MINUTE = timedelta(minutes=1)
 
 
-class Link(Broker, OrderFollower):
-    """Both ports: one connection."""
+class Link(Broker, OrderFollower, CertificateLookup):
+    """The ports: one connection."""
 
 
 @dataclass
@@ -90,6 +90,25 @@ async def test_a_certificate_comes_with_all_that_its_holder_must_know(subject: S
     assert order.certificate.renew_time is not None
     assert order.certificate.renew_time.utcoffset() == timedelta()
     assert order.error is None
+
+
+async def test_what_is_revoked_is_told(subject: Subject) -> None:
+    """Since when; nothing of one that isn't, and a refusal of one that the broker doesn't know."""
+    await issue(subject, csr())
+    assert await subject.link.revoke_time("certificate-1") is None
+    moment = datetime(2026, 11, 28, tzinfo=UTC)
+    subject.broker.revoked["certificate-1"] = moment
+    assert await subject.link.revoke_time("certificate-1") == moment
+    with pytest.raises(RefusalError) as refused:
+        await subject.link.revoke_time("certificate-2")
+    assert refused.value.refusal.reason is Reason.CERTIFICATE_NOT_FOUND
+
+
+async def test_the_profiles_names_are_told(subject: Subject) -> None:
+    """What a request must ask for, profile by profile; nothing where the broker is of an older release."""
+    assert (await subject.link.get_identity()).profile_names == {}
+    subject.broker.profile_names = {"web": ("a.example", "b.example")}
+    assert (await subject.link.get_identity()).profile_names == {"web": ("a.example", "b.example")}
 
 
 async def test_the_same_request_is_the_same_order(subject: Subject) -> None:

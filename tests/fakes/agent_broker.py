@@ -49,6 +49,8 @@ class FakeBroker:
         self.lifetime = timedelta(days=90)
         self.profiles: tuple[str, ...] = ("web",)
         self.contest_time: datetime | None = None
+        self.profile_names: dict[str, tuple[str, ...]] = {}
+        self.revoked: dict[str, datetime] = {}
         self.calls: list[str] = []
         self.issued: list[str] = []
         self.reports: list[str] = []
@@ -109,7 +111,14 @@ class FakeBroker:
             broker_time=self._clock.now(),
             broker_version="0.1.0",
             contest_time=self.contest_time,
+            profile_names=self.profile_names,
         )
+
+    async def revoke_time(self, certificate_id: str) -> datetime | None:
+        self._begin("revoke_time")
+        if certificate_id not in self.issued:
+            raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, "there is no such certificate")
+        return self.revoked.get(certificate_id)
 
     async def report_enrollment(self, identity_serial_number: str) -> None:
         self._begin("report_enrollment")

@@ -65,6 +65,10 @@ class FakeIdentityAuthority:
     def close(self) -> None:
         """As `StepCaAuthority.close`."""
 
+    async def check(self) -> str:
+        """Where it is, as `StepCaAuthority.check` says it of one that is well."""
+        return "https://127.0.0.1:1"
+
     async def enroll(self, token: str, csr_pem: str) -> IssuedCertificate:
         self._begin("enroll")
         csr = x509.load_pem_x509_csr(csr_pem.encode())

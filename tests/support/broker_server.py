@@ -88,6 +88,12 @@ class _Certificates(certificate_pb2_grpc.CertificateServiceServicer):
             ),
         )
 
+    async def GetCertificate(self, request: Any, context: Context) -> Any:  # noqa: N802 - the proto's name
+        broker, wanted = self._server.broker, request.certificate_id
+        revoke_time = await self._server.answer("GetCertificate", request, context, lambda: broker.revoke_time(wanted))
+        found = certificate.Certificate(certificate_id=wanted, revoke_time=revoke_time)
+        return certificate.GetCertificateResponse(certificate=found)
+
     async def GetOrder(self, request: Any, context: Context) -> Any:  # noqa: N802 - the proto's name
         broker = self._server.broker
         view = await self._server.answer("GetOrder", request, context, lambda: broker.get_order(request.order_id))
@@ -118,7 +124,12 @@ class _Enrollment(enrollment_pb2_grpc.EnrollmentServiceServicer):
             contest_time=view.contest_time,
         )
         return enrollment.GetIdentityResponse(
-            identity=identity, broker_time=view.broker_time, broker_version=view.broker_version
+            identity=identity,
+            broker_time=view.broker_time,
+            broker_version=view.broker_version,
+            granted_profiles=[
+                enrollment.GrantedProfile(name=name, dns_names=names) for name, names in view.profile_names.items()
+            ],
         )
 
     async def ReportEnrollment(self, request: Any, context: Context) -> Any:  # noqa: N802 - the proto's name

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from certplane.agent.enrollment.errors import EnrollmentError, RefusedError
 from certplane.agent.model import IssuedCertificate
@@ -45,7 +46,8 @@ def accept_certificate(
         now: this host's time.
 
     Raises:
-        EnrollmentError: it is for another key or other names, leads to another root, or can't be read.
+        EnrollmentError: it is for another key, other names or another common name, leads to another root, or can't be
+            read.
     """
     try:
         certificates = _certificates(reply)
@@ -109,6 +111,9 @@ def _check_ours(leaf: x509.Certificate, key_sha256: str, names: Sequence[str]) -
     got = san_names(leaf.extensions)
     if sorted(got) != sorted(names):
         raise ValueError(f"it is for {', '.join(got) or 'no name'} instead of {', '.join(names)}")
+    for attribute in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+        if str(attribute.value).lower() not in {name.lower() for name in names}:
+            raise ValueError(f"its common name is {attribute.value!s:.100}, and the broker lets in only {names[0]}")
 
 
 def _certificates(reply: Reply) -> list[x509.Certificate]:

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from certplane.agent.enrollment.errors import EnrollmentError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BootstrapToken", "check_token", "parse_token"]
 
+_PURPOSES = frozenset({"", "/", "/sign"})
 _LEEWAY = timedelta(minutes=1)
 """What step-ca allows for `nbf` and `exp`."""
 _NEW_TOKEN = "get a new token from whoever operates the internal CA"  # noqa: S105 - advice, not a token
@@ -34,6 +36,7 @@ class BootstrapToken:
         root_sha256: claim `sha`, the root's fingerprint in lower-case hex; empty when absent.
         not_before: claim `nbf`.
         expire_time: claim `exp`.
+        purpose: what the claim `aud` says it is for: the path of the CA's URL, empty when absent.
     """
 
     subject: str
@@ -41,6 +44,7 @@ class BootstrapToken:
     root_sha256: str
     not_before: datetime | None
     expire_time: datetime | None
+    purpose: str = ""
 
 
 def parse_token(token: str) -> BootstrapToken:
@@ -58,6 +62,7 @@ def parse_token(token: str) -> BootstrapToken:
             root_sha256=_text(claims, "sha").replace(":", "").lower(),
             not_before=_time(claims, "nbf"),
             expire_time=_time(claims, "exp"),
+            purpose=_purpose(claims),
         )
     except (ValueError, RecursionError):
         # the cause is dropped: its text would quote the token
@@ -95,10 +100,22 @@ def check_token(token: BootstrapToken, *, names: Sequence[str], root_sha256: Seq
             f"the bootstrap token is not valid before {token.not_before:%Y-%m-%dT%H:%M:%SZ}",
             remedy=f"set this host's clock, which says {now:%Y-%m-%dT%H:%M:%SZ}",
         )
-    if sorted(token.names) != sorted(names):
+    right = f"`step ca token {' '.join(names)}`"
+    if token.purpose not in _PURPOSES:
+        raise EnrollmentError(
+            f"the token is for the CA's {token.purpose}, and doesn't ask for a certificate",
+            remedy=f"get a token for a new certificate: {right}",
+        )
+    if set(token.names) != set(names):
         raise EnrollmentError(
             f"the token is for {', '.join(token.names) or 'no name'}, but this host is {', '.join(names)}",
-            remedy="get a token for this host's name alone, or correct identity.name",
+            remedy=f"get a token for this host's name alone ({right}), or correct identity.name",
+        )
+    if token.subject and token.subject not in names:
+        raise EnrollmentError(
+            f"the token's subject is {token.subject}, which would be the identity's common name; the broker lets in "
+            f"only identities whose common name is empty or {', '.join(names)}",
+            remedy=f"get a token whose subject is the whole name, without --san: {right}",
         )
 
 
@@ -125,6 +142,16 @@ def _texts(claims: dict[str, Any], name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError(name)
     return tuple(value)
+
+
+def _purpose(claims: dict[str, Any]) -> str:
+    """The path in `aud`, without the version: `/sign`, `/ssh/sign`, `/revoke`, ... The host is the CA's to judge."""
+    value = claims.get("aud")
+    audiences = [value] if isinstance(value, str) else value or []
+    if not isinstance(audiences, list) or not all(isinstance(item, str) for item in audiences):
+        raise ValueError("aud")
+    paths = [urlsplit(audience).path.removeprefix("/1.0") for audience in audiences if "://" in audience]
+    return next((path for path in paths if path in _PURPOSES), paths[0] if paths else "")
 
 
 def _time(claims: dict[str, Any], name: str) -> datetime | None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from certplane.agent.install.access import FileAccess, setting_owners
 from certplane.agent.install.keeping import keep
 from certplane.agent.install.material import KEY_PARTS, Part
-from certplane.agent.install.outputs import Output, Outputs, Standing, survey
+from certplane.agent.install.outputs import HAS_CONTENT, Output, Outputs, Standing, survey
 from certplane.agent.install.pointers import CURRENT, Pointers
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import Permission, VersionDirectories
@@ -104,7 +104,7 @@ class CopiedOutputs:
         files = [
             output
             for output in found
-            if output.standing in {Standing.FILE, Standing.SIBLING}
+            if output.standing in HAS_CONTENT
             # with another password the same version's file has other bytes: no stranger, and nothing to keep
             and (first_use or output.part is not Part.PKCS12)
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +15,15 @@ from certplane.agent.install.outputs import Outputs
 from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.pointers import CURRENT, HELD, Pointers
 from certplane.agent.install.steps import step
+from certplane.agent.install.trial import OUTPUT_KEYS, Obstacle, find_obstacles
 from certplane.agent.install.versions import IMPORTED, Metadata, VersionDirectories
 from certplane.agent.model import InstallMode, IssuedCertificate, Version
 from certplane.agent.ports import PendingKeyMaterial
-from certplane.errors import OperationError
+from certplane.errors import CertplaneError, OperationError
 from certplane.pki.chain import ChainError, leaf_facts, split_chain
 from certplane.pki.keys import load_private_key, public_key_sha256
+from certplane.runtime.disk_errors import explain
+from certplane.runtime.files import temporary_name
 
 __all__ = ["FileVersionStore", "InstallError"]
 
@@ -64,6 +66,9 @@ class FileVersionStore:
         if any(path.is_relative_to(directory) for path in outputs.paths().values()):
             raise ValueError(f"an output can't lie in the agent's own directory {directory}")
         self._directory = directory
+        self._outputs = outputs
+        self._access = access
+        self._mode = mode
         self._keys = keys
         self._pkcs12 = pkcs12
         self._versions = VersionDirectories(directory)
@@ -129,6 +134,24 @@ class FileVersionStore:
         with step("derive"):
             self._versions.derive(number, Part.PKCS12, pkcs12.make(files))
 
+    def obstacles(self) -> list[Obstacle]:
+        """What would be in the way of the next version; changes nothing. Blocks."""
+        found = find_obstacles(self._directory, self._outputs, self._access, mode=self._mode)
+        if self._pkcs12 is not None:
+            try:
+                self._pkcs12.password()
+            except CertplaneError as error:
+                found.append(Obstacle("pkcs12.password_file", str(error)))
+        return found
+
+    def try_install(self) -> None:
+        """See `InstallTrial.try_install`."""
+        found = self.obstacles()
+        if found:
+            causes = "; ".join(f"{obstacle.key}: {obstacle.cause}" for obstacle in found)
+            remedies = "; ".join(dict.fromkeys(obstacle.remedy for obstacle in found if obstacle.remedy))
+            raise InstallError(f"not ordered, since it couldn't be installed: {causes}", remedy=remedies)
+
     def prune(self, keep: int) -> None:
         """See `VersionStore.prune`."""
         if keep < 1:
@@ -177,7 +200,15 @@ class FileVersionStore:
         try:
             yield
         except OSError as error:
-            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            cause, remedy = explain(error, self._directory)
             raise InstallError(
-                f"{self._directory.name} can't be {what}: {error}", remedy="make room on the disk" if full else ""
+                f"{self._directory.name} can't be {what}: {self._output_of(error)}{cause}", remedy=remedy
             ) from error
+
+    def _output_of(self, error: OSError) -> str:
+        """Which output an error is about, before its path; empty where it is about none."""
+        path = Path(error.filename) if isinstance(error.filename, str) else None
+        for part, output in self._outputs.paths().items():
+            if path is not None and path in {output, output.parent, output.parent / temporary_name(output.name)}:
+                return f"{OUTPUT_KEYS[part]}: "
+        return ""

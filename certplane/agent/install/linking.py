@@ -23,7 +23,7 @@ from pathlib import Path
 from certplane.agent.install.access import FileAccess, setting_owners
 from certplane.agent.install.keeping import keep, permissions_of
 from certplane.agent.install.material import Part
-from certplane.agent.install.outputs import Output, Outputs, Standing, survey
+from certplane.agent.install.outputs import HAS_CONTENT, Output, Outputs, Standing, survey
 from certplane.agent.install.pointers import CURRENT, HELD, Pointers
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import VersionDirectories
@@ -96,10 +96,7 @@ class LinkedOutputs:
     def _strangers(self, found: Sequence[Output], shown: int | None) -> bool:
         """Whether bytes stand at a path that `current` doesn't show. Those that it shows become links directly."""
         files = {} if shown is None else self._versions.read(shown)
-        return any(
-            output.standing in {Standing.FILE, Standing.SIBLING} and output.data != files.get(output.part)
-            for output in found
-        )
+        return any(output.standing in HAS_CONTENT and output.data != files.get(output.part) for output in found)
 
     def _is_held(self) -> bool:
         return self._pointers.target(HELD) not in {None, CURRENT}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +11,24 @@ from pathlib import Path
 
 from certplane.agent.install.material import Part
 from certplane.errors import OperationError
-from certplane.runtime.files import Directory, Owner, open_directory
+from certplane.runtime.disk_errors import explain
+from certplane.runtime.files import Directory, Owner, UnsafeDirectoryError, open_directory
 
 __all__ = ["Output", "OutputError", "Outputs", "Standing", "survey"]
 
+FOREIGN_REMEDY = "move it away, or configure another path and point the service there"
 _LARGEST = 1 << 20
 """Octets: a key with the longest chain has a hundredth of it; what is larger is no file of ours to replace."""
 
 DIRECTORY_MODE = 0o755
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+}
 
 
 class OutputError(OperationError):
@@ -66,7 +77,13 @@ class Standing(Enum):
     """A link through this lineage's `held`: a first use that a crash interrupted."""
     SIBLING = "sibling"
     """A link through another lineage's `current` beside this one: the certificate was renamed in the configuration."""
+    LINKED = "linked"
+    """Somebody else's link to a file that can be read, as certbot's `live` has them: its content stands there."""
     FOREIGN = "foreign"
+
+
+HAS_CONTENT = frozenset({Standing.FILE, Standing.SIBLING, Standing.LINKED})
+"""What stands there isn't this lineage's, and is kept before something takes its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +104,7 @@ def survey(lineage: Path, outputs: Outputs) -> list[Output]:
     """Look at every configured path, making the directories that are missing.
 
     Raises:
-        OutputError: somebody else's link, a directory or a device stands at one of them; all are named.
+        OutputError: a link to nothing, a directory or a device stands at one of them; all are named.
         UnsafeDirectoryError: see `certplane.runtime.files`.
         OSError: the disk refuses.
     """
@@ -98,16 +115,30 @@ def survey(lineage: Path, outputs: Outputs) -> list[Output]:
 
 def _look(lineage: Path, part: Part, path: Path) -> Output:
     with open_directory(path.parent, create_mode=DIRECTORY_MODE) as directory:
-        status = directory.status(path.name)
-        if status is None:
-            return Output(part, path, Standing.ABSENT)
-        if stat.S_ISLNK(status.st_mode):
-            return _look_through(lineage, part, path, directory.link_target(path.name) or "")
-        if not stat.S_ISREG(status.st_mode):
-            return Output(part, path, Standing.FOREIGN, problem="is not a regular file")
-        if status.st_size > _LARGEST:
-            return Output(part, path, Standing.FOREIGN, problem=f"has {status.st_size} octets: no key or certificate")
-        return _read(directory, path.name, Output(part, path, Standing.FILE))
+        return look(directory, lineage, part, path)
+
+
+def look(directory: Directory, lineage: Path, part: Part, path: Path) -> Output:
+    """What stands at one configured path, which lies in `directory`.
+
+    Raises:
+        UnsafeDirectoryError, OSError: as `survey`.
+    """
+    status = directory.status(path.name)
+    if status is None:
+        return Output(part, path, Standing.ABSENT)
+    if stat.S_ISLNK(status.st_mode):
+        return _look_through(lineage, part, path, directory.link_target(path.name) or "")
+    if (kind := _odd_kind(status)) is not None:
+        return Output(part, path, Standing.FOREIGN, problem=kind)
+    return _read(directory, path.name, Output(part, path, Standing.FILE))
+
+
+def _odd_kind(status: os.stat_result) -> str | None:
+    """Why an entry is no file of ours to replace; None if it may be one."""
+    if not stat.S_ISREG(status.st_mode):
+        return f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'not a regular file')}"
+    return f"has {status.st_size} octets: no key or certificate" if status.st_size > _LARGEST else None
 
 
 def _look_through(lineage: Path, part: Part, path: Path, target: str) -> Output:
@@ -119,7 +150,7 @@ def _look_through(lineage: Path, part: Part, path: Path, target: str) -> Output:
     elif where.parent == lineage / "held":
         standing = Standing.HELD
     else:
-        return Output(part, path, Standing.FOREIGN, problem=f"is a symbolic link to {target}")
+        return _look_at_linked(Output(part, path, Standing.LINKED, target))
     output = Output(part, path, standing, target)
     try:
         # Links within our own state directory, which nobody else may write: followed on purpose.
@@ -127,6 +158,25 @@ def _look_through(lineage: Path, part: Part, path: Path, target: str) -> Output:
             return _read(directory, where.name, output)
     except FileNotFoundError:
         return output
+
+
+def _look_at_linked(output: Output) -> Output:
+    """What somebody else's link leads to. As root only on a way that nobody else may change, like any other file."""
+    here = f"is a symbolic link to {output.target}"
+    try:
+        where = (output.path.parent / output.target).resolve(strict=True)
+        with open_directory(where.parent) as directory:
+            status = directory.status(where.name)
+            if status is not None and (kind := _odd_kind(status)) is None:
+                return _read(directory, where.name, output)
+        problem = f"{here}, which {kind if status is not None else 'is gone'}"
+    except (FileNotFoundError, RuntimeError):  # RuntimeError: a loop of links
+        problem = f"{here}, which isn't there"
+    except OSError as error:
+        problem = f"{here}, which can't be followed: {explain(error, output.path)[0]}"
+    except UnsafeDirectoryError as error:
+        problem = f"{here}, which isn't followed: {error.message}"
+    return replace(output, standing=Standing.FOREIGN, problem=problem)
 
 
 def _read(directory: Directory, name: str, output: Output) -> Output:
@@ -141,5 +191,5 @@ def _refuse_foreign(foreign: Sequence[Output]) -> None:
         problems = "; ".join(f"{output.path} {output.problem}" for output in foreign)
         raise OutputError(
             f"not replaced: {problems}",
-            remedy="remove it, or configure another path and point the service there",
+            remedy=FOREIGN_REMEDY,
         )

@@ -13,14 +13,14 @@ import logging
 import os
 import secrets
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
 from certplane import __version__
-from certplane.agent.link.convert import identity_view, order_view
+from certplane.agent.link.convert import identity_view, moment, order_view
 from certplane.agent.link.diagnosis import expired_identity, unreachable
 from certplane.agent.link.server_cas import ServerCas
 from certplane.errors import CertplaneError, OperationError, RefusalError
@@ -160,6 +160,12 @@ class GrpcBroker:
         """See `Broker.get_identity`."""
         request = enrollment_pb2.GetIdentityRequest(request_id=_request_id())
         return identity_view(await self._answer(self._enrollment().GetIdentity(request, timeout=self._seconds())))
+
+    async def revoke_time(self, certificate_id: str) -> datetime | None:
+        """See `CertificateLookup.revoke_time`."""
+        request = certificate_pb2.GetCertificateRequest(request_id=_request_id(), certificate_id=certificate_id)
+        response = await self._answer(self._certificates().GetCertificate(request, timeout=self._seconds()))
+        return moment(response.certificate, "revoke_time")
 
     async def report_enrollment(self, identity_serial_number: str) -> None:
         """See `Broker.report_enrollment`."""

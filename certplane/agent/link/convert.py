@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
-__all__ = ["identity_view", "order_view"]
+__all__ = ["identity_view", "moment", "order_view"]
 
 _ID: Final = re.compile(r"[!-~]{0,128}")
 _MOST_TEXT: Final = 500
@@ -61,10 +62,21 @@ def identity_view(response: enrollment_pb2.GetIdentityResponse) -> IdentityView:
         profiles=tuple(printable(each, _MOST_NAME) for each in identity.profiles[:_MOST_PROFILES]),
         broker_time=_time("broker_time", response.broker_time),
         broker_version=printable(response.broker_version, _MOST_NAME),
-        contest_time=_time("identity.contest_time", identity.contest_time)
-        if identity.HasField("contest_time")
-        else None,
+        contest_time=moment(identity, "contest_time"),
+        profile_names={
+            printable(profile.name, _MOST_NAME): tuple(printable(name, _MOST_NAME) for name in profile.dns_names)
+            for profile in response.granted_profiles[:_MOST_PROFILES]
+        },
     )
+
+
+def moment(message: Message, name: str) -> datetime | None:
+    """A message's time of this field; None if it isn't set.
+
+    Raises:
+        OperationError: the broker sends nonsense.
+    """
+    return _time(name, getattr(message, name)) if message.HasField(name) else None
 
 
 def _issued(certificate: certificate_pb2.Certificate) -> IssuedCertificate:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Protocol
 
 import grpc
@@ -17,6 +17,7 @@ from certplane.broker.model import (
     EnrollmentReport,
     EventKind,
     IdentityKind,
+    Profile,
 )
 from certplane.broker.ports import EnrollmentStore, EventRecorder, IdentityLedger, PolicySource
 from certplane.broker.services.calls import current_call
@@ -33,6 +34,8 @@ _MAX_VERSION: Final = 64
 _MAX_FACTS: Final = 16
 _MAX_FACT_KEY: Final = 64
 _MAX_FACT_VALUE: Final = 256
+_MAX_GRANTED: Final = 48 * 1024
+"""Octets of profiles with their names, of the 64 KiB of a message."""
 _SERIAL: Final = re.compile(r"0|[1-9a-f][0-9a-f]{0,39}")
 """RFC 5280 4.1.2.2: at most 20 octets."""
 
@@ -83,6 +86,7 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
             broker_time=timestamp(self._clock.now()),
             policy_hash=self._policy.current.hash,
             broker_version=__version__,
+            granted_profiles=_granted(caller.profiles, self._policy.current.find_profile),
         )
 
     async def GetTrustBundle(
@@ -128,6 +132,17 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
             await self._repeats.record(kind, [event])
             await self._enrollments.record_report(report, ())
         return pb.ReportEnrollmentResponse(record_time=timestamp(now))
+
+
+def _granted(names: Collection[str], find: Callable[[str], Profile | None]) -> list[pb.GrantedProfile]:
+    """The profiles with their names, as many as fit."""
+    granted, left = [], _MAX_GRANTED
+    for profile in (found for name in sorted(names) if (found := find(name)) is not None):
+        message = pb.GrantedProfile(name=profile.name, dns_names=sorted(profile.dns_names))
+        if message.ByteSize() <= left:
+            granted.append(message)
+            left -= message.ByteSize()
+    return granted
 
 
 def _version(text: str) -> str:

@@ -103,8 +103,8 @@ def test_the_configuration_may_stand_before_or_after_the_command(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        pytest.param("key: relative/key.pem", "is the relative path relative/key.pem", id="relative output"),
-        pytest.param("fullchain: {state}/x.pem", "lies in the agent's own state_dir", id="output in the state"),
+        pytest.param("key: relative/key.pem", "is a relative path", id="relative output"),
+        pytest.param("fullchain: {state}/reports/x.pem", "lies in the agent's own", id="output in the state"),
     ],
 )
 def test_an_output_that_cannot_be_is_told(

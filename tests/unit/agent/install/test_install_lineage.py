@@ -483,3 +483,76 @@ def test_unreadable_pending_request_is_never_overwritten(host: Host, harm: str) 
         host.keys.begin(common_name="", sans=["www.example.org"], replaces_certificate_id="", reuse_key=False)
     assert str(pending) in caught.value.remedy
     assert sorted(entry.name for entry in pending.iterdir()) == before
+
+
+def _as_certbot(host: Host) -> dict[Path, bytes]:
+    """Links at the configured paths into an archive beside them, as certbot's `live` has them; what they show."""
+    standing_pair(ISSUER, host.outputs, "www.example.org")
+    shown = {}
+    for path in host.outputs.paths().values():
+        archive = path.parent.parent / "archive"
+        archive.mkdir(exist_ok=True)
+        shown[path] = path.read_bytes()
+        path.rename(archive / f"{path.stem}1.pem")
+        path.symlink_to(Path("..") / "archive" / f"{path.stem}1.pem")
+    return shown
+
+
+@both_modes
+def test_links_of_another_tool_are_imported(tmp_path: Path, mode: InstallMode) -> None:
+    """Who comes from certbot keeps his paths: what the links show becomes version 0, and is shown until the switch."""
+    host = Host(tmp_path, mode)
+    before = _as_certbot(host)
+    assert host.store.obstacles() == []
+    version = host.renew()
+    assert host.shown() == version.serial_number
+    imported = host.store.versions()[0]
+    assert (imported.number, imported.dns_names) == (0, ("www.example.org",))
+    assert len(list((tmp_path / "etc").parent.joinpath("archive").iterdir())) == len(before)
+    host.store.activate(imported)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@as_root
+@both_modes
+@pytest.mark.parametrize("loosen", [lambda archive: archive.chmod(0o777), lambda archive: os.chown(archive, 65534, 0)])
+def test_links_into_a_folder_of_others_are_not(
+    tmp_path: Path, mode: InstallMode, loosen: Callable[[Path], None]
+) -> None:
+    """As root a link is followed only where nobody else could have changed what it leads to."""
+    host = Host(tmp_path, mode)
+    before = _as_certbot(host)
+    loosen(tmp_path / "archive")
+    assert all("isn't followed" in str(obstacle) for obstacle in host.store.obstacles())
+    version = host.stage()
+    with pytest.raises(OutputError, match="isn't followed"):
+        host.store.activate(version)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_try_install_says_all_that_is_in_the_way(host: Host) -> None:
+    """One error: each output with its cause, and the remedies once."""
+    assert host.outputs.key is not None
+    assert host.outputs.cert is not None
+    host.store.try_install()
+    host.outputs.key.parent.mkdir()
+    host.outputs.key.mkdir()
+    host.outputs.cert.symlink_to("/nowhere")
+    with pytest.raises(InstallError) as refused:
+        host.store.try_install()
+    assert f"key: {host.outputs.key} is a directory" in refused.value.message
+    assert f"cert: {host.outputs.cert} is a symbolic link to /nowhere, which isn't there" in refused.value.message
+    assert "not ordered" in refused.value.message
+    assert refused.value.retry_after is None  # no CA has said so: `renew` tries at once
+
+
+def test_an_error_of_the_disk_names_output_path_and_remedy(host: Host) -> None:
+    """What turns up only when it is done is told as well as what was tried before: no bare errno."""
+    assert host.outputs.key is not None
+    version = host.stage()
+    host.outputs.key.parent.parent.joinpath("etc").write_text("a file")
+    with pytest.raises(InstallError) as refused:
+        host.store.activate(version)
+    assert f"key: {host.outputs.key.parent} is no directory" in refused.value.message
+    assert refused.value.remedy
+    assert "Errno" not in str(refused.value)
