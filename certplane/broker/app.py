@@ -52,6 +52,7 @@ from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.renewal.revocations import RevocationWatch
 from certplane.broker.retention import RETENTION_MEASURES, Retention
+from certplane.broker.secrets.watch import watched
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
@@ -171,14 +172,16 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
     async with AsyncExitStack() as stack:
         files = BlockingPool("broker-files", 2)
         stack.callback(files.close)
-        secrets = secret_source(settings, files, clock)
+        epoch = RetryEpoch(clock, new_event_id)
+        secrets = watched(
+            secret_source(settings, files, clock), lambda name: epoch.move(f"the secret {name} is another one")
+        )
         stores = await stack.enter_async_context(open_stores(settings, secrets, clock, meter, exclusive=True))
         if settings.audit.enabled:
             await import_spill(settings.spill_path, stores.audit, clock)
         denials, repeats = await stack.enter_async_context(_coalescing(stores, clock, new_event_id, meter))
         await stores.audit.append(_start_events(prepared, clock, new_event_id))
 
-        epoch = RetryEpoch(clock, new_event_id)
         plans = RenewalPlans(stores.renewal_plans)
         await plans.refresh(clock.now())
         accounts = await files.run(adapters.account_keys, settings)
@@ -310,6 +313,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ("revocations", RevocationWatch(stores.certificates, plans, clock).run()),
             ("streams", hub.run()),
             ("readiness", _watch_readiness(broker, prepared.policy, clock)),
+            ("secrets", secrets.watch(clock, lambda: authority.in_trouble)),
             ("event loop", watch_loop(meter, clock)),
             ("retention", retention.prune()),
             ("free space", retention.watch()),

@@ -307,6 +307,9 @@ def _deny(options: argparse.Namespace) -> int:
     if entry.name and is_stranger(settings, entry.name):
         notice = f"denied, but the policy knows no identity {entry.name}: check that it is the one you mean"
         say(f"certplane-broker: {notice}")
+    if valid := row["valid_certificates"]:
+        notice = f"its certificates stay valid until they are revoked: {' '.join(valid)}"
+        say(f"certplane-broker: {notice}; `certplane-broker certs revoke ID --reason keyCompromise`")
     return _print_rows(options, [row], _ENTRY_COLUMNS)
 
 

@@ -33,6 +33,7 @@ from certplane.broker.model import (
 )
 from certplane.broker.policy.document import load_policy
 from certplane.broker.policy.first_use import Settlement, settle
+from certplane.broker.ports import CertificateQuery
 from certplane.broker.settings import BrokerSettings
 from certplane.config.values import canonical_identity_name
 from certplane.errors import ConfigurationError, OperationError
@@ -57,6 +58,7 @@ __all__ = [
 Row = dict[str, Any]
 
 _MAX_REASON = 256
+_MOST_VALID = 50
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")
 
 
@@ -97,7 +99,10 @@ def is_stranger(settings: BrokerSettings, name: str) -> bool:
 
 
 async def deny_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Clock | None = None) -> Row:
-    """Shut out what `entry` says; running brokers see it within a second.
+    """Shut out what `entry` says, and end its open orders; running brokers see it within a second.
+
+    The row names the certificates that stay valid until they are revoked: of an identity that is denied by name, the
+    newest ones.
 
     Raises:
         RefusalError: AUDIT_UNAVAILABLE or STORE_UNAVAILABLE; nothing is changed then.
@@ -106,7 +111,11 @@ async def deny_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Cl
     entry = replace(entry, create_time=clock.now())
     async with open_store(settings, clock=clock) as stores:
         await stores.deny_list.deny(entry, [_event(entry, AuditEventType.IDENTITY_DENIED, AuditDecision.DENY, clock)])
-    return _entry_row(entry)
+        valid: Sequence[CertificateRecord] = ()
+        if entry.name:
+            query = CertificateQuery(entry.name, usable_at=clock.now(), limit=_MOST_VALID)
+            valid = await stores.certificates.list_certificates(query)
+    return {**_entry_row(entry), "valid_certificates": [record.certificate_id for record in valid]}
 
 
 async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Clock | None = None) -> Row:

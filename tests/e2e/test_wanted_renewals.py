@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +142,7 @@ async def test_a_deny_ends_the_order_that_is_under_way(story: Story) -> None:
         "identity", "deny", "--name", "web2.certplane.test", "--reason", "stolen"
     )
     assert denied.status == 0, denied.stderr
+    assert "stay valid" not in denied.stderr
 
     async def ended() -> list[dict[str, Any]]:
         return await events(story.deployment, event_type="certificate_issue_failed", identity="web2.certplane.test")
@@ -155,3 +157,46 @@ async def test_a_deny_ends_the_order_that_is_under_way(story: Story) -> None:
     await until(tidy, what="the records to be removed")
     assert await events(story.deployment, event_type="certificate_issued", identity="web2.certplane.test") == []
     await story.thief.stop()
+
+
+async def test_who_is_denied_keeps_certificates_until_they_are_revoked(story: Story) -> None:
+    """The command says which, and how."""
+    held = (await story.certificate("web"))["installed"]["certificateId"]
+    denied = await story.deployment.run_broker("identity", "deny", "--name", "web1.certplane.test")
+    assert denied.status == 0, denied.stderr
+    assert "stay valid until they are revoked: " in denied.stderr
+    assert held in denied.stderr
+    assert "`certplane-broker certs revoke ID --reason keyCompromise`" in denied.stderr
+    allowed = await story.deployment.run_broker("identity", "allow", "--name", "web1.certplane.test")
+    assert allowed.status == 0, allowed.stderr
+
+
+async def test_a_mended_secret_frees_who_waits(tmp_path: Path) -> None:
+    """Neither broker nor host is touched; before that the alarm, which a restart of the broker didn't end, named it."""
+    need_part("pebble")
+    directory = tmp_path / "secrets"
+    directory.mkdir(mode=0o700)
+    secret = directory / "cloudflare" / "sandbox"
+    secret.parent.mkdir(mode=0o700)
+    secret.touch(0o600)
+    secret.write_text("not-the-token")
+    broker = {"secrets": {"provider": "file", "file": {"directory": str(directory)}}}
+    async with Deployment(tmp_path / "sandbox", DeploymentOptions(_POLICY, broker=broker)) as deployment:
+        story = Story(deployment)
+        await deployment.start_broker()
+        for enrolled in (await story.host.run("enroll"), await story.alice.enroll()):
+            assert enrolled.status == 0, enrolled.stderr
+        await story.host.start()
+        await story.host.until_running()
+        await story.until("web", lambda status: "DNS_REJECTED" in status.get("lastError", ""))
+        await story.until("shop", lambda status: "DNS_REJECTED" in status.get("lastError", ""))
+        await deployment.start_broker()
+
+        async def alarmed() -> bool:
+            return "profiles that wait for a person: shop, web" in deployment.broker_process.log_text()
+
+        await until(alarmed, what="the alarm after the restart")
+        secret.write_text(deployment.cloudflare.token)
+        for name in ("web", "shop"):
+            await story.until(name, lambda status: status["state"] == "STATE_WAITING")
+        await story.host.stop()

@@ -122,13 +122,17 @@ class CallAuthorisation:
             raise _key_reused()
         return self.ask_at_hand_out(caller, record)
 
-    def ask_at_hand_out(self, caller: Caller, record: CertificateRecord) -> Policy:
-        """As `ask_again` for a certificate whose key was looked at just now: without waiting for anything."""
+    def ask_at_hand_out(self, caller: Caller, record: CertificateRecord, decided: Policy | None = None) -> Policy:
+        """As `ask_again` for a certificate whose key was looked at just now: without waiting for anything.
+
+        `decided` is the policy that has allowed it already: only another one is asked.
+        """
         _check_standing(self._ports, caller.name, (caller.issuer, caller.serial_number), caller.anchor)
         if record.deliver_time is None:
             self.check_uncontested(caller)
         policy = self._ports.policies.current
-        decide_again(policy, caller.name, record.profile, record.dns_names)
+        if policy is not decided:
+            decide_again(policy, caller.name, record.profile, record.dns_names)
         return policy
 
     async def own_certificate(self, caller: Caller, certificate_id: str) -> CertificateRecord:

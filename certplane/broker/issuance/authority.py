@@ -96,6 +96,11 @@ class RegistrationAuthority:
         """Which of these profiles can't have certificates until a person has acted, as far as is known."""
         return self._dispatcher.condition.blocked(profiles)
 
+    @property
+    def in_trouble(self) -> bool:
+        """Whether some profile or issuer has failed and not worked since."""
+        return self._dispatcher.condition.in_trouble
+
     async def start(self, profiles: Sequence[str] = ()) -> None:
         """Resume unfinished orders, remember which of `profiles` are blocked, and serve calls that need an order.
 
@@ -210,7 +215,7 @@ class RegistrationAuthority:
             cached = await self._find_cached(caller, asked)
             if cached is not None:
                 record, order = cached
-                await self._delivery.from_cache(caller, record, events)
+                await self._delivery.from_cache(caller, asked, record, events)
                 self._count(asked, "cache")
                 return IssueResult(order, record, "cache")
             # The cache had no answer for a key that fails this either.

@@ -50,6 +50,11 @@ class IssuanceCondition:
         self._meter.level(measures.PROFILES_BLOCKED, int(blocked), profile=order.profile)
         return True
 
+    @property
+    def in_trouble(self) -> bool:
+        """Whether some profile or issuer has failed and not worked since."""
+        return bool(self._in_trouble)
+
     def blocked(self, profiles: Collection[str]) -> Collection[str]:
         """Which of these profiles, those of the policy in force, are blocked."""
         for gone in self._blocked.difference(profiles):

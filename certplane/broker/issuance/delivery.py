@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from certplane.broker.issuance import measures
-from certplane.broker.issuance.authorisation import CallAuthorisation
+from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import CallEvents
 from certplane.broker.model import AuditEvent, Caller, CertificateRecord, EventKind, Order
@@ -26,9 +26,11 @@ class Delivery:
         self._ports = ports
         self._authorisation = authorisation
 
-    async def from_cache(self, caller: Caller, record: CertificateRecord, events: CallEvents) -> None:
+    async def from_cache(
+        self, caller: Caller, asked: AuthorisedRequest, record: CertificateRecord, events: CallEvents
+    ) -> None:
         """A stored certificate answers a request: one durable wait for all its events."""
-        self._authorisation.ask_at_hand_out(caller, record)
+        self._authorisation.ask_at_hand_out(caller, record, asked.policy)
         batch = (events.received(), events.authorized("hit", record.issuer), events.cache_hit(record))
         await self._record(events.handing_out(record, batch[-1]), record, batch)
         self._ports.meter.count(measures.DELIVERIES, source="cache")

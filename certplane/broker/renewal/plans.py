@@ -8,14 +8,17 @@ it is durable. Another broker's plans are seen at the next `refresh`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Protocol
+from datetime import datetime, timedelta
+from typing import Final, Protocol
 
 from certplane.broker.model import AuditEvent, CertificateRecord, OrderCause
 from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 
 __all__ = ["RenewalPlans"]
+
+_SKEW: Final = timedelta(minutes=5)
+"""A host's clock may be ahead of ours: what it thinks due by so much is."""
 
 
 class _Store(RenewalPlanStore, RenewalChecks, Protocol):
@@ -55,14 +58,15 @@ class RenewalPlans:
         """See `RenewalTimes.wanted`."""
         chosen = await self._store.select(Selection(certificate_ids=(certificate.certificate_id,)), now)
         plan = chosen[0].plan if chosen else None
-        if plan is None:
-            return (OrderCause.DUE, certificate.renew_time) if certificate.renew_time <= now else None
-        if plan.window_start is not None and plan.window_start <= now:
+        if plan is not None and plan.window_start is not None and plan.window_start <= now:
             return OrderCause.ISSUER, plan.window_start
-        if plan.renew_time > now:
+        asked = plan is not None and plan.cause is RenewalCause.OPERATOR
+        since = certificate.renew_time if plan is None else plan.renew_time
+        if since > now:
+            since -= _SKEW
+        if since > now:
             return None
-        cause = OrderCause.OPERATOR if plan.cause is RenewalCause.OPERATOR else OrderCause.DUE
-        return cause, plan.renew_time
+        return OrderCause.OPERATOR if asked else OrderCause.DUE, since
 
     def note_issued(self, certificate: CertificateRecord) -> None:
         """See `RenewalTimes.note_issued`."""

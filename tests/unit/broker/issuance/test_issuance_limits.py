@@ -88,7 +88,7 @@ async def at_its_limits(world: World, authority: RegistrationAuthority) -> Certi
 
 
 @pytest.mark.parametrize("says_what", [True, False], ids=["renewal", "without saying of what"])
-@pytest.mark.parametrize("cause", ["revoked", "withdrawn", "operator", "issuer", "due", "expired"])
+@pytest.mark.parametrize("cause", ["revoked", "withdrawn", "operator", "issuer", "due", "due by its clock", "expired"])
 async def test_whoever_is_at_its_limits_gets_what_is_wanted_or_due(cause: str, says_what: bool) -> None:
     """An operator's or its own revocation, an operator, the CA's window, its time: once, whatever the limits say."""
     world = world_()
@@ -105,15 +105,17 @@ async def test_whoever_is_at_its_limits_gets_what_is_wanted_or_due(cause: str, s
             await order_renewal(world, record, RenewalCause.ISSUER)
         case "due":
             world.clock.advance(record.renew_time - world.clock.now())
+        case "due by its clock":  # which is some minutes ahead
+            world.clock.advance(record.renew_time - world.clock.now() - 4 * MINUTE)
         case _:
             world.clock.advance(record.not_after - world.clock.now() + DAY)
-    if cause in ("due", "expired"):  # the day's limits are past: those of that day are reached too
+    if cause in ("due", "due by its clock", "expired"):  # the day's limits are past: those of that day are reached too
         await _reach_again(world, authority)
     replaces = record.certificate_id if says_what else ""
 
     await certificate(authority, issue("four", replaces=replaces))
 
-    wanted = OrderCause.DUE if cause == "expired" else OrderCause(cause)
+    wanted = OrderCause.DUE if cause in ("due by its clock", "expired") else OrderCause(cause)
     assert world.orders[-1].cause is wanted
     again = await refused(authority, issue("five", replaces=replaces))
     assert again.reason is Reason.RATE_LIMITED
