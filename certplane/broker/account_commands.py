@@ -28,6 +28,7 @@ from certplane.broker.model import (
     RevocationReason,
 )
 from certplane.broker.settings import AcmeCaSettings, BrokerSettings
+from certplane.config.files import read_argument
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
@@ -156,12 +157,7 @@ async def _issuer(settings: BrokerSettings, ca: _Ca, clock: Clock) -> AsyncItera
 def _certificate_key(path: Path, record: CertificateRecord) -> AccountKey:
     """The certificate's key as one that signs ACME requests."""
     remedy = "name the PEM file with the private key of that certificate"
-    try:
-        pem = path.read_bytes()
-    except OSError as error:
-        problem = ConfigurationProblem(str(path), None, "--key", f"can't be read: {error.strerror}", remedy)
-        raise ConfigurationError([problem]) from error
-    key = AccountKey.from_pem(pem, path)
+    key = AccountKey.from_pem(read_argument(path), path)
     if key.public_key_sha256 != record.public_key_sha256:
         raise ConfigurationError([ConfigurationProblem(str(path), None, "--key", "is another key", remedy)])
     return key

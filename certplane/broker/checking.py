@@ -2,8 +2,8 @@
 
 Makes what a start makes of the configuration, secrets' source, issuers and DNS providers too, and tells all problems at
 once. The only thing that it asks for outside are the directories of the CAs: a start doesn't need them, but nothing
-would ever be issued by one that isn't there. It changes nothing and reads no secret: no account key is made, no
-database opened.
+would ever be issued by one that isn't there. It changes nothing: no account key is made, no vault asked, and a database
+is read without a lock. Secrets of files and of the environment are read to see that they can be, and forgotten.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.ports import SecretSource
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.settings import AcmeCaSettings, BrokerSettings, SecretsProvider
+from certplane.broker.surroundings import (
+    look_at_store,
+    looks_where_the_service_does,
+    missing_folder,
+    seen_as_root,
+    unreadable_secrets,
+)
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 from certplane.runtime.clock import Clock, SystemClock
@@ -37,7 +44,7 @@ _DIRECTORY_TIME = timedelta(seconds=10)
 async def check(
     settings: BrokerSettings, clock: Clock | None = None, *, offline: bool = False
 ) -> tuple[Prepared, tuple[str, ...]]:
-    """What a start would begin with, and doubts, a line each: what may be well at another time or in the service.
+    """What a start would begin with, and notices, a line each: what may be well at another time or in the service.
 
     Args:
         settings: the configuration.
@@ -52,8 +59,10 @@ async def check(
     problems: list[ConfigurationProblem] = []
     doubts: list[ConfigurationProblem] = []
     usable: list[str] = []
+    folders: set[str] = set()
     prepared: Prepared | None = None
-    secrets: SecretSource = EnvSecrets({})  # none is read, whatever it is
+    nothing = EnvSecrets({})
+    secrets: SecretSource = nothing  # until there is another
     async with AsyncExitStack() as stack:
         pool = BlockingPool("check-files", 1)
         stack.callback(pool.close)
@@ -62,6 +71,10 @@ async def check(
         with _gathering(doubts if _leaves_to_environment(settings) else problems):
             secrets = secret_source(settings, pool, clock)
         for name, acme in settings.cas.items():
+            place = "issuer.acme" if name == settings.issuer.name else f"issuers.{name}.acme"
+            with _gathering(problems):
+                if not acme.account_key.parent.is_dir():
+                    folders.add(missing_folder(settings, f"{place}.account_key", acme.account_key))
             with _gathering(problems):
                 adapters.locating_ca(settings, name, _trial(name, acme, secrets, clock, rng)).close()
                 usable.append(name)
@@ -69,11 +82,16 @@ async def check(
             solver = adapters.solver(settings, secrets, clock, rng)
             stack.push_async_callback(solver.close)
         wrong, away = await _directories(settings, () if offline else usable, clock, rng)
+        unread = [] if secrets is nothing else await unreadable_secrets(settings, prepared, secrets)
     problems += wrong
+    (problems if looks_where_the_service_does(settings) else doubts).extend(unread)
+    with _gathering(problems):
+        folders.update(look_at_store(settings))
     if problems or prepared is None:
         raise ConfigurationError(problems)
     here = [f"{doubt} (unless the service's environment says more than this one)" for doubt in doubts]
-    return prepared, (*here, *(f"{doubt} (the broker starts without it, and asks again)" for doubt in away))
+    there = [f"{doubt} (the broker starts without it, and asks again)" for doubt in away]
+    return prepared, (*here, *there, *sorted(folders), *seen_as_root(settings))
 
 
 async def _directories(
@@ -111,10 +129,6 @@ def _trial(
         key_file = adapters.account_key_file(acme)
         if key_file.exists:
             account = key_file.load()
-        elif not acme.account_key.parent.is_dir():
-            message = f"can't be made: {acme.account_key.parent} isn't a directory"
-            remedy = "make it, owned by the broker"
-            raise ConfigurationError([ConfigurationProblem("", None, "issuer.acme.account_key", message, remedy)])
         else:
             pem = private_key_pem(generate_private_key(KeyType.EC_P256))
             account = AccountKey.from_pem(pem, acme.account_key)

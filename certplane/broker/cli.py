@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
 
     policy = group("policy", "look at policies")
     validate = command(policy, "validate", _validate_policy, "check a policy file, and show what it gives to whom")
-    validate.add_argument("--policy", type=Path, required=True, metavar="FILE", help="the policy file")
+    validate.add_argument(
+        "--policy", type=Path, required=True, metavar="FILE", help="the policy file; - is standard input"
+    )
 
     account = group("account", "look at the account at the public CA, or change its key")
     show = command(account, "show", _show_account, "show the account as the CA has it, and what the CA offers")
@@ -135,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         help="unspecified, keyCompromise, affiliationChanged, superseded or cessationOfOperation"
         " (default: unspecified, with --key: keyCompromise)",
     )
-    revoke.add_argument("--key", type=Path, metavar="FILE", help="the certificate's own private key, PEM")
+    revoke.add_argument(
+        "--key", type=Path, metavar="FILE", help="the certificate's own private key, PEM; - is standard input"
+    )
 
     audit = group("audit", "look at the audit log")
     tail = command(audit, "tail", _tail_audit, "show the last audit events, oldest first")

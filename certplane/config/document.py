@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from certplane.config.files import read_file
+from certplane.config.files import is_input, read_argument
 from certplane.config.mistakes import Mistake, odd_character, syntax_mistakes
 from certplane.errors import ConfigurationError, ConfigurationProblem
 
@@ -114,12 +114,12 @@ class Document:
 
     @classmethod
     def read(cls, path: Path) -> Document:
-        """Read and parse a file.
+        """Read and parse a file; `-` is standard input.
 
         Raises:
             ConfigurationError: it can't be read, or isn't what this module accepts.
         """
-        return cls.parse(read_file(path, max_bytes=MAX_BYTES), str(path))
+        return cls.parse(read_argument(path, max_bytes=MAX_BYTES), "standard input" if is_input(path) else str(path))
 
     @classmethod
     def parse(cls, content: bytes, file: str) -> Document:

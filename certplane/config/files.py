@@ -1,20 +1,25 @@
 """Reading the files that settings name, with what is wrong said in one line and its remedy.
 
 A private key or a token is read only from a regular file that nobody but its owner (this process's user, or root) can
-read; `follow_links=False` besides refuses a symbolic link in the last component, for files in places that others
-may write. Sizes are capped before anything is read.
+read. A service's own key may besides be root's and readable by a group of the service's, and root, who looks after a
+service, may read it whoever owns it. `follow_links=False` refuses a symbolic link in the last component, for files in
+places that others may write. Sizes are capped before anything is read.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import pwd
 import stat
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from certplane.errors import ConfigurationError, ConfigurationProblem
 
-__all__ = ["read_file", "read_private_file"]
+__all__ = ["is_input", "private_remedy", "read_argument", "read_file", "read_private_file", "read_service_key"]
 
 _MAX_BYTES = 1024 * 1024
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -35,7 +40,32 @@ def read_file(
     Raises:
         ConfigurationError: it is missing, unreadable, no regular file, too large.
     """
-    return _read(path, at, max_bytes, follow_links=follow_links, private=False)
+    return _read(path, at, max_bytes, follow_links=follow_links)
+
+
+def is_input(path: Path) -> bool:
+    """Whether an argument means standard input; a file of that name is `./-`."""
+    return os.fspath(path) == "-"
+
+
+def read_argument(path: Path, *, max_bytes: int = _MAX_BYTES) -> bytes:
+    """The content of a file that a command line names, or with `-` of standard input.
+
+    Raises:
+        ConfigurationError: as `read_file`.
+    """
+    if not is_input(path):
+        return read_file(path, max_bytes=max_bytes)
+    at = ConfigurationProblem("standard input", None, "", "")
+    try:
+        content = sys.stdin.buffer.read(max_bytes + 1)
+    except (AttributeError, OSError, ValueError) as error:
+        raise ConfigurationError(
+            [replace(at, message="can't be read", remedy="give it a file, or name one")]
+        ) from error
+    if len(content) > max_bytes:
+        raise ConfigurationError([replace(at, message=f"is larger than {max_bytes} bytes")])
+    return content
 
 
 def read_private_file(
@@ -46,10 +76,24 @@ def read_private_file(
     Raises:
         ConfigurationError: as `read_file`, or the mode or owner is wrong; the content is never part of the message.
     """
-    return _read(path, at, max_bytes, follow_links=follow_links, private=True)
+    return _read(path, at, max_bytes, follow_links=follow_links, check=_check_private)
 
 
-def _read(path: Path, at: ConfigurationProblem | None, max_bytes: int, *, follow_links: bool, private: bool) -> bytes:
+def read_service_key(path: Path, *, at: ConfigurationProblem | None = None, max_bytes: int = _MAX_BYTES) -> bytes:
+    """As `read_private_file`, for a key that a service and root share; see this module's text.
+
+    Raises:
+        ConfigurationError: as `read_private_file`.
+    """
+    return _read(path, at, max_bytes, follow_links=True, check=_check_service_key)
+
+
+_Check = Callable[[Path, "ConfigurationProblem | None", os.stat_result], None]
+
+
+def _read(
+    path: Path, at: ConfigurationProblem | None, max_bytes: int, *, follow_links: bool, check: _Check | None = None
+) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW))
         try:
@@ -57,8 +101,8 @@ def _read(path: Path, at: ConfigurationProblem | None, max_bytes: int, *, follow
             if not stat.S_ISREG(status.st_mode):
                 kind = "is a directory" if stat.S_ISDIR(status.st_mode) else "is no regular file"
                 raise _error(path, at, kind, "give the path of a file")
-            if private:
-                _check_private(path, at, status)
+            if check is not None:
+                check(path, at, status)
             return _read_capped(descriptor, path, at, max_bytes)
         finally:
             os.close(descriptor)
@@ -80,9 +124,42 @@ def _read_capped(descriptor: int, path: Path, at: ConfigurationProblem | None, m
 def _check_private(path: Path, at: ConfigurationProblem | None, status: os.stat_result) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if mode & _OTHERS:
-        raise _error(path, at, f"can be accessed by others (mode {mode:04o})", f"chmod 600 {path}")
+        raise _error(path, at, f"can be accessed by others (mode {mode:04o})", private_remedy(path, status))
     if status.st_uid not in {os.geteuid(), 0}:
-        raise _error(path, at, f"belongs to another user (uid {status.st_uid})", f"chown {os.geteuid()} {path}")
+        raise _error(path, at, f"belongs to another user ({_user(status.st_uid)})", _as_user(status.st_uid))
+
+
+def _check_service_key(path: Path, at: ConfigurationProblem | None, status: os.stat_result) -> None:
+    mode, by_root = stat.S_IMODE(status.st_mode), os.geteuid() == 0
+    if status.st_uid not in {os.geteuid(), 0} and not by_root:
+        raise _error(path, at, f"belongs to another user ({_user(status.st_uid)})", _as_user(status.st_uid))
+    ours = by_root or status.st_gid in {os.getegid(), *os.getgroups()}
+    shared = status.st_uid == 0 and ours
+    if mode & _OTHERS & ~(stat.S_IRGRP if shared else 0):
+        raise _error(path, at, f"can be accessed by others (mode {mode:04o})", private_remedy(path, status))
+
+
+def private_remedy(path: Path, status: os.stat_result) -> str:
+    """The line that closes a file to others, and never to the one that reads it now."""
+    me = os.geteuid()
+    if me == status.st_uid == 0 and status.st_gid != 0 and status.st_mode & stat.S_IRGRP:
+        return f"chmod 640 {path}"  # a service's, which reads it by its group
+    if me in {status.st_uid, 0}:
+        return f"chmod 600 {path}"
+    return f"chown {_user(me).partition(' ')[0]} {path} && chmod 600 {path}"
+
+
+def _user(number: int) -> str:
+    try:
+        return f"{pwd.getpwuid(number).pw_name} (uid {number})"
+    except KeyError:
+        return f"uid {number}"
+
+
+def _as_user(number: int) -> str:
+    """Whoever looks at a service's files does so as the service: a changed owner would lock it out."""
+    name = _user(number).partition(" ")[0]
+    return f"run the command as that user: sudo -u {name if name != 'uid' else f'#{number}'} ..."
 
 
 def _describe(error: OSError | ValueError) -> tuple[str, str]:
@@ -92,7 +169,10 @@ def _describe(error: OSError | ValueError) -> tuple[str, str]:
         case errno.ENOENT:
             return "does not exist", "create it, or correct the path"
         case errno.EACCES | errno.EPERM:
-            return "can't be read by this user", "give the program's user the right to read it"
+            return (
+                "can't be read by this user",
+                "give the program's user the right to read it, and run the command as that user (sudo -u)",
+            )
         case errno.ELOOP:
             return "is a symbolic link, or a loop of them", "give the path of the file itself"
         case errno.ENOTDIR:

@@ -377,3 +377,25 @@ def test_reader_that_leaves(files: BrokerFiles) -> None:
         ["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True, timeout=HANG, check=False
     )
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        pytest.param("hosts: {a: {identity: a.example}}\n", 0, "", id="good"),
+        pytest.param("hosts: {a: {identitty: a.example}}\n", 2, "standard input:1: hosts.a.identitty: ", id="bad"),
+        pytest.param("", 2, "standard input: gives nothing to anybody", id="empty"),
+    ],
+)
+def test_policy_from_standard_input(text: str, status: int, said: str) -> None:
+    """`-` is standard input, so that what a template renders is validated before it is a file."""
+    result = run("policy", "validate", "--policy", "-", input=text)
+    assert result.returncode == status
+    assert said in result.stderr
+
+
+def test_configuration_from_standard_input(files: BrokerFiles) -> None:
+    """The same holds for a configuration that is only looked at."""
+    result = run("check", "-c", "-", "--json", input=files.config.read_text())
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["configuration"] == "-"

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from josepy.jwa import ES256, ES384, RS256, JWASignature
 from josepy.jwk import JWK, JWKEC, JWKRSA
 
+from certplane.config.files import private_remedy
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.keys import (
     KeyType,
@@ -137,11 +138,11 @@ def _read(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise _problem(path, "isn't a regular file", "name a file that holds the account key alone")
-        if mode & _OTHERS:
-            raise _problem(path, "can be read or changed by others", f"chmod 600 {path}")
+        if status.st_mode & _OTHERS:
+            raise _problem(path, "can be read or changed by others", private_remedy(path, status))
         return file.read(_LARGEST_FILE)
 
 

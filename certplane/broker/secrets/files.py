@@ -109,7 +109,7 @@ def _content(descriptor: int) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_mode & stat.S_IRWXO or status.st_size > _LARGEST:
-            raise NotASecretError("isn't a regular file, is too large, or everybody can read it (chmod 600)")
+            raise NotASecretError("isn't a regular file, is too large, or everybody can read it (chmod o-rwx)")
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise NotASecretError("is too large")  # it grew since

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from certplane.config.files import read_file, read_private_file
+from certplane.config.files import read_file, read_service_key
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.bundle import BundleError, CaBundle, encode_certificates, presentable
 from certplane.pki.chain import CertificateFacts, ChainError, leaf_facts, split_chain
@@ -73,7 +73,7 @@ class TrustFiles:
         problems: list[ConfigurationProblem] = []
         for path, key, read in (
             (self.cert, "server.tls.cert", read_file),
-            (self.key, "server.tls.key", read_private_file),
+            (self.key, "server.tls.key", read_service_key),
             (self.agent_ca_bundle, "server.mtls.agent_ca_bundle", read_file),
         ):
             try:

@@ -19,11 +19,11 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from certplane.broker.store import sqlite
-from certplane.broker.store.migrate import NewerSchemaError, migrate
+from certplane.broker.store.migrate import NewerSchemaError, check_known, migrate
 from certplane.broker.store.schema import APPLICATION_ID, SCHEMA_REVISION
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 
-__all__ = ["StateLock", "open_writer"]
+__all__ = ["StateLock", "look_at", "open_writer"]
 
 _log = logging.getLogger("certplane.store")
 
@@ -78,10 +78,14 @@ def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Conn
     """
     created = exclusive and _create(path)
     if not created:
-        _check_file(path, make_private=exclusive)
+        _check_file(path)
     try:
         with contextlib.closing(sqlite.connect_to_look(path, wait)) as connection:
             _check_owner(connection, path, new=exclusive)
+            check_known(_revision(connection))
+            _mark(connection)
+        if exclusive:
+            _make_private(path)  # not before: a file that is refused is left as it is
         with contextlib.ExitStack() as undo:
             connection = sqlite.connect_to_write(path, wait)
             undo.callback(connection.close)
@@ -97,11 +101,7 @@ def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Conn
             undo.pop_all()
             return connection
     except NewerSchemaError as error:
-        raise _configuration(
-            path,
-            f"the database was written by a newer certplane-broker (schema {error})",
-            "install that version, or restore a copy made before it ran",
-        ) from error
+        raise _newer(path, error) from error
     except sqlite3.Error as error:
         raise _explain(path, error) from error
     except SQLAlchemyError as error:
@@ -126,14 +126,57 @@ def _create(path: Path) -> bool:
     return True
 
 
-def _check_file(path: Path, *, make_private: bool) -> None:
+def look_at(path: Path) -> list[str]:
+    """What a start would find of the database at `path`, without changing or making anything; notices, a line each.
+
+    A database that another process is writing is read beside it, and one that nobody has open as the file that it is.
+
+    Raises:
+        ConfigurationError: a start would refuse it.
+        OperationError: it is corrupt.
+    """
+    if not path.exists():
+        return []
+    _check_file(path)
+    in_use = path.with_name(f"{path.name}-wal").exists()
+    try:
+        uri = f"{path.absolute().as_uri()}?{'mode=ro' if in_use else 'immutable=1'}"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            _check_owner(connection, path, new=True)
+            found = _revision(connection)
+            check_known(found)
+    except NewerSchemaError as error:
+        raise _newer(path, error) from error
+    except sqlite3.Error as error:
+        raise _explain(path, error) from error
+    if found is not None and found != SCHEMA_REVISION:
+        return [f"{path}: the next start brings the schema from {found} to {SCHEMA_REVISION}; make a copy before it"]
+    return []
+
+
+def _newer(path: Path, error: NewerSchemaError) -> ConfigurationError:
+    return _configuration(
+        path,
+        f"the database was written by a newer certplane-broker (schema {error})",
+        "install that version, or restore a copy made before it ran",
+    )
+
+
+def _make_private(path: Path) -> None:
+    try:
+        status = path.stat()
+        if status.st_mode & 0o077:
+            path.chmod(0o600)
+            _log.warning("%s: was open to others (mode %o), now it isn't", path, stat.S_IMODE(status.st_mode))
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _check_file(path: Path) -> None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise _configuration(path, "is not a file", "set store.path to the database's file")
-        if make_private and status.st_mode & 0o077:
-            path.chmod(0o600)
-            _log.warning("%s: was open to others (mode %o), now it isn't", path, stat.S_IMODE(status.st_mode))
     except FileNotFoundError as error:
         raise _configuration(path, "there is no such database", "set store.path, or start the broker once") from error
     except OSError as error:
@@ -141,15 +184,19 @@ def _check_file(path: Path, *, make_private: bool) -> None:
 
 
 def _check_owner(connection: sqlite3.Connection, path: Path, *, new: bool) -> None:
-    """Refuse another program's database before anything is set in it; mark a `new` one as ours."""
+    """Refuse another program's database before anything is set in it; an empty one may be taken as a `new` one."""
     application_id = connection.execute("PRAGMA application_id").fetchone()[0]
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if application_id != APPLICATION_ID and (application_id or tables or not new):
         raise _configuration(
             path, "is a database of another program", "set store.path to Certplane's, or to a file that doesn't exist"
         )
+
+
+def _mark(connection: sqlite3.Connection) -> None:
+    """Mark the database as ours."""
     connection.execute("BEGIN IMMEDIATE")  # fails on a file, or a file system, that can be read only
-    if application_id != APPLICATION_ID:
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute("COMMIT")
 

@@ -8,17 +8,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from certplane.broker.store.schema import SCHEMA_REVISION
 
-__all__ = ["NewerSchemaError", "migrate"]
+if TYPE_CHECKING:  # it is imported when it is needed, see above
+    from alembic.config import Config
+
+__all__ = ["NewerSchemaError", "check_known", "migrate"]
 
 _log = logging.getLogger("certplane.store")
 
 
 class NewerSchemaError(Exception):
     """The database's revision is none that this program knows."""
+
+
+def check_known(revision: str | None) -> None:
+    """Whether this program knows the schema of a database.
+
+    Raises:
+        NewerSchemaError: it doesn't.
+    """
+    if revision not in (None, SCHEMA_REVISION):
+        _check_known(_configuration(), revision)
 
 
 def migrate(dialect: str, connect: Callable[[], Any], revision: str | None) -> None:
@@ -36,18 +49,11 @@ def migrate(dialect: str, connect: Callable[[], Any], revision: str | None) -> N
     if revision == SCHEMA_REVISION:
         return
     from alembic import command  # noqa: PLC0415 - see above
-    from alembic.config import Config  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
-    from alembic.util import CommandError  # noqa: PLC0415
     from sqlalchemy import create_engine, event  # noqa: PLC0415
     from sqlalchemy.pool import NullPool  # noqa: PLC0415
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    try:
-        ScriptDirectory.from_config(config).get_revision(revision or "base")
-    except CommandError as error:
-        raise NewerSchemaError(revision) from error
+    config = _configuration()
+    _check_known(config, revision)
     engine = create_engine(dialect, creator=connect, poolclass=NullPool)
     if engine.dialect.name == "sqlite":
         # The driver is in autocommit mode, so that no DDL ends a transaction; what begins one is this.
@@ -57,3 +63,21 @@ def migrate(dialect: str, connect: Callable[[], Any], revision: str | None) -> N
         command.upgrade(config, "head")
     engine.dispose()
     _log.info("the store's schema went from %s to %s", revision or "nothing", SCHEMA_REVISION)
+
+
+def _configuration() -> Config:
+    from alembic.config import Config  # noqa: PLC0415 - see above
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+def _check_known(config: Config, revision: str | None) -> None:
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
+    from alembic.util import CommandError  # noqa: PLC0415
+
+    try:
+        ScriptDirectory.from_config(config).get_revision(revision or "base")
+    except CommandError as error:
+        raise NewerSchemaError(revision) from error

@@ -12,14 +12,14 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg import conninfo, errors, pq
 from sqlalchemy.exc import SQLAlchemyError
 
 from certplane.broker.store.migrate import NewerSchemaError, migrate
-from certplane.broker.store.schema import SCHEMA_REVISION
+from certplane.broker.store.schema import SCHEMA_REVISION, metadata
 from certplane.broker.store.session import Fault, SqlError
 from certplane.broker.store.statements import Compiler, Row, Statement
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
@@ -41,6 +41,18 @@ _LOST: Final = {
 }
 """A server that is gone without a word, as after a failover, is noticed within 25 seconds: Linux would wait for a
 quarter of an hour, and with it every write of the broker. What the URL says of these counts for more."""
+
+_ENCODING: Final = "UTF8"
+"""Of the database: SQL_ASCII, which `initdb` takes where the locale is C, hands out bytes of unknown meaning, and any
+other has no room for names and messages that a CA or a host may send."""
+
+_NOT_OURS: Final = """
+    SELECT relname FROM pg_class
+    WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' AND relname = ANY(%s)
+    AND NOT (has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+             AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE'))
+    ORDER BY relname
+"""
 
 _Connection = psycopg.Connection[Row]
 
@@ -82,7 +94,8 @@ def _connect(url: str, wait: timedelta, *, read_only: bool = False) -> _Connecti
             autocommit=True,
             connect_timeout=int(_CONNECT.total_seconds()),
             application_name="certplane-broker",
-            options=f"-c lock_timeout={milliseconds} -c statement_timeout={4 * milliseconds} -c client_encoding=UTF8",
+            client_encoding=_ENCODING,  # whatever the URL says
+            options=f"-c lock_timeout={milliseconds} -c statement_timeout={4 * milliseconds}",
         )
         connection.execute(setting)
     except psycopg.Error as error:
@@ -117,9 +130,17 @@ class PostgresqlSession:
                 f"store.url: the database can't be reached ({error})", remedy="check store.url and the server"
             ) from error
         try:
+            self._check_usable()
             self._bring_up_to_date()
+            self._check_rights()
             if exclusive and self._run("SHOW fsync").fetchone() == ("off",):
                 _log.warning("store.url: the server runs with fsync=off, so a power cut can undo what was acknowledged")
+        except SqlError as error:
+            self.close()
+            raise OperationError(
+                f"store.url: the database can't be used ({error})",
+                remedy="it must be the broker's own: make its user the owner of the database and of all that is in it",
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -215,6 +236,29 @@ class PostgresqlSession:
         except psycopg.Error as error:
             raise fault_of(error, lost=self._connection.closed) from error
 
+    def _check_usable(self) -> None:
+        """Whether texts survive in the database, and anything can be written."""
+        encoding = self._connection.info.parameter_status("server_encoding")
+        if encoding != _ENCODING:
+            raise _configuration(
+                f"the database's encoding is {encoding}, and must be {_ENCODING}",
+                f"make another one: createdb --encoding {_ENCODING} --template template0 --owner USER NAME",
+            )
+        if self._run("SHOW transaction_read_only").fetchone() == ("on",):
+            raise OperationError(
+                "store.url: the database can only be read: a standby, or default_transaction_read_only is on",
+                remedy="name the primary server in store.url, or let the broker's user write",
+            )
+
+    def _check_rights(self) -> None:
+        """Whether what is there, made by another user perhaps, may be read and written."""
+        if closed := self._run(_NOT_OURS, (sorted(metadata.tables),)).fetchall():
+            names = ", ".join(str(row[0]) for row in closed)
+            raise OperationError(
+                f"store.url: the broker's user may not read and write {names}",
+                remedy="make it the owner: REASSIGN OWNED BY, or ALTER TABLE ... OWNER TO",
+            )
+
     def _bring_up_to_date(self) -> None:
         row = self._run("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
         found = self._run("SELECT version_num FROM alembic_version").fetchone() if row and row[0] else None
@@ -227,7 +271,7 @@ class PostgresqlSession:
                 )
             return
         try:
-            migrate("postgresql+psycopg://", lambda: psycopg.connect(self._url), revision)
+            migrate("postgresql+psycopg://", self._connect_to_migrate, revision)
         except NewerSchemaError as error:
             raise _configuration(
                 f"the database was written by a newer certplane-broker (schema {error})",
@@ -239,6 +283,9 @@ class PostgresqlSession:
                 f"store.url: the schema can't be brought up to date ({cause})",
                 remedy="the database must be the broker's own: its user must be able to create tables",
             ) from error
+
+    def _connect_to_migrate(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self._url, client_encoding=_ENCODING)
 
 
 class PostgresqlReader:

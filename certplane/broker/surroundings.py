@@ -1,0 +1,122 @@
+"""What `certplane-broker check` can see of the service from where it is run, and what it can't.
+
+What is right depends on who looks and when: a shell lacks the service's environment, root may read what the service may
+not, and before the first start systemd has made no folder yet. Such things are notices, a line each, and never silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pwd
+from pathlib import Path
+from typing import Final
+
+from certplane.broker.app import Prepared
+from certplane.broker.database import locating
+from certplane.broker.ports import SecretSource
+from certplane.broker.secrets.env import EnvSecrets
+from certplane.broker.secrets.files import FileSecrets
+from certplane.broker.secrets.source import CREDENTIALS_VARIABLE
+from certplane.broker.settings import BrokerSettings, SecretsProvider, StoreDriver
+from certplane.broker.store.files import look_at
+from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
+
+STATE_DIRECTORY: Final = Path("/var/lib/certplane")
+_UNIT_USER: Final = "certplane-broker"
+"""As packaging/systemd has them."""
+
+
+async def unreadable_secrets(
+    settings: BrokerSettings, prepared: Prepared | None, secrets: SecretSource
+) -> list[ConfigurationProblem]:
+    """Secrets that are named and can't be read here; those of a vault aren't asked for."""
+    if not isinstance(secrets, EnvSecrets | FileSecrets):
+        return []
+    problems = []
+    for name, key in secret_names(settings, prepared).items():
+        try:
+            await secrets.read(name)
+        except RefusalError as error:
+            problems.append(settings.source.problem(key, error.refusal.message))
+    return problems
+
+
+def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[str, str]:
+    """The secrets that a start and the profiles' orders will want, each with the key that names it first."""
+    acme, names = settings.issuer.acme, {}
+    if settings.store.password_secret:
+        names[settings.store.password_secret] = "store.password_secret"
+    for issuer, ca in settings.cas.items():
+        if ca.eab is not None:
+            place = "issuer.acme" if issuer == settings.issuer.name else f"issuers.{issuer}.acme"
+            names.setdefault(ca.eab.hmac_secret, f"{place}.eab.hmac_secret")
+    section = getattr(acme, acme.dns_provider.section)
+    for field in dataclasses.fields(section) if section is not None else ():
+        value = getattr(section, field.name)
+        if field.name.endswith("_secret") and value:
+            names.setdefault(value, f"issuer.acme.{acme.dns_provider.section}.{field.name}")
+    profiles = () if prepared is None else prepared.policy.current.profiles
+    default = getattr(section, "credentials", "")
+    if isinstance(default, str):
+        for profile in profiles:
+            if name := profile.credentials or default:
+                names.setdefault(name, f"issuer.acme.{acme.dns_provider.section}.credentials")
+    return names
+
+
+def looks_where_the_service_does(settings: BrokerSettings) -> bool:
+    """Whether secrets are looked for where the service looks: a directory that is configured, or systemd's."""
+    secrets = settings.secrets
+    if secrets.provider is not SecretsProvider.FILE:
+        return False
+    return secrets.file.directory is not None or CREDENTIALS_VARIABLE in os.environ
+
+
+def look_at_store(settings: BrokerSettings) -> list[str]:
+    """What a start would find at `store.path`."""
+    if settings.store.driver is not StoreDriver.SQLITE:
+        return []
+    path = settings.store.path
+    if not path.parent.is_dir():
+        return [missing_folder(settings, "store.path", path)]
+    try:
+        return locating(settings, lambda: look_at(path), key="store.path")
+    except OperationError as error:
+        raise ConfigurationError([settings.source.problem("store.path", error.message, error.remedy)]) from error
+
+
+def missing_folder(settings: BrokerSettings, key: str, path: Path) -> str:
+    """The notice for a folder that systemd makes at the first start.
+
+    Raises:
+        ConfigurationError: it is another, which a person must make.
+    """
+    folder = path.parent
+    if folder != STATE_DIRECTORY and STATE_DIRECTORY not in folder.parents:
+        remedy = f"make {folder}, owned by the service's user"
+        raise ConfigurationError([settings.source.problem(key, f"{path}: there is no folder {folder}", remedy)])
+    return f"{folder} isn't there yet: systemd makes it at the first start (StateDirectory= of the unit)"
+
+
+def seen_as_root(settings: BrokerSettings) -> list[str]:
+    """Root may read everything, so that what it sees is no proof for a service that runs as somebody else."""
+    if os.geteuid() != 0:
+        return []
+    user = service_user(settings)
+    if user is None:
+        return []
+    return [f"looked at as root, who may read everything; as the service: sudo -u {user} certplane-broker check"]
+
+
+def service_user(settings: BrokerSettings) -> str | None:
+    """The user that the service runs as, if it isn't root: the owner of its state, else the unit's user."""
+    try:
+        owner = settings.store.path.parent.stat().st_uid
+        return pwd.getpwuid(owner).pw_name if owner else None
+    except (OSError, KeyError):
+        pass
+    try:
+        return pwd.getpwnam(_UNIT_USER).pw_name
+    except KeyError:
+        return None

@@ -1,0 +1,117 @@
+"""A PostgreSQL database that can't keep what the broker writes is refused at the start, with cause and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from certplane.broker.store.postgresql import PostgresqlSession
+from certplane.errors import CertplaneError
+
+pytestmark = pytest.mark.integration
+
+WAIT = timedelta(seconds=10)
+
+
+class Server:
+    """A server where databases and users are made for one test."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._made: list[tuple[str, str]] = []
+
+    def execute(self, statement: sql.Composable, database: str = "") -> None:
+        with closing(psycopg.connect(self.url(database) if database else self._url, autocommit=True)) as connection:
+            connection.execute(statement)
+
+    def database(self, name: str, options: str) -> str:
+        self.execute(sql.SQL("CREATE DATABASE {} " + options).format(sql.Identifier(name)))
+        self._made.append(("DATABASE", name))
+        return self.url(name)
+
+    def user(self, name: str) -> str:
+        self.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+        self._made.append(("ROLE", name))
+        return name
+
+    def url(self, database: str, user: str = "") -> str:
+        parts = urlsplit(self._url)
+        place = parts.netloc.rpartition("@")
+        return parts._replace(path=f"/{database}", netloc=f"{user or place[0]}@{place[2]}").geturl()
+
+    def close(self) -> None:
+        for kind, name in sorted(self._made):  # databases before the roles that own something in them
+            force = " WITH (FORCE)" if kind == "DATABASE" else ""
+            self.execute(sql.SQL("DROP " + kind + " {}" + force).format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def server(postgres_url: str) -> Iterator[Server]:
+    made = Server(postgres_url)
+    yield made
+    made.close()
+
+
+def _refusal(url: str) -> str:
+    with pytest.raises(CertplaneError) as caught:
+        PostgresqlSession(url, WAIT, exclusive=True).close()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+@pytest.mark.parametrize("parameters", ["", "?client_encoding=LATIN1", "?options=-c%20client_encoding%3DLATIN1"])
+def test_another_encoding(server: Server, encoding: str, parameters: str) -> None:
+    """Texts of the broker need UTF8, whatever encoding the client is told to have."""
+    name = f"certplane_{encoding.lower()}_{len(parameters)}"
+    url = server.database(name, f"ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    said = _refusal(url + parameters)
+    assert f"the database's encoding is {encoding}, and must be UTF8" in said
+    assert "createdb --encoding UTF8 --template template0" in said
+
+
+@pytest.mark.parametrize("parameters", ["?client_encoding=LATIN1", "?client_encoding=SQL_ASCII"])
+def test_the_client_s_encoding_is_ours(server: Server, parameters: str) -> None:
+    """A URL that asks for another encoding of the client is no obstacle, and none to texts either."""
+    name = f"certplane_utf8_{len(parameters)}"
+    url = server.database(name, "ENCODING 'UTF8' TEMPLATE template0")
+    with closing(PostgresqlSession(url + parameters, WAIT, exclusive=True)) as session:
+        assert session._run("SELECT 'b\u00fccher \u2713'").fetchone() == ("b\u00fccher \u2713",)
+
+
+def test_no_rights_to_make_tables(server: Server) -> None:
+    """A user that may only connect is told that the database must be its own."""
+    server.database("certplane_no_rights", "TEMPLATE template0")
+    user = server.user("certplane_nobody")
+    said = _refusal(server.url("certplane_no_rights", user))
+    assert "permission denied" in said
+    assert "must be the broker's own" in said
+
+
+def test_tables_of_another_user(server: Server) -> None:
+    """Tables that another user made are told of before the first write fails."""
+    url = server.database("certplane_others", "TEMPLATE template0")
+    PostgresqlSession(url, WAIT, exclusive=True).close()
+    user = server.user("certplane_guest")
+    said = _refusal(server.url("certplane_others", user))
+    assert "permission denied" in said
+    grant = sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}").format(sql.Identifier(user))
+    server.execute(grant, "certplane_others")
+    said = _refusal(server.url("certplane_others", user))
+    assert "the broker's user may not read and write audit_events" in said
+    assert "OWNER TO" in said
+    server.execute(
+        sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {}").format(sql.Identifier(user)), "certplane_others"
+    )
+
+
+def test_a_database_that_can_only_be_read(server: Server) -> None:
+    """A standby, or a database that is set to read only, is told at the start."""
+    url = server.database("certplane_read_only", "TEMPLATE template0")
+    server.execute(sql.SQL("ALTER DATABASE certplane_read_only SET default_transaction_read_only = on"))
+    assert "the database can only be read: a standby, or default_transaction_read_only is on" in _refusal(url)

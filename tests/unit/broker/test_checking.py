@@ -1,0 +1,236 @@
+"""`certplane-broker check` says what a start would refuse, changes nothing, and is silent about nothing that it can't see."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from certplane.broker import surroundings
+from certplane.broker.app import prepare
+from certplane.broker.checking import check
+from certplane.broker.settings import BrokerSettings, load_settings
+from certplane.broker.store.files import open_writer
+from certplane.broker.store.schema import APPLICATION_ID
+from certplane.broker.surroundings import secret_names
+from certplane.config.files import read_private_file, read_service_key
+from certplane.errors import ConfigurationError
+from tests.support.broker_files import BrokerFiles
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BrokerFiles:
+    monkeypatch.setenv("DNS_TSIG", "c2VjcmV0")
+    monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "x")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    return BrokerFiles(tmp_path)
+
+
+def _settings(files: BrokerFiles) -> BrokerSettings:
+    files.config.write_text(yaml.safe_dump(files.settings))
+    return load_settings(files.config)
+
+
+async def _notices(files: BrokerFiles) -> str:
+    _, notices = await check(_settings(files), offline=True)
+    return "\n".join(notices)
+
+
+async def _problems(files: BrokerFiles) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        await check(_settings(files), offline=True)
+    return str(caught.value)
+
+
+def _foreign(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+        connection.commit()
+
+
+def _foreign_id(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA application_id = 7")
+        connection.commit()
+
+
+def _foreign_in_use(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.commit()
+    _left_open.append(connection)
+
+
+_left_open: list[sqlite3.Connection] = []
+
+
+def _newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.execute("INSERT INTO alembic_version VALUES ('9999')")
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    ("make", "phrase"),
+    [
+        pytest.param(_foreign, "is a database of another program", id="another-program's"),
+        pytest.param(_foreign_id, "is a database of another program", id="another-program's-mark"),
+        pytest.param(_foreign_in_use, "is a database of another program", id="another-program-has-it-open"),
+        pytest.param(_newer, "was written by a newer certplane-broker (schema 9999)", id="newer"),
+        pytest.param(lambda path: path.write_bytes(b"no database at all" * 100), "is corrupt", id="no-database"),
+        pytest.param(lambda path: path.mkdir(), "is not a file", id="folder"),
+    ],
+)
+async def test_a_database_that_a_start_refuses(files: BrokerFiles, make: Callable[[Path], None], phrase: str) -> None:
+    """What `serve` says of a database, `check` says too; neither changes its mode, nor anything beside it."""
+    path = files.directory / "broker.db"
+    make(path)
+    path.chmod(0o755 if path.is_dir() else 0o644)
+    before = {each.name: (each.stat().st_mode, each.stat().st_size) for each in files.directory.iterdir()}
+    said = await _problems(files)
+    assert phrase in said
+    assert "broker.yml:" in said
+    assert "store.path" in said
+    with pytest.raises(Exception, match=phrase.partition(" (")[0]):
+        open_writer(path, timedelta(), exclusive=True)
+    assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o644)
+    after = {each.name: (each.stat().st_mode, each.stat().st_size) for each in files.directory.iterdir()}
+    assert before == after
+    while _left_open:
+        _left_open.pop().close()
+
+
+async def test_a_database_of_ours_is_left_as_it_is(files: BrokerFiles) -> None:
+    """An empty file and no file are both beginnings, and neither is touched."""
+    path = files.directory / "broker.db"
+    assert "store" not in await _notices(files)
+    assert not path.exists()
+    path.touch(0o644)
+    await check(_settings(files), offline=True)
+    assert path.stat().st_size == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+async def test_folders_that_systemd_makes(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first start the unit's folder is missing, which is a notice; another folder is a person's to make."""
+    state = files.directory / "state"
+    monkeypatch.setattr(surroundings, "STATE_DIRECTORY", state)
+    files.settings["store"]["path"] = str(state / "broker.db")
+    files.settings["issuer"]["acme"]["account_key"] = str(state / "account.key")
+    assert f"{state} isn't there yet: systemd makes it at the first start" in await _notices(files)
+    other = files.directory / "other"
+    files.settings["store"]["path"] = str(other / "broker.db")
+    files.settings["issuer"]["acme"]["account_key"] = str(other / "account.key")
+    said = await _problems(files)
+    assert said.count(f"there is no folder {other}") == 2
+    assert f"make {other}, owned by the service's user" in said
+    assert not other.exists()
+
+
+async def test_secrets_that_cannot_be_read(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that the service won't find is a problem where it is looked for in the right place, else a notice."""
+    monkeypatch.delenv("DNS_TSIG")
+    said = await _notices(files)
+    assert "issuer.acme.rfc2136.tsig_secret: there is no secret 'dns/tsig'" in said
+    assert "unless the service's environment says more" in said
+    directory = files.directory / "secrets"
+    (directory / "dns").mkdir(parents=True)
+    files.settings["secrets"] = {"provider": "file", "file": {"directory": str(directory)}}
+    said = await _problems(files)
+    assert "issuer.acme.rfc2136.tsig_secret: the secret 'dns/tsig' can't be read" in said
+    (directory / "dns" / "tsig").write_text("c2VjcmV0")
+    (directory / "dns" / "tsig").chmod(0o644)
+    assert "everybody can read it (chmod o-rwx)" in await _problems(files)
+    (directory / "dns" / "tsig").chmod(0o640)
+    (directory / "cloudflare").mkdir()
+    (directory / "cloudflare" / "api-token").write_text("x")
+    (directory / "cloudflare" / "api-token").chmod(0o600)
+    assert "secret" not in await _notices(files)
+
+
+def test_all_secrets_are_looked_at(files: BrokerFiles) -> None:
+    """The names of the configuration's secrets and the profiles' are found, each with its key."""
+    files.settings["issuer"]["acme"]["eab"] = {"kid": "k", "hmac_secret": "ca/hmac"}
+    files.settings["store"] = {
+        "driver": "postgresql", "url": "postgresql://u@127.0.0.1/x", "password_secret": "db/password",
+    }  # fmt: skip
+    settings = _settings(files)
+    assert secret_names(settings, prepare(settings)) == {
+        "db/password": "store.password_secret",
+        "ca/hmac": "issuer.acme.eab.hmac_secret",
+        "dns/tsig": "issuer.acme.rfc2136.tsig_secret",
+        "cloudflare/api-token": "issuer.acme.rfc2136.credentials",
+    }
+
+
+async def test_root_is_told_that_it_is_root(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything: it is told how to look as the service, and no file of the service's is wrong to it."""
+    if os.geteuid() != 0:
+        pytest.skip("this needs root")
+    os.chown(files.directory, 65534, -1)
+    for name in ("server.key", "server.crt", "agent-ca.pem"):
+        os.chown(files.directory / name, 65534, -1)
+    assert "as the service: sudo -u nobody certplane-broker check" in await _notices(files)
+    monkeypatch.setattr(surroundings, "service_user", lambda _: None)
+    assert "sudo" not in await _notices(files)
+
+
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "me", "groups", "good"),
+    [
+        pytest.param(0, 0, 0o600, 0, [], True, id="root's-own"),
+        pytest.param(996, 996, 0o600, 0, [], True, id="root-looks-at-the-service's"),
+        pytest.param(0, 996, 0o640, 0, [], True, id="root-looks-at-what-it-shares"),
+        pytest.param(996, 996, 0o600, 996, [996], True, id="the-service's-own"),
+        pytest.param(0, 996, 0o640, 996, [996], True, id="root's-for-the-service's-group"),
+        pytest.param(0, 42, 0o640, 996, [996, 42], True, id="root's-for-another-group-of-the-service"),
+        pytest.param(0, 42, 0o640, 996, [996], False, id="root's-for-a-group-of-others"),
+        pytest.param(996, 996, 0o640, 996, [996], False, id="the-service's-own-for-its-group"),
+        pytest.param(0, 996, 0o660, 996, [996], False, id="writable-by-the-group"),
+        pytest.param(0, 996, 0o644, 996, [996], False, id="readable-by-all"),
+        pytest.param(0, 996, 0o644, 0, [], False, id="readable-by-all-to-root"),
+        pytest.param(1000, 996, 0o600, 996, [996], False, id="another's"),
+    ],
+)
+def test_whose_key_may_be_whose(
+    owner: int, group: int, mode: int, me: int, groups: list[int], good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """A service's key is its own, or root's for its group; root may look; a refusal never says to take it away."""
+    if os.geteuid() != 0:
+        pytest.skip("this needs root")
+    key = tmp_path / "server.key"
+    key.write_text("key")
+    os.chown(key, owner, group)
+    key.chmod(mode)
+    monkeypatch.setattr(os, "geteuid", lambda: me)
+    monkeypatch.setattr(os, "getegid", lambda: groups[0] if groups else 0)
+    monkeypatch.setattr(os, "getgroups", lambda: groups)
+    if good:
+        assert read_service_key(key) == b"key"
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        read_service_key(key)
+    assert "chown 0 " not in str(caught.value)
+    assert "chown root " not in str(caught.value)
+
+
+def test_a_private_file_of_another_user_is_looked_at_as_that_user(tmp_path: Path) -> None:
+    """Where only the owner may read, the remedy is to be the owner, and not to take the file from it."""
+    if os.geteuid() != 0:
+        pytest.skip("this needs root")
+    key = tmp_path / "identity.key"
+    key.write_text("key")
+    key.chmod(0o600)
+    os.chown(key, 65534, -1)
+    with pytest.raises(ConfigurationError, match=r"belongs to another user \(nobody \(uid 65534\)\); .*sudo -u nobody"):
+        read_private_file(key)
