@@ -396,6 +396,6 @@ def test_policy_from_standard_input(text: str, status: int, said: str) -> None:
 
 def test_configuration_from_standard_input(files: BrokerFiles) -> None:
     """The same holds for a configuration that is only looked at."""
-    result = run("check", "-c", "-", "--json", input=files.config.read_text())
+    result = run("check", "--offline", "-c", "-", "--json", input=files.config.read_text())
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["configuration"] == "-"
