@@ -170,6 +170,30 @@ async def test_a_certificate_that_was_replaced_meanwhile_is_no_error(world: Agen
         assert len(await world.versions("web")) == 2
 
 
+@pytest.mark.parametrize(("cause", "most"), [("OPERATOR", 3), ("ISSUER", 3), ("REVOKED", 10)])
+async def test_a_broker_that_wants_a_renewal_again_and_again_has_a_few(
+    world: AgentWorld, cause: str, most: int
+) -> None:
+    """Each is an order and a reload of a service: what it wants beyond a handful in an hour waits."""
+    await world.enroll()
+    async with broker(world) as server, running(world, server):
+        for count in range(1, most + 2):
+            await until(lambda count=count: installed(server, "web") == count)  # type: ignore[misc] # bound now
+            newest = await certificate_id(world, "web")
+            directive = pb.Renewal(certificate_id=newest, cause=pb.Renewal.Cause.Value(f"CAUSE_{cause}"))
+            directive.renew_time.FromDatetime(world.clock.now())
+            server.last.direct(f"n{count}", directive)
+            await until(lambda count=count: len(server.last.results) == count)  # type: ignore[misc] # bound now
+        issued = len(world.broker.issued)
+        await asyncio.sleep(0.2)
+        assert len(world.broker.issued) == issued
+        assert (await world.versions("web"))[-1].number == most + 1
+        for _ in range(5):
+            world.clock.advance(timedelta(minutes=15))
+            await asyncio.sleep(0.02)
+        await until(lambda: world.host.certificates["web"].versions.versions()[-1].number == most + 2)
+
+
 async def test_another_policy_lets_the_refused_try_again(world: AgentWorld) -> None:
     """Who was refused by the one before asks at once, not after its own waiting time."""
     world.broker.profiles = ()
