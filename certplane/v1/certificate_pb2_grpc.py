@@ -135,9 +135,9 @@ class CertificateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeCertificate(self, request, context):
-        """RevokeCertificate revokes a certificate of the caller at the CA and takes it out of the cache.
-        REVOCATION_REASON_KEY_COMPROMISE also blocks its key for every caller, for good. Idempotent: revoking again
-        answers as the first time did.
+        """RevokeCertificate revokes a certificate of the caller at the CA and takes it out of the cache. Its key is spent: no
+        new certificate of it, for the caller neither. REVOCATION_REASON_KEY_COMPROMISE also blocks the key's other
+        certificates, for good. Idempotent: revoking again answers as the first time did.
         Callers: hosts and services.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

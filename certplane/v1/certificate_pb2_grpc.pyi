@@ -51,9 +51,9 @@ class CertificateServiceStub:
     Callers: hosts and services.
     """
     RevokeCertificate: _aio.UnaryUnaryMultiCallable[_certificate_pb2.RevokeCertificateRequest, _certificate_pb2.RevokeCertificateResponse]
-    """RevokeCertificate revokes a certificate of the caller at the CA and takes it out of the cache.
-    REVOCATION_REASON_KEY_COMPROMISE also blocks its key for every caller, for good. Idempotent: revoking again
-    answers as the first time did.
+    """RevokeCertificate revokes a certificate of the caller at the CA and takes it out of the cache. Its key is spent: no
+    new certificate of it, for the caller neither. REVOCATION_REASON_KEY_COMPROMISE also blocks the key's other
+    certificates, for good. Idempotent: revoking again answers as the first time did.
     Callers: hosts and services.
     """
 
@@ -134,9 +134,9 @@ class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _certificate_pb2.RevokeCertificateRequest,
         context: _aio.ServicerContext[_certificate_pb2.RevokeCertificateRequest, _abc.Awaitable[_certificate_pb2.RevokeCertificateResponse]],
     ) -> _abc.Awaitable[_certificate_pb2.RevokeCertificateResponse]:
-        """RevokeCertificate revokes a certificate of the caller at the CA and takes it out of the cache.
-        REVOCATION_REASON_KEY_COMPROMISE also blocks its key for every caller, for good. Idempotent: revoking again
-        answers as the first time did.
+        """RevokeCertificate revokes a certificate of the caller at the CA and takes it out of the cache. Its key is spent: no
+        new certificate of it, for the caller neither. REVOCATION_REASON_KEY_COMPROMISE also blocks the key's other
+        certificates, for good. Idempotent: revoking again answers as the first time did.
         Callers: hosts and services.
         """
 

@@ -224,7 +224,8 @@ def _check_standing(ports: IssuancePorts, name: str, certificate: tuple[str, str
         raise RefusalError.of(shut_out())
     if anchor and not ports.trust.trusts(anchor):
         raise RefusalError(
-            Reason.IDENTITY_UNKNOWN, "the CA of this identity isn't trusted by this broker any more; enroll again"
+            Reason.IDENTITY_UNKNOWN,
+            "the CA that this identity led to isn't trusted by this broker any more; ask again, or enroll again",
         )
 
 

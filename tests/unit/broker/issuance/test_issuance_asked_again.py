@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -141,6 +142,47 @@ async def test_deny_stops_an_order_that_waits(end: Callable[[World], None]) -> N
     assert world.dns.records == {}
     assert (await authority.get_order(caller(), "req-2", result.order.order_id)).order.state is OrderState.FAILED
     assert len(authority._dispatcher.flights) == 0
+
+
+async def test_deny_ends_an_order_that_waits_for_its_turn() -> None:
+    """Behind another one of the same names, which may take long and goes on."""
+    world = World()
+    world.solver.faults.hold("wait_until_visible")
+    authority = await world.started()
+    await authority.issue(caller("web2.test"), issue("two", wait=NO_WAIT))
+    await settle()
+    waiting = await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+
+    deny_by_name(world)
+    world.clock.advance(SECOND)
+    await settle()
+
+    first, second = world.orders
+    assert first.state is OrderState.VALIDATING
+    assert second.state is OrderState.FAILED
+    assert authority._dispatcher.flights.find(waiting.order.order_id) is None
+
+
+async def test_a_stop_parks_an_order_that_a_deny_has_just_stopped() -> None:
+    """The next start finds it ended; nothing is torn between the two."""
+    world = World()
+    world.solver.faults.hold("wait_until_visible")
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    deny_by_name(world)
+    world.clock.advance(SECOND)
+    draining = asyncio.ensure_future(authority.drain(SECOND))
+    for _ in range(20):
+        await settle()
+        world.clock.advance(SECOND)
+    await draining
+    other = world.fork()
+    await other.started()
+    await other.run_on(step=SECOND)
+    assert other.order.state is OrderState.FAILED
+    assert other.order.txt_records == ()
 
 
 async def test_an_order_of_an_older_release_is_known_by_its_serial_number() -> None:
