@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from certplane.broker.issuance.commands import IssueResult
-from certplane.broker.model import DenyEntry, Grant, IdentityKind, OrderState
+from certplane.broker.model import DenyEntry, Grant, IdentityKind, OrderState, Profile
 from certplane.broker.services.server import SERVER_OPTIONS, PortError
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from certplane.rpc.channel import target_from_url
@@ -138,6 +138,24 @@ async def test_known_identity_is_served(edge: EdgeServer) -> None:
     assert identity.expire_time.ToDatetime(UTC) == leaf.certificate.not_valid_after_utc
     assert response.policy_hash == edge.policy.current.hash
     assert abs(response.broker_time.ToDatetime(UTC) - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+async def test_the_names_of_the_callers_profiles_are_told(edge: EdgeServer) -> None:
+    """What a CSR must ask for, sorted; nothing of a profile whose names don't fit, nor of another's."""
+    many = tuple(f"{number:03}.{'x' * 60}.{'y' * 60}.{'z' * 60}.example" for number in range(300))
+    profiles = [
+        Profile("web", "multi_san", ("b.example", "a.example"), "1"),
+        Profile("large", "multi_san", many, "2"),
+        Profile("other", "multi_san", ("c.example",), "3"),
+    ]
+    grant = Grant(HOST, IdentityKind.HOST, "web1", ("large", "web"))
+    edge.policy.policy = FakePolicy.of([grant], profiles)
+    async with edge.channel(edge.ca.issue([HOST])) as channel:
+        response = await get_identity(channel)
+    assert list(response.identity.profiles) == ["large", "web"]
+    assert [(each.name, list(each.dns_names)) for each in response.granted_profiles] == [
+        ("web", ["a.example", "b.example"])
+    ]
 
 
 # --- who is calling, on every call --------------------------------------------------------------------------------------

@@ -21,10 +21,13 @@ from certplane.runtime.clock import SystemClock
 from certplane.sandbox.certificates import BACKDATE, CertificateAuthority
 from certplane.sandbox.identity_ca import SandboxIdentityCa
 from certplane.sandbox.identity_pki import IdentityRules
+from certplane.sandbox.loopback import free_port
 from certplane.sandbox.ports import PROVISIONER, IdentityCa
 from certplane.sandbox.step_ca import StepCa
 from certplane.sandbox.tokens import TokenClaims, mint_jwk_token
 from tests.support.agent_host import AgentHost
+from tests.support.bundles import DAY, pem
+from tests.support.bundles import root as another_root
 from tests.support.identities import names_of
 from tests.support.parts import need_part
 
@@ -95,6 +98,45 @@ async def test_the_root_can_be_pinned_by_bundle(host: AgentHost, pin: str) -> No
     if pin == "bundle":
         text = (host.folder / "agent.yml").read_text()
         (host.folder / "agent.yml").write_text(text.replace("fingerprint: ''", "fingerprint: null"))
+    finished = await host.run("enroll")
+    assert finished.status == 0, finished.stderr
+
+
+async def test_a_short_subject_is_refused_before_the_token_is_spent(host: AgentHost) -> None:
+    """`step ca token web1 --san NAME` makes an identity that no broker lets in: `check` and `enroll` say so, unsent."""
+    token = host.give_token(host.ca.mint_token("web1", [host.name]))
+    check = await host.run("check")
+    assert "FAIL  token: the token's subject is web1" in check.stdout
+    finished = await host.run("enroll")
+    assert finished.status == 1
+    assert f"get a token whose subject is the whole name, without --san: `step ca token {host.name}`" in finished.stderr
+    assert host.token.read_text().strip() == token
+    assert host.identity() is None
+    host.give_token()
+    assert "ok    token: " in (await host.run("check")).stdout
+    assert (await host.run("enroll")).status == 0
+
+
+async def test_the_ca_is_called_without_a_proxy(host: AgentHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment of a shell has no part in it."""
+    for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
+    assert (await host.run("enroll")).status == 0
+
+
+@pytest.mark.parametrize("which", ["root_ca_bundle", "issuer_ca_bundle"])
+async def test_bundles_that_have_ended(host: AgentHost, which: str) -> None:
+    """The file and the date are told before the token is sent; an ended root beside the present one does no harm."""
+    ended = pem(another_root(host.ca.authority, begins=-9 * DAY, ends=-DAY))
+    bundle = host.folder / "bundle.crt"
+    bundle.write_bytes(ended)
+    where = {"identity": {which: str(bundle)}} if which == "issuer_ca_bundle" else {"step_ca": {which: str(bundle)}}
+    host.configure(**where)
+    finished = await host.run("enroll")
+    assert finished.status == 2
+    assert f"{bundle} has no certificate that is still valid" in finished.stderr
+    assert host.token.exists()
+    bundle.write_bytes(b"\xef\xbb\xbf" + ended + host.ca.roots_file.read_bytes())
     finished = await host.run("enroll")
     assert finished.status == 0, finished.stderr
 

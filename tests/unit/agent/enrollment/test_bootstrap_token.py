@@ -81,6 +81,15 @@ def test_what_is_no_token_is_refused_unsent_and_unquoted(text: str) -> None:
         pytest.param({"sans": ["web2.example"]}, "is for web2.example, but this host is web1.example", id="other name"),
         pytest.param({"sans": ["web1.example", "web2.example"]}, "is for web1.example, web2", id="one name too many"),
         pytest.param({"sub": ""}, "no name", id="no name"),
+        pytest.param({"sub": "web1", "sans": ["web1.example"]}, "the token's subject is web1", id="short subject"),
+        pytest.param({"sub": "Web server", "sans": ["web1.example"]}, "subject is Web server", id="prose for subject"),
+        pytest.param({"sub": "web2.example", "sans": ["web1.example"]}, "subject is web2", id="another's subject"),
+        pytest.param(
+            {"sub": "WEB1.example", "sans": ["web1.example"]}, "subject is WEB1", id="subject in another case"
+        ),
+        pytest.param({"aud": "https://ca.example/1.0/ssh/sign"}, "the CA's /ssh/sign", id="for SSH"),
+        pytest.param({"aud": ["https://ca.example/1.0/revoke#x"]}, "the CA's /revoke", id="for a revocation"),
+        pytest.param({"aud": "https://ca.example/renew"}, "the CA's /renew", id="for a renewal"),
     ],
 )
 def test_a_token_that_cannot_work_is_not_sent(claims: dict[str, Any], words: str) -> None:
@@ -90,6 +99,34 @@ def test_a_token_that_cannot_work_is_not_sent(claims: dict[str, Any], words: str
         check_token(parsed, names=["web1.example"], root_sha256=[ROOT], now=NOW)
     assert not refused.value.token_spent
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("names", "claims"),
+    [
+        pytest.param(["web1.example"], {"sub": "web1.example"}, id="the name alone"),
+        pytest.param(["web1.example"], {"sub": "web1.example", "sans": ["web1.example"]}, id="and as SAN"),
+        pytest.param(["web1.example"], {"sub": "web1.example", "sans": ["web1.example"] * 2}, id="twice"),
+        pytest.param(["web1.example"], {"sub": "", "sans": ["web1.example"]}, id="no subject"),
+        pytest.param(["a.example", "b.example"], {"sub": "a.example", "sans": ["b.example", "a.example"]}, id="order"),
+        pytest.param(["spiffe://x/web1"], {"sub": "spiffe://x/web1"}, id="URI"),
+        pytest.param(["web1.example"], {"sub": "web1.example", "aud": "https://ca.example/1.0/sign#jwk"}, id="sign"),
+        pytest.param(["web1.example"], {"sub": "web1.example", "aud": ["x", "https://ca.example/sign"]}, id="older CA"),
+        pytest.param(["web1.example"], {"sub": "web1.example", "aud": "step-ca"}, id="no URL: the CA's to judge"),
+    ],
+)
+def test_a_token_that_can_work_is_sent(names: list[str], claims: dict[str, Any]) -> None:
+    """What the CA takes, and the broker lets in, isn't refused here."""
+    check_token(parse_token(token(**claims)), names=names, root_sha256=[ROOT], now=NOW)
+
+
+def test_the_remedy_has_the_right_line() -> None:
+    """Who made the token can copy it."""
+    with pytest.raises(EnrollmentError) as refused:
+        check_token(
+            parse_token(token(sub="web1", sans=["web1.example"])), names=["web1.example"], root_sha256=[ROOT], now=NOW
+        )
+    assert "`step ca token web1.example`" in refused.value.remedy
 
 
 def test_a_minute_of_clock_difference_is_forgiven() -> None:
