@@ -109,13 +109,17 @@ class IssuedCertificate:
 
 @dataclass(frozen=True, slots=True)
 class OrderView:
-    """The broker's answer to a request: an order, its certificate once issued, its refusal once failed."""
+    """The broker's answer to a request: an order, its certificate once issued, its refusal once failed.
+
+    `trouble` is what is in the way of an open one, for people.
+    """
 
     order_id: str
     state: str
     certificate: IssuedCertificate | None = None
     error: Refusal | None = None
     retry_time: datetime | None = None
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,14 +161,15 @@ class BrokerRequest:
         """The order when it has ended, or as it is when the watch has."""
         async with aclosing(self._orders.watch_order(order.order_id, left)) as states:
             async for seen in states:
-                if seen.state != order.state:
+                if (seen.state, seen.trouble) != (order.state, order.trouble):
                     self._show(seen)
                 order = seen
         return order
 
     def _show(self, order: OrderView) -> None:
         if order.state not in _ENDED:
-            self._progress.step(self._lineage.name, _STATES.get(order.state, order.state))
+            doing = _STATES.get(order.state, order.state)
+            self._progress.step(self._lineage.name, f"{doing} ({order.trouble})" if order.trouble else doing)
 
     async def _stage(self, issued: IssuedCertificate, pending: PendingRequest) -> Version:
         check_issued_chain(

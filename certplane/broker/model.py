@@ -230,6 +230,8 @@ class Order(OrderDraft):
     retry_time: datetime | None = None
     finalize_time: datetime | None = None
     """When it was decided to send the CSR: from then on there may be a certificate of it."""
+    trouble: str = ""
+    """Why its last step failed and is tried again; known to the process alone that works on it, and not stored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,8 +117,12 @@ def check_issued_chain(
     came = [Came(number, der) for number, der in enumerate(_blocks(fullchain_pem), 1)]
     leaf, facts = _choose_leaf(came, public_key_sha256, tuple(sorted(dns_names)))
     _check_is_leaf(leaf.certificate)
-    check_validity(leaf.certificate, now)
-    path = find_path(leaf, came, now)
+    try:
+        check_validity(leaf.certificate, now)
+        path = find_path(leaf, came, now)
+    except ChainError as error:
+        error.leaf_fits = leaf.certificate.not_valid_after_utc > now
+        raise
     issuers = path[:-1] if path and path[-1].is_self_issued else path
     return IssuedChain(
         certificate_pem=encode_pem(_LABEL, leaf.der),

@@ -26,10 +26,16 @@ READ_ERRORS = (
 
 
 class ChainError(RefusalError):
-    """A chain isn't what was asked for: ISSUER_REJECTED, since whoever made it has to answer for it."""
+    """A chain isn't what was asked for: ISSUER_REJECTED, since whoever made it has to answer for it.
+
+    Attributes:
+        leaf_fits: the certificate is the one that was asked for, and lives; what came beside it, or the hour, is wrong,
+            and may be right when it is fetched again.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(Reason.ISSUER_REJECTED, message)
+        self.leaf_fits = False
 
 
 class Came:

@@ -139,6 +139,7 @@ class Order(_message.Message):
     RETRY_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """Broker's name for the order: opaque, printable ASCII."""
     state: Global___Order.State.ValueType
@@ -153,6 +154,10 @@ class Order(_message.Message):
     """The issuer's name in the broker's configuration."""
     certificate_id: _builtins.str
     """The certificate; set when state is ISSUED."""
+    trouble: _builtins.str
+    """What keeps an open order from going on, for people: the reason and message of the last step that failed and is tried
+    again, one line. It stays until the state changes; empty if nothing has failed, and after a restart of the broker.
+    """
     @_builtins.property
     def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of the certificate: lower case, A-labels, sorted."""
@@ -192,10 +197,11 @@ class Order(_message.Message):
         retry_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "retry_time", b"retry_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_id", b"certificate_id", "create_time", b"create_time", "dns_names", b"dns_names", "error", b"error", "issuer", b"issuer", "order_id", b"order_id", "profile", b"profile", "public_key_sha256", b"public_key_sha256", "replaces_certificate_id", b"replaces_certificate_id", "retry_time", b"retry_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_id", b"certificate_id", "create_time", b"create_time", "dns_names", b"dns_names", "error", b"error", "issuer", b"issuer", "order_id", b"order_id", "profile", b"profile", "public_key_sha256", b"public_key_sha256", "replaces_certificate_id", b"replaces_certificate_id", "retry_time", b"retry_time", "state", b"state", "trouble", b"trouble", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

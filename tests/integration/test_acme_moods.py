@@ -36,12 +36,13 @@ from certplane.sandbox.acme_endpoints import (
     OTHER,
 )
 from certplane.sandbox.certificates import CertificateAuthority
+from certplane.sandbox.fault_proxy import Reply
 from certplane.sandbox.pebble import Pebble, PebbleOptions
 from tests.support.moods import SETTINGS, Moody, moody, told
 from tests.support.parts import need_part
 
 if TYPE_CHECKING:
-    from certplane.sandbox.fault_proxy import Action
+    from certplane.sandbox.fault_proxy import Action, Call
     from certplane.sandbox.ports import DnsServer
 
 pytestmark = [pytest.mark.integration]
@@ -402,6 +403,29 @@ async def test_row_8_a_chain_for_another_key(world: Moody, own_name: str) -> Non
     failed = [event for event in world.database.events if event.event_type.value == "certificate_issue_failed"]
     assert [event.severity for event in failed] == [AuditSeverity.ERROR]
     assert world.database.keys[order.public_key_sha256].blocked
+    assert world.at_ca == (1, 1)
+
+
+@pytest.mark.parametrize("times", [2, 40])
+async def test_row_8_a_chain_that_leads_nowhere(world: Moody, own_name: str, times: int) -> None:
+    """Its certificate is fetched again, by the same order, and is the only one; who waits is told why."""
+    stranger = CertificateAuthority.root("Elsewhere").intermediate("Elsewhere Intermediate").issue("x", ["x.test"])
+    issuers = stranger.chain_pem[stranger.chain_pem.index(b"-----BEGIN", 1) :]
+
+    def with_another_issuer(call: Call) -> Reply:
+        reply = call.forward()
+        leaf = reply.body.partition(b"-----END CERTIFICATE-----\n")
+        return Reply(reply.status, reply.headers, leaf[0] + leaf[1] + issuers)
+
+    world.proxy.add(with_another_issuer, CERTIFICATE, times=times)
+    command = world.request(own_name)
+    order = await world.ask(command, wait=1 if times > 9 else 20)
+    if times > 9:
+        assert (order.state, order.error) == (OrderState.FINALIZING, None)
+        assert "its chain can't be used" in order.trouble
+        world.proxy.clear()
+        order = await world.ask(command)
+    assert order.state is OrderState.ISSUED
     assert world.at_ca == (1, 1)
 
 

@@ -43,6 +43,7 @@ def order_view(order: certificate_pb2.Order, certificate: certificate_pb2.Certif
         certificate=None if certificate is None else _issued(certificate),
         error=_refusal(order) if order.HasField("error") else None,
         retry_time=time_of(order.retry_time) if order.HasField("retry_time") else None,
+        trouble=printable(order.trouble, _MOST_TEXT),
     )
 
 

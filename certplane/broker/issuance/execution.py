@@ -186,8 +186,10 @@ class OrderExecution:
         )
         # Stuck after the finalisation is what a person should see: nothing but the CA can end it.
         stuck = isinstance(verdict, End) and self.order.state is OrderState.FINALIZING
+        news = self._journal.tell(f"{refusal.reason}: {refusal.message}")
+        level = logging.WARNING if stuck else logging.INFO
         logger.log(
-            logging.WARNING if stuck else logging.INFO,
+            level if news else logging.DEBUG,  # once for each cause, not with each try
             "a step of an order failed: %s",
             refusal.message,
             extra={

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 from certplane.broker.model import Order, OrderState
 
@@ -36,14 +37,22 @@ class Flight:
         return self._states[-1]
 
     def publish(self, order: Order) -> None:
-        """Tell the followers; only a new state is an event for them."""
+        """Tell the followers; only a new state is an event for them, and ends what was in its way."""
         if order.state is self.order.state:
-            self._states[-1] = order
+            self._states[-1] = replace(order, trouble=self.order.trouble)
             return
         self._states.append(order)
         self._wake()
         if not order.state.is_open:
             self.land()
+
+    def tell(self, trouble: str) -> bool:
+        """Tell the followers what is in the way of the open order; False if they know."""
+        if trouble == self.order.trouble or not self.order.state.is_open:
+            return False
+        self._states[-1] = replace(self.order, trouble=trouble)
+        self._wake()
+        return True
 
     def land(self) -> None:
         """Nothing more will be published."""
@@ -51,12 +60,21 @@ class Flight:
         self._wake()
 
     async def follow(self) -> AsyncIterator[Order]:
-        """The order now, then after each change of state; ends with the order, or when it is parked."""
+        """The order now, then after each change of state and whenever something else is in its way.
+
+        Ends with the order, or when it is parked.
+        """
         seen = len(self._states) - 1
+        told = self.order
         while True:
             while seen < len(self._states):
-                yield self._states[seen]
+                told = self._states[seen]
                 seen += 1
+                yield told
+            if told.trouble != self.order.trouble and seen == len(self._states):
+                told = self.order
+                yield told
+                continue
             if self.landed.is_set():
                 return
             await self._changed.wait()

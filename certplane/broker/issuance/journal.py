@@ -50,6 +50,10 @@ class Journal:
         """The order as it durably is."""
         return self._flight.order
 
+    def tell(self, trouble: str) -> bool:
+        """Tell those who wait what is in the order's way; False if they know. Nothing is written."""
+        return self._flight.tell(trouble)
+
     async def refresh(self) -> None:
         """Read the order anew: it may have waited long for its turn, and have ended meanwhile."""
         order_id = self.order.order_id

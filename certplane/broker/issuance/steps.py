@@ -284,6 +284,7 @@ class OrderSteps:
                 written, self._timeout(self._settings.propagation_timeout)
             )
         for line in silent:
+            self._journal.tell(f"goes on without a name server that gives no answer: {line}")
             self._ports.meter.count(measures.SERVERS_SILENT)
             fields = {"order_id": self.order.order_id}
             logger.warning(
@@ -333,6 +334,12 @@ class OrderSteps:
                 now=self._ports.clock.now(),
             )
         except ChainError as error:
+            if error.leaf_fits:  # another order would bring the same chain, and cost one more certificate
+                message = (
+                    f"the CA has issued, but its chain can't be used: {error.refusal.message}; the certificate is "
+                    f"fetched again, and no other one ordered"
+                )
+                raise RefusalError(Reason.ISSUER_UNAVAILABLE, message) from error
             raise OrderOverError(_rejected(error.refusal.message), unaccounted=True) from error
         if chain.dropped:
             fields = {"order_id": self.order.order_id, "dropped": list(chain.dropped)}

@@ -20,6 +20,7 @@ from certplane.broker.services.calls import EdgeRefusalError
 from certplane.errors import Reason, Violation
 from certplane.rpc.status import status_from_refusal
 from certplane.rpc.times import span_of
+from certplane.runtime.text import printable
 from certplane.v1 import certificate_pb2, enrollment_pb2
 
 __all__ = [
@@ -44,6 +45,7 @@ DEADLINE_MARGIN: Final = timedelta(seconds=1)
 
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 500
+_LONGEST_TROUBLE: Final = 500
 _MAX_TEXT: Final = 256
 _ID: Final = re.compile(r"[!-~]{1,128}")
 _CURSOR: Final = re.compile(r"[!-~]{1,1024}")
@@ -200,6 +202,7 @@ def order_message(order: Order) -> certificate_pb2.Order:
         certificate_id=order.certificate_id,
         create_time=timestamp(order.create_time),
         update_time=timestamp(order.update_time),
+        trouble=printable(order.trouble, _LONGEST_TROUBLE),
     )
     if order.error is not None:
         message.error.CopyFrom(status_from_refusal(order.error, request_id=order.request_id))

@@ -446,6 +446,64 @@ async def test_a_watcher_sees_every_state_and_the_certificate_at_the_end() -> No
     assert await watch() == [(OrderState.ISSUED, True)]
 
 
+async def test_a_watcher_hears_what_is_in_the_way() -> None:
+    """Each cause once, however often it is met; it is gone with the next state, and never in the store."""
+    world = World()
+    world.issuer.faults.fail("create_order", RefusalError(Reason.ISSUER_UNAVAILABLE, "no answer"), times=3)
+    world.solver.faults.fail("wait_until_visible", RefusalError(Reason.DNS_UNAVAILABLE, "ns2 lacks it"), times=2)
+    world.solver.faults.fail("wait_until_visible", RefusalError(Reason.DNS_UNAVAILABLE, "ns3 lacks it"))
+    authority = await world.started()
+    opened = await authority.issue(caller(), issue(wait=NO_WAIT))
+    seen: list[tuple[OrderState, str]] = []
+
+    async def watch() -> None:
+        async for result in authority.watch_order(caller(), "w", opened.order.order_id):
+            seen.append((result.order.state, result.order.trouble))
+            assert world.order.trouble == ""
+
+    watching = asyncio.create_task(watch())
+    await world.run_on()
+    await watching
+    assert seen == [
+        (OrderState.PENDING, ""),
+        (OrderState.PENDING, "ISSUER_UNAVAILABLE: no answer"),
+        (OrderState.AUTHORIZED, ""),
+        (OrderState.VALIDATING, ""),
+        (OrderState.VALIDATING, "DNS_UNAVAILABLE: ns2 lacks it"),
+        (OrderState.VALIDATING, "DNS_UNAVAILABLE: ns3 lacks it"),
+        (OrderState.FINALIZING, ""),
+        (OrderState.ISSUED, ""),
+    ]
+
+
+async def test_whoever_asks_again_hears_what_is_in_the_way() -> None:
+    """An order that is joined or looked at tells it too, and the log has each cause once."""
+    world = World()
+    world.issuer.faults.fail_always("create_order", RefusalError(Reason.ISSUER_UNAVAILABLE, "no answer"))
+    authority = await world.started()
+    opened = await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    shown = await authority.get_order(caller(), "g", opened.order.order_id)
+    joined = await authority.issue(caller(), issue(wait=NO_WAIT))
+    assert [result.order.trouble for result in (shown, joined)] == ["ISSUER_UNAVAILABLE: no answer"] * 2
+
+
+async def test_a_name_server_that_gives_no_answer_is_told_and_counted() -> None:
+    """The order goes on without it, and says so to whoever waits."""
+    world = World()
+    world.solver.silent = ("ns2.test can't be asked (no answer in 3 s)",)
+    gate = world.issuer.faults.hold("answer_challenges")
+    authority = await world.started()
+    opened = await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    shown = await authority.get_order(caller(), "g", opened.order.order_id)
+    assert "goes on without a name server that gives no answer: ns2.test" in shown.order.trouble
+    assert world.meter.total("name_servers_silent") == 1
+    gate.set()
+    await world.run_on()
+    assert world.order.state is OrderState.ISSUED
+
+
 async def test_watching_an_order_that_rests_takes_it_up_again() -> None:
     """After an unexpected fault an open order is under way again as soon as somebody cares."""
     world = World()
