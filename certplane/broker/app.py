@@ -56,8 +56,8 @@ from certplane.broker.secrets.watch import watched
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
+from certplane.broker.services.interceptors.allowances import Allowances, AllowanceSettings
 from certplane.broker.services.interceptors.authentication import Authenticator
-from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.interceptors.first_use import FirstUse
 from certplane.broker.services.interceptors.metrics import Metrics
@@ -226,10 +226,12 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 clock=clock,
             ),
             first_use=FirstUse(ledger=stores.identities, clock=clock, new_event_id=new_event_id, meter=meter),
-            buckets=TokenBuckets(
-                rate=settings.server.calls_per_identity_per_second,
-                burst=settings.server.calls_burst,
-                monotonic=clock.monotonic,
+            allowances=Allowances(
+                AllowanceSettings(
+                    calls_per_second=settings.server.calls_per_identity_per_second,
+                    calls_burst=settings.server.calls_burst,
+                ),
+                clock,
             ),
             denials=denials,
             metrics=metrics,

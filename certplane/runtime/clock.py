@@ -29,6 +29,10 @@ class Clock(Protocol):
         """Seconds since some fixed moment; never goes back."""
         ...
 
+    def thread_time(self) -> float:
+        """Seconds of processor time that the calling thread has used since some fixed moment."""
+        ...
+
     async def sleep(self, span: timedelta) -> None:
         """Return after `span` of monotonic time; at once if it isn't positive."""
         ...
@@ -44,6 +48,10 @@ class SystemClock:
     def monotonic(self) -> float:
         """See `Clock.monotonic`."""
         return time.monotonic()
+
+    def thread_time(self) -> float:
+        """See `Clock.thread_time`."""
+        return time.thread_time()
 
     async def sleep(self, span: timedelta) -> None:
         """See `Clock.sleep`."""

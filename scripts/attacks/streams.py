@@ -35,7 +35,7 @@ async def flood(target: Target, seconds: float) -> Counter[str]:
                     stream = stub.StreamRenewalStatus()
                     try:
                         await stream.write(hello())
-                        reading = asyncio.create_task(_read_all(stream))
+                        reading = asyncio.create_task(_read_all(stream, counts))
                         while not reading.done():
                             message = pb.StreamRenewalStatusRequest()
                             message.report.sequence = next(numbers)
@@ -44,16 +44,20 @@ async def flood(target: Target, seconds: float) -> Counter[str]:
                             await stream.write(message)
                             counts["reports"] += 1
                         await reading
-                    except grpc.aio.AioRpcError as error:
-                        counts[refusal_of(error)] += 1
-                    except (grpc.aio.UsageError, asyncio.InvalidStateError):
-                        counts["ended"] += 1
+                    except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+                        counts["streams ended"] += 1
     return counts
 
 
-async def _read_all(stream: grpc.aio.StreamStreamCall[pb.StreamRenewalStatusRequest, object]) -> None:
-    while await stream.read() is not grpc.aio.EOF:
-        pass
+async def _read_all(
+    stream: grpc.aio.StreamStreamCall[pb.StreamRenewalStatusRequest, pb.StreamRenewalStatusResponse],
+    counts: Counter[str],
+) -> None:
+    try:
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+    except grpc.aio.AioRpcError as error:
+        counts[refusal_of(error)] += 1
 
 
 async def hoard(target: Target, seconds: float) -> Counter[str]:
@@ -69,8 +73,9 @@ async def hoard(target: Target, seconds: float) -> Counter[str]:
                     held.append(health.Watch(health_pb2.HealthCheckRequest()))
                 else:
                     stream = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
-                    await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
                     held.append(stream)
+                    with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+                        await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
             await asyncio.sleep(0.5)
         await asyncio.sleep(seconds)
         for stream in held:

@@ -14,6 +14,8 @@ class ManualClock:
     def __init__(self, now: datetime = datetime(2026, 11, 23, 12, tzinfo=UTC)) -> None:
         self._now = now
         self._monotonic = 1000.0
+        self.worked = 0.0
+        """Thread time: what a test says that its work has cost."""
         self._sleepers: list[tuple[float, asyncio.Event]] = []
 
     def now(self) -> datetime:
@@ -21,6 +23,9 @@ class ManualClock:
 
     def monotonic(self) -> float:
         return self._monotonic
+
+    def thread_time(self) -> float:
+        return self.worked
 
     async def sleep(self, span: timedelta) -> None:
         if span <= timedelta():

@@ -8,13 +8,15 @@ import re
 import ssl
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
@@ -24,6 +26,7 @@ from grpc_status import rpc_status
 
 from certplane.broker.issuance.commands import IssueResult
 from certplane.broker.model import DenyEntry, Grant, IdentityKind, OrderState, Profile
+from certplane.broker.services.interceptors.allowances import AllowanceSettings
 from certplane.broker.services.server import SERVER_OPTIONS, PortError
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from certplane.rpc.channel import target_from_url
@@ -33,7 +36,7 @@ from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, 
 from tests.fakes.authority import sample_certificate, sample_order
 from tests.fakes.policy import FakePolicy
 from tests.support.ca import Leaf, PrivateCa
-from tests.support.edge import HOST, OPERATOR, SERVICE, EdgeServer, serve_edge, trust_of
+from tests.support.edge import GENEROUS, HOST, OPERATOR, SERVICE, EdgeServer, serve_edge, trust_of
 from tests.support.http2 import connect, send_call
 from tests.support.waiting import HANG, until
 
@@ -169,9 +172,19 @@ async def test_the_names_of_the_callers_profiles_are_told(edge: EdgeServer) -> N
         pytest.param({"names": [HOST, SERVICE]}, "not one known identity", id="two known names of two kinds"),
         pytest.param({"common_name": "web2.example"}, "not one known identity", id="CN of another"),
         pytest.param({"common_name": "Web server"}, "not one known identity", id="CN that is no name"),
-        pytest.param({"provisioner": ("ACME", "acme")}, "of ACME", id="row-39-made-by-an-acme-provisioner"),
-        pytest.param({"provisioner": ("OIDC", "people")}, "of OIDC", id="row-39-made-by-an-oidc-provisioner"),
-        pytest.param({"provisioner": None}, "of an unnamed kind", id="row-39-provisioner-not-said"),
+        pytest.param(
+            {"provisioner": ("ACME", "acme")},
+            "add ACME to server.mtls.provisioners",
+            id="row-39-made-by-an-acme-provisioner",
+        ),
+        pytest.param(
+            {"provisioner": ("OIDC", "people")},
+            "add OIDC to server.mtls.provisioners",
+            id="row-39-made-by-an-oidc-provisioner",
+        ),
+        pytest.param(
+            {"provisioner": None}, "server.mtls.allow_missing_provisioner: true", id="row-39-provisioner-not-said"
+        ),
     ],
 )
 async def test_verified_certificate_that_is_no_identity(edge: EdgeServer, changes: dict[str, Any], text: str) -> None:
@@ -679,7 +692,10 @@ async def test_all_four_kinds_of_handlers_are_wrapped(
 
 async def test_bucket(ca: PrivateCa) -> None:
     """A caller that is too fast is told when to come back; its neighbour isn't held up."""
-    async with serve_edge(ca, rate=0.1, burst=2) as edge, edge.host() as channel:
+    async with (
+        serve_edge(ca, allowances=AllowanceSettings(calls_per_second=0.1, calls_burst=2)) as edge,
+        edge.host() as channel,
+    ):
         await get_identity(channel)
         await get_identity(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -700,6 +716,94 @@ async def test_bucket(ca: PrivateCa) -> None:
         error_details_pb2.QuotaFailure.DESCRIPTOR.full_name,
     ]
     assert edge.denied == ["RATE_LIMITED"]
+
+
+async def test_work_counts(ca: PrivateCa) -> None:
+    """A call that costs the event loop much uses up its caller's allowance, and nobody else's."""
+    async with serve_edge(ca, allowances=AllowanceSettings(call_seconds=1e-7)) as edge, edge.host() as channel:
+        await get_identity(channel)
+        refusal = await refusal_of(get_identity(channel))
+        async with edge.channel(ca.issue(["web2.example"])) as other:
+            await get_identity(other)
+    assert refusal.reason is Reason.RATE_LIMITED
+    assert [violation.subject for violation in refusal.violations] == ["work_per_identity"]
+    assert refusal.retry_after
+
+
+async def test_messages_are_counted_over_streams(ca: PrivateCa) -> None:
+    """Whoever opens another stream has the same bucket: of messages of any method, before they are read."""
+    settings = replace(GENEROUS, messages_burst=5, messages_per_second=0.01, message_seconds=60)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with serve_edge(ca, allowances=settings) as edge, edge.host() as channel:
+        for _ in range(5):
+            assert [message async for message in reflection_call(channel, "v1", iter([asked]))]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            [message async for message in reflection_call(channel, "v1", iter([asked]))]
+        async with edge.channel(ca.issue(["web2.example"])) as other:
+            assert [message async for message in reflection_call(other, "v1", iter([asked]))]
+    refusal = refusal_from_error(caught.value)
+    assert refusal is not None
+    assert [violation.subject for violation in refusal.violations] == ["messages_per_identity"]
+    assert refusal.retry_after
+
+
+async def test_streams_in_flight(ca: PrivateCa) -> None:
+    """So many streams of one identity are open at once, over all of its connections; one that ends makes room."""
+    settings = replace(GENEROUS, streams_in_flight=6)
+    leaf = ca.issue([HOST])
+    async with serve_edge(ca, allowances=settings) as edge, edge.channel(leaf) as one, edge.channel(leaf) as two:
+        watches = [
+            health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()) for channel in (one, two) * 3
+        ]
+        for each in watches:
+            await each.read()
+        refusal = await refusal_of(health_pb2_grpc.HealthStub(two).Watch(health_pb2.HealthCheckRequest()).read())
+        assert [violation.subject for violation in refusal.violations] == ["streams_in_flight_per_identity"]
+        await get_identity(two)
+        watches[0].cancel()
+
+        async def has_room() -> bool:
+            watching = health_pb2_grpc.HealthStub(two).Watch(health_pb2.HealthCheckRequest())
+            try:
+                return await watching.read() is not grpc.aio.EOF
+            except grpc.aio.AioRpcError:
+                return False
+
+        await until(has_room)
+
+
+@pytest.mark.parametrize("names", [["nobody.example"], [HOST]], ids=["unknown", "denied"])
+async def test_refused_callers_are_counted(ca: PrivateCa, names: list[str]) -> None:
+    """Who isn't let in is told why, some times; then only that it was too often, which costs less and says less."""
+    settings = replace(GENEROUS, calls_burst=3, calls_per_second=0.1)
+    async with serve_edge(ca, allowances=settings) as edge:
+        leaf = ca.issue(names)
+        await edge.stores.deny_list.deny(DenyEntry(issuer=leaf.issuer, serial_number=leaf.serial_number), [])
+        async with edge.channel(leaf) as channel:
+            refusals = [await refusal_of(get_identity(channel)) for _ in range(5)]
+        async with edge.channel(ca.issue(["web2.example"])) as other:
+            await get_identity(other)
+    assert [refusal.reason for refusal in refusals] == [Reason.IDENTITY_REVOKED] * 3 + [Reason.RATE_LIMITED] * 2
+    assert [violation.subject for violation in refusals[-1].violations] == ["refused_calls_per_caller"]
+    assert refusals[-1].retry_after
+
+
+@pytest.mark.parametrize(
+    "unread", [b"\xa3\x02\x30\x00", b"\xa5\x05\xa1\x03\x0c\x01x"], ids=["x400-address", "edi-party-name"]
+)
+async def test_names_that_nobody_reads_are_a_refusal(
+    edge: EdgeServer, unread: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A certificate of the CA with names of a kind that can't be read is refused and audited, without a traceback."""
+    name = HOST.encode()
+    value = bytes((0x82, len(name))) + name + unread
+    sans = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes((0x30, len(value))) + value)
+    leaf = edge.ca.issue([], extra=[sans])
+    async with edge.channel(leaf) as channel:
+        refusal = await refusal_of(get_identity(channel))
+    assert refusal.reason is Reason.IDENTITY_UNKNOWN
+    assert edge.denied == ["IDENTITY_UNKNOWN"]
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.parametrize(

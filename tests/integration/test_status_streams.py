@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.model import CertificateRecord, DenyEntry, RevocationReason
 from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.broker.services.interceptors.allowances import AllowanceSettings
 from certplane.errors import Reason, RefusalError
 from certplane.rpc.status import status_from_refusal
 from certplane.v1 import renewal_pb2 as pb
@@ -21,7 +23,7 @@ from certplane.v1 import renewal_pb2_grpc
 from tests.fakes.policy import FakePolicy
 from tests.support.ca import PrivateCa
 from tests.support.calls import Refused, refused
-from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge, trust_of
+from tests.support.edge import GENEROUS, HOST, OPERATOR, EdgeServer, serve_edge, trust_of
 from tests.support.stores import NO_LIMITS, certificate, draft
 from tests.support.streams import HostStreamClient, report
 from tests.support.waiting import HANG, until
@@ -44,8 +46,14 @@ def streams() -> StreamSettings:
 
 
 @pytest.fixture
-async def edge(ca: PrivateCa, streams: StreamSettings) -> AsyncIterator[EdgeServer]:
-    async with serve_edge(ca, streams=streams) as server:
+def allowances() -> AllowanceSettings:
+    """What an identity may do; a test overrides it by parametrizing."""
+    return GENEROUS
+
+
+@pytest.fixture
+async def edge(ca: PrivateCa, streams: StreamSettings, allowances: AllowanceSettings) -> AsyncIterator[EdgeServer]:
+    async with serve_edge(ca, streams=streams, allowances=allowances) as server:
         yield server
 
 
@@ -337,7 +345,9 @@ async def test_a_host_that_falls_silent(edge: EdgeServer, host: HostStreamClient
     assert (await ended(host)).reason is Reason.STREAM_TIMED_OUT
 
 
-@pytest.mark.parametrize("streams", [StreamSettings(tick=TICK, burst=100, rate=0.01)])
+@pytest.mark.parametrize(
+    "allowances", [replace(GENEROUS, messages_burst=100, messages_per_second=0.01, message_seconds=60)]
+)
 async def test_an_agent_that_floods_reports(edge: EdgeServer, host: HostStreamClient) -> None:
     """It is cut off with a time to come back; what was acknowledged is durable, others are served meanwhile."""
     await host.hello()
@@ -353,13 +363,44 @@ async def test_an_agent_that_floods_reports(edge: EdgeServer, host: HostStreamCl
                 acknowledged = max(acknowledged, message.acknowledgement.sequence)
         answer = await ended(host)
         assert answer.reason is Reason.RATE_LIMITED
-        assert answer.fields == ["messages_per_stream"]
+        assert answer.fields == ["messages_per_identity"]
         assert answer.refusal.retry_after
         await other.report()
         await other.acknowledged(1)
     record = await edge.stores.fleet.get_host(HOST)
     assert record is not None
     assert acknowledged <= record.acknowledged_sequence <= 100
+
+
+@pytest.mark.parametrize(
+    "allowances", [replace(GENEROUS, messages_burst=20, messages_per_second=0.01, message_seconds=60)]
+)
+async def test_reports_in_hello_are_counted(edge: EdgeServer, host: HostStreamClient) -> None:
+    """A hello is as many messages as it has reports: refused before they are read, and nothing of it is kept."""
+    await host.say_hello(reports=[report(number) for number in range(1, 31)])
+    answer = await ended(host)
+    assert answer.reason is Reason.RATE_LIMITED
+    assert answer.fields == ["messages_per_identity"]
+    assert await edge.stores.fleet.get_host(HOST) is None
+
+
+async def test_a_hello_with_all_that_fits(edge: EdgeServer, host: HostStreamClient) -> None:
+    """What a host with hundreds of certificates has to say after an outage is durable before it is welcome."""
+    welcome = await host.hello(reports=[report(number) for number in range(1, 601)])
+    assert welcome.acknowledged_sequence == 600
+
+
+async def test_a_refusal_while_a_message_goes_out(edge: EdgeServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The host learns the reason though the welcome is on its way in the same moment, and no traceback is logged."""
+    async with edge.host() as channel:
+        for _ in range(40):
+            stream = HostStreamClient(channel)
+            await stream.say_hello()
+            await stream.say(report=pb.StreamRenewalStatusRequest.Report())
+            answer = await ended(stream)
+            assert answer.reason is Reason.REQUEST_INVALID
+            assert answer.fields == ["report.sequence"]
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_sequences_that_skip_and_go_back(edge: EdgeServer, host: HostStreamClient) -> None:

@@ -98,6 +98,7 @@ class PrivateCa:
         not_after: datetime | None = None,
         usages: Sequence[x509.ObjectIdentifier] = (ExtendedKeyUsageOID.CLIENT_AUTH,),
         key: ec.EllipticCurvePrivateKey | None = None,
+        extra: Sequence[x509.ExtensionType] = (),
     ) -> Leaf:
         """A leaf of the intermediate, by default a client's that is valid for a day.
 
@@ -109,6 +110,7 @@ class PrivateCa:
             not_after: End of validity.
             usages: Extended key usages.
             key: The key; a new one by default.
+            extra: Extensions added as they are, critical.
         """
         key = key or ec.generate_private_key(ec.SECP256R1())
         subject = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else []
@@ -129,6 +131,8 @@ class PrivateCa:
         if names:
             sans = x509.SubjectAlternativeName([_general_name(name) for name in names])
             builder = builder.add_extension(sans, critical=not subject)
+        for extension in extra:
+            builder = builder.add_extension(extension, critical=True)
         if provisioner is not None:
             builder = builder.add_extension(x509.UnrecognizedExtension(_PROVISIONER, _record(*provisioner)), False)
         return Leaf(builder.sign(self._key, hashes.SHA256()), key, (self.intermediate,))

@@ -22,8 +22,8 @@ from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
+from certplane.broker.services.interceptors.allowances import Allowances, AllowanceSettings
 from certplane.broker.services.interceptors.authentication import Authenticator
-from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.interceptors.first_use import FirstUse
 from certplane.broker.services.interceptors.metrics import Metrics
@@ -41,11 +41,14 @@ from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.stores import FakeStores
 from tests.support.ca import Leaf, PrivateCa
 
-__all__ = ["HOST", "OPERATOR", "SERVICE", "EdgeServer", "ShiftedClock", "serve_edge", "trust_of"]
+__all__ = ["GENEROUS", "HOST", "OPERATOR", "SERVICE", "EdgeServer", "ShiftedClock", "serve_edge", "trust_of"]
 
 HOST = "web1.example"
 SERVICE = "spiffe://example/service/builder"
 OPERATOR = "admin.example"
+
+GENEROUS = AllowanceSettings(calls_per_second=1000, calls_burst=1000, messages_burst=100_000)
+"""For tests that are about something else."""
 
 _GRANTS = (
     Grant(HOST, IdentityKind.HOST, "web1", profiles=("web",)),
@@ -76,8 +79,7 @@ class EdgeServer:
     policy: FakePolicySource = field(default_factory=lambda: FakePolicySource(FakePolicy.of(_GRANTS)))
     provisioners: Sequence[str] = ("JWK",)
     min_tls_version: str = "1.2"
-    rate: float = 1000.0
-    burst: int = 1000
+    allowances: AllowanceSettings = GENEROUS
     recheck: timedelta = timedelta(milliseconds=200)
     address: str = "127.0.0.1:0"
     connections: int | None = None
@@ -104,7 +106,7 @@ class EdgeServer:
                 clock=self.clock,
                 new_event_id=lambda: f"event-{next(numbers)}",
             ),
-            buckets=TokenBuckets(rate=self.rate, burst=self.burst, monotonic=self.clock.monotonic),
+            allowances=Allowances(self.allowances, self.clock),
             denials=self.denials,
             metrics=self.metrics,
             clock=self.clock,

@@ -54,6 +54,8 @@ _RETRY: Final = Backoff(timedelta(seconds=1), timedelta(seconds=30))
 """Between tries at what the store refuses, or a fault of ours has ended."""
 _SLICE: Final = 512
 """Streams that are looked at before others get their turn: about a millisecond."""
+_AT_ONCE: Final = 64
+"""Reports of a hello that are made durable together: all others that wait for the store wait for them."""
 _COME_BACK: Final = timedelta(seconds=10)
 _LAST_WORDS: Final = timedelta(seconds=5)
 """What streams get to make durable and say what is left, when the broker stops or the host hangs up."""
@@ -186,9 +188,7 @@ class FleetHub:
                 Reason.DRAINING, "the broker is shutting down; come back shortly", retry_after=_COME_BACK
             )
         now = self._clock.monotonic()
-        session = HostSession(
-            caller, request_id, write, task=asyncio.current_task(), now=now, burst=self.settings.burst
-        )
+        session = HostSession(caller, request_id, write, task=asyncio.current_task(), now=now)
         self._attached.add(session)
         return session
 
@@ -196,7 +196,7 @@ class FleetHub:
         """Hear the first message, and answer it when all that it says is durable.
 
         Raises:
-            RefusalError: REQUEST_INVALID, it isn't the first; RATE_LIMITED; STORE_UNAVAILABLE or AUDIT_UNAVAILABLE.
+            RefusalError: REQUEST_INVALID, it isn't the first; STORE_UNAVAILABLE or AUDIT_UNAVAILABLE.
         """
         self._hear(session)
         if session.connect_time is not None:
@@ -207,7 +207,10 @@ class FleetHub:
         session.clock_skew = hello.host_time - now
         session.connect_time = now
         reports = sorted(hello.reports, key=lambda report: report.sequence)
-        recorded = await self._record(session, reports, names=hello.certificate_names, stream=session.stream(now))
+        first, stream = reports[:_AT_ONCE], session.stream(now)
+        recorded = await self._record(session, first, names=hello.certificate_names, stream=stream)
+        for start in range(_AT_ONCE, len(reports), _AT_ONCE):
+            recorded = await self._record(session, reports[start : start + _AT_ONCE])
         self._displace(session)
         self._sessions[session.host] = session
         self._meter.level(measures.STREAMS, len(self._sessions))
@@ -231,7 +234,7 @@ class FleetHub:
         """Take a report; waits while too many are not durable yet.
 
         Raises:
-            RefusalError: REQUEST_INVALID; RATE_LIMITED; the store's, when it fails and no more can be kept.
+            RefusalError: REQUEST_INVALID; the store's, when it fails and no more can be kept.
         """
         self._hear(session)
         _check_welcomed(session)
@@ -251,7 +254,7 @@ class FleetHub:
         """Take the answer to a directive.
 
         Raises:
-            RefusalError: REQUEST_INVALID, too many answered nothing; RATE_LIMITED.
+            RefusalError: REQUEST_INVALID, too many answered nothing.
         """
         self._hear(session)
         _check_welcomed(session)
@@ -288,7 +291,7 @@ class FleetHub:
         """Hear that the host is there.
 
         Raises:
-            RefusalError: REQUEST_INVALID, before hello; RATE_LIMITED.
+            RefusalError: REQUEST_INVALID, before hello.
         """
         self._hear(session)
         _check_welcomed(session)
@@ -313,9 +316,7 @@ class FleetHub:
         self._attached.discard(session)
         session.ended = True
         session.task = None
-        session.make_room()
-        if session.pumping is not None:
-            session.pumping.cancel()
+        session.make_room()  # a message that is going out goes on: a call whose message is cut off can't be refused
         if self._sessions.get(session.host) is session:
             del self._sessions[session.host]
             self._meter.level(measures.STREAMS, len(self._sessions))
@@ -506,6 +507,8 @@ class FleetHub:
                 session.writing_time = self._clock.monotonic()
                 await session.write(message)
                 session.writing_time = 0.0
+                if session.ended:
+                    return
                 if message is session.unanswered:
                     self._meter.count(measures.DIRECTIVES, result="sent")
                 if isinstance(message, Goodbye):
@@ -515,7 +518,8 @@ class FleetHub:
             self._end(session, error)
         except Exception:
             # Mostly the connection has gone: what serves the stream learns of it too.
-            _logger.info("a message could not be sent to a host", exc_info=True)
+            if not session.ended:
+                _logger.info("a message could not be sent to a host", exc_info=True)
             session.end(None)
         finally:
             session.pumping = None
@@ -544,7 +548,7 @@ class FleetHub:
     # Small things.
 
     def _hear(self, session: HostSession) -> None:
-        session.heard(self._clock.monotonic(), self.settings.rate, self.settings.burst)
+        session.heard_time = self._clock.monotonic()
 
     def _end(self, session: HostSession, error: RefusalError) -> None:
         if not session.ended:

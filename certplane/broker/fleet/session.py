@@ -34,7 +34,7 @@ from certplane.broker.fleet.messages import (
 from certplane.broker.fleet.model import HostStream, StatusReport
 from certplane.broker.model import Caller
 from certplane.broker.renewal.model import RenewalPlan
-from certplane.errors import Reason, RefusalError, Violation
+from certplane.errors import RefusalError
 
 __all__ = ["MOST_RENEWALS", "HostSession", "InForceHashes"]
 
@@ -68,8 +68,6 @@ class HostSession:
         "_acknowledge",
         "_goodbye",
         "_heartbeat",
-        "_tokens",
-        "_tokens_time",
         "_told",
         "_welcome",
         "_welcomed",
@@ -108,7 +106,6 @@ class HostSession:
         *,
         task: asyncio.Task[object] | None,
         now: float,
-        burst: int,
     ) -> None:
         """A stream that has said nothing yet.
 
@@ -118,7 +115,6 @@ class HostSession:
             write: Sends a message.
             task: What serves the stream: cancelled to end it.
             now: Monotonic time, as everywhere in here.
-            burst: Messages that may come at once.
 
         `refusal_may_stand` says whether the store may hold a refusal of this host that it has taken back since.
         """
@@ -126,8 +122,7 @@ class HostSession:
         self.request_id = request_id
         self.write = write
         self.task = task
-        self.heard_time = self.recorded_time = self._tokens_time = now
-        self._tokens = float(burst)
+        self.heard_time = self.recorded_time = now
         self.connect_time: datetime | None = None
         self.agent_version = self.epoch = ""
         self.names: frozenset[str] = frozenset()
@@ -172,22 +167,6 @@ class HostSession:
         )
 
     # What is heard.
-
-    def heard(self, now: float, rate: float, burst: int) -> None:
-        """Note that a message has come.
-
-        Raises:
-            RefusalError: RATE_LIMITED, there are too many.
-        """
-        self.heard_time = now
-        level = min(float(burst), self._tokens + (now - self._tokens_time) * rate)
-        self._tokens_time = now
-        self._tokens = level - 1
-        if level < 1:
-            violation = Violation("messages_per_stream", f"{burst} at once, {rate:g} a second after that")
-            wait = timedelta(seconds=max(1.0, burst / 4 / rate))
-            message = "too many messages on the stream; come back later, with the latest report of each certificate"
-            raise RefusalError(Reason.RATE_LIMITED, message, retry_after=wait, violations=[violation])
 
     def take(self, reports: Iterable[StatusReport]) -> int:
         """Keep those that are new until they are durable; how many were not."""

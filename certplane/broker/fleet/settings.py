@@ -17,9 +17,6 @@ class StreamSettings:
             ends, and one whose directive is not answered within the same time.
         hello_timeout: Within which a new stream must say hello.
         write_timeout: How long one message may wait for a reader.
-        burst: Messages that a host may send at once: what a host with a thousand certificates has to say after the
-            broker was away for long.
-        rate: Messages a second that it may send lastingly; a renewal takes about seven.
         misuses: Answers to directives that were never sent, or were answered, after which a stream ends.
         backlog: Reports of one stream that may wait to be durable; then it isn't read.
         seen_interval: How often it is recorded when a connected host was last heard.
@@ -33,8 +30,6 @@ class StreamSettings:
     heartbeat_interval: timedelta = timedelta(minutes=1)
     hello_timeout: timedelta = timedelta(seconds=10)
     write_timeout: timedelta = timedelta(seconds=30)
-    burst: int = 4096
-    rate: float = 50.0
     misuses: int = 8
     backlog: int = 64
     seen_interval: timedelta = timedelta(minutes=5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +16,7 @@ from typing import Final
 from certplane.broker.model import Caller
 from certplane.errors import Reason, RefusalError, Violation
 
-__all__ = ["Call", "EdgeRefusalError", "current_call", "is_request_id", "serving", "valid_request_id"]
+__all__ = ["Call", "EdgeRefusalError", "current_call", "is_request_id", "serving", "take_messages", "valid_request_id"]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -26,12 +27,18 @@ class EdgeRefusalError(RefusalError):
 
 @dataclass(slots=True)
 class Call:
-    """One RPC. `caller` is None until it is authenticated, which a servicer never sees; `reason` is of its refusal."""
+    """One RPC. `caller` is None until it is authenticated, which a servicer never sees; `reason` is of its refusal.
+
+    `stranger` is who was not: a name of its certificate, or the certificate's hash. `take_messages` takes from the
+    caller's allowance of messages.
+    """
 
     method: str
     request_id: str
     caller: Caller | None = None
     reason: str = ""
+    stranger: str = ""
+    take_messages: Callable[[int], None] | None = None
 
     def named(self) -> str:
         """Its id, made now if it brought none."""
@@ -51,6 +58,17 @@ def current_call() -> tuple[Caller, str]:
     if call.caller is None:
         raise RuntimeError("a servicer runs before its caller is authenticated")
     return call.caller, call.request_id
+
+
+def take_messages(count: int) -> None:
+    """Have a message counted as so many more, before what it lists is read.
+
+    Raises:
+        RefusalError: RATE_LIMITED.
+    """
+    take = serving.get().take_messages
+    if take is not None and count:
+        take(count)
 
 
 def is_request_id(text: str) -> bool:

@@ -19,7 +19,7 @@ from certplane.broker.fleet.messages import Outgoing
 from certplane.broker.fleet.session import HostSession
 from certplane.broker.fleet.view import FleetView, HostNotFoundError, HostView
 from certplane.broker.fleet.watching import CertificateChanged, CertificateRemoved, Change, HostChanged
-from certplane.broker.services.calls import current_call, valid_request_id
+from certplane.broker.services.calls import current_call, take_messages, valid_request_id
 from certplane.broker.services.convert import invalid_request, timestamp
 from certplane.broker.services.fleet_convert import add_certificates, host_message
 from certplane.broker.services.renewal_convert import (
@@ -78,7 +78,8 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
             case "hello":
                 if message.hello.request_id:
                     session.request_id = valid_request_id(message.hello.request_id)
-                await self._hub.hello(session, hello_of(message.hello))
+                take_messages(len(message.hello.reports))
+                await self._hub.hello(session, await hello_of(message.hello))
             case _:
                 raise invalid_request("message", "is required, and one that this broker knows")
 

@@ -7,6 +7,7 @@ hook shall not keep a host from reporting it.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -58,6 +59,9 @@ _ID: Final = re.compile(r"[!-~]{0,128}")
 
 _texts: Final = SharedTexts()
 
+_SLICE: Final = 32
+"""Reports read in one go: a quarter of a millisecond."""
+
 _MAX_VERSION: Final = 64
 _MAX_NAMES: Final = 1000
 _MAX_DNS_NAMES: Final = 100
@@ -87,8 +91,8 @@ _CAUSES: Final = {
 # What hosts say.
 
 
-def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
-    """The first message of a stream.
+async def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
+    """The first message of a stream. Others get their turn while its reports are read.
 
     Raises:
         EdgeRefusalError: REQUEST_INVALID.
@@ -106,15 +110,16 @@ def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
         raise invalid_request(f"{at}.certificate_names", "names a certificate twice")
     if not message.HasField("host_time"):
         raise invalid_request(f"{at}.host_time", "is required")
-    reports = tuple(
-        report_of(report, f"{at}.reports[{index}]", names=frozenset(names))
-        for index, report in enumerate(message.reports)
-    )
+    known, reports = frozenset(names), []
+    for index, report in enumerate(message.reports, 1):
+        reports.append(report_of(report, f"{at}.reports[{index - 1}]", names=known))
+        if index % _SLICE == 0:
+            await asyncio.sleep(0)
     return Hello(
         agent_version=_texts.share(version),
         epoch=_name(f"{at}.epoch", message.epoch),
         certificate_names=names,
-        reports=reports,
+        reports=tuple(reports),
         host_time=_time(f"{at}.host_time", message.host_time),
     )
 

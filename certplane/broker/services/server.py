@@ -144,6 +144,7 @@ class BrokerServer:
     async def stop(self, grace: timedelta) -> None:
         """Close the port at once; calls get `grace` to end, then they are cancelled."""
         await self._server.stop(grace.total_seconds())
+        self._edge.close()
 
 
 def _check_free(address: str) -> None:

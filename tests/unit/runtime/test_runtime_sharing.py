@@ -1,5 +1,6 @@
 """Equal texts of strangers are one object, in bounded number."""
 
+import asyncio
 import gc
 import re
 import sys
@@ -54,7 +55,7 @@ def hellos(number: int) -> None:
         certificate_names=[f"name-{number}-{index:050}" for index in range(1000)],
     )
     hello.host_time.FromDatetime(datetime(2026, 11, 28, tzinfo=UTC))
-    hello_of(hello)
+    asyncio.run(hello_of(hello))
 
 
 def user_agents(number: int) -> None:

@@ -21,8 +21,15 @@ from urllib.parse import unquote
 
 from certplane.broker.model import Caller, Grant
 from certplane.broker.ports import DenyList, Policy, PolicySource
-from certplane.errors import Reason, RefusalError
-from certplane.pki.identity import IdentityCertificate, IdentityVerifier, TrustBundle
+from certplane.broker.services.interceptors.buckets import TokenBuckets
+from certplane.errors import Reason, RefusalError, Violation
+from certplane.pki.identity import (
+    PROVISIONER_OID,
+    IdentityCertificate,
+    IdentityVerifier,
+    PresentedLeaf,
+    TrustBundle,
+)
 from certplane.runtime.clock import Clock
 from certplane.runtime.sharing import SharedTexts
 
@@ -33,16 +40,27 @@ _REMEMBERED_PATHS: Final = 20_000
 
 _user_agents: Final = SharedTexts()
 
+_SEARCHES: Final = 10
+"""Paths that may be looked for at once for one certificate: it has one, and that is remembered."""
+
+_SHUT_OUT: Final = "an operator of the broker has shut this identity out; ask there"
+
 _TLS_VERSIONS: Final = {"TLSv1.2": (1, 2), "TLSv1.3": (1, 3)}
 _MIN_VERSIONS: Final = {"1.2": (1, 2), "1.3": (1, 3)}
 
 
 class AuthenticationError(RefusalError):
-    """The peer isn't let in. `identity` is what its verified certificate says, empty when none was verified."""
+    """The peer isn't let in.
 
-    def __init__(self, reason: Reason, message: str, certificate: IdentityCertificate | None = None) -> None:
+    `certificate` is what its verified certificate says, None when none was verified; `serial_number` is of either.
+    """
+
+    def __init__(
+        self, reason: Reason, message: str, certificate: IdentityCertificate | None = None, serial_number: str = ""
+    ) -> None:
         super().__init__(reason, message)
         self.certificate = certificate
+        self.serial_number = certificate.serial_number if certificate is not None else serial_number
 
 
 class BundleSource(Protocol):
@@ -136,7 +154,9 @@ class Authenticator:
         self._min_tls_text = min_tls_version
         self._provisioners = frozenset(kind.casefold() for kind in provisioners)
         self._clock = clock
+        self._provisioner_names = frozenset(kind for kind in provisioners if kind)
         self._verifier = IdentityVerifier(_REMEMBERED_PATHS)
+        self._searches = TokenBuckets(rate=1, burst=_SEARCHES, monotonic=clock.monotonic)
 
     def stands(self, admission: Admission) -> bool:
         """Whether nothing that `admission` rested on has changed: authenticating again would come to the same."""
@@ -171,16 +191,20 @@ class Authenticator:
             )
         bundle = self._trust.bundle
         try:
-            path = self._verifier.verify(peer.leaf_pem, peer.chain_pem, bundle, self._clock.now())
+            path = self._verifier.verify(
+                peer.leaf_pem, peer.chain_pem, bundle, self._clock.now(), permit=self._permit_search
+            )
+        except AuthenticationError:
+            raise
         except RefusalError as error:
+            if error.refusal.reason is Reason.RATE_LIMITED:
+                raise
             raise AuthenticationError(error.refusal.reason, error.refusal.message) from error
         certificate, policy = path.identity, self._policy.current
         grant = self._grant(certificate, policy)
         denied = self._deny_list.denied(grant.name, certificate.issuer, certificate.serial_number)
         if denied is not None:
-            raise AuthenticationError(
-                Reason.IDENTITY_REVOKED, "an operator of the broker has shut this identity out; ask there", certificate
-            )
+            raise AuthenticationError(Reason.IDENTITY_REVOKED, _SHUT_OUT, certificate)
         provisioner = certificate.provisioner_kind
         if certificate.provisioner_name:
             provisioner = f"{provisioner}/{certificate.provisioner_name}"
@@ -201,14 +225,22 @@ class Authenticator:
         )
         return Admission(caller, bundle, policy, path.not_before, path.not_after)
 
+    def _permit_search(self, presented: PresentedLeaf) -> None:
+        """Whether a path may be looked for: not for whom the deny-list has by its certificate, and not all the time.
+
+        What the leaf says of its issuer is believed here, since it is only used against it.
+        """
+        if self._deny_list.denied("", presented.issuer, presented.serial_number) is not None:
+            raise AuthenticationError(Reason.IDENTITY_REVOKED, _SHUT_OUT, serial_number=presented.serial_number)
+        wait = self._searches.take(presented.sha256)
+        if wait is not None:
+            violation = Violation("path_searches_per_certificate", f"{_SEARCHES} at once, then one a second")
+            message = "this client certificate comes with another chain again and again; present the same one"
+            raise RefusalError(Reason.RATE_LIMITED, message, retry_after=wait, violations=[violation])
+
     def _grant(self, certificate: IdentityCertificate, policy: Policy) -> Grant:
         if certificate.provisioner_kind.casefold() not in self._provisioners:
-            kind = certificate.provisioner_kind or "an unnamed kind"
-            raise AuthenticationError(
-                Reason.IDENTITY_UNKNOWN,
-                f"certificates of {kind} of provisioner are not accepted as identities",
-                certificate,
-            )
+            raise AuthenticationError(Reason.IDENTITY_UNKNOWN, self._wrong_provisioner(certificate), certificate)
         grants = [grant for grant in map(policy.find_grant, certificate.names) if grant is not None]
         if len(grants) != 1 or certificate.common_name not in ("", grants[0].name):
             # One text for all three: it must not tell which names the policy knows.
@@ -219,6 +251,20 @@ class Authenticator:
                 certificate,
             )
         return grants[0]
+
+    def _wrong_provisioner(self, certificate: IdentityCertificate) -> str:
+        accepted = " or ".join(sorted(self._provisioner_names)) or "no"
+        if not certificate.provisioner_kind:
+            return (
+                "the client certificate doesn't say which provisioner of the internal CA issued it (step-ca's "
+                f"extension {PROVISIONER_OID.dotted_string}), and the broker takes those of {accepted} provisioners "
+                "only; enroll with step-ca, or set server.mtls.allow_missing_provisioner: true in broker.yml"
+            )
+        return (
+            f"the client certificate was issued by a provisioner of the kind {certificate.provisioner_kind}, and the "
+            f"broker takes those of {accepted} provisioners only; enroll with a token of one of these, or add "
+            f"{certificate.provisioner_kind} to server.mtls.provisioners in broker.yml"
+        )
 
 
 def _first(auth_context: Mapping[str, Iterable[bytes]], key: str) -> bytes:

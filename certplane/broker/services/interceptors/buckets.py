@@ -1,11 +1,12 @@
-"""The cheap limit: a token bucket per identity, in memory, before anything that costs.
+"""Token buckets, in memory: the cheap limit, before anything that costs.
 
-It protects the broker's neighbours from one caller in a loop; the limits on what a caller may *get* are durable and
+They protect the broker's neighbours from one caller in a loop; the limits on what a caller may *get* are durable and
 counted over order rows (`certplane.broker.ports.DurableLimits`). A restart fills every bucket.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,8 @@ from datetime import timedelta
 __all__ = ["TokenBuckets"]
 
 _MOST_BUCKETS = 100_000
+_LONGEST_DEBT = 600.0
+"""Seconds: whatever one call has cost, its caller isn't shut out for longer."""
 
 
 @dataclass(slots=True)
@@ -24,42 +27,51 @@ class _Bucket:
 class TokenBuckets:
     """Buckets of `burst` tokens that refill at `rate` a second. For one thread.
 
-    Names come from policy, so there are as many as identities; should there be more than a hundred thousand, the full
-    ones are forgotten, which changes no answer.
+    There are at most a hundred thousand; then the one unused for longest is forgotten, which is full but for a caller
+    that could be anybody.
     """
 
-    def __init__(self, *, rate: float, burst: int, monotonic: Callable[[], float]) -> None:
+    def __init__(self, *, rate: float, burst: int, monotonic: Callable[[], float], most: int = _MOST_BUCKETS) -> None:
         if rate <= 0 or burst < 1:
             raise ValueError("a bucket needs a positive rate and room for a token")
         self._rate = rate
         self._burst = float(burst)
         self._monotonic = monotonic
-        self._buckets: dict[str, _Bucket] = {}
+        self._most = most
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def take(self, name: str, tokens: int = 1) -> timedelta | None:
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, name: str, tokens: float = 1) -> timedelta | None:
         """Take `tokens` out of the bucket; None when they were there, else the time until they will be.
 
         Nothing is taken when there are too few, so that a caller in a loop gets through at the bucket's rate.
         """
+        bucket = self._filled(name)
+        if bucket.tokens < tokens:
+            return timedelta(seconds=(tokens - bucket.tokens) / self._rate)
+        bucket.tokens -= tokens
+        return None
+
+    def charge(self, name: str, tokens: float) -> None:
+        """Take what was used in any case; a bucket in debt has nothing to give until it is paid."""
+        bucket = self._filled(name)
+        bucket.tokens = max(bucket.tokens - tokens, -_LONGEST_DEBT * self._rate)
+
+    def in_debt(self, name: str) -> bool:
+        """Whether more was used than there was."""
+        return self._filled(name).tokens < 0
+
+    def _filled(self, name: str) -> _Bucket:
         now = self._monotonic()
         bucket = self._buckets.get(name)
         if bucket is None:
-            if len(self._buckets) >= _MOST_BUCKETS:
-                self._forget_full(now)
+            if len(self._buckets) >= self._most:
+                self._buckets.popitem(last=False)
             bucket = self._buckets[name] = _Bucket(self._burst, now)
-        level = min(self._burst, bucket.tokens + (now - bucket.time) * self._rate)
-        bucket.time = now
-        if level < tokens:
-            bucket.tokens = level
-            return timedelta(seconds=(tokens - level) / self._rate)
-        bucket.tokens = level - tokens
-        return None
-
-    def _forget_full(self, now: float) -> None:
-        full = [
-            name
-            for name, bucket in self._buckets.items()
-            if bucket.tokens + (now - bucket.time) * self._rate >= self._burst
-        ]
-        for name in full:
-            del self._buckets[name]
+        else:
+            self._buckets.move_to_end(name)
+            bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.time) * self._rate)
+            bucket.time = now
+        return bucket

@@ -23,6 +23,8 @@ def denial_event(call: Call, peer: Peer, error: RefusalError, *, clock: Clock, n
         identity, serial_number = call.caller.name, call.caller.serial_number
     elif isinstance(error, AuthenticationError) and error.certificate is not None:
         identity, serial_number = ",".join(error.certificate.names[:4]), error.certificate.serial_number
+    elif isinstance(error, AuthenticationError):
+        serial_number = error.serial_number
     method = call.method.rpartition("/")[2]
     certificate = f" (identity certificate {serial_number})" if serial_number else ""
     return AuditEvent(

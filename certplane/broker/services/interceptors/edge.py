@@ -1,10 +1,12 @@
 """The one interceptor: everything between a connection and a servicer, in a single wrapper around each handler.
 
-For each call, in this order: authenticate (design, fixed decision 2), take from the caller's bucket, see that its
+For each call, in this order: authenticate (design, fixed decision 2), take from the caller's allowance, see that its
 certificate is the one in use (fixed decision 11), check the access table, read the message, take or make the request's
-id, serve, count, log. A refusal becomes a rich status; anything unexpected becomes INTERNAL with the request's id and
-nothing else, and the log has the traceback. What the edge refuses it also audits; what the story refuses the story has
-audited.
+id, serve, count, log, and charge the allowance with the work that this was (docs/adr/0013). Nothing that costs is done
+for anybody before a bucket was asked: for a caller that is refused it is the bucket of its certificate and address, for
+a message of a stream it is asked before the message is read. A refusal becomes a rich status; anything unexpected
+becomes INTERNAL with the request's id and nothing else, and the log has the traceback. What the edge refuses it also
+audits; what the story refuses the story has audited.
 
 Streams are looked after while they are open (`open_streams`): the caller is authenticated again before each message
 that goes out, every `recheck`, and at the moment its certificate ends.
@@ -17,9 +19,10 @@ parser, and a message that can't be read is a refusal like any other.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -29,6 +32,8 @@ from certplane.broker.model import Caller, IdentityKind
 from certplane.broker.ports import DenialRecorder
 from certplane.broker.services.calls import Call, EdgeRefusalError, is_request_id, serving, valid_request_id
 from certplane.broker.services.interceptors.access import METHODS, Access, check_access
+from certplane.broker.services.interceptors.access_log import AccessLog
+from certplane.broker.services.interceptors.allowances import Allowances
 from certplane.broker.services.interceptors.authentication import (
     Admission,
     AuthenticationError,
@@ -36,11 +41,11 @@ from certplane.broker.services.interceptors.authentication import (
     Peer,
     peer_of,
 )
-from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.broker.services.interceptors.denials import denial_event
 from certplane.broker.services.interceptors.first_use import FirstUse
 from certplane.broker.services.interceptors.handlers import (
     Behaviour,
+    CheckedContext,
     RpcContext,
     read_message,
     read_messages,
@@ -49,7 +54,8 @@ from certplane.broker.services.interceptors.handlers import (
 )
 from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.services.interceptors.open_streams import OpenStreams
-from certplane.errors import Reason, Refusal, RefusalError, Violation
+from certplane.broker.services.interceptors.work import Work
+from certplane.errors import Reason, Refusal, RefusalError
 from certplane.rpc.status import grpc_status, status_from_refusal
 from certplane.runtime.clock import Clock
 from certplane.runtime.logging import request_id as logged_request_id
@@ -71,6 +77,8 @@ _NO_DECISION: Final = frozenset({Reason.STORE_UNAVAILABLE, Reason.AUDIT_UNAVAILA
 _ABORT_SECONDS: Final = 2.0
 """What a refusal's way out may take: it is at once unless the caller doesn't read its stream."""
 
+Serve: TypeAlias = "Callable[[Any, RpcContext, Call, Peer, Work[Any]], Coroutine[Any, Any, Any]]"
+
 _UNKNOWN_METHOD: Final = "unknown"
 """What stands for a method that isn't served in metrics: callers choose such names."""
 
@@ -85,7 +93,6 @@ _KINDS: Final[dict[tuple[bool, bool], tuple[str, Callable[..., RpcHandler]]]] = 
 """By whether requests and responses are streams: where a handler has its function, and how one is made."""
 
 _logger = logging.getLogger(__name__)
-_access_logger = logging.getLogger("certplane.broker.access")
 
 
 class Edge(grpc.aio.ServerInterceptor):
@@ -96,7 +103,7 @@ class Edge(grpc.aio.ServerInterceptor):
         *,
         authenticator: Authenticator,
         first_use: FirstUse,
-        buckets: TokenBuckets,
+        allowances: Allowances,
         denials: DenialRecorder,
         metrics: Metrics,
         clock: Clock,
@@ -106,7 +113,8 @@ class Edge(grpc.aio.ServerInterceptor):
         """Take what the edge works with; `recheck` is how often an open stream's caller is looked at."""
         self._authenticator = authenticator
         self._first_use = first_use
-        self._buckets = buckets
+        self._allowances = allowances
+        self._access_log = AccessLog(clock)
         self._denials = denials
         self._metrics = metrics
         self._clock = clock
@@ -118,6 +126,10 @@ class Edge(grpc.aio.ServerInterceptor):
     def drain(self, retry_after: timedelta) -> None:
         """From now on refuse calls that may start an order; `retry_after` is when to try again."""
         self._draining = retry_after
+
+    def close(self) -> None:
+        """No more calls will come."""
+        self._access_log.close()
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -136,63 +148,103 @@ class Edge(grpc.aio.ServerInterceptor):
         if handler is None:
             # Reads no message and answers UNIMPLEMENTED, which tells a newer agent that this broker is older, but tells
             # it only to somebody who is known.
-            serve = self._serving(_UNKNOWN_METHOD, _UNKNOWN_METHOD_ACCESS, unimplemented, lambda stream, _: stream)
-            return grpc.stream_stream_rpc_method_handler(serve)
+            serve = self._serving(_UNKNOWN_METHOD, _UNKNOWN_METHOD_ACCESS, unimplemented, lambda stream, *_: stream)
+            return grpc.stream_stream_rpc_method_handler(self._measured(_UNKNOWN_METHOD, 1, serve))
         kind = (handler.request_streaming, handler.response_streaming)
         attribute, make = _KINDS[kind]
         deserialize = handler.request_deserializer or bytes
 
-        def read(argument: Any, context: RpcContext) -> Any:
-            return read_messages(deserialize, context) if kind[0] else read_message(deserialize, argument)
+        def read(argument: Any, context: RpcContext, admit: Callable[[], None]) -> Any:
+            return read_messages(deserialize, context, admit) if kind[0] else read_message(deserialize, argument)
 
-        brief = kind == (False, False)
-        serve = self._serving(method, METHODS.get(method), getattr(handler, attribute), read, brief=brief)
-        return make(serve, None, handler.response_serializer)
+        brief, access = kind == (False, False), METHODS.get(method)
+        serve = self._serving(method, access, getattr(handler, attribute), read, brief=brief)
+        # What a stream of answers costs is what happens in the fleet, and not its caller's doing.
+        cost = 1 if access is None else access.cost
+        measured = self._measured(method, cost, serve, brief=brief, charged=brief or kind[0])
+        return make(measured, None, handler.response_serializer)
+
+    def _measured(
+        self, method: str, cost: int, serve: Serve, *, brief: bool = False, charged: bool = False
+    ) -> Behaviour:
+        """What grpc calls: `serve` with its end counted, logged and charged to its caller.
+
+        Args:
+            method: Its full name.
+            cost: Tokens that a call takes.
+            serve: See `_serving`.
+            brief: One message each way.
+            charged: Whether its caller pays for the work.
+        """
+
+        async def measured(argument: Any, context: RpcContext) -> Any:
+            started = self._clock.monotonic()
+            call, peer = self._begin(method, context)
+            work: Work[Any] = Work(self._clock.thread_time)
+            work.steps = serve(argument, context, call, peer, work)
+            try:
+                return await work
+            finally:
+                if call.caller is None and call.stranger:
+                    self._allowances.pay_refusal(call.stranger, work.seconds)
+                elif call.caller is not None and charged:
+                    self._allowances.pay_call(call.caller, cost, work.since_asked())
+                self._end(call, peer, context, self._clock.monotonic() - started, brief=brief)
+
+        return measured
 
     def _serving(
         self,
         method: str,
         access: Access | None,
         behaviour: Behaviour,
-        read: Callable[[Any, RpcContext], Any],
+        read: Callable[[Any, RpcContext, Callable[[], None]], Any],
         *,
         brief: bool = False,
-    ) -> Behaviour:
+    ) -> Serve:
         """The wrapper of one method's handler.
 
         Args:
             method: Its full name, as it is logged and counted.
             access: Its row.
             behaviour: Its handler.
-            read: From what grpc hands over (bytes, or a stream of them) and the context to what the handler takes.
+            read: From what grpc hands over (bytes, or a stream of them), the context, and who admits each message of a
+                stream, to what the handler takes.
             brief: One message each way: nothing is watched meanwhile, and an answer that took long is looked at again.
         """
+        cost = 1 if access is None else access.cost
 
-        async def serve(argument: Any, context: RpcContext) -> Any:
+        async def serve(argument: Any, context: RpcContext, call: Call, peer: Peer, work: Work[Any]) -> Any:
             started = self._clock.monotonic()
-            call, peer = self._begin(method, context)
-            admitted = False
+            admitted = in_flight = False
+            checked: CheckedContext | None = None
             try:
-                admission = self._authenticate(call, peer, access)
+                admission = self._authenticate(call, peer, cost)
                 caller = admission.caller
+                self._allowances.begin(caller.name, stream=not brief)
+                in_flight = True
                 using = self._first_use.begin(call, caller)
                 if using is not None:
                     await using
                 self._admit(caller, access)
                 admitted = True
-                request = self._open(call, read(argument, context))
+                call.take_messages = admit = _AdmitMessage(self._allowances, caller.name, work)
+                request = self._open(call, read(argument, context, admit))
                 if brief:
                     response = await behaviour(request, context)
                     if self._clock.monotonic() - started > _RECHECK_AFTER_SECONDS:
                         _Recheck(self, call, peer, access, admission)()
                 else:
                     check = _Recheck(self, call, peer, access, admission)
+                    checked = CheckedContext(context, check)
                     with self._open_streams.watching(caller.not_after, check):
-                        response = await run_stream(behaviour, request, context, check)
+                        response = await run_stream(behaviour, request, checked)
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
                 return response
             except RefusalError as error:
-                await self._refuse(call, peer, context, error, audit=not admitted)
+                if brief and not admitted and error.refusal.reason is Reason.RATE_LIMITED:
+                    await self._allowances.hold_back(error, context.time_remaining())
+                await self._refuse(call, peer, context, error, checked, audit=not admitted)
             except grpc.aio.AbortError:
                 raise
             except Exception:
@@ -201,9 +253,10 @@ class Edge(grpc.aio.ServerInterceptor):
                 _logger.exception("a call failed unexpectedly", extra={"fields": {"method": method}})
                 call.reason = Reason.INTERNAL
                 text = f"internal error; the broker's log has it as request {call.request_id}"
-                await _abort(call, context, Refusal(Reason.INTERNAL, text))
+                await _abort(call, context, Refusal(Reason.INTERNAL, text), checked)
             finally:
-                self._end(call, peer, context, self._clock.monotonic() - started, brief=brief)
+                if in_flight and call.caller is not None:
+                    self._allowances.end(call.caller.name, stream=not brief)
 
         return serve
 
@@ -218,16 +271,20 @@ class Edge(grpc.aio.ServerInterceptor):
         self._metrics.in_flight.inc()
         return Call(method, request_id), peer_of(context.auth_context(), context.peer(), user_agent)
 
-    def _authenticate(self, call: Call, peer: Peer, access: Access | None) -> Admission:
-        """Who calls, if not too often, or raise why not; sets the call's caller."""
-        admission = self._authenticator.admit(peer)
-        call.caller = caller = admission.caller
-        wait = self._buckets.take(caller.name, 1 if access is None else access.cost)
-        if wait is not None:
-            violation = Violation("calls_per_identity", "too many calls in a short time")
-            raise RefusalError(
-                Reason.RATE_LIMITED, "too many calls; slow down", retry_after=wait, violations=[violation]
-            )
+    def _authenticate(self, call: Call, peer: Peer, cost: int) -> Admission:
+        """Who calls, if not too often, or raise why not; sets the call's caller, or the stranger it is."""
+        try:
+            admission = self._authenticator.admit(peer)
+        except AuthenticationError as error:
+            names = error.certificate.names if error.certificate is not None else ()
+            call.stranger = " ".join(names[:4]) or _leaf_hash(peer)
+            self._allowances.take_refusal(call.stranger, "" if names else peer.source_ip)
+            raise
+        except RefusalError:
+            call.stranger = _leaf_hash(peer)
+            raise
+        call.caller = admission.caller
+        self._allowances.take_call(admission.caller.name, cost)
         return admission
 
     def _admit(self, caller: Caller, access: Access | None) -> None:
@@ -258,7 +315,14 @@ class Edge(grpc.aio.ServerInterceptor):
         return request
 
     async def _refuse(
-        self, call: Call, peer: Peer, context: RpcContext, error: RefusalError, *, audit: bool
+        self,
+        call: Call,
+        peer: Peer,
+        context: RpcContext,
+        error: RefusalError,
+        checked: CheckedContext | None,
+        *,
+        audit: bool,
     ) -> NoReturn:
         refusal = error.refusal
         call.reason = refusal.reason
@@ -271,13 +335,13 @@ class Edge(grpc.aio.ServerInterceptor):
             except Exception:
                 # The caller is refused either way; what can't be recorded is at least in the log.
                 _logger.exception("a denial could not be audited", extra={"fields": {"method": call.method}})
-        await _abort(call, context, refusal)
+        await _abort(call, context, refusal, checked)
 
     def _end(self, call: Call, peer: Peer, context: RpcContext, seconds: float, *, brief: bool) -> None:
         self._metrics.in_flight.dec()
         code = _code_name(context.code(), sys.exc_info()[1])
         self._metrics.call_ended(call.method, code, call.reason, seconds if brief else None)
-        if _access_logger.isEnabledFor(logging.INFO):
+        if self._access_log.enabled:
             fields = {
                 "method": call.method,
                 "code": code,
@@ -287,7 +351,7 @@ class Edge(grpc.aio.ServerInterceptor):
                 "user_agent": peer.user_agent,
                 "ms": round(seconds * 1000, 1),
             }
-            _access_logger.info("call", extra={"fields": fields})
+            self._access_log.note(fields)
 
 
 class _Recheck:
@@ -306,16 +370,42 @@ class _Recheck:
         self._admission = self._edge.admit_again(self._call, self._peer, self._access, self._admission)
 
 
-async def _abort(call: Call, context: RpcContext, refusal: Refusal) -> NoReturn:
+class _AdmitMessage:
+    """Lets a message of a stream in, before it is read."""
+
+    __slots__ = ("_allowances", "_name", "_work")
+
+    def __init__(self, allowances: Allowances, name: str, work: Work[Any]) -> None:
+        self._allowances = allowances
+        self._name = name
+        self._work = work
+
+    def __call__(self, messages: int = 1) -> None:
+        self._allowances.take_message(self._name, self._work.since_asked(), messages)
+
+
+async def _abort(call: Call, context: RpcContext, refusal: Refusal, checked: CheckedContext | None) -> NoReturn:
     status = grpc_status(status_from_refusal(refusal, request_id=call.request_id))
     metadata = (*(status.trailing_metadata or ()), (REQUEST_ID_KEY, call.request_id))
+    if checked is not None:
+        await checked.idle(_ABORT_SECONDS)
     try:
         async with asyncio.timeout(_ABORT_SECONDS):
             await context.abort(status.code, status.details, metadata)
     except TimeoutError:
         # The status waits behind messages that nobody reads. Ending without it resets the stream, and frees them.
         raise asyncio.CancelledError from None
+    except grpc.aio.AbortError:
+        raise
+    except Exception:
+        # The core doesn't take the status any more: whom it is for has gone.
+        _logger.debug("a refusal could not be sent", exc_info=True, extra={"fields": {"method": call.method}})
+        raise asyncio.CancelledError from None
     raise RuntimeError("abort raises")
+
+
+def _leaf_hash(peer: Peer) -> str:
+    return hashlib.sha256(peer.leaf_pem).hexdigest()
 
 
 _CODE_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}

@@ -22,7 +22,7 @@ from certplane.broker.fleet.messages import (
 from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldCertificate, StatusReport
 from certplane.broker.fleet.session import MOST_RENEWALS, HostSession, InForceHashes
 from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan
-from certplane.errors import Reason, Refusal, RefusalError
+from certplane.errors import Reason, Refusal
 from tests.support.callers import caller
 
 T0 = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -33,8 +33,8 @@ async def nowhere(_message: Outgoing) -> None:
     """Send nothing."""
 
 
-def session(burst: int = 1000) -> HostSession:
-    return HostSession(caller(), "r-1", nowhere, task=None, now=0.0, burst=burst)
+def session() -> HostSession:
+    return HostSession(caller(), "r-1", nowhere, task=None, now=0.0)
 
 
 def welcomed(acknowledged: int = 0) -> HostSession:
@@ -202,18 +202,6 @@ def test_directives_stay_under_a_message_s_size() -> None:
         made.answer(DirectiveResult(message.nonce))
     assert [each.renew_time for each in told] == sorted(each.renew_time for each in told)
     assert len(told) == 150
-
-
-def test_the_bucket() -> None:
-    """A burst is let through, then the rate; who is refused is told when to come back."""
-    made = session(burst=3)
-    for _ in range(3):
-        made.heard(0.0, 2.0, 3)
-    with pytest.raises(RefusalError) as caught:
-        made.heard(0.0, 2.0, 3)
-    assert caught.value.refusal.reason is Reason.RATE_LIMITED
-    assert caught.value.refusal.retry_after
-    made.heard(1.5, 2.0, 3)
 
 
 def held(certificate_id: str, renew: datetime | None) -> CertificateStatus:

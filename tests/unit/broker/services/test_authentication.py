@@ -11,7 +11,7 @@ from cryptography import x509
 
 from certplane.broker.model import DenyEntry, Grant, IdentityKind
 from certplane.broker.services.interceptors.authentication import AuthenticationError, Authenticator, Peer, peer_of
-from certplane.errors import Reason
+from certplane.errors import Reason, RefusalError
 from certplane.pki.identity import TrustBundle
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource
@@ -193,3 +193,53 @@ def test_intermediate_that_ends_first(gate: Gate) -> None:
     assert isinstance(gate.ca.intermediate, x509.Certificate)
     gate.clock.advance(timedelta(days=3651))
     assert gate.reason(peer) is Reason.IDENTITY_UNKNOWN
+
+
+def test_no_path_is_searched_for_a_denied_certificate(gate: Gate) -> None:
+    """Who is denied by issuer and serial number is refused before its chain is looked at, whatever that is."""
+    leaf = gate.ca.issue([HOST])
+    gate.stores.database.denied.append(DenyEntry(issuer=leaf.issuer, serial_number=leaf.serial_number))
+    for number in range(100):
+        with pytest.raises(AuthenticationError) as caught:
+            gate.authenticator.authenticate(gate.peer(leaf, chain_pem=b"junk %d" % number))
+        assert caught.value.refusal.reason is Reason.IDENTITY_REVOKED
+        assert caught.value.serial_number == leaf.serial_number
+        assert caught.value.certificate is None
+
+
+def test_paths_are_not_searched_all_the_time(gate: Gate) -> None:
+    """One certificate with ever another chain is soon refused unread; others, and what is known, are let in."""
+    leaf, other = gate.ca.issue([HOST]), gate.ca.issue(["b"])
+    known = gate.peer(leaf)
+    gate.authenticator.authenticate(known)
+    reasons = []
+    for number in range(20):
+        with pytest.raises(RefusalError) as caught:
+            gate.authenticator.authenticate(gate.peer(leaf, chain_pem=b"junk %d" % number))
+        reasons.append(caught.value.refusal.reason)
+    assert reasons == [Reason.IDENTITY_UNKNOWN] * 9 + [Reason.RATE_LIMITED] * 11
+    assert [violation.subject for violation in caught.value.refusal.violations] == ["path_searches_per_certificate"]
+    assert caught.value.refusal.retry_after == timedelta(seconds=1)
+    assert gate.authenticator.authenticate(known).name == HOST
+    assert gate.authenticator.authenticate(gate.peer(other)).name == "b"
+    gate.clock.advance(timedelta(seconds=1))
+    assert gate.reason(gate.peer(leaf, chain_pem=b"junk")) is Reason.IDENTITY_UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("provisioners", "provisioner", "remedy"),
+    [
+        pytest.param(("JWK",), ("ACME", "acme"), "add ACME to server.mtls.provisioners", id="another-kind"),
+        pytest.param(("JWK", "X5C"), ("ACME", "a"), "takes those of JWK or X5C provisioners only", id="what-is-taken"),
+        pytest.param(("JWK",), None, "server.mtls.allow_missing_provisioner: true", id="not-said"),
+        pytest.param(("JWK", ""), ("ACME", "acme"), "takes those of JWK provisioners only", id="missing-is-allowed"),
+    ],
+)
+def test_a_wrong_provisioner_is_told_with_a_remedy(
+    provisioners: tuple[str, ...], provisioner: tuple[str, str] | None, remedy: str
+) -> None:
+    """Whoever reads the refusal learns which key of broker.yml it is about."""
+    gate = Gate(provisioners=provisioners)
+    with pytest.raises(AuthenticationError, match="IDENTITY_UNKNOWN") as caught:
+        gate.authenticator.authenticate(gate.peer(gate.ca.issue([HOST], provisioner=provisioner)))
+    assert remedy in caught.value.refusal.message

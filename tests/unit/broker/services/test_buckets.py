@@ -59,19 +59,34 @@ def test_costly_call_waits_for_all_of_its_tokens(buckets: TokenBuckets) -> None:
     assert buckets.take("a", 3) == timedelta(seconds=1)
 
 
-def test_forgotten_buckets_change_no_answer(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When there are too many buckets the full ones go, and the others stay as empty as they were."""
-    monkeypatch.setattr("certplane.broker.services.interceptors.buckets._MOST_BUCKETS", 10)
-    buckets = TokenBuckets(rate=1, burst=1, monotonic=clock.monotonic)
-    for number in range(9):
-        buckets.take(f"old-{number}")
-    clock.advance(timedelta(seconds=5))
-    buckets.take("empty")
-    for number in range(5):
+def test_there_are_not_too_many_buckets(clock: ManualClock) -> None:
+    """When there are too many, the one unused for longest goes: whoever still calls keeps its own."""
+    buckets = TokenBuckets(rate=1, burst=1, monotonic=clock.monotonic, most=10)
+    assert buckets.take("empty") is None
+    for number in range(50):
         assert buckets.take(f"new-{number}") is None
-    assert buckets.take("empty") is not None
-    assert buckets.take("old-3") is None
-    assert len(buckets._buckets) <= 10
+        assert buckets.take("empty") is not None
+    assert len(buckets) == 10
+
+
+def test_what_was_used_is_paid(buckets: TokenBuckets, clock: ManualClock) -> None:
+    """A charge leaves a debt, which is paid before the bucket gives anything."""
+    buckets.charge("a", 5)
+    assert buckets.in_debt("a")
+    assert buckets.take("a") == timedelta(seconds=1.5)
+    clock.advance(timedelta(seconds=1))
+    assert not buckets.in_debt("a")
+    clock.advance(timedelta(seconds=0.5))
+    assert buckets.take("a") is None
+    assert not buckets.in_debt("b")
+
+
+def test_no_debt_is_for_ever(buckets: TokenBuckets, clock: ManualClock) -> None:
+    """Whatever one call has cost, ten minutes and the time for its own tokens are the most that its caller waits."""
+    buckets.charge("a", 1_000_000)
+    wait = buckets.take("a")
+    assert wait is not None
+    assert wait <= timedelta(minutes=10, seconds=1)
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(0, 1), (-1, 1), (1, 0)])

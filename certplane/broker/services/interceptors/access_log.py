@@ -1,0 +1,92 @@
+"""The access log: a line per call, and of calls that are refused again and again a line a minute.
+
+Equal refusals are those of one identity (of an unknown one: address) and reason. The first is logged at once; for a
+minute further ones are only counted, and at its end one line says how many there were. A host that asks in a loop would
+otherwise fill a disk, and journald's limit would drop the lines of others.
+
+For the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from certplane.runtime.clock import Clock
+
+__all__ = ["AccessLog"]
+
+_WINDOW: Final = timedelta(minutes=1)
+_MOST_WINDOWS: Final = 10_000
+
+_logger = logging.getLogger("certplane.broker.access")
+
+_Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Window:
+    ends: float
+    fields: dict[str, Any]
+    repeats: int = 0
+
+
+class AccessLog:
+    """Writes the lines; its task lives while there are refusals to count."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._windows: OrderedDict[_Key, _Window] = OrderedDict()  # by their end, since all are of one length
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether lines are written at all: making their fields costs something."""
+        return _logger.isEnabledFor(logging.INFO)
+
+    def note(self, fields: dict[str, Any]) -> None:
+        """A call has ended; `fields` has `identity`, `source_ip` and the refusal's `reason`, which may be empty."""
+        if not fields["reason"]:
+            _logger.info("call", extra={"fields": fields})
+            return
+        key = (fields["identity"] or fields["source_ip"], fields["reason"])
+        now = self._clock.monotonic()
+        self._close_ended(now)
+        window = self._windows.get(key)
+        if window is not None:
+            window.repeats += 1
+            window.fields = fields
+            return
+        if len(self._windows) >= _MOST_WINDOWS:
+            self._close_first()
+        self._windows[key] = _Window(now + _WINDOW.total_seconds(), fields)
+        if self._closing is None or self._closing.done():
+            self._closing = asyncio.create_task(self._close_all_in_time(), name="access-log")
+        _logger.info("call", extra={"fields": fields})
+
+    def close(self) -> None:
+        """Write what was counted; the broker stops."""
+        while self._windows:
+            self._close_first()
+        if self._closing is not None:
+            self._closing.cancel()
+
+    async def _close_all_in_time(self) -> None:
+        while self._windows:
+            first = next(iter(self._windows.values()))
+            await self._clock.sleep(timedelta(seconds=first.ends - self._clock.monotonic()))
+            self._close_ended(self._clock.monotonic())
+
+    def _close_ended(self, now: float) -> None:
+        while self._windows and next(iter(self._windows.values())).ends <= now:
+            self._close_first()
+
+    def _close_first(self) -> None:
+        _, window = self._windows.popitem(last=False)
+        if window.repeats:
+            fields = {**window.fields, "count": window.repeats}
+            _logger.info("calls refused as the one before, the last as follows", extra={"fields": fields})

@@ -1,0 +1,198 @@
+"""What one identity may have the broker do, by a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from certplane.broker.model import IdentityKind
+from certplane.broker.services.interceptors.allowances import Allowances, AllowanceSettings
+from certplane.errors import Reason, RefusalError
+from tests.fakes.clock import ManualClock
+from tests.support.callers import caller
+
+SETTINGS = AllowanceSettings(
+    calls_per_second=2, calls_burst=4, messages_per_second=1, messages_burst=8, calls_in_flight=2, streams_in_flight=3
+)
+A, B = "a.example", "b.example"
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def allowances(clock: ManualClock) -> Allowances:
+    return Allowances(SETTINGS, clock)
+
+
+def refused(call: Callable[[], None]) -> str:
+    """The limit's name, of a call that is refused as all are."""
+    with pytest.raises(RefusalError) as caught:
+        call()
+    refusal = caught.value.refusal
+    assert refusal.reason is Reason.RATE_LIMITED
+    assert refusal.retry_after
+    (violation,) = refusal.violations
+    assert violation.description
+    return violation.subject
+
+
+def test_calls_are_counted(allowances: Allowances) -> None:
+    """A burst is let through; the next call is told the limit's name, and a neighbour isn't concerned."""
+    for _ in range(4):
+        allowances.take_call(A, 1)
+    assert refused(lambda: allowances.take_call(A, 1)) == "calls_per_identity"
+    allowances.take_call(B, 1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left"),
+    [
+        pytest.param(0.001, 3, id="a-cheap-call-costs-its-token"),
+        pytest.param(0.005, 3, id="as-much-as-a-token-includes"),
+        pytest.param(0.0125, 1, id="two-and-a-half-tokens"),
+        pytest.param(0.055, 0, id="a-message-of-a-hundred-a-labels"),
+        pytest.param(0.680, 0, id="a-path-search-of-128-signatures"),
+    ],
+)
+def test_work_is_charged(allowances: Allowances, seconds: float, left: int) -> None:
+    """A call that cost more than its token includes has used up others."""
+    allowances.take_call(A, 1)
+    allowances.pay_call(caller(name=A), 1, seconds)
+    for _ in range(left):
+        allowances.take_call(A, 1)
+    expected = "calls_per_identity" if seconds < 0.02 else "work_per_identity"
+    assert refused(lambda: allowances.take_call(A, 1)) == expected
+    allowances.take_call(B, 1)
+
+
+def test_share_of_the_loop_is_bounded(allowances: Allowances, clock: ManualClock) -> None:
+    """Whatever one call costs, an identity gets no more of the thread lastingly than its calls include."""
+    for cost in (0.001, 0.02, 0.3):
+        name, used = f"cost-{cost}", 0.0
+        for _ in range(10_000):
+            try:
+                allowances.take_call(name, 1)
+            except RefusalError:
+                pass
+            else:
+                used += cost
+                allowances.pay_call(caller(name=name), 1, cost)
+            clock.advance(timedelta(milliseconds=50))
+        assert used <= 500 * SETTINGS.calls_per_second * SETTINGS.call_seconds + 4 * 0.005 + cost
+
+
+def test_operators_are_counted_and_not_weighed(allowances: Allowances) -> None:
+    """Listing a fleet costs what it costs."""
+    operator = caller(name=A, kind=IdentityKind.OPERATOR)
+    for _ in range(4):
+        allowances.take_call(A, 1)
+        allowances.pay_call(operator, 1, 5.0)
+    assert refused(lambda: allowances.take_call(A, 1)) == "calls_per_identity"
+
+
+def test_messages_are_counted_and_weighed(allowances: Allowances, clock: ManualClock) -> None:
+    """Messages have a bucket of their own, which costly ones empty sooner."""
+    for _ in range(8):
+        allowances.take_message(A, 0.0005)
+    assert refused(lambda: allowances.take_message(A, 0.0)) == "messages_per_identity"
+    allowances.take_call(A, 1)
+    allowances.take_message(B, 0.0)
+    assert refused(lambda: allowances.take_message(B, 0.055)) == "work_per_identity"
+    clock.advance(timedelta(seconds=50))
+    allowances.take_message(B, 0.0)
+
+
+def test_what_a_message_lists_is_counted(allowances: Allowances) -> None:
+    """A hello with six reports is six messages, and includes the work of six."""
+    allowances.take_message(A, 0.006, 6)
+    allowances.take_message(A, 0.0)
+    allowances.take_message(A, 0.0)
+    assert refused(lambda: allowances.take_message(A, 0.0)) == "messages_per_identity"
+
+
+@pytest.mark.parametrize(("stream", "most", "limit"), [(False, 2, "calls"), (True, 3, "streams")])
+def test_what_is_in_flight_is_bounded(allowances: Allowances, stream: bool, most: int, limit: str) -> None:
+    """So many calls and so many streams at once, each for itself; what has ended makes room."""
+    for _ in range(most):
+        allowances.begin(A, stream=stream)
+    assert refused(lambda: allowances.begin(A, stream=stream)) == f"{limit}_in_flight_per_identity"
+    allowances.begin(A, stream=not stream)
+    allowances.begin(B, stream=stream)
+    allowances.end(A, stream=stream)
+    allowances.begin(A, stream=stream)
+
+
+def test_nothing_is_kept_of_what_has_ended(allowances: Allowances) -> None:
+    """Tables hold what is in flight, and nobody who was there once."""
+    for number in range(100):
+        allowances.begin(str(number), stream=True)
+        allowances.end(str(number), stream=True)
+    assert not allowances._streams_in_flight
+
+
+@pytest.mark.parametrize(
+    ("stranger", "address"),
+    [
+        pytest.param(lambda _: "leaf", lambda number: f"192.0.2.{number}", id="one-certificate-from-anywhere"),
+        pytest.param(lambda number: f"leaf-{number}", lambda _: "192.0.2.1", id="any-certificate-from-one-address"),
+    ],
+)
+def test_refusals_are_counted(
+    allowances: Allowances, stranger: Callable[[int], str], address: Callable[[int], str]
+) -> None:
+    """Who is told why it is refused, again and again, is soon told no more."""
+    for number in range(4):
+        allowances.take_refusal(stranger(number), address(number))
+    assert refused(lambda: allowances.take_refusal(stranger(5), address(5))) == "refused_calls_per_caller"
+    allowances.take_refusal("another", "198.51.100.1")
+    allowances.take_call(A, 1)
+
+
+def test_work_for_strangers_is_charged(allowances: Allowances) -> None:
+    """A refusal that was costly counts for many."""
+    allowances.take_refusal("leaf", "")
+    allowances.pay_refusal("leaf", 0.1)
+    assert refused(lambda: allowances.take_refusal("leaf", "")) == "refused_calls_per_caller"
+
+
+@pytest.mark.parametrize(
+    ("remaining", "seconds"),
+    [
+        pytest.param(None, 0.5, id="no-deadline"),
+        pytest.param(1.0, 0.25, id="a-quarter"),
+        pytest.param(0.0, 0.0, id="past"),
+    ],
+)
+async def test_refusals_wait_on_their_way_out(
+    allowances: Allowances, clock: ManualClock, remaining: float | None, seconds: float
+) -> None:
+    """A caller in a loop is as slow as its answers, which come well before its deadline."""
+    for _ in range(4):
+        allowances.take_call(A, 1)
+    with pytest.raises(RefusalError) as caught:
+        allowances.take_call(A, 1)
+    waiting = asyncio.create_task(allowances.hold_back(caught.value, remaining))
+    await asyncio.sleep(0)
+    clock.advance(timedelta(seconds=seconds) - timedelta(microseconds=1))
+    await asyncio.sleep(0)
+    assert waiting.done() == (not seconds)
+    clock.advance(timedelta(microseconds=1))
+    await waiting
+
+
+async def test_only_so_many_refusals_wait(clock: ManualClock) -> None:
+    """What is above the bound is told at once, so that waiting takes no memory without end."""
+    allowances = Allowances(AllowanceSettings(held_back=2), clock)
+    error = RefusalError(Reason.RATE_LIMITED, "no", retry_after=timedelta(seconds=9))
+    waiting = [asyncio.create_task(allowances.hold_back(error, None)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await allowances.hold_back(error, None)
+    assert not any(task.done() for task in waiting)
+    clock.advance(timedelta(seconds=1))
+    await asyncio.gather(*waiting)
