@@ -13,6 +13,7 @@ import sqlite3
 from collections import Counter
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from certplane.v1 import renewal_pb2_grpc
 from tests.e2e.test_broker_program import Program
 from tests.support.broker_files import BrokerFiles
 from tests.support.streams import report
-from tests.support.waiting import no_hang
+from tests.support.waiting import no_hang, until
 
 pytestmark = pytest.mark.e2e
 
@@ -93,6 +94,10 @@ class Agent:
         self.unacknowledged = {each: kept for each, kept in self.unacknowledged.items() if each > sequence}
 
 
+def has_acknowledged(agents: list[Agent], enough: int) -> bool:
+    return sum(agent.acknowledged for agent in agents) >= enough
+
+
 async def test_no_report_is_lost_or_doubled(tmp_path: Path) -> None:
     """Twice killed in the midst of it, the broker has each report of each host once, in its log too."""
     files = BrokerFiles(tmp_path)
@@ -120,8 +125,8 @@ async def test_no_report_is_lost_or_doubled(tmp_path: Path) -> None:
             for agent in agents:
                 group.create_task(agent.run())
             for kill in range(KILLS):
-                while sum(agent.acknowledged for agent in agents) < total * (kill + 1) // (KILLS + 2):  # noqa: ASYNC110 - a hundred agents get there
-                    await asyncio.sleep(0.02)
+                enough = total * (kill + 1) // (KILLS + 2)
+                await until(partial(has_acknowledged, agents, enough), what=f"{enough} acknowledgements")
                 program.process.kill()
                 program.close()
                 program = await asyncio.to_thread(Program, files, {})

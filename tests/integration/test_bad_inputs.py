@@ -401,7 +401,7 @@ async def test_row_41_what_belongs_to_another(broker: DeployedBroker) -> None:
         )
         assert broker.asked == before
         still = await certificates(theirs).GetCertificate(
-            pb.GetCertificateRequest(certificate_id=issued.certificate.certificate_id), timeout=10
+            pb.GetCertificateRequest(certificate_id=issued.certificate.certificate_id), timeout=HANG
         )
     assert [answer.reason for answer in theirs_refused] == [Reason.ORDER_NOT_FOUND] * 2 + [
         Reason.CERTIFICATE_NOT_FOUND

@@ -640,7 +640,7 @@ async def test_method_without_a_row_is_nobody_s(ca: PrivateCa) -> None:
     try:
         for identity in (HOST, OPERATOR):
             async with edge.channel(ca.issue([identity])) as channel:
-                refusal = await refusal_of(channel.unary_unary("/x.Service/Forgotten")(b"", timeout=10))
+                refusal = await refusal_of(channel.unary_unary("/x.Service/Forgotten")(b"", timeout=HANG))
             assert refusal.reason is Reason.ROLE_REQUIRED
     finally:
         await edge.server.stop(timedelta())
@@ -835,7 +835,7 @@ async def test_bytes_that_are_no_message(edge: EdgeServer) -> None:
     """Bytes that can't be read as the method's request are REQUEST_INVALID, not an internal error."""
     async with edge.host() as channel:
         call = channel.unary_unary("/certplane.v1.CertificateService/IssueCertificate")
-        refusal = await refusal_of(call(b"\xff\xff\xff", timeout=10))
+        refusal = await refusal_of(call(b"\xff\xff\xff", timeout=HANG))
     assert refusal.reason is Reason.REQUEST_INVALID
     assert edge.denied == ["REQUEST_INVALID"]
 
@@ -870,7 +870,7 @@ async def test_invalid_request(edge: EdgeServer, method: str, fields: dict[str, 
     stub = certificate_pb2_grpc.CertificateServiceStub
     request_type = getattr(certificate_pb2, f"{method}Request")
     async with edge.host() as channel:
-        refusal = await refusal_of(getattr(stub(channel), method)(request_type(**fields), timeout=10))
+        refusal = await refusal_of(getattr(stub(channel), method)(request_type(**fields), timeout=HANG))
     assert refusal.reason is Reason.REQUEST_INVALID
     assert [violation.subject for violation in refusal.violations] == [field]
     assert edge.denied == ["REQUEST_INVALID"]
@@ -895,7 +895,9 @@ async def test_invalid_report(edge: EdgeServer, fields: dict[str, Any], field: s
     """A report out of bounds is refused and not recorded."""
     async with edge.host() as channel:
         stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
-        refusal = await refusal_of(stub.ReportEnrollment(enrollment_pb2.ReportEnrollmentRequest(**fields), timeout=10))
+        refusal = await refusal_of(
+            stub.ReportEnrollment(enrollment_pb2.ReportEnrollmentRequest(**fields), timeout=HANG)
+        )
     assert refusal.reason is Reason.REQUEST_INVALID
     assert [violation.subject for violation in refusal.violations] == [field]
     assert edge.stores.database.reports == {}

@@ -334,14 +334,15 @@ async def test_no_hello(host: HostStreamClient) -> None:
     assert (answer.reason, answer.fields) == (Reason.REQUEST_INVALID, ["hello"])
 
 
-@pytest.mark.parametrize("streams", [StreamSettings(tick=TICK, heartbeat_interval=timedelta(milliseconds=200))])
 async def test_a_host_that_falls_silent(edge: EdgeServer, host: HostStreamClient) -> None:
     """Three heartbeats late, the stream is ended, and another one may begin."""
     await host.hello()
-    for _ in range(6):
+    for _ in range(3):
+        edge.clock.lapse += 2 * edge.streams.heartbeat_interval
         await host.heartbeat()
-        await asyncio.sleep(0.15)
+        await host.read()
     assert edge.hub.streams == 1
+    edge.clock.lapse += 3 * edge.streams.heartbeat_interval
     assert (await ended(host)).reason is Reason.STREAM_TIMED_OUT
 
 
@@ -515,20 +516,16 @@ async def test_a_refused_directive_is_not_sent_again_until_it_changes(edge: Edge
     assert record.directive_error is None
 
 
-@pytest.mark.parametrize("streams", [StreamSettings(tick=TICK, heartbeat_interval=timedelta(milliseconds=150))])
 async def test_an_unanswered_directive_ends_the_stream(edge: EdgeServer, host: HostStreamClient) -> None:
     """Heartbeats alone don't keep a host that answers nothing."""
     await host.hello()
     edge.hub.plans_changed([plan()])
-
-    async def beat() -> None:
-        while True:
-            await host.heartbeat()
-            await asyncio.sleep(0.05)
-
-    beating = asyncio.create_task(beat())
+    await host.directive()
+    edge.clock.lapse += 2 * edge.streams.heartbeat_interval
+    await host.heartbeat()
+    await host.read()
+    edge.clock.lapse += 2 * edge.streams.heartbeat_interval
     answer = await ended(host)
-    beating.cancel()
     assert answer.reason is Reason.STREAM_TIMED_OUT
     assert "directive" in answer.refusal.message
 

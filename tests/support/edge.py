@@ -59,12 +59,16 @@ _GRANTS = (
 
 
 class ShiftedClock(SystemClock):
-    """The machine's clock, its wall time moved by `shift`."""
+    """The machine's clock, its wall time moved by `shift`, and its monotonic one by `lapse`."""
 
     shift = timedelta()
+    lapse = timedelta()
 
     def now(self) -> datetime:
         return super().now() + self.shift
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.lapse.total_seconds()
 
 
 @dataclass

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -13,6 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from certplane.broker.metrics_listener import CONNECTIONS, MetricsListener
 from certplane.config.values import ListenAddress
+from tests.support.waiting import HANG, blocking_until
 
 LONG = timedelta(minutes=5)
 SHORT = timedelta(milliseconds=200)
@@ -46,7 +46,7 @@ def ask(
     listener: MetricsListener, method: str = "GET", path: str = "/metrics", accept: str = "*/*"
 ) -> tuple[int, str, str]:
     """Status, content type and body."""
-    connection = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=HANG)
     with contextlib.closing(connection):
         connection.request(method, path, headers={"Accept": accept})
         response = connection.getresponse()
@@ -54,7 +54,7 @@ def ask(
 
 
 def connect(listener: MetricsListener) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", listener.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", listener.port), timeout=HANG)
 
 
 def raw(listener: MetricsListener, octets: bytes) -> bytes:
@@ -142,12 +142,13 @@ def test_who_does_not_read_is_ended(registry: CollectorRegistry) -> None:
             lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             lazy.connect(("127.0.0.1", listener.port))
             lazy.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
+
+        def is_answered() -> bool:
             with contextlib.suppress(ConnectionError, http.client.HTTPException):
-                assert ask(listener)[0] == 200
-                return
-        pytest.fail("nobody is answered any more")
+                return ask(listener)[0] == 200
+            return False
+
+        blocking_until(is_answered, what="an answer")
 
 
 def test_a_closed_listener_ends_its_connections(registry: CollectorRegistry) -> None:

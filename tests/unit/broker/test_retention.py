@@ -15,6 +15,7 @@ from certplane.runtime.pool import BlockingPool
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.stores import FakeStores
+from tests.support.waiting import until
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -116,8 +117,7 @@ async def test_room_is_measured(tmp_path: Path) -> None:
 async def until_looked(s: Setting) -> None:
     """Wait until it sleeps: the file system is asked on another thread."""
     await asyncio.sleep(0)  # who was woken just now is a sleeper until its turn
-    while not s.clock.sleepers:  # noqa: ASYNC110 - a thread's end has no event
-        await asyncio.sleep(0.001)
+    await until(lambda: s.clock.sleepers, poll=0.001)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,10 @@ def test_accepts_what_keytool_makes_today(algorithm: str, tmp_path: Path) -> Non
         check=True, capture_output=True, timeout=HANG,
     )  # fmt: skip
     made = subprocess.run(
-        ["keytool", "-certreq", *store, "-ext", "SAN=dns:www.example.test"], check=True, capture_output=True, timeout=60
+        ["keytool", "-certreq", *store, "-ext", "SAN=dns:www.example.test"],
+        check=True,
+        capture_output=True,
+        timeout=HANG,
     )
     assert parse_csr(made.stdout.decode()).dns_names == ("www.example.test",)
 
@@ -119,7 +122,7 @@ def test_refuses_what_openssl_can_be_told_to_make(form: str, tmp_path: Path) -> 
     key = tmp_path / "key.pem"
     made = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", str(key)]
     subprocess.run(
-        [*made, *(["-pkeyopt", "ec_param_enc:explicit"] if form == "explicit" else [])], check=True, timeout=60
+        [*made, *(["-pkeyopt", "ec_param_enc:explicit"] if form == "explicit" else [])], check=True, timeout=HANG
     )
     if form == "compressed":
         subprocess.run(
@@ -128,7 +131,7 @@ def test_refuses_what_openssl_can_be_told_to_make(form: str, tmp_path: Path) -> 
         )  # fmt: skip
     request = ["openssl", "req", "-new", "-key", str(key), "-subj", "/CN=www.example.test"]
     done = subprocess.run(
-        [*request, "-addext", "subjectAltName=DNS:www.example.test"], check=True, capture_output=True, timeout=60
+        [*request, "-addext", "subjectAltName=DNS:www.example.test"], check=True, capture_output=True, timeout=HANG
     )
     with pytest.raises(RefusalError, match=r"openssl|use one of"):
         parse_csr(done.stdout.decode())

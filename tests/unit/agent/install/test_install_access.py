@@ -22,6 +22,7 @@ from certplane.agent.model import InstallMode, Version
 from certplane.errors import OperationError
 from tests.fakes.clock import ManualClock
 from tests.support.lineages import LocalIssuer, standing_pair
+from tests.support.waiting import HANG
 
 ISSUER = LocalIssuer()
 NOBODY, GROUP = 65534, 33
@@ -147,7 +148,7 @@ def test_service_of_the_group_reads_through_the_links(passable: Path, mode: Inst
     for group, readable in readers.items():
         for path in (passable / "etc" / "web.key", passable / "etc" / "web.pem"):
             done = subprocess.run(
-                ["cat", path], user=NOBODY, group=group, extra_groups=[], capture_output=True, check=False, timeout=20
+                ["cat", path], user=NOBODY, group=group, extra_groups=[], capture_output=True, check=False, timeout=HANG
             )
             assert (done.returncode == 0) == (path.name in readable), (group, path.name, done.stderr)
 

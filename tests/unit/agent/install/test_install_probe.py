@@ -17,6 +17,7 @@ from certplane.agent.model import ServiceView, Version
 from certplane.pki.chain import leaf_facts
 from certplane.runtime.clock import SystemClock
 from tests.support.lineages import LocalIssuer
+from tests.support.waiting import until
 
 ISSUER = LocalIssuer()
 NAME = "www.example.org"
@@ -119,8 +120,7 @@ async def _look_while_it_changes(server: Server) -> ServiceView:
     )
 
     async def reload() -> None:
-        while not server.names:  # noqa: ASYNC110 - the server's callback has no event of its own
-            await asyncio.sleep(0.005)
+        await until(lambda: server.names, poll=0.005)
         (server.folder / "next.pem").write_bytes(key + certificate.encode())
         server.context.load_cert_chain(server.folder / "next.pem")
 
