@@ -29,6 +29,7 @@ from certplane.agent.settings import KeyRotation
 from certplane.agent.streaming import status_stream
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
+from certplane.runtime.processes import reap_as_init
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -135,6 +136,7 @@ class Agent:
                 group.create_task(life.run(), name=life.name) for life in (self._identity, *self._certificates.values())
             ]
             tasks.append(group.create_task(self._report_identities(), name="report"))
+            tasks.append(group.create_task(reap_as_init(self._host.clock), name="reaper"))
             tasks.append(group.create_task(self._refresh_link(), name="refresh link"))
             if self._stream is not None:
                 tasks.append(group.create_task(self._stream.run(), name="status stream"))

@@ -181,7 +181,8 @@ def _refuse_unsafe(fd: int, path: Path, *, last: bool) -> None:
     if why is not None:
         raise UnsafeDirectoryError(
             f"{path} {why}, and root writes keys only where nobody else may",
-            remedy=f"chown root {path} && chmod go-w {path}, choose another directory, or run as its owner",
+            remedy=f"run it as the directory's owner, choose another directory, or, where no service of another user "
+            f"works in it, chown root {path} && chmod go-w {path}",
         )
 
 

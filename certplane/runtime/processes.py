@@ -8,11 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from datetime import timedelta
+from pathlib import Path
 
-__all__ = ["OutputTail", "signal_group"]
+from certplane.runtime.clock import Clock
+
+__all__ = ["OutputTail", "reap", "reap_as_init", "signal_group"]
 
 _CHUNK = 64 * 1024
 _LAST_READS = 4
+_REAPING = timedelta(seconds=10)
+_INIT = 1
 
 
 def signal_group(group: int, number: int) -> bool:
@@ -70,3 +76,42 @@ class OutputTail:
         self._kept += chunk
         del self._kept[: -self._keep]
         return True
+
+
+async def reap_as_init(clock: Clock) -> None:
+    """Where this process is the first of its container: wait for what commands left behind, until cancelled.
+
+    Such processes are process 1's children once their parent has gone, and zombies for good if it doesn't wait for
+    them. Elsewhere init does, and this returns at once.
+    """
+    if os.getpid() != _INIT:
+        return
+    seen: frozenset[int] = frozenset()
+    while True:
+        await clock.sleep(_REAPING)
+        seen = reap(seen)
+
+
+def reap(seen: frozenset[int]) -> frozenset[int]:
+    """Wait for the zombies that were seen before; returns those that are there now.
+
+    A process of our own that has just ended is somebody's here to wait for, and is left to them: by the next look it is
+    gone.
+    """
+    zombies = _zombies()
+    for process in zombies & seen:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process, os.WNOHANG)
+    return zombies - seen
+
+
+def _zombies() -> frozenset[int]:
+    """This process's children that have ended and that nobody waited for (proc(5))."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError, IndexError):
+                state, parent = (entry / "stat").read_bytes().rpartition(b")")[2].split()[:2]
+                if state == b"Z" and int(parent) == os.getpid():
+                    found.add(int(entry.name))
+    return frozenset(found)
