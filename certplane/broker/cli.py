@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,23 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     for each in (show, rollover):
         each.add_argument("--issuer", default="", metavar="NAME", help="one of `issuers` (default: `issuer`)")
 
-    certificates = group("certs", "look at certificates, or revoke one")
-    listing = command(certificates, "list", _list_certificates, "list the newest certificates")
-    listing.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most so many (default: 50)")
-
-    text = "revoke a certificate at the CA, with the account's key or its own; again completes what was cut off"
-    revoke = command(certificates, "revoke", _revoke_certificate, text)
-    revoke.add_argument("certificate_id", metavar="ID", help="its certificate_id, as `certs list` shows it")
-    revoke.add_argument(
-        "--reason",
-        default="",
-        metavar="REASON",
-        help="unspecified, keyCompromise, affiliationChanged, superseded or cessationOfOperation"
-        " (default: unspecified, with --key: keyCompromise)",
-    )
-    revoke.add_argument(
-        "--key", type=Path, metavar="FILE", help="the certificate's own private key, PEM; - is standard input"
-    )
+    _add_certificates(group, command)
 
     audit = group("audit", "look at the audit log")
     tail = command(audit, "tail", _tail_audit, "show the last audit events, oldest first")
@@ -154,6 +138,33 @@ def _parser() -> argparse.ArgumentParser:
     identities = command(identity, "list", _list_identities, "list what is shut out, and what two holders contest")
     identities.add_argument("--all", action="store_true", help="each host's identity certificate in use, too")
     return parser
+
+
+def _add_certificates(group: Callable[[str, str], Any], command: Callable[..., argparse.ArgumentParser]) -> None:
+    certificates = group("certs", "look at certificates, or revoke one")
+    listing = command(certificates, "list", _list_certificates, "list the newest certificates")
+    listing.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most so many (default: 50)")
+
+    text = "show a certificate; with --pem or --chain in PEM, for a file"
+    showing = command(certificates, "show", _show_certificate, text)
+    showing.add_argument("certificate_id", metavar="ID", help="its certificate_id, as `certs list` shows it")
+    form = showing.add_mutually_exclusive_group()
+    form.add_argument("--pem", action="store_true", help="the certificate alone, PEM")
+    form.add_argument("--chain", action="store_true", help="the certificate and its issuers, PEM, leaf first")
+
+    text = "revoke a certificate at the CA, with the account's key or its own; again completes what was cut off"
+    revoke = command(certificates, "revoke", _revoke_certificate, text)
+    revoke.add_argument("certificate_id", metavar="ID", help="its certificate_id, as `certs list` shows it")
+    revoke.add_argument(
+        "--reason",
+        default="",
+        metavar="REASON",
+        help="unspecified, keyCompromise, affiliationChanged, superseded or cessationOfOperation"
+        " (default: unspecified, with --key: keyCompromise)",
+    )
+    revoke.add_argument(
+        "--key", type=Path, metavar="FILE", help="the certificate's own private key, PEM; - is standard input"
+    )
 
 
 def _add_identity(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +281,20 @@ def _list_certificates(options: argparse.Namespace) -> int:
     return _print_rows(options, rows, columns)
 
 
+def _show_certificate(options: argparse.Namespace) -> int:
+    from certplane.broker.commands import certificate_of, certificate_row
+
+    record = asyncio.run(certificate_of(_settings(options), options.certificate_id))
+    pem = record.certificate_pem + (record.chain_pem if options.chain else "")
+    if options.pem or options.chain:
+        sys.stdout.write(pem)
+        return 0
+    row = certificate_row(record)
+    if _wants_json(options):
+        row |= {"certificate_pem": record.certificate_pem, "chain_pem": record.chain_pem}
+    return _print_record(options, row)
+
+
 def _revoke_certificate(options: argparse.Namespace) -> int:
     from certplane.broker.account_commands import Revocation, revoke_certificate
     from certplane.broker.model import RevocationReason
@@ -304,10 +329,14 @@ def _tail_audit(options: argparse.Namespace) -> int:
 
 
 def _deny(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import deny_identity, is_stranger
+    from certplane.broker.commands import deny_identity, is_stranger, known_issuer
 
     settings, entry = _settings(options), _identity_entry(options)
+    entry, others = asyncio.run(known_issuer(settings, entry))
     row = asyncio.run(deny_identity(settings, entry))
+    if others:
+        notice = f"denied, but no certificate in use and no CA of the bundle has the issuer {entry.issuer}"
+        say(f"certplane-broker: {notice}: nobody may be shut out by it; known issuers: {'; '.join(others)}")
     if entry.name and is_stranger(settings, entry.name):
         notice = f"denied, but the policy knows no identity {entry.name}: check that it is the one you mean"
         say(f"certplane-broker: {notice}")
@@ -318,9 +347,11 @@ def _deny(options: argparse.Namespace) -> int:
 
 
 def _allow(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import allow_identity
+    from certplane.broker.commands import allow_identity, known_issuer
 
-    row = asyncio.run(allow_identity(_settings(options), _identity_entry(options)))
+    settings = _settings(options)
+    entry, _ = asyncio.run(known_issuer(settings, _identity_entry(options)))
+    row = asyncio.run(allow_identity(settings, entry))
     return _print_rows(options, [row], (*_ENTRY_COLUMNS[:3], "result"))
 
 

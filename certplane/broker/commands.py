@@ -6,6 +6,7 @@ event are one transaction, so that nobody is shut out without a trace.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
@@ -35,8 +36,11 @@ from certplane.broker.policy.document import load_policy
 from certplane.broker.policy.first_use import Settlement, settle
 from certplane.broker.ports import CertificateQuery
 from certplane.broker.settings import BrokerSettings
+from certplane.config.files import read_file
 from certplane.config.values import canonical_identity_name
 from certplane.errors import ConfigurationError, OperationError
+from certplane.pki.identity import BundleError, TrustBundle
+from certplane.pki.issuer_name import find_name, parse_name
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 
@@ -44,10 +48,12 @@ __all__ = [
     "Row",
     "allow_identity",
     "audit_tail",
+    "certificate_of",
     "certificate_row",
     "deny_identity",
     "identity_entry",
     "is_stranger",
+    "known_issuer",
     "listed_identities",
     "newest_certificates",
     "operator",
@@ -67,7 +73,7 @@ def identity_entry(*, name: str, issuer: str, serial_number: str, reason: str = 
 
     Args:
         name: An identity's name, alone.
-        issuer: A certificate's issuer as RFC 4514 writes it, with `serial_number`.
+        issuer: A certificate's issuer as RFC 4514 or OpenSSL writes it, with `serial_number`.
         serial_number: Hexadecimal, as any tool prints it.
         reason: Why.
 
@@ -84,7 +90,7 @@ def identity_entry(*, name: str, issuer: str, serial_number: str, reason: str = 
     if _SERIAL.fullmatch(serial) is None:
         raise ValueError("--serial must be hexadecimal")
     try:
-        parsed = x509.Name.from_rfc4514_string(issuer).rfc4514_string()
+        parsed = parse_name(issuer).rfc4514_string()
     except ValueError as error:
         raise ValueError("--issuer must be a name like `CN=Example Intermediate CA,O=Example` (RFC 4514)") from error
     return DenyEntry(issuer=parsed, serial_number=serial, reason=reason)
@@ -96,6 +102,41 @@ def is_stranger(settings: BrokerSettings, name: str) -> bool:
         return load_policy(settings.policy.path, settings.private_issuers).find_grant(name) is None
     except ConfigurationError:
         return False
+
+
+async def known_issuer(settings: BrokerSettings, entry: DenyEntry) -> tuple[DenyEntry, tuple[str, ...]]:
+    """The entry with its issuer as identities' certificates have it, and the issuers that are known if it is none.
+
+    Known are the CAs of the agents' bundle, those of the identities that the ledger has, and those of the deny-list. An
+    entry of another issuer is kept as it is: a CA that was taken out of the bundle long ago may be meant.
+    """
+    if not entry.issuer:
+        return entry, ()
+    async with open_store(settings) as stores:
+        texts = [each.issuer for each in await stores.deny_list.entries() if each.issuer]
+        for known in await stores.identities.identities():
+            texts += [use.issuer for use in (known.active, known.contest) if use is not None]
+    names: dict[str, x509.Name] = {}
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            names[text] = x509.Name.from_rfc4514_string(text)
+    for name in _bundle_names(settings):
+        names[name.rfc4514_string()] = name
+    if entry.issuer in names:
+        return entry, ()
+    found = find_name(x509.Name.from_rfc4514_string(entry.issuer), names.values())
+    if found is None:
+        return entry, tuple(sorted(names)) or ("none",)
+    return replace(entry, issuer=next(text for text, name in names.items() if name is found)), ()
+
+
+def _bundle_names(settings: BrokerSettings) -> list[x509.Name]:
+    """The names of the bundle's CAs; of one that can't be read, none."""
+    try:
+        bundle = TrustBundle.from_pem(read_file(settings.server.mtls.agent_ca_bundle))
+        return [certificate.subject for certificate in bundle.certificates]
+    except (ConfigurationError, BundleError, ValueError):
+        return []
 
 
 async def deny_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Clock | None = None) -> Row:
@@ -166,6 +207,21 @@ async def newest_certificates(settings: BrokerSettings, limit: int) -> list[Row]
     """The newest certificates of all identities, newest first."""
     async with open_store(settings) as stores:
         return [certificate_row(record) for record in await stores.certificates.newest_certificates(limit)]
+
+
+async def certificate_of(settings: BrokerSettings, certificate_id: str) -> CertificateRecord:
+    """A certificate by its id; certificates are public, so that looking at one is not audited.
+
+    Raises:
+        OperationError: there is none.
+    """
+    async with open_store(settings) as stores:
+        record = await stores.certificates.get_certificate(certificate_id)
+    if record is None:
+        raise OperationError(
+            f"there is no certificate {certificate_id[:64]!a}", remedy="`certplane-broker certs list` shows their ids"
+        )
+    return record
 
 
 async def audit_tail(settings: BrokerSettings, limit: int) -> list[Row]:

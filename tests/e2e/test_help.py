@@ -34,6 +34,7 @@ _COMMANDS = {
         "account rollover",
         "certs",
         "certs list",
+        "certs show",
         "certs revoke",
         "audit",
         "audit tail",

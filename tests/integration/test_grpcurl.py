@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from certplane.broker.services.interceptors.access import METHODS
 from certplane.errors import Reason, RefusalError, Violation
+from certplane.rpc.protoset import descriptor_set
 from tests.support.ca import Leaf
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
+from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.integration
 
@@ -135,3 +142,60 @@ async def test_nothing_without_an_identity(edge: EdgeServer, client: Grpcurl) ->
     status, out, _ = await client.run("list", identity=None)
     assert (status != 0, out) == (True, "")
     assert edge.denials.events == []
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def _commands(heading: str) -> list[str]:
+    """The blocks of a section of docs/operations.md."""
+    section = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2]
+    return re.findall(r"```sh\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+
+
+def _typed(command: str, grpcurl: Path, folder: Path) -> str:
+    """Run a documented block in a checkout; with `python3` as the one that has Certplane."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "proto").symlink_to(ROOT / "proto")
+    (folder / "bin" / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / "bin" / "python3").chmod(0o755)
+    path = f"{folder / 'bin'}:{grpcurl.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/bash", "-euc", command], cwd=folder, env={"PATH": path}, capture_output=True, text=True, timeout=HANG, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["protoset-of-the-wheel", "proto-files-of-a-checkout"])
+def test_without_reflection(grpcurl: Path, tmp_path: Path, number: int) -> None:
+    """The documented commands describe the services without asking a broker, what they import included."""
+    said = _typed(_commands("grpcurl without reflection")[number], grpcurl, tmp_path)
+    assert "rpc IssueCertificate" in said
+
+
+async def test_a_call_without_reflection(edge: EdgeServer, client: Grpcurl, tmp_path: Path) -> None:
+    """With the descriptors of the installed program a call and its refusal are read without reflection."""
+    file = tmp_path / "certplane.protoset"
+    file.write_bytes(descriptor_set())
+    host = edge.ca.issue([HOST])
+    status, out, err = await client.run(
+        "-protoset", str(file), "certplane.v1.EnrollmentService/GetIdentity", identity=host
+    )
+    assert status == 0, err
+    assert HOST in out
+    edge.authority.error = RefusalError(Reason.CSR_INVALID, "no names", violations=[Violation("csr_pem", "no names")])
+    body = json.dumps(BODIES["IssueCertificate"])
+    status, _, err = await client.run(
+        "-protoset", str(file), "-d", body, "certplane.v1.CertificateService/IssueCertificate", identity=host
+    )
+    assert status != 0
+    assert "CSR_INVALID" in err
+    assert "csr_pem" in err or "csrPem" in err
+
+
+def test_all_files_are_in_the_set() -> None:
+    """A service that is added to proto/ is in the descriptors too."""
+    names = {file.name for file in FileDescriptorSet.FromString(descriptor_set()).file}
+    assert {f"certplane/v1/{each.name}" for each in (ROOT / "proto/certplane/v1").glob("*.proto")} <= names
+    assert "google/rpc/status.proto" in names

@@ -1,0 +1,94 @@
+"""What an operator types at the broker's machine means what it should: issuers in any form, certificates by their id."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from certplane.broker.cli import main
+from certplane.broker.model import CertificateRecord
+from tests.fakes.clock import ManualClock
+from tests.support.broker_files import BrokerFiles
+from tests.support.stores import StoreHarness, StorePlace
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> BrokerFiles:
+    return BrokerFiles(tmp_path)
+
+
+@pytest.fixture
+def record(files: BrokerFiles) -> CertificateRecord:
+    """A certificate in the broker's store."""
+
+    async def issue() -> CertificateRecord:
+        place = StorePlace("sqlite", files.directory / "broker.db")
+        clock = ManualClock()
+        async with place.open(clock) as stores:
+            return await StoreHarness(place, clock, stores).issue()
+
+    return asyncio.run(issue())
+
+
+def _deny(files: BrokerFiles, issuer: str, command: str = "deny") -> int:
+    return main(["-c", str(files.config), "identity", command, "--issuer", issuer, "--serial", "af01", "--json"])
+
+
+@pytest.mark.usefixtures("record")
+@pytest.mark.parametrize(
+    "issuer",
+    ["CN=internal Root CA", "cn=INTERNAL root  ca", "issuer=CN = internal Root CA", "/CN=internal Root CA"],
+)
+def test_an_issuer_in_another_form_is_the_known_one(
+    files: BrokerFiles, issuer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Callers are compared with the issuer as their certificates have it, however a person wrote it."""
+    assert _deny(files, issuer) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["issuer"] == "CN=internal Root CA"
+    assert said.err == ""
+    assert _deny(files, issuer.upper().replace("ISSUER", "issuer"), "allow") == 0
+    assert json.loads(capsys.readouterr().out)["result"] == "let in again"
+
+
+@pytest.mark.usefixtures("record")
+def test_an_issuer_that_nobody_knows_is_told(files: BrokerFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    """An entry that shuts nobody out is taken, and said to be one, with the issuers that would."""
+    assert _deny(files, "CN=internal Route CA") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["issuer"] == "CN=internal Route CA"
+    assert "no certificate in use and no CA of the bundle has the issuer CN=internal Route CA" in said.err
+    assert "known issuers: CN=internal Root CA" in said.err
+
+
+@pytest.mark.parametrize("option", ["--pem", "--chain"])
+def test_a_certificate_as_a_file(
+    files: BrokerFiles, record: CertificateRecord, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An operator gets a certificate, alone or with its issuers, as PEM and nothing else."""
+    assert main(["-c", str(files.config), "certs", "show", record.certificate_id, option]) == 0
+    said = capsys.readouterr()
+    assert said.out == record.certificate_pem + (record.chain_pem if option == "--chain" else "")
+    assert said.err == ""
+
+
+def test_a_certificate_s_facts(
+    files: BrokerFiles, record: CertificateRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a form it is the facts that lists have too, and its PEM beside them in JSON; nothing is audited."""
+    assert main(["-c", str(files.config), "certs", "show", record.certificate_id, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["serial_number"] == record.serial_number
+    assert (row["certificate_pem"], row["chain_pem"]) == (record.certificate_pem, record.chain_pem)
+    assert main(["-c", str(files.config), "audit", "tail", "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("record")
+def test_no_such_certificate(files: BrokerFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    """An id that is none is one line with the command that lists them."""
+    assert main(["-c", str(files.config), "certs", "show", "nothing", "--pem"]) == 1
+    assert "there is no certificate 'nothing'; `certplane-broker certs list` shows their ids" in capsys.readouterr().err
