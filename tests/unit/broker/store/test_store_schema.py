@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -82,6 +83,47 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path, mo
         open_writer(path, timedelta(seconds=1), exclusive=True)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("audit_events",)]
+
+
+async def test_rows_of_before_orders_were_asked_again_are_taken_over(sqlite_place: StorePlace) -> None:
+    """Which orders were finalised, and which keys a revocation has spent, follows from what stands there."""
+    upgrade_to("0005", sqlite_place.path)
+    with contextlib.closing(sqlite3.connect(sqlite_place.path)) as old, old:
+        for number, state in enumerate(("ISSUED", "FAILED", "FINALIZING", "VALIDATING")):
+            old.execute(
+                "INSERT INTO orders VALUES (?, 'web1', 'a1', 'web', 'h', '[]', 'n', ?, X'30', 'ca', 'r', '', ?, 1, 7, ?, "
+                "'', NULL, '', NULL, NULL)",
+                (f"o{number}", f"k{number}", state, 7 if state in ("ISSUED", "FAILED") else None),
+            )
+            old.execute("INSERT INTO keys VALUES (?, 'web1', 1, NULL)", (f"k{number}",))
+        old.execute(
+            "INSERT INTO certificates VALUES ('c', 'o0', 'web1', 'web', 'h', 'ca', '[]', 'k0', '1', '', '', 1, 9, 5, 1, "
+            "'', NULL, 8, 'superseded')"
+        )
+    async with sqlite_place.open(ManualClock()) as stores:
+        found = [await stores.orders.get_order(f"o{number}") for number in range(4)]
+        uses = [await stores.keys.key_use(f"k{number}") for number in range(4)]
+        record = await stores.certificates.get_certificate("c")
+    assert [order.finalize_time is not None for order in found] == [True, False, True, False]
+    assert {(order.identity_issuer, order.identity_anchor, order.cause, order.retry_epoch) for order in found} == {
+        ("", "", "ordinary", "")
+    }
+    assert [use.spent for use in uses] == [True, False, False, False]
+    assert record.withdrawn is False
+
+
+def upgrade_to(revision: str, path: Path) -> None:
+    """A database as an older release left it."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+    path.chmod(0o600)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
 
 
 async def test_the_database_is_private_and_syncs_every_commit(sqlite_place: StorePlace) -> None:
