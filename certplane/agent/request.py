@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from certplane.agent.lineage import OrderFailedError, OrderUnderWayError
+from certplane.agent.renewal.plan import RenewReason
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.pki.chain import check_issued_chain
 from certplane.runtime.backoff import Backoff
@@ -82,6 +83,7 @@ class BrokerRequest:
         self._clock = clock
         self._rng = rng
         self._progress = progress
+        self._key_is_spent = False
 
     async def __call__(self, request: Request) -> Version:
         """See `Obtain`.
@@ -98,7 +100,8 @@ class BrokerRequest:
             common_name="",
             sans=lineage.spec.dns_names,
             replaces_certificate_id="" if request.replaces is None else request.replaces.certificate_id,
-            reuse_key=self._reuse_key,
+            # A revocation spends the key, and the broker refuses it then.
+            reuse_key=self._reuse_key and not self._key_is_spent and request.reason is not RenewReason.REVOKED,
         )
         failpoint("request.issue.before")
         order = await self._issue(pending)
@@ -120,6 +123,7 @@ class BrokerRequest:
                 wait=timedelta(),
             )
         except RefusalError as error:
+            self._key_is_spent = error.refusal.reason is Reason.KEY_REUSED
             if error.refusal.reason is not Reason.CERTIFICATE_NOT_FOUND or not pending.replaces_certificate_id:
                 raise
         # What it replaces is of another profile now, or the broker has forgotten it: then it is a first certificate.

@@ -159,6 +159,23 @@ async def test_a_key_that_can_never_work_is_dropped(make_world: MakeWorld) -> No
     assert (await world.host.certificates["web"].facts(world.clock.now())).pending is None
 
 
+async def test_a_spent_key_is_given_up_although_it_should_be_kept(make_world: MakeWorld) -> None:
+    """With `key_rotation: reuse` too: a key that the broker refuses, as after a revocation, is asked with no more."""
+    world = make_world({"name": "kept", "key_rotation": "reuse"}, lifetime=timedelta(days=365))
+    await world.enroll()
+    await world.agent().run_once()
+    world.clock.advance(timedelta(days=61))
+    agent = world.agent()
+    await agent._start()
+    await agent._identity.settle()
+    world.broker.issue_errors = [RefusalError(Reason.KEY_REUSED, "a certificate of it was revoked")]
+    await agent._certificates["kept"].settle()
+    world.clock.advance(timedelta(days=1))
+    await agent._certificates["kept"].settle()
+    first, second = await world.versions("kept")
+    assert first.public_key_sha256 != second.public_key_sha256
+
+
 async def test_what_the_broker_has_forgotten_is_asked_for_as_a_first_one(make_world: MakeWorld) -> None:
     """A renewal of a certificate that the broker doesn't know becomes an issue."""
     world = make_world()

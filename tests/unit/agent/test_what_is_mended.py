@@ -172,6 +172,24 @@ async def test_a_revoked_certificate_is_replaced_whatever_was_waited_for(world: 
         await is_settled(world, 2)
 
 
+async def test_a_revoked_certificate_is_replaced_with_another_key_also_where_keys_are_kept(tmp_path: Path) -> None:
+    """`key_rotation: reuse` is about renewals; the key of what was revoked is spent at the broker."""
+    world = AgentWorld(tmp_path, [{"name": "web", "key_rotation": "reuse"}])
+    try:
+        await world.enroll()
+        async with running(world) as directives:
+            await is_settled(world, 1)
+            (first,) = world.host.certificates["web"].versions.versions()
+            await directives.renew(
+                [DirectedRenewal(first.certificate_id, world.clock.now(), RenewalCause.REVOKED, "it was revoked")]
+            )
+            await is_settled(world, 2)
+        _, second = world.host.certificates["web"].versions.versions()
+        assert first.public_key_sha256 != second.public_key_sha256
+    finally:
+        world.close()
+
+
 async def test_what_failed_is_tried_again_when_the_retry_epoch_changes(world: AgentWorld) -> None:
     """The same epoch says nothing; another one does, within seconds; a time that the CA named stands."""
     await world.enroll()
