@@ -94,7 +94,7 @@ def _secrets_setup(secrets: SecretsSettings, pool: BlockingPool, clock: Clock) -
 
 def _vault_clients(address: str, vault: VaultSettings) -> Callable[[], httpx.AsyncClient]:
     """What makes clients for a vault, each for one request: what is read of a bundle is read here."""
-    configured_endpoint(address, "secrets.vault.address")
+    configured_endpoint(address, "secrets.vault.address", private_http=vault.allow_http)
     trusted = trusted_roots(vault.ca_bundle, "secrets.vault.ca_bundle")
     return lambda: new_http_client(vault.timeout, trusted)
 

@@ -332,10 +332,12 @@ class FileSecretsSettings:
 class VaultSettings:
     """A KV store of Vault or OpenBao; `key` is the field of an entry that holds the secret.
 
-    What is left out of address and token is looked for in the environment when the broker starts.
+    What is left out of address and token is looked for in the environment when the broker starts. `allow_http` is for a
+    store on a private network that speaks no TLS: token and secrets go over it in the clear.
     """
 
     address: HttpUrl | None = None
+    allow_http: bool = False
     token: str = field(default="", repr=False)
     token_file: Path | None = None
     mount_path: Annotated[str, Check(_mount_path)] = "secret"

@@ -68,26 +68,37 @@ class AllowedHosts:
         return url
 
 
-def check_endpoint(url: str) -> str:
-    """Return the configured `url` if secrets may be sent there: https, or http to this machine.
+def check_endpoint(url: str, *, secret: bool = True, private_http: bool = False) -> str:
+    """Return the configured `url` if it may be called: https, or http to this machine.
+
+    Args:
+        url: As it is configured.
+        secret: Whether credentials are sent there; without them http may go anywhere, since there is nothing to read.
+        private_http: Whether the operator has said that credentials may go in the clear over a private network.
 
     Raises:
-        ForbiddenUrlError: they may not.
+        ForbiddenUrlError: it may not.
     """
     host, _ = _authority(url, schemes=("https", "http"))
-    if url.lower().startswith("http:") and not _is_loopback(host):
+    if not url.lower().startswith("http:") or _is_loopback(host) or not secret:
+        return url
+    if not private_http:
         raise ForbiddenUrlError("it must be https: credentials are sent to it")
+    if _is_public(host):
+        raise ForbiddenUrlError(
+            "it must be https: credentials are sent to it, and its address is on no private network"
+        )
     return url
 
 
-def configured_endpoint(url: str, key: str) -> str:
+def configured_endpoint(url: str, key: str, *, secret: bool = True, private_http: bool = False) -> str:
     """As `check_endpoint`, for the value of a configuration's `key`.
 
     Raises:
-        ConfigurationError: secrets may not be sent there.
+        ConfigurationError: it may not be called.
     """
     try:
-        return check_endpoint(url)
+        return check_endpoint(url, secret=secret, private_http=private_http)
     except ForbiddenUrlError as error:
         raise ConfigurationError([ConfigurationProblem("", None, key, str(error), "use an https URL")]) from error
 
@@ -143,3 +154,11 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_public(host: str) -> bool:
+    """Whether it is an address of the public network; a name may lead anywhere and is the operator's word."""
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False

@@ -198,6 +198,7 @@ EXPECTED = {
     "issuer.acme.lexicon.ttl": _seconds(45),
     "secrets.provider": "openbao",
     "secrets.file.directory": Path("/etc/certplane/private"),
+    "secrets.vault.allow_http": False,
     "secrets.vault.address": "https://vault.example:8200",
     "secrets.vault.token": "",
     "secrets.vault.token_file": Path("/etc/certplane/vault-token"),

@@ -31,7 +31,7 @@ class AnswerTooLargeError(httpx.TransportError):
 def new_http_client(timeout: timedelta, ca_bundle: Path | ssl.SSLContext | None = None) -> httpx.AsyncClient:
     """A client; proxies are those of the environment, but for this machine and for plain http.
 
-    Plain http is allowed to this machine alone (`check_endpoint`): a proxy would carry the secret over the network.
+    Plain http is for this machine and what the operator said (`check_endpoint`): a proxy would carry a secret further.
 
     Args:
         timeout: of each wait; callers bound the whole exchange.

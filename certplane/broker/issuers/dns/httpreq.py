@@ -41,7 +41,7 @@ class HttpreqEndpoint:
     """`issuer.acme.httpreq`.
 
     Attributes:
-        url: without `/present`; https, or http to this machine.
+        url: without `/present`; https, or http to this machine or without authentication.
         raw: the raw mode.
         username_secret: name of a secret; empty for no authentication.
         password_secret: name of a secret.
@@ -66,7 +66,11 @@ class HttpreqProvider:
         Raises:
             ConfigurationError: the endpoint's URL can't be used.
         """
-        self._url = configured_endpoint(endpoint.url, "issuer.acme.httpreq.endpoint").rstrip("/")
+        self._url = configured_endpoint(
+            endpoint.url,
+            "issuer.acme.httpreq.endpoint",
+            secret=bool(endpoint.username_secret or endpoint.password_secret),
+        ).rstrip("/")
         self._endpoint, self._secrets, self._clock, self._rng = endpoint, secrets, clock, rng
         self._client = new_http_client(endpoint.timeout, endpoint.ca_bundle)
 

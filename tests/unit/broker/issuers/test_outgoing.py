@@ -103,6 +103,30 @@ def test_endpoints_that_may_not(url: str) -> None:
         check_endpoint(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "secret", "private_http", "good"),
+    [
+        pytest.param("http://dns.test/", False, False, True, id="nothing-secret"),
+        pytest.param("http://8.8.8.8/", False, False, True, id="nothing-secret-to-anybody"),
+        pytest.param("ftp://dns.test/", False, False, False, id="another-scheme"),
+        pytest.param("http://user@dns.test/", False, False, False, id="a-secret-in-the-url"),
+        pytest.param("http://10.1.2.3:8200", True, True, True, id="private-address"),
+        pytest.param("http://[fd00::1]:8200", True, True, True, id="private-address-of-ipv6"),
+        pytest.param("http://vault.internal:8200", True, True, True, id="a-name-is-the-operator's-word"),
+        pytest.param("http://8.8.8.8:8200", True, True, False, id="public-address"),
+        pytest.param("http://[2606:4700::1]:8200", True, True, False, id="public-address-of-ipv6"),
+        pytest.param("http://10.1.2.3:8200", True, False, False, id="private-address-not-allowed"),
+    ],
+)
+def test_endpoints_in_the_clear(url: str, secret: bool, private_http: bool, good: bool) -> None:
+    """Http is for what holds no secret, and for a private network where the operator says so."""
+    if good:
+        assert check_endpoint(url, secret=secret, private_http=private_http) == url
+        return
+    with pytest.raises(ForbiddenUrlError):
+        check_endpoint(url, secret=secret, private_http=private_http)
+
+
 AS_TOOLS_WRITE_THEM = [
     pytest.param(lambda pem: pem, id="plain"),
     pytest.param(lambda pem: b"\xef\xbb\xbf" + pem, id="byte-order-mark"),
