@@ -49,7 +49,7 @@ from certplane.broker.model import (
 from certplane.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
     "AuditFallback",
@@ -653,11 +653,14 @@ class ChallengeSolver(Protocol):
         """Write the records; returns them with zone and provider's id. A record that stands already is adopted."""
         ...
 
-    async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[str]:
+    async def wait_until_visible(
+        self, records: Sequence[TxtRecord], timeout: timedelta, tell: Callable[[str], object] | None = None
+    ) -> Sequence[str]:
         """Return when every authoritative server of each record's zone that answers shows its value.
 
         Returns what was wrong with the servers that gave no answer, a line each, for people: a CA's resolver passes
-        over them. DNS_UNAVAILABLE names a server that answered without the record; or none gave an answer.
+        over them. `tell` hears meanwhile, once for each name, what a long wait is for. DNS_UNAVAILABLE names a server
+        that answered without the record; or none gave an answer.
         """
         ...
 

@@ -245,15 +245,20 @@ async def test_removing_twice_is_removing(world: World, pair: list[DnsChallenge]
 
 
 async def test_what_is_not_there_is_not_visible(world: World, pair: list[DnsChallenge]) -> None:
-    """Waiting for a record of which only the sibling stands ends DNS_UNAVAILABLE, naming a server and the record."""
+    """Waiting for a record of which only the sibling stands ends DNS_UNAVAILABLE, naming a server and the record.
+
+    Who waits is told so meanwhile, once.
+    """
+    told: list[str] = []
     plan = await world.solver.plan(pair, PROFILE, SOON)
     await world.solver.present(plan[:1], SOON)
     with pytest.raises(RefusalError) as caught:
-        await world.solver.wait_until_visible(plan, BRIEFLY)
+        await world.solver.wait_until_visible(plan, BRIEFLY, told.append)
     refusal = caught.value.refusal
     assert refusal.reason is Reason.DNS_UNAVAILABLE
     assert plan[0].name in refusal.message
     assert plan[1].value not in refusal.message
+    assert [plan[0].name in line for line in told] == [True]
 
 
 async def test_name_outside_of_every_zone(world: World) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -82,10 +82,14 @@ class FakeChallengeSolver:
         async with self.faults.around("present"):
             return [self.dns.write(record) for record in records]
 
-    async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[str]:
+    async def wait_until_visible(
+        self, records: Sequence[TxtRecord], timeout: timedelta, tell: Callable[[str], object] | None = None
+    ) -> Sequence[str]:
         async with self.faults.around("wait_until_visible"):
             for record in records:
                 if (record.name, record.value) not in self.dns.visible():
+                    if tell is not None:
+                        tell(f"waits for the TXT record at {record.name}")
                     raise RefusalError(Reason.DNS_UNAVAILABLE, f"ns1.test lacks the TXT record of {record.name}")
             return self.silent if records else ()
 

@@ -34,5 +34,5 @@ def dns_solver(
 ) -> DnsSolver:
     """A solver with one route, which asks servers that give no answer again for `patience`."""
     made = route(provider, servers)
-    check = PropagationCheck(made.lookup, interval=QUICKLY, patience=patience)
+    check = PropagationCheck(made.lookup, interval=QUICKLY, patience=patience, told_after=timedelta())
     return DnsSolver(Routes(replace(made, check=check)), SystemClock(), delegations=delegations)

@@ -46,7 +46,7 @@ class IssuanceSettings:
     """Writing or removing an order's records."""
 
     propagation_timeout: timedelta = timedelta(minutes=3)
-    """Until every authoritative server answers; providers are usually done within one minute."""
+    """Until every authoritative server that answers has the records; providers are usually done within one minute."""
 
     revocation_timeout: timedelta = timedelta(seconds=30)
 

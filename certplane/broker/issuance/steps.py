@@ -281,7 +281,7 @@ class OrderSteps:
             await self._journal.write(OrderChange(txt_records=merge_records(self.order.txt_records, written)))
         with self.step("propagate"):
             silent = await self._ports.solver.wait_until_visible(
-                written, self._timeout(self._settings.propagation_timeout)
+                written, self._timeout(self._settings.propagation_timeout), self._journal.tell
             )
         for line in silent:
             self._journal.tell(f"goes on without a name server that gives no answer: {line}")

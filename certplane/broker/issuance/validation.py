@@ -4,8 +4,8 @@ Rules:
 
 - A record is journalled before it is written, by name and value, and again once the provider has given it an id, so
   that a restart finds and removes it whenever the process ends.
-- A challenge is answered only after every authoritative server shows its value: failed validations lock a name at the
-  CA. If that never happens, nothing is answered.
+- A challenge is answered only after every authoritative server that answers shows its value: failed validations lock
+  a name at the CA. If that never happens, nothing is answered.
 - Removal never fails an order. What could not be removed stays journalled and is tried again at the next start.
 - What an order at the CA that was left needed goes before another's is written: providers may have room for two values.
 - Orders of overlapping names can be given the same challenge: whoever is last to need a record removes it.

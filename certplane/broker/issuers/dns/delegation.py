@@ -158,7 +158,7 @@ class Delegations:
             answer = await route.lookup.look(
                 name, dns.rdatatype.CNAME, deadline if authoritative else deadline.earlier(_BRIEFLY)
             )
-        except NoDnsAnswerError:
+        except (NoDnsAnswerError, RefusalError):  # a resolver without SOA records shows no zones
             if authoritative or not self._allowed:
                 raise
             resolved = await route.lookup.resolve(name, dns.rdatatype.CNAME, deadline)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -60,6 +60,10 @@ _PATIENCE = timedelta(seconds=10)
 is back by then, and one that is gone for a day costs each order no more than this."""
 
 
+_TOLD_AFTER = timedelta(seconds=10)
+"""Longer than most providers take: what lasts longer is worth a word to who waits."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Finding:
     """What one server says: `lacks` why the record isn't there, `silent` why nothing can be known; neither: it is."""
@@ -88,6 +92,7 @@ class PropagationCheck:
         interval: timedelta = timedelta(seconds=2),
         settle: timedelta = timedelta(),
         patience: timedelta = _PATIENCE,
+        told_after: timedelta = _TOLD_AFTER,
         rng: random.Random | None = None,
     ) -> None:
         """Set it up; nothing is sent.
@@ -99,14 +104,19 @@ class PropagationCheck:
             interval: between looks.
             settle: wait after all servers have shown the records.
             patience: how long servers that give no answer are asked again once all others have shown a record.
+            told_after: after how long a wait those who wait for the certificate are told what for.
             rng: makes the names that tell a wildcard's CNAME from another; nobody may guess them.
         """
         self._lookup, self.mode = lookup, mode
         self._timeout, self._interval, self._settle, self._patience = timeout, interval, settle, patience
-        self._rng = rng or random.SystemRandom()
+        self._told_after, self._rng = told_after, rng or random.SystemRandom()
 
-    async def wait(self, records: Sequence[TxtRecord], deadline: Deadline) -> tuple[str, ...]:
+    async def wait(
+        self, records: Sequence[TxtRecord], deadline: Deadline, tell: Callable[[str], object] | None = None
+    ) -> tuple[str, ...]:
         """Return when each server that answers shows every record: what was wrong with those that don't, a line each.
+
+        `tell` hears once for each name what a long wait is for.
 
         Raises:
             RefusalError: DNS_UNAVAILABLE naming the server that lacked one, and the record, or saying why none answers;
@@ -114,25 +124,35 @@ class PropagationCheck:
         """
         silent: tuple[str, ...] = ()
         if self.mode is not Mode.WAIT:
-            silent = await self._wait_for_all(records, deadline.earlier(self._timeout + self._settle))
+            silent = await self._wait_for_all(records, deadline.earlier(self._timeout + self._settle), tell)
         if self._settle and not await deadline.sleep(self._settle):
             raise RefusalError(Reason.DNS_UNAVAILABLE, "no time is left to let the TXT records settle")
         return silent
 
-    async def _wait_for_all(self, records: Sequence[TxtRecord], deadline: Deadline) -> tuple[str, ...]:
+    async def _wait_for_all(
+        self, records: Sequence[TxtRecord], deadline: Deadline, tell: Callable[[str], object] | None
+    ) -> tuple[str, ...]:
         deadline = deadline.earlier(self._timeout)
         values: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         for record in records:
             values[record.name, record.zone].add(record.value)
         found = await all_of(
-            self._wait_for(name, zone, frozenset(wanted), deadline) for (name, zone), wanted in values.items()
+            self._wait_for(name, zone, frozenset(wanted), deadline, tell) for (name, zone), wanted in values.items()
         )
         return tuple(dict.fromkeys(line for lines in found for line in lines))
 
-    async def _wait_for(self, name: str, zone: str, values: frozenset[str], deadline: Deadline) -> Sequence[str]:
+    async def _wait_for(
+        self,
+        name: str,
+        zone: str,
+        values: frozenset[str],
+        deadline: Deadline,
+        tell: Callable[[str], object] | None,
+    ) -> Sequence[str]:
         pause = self._interval * (1 - _SCATTER * zlib.crc32(name.encode()) / 2**32)
         shown: Deadline | None = None
         """Until when those that give no answer are asked again."""
+        quiet = Deadline.after(self._told_after, deadline.clock)
         while True:
             silent: list[str] = []
             try:
@@ -151,6 +171,9 @@ class PropagationCheck:
                 shown = shown or deadline.earlier(self._patience)
                 if shown.left < pause + _LEAST_ASK:
                     return silent
+            if tell is not None and not quiet.left:
+                tell(f"the TXT record at {name} isn't visible yet: {why}")
+                tell = None
             if deadline.left < pause + _LEAST_ASK or not await deadline.sleep(pause):
                 raise RefusalError(Reason.DNS_UNAVAILABLE, f"the TXT record at {name} isn't visible: {why}")
 

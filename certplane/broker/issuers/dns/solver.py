@@ -110,13 +110,17 @@ class DnsSolver:
 
         return await self._by_name(records, deadline, add, late)
 
-    async def wait_until_visible(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[str]:
+    async def wait_until_visible(
+        self, records: Sequence[TxtRecord], timeout: timedelta, tell: Callable[[str], object] | None = None
+    ) -> Sequence[str]:
         """See `ChallengeSolver.wait_until_visible`."""
         deadline = Deadline.after(timeout, self._clock)
         by_route: defaultdict[str, list[TxtRecord]] = defaultdict(list)
         for record in records:
             by_route[self._routes.of(record.name).zone].append(record)
-        found = await all_of(self._routes.of(group[0].name).check.wait(group, deadline) for group in by_route.values())
+        found = await all_of(
+            self._routes.of(group[0].name).check.wait(group, deadline, tell) for group in by_route.values()
+        )
         for record in records:
             _log.info("TXT record visible", extra=_fields(record))
         return list(dict.fromkeys(line for lines in found for line in lines))

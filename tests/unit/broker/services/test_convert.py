@@ -54,6 +54,14 @@ def test_every_revocation_reason_of_the_wire_is_known() -> None:
             revocation_reason(number)
 
 
+def test_order_message_tells_what_is_in_the_way() -> None:
+    """What an open order's last step met is there, for people: one printable line of bounded length."""
+    order = sample_order(state=OrderState.VALIDATING, trouble=f"DNS_UNAVAILABLE: ns2\x1b[2J\nlacks it {'x' * 900}")
+    told = order_message(order).trouble
+    assert (told.startswith("DNS_UNAVAILABLE: ns2"), told.isprintable(), len(told) <= 500) == (True, True, True)
+    assert order_message(sample_order()).trouble == ""
+
+
 def test_order_message_tells_what_its_caller_may_know() -> None:
     """The order's fields arrive; what the broker does at the CA and in DNS doesn't."""
     order = sample_order(

@@ -9,6 +9,7 @@ from datetime import timedelta
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import dns.rrset
 import pytest
 
@@ -318,3 +319,21 @@ async def test_wildcard_by_a_resolver_alone(sandbox_dns: SandboxDnsServer) -> No
         check = PropagationCheck(lookup, mode=Mode.RECURSIVE)
         made = Delegations(["other.test"], Routes(Route(ScriptedProvider(nothing), lookup, check)))
         assert (await place(made)).chain == (WILD,)
+
+
+async def test_resolver_that_knows_no_zones() -> None:
+    """A resolver that answers without SOA records, as a laboratory's does, tells CNAMEs all the same."""
+
+    def reply(query: bytes, _: bool) -> bytes:
+        asked = dns.message.from_wire(query)
+        answer = dns.message.make_response(asked)
+        name = asked.question[0].name.to_text()
+        if name == f"{NAME}." and asked.question[0].rdtype == dns.rdatatype.CNAME:
+            answer.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", "www.acme.example.test."))
+        return answer.to_wire()
+
+    with ScriptedDns(reply) as server:
+        lookup = DnsLookup(resolvers=[HostPort("127.0.0.1", server.port)], port=server.port)
+        check = PropagationCheck(lookup, mode=Mode.RECURSIVE)
+        made = Delegations(["example.test"], Routes(Route(ScriptedProvider(nothing), lookup, check)))
+        assert await follow(made) == (NAME, "www.acme.example.test")

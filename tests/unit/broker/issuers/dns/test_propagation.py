@@ -178,6 +178,20 @@ async def test_server_that_comes_back_without_the_record(sandbox_dns: SandboxDns
     assert (refusal.reason, "lacks 1 of 1 values" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
 
 
+async def test_long_wait_is_told_once(sandbox_dns: SandboxDnsServer) -> None:
+    """After a while who waits for the certificate hears, once for each name, which server lacks what."""
+    sandbox_dns.faults[SECOND].visible_after = timedelta(seconds=1)
+    await publish(sandbox_dns, RECORD)
+    told: list[str] = []
+    await check_of(sandbox_dns).wait([RECORD], Deadline.after(timedelta(seconds=9), SystemClock()), told.append)
+    assert told == []
+    sandbox_dns.faults[SECOND].visible_after = timedelta(hours=1)
+    check = check_of(sandbox_dns, told_after=timedelta(milliseconds=200))
+    with pytest.raises(RefusalError):
+        await check.wait([RECORD], Deadline.after(timedelta(seconds=1), SystemClock()), told.append)
+    assert [(NAME in line, SECOND in line) for line in told] == [(True, True)]
+
+
 async def test_patience_is_not_longer_than_the_time(sandbox_dns: SandboxDnsServer) -> None:
     """When the time for looking is up before patience is, a server that gives no answer is no reason to fail."""
     sandbox_dns.faults[SECOND].servfail = True
