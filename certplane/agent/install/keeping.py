@@ -76,7 +76,10 @@ def _put_aside(lineage: Path, files: Mapping[Part, bytes], permissions: Mapping[
         with kept.make(_NEW, mode=0o755) as new:
             for part, data in files.items():
                 permission = permissions[part].narrowed(part)
-                new.write_new(part, data, mode=permission.mode, owner=permission.owner)
+                try:
+                    new.write_new(part, data, mode=permission.mode, owner=permission.owner)
+                except PermissionError:  # not root: the bytes are what counts
+                    new.write_new(part, data, mode=permission.mode)
             new.sync()
         kept.rename(_NEW, str(number))
         kept.sync()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from certplane.agent.install.access import FileAccess
 from certplane.agent.install.material import Part
-from certplane.agent.install.outputs import FOREIGN_REMEDY, Outputs, Standing, look
+from certplane.agent.install.outputs import FOREIGN_REMEDY, Output, Outputs, Standing, look
 from certplane.agent.install.versions import Permission
 from certplane.agent.model import InstallMode
 from certplane.errors import OperationError
@@ -77,11 +77,33 @@ def find_obstacles(
         if obstacle is not None:
             return [obstacle, *found]
     for part, path in outputs.paths().items():
-        owners = [wanted[part]] if mode is InstallMode.COPY and part in wanted else []
+        output = _standing(lineage, part, path)
+        if mode is InstallMode.LINK and output is not None and output.target == str(lineage / "current" / part):
+            continue  # the next version shows there without a change of the folder
+        owners = _copy_owners(output, wanted.get(part)) if mode is InstallMode.COPY else []
         obstacle = _try_folder(path.parent, keys[part], owners) or _try_entry(lineage, part, path, keys[part], mounts)
         if obstacle is not None:
             found.append(obstacle)
     return found
+
+
+def _standing(lineage: Path, part: Part, path: Path) -> Output | None:
+    """What stands at a path; None where that can't be seen, which the trials tell."""
+    try:
+        with open_directory(path.parent) as directory:
+            return look(directory, lineage, part, path)
+    except (OSError, UnsafeDirectoryError):
+        return None
+
+
+def _copy_owners(output: Output | None, wanted: Owner | None) -> list[Owner]:
+    """Whose a copy will be: as configured, and else as the file that it replaces."""
+    before = None if output is None else output.owner
+    if before is None:
+        return [] if wanted is None else [wanted]
+    if wanted is None:
+        return [before]
+    return [Owner(*(old if new < 0 else new for old, new in ((before.uid, wanted.uid), (before.gid, wanted.gid))))]
 
 
 def _owners(access: Mapping[Part, FileAccess], keys: Mapping[Part, str]) -> tuple[dict[Part, Owner], list[Obstacle]]:
@@ -134,9 +156,9 @@ def _forbidden(directory: Directory, key: str, owners: Sequence[Owner]) -> Obsta
         )
     return Obstacle(
         key,
-        f"{this_user()} can't give files in {directory.path} to the configured owner or group "
+        f"{this_user()} can't give files in {directory.path} to their owner or group, as configured or as they are now "
         f"({', '.join(_owner_text(owner) for owner in owners)})",
-        "run the agent as root, make its user a member of the group, or drop `owner` and `group`",
+        "run the agent as root, make its user a member of the group, or change `owner` and `group`, or the file's own",
     )
 
 

@@ -224,6 +224,16 @@ def test_obstacles(place: Place, mode: InstallMode, plant: Callable[[Place], Non
     assert place.snapshot() == before
 
 
+def test_own_links_need_no_change_of_their_folder(place: Place) -> None:
+    """A version shows through links that are there already, wherever they lie: nothing is written beside them."""
+    place.lineage.mkdir(parents=True)
+    place.key.symlink_to(place.lineage / "current" / "privkey.pem")
+    read_only_after = place.key.parent
+    place.run("chattr", "+i", str(read_only_after), undo=["chattr", "-i", str(read_only_after)])
+    assert place.found() == []
+    assert len(place.found(InstallMode.COPY)) == 1
+
+
 @as_root
 @pytest.mark.parametrize(
     ("plant", "words"),
@@ -315,6 +325,8 @@ def test_as_another_user(place: Place, mode: InstallMode) -> None:
     place.key.chmod(0o600)
     (found,) = obstacles()
     assert f"{place.key} can't be used by user nobody" in found
+    place.key.chmod(0o644)
+    assert bool(obstacles()) == (mode is InstallMode.COPY)  # a copy would be root's, as the file is
     os.chown(place.key, NOBODY, NOBODY)
     place.key.parent.chmod(stat.S_ISVTX | 0o777)
     os.chown(place.key.parent, 0, 0)
@@ -322,7 +334,7 @@ def test_as_another_user(place: Place, mode: InstallMode) -> None:
     place.key.chmod(0o644)
     os.chown(place.key, 0, 0)
     (found,) = obstacles()
-    assert "in a sticky folder" in found
+    assert ("in a sticky folder" if mode is InstallMode.LINK else "can't give files in") in found
 
 
 def test_file_systems_without_unnamed_files(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
