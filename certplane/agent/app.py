@@ -7,6 +7,7 @@ them hold the state lock. Each lineage lives by itself: an error of one is its o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
@@ -131,7 +132,12 @@ class Agent:
             ConfigurationError: the broker's CA bundle can't be used.
         """
         await self._start()
-        async with ControlServer(self._host.state_dir, self._renew_while_running, events), asyncio.TaskGroup() as group:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(ControlServer(self._host.state_dir, self._renew_while_running, events))
+            except OperationError as error:  # what is in the way of a command is none of renewing
+                logger.error("`renew` and `status` can't reach this agent: %s", error)  # noqa: TRY400 - it says all
+            group = await stack.enter_async_context(asyncio.TaskGroup())
             tasks = [
                 group.create_task(life.run(), name=life.name) for life in (self._identity, *self._certificates.values())
             ]

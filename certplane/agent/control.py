@@ -126,7 +126,7 @@ class ControlServer:
             outcome = await self._carry_out(line, tell)
             tell({"event": "result", "ok": outcome.ok, "text": outcome.text})
             await writer.drain()
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, ValueError, RecursionError) as error:
             logger.debug("a control connection ended: %s", error)
         finally:
             writer.close()
@@ -167,7 +167,7 @@ async def ask(state_dir: Path, request: dict[str, str], progress: Progress) -> O
                     return Outcome(ok, text)
                 case {"event": "step" | "done" | "failed" as kind, "subject": str(subject), "text": str(text)}:
                     getattr(progress, kind)(subject, text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OperationError(f"the connection to the running agent broke: {error}") from error
     finally:
         writer.close()

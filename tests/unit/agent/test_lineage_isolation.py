@@ -1,5 +1,6 @@
 """One certificate's setting or state ends no other's renewal, and nothing on disk makes a traceback."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -18,6 +19,7 @@ from certplane.agent.model import Version
 from certplane.agent.settings import load_settings
 from certplane.errors import CertplaneError
 from tests.support.agent_world import AgentWorld
+from tests.support.waiting import HANG, until
 
 CASES = Path(__file__).parents[2] / "cases"
 
@@ -238,3 +240,18 @@ async def shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, A
     assert await cli._run(options, load_settings(folder / "agent.yml")) == 0
     document = json.loads(capsys.readouterr().out)
     return {each["name"]: each for each in [document["identity"], *document["certificates"]]}
+
+
+async def test_a_control_socket_that_cannot_be_made_stops_no_renewal(
+    worlds: list[AgentWorld], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file where its folder belongs: `renew` can't reach the agent then, which is said, and renewing goes on."""
+    world = make(worlds, tmp_path)
+    await world.enroll()
+    damage(tmp_path / "state" / "control", "null")
+    stop = asyncio.Event()
+    task = asyncio.create_task(world.agent().run(stop, world.progress))
+    await until(lambda: world.broker.issued)
+    stop.set()
+    await asyncio.wait_for(task, HANG)
+    assert "`renew` and `status` can't reach this agent" in caplog.text
