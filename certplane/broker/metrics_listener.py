@@ -10,10 +10,10 @@ scraper from its answer. A connection is one question.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 import threading
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -29,19 +29,14 @@ CONNECTIONS: Final = 16
 """At once: scrapers of a network's monitoring, and a person's browser."""
 _TIME: Final = timedelta(seconds=5)
 """To send a question of one line and some headers; and again to read the answer."""
+_BACKLOG: Final = 1024
+"""Connections that wait to be taken: a burst of silent ones is no reason for a scraper to knock twice."""
 _LONGEST: Final = 16 * 1024
 """Octets of a question: Prometheus sends less than one thousand."""
 
 
 class _QuestionError(Exception):
     """A question that gets no figures: the status that it gets instead."""
-
-
-@dataclass(slots=True, eq=False)
-class _Connection:
-    writer: asyncio.StreamWriter
-    asked: bool = False
-    """Whether its question is here, and so its answer under way."""
 
 
 class MetricsListener:
@@ -56,13 +51,16 @@ class MetricsListener:
         self._registry = registry
         ProcessCollector(registry=registry)  # descriptors, memory and processor time, under Prometheus's own names
         self._time = time.total_seconds()
-        self._open: dict[_Connection, None] = {}  # the oldest first
+        self._asking: dict[asyncio.Task[None], None] = {}
+        """Connections whose question isn't here yet, the oldest first."""
+        self._answering: set[asyncio.Task[None]] = set()
         try:
             self._socket = _listen(address)
         except OSError as error:
             raise OperationError(
                 f"can't serve metrics on {address}: {error.strerror or error}", remedy="change metrics.address"
             ) from error
+        self._socket.setblocking(False)
         self.port = int(self._socket.getsockname()[1])
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -82,67 +80,95 @@ class MetricsListener:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._connected, sock=self._socket, limit=_LONGEST)
-        async with server:
-            await self._stop.wait()
-            for connection in list(self._open):
-                connection.writer.transport.abort()
+        accepting = asyncio.create_task(self._accept(), name="metrics-accept")
+        await self._stop.wait()
+        tasks = {accepting, *self._asking, *self._answering}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        self._socket.close()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._make_room():
-            writer.transport.abort()
-            return
-        connection = _Connection(writer)
-        self._open[connection] = None
-        try:
-            await self._answer(connection, reader)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
-            writer.transport.abort()  # it has gone, or says nothing, or doesn't read
-        except Exception:
-            _logger.exception("metrics could not be served")
-            writer.transport.abort()
-        finally:
-            del self._open[connection]
+    async def _accept(self) -> None:
+        """Take one connection after the other, so that never more are open than are counted."""
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(self._socket)
+            except OSError as error:  # mostly: the process has no descriptors left
+                _logger.warning("the metrics listener can't take connections: %s", error)
+                await asyncio.sleep(1)
+                continue
+            connection.setblocking(False)
+            if not self._make_room():
+                connection.close()
+                continue
+            task = asyncio.create_task(self._converse(connection), name="metrics-connection")
+            self._asking[task] = None
+            # Here and not in the task, which may be ended before it has begun.
+            task.add_done_callback(functools.partial(self._ended, connection))
 
     def _make_room(self) -> bool:
         """End the connection that has been silent for longest, where there are too many; whether there is room now."""
-        if len(self._open) < CONNECTIONS:
+        if len(self._asking) + len(self._answering) < CONNECTIONS:
             return True
-        silent = next((connection for connection in self._open if not connection.asked), None)
-        if silent is None:
+        if not self._asking:
             return False
-        silent.asked = True  # its place is given: it isn't ended twice
-        silent.writer.transport.abort()
+        silent = next(iter(self._asking))
+        del self._asking[silent]
+        silent.cancel()
         return True
 
-    async def _answer(self, connection: _Connection, reader: asyncio.StreamReader) -> None:
-        writer = connection.writer
-        try:
+    def _ended(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        connection.close()
+        self._asking.pop(task, None)
+        self._answering.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("metrics could not be served", exc_info=error)
+
+    async def _converse(self, connection: socket.socket) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        # Who has gone, or says nothing, or doesn't read, gets nothing.
+        with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(self._time):
-                accept, head_only = _question(await reader.readuntil(b"\r\n\r\n"))
-        except asyncio.LimitOverrunError:
-            status, kind, body, head_only = "431 Request Header Fields Too Large", "text/plain", b"too long\n", False
+                head = await self._read_head(connection)
+            if head:
+                self._asking.pop(task, None)
+                self._answering.add(task)
+                async with asyncio.timeout(self._time):
+                    await self._loop.sock_sendall(connection, self._answer(head))
+                    connection.shutdown(socket.SHUT_WR)
+
+    async def _read_head(self, connection: socket.socket) -> bytes:
+        """A question up to its empty line; what came of one that is too long; nothing if the other side has hung up."""
+        head = b""
+        while b"\r\n\r\n" not in head and len(head) <= _LONGEST:
+            more = await self._loop.sock_recv(connection, _LONGEST)
+            if not more:
+                return b""
+            head += more
+        return head
+
+    def _answer(self, head: bytes) -> bytes:
+        kind, body, head_only = "text/plain", b"figures are at /metrics\n", False
+        try:
+            accept, head_only = _question(head)
         except _QuestionError as error:
-            status, kind, body, head_only = str(error), "text/plain", b"figures are at /metrics\n", False
+            status = str(error)
         else:
             encode, kind = choose_encoder(accept)
             status, body = "200 OK", encode(self._registry)
-        connection.asked = True
-        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        writer.write(head.encode() + (b"" if head_only else body))
-        writer.close()
-        async with asyncio.timeout(self._time):
-            await writer.wait_closed()
+        fields = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close"
+        return f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n".encode() + (b"" if head_only else body)
 
 
 def _listen(address: ListenAddress) -> socket.socket:
     """A socket that listens; for an address without a host, on all there are."""
     if address.host:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        return socket.create_server((address.host, address.port), family=family, backlog=CONNECTIONS)
+        return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
-    return socket.create_server(("", address.port), family=family, dualstack_ipv6=dual, backlog=CONNECTIONS)
+    return socket.create_server(("", address.port), family=family, dualstack_ipv6=dual, backlog=_BACKLOG)
 
 
 def _question(head: bytes) -> tuple[str, bool]:
@@ -151,6 +177,8 @@ def _question(head: bytes) -> tuple[str, bool]:
     Raises:
         _QuestionError: it asks for something else.
     """
+    if len(head) > _LONGEST:
+        raise _QuestionError("431 Request Header Fields Too Large")
     line, *fields = head.decode("latin-1").split("\r\n")
     try:
         method, target, version = line.split(" ")

@@ -10,7 +10,7 @@ doesn't. Attackers have a lower priority (`nice`), as on a network they would ha
     world.py      the sandbox with its broker, and the identities of a CA that the broker trusts
     neighbour.py  the neighbour, and what it felt
     hostile.py    the process that one hostile host is
-    paths.py labels.py streams.py handshakes.py calls.py budget.py    the attacks
+    paths.py labels.py streams.py handshakes.py calls.py budget.py growth.py    the attacks
 
 To add one: write `async def run(target: Target, seconds: float) -> Counter[str]` in a module of its own, which ends by
 itself after `seconds` and returns what it counted, and give it a row in `table.py`.

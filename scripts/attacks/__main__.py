@@ -31,11 +31,13 @@ async def _attack(world: World, attack: Attack, hosts: int, seconds: float) -> b
         await world.shut_out(denied=False)
     factor, goal = felt.quantile(0.99) / quiet.quantile(0.99), attack.goal(hosts)
     burnt = sum(json.loads(counts).get(CERTIFICATES, 0) for counts in counted)
-    well = factor < goal and (attack.most is None or burnt <= attack.most)
+    megabytes = attack.megabytes * hosts
+    well = factor < goal and wrote < megabytes and (attack.most is None or burnt <= attack.most)
     print(f"{attack.name} by {hosts}: quiet {quiet}; under attack {felt}")
     print(f"    p50 x{felt.quantile(0.5) / quiet.quantile(0.5):.1f}, p99 x{factor:.1f} (goal: under {goal:g}) ", end="")
     print("met" if well else "NOT MET", end="; ")
-    print(f"broker: {used:.1f} s of processor, {world.broker_megabytes:.0f} MB, {wrote:.1f} MB written")
+    print(f"broker: {used:.1f} s of processor, {world.broker_megabytes:.0f} MB, ", end="")
+    print(f"{wrote:.1f} MB written (goal: under {megabytes:g})")
     if attack.most is not None:
         print(f"    {burnt} certificates of the CA's (at most {attack.most})")
     print(f"    hostile: {'; '.join(counted)}", flush=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from attacks import budget, calls, handshakes, labels, paths, streams
+from attacks import budget, calls, growth, handshakes, labels, paths, streams
 from attacks.target import Target
 
 __all__ = ["ATTACKS", "Attack"]
@@ -24,6 +24,7 @@ class Attack:
         anonymous: Whether the attacker has no identity: then a factor of 5 is allowed, whatever their number.
         denied: Whether the hostile hosts are on the deny-list.
         most: How many certificates all of them together may get of the public CA; None where that isn't the point.
+        megabytes: By how many the broker's files may grow for each hostile host.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Attack:
     anonymous: bool = False
     denied: bool = False
     most: int | None = None
+    megabytes: float = 12
 
     def goal(self, hosts: int) -> float:
         """The factor that is allowed."""
@@ -46,6 +48,14 @@ ATTACKS = (
     Attack("csr-labels", "CSRs of 91 names of long A-labels", labels.csrs),
     Attack("hello-reports", "hellos with 600 reports", labels.hellos),
     Attack("report-flood", "reports as fast as they are taken, a new stream at each refusal", streams.flood),
+    Attack("enrollment-flood", "enrollment reports, each with another version", growth.enrollments),
+    Attack("idle-connections", "500 connections without a call", growth.idle_connections, hosts=(1,)),
+    Attack(
+        "silent-scrapers",
+        "500 silent connections a second to the metrics listener",
+        growth.silent_scrapers,
+        hosts=(1,),
+    ),
     Attack("stream-hoard", "600 health watches and 600 reflection streams", streams.hoard, hosts=(1,)),
     Attack("call-flood", "calls far over the bucket, on 20 connections", calls.run),
     Attack("call-flood-denied", "the same of a host on the deny-list", calls.run, hosts=(1,), denied=True),

@@ -17,6 +17,7 @@ from attacks.neighbour import Neighbour
 from attacks.target import PROFILE
 from certplane.sandbox.certificates import CertificateAuthority
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.sandbox.loopback import free_port
 
 __all__ = ["HOSTILE", "Hostile", "World"]
 
@@ -80,7 +81,12 @@ class World:
         signer = root.intermediate("Attack CA")
         for name in _HOSTS:
             signer.issue("", [f"{name}.certplane.test"]).write(files, name)
-        broker = {"server": {"mtls": {"agent_ca_bundle": str(bundle), "allow_missing_provisioner": True}}}
+        metrics = free_port()
+        (files / "metrics.port").write_text(str(metrics))
+        broker = {
+            "server": {"mtls": {"agent_ca_bundle": str(bundle), "allow_missing_provisioner": True}},
+            "metrics": {"address": f"127.0.0.1:{metrics}"},
+        }
         async with Deployment(folder / "sandbox", DeploymentOptions(_POLICY, broker=broker)) as deployment:
             bundle.write_bytes(deployment.identity_ca.roots_file.read_bytes() + root.pem)
             (files / "root.crt").write_bytes((deployment.broker_folder / "root.crt").read_bytes())

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from cryptography import x509
 
 from certplane.agent.install.outputs import Outputs
@@ -73,7 +74,15 @@ class Process:
     def of(cls, program: ServerProcess) -> Process:
         process = psutil.Process(program.pid)
         with process.oneshot():
-            return cls(process.memory_info().rss, process.num_fds(), process.num_threads())
+            return cls(process.memory_info().rss, _descriptors(process), process.num_threads())
+
+
+def _descriptors(process: psutil.Process) -> int:
+    """How many are open. A program that may not be dumped shows them to root alone."""
+    try:
+        return process.num_fds()
+    except psutil.AccessDenied:
+        pytest.fail("the soak looks into /proc/PID/fd of undumpable programs: run it as root", pytrace=False)
 
 
 @dataclass(frozen=True)

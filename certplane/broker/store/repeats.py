@@ -36,6 +36,8 @@ class SqlRepeatCounts:
         self._writer = writer
         self._audit = audit
         self._fallback = fallback
+        self._keeping = True
+        """Whether what was last counted is in the database."""
         self._compiler = compiler = database.compiler
         self._upsert = functools.cache(self._compile_upsert)
         self._delete = compiler(delete(audit_repeats).where(audit_repeats.c.event_id == bindparam("event_id")))
@@ -63,7 +65,11 @@ class SqlRepeatCounts:
             if not self._fallback.fail_open:
                 raise audit_unavailable() from error
             # They are counted in memory all the same, and their summary is written or spilled when it is due.
-            _log.error("the counts of %d kinds of repeated events are not in the database: %s", len(rows), error)
+            if self._keeping:  # not once for each call while the database is down
+                _log.error("counts of repeated events are not in the database for now: %s", error)
+            self._keeping = False
+        else:
+            self._keeping = True
 
     async def close(self, summaries: Sequence[AuditEvent]) -> None:
         """See `RepeatCounts.close`."""
