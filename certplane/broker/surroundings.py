@@ -34,34 +34,39 @@ async def unreadable_secrets(
     if not isinstance(secrets, EnvSecrets | FileSecrets):
         return []
     problems = []
-    for name, key in secret_names(settings, prepared).items():
+    for name, at in secret_names(settings, prepared).items():
         try:
             await secrets.read(name)
         except RefusalError as error:
-            problems.append(settings.source.problem(key, error.refusal.message))
+            problems.append(dataclasses.replace(at, message=error.refusal.message))
     return problems
 
 
-def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[str, str]:
-    """The secrets that a start and the profiles' orders will want, each with the key that names it first."""
-    acme, names = settings.issuer.acme, {}
-    if settings.store.password_secret:
-        names[settings.store.password_secret] = "store.password_secret"
+def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[str, ConfigurationProblem]:
+    """The secrets that a start and the profiles' orders will want, each with the place that names it first."""
+    names: dict[str, ConfigurationProblem] = {}
+
+    def note(name: object, key: str) -> None:
+        if isinstance(name, str) and name:
+            names.setdefault(name, settings.source.problem(key, ""))
+
+    note(settings.store.password_secret, "store.password_secret")
     for issuer, ca in settings.cas.items():
         if ca.eab is not None:
             place = "issuer.acme" if issuer == settings.issuer.name else f"issuers.{issuer}.acme"
-            names.setdefault(ca.eab.hmac_secret, f"{place}.eab.hmac_secret")
-    section = getattr(acme, acme.dns_provider.section)
+            note(ca.eab.hmac_secret, f"{place}.eab.hmac_secret")
+    acme = settings.issuer.acme
+    section, place = getattr(acme, acme.dns_provider.section), f"issuer.acme.{acme.dns_provider.section}"
     for field in dataclasses.fields(section) if section is not None else ():
-        value = getattr(section, field.name)
-        if field.name.endswith("_secret") and value:
-            names.setdefault(value, f"issuer.acme.{acme.dns_provider.section}.{field.name}")
+        if field.name.endswith("_secret"):
+            note(getattr(section, field.name), f"{place}.{field.name}")
     profiles = () if prepared is None else prepared.policy.current.profiles
-    default = getattr(section, "credentials", "")
-    if isinstance(default, str):
-        for profile in profiles:
-            if name := profile.credentials or default:
-                names.setdefault(name, f"issuer.acme.{acme.dns_provider.section}.credentials")
+    for profile in profiles:
+        if profile.credentials:
+            key = f"profiles.{profile.name}.acme.credentials"
+            names.setdefault(profile.credentials, ConfigurationProblem(str(settings.policy.path), None, key, ""))
+    if any(not profile.credentials for profile in profiles):
+        note(getattr(section, "credentials", ""), f"{place}.credentials")
     return names
 
 

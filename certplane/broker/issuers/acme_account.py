@@ -155,6 +155,7 @@ def _create(path: Path) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            _give_to_service(descriptor, path.parent)
             file.write(pem)
             file.flush()
             os.fsync(file.fileno())
@@ -163,6 +164,13 @@ def _create(path: Path) -> None:
     finally:
         temporary.unlink()
     _sync_folder(path)
+
+
+def _give_to_service(descriptor: int, folder: Path) -> None:
+    """A key that root makes in the service's folder is the service's: it could not read it otherwise."""
+    if os.geteuid() == 0:
+        status = folder.stat()
+        os.fchown(descriptor, status.st_uid, status.st_gid)
 
 
 def _sync_folder(path: Path) -> None:

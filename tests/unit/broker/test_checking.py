@@ -165,12 +165,14 @@ def test_all_secrets_are_looked_at(files: BrokerFiles) -> None:
         "driver": "postgresql", "url": "postgresql://u@127.0.0.1/x", "password_secret": "db/password",
     }  # fmt: skip
     settings = _settings(files)
-    assert secret_names(settings, prepare(settings)) == {
+    named = secret_names(settings, prepare(settings))
+    assert {name: at.key for name, at in named.items()} == {
         "db/password": "store.password_secret",
         "ca/hmac": "issuer.acme.eab.hmac_secret",
         "dns/tsig": "issuer.acme.rfc2136.tsig_secret",
-        "cloudflare/api-token": "issuer.acme.rfc2136.credentials",
+        "cloudflare/api-token": "profiles.web.acme.credentials",
     }
+    assert named["cloudflare/api-token"].file == str(files.policy)
 
 
 async def test_root_is_told_that_it_is_root(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:

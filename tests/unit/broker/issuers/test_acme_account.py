@@ -32,6 +32,16 @@ def test_makes_a_key_that_only_its_owner_reads(tmp_path: Path) -> None:
     assert (key.curve.name, made.algorithm) == ("secp256r1", ES256)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="this needs root")
+def test_a_key_that_root_makes_is_the_service_s(tmp_path: Path) -> None:
+    """A command that root runs in the service's folder makes no file that the service can't read."""
+    os.chown(tmp_path, 65534, 65534)
+    path = tmp_path / "account.key"
+    AccountKey.load_or_create(path)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (65534, 65534, 0o600)
+
+
 def test_keeps_the_key_that_is_there(tmp_path: Path) -> None:
     """A second start reads the same key and changes nothing."""
     path = tmp_path / "account.key"
