@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -64,6 +65,8 @@ class FakeCa:
         """Certifies another key than the CSR's."""
         self.wrong_names = False
         """Adds a name that nobody asked for."""
+        self.sends: Callable[[str], str] = str
+        """What it makes of a chain when it hands it out."""
 
     def fork(self, dns: FakeDns) -> FakeCa:
         """The same CA beside a copy of the DNS."""
@@ -222,7 +225,7 @@ class FakeIssuer:
         async with self.faults.around("download"):
             found = self.ca.look(order.url)
             if found.status is IssuerOrderStatus.VALID:
-                return found.fullchain_pem
+                return self.ca.sends(found.fullchain_pem)
             if found.status is IssuerOrderStatus.PROCESSING:
                 raise RefusalError(Reason.ISSUER_UNAVAILABLE, "the CA is still at work")
             raise RefusalError(Reason.ISSUER_REJECTED, f"the order is {found.status}")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from cryptography import x509
 
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import (
@@ -23,6 +24,8 @@ from certplane.broker.model import (
 )
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError
 from tests.fakes.issuer import CaOrder
+from tests.support.authority import Authority, certificate_pem
+from tests.support.csr import SAN, ec_key, sequence, tlv
 from tests.support.issuance import NO_WAIT, World, caller, csr, ended, issue, key_hash, policy, settle, unavailable
 
 MINUTE = timedelta(minutes=1)
@@ -478,6 +481,54 @@ async def test_a_key_that_the_ca_used_up_is_spent(attribute: str) -> None:
     assert caught.value.refusal.reason is Reason.KEY_REUSED
     assert len(world.ca.issued) == 1
     assert (await authority.issue(caller(), issue("two"))).order.state is OrderState.ISSUED
+
+
+def _blocks(chain: str) -> list[str]:
+    return [f"{block}-----END CERTIFICATE-----\n" for block in chain.split("-----END CERTIFICATE-----\n")[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("sends", "told"),
+    [
+        pytest.param(lambda chain: "".join(reversed(_blocks(chain))), False, id="the-other-way-round"),
+        pytest.param(lambda chain: _blocks(chain)[0] + chain, True, id="leaf-twice"),
+        pytest.param(lambda chain: chain + certificate_pem(Authority("Stranger").root), True, id="a-stranger"),
+        pytest.param(
+            lambda chain: chain + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", True, id="junk"
+        ),
+        pytest.param(lambda chain: f"\ufeff# leaf\n{chain}", False, id="comments"),
+    ],
+)
+async def test_a_chain_that_others_install_is_taken(
+    sends: Callable[[str], str], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What leads upwards from the certificate is stored; the rest costs a line in the log, and no certificate."""
+    world = World()
+    world.ca.sends = sends
+
+    await run_order(world)
+
+    (record,) = world.database.certificates.values()
+    assert (len(_blocks(record.certificate_pem)), len(_blocks(record.chain_pem))) == (1, 1)
+    assert world.order.state is OrderState.ISSUED
+    assert ("dropped what doesn't belong in the CA's chain" in caplog.text) is told
+
+
+async def test_a_certificate_that_cannot_be_read_ends_its_order() -> None:
+    """A kind of name that the library has no type for is the CA's fault, and no order waits for ever on it."""
+    world = World()
+    world.ca.sends = lambda _: x400_leaf()
+
+    await run_order(world)
+
+    assert world.order.state is OrderState.FAILED
+    assert world.order.error is not None
+    assert (world.order.error.reason, "can't be read" in world.order.error.message) == (Reason.ISSUER_REJECTED, True)
+
+
+def x400_leaf() -> str:
+    value = x509.UnrecognizedExtension(x509.ObjectIdentifier(SAN), sequence(tlv(0xA3, b"")))
+    return Authority().issue(key=ec_key(), extra=[(value, False)]).fullchain_pem
 
 
 def profile_gone(world: World) -> None:
