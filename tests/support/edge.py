@@ -47,7 +47,7 @@ HOST = "web1.example"
 SERVICE = "spiffe://example/service/builder"
 OPERATOR = "admin.example"
 
-GENEROUS = AllowanceSettings(calls_per_second=1000, calls_burst=1000, messages_burst=100_000)
+GENEROUS = AllowanceSettings(calls_per_second=1000, calls_burst=1000, messages_burst=100_000, messages_pace=100_000)
 """For tests that are about something else."""
 
 _GRANTS = (

@@ -38,7 +38,7 @@ class Call:
     caller: Caller | None = None
     reason: str = ""
     stranger: str = ""
-    take_messages: Callable[[int], None] | None = None
+    take_messages: Callable[[int], object] | None = None
 
     def named(self) -> str:
         """Its id, made now if it brought none."""

@@ -13,6 +13,7 @@ For the event loop's thread.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -24,7 +25,10 @@ from certplane.runtime.clock import Clock
 
 __all__ = ["AllowanceSettings", "Allowances"]
 
-_HELD_BACK: Final = timedelta(seconds=1)
+_LONGEST_HELD_BACK: Final = 10.0
+"""Seconds; an agent waits longer for an answer."""
+
+_MOST_TURNS: Final = 10_000
 
 _BUSY: Final = timedelta(seconds=1)
 """When to try again who has too much in flight."""
@@ -42,6 +46,8 @@ class AllowanceSettings:
         messages_burst: Messages at once: what a host with a thousand certificates has to say after the broker was away
             for long.
         message_seconds: Work that one message includes.
+        messages_pace: How many messages a second are read, whatever the bucket holds: the rest waits at the host.
+        messages_at_once: How many are read at once before that pace.
         calls_in_flight: Calls that may wait for their answer at once: as many as one connection can have.
         streams_in_flight: Streams that may be open at once.
         held_back: Refusals of all callers together that may wait on their way out, at some ten kilobytes each.
@@ -53,6 +59,8 @@ class AllowanceSettings:
     messages_per_second: float = 50
     messages_burst: int = 4096
     message_seconds: float = 0.001
+    messages_pace: float = 100
+    messages_at_once: int = 64
     calls_in_flight: int = 128
     streams_in_flight: int = 128
     held_back: int = 4096
@@ -65,11 +73,13 @@ class Allowances:
         self.settings = settings
         self._clock = clock
         self._held_back = 0
+        self._turns: OrderedDict[str, float] = OrderedDict()
         monotonic = clock.monotonic
         self._calls = TokenBuckets(rate=settings.calls_per_second, burst=settings.calls_burst, monotonic=monotonic)
         self._messages = TokenBuckets(
             rate=settings.messages_per_second, burst=settings.messages_burst, monotonic=monotonic
         )
+        self._pace = TokenBuckets(rate=settings.messages_pace, burst=settings.messages_at_once, monotonic=monotonic)
         self._refusals = TokenBuckets(rate=settings.calls_per_second, burst=settings.calls_burst, monotonic=monotonic)
         self._calls_in_flight: dict[str, int] = {}
         self._streams_in_flight: dict[str, int] = {}
@@ -90,10 +100,11 @@ class Allowances:
         if beyond > 0 and caller.kind is not IdentityKind.OPERATOR:
             self._calls.charge(caller.name, beyond)
 
-    def take_message(self, name: str, seconds: float, messages: int = 1) -> None:
+    def take_message(self, name: str, seconds: float, messages: int = 1) -> timedelta:
         """A message of a stream has come, and is not read yet; what came before it on its stream has cost `seconds`.
 
-        One that lists what could be messages of their own counts as so many `messages`.
+        One that lists what could be messages of their own counts as so many `messages`. Returns how long to wait before
+        it is read.
 
         Raises:
             RefusalError: RATE_LIMITED.
@@ -104,6 +115,7 @@ class Allowances:
         wait = self._messages.take(name, messages)
         if wait is not None:
             raise self._too_many_messages(wait, work=self._messages.in_debt(name))
+        return self._pace.charge(name, messages)
 
     def begin(self, name: str, *, stream: bool) -> None:
         """A call or stream of `name` is in flight, until `end`.
@@ -128,23 +140,29 @@ class Allowances:
         if not counts[name]:
             del counts[name]
 
-    async def hold_back(self, error: RefusalError, time_remaining: float | None) -> None:
-        """Wait a moment before a call is told that there were too many: a caller in a loop is as slow as its answers.
+    async def hold_back(self, name: str, time_remaining: float | None) -> None:
+        """Wait before `name` is told that it was too much: it is told no more often than it may call.
 
-        There is a bound to how many are held; what is above it is told at once.
+        A caller in a loop is as slow as its answers, and those don't come all at once. There is a bound to how many
+        are held; what is above it is told at once.
 
         Args:
-            error: What it will be told.
+            name: Who is told, identity or stranger.
             time_remaining: Seconds until the caller gives up; None if it doesn't.
         """
-        moment = min(_HELD_BACK, error.refusal.retry_after or _HELD_BACK)
-        if time_remaining is not None:
-            moment = min(moment, timedelta(seconds=max(0.0, time_remaining) / 4))
         if self._held_back >= self.settings.held_back:
             return
+        now = self._clock.monotonic()
+        turn = max(now, self._turns.pop(name, now)) + min(1.0, 1 / self.settings.calls_per_second)
+        seconds = min(turn - now, _LONGEST_HELD_BACK)
+        self._turns[name] = now + seconds
+        if len(self._turns) > _MOST_TURNS:
+            self._turns.popitem(last=False)
+        if time_remaining is not None:
+            seconds = min(seconds, max(0.0, time_remaining) / 2)
         self._held_back += 1
         try:
-            await self._clock.sleep(moment)
+            await self._clock.sleep(timedelta(seconds=seconds))
         finally:
             self._held_back -= 1
 

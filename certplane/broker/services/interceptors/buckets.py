@@ -54,10 +54,11 @@ class TokenBuckets:
         bucket.tokens -= tokens
         return None
 
-    def charge(self, name: str, tokens: float) -> None:
-        """Take what was used in any case; a bucket in debt has nothing to give until it is paid."""
+    def charge(self, name: str, tokens: float) -> timedelta:
+        """Take what was used in any case; a bucket in debt has nothing to give until it is paid: how long that is."""
         bucket = self._filled(name)
         bucket.tokens = max(bucket.tokens - tokens, -_LONGEST_DEBT * self._rate)
+        return timedelta(seconds=max(0.0, -bucket.tokens / self._rate))
 
     def in_debt(self, name: str) -> bool:
         """Whether more was used than there was."""

@@ -154,7 +154,7 @@ class Edge(grpc.aio.ServerInterceptor):
         attribute, make = _KINDS[kind]
         deserialize = handler.request_deserializer or bytes
 
-        def read(argument: Any, context: RpcContext, admit: Callable[[], None]) -> Any:
+        def read(argument: Any, context: RpcContext, admit: Callable[[], Awaitable[None]]) -> Any:
             return read_messages(deserialize, context, admit) if kind[0] else read_message(deserialize, argument)
 
         brief, access = kind == (False, False), METHODS.get(method)
@@ -198,7 +198,7 @@ class Edge(grpc.aio.ServerInterceptor):
         method: str,
         access: Access | None,
         behaviour: Behaviour,
-        read: Callable[[Any, RpcContext, Callable[[], None]], Any],
+        read: Callable[[Any, RpcContext, Callable[[], Awaitable[None]]], Any],
         *,
         brief: bool = False,
     ) -> Serve:
@@ -228,7 +228,8 @@ class Edge(grpc.aio.ServerInterceptor):
                     await using
                 self._admit(caller, access)
                 admitted = True
-                call.take_messages = admit = _AdmitMessage(self._allowances, caller.name, work)
+                admit = _AdmitMessage(self._allowances, caller.name, work, self._clock)
+                call.take_messages = admit.take
                 request = self._open(call, read(argument, context, admit))
                 if brief:
                     response = await behaviour(request, context)
@@ -242,8 +243,9 @@ class Edge(grpc.aio.ServerInterceptor):
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
                 return response
             except RefusalError as error:
-                if brief and not admitted and error.refusal.reason is Reason.RATE_LIMITED:
-                    await self._allowances.hold_back(error, context.time_remaining())
+                if not admitted and error.refusal.reason is Reason.RATE_LIMITED:
+                    name = call.caller.name if call.caller is not None else call.stranger
+                    await self._allowances.hold_back(name, context.time_remaining())
                 await self._refuse(call, peer, context, error, checked, audit=not admitted)
             except grpc.aio.AbortError:
                 raise
@@ -373,15 +375,22 @@ class _Recheck:
 class _AdmitMessage:
     """Lets a message of a stream in, before it is read."""
 
-    __slots__ = ("_allowances", "_name", "_work")
+    __slots__ = ("_allowances", "_clock", "_name", "_work")
 
-    def __init__(self, allowances: Allowances, name: str, work: Work[Any]) -> None:
+    def __init__(self, allowances: Allowances, name: str, work: Work[Any], clock: Clock) -> None:
         self._allowances = allowances
+        self._clock = clock
         self._name = name
         self._work = work
 
-    def __call__(self, messages: int = 1) -> None:
-        self._allowances.take_message(self._name, self._work.since_asked(), messages)
+    async def __call__(self) -> None:
+        wait = self.take(1)
+        if wait:
+            await self._clock.sleep(wait)
+
+    def take(self, messages: int) -> timedelta:
+        """Count a message as so many."""
+        return self._allowances.take_message(self._name, self._work.since_asked(), messages)
 
 
 async def _abort(call: Call, context: RpcContext, refusal: Refusal, checked: CheckedContext | None) -> NoReturn:

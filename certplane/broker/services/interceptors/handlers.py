@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -110,14 +110,14 @@ def read_message(deserialize: Callable[[bytes], Any], data: bytes) -> Any:
 
 
 async def read_messages(
-    deserialize: Callable[[bytes], Any], context: RpcContext, admit: Callable[[], None]
+    deserialize: Callable[[bytes], Any], context: RpcContext, admit: Callable[[], Awaitable[None]]
 ) -> AsyncIterator[Any]:
     """The messages of a stream, each read as `read_message` does when it is asked for, and after `admit` let it in.
 
     Read from the context and not from grpc's own iterator, which costs each open stream a generator more.
     """
     while (data := await context.read()) is not grpc.aio.EOF:
-        admit()
+        await admit()
         message = read_message(deserialize, data)
         del data
         yield message

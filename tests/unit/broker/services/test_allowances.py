@@ -108,6 +108,17 @@ def test_messages_are_counted_and_weighed(allowances: Allowances, clock: ManualC
     allowances.take_message(B, 0.0)
 
 
+def test_messages_are_read_at_a_pace(clock: ManualClock) -> None:
+    """However full the bucket is, a flood is read slowly, over all streams, and its neighbour's messages at once."""
+    allowances = Allowances(AllowanceSettings(messages_pace=10, messages_at_once=5), clock)
+    waits = [allowances.take_message(A, 0.0).total_seconds() for _ in range(8)]
+    assert waits == pytest.approx([0] * 5 + [0.1, 0.2, 0.3])
+    assert allowances.take_message(B, 0.0) == timedelta()
+    assert allowances.take_message(B, 0.0, 24).total_seconds() == pytest.approx(2)
+    clock.advance(timedelta(seconds=1))
+    assert allowances.take_message(A, 0.0) == timedelta()
+
+
 def test_what_a_message_lists_is_counted(allowances: Allowances) -> None:
     """A hello with six reports is six messages, and includes the work of six."""
     allowances.take_message(A, 0.006, 6)
@@ -161,38 +172,45 @@ def test_work_for_strangers_is_charged(allowances: Allowances) -> None:
     assert refused(lambda: allowances.take_refusal("leaf", "")) == "refused_calls_per_caller"
 
 
-@pytest.mark.parametrize(
-    ("remaining", "seconds"),
-    [
-        pytest.param(None, 0.5, id="no-deadline"),
-        pytest.param(1.0, 0.25, id="a-quarter"),
-        pytest.param(0.0, 0.0, id="past"),
-    ],
-)
-async def test_refusals_wait_on_their_way_out(
-    allowances: Allowances, clock: ManualClock, remaining: float | None, seconds: float
-) -> None:
-    """A caller in a loop is as slow as its answers, which come well before its deadline."""
-    for _ in range(4):
-        allowances.take_call(A, 1)
-    with pytest.raises(RefusalError) as caught:
-        allowances.take_call(A, 1)
-    waiting = asyncio.create_task(allowances.hold_back(caught.value, remaining))
-    await asyncio.sleep(0)
-    clock.advance(timedelta(seconds=seconds) - timedelta(microseconds=1))
-    await asyncio.sleep(0)
-    assert waiting.done() == (not seconds)
-    clock.advance(timedelta(microseconds=1))
-    await waiting
+async def told(allowances: Allowances, clock: ManualClock, count: int, remaining: float | None = None) -> list[float]:
+    """When each of so many callers that come at once is told that it was too much."""
+    begun, times = clock.monotonic(), []
+
+    async def one() -> None:
+        await allowances.hold_back(A, remaining)
+        times.append(clock.monotonic() - begun)
+
+    tasks = [asyncio.create_task(one()) for _ in range(count)]
+    while len(times) < count:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if len(times) < count:
+            clock.advance(timedelta(milliseconds=125))
+    await asyncio.gather(*tasks)
+    return times
+
+
+async def test_refusals_wait_on_their_way_out(allowances: Allowances, clock: ManualClock) -> None:
+    """A caller in a loop is as slow as its answers, which come one after the other, as often as it may call."""
+    assert await told(allowances, clock, 4) == [0.5, 1.0, 1.5, 2.0]
+    clock.advance(timedelta(minutes=1))
+    assert await told(allowances, clock, 1) == [0.5]
+
+
+async def test_refusals_do_not_wait_for_ever(allowances: Allowances, clock: ManualClock) -> None:
+    """However many there are, each is told within ten seconds, and well before its caller gives up."""
+    assert max(await told(allowances, clock, 50)) == 10
+    clock.advance(timedelta(minutes=1))
+    assert max(await told(allowances, clock, 10, remaining=2.0)) == 1
+    assert max(await told(allowances, clock, 10, remaining=-1.0)) == 0
 
 
 async def test_only_so_many_refusals_wait(clock: ManualClock) -> None:
     """What is above the bound is told at once, so that waiting takes no memory without end."""
-    allowances = Allowances(AllowanceSettings(held_back=2), clock)
-    error = RefusalError(Reason.RATE_LIMITED, "no", retry_after=timedelta(seconds=9))
-    waiting = [asyncio.create_task(allowances.hold_back(error, None)) for _ in range(2)]
+    allowances = Allowances(AllowanceSettings(held_back=2, calls_per_second=1), clock)
+    waiting = [asyncio.create_task(allowances.hold_back(A, None)) for _ in range(2)]
     await asyncio.sleep(0)
-    await allowances.hold_back(error, None)
+    await allowances.hold_back(A, None)
     assert not any(task.done() for task in waiting)
-    clock.advance(timedelta(seconds=1))
+    clock.advance(timedelta(seconds=2))
     await asyncio.gather(*waiting)
