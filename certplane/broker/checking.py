@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from certplane.broker import adapters
@@ -87,11 +87,32 @@ async def check(
     (problems if looks_where_the_service_does(settings) else doubts).extend(unread)
     with _gathering(problems):
         folders.update(look_at_store(settings))
+    if prepared is not None:
+        with _gathering(problems):
+            require_agent_cas(prepared, clock.now())
     if problems or prepared is None:
         raise ConfigurationError(problems)
     here = [f"{doubt} (unless the service's environment says more than this one)" for doubt in doubts]
     there = [f"{doubt} (the broker starts without it, and asks again)" for doubt in away]
-    return prepared, (*here, *there, *sorted(folders), *seen_as_root(settings))
+    bundle = prepared.trust_files.agent_ca_bundle
+    ending = [f"server.mtls.agent_ca_bundle: {bundle}: {line}" for line in prepared.trust.ca_warnings(clock.now())]
+    return prepared, (*here, *there, *ending, *sorted(folders), *seen_as_root(settings))
+
+
+def require_agent_cas(prepared: Prepared, now: datetime) -> None:
+    """See that somebody can be let in.
+
+    Raises:
+        ConfigurationError: every CA of the agents' bundle has ended.
+    """
+    problem = prepared.trust.ca_problem(now)
+    if problem:
+        at = prepared.trust_files.locate("server.mtls.agent_ca_bundle")
+        message, remedy = (
+            f"{prepared.trust_files.agent_ca_bundle} {problem}",
+            "put the internal CA's present certificate there",
+        )
+        raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, remedy)])
 
 
 async def _directories(

@@ -23,6 +23,7 @@ from certplane.broker.surroundings import secret_names
 from certplane.config.files import read_private_file, read_service_key
 from certplane.errors import ConfigurationError
 from tests.support.broker_files import BrokerFiles
+from tests.support.bundles import DAY, named_root, pem
 
 
 @pytest.fixture
@@ -236,3 +237,17 @@ def test_a_private_file_of_another_user_is_looked_at_as_that_user(tmp_path: Path
     os.chown(key, 65534, -1)
     with pytest.raises(ConfigurationError, match=r"belongs to another user \(nobody \(uid 65534\)\); .*sudo -u nobody"):
         read_private_file(key)
+
+
+async def test_agents_bundle(files: BrokerFiles) -> None:
+    """A CA that has ended, or soon will, is a notice; a bundle by which nobody can be let in is a problem."""
+    bundle = files.directory / "agent-ca.pem"
+    ended = pem(named_root(files.ca.root.subject, files.ca.root_key, begins=-300 * DAY, ends=-DAY))
+    ending = pem(named_root("Other", files.ca.root_key, begins=-300 * DAY, ends=10 * DAY))
+    assert "agent-ca.pem" not in await _notices(files)
+    bundle.write_bytes(ended + files.ca.root_pem + ending)
+    notices = await _notices(files)
+    assert "is passed over; remove it" in notices
+    assert "add its successor to the file before that" in notices
+    bundle.write_bytes(ended)
+    assert f"{bundle} has no certificate that is still valid" in await _problems(files)
