@@ -261,6 +261,8 @@ def _token(host: Host) -> list[Finding]:
         check_token(token, names=[settings.identity.name], root_sha256=roots, now=host.clock.now())
     except CertplaneError as error:
         return [failed("token", error)]
+    if token.warning:
+        return [Finding("token", Level.WARN, token.warning)]
     return [Finding("token", Level.OK, f"{path} is for {settings.identity.name}, and unspent as far as is known here")]
 
 

@@ -7,6 +7,7 @@ that a CA with intermediates works.
 
 from __future__ import annotations
 
+import logging
 import ssl
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["StepCaAuthority"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _TRIES = 3
 _BACKOFF = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=4), floor=timedelta(milliseconds=200))
@@ -110,6 +113,8 @@ class StepCaAuthority:
         names = san_names(csr.extensions)
         claims = parse_token(token)
         roots, anchors = self._believed()
+        if claims.warning:
+            logger.warning("%s", claims.warning)
         check_token(claims, names=names, root_sha256=roots.sha256, now=self._clock.now())
         try:
             reply = self._exchange("POST", "/sign", roots.context(), body={"csr": csr_pem, "ott": token})

@@ -37,6 +37,7 @@ class BootstrapToken:
         not_before: claim `nbf`.
         expire_time: claim `exp`.
         purpose: what the claim `aud` says it is for: the path of the CA's URL, empty when absent.
+        provisioner_kind: which kind of provisioner makes such tokens, as far as one can tell.
     """
 
     subject: str
@@ -45,6 +46,17 @@ class BootstrapToken:
     not_before: datetime | None
     expire_time: datetime | None
     purpose: str = ""
+    provisioner_kind: str = "JWK"
+
+    @property
+    def warning(self) -> str:
+        """What the broker may have against the identity that this token makes; empty if nothing is known."""
+        if self.provisioner_kind == "JWK":
+            return ""
+        return (
+            f"the token is of a provisioner of the kind {self.provisioner_kind}, whose identities a broker lets in only "
+            "with server.mtls.provisioners; ask who runs the broker, or get a token of a JWK provisioner"
+        )
 
 
 def parse_token(token: str) -> BootstrapToken:
@@ -63,6 +75,7 @@ def parse_token(token: str) -> BootstrapToken:
             not_before=_time(claims, "nbf"),
             expire_time=_time(claims, "exp"),
             purpose=_purpose(claims),
+            provisioner_kind=_provisioner_kind(_part(token, 0), claims),
         )
     except (ValueError, RecursionError):
         # the cause is dropped: its text would quote the token
@@ -119,15 +132,30 @@ def check_token(token: BootstrapToken, *, names: Sequence[str], root_sha256: Seq
         )
 
 
+def _provisioner_kind(header: dict[str, Any], claims: dict[str, Any]) -> str:
+    if "x5c" in header:
+        return "X5C"
+    if "nebula" in header:
+        return "Nebula"
+    if "kubernetes.io" in claims:
+        return "K8sSA"
+    return "OIDC" if isinstance(claims.get("iss"), str) and claims["iss"].startswith("https://") else "JWK"
+
+
 def _claims(token: str) -> dict[str, Any]:
+    return _part(token, 1)
+
+
+def _part(token: str, number: int) -> dict[str, Any]:
+    """The header or the claims."""
     parts = token.split(".")
     if len(parts) != 3:
         raise ValueError("a compact JWS has three parts")
-    payload = parts[1] + "=" * (-len(parts[1]) % 4)
-    claims = json.loads(base64.b64decode(payload, altchars=b"-_", validate=True))
-    if not isinstance(claims, dict):
-        raise ValueError("claims are a JSON object")  # noqa: TRY004 - bad input, not misuse
-    return claims
+    part = parts[number] + "=" * (-len(parts[number]) % 4)
+    members = json.loads(base64.b64decode(part, altchars=b"-_", validate=True))
+    if not isinstance(members, dict):
+        raise ValueError("header and claims are JSON objects")  # noqa: TRY004 - bad input, not misuse
+    return members
 
 
 def _text(claims: dict[str, Any], name: str) -> str:

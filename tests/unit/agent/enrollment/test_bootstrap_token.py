@@ -120,6 +120,27 @@ def test_a_token_that_can_work_is_sent(names: list[str], claims: dict[str, Any])
     check_token(parse_token(token(**claims)), names=names, root_sha256=[ROOT], now=NOW)
 
 
+@pytest.mark.parametrize(
+    ("header", "claims", "kind"),
+    [
+        pytest.param({}, {}, "JWK", id="JWK"),
+        pytest.param({"x5c": ["MIIB"]}, {}, "X5C", id="a certificate's"),
+        pytest.param({"nebula": "x"}, {}, "Nebula", id="Nebula"),
+        pytest.param({}, {"kubernetes.io": {}}, "K8sSA", id="a service account's"),
+        pytest.param({}, {"iss": "https://accounts.example"}, "OIDC", id="a person's"),
+        pytest.param({}, {"iss": "admin@example.net"}, "JWK", id="JWK by its name"),
+    ],
+)
+def test_the_provisioners_kind_is_told(header: dict[str, Any], claims: dict[str, Any], kind: str) -> None:
+    """Identities of other kinds than JWK are let in only where the broker's configuration says so: a warning."""
+    jwt = token(sub="web1.example", **claims).split(".")
+    jwt[0] = base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=").decode()
+    parsed = parse_token(".".join(jwt))
+    assert parsed.provisioner_kind == kind
+    assert (f"of the kind {kind}" in parsed.warning) == (kind != "JWK")
+    assert ("server.mtls.provisioners" in parsed.warning) == (kind != "JWK")
+
+
 def test_the_remedy_has_the_right_line() -> None:
     """Who made the token can copy it."""
     with pytest.raises(EnrollmentError) as refused:
