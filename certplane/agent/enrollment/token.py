@@ -54,8 +54,8 @@ class BootstrapToken:
         if self.provisioner_kind == "JWK":
             return ""
         return (
-            f"the token is of a provisioner of the kind {self.provisioner_kind}, whose identities a broker lets in only "
-            "with server.mtls.provisioners; ask who runs the broker, or get a token of a JWK provisioner"
+            f"the token is of a provisioner of the kind {self.provisioner_kind}, whose identities a broker lets in "
+            "only with server.mtls.provisioners; ask who runs the broker, or get a token of a JWK provisioner"
         )
 
 
