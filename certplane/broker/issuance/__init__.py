@@ -22,7 +22,7 @@ nor SQL. Read in this order:
 | `queue` | whose turn it is: one ACME order at a time per name set |
 | `outcome` | pure: what a failure means for an order |
 | `condition` | which profiles wait for a person |
-| `delivery` | the hand-out: policy asked again, recorded, then given |
+| `delivery` | the hand-out: all is asked again, recorded, then given |
 | `revocation` | taking certificates back |
 | `events` | the audit events of all of these |
 | `settings`, `context`, `measures` | limits and times; the ports together; metric names |

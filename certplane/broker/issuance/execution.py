@@ -9,7 +9,7 @@ at the CA's order, then do what its state and ours ask for.
   no key ever gets a second certificate.
 - Before that, an order that the CA lost or that somebody else finalised is abandoned, which is counted, and another is
   made; and an order whose issuer is out goes on at the next one of its profile (`failover`).
-- Policy, and whether the key is blocked, is asked again before the CA is asked for an order, and right before the
+- All that let the order in (`authorisation`) is asked again before the CA is asked for anything, and right before the
   finalisation.
 - A cancellation parks the order: nothing is undone, the next start goes on.
 """
