@@ -230,7 +230,7 @@ class Order(OrderDraft):
     retry_time: datetime | None = None
     finalize_time: datetime | None = None
     """When it was decided to send the CSR: from then on there may be a certificate of it."""
-    trouble: str = ""
+    trouble: str = field(default="", metadata={"stored": False})
     """Why its last step failed and is tried again; known to the process alone that works on it, and not stored."""
 
 
