@@ -19,11 +19,16 @@ from certplane.broker.model import Order
 from certplane.broker.ports import Meter
 from certplane.errors import Reason
 
-__all__ = ["IssuanceCondition"]
+__all__ = ["IssuanceCondition", "tells_condition"]
 
 _OF_DNS_AND_CA = frozenset(
     {Reason.DNS_REJECTED, Reason.DNS_UNAVAILABLE, Reason.ISSUER_REJECTED, Reason.ISSUER_UNAVAILABLE}
 )
+
+
+def tells_condition(order: Order) -> bool:
+    """Whether an ended order says if its profile is blocked: others may do better by themselves."""
+    return order.error is None or classify(order.error) is Consequence.ASK_PERSON
 
 
 class IssuanceCondition:
@@ -36,19 +41,17 @@ class IssuanceCondition:
         self._in_trouble: set[tuple[str, str]] = set()
         """Profiles and issuers whose last order failed for what isn't of its caller."""
 
-    def order_ended(self, order: Order) -> bool:
-        """An order has ended, now or before this start; whether that says if its profile is blocked."""
+    def order_ended(self, order: Order) -> None:
+        """An order has ended, now or before this start."""
         self._note_trouble(order)
-        error = order.error
-        if error is not None and classify(error) is not Consequence.ASK_PERSON:
-            return False  # it may do better by itself: nothing is known
-        blocked = error is not None
+        if not tells_condition(order):
+            return
+        blocked = order.error is not None
         if blocked:
             self._blocked.add(order.profile)
         else:
             self._blocked.discard(order.profile)
         self._meter.level(measures.PROFILES_BLOCKED, int(blocked), profile=order.profile)
-        return True
 
     @property
     def in_trouble(self) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from certplane.broker.issuance import measures
 from certplane.broker.issuance.authorisation import OrderAuthorisation
-from certplane.broker.issuance.condition import IssuanceCondition
+from certplane.broker.issuance.condition import IssuanceCondition, tells_condition
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import EventFactory
 from certplane.broker.issuance.execution import OrderExecution
@@ -100,9 +100,15 @@ class OrderDispatcher:
     async def _remember(self, name: str) -> None:
         """What the last orders before this start have said of a profile; one that was edited since is another."""
         profile = self._ports.policies.current.find_profile(name)
+        said: list[Order] = []
         for order in await self._ports.orders.last_ended(name):
-            if profile is None or order.profile_hash != profile.hash or self.condition.order_ended(order):
-                return
+            if profile is None or order.profile_hash != profile.hash:
+                break
+            said.append(order)
+            if tells_condition(order):
+                break
+        for order in reversed(said):
+            self.condition.order_ended(order)
 
     async def open(self, draft: OrderDraft, events: Sequence[AuditEvent]) -> tuple[OpenedOrder, Flight | None]:
         """Make or join the order of `draft` and see that it runs; the flight is None when the joined one has failed.

@@ -96,6 +96,25 @@ async def test_the_alarm_outlives_a_restart() -> None:
     assert again.blocked(["shop", "mail"]) == frozenset()
 
 
+async def test_a_start_takes_what_failed_last_for_trouble_and_wakes_nobody() -> None:
+    """A certificate of before the failures is no sign that anything was mended."""
+    world = World()
+    authority = await world.started()
+    await authority.issue(caller(), issue("one"))
+    world.clock.advance(timedelta(hours=1))
+    world.issuer.faults.fail_always("create_order", RefusalError(Reason.ISSUER_REJECTED, "a challenge failed"))
+    await authority.issue(caller(), issue("two"))
+    other = world.fork()
+    epoch = other.epoch.current
+    again = await other.started()
+    other.clock.advance(timedelta(minutes=1))
+    assert again.in_trouble
+    assert other.epoch.current == epoch
+    await again.issue(caller(), issue("three"))
+    assert not again.in_trouble
+    assert other.epoch.current != epoch
+
+
 async def test_a_profile_that_was_edited_since_is_not_blocked() -> None:
     """Its last order was under other settings: nothing is known of it."""
     world = World()
