@@ -60,7 +60,7 @@ PROVISIONER_KINDS = {
 
 _MAX_PRESENTED = 4
 """Three beside the leaf, which may be repeated among them: step-ca has one intermediate, and some send the root too."""
-_MAX_PRESENTED_LENGTH = 64 * 1024
+_MAX_LEAF_LENGTH = 64 * 1024
 _MAX_CHAIN_LENGTH = 16 * 1024
 """Characters of PEM beside the leaf: three certificates of RSA-4096 CAs are 8,000."""
 _MAX_DEPTH = 4
@@ -206,8 +206,7 @@ class IdentityVerifier:
             now: See there.
             permit: Asked before a path is looked for; what it raises ends the call, and isn't remembered.
         """
-        if len(leaf_pem) + len(chain_pem) > _MAX_PRESENTED_LENGTH:
-            raise _unknown("the client certificate and its chain can't be read: they are longer than 64 KiB together")
+        _check_lengths(leaf_pem, chain_pem)  # before any of it is hashed
         key = _presented_hash(leaf_pem, chain_pem, bundle)
         path = self._paths.get(key)
         if path is not None and path.not_before <= now <= path.not_after:
@@ -258,8 +257,19 @@ def verify_identity(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now:
     Raises:
         RefusalError: IDENTITY_EXPIRED when the leaf is past its time; IDENTITY_UNKNOWN for everything else.
     """
+    _check_lengths(leaf_pem, chain_pem)
     leaf, _ = _presented_leaf(leaf_pem)
     return _verify_path(leaf, chain_pem, bundle, now).identity
+
+
+def _check_lengths(leaf_pem: bytes, chain_pem: bytes) -> None:
+    if len(leaf_pem) > _MAX_LEAF_LENGTH:
+        raise _unknown(f"the client certificate can't be read: it is longer than {_MAX_LEAF_LENGTH} characters")
+    if len(chain_pem) > _MAX_CHAIN_LENGTH:
+        raise _unknown(
+            f"the client certificate's chain can't be read: it is longer than {_MAX_CHAIN_LENGTH} characters; present "
+            "the intermediates alone"
+        )
 
 
 def _verify_path(leaf: x509.Certificate, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> VerifiedPath:
@@ -305,11 +315,6 @@ def _leading(chain_pem: bytes, bundle: TrustBundle) -> tuple[x509.Certificate, .
     signature is checked with the key of a CA that is trusted, once for each pair: no more than nine and as many as the
     bundle has CAs of one name, whereas a path search tries what leads nowhere as well.
     """
-    if len(chain_pem) > _MAX_CHAIN_LENGTH:
-        raise _unknown(
-            f"the client certificate's chain can't be read: it is longer than {_MAX_CHAIN_LENGTH} characters; present "
-            "the intermediates alone"
-        )
     waiting = list(dict.fromkeys(_presented(chain_pem, "client certificate's chain", _MAX_PRESENTED)))
     leading: list[x509.Certificate] = []
     issuers = bundle.by_subject
@@ -362,7 +367,7 @@ def _presented_leaf(pem: bytes) -> tuple[x509.Certificate, PresentedLeaf]:
 def _presented(pem: bytes, what: str, most: int) -> tuple[x509.Certificate, ...]:
     try:
         text = pem.decode("ascii")
-        blocks = decode_pem(text, _LABEL, max_blocks=most, max_length=_MAX_PRESENTED_LENGTH)
+        blocks = decode_pem(text, _LABEL, max_blocks=most, max_length=_MAX_LEAF_LENGTH)
         return tuple(x509.load_der_x509_certificate(der) for _, der in blocks)
     except PemError as error:
         remedy = "; present the intermediates alone" if most > 1 else ""

@@ -45,12 +45,14 @@ async def _attack(world: World, attack: Attack, hosts: int, seconds: float) -> b
     return well
 
 
-async def _run(names: list[str], seconds: float, hosts: int | None) -> bool:
+async def _run(names: list[str], seconds: float, hosts: int | None, *, firewall: bool) -> bool:
     _BUILD.mkdir(exist_ok=True)
     well = True
     # Not in /tmp, which may be memory: the broker's durable writes are part of what a neighbour waits for.
     with tempfile.TemporaryDirectory(dir=_BUILD, prefix="attack-") as folder:
         async with World.open(Path(folder)) as world:
+            if firewall:
+                world.raise_firewall()
             for attack in ATTACKS:
                 if attack.name in names:
                     for count in [hosts] if hosts is not None else attack.hosts:
@@ -69,11 +71,17 @@ def main() -> None:
     parser.add_argument("attacks", nargs="*", metavar="ATTACK", help="all when none is named")
     parser.add_argument("--seconds", type=float, default=8, help="length of each (default 8)")
     parser.add_argument("--hosts", type=int, choices=range(1, 5), help="hostile hosts (default: as the table says)")
+    parser.add_argument(
+        "--firewall", action="store_true",
+        help="behind the nftables rules of docs/operations.md, in a network namespace of its own",
+    )  # fmt: skip
     arguments = parser.parse_args()
     unknown = set(arguments.attacks) - set(names)
     if unknown:
         parser.error(f"no attack {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    well = asyncio.run(_run(arguments.attacks or names, arguments.seconds, arguments.hosts))
+    well = asyncio.run(
+        _run(arguments.attacks or names, arguments.seconds, arguments.hosts, firewall=arguments.firewall)
+    )
     raise SystemExit(0 if well else 1)
 
 
