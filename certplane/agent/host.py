@@ -228,7 +228,9 @@ class Host:
 
     def obstacles(self, name: str) -> list[Obstacle]:
         """What would be in the way of the next version of a certificate, or of `IDENTITY`. Blocks; changes nothing."""
-        return self._stores[name].obstacles()
+        found = self._stores[name].obstacles()
+        # the identity's `cert` holds its chain too: see `_checked_outputs`
+        return [replace(each, key="cert") if name == IDENTITY and each.key == "fullchain" else each for each in found]
 
     def check_outputs(self, certificate: CertificateSettings) -> str:
         """See whether services can read what is installed, and the password is what it looks like. Blocks.

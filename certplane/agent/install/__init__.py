@@ -21,11 +21,14 @@ Places to start:
     copying     configured paths as copies, with a journal
     keeping     what stood at the paths: version 0, or replaced/
     access      owner, group and mode that are configured for an output
+    trial       whether the next version could be installed, tried out without a change
     pkcs12      the PKCS#12 file that is derived from a version's PEM files
+    password    its password, from a file
     steps       every step, by the name of its failpoints
     activation  `Activator`: install, reload, look, roll back; the result says which
     probe       `TlsProbe`: what a local service serves
     hook        `ShellHookRunner`: the operator's command in a process group of its own
+    hook_programs  whether its programs are there
     status      `JsonStatusFile(directory)`
     lock        `StateLock(state_dir)`: one agent per state directory
 """

@@ -26,6 +26,8 @@ _BRANCHES = frozenset(
         *("{", "}", "!", "(", ")", "||"),
     ]
 )
+_SERVICE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What systemd gives to a service: a shell's own PATH may lack the half of it."""
 _PATIENCE_SECONDS = 5.0
 
 
@@ -38,7 +40,7 @@ def hook_problem(command: str) -> str:
         if "/" in word:
             if problem := _path_problem(word):
                 return problem
-        elif word not in _BUILTINS and shutil.which(word) is None:
+        elif word not in _BUILTINS and shutil.which(word) is None and shutil.which(word, path=_SERVICE_PATH) is None:
             path = os.environ.get("PATH", "")
             return f"there is no program {word} in PATH ({path}); install it, or write its whole path"
     return ""

@@ -276,6 +276,18 @@ async def test_pending_request_that_cannot_be_read(make_world: MakeWorld) -> Non
     assert "move" in found["state of web"].text
 
 
+async def test_where_other_programs_read_the_identity(make_world: MakeWorld, tmp_path: Path) -> None:
+    """The output is called as agent.yml calls it, and nothing else depends on it."""
+    cert = tmp_path / "tls" / "identity.crt"
+    world = make_world(identity={"cert": str(cert)})
+    await world.enroll()
+    cert.unlink()
+    cert.mkdir()
+    found = await look(world)
+    assert failures(found) == ["files of the identity"]
+    assert found["files of the identity"].text.startswith(f"cert: {cert} is a directory")
+
+
 async def test_identity(make_world: MakeWorld) -> None:
     """Without one, and with one that is over: cause and remedy."""
     world = make_world()

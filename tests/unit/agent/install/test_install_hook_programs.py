@@ -64,6 +64,13 @@ def test_what_cannot_work(command: str, words: str, programs: Path) -> None:
     assert words in hook_problem(command.format(folder=programs))
 
 
+def test_a_shell_without_the_programs_of_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's PATH has no /usr/sbin, and the service's has."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert hook_problem("env true") == ""
+    assert "no program reload-it" in hook_problem("reload-it")
+
+
 def test_nothing_is_run(tmp_path: Path) -> None:
     """A look at a command leaves no trace of it."""
     hook_problem(f"touch {tmp_path}/ran; echo $(touch {tmp_path}/ran)")
