@@ -61,7 +61,7 @@ class Grpcurl:
 
     async def run(self, *arguments: str, identity: Leaf | None) -> tuple[int, str, str]:
         """Status, standard output, standard error."""
-        options = ["-cacert", str(self._directory / "ca.pem"), "-max-time", "10"]
+        options = ["-cacert", str(self._directory / "ca.pem"), "-max-time", f"{HANG:g}"]
         if identity is not None:
             cert, key = identity.write(self._directory, "identity")
             options += ["-cert", str(cert), "-key", str(key)]

@@ -166,7 +166,7 @@ async def test_program_of_another_user_is_left_behind(
     """A program that has become root (`exec sudo ...`) can't be signalled: its time ends the order's wait all the same."""
     pid_file = tmp_path / "pid"
     killpg = refuse_signals(monkeypatch)
-    provider = make(f"echo $$ > {pid_file}; exec sleep 60", seconds=0.5)
+    provider = make(f"echo $$ > {pid_file}; exec sleep 600", seconds=2)
     try:
         refusal = await asyncio.wait_for(refusal_of(provider), HANG)
     finally:
