@@ -430,12 +430,16 @@ class EventRecorder(Protocol):
         """
         ...
 
-    def firsts(self, kinds: Sequence[EventKind]) -> Sequence[bool]:
-        """Of events that come one after the other now: which would be written, and not only counted."""
+    def begin(self, kind: EventKind, event: AuditEvent) -> bool:
+        """Whether the event is the first of its kind, for whoever makes it durable with a change.
+
+        True: it is to be written, and whatever comes meanwhile is a repeat of it; `withdraw` it if it wasn't written.
+        False: `record` it, it will be counted.
+        """
         ...
 
-    def note(self, kind: EventKind, event: AuditEvent) -> None:
-        """An event of this kind is durable: from now on repeats are counted."""
+    def withdraw(self, kind: EventKind, event: AuditEvent) -> None:
+        """A first event was not written after all: the next one of its kind is the first."""
         ...
 
 

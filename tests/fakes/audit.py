@@ -34,10 +34,10 @@ class FakeEventRecorder:
     async def record(self, _kind: EventKind, events: Sequence[AuditEvent]) -> None:
         await self._audit.append(events)
 
-    def firsts(self, kinds: Sequence[EventKind]) -> Sequence[bool]:
-        return [True] * len(kinds)
+    def begin(self, _kind: EventKind, _event: AuditEvent) -> bool:
+        return True
 
-    def note(self, _kind: EventKind, _event: AuditEvent) -> None:
+    def withdraw(self, _kind: EventKind, _event: AuditEvent) -> None:
         pass
 
 

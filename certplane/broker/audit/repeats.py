@@ -72,13 +72,16 @@ class RepeatCoalescer(Coalescing):
             self._windows.forget(kind, event)
             raise
 
-    def firsts(self, kinds: Sequence[EventKind]) -> Sequence[bool]:
-        """See `EventRecorder.firsts`."""
-        return self._windows.firsts(kinds, self._clock.monotonic())
+    def begin(self, kind: EventKind, event: AuditEvent) -> bool:
+        """See `EventRecorder.begin`."""
+        first = self._windows.begin(kind, event, self._clock.monotonic())
+        if first:
+            self._opened()
+        return first
 
-    def note(self, kind: EventKind, event: AuditEvent) -> None:
-        """See `EventRecorder.note`."""
-        self._windows.open(kind, event, self._clock.monotonic())
+    def withdraw(self, kind: EventKind, event: AuditEvent) -> None:
+        """See `EventRecorder.withdraw`."""
+        self._windows.forget(kind, event)
         self._opened()
 
     async def _keep(self, window: Window) -> None:

@@ -11,7 +11,6 @@ identity can't invent.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -59,6 +58,12 @@ class WindowBudget:
             self._levels.popitem(last=False)
         return level >= 1
 
+    def give_back(self, identity: str) -> None:
+        """One that was taken wasn't needed."""
+        if identity in self._levels:
+            level, time = self._levels[identity]
+            self._levels[identity] = (min(self._burst, level + 1), time)
+
     def _level(self, identity: str, now: float) -> float:
         level, time = self._levels.get(identity, (self._burst, now))
         return min(self._burst, level + (now - time) / self._refill)
@@ -75,39 +80,20 @@ class Windows:
         self._open: OrderedDict[tuple[str, ...], Window] = OrderedDict()  # by their end, since all are of one length
         self._closed: list[Window] = []
 
-    def firsts(self, kinds: Sequence[EventKind], now: float) -> list[bool]:
-        """Which of these would be written, and not only counted, if they came now one after the other."""
-        made: set[tuple[str, ...]] = set()
-        left: dict[str, int] = {}
-        answers = []
-        for kind in kinds:
-            known = kind.key in made or self._find(kind, now) is not None
-            if not known and self._budget is not None:
-                if kind.identity not in left:
-                    left[kind.identity] = self._budget.left(kind.identity, now)
-                if left[kind.identity]:
-                    left[kind.identity] -= 1
-                else:
-                    known = kind.wider in made or self._is_open(kind.wider, now)
-                    made.add(kind.wider)
-            made.add(kind.key)
-            answers.append(not known)
-        return answers
-
     def admit(self, kind: EventKind, event: AuditEvent, now: float) -> Window | None:
         """Count the event, and return its window; None if it is a first one, to be written: its window is open now."""
+        if self.begin(kind, event, now):
+            return None
         window = self._find(kind, now)
-        if window is not None:
-            window.repeats += 1
-            window.last = event
-            return window
-        self.open(kind, event, now)
-        return None
+        assert window is not None
+        window.repeats += 1
+        window.last = event
+        return window
 
-    def open(self, kind: EventKind, event: AuditEvent, now: float) -> None:
-        """The event is written: further ones of its kind are counted. Nothing changes where they are already."""
+    def begin(self, kind: EventKind, event: AuditEvent, now: float) -> bool:
+        """Whether the event is a first one, to be written: its window is open now. Else it isn't counted yet."""
         if self._find(kind, now) is not None:
-            return
+            return False
         key = kind.key
         if self._budget is not None and not self._budget.take(kind.identity, now):
             key = kind.wider
@@ -115,13 +101,16 @@ class Windows:
         while len(self._open) >= self._most:
             self._close(self._open.popitem(last=False)[1])
         self._open[key] = Window(key, now + self._length, event, event)
+        return True
 
     def forget(self, kind: EventKind, event: AuditEvent) -> None:
-        """`event`, a first one, could not be written: the next one of its kind is the first again."""
+        """`event`, a first one, was not written: the next one of its kind is the first again."""
         for key in (kind.key, kind.wider):
             window = self._open.get(key)
             if window is not None and window.first is event:
                 self._close(self._open.pop(key))
+                if self._budget is not None and key == kind.key:
+                    self._budget.give_back(kind.identity)
 
     def take_ended(self, now: float) -> list[Window]:
         """The windows that have ended with something to tell; they are forgotten."""

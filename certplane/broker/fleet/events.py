@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from certplane.broker.fleet.model import CertificateState, CertificateStatus, StatusReport
 from certplane.broker.model import AuditEvent, AuditEventType, AuditSeverity, Caller, EventKind
 
-__all__ = ["ToldEvent", "first_events", "report_events"]
+__all__ = ["ToldEvent", "report_events"]
 
 _SEVERITIES = {
     CertificateState.FAILED: AuditSeverity.WARNING,
@@ -46,14 +46,6 @@ def report_events(
         for report in reports
         if report.certificate.outcome
     }
-
-
-def first_events(
-    told: Mapping[int, ToldEvent], firsts: Callable[[Sequence[EventKind]], Sequence[bool]]
-) -> dict[int, AuditEvent]:
-    """Those that are to be written, should their reports tell something: the first of each kind."""
-    are_first = firsts([one.kind for one in told.values()])
-    return {sequence: one.event for (sequence, one), first in zip(told.items(), are_first, strict=True) if first}
 
 
 def _event(caller: Caller, request_id: str, status: CertificateStatus, now: datetime, event_id: str) -> AuditEvent:

@@ -23,13 +23,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from certplane.broker.fleet import measures
-from certplane.broker.fleet.events import first_events, report_events
+from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.greeting import Greeter
 from certplane.broker.fleet.knowledge import revoked_plan
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
@@ -449,12 +449,16 @@ class FleetHub:
         """Make reports durable, and tell watchers; the last durable sequence."""
         now = self._clock.now()
         told = report_events(session.caller, session.request_id, reports, now, self._new_event_id)
-        first = first_events(told, self._repeats.firsts)
-        recorded = await self._store.record_reports(
-            session.host, session.epoch, reports, first, names=names, stream=stream
-        )
-        for sequence in first.keys() & set(recorded.telling):
-            self._repeats.note(told[sequence].kind, told[sequence].event)
+        first = {number: one.event for number, one in told.items() if self._repeats.begin(one.kind, one.event)}
+        telling: Collection[int] = ()
+        try:
+            recorded = await self._store.record_reports(
+                session.host, session.epoch, reports, first, names=names, stream=stream
+            )
+            telling = recorded.telling
+        finally:
+            for number in first.keys() - set(telling):
+                self._repeats.withdraw(told[number].kind, told[number].event)
         repeated = [told[sequence] for sequence in recorded.telling if sequence not in first]
         await asyncio.gather(*(self._repeats.record(one.kind, [one.event]) for one in repeated))
         for report in recorded.new:

@@ -15,6 +15,7 @@ from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAutho
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import CallEvents
 from certplane.broker.model import AuditEvent, Caller, CertificateRecord, EventKind, Order
+from certplane.errors import RefusalError
 
 __all__ = ["Delivery"]
 
@@ -56,8 +57,15 @@ class Delivery:
 
     async def _record(self, kind: EventKind, record: CertificateRecord, batch: Sequence[AuditEvent]) -> None:
         """Make the hand-out durable: the first one of a certificate with its time, any further one as an event."""
+        repeats, now = self._ports.repeats, self._ports.clock.now()
         if record.deliver_time is not None:
-            await self._ports.repeats.record(kind, batch)
-            return
-        await self._ports.certificates.mark_delivered(record.certificate_id, self._ports.clock.now(), batch)
-        self._ports.repeats.note(kind, batch[-1])
+            await repeats.record(kind, batch)
+        elif not repeats.begin(kind, batch[-1]):  # another call is handing it out at this moment
+            await repeats.record(kind, batch)
+            await self._ports.certificates.mark_delivered(record.certificate_id, now, ())
+        else:
+            try:
+                await self._ports.certificates.mark_delivered(record.certificate_id, now, batch)
+            except RefusalError:
+                repeats.withdraw(kind, batch[-1])
+                raise

@@ -22,6 +22,7 @@ from certplane.broker.model import (
 from certplane.broker.ports import EnrollmentStore, EventRecorder, IdentityLedger, PolicySource
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import identity_message, invalid_request, timestamp
+from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 from certplane.v1 import enrollment_pb2 as pb
 from certplane.v1 import enrollment_pb2_grpc
@@ -125,12 +126,15 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
         )
         wider = (event.event_type.value, caller.name)
         kind = EventKind(caller.name, (*wider, event.reason, caller.source_ip), wider)
-        if all(self._repeats.firsts([kind])):
-            await self._enrollments.record_report(report, [event])
-            self._repeats.note(kind, event)
-        else:
+        if not self._repeats.begin(kind, event):
             await self._repeats.record(kind, [event])
             await self._enrollments.record_report(report, ())
+            return pb.ReportEnrollmentResponse(record_time=timestamp(now))
+        try:
+            await self._enrollments.record_report(report, [event])
+        except RefusalError:
+            self._repeats.withdraw(kind, event)
+            raise
         return pb.ReportEnrollmentResponse(record_time=timestamp(now))
 
 

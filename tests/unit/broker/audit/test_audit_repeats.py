@@ -214,3 +214,33 @@ async def test_windows_are_bounded() -> None:
         await settled()
         assert len(s.stores.database.counts) <= 3
     assert sum(count for kind, count in s.told if kind == "events_coalesced") == 50
+
+
+async def test_what_comes_while_a_first_one_is_written_is_a_repeat() -> None:
+    """A thousand calls at once are one event, whoever of them writes it."""
+    s = Setting()
+    kind = EventKind(WEB1, ("reported", WEB1, "1"), ("reported", WEB1))
+    events = [s.event() for _ in range(1000)]
+    firsts = [event for event in events if s.repeats.begin(kind, event)]
+    assert firsts == events[:1]
+    await asyncio.gather(s.stores.audit.append(firsts), *(s.repeats.record(kind, [event]) for event in events[1:]))
+    assert len(s.stores.database.events) == 1
+    assert [event.count for event in s.stores.database.counts.values()] == [999]
+
+
+async def test_a_first_one_that_was_not_written_takes_no_budget() -> None:
+    """Nor does it hide the next one; what was counted beside it is told."""
+    s = Setting(burst=2)
+    async with s.repeats.running():
+        kinds = [EventKind(WEB1, ("reported", WEB1, str(number)), ("reported", WEB1)) for number in range(3)]
+        for kind in kinds:
+            event = s.event()
+            assert s.repeats.begin(kind, event)
+            s.repeats.withdraw(kind, event)
+        event = s.event()
+        assert s.repeats.begin(kinds[0], event)
+        await s.repeats.record(kinds[0], [s.event()])
+        s.repeats.withdraw(kinds[0], event)
+        await settled()
+        assert s.told == [("events_coalesced", 1)]
+        assert s.repeats.begin(kinds[0], s.event())
