@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker.issuance.outcome import fails_over
-from certplane.broker.model import AuditEventType, OrderState, RevocationReason
+from certplane.broker.model import AuditEventType, DenyEntry, OrderState, RevocationReason
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from tests.fakes.issuer import FakeCa, FakeIssuer
 from tests.support.issuance import World, caller, issue, settle, unavailable
@@ -86,6 +86,24 @@ async def test_an_issuer_that_stays_away_is_left(world: World) -> None:
     (issued,) = (event for event in world.database.events if event.event_type is AuditEventType.CERTIFICATE_ISSUED)
     assert (issued.issuer_name, issued.issuer_directory) == ("second", "https://second.test/dir")
     assert world.meter.total("issuer_failovers") == 1
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["the deny-list alone", "its order was ended too"])
+async def test_an_order_of_whom_is_shut_out_moves_nowhere(world: World, seen: bool) -> None:
+    """While its first issuer is away: the next one never hears of it."""
+    world.issuer.faults.fail_always("create_order", unreachable())
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=timedelta()))
+    await settle()
+    entry, now = DenyEntry(name="web1.test"), world.clock.now()
+    world.database.denied.append(entry)
+    if not seen:
+        world.database.events += world.database.ended_by(entry, now)
+        world.database.end_orders(entry, now)
+    await world.run_on(timedelta(seconds=2))
+    assert world.order.error is not None
+    assert world.order.error.reason is Reason.IDENTITY_REVOKED
+    assert world.others[0].faults.calls == []
 
 
 async def test_a_moment_of_absence_moves_nobody(world: World) -> None:
