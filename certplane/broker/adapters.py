@@ -161,6 +161,9 @@ async def read_directories(
         try:
             return await made.read_directory(timeout)
         except DirectoryError as error:
+            if name != settings.issuer.name:  # adapters know the keys of the default issuer's section
+                message = error.refusal.message.replace("issuer.acme.", f"issuers.{name}.acme.")
+                error.refusal = replace(error.refusal, message=message)
             return error
         finally:
             made.close()

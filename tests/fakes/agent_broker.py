@@ -31,6 +31,7 @@ class FakeBroker:
 
     Attributes:
         states: what a new order passes through before it ends; empty: it is issued at once.
+        trouble: what is in the way of open orders.
         failure: makes new orders end FAILED with it, and `retry_time`.
         errors: raised by the next calls, one each, before they do anything.
         issue_errors: the same for calls that want a certificate.
@@ -41,6 +42,7 @@ class FakeBroker:
 
     def __init__(self, clock: Clock, issuer: LocalIssuer) -> None:
         self.states: list[str] = []
+        self.trouble = ""
         self.failure: Refusal | None = None
         self.retry_time: datetime | None = None
         self.errors: list[CertplaneError] = []
@@ -176,4 +178,5 @@ class FakeBroker:
             certificate=order.certificate,
             error=order.error if failed else None,
             retry_time=order.retry_time if failed else None,
+            trouble="" if failed or state == "ISSUED" else self.trouble,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from tests.fakes.secrets import FakeSecretSource
 from tests.support.broker_files import BrokerFiles
 from tests.support.parts import need_part
 from tests.support.sandbox import ZONES
+from tests.support.scripted_acme import ScriptedAcme
 
 pytestmark = pytest.mark.integration
 
@@ -316,14 +317,25 @@ async def test_servers_that_differ(bind: BindServer, other_bind: BindServer, own
     assert (servers.result, "different versions" in servers.detail) == (PreflightResult.FAILED, True)
 
 
+@pytest.fixture
+def ca(tmp_path: Path) -> Iterator[ScriptedAcme]:
+    with ScriptedAcme(tmp_path) as ca:
+        yield ca
+
+
 async def test_preflight_command(
-    bind: BindServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bind: BindServer,
+    ca: ScriptedAcme,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The command prints each check, one object a line with --json, and its status says whether an order would fail."""
     files = BrokerFiles(tmp_path)
     key = bind.endpoint.key
     monkeypatch.setenv("CLOUDFLARE_API_TOKEN", key.secret)
     acme = files.settings["issuer"]["acme"]
+    acme |= {"directory_url": ca.directory_url, "ca_bundle": str(ca.roots_file)}
     acme["rfc2136"] |= {"server": str(address_of(bind)), "tsig_name": key.name}
     acme["propagation"] = {"nameservers": [str(address_of(bind))]}
     files.write()
@@ -335,6 +347,7 @@ async def test_preflight_command(
     status, shown = await run("--profile", "web", "--json")
     found = [(row["check"], row["subject"], row["result"]) for row in map(yaml.safe_load, shown.splitlines())]
     assert status == 0
+    assert ("directory", f"default ({ca.directory_url})", "ok") in found
     assert ("provider", "_acme-challenge.a.certplane.test", "ok") in found
     assert ("servers", "certplane.test", "ok") in found
     files.settings["issuer"]["acme"]["rfc2136"]["tsig_name"] = "another"

@@ -72,6 +72,17 @@ async def test_a_first_run_gets_and_installs_every_certificate(make_world: MakeW
     assert "web: done: version 1 is in use until" in "\n".join(world.progress.lines)
 
 
+async def test_who_waits_hears_what_is_in_the_way(make_world: MakeWorld) -> None:
+    """A run shows beside the order's state what the broker says that it waits for."""
+    world = make_world()
+    await world.enroll()
+    world.broker.states = ["PENDING", "VALIDATING"]
+    world.broker.trouble = "DNS_UNAVAILABLE: ns2.example lacks the record"
+    assert is_well((await world.agent().run_once())["web"])
+    shown = [line for line in world.progress.lines if "ns2.example lacks the record" in line]
+    assert any("DNS records are written and looked for (DNS_UNAVAILABLE" in line for line in shown)
+
+
 async def test_a_second_run_has_nothing_to_do(make_world: MakeWorld) -> None:
     """What is fresh isn't asked for again."""
     world = make_world()

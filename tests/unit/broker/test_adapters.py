@@ -119,7 +119,14 @@ async def test_zones_have_routes_of_their_own(files: BrokerFiles) -> None:
             id="API in plain HTTP",
         ),
         pytest.param(
-            {"issuer__acme__dns_provider": "httpreq", "issuer__acme__httpreq": {"endpoint": "http://dns.example"}},
+            {
+                "issuer__acme__dns_provider": "httpreq",
+                "issuer__acme__httpreq": {
+                    "endpoint": "http://dns.example",
+                    "username_secret": "dns/user",
+                    "password_secret": "dns/password",
+                },
+            },
             "issuer.acme.httpreq.endpoint",
             id="endpoint in plain HTTP",
         ),
@@ -181,7 +188,7 @@ async def test_check_asks_for_the_directories(
     with ScriptedAcme(tmp_path) as ca:
         ca.fail("GET /directory", *[answer] * 9 if answer else ())
         made = settings(files, issuer__acme__directory_url=ca.directory_url, issuer__acme__ca_bundle=str(ca.roots_file))
-        assert (await check(made, offline=True))[1] == ()
+        assert not any(ca.url in doubt for doubt in (await check(made, offline=True))[1])
         assert ca.requests == []
         if failed:
             with pytest.raises(ConfigurationError) as caught:
@@ -191,7 +198,7 @@ async def test_check_asks_for_the_directories(
             assert f"{ca.directory_url} is no ACME directory" in str(problem)
         else:
             _, doubts = await check(made)
-            assert [ca.directory_url in doubt for doubt in doubts] == ([True] if answer else [])
+            assert sum(ca.directory_url in doubt for doubt in doubts) == bool(answer)
         assert ca.count("GET /directory") == 1
     assert not (files.directory / "account.key").exists()
 
@@ -205,6 +212,7 @@ async def test_check_of_a_directory_where_nobody_is(files: BrokerFiles) -> None:
         "issuer.acme.directory_url",
         "issuers.other.acme.directory_url",
     ]
+    assert "check host and port of issuers.other.acme.directory_url" in caught.value.problems[1].message
 
 
 async def test_preflight_looks_at_the_directory(files: BrokerFiles, tmp_path: Path) -> None:
