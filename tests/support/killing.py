@@ -217,14 +217,14 @@ async def assert_issued_once(deployment: Deployment, leaf: x509.Certificate) -> 
         _, order = await order_of(deployment, leaf)
         return not order.txt_records
 
-    await until(tidy, what="the removal of the order's TXT records")
+    await until(tidy, poll=0.2, what="the removal of the order's TXT records")
 
     async def swept() -> bool:
         names = {name.removeprefix("*.") for name in order.dns_names}
         return not any([await deployment.dns.endpoint.txt(f"_acme-challenge.{name}") for name in names])
 
     # A renewal of the same names that has just ended has its own record there for some seconds: removals wait for company.
-    await until(swept, what="names without TXT records")
+    await until(swept, poll=0.2, what="names without TXT records")
 
 
 async def assert_one_order(deployment: Deployment, leaf: x509.Certificate, order_id: str) -> None:

@@ -25,6 +25,7 @@ from certplane.agent.renewal.health import HealthWord
 from certplane.errors import OperationError
 from tests.support.agent_world import AgentWorld
 from tests.support.bundles import DAY, pem, root
+from tests.support.waiting import HANG
 
 MakeWorld = Callable[..., AgentWorld]
 
@@ -320,7 +321,7 @@ def test_root_looks_as_the_agents_user() -> None:
         os.chown(folder / "state", 65534, 65534)
         (folder / "broker-ca.crt").chmod(0o600)
         command = [sys.executable, "-m", "certplane.agent", "-c", str(folder / "agent.yml"), "check", "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG)
         assert done.returncode == 1, done.stderr
         found = {line["subject"]: line for line in map(json.loads, done.stdout.splitlines())}
         assert found["user"]["text"] == f"looks as user nobody, whom {folder / 'state'} belongs to"

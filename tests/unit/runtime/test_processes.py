@@ -14,7 +14,7 @@ import pytest
 
 from certplane.runtime.processes import OutputTail, reap, reap_as_init, signal_group
 from tests.fakes.clock import ManualClock
-from tests.support.waiting import blocking_until
+from tests.support.waiting import HANG, blocking_until
 
 
 async def test_the_end_of_output_is_kept() -> None:
@@ -73,7 +73,7 @@ def test_the_first_process_of_a_container_leaves_no_zombies(tmp_path: Path) -> N
     script = tmp_path / "first.py"
     script.write_text(_FIRST)
     command = ["unshare", "--fork", "--pid", "--mount-proc", sys.executable, str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     if "unshare failed" in done.stderr or "Operation not permitted" in done.stderr:
         pytest.skip("this machine lets nobody make a namespace")
     assert done.stdout.splitlines() == ["1", "2", "0"], done.stderr
