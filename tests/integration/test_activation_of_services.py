@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from certplane.agent.check import Finding, _service
+from certplane.agent.inspection import Finding, Level, certificate_findings
 from certplane.agent.install.outputs import Outputs
 from certplane.agent.lineage import is_well
 from certplane.agent.model import LineageState, LineageStatus, LineageStep, Version
@@ -87,8 +87,8 @@ class Scene:
     async def check(self) -> Finding:
         """What `check` says of the service."""
         host = self.world.start()
-        finding = await _service(host, host.settings.certificates[0])
-        assert finding is not None
+        found = [finding async for finding in certificate_findings(host, host.settings.certificates[0])]
+        (finding,) = [finding for finding in found if finding.subject == "service of web"]
         return finding
 
     async def versions(self) -> list[Version]:
@@ -130,7 +130,7 @@ async def test_renewed_certificate_is_served(scene: Scene) -> None:
     assert (status.state, status.verified_version) == (LineageState.SERVING, second.number)
     assert (status.served_serial_number, status.served_not_after) == (second.serial_number, second.not_after)
     assert await scene.check() == Finding(
-        "service of web", ok=True, text=f"127.0.0.1:{scene.service.port} serves what is in place"
+        "service of web", Level.OK, text=f"127.0.0.1:{scene.service.port} serves what is in place"
     )
 
 
