@@ -162,8 +162,7 @@ class HostDirectives:
         """See `DirectiveTaker.connected`."""
         for name, status in await self._statuses():
             if is_unreached(status):
-                logger.info("%s: the broker is there again; asking again", name)
-                self._lives[name].try_again()
+                self._try_again(name, "the broker is there again")
 
     async def policy_changed(self, policy_hash: str) -> None:
         """See `DirectiveTaker.policy_changed`."""
@@ -172,8 +171,7 @@ class HostDirectives:
         self._policy_hash = policy_hash
         for name, status in await self._statuses():
             if is_refused_by_policy(status):
-                logger.info("%s: the broker's policy has changed; asking again", name)
-                self._lives[name].try_again()
+                self._try_again(name, "the broker's policy has changed")
         self._on_policy(policy_hash)
 
     async def retry_epoch_changed(self, retry_epoch: str) -> None:
@@ -184,9 +182,15 @@ class HostDirectives:
         for name, status in await self._statuses():
             if status.failures:
                 after = _SPREAD * self._rng.random()
-                logger.info("%s: what failed at the broker may succeed now; asking again in %s", name, after)
-                self._lives[name].try_again(after=after)
+                self._try_again(name, "what failed at the broker may succeed now", after=after)
         self._on_retry_epoch(retry_epoch)
+
+    def _try_again(self, name: str, why: str, *, after: timedelta = timedelta()) -> None:
+        """Said once for each try that comes of it, however often a broker gives a reason."""
+        life = self._lives[name]
+        if not life.wants_again:
+            logger.info("%s: %s; asking again", name, why)
+        life.try_again(after=after)
 
     async def _statuses(self) -> list[tuple[str, LineageStatus]]:
         """What can be read of the lineages; of the rest its own life tells."""

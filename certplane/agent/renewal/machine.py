@@ -31,7 +31,7 @@ AT_REST = frozenset({_S.WAITING, _S.SERVING, _S.DUE, _S.FAILED, _S.DEGRADED, _S.
 _BEGIN = frozenset({_S.REQUESTING, _S.INSTALLING})
 
 FOLLOWS: Mapping[LineageState, frozenset[LineageState]] = {
-    _S.ABSENT: frozenset({_S.DUE, _S.WAITING, _S.ISSUED, _S.INSTALLING}),
+    _S.ABSENT: frozenset({_S.DUE, _S.WAITING, _S.ISSUED, _S.INSTALLING, _S.DEGRADED}),  # see `status.not_shown`
     _S.WAITING: AT_REST | {_S.INSTALLING},
     _S.DUE: AT_REST | _BEGIN,
     _S.REQUESTING: AT_REST | {_S.INSTALLING},

@@ -27,6 +27,7 @@ class Life:
     """A life that is told to wake."""
 
     woken = 0
+    wants_again = False
 
     def wake(self) -> None:
         self.woken += 1
