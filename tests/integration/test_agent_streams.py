@@ -35,6 +35,7 @@ class Taker:
     def __init__(self) -> None:
         self.taken: list[DirectedRenewal] = []
         self.hashes: list[str] = []
+        self.epochs: list[str] = []
 
     async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
         self.taken += renewals
@@ -43,6 +44,9 @@ class Taker:
 
     async def policy_changed(self, policy_hash: str) -> None:
         self.hashes.append(policy_hash)
+
+    async def retry_epoch_changed(self, retry_epoch: str) -> None:
+        self.epochs.append(retry_epoch)
 
 
 class Agent:
@@ -121,7 +125,7 @@ def ca() -> PrivateCa:
 
 
 async def test_each_step_arrives_and_is_acknowledged(ca: PrivateCa, tmp_path: Path) -> None:
-    """What the spool makes is what the broker's checks let in; and welcome tells the policy."""
+    """What the spool makes is what the broker's checks let in; and welcome tells the policy and the retry epoch."""
     async with serve_edge(ca) as edge, agent_of(tmp_path, edge, ca.issue([HOST])) as agent:
         await agent.add(LineageState.WAITING)
         await until(lambda: agent.told)
@@ -134,6 +138,8 @@ async def test_each_step_arrives_and_is_acknowledged(ca: PrivateCa, tmp_path: Pa
         (web,) = [each for each in record.certificates if each.name == "web"]
         assert web.state.value == agent.spool.reports()[-1].certificate.state.value
         assert agent.taker.hashes == [edge.policy.current.hash]
+        (epoch,) = agent.taker.epochs
+        assert epoch
 
 
 async def test_a_rotation_displaces_nothing_of_its_own_and_loses_nothing(ca: PrivateCa, tmp_path: Path) -> None:
