@@ -11,12 +11,21 @@ from collections import Counter
 
 from attacks.target import Target, over
 
-__all__ = ["hellos", "whole"]
+__all__ = ["hellos", "nothing", "whole"]
 
 
 async def hellos(target: Target, seconds: float) -> Counter[str]:
     """Send a ClientHello and hang up, as fast as one process can."""
     return await asyncio.to_thread(_hellos, target, seconds)
+
+
+async def nothing(_target: Target, seconds: float) -> Counter[str]:
+    """Use as much of a processor as any attacker does, and leave the broker alone: what the machine itself costs."""
+    begun, turns = time.monotonic(), 0
+    while not over(begun, seconds):
+        turns += 1
+        await asyncio.sleep(0)
+    return Counter(turns=turns)
 
 
 async def whole(target: Target, seconds: float) -> Counter[str]:

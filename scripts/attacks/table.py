@@ -42,6 +42,7 @@ class Attack:
 
 
 ATTACKS = (
+    Attack("nothing", "no attack: what sharing the processors with so many hostile hosts costs", handshakes.nothing),
     Attack("path-search", "a chain that makes the path search try 128 signatures", paths.run),
     Attack("path-search-denied", "the same of hosts on the deny-list", paths.run, hosts=(1,), denied=True),
     Attack("report-labels", "reports of 100 names of long A-labels", labels.reports),

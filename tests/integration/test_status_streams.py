@@ -18,8 +18,8 @@ from certplane.broker.renewal.model import RenewalCause, RenewalPlan
 from certplane.broker.services.interceptors.allowances import AllowanceSettings
 from certplane.errors import Reason, RefusalError
 from certplane.rpc.status import status_from_refusal
+from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc, renewal_pb2_grpc
 from certplane.v1 import renewal_pb2 as pb
-from certplane.v1 import renewal_pb2_grpc
 from tests.fakes.policy import FakePolicy
 from tests.support.ca import PrivateCa
 from tests.support.calls import Refused, refused
@@ -389,6 +389,32 @@ async def test_a_hello_with_all_that_fits(edge: EdgeServer, host: HostStreamClie
     """What a host with hundreds of certificates has to say after an outage is durable before it is welcome."""
     welcome = await host.hello(reports=[report(number) for number in range(1, 601)])
     assert welcome.acknowledged_sequence == 600
+
+
+@pytest.mark.parametrize("allowances", [replace(GENEROUS, messages_pace=0.5, messages_at_once=10)])
+async def test_a_flood_waits_at_the_host(edge: EdgeServer, host: HostStreamClient) -> None:
+    """What isn't read yet isn't received: a host that floods is stopped by flow control, whatever it has to say."""
+    await host.hello()
+    sent = 0
+
+    async def flood() -> None:
+        nonlocal sent
+        while True:
+            await host.report(last_error="x" * 1900)
+            sent += 1
+
+    flooding = asyncio.create_task(flood())
+    before = -1
+    while before != sent:  # until nothing more goes out for as long as a hundred other calls take
+        before = sent
+        async with edge.channel(edge.ca.issue(["web2.example"])) as channel:
+            for _ in range(100):
+                await enrollment_pb2_grpc.EnrollmentServiceStub(channel).GetIdentity(
+                    enrollment_pb2.GetIdentityRequest(), timeout=HANG
+                )
+    assert sent < 200  # some 64 KiB on either side; grpc's own windows would have taken thousands
+    assert not flooding.done()
+    flooding.cancel()
 
 
 async def test_a_refusal_while_a_message_goes_out(edge: EdgeServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,6 +56,10 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_connection_age_ms", 4 * 60 * _MINUTE_MS),
     ("grpc.max_connection_age_grace_ms", 11 * _MINUTE_MS),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # What a stream may send ahead of its reader: one message of the largest size. By itself grpc widens this to
+    # megabytes for whoever sends fast, so that a flood would be received in full before it is slowed down.
+    ("grpc.http2.lookahead_bytes", MAX_MESSAGE_BYTES),
+    ("grpc.http2.bdp_probe", 0),
     # Per connection; what is above it queues at the client.
     ("grpc.max_concurrent_streams", 128),
     # Above 8 KiB a request may be, above 16 KiB it is refused with RESOURCE_EXHAUSTED.
