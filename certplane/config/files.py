@@ -134,7 +134,7 @@ def _check_service_key(path: Path, at: ConfigurationProblem | None, status: os.s
     if status.st_uid not in {os.geteuid(), 0} and not by_root:
         raise _error(path, at, f"belongs to another user ({_user(status.st_uid)})", _as_user(status.st_uid))
     ours = by_root or status.st_gid in {os.getegid(), *os.getgroups()}
-    shared = status.st_uid == 0 and ours
+    shared = status.st_uid == 0 != status.st_gid and ours  # root's own group is no service's
     if mode & _OTHERS & ~(stat.S_IRGRP if shared else 0):
         raise _error(path, at, f"can be accessed by others (mode {mode:04o})", private_remedy(path, status))
 
@@ -171,7 +171,7 @@ def _describe(error: OSError | ValueError) -> tuple[str, str]:
         case errno.EACCES | errno.EPERM:
             return (
                 "can't be read by this user",
-                "give the program's user the right to read it, and run the command as that user (sudo -u)",
+                "give the program's user the right to read it",
             )
         case errno.ELOOP:
             return "is a symbolic link, or a loop of them", "give the path of the file itself"

@@ -199,6 +199,7 @@ async def test_root_is_told_that_it_is_root(files: BrokerFiles, monkeypatch: pyt
         pytest.param(0, 42, 0o640, 996, [996, 42], True, id="root's-for-another-group-of-the-service"),
         pytest.param(0, 42, 0o640, 996, [996], False, id="root's-for-a-group-of-others"),
         pytest.param(996, 996, 0o640, 996, [996], False, id="the-service's-own-for-its-group"),
+        pytest.param(0, 0, 0o640, 0, [0], False, id="root's-for-its-own-group"),
         pytest.param(0, 996, 0o660, 996, [996], False, id="writable-by-the-group"),
         pytest.param(0, 996, 0o644, 996, [996], False, id="readable-by-all"),
         pytest.param(0, 996, 0o644, 0, [], False, id="readable-by-all-to-root"),
