@@ -26,7 +26,7 @@ from tests.support.agent_world import AgentWorld
 from tests.support.lineages import LocalIssuer, read_leaf, standing_pair
 from tests.support.parts import need_part
 from tests.support.tls_services import Haproxy, Nginx, TlsService, served_serial
-from tests.support.waiting import no_hang
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -91,6 +91,14 @@ class Scene:
         (finding,) = [finding for finding in found if finding.subject == "service of web"]
         return finding
 
+    async def serves(self, version: Version) -> None:
+        """Wait until clients get it: a worker from before a reload may take a last connection after the first look."""
+
+        async def served() -> bool:
+            return await served_serial(self.service.port) == version.serial_number
+
+        await until(served, what=f"version {version.number} served")
+
     async def versions(self) -> list[Version]:
         return [version for version in await self.world.versions("web") if version.number]
 
@@ -126,7 +134,8 @@ async def test_renewed_certificate_is_served(scene: Scene) -> None:
     """After a renewal clients get the new certificate, and the status knows it by its serial number."""
     status = await scene.renew()
     first, second = await scene.versions()
-    assert first.serial_number != second.serial_number == await served_serial(scene.service.port)
+    assert first.serial_number != second.serial_number
+    await scene.serves(second)
     assert (status.state, status.verified_version) == (LineageState.SERVING, second.number)
     assert (status.served_serial_number, status.served_not_after) == (second.serial_number, second.not_after)
     assert await scene.check() == Finding(
@@ -151,7 +160,7 @@ async def test_row_21_row_22_reload_that_is_refused(scene: Scene) -> None:
     scene.world.broker.calls.clear()
     scene.world.clock.advance(7 * HOUR)
     assert (await scene.run()).state is LineageState.SERVING
-    assert await served_serial(scene.service.port) == second.serial_number
+    await scene.serves(second)
     assert "issue" not in scene.world.broker.calls
 
 
@@ -169,9 +178,7 @@ async def test_service_that_goes_on_with_the_old_one(scene: Scene) -> None:
     scene.world.clock.advance(7 * HOUR)
     assert (await scene.run()).state is LineageState.SERVING
     assert scene.installed() == second.serial_number
-    async with no_hang():  # a worker from before the reload may take a last connection
-        while await served_serial(scene.service.port) != second.serial_number:
-            pass
+    await scene.serves(second)
 
 
 async def test_service_that_never_answers(scene: Scene) -> None:
@@ -187,7 +194,7 @@ async def test_service_that_never_answers(scene: Scene) -> None:
     scene.configure()
     scene.world.clock.advance(7 * HOUR)
     assert (await scene.run()).state is LineageState.SERVING
-    assert await served_serial(scene.service.port) == second.serial_number
+    await scene.serves(second)
 
 
 async def test_service_that_was_killed(scene: Scene) -> None:
@@ -199,7 +206,7 @@ async def test_service_that_was_killed(scene: Scene) -> None:
     assert status.state is LineageState.DEGRADED
     assert scene.installed() == second.serial_number
     await scene.service.start()
-    assert await served_serial(scene.service.port) == second.serial_number
+    await scene.serves(second)
     scene.configure()
     scene.world.clock.advance(7 * HOUR)
     assert (await scene.run()).state is LineageState.SERVING
@@ -241,4 +248,4 @@ async def test_service_that_drifted_is_reloaded_once(scene: Scene) -> None:
     scene.world.clock.advance(7 * HOUR)
     status = await scene.run()
     assert (status.state, status.verified_version) == (LineageState.SERVING, second.number)
-    assert await served_serial(scene.service.port) == second.serial_number
+    await scene.serves(second)
