@@ -72,7 +72,8 @@ GENEROUS = {
     "rate_limits": UNLIMITED,
     "server": {"calls_per_identity_per_second": 1000, "calls_burst": 1000},
 }
-SMALL_DISK = 1 << 20
+SMALL_DISK = 4 << 20
+"""Room for the database, for the megabyte of log that is copied into it at once, and for what is made after the ballast."""
 UNWRITABLE = (Reason.AUDIT_UNAVAILABLE, Reason.STORE_UNAVAILABLE)
 """An order and its events are one transaction: whichever of them the disk refused first gives the reason."""
 
