@@ -30,7 +30,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, NameOID
-from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from cryptography.x509.verification import (
+    Criticality,
+    ExtensionPolicy,
+    Policy,
+    PolicyBuilder,
+    Store,
+    VerificationError,
+)
 
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.pki.bundle import BundleError, CaBundle
@@ -283,7 +290,8 @@ def _verify_path(leaf: x509.Certificate, chain_pem: bytes, bundle: TrustBundle, 
     intermediates = _leading(chain_pem, bundle) if chain_pem.strip() else ()
     try:
         _check_named(leaf)
-        verifier = PolicyBuilder().store(bundle.store).time(now).max_chain_depth(_MAX_DEPTH).build_client_verifier()
+        policy = PolicyBuilder().extension_policies(ca_policy=_CA_EXTENSIONS, ee_policy=_LEAF_EXTENSIONS)
+        verifier = policy.store(bundle.store).time(now).max_chain_depth(_MAX_DEPTH).build_client_verifier()
         path = verifier.verify(leaf, list(intermediates)).chain
         identity = _identity(leaf)
     except RefusalError:
@@ -299,6 +307,30 @@ def _verify_path(leaf: x509.Certificate, chain_pem: bytes, bundle: TrustBundle, 
         not_after=min(certificate.not_valid_after_utc for certificate in path),
         anchor=anchor_of(path[-1]),
     )
+
+
+def _check_constraints(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
+    if not constraints.ca:
+        raise ValueError("no CA")
+
+
+def _check_key_usage(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError("not for signing certificates")
+
+
+_CA_EXTENSIONS = (
+    ExtensionPolicy.webpki_defaults_ca()
+    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _check_constraints)
+    .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _check_key_usage)
+    .may_be_present(x509.AuthorityKeyIdentifier, Criticality.AGNOSTIC, None)
+)
+"""Of the CAs on a path, as RFC 5280 6.1.4 asks for it: `cryptography`'s own rules, which are those of public CAs, want
+keyUsage, criticality and key identifiers that internal CAs often lack (openssl's roots have no keyUsage, easy-rsa's no
+critical basicConstraints)."""
+_LEAF_EXTENSIONS = ExtensionPolicy.webpki_defaults_ee().may_be_present(
+    x509.AuthorityKeyIdentifier, Criticality.AGNOSTIC, None
+)
 
 
 def anchor_of(certificate: x509.Certificate) -> str:
