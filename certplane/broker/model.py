@@ -195,7 +195,7 @@ class OrderDraft:
     identity_serial: str = ""
     replaces_certificate_id: str = ""
     identity_issuer: str = ""
-    """With `identity_serial`, the identity's certificate that asked; empty in orders of before release 0.3."""
+    """With `identity_serial`, the identity's certificate that asked; empty in rows of before it was kept."""
     identity_anchor: str = ""
     """The CA of the bundle that it led to."""
     cause: OrderCause = OrderCause.ORDINARY
@@ -553,6 +553,9 @@ class AuditEvent:
     cert_not_before: datetime | None = None
     cert_not_after: datetime | None = None
     cache_result: str = ""
+    cause: str = ""
+    """Of an order: `OrderCause`."""
+    replaces_certificate_id: str = ""
     count: int = 0
 
     def record(self) -> dict[str, Any]:

@@ -323,6 +323,69 @@ async def test_what_was_asked_for_once_is_taken_once(
     assert (await store.open_order(public_key_sha256="key-2", **facts)).cause is OrderCause.ORDINARY
 
 
+@pytest.mark.parametrize(("named", "taken"), [("", True), ("certificate-2", False)], ids=["unnamed", "another"])
+async def test_an_order_that_names_nothing_takes_what_was_wanted_by_then(
+    store: StoreHarness, named: str, taken: bool
+) -> None:
+    """Else each certificate would be worth two renewals; one that names another certificate takes that one alone."""
+    wanted: dict[str, Any] = {"cause": OrderCause.DUE, "ask_time": store.clock.now()}
+    store.clock.advance(timedelta(seconds=1))
+    await store.issue(key="key-1", replaces_certificate_id=named, **wanted)
+    order = await store.open_order(public_key_sha256="key-2", replaces_certificate_id="certificate-1", **wanted)
+    assert order.cause is (OrderCause.ORDINARY if taken else OrderCause.DUE)
+
+
+async def test_why_an_order_is_wanted_is_in_the_event_that_authorised_it(store: StoreHarness) -> None:
+    """As the store has judged it, and what it replaces: an auditor asks why."""
+    wanted: dict[str, Any] = {"cause": OrderCause.OPERATOR, "ask_time": store.clock.now()}
+    store.clock.advance(timedelta(seconds=1))
+    for key in ("key-1", "key-2"):
+        one = draft(public_key_sha256=key, replaces_certificate_id="certificate-1", **wanted)
+        await store.stores.orders.open_order(one, NO_LIMITS, [store.event()])
+    recorded = await store.stores.audit.tail(10)
+    assert [record["cause"] for record in recorded] == ["operator", "ordinary"]
+    assert {record["replaces_certificate_id"] for record in recorded} == {"certificate-1"}
+
+
+async def test_no_limit_is_too_high_to_be_counted_to(store: StoreHarness) -> None:
+    """Beyond what a database takes for a number, too."""
+    limits = DurableLimits(**dict.fromkeys(DurableLimits.__dataclass_fields__, 10**30))
+    await store.open_order(limits=limits)
+    await store.open_order(public_key_sha256="key-b", limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("limits", "window"),
+    [
+        pytest.param(DurableLimits(per_identity_per_hour=1), HOUR, id="an hour"),
+        pytest.param(DurableLimits(new_keys_per_identity_profile_per_day=1), 24 * HOUR, id="a day"),
+        pytest.param(DurableLimits(certificates_per_name_set_per_week=1), 7 * 24 * HOUR, id="a week"),
+    ],
+)
+async def test_what_a_clock_that_was_ahead_has_dated_does_not_count_for_good(
+    store: StoreHarness, limits: DurableLimits, window: timedelta
+) -> None:
+    """A little ahead it counts as ever; of far ahead nothing is known."""
+    store.clock.advance(timedelta(minutes=30))
+    await store.open_order(limits=limits)
+    store.clock.advance(-timedelta(minutes=30))
+    late = draft(public_key_sha256="key-b")
+    refusal = await refused(store.stores.orders.open_order(late, limits, []))
+    assert refusal.retry_after == window + timedelta(minutes=30)
+    store.clock.advance(-timedelta(days=30))
+    assert (await store.stores.orders.open_order(late, limits, [])).created
+
+
+async def test_a_failure_that_a_clock_ahead_has_dated_does_not_answer_for_good(store: StoreHarness) -> None:
+    """Its CA's word was for an hour, and not for a year and an hour."""
+    store.clock.advance(timedelta(days=365))
+    order = await store.open_order()
+    failed = OrderChange(state=OrderState.FAILED, error=REFUSAL, retry_time=store.clock.now() + HOUR)
+    await store.stores.orders.change_order(order.order_id, failed)
+    store.clock.advance(-timedelta(days=365))
+    assert (await store.stores.orders.open_order(draft(), NO_LIMITS, [])).created
+
+
 async def test_what_its_holder_has_revoked_is_replaced_from_the_cas_budget(store: StoreHarness) -> None:
     """Its own limits don't hold it up; the certificates of the name set do, of which one is kept for it."""
     limits = DurableLimits(9, 9, 1, 1, 1, 1, 1)
@@ -342,8 +405,9 @@ async def test_a_refusal_names_each_limit_its_value_and_its_end(store: StoreHarn
     assert refusal.message == (
         "the broker's limit is reached: rate_limits.per_identity_per_hour (at most 1 in an hour), "
         "rate_limits.certificates_per_name_set_per_week (at most 1 in a week); the next is possible at "
-        "2026-11-30T12:00:00Z; a renewal that is due, or that an operator asks for (`certplanectl renew`), isn't held "
-        "up by it"
+        "2026-11-30T12:00:00Z; the week is of exactly these names, whichever hosts have them, as public CAs count (set "
+        "it to what the CA allows, 0 for no limit); a renewal that is due, or that an operator asks for "
+        "(`certplanectl renew`), isn't held up by it"
     )
     assert [violation.description for violation in refusal.violations] == [
         "at most 1 in an hour, until 2026-11-23T13:00:00Z",

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from certplane.broker.fleet.model import CertificateState, HostRecord, HostStream, RequestedRenewal, StatusReport
 from certplane.broker.fleet.ports import RecordedReports
+from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
 from certplane.broker.model import (
     AuditEvent,
@@ -25,7 +26,7 @@ from certplane.broker.model import (
     RevocationReason,
 )
 from certplane.broker.policy.first_use import Verdict, activated, contested, judge
-from certplane.broker.policy.limits import DAY, Counted, ReachedLimit, limit_refusal, limits_on
+from certplane.broker.policy.limits import AHEAD, DAY, Counted, ReachedLimit, limit_refusal, limits_on
 from certplane.broker.ports import CertificateQuery, DurableLimits, OpenedOrder, OrderChange, PruneBefore
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.clock import Clock
@@ -65,7 +66,7 @@ class FakeOrderStore:
                 return OpenedOrder(joined, created=False)
             if use is not None and use.spent:
                 raise RefusalError(Reason.KEY_REUSED, "the key can't be used")
-            draft = replace(draft, cause=self._cause(draft))
+            draft = replace(draft, cause=self._cause(draft, now))
             self._check_limits(draft, limits, now)
             order = Order(
                 **{field.name: getattr(draft, field.name) for field in fields(OrderDraft)},
@@ -74,11 +75,11 @@ class FakeOrderStore:
                 update_time=now,
             )
             events = [event if event.order_id else replace(event, order_id=order.order_id) for event in events]
+            events = because(order, events)
             spill = self._db._check_audit(events)
             self._db.orders[order.order_id] = order
             self._db.keys.setdefault(draft.public_key_sha256, KeyUse(draft.identity, blocked=False))
-            named = [event if event.order_id else replace(event, order_id=order.order_id) for event in events]
-            (self._db.spilled if spill else self._db.events).extend(named)
+            (self._db.spilled if spill else self._db.events).extend(events)
             self._db.commits += 1
         return OpenedOrder(order, created=True)
 
@@ -160,30 +161,36 @@ class FakeOrderStore:
                     order.state is OrderState.FAILED
                     and order.retry_time is not None
                     and order.retry_time > now
+                    and order.update_time <= now + AHEAD
                     and still_answers(order, draft)
                 )
             ):
                 return order
         return None
 
-    def _cause(self, draft: OrderDraft) -> OrderCause:
+    def _cause(self, draft: OrderDraft, now: datetime) -> OrderCause:
         """What another order has taken already is asked for no more."""
         if not (draft.cause.asked_for or draft.cause is OrderCause.WITHDRAWN):
             return draft.cause
-        taken = any(
-            order.replaces_certificate_id == draft.replaces_certificate_id
-            if draft.replaces_certificate_id
-            else order.profile == draft.profile and draft.ask_time is not None and order.create_time > draft.ask_time
-            for order in self._db.orders.values()
-            if order.identity == draft.identity and _is_certificate(order)
-        )
+
+        def took(order: Order) -> bool:
+            if draft.replaces_certificate_id and order.replaces_certificate_id == draft.replaces_certificate_id:
+                return True
+            asked = draft.ask_time
+            since = asked is not None and asked < order.create_time <= now + AHEAD
+            unnamed = order.cause.asked_for and not order.replaces_certificate_id
+            return since and order.profile == draft.profile and (unnamed or not draft.replaces_certificate_id)
+
+        mine = (order for order in self._db.orders.values() if order.identity == draft.identity)
+        taken = any(took(order) for order in mine if _is_certificate(order))
         return OrderCause.ORDINARY if taken else draft.cause
 
     def _check_limits(self, draft: OrderDraft, limits: DurableLimits, now: datetime) -> None:
         reached = []
         for limit in limits_on(draft.cause, limits):
             counted = self._counted(limit.counted, draft, now)
-            inside = sorted(time for time in counted if time > now - limit.window)
+            ahead = min(limit.window, AHEAD)
+            inside = sorted(time for time in counted if now - limit.window < time <= now + ahead)
             if len(inside) >= limit.most:
                 frees = inside[len(inside) - limit.most] + limit.window if limit.most else now + limit.window
                 reached.append(ReachedLimit(limit, frees))

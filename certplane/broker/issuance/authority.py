@@ -226,9 +226,12 @@ class RegistrationAuthority:
                 break  # else an order has brought a certificate since the cache was asked: look again
         if flight is None:
             self._authorisation.check_uncontested(caller)
-            claimed = await self._wants.claim(draft, asked.replaced)
+            claim = await self._wants.claim(draft, asked.replaced)
             authorised = (events.received(), events.authorized("miss", draft.issuer))
-            opened, flight = await self._dispatcher.open(claimed, authorised)
+            try:
+                opened, flight = await self._dispatcher.open(claim.draft, authorised)
+            except RefusalError as error:
+                raise self._wants.hasten(error, claim) from None
             if opened.created and flight is not None:
                 self._count(asked, "opened")
                 self._ports.meter.count(measures.ORDERS_OPENED, cause=opened.order.cause.value)

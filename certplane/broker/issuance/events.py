@@ -7,7 +7,8 @@ have, so a refused request is one event.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -28,7 +29,7 @@ from certplane.errors import Reason, Refusal
 from certplane.pki.csr import CertificateRequest
 from certplane.runtime.clock import Clock
 
-__all__ = ["CallEvents", "EventFactory", "OrderEvents", "denied_order"]
+__all__ = ["CallEvents", "EventFactory", "OrderEvents", "because", "denied_order"]
 
 _LONGEST_QUOTE = 100
 """Characters of what a caller sent that is part of an event though nothing checked it."""
@@ -259,6 +260,17 @@ class OrderEvents:
         )
 
 
+def because(order: Order, events: Sequence[AuditEvent]) -> Sequence[AuditEvent]:
+    """What authorised the new order, with why it is wanted: only the store knows whether that was taken already."""
+    cause, replaced = order.cause.value, order.replaces_certificate_id
+    return [
+        replace(event, cause=cause, replaces_certificate_id=replaced)
+        if event.event_type is AuditEventType.CERTIFICATE_AUTHORIZED
+        else event
+        for event in events
+    ]
+
+
 def denied_order(order: Order, refusal: Refusal, time: datetime) -> AuditEvent:
     """The order was ended because an operator has shut its identity out.
 
@@ -288,6 +300,8 @@ def _of_order(order: Order) -> dict[str, Any]:
         "csr_public_key_sha256": order.public_key_sha256,
         "csr_dns_names": order.dns_names,
         "order_id": order.order_id,
+        "cause": order.cause.value,
+        "replaces_certificate_id": order.replaces_certificate_id,
     }
 
 

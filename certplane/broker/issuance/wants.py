@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
 from certplane.broker.issuance import measures
 from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.outcome import cap_pause
 from certplane.broker.model import Caller, CertificateRecord, OrderCause, OrderDraft
 from certplane.broker.ports import CertificateQuery, Meter
-from certplane.errors import Refusal
+from certplane.errors import Reason, Refusal, RefusalError
 
-__all__ = ["LimitsTold", "Wants"]
+__all__ = ["Claim", "LimitsTold", "Wants"]
 
 logger = logging.getLogger(__name__)
 
 _MOST_TOLD: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An order as it is wanted, and the certificate that it is the renewal of, if any."""
+
+    draft: OrderDraft
+    certificate: CertificateRecord | None = None
 
 
 class Wants:
@@ -32,27 +41,47 @@ class Wants:
     def __init__(self, ports: IssuancePorts) -> None:
         self._ports = ports
 
-    async def claim(self, draft: OrderDraft, replaced: CertificateRecord | None) -> OrderDraft:
+    async def claim(self, draft: OrderDraft, replaced: CertificateRecord | None) -> Claim:
         """The draft with its cause, and since when it is asked for.
 
         A caller that doesn't say what it replaces (a service, a host that lost its state) renews the newest that it has
-        of the profile, if that is revoked, due or asked for; else it has another certificate beside it.
+        of the profile, if that is revoked, due or asked for; else it has another certificate beside it. What has ended
+        is in use no more where a newer one followed it: else old ones would be worth a renewal each.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.
         """
         now = self._ports.clock.now()
-        certificate = replaced or await self._newest(draft)
-        if certificate is None:
-            return draft
+        certificate = replaced
+        if certificate is None or certificate.not_after <= now:
+            certificate = await self._newest(draft)
+        if certificate is None or (replaced is not None and certificate.certificate_id != replaced.certificate_id):
+            return Claim(draft)
         if certificate.revoke_time is not None:
             cause = OrderCause.WITHDRAWN if certificate.withdrawn else OrderCause.REVOKED
-            return replace(draft, cause=cause, ask_time=certificate.revoke_time)
+            return Claim(replace(draft, cause=cause, ask_time=certificate.revoke_time), certificate)
         wanted = await self._ports.renewals.wanted(certificate, now)
         if wanted is not None:
-            return replace(draft, cause=wanted[0], ask_time=wanted[1])
+            return Claim(replace(draft, cause=wanted[0], ask_time=wanted[1]), certificate)
         early = replaced is not None and _is_far_from_due(replaced, now)
-        return replace(draft, cause=OrderCause.EARLY) if early else draft
+        return Claim(replace(draft, cause=OrderCause.EARLY) if early else draft, certificate)
+
+    def hasten(self, error: RefusalError, claim: Claim) -> RefusalError:
+        """RATE_LIMITED as `claim` meets it: its certificate may be due before the limit has room again.
+
+        Nor does anybody wait for more than half of the life that is left.
+        """
+        refusal, certificate = error.refusal, claim.certificate
+        if refusal.reason is not Reason.RATE_LIMITED or refusal.retry_after is None or certificate is None:
+            return error
+        now = self._ports.clock.now()
+        due = self._ports.renewals.renew_time(certificate)
+        waits = certificate.revoke_time is None and not claim.draft.cause.asked_for
+        message, pause = refusal.message, refusal.retry_after
+        if waits and now < due < now + pause:
+            message, pause = f"{message}; this one is due at {due:%Y-%m-%dT%H:%M:%SZ}", due - now
+        pause = cap_pause(pause, certificate.not_after - now)
+        return RefusalError.of(replace(refusal, message=message, retry_after=pause))
 
     async def _newest(self, draft: OrderDraft) -> CertificateRecord | None:
         query = CertificateQuery(draft.identity, profile=draft.profile, limit=1)

@@ -24,6 +24,8 @@ from certplane.errors import Reason, RefusalError, Violation
 HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(days=1)
 WEEK: Final = timedelta(days=7)
+AHEAD: Final = DAY
+"""How far ahead an order's time may be: of more, the clock was set back since, and it must not count for a year."""
 
 _KEPT: Final = 1
 """Certificates of a name set and week that are kept for what was revoked: a public CA issues five."""
@@ -104,6 +106,11 @@ def limit_refusal(reached: Sequence[ReachedLimit], cause: OrderCause, now: datet
     message = f"the broker's limit is reached: {said}; the next is possible at {frees:%Y-%m-%dT%H:%M:%SZ}"
     if cause is OrderCause.EARLY:
         message = f"the certificate is far from due, and {message}"
+    if any(one.limit.counted is Counted.CERTIFICATES_OF_NAMES for one in reached):
+        message += (
+            "; the week is of exactly these names, whichever hosts have them, as public CAs count (set it to what the "
+            "CA allows, 0 for no limit)"
+        )
     if not cause.asked_for:
         message += "; a renewal that is due, or that an operator asks for (`certplanectl renew`), isn't held up by it"
     return RefusalError(

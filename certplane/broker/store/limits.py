@@ -13,7 +13,7 @@ from typing import Final
 from sqlalchemy import BindParameter, and_, bindparam, func, or_, select, text
 
 from certplane.broker.model import OrderCause, OrderDraft
-from certplane.broker.policy.limits import DAY, Counted, Limit, ReachedLimit, limit_refusal, limits_on
+from certplane.broker.policy.limits import AHEAD, DAY, Counted, Limit, ReachedLimit, limit_refusal, limits_on
 from certplane.broker.ports import DurableLimits
 from certplane.broker.store.rows import from_micros, names_sha256, to_micros
 from certplane.broker.store.schema import orders
@@ -22,6 +22,8 @@ from certplane.broker.store.statements import Compiler
 
 __all__ = ["LimitCheck"]
 
+_MOST: Final = 2**31
+"""Rows: a higher limit is never reached, and no number for a database."""
 _ASKED_FOR: Final = tuple(str(cause) for cause in OrderCause if cause.asked_for)
 
 
@@ -30,12 +32,13 @@ class LimitCheck:
 
     def __init__(self, compiler: Compiler) -> None:
         time, cause = orders.c.create_time, orders.c.cause
-        mine = (orders.c.identity == bindparam("identity"), time > bindparam("since"))
+        inside = (time > bindparam("since"), time <= bindparam("until"))
+        mine = (orders.c.identity == bindparam("identity"), *inside)
         same_profile = (*mine, orders.c.profile == bindparam("profile"))
         asked_for = or_(*(cause == each for each in _ASKED_FOR))
         unasked = and_(*(cause != each for each in _ASKED_FOR))
         spent = text("(end_time IS NULL OR finalize_time IS NOT NULL)")  # word for word the index's condition
-        same_names = (orders.c.names_sha256 == bindparam("names_sha256"), time > bindparam("since"))
+        same_names = (orders.c.names_sha256 == bindparam("names_sha256"), *inside)
         nth: BindParameter[int] = bindparam("nth")
         newest = select(time).order_by(time.desc()).limit(1).offset(nth)
         last_use = func.max(time)
@@ -74,18 +77,27 @@ class LimitCheck:
             )
         )
         self._since = compiler(any_order.where(*same_profile, spent))
+        self._since_unnamed = compiler(
+            any_order.where(*same_profile, spent, asked_for, orders.c.replaces_certificate_id == "")
+        )
 
-    def cause(self, session: Session, draft: OrderDraft) -> OrderCause:
-        """Why the order is wanted: what another one has taken already is asked for no more."""
+    def cause(self, session: Session, draft: OrderDraft, now: datetime) -> OrderCause:
+        """Why the order is wanted: what another one has taken already is asked for no more.
+
+        One that doesn't say what it replaces has taken whatever was wanted by then.
+        """
         if not (draft.cause.asked_for or draft.cause is OrderCause.WITHDRAWN):
             return draft.cause
         values: dict[str, object] = {"identity": draft.identity, "profile": draft.profile}
         if draft.replaces_certificate_id:
             values["replaces_certificate_id"] = draft.replaces_certificate_id
             taken = session.one(self._replaced, values) or session.one(self._being_replaced, values)
+            since = self._since_unnamed
         else:
-            asked = draft.ask_time
-            taken = None if asked is None else session.one(self._since, {**values, "since": to_micros(asked)})
+            taken, since = None, self._since
+        if taken is None and draft.ask_time is not None:
+            span = {"since": to_micros(draft.ask_time), "until": to_micros(now + AHEAD)}
+            taken = session.one(since, {**values, **span})
         return draft.cause if taken is None else OrderCause.ORDINARY
 
     def check(self, session: Session, draft: OrderDraft, limits: DurableLimits, now: datetime) -> None:
@@ -101,7 +113,8 @@ class LimitCheck:
             "public_key_sha256": draft.public_key_sha256,
         }
         applying = limits_on(draft.cause, limits)
-        if session.one(self._known_key, {**values, "since": to_micros(now - DAY)}) is not None:
+        today = {"since": to_micros(now - DAY), "until": to_micros(now + AHEAD)}
+        if session.one(self._known_key, {**values, **today}) is not None:
             applying = tuple(limit for limit in applying if limit.counted is not Counted.KEYS_OF_PROFILE)
         reached = [hit for limit in applying if (hit := self._reached(session, limit, values, now)) is not None]
         if reached:
@@ -110,6 +123,11 @@ class LimitCheck:
     def _reached(self, session: Session, limit: Limit, values: dict[str, object], now: datetime) -> ReachedLimit | None:
         if limit.most <= 0:  # no place will ever be free: the time says no more than "not soon"
             return ReachedLimit(limit, now + limit.window)
-        values = {**values, "since": to_micros(now - limit.window), "nth": limit.most - 1}
-        row = session.one(self._statements[limit.counted.name], values)
+        ahead = min(limit.window, AHEAD)
+        span = {
+            "since": to_micros(now - limit.window),
+            "until": to_micros(now + ahead),
+            "nth": min(limit.most, _MOST) - 1,
+        }
+        row = session.one(self._statements[limit.counted.name], {**values, **span})
         return None if row is None else ReachedLimit(limit, from_micros(row[0]) + limit.window)

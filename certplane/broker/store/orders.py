@@ -13,6 +13,7 @@ from typing import Final
 
 from sqlalchemy import bindparam, func, select, text, update
 
+from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
 from certplane.broker.model import (
     AuditEvent,
@@ -22,6 +23,7 @@ from certplane.broker.model import (
     OrderDraft,
     OrderState,
 )
+from certplane.broker.policy.limits import AHEAD
 from certplane.broker.ports import DurableLimits, OpenedOrder, OrderChange
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
@@ -86,7 +88,12 @@ class SqlOrderStore:
         self._by_id = compiler(row.where(orders.c.order_id == bindparam("order_id")))
         self._open_one = compiler(row.where(*same_work, orders.c.end_time.is_(None)))
         self._failed = compiler(
-            row.where(*same_work, orders.c.state == bindparam("failed"), orders.c.retry_time > bindparam("now"))
+            row.where(
+                *same_work,
+                orders.c.state == bindparam("failed"),
+                orders.c.retry_time > bindparam("now"),
+                orders.c.update_time <= bindparam("until"),
+            )
             .order_by(orders.c.create_time.desc(), orders.c.order_id.desc())
             .limit(_MOST_FAILED)
         )
@@ -134,11 +141,11 @@ class SqlOrderStore:
                 return Done(OpenedOrder(joined, created=joined.order_id == fresh.order_id), audited=False)
             if known is not None and known[2] is not None:
                 raise RefusalError(Reason.KEY_REUSED, "this key can't be used: make a new one")
-            order = replace(fresh, cause=self._limits.cause(session, draft))
+            order = replace(fresh, cause=self._limits.cause(session, draft, now))
             self._limits.check(session, order, limits, now)
             session.execute(self._insert, self._insert.arguments(order_values(order)))
             session.execute(self._insert_key, (draft.public_key_sha256, draft.identity, to_micros(now)))
-            return Done(OpenedOrder(order, created=True))
+            return Done(OpenedOrder(order, created=True), events=self._audit.encode(because(order, named)))
 
         return await self._writer.write(change, self._audit.encode(named))
 
@@ -226,6 +233,7 @@ class SqlOrderStore:
             "replaces_certificate_id": draft.replaces_certificate_id,
             "failed": str(OrderState.FAILED),
             "now": to_micros(now),
+            "until": to_micros(now + AHEAD),
         }
         row = session.one(self._open_one, values)
         if row is not None:

@@ -13,6 +13,7 @@ from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import CertificateRecord, OrderCause, OrderState, Profile, RevocationReason
+from certplane.broker.ports import DurableLimits
 from certplane.broker.renewal.model import RenewalCause, RenewalPlan
 from certplane.broker.settings import RateLimitSettings
 from certplane.errors import Reason, Refusal, RefusalError
@@ -21,6 +22,7 @@ from tests.support.issuance import World, caller, csr, issue
 HOST = "web1.test"
 DEFAULTS = RateLimitSettings().durable_limits
 MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
 
@@ -190,6 +192,111 @@ async def test_renewing_what_is_not_due_does_not_burn_the_cas_limit(keys: list[s
                 record = await certificate(authority, issue(next(turns), replaces=replaced.certificate_id))
         world.clock.advance(DAY - MINUTE)
     assert len(world.orders) <= 4
+
+
+async def test_certificates_of_long_ago_are_no_store_of_due_renewals() -> None:
+    """Attack: a service never says what it replaces; later each of its old certificates is renewed at once, as due."""
+    world = world_()
+    authority = await world.started()
+    held = [await certificate(authority, issue("key-0"))]
+    for number in range(1, 9):
+        world.clock.advance(held[-1].renew_time - world.clock.now() + MINUTE)
+        held.append(await certificate(authority, issue(f"key-{number}")))
+        assert world.orders[-1].cause is OrderCause.DUE
+    before = len(world.orders)
+    for number, old in enumerate(held[:-1], 9):
+        with contextlib.suppress(RefusalError):
+            await certificate(authority, issue(f"key-{number}", replaces=old.certificate_id))
+    assert {order.cause for order in world.orders[before:]} == {OrderCause.ORDINARY}
+    assert len(world.orders) - before <= 2
+
+
+async def test_several_lineages_of_one_profile_are_each_renewed_when_due() -> None:
+    """An RSA and an EC certificate of one profile, say: each is in use, and each renewal is its own."""
+    world = world_()
+    authority = await world.started()
+    held = [await certificate(authority, issue(f"old-{number}")) for number in range(2)]
+    for turn in range(4):
+        world.clock.advance(held[-1].renew_time - world.clock.now() + MINUTE)
+        held = [
+            await certificate(authority, issue(f"{turn}-{number}", replaces=old.certificate_id))
+            for number, old in enumerate(held)
+        ]
+        assert [order.cause for order in world.orders[-2:]] == [OrderCause.DUE] * 2
+
+
+@pytest.mark.parametrize("turn", [HOUR, 3 * DAY, 400 * DAY], ids=["an hour", "some days", "a year"])
+async def test_a_clock_that_was_set_back_holds_nobody_up_for_longer_than_twice_the_window(turn: timedelta) -> None:
+    """What was counted while it was ahead doesn't lie in the future for good."""
+    world = world_()
+    authority = await world.started()
+    world.clock.advance(turn)
+    await at_its_limits(world, authority)
+    world.clock.advance(-turn)
+    waited = timedelta()
+    while waited <= 8 * DAY:
+        try:
+            await certificate(authority, issue("after"))
+            break
+        except RefusalError as error:
+            wait = error.refusal.retry_after or DAY
+        waited += wait
+        world.clock.advance(wait)
+    assert waited <= 2 * DAY
+
+
+async def test_nobody_waits_past_the_time_at_which_its_certificate_is_due() -> None:
+    """With a short life the week's limit ends later than that: who is refused is told the earlier of the two."""
+    world = world_()
+    world.ca.lifetime = 6 * DAY
+    authority = await world.started()
+    record = await certificate(authority, issue("mine"))
+    for number in range(3):
+        host = f"other{number}.test"
+        world.policies.policy.grants[host] = world.policies.policy.grants[HOST]
+        await certificate(authority, issue(f"other-{number}"), host)
+    refusal = await refused(authority, issue("more"))
+    assert names(refusal) == ["certificates_per_name_set_per_week"]
+    assert refusal.retry_after == record.renew_time - world.clock.now()
+    assert f"this one is due at {record.renew_time:%Y-%m-%dT%H:%M:%SZ}" in refusal.message
+    world.clock.advance(refusal.retry_after)
+    await certificate(authority, issue("more"))
+    assert world.orders[-1].cause is OrderCause.DUE
+
+
+async def test_a_short_life_is_renewed_more_often_than_the_week_allows() -> None:
+    """Certificates of six days, on several hosts of the same names: each due renewal passes for a month."""
+    world = world_()
+    world.ca.lifetime = 6 * DAY
+    authority = await world.started()
+    hosts = [f"web{number}.test" for number in range(4)]
+    for host in hosts:
+        world.policies.policy.grants[host] = world.policies.policy.grants[HOST]
+    held = {host: await certificate(authority, issue(f"{host}-0"), host) for host in hosts}
+    for turn in range(1, 11):
+        world.clock.advance(max(record.renew_time for record in held.values()) - world.clock.now() + MINUTE)
+        for host, record in held.items():
+            command = issue(f"{host}-{turn}", replaces=record.certificate_id)
+            held[host] = await certificate(authority, command, host)
+        assert {order.cause for order in world.orders[-4:]} == {OrderCause.DUE}
+
+
+async def test_limits_may_be_as_high_as_anybody_writes_them() -> None:
+    """Beyond what a database takes for a number, too."""
+    world = world_()
+    authority = await world.started()
+    authority.take_limits(DurableLimits(**dict.fromkeys(DurableLimits.__dataclass_fields__, 10**30)))
+    await certificate(authority, issue("one"))
+
+
+async def test_who_is_told_of_the_names_week_is_told_what_it_counts() -> None:
+    """Ten hosts of one name set: the fifth hears that they share it, and what to do where the CA allows more."""
+    world = world_()
+    authority = await world.started()
+    await _reach_again(world, authority)
+    refusal = await refused(authority, issue("one"))
+    assert "exactly these names, whichever hosts have them" in refusal.message
+    assert "0 for no limit" in refusal.message
 
 
 async def test_who_renews_too_early_is_told_why_and_who_may() -> None:
