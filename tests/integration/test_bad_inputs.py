@@ -50,6 +50,7 @@ from tests.support.bad_csrs import BAD_CSRS, BadCsr, named
 from tests.support.calls import Refused, refused
 from tests.support.csr import craft, pem
 from tests.support.deployed_broker import DeployedBroker, certificates, get_identity, issue
+from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
 from tests.support.waiting import HANG, until
 
@@ -123,10 +124,10 @@ FOREIGN = CertificateAuthority.root("Another trusted CA")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DeployedBroker]:
-    """One deployment for all; it trusts a second CA for agents beside the identity CA."""
+    """One deployment for all; it trusts a second CA for agents, and counts no certificates: all cases share their names."""
     need_part("pebble")
     folder = tmp_path_factory.mktemp("bad-inputs")
-    async with DeployedBroker.running(folder, policy(), more_roots=FOREIGN.pem) as running:
+    async with DeployedBroker.running(folder, policy(), more_roots=FOREIGN.pem, rate_limits=UNLIMITED) as running:
         yield running
 
 
@@ -434,7 +435,7 @@ async def test_row_42_again_after_a_lost_connection_is_the_same_order(broker: De
     csr, before = pair_csr(), broker.asked
     async with host(broker, "row-42-lost") as channel:
         lost = asyncio.ensure_future(issue(channel, profile="pair", csr_pem=csr))
-        await until(lambda: broker.asked.orders > before.orders, what="the order")
+        await until(lambda: broker.asked.orders > before.orders, what="the order", by=lost)
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
         await lost
     async with host(broker, "row-42-lost") as channel:

@@ -534,7 +534,7 @@ async def test_caller_that_leaves_cancels_its_handler(edge: EdgeServer) -> None:
     edge.authority.delay.clear()
     async with edge.host() as channel:
         call = asyncio.ensure_future(issue(channel))
-        await until(lambda: edge.authority.commands)
+        await until(lambda: edge.authority.commands, by=call)
         call.cancel()
         await until(lambda: edge.authority.cancelled)
     assert edge.authority.cancelled == 1

@@ -380,7 +380,7 @@ async def broker_that_stops(scene: Scene) -> Refused:
     scene.api.fail_next("GET", "/zones", Fault(429, delay=timedelta(seconds=1)), times=2)
     async with scene.channel() as channel:
         running = asyncio.ensure_future(issue(channel, profile="web", csr_pem=csr()))
-        await until(lambda: scene.acme.orders, what="the order")
+        await until(lambda: scene.acme.orders, what="the order", by=running)
         stopping = asyncio.ensure_future(scene.stop())
         await asyncio.sleep(0.1)
         answer = await refused(issue(channel, profile="web", csr_pem=csr()))

@@ -54,10 +54,23 @@ class DeployedBroker:
     @classmethod
     @asynccontextmanager
     async def running(
-        cls, folder: Path, policy: Mapping[str, Any], *, more_roots: bytes = b""
+        cls,
+        folder: Path,
+        policy: Mapping[str, Any],
+        *,
+        more_roots: bytes = b"",
+        rate_limits: Mapping[str, int] | None = None,
     ) -> AsyncIterator[DeployedBroker]:
-        """Everything started; `more_roots` (PEM) are trusted for agents beside the identity CA's own."""
-        async with Deployment(folder, DeploymentOptions(policy)) as deployment:
+        """Everything started.
+
+        Args:
+            folder: For all files.
+            policy: policy.yml.
+            more_roots: PEM that is trusted for agents beside the identity CA's own.
+            rate_limits: Of broker.yml; default: the broker's own.
+        """
+        broker = {"rate_limits": rate_limits} if rate_limits is not None else {}
+        async with Deployment(folder, DeploymentOptions(policy, broker=broker)) as deployment:
             if more_roots:
                 bundle = deployment.broker_folder / "agent-roots.crt"
                 bundle.write_bytes(deployment.identity_ca.roots_file.read_bytes() + more_roots)

@@ -26,13 +26,16 @@ def no_hang() -> asyncio.Timeout:
     return asyncio.timeout(HANG)
 
 
-async def until(condition: Callable[[], Any], *, poll: float = _POLL, what: str = "it") -> Any:
+async def until(
+    condition: Callable[[], Any], *, poll: float = _POLL, what: str = "it", by: asyncio.Future[Any] | None = None
+) -> Any:
     """Ask `condition`, plain or async, until it is true of something; returns that.
 
     Args:
         condition: cheap, or asked seldom.
         poll: seconds between two questions.
         what: named where it never happens.
+        by: whose doing it will be: where this ends in an error first, it is raised instead of waiting for nothing.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + HANG
@@ -42,6 +45,8 @@ async def until(condition: Callable[[], Any], *, poll: float = _POLL, what: str 
             found = await found
         if found:
             return found
+        if by is not None and by.done():
+            by.result()
         assert loop.time() < end, f"{what} has not happened within {HANG:g} seconds"
         await asyncio.sleep(poll)
 
