@@ -106,7 +106,7 @@ class PendingKeyMaterial(Protocol):
         ...
 
     def sweep(self) -> None:
-        """Remove what a crash left of a key that was being made or dropped."""
+        """Remove what a crash left of a key that was being made or dropped; set aside what is damaged for good."""
         ...
 
 

@@ -19,10 +19,10 @@ from certplane import __version__
 from certplane.config.bundles import read_ca_bundle, require_in_force
 from certplane.config.files import read_file, read_private_file
 from certplane.ctl.settings import CtlSettings
-from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
+from certplane.errors import CertplaneError, ConfigurationError, OperationError, Reason, RefusalError
 from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
-from certplane.rpc.credentials import KeyPair, channel_credentials
+from certplane.rpc.credentials import PairError, channel_credentials, client_pair
 from certplane.rpc.handshake import handshake_failure
 from certplane.rpc.proxy import ProxyUse, proxy_for
 from certplane.rpc.status import refusal_from_error
@@ -80,10 +80,16 @@ class FleetClient:
         self._chain = settings.path(settings.identity.cert)
         self._bundle = settings.path(settings.broker.server_ca_bundle)
         now = SystemClock().now()
-        pair = KeyPair(
-            private_key_pem=read_private_file(self._key, at=source.problem("identity.key", "")),
-            chain_pem=presentable(read_file(self._chain, at=source.problem("identity.cert", "")), now),
-        )
+        key_pem = read_private_file(self._key, at=source.problem("identity.key", ""))
+        chain_pem = presentable(read_file(self._chain, at=source.problem("identity.cert", "")), now)
+        try:
+            pair = client_pair(key_pem, chain_pem)
+        except PairError as error:
+            key, path, why = (
+                ("identity.key", self._key, error.key) if error.key else ("identity.cert", self._chain, error.chain)
+            )
+            remedy = "put the identity's certificate with its chain and its private key, in PEM, into the two files"
+            raise ConfigurationError([source.problem(key, f"{path} {why}", remedy)]) from error
         at = source.problem("broker.server_ca_bundle", "")
         bundle = read_ca_bundle(self._bundle, at=at, only_cas=False)
         require_in_force(bundle, now, self._bundle, at=at)

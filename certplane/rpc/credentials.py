@@ -10,8 +10,8 @@ Rules it keeps:
   may be resumed without its certificate being looked at, and each call on such a connection is refused by the broker's
   interceptor. docs/adr/0007 has the measurements.
 
-It reads no file and checks no pair: grpc's core takes a broken configuration without a word to Python, so whoever hands
-one over has loaded it with `certplane.pki` first.
+It reads no file. grpc's core takes a broken configuration without a word to Python, and ends the process over an empty
+key or chain: a server's pair was loaded with `certplane.pki` first, and a client's comes from `client_pair`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,14 @@ from dataclasses import dataclass
 from typing import cast
 
 import grpc
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-__all__ = ["KeyPair", "ServerTls", "channel_credentials"]
+from certplane.errors import CertplaneError
+from certplane.pki.keys import public_key_sha256
+
+__all__ = ["KeyPair", "PairError", "ServerTls", "channel_credentials", "client_pair"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,37 @@ class KeyPair:
     def __repr__(self) -> str:
         """Without the key: a value like this ends up in log lines and tracebacks."""
         return f"KeyPair(private_key_pem=..., chain_pem=<{len(self.chain_pem)} bytes>)"
+
+
+class PairError(CertplaneError):
+    """A key and a chain that nobody can be known by: `key` or `chain` says why, going on from the file's name."""
+
+    def __init__(self, *, key: str = "", chain: str = "") -> None:
+        super().__init__("; ".join(filter(None, (key and f"the key {key}", chain and f"the certificate {chain}"))))
+        self.key = key
+        self.chain = chain
+
+
+def client_pair(private_key_pem: bytes, chain_pem: bytes) -> KeyPair:
+    """A pair that was looked at: half a file, or the key of another certificate, is told before anybody connects.
+
+    Raises:
+        PairError: the key or the leaf can't be read, or they don't belong together.
+    """
+    try:
+        leaf = x509.load_pem_x509_certificates(chain_pem)[0].public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise PairError(chain="holds no certificate that can be read" if chain_pem.strip() else "is empty") from None
+    try:
+        key = load_pem_private_key(private_key_pem, password=None).public_key()
+    except TypeError:
+        raise PairError(key="is encrypted") from None
+    except (ValueError, UnsupportedAlgorithm):
+        # The cause may quote the key's bytes: it is cut off on purpose.
+        raise PairError(key="holds no private key" if private_key_pem.strip() else "is empty") from None
+    if public_key_sha256(key) != public_key_sha256(leaf):
+        raise PairError(key="isn't the certificate's")
+    return KeyPair(private_key_pem, chain_pem)
 
 
 class ServerTls:

@@ -23,6 +23,7 @@ import stat
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -305,6 +306,13 @@ class Directory:
         """Rename in this directory, atomically; durable after `sync`."""
         with _located(self.path / new):
             os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def set_aside(self, name: str) -> Path:
+        """Rename what stands in the way to the first free `name.N`, durably, and return that: nothing is destroyed."""
+        aside = next(each for number in count(1) if self.status(each := f"{name}.{number}") is None)
+        self.rename(name, aside)
+        self.sync()
+        return self.path / aside
 
     def make(self, name: str, *, mode: int) -> Directory:
         """A new, empty, durable directory in it; `mode` whatever the umask says."""

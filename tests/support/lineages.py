@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,11 +13,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.install.outputs import Outputs
-from certplane.agent.model import IssuedCertificate
+from certplane.agent.keystore.pending import FilePendingKeys
+from certplane.agent.model import InstallMode, IssuedCertificate, Version
 from certplane.pki.keys import private_key_pem
+from tests.fakes.clock import ManualClock
 
-__all__ = ["LocalIssuer", "pair_problem", "standing_pair"]
+__all__ = ["Host", "LocalIssuer", "pair_problem", "standing_pair"]
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -143,3 +148,51 @@ def _public_of_key(pem: bytes) -> bytes:
 def _public_bytes(key: object) -> bytes:
     assert isinstance(key, ec.EllipticCurvePublicKey)
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+_ISSUER = LocalIssuer()
+
+
+@dataclass
+class Host:
+    """One lineage with its paths in a directory of the host's own."""
+
+    root: Path
+    mode: InstallMode = InstallMode.LINK
+    name: str = "www"
+
+    @property
+    def lineage(self) -> Path:
+        return self.root / "state" / self.name
+
+    @property
+    def outputs(self) -> Outputs:
+        tls = self.root / "etc"
+        return Outputs(key=tls / "key.pem", cert=tls / "cert.pem", fullchain=tls / "full.pem", combined=tls / "all.pem")
+
+    @property
+    def keys(self) -> FilePendingKeys:
+        return FilePendingKeys(self.lineage, clock=ManualClock())
+
+    @property
+    def store(self) -> FileVersionStore:
+        return FileVersionStore(self.lineage, self.outputs, keys=self.keys, mode=self.mode)
+
+    def stage(self) -> Version:
+        request = self.keys.begin(common_name="", sans=["www.example.org"], replaces_certificate_id="", reuse_key=False)
+        return self.store.stage(_ISSUER.issue(request.csr_pem))
+
+    def renew(self) -> Version:
+        version = self.stage()
+        self.store.activate(version)
+        return version
+
+    def shown(self) -> str:
+        """The serial number at the configured paths, which must hang together."""
+        assert pair_problem(self.outputs) == ""
+        assert self.outputs.cert is not None
+        return read_leaf(self.outputs.cert)
+
+    def mode_of(self, part: str) -> int:
+        path = getattr(self.outputs, part)
+        return stat.S_IMODE(path.stat().st_mode)

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
 from certplane.errors import OperationError
+from certplane.runtime.disk_errors import explain
 from certplane.runtime.files import open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
@@ -53,6 +55,13 @@ class LineageJson:
         document = json.dumps({"format": _FORMAT, **members_of(value)}, indent=1).encode() + b"\n"
         try:
             with open_directory(self._directory, create_mode=0o755) as lineage:
+                status = lineage.status(self._name)
+                if status is not None and stat.S_ISDIR(status.st_mode):
+                    aside = lineage.set_aside(self._name)
+                    _LOG.warning("%s is a directory instead of a file; it is now %s", lineage.path / self._name, aside)
                 lineage.replace(self._name, document, mode=0o644)
         except OSError as error:
-            raise OperationError(f"{self._directory / self._name} can't be written: {error}") from error
+            cause, remedy = explain(error, self._directory / self._name)
+            raise OperationError(
+                f"{self._name} of {self._directory} can't be written: {cause}", remedy=remedy
+            ) from error

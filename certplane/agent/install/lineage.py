@@ -85,6 +85,7 @@ class FileVersionStore:
         """
         with self._disk("recovered"):
             self._versions.sweep()
+            self._versions.restore(self._pointers.number(CURRENT))
             self._keys.sweep()
             self._forget_answered()
             self._copies.finish()  # whatever the mode is now; links need nothing: no crash leaves a mixed pair there

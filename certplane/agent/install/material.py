@@ -19,7 +19,7 @@ from certplane.errors import CertplaneError
 from certplane.pki.chain import ChainError, leaf_facts
 from certplane.pki.keys import public_key_sha256
 
-__all__ = ["KEY_PARTS", "PEM_PARTS", "NoPairError", "Part", "complete", "compose"]
+__all__ = ["KEY_PARTS", "PEM_PARTS", "NoPairError", "Part", "complete", "compose", "rebuilt"]
 
 
 class Part(StrEnum):
@@ -60,7 +60,12 @@ def compose(key_pem: bytes, certificate_pem: str, chain_pem: str) -> dict[Part, 
 
 
 def complete(found: Mapping[Part, bytes]) -> dict[Part, bytes]:
-    """All files of a version from those that stand at configured paths, which keep every byte.
+    """All files of a version from those that stand at configured paths, which keep every byte; see `rebuilt`."""
+    return {**rebuilt(found), **found}
+
+
+def rebuilt(found: Mapping[Part, bytes]) -> dict[Part, bytes]:
+    """All files of a version from some of them, as `compose` writes them.
 
     Whoever wrote them had his own ideas: a `cert` may hold the whole chain, a key may be PKCS#1 or SEC 1, text may
     stand between the blocks. What matters is one leaf in all of them, and that the key is its.
@@ -83,8 +88,7 @@ def complete(found: Mapping[Part, bytes]) -> dict[Part, bytes]:
     _check_pair(key, leaf)
     longest = max(chains.values(), key=len)
     chain = _blocks(found.get(Part.CHAIN, b""), b"CERTIFICATE") or longest[1:]
-    derived = compose(key, leaf.decode("ascii"), "".join(block.decode("ascii") + "\n" for block in chain))
-    return {**derived, **found}
+    return compose(key, leaf.decode("ascii"), "".join(block.decode("ascii") + "\n" for block in chain))
 
 
 def _check_pair(key_pem: bytes, leaf_pem: bytes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import stat
-from itertools import count
 from pathlib import Path
 
 from certplane.runtime.files import open_directory, open_for_reading
@@ -55,9 +54,8 @@ class Pointers:
         with open_directory(self._path, create_mode=0o755) as lineage:
             status = lineage.status(name)
             if status is not None and stat.S_ISDIR(status.st_mode):
-                aside = next(each for number in count(1) if lineage.status(each := f"{name}.{number}") is None)
+                aside = lineage.set_aside(name)
                 _LOG.warning("%s is a directory instead of a link; it is now %s", self._path / name, aside)
-                lineage.rename(name, aside)
             lineage.replace_with_link(name, target)
 
     def remove(self, name: str) -> None:

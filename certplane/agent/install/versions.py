@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,10 +21,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from certplane.agent.install.material import KEY_PARTS, PEM_PARTS, Part
+from certplane.agent.install.material import KEY_PARTS, PEM_PARTS, NoPairError, Part, rebuilt
 from certplane.agent.install.steps import step
 from certplane.agent.model import Version
-from certplane.errors import CertplaneError, RefusalError
+from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.pki.chain import CertificateFacts, leaf_facts
 from certplane.pki.keys import check_public_key
 from certplane.runtime.files import Directory, Owner, open_directory, open_for_reading
@@ -41,6 +42,8 @@ _METADATA = "metadata.json"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _NEW = ".new"
 _REMOVED = ".removed"
+_MOST_SAID = 200
+_said: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +79,74 @@ class VersionDirectories:
 
     def all(self) -> list[Version]:
         """The complete ones, oldest first; what can't be read is logged and left out."""
+        return [version for number in self._numbers() if (version := self.get(number)) is not None]
+
+    def _numbers(self) -> list[int]:
         try:
             with open_for_reading(self._path) as directory:
-                numbers = sorted(int(name) for name in directory.names() if _NUMBER.fullmatch(name))
+                return sorted(int(name) for name in directory.names() if _NUMBER.fullmatch(name))
         except FileNotFoundError:
             return []
-        return [version for number in numbers if (version := self.get(number)) is not None]
 
     def get(self, number: int) -> Version | None:
         """One of them; None if there is no such version, or it can't be read (logged)."""
+        found = self._whole(number)
+        if isinstance(found, Version):
+            return found
+        if found:
+            _say_once(f"{self._path / str(number)} {found} and is left out")
+        return None
+
+    def _whole(self, number: int) -> Version | str:
+        """The version, or why it is none: empty where nothing of it is there."""
         path = self._path / str(number)
         try:
             with open_for_reading(path) as directory:
                 pem = directory.read(Part.CERT)
                 facts = leaf_facts(_first_certificate(pem))
                 metadata = _metadata(directory) or Metadata(key_type=_key_type(pem))
-                missing = [part for part in PEM_PARTS if directory.status(part) is None]
+                missing = [part for part in PEM_PARTS if _lacks(directory, part)]
         except FileNotFoundError:
-            if path.is_dir():
-                _LOG.warning("%s is no complete version; it is left out", path)
-            return None
+            return "is no complete version" if path.is_dir() else ""
         except (OSError, ValueError, CertplaneError) as error:
-            _LOG.warning("%s can't be read and is left out: %s", path, error)
-            return None
-        if missing:
-            _LOG.warning("%s lacks %s and is left out", path, ", ".join(missing))
-            return None
-        return _version(number, path, facts, metadata)
+            return f"can't be read ({error})"
+        return f"lacks {', '.join(missing)}" if missing else _version(number, path, facts, metadata)
+
+    def restore(self, in_force: int | None) -> None:
+        """Make versions whole again that lost what their other files still hold: a file of its own is lost first.
+
+        Of versions that are whole by their looks only the one in force is looked into. What can't be made whole stays
+        as it is, which is logged.
+
+        Raises:
+            OSError: the directory of the versions can't be read.
+        """
+        for number in self._numbers():
+            if number == IMPORTED or (number != in_force and isinstance(self._whole(number), Version)):
+                continue
+            try:
+                self._restore(number)
+            except (OSError, OperationError, NoPairError) as error:
+                _say_once(f"{self._path / str(number)} can't be made whole: {error}")
+
+    def _restore(self, number: int) -> None:
+        with open_directory(self._path / str(number)) as directory:
+            found = {part: data for part in PEM_PARTS if (data := _read_or_none(directory, part)) is not None}
+            files = rebuilt(found)
+            lost = [part for part, data in files.items() if found.get(part) != data]
+            for part in lost:
+                permission = Permission(Owner(os.geteuid(), os.getegid()), 0o600 if part in KEY_PARTS else 0o644)
+                before = directory.status(part)
+                if before is not None and stat.S_ISREG(before.st_mode):
+                    permission = _permission(before)
+                directory.replace(part, files[part], mode=permission.mode, owner=permission.owner)
+            names: list[str] = [*lost]
+            if directory.status(_METADATA) is None:
+                names.append(_METADATA)
+                document = _to_json(Metadata(key_type=_key_type(files[Part.CERT])))
+                directory.replace(_METADATA, document, mode=0o644)
+            if names:
+                _LOG.warning("%s had lost %s; made again from its other files", directory.path, ", ".join(names))
 
     def read(self, number: int) -> dict[Part, bytes]:
         """The files of a version."""
@@ -120,11 +164,7 @@ class VersionDirectories:
 
     def next_number(self) -> int:
         """The number that `add` shall give: above all that stand there, complete or not; 0 is the imported one's."""
-        try:
-            with open_for_reading(self._path) as directory:
-                return max((int(name) for name in directory.names() if _NUMBER.fullmatch(name)), default=IMPORTED) + 1
-        except FileNotFoundError:
-            return IMPORTED + 1
+        return max(self._numbers(), default=IMPORTED) + 1
 
     def add(
         self,
@@ -208,6 +248,27 @@ class VersionDirectories:
                 directory.discard_tree(_REMOVED)
         except FileNotFoundError:
             return
+
+
+def _say_once(text: str) -> None:
+    """What is damaged is met at each look at the disk, and told once by a program."""
+    if text not in _said:
+        if len(_said) < _MOST_SAID:
+            _said.add(text)
+        _LOG.warning("%s", text)
+
+
+def _lacks(directory: Directory, part: Part) -> bool:
+    """Whether a file isn't there, or is empty where it can't be: a disk that was full or lost power leaves such."""
+    status = directory.status(part)
+    return status is None or not stat.S_ISREG(status.st_mode) or (status.st_size == 0 and part is not Part.CHAIN)
+
+
+def _read_or_none(directory: Directory, part: Part) -> bytes | None:
+    try:
+        return directory.read(part)
+    except OSError:
+        return None
 
 
 def _permission(status: os.stat_result) -> Permission:

@@ -6,11 +6,15 @@
 The directory (0700) appears whole (written beside its place, fsync, rename) before `begin` returns, so that a CSR that
 was sent always finds its key again, and a retry after any crash sends the same CSR: the same order at the broker.
 
+What is damaged so that no certificate can come of it is set aside at the next start, as `pending.1`: a key is never
+destroyed but by `abandon` and `forget`.
+
 One writer: the agent that holds the state lock.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import secrets
@@ -32,8 +36,9 @@ from certplane.pki.keys import (
     public_key_sha256,
 )
 from certplane.runtime.clock import Clock
+from certplane.runtime.disk_errors import explain
 from certplane.runtime.failpoints import failpoint
-from certplane.runtime.files import Directory, open_directory, open_for_reading
+from certplane.runtime.files import Directory, UnsafeDirectoryError, open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
 __all__ = ["FAILPOINTS", "FilePendingKeys", "PendingKeyError"]
@@ -57,6 +62,8 @@ _DROPPED = ".pending-old"
 _KEY = "privkey.pem"
 _REQUEST = "request.json"
 _FORMAT = 1
+_DAMAGES = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.EFBIG})
+"""What stays so, whoever looks: there is no such file, or something else stands there."""
 
 
 class PendingKeyError(OperationError):
@@ -180,10 +187,28 @@ class FilePendingKeys:
         try:
             with open_directory(self._directory) as lineage:
                 _sweep(lineage)
+                if lineage.status(_PENDING) is not None and (damage := self._damage()):
+                    aside = lineage.set_aside(_PENDING)
+                    _LOG.warning("%s %s; it is now %s, and a new key is made", lineage.path / _PENDING, damage, aside)
         except FileNotFoundError:
             return
         except OSError as error:
             raise PendingKeyError(f"{self._directory} can't be written: {error}") from error
+
+    def _damage(self) -> str:
+        """Why no certificate could ever come of what is pending; empty if one can, or if the disk doesn't say."""
+        try:
+            with open_for_reading(self._directory / _PENDING) as pending:
+                key, request = pending.read(_KEY), _stored(pending.read(_REQUEST, most=MOST_BYTES)).request
+            if public_key_sha256(load_private_key(key).public_key()) != request.public_key_sha256:
+                return "has another key than its request"
+        except (StateError, PrivateKeyError) as error:
+            return f"is damaged ({error})"
+        except OSError as error:
+            return f"is damaged ({error.strerror})" if error.errno in _DAMAGES else ""
+        except UnsafeDirectoryError:
+            return "is a symbolic link"
+        return ""
 
     def _load(self) -> _Stored | None:
         path = self._directory / _PENDING / _REQUEST
@@ -192,16 +217,13 @@ class FilePendingKeys:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise PendingKeyError(f"{path.parent} can't be read: {error}") from error
+            raise _unreadable(path.parent, error) from error
         try:
             with pending:
                 pending.read(_KEY)
                 return _stored(pending.read(_REQUEST, most=MOST_BYTES))
         except (OSError, StateError) as error:
-            raise PendingKeyError(
-                f"the pending request {path} can't be read ({error})",
-                remedy=f"move {path.parent} away; a new key is made then",
-            ) from error
+            raise _unreadable(path.parent, error) from error
 
     def _current_key(self) -> PrivateKey | None:
         """The current version's key if it is what a new one would be."""
@@ -221,6 +243,14 @@ class FilePendingKeys:
             )
             return None
         return key
+
+
+def _unreadable(pending: Path, error: OSError | StateError) -> PendingKeyError:
+    if isinstance(error, OSError) and error.errno not in _DAMAGES:
+        cause, remedy = explain(error, pending)
+        return PendingKeyError(f"the pending request can't be read: {cause}", remedy=remedy)
+    text = f"the pending request in {pending} can't be read ({error})"
+    return PendingKeyError(text, remedy=f"restart the agent, which sets it aside; or `mv {pending} {pending}.damaged`")
 
 
 def _sweep(lineage: Directory) -> None:

@@ -26,7 +26,7 @@ from certplane.agent.link.server_cas import ServerCas
 from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
-from certplane.rpc.credentials import KeyPair, channel_credentials
+from certplane.rpc.credentials import PairError, channel_credentials, client_pair
 from certplane.rpc.proxy import ProxyUse
 from certplane.rpc.status import refusal_from_error
 from certplane.runtime.text import printable
@@ -281,11 +281,17 @@ class GrpcBroker:
         now = self._clock.now()
         server_ca_pem = self._server_cas.read(now)
         try:
-            pair = KeyPair(
+            pair = client_pair(
                 private_key_pem=(identity.path / "privkey.pem").read_bytes(),
                 chain_pem=presentable((identity.path / "fullchain.pem").read_bytes(), now),
             )
             return channel_credentials(server_ca_pem, pair), server_ca_pem
+        except PairError as error:
+            raise OperationError(
+                f"the identity in {identity.path} can't be used: {error}",
+                remedy="restart the agent, which makes lost files again where others hold the same; else run "
+                "`certplane-agent enroll --force` with a new token",
+            ) from error
         except OSError as error:
             raise OperationError(
                 f"{error.filename} can't be read: {error.strerror}",

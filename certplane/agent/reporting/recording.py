@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from certplane.agent.faults import as_error
 from certplane.agent.renewal.directed import laid_over
 from certplane.agent.renewal.plan import LineageFacts
 from certplane.agent.reporting.report import certificate_report
@@ -63,5 +64,5 @@ class ReportedStatusFile:
             facts = LineageFacts(tuple(self._versions.versions()), self._versions.current(), None, status)
             facts = laid_over(facts, None if self._directive is None else self._directive.load())
             self._spool.add(certificate_report(self._spec, self._profile, facts))
-        except Exception:  # whatever is wrong here, the certificate's own life goes on
-            logger.exception("%s: can't be reported", self._spec.name)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong here, the certificate's own life goes on
+            logger.warning("%s: can't be reported: %s", self._spec.name, as_error(self._spec.name, error))

@@ -8,7 +8,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,58 +16,13 @@ import pytest
 from certplane.agent.install.lineage import FileVersionStore, InstallError
 from certplane.agent.install.outputs import OutputError, Outputs
 from certplane.agent.keystore.pending import FilePendingKeys
-from certplane.agent.model import InstallMode, Version
+from certplane.agent.model import InstallMode
 from certplane.errors import OperationError
 from tests.fakes.clock import ManualClock
-from tests.support.lineages import LocalIssuer, pair_problem, read_leaf, standing_pair
+from tests.support.lineages import Host, LocalIssuer, standing_pair
 
 ISSUER = LocalIssuer()
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs files of other owners")
-
-
-@dataclass
-class Host:
-    """One lineage with its paths in a directory of the host's own."""
-
-    root: Path
-    mode: InstallMode = InstallMode.LINK
-    name: str = "www"
-
-    @property
-    def lineage(self) -> Path:
-        return self.root / "state" / self.name
-
-    @property
-    def outputs(self) -> Outputs:
-        tls = self.root / "etc"
-        return Outputs(key=tls / "key.pem", cert=tls / "cert.pem", fullchain=tls / "full.pem", combined=tls / "all.pem")
-
-    @property
-    def keys(self) -> FilePendingKeys:
-        return FilePendingKeys(self.lineage, clock=ManualClock())
-
-    @property
-    def store(self) -> FileVersionStore:
-        return FileVersionStore(self.lineage, self.outputs, keys=self.keys, mode=self.mode)
-
-    def stage(self) -> Version:
-        request = self.keys.begin(common_name="", sans=["www.example.org"], replaces_certificate_id="", reuse_key=False)
-        return self.store.stage(ISSUER.issue(request.csr_pem))
-
-    def renew(self) -> Version:
-        version = self.stage()
-        self.store.activate(version)
-        return version
-
-    def shown(self) -> str:
-        """The serial number at the configured paths, which must hang together."""
-        assert pair_problem(self.outputs) == ""
-        assert self.outputs.cert is not None
-        return read_leaf(self.outputs.cert)
-
-    def mode_of(self, part: str) -> int:
-        path = getattr(self.outputs, part)
-        return stat.S_IMODE(path.stat().st_mode)
 
 
 @pytest.fixture
