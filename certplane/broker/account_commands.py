@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from certplane.broker import adapters
 from certplane.broker.commands import Row, certificate_row, operator
-from certplane.broker.database import open_store, secret_source
+from certplane.broker.database import locating, open_store, secret_source
 from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.model import (
@@ -57,7 +57,7 @@ async def account_row(settings: BrokerSettings, name: str = "") -> Row:
         RefusalError: the CA can't be asked.
     """
     ca = _ca(settings, name)
-    _need_key(ca)
+    _need_key(settings, ca)
     async with _issuer(settings, ca, SystemClock()) as issuer:
         account = await issuer.account(_CA_TIME)
     if account is None:
@@ -76,7 +76,7 @@ async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
     """
     clock = SystemClock()
     ca = _ca(settings, name)
-    _need_key(ca)
+    _need_key(settings, ca)
     async with open_store(settings, clock=clock) as stores, _issuer(settings, ca, clock) as issuer:
         old = issuer.account_key_sha256
         await stores.audit.append([_key_event(ca, clock, f"the account's key {old} is to be replaced")])
@@ -128,8 +128,8 @@ def _ca(settings: BrokerSettings, name: str) -> _Ca:
     return _Ca(name, acme)
 
 
-def _need_key(ca: _Ca) -> None:
-    if not adapters.account_key_file(ca.acme).exists:
+def _need_key(settings: BrokerSettings, ca: _Ca) -> None:
+    if not adapters.account_key_file(settings, ca.name).exists:
         path = ca.acme.account_key
         raise OperationError(f"there is no account key at {path} yet", remedy="the broker makes it when it starts")
 
@@ -138,13 +138,12 @@ def _need_key(ca: _Ca) -> None:
 async def _issuer(settings: BrokerSettings, ca: _Ca, clock: Clock) -> AsyncIterator[AcmeIssuer]:
     pool = BlockingPool("broker-files", 1)
     try:
-        load = adapters.account_key_file(ca.acme).load
-        account = await pool.run(lambda: adapters.locating_ca(settings, ca.name, load))
+        load = adapters.account_key_file(settings, ca.name).load
+        account = await pool.run(lambda: locating(settings, load))
         secrets = secret_source(settings, pool, clock)
-        issuer = adapters.locating_ca(
-            settings,
-            ca.name,
-            lambda: adapters.issuer(ca.name, ca.acme, account, secrets=secrets, clock=clock, rng=random.SystemRandom()),
+        rng = random.SystemRandom()
+        issuer = locating(
+            settings, lambda: adapters.issuer(settings, ca.name, account, secrets=secrets, clock=clock, rng=rng)
         )
         try:
             yield issuer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -33,7 +33,6 @@ from certplane.broker.issuers.outgoing import trusted_roots
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.ports import CaaIdentitySource, KeepsSecrets, SecretSource
 from certplane.broker.settings import (
-    AcmeCaSettings,
     AcmeSettings,
     BrokerSettings,
     DnsPropagationSettings,
@@ -50,7 +49,6 @@ __all__ = [
     "account_keys",
     "issuer",
     "issuers",
-    "locating_ca",
     "preflight",
     "propagation_limit",
     "read_directories",
@@ -67,30 +65,12 @@ def account_keys(settings: BrokerSettings) -> dict[str, AccountKey]:
     Raises:
         ConfigurationError: a file can't be used or made.
     """
-    return {name: locating_ca(settings, name, account_key_file(acme).load) for name, acme in settings.cas.items()}
+    return {name: locating(settings, account_key_file(settings, name).load) for name in settings.cas}
 
 
-def locating_ca(settings: BrokerSettings, name: str, make: Callable[[], T]) -> T:
-    """As `locating`, for what belongs to the issuer `name`: adapters know the keys of the default one's section."""
-    if name == settings.issuer.name:
-        return locating(settings, make)
-
-    def make_it() -> T:
-        try:
-            return make()
-        except ConfigurationError as error:
-            problems = [
-                replace(problem, key=problem.key.replace("issuer.", f"issuers.{name}.", 1))
-                for problem in error.problems
-            ]
-            raise ConfigurationError(problems) from error
-
-    return locating(settings, make_it)
-
-
-def account_key_file(acme: AcmeCaSettings) -> AccountKeyFile:
-    """Where a CA's account key is; nothing is read yet."""
-    return AccountKeyFile(acme.account_key)
+def account_key_file(settings: BrokerSettings, name: str) -> AccountKeyFile:
+    """Where the account key of the issuer `name` is; nothing is read yet."""
+    return AccountKeyFile(settings.cas[name].account_key, f"{settings.ca_section(name)}.account_key")
 
 
 def issuers(
@@ -106,10 +86,10 @@ def issuers(
         ConfigurationError: a URL, an allowed host or a bundle of roots can't be used.
     """
     return {
-        name: locating_ca(
-            settings, name, functools.partial(issuer, name, acme, accounts[name], secrets=secrets, clock=clock, rng=rng)
+        name: locating(
+            settings, functools.partial(issuer, settings, name, accounts[name], secrets=secrets, clock=clock, rng=rng)
         )
-        for name, acme in settings.cas.items()
+        for name in settings.cas
     }
 
 
@@ -122,24 +102,30 @@ def renewal_infos(
         ForbiddenUrlError: none that `issuers` hasn't found before.
     """
     return {
-        name: AcmeRenewalInfo(_server(acme), accounts[name], clock=clock)
+        name: AcmeRenewalInfo(_server(settings, name), accounts[name], clock=clock)
         for name, acme in settings.cas.items()
         if acme.renewal_info.enabled
     }
 
 
 def issuer(
-    name: str, acme: AcmeCaSettings, account: AccountKey, *, secrets: SecretSource, clock: Clock, rng: random.Random
+    settings: BrokerSettings,
+    name: str,
+    account: AccountKey,
+    *,
+    secrets: SecretSource,
+    clock: Clock,
+    rng: random.Random,
 ) -> AcmeIssuer:
-    """One public CA; nothing is sent yet. Raises as `issuers`, without the line, and with the default issuer's keys."""
+    """One public CA; nothing is sent yet. Raises as `issuers`, without the line."""
+    acme, key_file = settings.cas[name], account_key_file(settings, name)
     if acme.ca_bundle is not None:
-        trusted_roots(acme.ca_bundle, "issuer.acme.ca_bundle")
+        trusted_roots(acme.ca_bundle, f"{settings.ca_section(name)}.ca_bundle")
     external = None
     if (eab := acme.eab) is not None:
         external = ExternalAccount(eab.kid, functools.partial(secrets.read, eab.hmac_secret), eab.algorithm.value)
-    return AcmeIssuer(
-        name, _server(acme), account, clock=clock, rng=rng, key_file=account_key_file(acme), external=external
-    )
+    server = _server(settings, name)
+    return AcmeIssuer(name, server, account, clock=clock, rng=rng, key_file=key_file, external=external)
 
 
 async def read_directories(
@@ -155,15 +141,12 @@ async def read_directories(
     key = AccountKey.from_pem(private_key_pem(generate_private_key(KeyType.EC_P256)), Path())
 
     async def read(name: str) -> AcmeDirectory | DirectoryError:
-        made = locating_ca(
-            settings, name, lambda: AcmeIssuer(name, _server(settings.cas[name]), key, clock=clock, rng=rng, workers=1)
+        made = locating(
+            settings, lambda: AcmeIssuer(name, _server(settings, name), key, clock=clock, rng=rng, workers=1)
         )
         try:
             return await made.read_directory(timeout)
         except DirectoryError as error:
-            if name != settings.issuer.name:  # adapters know the keys of the default issuer's section
-                message = error.refusal.message.replace("issuer.acme.", f"issuers.{name}.acme.")
-                error.refusal = replace(error.refusal, message=message)
             return error
         finally:
             made.close()
@@ -172,7 +155,8 @@ async def read_directories(
     return dict(zip(wanted, await all_of(read(name) for name in wanted), strict=True))
 
 
-def _server(acme: AcmeCaSettings) -> AcmeServer:
+def _server(settings: BrokerSettings, name: str) -> AcmeServer:
+    acme = settings.cas[name]
     return AcmeServer(
         directory_url=acme.directory_url,
         account_email=acme.account_email,
@@ -180,6 +164,7 @@ def _server(acme: AcmeCaSettings) -> AcmeServer:
         allowed_hosts=acme.allowed_hosts,
         ca_bundle=acme.ca_bundle,
         user_agent=f"certplane-broker/{__version__}",
+        section=settings.ca_section(name),
     )
 
 
@@ -202,8 +187,10 @@ async def preflight(
     """
     async with AsyncExitStack() as stack:
         cas: dict[str, CaaIdentitySource] = {}
-        for name, acme in settings.cas.items():
-            source = DirectoryCaaIdentity(_server(acme), functools.partial(_account_url, issuers.get(name)), clock)
+        for name in settings.cas:
+            source = DirectoryCaaIdentity(
+                _server(settings, name), functools.partial(_account_url, issuers.get(name)), clock
+            )
             stack.push_async_callback(source.close)
             cas[name] = source
         yield DnsPreflight(made.routes, made.delegations, cas, clock)

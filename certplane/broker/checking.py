@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from certplane.broker import adapters
 from certplane.broker.app import Prepared, prepare
-from certplane.broker.database import secret_source
+from certplane.broker.database import locating, secret_source
 from certplane.broker.issuers.acme import AcmeIssuer, DirectoryError
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.ports import SecretSource
 from certplane.broker.secrets.env import EnvSecrets
-from certplane.broker.settings import AcmeCaSettings, BrokerSettings, SecretsProvider
+from certplane.broker.settings import BrokerSettings, SecretsProvider
 from certplane.broker.surroundings import (
     look_at_store,
     looks_where_the_service_does,
@@ -71,12 +71,11 @@ async def check(
         with _gathering(doubts if _leaves_to_environment(settings) else problems):
             secrets = secret_source(settings, pool, clock)
         for name, acme in settings.cas.items():
-            place = "issuer.acme" if name == settings.issuer.name else f"issuers.{name}.acme"
             with _gathering(problems):
                 if not acme.account_key.parent.is_dir():
-                    folders.add(missing_folder(settings, f"{place}.account_key", acme.account_key))
+                    folders.add(missing_folder(settings, f"{settings.ca_section(name)}.account_key", acme.account_key))
             with _gathering(problems):
-                adapters.locating_ca(settings, name, _trial(name, acme, secrets, clock, rng)).close()
+                locating(settings, _trial(settings, name, secrets, clock, rng)).close()
                 usable.append(name)
         with _gathering(problems):
             solver = adapters.solver(settings, secrets, clock, rng)
@@ -125,11 +124,8 @@ async def _directories(
         if not isinstance(found, DirectoryError):
             continue
 
-        def tell(message: str = found.refusal.message) -> None:
-            raise ConfigurationError([ConfigurationProblem("", None, "issuer.acme.directory_url", message)])
-
-        with _gathering(wrong if found.wrong else away):
-            adapters.locating_ca(settings, name, tell)
+        key = f"{settings.ca_section(name)}.directory_url"
+        (wrong if found.wrong else away).append(settings.source.problem(key, found.refusal.message))
     return wrong, away
 
 
@@ -142,18 +138,18 @@ def _gathering(problems: list[ConfigurationProblem]) -> Iterator[None]:
 
 
 def _trial(
-    name: str, acme: AcmeCaSettings, secrets: SecretSource, clock: Clock, rng: random.Random
+    settings: BrokerSettings, name: str, secrets: SecretSource, clock: Clock, rng: random.Random
 ) -> Callable[[], AcmeIssuer]:
     """What makes an issuer, with the account's key or, where there is none yet, one that is thrown away."""
 
     def make() -> AcmeIssuer:
-        key_file = adapters.account_key_file(acme)
+        key_file = adapters.account_key_file(settings, name)
         if key_file.exists:
             account = key_file.load()
         else:
             pem = private_key_pem(generate_private_key(KeyType.EC_P256))
-            account = AccountKey.from_pem(pem, acme.account_key)
-        return adapters.issuer(name, acme, account, secrets=secrets, clock=clock, rng=rng)
+            account = AccountKey.from_pem(pem, settings.cas[name].account_key)
+        return adapters.issuer(settings, name, account, secrets=secrets, clock=clock, rng=rng)
 
     return make
 

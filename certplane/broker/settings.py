@@ -521,6 +521,10 @@ class BrokerSettings(_BrokerFile):
         """All issuers by name, the default one first."""
         return {self.issuer.name: self.issuer.acme, **{name: each.acme for name, each in self.issuers.items()}}
 
+    def ca_section(self, name: str) -> str:
+        """The section that the issuer `name` is configured in, as the keys below it are named to people."""
+        return "issuer.acme" if name == self.issuer.name else f"issuers.{name}.acme"
+
     @property
     def spill_path(self) -> Path:
         """Where audit events spill: as configured, else beside the database."""
@@ -540,9 +544,9 @@ class BrokerSettings(_BrokerFile):
     def _unusable_contacts(self) -> Iterator[ConfigurationProblem]:
         for name, ca in self.cas.items():
             if ca.ca_bundle is None and (reserved := ca.account_email.reserved_domain):
-                section = "issuer" if name == self.issuer.name else f"issuers.{name}"
                 message = f"is at {reserved}, where no mail arrives: public CAs refuse it"
-                yield self.source.problem(f"{section}.acme.account_email", message, "name an address that is read")
+                key = f"{self.ca_section(name)}.account_email"
+                yield self.source.problem(key, message, "name an address that is read")
 
     @property
     def private_issuers(self) -> frozenset[str]:

@@ -53,8 +53,7 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
     note(settings.store.password_secret, "store.password_secret")
     for issuer, ca in settings.cas.items():
         if ca.eab is not None:
-            place = "issuer.acme" if issuer == settings.issuer.name else f"issuers.{issuer}.acme"
-            note(ca.eab.hmac_secret, f"{place}.eab.hmac_secret")
+            note(ca.eab.hmac_secret, f"{settings.ca_section(issuer)}.eab.hmac_secret")
     acme = settings.issuer.acme
     section, place = getattr(acme, acme.dns_provider.section), f"issuer.acme.{acme.dns_provider.section}"
     for field in dataclasses.fields(section) if section is not None else ():

@@ -15,29 +15,34 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
-from certplane.pki.chain_path import READ_ERRORS, Came, ChainError, check_validity, dropped, find_path, load
+from certplane.pki.chain_path import READ_ERRORS, Came, ChainError, check_validity, dropped, find_path, is_ca, load
 from certplane.pki.keys import public_key_sha256
 from certplane.pki.names import DnsNameError, canonical_dns_name
-from certplane.pki.pem import PemError, decode_pem, encode_pem
+from certplane.pki.pem import PemError, decode_pem, encode_pem, find_pem
 
 __all__ = [
     "MAX_CERTIFICATES",
     "MAX_CHAIN_LENGTH",
+    "MOST_CAME",
     "CertificateFacts",
     "ChainError",
     "IssuedChain",
     "check_issued_chain",
+    "found_chain",
     "leaf_facts",
-    "plain_chain",
     "split_chain",
+    "top_issuer",
 ]
 
 MAX_CERTIFICATES = 10
 MAX_CHAIN_LENGTH = 32 * 1024
 """Characters of PEM; a real chain has 4 to 8 thousand. Half of what a message of the broker may be: beside the chain an
 answer has its names twice, and what can't be handed out must not be taken for issued."""
+
+MOST_CAME = 100
+"""Certificates of a CA's answer that are looked at: more than are handed out, since what doesn't belong is dropped."""
 
 _LABEL = "CERTIFICATE"
 
@@ -91,42 +96,75 @@ def split_chain(fullchain_pem: str) -> tuple[str, str]:
     return encode_pem(_LABEL, leaf), "".join(encode_pem(_LABEL, der) for der in rest)
 
 
-def plain_chain(pem: str) -> str:
-    """A chain's certificates in PEM, all as they came, without whatever stood between them.
+def found_chain(text: str) -> tuple[str, int]:
+    """The certificates of a CA's answer in PEM, as they came, and how many blocks beside them are left out.
+
+    Empty if there are none. Whatever stands between them is left out too.
+    """
+    found, passed = find_pem(text, _LABEL)
+    return "".join(encode_pem(_LABEL, der) for der in found[:MOST_CAME]), passed + len(found[MOST_CAME:])
+
+
+def top_issuer(fullchain_pem: str, now: datetime) -> str:
+    """Common name of the issuer of the last certificate that leads upwards from the leaf; empty if it has none.
+
+    The leaf is the first certificate that isn't a CA's: what else was asked of it, `check_issued_chain` looks at.
 
     Raises:
-        ChainError: the text isn't certificates in PEM.
+        ChainError: nothing leads upwards, or there is no leaf.
     """
-    return "".join(encode_pem(_LABEL, der) for der in _blocks(pem, most=len(pem), length=len(pem)))
+    came = [Came(number, der) for number, der in enumerate(_blocks(fullchain_pem, most=MOST_CAME), 1)]
+    leaf = next(filter(_may_be_leaf, came), None)
+    if leaf is None:
+        raise ChainError(came[0].unread or "the certificate chain has no server's certificate")
+    last = [leaf, *find_path(leaf, came, now)][-1]
+    names = last.certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
 
 
 def check_issued_chain(
-    fullchain_pem: str, *, public_key_sha256: str, dns_names: Collection[str], now: datetime
+    fullchain_pem: str,
+    *,
+    public_key_sha256: str,
+    dns_names: Collection[str],
+    now: datetime,
+    most: int = MAX_CERTIFICATES,
 ) -> IssuedChain:
     """Check a new certificate with its chain against what was asked for.
 
     Args:
         fullchain_pem: PEM, in any order, though leaf first is what CAs should send (RFC 8555 9.1); no other blocks.
+            Of a CA's answer, that is what `found_chain` leaves.
         public_key_sha256: The key that was sent (`certplane.pki.keys.public_key_sha256`).
         dns_names: The names that were sent, canonical; the certificate must have exactly these.
         now: The time at which it must be valid, give or take `CLOCK_TOLERANCE` at its start.
+        most: More certificates are an error; `MOST_CAME` for what a CA sent.
 
     Raises:
         ChainError: anything is wrong; the message says what.
     """
-    came = [Came(number, der) for number, der in enumerate(_blocks(fullchain_pem), 1)]
+    try:
+        came = [Came(number, der) for number, der in enumerate(_blocks(fullchain_pem, most=most), 1)]
+    except ChainError as error:
+        error.may_heal = True
+        raise
     leaf, facts = _choose_leaf(came, public_key_sha256, tuple(sorted(dns_names)))
     _check_is_leaf(leaf.certificate)
     try:
         check_validity(leaf.certificate, now)
         path = find_path(leaf, came, now)
+        issuers = path[:-1] if path and path[-1].is_self_issued else path
+        chain_pem = "".join(encode_pem(_LABEL, each.der) for each in issuers)
+        certificate_pem = encode_pem(_LABEL, leaf.der)
+        if len(issuers) >= MAX_CERTIFICATES or len(certificate_pem) + len(chain_pem) > MAX_CHAIN_LENGTH:
+            allowed = f"{MAX_CERTIFICATES} certificates or {MAX_CHAIN_LENGTH} characters"
+            raise ChainError(f"the certificate and its issuers are more than {allowed}")  # noqa: TRY301 - one of its kind
     except ChainError as error:
-        error.leaf_fits = leaf.certificate.not_valid_after_utc > now
+        error.may_heal = leaf.certificate.not_valid_after_utc > now
         raise
-    issuers = path[:-1] if path and path[-1].is_self_issued else path
     return IssuedChain(
-        certificate_pem=encode_pem(_LABEL, leaf.der),
-        chain_pem="".join(encode_pem(_LABEL, each.der) for each in issuers),
+        certificate_pem=certificate_pem,
+        chain_pem=chain_pem,
         facts=facts,
         dropped=tuple(dropped([leaf, *path], came, now)),
     )
@@ -144,6 +182,7 @@ def _choose_leaf(came: list[Came], key_sha256: str, dns_names: tuple[str, ...]) 
             facts = _facts(each.certificate)
             others = _has_other_names(each.certificate)
         except ChainError as error:
+            error.may_heal = True  # what was cut or changed on the way can't be read either
             problem = problem or error
             continue
         if facts.public_key_sha256 != key_sha256:
@@ -156,12 +195,20 @@ def _choose_leaf(came: list[Came], key_sha256: str, dns_names: tuple[str, ...]) 
     raise problem or ChainError("the certificate is for another key than the request's")
 
 
-def _blocks(pem: str, *, most: int = MAX_CERTIFICATES, length: int = MAX_CHAIN_LENGTH) -> list[bytes]:
+def _blocks(pem: str, *, most: int = MAX_CERTIFICATES) -> list[bytes]:
+    length = MAX_CHAIN_LENGTH if most == MAX_CERTIFICATES else len(pem)  # an answer's length has had its bound before
     try:
         blocks = decode_pem(pem, _LABEL, max_blocks=most, max_length=length)
     except PemError as error:
         raise ChainError(f"the certificate chain {error}") from error
     return [der for _, der in blocks]
+
+
+def _may_be_leaf(each: Came) -> bool:
+    try:
+        return not is_ca(each.certificate)
+    except (ChainError, *READ_ERRORS):
+        return False
 
 
 def _facts(certificate: x509.Certificate) -> CertificateFacts:

@@ -29,13 +29,13 @@ class ChainError(RefusalError):
     """A chain isn't what was asked for: ISSUER_REJECTED, since whoever made it has to answer for it.
 
     Attributes:
-        leaf_fits: the certificate is the one that was asked for, and lives; what came beside it, or the hour, is wrong,
-            and may be right when it is fetched again.
+        may_heal: what came beside the certificate that was asked for is wrong, or it can't be read, or the hour is
+            wrong: it may be right when it is fetched again.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(Reason.ISSUER_REJECTED, message)
-        self.leaf_fits = False
+        self.may_heal = False
 
 
 class Came:
@@ -105,7 +105,7 @@ def _not_above(issuer: Came, certificate: Came, now: datetime) -> str:
         above, below = issuer.certificate, certificate.certificate
         if above.subject != below.issuer:
             return f"{which} is not the issuer of certificate {certificate.number}"
-        if not _is_ca(above):
+        if not is_ca(above):
             return f"{which} is no CA's"
         below.verify_directly_issued_by(above)
         check_validity(above, now, which)
@@ -118,7 +118,8 @@ def _not_above(issuer: Came, certificate: Came, now: datetime) -> str:
     return ""
 
 
-def _is_ca(certificate: x509.Certificate) -> bool:
+def is_ca(certificate: x509.Certificate) -> bool:
+    """Whether it says that it is a CA's."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:

@@ -6,6 +6,9 @@ that could be a block is: every BEGIN and every END must belong to a whole block
 `cryptography` takes the first of several, and what was skipped is what somebody else may read. Control characters are
 refused.
 
+What a server answers with is read by `find_pem` instead, which takes the whole blocks and passes over the rest: nobody
+can be asked to mend it.
+
 An error says what is wrong and in which line; it never quotes the text, which may be a private key's.
 """
 
@@ -16,7 +19,7 @@ import re
 
 from certplane.errors import CertplaneError
 
-__all__ = ["PemError", "decode_pem", "encode_pem", "has_private_key", "pem_text"]
+__all__ = ["PemError", "decode_pem", "encode_pem", "find_pem", "has_private_key", "pem_text"]
 
 _END_OF_LINE = r"(?:\r\n|\n|\r)"
 _BLOCK = re.compile(
@@ -25,13 +28,16 @@ _BLOCK = re.compile(
     rf"{_END_OF_LINE}[ \t]*-----END (?P=label)-----[ \t]*(?:{_END_OF_LINE}|\Z)",
     re.ASCII,
 )
+_LOOSE_BLOCK = re.compile(
+    r"-----BEGIN (?P<label>[A-Z0-9. ]{1,40})-----(?P<body>[A-Za-z0-9+/=\s]*)-----END (?P=label)-----", re.ASCII
+)
 _BEGIN, _END = "-----BEGIN ", "-----END "
 _BEGIN_LINE = re.compile(r"-----BEGIN (?P<label>[^\r\n-]{1,40})-----[ \t]*(?=[\r\n]|\Z)")
 _LINE_START = re.compile(r"(?:\A|[\r\n])[ \t]*\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=\r\n \t]")
 _HEADER = re.compile(r"\A\s*[A-Za-z][A-Za-z0-9-]*:")
-_WHITE = str.maketrans("", "", " \t\r\n")
+_WHITE = str.maketrans("", "", " \t\r\n\v\f")
 _MARK, _DOS_END = "\ufeff", "\x1a"
 
 _OTHER_NAMES = {
@@ -104,6 +110,23 @@ def decode_pem(text: str, *labels: str, max_blocks: int, max_length: int) -> tup
     if not blocks:
         raise PemError(f"holds no PEM block {' or '.join(labels)}")
     return tuple(blocks)
+
+
+def find_pem(text: str, label: str) -> tuple[tuple[bytes, ...], int]:
+    """The DER of every whole block `label` of a server's answer, in order, and how many blocks were passed over.
+
+    Control characters are left out wherever they are, and a block needs no lines of its own. What is broken, cut off or
+    of another label is passed over.
+    """
+    text = _CONTROL.sub("", text)
+    found: list[bytes] = []
+    for match in _LOOSE_BLOCK.finditer(text):
+        if _OTHER_NAMES.get(match["label"], match["label"]) == label:
+            try:
+                found.append(binascii.a2b_base64(match["body"].translate(_WHITE), strict_mode=True))
+            except binascii.Error:
+                continue
+    return tuple(found), text.count(_BEGIN) - len(found)
 
 
 def encode_pem(label: str, der: bytes) -> str:

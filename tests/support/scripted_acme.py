@@ -129,6 +129,10 @@ class ScriptedAcme:
         """CSRs that the CA took."""
         return sum(bool(order.csr) for order in self.orders.values())
 
+    def chains(self, order: int) -> list[str]:
+        """The default chain of an order's certificate, and its alternates, in PEM."""
+        return self._leaves[order]
+
     # What follows runs on the server's threads, one request at a time.
 
     def reply(self, handler: _Handler, method: str) -> None:

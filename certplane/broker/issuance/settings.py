@@ -39,6 +39,13 @@ class IssuanceSettings:
     failover_after: timedelta = timedelta(seconds=30)
     """How long an issuer must be out of reach before an order goes to another: a lost connection moves nobody."""
 
+    chain_patience: timedelta = timedelta(minutes=10)
+    """How long an issued certificate is fetched again whose chain can't be used."""
+
+    unusable_chain_pause: timedelta = timedelta(days=1)
+    """After that, before another order: it would bring the same chain, and cost one more certificate of a week's five.
+    At most half of what is left of the life of the one in use."""
+
     preflight_timeout: timedelta = timedelta(seconds=10)
     """For what can be known before an order is spent; without an answer by then the order goes on."""
 

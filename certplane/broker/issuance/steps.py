@@ -29,7 +29,7 @@ from certplane.broker.issuance.validation import RecordCleaner, merge_records
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
 from certplane.broker.ports import Issuer, OrderChange, Policy
 from certplane.errors import Reason, Refusal, RefusalError
-from certplane.pki.chain import ChainError, check_issued_chain
+from certplane.pki.chain import MOST_CAME, ChainError, check_issued_chain
 from certplane.runtime.failpoints import failpoint
 
 __all__ = [
@@ -121,6 +121,8 @@ class OrderSteps:
         self._acme: IssuerOrder | None = None
         """The CA's order as last seen; None when it has to be looked at."""
         self._abandoned = 0
+        self._unusable_since: float | None = None
+        """Since when what the CA hands out as the certificate can't be used."""
         self._looked_at = ""
         """The issuer for which the order's preconditions were looked at: once, not at each try."""
         self.lane = self.find_lane()
@@ -332,15 +334,10 @@ class OrderSteps:
                 public_key_sha256=self.order.public_key_sha256,
                 dns_names=self.order.dns_names,
                 now=self._ports.clock.now(),
+                most=MOST_CAME,
             )
         except ChainError as error:
-            if error.leaf_fits:  # another order would bring the same chain, and cost one more certificate
-                message = (
-                    f"the CA has issued, but its chain can't be used: {error.refusal.message}; the certificate is "
-                    f"fetched again, and no other one ordered"
-                )
-                raise RefusalError(Reason.ISSUER_UNAVAILABLE, message) from error
-            raise OrderOverError(_rejected(error.refusal.message), unaccounted=True) from error
+            raise self._unusable_chain(error) from error
         if chain.dropped:
             fields = {"order_id": self.order.order_id, "dropped": list(chain.dropped)}
             logger.warning("dropped what doesn't belong in the CA's chain", extra={"fields": fields})
@@ -348,6 +345,21 @@ class OrderSteps:
         with self.step("store"):
             await self._journal.finish(record, [self._events.issued(record, self.policy)])
         self._ports.renewals.note_issued(record)
+
+    def _unusable_chain(self, error: ChainError) -> Exception:
+        """Fetch it again for a while where that may help: another order would bring the same, and cost one more."""
+        if not error.may_heal:
+            return OrderOverError(_rejected(error.refusal.message), unaccounted=True)
+        said = f"the CA has issued, but what it sent can't be used: {error.refusal.message}"
+        now, patience = self._ports.clock.monotonic(), self._settings.chain_patience
+        if self._unusable_since is None:
+            self._unusable_since = now
+        if now - self._unusable_since < patience.total_seconds():
+            message = f"{said}; the certificate is fetched again, and no other one ordered"
+            return RefusalError(Reason.ISSUER_UNAVAILABLE, message)
+        remedy = "ask the CA what is wrong with its chain; `renew` orders another certificate before the retry time"
+        refusal = Refusal(Reason.ISSUER_REJECTED, f"{said}; {remedy}")
+        return OrderOverError(End(refusal, self._settings.unusable_chain_pause), unaccounted=True)
 
     @property
     def _issuer(self) -> Issuer:

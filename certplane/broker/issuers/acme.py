@@ -26,7 +26,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.x509.oid import NameOID
 
 from certplane.broker.issuers.acme_client import AcmeClient
 from certplane.broker.issuers.acme_directory import AcmeDirectory, no_such_profile
@@ -40,6 +39,7 @@ from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
 from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, RevocationReason
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, Refusal, RefusalError
+from certplane.pki.chain import top_issuer
 
 if TYPE_CHECKING:
     import random
@@ -64,6 +64,8 @@ last keeps a CA that needs minutes at twelve requests each."""
 
 _ALTERNATE_TIME = timedelta(seconds=10)
 """For a chain that is nicer than the one that is there already."""
+_MOST_ALTERNATES = 10
+"""Chains that are looked at beside the default one."""
 
 _REASON_CODES = {
     RevocationReason.UNSPECIFIED: 0,
@@ -100,6 +102,7 @@ class AcmeServer:
         allowed_hosts: more hosts that its answers may point to, `host` or `host:port`.
         ca_bundle: PEM file with the roots of a private CA's HTTPS server; None for the public ones.
         user_agent: with the program's version.
+        section: the configuration's section of this CA, whose keys messages name.
     """
 
     directory_url: str
@@ -108,6 +111,7 @@ class AcmeServer:
     allowed_hosts: tuple[str, ...] = ()
     ca_bundle: Path | None = None
     user_agent: str = "certplane"
+    section: str = "issuer.acme"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +178,32 @@ class AcmeIssuer:
         try:
             hosts = AllowedHosts(server.directory_url, server.allowed_hosts)
         except ForbiddenUrlError as error:
-            problem = ConfigurationProblem("", None, "issuer.acme.directory_url", str(error), "name an https URL")
+            problem = ConfigurationProblem("", None, f"{server.section}.directory_url", str(error), "name an https URL")
             raise ConfigurationError([problem]) from error
         bundle = None if server.ca_bundle is None else str(server.ca_bundle)
         self._name, self._server, self._clock = name, server, clock
         self._sent: dict[str, None] = {}
         """URLs of orders that a CSR was sent to, oldest first."""
         self._registration = Registration(
-            server.directory_url, server.account_email, key, key_file=key_file, external=external, clock=clock
+            server.directory_url,
+            server.account_email,
+            key,
+            key_file=key_file,
+            external=external,
+            clock=clock,
+            section=server.section,
         )
         missing = Settling(clock, settling)
         self._workers = AcmeWorkers(
-            lambda key: AcmeClient(key, hosts, clock, user_agent=server.user_agent, ca_bundle=bundle, settling=missing),
+            lambda key: AcmeClient(
+                key,
+                hosts,
+                clock,
+                user_agent=server.user_agent,
+                ca_bundle=bundle,
+                settling=missing,
+                section=server.section,
+            ),
             self._registration,
             size=workers,
             rng=rng,
@@ -465,20 +483,24 @@ class AcmeIssuer:
         return AcmeError(Reason.ISSUER_REJECTED, said or "the order is invalid", problems=problems[:MOST_PROBLEMS])
 
     async def _choose_chain(self, chain: str, alternates: Sequence[str], deadline: Deadline) -> str:
+        """The default chain; the preferred one where there is one, or any other where the default one is of no use."""
         wanted = self._server.preferred_chain
-        if not wanted or _top_issuer(chain) == wanted:
-            return chain
-        for url in alternates:
+        usable = ""
+        for url in ("", *alternates[:_MOST_ALTERNATES]):
             try:
-                other = await self._alternate(url, deadline.earlier(_ALTERNATE_TIME))
-            except AcmeError as error:
+                other = await self._alternate(url, deadline.earlier(_ALTERNATE_TIME)) if url else chain
+                top = top_issuer(other, self._clock.now())
+            except RefusalError as error:
                 # The certificate is issued: another chain serves better than none.
-                _log.warning("an alternate chain can't be had: %s", error, extra={"fields": {"url": url}})
+                which = "an alternate chain" if url else "the CA's default chain"
+                _log.warning("%s can't be used: %s", which, error, extra={"fields": {"url": url}})
                 continue
-            if _top_issuer(other) == wanted:
+            if not wanted or top == wanted:
                 return other
-        _log.warning("the CA offers no chain from %r; its default chain is used", wanted)
-        return chain
+            usable = usable or other
+        if wanted and usable:
+            _log.warning("the CA offers no chain from %r; the first that can be used is", wanted)
+        return usable or chain
 
     async def _alternate(self, url: str, deadline: Deadline) -> str:
         chain, _ = await self._workers.call(lambda client: client.fetch_chain(url), deadline)
@@ -512,16 +534,6 @@ def _replaced_id(certificate_pem: str) -> str:
         return certificate_id(x509.load_pem_x509_certificate(certificate_pem.encode())) if certificate_pem else ""
     except ValueError:
         return ""
-
-
-def _top_issuer(chain_pem: str) -> str:
-    """Common name of the issuer of a chain's last certificate: which root the chain leads to."""
-    try:
-        last = x509.load_pem_x509_certificates(chain_pem.encode())[-1]
-        names = last.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except ValueError as error:
-        raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it sent a certificate that can't be read") from error
-    return str(names[0].value) if names else ""
 
 
 @contextlib.contextmanager

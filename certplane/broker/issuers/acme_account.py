@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["AccountKey", "AccountKeyFile"]
 
 _SETTING = "issuer.acme.account_key"
+"""The key that names the file, for the default issuer."""
 _LARGEST_FILE = 64 * 1024
 _OTHERS = stat.S_IRWXO | stat.S_IWGRP
 """Modes that no account key may have: anything for others, writing for the group."""
@@ -52,8 +53,8 @@ class AccountKey:
     public_key_sha256: str
 
     @classmethod
-    def load_or_create(cls, path: Path) -> AccountKey:
-        """Read the key at `path`, or make one there if there is no file.
+    def load_or_create(cls, path: Path, setting: str = _SETTING) -> AccountKey:
+        """Read the key at `path`, or make one there if there is no file; `setting` is for the error.
 
         Blocks; call it while the broker starts. Two programs that start at once end up with the same key.
 
@@ -61,17 +62,17 @@ class AccountKey:
             ConfigurationError: the file can't be read or made, others can read it, or it isn't a usable key.
         """
         try:
-            pem = _read(path)
+            pem = _read(path, setting)
             if pem is None:
                 _create(path)
-                pem = _read(path) or b""
+                pem = _read(path, setting) or b""
         except OSError as error:
-            raise _unreadable(path, error) from error
-        return cls.from_pem(pem, path)
+            raise _unreadable(path, error, setting) from error
+        return cls.from_pem(pem, path, setting)
 
     @classmethod
-    def from_pem(cls, pem: bytes, path: Path) -> AccountKey:
-        """The key in `pem`; `path` is for the error.
+    def from_pem(cls, pem: bytes, path: Path, setting: str = _SETTING) -> AccountKey:
+        """The key in `pem`; `path` and `setting` are for the error.
 
         Raises:
             ConfigurationError: it isn't a usable key.
@@ -80,7 +81,7 @@ class AccountKey:
             key = load_private_key(pem)
         except PrivateKeyError as error:
             remedy = "put the account's key there, or move the file away to get a new account"
-            raise _problem(path, f"can't be used: {error}", remedy) from error
+            raise _problem(path, f"can't be used: {error}", remedy, setting) from error
         if isinstance(key, ec.EllipticCurvePrivateKey):
             algorithm = ES256 if isinstance(key.curve, ec.SECP256R1) else ES384
             return cls(JWKEC(key=key), algorithm, public_key_sha256(key.public_key()))
@@ -93,9 +94,9 @@ class AccountKeyFile:
     Everything blocks. All raise `ConfigurationError` like `AccountKey.load_or_create`.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Nothing is read yet."""
-        self._path = path
+    def __init__(self, path: Path, setting: str = _SETTING) -> None:
+        """Nothing is read yet; `setting` is the key that names the file, for errors."""
+        self._path, self._setting = path, setting
         self._next = path.with_name(f"{path.name}.next")
 
     @property
@@ -105,19 +106,21 @@ class AccountKeyFile:
 
     def load(self) -> AccountKey:
         """The key, made if there is none."""
-        return AccountKey.load_or_create(self._path)
+        return AccountKey.load_or_create(self._path, self._setting)
 
     def pending(self) -> AccountKey | None:
         """The new key of a change that has begun, None if there is no such change."""
         try:
-            pem = _read(self._next)  # never made here: the change may be confirmed by another at this moment
+            pem = _read(
+                self._next, self._setting
+            )  # never made here: the change may be confirmed by another at this moment
         except OSError as error:
-            raise _unreadable(self._next, error) from error
-        return None if pem is None else AccountKey.from_pem(pem, self._next)
+            raise _unreadable(self._next, error, self._setting) from error
+        return None if pem is None else AccountKey.from_pem(pem, self._next, self._setting)
 
     def prepare(self) -> AccountKey:
         """A new key, durable before the CA hears of it; that of a change that was cut off is used again."""
-        return AccountKey.load_or_create(self._next)
+        return AccountKey.load_or_create(self._next, self._setting)
 
     def confirm(self) -> None:
         """The CA answers to the new key: from now on it is the key. Again is nothing."""
@@ -131,7 +134,7 @@ class AccountKeyFile:
         _sync_folder(self._path)
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path, setting: str) -> bytes | None:
     """The file's content, None if there is no file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -140,9 +143,9 @@ def _read(path: Path) -> bytes | None:
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise _problem(path, "isn't a regular file", "name a file that holds the account key alone")
+            raise _problem(path, "isn't a regular file", "name a file that holds the account key alone", setting)
         if status.st_mode & _OTHERS:
-            raise _problem(path, "can be read or changed by others", private_remedy(path, status))
+            raise _problem(path, "can be read or changed by others", private_remedy(path, status), setting)
         return file.read(_LARGEST_FILE)
 
 
@@ -181,9 +184,9 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _unreadable(path: Path, error: OSError) -> ConfigurationError:
-    return _problem(path, f"can't be read or made: {error.strerror}", "check the folder and its owner")
+def _unreadable(path: Path, error: OSError, setting: str) -> ConfigurationError:
+    return _problem(path, f"can't be read or made: {error.strerror}", "check the folder and its owner", setting)
 
 
-def _problem(path: Path, message: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError([ConfigurationProblem(str(path), None, _SETTING, f"the account key {message}", remedy)])
+def _problem(path: Path, message: str, remedy: str, setting: str) -> ConfigurationError:
+    return ConfigurationError([ConfigurationProblem(str(path), None, setting, f"the account key {message}", remedy)])

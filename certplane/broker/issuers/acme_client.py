@@ -7,6 +7,7 @@ Not thread-safe; `AcmeIssuer` keeps one per worker. Nothing here waits or repeat
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from certplane.broker.issuers.acme_settling import Settling
 from certplane.broker.issuers.answers import parse_retry_after, printable
 from certplane.broker.issuers.outgoing import ForbiddenUrlError
 from certplane.errors import ProblemDocument, Reason
-from certplane.pki.chain import ChainError, plain_chain
+from certplane.pki.chain import found_chain
 from certplane.runtime.failpoints import failpoint
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from certplane.runtime.clock import Clock
 
 __all__ = ["AcmeClient", "AcmeSession", "Binding"]
+
+_log = logging.getLogger(__name__)
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]{4,}={0,2}", re.ASCII)
 _MOST_CONTACTS = 10
@@ -109,9 +112,14 @@ class AcmeClient(ClientV2):
         *,
         user_agent: str,
         ca_bundle: str | None,
+        section: str,
         settling: Settling | None = None,
     ) -> None:
-        """Nothing is sent yet. Arguments as `AcmeNetwork`'s; `settling` is all workers', what is missing at the CA."""
+        """Nothing is sent yet.
+
+        Arguments as `AcmeNetwork`'s; `section` is the configuration's, for the keys that messages name; `settling` is
+        all workers', what is missing at the CA.
+        """
         network = AcmeNetwork(key, hosts, clock, user_agent=user_agent, ca_bundle=ca_bundle)
         super().__init__(messages.Directory({}), network)
         self.key_sha256 = key.public_key_sha256
@@ -119,6 +127,7 @@ class AcmeClient(ClientV2):
         self._hosts = hosts
         self._clock = clock
         self._user_agent, self._ca_bundle = user_agent, ca_bundle
+        self._section = section
         self._settling = settling or Settling(clock)
 
     def close(self) -> None:
@@ -139,14 +148,18 @@ class AcmeClient(ClientV2):
         except AcmeError as error:
             error.refusal = replace(error.refusal, message=f"{printable(url, _LONGEST_URL)}: {error.refusal.message}")
             if error.unreachable:
-                error.add(_UNREACHABLE)
+                error.add(
+                    f"check host and port of {self._section}.directory_url, the way there, and, for a private CA, "
+                    f"{self._section}.ca_bundle"
+                )
             raise
         try:
             return parse_directory(directory_body(response), self._hosts)
         except ForbiddenUrlError as error:
-            raise _misplaced(url, f"it holds {error}", "add that host to issuer.acme.allowed_hosts") from error
+            raise _misplaced(url, f"it holds {error}", f"add that host to {self._section}.allowed_hosts") from error
         except MalformedAnswerError as error:
-            raise _misplaced(url, str(error), _NO_DIRECTORY) from error
+            remedy = f"set {self._section}.directory_url to the URL that the CA documents for its ACME directory"
+            raise _misplaced(url, str(error), remedy) from error
 
     def register(self, directory: AcmeDirectory, email: str, binding: Binding | None = None) -> AcmeSession:
         """Make the account, or find the one that this key has (RFC 8555 7.3 and 7.3.1).
@@ -203,7 +216,14 @@ class AcmeClient(ClientV2):
 
     def _with_key(self, key: AccountKey) -> AcmeClient:
         """A client for one exchange that another key signs, within the same time."""
-        other = AcmeClient(key, self._hosts, self._clock, user_agent=self._user_agent, ca_bundle=self._ca_bundle)
+        other = AcmeClient(
+            key,
+            self._hosts,
+            self._clock,
+            user_agent=self._user_agent,
+            ca_bundle=self._ca_bundle,
+            section=self._section,
+        )
         other.net.deadline = self.net.deadline
         return other
 
@@ -216,9 +236,9 @@ class AcmeClient(ClientV2):
         except AcmeError as error:
             error.concern([ACCOUNT])
             if error.is_problem("externalAccountRequired"):
-                error.add("configure issuer.acme.eab with the key id and the MAC key that the CA has given you")
+                error.add(f"configure {self._section}.eab with the key id and the MAC key that the CA has given you")
             if error.is_problem("invalidContact") or error.is_problem("unsupportedContact"):
-                error.add("correct issuer.acme.account_email, or leave it out, and restart the broker")
+                error.add(f"correct {self._section}.account_email, or leave it out, and restart the broker")
             raise
         with _malformed_as_acme_errors():
             url = self._hosts.check(response.headers.get("Location"))
@@ -299,14 +319,18 @@ class AcmeClient(ClientV2):
         return self._order(order_url, response)
 
     def fetch_chain(self, url: str) -> tuple[str, tuple[str, ...]]:
-        """POST-as-GET of a certificate (7.4.2): PEM as it came, without comments, and the URLs of alternate chains."""
+        """POST-as-GET of a certificate (7.4.2): what came of certificates, in PEM, and the URLs of alternate chains.
+
+        What came is the caller's to judge, even nothing: it is the CA's word, unless it is a page of HTML.
+        """
         with self._named_by_ca(url):
             response = self._post_as_get(url)
-        try:
-            chain = plain_chain(response.text)
-        except ChainError as error:
-            message = f"it sent a chain that isn't certificates in PEM: {error.refusal.message}"
-            raise AcmeError(Reason.ISSUER_UNAVAILABLE, message) from error
+        chain, passed = found_chain(response.text)
+        if not chain and response.headers.get("Content-Type", "").startswith("text/html"):
+            raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it sent a page of HTML in place of a certificate")
+        if passed:
+            fields = {"url": printable(url, _LONGEST_URL), "blocks": passed}
+            _log.warning("passed over what is no certificate in the CA's chain", extra={"fields": fields})
         failpoint("acme.download.fetched")
         return chain, tuple(self._get_links(response, "alternate"))
 
@@ -332,12 +356,6 @@ class AcmeClient(ClientV2):
 
     def _retry_after(self, response: requests.Response) -> timedelta | None:
         return parse_retry_after(response.headers.get("Retry-After"), self._clock.now())
-
-
-_NO_DIRECTORY = "set issuer.acme.directory_url to the URL that the CA documents for its ACME directory"
-_UNREACHABLE = (
-    "check host and port of issuer.acme.directory_url, the way there, and, for a private CA, issuer.acme.ca_bundle"
-)
 
 
 def _misplaced(url: str, what: str, remedy: str) -> AcmeError:

@@ -68,6 +68,7 @@ class Registration:
         key_file: AccountKeyFile | None = None,
         external: ExternalAccount | None = None,
         clock: Clock,
+        section: str,
     ) -> None:
         """Nothing is sent yet.
 
@@ -78,9 +79,11 @@ class Registration:
             key_file: where the key is; without one, the key never changes.
             external: what a new account is bound to.
             clock: for how long a wrong directory is borne.
+            section: the configuration's section of the issuer.
         """
         self.directory_url, self._email, self._key_file, self._external = directory_url, email, key_file, external
         self.key = key
+        self._section = section
         self._wrong = Settling(clock, _BRIEFLY)
         self._was_read = False
         self._trouble = False
@@ -216,7 +219,8 @@ class Registration:
         try:
             await run(lambda client: client.update_contact(self._email), session)
         except AcmeError as error:
-            remedy = "; correct issuer.acme.account_email" if error.refusal.reason is Reason.ISSUER_REJECTED else ""
+            wrong = error.refusal.reason is Reason.ISSUER_REJECTED
+            remedy = f"; correct {self._section}.account_email" if wrong else ""
             _log.warning("the account's contact can't be updated: %s%s", error.refusal.message, remedy)
         else:
             _log.info("the account's contact is now %s", self._email)

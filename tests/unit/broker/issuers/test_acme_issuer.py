@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -26,6 +26,7 @@ from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key
 from certplane.runtime.clock import SystemClock
+from certplane.sandbox.certificates import CertificateAuthority
 from tests.support.scripted_acme import Answer, ScriptedAcme, problem
 from tests.support.waiting import PATIENCE
 
@@ -760,12 +761,12 @@ async def test_stuck_issuance_ends_at_the_deadline(ca: ScriptedAcme, issuer: Acm
     assert ca.csrs == 1
 
 
-async def test_chain_that_is_no_pem(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
-    """Whatever isn't certificates in PEM is not handed on."""
+async def test_page_in_place_of_a_chain(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """A page of HTML is not the CA's word: it isn't handed on."""
     order = await issuer.finalize(await ready_order(issuer), csr_der(), LONG)
     ca.fail("POST /cert/1", *[Answer(200, b"<html>", "text/html")] * 20)
     refusal = await refusal_of(issuer.download(order, SHORT))
-    assert "isn't certificates in PEM" in refusal.message
+    assert (refusal.reason, "a page of HTML" in refusal.message) == (Reason.ISSUER_UNAVAILABLE, True)
 
 
 @pytest.mark.parametrize(
@@ -787,15 +788,44 @@ async def test_preferred_chain(ca: ScriptedAcme, key: AccountKey, preferred: str
     assert chain[-1].issuer == ca.issuers[root].certificate.subject
 
 
-async def test_chain_of_unreadable_certificates(ca: ScriptedAcme, key: AccountKey) -> None:
-    """PEM around something that is no certificate is not taken for one when its issuer matters."""
+UNUSABLE = [
+    pytest.param(lambda _leaf: b"", id="nothing"),
+    pytest.param(lambda _leaf: b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", id="unreadable"),
+    pytest.param(lambda leaf: leaf + CertificateAuthority.root("Elsewhere").pem, id="leads-nowhere"),
+    pytest.param(lambda _leaf: CertificateAuthority.root("Elsewhere").pem, id="no-leaf"),
+]
+
+
+@pytest.mark.parametrize("preferred", ["", "Scripted Root 1", "Unknown Root"])
+@pytest.mark.parametrize("make", UNUSABLE)
+async def test_default_chain_that_cannot_be_used(
+    ca: ScriptedAcme, key: AccountKey, preferred: str, make: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """An alternate one takes its place, whether or not it is preferred; without one, what came is the caller's."""
+    ca.alternates = 1
+    issuer = with_preferred(ca, key, preferred)
+    order = await issuer.finalize(await ready_order(issuer), csr_der(), LONG)
+    leaf = ca.chains(1)[0].encode().partition(b"-----END CERTIFICATE-----\n")
+    body = make(leaf[0] + leaf[1])
+    link = (("Link", f'<{ca.url}/cert/1/1>;rel="alternate"'),)
+    ca.fail("POST /cert/1", Answer(200, body, "application/pem-certificate-chain", link))
+    ca.fail("POST /cert/1", Answer(200, body, "application/pem-certificate-chain"))
+    assert await issuer.download(order, LONG) == ca.chains(1)[1]
+    assert await issuer.download(order, LONG) == body.decode()
+    issuer.close()
+    assert "the CA's default chain can't be used: " in caplog.text
+
+
+async def test_preferred_chain_with_a_stranger_in_it(ca: ScriptedAcme, key: AccountKey) -> None:
+    """What doesn't belong there says nothing of the root that a chain leads to."""
+    ca.alternates = 1
     issuer = with_preferred(ca, key, "Scripted Root 1")
     order = await issuer.finalize(await ready_order(issuer), csr_der(), LONG)
-    pem = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
-    ca.fail("POST /cert/1", Answer(200, pem, "application/pem-certificate-chain"))
-    refusal = await refusal_of(issuer.download(order, SHORT))
+    junk = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    body = ca.chains(1)[1].encode() + CertificateAuthority.root("Elsewhere").pem + junk
+    ca.fail("POST /cert/1/1", Answer(200, body, "application/pem-certificate-chain"))
+    assert (await issuer.download(order, LONG)).startswith(ca.chains(1)[1])
     issuer.close()
-    assert (refusal.reason, "can't be read" in refusal.message) == (Reason.ISSUER_UNAVAILABLE, True)
 
 
 async def test_alternate_chain_that_cannot_be_had(ca: ScriptedAcme, key: AccountKey) -> None:

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certplane.broker.issuance.outcome import Consequence, classify, fails_over
 from certplane.broker.issuers import acme_registration
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer, DirectoryError
-from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
 from certplane.broker.model import Profile
-from certplane.errors import Reason, Refusal, RefusalError
+from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key
 from certplane.runtime.clock import SystemClock
@@ -43,9 +43,12 @@ def ca(tmp_path: Path) -> Iterator[ScriptedAcme]:
         yield ca
 
 
-def issuer_at(ca: ScriptedAcme, url: str = "", *, trusted: bool = True) -> AcmeIssuer:
+def issuer_at(
+    ca: ScriptedAcme, url: str = "", *, trusted: bool = True, section: str = "issuer.acme", email: str = ""
+) -> AcmeIssuer:
     key = AccountKey.load_or_create(ca.roots_file.with_name("account.key"))
-    server = AcmeServer(url or ca.directory_url, ca_bundle=ca.roots_file if trusted else None)
+    bundle = ca.roots_file if trusted else None
+    server = AcmeServer(url or ca.directory_url, email, ca_bundle=bundle, section=section)
     return AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1))
 
 
@@ -204,3 +207,61 @@ async def test_look_at_the_start(ca: ScriptedAcme, caplog: pytest.LogCaptureFixt
     await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
     issuer.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+KEYS = [
+    pytest.param("GET /directory", Answer(404), "directory_url", id="no-directory"),
+    pytest.param("GET /directory", directory(newNonce="https://evil.test/n"), "allowed_hosts", id="another-host"),
+    pytest.param("POST /newAccount", problem("externalAccountRequired"), "eab", id="binding"),
+    pytest.param("POST /newAccount", problem("invalidContact"), "account_email", id="contact"),
+    pytest.param("POST /newAccount", problem("unsupportedContact"), "account_email", id="kind-of-contact"),
+]
+
+
+@pytest.mark.parametrize(("request_", "answer", "key"), KEYS)
+async def test_a_further_issuer_names_its_own_keys(ca: ScriptedAcme, request_: str, answer: Answer, key: str) -> None:
+    """What an order meets at a further issuer is mended in that issuer's section, and the message says so."""
+    ca.fail(request_, *[answer] * 99)
+    issuer = issuer_at(ca, section="issuers.second.acme", email="ops@certplane.test")
+    refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
+    issuer.close()
+    assert f"issuers.second.acme.{key}" in refusal.message
+    assert "issuer.acme" not in refusal.message
+
+
+async def test_a_further_issuer_that_is_not_reached_names_its_own_keys(ca: ScriptedAcme) -> None:
+    """The same of one whose server isn't trusted, and of an address that can't be used."""
+    issuer = issuer_at(ca, trusted=False, section="issuers.second.acme")
+    refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, SHORT))
+    issuer.close()
+    assert "issuers.second.acme.ca_bundle" in refusal.message
+    with pytest.raises(ConfigurationError) as caught:
+        issuer_at(ca, "http://ca.test/directory", section="issuers.second.acme")
+    assert [problem.key for problem in caught.value.problems] == ["issuers.second.acme.directory_url"]
+
+
+async def test_a_contact_that_is_refused_later_names_its_own_key(
+    ca: ScriptedAcme, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An account that is there whose contact can't be changed: the log names the further issuer's key."""
+    first = issuer_at(ca)
+    await first.create_order(csr_der(), PROFILE, LONG)
+    first.close()
+    ca.fail("POST /account/1", problem("invalidContact"))
+    again = issuer_at(ca, section="issuers.second.acme", email="ops@certplane.test")
+    await again.create_order(csr_der(), PROFILE, LONG)
+    again.close()
+    assert "correct issuers.second.acme.account_email" in caplog.text
+
+
+def test_an_account_key_names_its_own_setting(tmp_path: Path) -> None:
+    """A key of a further issuer that can't be used while the broker runs is told of that issuer."""
+    path = tmp_path / "second.key"
+    path.write_text("junk")
+    path.chmod(0o600)
+    file = AccountKeyFile(path, "issuers.second.acme.account_key")
+    path.with_name("second.key.next").write_text("junk")
+    for read in (file.load, file.pending, file.prepare):
+        with pytest.raises(ConfigurationError) as caught:
+            read()
+        assert [problem.key for problem in caught.value.problems] == ["issuers.second.acme.account_key"]
