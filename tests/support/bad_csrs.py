@@ -40,7 +40,7 @@ from tests.support.csr import (
     tlv,
 )
 
-__all__ = ["BAD_CSRS", "GOOD_CSR", "BadCsr", "compressed_point", "named"]
+__all__ = ["BAD_CSRS", "GOOD_CSR", "BadCsr", "common_name_as", "compressed_point", "named"]
 
 GOOD_CSR = pem(craft())
 
@@ -177,10 +177,20 @@ def _long_length(element: bytes) -> bytes:
     return element[:1] + b"\x83\x00" + element[2:]
 
 
-def _universal_string() -> str:
-    value = tlv(0x1C, "www.example.test".encode("utf-32-be"))
-    subject = sequence(tlv(0x31, sequence(oid(NameOID.COMMON_NAME.dotted_string), value)))
-    return pem(craft(subject=subject))
+def common_name_as(tag: int, value: bytes) -> Callable[[], str]:
+    """A CSR for www.example.test whose common name is a string of this type."""
+    subject = sequence(tlv(0x31, sequence(oid(NameOID.COMMON_NAME.dotted_string), tlv(tag, value))))
+    return lambda: pem(craft(subject=subject))
+
+
+def _unused_bits() -> str:
+    """A signature whose BIT STRING says that its last bit isn't of it; that bit is 0, as DER has it."""
+    for number in range(256):
+        extensions = san_extension(dns_san("www.example.test")), extension("2.5.29.14", octets(bytes([number])))
+        der = craft(key=rsa_key(), attributes=[extension_request(*extensions)])
+        if not der[-1] & 1:
+            break
+    return pem(der[:-257] + b"\1" + der[-256:])
 
 
 def _bad_point() -> str:
@@ -318,14 +328,16 @@ BAD_CSRS = [
     ),
     BadCsr(lambda: pem(_long_length(craft(key=rsa_key()))), _INVALID, "", name="encoding-ber-length-of-all"),
     BadCsr(
-        _rsa_csr(algorithm=sequence(oid("1.2.840.113549.1.1.11"))),
-        _INVALID, "signature algorithm is not encoded", name="encoding-rsa-signature-without-null",
+        lambda: pem(craft(algorithm=sequence(oid("1.2.840.10045.4.3.2"), _null()))),
+        _INVALID, "its signature algorithm has parameters", name="encoding-ecdsa-signature-with-null",
     ),
     BadCsr(
-        lambda: pem(craft(algorithm=sequence(oid("1.2.840.10045.4.3.2"), _null()))),
-        _INVALID, "can't be read", name="encoding-ecdsa-signature-with-null",
+        common_name_as(0x12, b"www.example.test"), _INVALID, "NumericString", name="encoding-common-name-as-a-number"
     ),
-    BadCsr(_universal_string, _INVALID, "UniversalString", name="encoding-common-name-of-32-bits"),
+    BadCsr(
+        common_name_as(0x13, b"*.example.test"), _INVALID, "PrintableString", name="encoding-common-name-with-a-star"
+    ),
+    BadCsr(_unused_bits, _INVALID, "not whole octets", name="encoding-signature-of-unused-bits"),
     BadCsr(_with_modulus(_SOUND_LOOKING, 1 << 31 | 1), _WEAK, "2^31", name="encoding-rsa-exponent-of-32-bits"),
     # other names than DNS names
     BadCsr(_with_san(tlv(0x87, b"\x7f\0\0\1")), _INVALID, "IPAddress", name="row-14-ip"),

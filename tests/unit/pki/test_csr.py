@@ -20,7 +20,7 @@ from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import MAX_CSR_LENGTH, CsrCache, build_csr, parse_csr
 from certplane.pki.keys import KeyType, generate_private_key, public_key_sha256
 from certplane.pki.names import _a_label_problem
-from tests.support.bad_csrs import BAD_CSRS, GOOD_CSR, BadCsr, named
+from tests.support.bad_csrs import BAD_CSRS, GOOD_CSR, BadCsr, common_name_as, named
 from tests.support.csr import (
     craft,
     dns_san,
@@ -82,7 +82,6 @@ def with_extensions(*more: bytes) -> Callable[[], str]:
     [
         ("F1/nonull-both.csr", "public key is not in the encoding"),
         ("F1/nonull-spki.csr", "public key is not in the encoding"),
-        ("F1/nonull-sig.csr", "signature algorithm is not encoded"),
         ("F2/certtool.csr", "keyUsage"),
         ("F2/certtool-web.csr", "keyUsage"),
         ("F3/keytool-rsa.csr", "organizationName"),
@@ -165,6 +164,11 @@ ACCEPTED = [
         ("www.example.test",), id="both-that-ask-for-nothing",
     ),
     pytest.param((CASES / "F1/null-both.csr").read_text, NAMES_OF_CASES, id="F1-the-right-one"),
+    pytest.param((CASES / "F1/nonull-sig.csr").read_text, NAMES_OF_CASES, id="F1-signature-without-null"),
+    pytest.param(
+        common_name_as(0x1C, "www.example.test".encode("utf-32-be")), ("www.example.test",), id="common-name-of-32-bits"
+    ),
+    pytest.param(common_name_as(0x0C, b""), ("www.example.test",), id="empty-common-name"),
     pytest.param((CASES / "F2/fmt-text.csr").read_text, NAMES_OF_CASES, id="F2-openssl-req-text"),
     pytest.param((CASES / "F3/keytool.csr").read_text, NAMES_OF_CASES, id="F3-keytool"),
 ]  # fmt: skip
