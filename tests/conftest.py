@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,20 @@ def pytest_configure(config: pytest.Config) -> None:
     """A test's time limit grows with that of each of its waits."""
     if config.option.timeout is None:
         config.option.timeout = float(config.getini("timeout")) * PATIENCE
+
+
+_FIRST = ("e2e", "integration", "contract")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin first, so that no worker is left alone with one of them at the end."""
+    folders = [Path(__file__).parent / name for name in _FIRST]
+
+    def place(item: pytest.Item) -> int:
+        return next((number for number, folder in enumerate(folders) if folder in item.path.parents), len(folders))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
