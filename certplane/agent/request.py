@@ -84,6 +84,8 @@ class BrokerRequest:
         self._rng = rng
         self._progress = progress
         self._key_is_spent = False
+        self._told = ""
+        """What the order waits for, as the log has it."""
 
     async def __call__(self, request: Request) -> Version:
         """See `Obtain`.
@@ -171,9 +173,14 @@ class BrokerRequest:
         return order
 
     def _show(self, order: OrderView) -> None:
-        if order.state not in _ENDED:
-            doing = _STATES.get(order.state, order.state)
-            self._progress.step(self._lineage.name, f"{doing} ({order.trouble})" if order.trouble else doing)
+        """Where an open order is, and what it waits for: on the display, and the latter, once, in the log."""
+        if order.state in _ENDED:
+            return
+        doing = _STATES.get(order.state, order.state)
+        self._progress.step(self._lineage.name, f"{doing} ({order.trouble})" if order.trouble else doing)
+        if order.trouble and order.trouble != self._told:
+            logger.info("%s: %s (%s)", self._lineage.name, doing, order.trouble)
+        self._told = order.trouble
 
     async def _stage(self, issued: IssuedCertificate, pending: PendingRequest) -> Version:
         check_issued_chain(

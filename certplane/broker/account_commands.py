@@ -17,7 +17,7 @@ from typing import NamedTuple
 from certplane.broker import adapters
 from certplane.broker.commands import Row, certificate_row, operator
 from certplane.broker.database import locating, open_store, secret_source
-from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer
+from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer, DirectoryError
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.model import (
     AuditDecision,
@@ -37,6 +37,7 @@ from certplane.runtime.pool import BlockingPool
 __all__ = ["Revocation", "account_row", "change_account_key", "revoke_certificate"]
 
 _CA_TIME = timedelta(minutes=1)
+_BRIEFLY = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ async def account_row(settings: BrokerSettings, name: str = "") -> Row:
         RefusalError: the CA can't be asked.
     """
     ca = _ca(settings, name)
-    _need_key(settings, ca)
+    await _need_key(settings, ca)
     async with _issuer(settings, ca, SystemClock()) as issuer:
         account = await issuer.account(_CA_TIME)
     if account is None:
@@ -76,7 +77,7 @@ async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
     """
     clock = SystemClock()
     ca = _ca(settings, name)
-    _need_key(settings, ca)
+    await _need_key(settings, ca)
     async with open_store(settings, clock=clock) as stores, _issuer(settings, ca, clock) as issuer:
         old = issuer.account_key_sha256
         await stores.audit.append([_key_event(ca, clock, f"the account's key {old} is to be replaced")])
@@ -128,10 +129,15 @@ def _ca(settings: BrokerSettings, name: str) -> _Ca:
     return _Ca(name, acme)
 
 
-def _need_key(settings: BrokerSettings, ca: _Ca) -> None:
-    if not adapters.account_key_file(settings, ca.name).exists:
-        path = ca.acme.account_key
-        raise OperationError(f"there is no account key at {path} yet", remedy="the broker makes it when it starts")
+async def _need_key(settings: BrokerSettings, ca: _Ca) -> None:
+    """Whether there is a key to ask the CA with; where there is none, what would be wrong next is told too."""
+    if adapters.account_key_file(settings, ca.name).exists:
+        return
+    message = f"there is no account key at {ca.acme.account_key} yet"
+    found = await adapters.read_directories(settings, [ca.name], _BRIEFLY, SystemClock(), random.SystemRandom())
+    if isinstance(error := found[ca.name], DirectoryError):
+        message += f", and the CA's directory can't be read: {error.refusal.message}"
+    raise OperationError(message, remedy="the broker makes the key when it starts")
 
 
 @asynccontextmanager

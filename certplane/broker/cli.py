@@ -258,10 +258,10 @@ def _preflight(options: argparse.Namespace) -> int:
 
 
 def _validate_policy(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import policy_notices, policy_rows
+    from certplane.broker.commands import policy_rows
 
-    found = policy_rows(options.policy)
-    for notice in policy_notices(found):
+    found = policy_rows(options.policy, _private_issuers(options))
+    for notice in found["notices"]:
         say(f"{options.policy}: {notice}")
     if _wants_json(options):
         _print_json([found])
@@ -271,6 +271,16 @@ def _validate_policy(options: argparse.Namespace) -> int:
     print()
     _print_table(found["identities"], ("identity", "kind", "label", "profiles", "roles"))
     return 0
+
+
+def _private_issuers(options: argparse.Namespace) -> frozenset[str] | None:
+    """The private CAs of the broker.yml that was named, or that is here; None where there is none that can be read."""
+    if options.config != _DEFAULT_CONFIG:
+        return _settings(options).private_issuers
+    try:
+        return _settings(options).private_issuers
+    except ConfigurationError:
+        return None
 
 
 def _list_certificates(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import getpass
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -32,10 +32,11 @@ from certplane.broker.model import (
     IdentityUse,
     KnownIdentity,
 )
-from certplane.broker.policy.document import load_policy
+from certplane.broker.policy.document import load_policy, read_policy
 from certplane.broker.policy.first_use import Settlement, settle
 from certplane.broker.ports import CertificateQuery
 from certplane.broker.settings import BrokerSettings
+from certplane.config.document import Document
 from certplane.config.files import read_file
 from certplane.config.values import canonical_identity_name
 from certplane.errors import ConfigurationError, OperationError
@@ -230,13 +231,26 @@ async def audit_tail(settings: BrokerSettings, limit: int) -> list[Row]:
         return [dict(record) for record in await stores.audit.tail(limit)]
 
 
-def policy_rows(path: Path) -> Row:
-    """What a policy file says: its hash, its profiles, and who has which.
+def policy_rows(path: Path, private_issuers: Collection[str] | None = None) -> Row:
+    """What a policy file says: its hash, its profiles, who has which, and what of it looks like a mistake (`notices`).
+
+    Args:
+        path: The file.
+        private_issuers: The broker's issuers that are private CAs (`load_policy`); None where no broker.yml tells, as
+            in a repository of policies. Then names that only those may certify are a notice.
 
     Raises:
         ConfigurationError: everything that is wrong with it.
     """
-    policy = load_policy(path)
+    document = Document.read(path)
+    policy = read_policy(document, private_issuers)
+    policy.check_grants()
+    notices = []
+    if private_issuers is None:
+        try:
+            read_policy(document)
+        except ConfigurationError as error:  # of nothing else, as it was read
+            notices = [f"{problem.key}: {problem.message}; {problem.remedy}" for problem in error.problems]
     profiles = [
         {"profile": profile.name, "type": profile.kind, "dns_names": list(profile.dns_names), "hash": profile.hash}
         for profile in policy.profiles
@@ -251,7 +265,8 @@ def policy_rows(path: Path) -> Row:
         }
         for grant in policy.grants
     ]
-    return {"policy_hash": policy.hash, "profiles": profiles, "identities": identities}
+    rows = {"policy_hash": policy.hash, "profiles": profiles, "identities": identities}
+    return {**rows, "notices": [*notices, *policy_notices(rows)]}
 
 
 def policy_notices(policy: Row) -> list[str]:

@@ -352,6 +352,22 @@ def test_policy_validate(files: BrokerFiles) -> None:
     assert "nothing" in result.stderr
 
 
+def test_policy_validate_of_private_names(files: BrokerFiles) -> None:
+    """A policy alone is checked as far as it goes; with the broker's own broker.yml it is known whether its CA may."""
+    files.policy.write_text(
+        "profiles: {db: {type: multi_san, dns_names: [db.corp.internal]}}\n"
+        "hosts: {a: {identity: a.example, profiles: [db]}}\n"
+    )
+    alone = run("policy", "validate", "--policy", files.policy)
+    assert alone.returncode == 0, alone.stderr
+    assert "profiles.db.dns_names[0]: is db.corp.internal" in alone.stderr
+    beside = run("policy", "validate", "--policy", files.policy, "-c", files.config)
+    assert beside.returncode == 2
+    assert "set their ca_bundle in broker.yml" in beside.stderr
+    missing = run("policy", "validate", "--policy", files.policy, "-c", files.directory / "nowhere.yml")
+    assert missing.returncode == 2
+
+
 def test_tables_on_a_terminal(files: BrokerFiles) -> None:
     """On a terminal lists are tables; --json and a pipe give JSON."""
     parent, child = os.openpty()

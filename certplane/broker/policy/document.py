@@ -266,12 +266,13 @@ class PolicyDocument:
         return self._host_names
 
 
-def load_policy(path: Path, private_issuers: Collection[str] = ()) -> PolicyDocument:
+def load_policy(path: Path, private_issuers: Collection[str] | None = ()) -> PolicyDocument:
     """Read policy.yml.
 
     Args:
         path: the file.
-        private_issuers: broker.yml's issuers that are private CAs; "" stands for the default one.
+        private_issuers: broker.yml's issuers that are private CAs; "" stands for the default one. None where it isn't
+            known: then names of private networks are taken.
 
     Raises:
         ConfigurationError: everything that is wrong with it, or nobody has anything by it.
@@ -281,13 +282,13 @@ def load_policy(path: Path, private_issuers: Collection[str] = ()) -> PolicyDocu
     return policy
 
 
-def read_policy(document: Document, private_issuers: Collection[str] = ()) -> PolicyDocument:
+def read_policy(document: Document, private_issuers: Collection[str] | None = ()) -> PolicyDocument:
     """The policy of a document, an empty one included. Arguments and errors as `load_policy`'s."""
     decoder = Decoder(document.source)
     file = decoder.section(document.root, _PolicyFile)
     _check_across(document.root, decoder)
     for entry in _entries(document.root, "profiles").values():
-        if isinstance(entry, MappingNode):
+        if isinstance(entry, MappingNode) and private_issuers is not None:
             _check_private_names(entry, private_issuers, decoder)
     decoder.finish()
     assert file is not None

@@ -72,8 +72,9 @@ async def test_a_first_run_gets_and_installs_every_certificate(make_world: MakeW
     assert "web: done: version 1 is in use until" in "\n".join(world.progress.lines)
 
 
-async def test_who_waits_hears_what_is_in_the_way(make_world: MakeWorld) -> None:
-    """A run shows beside the order's state what the broker says that it waits for."""
+async def test_who_waits_hears_what_is_in_the_way(make_world: MakeWorld, caplog: pytest.LogCaptureFixture) -> None:
+    """A run shows beside the order's state what the broker says that it waits for; the log has it too, once."""
+    caplog.set_level(logging.INFO)
     world = make_world()
     await world.enroll()
     world.broker.states = ["PENDING", "VALIDATING"]
@@ -81,6 +82,9 @@ async def test_who_waits_hears_what_is_in_the_way(make_world: MakeWorld) -> None
     assert is_well((await world.agent().run_once())["web"])
     shown = [line for line in world.progress.lines if "ns2.example lacks the record" in line]
     assert any("DNS records are written and looked for (DNS_UNAVAILABLE" in line for line in shown)
+    logged = [record.message for record in caplog.records if "ns2.example lacks the record" in record.message]
+    assert len(logged) == 1
+    assert logged[0].startswith("web: ")
 
 
 async def test_a_second_run_has_nothing_to_do(make_world: MakeWorld) -> None:

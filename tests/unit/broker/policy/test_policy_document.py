@@ -89,6 +89,38 @@ def test_one_identity_is_a_policy(section: str, tmp_path: Path) -> None:
     assert any("operators only" in notice or "gives no host or service a profile" in notice for notice in notices)
 
 
+@pytest.mark.parametrize("name", ["db.corp.internal", "*.lan.local", "nas.home.arpa"])
+@pytest.mark.parametrize(
+    ("acme", "known", "said"),
+    [
+        pytest.param("{}", None, "notice", id="no-broker.yml"),
+        pytest.param("{private_ca: true}", None, "", id="no-broker.yml-and-the-profile-says-so"),
+        pytest.param("{}", (), "error", id="a-public-CA"),
+        pytest.param("{}", ("",), "", id="a-private-CA"),
+        pytest.param("{issuers: [two]}", ("",), "error", id="a-further-one-that-is-public"),
+        pytest.param("{issuers: [two]}", ("two",), "", id="a-further-one-that-is-private"),
+    ],
+)
+def test_private_names_where_the_cas_are_not_known(
+    name: str, acme: str, known: tuple[str, ...] | None, said: str, tmp_path: Path
+) -> None:
+    """Without a broker.yml nobody knows whether the CAs are private: then it is a notice, and no error."""
+    kind = "wildcard" if name.startswith("*") else "multi_san"
+    path = tmp_path / "policy.yml"
+    path.write_text(
+        f"profiles: {{p: {{type: {kind}, dns_names: ['{name}'], acme: {acme}}}}}\n"
+        "hosts: {a: {identity: a.example, profiles: [p]}}\n"
+    )
+    if said == "error":
+        with pytest.raises(ConfigurationError, match="are not public"):
+            policy_rows(path, known)
+        return
+    notices = policy_rows(path, known)["notices"]
+    assert ["are not public" in notice and "profiles.p.dns_names[0]" in notice for notice in notices] == (
+        [True] if said else []
+    )
+
+
 def test_names_and_profiles_are_sets() -> None:
     """What is written twice, in another case or with a final dot, is there once; the version may be left out."""
     policy = _read(
