@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from certplane.errors import OperationError
+from certplane.runtime.disk_errors import disk_error
 from certplane.runtime.progress import Progress, SilentProgress
 
 __all__ = ["ControlServer", "FanOut", "Outcome", "ask"]
@@ -104,7 +105,7 @@ class ControlServer:
             with _short_path(self._directory) as path:
                 listener.bind(path)
         except OSError as error:
-            raise OperationError(f"no socket can be made in {self._directory}: {error}") from error
+            raise disk_error(OperationError, "no socket can be made for commands", error, self._directory) from error
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_MOST_BYTES)
         return self
 

@@ -17,7 +17,6 @@ import functools
 import hashlib
 import logging
 import os
-import pwd
 import random
 import secrets
 import stat
@@ -49,6 +48,7 @@ from certplane.agent.reporting.spool import FileReportSpool
 from certplane.config.bundles import read_ca_bundle
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.clock import Clock, SystemClock, local_zone
+from certplane.runtime.disk_errors import as_user, user_text
 from certplane.runtime.files import Owner, temporary_name
 from certplane.runtime.pool import BlockingPool
 from certplane.runtime.text import printable
@@ -212,8 +212,8 @@ class Host:
             return
         if owner != 0:
             raise OperationError(
-                f"{self.state_dir} belongs to {_user(owner)}, whose agent couldn't use what root writes there",
-                remedy=f"run `sudo -u {_user(owner)} certplane-agent -c {self.settings.source.file} {command}`",
+                f"{self.state_dir} belongs to {user_text(owner)}, whose agent couldn't use what root writes there",
+                remedy=f"run `{as_user(owner, f'certplane-agent -c {self.settings.source.file} {command}')}`",
             )
 
     def check_files(self) -> None:
@@ -399,13 +399,6 @@ class Host:
     def close(self) -> None:
         """End the disk's thread once its work is done."""
         self.disk.close()
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"#{uid}"  # as sudo(8) takes it
 
 
 def _hash(*values: object) -> str:

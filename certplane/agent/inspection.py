@@ -4,6 +4,7 @@ A finding is `ok`, a `warn`ing (it may pass by itself, or be meant) or a `FAIL`u
 that hurts whoever uses the service now.
 """
 
+import importlib
 import os
 import pwd
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 from certplane.agent.app import not_enrolled, probe_of
 from certplane.agent.host import IDENTITY, Host
 from certplane.agent.install.hook_programs import hook_problem
-from certplane.agent.install.trial import Obstacle
+from certplane.agent.install.trial import Obstacle, own_obstacles
 from certplane.agent.lineage import Lineage
 from certplane.agent.model import ServiceView, Version
 from certplane.agent.renewal.health import Health, HealthWord, Severity, lineage_health
@@ -26,7 +27,7 @@ from certplane.agent.settings import CertificateSettings
 from certplane.config.bundles import read_ca_bundle
 from certplane.config.files import read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, OperationError
-from certplane.runtime.disk_errors import this_user, user_text
+from certplane.runtime.disk_errors import as_user, this_user, user_text
 
 
 class Level(StrEnum):
@@ -37,6 +38,13 @@ class Level(StrEnum):
     FAIL = "FAIL"
 
 
+_LATER = (
+    "certplane.agent.enrollment.stepca",
+    "certplane.agent.enrollment.token",
+    "certplane.agent.enrollment.tokenfile",
+    "encodings.idna",
+)
+"""Modules that are imported when they are first needed."""
 _LEVELS = {Severity.OK: Level.OK, Severity.WARNING: Level.WARN, Severity.CRITICAL: Level.FAIL}
 
 
@@ -80,6 +88,8 @@ def act_as_owner(host: Host) -> Finding | None:
     if os.geteuid() == 0:
         try:
             account = pwd.getpwuid(owner.st_uid)
+            for module in _LATER:  # which that user may have no way to, in root's virtual environment
+                importlib.import_module(module)
             os.initgroups(account.pw_name, account.pw_gid)
             os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
             os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
@@ -87,8 +97,9 @@ def act_as_owner(host: Host) -> Finding | None:
             pass
         else:
             return Finding("user", Level.OK, f"looks as {name}, whom {host.state_dir} belongs to")
-    text = f"this looks as {this_user()}, but {host.state_dir} belongs to {name}; look as the agent does: sudo -u "
-    return Finding("user", Level.WARN, f"{text}{name.removeprefix('user ')} certplane-agent check")
+    text = f"this looks as {this_user()}, but {host.state_dir} belongs to {name}; look as the agent does"
+    line = as_user(owner.st_uid, f"certplane-agent -c {host.settings.source.file} check")
+    return Finding("user", Level.WARN, f"{text}: {line}")
 
 
 def bundles(host: Host) -> Iterator[Finding]:
@@ -134,6 +145,12 @@ def identity_outputs(host: Host) -> Iterator[Finding]:
     """The same for where other programs read the identity, and for `state_dir` itself. Blocks."""
     for obstacle in host.obstacles(IDENTITY):
         yield Finding("files of the identity", Level.FAIL, str(obstacle))
+    for level, files, folders in (
+        (Level.FAIL, ["lock"], ["control"]),
+        (Level.WARN, ["link.json"], ["reports"]),  # renewals go on without
+    ):
+        for obstacle in own_obstacles(host.state_dir, files=files, folders=folders):
+            yield Finding("files of the agent", level, str(obstacle))
 
 
 async def certificate_findings(

@@ -23,7 +23,8 @@ def read_ca_bundle(path: Path, *, at: ConfigurationProblem | None = None, only_c
     Raises:
         ConfigurationError: it can't be read, holds a private key, or no certificates.
     """
-    pem = read_file(path, at=at)
+    remedy = f"CA certificates may be read by everybody: `chmod 0644 {path}`; let this user pass the folders above it"
+    pem = read_file(path, at=at, closed_remedy=remedy)
     try:
         return CaBundle.from_pem(pem, only_cas=only_cas)
     except BundleError as error:

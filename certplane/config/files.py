@@ -22,11 +22,17 @@ from certplane.errors import ConfigurationError, ConfigurationProblem
 __all__ = ["is_input", "private_remedy", "read_argument", "read_file", "read_private_file", "read_service_key"]
 
 _MAX_BYTES = 1024 * 1024
+_LET_READ = "give the program's user the right to read it"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def read_file(
-    path: Path, *, at: ConfigurationProblem | None = None, max_bytes: int = _MAX_BYTES, follow_links: bool = True
+    path: Path,
+    *,
+    at: ConfigurationProblem | None = None,
+    max_bytes: int = _MAX_BYTES,
+    follow_links: bool = True,
+    closed_remedy: str = _LET_READ,
 ) -> bytes:
     """The content of a regular file.
 
@@ -36,11 +42,12 @@ def read_file(
             they name the file itself.
         max_bytes: A larger file is a problem.
         follow_links: Whether the last component may be a symbolic link.
+        closed_remedy: What to do where this user may not read it.
 
     Raises:
         ConfigurationError: it is missing, unreadable, no regular file, too large.
     """
-    return _read(path, at, max_bytes, follow_links=follow_links)
+    return _read(path, at, max_bytes, follow_links=follow_links, closed_remedy=closed_remedy)
 
 
 def is_input(path: Path) -> bool:
@@ -92,7 +99,13 @@ _Check = Callable[[Path, "ConfigurationProblem | None", os.stat_result], None]
 
 
 def _read(
-    path: Path, at: ConfigurationProblem | None, max_bytes: int, *, follow_links: bool, check: _Check | None = None
+    path: Path,
+    at: ConfigurationProblem | None,
+    max_bytes: int,
+    *,
+    follow_links: bool,
+    check: _Check | None = None,
+    closed_remedy: str = _LET_READ,
 ) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW))
@@ -107,7 +120,7 @@ def _read(
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
-        raise _error(path, at, *_describe(error)) from error
+        raise _error(path, at, *_describe(error, closed_remedy)) from error
 
 
 def _read_capped(descriptor: int, path: Path, at: ConfigurationProblem | None, max_bytes: int) -> bytes:
@@ -162,17 +175,14 @@ def _as_user(number: int) -> str:
     return f"run the command as that user: sudo -u {name if name != 'uid' else f'#{number}'} ..."
 
 
-def _describe(error: OSError | ValueError) -> tuple[str, str]:
+def _describe(error: OSError | ValueError, closed_remedy: str) -> tuple[str, str]:
     if isinstance(error, ValueError):
         return "is not a path (it has a NUL character)", "correct the path"
     match error.errno:
         case errno.ENOENT:
             return "does not exist", "create it, or correct the path"
         case errno.EACCES | errno.EPERM:
-            return (
-                "can't be read by this user",
-                "give the program's user the right to read it",
-            )
+            return "can't be read by this user", closed_remedy
         case errno.ELOOP:
             return "is a symbolic link, or a loop of them", "give the path of the file itself"
         case errno.ENOTDIR:

@@ -15,6 +15,7 @@ An error says what is wrong and in which line; it never quotes the text, which m
 from __future__ import annotations
 
 import binascii
+import codecs
 import re
 
 from certplane.errors import CertplaneError
@@ -64,8 +65,9 @@ def pem_text(content: bytes) -> str:
         raise PemError(
             "is binary (DER or PKCS#12), not PEM; convert it with openssl, such as `openssl x509 -inform DER`"
         )
+    content = content.replace(codecs.BOM_UTF8, b"")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except UnicodeDecodeError:
         return content.decode("latin-1")
 
@@ -84,8 +86,9 @@ def decode_pem(text: str, *labels: str, max_blocks: int, max_length: int) -> tup
     """
     if len(text) > max_length:
         raise PemError(f"is longer than {max_length} characters")
+    text = text.replace(_MARK, "")  # also in the middle, where `cat` puts the second file's
     blocks: list[tuple[str, bytes]] = []
-    position = len(_MARK) if text.startswith(_MARK) else 0
+    position = 0
     while (begin := text.find(_BEGIN, position)) >= 0:
         _check_between(text, position, begin)
         match = _BLOCK.match(text, begin)

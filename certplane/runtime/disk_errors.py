@@ -7,7 +7,13 @@ itself is no help at night.
 import errno
 import os
 import pwd
+import shlex
 from pathlib import Path
+from typing import TypeVar
+
+from certplane.errors import OperationError
+
+E = TypeVar("E", bound=OperationError)
 
 _MEANINGS = {
     errno.ENOENT: ("doesn't exist", "create it, or correct the path"),
@@ -49,8 +55,21 @@ def explain(error: OSError, path: Path | str | None = None) -> tuple[str, str]:
             remedy = f"{remedy}; `lsattr -d` shows whether the file or its directory is immutable"
     else:
         cause, remedy = _MEANINGS.get(error.errno or 0, (f"can't be used: {error.strerror or error}", ""))
-    said = f" ({error.strerror})" if error.strerror and error.strerror not in cause else ""
+    said = f" ({error.strerror})" if error.strerror and error.strerror.lower() not in cause else ""
     return f"{where} {cause}{said}" if where else f"{cause}{said}", remedy
+
+
+def disk_error(kind: type[E], doing: str, error: OSError, path: Path) -> E:
+    """The error of a program's own file that the disk refuses.
+
+    Args:
+        kind: which error.
+        doing: what fails by it, such as "the lock can't be taken".
+        error: what was raised.
+        path: the file, where `error` doesn't say so.
+    """
+    cause, remedy = explain(error, path)
+    return kind(f"{doing}: {cause}", remedy=remedy)
 
 
 def this_user() -> str:
@@ -60,7 +79,17 @@ def this_user() -> str:
 
 def user_text(uid: int) -> str:
     """A user by name, and by number where the system knows no name."""
+    return f"user {user_name(uid).removeprefix('#')}"
+
+
+def as_user(uid: int, command: str) -> str:
+    """The line by which a person runs a command as this user."""
+    return f"sudo -u {shlex.quote(user_name(uid))} {command}"
+
+
+def user_name(uid: int) -> str:
+    """A user by name, or by number, as sudo(8) takes either."""
     try:
-        return f"user {pwd.getpwuid(uid).pw_name}"
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"user {uid}"
+        return f"#{uid}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from certplane.errors import OperationError
-from certplane.runtime.disk_errors import explain
+from certplane.runtime.disk_errors import disk_error
 from certplane.runtime.files import open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
@@ -61,7 +61,5 @@ class LineageJson:
                     _LOG.warning("%s is a directory instead of a file; it is now %s", lineage.path / self._name, aside)
                 lineage.replace(self._name, document, mode=0o644)
         except OSError as error:
-            cause, remedy = explain(error, self._directory / self._name)
-            raise OperationError(
-                f"{self._name} of {self._directory} can't be written: {cause}", remedy=remedy
-            ) from error
+            path = self._directory / self._name
+            raise disk_error(OperationError, f"{self._name} can't be written", error, path) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from certplane.errors import OperationError
+from certplane.runtime.disk_errors import as_user, disk_error, user_text
 from certplane.runtime.files import open_directory
 
 __all__ = ["StateLock", "StateLockedError"]
@@ -51,7 +53,7 @@ class StateLock:
             with open_directory(self._state_dir, create_mode=0o755) as directory:
                 fd = directory.open_lasting(_NAME, mode=0o644)
         except OSError as error:
-            raise OperationError(f"{path} can't be opened: {error}") from error
+            raise _not_taken(error, path) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, 0)
@@ -62,7 +64,7 @@ class StateLock:
             raise StateLockedError(path, holder) from error
         except OSError as error:
             os.close(fd)
-            raise OperationError(f"{path} can't be locked: {error}") from error
+            raise _not_taken(error, path) from error
         self._fd = fd
 
     def release(self) -> None:
@@ -80,6 +82,17 @@ class StateLock:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _not_taken(error: OSError, path: Path) -> OperationError:
+    doing = "the state directory can't be locked"
+    told = disk_error(OperationError, doing, error, path)
+    with contextlib.suppress(OSError):
+        owner = path.parent.stat().st_uid
+        if isinstance(error, PermissionError) and owner != os.geteuid():
+            message = f"{told.message}; {path.parent} belongs to {user_text(owner)}"
+            return OperationError(message, remedy=f"run it as that user: `{as_user(owner, 'certplane-agent ...')}`")
+    return told
 
 
 def _holder(fd: int) -> int | None:

@@ -31,7 +31,8 @@ class PasswordFile:
         """
         content = read_private_file(self.path, at=self.problem("", ""), max_bytes=_MOST)
         if content.startswith(_MARKS):
-            raise self._error("begins with a byte order mark, which would be part of the password", "save it without")
+            remedy = "save it as UTF-8 without that mark"
+            raise self._error("begins with a byte order mark, which would be part of the password", remedy)
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -55,9 +56,15 @@ class PasswordFile:
             ConfigurationError: as `read`.
         """
         password = self.read().decode()
-        if password == password.strip():
+        if password != password.strip():
+            what = "spaces at an end"
+        elif not password.isprintable():
+            what = "characters that nobody sees, such as a space without width"
+        elif len(password) > 1 and password[0] == password[-1] and password[0] in "\"'":
+            what = "quotes around the password"
+        else:
             return ""
-        return f"{self.path} has white space at an end, and it is part of the password; remove it unless it is meant"
+        return f"{self.path} has {what}, and they are part of the password; remove them unless they are meant"
 
     def _error(self, message: str, remedy: str) -> ConfigurationError:
         return ConfigurationError([self.problem(f"{self.path} {message}", remedy)])

@@ -87,6 +87,24 @@ def find_obstacles(
     return found
 
 
+def own_obstacles(folder: Path, *, files: Sequence[str], folders: Sequence[str]) -> Iterator[Obstacle]:
+    """What stands where the agent keeps files and folders of its own, and is neither or can't be replaced. Blocks."""
+    try:
+        with open_directory(folder) as directory:
+            for name in (*files, *folders):
+                status, path = directory.status(name), folder / name
+                if status is None:
+                    continue
+                is_right = stat.S_ISREG if name in files else stat.S_ISDIR
+                if not is_right(status.st_mode):
+                    what = "file" if name in files else "folder"
+                    yield Obstacle("state_dir", f"{path} is no {what}, as the agent keeps it there", "move it away")
+                elif name in files and directory.is_fixed(name):
+                    yield Obstacle("state_dir", f"{path} is immutable or append-only", f"chattr -i -a {path}")
+    except (OSError, UnsafeDirectoryError):  # told by the folder's own trial, or still to be made
+        return
+
+
 def _standing(lineage: Path, part: Part, path: Path) -> Output | None:
     """What stands at a path; None where that can't be seen, which the trials tell."""
     try:
@@ -128,6 +146,8 @@ def _try_folder(folder: Path, key: str, owners: Sequence[Owner]) -> Obstacle | N
                 directory.try_new_file(_ROOM, owners)
             except PermissionError:
                 return _forbidden(directory, key, owners)
+            except FileNotFoundError:  # /proc says so of any new file
+                return Obstacle(key, f"nothing can be made in {directory.path}", "configure another path")
     except UnsafeDirectoryError as error:
         return Obstacle(key, error.message, error.remedy)
     except OSError as error:

@@ -36,7 +36,7 @@ from certplane.pki.keys import (
     public_key_sha256,
 )
 from certplane.runtime.clock import Clock
-from certplane.runtime.disk_errors import explain
+from certplane.runtime.disk_errors import disk_error, explain
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.files import Directory, UnsafeDirectoryError, open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
@@ -61,6 +61,7 @@ _BEGUN = ".pending-new"
 _DROPPED = ".pending-old"
 _KEY = "privkey.pem"
 _REQUEST = "request.json"
+_NOT_WRITTEN, _NOT_READ = "the pending request can't be written", "the pending request can't be read"
 _FORMAT = 1
 _DAMAGES = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.EFBIG})
 """What stays so, whoever looks: there is no such file, or something else stands there."""
@@ -127,7 +128,7 @@ class FilePendingKeys:
                 lineage.rename(_BEGUN, _PENDING)
                 lineage.sync()
         except OSError as error:
-            raise PendingKeyError(f"no key can be stored in {self._directory}: {error}") from error
+            raise disk_error(PendingKeyError, "no key can be stored", error, self._directory) from error
         failpoint("keystore.begin.after")
         return request
 
@@ -142,7 +143,7 @@ class FilePendingKeys:
             with open_directory(self._directory / _PENDING) as pending:
                 pending.replace(_REQUEST, _to_json(_Stored(stored.request_id, recorded)), mode=0o600)
         except OSError as error:
-            raise PendingKeyError(f"{self._directory / _PENDING} can't be written: {error}") from error
+            raise disk_error(PendingKeyError, _NOT_WRITTEN, error, self._directory / _PENDING) from error
         failpoint("keystore.record.after")
         return recorded
 
@@ -159,7 +160,7 @@ class FilePendingKeys:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise PendingKeyError(f"{self._directory / _PENDING} can't be removed: {error}") from error
+            raise disk_error(PendingKeyError, _NOT_WRITTEN, error, self._directory / _PENDING) from error
         failpoint("keystore.drop.after")
 
     def private_key_pem(self) -> bytes | None:
@@ -170,7 +171,7 @@ class FilePendingKeys:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise PendingKeyError(f"{self._directory / _PENDING / _KEY} can't be read: {error}") from error
+            raise disk_error(PendingKeyError, _NOT_READ, error, self._directory / _PENDING / _KEY) from error
 
     def request_id(self) -> str | None:
         """See `PendingKeyMaterial.request_id`."""
@@ -193,7 +194,7 @@ class FilePendingKeys:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise PendingKeyError(f"{self._directory} can't be written: {error}") from error
+            raise disk_error(PendingKeyError, _NOT_WRITTEN, error, self._directory) from error
 
     def _damage(self) -> str:
         """Why no certificate could ever come of what is pending; empty if one can, or if the disk doesn't say."""
@@ -234,7 +235,7 @@ class FilePendingKeys:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise PendingKeyError(f"the current key {path} can't be read: {error}") from error
+            raise disk_error(PendingKeyError, "the current key can't be read", error, path) from error
         except (PrivateKeyError, RefusalError):
             fits = False
         if not fits:

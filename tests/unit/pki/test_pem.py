@@ -28,6 +28,7 @@ def _decode(text: str, *, max_blocks: int = 2) -> list[bytes]:
         pytest.param((ONE + TWO).replace("b25l", "b2\n5l"), id="short-lines"),
         pytest.param((ONE + TWO).replace("\n", "\r"), id="line-ends-of-old-macs"),
         pytest.param("\ufeff" + ONE + TWO, id="byte-order-mark"),
+        pytest.param("\ufeff" + ONE + "\ufeff" + TWO, id="byte-order-marks of two files, put together"),
         pytest.param(ONE + TWO + "\r\n\x1a", id="dos-end-of-file"),
         pytest.param("Certificate:\n    Data:\n" + ONE + TWO, id="text-before"),
         pytest.param(f"# 1\n{ONE}\n# 2: b\u00fccher, \U0001f512\n\f\n{TWO}the end", id="text-everywhere"),

@@ -35,7 +35,28 @@ def test_passwords(tmp_path: Path, content: bytes, password: str) -> None:
     """One line, without its end, to the character."""
     file = password_file(tmp_path, content)
     assert file.read() == password.encode()
-    assert ("white space at an end" in file.warning()) == (password != password.strip())
+    assert ("spaces at an end" in file.warning()) == (password != password.strip())
+
+
+@pytest.mark.parametrize(
+    ("password", "words"),
+    [
+        pytest.param("secret ", "spaces at an end", id="space"),
+        pytest.param("\u00a0secret", "spaces at an end", id="no-break space"),
+        pytest.param("sec\u200bret", "that nobody sees", id="space without width"),
+        pytest.param("sec\ufeffret", "that nobody sees", id="byte order mark inside"),
+        pytest.param("sec\u202eret", "that nobody sees", id="right-to-left override"),
+        pytest.param("sec\u2028ret", "that nobody sees", id="line separator"),
+        pytest.param('"secret"', "quotes around", id="quotes"),
+        pytest.param("'", "", id="one quote"),
+        pytest.param("grüße \U0001f600", "", id="letters, a space and a picture"),
+    ],
+)
+def test_what_may_not_be_meant(tmp_path: Path, password: str, words: str) -> None:
+    """What is in a password unseen, or seen and not meant, is told, and stays part of it."""
+    file = password_file(tmp_path, password.encode() + b"\n")
+    assert file.read() == password.encode()
+    assert words in file.warning() if words else file.warning() == ""
 
 
 @pytest.mark.parametrize(
