@@ -248,10 +248,11 @@ class FilePendingKeys:
 
 def _unreadable(pending: Path, error: OSError | StateError) -> PendingKeyError:
     if isinstance(error, OSError) and error.errno not in _DAMAGES:
-        cause, remedy = explain(error, pending)
-        return PendingKeyError(f"the pending request can't be read: {cause}", remedy=remedy)
-    text = f"the pending request in {pending} can't be read ({error})"
-    return PendingKeyError(text, remedy=f"restart the agent, which sets it aside; or `mv {pending} {pending}.damaged`")
+        return disk_error(PendingKeyError, _NOT_READ, error, pending)
+    cause = explain(error, pending)[0] if isinstance(error, OSError) else f"{pending}: {error}"
+    return PendingKeyError(
+        f"{_NOT_READ}: {cause}", remedy=f"restart the agent, which sets it aside; or `mv {pending} {pending}.damaged`"
+    )
 
 
 def _sweep(lineage: Directory) -> None:

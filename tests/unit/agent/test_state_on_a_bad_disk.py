@@ -39,7 +39,9 @@ def lock(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("plant", "use", "words"),
     [
-        pytest.param("status.json/", save, "status.json is a directory", id="status is a directory"),
+        pytest.param(
+            ".status.json.certplane-new/", save, "certplane-new is a directory", id="status's new file is one"
+        ),
         pytest.param("lock/", lock, "lock is a directory", id="lock is a directory"),
         pytest.param("pending", load, "pending is no directory", id="pending request is a file"),
         pytest.param("pending/", load, "privkey.pem doesn't exist", id="pending request without its key"),
