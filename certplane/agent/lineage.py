@@ -37,6 +37,7 @@ from certplane.agent.renewal.status import (
     planned,
     request_failed,
     request_succeeded,
+    request_waits,
     requesting,
     settle_clock,
     settle_jump,
@@ -171,6 +172,16 @@ class Lineage:
         """Keep the status."""
         await self.disk.run(self.statuses.save, status)
         return status
+
+    async def note_trouble(self, trouble: str, now: datetime) -> None:
+        """Show in the status what the request under way waits for; empty when that is over."""
+
+        def note() -> None:
+            status = self.statuses.load()
+            if status is not None:
+                self.statuses.save(request_waits(status, trouble, now))
+
+        await self.disk.run(note)
 
 
 class LineageLife:

@@ -8,7 +8,7 @@ and names before it is stored.
 from __future__ import annotations
 
 import logging
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -143,7 +143,7 @@ class BrokerRequest:
             if left <= timedelta():
                 text = f"order {order.order_id} is still {order.state} at the broker; the next run goes on with it"
                 raise OrderUnderWayError(text)
-            self._show(order)
+            await self._show(order)
             try:
                 order = await self._watched(order, left)
                 failures = 0
@@ -168,19 +168,23 @@ class BrokerRequest:
         async with aclosing(self._orders.watch_order(order.order_id, left)) as states:
             async for seen in states:
                 if (seen.state, seen.trouble) != (order.state, order.trouble):
-                    self._show(seen)
+                    await self._show(seen)
                 order = seen
         return order
 
-    def _show(self, order: OrderView) -> None:
-        """Where an open order is, and what it waits for: on the display, and the latter, once, in the log."""
+    async def _show(self, order: OrderView) -> None:
+        """Where an open order is, and what it waits for: on the display, and the latter in log and status, once."""
         if order.state in _ENDED:
             return
         doing = _STATES.get(order.state, order.state)
         self._progress.step(self._lineage.name, f"{doing} ({order.trouble})" if order.trouble else doing)
-        if order.trouble and order.trouble != self._told:
-            logger.info("%s: %s (%s)", self._lineage.name, doing, order.trouble)
+        if order.trouble == self._told:
+            return
         self._told = order.trouble
+        if order.trouble:
+            logger.info("%s: %s (%s)", self._lineage.name, doing, order.trouble)
+        with suppress(CertplaneError):  # a disk that takes no status is told by what must be written
+            await self._lineage.note_trouble(order.trouble, self._clock.now())
 
     async def _stage(self, issued: IssuedCertificate, pending: PendingRequest) -> Version:
         check_issued_chain(

@@ -201,7 +201,9 @@ class CertificateStatus(_message.Message):
     renew_reason: _builtins.str
     """Why then, or why it renews now: for a person. At most 500 bytes."""
     last_error: _builtins.str
-    """What failed last, for a person; empty when nothing is wrong. At most 2000 bytes."""
+    """What failed last, for a person; empty when nothing is wrong. At most 2000 bytes. In STATE_REQUESTING: what the
+    broker's order waits for.
+    """
     request_failures: _builtins.int
     """Requests in a row that failed."""
     activation_failures: _builtins.int

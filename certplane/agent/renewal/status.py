@@ -140,6 +140,17 @@ def requesting(status: LineageStatus, reason: StrEnum, now: datetime) -> Lineage
     return replace(status, state=LineageState.REQUESTING, renew_reason=str(reason), update_time=now)
 
 
+def request_waits(status: LineageStatus, trouble: str, now: datetime) -> LineageStatus:
+    """What the request under way waits for at the broker; empty when that is over.
+
+    It is shown as what failed last, and counts for nothing: the request goes on.
+    """
+    if status.state is not LineageState.REQUESTING:
+        return status
+    error = trouble or (status.request_error if status.failures else "")
+    return replace(status, update_time=now, last_error=error, failed_step=LineageStep.REQUEST if error else None)
+
+
 def request_failed(
     status: LineageStatus, failure: Failure, now: datetime, rng: random.Random, newest: Version | None
 ) -> LineageStatus:

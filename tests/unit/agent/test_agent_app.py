@@ -17,7 +17,8 @@ from certplane.agent.app import Agent
 from certplane.agent.control import ask
 from certplane.agent.lineage import is_well
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
-from certplane.agent.model import LineageState
+from certplane.agent.model import LineageState, LineageStatus, LineageStep
+from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.errors import ConfigurationError, OperationError, Reason, Refusal, RefusalError
 from certplane.sandbox.loopback import free_port
 from tests.support.agent_world import AgentWorld, Recorder
@@ -85,6 +86,30 @@ async def test_who_waits_hears_what_is_in_the_way(make_world: MakeWorld, caplog:
     logged = [record.message for record in caplog.records if "ns2.example lacks the record" in record.message]
     assert len(logged) == 1
     assert logged[0].startswith("web: ")
+
+
+async def test_what_a_request_waits_for_is_its_status_meanwhile(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`status`, and the broker for its operators, hear it while the order is open, as no failure; then it is gone."""
+    world = make_world()
+    await world.enroll()
+    world.broker.states = ["PENDING", "VALIDATING"]
+    world.broker.trouble = "DNS_UNAVAILABLE: ns2.example lacks the record"
+    seen: list[LineageStatus] = []
+    save = ReportedStatusFile.save
+
+    def watching(self: ReportedStatusFile, status: LineageStatus) -> None:
+        seen.append(status)
+        save(self, status)
+
+    monkeypatch.setattr(ReportedStatusFile, "save", watching)
+    await world.agent().run_once()
+    waiting = [status for status in seen if status.last_error == world.broker.trouble]
+    assert [(each.state, each.failed_step, each.failures) for each in waiting] == [
+        (LineageState.REQUESTING, LineageStep.REQUEST, 0)
+    ]
+    assert (seen[-1].last_error, seen[-1].failed_step) == ("", None)
 
 
 async def test_a_second_run_has_nothing_to_do(make_world: MakeWorld) -> None:

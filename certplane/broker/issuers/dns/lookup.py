@@ -262,7 +262,12 @@ class DnsLookup:
         if failures:
             raise failures[0]
         text = name.to_text(omit_final_dot=True)
-        raise RefusalError(Reason.DNS_REJECTED, f"{text} is in no zone of the DNS: register it, or correct the name")
+        message = (
+            f"{text} is in no zone of the DNS: neither it nor a name above has an SOA record; register it, or correct "
+            f"the name; where the resolver shows no SOA records, name dns.authoritative_servers or set "
+            f"dns.propagation.mode: recursive"
+        )
+        raise RefusalError(Reason.DNS_REJECTED, message)
 
     async def _zone_by_servers(
         self, above: dns.name.Name, name: dns.name.Name, deadline: Deadline, failures: Sequence[NoDnsAnswerError]
