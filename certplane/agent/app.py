@@ -25,7 +25,7 @@ from certplane.agent.model import HookResult
 from certplane.agent.outcome import renewal_outcome
 from certplane.agent.ports import Broker, OrderFollower
 from certplane.agent.renewal.skew import ClockSkew
-from certplane.agent.request import BrokerRequest
+from certplane.agent.request import BrokerRequest, orders_followed
 from certplane.agent.settings import KeyRotation
 from certplane.agent.streaming import status_stream
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
@@ -109,6 +109,7 @@ class Agent:
         self._hooks = ShellHookRunner(clock=host.clock)
         self._in_use: Version | None = None
         self._to_report = asyncio.Event()
+        self._following = orders_followed()
         self._identity = self._life(
             host.identity,
             obtain=self._renew_identity,
@@ -342,6 +343,7 @@ class Agent:
             clock=self._host.clock,
             rng=self._host.rng,
             progress=self._progress,
+            following=self._following,
         )
         return self._life(
             lineage, obtain=obtain, activator=self._activator(lineage, reload, probe_of(settings, self._host.clock))

@@ -7,6 +7,7 @@ and names before it is stored.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import aclosing, suppress
 from datetime import timedelta
@@ -30,13 +31,21 @@ if TYPE_CHECKING:
     from certplane.runtime.clock import Clock
     from certplane.runtime.progress import Progress
 
-__all__ = ["FAILPOINTS", "ORDER_PATIENCE", "BrokerRequest"]
+__all__ = ["FAILPOINTS", "ORDER_PATIENCE", "BrokerRequest", "orders_followed"]
 
 FAILPOINTS = ("request.issue.before", "request.issue.after", "request.issued", "request.stage.after")
 
 ORDER_PATIENCE = timedelta(minutes=10)
 """How long one step follows an order: DNS records take minutes to be seen everywhere, and a queue at the CA more."""
 
+_AT_ONCE_PATIENCE = timedelta(minutes=15)
+"""How long one step asks again what was too much at once: a thousand certificates that are due together take three."""
+_MOST_SHORT = timedelta(seconds=30)
+"""A wait up to this is for a turn, and no limit that ends with an hour, a day or a week."""
+_FOLLOWED = 64
+"""Orders that are followed at once: a connection has 128 streams, and what asks and reports needs some of them."""
+_LAST_LOOK = timedelta(seconds=10)
+"""What a look at an order gets however long it waited for its turn: it may have ended meanwhile."""
 _POLL = Backoff(first=timedelta(seconds=2), most=timedelta(seconds=30), floor=timedelta(seconds=1))
 _ENDED = ("ISSUED", "FAILED")
 _STATES = {
@@ -47,6 +56,11 @@ _STATES = {
 }
 
 logger = logging.getLogger(__name__)
+
+
+def orders_followed() -> asyncio.Semaphore:
+    """What bounds how many orders are followed over one connection."""
+    return asyncio.Semaphore(_FOLLOWED)
 
 
 class BrokerRequest:
@@ -61,6 +75,7 @@ class BrokerRequest:
         clock: for the time that a step has.
         rng: spreads polls.
         progress: told the order's states.
+        following: taken while an order is followed: one for all requests of a connection.
     """
 
     def __init__(
@@ -74,6 +89,7 @@ class BrokerRequest:
         clock: Clock,
         rng: random.Random,
         progress: Progress,
+        following: asyncio.Semaphore | None = None,
     ) -> None:
         self._lineage = lineage
         self._profile = profile
@@ -83,6 +99,7 @@ class BrokerRequest:
         self._clock = clock
         self._rng = rng
         self._progress = progress
+        self._following = following or orders_followed()
         self._key_is_spent = False
         self._told = ""
         """What the order waits for, as the log has it."""
@@ -118,21 +135,37 @@ class BrokerRequest:
         """The order, at once: what happens to it is followed, so that each state can be shown."""
         self._progress.step(self._lineage.name, "asking the broker")
         try:
-            return await self._broker.issue(
-                profile=self._profile,
-                csr_pem=pending.csr_pem,
-                replaces_certificate_id=pending.replaces_certificate_id,
-                wait=timedelta(),
-            )
+            return await self._ask(pending.csr_pem, pending.replaces_certificate_id)
         except RefusalError as error:
             self._key_is_spent = error.refusal.reason is Reason.KEY_REUSED
             if error.refusal.reason is not Reason.CERTIFICATE_NOT_FOUND or not pending.replaces_certificate_id:
                 raise
         # What it replaces is of another profile now, or the broker has forgotten it: then it is a first certificate.
         logger.info("%s: the broker doesn't know what is to be replaced; asking for a first one", self._lineage.name)
-        return await self._broker.issue(
-            profile=self._profile, csr_pem=pending.csr_pem, replaces_certificate_id="", wait=timedelta()
-        )
+        return await self._ask(pending.csr_pem, "")
+
+    async def _ask(self, csr_pem: str, replaces_certificate_id: str) -> OrderView:
+        """Ask, and again when it was only too much at once, as when many certificates of a host are due together."""
+        until = self._clock.monotonic() + _AT_ONCE_PATIENCE.total_seconds()
+        tries = 0
+        while True:
+            try:
+                return await self._broker.issue(
+                    profile=self._profile,
+                    csr_pem=csr_pem,
+                    replaces_certificate_id=replaces_certificate_id,
+                    wait=timedelta(),
+                )
+            except RefusalError as error:
+                told = error.refusal.retry_after
+                if error.refusal.reason is not Reason.RATE_LIMITED or told is None or told > _MOST_SHORT:
+                    raise
+                tries += 1
+                wait = max(told, _POLL.wait(tries, self._rng))
+                if self._clock.monotonic() + wait.total_seconds() > until:
+                    raise
+            self._progress.step(self._lineage.name, "waiting: the broker takes no more requests at once")
+            await self._clock.sleep(wait)
 
     async def _followed(self, order: OrderView) -> IssuedCertificate:
         """The order's certificate, once it is there."""
@@ -165,11 +198,14 @@ class BrokerRequest:
 
     async def _watched(self, order: OrderView, left: timedelta) -> OrderView:
         """The order when it has ended, or as it is when the watch has."""
-        async with aclosing(self._orders.watch_order(order.order_id, left)) as states:
-            async for seen in states:
-                if (seen.state, seen.trouble) != (order.state, order.trouble):
-                    await self._show(seen)
-                order = seen
+        begun = self._clock.monotonic()
+        async with self._following:
+            left -= timedelta(seconds=self._clock.monotonic() - begun)
+            async with aclosing(self._orders.watch_order(order.order_id, max(left, _LAST_LOOK))) as states:
+                async for seen in states:
+                    if (seen.state, seen.trouble) != (order.state, order.trouble):
+                        await self._show(seen)
+                    order = seen
         return order
 
     async def _show(self, order: OrderView) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from certplane.agent import cli
 from certplane.agent.control import ask
 from certplane.agent.directives import HostDirectives
 from certplane.agent.lineage import is_well
-from certplane.agent.model import DirectedRenewal, RenewalCause
+from certplane.agent.model import DirectedRenewal, LineageStatus, RenewalCause
 from certplane.agent.settings import load_settings
 from certplane.errors import OperationError, Reason, RefusalError
 from tests.support.agent_world import AgentWorld
@@ -62,6 +62,43 @@ async def test_another_agent_yml_is_tried_at_once(
     assert "`certplane-agent renew web` tries now" in "\n".join(world.progress.lines)
     world.configure([{"name": "web", **change}], {})
     assert is_well((await world.agent().run_once())["web"])
+
+
+SHORT = {
+    "a turn": timedelta(milliseconds=50),
+    "the bucket": timedelta(seconds=2),
+    "half a minute": timedelta(seconds=30),
+}
+
+
+@pytest.mark.parametrize("after", SHORT.values(), ids=SHORT)
+async def test_a_wait_for_a_turn_is_no_failure(world: AgentWorld, after: timedelta) -> None:
+    """A host with a thousand certificates that are due together asks for more than a broker takes at once."""
+    await world.enroll()
+    world.broker.issue_errors = [limited(after), limited(after)]
+    begun = world.clock.monotonic()
+    assert is_well((await run_through(world))["web"])
+    assert world.clock.monotonic() - begun >= 2 * after.total_seconds()
+    assert "waiting: the broker takes no more requests at once" in "\n".join(world.progress.lines)
+
+
+async def test_a_wait_for_a_turn_has_an_end(world: AgentWorld) -> None:
+    """A broker that never takes a request is a limit like any other: told, and kept with its time."""
+    await world.enroll()
+    world.broker.issue_errors = [limited(timedelta(seconds=20)) for _ in range(100)]
+    status = (await run_through(world))["web"]
+    assert (status.failures, status.last_error.partition(":")[0]) == (1, "RATE_LIMITED")
+    assert world.broker.issue_errors
+
+
+async def run_through(world: AgentWorld) -> Mapping[str, LineageStatus]:
+    """Run once, with time that passes whenever somebody waits for it."""
+    running = asyncio.create_task(world.agent().run_once())
+    async with asyncio.timeout(HANG):
+        while not running.done():
+            world.clock.advance(timedelta(seconds=1 if world.clock.sleepers else 0))
+            await asyncio.sleep(0)
+    return await running
 
 
 async def test_renew_always_tries(world: AgentWorld) -> None:
