@@ -173,9 +173,12 @@ class Agent:
             logger.warning("the broker has not heard of this host's identity: %s", error)
         errors |= await self._settle_all(self._certificates.values(), statuses)
         if self._stream is not None:
-            await self._stream.deliver()
-            again = [life for life in self._certificates.values() if life.wants_again]  # the broker has just said so
-            errors |= await self._settle_all(again, statuses)
+            # In timer mode this is when the host hears of a revocation, of an operator, of another policy or epoch.
+            await self._stream.deliver(listen=True)
+            again = [life for life in self._certificates.values() if life.wants_again]
+            if again:
+                errors |= await self._settle_all(again, statuses)
+                await self._stream.deliver()
         if errors:
             raise next(iter(errors.values()))
         return statuses

@@ -19,13 +19,16 @@ from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
-_PROFILES = {name: {"type": "multi_san", "dns_names": [f"{name}.certplane.test"]} for name in ("web", "shop", "stolen")}
+_PROFILES = {
+    name: {"type": "multi_san", "dns_names": [f"{name}.certplane.test"]} for name in ("web", "shop", "stolen", "mail")
+}
 _POLICY: dict[str, Any] = {
     "version": 1,
     "profiles": _PROFILES,
     "hosts": {
         "web1": {"identity": "web1.certplane.test", "profiles": ["web", "shop"]},
         "web2": {"identity": "web2.certplane.test", "profiles": ["stolen"]},
+        "mail1": {"identity": "mail1.certplane.test", "profiles": ["mail"]},
     },
     "operators": {"alice": {"identity": "alice.certplane.test", "roles": ["operator"]}},
 }
@@ -39,6 +42,7 @@ class Story:
         self.deployment = deployment
         self.host = deployment.add_host("web1.certplane.test", [_certificate("web"), _certificate("shop")])
         self.thief = deployment.add_host("web2.certplane.test", [_certificate("stolen")])
+        self.timer = deployment.add_host("mail1.certplane.test", [_certificate("mail")])
         self.alice = Operator(deployment, "alice.certplane.test")
 
     async def certificate(self, name: str) -> dict[str, Any]:
@@ -89,8 +93,11 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
     async with Deployment(tmp_path_factory.mktemp("wanted"), DeploymentOptions(_POLICY)) as deployment:
         made = Story(deployment)
         await deployment.start_broker()
-        for enrolled in (await made.host.run("enroll"), await made.thief.run("enroll"), await made.alice.enroll()):
+        for host in (made.host, made.thief, made.timer):
+            enrolled = await host.run("enroll")
             assert enrolled.status == 0, enrolled.stderr
+        enrolled = await made.alice.enroll()
+        assert enrolled.status == 0, enrolled.stderr
         await made.host.start()
         await made.host.until_running()
         yield made
@@ -125,6 +132,31 @@ async def test_a_raised_limit_and_a_reload_free_who_waits(story: Story) -> None:
     assert reloaded.status == 0, reloaded.stderr
     assert "taken: rate_limits.new_keys_per_identity_profile_per_day" in reloaded.stdout
     await story.renewed("shop", before)
+
+
+async def test_a_host_in_timer_mode_hears_what_is_wanted_of_it(story: Story) -> None:
+    """No agent runs between two runs: the next one renews what an operator has asked for, and what was revoked."""
+    timer = story.timer
+
+    async def next_run() -> str:
+        ran = await timer.run("run", "--once")
+        assert ran.status == 0, ran.stderr
+        return timer.output("mail", "cert").read_text()
+
+    served = [await next_run()]
+    assert await next_run() == served[0]
+    asked = await story.alice.run("renew", "--host", "mail1", "--reason", "drill", "--yes")
+    assert asked.status == 0, asked.stderr
+    assert json.loads(asked.stdout)["changedCount"] == 1
+    served.append(await next_run())
+    assert served[1] != served[0]
+
+    listed = await story.alice.run("host", "mail1")
+    found = json.loads(listed.stdout)["certificates"]
+    certificate_id = next(each["installed"]["certificateId"] for each in found if each["name"] == "mail")
+    revoked = await story.deployment.run_broker("certs", "revoke", certificate_id, "--reason", "keyCompromise")
+    assert revoked.status == 0, revoked.stderr
+    assert await next_run() not in served
 
 
 async def test_a_deny_ends_the_order_that_is_under_way(story: Story) -> None:

@@ -170,7 +170,7 @@ async def test_nothing_that_a_broker_says_reaches_a_terminal_or_raises(
             try:
                 match command:
                     case "run":
-                        await agent.run_once()
+                        await world.run_once(agent)
                     case "renew":
                         shown.write((await agent.renew("web")).text + "\n")
                     case _:

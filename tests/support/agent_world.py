@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -16,6 +18,7 @@ from tests.fakes.agent_broker import FakeBroker
 from tests.fakes.agent_identity import FakeIdentityAuthority
 from tests.fakes.clock import ManualClock
 from tests.support.lineages import LocalIssuer
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -107,6 +110,17 @@ class AgentWorld:
     def agent(self, progress: Progress | None = None) -> Agent:
         """The agent of a new process."""
         return Agent(self.start(), progress or self.progress, broker=self.broker)
+
+    async def run_once(self, agent: Agent) -> Mapping[str, LineageStatus]:
+        """`Agent.run_once` where there are streams: time passes, and with it the wait for what the broker wants."""
+        task = asyncio.create_task(agent.run_once())
+
+        def ended() -> bool:
+            self.clock.advance(timedelta(seconds=0.05))
+            return task.done()
+
+        await until(ended, what="the end of the run")
+        return await task
 
     async def enroll(self) -> Version:
         """Give the host its identity."""

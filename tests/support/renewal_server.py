@@ -55,7 +55,8 @@ class RenewalServer(renewal_pb2_grpc.RenewalServiceServicer):
         acknowledges: whether reports are.
         beats: whether heartbeats are answered.
         refusal: ends each new stream at once, if set.
-        policy_hash: told in welcome.
+        policy_hash: told in welcome, as `retry_epoch` is.
+        directive: said after each welcome.
     """
 
     clock: Clock = field(default_factory=SystemClock)
@@ -65,6 +66,8 @@ class RenewalServer(renewal_pb2_grpc.RenewalServiceServicer):
     beats: bool = True
     refusal: Refusal | None = None
     policy_hash: str = ""
+    retry_epoch: str = ""
+    directive: Answer.Directive | None = None
     streams: list[Stream] = field(default_factory=list)
     taken: list[pb.CertificateStatus] = field(default_factory=list)
     acknowledged: dict[str, int] = field(default_factory=dict)
@@ -99,6 +102,8 @@ class RenewalServer(renewal_pb2_grpc.RenewalServiceServicer):
         try:
             if self.greets:
                 yield self._welcome(stream)
+            if self.directive is not None:
+                yield Answer(directive=self.directive)
             while True:
                 message = await stream.to_say.get()
                 if isinstance(message, Answer):
@@ -140,6 +145,7 @@ class RenewalServer(renewal_pb2_grpc.RenewalServiceServicer):
             broker_version="9.9.9",
             acknowledged_sequence=self.acknowledged.get(stream.hello.epoch, 0) if self.acknowledges else 0,
             policy_hash=self.policy_hash,
+            retry_epoch=self.retry_epoch,
         )
         welcome.heartbeat_interval.FromTimedelta(self.heartbeat)
         return Answer(welcome=welcome)

@@ -134,7 +134,7 @@ class Session:
         patience: for the answer to hello.
         caution: how long to wait for a refusal before hello is written; see `End.is_lost`.
         on_welcome: called when the broker has answered, with its version.
-        on_acknowledgement: called when an acknowledgement has been taken over.
+        on_taken_over: called when what welcome told, an acknowledgement or a directive has been taken over.
     """
 
     def __init__(
@@ -145,14 +145,14 @@ class Session:
         patience: timedelta,
         caution: timedelta = timedelta(),
         on_welcome: Callable[[str], None],
-        on_acknowledgement: Callable[[], None],
+        on_taken_over: Callable[[], None],
     ) -> None:
         self._call = call
         self._parts = parts
         self._patience = patience
         self._caution = caution
         self._on_welcome = on_welcome
-        self._on_acknowledgement = on_acknowledgement
+        self._on_taken_over = on_taken_over
         self._epoch = parts.spool.epoch
         self._sent = 0
         self._asked_time = parts.clock.now()
@@ -169,6 +169,8 @@ class Session:
         self._result: pb.StreamRenewalStatusRequest.DirectiveResult | None = None
         self._to_write, self._to_do = asyncio.Event(), asyncio.Event()
         self._end: End | None = None
+        self.directed = False
+        """Whether a directive has been taken over, or refused."""
 
     def report(self) -> None:
         """There are new reports."""
@@ -332,19 +334,20 @@ class Session:
         while True:
             await self._to_do.wait()
             self._to_do.clear()
-            if self._acknowledged > done:
-                done = self._acknowledged
-                await self._parts.disk.run(self._parts.spool.acknowledge, done)
-                self._on_acknowledgement()
-                if self._parts.spool.epoch != self._epoch:
-                    self._finish(End("the reports are counted anew"))
-                    return
+            # Before the acknowledgement, with which a program that only delivers ends the stream.
             if self._policy_hash:
                 policy_hash, self._policy_hash = self._policy_hash, ""
                 await self._parts.directives.policy_changed(policy_hash)
             if self._retry_epoch:
                 retry_epoch, self._retry_epoch = self._retry_epoch, ""
                 await self._parts.directives.retry_epoch_changed(retry_epoch)
+            if self._acknowledged > done:
+                done = self._acknowledged
+                await self._parts.disk.run(self._parts.spool.acknowledge, done)
+            self._on_taken_over()
+            if self._parts.spool.epoch != self._epoch:
+                self._finish(End("the reports are counted anew"))
+                return
             directive, self._directive = self._directive, None
             if directive is None:
                 continue
@@ -353,6 +356,8 @@ class Session:
                 nonce, answer = directive.nonce, await self._obey(directive)
             self._result = answer
             self._to_write.set()
+            self.directed = True
+            self._on_taken_over()
 
     async def _obey(
         self, directive: pb.StreamRenewalStatusResponse.Directive

@@ -48,6 +48,8 @@ _CAUTION: Final = timedelta(seconds=2)
 _MOST_VERSION: Final = 64
 _DELIVERY: Final = timedelta(seconds=10)
 """For a program that ends, to be rid of its reports."""
+_LISTENING: Final = timedelta(seconds=1)
+"""For a broker to say to a host that came what it wants of it: it reads some rows for that."""
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +122,7 @@ class StatusStream:
         self._saving: asyncio.Task[None] | None = None
         self._failures = 0
         self._rotated = asyncio.Event()
-        self._delivered = asyncio.Event()
+        self._delivered, self._directed = asyncio.Event(), asyncio.Event()
         self._explained = False
         self._lost = False
         self._attempts: list[_Attempt] = []
@@ -173,16 +175,24 @@ class StatusStream:
         finally:
             await self._end_all()
 
-    async def deliver(self) -> None:
-        """Speak until all reports are acknowledged, or for ten seconds; not at all where no call came through."""
-        if not self._parts.spool.unacknowledged:
+    async def deliver(self, *, listen: bool = False) -> None:
+        """Speak until all reports are acknowledged, or for ten seconds; not at all where no call came through.
+
+        Args:
+            listen: speak also where no report waits, and give the broker a second to say what it wants of this host.
+        """
+        if not self._parts.spool.unacknowledged and not listen:
             return
         if self._channels.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
             return  # the calls before have shown it
+        self._delivered.clear()
         attempt = self._begin()
         try:
             limit = asyncio.ensure_future(self._parts.clock.sleep(_DELIVERY))
-            if await self._first(attempt.task, self._delivered.wait(), limit):
+            ended = await self._first(attempt.task, self._delivered.wait(), limit)
+            if listen and not ended and self._delivered.is_set():
+                ended = await self._first(attempt.task, self._directed.wait(), self._parts.clock.sleep(_LISTENING))
+            if ended:
                 end = await _outcome(attempt)
                 logger.info("the broker hasn't heard of all that was done: %s", end.text)
                 self.note(replace(self._state, last_error=end.text))
@@ -228,7 +238,7 @@ class StatusStream:
             patience=self._patience,
             caution=_CAUTION if self._lost else timedelta(),
             on_welcome=welcome,
-            on_acknowledgement=self._acknowledged,
+            on_taken_over=self._taken_over,
         )
         return await attempt.session.run()
 
@@ -251,9 +261,11 @@ class StatusStream:
             if older is not attempt:
                 older.task.cancel()
 
-    def _acknowledged(self) -> None:
+    def _taken_over(self) -> None:
         if not self._parts.spool.unacknowledged:
             self._delivered.set()
+        if any(attempt.session is not None and attempt.session.directed for attempt in self._attempts):
+            self._directed.set()
 
     async def _wait(self, attempt: _Attempt, end: End) -> None:
         """Until the next stream may be opened."""

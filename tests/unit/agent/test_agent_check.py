@@ -274,7 +274,7 @@ async def test_pending_request_that_cannot_be_read(make_world: MakeWorld) -> Non
     (pending / "privkey.pem").write_text("")
     found = await look(world)
     assert failures(found) == ["state of web"]
-    assert "move" in found["state of web"].text
+    assert f"restart the agent, which sets it aside; or `mv {pending} {pending}.damaged`" in found["state of web"].text
 
 
 async def test_where_other_programs_read_the_identity(make_world: MakeWorld, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from certplane.agent.app import Agent
 from certplane.agent.model import LineageState
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.rpc.status import refusal_from_status
+from certplane.runtime.files import temporary_name
 from certplane.v1 import renewal_pb2 as pb
 from tests.fakes.clock import ManualClock
 from tests.support.agent_world import AgentWorld
@@ -133,10 +134,10 @@ async def test_a_later_time_is_kept_over_a_restart(world: AgentWorld) -> None:
             await until(lambda: bool(server.last.results))
         world.clock.advance(4 * HOUR)
         async with agent_of(world, server) as agent:
-            assert (await agent.run_once())["web"].renew_time == when
+            assert (await world.run_once(agent))["web"].renew_time == when
         world.clock.advance(HOUR)
         async with agent_of(world, server) as agent:
-            await agent.run_once()
+            await world.run_once(agent)
         assert len(await world.versions("web")) == 2
 
 
@@ -236,7 +237,7 @@ async def test_what_a_single_run_does_is_told(world: AgentWorld) -> None:
     await world.enroll()
     async with broker(world) as server:
         async with agent_of(world, server) as agent:
-            await agent.run_once()
+            await world.run_once(agent)
         assert states(server, "web")[-1] == "WAITING"
         assert world.host.reports.unacknowledged == 0
 
@@ -257,7 +258,7 @@ async def test_a_directive_that_cannot_be_kept_is_refused(world: AgentWorld) -> 
     await world.enroll()
     async with broker(world) as server, running(world, server):
         await until(lambda: installed(server, "web") == 1)
-        (world.folder / "state" / "certificates" / "web" / "directive.json").mkdir()
+        (world.folder / "state" / "certificates" / "web" / temporary_name("directive.json")).mkdir()
         server.last.direct("n1", renewal(await certificate_id(world, "web"), world.clock.now()))
         await until(lambda: bool(server.last.results))
         refusal = refusal_from_status(server.last.results[0].error)

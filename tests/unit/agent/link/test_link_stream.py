@@ -103,6 +103,8 @@ class World:
         self.taker = Taker()
         self.told: list[datetime] = []
         self.epochs = 0
+        self.patience = HOUR
+        """Where it isn't what a test is about, no step of the clock is to be longer than it: the network is real."""
         self.start()
 
     def start(self) -> None:
@@ -122,7 +124,7 @@ class World:
         async def save(state: LinkState) -> None:
             await self.disk.run(file.save, state)
 
-        self.stream = StatusStream(self.channels, parts, patience=30 * SECOND, state=file.load(), save=save)
+        self.stream = StatusStream(self.channels, parts, patience=self.patience, state=file.load(), save=save)
         loop = asyncio.get_running_loop()
         self.spool.listen(lambda: loop.call_soon_threadsafe(self.stream.report))
 
@@ -402,6 +404,8 @@ async def test_a_silent_broker_is_left(world: World) -> None:
 
 async def test_a_broker_that_does_not_greet_is_left(world: World) -> None:
     """Hello has its time limit."""
+    world.patience = 5 * MINUTE
+    world.start()
     world.server.greets = False
     async with world.running() as server:
         await until(lambda: bool(server.streams))
@@ -493,6 +497,8 @@ async def test_a_refusal_that_was_lost_is_waited_for_the_next_time(
 
 async def test_a_broker_that_is_away_is_looked_into_once(world: World) -> None:
     """Each outage costs one diagnosis; the stream comes about as soon as the channel does."""
+    world.patience = 30 * SECOND
+    world.start()
     world.channels.port = free_port()
     world.channels.change()  # nobody listens there
     async with world.streaming():
@@ -561,6 +567,35 @@ async def test_delivering_ends_with_the_last_acknowledgement(world: World) -> No
         assert LinkFile(world.folder).load().phase is LinkPhase.IDLE
         await world.stream.deliver()
         assert len(server.streams) == 1
+
+
+async def test_who_only_delivers_hears_what_the_broker_wants(world: World) -> None:
+    """A host in timer mode has no other stream: policy, retry epoch and directive, though no report waits."""
+    server = world.server
+    server.policy_hash, server.retry_epoch = "p" * 64, "epoch-of-a-restart"
+    server.directive = Answer.Directive(nonce="n1", renewals=[renewal()])
+    async with server.running():
+        world.channels.port = server.port
+        world.channels.change()
+        async with no_hang():
+            await world.stream.deliver(listen=True)
+    assert (world.taker.hashes, world.taker.epochs) == (["p" * 64], ["epoch-of-a-restart"])
+    assert [each.certificate_id for each in world.taker.taken] == ["c1"]
+
+
+async def test_who_only_delivers_waits_a_second_for_a_broker_that_wants_nothing(world: World) -> None:
+    """And hears of the retry epoch before the acknowledgement that ends the stream."""
+    await world.add(report(1))
+    world.server.retry_epoch = "epoch-of-a-restart"
+    async with world.server.running() as server:
+        world.channels.port = server.port
+        world.channels.change()
+        began = world.clock.now()
+        task = asyncio.create_task(world.stream.deliver(listen=True))
+        await until(lambda: world.taker.epochs == ["epoch-of-a-restart"] and not world.spool.unacknowledged)
+        await world.pass_until(task.done, step=0.1 * SECOND)
+        await task
+    assert world.clock.now() - began >= SECOND
 
 
 async def test_delivering_does_not_wait_for_a_broker_that_is_away(world: World) -> None:
