@@ -1,8 +1,10 @@
-"""The access log: a line per call, and of calls that are refused again and again a line a minute.
+"""The access log: a line per call, and of what a caller does again and again a line a minute.
 
-Equal refusals are those of one identity (of an unknown one: address) and reason. The first is logged at once; for a
-minute further ones are only counted, and at its end one line says how many there were. A host that asks in a loop would
-otherwise fill a disk, and journald's limit would drop the lines of others.
+Equal are calls of one identity (of an unknown one: address) that ended for the same reason: a refusal's, or the code of
+those that failed without one, as calls do that their caller gives up. The first is logged at once; for a minute further
+ones are only counted, and at its end one line says how many there were. Calls that were answered have a line each, as
+many as an identity makes that isn't in a loop; above that they are counted together in the same way. A host that asks
+in a loop would otherwise fill a disk, and journald's limit would drop the lines of others.
 
 For the event loop's thread.
 """
@@ -16,12 +18,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
+import grpc
+
+from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.runtime.clock import Clock
 
 __all__ = ["AccessLog"]
 
 _WINDOW: Final = timedelta(minutes=1)
 _MOST_WINDOWS: Final = 10_000
+_LINES: Final = 1000
+"""Of answered calls of one identity at once: as many certificates may a host ask for together."""
+_LINES_PER_SECOND: Final = 0.5
+"""Then: half a megabyte an hour, and more calls than any host makes that asks for what it needs."""
+
+_ANSWERED: Final = grpc.StatusCode.OK.name
 
 _logger = logging.getLogger("certplane.broker.access")
 
@@ -36,10 +47,11 @@ class _Window:
 
 
 class AccessLog:
-    """Writes the lines; its task lives while there are refusals to count."""
+    """Writes the lines; its task lives while there is something to count."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._lines = TokenBuckets(rate=_LINES_PER_SECOND, burst=_LINES, monotonic=clock.monotonic)
         self._windows: OrderedDict[_Key, _Window] = OrderedDict()  # by their end, since all are of one length
         self._closing: asyncio.Task[None] | None = None
 
@@ -49,11 +61,12 @@ class AccessLog:
         return _logger.isEnabledFor(logging.INFO)
 
     def note(self, fields: dict[str, Any]) -> None:
-        """A call has ended; `fields` has `identity`, `source_ip` and the refusal's `reason`, which may be empty."""
-        if not fields["reason"]:
+        """A call has ended; `fields` has `identity`, `source_ip`, `code`, and `reason`: a refusal's, or empty."""
+        who, why = fields["identity"] or fields["source_ip"], fields["reason"] or fields["code"]
+        if why == _ANSWERED and self._lines.take(who) is None:
             _logger.info("call", extra={"fields": fields})
             return
-        key = (fields["identity"] or fields["source_ip"], fields["reason"])
+        key = (who, why)
         now = self._clock.monotonic()
         self._close_ended(now)
         window = self._windows.get(key)
@@ -89,4 +102,4 @@ class AccessLog:
         _, window = self._windows.popitem(last=False)
         if window.repeats:
             fields = {**window.fields, "count": window.repeats}
-            _logger.info("calls refused as the one before, the last as follows", extra={"fields": fields})
+            _logger.info("calls that ended as the one before, the last as follows", extra={"fields": fields})

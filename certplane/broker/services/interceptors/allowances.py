@@ -25,8 +25,8 @@ from certplane.runtime.clock import Clock
 
 __all__ = ["AllowanceSettings", "Allowances"]
 
-_LONGEST_HELD_BACK: Final = 10.0
-"""Seconds; an agent waits longer for an answer."""
+_LONGEST_HELD_BACK: Final = 60.0
+"""Seconds; fifty connections hold thousands of calls, and each of them costs something when it comes and goes."""
 
 _MOST_TURNS: Final = 10_000
 
@@ -63,7 +63,7 @@ class AllowanceSettings:
     messages_at_once: int = 64
     calls_in_flight: int = 128
     streams_in_flight: int = 128
-    held_back: int = 4096
+    held_back: int = 8192
 
 
 class Allowances:

@@ -27,7 +27,16 @@ def log(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> AccessLog:
 
 
 def note(log: AccessLog, reason: str = "RATE_LIMITED", identity: str = "a.example", **more: Any) -> None:
-    log.note({"method": "m", "reason": reason, "identity": identity, "source_ip": "192.0.2.1", **more})
+    log.note(
+        {
+            "method": "m",
+            "code": "OK" if not reason else "PERMISSION_DENIED",
+            "reason": reason,
+            "identity": identity,
+            "source_ip": "192.0.2.1",
+            **more,
+        }
+    )
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, int]]:
@@ -67,10 +76,40 @@ async def test_what_differs_has_its_own_line(log: AccessLog, caplog: pytest.LogC
 
 
 async def test_every_call_that_was_answered_has_its_line(log: AccessLog, caplog: pytest.LogCaptureFixture) -> None:
-    """Only refusals are counted together."""
-    for _ in range(5):
+    """As many as a host with a thousand certificates makes at once."""
+    for _ in range(1000):
         note(log, reason="")
-    assert lines(caplog) == [("a.example", "", 0)] * 5
+    assert lines(caplog) == [("a.example", "", 0)] * 1000
+
+
+async def test_answered_calls_in_a_loop_are_counted(
+    log: AccessLog, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An hour of twenty calls a second is some thousand lines, and the count of all."""
+    for _ in range(1000):
+        note(log, reason="")
+    for _ in range(3600):
+        for _ in range(20):
+            note(log, reason="")
+        note(log, reason="", identity="b.example")
+        clock.advance(timedelta(seconds=1))
+    log.close()
+    told = [(count or 1) for identity, _, count in lines(caplog) if identity == "a.example"]
+    assert len(told) < 3000
+    assert sum(told) == 1000 + 3600 * 20
+
+
+@pytest.mark.parametrize("code", ["CANCELLED", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "UNKNOWN"])
+async def test_calls_that_fail_without_a_reason_are_counted(
+    log: AccessLog, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    """Who gives its calls up as soon as they are made makes thousands a second."""
+    for _ in range(1000):
+        note(log, reason="", code=code)
+    note(log, reason="", identity="b.example", code=code)
+    assert len(lines(caplog)) == 2
+    log.close()
+    assert lines(caplog)[-1] == ("a.example", "", 999)
 
 
 async def test_nothing_is_lost_at_the_end(log: AccessLog, caplog: pytest.LogCaptureFixture) -> None:

@@ -198,8 +198,8 @@ async def test_refusals_wait_on_their_way_out(allowances: Allowances, clock: Man
 
 
 async def test_refusals_do_not_wait_for_ever(allowances: Allowances, clock: ManualClock) -> None:
-    """However many there are, each is told within ten seconds, and well before its caller gives up."""
-    assert max(await told(allowances, clock, 50)) == 10
+    """However many there are, each is told within a minute, and well before its caller gives up."""
+    assert max(await told(allowances, clock, 200)) == 60
     clock.advance(timedelta(minutes=1))
     assert max(await told(allowances, clock, 10, remaining=2.0)) == 1
     assert max(await told(allowances, clock, 10, remaining=-1.0)) == 0
