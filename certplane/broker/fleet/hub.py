@@ -45,6 +45,7 @@ from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
+from certplane.runtime.rarely import Rarely
 
 __all__ = ["FleetHub"]
 
@@ -111,6 +112,7 @@ class FleetHub:
         self._rng = rng
         self._new_event_id = new_event_id
         self.settings = settings or StreamSettings()
+        self._lines = Rarely(clock)
         self.watchers = Watchers()
         self._sessions: dict[str, HostSession] = {}
         self._attached: set[HostSession] = set()
@@ -270,10 +272,8 @@ class FleetHub:
         self._meter.count(measures.DIRECTIVES, result="taken" if result.error is None else "refused")
         if result.error is not None:
             self._greeter.note_refused(session.host, directive, result.error.reason)
-            _logger.warning(
-                "a host has refused a directive",
-                extra={"fields": {"host": session.host, "reason": result.error.reason, "text": result.error.message}},
-            )
+            fields = {"host": session.host, "reason": result.error.reason, "text": result.error.message}
+            self._log(logging.WARNING, "a host has refused a directive", fields)
             session.refusal_may_stand = True
             self._do(self._store.record_directive_error(session.host, result.error))
         elif self._greeter.take_back(session.host):
@@ -520,10 +520,11 @@ class FleetHub:
                     return
         except RefusalError as error:
             self._end(session, error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged with its traceback, below
             # Mostly the connection has gone: what serves the stream learns of it too.
             if not session.ended:
-                _logger.info("a message could not be sent to a host", exc_info=True)
+                fields = {"host": session.host}
+                self._log(logging.INFO, "a message could not be sent to a host", fields, exc_info=True)
             session.end(None)
         finally:
             session.pumping = None
@@ -536,20 +537,25 @@ class FleetHub:
         self._end(old, RefusalError(Reason.STREAM_DISPLACED, message))
         if old.caller.serial_number == session.caller.serial_number:
             self._do(self._count_displacement(session.host, self._clock.now()))
-        _logger.info(
-            "a host's stream has displaced another one",
-            extra={
-                "fields": {
-                    "host": session.host,
-                    "serial_number": session.caller.serial_number,
-                    "source_ip": session.caller.source_ip,
-                    "displaced_serial_number": old.caller.serial_number,
-                    "displaced_source_ip": old.caller.source_ip,
-                }
-            },
-        )
+        fields = {
+            "host": session.host,
+            "serial_number": session.caller.serial_number,
+            "source_ip": session.caller.source_ip,
+            "displaced_serial_number": old.caller.serial_number,
+            "displaced_source_ip": old.caller.source_ip,
+        }
+        self._log(logging.INFO, "a host's stream has displaced another one", fields)
 
     # Small things.
+
+    def _log(self, level: int, what: str, fields: dict[str, Any], *, exc_info: bool = False) -> None:
+        """A line about `fields`' host, unless it has brought out many of them: then one a minute, with their number."""
+        passed_over = self._lines.take((fields["host"], what))
+        if passed_over is None:
+            return
+        if passed_over:
+            fields["passed_over"] = passed_over
+        _logger.log(level, what, exc_info=exc_info, extra={"fields": fields})
 
     def _hear(self, session: HostSession) -> None:
         session.heard_time = self._clock.monotonic()

@@ -288,6 +288,22 @@ async def test_what_hosts_refuse_takes_no_more_room_with_each_change(world: Worl
         assert len(world.hub._greeter._refused["web1.example"]) == 1
 
 
+async def test_a_host_that_refuses_in_a_loop_fills_no_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The first are told with the host's reason; then one a minute, with how many there were."""
+    async with running(world, "web1.example") as (host,):
+        for minutes in range(100):
+            world.hub.plans_changed([plan("web1.example", minutes)])
+            await settled()
+            await host.answer(Refusal(Reason.REQUEST_INVALID, "no"))
+        await world.pass_time(timedelta(minutes=1))
+        world.hub.plans_changed([plan("web1.example", 200)])
+        await settled()
+        await host.answer(Refusal(Reason.REQUEST_INVALID, "no"))
+    lines = [record.fields for record in caplog.records if record.message == "a host has refused a directive"]  # type: ignore[attr-defined]
+    assert len(lines) == 11
+    assert lines[-1]["passed_over"] == 90
+
+
 async def test_a_store_that_is_down_is_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Not for each host every five minutes; and again when it is down again."""
     names = [f"web{number}.example" for number in range(5)]
