@@ -143,8 +143,8 @@ class Wait:
 class Request:
     """Ask for a certificate. `replaces`: the version that it follows, if any.
 
-    `abandon_pending`: the pending request is for what the configuration no longer wants; drop it first. `directed`: the
-    broker wants it before its time.
+    `abandon_pending`: the pending request is for what the configuration no longer wants, or of a key that was revoked;
+    drop it first. `directed`: the broker wants it before its time.
     """
 
     reason: RenewReason
@@ -379,6 +379,9 @@ def _request_or_wait(
     if early and directed is not None and (paused := directed_pause(status, directed, now)) is not None:
         return Wait(_earliest(paused, activation), held_back=reason)
     abandon = facts.pending is not None and not _is_wanted(spec, facts.pending)
+    if reason is RenewReason.REVOKED and facts.pending is not None and newest is not None:
+        # `key_rotation: reuse`, and its request was refused before: the revocation has spent the key.
+        abandon |= facts.pending.public_key_sha256 == newest.public_key_sha256
     return Request(reason, newest, abandon_pending=abandon, directed=early)
 
 

@@ -227,6 +227,32 @@ async def test_a_revoked_certificate_is_replaced_with_another_key_also_where_key
         world.close()
 
 
+async def test_a_request_that_waits_is_given_up_when_its_key_is_revoked(tmp_path: Path) -> None:
+    """`key_rotation: reuse`, a renewal that a limit refused, then a revocation: the next one has another key."""
+    world = AgentWorld(tmp_path, [{"name": "web", "key_rotation": "reuse"}])
+    try:
+        await world.enroll()
+        async with running(world) as directives:
+            await is_settled(world, 1)
+            certificates = world.host.certificates["web"]
+            (first,) = certificates.versions.versions()
+            certificates.keys.begin(
+                common_name="",
+                sans=certificates.spec.dns_names,
+                replaces_certificate_id=first.certificate_id,
+                reuse_key=True,
+            )
+            await directives.renew(
+                [DirectedRenewal(first.certificate_id, world.clock.now(), RenewalCause.REVOKED, "it was revoked")]
+            )
+            await is_settled(world, 2)
+        _, second = certificates.versions.versions()
+        assert first.public_key_sha256 != second.public_key_sha256
+        assert len(world.broker.issued) == 2
+    finally:
+        world.close()
+
+
 async def test_what_failed_is_tried_again_when_the_retry_epoch_changes(world: AgentWorld) -> None:
     """The same epoch says nothing; another one does, within seconds; a time that the CA named stands."""
     await world.enroll()
