@@ -209,6 +209,35 @@ async def test_a_revoked_certificate_is_replaced_whatever_was_waited_for(world: 
         await is_settled(world, 2)
 
 
+@pytest.mark.parametrize(
+    ("cause", "asked"),
+    [(RenewalCause.OPERATOR, True), (RenewalCause.REVOKED, True), (RenewalCause.ISSUER, False)],
+)
+async def test_what_waits_is_asked_for_when_an_operator_wants_what_the_host_no_longer_has(
+    world: AgentWorld, cause: RenewalCause, asked: bool
+) -> None:
+    """The refusal says that an operator can have it renewed: that must be so where the broker's certificate is lost."""
+    await world.enroll()
+    async with running(world) as directives:
+        await is_settled(world, 1)
+        world.broker.issue_errors = [limited()]
+        await renew_in_vain(world)
+        world.clock.advance(timedelta(minutes=1))
+        calls = world.broker.calls.count("issue")
+        directive = DirectedRenewal("lost", world.clock.now(), cause, "it is wanted")
+        taking = asyncio.ensure_future(directives.renew([directive]))
+
+        def taken() -> bool:  # it looks for a while whether the request that waits brings the certificate
+            world.clock.advance(timedelta(milliseconds=200))
+            return taking.done()
+
+        await until(taken)
+        assert isinstance(taking.exception(), RefusalError)
+        if asked:
+            await is_settled(world, 2)
+        assert (world.broker.calls.count("issue") > calls) is asked
+
+
 async def test_a_revoked_certificate_is_replaced_with_another_key_also_where_keys_are_kept(tmp_path: Path) -> None:
     """`key_rotation: reuse` is about renewals; the key of what was revoked is spent at the broker."""
     world = AgentWorld(tmp_path, [{"name": "web", "key_rotation": "reuse"}])
