@@ -48,6 +48,8 @@ _LAST_LOOK = timedelta(seconds=10)
 """What a look at an order gets however long it waited for its turn: it may have ended meanwhile."""
 _POLL = Backoff(first=timedelta(seconds=2), most=timedelta(seconds=30), floor=timedelta(seconds=1))
 _ENDED = ("ISSUED", "FAILED")
+_MOST_TOLD = 50
+"""Lines of one order in the log."""
 _STATES = {
     "PENDING": "the order waits for its turn",
     "AUTHORIZED": "the CA has accepted the order",
@@ -101,8 +103,10 @@ class BrokerRequest:
         self._progress = progress
         self._following = following or orders_followed()
         self._key_is_spent = False
-        self._told = ""
-        """What the order waits for, as the log has it."""
+        self._trouble = ""
+        """What the order waits for, as the status has it."""
+        self._told: set[str] = set()
+        """What of it the log has: two causes may come in turns for minutes."""
 
     async def __call__(self, request: Request) -> Version:
         """See `Obtain`.
@@ -114,6 +118,7 @@ class BrokerRequest:
             OperationError: the broker can't be reached, or the disk refuses.
         """
         lineage = self._lineage
+        self._trouble, self._told = "", set()
         pending = await lineage.disk.run(
             lineage.keys.begin,
             common_name="",
@@ -214,10 +219,11 @@ class BrokerRequest:
             return
         doing = _STATES.get(order.state, order.state)
         self._progress.step(self._lineage.name, f"{doing} ({order.trouble})" if order.trouble else doing)
-        if order.trouble == self._told:
+        if order.trouble == self._trouble:
             return
-        self._told = order.trouble
-        if order.trouble:
+        self._trouble = order.trouble
+        if order.trouble and order.trouble not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(order.trouble)
             logger.info("%s: %s (%s)", self._lineage.name, doing, order.trouble)
         with suppress(CertplaneError):  # a disk that takes no status is told by what must be written
             await self._lineage.note_trouble(order.trouble, self._clock.now())

@@ -184,6 +184,8 @@ class AcmeIssuer:
         self._name, self._server, self._clock = name, server, clock
         self._sent: dict[str, None] = {}
         """URLs of orders that a CSR was sent to, oldest first."""
+        self._moved = False
+        """The CA didn't know the URL of its directory at which orders are made: it may have another one by now."""
         self._registration = Registration(
             server.directory_url,
             server.account_email,
@@ -327,6 +329,9 @@ class AcmeIssuer:
 
     async def _new_order(self, names: Sequence[str], profile: str, replaces: str, deadline: Deadline) -> AcmeOrder:
         stumbles = 0
+        if self._moved:  # its directory was read when the broker started
+            await self._workers.session(deadline, fresh_directory=True)
+            self._moved = False
 
         def ask(client: AcmeClient) -> AcmeOrder:
             nonlocal stumbles
@@ -335,6 +340,7 @@ class AcmeIssuer:
                 return client.create_order(names, profile, told)
             except AcmeError as error:
                 stumbles += bool(told) and error.is_problem("serverInternal")
+                self._moved = self._moved or (error.missing and not told)
                 raise
 
         try:

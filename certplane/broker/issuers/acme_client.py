@@ -231,8 +231,10 @@ class AcmeClient(ClientV2):
         self.directory = directory.urls
         self.net.account = None  # newAccount is signed with the key itself (6.2)
         # 201 for a new account, 200 for a known one: `ClientV2.new_account` makes an error of that, and asks again.
+        url = directory.urls["newAccount"]
         try:
-            response = self._post(directory.urls["newAccount"], wanted)
+            with self._named_by_ca(url):
+                response = self._post(url, wanted)
         except AcmeError as error:
             error.concern([ACCOUNT])
             if error.is_problem("externalAccountRequired"):
@@ -259,8 +261,11 @@ class AcmeClient(ClientV2):
         """POST newOrder (7.4); `replaces` is a certificate's name at the CA (RFC 9773 4.1), which must take such."""
         identifiers = [messages.Identifier(typ=messages.IDENTIFIER_FQDN, value=name) for name in names]
         order = _ReplacingOrder(identifiers=identifiers, profile=profile or None, replaces=replaces or None)
+        url = self.directory["newOrder"]
         try:
-            response = self._post(self.directory["newOrder"], order)
+            # Where it names what it replaces, a 404 is about that.
+            with contextlib.nullcontext() if replaces else self._named_by_ca(url):
+                response = self._post(url, order)
         except AcmeError as error:
             problems = error.refusal.problems
             if problems:

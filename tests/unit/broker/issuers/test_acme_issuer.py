@@ -442,7 +442,9 @@ NOT_THERE = problem("malformed", "No such thing for this ID", status=404)
     ],
 )
 @pytest.mark.parametrize(
-    "where", ["POST /order/1", "POST /authz/1/0", "POST /challenge/1/1", "POST /cert/1"], ids=lambda where: where[6:11]
+    "where",
+    ["POST /newAccount", "POST /newOrder", "POST /order/1", "POST /authz/1/0", "POST /challenge/1/1", "POST /cert/1"],
+    ids=lambda where: where[6:11],
 )
 async def test_what_the_ca_named_and_does_not_know_yet(
     ca: ScriptedAcme, issuer: AcmeIssuer, where: str, answer: Answer
@@ -481,7 +483,6 @@ async def test_what_the_ca_named_and_stays_away(ca: ScriptedAcme, issuer: AcmeIs
 @pytest.mark.parametrize(
     ("where", "answer"),
     [
-        pytest.param("POST /newOrder", NOT_THERE, id="what-the-directory-names"),
         pytest.param("POST /order/1", problem("unauthorized", status=403), id="403"),
         pytest.param("POST /order/1", problem("malformed"), id="400"),
     ],
@@ -489,12 +490,20 @@ async def test_what_the_ca_named_and_stays_away(ca: ScriptedAcme, issuer: AcmeIs
 async def test_refusals_that_are_no_lag(ca: ScriptedAcme, issuer: AcmeIssuer, where: str, answer: Answer) -> None:
     """Everything else that the CA refuses is refused at once."""
     ca.fail(where, answer)
-    if "newOrder" in where:
-        refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
-    else:
-        created = await issuer.create_order(csr_der(), PROFILE, LONG)
-        refusal = await refusal_of(issuer.get_order(created.url, LONG))
+    created = await issuer.create_order(csr_der(), PROFILE, LONG)
+    refusal = await refusal_of(issuer.get_order(created.url, LONG))
     assert (refusal.reason, ca.count(where)) == (Reason.ISSUER_REJECTED, 1)
+
+
+async def test_directory_whose_urls_have_moved(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
+    """A CA that makes orders at another URL since the broker started: its directory is read again."""
+    urls = {name: f"{ca.url}/{name}" for name in ("newNonce", "newAccount", "newOrder", "revokeCert")}
+    ca.fail("GET /directory", Answer(200, json.dumps({**urls, "newOrder": f"{ca.url}/oldOrder"}).encode()))
+    ca.fail("POST /oldOrder", *[NOT_THERE] * 99)
+    refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
+    assert f"it named {ca.url}/oldOrder itself" in refusal.message
+    assert (await issuer.create_order(csr_der(), PROFILE, LONG)).url == f"{ca.url}/order/1"
+    assert (len(ca.orders), ca.count("GET /directory")) == (1, 2)
 
 
 async def test_order_of_an_account_that_the_ca_has_lost(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
