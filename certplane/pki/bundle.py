@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certplane.errors import CertplaneError
 from certplane.pki.pem import PemError, decode_pem, has_private_key, pem_text
+from certplane.pki.reading import READ_ERRORS
 
 ENDS_SOON = timedelta(days=30)
 """How long before its end a CA is told of; a short-lived one in the last quarter of its life."""
@@ -29,14 +29,6 @@ ENDS_SOON = timedelta(days=30)
 _MAX_LENGTH = 4 * 1024 * 1024
 _MAX_CERTIFICATES = 1000
 _LABEL = "CERTIFICATE"
-_READ_ERRORS = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 class BundleError(CertplaneError):
@@ -75,7 +67,7 @@ class CaBundle:
                     _check_is_ca(certificate)
         except PemError as error:
             raise BundleError(str(error)) from error
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise BundleError("holds a certificate that can't be read") from error
         return cls(tuple(dict.fromkeys(certificates)))
 
@@ -161,7 +153,7 @@ def _warnings(certificates: Sequence[x509.Certificate], now: datetime) -> list[s
 def _ca(certificate: x509.Certificate) -> tuple[x509.Name, bytes]:
     try:
         key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, UnsupportedAlgorithm):  # a key of a kind that isn't known here has no successor either
+    except READ_ERRORS:  # a key of a kind that isn't known here has no successor either
         key = certificate.fingerprint(hashes.SHA256())
     return certificate.subject, key
 

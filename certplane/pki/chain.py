@@ -17,10 +17,11 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID, NameOID
 
-from certplane.pki.chain_path import READ_ERRORS, Came, ChainError, check_validity, dropped, find_path, is_ca, load
+from certplane.pki.chain_path import Came, ChainError, check_validity, dropped, find_path, is_ca, load
 from certplane.pki.keys import public_key_sha256
 from certplane.pki.names import DnsNameError, canonical_dns_name
 from certplane.pki.pem import PemError, decode_pem, encode_pem, find_pem
+from certplane.pki.reading import READ_ERRORS
 
 __all__ = [
     "MAX_CERTIFICATES",

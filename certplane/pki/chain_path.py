@@ -11,18 +11,13 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 
 from certplane.errors import Reason, RefusalError
+from certplane.pki.reading import READ_ERRORS
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far a CA's clock may be ahead of ours before its new certificate counts as not yet valid."""
-
-READ_ERRORS = (
-    ValueError, TypeError, OverflowError, NotImplementedError, UnsupportedAlgorithm, x509.InvalidVersion,
-    x509.DuplicateExtension, x509.UnsupportedGeneralNameType,
-)  # fmt: skip
-"""What `cryptography` raises for a certificate that it can't read, now or when a part of it is asked for."""
 
 
 class ChainError(RefusalError):

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes, CertificatePublicKeyTypes
@@ -35,6 +34,7 @@ from certplane.pki.der import DerError, Element, read_element, read_sequence
 from certplane.pki.keys import KeyType, PrivateKey, check_public_key
 from certplane.pki.names import DnsNameError, canonical_dns_name, has_dns_syntax
 from certplane.pki.pem import PemError, decode_pem
+from certplane.pki.reading import READ_ERRORS
 
 __all__ = ["MAX_CSR_LENGTH", "MAX_DNS_NAMES", "CertificateRequest", "CsrCache", "build_csr", "parse_csr"]
 
@@ -129,11 +129,11 @@ def parse_csr(pem: str, *, known: Collection[str] | None = None) -> CertificateR
         raise _invalid(f"the CSR {error}") from error
     try:
         csr = x509.load_der_x509_csr(der)
-    except (ValueError, TypeError, x509.InvalidVersion) as error:
+    except READ_ERRORS as error:
         raise _invalid(f"the CSR can't be read as a PKCS#10 structure{_place(error)}; {_ANEW}") from error
     try:
         public_key = csr.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except READ_ERRORS as error:
         raise _invalid(
             "the CSR's public key can't be used: it is malformed, has explicit curve parameters, or is of a kind that "
             f"nobody signs; use one of {', '.join(KeyType)}"
@@ -207,7 +207,7 @@ def _check_attributes(csr: x509.CertificateSigningRequest) -> None:
     """Only one extensionRequest attribute with one value."""
     try:
         oids = [attribute.oid for attribute in csr.attributes]
-    except ValueError as error:
+    except READ_ERRORS as error:
         raise _invalid("the CSR has an attribute that can't be read, or with several values") from error
     for oid in oids:
         if oid != _EXTENSION_REQUEST:
@@ -219,7 +219,7 @@ def _check_attributes(csr: x509.CertificateSigningRequest) -> None:
 def _dns_names(csr: x509.CertificateSigningRequest, known: Collection[str] | None) -> tuple[str, ...]:
     try:
         extensions = csr.extensions
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except READ_ERRORS as error:
         raise _invalid(
             "the CSR's extensions can't be read; each may occur once and is DER, without a default such as CA:FALSE "
             f"written out, and names are ASCII (A-labels, xn--...); {_ANEW}"
@@ -303,7 +303,7 @@ def _check_signature(csr: x509.CertificateSigningRequest, signature: Element) ->
         raise _invalid(f"the CSR's signature is not whole octets, as its first one says; {_ANEW}")
     try:
         valid = csr.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except READ_ERRORS as error:
         raise _invalid("the CSR's signature can't be checked") from error
     if not valid:
         raise _invalid("the CSR's signature is not valid for its key")

@@ -25,7 +25,7 @@ from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -44,6 +44,7 @@ from certplane.pki.bundle import BundleError, CaBundle
 from certplane.pki.der import INTEGER, OCTET_STRING, SEQUENCE, DerError, read_element, read_sequence
 from certplane.pki.names import has_dns_syntax
 from certplane.pki.pem import PemError, decode_pem
+from certplane.pki.reading import READ_ERRORS
 
 __all__ = [
     "PROVISIONER_OID",
@@ -85,14 +86,6 @@ _AUTHORITY = "://"
 """What a policy tells its URIs by (`certplane.config.values`); no DNS name holds it."""
 
 _LABEL = "CERTIFICATE"
-_READ_ERRORS = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 class TrustBundle:
@@ -364,10 +357,10 @@ def _is_issued(certificate: x509.Certificate, issuers: Mapping[x509.Name, Sequen
         candidates = issuers.get(certificate.issuer, ())
         if not candidates or not _is_ca(certificate) or not _is_usual(certificate.public_key()):
             return False
-    except _READ_ERRORS:
+    except READ_ERRORS:
         return False
     for issuer in candidates:
-        with contextlib.suppress(InvalidSignature, *_READ_ERRORS):
+        with contextlib.suppress(InvalidSignature, *READ_ERRORS):
             certificate.verify_directly_issued_by(issuer)
             return True
     return False
@@ -391,7 +384,7 @@ def _presented_leaf(pem: bytes) -> tuple[x509.Certificate, PresentedLeaf]:
     (leaf,) = _presented(pem, "client certificate", 1)
     try:
         serial_number, issuer = format(leaf.serial_number, "x"), _name_text(leaf.issuer)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise _unreadable("client certificate", error) from error
     return leaf, PresentedLeaf(hashlib.sha256(pem).hexdigest(), issuer, serial_number)
 
@@ -404,7 +397,7 @@ def _presented(pem: bytes, what: str, most: int) -> tuple[x509.Certificate, ...]
     except PemError as error:
         remedy = "; present the intermediates alone" if most > 1 else ""
         raise _unknown(f"the {what} can't be read: it {error}{remedy}") from error
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise _unreadable(what, error) from error
 
 

@@ -17,6 +17,7 @@ from certplane.agent.model import IssuedCertificate
 from certplane.errors import CertplaneError
 from certplane.pki.identity import verify_identity
 from certplane.pki.keys import public_key_sha256
+from certplane.pki.reading import READ_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +59,8 @@ def accept_certificate(
         # The CA's clock counts for what it has just made: this host's may be a little behind or ahead of it.
         judged_at = min(max(now, leaf.not_valid_before_utc), leaf.not_valid_after_utc)
         verify_identity(leaf_pem, chain_pem, anchors, judged_at)
-    except (ValueError, CertplaneError) as error:
-        detail = str(error) if isinstance(error, ValueError) else "it has no valid path to the internal CA's root"
+    except (*READ_ERRORS, CertplaneError) as error:
+        detail = str(error) if isinstance(error, READ_ERRORS) else "it has no valid path to the internal CA's root"
         raise EnrollmentError(
             f"the certificate from the internal CA is not usable: {detail}",
             remedy="look at the provisioner's template, at the CA's intermediate and at identity.issuer_ca_bundle",

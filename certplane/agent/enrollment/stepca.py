@@ -23,6 +23,7 @@ from certplane.agent.enrollment.trust import PinnedRoots, Trust, pinned_roots
 from certplane.agent.model import IssuedCertificate, Version
 from certplane.errors import CertplaneError, OperationError
 from certplane.pki.keys import load_private_key, public_key_sha256
+from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.pool import BlockingPool
 
@@ -219,14 +220,14 @@ def _with_identity(context: ssl.SSLContext, current: Version) -> ssl.SSLContext:
 def _read_chain(version: Version) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates((version.path / "fullchain.pem").read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, *READ_ERRORS) as error:
         raise _unusable(version, error) from error
 
 
 def _read_key(version: Version) -> SigningKey:
     try:
         return load_private_key((version.path / "privkey.pem").read_bytes())
-    except (OSError, ValueError, CertplaneError) as error:
+    except (OSError, CertplaneError, *READ_ERRORS) as error:
         raise _unusable(version, error) from error
 
 

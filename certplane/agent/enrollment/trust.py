@@ -20,6 +20,7 @@ from certplane.agent.enrollment.exchange import Endpoint, exchange
 from certplane.config.bundles import read_ca_bundle, require_in_force
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.identity import TrustBundle
+from certplane.pki.reading import READ_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -128,7 +129,7 @@ def _fetched(endpoint: Endpoint, fingerprint: str, timeout: timedelta) -> x509.C
         )
     try:
         certificate = x509.load_pem_x509_certificate(str(reply.json().get("ca", "")).encode())
-    except ValueError as error:
+    except READ_ERRORS as error:
         raise EnrollmentError(
             f"{endpoint.origin} doesn't answer like step-ca", remedy="check identity.step_ca.url"
         ) from error

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from certplane.agent.model import ServedLeaf, ServiceView, Version
 from certplane.pki.keys import public_key_sha256
+from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.clock import Clock
 
 __all__ = ["TlsProbe", "server_name_of"]
@@ -85,7 +85,7 @@ class TlsProbe:
             return ServiceView(None, f"{where} can't be reached: {_why(error)}")
         try:
             leaf = _leaf(der)
-        except (ValueError, UnsupportedAlgorithm):
+        except READ_ERRORS:
             return ServiceView(None, f"{where} serves something that is no certificate")
         if (leaf.serial_number, leaf.public_key_sha256) == (version.serial_number, version.public_key_sha256):
             return ServiceView(leaf)

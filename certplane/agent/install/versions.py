@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from certplane.agent.install.material import KEY_PARTS, PEM_PARTS, NoPairError, Part, rebuilt
 from certplane.agent.install.steps import step
@@ -27,6 +26,7 @@ from certplane.agent.model import Version
 from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.pki.chain import CertificateFacts, leaf_facts
 from certplane.pki.keys import check_public_key
+from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.files import Directory, Owner, open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
@@ -295,7 +295,7 @@ def _first_certificate(pem: bytes) -> str:
 def _key_type(pem: bytes) -> str:
     try:
         return check_public_key(x509.load_pem_x509_certificate(_first_certificate(pem).encode()).public_key())
-    except (RefusalError, ValueError, UnsupportedAlgorithm):
+    except (RefusalError, *READ_ERRORS):
         return ""
 
 

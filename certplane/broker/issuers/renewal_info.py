@@ -27,6 +27,7 @@ from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoError, RenewalInfoUnsupportedError
+from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.pool import BlockingPool
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class AcmeRenewalInfo:
         """See `RenewalInfoSource.renewal_info`."""
         try:
             name = certificate_id(x509.load_pem_x509_certificate(certificate_pem.encode()))
-        except ValueError as error:
+        except READ_ERRORS as error:
             raise RenewalInfoUnsupportedError(f"the CA can't be asked: {error}") from error
         deadline = Deadline.after(timeout, self._clock)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from cryptography import x509
 
 from certplane.agent.enrollment.answers import accept_certificate
 from certplane.agent.enrollment.errors import EnrollmentError
@@ -12,6 +13,7 @@ from certplane.agent.enrollment.exchange import Reply
 from certplane.pki.identity import TrustBundle
 from certplane.pki.keys import public_key_sha256
 from tests.support.authority import NOW, Authority, IssuedLeaf, certificate_pem
+from tests.support.csr import SAN, sequence, tlv
 
 AUTHORITY = Authority("Test", "ec")
 NAME = "web1.example"
@@ -49,3 +51,13 @@ def test_other_names_and_another_key() -> None:
     """The same of the names."""
     with pytest.raises(EnrollmentError, match=r"it is for other\.example instead of web1\.example"):
         accept(AUTHORITY.issue("other.example"))
+
+
+@pytest.mark.parametrize(
+    "name", [tlv(0xA3, b""), tlv(0xA5, tlv(0xA1, tlv(0x0C, b"x")))], ids=["x400-address", "edi-party-name"]
+)
+def test_names_that_nobody_reads(name: bytes) -> None:
+    """A certificate whose names the library has no type for is not usable, and said so: never a traceback."""
+    value = x509.UnrecognizedExtension(x509.ObjectIdentifier(SAN), sequence(name))
+    with pytest.raises(EnrollmentError, match=r"is not usable: .*not supported"):
+        accept(AUTHORITY.issue(extra=[(value, False)]))
