@@ -353,6 +353,10 @@ def _deny(options: argparse.Namespace) -> int:
     if valid := row["valid_certificates"]:
         notice = f"its certificates stay valid until they are revoked: {' '.join(valid)}"
         say(f"certplane-broker: {notice}; `certplane-broker certs revoke ID --reason keyCompromise`")
+    if orders := row["orders_at_the_ca"]:
+        notice = f"the CA may issue for orders that it has already: {' '.join(orders)}"
+        remedy = "nobody gets such a certificate; revoke it once `certplane-broker certs list` shows it"
+        say(f"certplane-broker: {notice}; {remedy}")
     return _print_rows(options, [row], _ENTRY_COLUMNS)
 
 

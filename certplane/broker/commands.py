@@ -31,6 +31,8 @@ from certplane.broker.model import (
     IdentityKind,
     IdentityUse,
     KnownIdentity,
+    Order,
+    OrderState,
 )
 from certplane.broker.policy.document import load_policy, read_policy
 from certplane.broker.policy.first_use import Settlement, settle
@@ -144,7 +146,7 @@ async def deny_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Cl
     """Shut out what `entry` says, and end its open orders; running brokers see it within a second.
 
     The row names the certificates that stay valid until they are revoked: of an identity that is denied by name, the
-    newest ones.
+    newest ones. And the orders that the CA has the CSR of: what they bring is stored, and handed out to nobody.
 
     Raises:
         RefusalError: AUDIT_UNAVAILABLE or STORE_UNAVAILABLE; nothing is changed then.
@@ -157,7 +159,17 @@ async def deny_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Cl
         if entry.name:
             query = CertificateQuery(entry.name, usable_at=clock.now(), limit=_MOST_VALID)
             valid = await stores.certificates.list_certificates(query)
-    return {**_entry_row(entry), "valid_certificates": [record.certificate_id for record in valid]}
+        open_still = [order.order_id for order in await stores.orders.unfinished_orders() if _is_of(order, entry)]
+    certificates = [record.certificate_id for record in valid]
+    return {**_entry_row(entry), "valid_certificates": certificates, "orders_at_the_ca": open_still}
+
+
+def _is_of(order: Order, entry: DenyEntry) -> bool:
+    if order.state is not OrderState.FINALIZING:
+        return False
+    if entry.name:
+        return order.identity == entry.name
+    return (order.identity_issuer, order.identity_serial) == (entry.issuer, entry.serial_number)
 
 
 async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Clock | None = None) -> Row:

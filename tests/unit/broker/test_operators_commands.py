@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from certplane.broker.cli import main
-from certplane.broker.model import CertificateRecord
+from certplane.broker.model import CertificateRecord, OrderState
+from certplane.broker.ports import OrderChange
 from tests.fakes.clock import ManualClock
 from tests.support.broker_files import BrokerFiles
 from tests.support.stores import StoreHarness, StorePlace
@@ -31,6 +32,34 @@ def record(files: BrokerFiles) -> CertificateRecord:
             return await StoreHarness(place, clock, stores).issue()
 
     return asyncio.run(issue())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--name", "spiffe://example.org/host/web1"], ["--issuer", "CN=internal Root CA", "--serial", "af01"]],
+    ids=["by name", "by issuer and serial"],
+)
+def test_a_deny_names_the_orders_that_the_ca_may_still_issue_for(
+    files: BrokerFiles, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends all others; of these a certificate may come that nobody gets and somebody should revoke."""
+
+    async def make() -> str:
+        place = StorePlace("sqlite", files.directory / "broker.db")
+        clock = ManualClock()
+        identity = {"identity_issuer": "CN=internal Root CA", "identity_serial": "af01"}
+        async with place.open(clock) as stores:
+            harness = StoreHarness(place, clock, stores)
+            await harness.open_order(public_key_sha256="pending", **identity)
+            order = await harness.open_order(public_key_sha256="sent", **identity)
+            await stores.orders.change_order(order.order_id, OrderChange(state=OrderState.FINALIZING))
+            return order.order_id
+
+    order_id = asyncio.run(make())
+    assert main(["-c", str(files.config), "identity", "deny", *arguments, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["orders_at_the_ca"] == [order_id]
+    assert f"the CA may issue for orders that it has already: {order_id}; nobody gets such a certificate" in said.err
 
 
 def _deny(files: BrokerFiles, issuer: str, command: str = "deny") -> int:
