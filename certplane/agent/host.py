@@ -447,6 +447,9 @@ def _checked_outputs(settings: AgentSettings, state_dir: Path) -> Mapping[str, O
             problems.append(settings.source.problem(key, "is the host's own identity's", "choose another name"))
     for where, outputs in paths.items():
         for kind, path in outputs.items():
+            if path == Path(os.path.abspath(settings.source.file)):  # noqa: PTH100 - as above
+                message = f"{path} is this file, which would be overwritten"
+                problems.append(settings.source.problem(f"{where}.{kind}", message, "choose another path"))
             own = next((own for own in _OWN if path.is_relative_to(state_dir / own)), None)
             if own is None and path != state_dir:
                 continue

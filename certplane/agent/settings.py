@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from certplane.agent.model import InstallMode
 from certplane.agent.renewal.window import ActivationWindow
-from certplane.config.decoding import KeyProblem, decode
+from certplane.config.decoding import InputPath, KeyProblem, decode
 from certplane.config.document import Document, Source
 from certplane.config.values import (
     DnsName,
@@ -174,7 +174,7 @@ class StepCaSettings:
 
     url: HttpsUrl
     fingerprint: Fingerprint | None = None
-    root_ca_bundle: Path | None = None
+    root_ca_bundle: InputPath | None = None
     timeout: PositiveSpan = timedelta(seconds=10)
 
     def problems(self) -> Iterator[KeyProblem]:
@@ -201,7 +201,7 @@ class IdentitySettings:
     provider: IdentityProvider = IdentityProvider.STEP_CA
     cert: OwnPath | None = None
     key: OwnPath | None = None
-    issuer_ca_bundle: Path | None = None
+    issuer_ca_bundle: InputPath | None = None
     bootstrap_token: Path | None = None
     renew_before: PositiveSpan | None = None
     warn_before: PositiveSpan | None = None
@@ -214,7 +214,7 @@ class BrokerSettings:
     """The broker; `server_ca_bundle` verifies its certificate, `proxy` says whether the environment's proxy is used."""
 
     url: BrokerUrl
-    server_ca_bundle: Path
+    server_ca_bundle: InputPath
     timeout: PositiveSpan = timedelta(seconds=30)
     proxy: ProxyUse = ProxyUse.NONE
 
@@ -358,7 +358,7 @@ class _AgentFile:
     logging: LoggingSettings = LoggingSettings()
 
     def problems(self) -> Iterator[KeyProblem]:
-        """No two certificates share a name, no two outputs a path, and none lies below another."""
+        """No two certificates share a name, no two outputs a path, none lies below another, and none is read here."""
         names: dict[str, str] = {}
         paths: dict[Path, str] = {}
         outputs = [("identity", kind, getattr(self.identity, kind)) for kind in ("key", "cert")]
@@ -375,10 +375,29 @@ class _AgentFile:
             first = paths.setdefault(path, key)
             if first != key:
                 yield KeyProblem(key, f"is the path of {first} too", "give each file its own path")
+        for key, path in self._inputs():
+            if path in paths:
+                yield KeyProblem(
+                    paths[path], f"is the file of {key}, which would be overwritten", "choose another path"
+                )
         for path, key in paths.items():
             above = next((paths[folder] for folder in path.parents if folder in paths), None)
             if above is not None:
                 yield KeyProblem(key, f"lies below the file of {above}", "choose another directory")
+
+    def _inputs(self) -> Iterator[tuple[str, Path]]:
+        """The files that the agent reads, by key."""
+        identity = self.identity
+        inputs = {
+            "identity.issuer_ca_bundle": identity.issuer_ca_bundle,
+            "identity.bootstrap_token": identity.bootstrap_token,
+            "identity.step_ca.root_ca_bundle": identity.step_ca.root_ca_bundle,
+            "broker.server_ca_bundle": self.broker.server_ca_bundle,
+        }
+        for number, certificate in enumerate(self.certificates):
+            if certificate.pkcs12 is not None:
+                inputs[f"certificates[{number}].pkcs12.password_file"] = certificate.pkcs12.password_file
+        yield from ((key, path) for key, path in inputs.items() if path is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from certplane.broker.dns_settings import (
 )
 from certplane.broker.ports import DurableLimits
 from certplane.broker.provider_settings import AcmeDnsSettings, ExecSettings, LexiconSettings
-from certplane.config.decoding import Check, KeyProblem, decode
+from certplane.config.decoding import Check, InputPath, KeyProblem, decode
 from certplane.config.document import Document, Source
 from certplane.config.durations import DurationError, format_duration, parse_duration
 from certplane.config.values import (
@@ -170,8 +170,8 @@ class AuditFailureMode(StrEnum):
 class TlsSettings:
     """The broker's own certificate: `cert` is its chain in PEM, leaf first."""
 
-    cert: Path
-    key: Path
+    cert: InputPath
+    key: InputPath
     min_version: TlsVersion = TlsVersion.TLS_1_2
 
 
@@ -179,7 +179,7 @@ class TlsSettings:
 class MtlsSettings:
     """Whose client certificates are accepted; `provisioners` are step-ca's kinds."""
 
-    agent_ca_bundle: Path
+    agent_ca_bundle: InputPath
     provisioners: Annotated[tuple[str, ...], Check(_provisioner_kinds)] = ("JWK",)
     allow_missing_provisioner: bool = False
 
@@ -204,7 +204,7 @@ class ServerSettings:
 class PolicySettings:
     """Where policy.yml is; `watch` reloads it when its content changes."""
 
-    path: Path
+    path: InputPath
     watch: bool = False
 
 
@@ -339,7 +339,7 @@ class VaultSettings:
     address: HttpUrl | None = None
     allow_http: bool = False
     token: str = field(default="", repr=False)
-    token_file: Path | None = None
+    token_file: InputPath | None = None
     mount_path: Annotated[str, Check(_mount_path)] = "secret"
     kv_version: Annotated[int, Check(_kv_version)] = 2
     key: Annotated[str, Check(_not_empty)] = "value"

@@ -44,7 +44,14 @@ _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})", re.ASCII)
 
 
 class RelativePath(PosixPath):
-    """A path that may be relative, where a section says to what. As an annotation; else a `Path` must be absolute."""
+    """A path that may be relative, where a section says to what. A plain `Path`, which may be written, is absolute."""
+
+
+class InputPath(PosixPath):
+    """A file that is only read. Relative, it begins where the program was started, as the public format has it.
+
+    It is made whole when it is decoded, so that messages show which file it is.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +256,10 @@ def _read_relative_path(node: ScalarNode) -> Path:
     return RelativePath(_path(node.text))
 
 
+def _read_input_path(node: ScalarNode) -> Path:
+    return InputPath(Path.cwd() / _path(node.text))
+
+
 def _path(text: str) -> Path:
     """A path as it stands: nobody expands what a shell would, so that it would be a folder called `~` or `$HOME`."""
     if not text or "\0" in text:
@@ -278,6 +289,7 @@ _READERS: dict[Any, Callable[[ScalarNode], Any]] = {
     int: _read_integer,
     Path: _read_path,
     RelativePath: _read_relative_path,
+    InputPath: _read_input_path,
     timedelta: _read_duration,
 }
 
@@ -289,6 +301,7 @@ def _describe(annotation: Any) -> str:
         timedelta: "a duration",
         Path: "a path",
         RelativePath: "a path",
+        InputPath: "a path",
     }
     return names.get(annotation, "a text")
 

@@ -65,9 +65,6 @@ OUTPUTS = [key for key in PATHS if key.startswith("certificate.") or key in {"id
         pytest.param("${STATE_DIRECTORY}", "has a variable", id="variable in braces"),
         pytest.param("$HOME/state", "has a variable", id="variable"),
         pytest.param("/srv/$(hostname)/state", "has a variable", id="command"),
-        pytest.param("state", "is a relative path", id="relative"),
-        pytest.param("./state", "is a relative path", id="relative to here"),
-        pytest.param("%S/certplane", "is a relative path", id="systemd's specifier"),
     ],
 )
 def test_paths_that_nobody_expands(tmp_path: Path, key: str, value: str, phrase: str) -> None:
@@ -76,6 +73,49 @@ def test_paths_that_nobody_expands(tmp_path: Path, key: str, value: str, phrase:
     assert problem.startswith(key.replace("certificate.", "certificates[0]."))
     assert phrase in problem
     assert "write the whole path" in problem
+
+
+@pytest.mark.parametrize("key", [key for key in PATHS if not key.endswith("_bundle")])
+@pytest.mark.parametrize("value", ["state", "./state", "%S/certplane"])
+def test_relative_paths_of_what_is_written(tmp_path: Path, key: str, value: str) -> None:
+    """What is written there would be another file in each folder."""
+    (problem,) = problems(tmp_path, key=key, value=value)
+    assert "is a relative path" in problem
+    assert "write the whole path" in problem
+
+
+@pytest.mark.parametrize("key", [key for key in PATHS if key.endswith("_bundle")])
+def test_relative_paths_of_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """As the public format has them in its own example; whole once they are read, so that messages show the file."""
+    monkeypatch.chdir(tmp_path)
+    assert problems(tmp_path, key=key, value="dev/ca.crt") == []
+    settings = load_settings(tmp_path / "agent.yml")
+    found = {
+        settings.identity.issuer_ca_bundle,
+        settings.identity.step_ca.root_ca_bundle,
+        settings.broker.server_ca_bundle,
+    }
+    assert tmp_path / "dev" / "ca.crt" in found
+
+
+@pytest.mark.parametrize("key", [key for key in PATHS if key.endswith("_bundle")] + ["identity.bootstrap_token"])
+@pytest.mark.parametrize("output", ["key", "chain"])
+def test_an_output_is_no_file_that_is_read(tmp_path: Path, key: str, output: str) -> None:
+    """The first installation would overwrite it, and the agent, not that certificate alone, would be at its end."""
+    (problem,) = problems(tmp_path, key=key, value="/srv/tls/file", certificate={output: "/srv/tls/file"})
+    assert problem.startswith(f"certificates[0].{output}: is the file of {key}, which would be overwritten")
+
+
+def test_an_output_is_no_password_file(tmp_path: Path) -> None:
+    """The same of what a PKCS#12 file is encrypted with."""
+    (problem,) = problems(tmp_path, certificate={"pkcs12": {"path": "/srv/tls/p", "password_file": "/srv/tls/p"}})
+    assert "is the file of certificates[0].pkcs12.password_file" in problem
+
+
+def test_an_output_is_not_this_file(tmp_path: Path) -> None:
+    """The same of agent.yml."""
+    (problem,) = problems(tmp_path, certificate={"key": str(tmp_path / "agent.yml")})
+    assert "is this file, which would be overwritten; choose another path" in problem
 
 
 @pytest.mark.parametrize("line", [line for line in (CASES / "J1/values.txt").read_text().splitlines() if line])
