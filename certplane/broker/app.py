@@ -34,6 +34,7 @@ from certplane.broker.descriptors import most_connections, raise_file_limit, too
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.measures import FLEET_MEASURES
 from certplane.broker.fleet.requests import RenewalRequests
+from certplane.broker.fleet.supervision import FleetSupervision
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
@@ -152,6 +153,14 @@ def prepare(settings: BrokerSettings) -> Prepared:
     if problems or text is None or trust is None:
         raise ConfigurationError(problems)
     return Prepared(settings, files, text, trust, policy)
+
+
+def _supervision(
+    hub: FleetHub, view: FleetView, policy: FilePolicySource, clock: Clock, meter: Meter
+) -> FleetSupervision:
+    return FleetSupervision(
+        view=view, watchers=hub.watchers, policy=policy, clock=clock, meter=meter, settings=hub.settings
+    )
 
 
 @asynccontextmanager
@@ -314,6 +323,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ("renewal plans", planner.run()),
             ("revocations", RevocationWatch(stores.certificates, plans, clock).run()),
             ("streams", hub.run()),
+            ("health of the fleet", _supervision(hub, view, prepared.policy, clock, meter).run()),
             ("readiness", _watch_readiness(broker, prepared.policy, clock)),
             ("secrets", secrets.watch(clock, lambda: authority.in_trouble)),
             ("event loop", watch_loop(meter, clock)),

@@ -1,8 +1,9 @@
 """The command line of certplanectl.
 
-Exit status: 0 when all is well, 1 when something failed, 2 when the configuration or the command line is wrong. On a
-terminal results are tables; piped, or with --json, they are the broker's messages, a JSON object a line. Errors are one
-line each on standard error, cause and remedy, never a traceback.
+Exit status: 0 when all is well, 1 when something failed or `fleet --check` has found what needs a person, 2 when the
+configuration or the command line is wrong. On a terminal results are tables; piped, or with --json, they are the
+broker's messages, a JSON object a line. Errors are one line each on standard error, cause and remedy, never a
+traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import secrets
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from certplane import __version__
 from certplane.config.durations import DurationError, parse_duration
@@ -34,12 +35,14 @@ from certplane.runtime.logging import LineHandler
 from certplane.runtime.secrecy import keep_memory_private
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from certplane.ctl.client import FleetClient
     from certplane.v1 import fleet_pb2
 
 __all__ = ["main"]
+
+T = TypeVar("T")
 
 _AGAIN: Final = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=30), floor=timedelta(milliseconds=200))
 _PASSING: Final = frozenset(
@@ -96,7 +99,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="STATE",
         help="only hosts with a certificate in this state, such as failed or degraded; may be repeated",
     )
+    fleet.add_argument(
+        "--health",
+        action="append",
+        default=[],
+        metavar="HEALTH",
+        help="only hosts with a certificate of this health, such as expired or wont_heal; may be repeated",
+    )
     fleet.add_argument("--disconnected", action="store_true", help="only hosts without a connection to the broker")
+
+    fleet.add_argument(
+        "--check",
+        action="store_true",
+        help="end with 1 if a certificate shown is EXPIRED, REVOKED_IN_USE, FOREIGN_SERVED, WONT_HEAL or OVERDUE",
+    )
 
     watch = commands.add_parser("watch", parents=[common, output], help="the fleet, live, until Ctrl-C")
     watch.add_argument("hosts", nargs="*", metavar="HOST", help="only these hosts, by name or label")
@@ -141,24 +157,37 @@ async def _run(options: argparse.Namespace) -> int:
 
 async def _fleet(options: argparse.Namespace, client: FleetClient) -> int:
     from certplane.ctl.client import HostFilter  # noqa: PLC0415 - as in `_run`
-    from certplane.ctl.view import STATES, fleet_rows, json_line  # noqa: PLC0415
+    from certplane.ctl.view import HEALTHS, STATES, alarms, fleet_rows, json_line, urgency  # noqa: PLC0415
     from certplane.runtime.tables import table_lines  # noqa: PLC0415
 
-    unknown = [state for state in options.state if state not in STATES]
-    if unknown:
-        raise _misuse(f"--state {unknown[0]}: there is no such state", f"use one of: {', '.join(STATES)}")
-    wanted = HostFilter(tuple(STATES[state] for state in options.state), options.disconnected)
-    hosts = []
-    async for host in client.hosts(wanted):
+    other = f"or --health with one of: {', '.join(HEALTHS)}"
+    states = _known("--state", options.state, STATES, "state", other)
+    healths = _known("--health", options.health, HEALTHS, "health", f"or --state with one of: {', '.join(STATES)}")
+    hosts, alarmed = [], False
+    async for host in client.hosts(HostFilter(states, options.disconnected, healths)):
+        alarmed = alarmed or (options.check and alarms(host))
         if _is_json(options):
             print(json_line(host), flush=True)
         else:
             hosts.append(host)
     if hosts:
-        print("\n".join(table_lines(fleet_rows(hosts, _clock.now()))))
+        print("\n".join(table_lines(fleet_rows(sorted(hosts, key=urgency), _clock.now()))))
     elif not _is_json(options):
-        print("no host matches" if options.state or options.disconnected else "no host has reported yet")
-    return OK
+        filtered = options.state or options.health or options.disconnected
+        print("no host matches" if filtered else "no host has reported yet")
+    return FAILED if alarmed else OK
+
+
+def _known(option: str, words: Sequence[str], known: Mapping[str, T], what: str, other: str) -> tuple[T, ...]:
+    """What these words stand for.
+
+    Raises:
+        ConfigurationError: one stands for nothing.
+    """
+    for word in words:
+        if word.lower() not in known:
+            raise _misuse(f"{option} {word}: there is no such {what}", f"use one of: {', '.join(known)}; {other}")
+    return tuple(known[word.lower()] for word in words)
 
 
 async def _host(options: argparse.Namespace, client: FleetClient) -> int:

@@ -63,6 +63,7 @@ class HostFilter:
 
     states: tuple[renewal_pb2.CertificateStatus.State.ValueType, ...] = ()
     disconnected_only: bool = False
+    healths: tuple[renewal_pb2.Health.ValueType, ...] = ()
 
 
 class FleetClient:
@@ -124,6 +125,7 @@ class FleetClient:
                 page_token=token,
                 states=wanted.states,
                 disconnected_only=wanted.disconnected_only,
+                healths=wanted.healths,
             )
             page = await self._answer(self._fleet.ListHosts(request, timeout=self._seconds))
             for host in page.hosts:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from certplane.ctl.view import FleetView, change_line, fleet_rows, json_line, needs_attention
+from certplane.ctl.view import FleetView, change_line, fleet_rows, json_line, urgency
 from certplane.runtime.tables import table_lines
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class _LiveTable:
         from rich.text import Text  # noqa: PLC0415
 
         with self._lock:  # what needs a person comes first: a large fleet is higher than the screen
-            hosts = sorted(self._view.hosts, key=lambda host: not needs_attention(host))
+            hosts = sorted(self._view.hosts, key=urgency)
             header, *rows = fleet_rows(hosts, self._now())
         table = Table(*header, title=Text(self._title), expand=True)
         for row in rows:

@@ -16,20 +16,23 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.errors import OperationError
 from certplane.rpc.times import signed_span_of, time_of
+from certplane.runtime.health import Health, HealthWord, Severity
 from certplane.runtime.tables import moment_text, span_text, table_lines
 from certplane.runtime.text import printable, printable_values
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 __all__ = [
+    "HEALTHS",
     "STATES",
     "FleetView",
+    "alarms",
     "change_line",
     "fleet_rows",
     "held_up_lines",
     "host_lines",
     "json_line",
-    "needs_attention",
     "renewal_line",
+    "urgency",
 ]
 
 _Status = renewal_pb2.CertificateStatus
@@ -41,6 +44,14 @@ STATES: Final = {
 }
 """The states as people write them."""
 
+HEALTHS: Final = {
+    name.removeprefix("HEALTH_").lower(): value
+    for name, value in renewal_pb2.Health.items()
+    if value != renewal_pb2.HEALTH_UNSPECIFIED
+}
+"""The healths as people write them."""
+
+_HEALTH_WORDS: Final = {value: HealthWord(name.upper()) for name, value in HEALTHS.items()}
 _STATE_NAMES: Final = {value: name for name, value in STATES.items()}
 _STEP_NAMES: Final = {value: name.removeprefix("STEP_").lower() for name, value in _Status.Step.items() if value}
 _CAUSES: Final = {
@@ -49,10 +60,11 @@ _CAUSES: Final = {
     renewal_pb2.Renewal.CAUSE_OPERATOR: "an operator",
     renewal_pb2.Renewal.CAUSE_REVOKED: "its revocation",
 }
+_ILL: Final = (_Status.STATE_FAILED, _Status.STATE_DEGRADED)
 _MOST_TEXT: Final = 8000
 _SKEW_SHOWN: Final = timedelta(seconds=5)
 
-HEADER: Final[tuple[str, ...]] = ("HOST", "LINK", "CERTIFICATE", "STATE", "VALID UNTIL", "RENEWAL", "SERVED")
+HEADER: Final[tuple[str, ...]] = ("HOST", "LINK", "CERTIFICATE", "HEALTH", "STATE", "VALID UNTIL", "RENEWAL", "SERVED")
 
 
 class FleetView:
@@ -97,23 +109,42 @@ class FleetView:
         host.certificates.extend(kept)
 
 
-def needs_attention(host: renewal_pb2.Host) -> bool:
-    """Whether a person should look at a host: it is away, contested, or a certificate of its isn't as it should be."""
-    ill = (_Status.STATE_FAILED, _Status.STATE_DEGRADED)
-    return not host.connected or host.contested or any(each.state in ill for each in host.certificates)
+def urgency(host: renewal_pb2.Host) -> tuple[int, bool]:
+    """For sorting, the lowest first: how bad the worst of its certificates is; then whether it is there and itself."""
+    worst = min(map(_rank, host.certificates), default=HealthWord.OK.rank)
+    return worst, host.connected and not host.contested
+
+
+def alarms(host: renewal_pb2.Host) -> bool:
+    """Whether a certificate of its needs a person now.
+
+    Raises:
+        OperationError: the broker doesn't say.
+    """
+    healths = [each.health for each in host.certificates]
+    if renewal_pb2.HEALTH_UNSPECIFIED in healths:
+        remedy = "upgrade it, or look at the states"
+        raise OperationError("the broker says nothing of health: it is older than certplanectl", remedy=remedy)
+    words = (_HEALTH_WORDS.get(each) for each in healths)
+    return any(word is not None and Health(word).severity is Severity.CRITICAL for word in words)
 
 
 def change_line(message: renewal_pb2.WatchRenewalsResponse, now: datetime) -> str:
     """What a message after the snapshot says, in a line; empty if it is nothing for a person."""
     match message.WhichOneof("event"):
         case "host":
-            return printable(f"{message.host.label or message.host.name}: {_link(message.host, now)}", _MOST_TEXT)
+            ill = [
+                f"{each.name} {_health(each)}" for each in _by_health(message.host.certificates) if not _is_well(each)
+            ]
+            line = ", ".join([f"{message.host.label or message.host.name}: {_link(message.host, now)}", *ill])
+            return printable(line, _MOST_TEXT)
         case "certificate_change":
             change = message.certificate_change
             if change.removed:
                 return printable(f"{change.host}: {change.certificate.name}: removed", _MOST_TEXT)
             error = f": {change.certificate.last_error}" if change.certificate.last_error else ""
-            line = f"{change.host}: {change.certificate.name}: {_state(change.certificate)}{error}"
+            health = "" if _is_well(change.certificate) else f"{_health(change.certificate)}, "
+            line = f"{change.host}: {change.certificate.name}: {health}{_state(change.certificate)}{error}"
             return printable(line, _MOST_TEXT)
         case _:
             return ""
@@ -129,18 +160,18 @@ def json_line(message: Message) -> str:
 
 
 def fleet_rows(hosts: Iterable[renewal_pb2.Host], now: datetime) -> list[tuple[str, ...]]:
-    """A row for each certificate, and one for a host without any; the header first."""
+    """A row for each certificate, a host's worst first, and one for a host without any; the header first."""
     rows: list[tuple[str, ...]] = [HEADER]
     for host in hosts:
         name, link = host.label or host.name, _link(host, now)
         if not host.certificates:
-            rows.append((name, link, "-", "-", "-", "-", "-"))
-        for status in host.certificates:
+            rows.append((name, link, *["-"] * (len(HEADER) - 2)))
+        for status in _by_health(host.certificates):
             held = _held(status)
             until = _moment(held.not_after_time, now) if held is not None else "-"
             served = _served(status)
             renewal = _moment(status.renew_time, now) if status.HasField("renew_time") else "-"
-            rows.append((name, link, status.name, _state(status), until, renewal, served))
+            rows.append((name, link, status.name, _health(status), _state(status), until, renewal, served))
             name = link = ""
     return rows
 
@@ -163,7 +194,7 @@ def host_lines(host: renewal_pb2.Host, now: datetime) -> list[str]:
     if host.HasField("directive_error"):
         facts.append(("refused", f"the last directive: {host.directive_error.message}"))
     lines = table_lines(facts)
-    for status in host.certificates:
+    for status in _by_health(host.certificates):
         lines += ["", *_certificate_lines(status, now)]
     for renewal in host.pending_renewals:
         lines += ["", *_renewal_lines(renewal, now)]
@@ -202,8 +233,11 @@ def held_up_lines(answer: fleet_pb2.RequestRenewalResponse, *, dry_run: bool) ->
 def _certificate_lines(status: renewal_pb2.CertificateStatus, now: datetime) -> list[str]:
     facts = [
         ("certificate", status.name + (f" (profile {status.profile})" if status.profile else "")),
-        ("  state", f"{_state(status)}, since {_moment(status.update_time, now)}"),
+        ("  health", f"{_health(status)}: {status.health_reason}" if status.health_reason else _health(status)),
     ]
+    if status.health_remedy:
+        facts.append(("  remedy", status.health_remedy))
+    facts.append(("  state", f"{_state(status)}, since {_moment(status.update_time, now)}"))
     if status.dns_names:
         facts.append(("  names", " ".join(status.dns_names)))
     for word in ("issued", "installed", "served"):
@@ -258,6 +292,31 @@ def _state(status: renewal_pb2.CertificateStatus) -> str:
     state = _STATE_NAMES.get(status.state, f"state {status.state}")
     step = _STEP_NAMES.get(status.failed_step)
     return f"{state} ({step})" if step else state
+
+
+def _health(status: renewal_pb2.CertificateStatus) -> str:
+    if status.health == renewal_pb2.HEALTH_UNSPECIFIED:
+        return "-"
+    word = _HEALTH_WORDS.get(status.health)
+    return f"health {status.health}" if word is None else word.value
+
+
+def _is_well(status: renewal_pb2.CertificateStatus) -> bool:
+    return status.health in (renewal_pb2.HEALTH_OK, renewal_pb2.HEALTH_UNSPECIFIED)
+
+
+def _rank(status: renewal_pb2.CertificateStatus) -> int:
+    """0 for the worst. A broker that says nothing of health says the state."""
+    if status.health == renewal_pb2.HEALTH_UNSPECIFIED:
+        word = HealthWord.FAILING if status.state in _ILL else HealthWord.OK
+    else:
+        word = _HEALTH_WORDS.get(status.health, HealthWord.MISMATCHED)  # a newer broker's is a warning
+    return word.rank
+
+
+def _by_health(certificates: Iterable[renewal_pb2.CertificateStatus]) -> list[renewal_pb2.CertificateStatus]:
+    """The worst first, else as they come."""
+    return sorted(certificates, key=_rank)
 
 
 def _held(status: renewal_pb2.CertificateStatus) -> renewal_pb2.CertificateStatus.Held | None:

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x65rtplane/v1/fleet.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1a\x63\x65rtplane/v1/renewal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x01\n\x10ListHostsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x35\n\x06states\x18\x04 \x03(\x0e\x32%.certplane.v1.CertificateStatus.State\x12\x19\n\x11\x64isconnected_only\x18\x05 \x01(\x08\"O\n\x11ListHostsResponse\x12!\n\x05hosts\x18\x01 \x03(\x0b\x32\x12.certplane.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x0eGetHostRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x12\n\npage_token\x18\x03 \x01(\t\"L\n\x0fGetHostResponse\x12 \n\x04host\x18\x01 \x01(\x0b\x32\x12.certplane.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\tSelection\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\x12\r\n\x05hosts\x18\x02 \x03(\t\x12\x10\n\x08profiles\x18\x03 \x03(\t\x12\x0f\n\x07issuers\x18\x04 \x03(\t\x12\x17\n\x0f\x63\x65rtificate_ids\x18\x05 \x03(\t\x12\x11\n\tdns_names\x18\x06 \x03(\t\"\xac\x01\n\x15RequestRenewalRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\tselection\x18\x02 \x01(\x0b\x32\x17.certplane.v1.Selection\x12\x32\n\x0fspread_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\"\xa0\x03\n\x16RequestRenewalResponse\x12\x19\n\x11\x63\x65rtificate_count\x18\x01 \x01(\x05\x12\x15\n\rchanged_count\x18\x02 \x01(\x05\x12\x1c\n\x14\x63onnected_host_count\x18\x03 \x01(\x05\x12\x33\n\x0flast_renew_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12renewal_request_id\x18\x05 \x01(\t\x12<\n\x07held_up\x18\x06 \x03(\x0b\x32+.certplane.v1.RequestRenewalResponse.HeldUp\x12\x15\n\rheld_up_count\x18\x07 \x01(\x05\x1a\x8f\x01\n\x06HeldUp\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x18\n\x10\x63\x65rtificate_name\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x65rtificate_id\x18\x03 \x01(\t\x12\x35\n\x11next_attempt_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x05 \x01(\t2\x81\x02\n\x0c\x46leetService\x12L\n\tListHosts\x12\x1e.certplane.v1.ListHostsRequest\x1a\x1f.certplane.v1.ListHostsResponse\x12\x46\n\x07GetHost\x12\x1c.certplane.v1.GetHostRequest\x1a\x1d.certplane.v1.GetHostResponse\x12[\n\x0eRequestRenewal\x12#.certplane.v1.RequestRenewalRequest\x1a$.certplane.v1.RequestRenewalResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x65rtplane/v1/fleet.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1a\x63\x65rtplane/v1/renewal.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x01\n\x10ListHostsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x35\n\x06states\x18\x04 \x03(\x0e\x32%.certplane.v1.CertificateStatus.State\x12\x19\n\x11\x64isconnected_only\x18\x05 \x01(\x08\x12%\n\x07healths\x18\x06 \x03(\x0e\x32\x14.certplane.v1.Health\"O\n\x11ListHostsResponse\x12!\n\x05hosts\x18\x01 \x03(\x0b\x32\x12.certplane.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x0eGetHostRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x12\n\npage_token\x18\x03 \x01(\t\"L\n\x0fGetHostResponse\x12 \n\x04host\x18\x01 \x01(\x0b\x32\x12.certplane.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\tSelection\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\x12\r\n\x05hosts\x18\x02 \x03(\t\x12\x10\n\x08profiles\x18\x03 \x03(\t\x12\x0f\n\x07issuers\x18\x04 \x03(\t\x12\x17\n\x0f\x63\x65rtificate_ids\x18\x05 \x03(\t\x12\x11\n\tdns_names\x18\x06 \x03(\t\"\xac\x01\n\x15RequestRenewalRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\tselection\x18\x02 \x01(\x0b\x32\x17.certplane.v1.Selection\x12\x32\n\x0fspread_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x05 \x01(\x08\"\xa0\x03\n\x16RequestRenewalResponse\x12\x19\n\x11\x63\x65rtificate_count\x18\x01 \x01(\x05\x12\x15\n\rchanged_count\x18\x02 \x01(\x05\x12\x1c\n\x14\x63onnected_host_count\x18\x03 \x01(\x05\x12\x33\n\x0flast_renew_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12renewal_request_id\x18\x05 \x01(\t\x12<\n\x07held_up\x18\x06 \x03(\x0b\x32+.certplane.v1.RequestRenewalResponse.HeldUp\x12\x15\n\rheld_up_count\x18\x07 \x01(\x05\x1a\x8f\x01\n\x06HeldUp\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x18\n\x10\x63\x65rtificate_name\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x65rtificate_id\x18\x03 \x01(\t\x12\x35\n\x11next_attempt_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x05 \x01(\t2\x81\x02\n\x0c\x46leetService\x12L\n\tListHosts\x12\x1e.certplane.v1.ListHostsRequest\x1a\x1f.certplane.v1.ListHostsResponse\x12\x46\n\x07GetHost\x12\x1c.certplane.v1.GetHostRequest\x1a\x1d.certplane.v1.GetHostResponse\x12[\n\x0eRequestRenewal\x12#.certplane.v1.RequestRenewalRequest\x1a$.certplane.v1.RequestRenewalResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,21 +35,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'certplane.v1.fleet_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTHOSTSREQUEST']._serialized_start=136
-  _globals['_LISTHOSTSREQUEST']._serialized_end=295
-  _globals['_LISTHOSTSRESPONSE']._serialized_start=297
-  _globals['_LISTHOSTSRESPONSE']._serialized_end=376
-  _globals['_GETHOSTREQUEST']._serialized_start=378
-  _globals['_GETHOSTREQUEST']._serialized_end=448
-  _globals['_GETHOSTRESPONSE']._serialized_start=450
-  _globals['_GETHOSTRESPONSE']._serialized_end=526
-  _globals['_SELECTION']._serialized_start=528
-  _globals['_SELECTION']._serialized_end=646
-  _globals['_REQUESTRENEWALREQUEST']._serialized_start=649
-  _globals['_REQUESTRENEWALREQUEST']._serialized_end=821
-  _globals['_REQUESTRENEWALRESPONSE']._serialized_start=824
-  _globals['_REQUESTRENEWALRESPONSE']._serialized_end=1240
-  _globals['_REQUESTRENEWALRESPONSE_HELDUP']._serialized_start=1097
-  _globals['_REQUESTRENEWALRESPONSE_HELDUP']._serialized_end=1240
-  _globals['_FLEETSERVICE']._serialized_start=1243
-  _globals['_FLEETSERVICE']._serialized_end=1500
+  _globals['_LISTHOSTSREQUEST']._serialized_end=334
+  _globals['_LISTHOSTSRESPONSE']._serialized_start=336
+  _globals['_LISTHOSTSRESPONSE']._serialized_end=415
+  _globals['_GETHOSTREQUEST']._serialized_start=417
+  _globals['_GETHOSTREQUEST']._serialized_end=487
+  _globals['_GETHOSTRESPONSE']._serialized_start=489
+  _globals['_GETHOSTRESPONSE']._serialized_end=565
+  _globals['_SELECTION']._serialized_start=567
+  _globals['_SELECTION']._serialized_end=685
+  _globals['_REQUESTRENEWALREQUEST']._serialized_start=688
+  _globals['_REQUESTRENEWALREQUEST']._serialized_end=860
+  _globals['_REQUESTRENEWALRESPONSE']._serialized_start=863
+  _globals['_REQUESTRENEWALRESPONSE']._serialized_end=1279
+  _globals['_REQUESTRENEWALRESPONSE_HELDUP']._serialized_start=1136
+  _globals['_REQUESTRENEWALRESPONSE_HELDUP']._serialized_end=1279
+  _globals['_FLEETSERVICE']._serialized_start=1282
+  _globals['_FLEETSERVICE']._serialized_end=1539
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,7 @@ class ListHostsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     DISCONNECTED_ONLY_FIELD_NUMBER: _builtins.int
+    HEALTHS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional. Correlates logs, audit events and traces: up to 64 of [A-Za-z0-9._-]; the broker makes one if empty."""
     page_size: _builtins.int
@@ -44,6 +45,10 @@ class ListHostsRequest(_message.Message):
     def states(self) -> _containers.RepeatedScalarFieldContainer[_renewal_pb2.CertificateStatus.State.ValueType]:
         """Optional. Only hosts that have a certificate in one of these states."""
 
+    @_builtins.property
+    def healths(self) -> _containers.RepeatedScalarFieldContainer[_renewal_pb2.Health.ValueType]:
+        """Optional. Only hosts that have a certificate of one of these healths."""
+
     def __init__(
         self,
         *,
@@ -52,10 +57,11 @@ class ListHostsRequest(_message.Message):
         page_token: _builtins.str = ...,
         states: _abc.Iterable[_renewal_pb2.CertificateStatus.State.ValueType] | None = ...,
         disconnected_only: _builtins.bool = ...,
+        healths: _abc.Iterable[_renewal_pb2.Health.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disconnected_only", b"disconnected_only", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disconnected_only", b"disconnected_only", "healths", b"healths", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -73,7 +79,7 @@ class ListHostsResponse(_message.Message):
     """For the next page; empty on the last one."""
     @_builtins.property
     def hosts(self) -> _containers.RepeatedCompositeFieldContainer[_renewal_pb2.Host]:
-        """The hosts, by name."""
+        """The hosts, by name. Where not all certificates of one fit into the message, those of the worst health are there."""
 
     def __init__(
         self,

@@ -22,6 +22,56 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Health:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Health.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEALTH_UNSPECIFIED: _Health.ValueType  # 0
+    """Not said."""
+    HEALTH_EXPIRED: _Health.ValueType  # 1
+    """What is in place, or what the service serves, has expired."""
+    HEALTH_REVOKED_IN_USE: _Health.ValueType  # 2
+    """It was revoked, and is still in place or served."""
+    HEALTH_FOREIGN_SERVED: _Health.ValueType  # 3
+    """The service serves a certificate that isn't this host's."""
+    HEALTH_WONT_HEAL: _Health.ValueType  # 4
+    """Its host gets no certificates, what failed needs a person, or the next try comes after the end of what is in place."""
+    HEALTH_OVERDUE: _Health.ValueType  # 5
+    """Its renewal is late: half of the time between that and the end of what is in place is over."""
+    HEALTH_FAILING: _Health.ValueType  # 6
+    """A step fails, and is tried again before the end; or there is no certificate yet."""
+    HEALTH_STALE_SERVED: _Health.ValueType  # 7
+    """The service serves an older certificate than the newest, and nothing holds that one back."""
+    HEALTH_OK: _Health.ValueType  # 8
+    """None of these."""
+
+class Health(_Health, metaclass=_HealthEnumTypeWrapper):
+    """Health says whether anybody is hurt by the state of a certificate, or will be: the first of these, from EXPIRED on, that
+    is true. New ones may follow: take one that you don't know for a warning.
+    """
+
+HEALTH_UNSPECIFIED: Health.ValueType  # 0
+"""Not said."""
+HEALTH_EXPIRED: Health.ValueType  # 1
+"""What is in place, or what the service serves, has expired."""
+HEALTH_REVOKED_IN_USE: Health.ValueType  # 2
+"""It was revoked, and is still in place or served."""
+HEALTH_FOREIGN_SERVED: Health.ValueType  # 3
+"""The service serves a certificate that isn't this host's."""
+HEALTH_WONT_HEAL: Health.ValueType  # 4
+"""Its host gets no certificates, what failed needs a person, or the next try comes after the end of what is in place."""
+HEALTH_OVERDUE: Health.ValueType  # 5
+"""Its renewal is late: half of the time between that and the end of what is in place is over."""
+HEALTH_FAILING: Health.ValueType  # 6
+"""A step fails, and is tried again before the end; or there is no certificate yet."""
+HEALTH_STALE_SERVED: Health.ValueType  # 7
+"""The service serves an older certificate than the newest, and nothing holds that one back."""
+HEALTH_OK: Health.ValueType  # 8
+"""None of these."""
+Global___Health: _TypeAlias = Health  # noqa: Y015
+
 @_typing.final
 class CertificateStatus(_message.Message):
     """CertificateStatus is where one certificate of one host is."""
@@ -188,6 +238,9 @@ class CertificateStatus(_message.Message):
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     ACTIVATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    HEALTH_REASON_FIELD_NUMBER: _builtins.int
+    HEALTH_REMEDY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. The certificate's name in the host's configuration: 1 to 64 of [A-Za-z0-9._-]; "identity" is the host's
     own identity certificate. On a stream, one of the names that hello said.
@@ -208,6 +261,14 @@ class CertificateStatus(_message.Message):
     """Requests in a row that failed."""
     activation_failures: _builtins.int
     """Activations in a row that failed."""
+    health: Global___Health.ValueType
+    """Set by the broker; a host's is ignored. How bad it is, by what the broker knows at the time of sending: whether the
+    host is heard, what was revoked, what time it is.
+    """
+    health_reason: _builtins.str
+    """Set by the broker; a host's is ignored. What that is here, for a person; empty for HEALTH_OK. At most 500 bytes."""
+    health_remedy: _builtins.str
+    """Set by the broker; a host's is ignored. What a person can do about it. At most 500 bytes."""
     @_builtins.property
     def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names that the host's configuration wants: lower case, A-labels, sorted. At most 100."""
@@ -259,10 +320,13 @@ class CertificateStatus(_message.Message):
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         activate_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        health: Global___Health.ValueType = ...,
+        health_reason: _builtins.str = ...,
+        health_remedy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "installed", b"installed", "issued", b"issued", "next_attempt_time", b"next_attempt_time", "renew_time", b"renew_time", "served", b"served", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "activation_failures", b"activation_failures", "dns_names", b"dns_names", "failed_step", b"failed_step", "installed", b"installed", "issued", b"issued", "last_error", b"last_error", "name", b"name", "next_attempt_time", b"next_attempt_time", "profile", b"profile", "renew_reason", b"renew_reason", "renew_time", b"renew_time", "request_failures", b"request_failures", "served", b"served", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "activation_failures", b"activation_failures", "dns_names", b"dns_names", "failed_step", b"failed_step", "health", b"health", "health_reason", b"health_reason", "health_remedy", b"health_remedy", "installed", b"installed", "issued", b"issued", "last_error", b"last_error", "name", b"name", "next_attempt_time", b"next_attempt_time", "profile", b"profile", "renew_reason", b"renew_reason", "renew_time", b"renew_time", "request_failures", b"request_failures", "served", b"served", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -928,7 +992,9 @@ class WatchRenewalsResponse(_message.Message):
 
     @_builtins.property
     def host(self) -> Global___Host:
-        """A host as it is: of the snapshot, or since it came, left, or answered a directive."""
+        """A host as it is: of the snapshot, or since it came, left, or answered a directive, or since time or a revocation
+        made the health of one of its certificates another one.
+        """
 
     @_builtins.property
     def certificate_change(self) -> Global___WatchRenewalsResponse.CertificateChange:

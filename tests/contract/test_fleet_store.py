@@ -17,12 +17,14 @@ from certplane.broker.fleet.model import (
     HostStream,
     RenewalStep,
     RequestedRenewal,
+    RevokedCertificate,
     StatusReport,
 )
 from certplane.broker.fleet.ports import FleetStore, RecordedReports
-from certplane.broker.model import AuditEvent, AuditEventType
+from certplane.broker.model import AuditEvent, AuditEventType, RevocationReason
 from certplane.errors import Reason, Refusal, RefusalError
-from tests.support.stores import StoreHarness
+from tests.support.stores import NO_LIMITS, StoreHarness, certificate
+from tests.support.stores import draft as a_draft
 
 HOST = "web1.example"
 T0 = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -291,3 +293,26 @@ async def test_what_came_of_a_request_is_kept_whole(store: StoreHarness) -> None
     assert await store.stores.fleet.find_request("bob", "r-1") is None
     await store.stores.fleet.record_request("bob", RequestedRenewal("r-1", 0, 0), now)
     assert await store.stores.fleet.find_request("bob", "r-1") == RequestedRenewal("r-1", 0, 0)
+
+
+async def test_revoked_certificates_that_have_not_expired(store: StoreHarness) -> None:
+    """All of them, or those of some hosts: with when and why; not one that is in force, nor one that has expired."""
+    fleet: FleetStore = store.stores.fleet
+    now = store.clock.now()
+    wanted = (("web1", 90), ("web1", 1), ("web2", 90), ("web3", 90))
+    records = []
+    for number, (host, days) in enumerate(wanted):
+        draft = a_draft(identity=host, dns_names=(f"n{number}.example",), public_key_sha256=f"key-{number}")
+        order = (await store.stores.orders.open_order(draft, NO_LIMITS, [])).order
+        record = certificate(order, f"certificate-{number}", now, timedelta(days=days))
+        await store.stores.orders.finish_order(record, [])
+        records.append(record)
+    reason = RevocationReason.KEY_COMPROMISE
+    for record in records[:3]:
+        await store.stores.certificates.mark_revoked(record.certificate_id, reason, now, [])
+    later = now + timedelta(days=2)
+    first, _, second, _ = (RevokedCertificate(each.identity, each.serial_number, now, reason) for each in records)
+    assert list(await fleet.list_revoked(later)) == [first, second]
+    assert list(await fleet.list_revoked(later, ["web2", "web3", "web4"])) == [second]
+    assert list(await fleet.list_revoked(later, [])) == []
+    assert len(await fleet.list_revoked(now)) == 3

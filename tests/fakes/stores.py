@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 
-from certplane.broker.fleet.model import CertificateState, HostRecord, HostStream, RequestedRenewal, StatusReport
+from certplane.broker.fleet.model import (
+    CertificateState,
+    HostRecord,
+    HostStream,
+    RequestedRenewal,
+    RevokedCertificate,
+    StatusReport,
+)
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
@@ -550,6 +557,19 @@ class FakeFleetStore:
             return [record for record in records if record is not None][: max(0, limit)]
 
         return await self._db.read("list_hosts", page)
+
+    async def list_revoked(self, now: datetime, hosts: Sequence[str] | None = None) -> Sequence[RevokedCertificate]:
+        def revoked() -> list[RevokedCertificate]:
+            found = [
+                RevokedCertificate(
+                    each.identity, each.serial_number, each.revoke_time, str(each.revocation_reason or "")
+                )
+                for each in self._db.certificates.values()
+                if each.revoke_time is not None and each.not_after > now and (hosts is None or each.identity in hosts)
+            ]
+            return sorted(found, key=lambda each: (each.host, each.serial_number))
+
+        return await self._db.read("list_revoked", revoked)
 
     async def count_states(self) -> Mapping[CertificateState, int]:
         return await self._db.read(

@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, HostStream, StatusReport
-from certplane.broker.model import CertificateRecord
+from certplane.broker.fleet.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HostStream,
+    StatusReport,
+)
+from certplane.broker.model import CertificateRecord, RevocationReason
 from certplane.errors import Reason
 from certplane.v1 import fleet_pb2 as pb
-from certplane.v1 import fleet_pb2_grpc, renewal_pb2
+from certplane.v1 import fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 from tests.support.ca import PrivateCa
 from tests.support.calls import refused
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
@@ -23,6 +29,7 @@ from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.integration
 
+EXPIRED = renewal_pb2.HEALTH_EXPIRED
 FAILED = renewal_pb2.CertificateStatus.STATE_FAILED
 
 
@@ -238,3 +245,102 @@ async def test_hosts_are_no_operators(edge: EdgeServer) -> None:
             stub.RequestRenewal(pb.RequestRenewalRequest(), timeout=HANG),
         ):
             assert (await refused(call)).reason is Reason.ROLE_REQUIRED
+
+
+def in_use(edge: EdgeServer, left: timedelta, name: str = "web", serial: str = "2", **fields: Any) -> CertificateStatus:
+    """One that ends after `left` from now."""
+    now = edge.clock.now()
+    held = HeldCertificate(serial, now - 2 * left, now + left, f"certificate-{serial}", 2)
+    return CertificateStatus(name, CertificateState.WAITING, profile="web", issued=held, installed=held, **fields)
+
+
+async def healths(fleet: Any, host: str = "web1") -> dict[str, int]:
+    """The health of each certificate of a host."""
+    answer = await fleet.GetHost(pb.GetHostRequest(host=host), timeout=HANG)
+    return {each.name: each.health for each in answer.host.certificates}
+
+
+async def test_a_host_that_is_down_says_nothing_and_its_certificate_expires(edge: EdgeServer, fleet: Any) -> None:
+    """The host is as it was, and time makes it overdue and then expired: with the cause, and what to do."""
+    await known(edge, HOST, in_use(edge, timedelta(hours=12)), in_use(edge, timedelta(days=200), "mail"))
+    await known(edge, "a.example", in_use(edge, timedelta(days=200)))
+    assert await healths(fleet) == {"mail": renewal_pb2.HEALTH_OK, "web": renewal_pb2.HEALTH_OK}
+    edge.clock.shift = timedelta(hours=6)
+    assert (await healths(fleet))["web"] == renewal_pb2.HEALTH_OVERDUE
+    assert (await listed(fleet, healths=[EXPIRED]))[0] == []
+    edge.clock.shift = timedelta(hours=13)
+    assert await healths(fleet) == {"mail": renewal_pb2.HEALTH_OK, "web": EXPIRED}
+    host = (await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG)).host
+    (expired,) = (each for each in host.certificates if each.health == EXPIRED)
+    assert expired.health_reason.startswith("expired at ")
+    assert "down, last heard at" in expired.health_reason
+    assert expired.health_remedy == "see that the host and its certplane-agent run"
+    assert (await listed(fleet, healths=[EXPIRED, renewal_pb2.HEALTH_OVERDUE]))[0] == [HOST]
+    answer = await refused(fleet.ListHosts(pb.ListHostsRequest(healths=[99]), timeout=HANG))  # type: ignore[list-item]  # open enum
+    assert answer.reason is Reason.REQUEST_INVALID
+
+
+async def test_a_revoked_certificate_in_use_is_one_the_broker_knows_of(edge: EdgeServer, fleet: Any) -> None:
+    """Whatever its host says; another host's certificate of the same serial number isn't it."""
+    record = await issue(edge)
+    fine = renewal_pb2.HEALTH_OK
+    async with edge.host() as channel:
+        host = HostStreamClient(channel)
+        await host.hello()
+        held = renewal_pb2.CertificateStatus.Held(serial_number=record.serial_number)
+        await host.report("web", issued=held, installed=held, served=held, health=fine, health_reason="all is well")
+        await host.read()
+        await known(edge, "a.example", in_use(edge, timedelta(days=80), serial=record.serial_number))
+        assert await healths(fleet) == {"web": fine}
+        answer = await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG)
+        assert answer.host.certificates[0].health_reason == ""
+        reason = RevocationReason.KEY_COMPROMISE
+        await edge.stores.certificates.mark_revoked(record.certificate_id, reason, edge.clock.now(), [])
+        assert await healths(fleet) == {"web": renewal_pb2.HEALTH_REVOKED_IN_USE}
+        assert (await listed(fleet, healths=[renewal_pb2.HEALTH_REVOKED_IN_USE]))[0] == [HOST]
+
+
+async def test_the_worst_of_many_certificates_is_in_the_list(edge: EdgeServer, fleet: Any) -> None:
+    """A host with more than a message holds can't hide the one that expired behind those that are well."""
+    many = [in_use(edge, timedelta(days=80), f"c{number:04d}", renew_reason="x" * 200) for number in range(600)]
+    await known(edge, HOST, *many, in_use(edge, timedelta(), "zone"))
+    hosts = (await fleet.ListHosts(pb.ListHostsRequest(), timeout=HANG)).hosts
+    (host,) = (each for each in hosts if each.name == HOST)
+    names = [each.name for each in host.certificates]
+    assert len(names) < host.certificate_count == 601
+    assert names == sorted(names)
+    assert [each.name for each in host.certificates if each.health == EXPIRED] == ["zone"]
+
+
+async def test_a_watcher_is_told_what_nobody_reports(edge: EdgeServer) -> None:
+    """A certificate that was revoked, and one that expires, while their host says nothing."""
+    record = await issue(edge)
+    web = in_use(edge, timedelta(days=80), serial=record.serial_number)
+    await known(edge, HOST, web, in_use(edge, timedelta(seconds=60), "mail", "3"))
+    async with edge.channel(edge.ca.issue([OPERATOR])) as channel, edge.host() as own:
+        watch: Any = renewal_pb2_grpc.RenewalServiceStub(channel).WatchRenewals(
+            renewal_pb2.WatchRenewalsRequest(hosts=["web1"]), timeout=HANG
+        )
+        while not (await watch.read()).HasField("snapshot_end"):
+            pass
+        host = HostStreamClient(own)
+        await host.hello("web", "mail")
+        soon = in_use(edge, timedelta(seconds=30), "mail", "3").installed
+        assert soon is not None
+        held = renewal_pb2.CertificateStatus.Held(serial_number="3", version=2, not_after_time=soon.not_after)
+        await host.report("mail", "WAITING", issued=held, installed=held, served=held)
+
+        async def told() -> dict[str, int]:
+            """The next change, as the health of each certificate that it names."""
+            event = await watch.read()
+            changed = [event.certificate_change.certificate] if event.HasField("certificate_change") else []
+            return {each.name: each.health for each in (*event.host.certificates, *changed)}
+
+        while "web" in await told():
+            pass  # the host came; then what it reported
+        reason = RevocationReason.KEY_COMPROMISE
+        revoked = await edge.stores.certificates.mark_revoked(record.certificate_id, reason, edge.clock.now(), [])
+        edge.hub.certificate_revoked(revoked)
+        assert (await told())["web"] == renewal_pb2.HEALTH_REVOKED_IN_USE
+        edge.clock.shift = timedelta(seconds=31)
+        assert (await told())["mail"] == EXPIRED

@@ -16,6 +16,7 @@ import grpc
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.fleet.supervision import FleetSupervision
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.model import Grant, IdentityKind
 from certplane.broker.renewal.plans import RenewalPlans
@@ -141,6 +142,14 @@ class EdgeServer:
             deny_list=self.stores.deny_list,
             clock=self.clock,
         )
+        self.supervision = FleetSupervision(
+            view=self.view,
+            watchers=self.hub.watchers,
+            policy=self.policy,
+            clock=self.clock,
+            meter=self.meter,
+            settings=self.streams,
+        )
         self.server = BrokerServer(
             address=self.address,
             connections=self.connections,
@@ -209,10 +218,11 @@ async def serve_edge(ca: PrivateCa | None = None, **options: Any) -> AsyncIterat
     """A started edge; stopped at the end."""
     edge = EdgeServer(ca or PrivateCa("internal"), **options)
     await edge.server.start()
-    looking = asyncio.create_task(edge.hub.run())
+    looking = {asyncio.create_task(edge.hub.run()), asyncio.create_task(edge.supervision.run())}
     try:
         yield edge
     finally:
         await edge.server.stop(timedelta())
-        looking.cancel()
-        await asyncio.wait({looking})
+        for task in looking:
+            task.cancel()
+        await asyncio.wait(looking)

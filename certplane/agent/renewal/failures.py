@@ -14,6 +14,7 @@ from enum import Enum
 from certplane.agent.model import LineageStatus, Version
 from certplane.errors import CertplaneError, OperationError, Reason, Refusal, RefusalError
 from certplane.runtime.backoff import Backoff
+from certplane.runtime.health import PERSONS_REASONS
 from certplane.runtime.text import printable
 
 __all__ = [
@@ -87,18 +88,7 @@ _PATIENCES = {
 }
 
 _KINDS: dict[Reason, FailureKind] = {
-    Reason.IDENTITY_EXPIRED: FailureKind.REFUSED,
-    Reason.IDENTITY_REVOKED: FailureKind.REFUSED,
-    Reason.IDENTITY_RETIRED: FailureKind.REFUSED,
-    Reason.IDENTITY_CONTESTED: FailureKind.REFUSED,
-    Reason.IDENTITY_UNKNOWN: FailureKind.REFUSED,
-    Reason.PROFILE_NOT_ALLOWED: FailureKind.REFUSED,
-    Reason.NAMES_NOT_ALLOWED: FailureKind.REFUSED,
-    Reason.KEY_REUSED: FailureKind.REFUSED,
-    Reason.ROLE_REQUIRED: FailureKind.REFUSED,
-    Reason.CSR_INVALID: FailureKind.REFUSED,
-    Reason.KEY_WEAK: FailureKind.REFUSED,
-    Reason.REQUEST_INVALID: FailureKind.REFUSED,
+    **dict.fromkeys(PERSONS_REASONS, FailureKind.REFUSED),
     Reason.RATE_LIMITED: FailureKind.LIMITED,
     Reason.ISSUER_RATE_LIMITED: FailureKind.LIMITED,
     Reason.AUDIT_UNAVAILABLE: FailureKind.UNREACHABLE,

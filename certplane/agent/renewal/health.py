@@ -15,62 +15,14 @@ A state (`LineageState`) says where a certificate is in its renewal; health says
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
 from certplane.agent.model import LineageStep, ServedLeaf, ServiceView, Version
 from certplane.agent.renewal.failures import needs_person
 from certplane.agent.renewal.plan import LineageFacts, LineageSpec, newest_version, warn_time
+from certplane.runtime.health import REMEDY_FOR_SERVICE, Health, HealthWord, Severity
+from certplane.runtime.health import moment_text as _text
 
 __all__ = ["Health", "HealthWord", "Severity", "lineage_health"]
-
-
-class HealthWord(StrEnum):
-    """The word; see the module."""
-
-    EXPIRED = "EXPIRED"
-    REVOKED_IN_USE = "REVOKED_IN_USE"
-    FOREIGN_SERVED = "FOREIGN_SERVED"
-    WONT_HEAL = "WONT_HEAL"
-    OVERDUE = "OVERDUE"
-    FAILING = "FAILING"
-    STALE_SERVED = "STALE_SERVED"
-    MISMATCHED = "MISMATCHED"
-    OK = "OK"
-
-
-class Severity(StrEnum):
-    """What a monitor makes of it: `critical` needs a person now, a `warning` may pass by itself."""
-
-    CRITICAL = "critical"
-    WARNING = "warning"
-    OK = "ok"
-
-
-_CRITICAL = frozenset(
-    {
-        HealthWord.EXPIRED,
-        HealthWord.REVOKED_IN_USE,
-        HealthWord.FOREIGN_SERVED,
-        HealthWord.WONT_HEAL,
-        HealthWord.OVERDUE,
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """The worst of what is wrong: `text` says what it is, `remedy` what a person can do. Both are empty for OK."""
-
-    word: HealthWord
-    text: str = ""
-    remedy: str = ""
-
-    @property
-    def severity(self) -> Severity:
-        """How bad that is."""
-        if self.word is HealthWord.OK:
-            return Severity.OK
-        return Severity.CRITICAL if self.word in _CRITICAL else Severity.WARNING
 
 
 def lineage_health(
@@ -126,17 +78,18 @@ def _hurting(
     remedy = _renew_remedy(spec, identity=identity)
     if current is not None and current.not_after <= now:
         return Health(HealthWord.EXPIRED, _with_error(f"expired at {_text(current.not_after)}", facts), remedy)
-    reload = "see that the service reads the configured files, and reload it"
     if served.not_after is not None and served.not_after <= now:
         text = f"the service serves {served.serial_number}, which expired at {_text(served.not_after)}"
-        return Health(HealthWord.EXPIRED, text, reload)
+        return Health(HealthWord.EXPIRED, text, REMEDY_FOR_SERVICE)
     if current is not None and current.number in revoked:
         return Health(HealthWord.REVOKED_IN_USE, _with_error("it was revoked and is in use", facts), remedy)
     if served.version is not None and served.version in revoked:
-        return Health(HealthWord.REVOKED_IN_USE, f"the service serves version {served.version}, a revoked one", reload)
+        return Health(
+            HealthWord.REVOKED_IN_USE, f"the service serves version {served.version}, a revoked one", REMEDY_FOR_SERVICE
+        )
     if served.serial_number and served.version is None:
         text = served.problem or f"the service serves {served.serial_number}, which isn't this host's"
-        return Health(HealthWord.FOREIGN_SERVED, text, reload)
+        return Health(HealthWord.FOREIGN_SERVED, text, REMEDY_FOR_SERVICE)
     return None
 
 
@@ -163,12 +116,11 @@ def _failing(facts: LineageFacts, served: _Served) -> Health | None:
         return Health(HealthWord.FAILING, f"{step}: {status.last_error or status.request_error}")
     if current is None and not facts.versions:
         return Health(HealthWord.FAILING, "there is none yet", "the agent asks for it once it runs")
-    reload = "see that the service reads the configured files, and reload it"
     if served.version is not None and current is not None and served.version != current.number:
         text = f"the service serves version {served.version}, and version {current.number} is in place"
-        return Health(HealthWord.STALE_SERVED, text, reload)
+        return Health(HealthWord.STALE_SERVED, text, REMEDY_FOR_SERVICE)
     if served.problem:
-        return Health(HealthWord.FAILING, served.problem, reload)
+        return Health(HealthWord.FAILING, served.problem, REMEDY_FOR_SERVICE)
     return None
 
 
@@ -194,7 +146,3 @@ def _renew_remedy(spec: LineageSpec, *, identity: bool) -> str:
     if identity:
         return "see that the agent runs and reaches the internal CA; else `certplane-agent enroll --force`, a new token"
     return f"`certplane-agent renew {spec.name}` tries at once and says what stands in the way"
-
-
-def _text(time: datetime) -> str:
-    return f"{time:%Y-%m-%d %H:%M:%S} UTC"

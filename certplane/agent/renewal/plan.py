@@ -41,6 +41,7 @@ from certplane.agent.renewal.window import ActivationWindow
 from certplane.errors import RefusalError
 from certplane.pki.csr import parse_csr
 from certplane.pki.lifetime import renew_time
+from certplane.runtime.health import overdue_time
 
 __all__ = [
     "LONGEST_PAUSE",
@@ -284,7 +285,7 @@ def warn_time(spec: LineageSpec, version: Version) -> datetime:
     """When a renewal counts as overdue: `warn_before` its end, else half-way from the due time to it."""
     due = due_time(spec, version)
     if spec.warn_before is None:
-        return due + (version.not_after - due) / 2
+        return overdue_time(due, version.not_after)
     return max(due, version.not_after - spec.warn_before)
 
 

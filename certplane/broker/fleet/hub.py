@@ -147,10 +147,11 @@ class FleetHub:
                 self._wake(session)
 
     def certificate_revoked(self, certificate: CertificateRecord) -> None:
-        """Tell its holder to renew now."""
+        """Tell its holder to renew now, and those who watch that it is in use, as long as it is."""
         plan = revoked_plan(certificate)
         if plan is not None:
             self.plans_changed([plan])
+            self.watchers.host_changed(certificate.identity, self._clock.now())
 
     def now(self) -> datetime:
         """The broker's time."""

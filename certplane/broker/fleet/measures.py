@@ -11,7 +11,9 @@ __all__ = [
     "DIRECTIVES",
     "DIRECTIVE_SECONDS",
     "FLEET_MEASURES",
+    "HEALTH",
     "REPORTS",
+    "SOONEST_END",
     "STREAMS",
     "STREAMS_ENDED",
     "STREAM_MISUSES",
@@ -26,6 +28,8 @@ DIRECTIVE_SECONDS: Final = "directive_answer"
 STREAM_MISUSES: Final = "stream_misuses"
 WATCHERS: Final = "renewal_watchers"
 CERTIFICATES: Final = "host_certificates"
+HEALTH: Final = "fleet_certificates"
+SOONEST_END: Final = "fleet_soonest_not_after_timestamp_seconds"
 
 FLEET_MEASURES: Final = (
     Measure(STREAMS, "level", (), "Hosts with a status stream."),
@@ -35,5 +39,7 @@ FLEET_MEASURES: Final = (
     Measure(DIRECTIVE_SECONDS, "duration", (), "Time until a host has answered a directive."),
     Measure(STREAM_MISUSES, "counter", (), "Answers to directives that were never sent, or had been answered."),
     Measure(CERTIFICATES, "level", ("state",), "Certificates of all hosts, by the state that was reported last."),
+    Measure(HEALTH, "level", ("health",), "Certificates of all hosts, by how bad it is with them."),
+    Measure(SOONEST_END, "level", ("profile",), "The soonest end of what hosts use, Unix time; +Inf for none."),
     Measure(WATCHERS, "level", (), "Streams of WatchRenewals."),
 )

@@ -22,6 +22,7 @@ __all__ = [
     "HostStream",
     "RenewalStep",
     "RequestedRenewal",
+    "RevokedCertificate",
     "StatusReport",
 ]
 
@@ -139,6 +140,16 @@ class HostRecord:
     certificates: tuple[CertificateStatus, ...] = ()
     acknowledged_sequence: int = 0
     directive_error: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedCertificate:
+    """A certificate of the broker's that was revoked and hasn't expired: whoever uses it shouldn't."""
+
+    host: str
+    serial_number: str
+    revoke_time: datetime
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

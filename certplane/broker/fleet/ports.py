@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         HostRecord,
         HostStream,
         RequestedRenewal,
+        RevokedCertificate,
         StatusReport,
     )
     from certplane.broker.model import AuditEvent
@@ -92,6 +93,10 @@ class FleetStore(Protocol):
         self, *, after: str = "", limit: int = 500, hosts: Sequence[str] | None = None
     ) -> Sequence[HostRecord]:
         """Hosts by name, those after `after`; only those of `hosts`, at most 500, unless that is None."""
+        ...
+
+    async def list_revoked(self, now: datetime, hosts: Sequence[str] | None = None) -> Sequence[RevokedCertificate]:
+        """Revoked certificates that haven't expired at `now`, by host and serial number; only of `hosts` if given."""
         ...
 
 

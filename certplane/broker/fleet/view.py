@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import AsyncGenerator
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from certplane.broker.fleet.health import HostKnowledge, certificate_health
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.knowledge import unknown_plans
-from certplane.broker.fleet.model import CertificateState, HostRecord
+from certplane.broker.fleet.model import CertificateState, CertificateStatus, HostRecord, RevokedCertificate
 from certplane.broker.fleet.ports import FleetStore
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import DenyList, IdentityLedger, PolicySource
@@ -17,10 +20,14 @@ from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
+from certplane.runtime.health import Health, HealthWord
 
 __all__ = ["FleetView", "HostNotFoundError", "HostView"]
 
-_PAGE = 100
+_PAGE: Final = 100
+
+Revoked = Mapping[str, RevokedCertificate]
+"""A host's, by serial number."""
 
 
 class HostNotFoundError(RefusalError):
@@ -34,7 +41,7 @@ class HostNotFoundError(RefusalError):
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """A host, with what only the broker that has its stream knows."""
+    """A host, with what only the broker that has its stream knows; `health` is that of each certificate, by name."""
 
     record: HostRecord
     label: str
@@ -42,6 +49,7 @@ class HostView:
     pending: tuple[RenewalPlan, ...]
     displaced_streams: int
     contested: bool
+    health: Mapping[str, Health]
 
 
 class FleetView:
@@ -99,16 +107,44 @@ class FleetView:
             if grant is None or grant.kind is not IdentityKind.HOST:
                 raise HostNotFoundError
             record = HostRecord(name, None)
-        return await self._view(record)
+        return await self._view(record, (await self._revoked([name]))[name])
+
+    async def health(self, host: str, status: CertificateStatus) -> Health:
+        """How bad it is with a certificate that the host has just reported.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        revoked = (await self._revoked([host]))[host]
+        return certificate_health(status, self._knowledge(HostRecord(host, None), revoked), self._clock.now())
+
+    async def survey(self) -> AsyncGenerator[tuple[HostRecord, Sequence[Health]], None]:
+        """All hosts that had a stream once, each with the health of its certificates, a page at a time.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        revoked = await self._revoked(None)
+        after = ""
+        while records := await self._store.list_hosts(after=after, limit=_PAGE):
+            for record in records:
+                yield record, self._health(record, revoked[record.host])
+            after = records[-1].host
 
     async def hosts(
-        self, *, after: str = "", states: frozenset[CertificateState] = frozenset(), disconnected_only: bool = False
+        self,
+        *,
+        after: str = "",
+        states: frozenset[CertificateState] = frozenset(),
+        healths: frozenset[HealthWord] = frozenset(),
+        disconnected_only: bool = False,
     ) -> AsyncGenerator[HostView, None]:
         """Hosts by name: those that had a stream once, and those of the policy that never came.
 
         Args:
             after: The last one that isn't wanted any more.
             states: Only those with a certificate in one of these; empty for all.
+            healths: Only those with a certificate of one of these; empty for all.
             disconnected_only: Only those without a stream here.
         """
         expected = self._policy.current.host_names
@@ -116,6 +152,7 @@ class FleetView:
             records = await self._store.list_hosts(after=after, limit=_PAGE)
             is_last = len(records) < _PAGE
             known = {record.host for record in records}
+            revoked = await self._revoked([record.host for record in records if record.certificates])
             until = len(expected) if is_last else bisect_right(expected, records[-1].host)
             silent = [HostRecord(name, None) for name in expected[bisect_right(expected, after) : until]]
             for record in heapq.merge(
@@ -125,12 +162,41 @@ class FleetView:
                     continue
                 if disconnected_only and self._hub.session(record.host) is not None:
                     continue
-                yield await self._view(record)
+                if healths and healths.isdisjoint(each.word for each in self._health(record, revoked[record.host])):
+                    continue
+                yield await self._view(record, revoked[record.host])
             if is_last:
                 return
             after = records[-1].host
 
-    async def _view(self, record: HostRecord) -> HostView:
+    async def _revoked(self, hosts: Sequence[str] | None) -> Mapping[str, Revoked]:
+        """The revoked certificates of these hosts, or of all."""
+        found: dict[str, dict[str, RevokedCertificate]] = defaultdict(dict)
+        for each in await self._store.list_revoked(self._clock.now(), hosts):
+            found[each.host][each.serial_number] = each
+        return found
+
+    def _knowledge(self, record: HostRecord, revoked: Revoked) -> HostKnowledge:
+        stream = record.stream
+        return HostKnowledge(
+            heard=self._hub.session(record.host) is not None or self._is_elsewhere(record),
+            last_heard=None if stream is None else stream.last_seen_time,
+            why_none=self.why_none(record.host),
+            revoked=revoked,
+        )
+
+    def _is_elsewhere(self, record: HostRecord) -> bool:
+        """Whether another broker has the host's stream, as far as is recorded."""
+        stream, settings = record.stream, self._hub.settings
+        if stream is None or stream.end_time is not None:
+            return False
+        return self._clock.now() - stream.last_seen_time <= settings.silence + settings.seen_interval
+
+    def _health(self, record: HostRecord, revoked: Revoked) -> Sequence[Health]:
+        host, now = self._knowledge(record, revoked), self._clock.now()
+        return [certificate_health(status, host, now) for status in record.certificates]
+
+    async def _view(self, record: HostRecord, revoked: Revoked) -> HostView:
         session = self._hub.session(record.host)
         if session is not None:
             pending = session.pending_renewals()
@@ -148,4 +214,5 @@ class FleetView:
             pending=pending,
             displaced_streams=0 if known is None else known.displaced_count,
             contested=known is not None and known.contest is not None,
+            health=dict(zip((each.name for each in record.certificates), self._health(record, revoked), strict=True)),
         )

@@ -19,7 +19,7 @@ __all__ = ["CertificateChanged", "CertificateRemoved", "Change", "HostChanged", 
 
 @dataclass(frozen=True, slots=True)
 class HostChanged:
-    """A host came, left, or answered a directive: look at it."""
+    """A host came, left, or answered a directive, or something of it is another health now: look at it."""
 
     host: str
     time: datetime
@@ -86,6 +86,7 @@ class Watchers:
 
     def __init__(self) -> None:
         self._watchers: set[Watcher] = set()
+        self._listeners: list[Callable[[str, CertificateStatus], None]] = []
 
     def __len__(self) -> int:
         return len(self._watchers)
@@ -96,17 +97,23 @@ class Watchers:
         self._watchers.add(watcher)
         return watcher
 
+    def listen(self, on_report: Callable[[str, CertificateStatus], None]) -> None:
+        """Have it called with the host and the certificate of each report."""
+        self._listeners.append(on_report)
+
     def remove(self, watcher: Watcher) -> None:
         """Tell it no more."""
         self._watchers.discard(watcher)
 
     def host_changed(self, host: str, time: datetime) -> None:
-        """A host came, left, or answered a directive."""
+        """A host came, left, or answered a directive, or something of it is another health now."""
         for watcher in self._watchers:
             watcher.put((host, ""), HostChanged(host, time))
 
     def certificate_changed(self, host: str, certificate: CertificateStatus, time: datetime) -> None:
         """A host has reported a certificate."""
+        for on_report in self._listeners:
+            on_report(host, certificate)
         for watcher in self._watchers:
             watcher.put((host, certificate.name), CertificateChanged(host, certificate, time))
 

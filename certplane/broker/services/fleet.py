@@ -23,6 +23,8 @@ from certplane.broker.services.convert import (
 from certplane.broker.services.fleet_convert import (
     MESSAGE_ROOM,
     add_certificates,
+    add_worst,
+    healths_of,
     held_up_message,
     host_message,
     selection_of,
@@ -52,6 +54,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         found = self._view.hosts(
             after=cursor_from_token(request.page_token),
             states=states_of(request.states),
+            healths=healths_of(request.healths),
             disconnected_only=request.disconnected_only,
         )
         response = pb.ListHostsResponse()
@@ -59,7 +62,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         async with aclosing(found) as hosts:
             async for view in hosts:
                 message = host_message(view)
-                add_certificates(message, view.record.certificates)
+                add_worst(message, view)
                 size += message.ByteSize() + 8
                 if response.hosts and (len(response.hosts) == most or size > MESSAGE_ROOM):
                     response.next_page_token = token_from_cursor(response.hosts[-1].name)
@@ -73,7 +76,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         view = await self._view.host(required("host", request.host))
         message = host_message(view)
         certificates = [status for status in view.record.certificates if status.name > after]
-        count = add_certificates(message, certificates)
+        count = add_certificates(message, certificates, view.health)
         more = certificates[count - 1].name if 0 < count < len(certificates) else ""
         return pb.GetHostResponse(host=message, next_page_token=token_from_cursor(more))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -12,16 +12,19 @@ from certplane.broker.fleet.model import CertificateState, CertificateStatus, He
 from certplane.broker.fleet.view import HostView
 from certplane.broker.renewal.model import Selection
 from certplane.broker.services.convert import invalid_request, timestamp
-from certplane.broker.services.renewal_convert import STATES, renewal_message, status_message
+from certplane.broker.services.renewal_convert import HEALTHS, STATES, renewal_message, status_message
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.status import status_from_refusal
 from certplane.rpc.times import span_of
+from certplane.runtime.health import Health, HealthWord
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 __all__ = [
     "MESSAGE_ROOM",
     "add_certificates",
+    "add_worst",
+    "healths_of",
     "held_up_message",
     "host_message",
     "selection_of",
@@ -70,18 +73,31 @@ def host_message(view: HostView) -> renewal_pb2.Host:
     return message
 
 
-def add_certificates(message: renewal_pb2.Host, certificates: Iterable[CertificateStatus]) -> int:
+def add_certificates(
+    message: renewal_pb2.Host, certificates: Iterable[CertificateStatus], health: Mapping[str, Health]
+) -> int:
     """Add as many as fit into a message of their own; returns how many."""
     size = message.ByteSize()
     count = 0
     for certificate in certificates:
-        status = status_message(certificate)
+        status = status_message(certificate, health[certificate.name])
         size += status.ByteSize() + 8
         if size > MESSAGE_ROOM:
             break
         message.certificates.append(status)
         count += 1
     return count
+
+
+def add_worst(message: renewal_pb2.Host, view: HostView) -> None:
+    """Add all certificates; where they don't fit, those of the worst health. By name either way."""
+    if add_certificates(message, view.record.certificates, view.health) == len(view.record.certificates):
+        return
+    del message.certificates[:]
+    add_certificates(
+        message, sorted(view.record.certificates, key=lambda each: view.health[each.name].word.rank), view.health
+    )
+    message.certificates.sort(key=lambda each: each.name)
 
 
 # What operators ask.
@@ -113,6 +129,21 @@ def states_of(numbers: Iterable[int]) -> frozenset[CertificateState]:
             raise invalid_request("states", "has one that this broker doesn't know")
         states.add(state)
     return frozenset(states)
+
+
+def healths_of(numbers: Iterable[int]) -> frozenset[HealthWord]:
+    """The healths of a filter.
+
+    Raises:
+        EdgeRefusalError: REQUEST_INVALID.
+    """
+    healths = set()
+    for number in numbers:
+        health = HEALTHS.get(number)
+        if health is None:
+            raise invalid_request("healths", "has one that this broker doesn't know")
+        healths.add(health)
+    return frozenset(healths)
 
 
 def selection_of(message: fleet_pb2.Selection, identity: Callable[[str], str]) -> Selection:

@@ -116,7 +116,8 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
                     await self._send_host(await self._view.host(change.host), change.time, context)
                 return
             case CertificateChanged():
-                event.certificate_change.certificate.CopyFrom(status_message(change.certificate))
+                health = await self._view.health(change.host, change.certificate)
+                event.certificate_change.certificate.CopyFrom(status_message(change.certificate, health))
             case CertificateRemoved():
                 event.certificate_change.certificate.name = change.name
                 event.certificate_change.removed = True
@@ -126,12 +127,13 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
     async def _send_host(self, view: HostView, time: datetime, context: RpcContext) -> None:
         """A host, and those of its certificates that have no room beside it as changes."""
         message = host_message(view)
-        sent = add_certificates(message, view.record.certificates)
+        sent = add_certificates(message, view.record.certificates, view.health)
         await self._send(pb.WatchRenewalsResponse(event_time=timestamp(time), host=message), context)
         for certificate in view.record.certificates[sent:]:
             event = pb.WatchRenewalsResponse(event_time=timestamp(time))
             event.certificate_change.host = view.record.host
-            event.certificate_change.certificate.CopyFrom(status_message(certificate))
+            status = status_message(certificate, view.health[certificate.name])
+            event.certificate_change.certificate.CopyFrom(status)
             await self._send(event, context)
 
     async def _send(self, event: pb.WatchRenewalsResponse, context: RpcContext) -> None:

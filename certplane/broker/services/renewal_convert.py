@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from certplane.broker.fleet.health import FLEET_WORDS
 from certplane.broker.fleet.messages import (
     Acknowledgement,
     Directive,
@@ -38,11 +39,13 @@ from certplane.errors import Reason, Refusal
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc import times
 from certplane.rpc.status import refusal_from_status
+from certplane.runtime.health import Health, HealthWord
 from certplane.runtime.sharing import SharedTexts
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
 
 __all__ = [
+    "HEALTHS",
     "STATES",
     "directive_result",
     "hello_of",
@@ -73,6 +76,14 @@ STATES: Final[Mapping[int, CertificateState]] = {
     number: CertificateState(name.removeprefix("STATE_").lower())
     for name, number in pb.CertificateStatus.State.items()
     if number != pb.CertificateStatus.STATE_UNSPECIFIED
+}
+HEALTHS: Final[Mapping[int, HealthWord]] = {
+    number: HealthWord(name.removeprefix("HEALTH_"))
+    for name, number in pb.Health.items()
+    if number != pb.HEALTH_UNSPECIFIED
+}
+_HEALTH_NUMBERS: Final[Mapping[HealthWord, pb.Health.ValueType]] = {
+    word: pb.Health.Value(f"HEALTH_{word}") for word in FLEET_WORDS
 }
 _STEPS: Final[Mapping[int, RenewalStep]] = {
     number: RenewalStep(name.removeprefix("STEP_").lower()) if number else RenewalStep.NONE
@@ -303,8 +314,8 @@ def renewal_message(plan: RenewalPlan, message: pb.Renewal | None = None) -> pb.
     return message
 
 
-def status_message(status: CertificateStatus) -> pb.CertificateStatus:
-    """A certificate as its host has reported it."""
+def status_message(status: CertificateStatus, health: Health) -> pb.CertificateStatus:
+    """A certificate as its host has reported it, and how bad that is."""
     return pb.CertificateStatus(
         name=status.name,
         profile=status.profile,
@@ -322,6 +333,9 @@ def status_message(status: CertificateStatus) -> pb.CertificateStatus:
         next_attempt_time=_timestamp(status.next_attempt_time),
         activate_time=_timestamp(status.activate_time),
         update_time=_timestamp(status.update_time),
+        health=_HEALTH_NUMBERS[health.word],
+        health_reason=printable(health.text, _MAX_REASON),
+        health_remedy=printable(health.remedy, _MAX_REASON),
     )
 
 

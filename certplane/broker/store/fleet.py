@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, func, select, text
 
 from certplane.broker.fleet.model import (
     CertificateState,
@@ -21,6 +21,7 @@ from certplane.broker.fleet.model import (
     HostRecord,
     HostStream,
     RequestedRenewal,
+    RevokedCertificate,
     StatusReport,
 )
 from certplane.broker.fleet.ports import RecordedReports
@@ -36,7 +37,13 @@ from certplane.broker.store.fleet_rows import (
 )
 from certplane.broker.store.reports import Entry, ReportRows
 from certplane.broker.store.rows import decode_refusal, encode_refusal, from_micros, to_micros
-from certplane.broker.store.schema import certificate_statuses, host_streams, renewal_requests, report_sequences
+from certplane.broker.store.schema import (
+    certificate_statuses,
+    certificates,
+    host_streams,
+    renewal_requests,
+    report_sequences,
+)
 from certplane.broker.store.session import Database, Fault, Session, SqlError
 from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
 from certplane.broker.store.writer import Writer
@@ -89,6 +96,17 @@ class SqlFleetStore:
         self._count_states = compiler(
             select(certificate_statuses.c.state, func.count()).group_by(certificate_statuses.c.state)
         )
+        revoked = select(
+            certificates.c.identity,
+            certificates.c.serial_number,
+            certificates.c.revoke_time,
+            certificates.c.revocation_reason,
+        ).where(
+            text("revoke_time IS NOT NULL"),  # word for word the index's condition
+            certificates.c.not_after > bindparam("now"),
+        )
+        self._revoked = compiler(revoked.where(certificates.c.revoke_time >= 0))  # the index's column
+        self._revoked_of = compiler(revoked.where(certificates.c.identity.in_(HOSTS)))
         requests = renewal_requests.c
         self._find_request = compiler(
             select(
@@ -152,6 +170,20 @@ class SqlFleetStore:
         for host, status in found:
             statuses[host].append(decode_status(status))
         return [_record(row, statuses[row[0]]) for row in rows]
+
+    async def list_revoked(self, now: datetime, hosts: Sequence[str] | None = None) -> Sequence[RevokedCertificate]:
+        """See `FleetStore.list_revoked`."""
+        with reading():
+            if hosts is None:
+                rows = await self._database.all(self._revoked, {"now": to_micros(now)})
+            else:
+                which = hosts_parameters(sorted(set(hosts)))
+                values = ({**some, "now": to_micros(now)} for some in which)
+                rows = [row for each in values for row in await self._database.all(self._revoked_of, each)]
+        return sorted(
+            (RevokedCertificate(host, serial, from_micros(time), reason or "") for host, serial, time, reason in rows),
+            key=lambda each: (each.host, each.serial_number),
+        )
 
     async def count_states(self) -> Mapping[CertificateState, int]:
         """See `FleetFigures.count_states`."""

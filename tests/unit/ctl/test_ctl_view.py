@@ -10,15 +10,19 @@ import pytest
 
 from certplane.ctl.live import open_display
 from certplane.ctl.view import (
+    HEALTHS,
     STATES,
     FleetView,
+    alarms,
     change_line,
     fleet_rows,
     held_up_lines,
     host_lines,
     json_line,
     renewal_line,
+    urgency,
 )
+from certplane.errors import OperationError
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
@@ -34,6 +38,7 @@ def held(serial: str, **fields: object) -> renewal_pb2.CertificateStatus.Held:
 
 def serving(name: str = "web", serial: str = "0a1b") -> renewal_pb2.CertificateStatus:
     status = Status(name=name, state=Status.STATE_SERVING, profile="web", dns_names=["www.example.test"])
+    status.health = renewal_pb2.HEALTH_OK
     status.installed.CopyFrom(held(serial, version=3))
     status.served.CopyFrom(held(serial))
     status.renew_time.FromDatetime(NOW + timedelta(days=20))
@@ -55,12 +60,12 @@ def test_every_state_of_the_wire_has_a_word() -> None:
 def test_a_row_for_each_certificate_and_one_for_a_host_without() -> None:
     """The fleet's table names a host once, and leaves out none that holds nothing."""
     rows = fleet_rows([a_host("a", serving("mail"), serving("web")), a_host("b")], NOW)
-    assert [row[:4] for row in rows[1:]] == [
-        ("a", "up 5m", "mail", "serving"),
-        ("", "", "web", "serving"),
-        ("b", "up 5m", "-", "-"),
+    assert [row[:5] for row in rows[1:]] == [
+        ("a", "up 5m", "mail", "OK", "serving"),
+        ("", "", "web", "OK", "serving"),
+        ("b", "up 5m", "-", "-", "-"),
     ]
-    assert rows[1][4:] == ("2026-06-03 03:02Z (in 30d 0h)", "2026-05-24 03:02Z (in 20d 0h)", "yes")
+    assert rows[1][5:] == ("2026-06-03 03:02Z (in 30d 0h)", "2026-05-24 03:02Z (in 20d 0h)", "yes")
 
 
 def other_served() -> renewal_pb2.CertificateStatus:
@@ -85,7 +90,67 @@ def failed() -> renewal_pb2.CertificateStatus:
 def test_state_and_served(status: renewal_pb2.CertificateStatus, state: str, served: str) -> None:
     """What is served is compared with what is installed, and an unknown state is shown as it came."""
     row = fleet_rows([a_host("a", status)], NOW)[1]
-    assert (row[3], row[6]) == (state, served)
+    assert (row[4], row[7]) == (state, served)
+
+
+def expired(name: str = "web") -> renewal_pb2.CertificateStatus:
+    status = serving(name)
+    status.health = renewal_pb2.HEALTH_EXPIRED
+    status.health_reason, status.health_remedy = "expired at 2026-05-04 03:00:00 UTC", "see that its host runs"
+    return status
+
+
+def of_health(number: int) -> renewal_pb2.CertificateStatus:
+    status = serving()
+    status.health = number  # type: ignore[assignment]  # open enum
+    return status
+
+
+def test_every_health_of_the_wire_has_a_word() -> None:
+    """People write healths in lower case without their prefix; none is left out."""
+    assert set(HEALTHS.values()) == set(renewal_pb2.Health.values()) - {renewal_pb2.HEALTH_UNSPECIFIED}
+    assert HEALTHS["revoked_in_use"] == renewal_pb2.HEALTH_REVOKED_IN_USE
+
+
+def test_what_is_worst_comes_first() -> None:
+    """Of a host's certificates, and of hosts; one that a newer broker invented stands before those that are well."""
+    host = a_host("a", serving("mail"), of_health(99), expired("zone"))
+    rows = fleet_rows([host], NOW)[1:]
+    assert [row[2:4] for row in rows] == [("zone", "EXPIRED"), ("web", "health 99"), ("mail", "OK")]
+    assert [row[0] for row in rows] == ["a", "", ""]
+    away = a_host("away", serving())
+    away.connected = False
+    hosts = [
+        a_host("well", serving()),
+        a_host("empty"),
+        away,
+        a_host("newer", of_health(99)),
+        a_host("old", failed()),
+        host,
+    ]
+    assert [each.name for each in sorted(hosts, key=urgency)] == ["a", "old", "newer", "away", "well", "empty"]
+
+
+def test_health_with_its_cause_and_what_to_do() -> None:
+    """`host` has both as lines; one that is well has neither."""
+    text = "\n".join(host_lines(a_host("a", expired()), NOW))
+    assert "health     EXPIRED: expired at 2026-05-04 03:00:00 UTC" in text
+    assert "remedy     see that its host runs" in text
+    assert "remedy" not in "\n".join(host_lines(a_host("a", serving()), NOW))
+
+
+@pytest.mark.parametrize("word", HEALTHS)
+def test_what_is_an_alarm(word: str) -> None:
+    """What needs a person now, whatever else the host has that is well."""
+    alarming = {"expired", "revoked_in_use", "foreign_served", "wont_heal", "overdue"}
+    assert alarms(a_host("a", serving(), of_health(HEALTHS[word]))) == (word in alarming)
+
+
+def test_a_broker_that_says_nothing_of_health_is_no_all_clear() -> None:
+    """A monitor that asks an older broker hears so, and not that all is well."""
+    with pytest.raises(OperationError, match="older"):
+        alarms(a_host("a", serving(), failed()))
+    assert not alarms(a_host("a", of_health(99)))
 
 
 def test_one_host_in_full() -> None:
@@ -159,6 +224,8 @@ def test_a_watch_that_begins_again_forgets_whom_it_isnt_told_of() -> None:
 def test_changes_as_lines() -> None:
     """A change is one line for a person; the end of a snapshot is none."""
     assert change_line(changed("a", failed()), NOW) == "a: web: failed (reload): exit status 1"
+    assert change_line(changed("a", expired()), NOW) == "a: web: EXPIRED, serving"
+    assert change_line(Message(host=a_host("a", serving("mail"), expired())), NOW) == "a: up 5m, web EXPIRED"
     assert change_line(changed("a", failed(), removed=True), NOW) == "a: web: removed"
     assert change_line(Message(host=a_host("a")), NOW) == "a: up 5m"
     assert change_line(Message(snapshot_end=Message.SnapshotEnd()), NOW) == ""
