@@ -176,13 +176,13 @@ def _late_from(status: CertificateStatus) -> datetime | None:
 
 def _of_renewal(word: HealthWord, text: str, status: CertificateStatus, host: HostKnowledge) -> Health:
     """One that a renewal ends."""
-    error = f"; last error: {status.last_error}" if status.last_error else ""
+    error = f"; {'waits' if status.state is CertificateState.REQUESTING else 'last error'}: {status.last_error}"
     gone = _gone(host)
     if not gone and status.name == _IDENTITY:
         remedy = "see that its agent reaches the internal CA; else `certplane-agent enroll --force` there, a new token"
     else:
         remedy = gone or f"`certplane-agent renew {status.name}` there tries at once and says what stands in the way"
-    return Health(word, f"{text}{_silence(host)}{error}", remedy)
+    return Health(word, f"{text}{_silence(host)}{error if status.last_error else ''}", remedy)
 
 
 def _of_service(word: HealthWord, text: str, host: HostKnowledge) -> Health:

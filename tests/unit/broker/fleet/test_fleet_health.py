@@ -80,6 +80,9 @@ CASES = {
     ),
     "expired, and its host never came back": Case(HealthWord.EXPIRED, well(-HOUR), HostKnowledge(heard=False), ("is down",)),
     "expired, and limited": Case(HealthWord.EXPIRED, well(-HOUR, **LIMITED), UP, ("RATE_LIMITED",)),
+    "expired, and asked for": Case(
+        HealthWord.EXPIRED, well(-HOUR, state=CertificateState.REQUESTING, last_error="for DNS"), UP, ("; waits: for DNS",)
+    ),
     "expired, the next one isn't installed": Case(HealthWord.EXPIRED, well(-HOUR, issued=NEXT)),
     "expired, revoked, denied, and a stranger's is served": Case(
         HealthWord.EXPIRED, well(-HOUR, served=FOREIGN), knowing(UP, "2", why_none=SHUT_OUT)
