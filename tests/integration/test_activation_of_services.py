@@ -39,10 +39,18 @@ KINDS = {"nginx": Nginx, "haproxy": Haproxy}
 
 
 class ShortSleeps(ManualClock):
-    """A clock set by hand whose short sleeps are real: between two looks, or before a hook's time limit."""
+    """A clock set by hand whose short sleeps are real: between two looks, or before a hook's time limit.
+
+    Attributes:
+        nothing_before: until this file is there nothing can come of waits between two looks, and they are none.
+    """
+
+    nothing_before: Path | None = None
 
     async def sleep(self, span: timedelta) -> None:
-        if span <= timedelta(seconds=30):
+        if span < timedelta(seconds=1) and self.nothing_before is not None and not self.nothing_before.exists():
+            await asyncio.sleep(0)
+        elif span <= timedelta(seconds=30):
             await asyncio.sleep(max(span.total_seconds(), 0))
         else:
             await super().sleep(span)
@@ -54,6 +62,7 @@ class Scene:
 
     world: AgentWorld
     service: TlsService
+    clock: ShortSleeps
 
     def configure(self, **certificate: Any) -> None:
         """Write agent.yml; what isn't said is as an operator would have it."""
@@ -111,7 +120,8 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     """A service with another tool's pair, and a host that has its identity and its first certificate served."""
     part = need_part(request.param)
     now = SystemClock().now().replace(microsecond=0)
-    world = AgentWorld(tmp_path, clock=ShortSleeps(now), lifetime=timedelta(days=365))
+    clock = ShortSleeps(now)
+    world = AgentWorld(tmp_path, clock=clock, lifetime=timedelta(days=365))
     tls = tmp_path / "tls"
     standing_pair(
         LocalIssuer(now=now),
@@ -120,7 +130,7 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     )
     service = KINDS[request.param](part, tmp_path / "service", tls)
     await service.start()
-    scene = Scene(world, service)
+    scene = Scene(world, service, clock)
     scene.configure()
     await world.enroll()
     status = await scene.run()
@@ -232,7 +242,11 @@ async def test_service_that_is_down_later_is_seen(scene: Scene) -> None:
 
 async def test_service_that_drifted_is_reloaded_once(scene: Scene) -> None:
     """A service that came up with an older certificate is found by a later look, and one reload mends it."""
-    scene.configure(verify={"connect": f"127.0.0.1:{scene.service.port}", **PATIENT, "attempts": 100})
+    reloaded = scene.world.folder / "reloaded"
+    scene.configure(
+        reload_command=f"{scene.service.reload_command} && touch {reloaded}",
+        verify={"connect": f"127.0.0.1:{scene.service.port}", **PATIENT, "attempts": 100},
+    )
     old = scene.world.folder / "tls" / "old"
     old.mkdir()
     for name in ("web.key", "web.pem", "web.combined"):
@@ -246,6 +260,9 @@ async def test_service_that_drifted_is_reloaded_once(scene: Scene) -> None:
     scene.service.pair = current
     scene.service.mend_config()
     scene.world.clock.advance(7 * HOUR)
+    reloaded.unlink()  # the looks before the reload all find what has drifted
+    scene.clock.nothing_before = reloaded
     status = await scene.run()
+    assert reloaded.exists()
     assert (status.state, status.verified_version) == (LineageState.SERVING, second.number)
     await scene.serves(second)
