@@ -405,9 +405,9 @@ async def test_a_refusal_names_each_limit_its_value_and_its_end(store: StoreHarn
     assert refusal.message == (
         "the broker's limit is reached: rate_limits.per_identity_per_hour (at most 1 in an hour), "
         "rate_limits.certificates_per_name_set_per_week (at most 1 in a week); the next is possible at "
-        "2026-11-30T12:00:00Z; the week is of exactly these names, whichever hosts have them, as public CAs count (set "
-        "it to what the CA allows, 0 for no limit); a renewal that is due, or that an operator asks for "
-        "(`certplanectl renew`), isn't held up by it"
+        "2026-11-30T12:00:00Z; the week is of exactly these names, whichever hosts have them, as public CAs count; a "
+        "renewal that is due, or that an operator asks for (`certplanectl renew`), isn't held up by it; to allow more, "
+        "raise it in broker.yml (0 is no limit) and reload the broker"
     )
     assert [violation.description for violation in refusal.violations] == [
         "at most 1 in an hour, until 2026-11-23T13:00:00Z",

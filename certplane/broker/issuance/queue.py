@@ -21,14 +21,18 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import NamedTuple
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
 
 from certplane.broker.issuance.outcome import is_told
 from certplane.broker.model import Scope, ScopeKind
 from certplane.errors import Refusal
 
 __all__ = ["Lane", "OrderQueue", "Place"]
+
+
+_LONGEST_HOLD: Final = timedelta(days=31)
+"""No CA's limit lasts longer (the longest known window is a week): the clock was set back since."""
 
 
 class Lane(NamedTuple):
@@ -138,7 +142,7 @@ class OrderQueue:
         self._holds = {
             key: hold
             for key, hold in self._holds.items()
-            if hold.until > now and (hold.epoch == epoch or is_told(hold.refusal))
+            if now < hold.until < now + _LONGEST_HOLD and (hold.epoch == epoch or is_told(hold.refusal))
         }
         covering = [
             hold

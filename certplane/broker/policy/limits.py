@@ -107,12 +107,12 @@ def limit_refusal(reached: Sequence[ReachedLimit], cause: OrderCause, now: datet
     if cause is OrderCause.EARLY:
         message = f"the certificate is far from due, and {message}"
     if any(one.limit.counted is Counted.CERTIFICATES_OF_NAMES for one in reached):
-        message += (
-            "; the week is of exactly these names, whichever hosts have them, as public CAs count (set it to what the "
-            "CA allows, 0 for no limit)"
-        )
+        message += "; the week is of exactly these names, whichever hosts have them, as public CAs count"
     if not cause.asked_for:
-        message += "; a renewal that is due, or that an operator asks for (`certplanectl renew`), isn't held up by it"
+        message += (
+            "; a renewal that is due, or that an operator asks for (`certplanectl renew`), isn't held up by it; to "
+            "allow more, raise it in broker.yml (0 is no limit) and reload the broker"
+        )
     return RefusalError(
         Reason.RATE_LIMITED,
         message,

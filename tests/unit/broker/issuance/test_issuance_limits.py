@@ -296,7 +296,7 @@ async def test_who_is_told_of_the_names_week_is_told_what_it_counts() -> None:
     await _reach_again(world, authority)
     refusal = await refused(authority, issue("one"))
     assert "exactly these names, whichever hosts have them" in refusal.message
-    assert "0 for no limit" in refusal.message
+    assert "raise it in broker.yml (0 is no limit) and reload the broker" in refusal.message
 
 
 async def test_who_renews_too_early_is_told_why_and_who_may() -> None:

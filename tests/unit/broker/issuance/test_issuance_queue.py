@@ -185,6 +185,16 @@ def test_a_blocked_scope_blocks_only_itself(scope: str, held: set[str]) -> None:
     assert not any(queue.held(lane._replace(issuer="another"), now) for lane in lanes.values())
 
 
+def test_a_hold_of_a_clock_that_was_set_back_is_none() -> None:
+    """It was for an hour, and not for a year and an hour."""
+    queue = OrderQueue(parallel=1)
+    now = ManualClock().now()
+    limited = Refusal(Reason.ISSUER_RATE_LIMITED, "later", retry_after=timedelta(hours=1))
+    queue.hold(LANE, [Scope(ScopeKind.ACCOUNT)], now + timedelta(days=365, hours=1), limited)
+    assert queue.held(LANE, now + timedelta(days=365)) is not None
+    assert queue.held(LANE, now) is None
+
+
 def test_the_longest_of_several_holds_counts() -> None:
     """An order that falls under two limits waits for the later end, and is told that one's words."""
     queue, now = OrderQueue(1), ManualClock().now()
