@@ -295,7 +295,10 @@ class Directory:
             temporary = temporary_name(name)
             self.discard(temporary)
             try:
-                os.symlink(target, temporary, dir_fd=self._fd)
+                try:
+                    os.symlink(target, temporary, dir_fd=self._fd)
+                except OSError as error:  # which names the target, where nothing is wrong
+                    raise OSError(error.errno, error.strerror, str(self.path / name)) from error
                 self.rename(temporary, name)
             except BaseException:
                 self.discard(temporary)

@@ -28,11 +28,15 @@ _BRANCHES = frozenset(
 )
 _SERVICE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """What systemd gives to a service: a shell's own PATH may lack the half of it."""
+_MOST_BYTES = 128 * 1024
+"""Of one argument: MAX_ARG_STRLEN in execve(2)."""
 _PATIENCE_SECONDS = 5.0
 
 
 def hook_problem(command: str) -> str:
     """Why a reload command can't work, with its remedy; empty if nothing is known against it. Blocks."""
+    if len(os.fsencode(command)) >= _MOST_BYTES:
+        return f"is longer than {_MOST_BYTES // 1024} KiB, which no program is given; put it into a script"
     said = _shell_says(command)
     if said:
         return f"/bin/sh can't read it: {said}; correct reload_command"

@@ -205,3 +205,11 @@ def test_names_and_content_are_durable_in_order(tmp_path: Path, monkeypatch: pyt
         directory.replace("key.pem", b"key", mode=0o600)
         directory.replace_with_link("current", "versions/1")
     assert calls == ["file", "rename", "directory", "rename", "directory"]
+
+
+def test_a_link_that_cannot_be_made_is_told_by_its_own_path(tmp_path: Path) -> None:
+    """And not by its target's, as symlink(2)'s error has it: a person would look there."""
+    with open_directory(tmp_path) as directory, pytest.raises(OSError, match="too long") as caught:
+        directory.replace_with_link("web.key", "/" + "x" * 5000)
+    assert caught.value.filename == str(tmp_path / "web.key")
+    assert list(tmp_path.iterdir()) == []

@@ -54,6 +54,7 @@ def test_nothing_is_known_against_it(command: str) -> None:
         pytest.param("/no/such/program --now", "/no/such/program doesn't exist", id="path"),
         pytest.param("{folder}/plain.sh", "can't be run by this user; chmod +x", id="not executable"),
         pytest.param("{folder}", "is a directory", id="directory"),
+        pytest.param("reload-it " + "x" * 131_072, "is longer than 128 KiB", id="too long for a program"),
         pytest.param("reload-it 'nginx", "/bin/sh can't read it", id="quotes"),
         pytest.param("if true; then", "/bin/sh can't read it", id="half a command"),
         pytest.param("bin/reload", "/bin/reload doesn't exist", id="relative to /"),
