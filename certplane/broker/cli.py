@@ -235,9 +235,17 @@ def _check(options: argparse.Namespace) -> int:
 
 def _reload(options: argparse.Namespace) -> int:
     from certplane.broker.control import control_socket, request_reload
+    from certplane.broker.surroundings import state_folder_of
 
-    settings = _settings(options)
-    result = asyncio.run(request_reload(control_socket(settings.spill_path.parent, options.config)))
+    try:
+        folder = _settings(options).spill_path.parent
+    except ConfigurationError:
+        # The running broker says what it refuses of the file, and takes everything else, such as a renewed certificate.
+        found = state_folder_of(options.config)
+        if found is None or not os.path.lexists(control_socket(found, options.config)):
+            raise
+        folder = found
+    result = asyncio.run(request_reload(control_socket(folder, options.config)))
     if _wants_json(options):
         _print_json([{"ok": result.ok, "lines": result.lines}])
     elif result.ok:

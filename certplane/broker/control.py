@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from certplane.config.files import denied_remedy
 from certplane.errors import OperationError
+from certplane.runtime.files import give_to_service
 
 _DIRECTORY: Final = "broker-control"
 _MOST_BYTES: Final = 1024 * 1024
@@ -62,7 +64,9 @@ class ControlServer:
 
     async def __aenter__(self) -> Self:
         try:
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self._path.parent.mkdir(mode=0o700)
+                give_to_service(self._path.parent, self._path.parent.parent)
             self._path.parent.chmod(0o700)
             self._path.unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX)
@@ -115,7 +119,7 @@ async def request_reload(path: Path) -> ReloadResult:
         remedy = "start it, or give the same -c FILE as it has"
         raise OperationError(f"no broker with this configuration listens at {path}", remedy=remedy) from error
     except (OSError, TimeoutError) as error:
-        remedy = "run the command as the broker's user, such as with `sudo -u certplane-broker`"
+        remedy = denied_remedy(path, "look at its log")
         raise OperationError(f"the broker at {path} can't be asked: {error}", remedy=remedy) from error
     try:
         writer.write(b'{"command": "reload"}\n')

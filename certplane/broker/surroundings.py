@@ -12,6 +12,8 @@ import pwd
 from pathlib import Path
 from typing import Final
 
+import yaml
+
 from certplane.broker.app import Prepared
 from certplane.broker.database import locating
 from certplane.broker.ports import SecretSource
@@ -88,6 +90,16 @@ def look_at_store(settings: BrokerSettings) -> list[str]:
         return locating(settings, lambda: look_at(path), key="store.path")
     except OperationError as error:
         raise ConfigurationError([settings.source.problem("store.path", error.message, error.remedy)]) from error
+
+
+def state_folder_of(configuration: Path) -> Path | None:
+    """Where a broker of this file has its state, as far as that can be told of a file that doesn't load."""
+    try:
+        found = yaml.safe_load(configuration.read_text())
+        store = Path(found.get("store", {}).get("path", STATE_DIRECTORY / "broker.db"))
+        return Path(found.get("audit", {}).get("spill_path", store)).parent
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return None
 
 
 def missing_folder(settings: BrokerSettings, key: str, path: Path) -> str:

@@ -19,7 +19,15 @@ from pathlib import Path
 
 from certplane.errors import ConfigurationError, ConfigurationProblem
 
-__all__ = ["is_input", "private_remedy", "read_argument", "read_file", "read_private_file", "read_service_key"]
+__all__ = [
+    "denied_remedy",
+    "is_input",
+    "private_remedy",
+    "read_argument",
+    "read_file",
+    "read_private_file",
+    "read_service_key",
+]
 
 _MAX_BYTES = 1024 * 1024
 _LET_READ = "give the program's user the right to read it"
@@ -120,7 +128,7 @@ def _read(
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
-        raise _error(path, at, *_describe(error, closed_remedy)) from error
+        raise _error(path, at, *_describe(path, error, closed_remedy)) from error
 
 
 def _read_capped(descriptor: int, path: Path, at: ConfigurationProblem | None, max_bytes: int) -> bytes:
@@ -175,14 +183,33 @@ def _as_user(number: int) -> str:
     return f"run the command as that user: sudo -u {name if name != 'uid' else f'#{number}'} ..."
 
 
-def _describe(error: OSError | ValueError, closed_remedy: str) -> tuple[str, str]:
+def denied_remedy(path: Path, otherwise: str) -> str:
+    """What lets this user use `path`, which it may not: to be its owner, or, where that is root, to be let in.
+
+    `otherwise` is the remedy where the owner isn't what is in the way.
+    """
+    for place in (path, *path.parents):
+        try:
+            owner, me = place.stat().st_uid, os.geteuid()
+        except OSError:
+            continue
+        if owner not in {me, 0}:
+            return _as_user(owner)
+        if owner == 0 != me:
+            user = _user(me).partition(" (")[0]
+            return f"{place} belongs to root: give {user} the right to it (chown, chgrp or setfacl)"
+        break
+    return otherwise
+
+
+def _describe(path: Path, error: OSError | ValueError, closed_remedy: str) -> tuple[str, str]:
     if isinstance(error, ValueError):
         return "is not a path (it has a NUL character)", "correct the path"
     match error.errno:
         case errno.ENOENT:
             return "does not exist", "create it, or correct the path"
         case errno.EACCES | errno.EPERM:
-            return "can't be read by this user", closed_remedy
+            return "can't be read by this user", denied_remedy(path, closed_remedy)
         case errno.ELOOP:
             return "is a symbolic link, or a loop of them", "give the path of the file itself"
         case errno.ENOTDIR:

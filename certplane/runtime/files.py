@@ -34,6 +34,7 @@ __all__ = [
     "Directory",
     "Owner",
     "UnsafeDirectoryError",
+    "give_to_service",
     "open_directory",
     "open_for_reading",
     "temporary_name",
@@ -408,3 +409,15 @@ class Directory:
         """Make its entries durable."""
         with _located(self.path):
             os.fsync(self._fd)
+
+
+def give_to_service(made: int | Path, folder: Path) -> None:
+    """What root makes in a service's folder is the service's, which couldn't use it otherwise; of others, nothing.
+
+    Args:
+        made: A file that was made by this very call (O_EXCL), by its descriptor, or such a directory.
+        folder: Where it was made.
+    """
+    if os.geteuid() == 0:
+        status = folder.stat()
+        os.chown(made, status.st_uid, status.st_gid, follow_symlinks=isinstance(made, int))

@@ -23,6 +23,7 @@ from typing import Final
 from certplane.broker.ports import AuditImport
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
+from certplane.runtime.files import give_to_service
 from certplane.runtime.pool import BlockingPool
 
 __all__ = ["SpillFile", "import_spill"]
@@ -45,12 +46,18 @@ class SpillFile:
         Raises:
             OSError: some of them may not be: no space, or the path is a link, not a file, or open to others.
         """
-        created = not self.path.exists()
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        folder = self.path.parent
         try:
+            descriptor, created = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600), True
+        except FileExistsError:
+            descriptor, created = os.open(self.path, flags), False
+        try:
+            if created:
+                give_to_service(descriptor, folder)
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            ours = status.st_uid in {os.geteuid(), folder.stat().st_uid}
+            if not stat.S_ISREG(status.st_mode) or not ours or status.st_mode & 0o077:
                 raise PermissionError(f"{self.path} is not the broker's own private file")
             data = memoryview("".join(f"{record}\n" for record in records).encode())
             if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
@@ -62,7 +69,7 @@ class SpillFile:
         finally:
             os.close(descriptor)
         if created:
-            _sync_folder(self.path.parent)
+            _sync_folder(folder)
 
 
 async def import_spill(path: Path, log: AuditImport, clock: Clock) -> int:

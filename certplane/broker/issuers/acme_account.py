@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from josepy.jwa import ES256, ES384, RS256, JWASignature
 from josepy.jwk import JWK, JWKEC, JWKRSA
 
-from certplane.config.files import private_remedy
+from certplane.config.files import denied_remedy, private_remedy
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.keys import (
     KeyType,
@@ -27,6 +27,7 @@ from certplane.pki.keys import (
     private_key_pem,
     public_key_sha256,
 )
+from certplane.runtime.files import give_to_service
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,7 +159,7 @@ def _create(path: Path) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            _give_to_service(descriptor, path.parent)
+            give_to_service(descriptor, path.parent)
             file.write(pem)
             file.flush()
             os.fsync(file.fileno())
@@ -167,13 +168,6 @@ def _create(path: Path) -> None:
     finally:
         temporary.unlink()
     _sync_folder(path)
-
-
-def _give_to_service(descriptor: int, folder: Path) -> None:
-    """A key that root makes in the service's folder is the service's: it could not read it otherwise."""
-    if os.geteuid() == 0:
-        status = folder.stat()
-        os.fchown(descriptor, status.st_uid, status.st_gid)
 
 
 def _sync_folder(path: Path) -> None:
@@ -185,7 +179,10 @@ def _sync_folder(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: OSError, setting: str) -> ConfigurationError:
-    return _problem(path, f"can't be read or made: {error.strerror}", "check the folder and its owner", setting)
+    remedy = "check the folder and its owner"
+    if isinstance(error, PermissionError):
+        remedy = denied_remedy(path, remedy)
+    return _problem(path, f"can't be read or made: {error.strerror}", remedy, setting)
 
 
 def _problem(path: Path, message: str, remedy: str, setting: str) -> ConfigurationError:

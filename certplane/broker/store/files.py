@@ -21,13 +21,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from certplane.broker.store import sqlite
 from certplane.broker.store.migrate import NewerSchemaError, check_known, migrate
 from certplane.broker.store.schema import APPLICATION_ID, SCHEMA_REVISION
+from certplane.config.files import denied_remedy
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
+from certplane.runtime.files import give_to_service
 
 __all__ = ["StateLock", "look_at", "open_writer"]
 
 _log = logging.getLogger("certplane.store")
 
 _RESTORE: Final = "stop the broker and restore the database: docs/operations.md, 'Restore'"
+
+
+_DENIED: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 
 
 class StateLock:
@@ -46,7 +51,7 @@ class StateLock:
         """
         path = database.with_name(database.name + ".lock")
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._descriptor = _open_lock(path)
         except OSError as error:
             raise _unusable(path, error) from error
         try:
@@ -64,6 +69,16 @@ class StateLock:
     def release(self) -> None:
         """Let the next one in."""
         os.close(self._descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags)  # it is never removed
+    give_to_service(descriptor, path.parent)
+    return descriptor
 
 
 def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Connection:
@@ -118,6 +133,7 @@ def _create(path: Path) -> bool:
         return False
     except OSError as error:
         raise _unusable(path, error) from error
+    give_to_service(descriptor, path.parent)
     os.close(descriptor)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with contextlib.suppress(OSError):  # a file system without it keeps its own promises
@@ -225,13 +241,14 @@ def _explain(path: Path, error: sqlite3.Error) -> CertplaneError:
         )
     if code == sqlite3.SQLITE_FULL:
         return OperationError(f"{path}: there is no space left for the database", remedy="make space, then start again")
-    return _configuration(
-        path, f"the database can't be used ({error})", "its file and folder must be the broker's own and writable"
-    )
+    remedy = "its file and folder must be the broker's own and writable"
+    if code in _DENIED:
+        remedy = denied_remedy(path, remedy)
+    return _configuration(path, f"the database can't be used ({error})", remedy)
 
 
 def _unusable(path: Path, error: OSError) -> ConfigurationError:
-    remedy = "its folder must be the broker's own and writable"
+    remedy = denied_remedy(path, "its folder must be the broker's own and writable")
     if isinstance(error, FileNotFoundError):
         remedy = f"create the folder {path.parent}, owned by the broker's user"
     return _configuration(path, (error.strerror or str(error)).lower(), remedy)
