@@ -209,7 +209,8 @@ def _describe(path: Path, error: OSError | ValueError, closed_remedy: str) -> tu
         case errno.ENOENT:
             return "does not exist", "create it, or correct the path"
         case errno.EACCES | errno.EPERM:
-            return "can't be read by this user", denied_remedy(path, closed_remedy)
+            remedy = denied_remedy(path, closed_remedy) if closed_remedy == _LET_READ else closed_remedy
+            return "can't be read by this user", remedy
         case errno.ELOOP:
             return "is a symbolic link, or a loop of them", "give the path of the file itself"
         case errno.ENOTDIR:
