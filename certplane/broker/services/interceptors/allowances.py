@@ -94,9 +94,13 @@ class Allowances:
         if wait is not None:
             raise self._too_many_calls(wait, work=self._calls.in_debt(name))
 
-    def pay_call(self, caller: Caller, tokens: int, seconds: float) -> None:
-        """A call with one request has ended, and has cost `seconds` of work."""
-        beyond = seconds / self.settings.call_seconds - tokens
+    def pay_call(self, caller: Caller, tokens: int, seconds: float, *, open_for: float = 0.0) -> None:
+        """A call has ended, and has cost `seconds` of work.
+
+        A stream of answers may cost what calls at the allowed pace would have while it was `open_for` (seconds): who
+        watches a busy fleet for hours isn't shut out afterwards, and who reads all of it again and again is.
+        """
+        beyond = seconds / self.settings.call_seconds - tokens - open_for * self.settings.calls_per_second
         if beyond > 0 and caller.kind is not IdentityKind.OPERATOR:
             self._calls.charge(caller.name, beyond)
 

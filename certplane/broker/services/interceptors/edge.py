@@ -159,13 +159,12 @@ class Edge(grpc.aio.ServerInterceptor):
 
         brief, access = kind == (False, False), METHODS.get(method)
         serve = self._serving(method, access, getattr(handler, attribute), read, brief=brief)
-        # What a stream of answers costs is what happens in the fleet, and not its caller's doing.
         cost = 1 if access is None else access.cost
-        measured = self._measured(method, cost, serve, brief=brief, charged=brief or kind[0])
+        measured = self._measured(method, cost, serve, brief=brief, answers_only=kind == (False, True))
         return make(measured, None, handler.response_serializer)
 
     def _measured(
-        self, method: str, cost: int, serve: Serve, *, brief: bool = False, charged: bool = False
+        self, method: str, cost: int, serve: Serve, *, brief: bool = False, answers_only: bool = False
     ) -> Behaviour:
         """What grpc calls: `serve` with its end counted, logged and charged to its caller.
 
@@ -174,7 +173,7 @@ class Edge(grpc.aio.ServerInterceptor):
             cost: Tokens that a call takes.
             serve: See `_serving`.
             brief: One message each way.
-            charged: Whether its caller pays for the work.
+            answers_only: A stream of answers: part of what it costs is what happens, and not its caller's doing.
         """
 
         async def measured(argument: Any, context: RpcContext) -> Any:
@@ -187,8 +186,9 @@ class Edge(grpc.aio.ServerInterceptor):
             finally:
                 if call.caller is None and call.stranger:
                     self._allowances.pay_refusal(call.stranger, work.seconds)
-                elif call.caller is not None and charged:
-                    self._allowances.pay_call(call.caller, cost, work.since_asked())
+                elif call.caller is not None:
+                    open_for = self._clock.monotonic() - started if answers_only else 0.0
+                    self._allowances.pay_call(call.caller, cost, work.since_asked(), open_for=open_for)
                 self._end(call, peer, context, self._clock.monotonic() - started, brief=brief)
 
         return measured

@@ -165,6 +165,28 @@ def test_refusals_are_counted(
     allowances.take_call(A, 1)
 
 
+WATCHES = {
+    "for hours, of a busy fleet": (3600 * 0.05, 7200.0, True),
+    "a fleet, read once": (0.2, 1.0, True),
+    "a large fleet, read again and again": (5.0, 5.5, False),
+    "all of it at once": (1.0, 0.0, False),
+}
+
+
+@pytest.mark.parametrize(("seconds", "open_for", "goes_on"), WATCHES.values(), ids=WATCHES)
+def test_a_stream_of_answers_has_its_share(clock: ManualClock, seconds: float, open_for: float, goes_on: bool) -> None:
+    """What happens in a fleet is nobody's doing; to have all of it told again and again is."""
+    allowances = Allowances(AllowanceSettings(), clock)
+    service = caller(kind=IdentityKind.SERVICE)
+    allowances.pay_call(service, 1, seconds, open_for=open_for)
+    wait = None
+    try:
+        allowances.take_call(service.name, 1)
+    except RefusalError as error:
+        wait = error.refusal.retry_after
+    assert (wait is None) == goes_on
+
+
 def test_work_for_strangers_is_charged(allowances: Allowances) -> None:
     """A refusal that was costly counts for many."""
     allowances.take_refusal("leaf", "")
