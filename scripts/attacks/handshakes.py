@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import time
@@ -11,12 +12,17 @@ from collections import Counter
 
 from attacks.target import Target, over
 
-__all__ = ["hellos", "nothing", "whole"]
+__all__ = ["hellos", "junk", "nothing", "whole"]
 
 
 async def hellos(target: Target, seconds: float) -> Counter[str]:
     """Send a ClientHello and hang up, as fast as one process can."""
     return await asyncio.to_thread(_hellos, target, seconds)
+
+
+async def junk(target: Target, seconds: float) -> Counter[str]:
+    """Send what is no TLS and hang up, as fast as one process can."""
+    return await asyncio.to_thread(_send, target, seconds, os.urandom(600))
 
 
 async def nothing(_target: Target, seconds: float) -> Counter[str]:
@@ -37,14 +43,17 @@ def _hellos(target: Target, seconds: float) -> Counter[str]:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     with contextlib.suppress(ssl.SSLWantReadError):
         target.context(identity=False).wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
-    message = outgoing.read()
+    return _send(target, seconds, outgoing.read())
+
+
+def _send(target: Target, seconds: float, message: bytes) -> Counter[str]:
     counts: Counter[str] = Counter()
     begun = time.monotonic()
     while not over(begun, seconds):
         try:
             with socket.create_connection(("127.0.0.1", target.port), timeout=5) as connection:
                 connection.sendall(message)
-                counts["hellos"] += 1
+                counts["sent"] += 1
         except OSError:
             counts["no connection"] += 1
     return counts

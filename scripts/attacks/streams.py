@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -33,9 +34,9 @@ async def flood(target: Target, seconds: float) -> Counter[str]:
             async with until(seconds):
                 while True:
                     stream = stub.StreamRenewalStatus()
+                    reading = asyncio.create_task(_read_all(stream, counts))
                     try:
                         await stream.write(hello())
-                        reading = asyncio.create_task(_read_all(stream, counts))
                         while not reading.done():
                             message = pb.StreamRenewalStatusRequest()
                             message.report.sequence = next(numbers)
@@ -45,7 +46,7 @@ async def flood(target: Target, seconds: float) -> Counter[str]:
                             counts["reports"] += 1
                         await reading
                     except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
-                        counts["streams ended"] += 1
+                        await reading  # it knows why
     return counts
 
 
@@ -56,12 +57,15 @@ async def _read_all(
     try:
         while await stream.read() is not grpc.aio.EOF:
             pass
+        counts[(await stream.code()).name] += 1
     except grpc.aio.AioRpcError as error:
         counts[refusal_of(error)] += 1
+    except (grpc.aio.UsageError, asyncio.InvalidStateError):
+        counts["streams ended"] += 1
 
 
 async def hoard(target: Target, seconds: float) -> Counter[str]:
-    """Open streams and keep them; how many stay."""
+    """Open streams and keep them; how many stay, and how many wait to be told that they are too many."""
     counts: Counter[str] = Counter()
     async with contextlib.AsyncExitStack() as stack:
         held = []
@@ -82,6 +86,14 @@ async def hoard(target: Target, seconds: float) -> Counter[str]:
             if stream.done():
                 counts["ended"] += 1
             else:
-                counts["stay"] += 1
+                counts["stay" if await _is_served(stream) else "wait for a refusal"] += 1
                 stream.cancel()
     return counts
+
+
+async def _is_served(stream: grpc.aio.StreamStreamCall[Any, Any] | grpc.aio.UnaryStreamCall[Any, Any]) -> bool:
+    """Whether the broker answers it: the first answer of either service comes at once."""
+    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.CancelledError):
+        async with asyncio.timeout(0.01):
+            return await stream.read() is not grpc.aio.EOF
+    return False

@@ -60,8 +60,11 @@ ATTACKS = (
     Attack("stream-hoard", "600 health watches and 600 reflection streams", streams.hoard, hosts=(1,)),
     Attack("call-flood", "calls far over the bucket, on 20 connections", calls.run),
     Attack("call-flood-denied", "the same of a host on the deny-list", calls.run, hosts=(1,), denied=True),
+    Attack("many-connections", "60 connections with 128 calls waiting on each", calls.many, hosts=(1,)),
+    Attack("given-up", "streams that are given up as soon as they begin", calls.give_up, megabytes=0.5),
     Attack("burn-by-revoking", "issue, revoke, issue again: the CA's week for a name set", budget.revoke, (1,), most=5),
     Attack("burn-by-renewing", "renew what is far from due, again and again", budget.renew, (1,), most=4),
     Attack("client-hellos", "TLS handshakes that end after the first message", handshakes.hellos, (1,), anonymous=True),
+    Attack("tls-junk", "connections that bring anything but TLS", handshakes.junk, (1,), anonymous=True),
     Attack("handshakes", "whole TLS handshakes without a certificate", handshakes.whole, (1,), anonymous=True),
 )

@@ -50,7 +50,7 @@ class AllowanceSettings:
         messages_at_once: How many are read at once before that pace.
         calls_in_flight: Calls that may wait for their answer at once: as many as one connection can have.
         streams_in_flight: Streams that may be open at once.
-        held_back: Refusals of all callers together that may wait on their way out, at some ten kilobytes each.
+        held_back: Refusals of all callers together that may wait on their way out, at some 25 kilobytes each.
     """
 
     calls_per_second: float = 20
