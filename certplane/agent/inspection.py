@@ -194,6 +194,8 @@ def _health_finding(subject: str, health: Health, lineage: Lineage, facts: Linea
     if health.word is HealthWord.OK and facts.current is not None:
         current, due = facts.current, due_time(lineage.spec, facts.current)
         text = f"version {current.number} until {_text(current.not_after)}, renewed from {_text(due)} on"
+        if facts.status.renew_reason:
+            text = f"{text}: {facts.status.renew_reason}"
     else:
         text = f"{health.text}; {health.remedy}" if health.remedy else health.text
     return Finding(subject, _LEVELS[health.severity], f"{health.word}: {text}", health.word)

@@ -334,6 +334,8 @@ class LineageLife:
         status = planned(facts.status, plan, now)
         if status is not facts.status:
             await self._lineage.save(status)
+            if isinstance(plan.step, Wait) and plan.step.why:
+                logger.warning("%s: not renewed yet: %s", self.name, plan.step.why)
         if plan.overdue:
             logger.warning("%s: its renewal is overdue; last error: %s", self.name, status.last_error or "none")
         match plan.step:
@@ -415,7 +417,7 @@ class LineageLife:
 
     def _still_ill(self, wait: Wait, status: LineageStatus) -> None:
         """Nothing was tried, since what failed before waits for its time: say so once more."""
-        text = f"{status.last_error or 'it'} ({self._waiting(wait)})"
+        text = wait.why or f"{status.last_error or 'it'} ({self._waiting(wait)})"
         logger.error("%s: %s", self.name, text)
         self._progress.failed(self.name, text)
 

@@ -260,6 +260,8 @@ def _notes(lineage: LineageReport, now: datetime) -> list[str]:
     if lineage.verify_error:
         after = "" if lineage.next_verify_time is None else f" (next look {_moment(lineage.next_verify_time, now)})"
         notes.append(f"{lineage.verify_error}{_times(lineage.verify_failures)}{after}")
+    if lineage.state == LineageState.DUE and len(lineage.renew_reason) > _WHY:
+        notes.append(lineage.renew_reason)
     if lineage.activate_after is not None:
         when = _moment(lineage.activate_after, now)
         notes.append(f"version {lineage.newest_version} waits for its window, {when}")

@@ -36,7 +36,7 @@ from enum import StrEnum
 
 from certplane.agent.model import LineageStatus, LineageStep, PendingRequest, RenewalCause, Version
 from certplane.agent.renewal.directed import explanation
-from certplane.agent.renewal.waiting import Asked, directed_pause, hold_of
+from certplane.agent.renewal.waiting import Asked, directed_pause, hold_of, paused_text
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.errors import RefusalError
 from certplane.pki.csr import parse_csr
@@ -132,12 +132,14 @@ class LineageFacts:
 class Wait:
     """Nothing until then.
 
-    `held_back`: what would be requested if a waiting time didn't forbid it; `by_issuer`: a CA named that time.
+    `held_back`: what would be requested if a waiting time didn't forbid it; `by_issuer`: a CA named that time. `why`:
+    what a person is told of it, where no failure says so.
     """
 
     until: datetime
     held_back: RenewReason | None = None
     by_issuer: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +355,7 @@ def _verify_or(step: Request | Wait, spec: LineageSpec, facts: LineageFacts, now
         return step
     when = status.next_verify_time or now
     if when > now:
-        return Wait(min(step.until, when), step.held_back)
+        return replace(step, until=min(step.until, when))
     if status.drift_reloaded:
         return Verify(current, None)
     if spec.window is None:
@@ -378,7 +380,7 @@ def _request_or_wait(
         return Wait(until, held_back=reason, by_issuer=hold.by_issuer and until == hold.until)
     early = newest is not None and directed is not None and not forced and _is_before_its_time(spec, newest, now)
     if early and directed is not None and (paused := directed_pause(status, directed, now)) is not None:
-        return Wait(_earliest(paused, activation), held_back=reason)
+        return Wait(_earliest(paused, activation), held_back=reason, why=paused_text(spec.name, directed, paused))
     abandon = facts.pending is not None and not _is_wanted(spec, facts.pending)
     if reason is RenewReason.REVOKED and facts.pending is not None and newest is not None:
         # `key_rotation: reuse`, and its request was refused before: the revocation has spent the key.

@@ -102,8 +102,8 @@ def planned(status: LineageStatus, plan: Plan, now: datetime) -> LineageStatus:
     match plan.step:
         case Request(reason=because):
             state, reason = LineageState.DUE, str(because)
-        case Wait(held_back=RenewReason() as because):
-            state, reason = LineageState.FAILED if status.failures else LineageState.DUE, str(because)
+        case Wait(held_back=RenewReason() as because, why=why):
+            state, reason = LineageState.FAILED if status.failures else LineageState.DUE, why or str(because)
         case Wait():
             state, reason = _at_rest(status, plan), ""
         case Verify() if state not in _RESTING:  # what an agent that ended had begun

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from certplane.agent.model import DirectedRenewal, LineageStatus, RenewalCause
+from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.failures import is_issuers_word
 
-__all__ = ["LEAST_WAIT", "Asked", "Hold", "directed_pause", "hold_of", "soonest"]
+__all__ = ["LEAST_WAIT", "Asked", "Hold", "directed_pause", "hold_of", "paused_text", "soonest"]
 
 LEAST_WAIT = timedelta(seconds=10)
 _SPAN = timedelta(hours=1)
@@ -88,6 +89,14 @@ def directed_pause(status: LineageStatus, directed: DirectedRenewal, now: dateti
     most = _DIRECTED_REVOKED if directed.cause is RenewalCause.REVOKED else _DIRECTED
     counted = [moment for moment in status.directed_times if now - _SPAN < moment <= now]
     return counted[-most] + _SPAN if len(counted) >= most else None
+
+
+def paused_text(name: str, directed: DirectedRenewal, until: datetime) -> str:
+    """What a person is told of such a pause; they asked for the renewal, and nothing else says where it is."""
+    return (
+        f"{explanation(directed)} (waits until {until:%Y-%m-%d %H:%M:%S} UTC, since so many early renewals were made "
+        f"within an hour; `certplane-agent renew {name}` doesn't wait)"
+    )
 
 
 def _is_newer(directed: DirectedRenewal, status: LineageStatus, now: datetime) -> bool:

@@ -310,6 +310,31 @@ async def test_a_cas_time_stands_when_the_retry_epoch_changes(world: AgentWorld)
         assert "issue" not in world.broker.calls
 
 
+async def test_who_asks_four_times_is_told_what_the_fourth_waits_for(
+    world: AgentWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log once, in `status`, and in `check`; `renew NAME` doesn't wait."""
+    await world.enroll()
+    async with running(world) as directives:
+        for number in range(1, 5):
+            await is_settled(world, number)
+            version = (await world.versions("web"))[-1]
+            world.clock.advance(timedelta(seconds=20))
+            wanted = DirectedRenewal(version.certificate_id, world.clock.now(), RenewalCause.OPERATOR, f"key {number}")
+            await directives.renew([wanted])
+        await until(lambda: "not renewed yet" in caplog.text)
+        world.clock.advance(timedelta(minutes=1))
+        options = cli._parser().parse_args(["status"])
+        assert await cli._run(options, load_settings(tmp_path / "agent.yml")) == 0
+        said = capsys.readouterr().out
+        assert "an operator asked: key 4 (waits until" in said
+        assert "`certplane-agent renew web` doesn't wait" in said
+        outcome = await ask(world.folder / "state", {"command": "renew", "name": "web"}, world.progress)
+        assert outcome is not None
+        assert outcome.text == "version 5 is in use"
+    assert caplog.text.count("not renewed yet: an operator asked: key 4") == 1
+
+
 async def renew_in_vain(world: AgentWorld) -> None:
     """`renew web` at the daemon's socket, which fails."""
     outcome = await ask(world.folder / "state", {"command": "renew", "name": "web"}, world.progress)

@@ -11,8 +11,8 @@ import pytest
 from certplane.agent.model import DirectedRenewal, LineageState, LineageStatus, RenewalCause, Version
 from certplane.agent.renewal.directed import laid_over
 from certplane.agent.renewal.failures import Failure, FailureKind, failure_of
-from certplane.agent.renewal.plan import LineageFacts, LineageSpec, Request, Wait, plan_renewal
-from certplane.agent.renewal.status import request_failed, request_succeeded
+from certplane.agent.renewal.plan import LineageFacts, LineageSpec, Request, Wait, plan_renewal, shown_reason
+from certplane.agent.renewal.status import planned, request_failed, request_succeeded
 from certplane.agent.renewal.waiting import LEAST_WAIT, Asked, Hold, hold_of
 from certplane.errors import Reason, Refusal, Violation
 
@@ -151,6 +151,10 @@ def test_a_broker_that_wants_it_again_and_again_has_it_so_often_in_an_hour(cause
     step = plan_renewal(spec, facts, now).step
     assert isinstance(step, Wait)
     assert step.until == NOW + HOUR
+    assert f"waits until {NOW + HOUR:%Y-%m-%d %H:%M:%S} UTC" in step.why
+    assert "`certplane-agent renew web` doesn't wait" in step.why
+    shown = planned(status, plan_renewal(spec, facts, now), now)
+    assert shown_reason(spec, shown, facts.versions[0]) == step.why
     assert isinstance(plan_renewal(spec, facts, now, forced=True).step, Request)
     assert isinstance(plan_renewal(spec, facts, step.until).step, Request)
 
