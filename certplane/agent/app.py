@@ -274,7 +274,8 @@ class Agent:
         except OperationError as error:
             logger.warning("the new identity is in use, but the broker has not seen it: %s", error)
         for life in self._certificates.values():
-            life.try_again()
+            if not life.is_requesting:  # what it fails with is told after this, and no reason to ask again at once
+                life.try_again()
         return HookResult(0, "")
 
     async def _report_identities(self) -> None:

@@ -212,6 +212,7 @@ class LineageLife:
         self._clock = clock
         self._rng = rng
         self._progress = progress
+        self._requesting = False
         self._woken = asyncio.Event()
         self._forced = False
         self._again_at: float | None = None
@@ -316,6 +317,11 @@ class LineageLife:
         """Whether `try_again` was asked for and nothing was planned since."""
         return self._again_at is not None
 
+    @property
+    def is_requesting(self) -> bool:
+        """Whether a request is under way."""
+        return self._requesting
+
     def wake(self) -> None:
         """Something on disk has changed: plan anew."""
         self._woken.set()
@@ -380,7 +386,11 @@ class LineageLife:
                 await self._lineage.disk.run(self._lineage.trial.try_install)
             if request.abandon_pending:
                 await self._lineage.disk.run(self._lineage.keys.abandon)
-            version = await self._obtain(request)
+            self._requesting = True
+            try:
+                version = await self._obtain(request)
+            finally:
+                self._requesting = False
         except OrderUnderWayError as error:
             logger.warning("%s: %s", self.name, error)
             self._progress.failed(self.name, str(error))

@@ -119,6 +119,29 @@ class BrokerRequest:
         """
         lineage = self._lineage
         self._trouble, self._told = "", set()
+        pending, is_old = await self._begin(request)
+        failpoint("request.issue.before")
+        try:
+            order = await self._issue(pending)
+        except RefusalError as error:
+            if error.refusal.reason is not Reason.KEY_REUSED or not is_old:
+                raise
+            # Nothing was ordered. A key of an earlier try, which the broker takes no more, says nothing of another.
+            logger.info("%s: %s; asking with a new key", lineage.name, error)
+            await lineage.disk.run(lineage.keys.abandon)
+            pending, _ = await self._begin(request)
+            order = await self._issue(pending)
+        failpoint("request.issue.after")
+        if order.order_id and order.order_id != pending.order_id:
+            await lineage.disk.run(lineage.keys.record_order, order.order_id)
+        issued = await self._followed(order)
+        failpoint("request.issued")
+        return await uninterrupted(self._stage(issued, pending))
+
+    async def _begin(self, request: Request) -> tuple[PendingRequest, bool]:
+        """What is to be sent, and whether it has the key of an earlier try."""
+        lineage = self._lineage
+        left = await lineage.disk.run(lineage.keys.pending)
         pending = await lineage.disk.run(
             lineage.keys.begin,
             common_name="",
@@ -127,14 +150,7 @@ class BrokerRequest:
             # A revocation spends the key, and the broker refuses it then.
             reuse_key=self._reuse_key and not self._key_is_spent and request.reason is not RenewReason.REVOKED,
         )
-        failpoint("request.issue.before")
-        order = await self._issue(pending)
-        failpoint("request.issue.after")
-        if order.order_id and order.order_id != pending.order_id:
-            await lineage.disk.run(lineage.keys.record_order, order.order_id)
-        issued = await self._followed(order)
-        failpoint("request.issued")
-        return await uninterrupted(self._stage(issued, pending))
+        return pending, left is not None and left.public_key_sha256 == pending.public_key_sha256
 
     async def _issue(self, pending: PendingRequest) -> OrderView:
         """The order, at once: what happens to it is followed, so that each state can be shown."""

@@ -357,7 +357,7 @@ class OrderSteps:
         if now - self._unusable_since < patience.total_seconds():
             message = f"{said}; the certificate is fetched again, and no other one ordered"
             return RefusalError(Reason.ISSUER_UNAVAILABLE, message)
-        remedy = "ask the CA what is wrong with its chain; `renew` orders another certificate before the retry time"
+        remedy = "ask the CA what is wrong with its chain; `certplane-agent renew NAME` orders another one sooner"
         refusal = Refusal(Reason.ISSUER_REJECTED, f"{said}; {remedy}")
         return OrderOverError(End(refusal, self._settings.unusable_chain_pause), unaccounted=True)
 

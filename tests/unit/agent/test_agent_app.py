@@ -17,7 +17,7 @@ from certplane.agent.app import Agent
 from certplane.agent.control import ask
 from certplane.agent.lineage import is_well
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
-from certplane.agent.model import LineageState, LineageStatus, LineageStep
+from certplane.agent.model import LineageState, LineageStatus, LineageStep, Version
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.errors import ConfigurationError, OperationError, Reason, Refusal, RefusalError
 from certplane.sandbox.loopback import free_port
@@ -197,6 +197,45 @@ async def test_a_key_that_can_never_work_is_dropped(make_world: MakeWorld) -> No
     world.broker.errors = [RefusalError(Reason.KEY_REUSED, "another identity's key")]
     await agent._certificates["web"].settle()
     assert (await world.host.certificates["web"].facts(world.clock.now())).pending is None
+
+
+async def test_a_key_of_an_earlier_try_that_is_refused_now(make_world: MakeWorld) -> None:
+    """What was left by an order that failed, and that the broker takes no more, costs no wait: a new key is asked with.
+
+    A key that was just made and is refused is a failure like any other.
+    """
+    world = make_world()
+    await world.enroll()
+    agent = world.agent()
+    await agent._start()
+    web = agent._certificates["web"]
+    world.broker.errors = [RefusalError(Reason.ISSUER_REJECTED, "its chain can't be used")]
+    assert (await web.settle()).failures == 1
+    left = (await world.host.certificates["web"].facts(world.clock.now())).pending
+    assert left is not None
+    world.broker.errors = [RefusalError(Reason.KEY_REUSED, "this key can't be used")]
+    assert is_well(await web.settle(forced=True))
+    (version,) = await world.versions("web")
+    assert version.public_key_sha256 != left.public_key_sha256
+
+
+async def test_an_identity_that_comes_into_use_forgives_no_request_under_way(make_world: MakeWorld) -> None:
+    """At a start the identity is taken into use beside the first requests: what these fail with has its own wait."""
+    world = make_world()
+    await world.enroll()
+    agent = world.agent()
+    await agent._start()
+    web = agent._certificates["web"]
+    heard: list[bool] = []
+
+    async def obtain(_request: object) -> Version:
+        await agent._identity.settle()
+        heard.append(web.wants_again)
+        raise RefusalError(Reason.ISSUER_REJECTED, "its chain can't be used")
+
+    web._obtain = obtain
+    assert (await web.settle()).failures == 1
+    assert (heard, web.wants_again) == ([False], False)
 
 
 async def test_a_spent_key_is_given_up_although_it_should_be_kept(make_world: MakeWorld) -> None:
