@@ -73,7 +73,10 @@ SETTINGS: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "a file where a directory is needed": (blocked, "Not a directory"),
     "a directory at the path": (directory, "is a directory"),
     "a pipe at the path": (fifo, "is a FIFO"),
-    "nowhere to create": (lambda _: {"key": "/proc/certplane/web.key"}, "nothing can be made in /proc"),
+    "nowhere to create": (
+        lambda _: {"key": "/proc/certplane/web.key"},
+        "/proc can't be written by user" if os.geteuid() else "nothing can be made in /proc",
+    ),
     "an owner that isn't there": (lambda _: {"owner": "nobody-of-that-name"}, "no user"),
 }
 

@@ -21,7 +21,9 @@ from certplane.agent.model import InstallMode
 
 NOBODY = 65534
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away, mounts and makes immutable")
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root gives files away, mounts, makes immutable, and is let in to /proc"
+)
 both_modes = pytest.mark.parametrize("mode", list(InstallMode))
 
 
@@ -196,8 +198,8 @@ def append_only_folder(place: Place) -> None:
         pytest.param(parent_is_file, "tls is no directory", id="parent is a file"),
         pytest.param(grandparent_is_file, "file is no directory", id="its parent is one"),
         pytest.param(parent_is_link, "is a symbolic link where a directory is expected", id="parent is a link"),
-        pytest.param(not_creatable, "nothing can be made in /proc", id="not creatable"),
-        pytest.param(not_writable_at_all, "nothing can be made in /proc", id="nothing is written there"),
+        pytest.param(not_creatable, "nothing can be made in /proc", id="not creatable", marks=as_root),
+        pytest.param(not_writable_at_all, "nothing can be made in /proc", id="nothing is written there", marks=as_root),
         pytest.param(long_name, "has too long a name", id="long name"),
         pytest.param(temporary_is_directory, ".web.key.certplane-new is a directory", id="temporary name taken"),
         pytest.param(large, "no key or certificate", id="large file"),
