@@ -168,6 +168,16 @@ async def test_a_renewal_asked_for_from_afar_is_done_within_seconds(fleet: Fleet
         pytest.param("alice", ["renew", "--reason", "no"], 2, "nothing is selected", id="nothing-selected"),
         pytest.param("alice", ["host", "nobody"], 1, "certplanectl fleet", id="no-such-host"),
         pytest.param("alice", ["fleet", "--state", "fine"], 2, "there is no such state", id="no-such-state"),
+        pytest.param(
+            "alice",
+            ["fleet", "--state", "expired"],
+            2,
+            "serving, failed, degraded; or --health with one of: expired",
+            id="a-health-for-a-state",
+        ),
+        pytest.param(
+            "alice", ["fleet", "--health", "ill"], 2, "use one of: expired, revoked_in_use", id="no-such-health"
+        ),
         pytest.param("alice", ["renew", "--all", "--reason", "x", "--spread", "soon"], 2, "30m", id="no-duration"),
     ],
 )
