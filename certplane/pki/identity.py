@@ -45,6 +45,7 @@ from certplane.pki.der import INTEGER, OCTET_STRING, SEQUENCE, DerError, read_el
 from certplane.pki.names import has_dns_syntax
 from certplane.pki.pem import PemError, decode_pem
 from certplane.pki.reading import READ_ERRORS
+from certplane.runtime.text import printable
 
 __all__ = [
     "PROVISIONER_OID",
@@ -71,6 +72,8 @@ _MAX_PRESENTED = 4
 _MAX_LEAF_LENGTH = 64 * 1024
 _MAX_CHAIN_LENGTH = 16 * 1024
 """Characters of PEM beside the leaf: three certificates of RSA-4096 CAs are 8,000."""
+_MOST_SAID = 200
+"""Octets of the path search's own words."""
 _MAX_DEPTH = 4
 """Intermediates between leaf and anchor."""
 _MAX_NAMES = 100
@@ -290,7 +293,9 @@ def _verify_path(leaf: x509.Certificate, chain_pem: bytes, bundle: TrustBundle, 
     except RefusalError:
         raise
     except VerificationError as error:
-        raise _unknown("the client certificate has no valid path to a CA that this broker trusts") from error
+        raise _unknown(
+            f"the client certificate has no valid path to a CA that this broker trusts{_said(error)}"
+        ) from error
     except Exception as error:
         # A stranger's bytes in a parser that is not ours: whatever it raises is said of them.
         raise _unreadable("client certificate", error) from error
@@ -511,8 +516,18 @@ def _presented_hash(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle) -> b
 
 def _unreadable(what: str, error: Exception) -> RefusalError:
     """The refusal of what `cryptography` can't read, with the parser's name for it: its text may quote the bytes."""
-    kind = f" ({type(error).__name__})" if isinstance(error, x509.UnsupportedGeneralNameType) else ""
-    return _unknown(f"the {what} can't be read{kind}")
+    if isinstance(error, x509.UnsupportedGeneralNameType):
+        return _unknown(
+            f"the {what} can't be read ({type(error).__name__}): its subjectAltName has a name of a kind that nothing "
+            "here reads; have the CA put DNS names or URIs alone there"
+        )
+    return _unknown(f"the {what} can't be read")
+
+
+def _said(error: VerificationError) -> str:
+    """What a path search found wrong with a certificate, without what it quotes of it; nothing if it has no issuer."""
+    said = str(error).removeprefix("validation failed: ").partition(" (encountered processing")[0]
+    return "" if said.startswith("candidates exhausted") else f": {printable(said, _MOST_SAID)}"
 
 
 def _unknown(message: str) -> RefusalError:

@@ -122,10 +122,10 @@ REFUSED = [
     pytest.param(lambda: (_leaf().pem, _leaf().chain_pem * 11), "chain can't be read", id="chain-of-11"),
     pytest.param(lambda: (_leaf().pem, _leaf().chain_pem + " " * 70000), "chain can't be read", id="chain-of-70-kb"),
     pytest.param(lambda: (_leaf().pem, ""), "no valid path", id="intermediate-missing"),
-    pytest.param(lambda: _pair(_authority(name="Other").issue("web1.example")), "no valid path", id="row38-foreign-ca"),
+    pytest.param(lambda: _pair(_authority(name="Other").issue("web1.example")), "this broker trusts", id="row38-foreign-ca"),
     pytest.param(lambda: _pair(Authority("Test").issue("web1.example")), "no valid path", id="row38-foreign-ca-of-the-same-name"),
     pytest.param(
-        lambda: _pair(_authority().issue("web1.example", usages=[ExtendedKeyUsageOID.SERVER_AUTH])), "no valid path", id="server-auth-only"
+        lambda: _pair(_authority().issue("web1.example", usages=[ExtendedKeyUsageOID.SERVER_AUTH])), "trusts: required EKU not found", id="server-auth-only"
     ),
     pytest.param(lambda: _pair(_authority().issue("web1.example", usages=[])), "clientAuth", id="no-usages"),
     pytest.param(lambda: _pair(_authority().issue(common_name="web1.example")), "no subjectAltName", id="no-san"),
@@ -136,7 +136,7 @@ REFUSED = [
     ),
     pytest.param(
         lambda: _pair(_authority().issue("web1.example", extra=[(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"x"), True)])),
-        "no valid path", id="unknown-critical-extension",
+        "trusts: invalid extension: 1.2.3: certificate contains", id="unknown-critical-extension",
     ),
     pytest.param(lambda: _pair(_authority().issue("web1.example", provisioner=b"")), "provisioner extension", id="provisioner-empty"),
     pytest.param(lambda: _pair(_authority().issue("web1.example", provisioner=b"\x30\x80\0\0")), "provisioner extension", id="provisioner-indefinite"),
