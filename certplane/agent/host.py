@@ -41,7 +41,7 @@ from certplane.agent.lineage import Lineage
 from certplane.agent.link.state import LinkFile
 from certplane.agent.model import InstallMode
 from certplane.agent.renewal.plan import LineageSpec, newest_version
-from certplane.agent.renewal.status import new_status, not_shown
+from certplane.agent.renewal.status import new_status, not_shown, shown_again
 from certplane.agent.renewal.waiting import Asked
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.spool import FileReportSpool
@@ -280,6 +280,9 @@ class Host:
         current = store.current() or self._in_force_once(lineage)
         if current is not None:
             store.activate(current)
+        status = lineage.statuses.load()
+        if status is not None and (settled := shown_again(status)) != status:
+            lineage.statuses.save(settled)
 
     def _in_force_once(self, lineage: Lineage) -> Version | None:
         """The version that was in force, where `current` is gone or leads nowhere."""

@@ -33,6 +33,7 @@ __all__ = [
     "revoked",
     "settle_clock",
     "settle_jump",
+    "shown_again",
     "verified",
     "verify_failed",
     "verifying",
@@ -228,6 +229,13 @@ def not_shown(status: LineageStatus, error: str, now: datetime, rng: random.Rand
         last_error=error,
         failed_step=LineageStep.INSTALL,
     )
+
+
+def shown_again(status: LineageStatus) -> LineageStatus:
+    """At the start, the configured paths show what is in force: what an installation failed for may be gone."""
+    if status.activation_failures and status.failed_step is LineageStep.INSTALL:
+        return replace(status, next_activation_time=None)
+    return status
 
 
 def activating(status: LineageStatus, now: datetime, rng: random.Random) -> LineageStatus:

@@ -101,6 +101,31 @@ async def run_through(world: AgentWorld) -> Mapping[str, LineageStatus]:
     return await running
 
 
+OBSTACLES = {"at the start": False, "at a renewal": True}
+
+
+@pytest.mark.parametrize("at_renewal", OBSTACLES.values(), ids=OBSTACLES)
+async def test_a_path_that_was_cleared_is_used_at_the_next_run(
+    world: AgentWorld, tmp_path: Path, *, at_renewal: bool
+) -> None:
+    """What stood there isn't in agent.yml, whose change would be seen; a start tries, whatever the back-off is."""
+    await world.enroll()
+    key = tmp_path / "tls" / "web.key"
+    world.configure([{"name": "web", "key": str(key)}], {})
+    assert is_well((await world.agent().run_once())["web"])
+    key.unlink()
+    (key / "inside").mkdir(parents=True)
+    if at_renewal:
+        await world.agent().renew("web")
+    for _ in range(5):  # the waits grow
+        status = (await world.agent().run_once())["web"]
+    assert "is a directory" in status.last_error
+    (key / "inside").rmdir()
+    key.rmdir()
+    assert is_well((await world.agent().run_once())["web"])
+    assert key.is_file()
+
+
 async def test_renew_always_tries(world: AgentWorld) -> None:
     """Whatever our own patience and the broker's limits said; and it says how that ended."""
     await world.enroll()
