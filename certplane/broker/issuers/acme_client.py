@@ -29,7 +29,7 @@ from certplane.broker.issuers.acme_limits import ACCOUNT, limited_scopes
 from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
 from certplane.broker.issuers.acme_resources import AcmeAuthorization, AcmeOrder, MalformedAnswerError
 from certplane.broker.issuers.acme_settling import Settling
-from certplane.broker.issuers.answers import parse_retry_after, printable
+from certplane.broker.issuers.answers import one_line, parse_retry_after
 from certplane.broker.issuers.outgoing import ForbiddenUrlError
 from certplane.errors import ProblemDocument, Reason
 from certplane.pki.chain import found_chain
@@ -146,7 +146,7 @@ class AcmeClient(ClientV2):
         try:
             response = self.net.get(url)
         except AcmeError as error:
-            error.refusal = replace(error.refusal, message=f"{printable(url, _LONGEST_URL)}: {error.refusal.message}")
+            error.refusal = replace(error.refusal, message=f"{one_line(url, _LONGEST_URL)}: {error.refusal.message}")
             if error.unreachable:
                 error.add(
                     f"check host and port of {self._section}.directory_url, the way there, and, for a private CA, "
@@ -248,8 +248,8 @@ class AcmeClient(ClientV2):
             status = body.get("status", "valid")
             contact = body.get("contact") or ()
         if status != "valid":
-            raise AcmeError(Reason.ISSUER_REJECTED, f"the account {url} is {printable(status, 20)}")
-        known = tuple(printable(entry, 300) for entry in contact[:_MOST_CONTACTS]) if isinstance(contact, list) else ()
+            raise AcmeError(Reason.ISSUER_REJECTED, f"the account {url} is {one_line(status, 20)}")
+        known = tuple(one_line(entry, 300) for entry in contact[:_MOST_CONTACTS]) if isinstance(contact, list) else ()
         return AcmeSession(directory, url, status, known, created=response.status_code == 201)
 
     @property
@@ -282,11 +282,11 @@ class AcmeClient(ClientV2):
             yield
         except AcmeError as error:
             if error.missing and self._settling.missing(url):
-                message = f"{error.refusal.message}; it named {printable(url, _LONGEST_URL)} itself, and is asked again"
+                message = f"{error.refusal.message}; it named {one_line(url, _LONGEST_URL)} itself, and is asked again"
                 error.refusal = replace(error.refusal, reason=Reason.ISSUER_UNAVAILABLE, message=message)
             elif error.missing:
                 spent = self._settling.patience.total_seconds()
-                error.add(f"it named {printable(url, _LONGEST_URL)} itself, and has not known it for {spent:.0f} s")
+                error.add(f"it named {one_line(url, _LONGEST_URL)} itself, and has not known it for {spent:.0f} s")
             raise
         self._settling.found(url)
 
@@ -334,7 +334,7 @@ class AcmeClient(ClientV2):
         if not chain and response.headers.get("Content-Type", "").startswith("text/html"):
             raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it sent a page of HTML in place of a certificate")
         if passed:
-            fields = {"url": printable(url, _LONGEST_URL), "blocks": passed}
+            fields = {"url": one_line(url, _LONGEST_URL), "blocks": passed}
             _log.warning("passed over what is no certificate in the CA's chain", extra={"fields": fields})
         failpoint("acme.download.fetched")
         return chain, tuple(self._get_links(response, "alternate"))
@@ -365,7 +365,7 @@ class AcmeClient(ClientV2):
 
 def _misplaced(url: str, what: str, remedy: str) -> AcmeError:
     """What is at the directory's URL is another thing: that doesn't pass by itself."""
-    said = f"{printable(url, _LONGEST_URL)} is no ACME directory: {what}"
+    said = f"{one_line(url, _LONGEST_URL)} is no ACME directory: {what}"
     problem = ProblemDocument(ACTION_REQUIRED, said)
     error = AcmeError(Reason.ISSUER_REJECTED, f"{said}; {remedy}", problems=(problem,), unsent=True)
     error.misplaced = True

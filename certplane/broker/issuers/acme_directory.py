@@ -11,7 +11,7 @@ import requests
 from acme import messages
 
 from certplane.broker.issuers.acme_resources import MalformedAnswerError
-from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.answers import one_line
 from certplane.errors import ProblemDocument, Reason, Refusal
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def directory_body(response: requests.Response) -> object:
         MalformedAnswerError: the answer is none, as from a wrong URL; the text says what came instead.
     """
     status = response.status_code
-    kind = printable(response.headers.get("Content-Type", ""), 60).partition(";")[0]
+    kind = one_line(response.headers.get("Content-Type", ""), 60).partition(";")[0]
     if 300 <= status < 400:
-        where = printable(response.headers.get("Location", ""), _LONGEST_TEXT) or "an unnamed place"
+        where = one_line(response.headers.get("Location", ""), _LONGEST_TEXT) or "an unnamed place"
         raise MalformedAnswerError(f"HTTP status {status}, a redirect to {where} that isn't followed")
     if status != 200:
         raise MalformedAnswerError(f"HTTP status {status}")
@@ -90,9 +90,9 @@ def parse_directory(body: object, hosts: AllowedHosts) -> AcmeDirectory:
     return AcmeDirectory(
         urls,
         profiles={
-            name: printable(text, _LONGEST_TEXT) for name, text in profiles if name == printable(name, _LONGEST_NAME)
+            name: one_line(text, _LONGEST_TEXT) for name, text in profiles if name == one_line(name, _LONGEST_NAME)
         },
-        terms_of_service=printable(meta.get("termsOfService"), _LONGEST_TEXT),
+        terms_of_service=one_line(meta.get("termsOfService"), _LONGEST_TEXT),
         external_account_required=meta.get("externalAccountRequired") is True,
     )
 
@@ -105,7 +105,7 @@ def no_such_profile(name: str, directory: AcmeDirectory) -> Refusal | None:
     """
     if name in directory.profiles:
         return None
-    shown = printable(name, _LONGEST_NAME)
+    shown = one_line(name, _LONGEST_NAME)
     offers = "; ".join(f"{known}: {text}" if text else known for known, text in sorted(directory.profiles.items()))
     said = f"it has no certificate profile {shown!r}; " + (f"it offers {offers}" if offers else "it offers none at all")
     problem = ProblemDocument("urn:ietf:params:acme:error:invalidProfile", said)

@@ -34,7 +34,7 @@ from requests.utils import get_environ_proxies
 
 from certplane.broker.issuers.acme_limits import ACCOUNT, NAME_SET
 from certplane.broker.issuers.acme_resources import problem_documents
-from certplane.broker.issuers.answers import parse_retry_after, printable
+from certplane.broker.issuers.answers import one_line, parse_retry_after
 from certplane.broker.issuers.outgoing import ForbiddenUrlError, roots_context
 from certplane.errors import ProblemDocument, Reason, RefusalError, Violation
 
@@ -291,7 +291,7 @@ def _where_to_act(response: requests.Response) -> str:
     body = _json_or_none(response)
     instance = body.get("instance") if isinstance(body, dict) else None
     for url in (instance, response.links.get("terms-of-service", {}).get("url")):
-        shown = printable(url, _LONGEST_URL)
+        shown = one_line(url, _LONGEST_URL)
         if shown.startswith(("https://", "http://")) and " " not in shown:
             return shown
     return ""
@@ -343,8 +343,8 @@ def _what_happened(error: BaseException) -> str:
         return "it took too long"
     for cause in _causes(error):
         if isinstance(cause, requests.exceptions.SSLError | urllib3.exceptions.SSLError):
-            return f"TLS failed ({printable(_innermost(error), 200)})"
-    return printable(_innermost(error), 200)
+            return f"TLS failed ({one_line(_innermost(error), 200)})"
+    return one_line(_innermost(error), 200)
 
 
 def _innermost(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from acme import challenges
 from josepy.errors import DeserializationError
 from josepy.jwk import JWK
 
-from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.answers import one_line
 from certplane.broker.model import DnsChallenge, IssuerOrderStatus
 from certplane.errors import ProblemDocument
 from certplane.pki.names import DnsNameError, canonical_dns_name
@@ -114,7 +114,7 @@ class AcmeAuthorization:
 
 
 def problem_documents(body: object, status: int | None = None, domain: str = "") -> tuple[ProblemDocument, ...]:
-    """The problem document and its subproblems, made printable; empty if `body` isn't one.
+    """The problem document and its subproblems, each text on one line; empty if `body` isn't one.
 
     Args:
         body: decoded JSON of any shape.
@@ -134,10 +134,10 @@ def _problem_document(body: Mapping[str, object], status: int | None, domain: st
     own_status, identifier = body.get("status"), body.get("identifier")
     name = identifier.get("value") if isinstance(identifier, Mapping) else None
     return ProblemDocument(
-        type=printable(body.get("type"), _LONGEST_TYPE) or "about:blank",
-        detail=printable(body.get("detail") or body.get("title"), _LONGEST_DETAIL),
+        type=one_line(body.get("type"), _LONGEST_TYPE) or "about:blank",
+        detail=one_line(body.get("detail") or body.get("title"), _LONGEST_DETAIL),
         status=own_status if isinstance(own_status, int) and 100 <= own_status < 600 else status,
-        identifier=printable(name, _LONGEST_TYPE) or domain,
+        identifier=one_line(name, _LONGEST_TYPE) or domain,
     )
 
 

@@ -9,7 +9,7 @@ import unicodedata
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
-__all__ = ["LONGEST_RETRY_AFTER", "parse_retry_after", "printable"]
+__all__ = ["LONGEST_RETRY_AFTER", "one_line", "parse_retry_after"]
 
 LONGEST_RETRY_AFTER = timedelta(days=7)
 """The longest window of a public CA's limits (Let's Encrypt's 5 per week); a longer wait is a mistake or an attack."""
@@ -42,7 +42,7 @@ def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
     return min(max(wait, timedelta()), LONGEST_RETRY_AFTER)
 
 
-def printable(text: object, limit: int) -> str:
+def one_line(text: object, limit: int) -> str:
     """`text` on one line: without control, format and surrogate characters, at most `limit` characters.
 
     What an outsider wrote must not move a terminal's cursor, forge a log line or turn text around (bidi overrides).

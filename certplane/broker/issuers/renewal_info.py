@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from cryptography import x509
 
 from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
-from certplane.broker.issuers.answers import parse_retry_after, printable
+from certplane.broker.issuers.answers import one_line, parse_retry_after
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
@@ -167,7 +167,7 @@ class AcmeRenewalInfo:
 
 
 def _shown_url(url: object) -> str:
-    shown = printable(url, _LONGEST_URL + 1)
+    shown = one_line(url, _LONGEST_URL + 1)
     fits = len(shown) <= _LONGEST_URL and " " not in shown and shown.lower().startswith(("https://", "http://"))
     return shown if fits else ""
 

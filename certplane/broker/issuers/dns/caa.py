@@ -19,7 +19,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rdtypes.ANY.CAA
 
-from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class CaaRecord:
 
     def __str__(self) -> str:
         """As a zone file has it."""
-        return printable(f'{self.flags} {self.tag} "{self.value}"', _LONGEST)
+        return one_line(f'{self.flags} {self.tag} "{self.value}"', _LONGEST)
 
 
 class Verdict(StrEnum):

@@ -21,7 +21,7 @@ import httpcore  # noqa: F401 - see above
 import httpx
 from cloudflare import APIConnectionError, APIError, APIStatusError, AsyncCloudflare
 
-from certplane.broker.issuers.answers import parse_retry_after, printable
+from certplane.broker.issuers.answers import one_line, parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
@@ -202,5 +202,5 @@ def _entries(body: Any) -> list[tuple[int, str]]:
     errors = body.get("errors") if isinstance(body, Mapping) else None
     found = [entry for entry in errors if isinstance(entry, Mapping)] if isinstance(errors, list) else []
     return [
-        (entry["code"], printable(entry.get("message"), 200)) for entry in found if isinstance(entry.get("code"), int)
+        (entry["code"], one_line(entry.get("message"), 200)) for entry in found if isinstance(entry.get("code"), int)
     ]

@@ -21,7 +21,7 @@ from datetime import timedelta
 import dns.name
 import dns.rdatatype
 
-from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, alias_in, name_of, renaming_in
 from certplane.broker.issuers.dns.propagation import Mode
@@ -143,7 +143,7 @@ class Delegations:
             if not self._allowed:
                 # The provider says more of a zone that isn't there, and the check of the record of an alias.
                 return ""
-            message = f"it can't be told whether {name} is delegated (CNAME): {printable(str(error), 400)}"
+            message = f"it can't be told whether {name} is delegated (CNAME): {one_line(str(error), 400)}"
             raise RefusalError(Reason.DNS_UNAVAILABLE, message) from error
 
     async def _ask(self, name: dns.name.Name, route: Route, deadline: Deadline) -> tuple[str, bool]:
@@ -174,7 +174,7 @@ def _check_readable(chain: Sequence[str]) -> None:
     plain = target.replace(".", "").replace("-", "").replace("_", "")
     option = target.startswith("-")  # to a program that is called with it
     if len(target) > MAX_NAME_LENGTH or not plain.isascii() or not plain.isalnum() or option:
-        raise _rejected(f"{name} is an alias (CNAME) of {printable(target, 80)!r}, which is no name to write at")
+        raise _rejected(f"{name} is an alias (CNAME) of {one_line(target, 80)!r}, which is no name to write at")
 
 
 def _arrows(chain: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.program import SEARCH_PATH, NotStartedError, run_program
 from certplane.broker.model import TxtRecord
@@ -151,5 +151,5 @@ def _last_line(output: bytes, secret: str) -> str:
     for part in sorted({secret, *secret.split()}, key=len, reverse=True):
         if len(part) >= 4:
             text = text.replace(part, "[secret]")
-    lines = [line for line in (printable(line, 200) for line in text.splitlines()) if line]
+    lines = [line for line in (one_line(line, 200) for line in text.splitlines()) if line]
     return f": {lines[-1]}" if lines else ""

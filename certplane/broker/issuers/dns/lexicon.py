@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.program import SEARCH_PATH, NotStartedError, run_program
 from certplane.broker.model import TxtRecord
@@ -181,7 +181,7 @@ def _read_result(output: bytes) -> tuple[str, str]:
         return "", ""
     if not isinstance(content, dict):
         return "", ""
-    return str(content.get("result", "")), printable(content.get("message"), 300)
+    return str(content.get("result", "")), one_line(content.get("message"), 300)
 
 
 def _check_installed(provider: str) -> None:

@@ -17,7 +17,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rdtypes.ANY.SOA
 
-from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.caa import ParentRecords, Verdict, judge, relevant_records
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
@@ -116,7 +116,7 @@ class DnsPreflight:
             return PreflightCheck("delegation", name, result, error.refusal.message)
         said = " -> ".join(place.chain) if len(place.chain) > 1 else "not delegated"
         if place.wildcard:
-            target = printable(place.wildcard, 260)
+            target = one_line(place.wildcard, 260)
             said += f"; the record will hide the CNAME of a wildcard, which leads to {target}"
         return PreflightCheck("delegation", name, _OK, said)
 
@@ -207,4 +207,4 @@ def _challenge_names(names: Sequence[str]) -> list[str]:
 
 
 def _said(error: NoDnsAnswerError | RefusalError) -> str:
-    return printable(error.refusal.message if isinstance(error, RefusalError) else str(error), 400)
+    return one_line(error.refusal.message if isinstance(error, RefusalError) else str(error), 400)

@@ -29,7 +29,7 @@ from enum import StrEnum
 import dns.name
 import dns.rdatatype
 
-from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.dns_messages import (
     NoDnsAnswerError,
@@ -199,7 +199,7 @@ class PropagationCheck:
         if alias := alias_in(answer, absolute):
             return await self._aliased(server, name, alias, deadline)
         if not recursive and (cut := referral_in(answer, absolute)):
-            below = printable(cut.to_text(omit_final_dot=True), 260)
+            below = one_line(cut.to_text(omit_final_dot=True), 260)
             return _Finding(f"{server.name} ({address}) isn't authoritative: it refers to the servers of {below}")
         lacking = lacking_txt(answer, absolute, values)
         return _Finding(f"{server.name} ({address}) {lacking}" if lacking else "")
@@ -213,7 +213,7 @@ class PropagationCheck:
             )
             return alias_in(answer, neighbour).rstrip(".").lower(), renaming_in(answer, neighbour)
 
-        shown = printable(alias, 260)
+        shown = one_line(alias, 260)
         try:
             wildcard = await is_wildcard_alias(name_of(name), alias.rstrip(".").lower(), ask, self._rng)
         except NoDnsAnswerError as error:

@@ -26,7 +26,7 @@ import dns.rdtypes.ANY.TXT
 import dns.tsig
 import dns.update
 
-from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, alias_in, name_of
 from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
@@ -191,7 +191,7 @@ class Rfc2136Provider:
             raise RefusalError(Reason.DNS_REJECTED, message_text) from error
         except (NoDnsAnswerError, TimeoutError, *MALFORMED) as error:
             # An answer without the server's signature ends here too, success or not: dnspython demands one.
-            why = printable(str(error), 200) or type(error).__name__
+            why = one_line(str(error), 200) or type(error).__name__
             message_text = f"the DNS server {server} did not {what}: {why}"
             raise RefusalError(Reason.DNS_UNAVAILABLE, message_text) from error
         if answer.rcode() == dns.rcode.SERVFAIL:

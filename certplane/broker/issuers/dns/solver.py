@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from certplane.broker.issuers.answers import printable
+from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.delegation import Delegations, Place
 from certplane.broker.issuers.dns.provider import AccountFinding, CheckableProvider, NoSuchZoneError
@@ -90,7 +90,7 @@ class DnsSolver:
             fields = {"record_name": challenge.record_name, "delegated_to": name}
             _log.info("challenge name is delegated", extra={"fields": fields})
         if place.wildcard:
-            fields = {"record_name": name, "wildcard_target": printable(place.wildcard, 260)}
+            fields = {"record_name": name, "wildcard_target": one_line(place.wildcard, 260)}
             _log.info("the record will hide the CNAME of a wildcard", extra={"fields": fields})
         record = route.provider.plan(replace(challenge, record_name=name), profile)
         return replace(record, credentials=route.credentials_for(record.credentials))

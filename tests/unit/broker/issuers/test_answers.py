@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certplane.broker.issuers.answers import LONGEST_RETRY_AFTER, parse_retry_after, printable
+from certplane.broker.issuers.answers import LONGEST_RETRY_AFTER, one_line, parse_retry_after
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -57,7 +57,7 @@ def test_retry_after_never_fails(header: str) -> None:
 @given(st.one_of(st.text(), st.none(), st.integers(), st.lists(st.text())), st.integers(1, 50))
 def test_printable_is_one_bounded_printable_line(text: object, limit: int) -> None:
     """Whatever comes in, the result fits and moves no cursor."""
-    result = printable(text, limit)
+    result = one_line(text, limit)
     assert len(result) <= limit
     assert result.isprintable()
 
@@ -75,4 +75,4 @@ def test_printable_is_one_bounded_printable_line(text: object, limit: int) -> No
 )
 def test_printable(text: str, result: str) -> None:
     """Only what could deceive goes."""
-    assert printable(text, 8 if result.startswith("123") else 80) == result
+    assert one_line(text, 8 if result.startswith("123") else 80) == result
