@@ -17,6 +17,7 @@ from certplane.errors import Reason
 from certplane.pki.chain import (
     MAX_CERTIFICATES,
     MAX_CHAIN_LENGTH,
+    MOST_CAME,
     ChainError,
     check_issued_chain,
     found_chain,
@@ -332,6 +333,20 @@ def test_refuses_a_ca_as_leaf() -> None:
     leaf = authority.issue(*NAMES, key=ec_key(), extra=[(x509.BasicConstraints(ca=True, path_length=None), True)])
     with pytest.raises(ChainError, match="a CA's"):
         _check(leaf.fullchain_pem)
+
+
+def test_a_cas_answer_of_very_many_certificates() -> None:
+    """Only so many are looked at, the first ones; the others are counted as left out."""
+    kept, passed = found_chain(_leaf().fullchain_pem + certificate_pem(_authority(name="Other").intermediate) * 200)
+    assert kept.count("BEGIN") == MOST_CAME
+    assert passed == 200 + _leaf().fullchain_pem.count("BEGIN") - MOST_CAME
+    issued = check_issued_chain(
+        kept, public_key_sha256=public_key_sha256(ec_key().public_key()), dns_names=NAMES, now=NOW, most=MOST_CAME
+    )
+    assert issued.certificate_pem == _leaf().pem
+    with pytest.raises(ChainError, match="longer than") as caught:
+        _check(kept)
+    assert caught.value.may_heal
 
 
 def test_split_chain() -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certplane.pki.pem import PemError, decode_pem, encode_pem, has_private_key, pem_text
+from certplane.pki.pem import PemError, decode_pem, encode_pem, find_pem, has_private_key, pem_text
 
+CERTIFICATE = encode_pem("CERTIFICATE", b"one")
 ONE = encode_pem("THING", b"one")
 TWO = encode_pem("THING", b"two")
 
@@ -145,6 +146,28 @@ def test_sees_private_keys() -> None:
     assert has_private_key(encode_pem("EC PRIVATE KEY", b"x"))
     assert has_private_key(encode_pem("PRIVATE KEY", b"x"))
     assert not has_private_key(ONE)
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "passed"),
+    [
+        pytest.param("", [], 0, id="nothing"),
+        pytest.param("\0\x1b[0m junk", [], 0, id="junk"),
+        pytest.param(CERTIFICATE, [b"one"], 0, id="one"),
+        pytest.param(CERTIFICATE.replace("\n", "\0\r\v\f"), [b"one"], 0, id="control-characters"),
+        pytest.param(CERTIFICATE.replace("\n", ""), [b"one"], 0, id="no-lines"),
+        pytest.param(CERTIFICATE.replace("\n", "") * 2, [b"one"] * 2, 0, id="two-in-a-line"),
+        pytest.param(CERTIFICATE.replace(" CERT", " X509 CERT"), [b"one"], 0, id="older-label"),
+        pytest.param(CERTIFICATE.replace("b25l", "b25"), [], 1, id="broken-base64"),
+        pytest.param(CERTIFICATE.replace("b25l", "b2-5l"), [], 1, id="another-character"),
+        pytest.param(CERTIFICATE[:-10] + CERTIFICATE, [b"one"], 1, id="cut-off-before-a-whole-one"),
+        pytest.param(encode_pem("X509 CRL", b"x") + CERTIFICATE, [b"one"], 1, id="another-label"),
+        pytest.param(encode_pem("PRIVATE KEY", b"x"), [], 1, id="private-key"),
+    ],
+)
+def test_whole_blocks_of_an_answer(text: str, found: list[bytes], passed: int) -> None:
+    """Of a server's answer every whole block of the label is taken, and the rest passed over and counted."""
+    assert find_pem(text, "CERTIFICATE") == (tuple(found), passed)
 
 
 @given(st.binary(min_size=1, max_size=300))
