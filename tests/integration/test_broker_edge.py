@@ -1032,6 +1032,21 @@ async def test_page_of_large_certificates_fits_into_a_message(edge: EdgeServer) 
     assert edge.authority.asked[0][2].usable_at is None
 
 
+async def test_no_more_is_read_than_has_room_in_a_page(edge: EdgeServer) -> None:
+    """Whoever asks for the largest pages again and again has the store read what is sent; none is lost."""
+    edge.authority.certificates = [sample_certificate(certificate_id=f"c-{n:03}") for n in range(450)]
+    stub = certificate_pb2_grpc.CertificateServiceStub
+    seen, token = [], ""
+    async with edge.host() as channel:
+        while token or not seen:
+            request = certificate_pb2.ListCertificatesRequest(page_size=500, page_token=token)
+            response = await stub(channel).ListCertificates(request, timeout=HANG)
+            seen += [certificate.certificate_id for certificate in response.certificates]
+            token = response.next_page_token
+    assert seen == [f"c-{n:03}" for n in range(450)]
+    assert max(asked[2].limit for asked in edge.authority.asked) <= 201
+
+
 # --- refusals of the story ----------------------------------------------------------------------------------------------
 
 

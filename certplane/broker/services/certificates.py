@@ -43,6 +43,9 @@ RpcContext = grpc.aio.ServicerContext[Any, Any]
 _PAGE_BYTES: Final = 48 * 1024
 """A page ends here, whatever its size: the rest of the 64 KiB of a message is room for one more certificate's names."""
 
+_PAGE_CERTIFICATES: Final = 200
+"""As many as have room in a page, at some 250 bytes each: what is read beyond that is thrown away."""
+
 _SOURCES: Final = {
     "": pb.CERTIFICATE_SOURCE_UNSPECIFIED,
     "cache": pb.CERTIFICATE_SOURCE_CACHE,
@@ -125,7 +128,7 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
     ) -> pb.ListCertificatesResponse:
         """A page of the caller's certificates, newest first, cut where the message would become too large."""
         caller, _ = current_call()
-        size = page_size(request.page_size)
+        size = min(page_size(request.page_size), _PAGE_CERTIFICATES)
         query = CertificateQuery(
             identity=caller.name,
             profile=required("profile", request.profile) if request.profile else "",
