@@ -1,9 +1,10 @@
 """`certplane-broker check`: whether a start with this configuration would get as far as its store and its port.
 
 Makes what a start makes of the configuration, secrets' source, issuers and DNS providers too, and tells all problems at
-once. The only thing that it asks for outside are the directories of the CAs: a start doesn't need them, but nothing
-would ever be issued by one that isn't there. It changes nothing: no account key is made, no vault asked, and a database
-is read without a lock. Secrets of files and of the environment are read to see that they can be, and forgotten.
+once. What it asks for outside are a database on a server, and the directories of the CAs: a start doesn't need them,
+but nothing would ever be issued by one that isn't there. It changes nothing: no account key is made, no vault asked,
+and a database is read without a lock. Secrets of files and of the environment are read to see that they can be, and
+forgotten.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TypeVar
 
 from certplane.broker import adapters
 from certplane.broker.app import Prepared, prepare
-from certplane.broker.database import locating, secret_source
+from certplane.broker.database import locating, look_at_server, secret_source
 from certplane.broker.issuers.acme import AcmeIssuer, DirectoryError
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.ports import SecretSource
@@ -49,7 +50,7 @@ async def check(
     Args:
         settings: the configuration.
         clock: for time limits.
-        offline: don't ask for the CAs' directories.
+        offline: ask nobody for the CAs' directories and no database server.
 
     Raises:
         ConfigurationError: everything that would keep the broker from starting, and CAs whose directory isn't there.
@@ -81,6 +82,8 @@ async def check(
             solver = adapters.solver(settings, secrets, clock, rng)
             stack.push_async_callback(solver.close)
         wrong, away = await _directories(settings, () if offline else usable, clock, rng)
+        with _gathering(problems):
+            folders.update([] if offline else await look_at_server(settings, secrets, pool))
         unread = [] if secrets is nothing else await unreadable_secrets(settings, prepared, secrets)
     problems += wrong
     (problems if looks_where_the_service_does(settings) else doubts).extend(unread)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
 from typing import TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -15,6 +16,8 @@ from certplane.broker.audit import SpillFallback
 from certplane.broker.issuers.dns.http_client import new_http_client
 from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
 from certplane.broker.ports import AuditFallback, Meter, NullMeter, SecretSource
+from certplane.broker.secrets.env import EnvSecrets
+from certplane.broker.secrets.files import FileSecrets
 from certplane.broker.secrets.source import SecretsSetup, open_secrets
 from certplane.broker.secrets.vault import VaultStore
 from certplane.broker.settings import BrokerSettings, SecretsSettings, StoreDriver, VaultSettings
@@ -23,9 +26,11 @@ from certplane.errors import ConfigurationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["locating", "open_store", "secret_source", "stores"]
+__all__ = ["locating", "look_at_server", "open_store", "secret_source", "stores"]
 
 T = TypeVar("T")
+
+_LOOK = timedelta(seconds=5)
 
 _logger = logging.getLogger("certplane.broker")
 
@@ -133,6 +138,25 @@ async def stores(
         with _located(settings):
             opened = await stack.enter_async_context(opening)
         yield opened
+
+
+async def look_at_server(settings: BrokerSettings, secrets: SecretSource, pool: BlockingPool) -> list[str]:
+    """What a start would find of a database on a server; notices, a line each.
+
+    Raises:
+        ConfigurationError: a start would refuse it.
+    """
+    asks_vault = settings.store.password_secret and not isinstance(secrets, EnvSecrets | FileSecrets)
+    if settings.store.driver is StoreDriver.SQLITE or asks_vault:
+        return []
+    from certplane.broker.store import postgresql  # noqa: PLC0415 - not without it
+
+    try:
+        url = await _database_url(settings, secrets)
+    except ConfigurationError:
+        return []  # that the secret can't be read is told for all secrets alike
+    with _located(settings):
+        return await pool.run(postgresql.look_at, url, _LOOK)
 
 
 async def _database_url(settings: BrokerSettings, secrets: SecretSource) -> str:

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import conninfo, errors, pq
 from sqlalchemy.exc import SQLAlchemyError
 
-from certplane.broker.store.migrate import NewerSchemaError, migrate
+from certplane.broker.store.migrate import NewerSchemaError, check_known, migrate
 from certplane.broker.store.schema import SCHEMA_REVISION, metadata
 from certplane.broker.store.session import Fault, SqlError
 from certplane.broker.store.statements import Compiler, Row, Statement
@@ -103,6 +103,54 @@ def _connect(url: str, wait: timedelta, *, read_only: bool = False) -> _Connecti
             connection.close()
         raise SqlError(Fault.UNREACHABLE, str(error).partition("\n")[0]) from error
     return connection
+
+
+def look_at(url: str, wait: timedelta) -> list[str]:
+    """What a start would find of the database at `url`, without a lock and without changing anything; notices.
+
+    Raises:
+        ConfigurationError: a start would refuse it.
+    """
+    try:
+        connection = _connect(url, wait)
+    except SqlError as error:
+        return [f"store.url: the database can't be reached from here ({error}); without it no broker starts"]
+    with contextlib.closing(connection):
+        _check_encoding(connection)
+        try:
+            found = _revision(connection)
+        except psycopg.Error as error:
+            return [f"store.url: the schema can't be read ({str(error).partition(chr(10))[0]})"]
+    try:
+        check_known(found)
+    except NewerSchemaError as error:
+        raise _newer(error) from error
+    if found is not None and found != SCHEMA_REVISION:
+        return [f"store.url: the next start brings the schema from {found} to {SCHEMA_REVISION}; make a copy before it"]
+    return []
+
+
+def _check_encoding(connection: _Connection) -> None:
+    """Whether texts survive in the database."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != _ENCODING:
+        raise _configuration(
+            f"the database's encoding is {encoding}, and must be {_ENCODING}",
+            f"make another one: createdb --encoding {_ENCODING} --template template0 --owner USER NAME",
+        )
+
+
+def _revision(connection: _Connection) -> str | None:
+    row = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
+    found = connection.execute("SELECT version_num FROM alembic_version").fetchone() if row and row[0] else None
+    return None if found is None else str(found[0])
+
+
+def _newer(error: NewerSchemaError) -> CertplaneError:
+    return _configuration(
+        f"the database was written by a newer certplane-broker (schema {error})",
+        "install that version, or restore a copy made before it ran",
+    )
 
 
 class PostgresqlSession:
@@ -238,12 +286,7 @@ class PostgresqlSession:
 
     def _check_usable(self) -> None:
         """Whether texts survive in the database, and anything can be written."""
-        encoding = self._connection.info.parameter_status("server_encoding")
-        if encoding != _ENCODING:
-            raise _configuration(
-                f"the database's encoding is {encoding}, and must be {_ENCODING}",
-                f"make another one: createdb --encoding {_ENCODING} --template template0 --owner USER NAME",
-            )
+        _check_encoding(self._connection)
         if self._run("SHOW transaction_read_only").fetchone() == ("on",):
             raise OperationError(
                 "store.url: the database can only be read: a standby, or default_transaction_read_only is on",
@@ -260,9 +303,10 @@ class PostgresqlSession:
             )
 
     def _bring_up_to_date(self) -> None:
-        row = self._run("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
-        found = self._run("SELECT version_num FROM alembic_version").fetchone() if row and row[0] else None
-        revision = None if found is None else str(found[0])
+        try:
+            revision = _revision(self._connection)
+        except psycopg.Error as error:
+            raise fault_of(error, lost=self._connection.closed) from error
         if not self._exclusive:
             if revision != SCHEMA_REVISION:
                 raise _configuration(
@@ -273,10 +317,7 @@ class PostgresqlSession:
         try:
             migrate("postgresql+psycopg://", self._connect_to_migrate, revision)
         except NewerSchemaError as error:
-            raise _configuration(
-                f"the database was written by a newer certplane-broker (schema {error})",
-                "install that version, or restore a copy made before it ran",
-            ) from error
+            raise _newer(error) from error
         except SQLAlchemyError as error:
             cause = str(error.__cause__ or error).partition("\n")[0]
             raise OperationError(

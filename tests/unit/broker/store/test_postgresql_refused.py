@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from certplane.broker.store.postgresql import PostgresqlSession
+from certplane.broker.store.postgresql import PostgresqlSession, look_at
 from certplane.errors import CertplaneError
 
 pytestmark = pytest.mark.integration
@@ -71,8 +71,23 @@ def test_another_encoding(server: Server, encoding: str, parameters: str) -> Non
     name = f"certplane_{encoding.lower()}_{len(parameters)}"
     url = server.database(name, f"ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
     said = _refusal(url + parameters)
+    with pytest.raises(CertplaneError) as looked:
+        look_at(url + parameters, WAIT)
+    assert str(looked.value) == said
     assert f"the database's encoding is {encoding}, and must be UTF8" in said
     assert "createdb --encoding UTF8 --template template0" in said
+
+
+def test_a_look_changes_nothing(server: Server) -> None:
+    """`check` makes nothing in a database that is empty, and says of one that can't be reached that it can't."""
+    url = server.database("certplane_looked_at", "ENCODING 'UTF8' TEMPLATE template0")
+    assert look_at(url, WAIT) == []
+    with closing(psycopg.connect(url)) as connection:
+        assert connection.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,)
+    PostgresqlSession(url, WAIT, exclusive=True).close()
+    assert look_at(url, WAIT) == []
+    (notice,) = look_at("postgresql://nobody@127.0.0.1:1/x", WAIT)
+    assert "can't be reached from here" in notice
 
 
 @pytest.mark.parametrize("parameters", ["?client_encoding=LATIN1", "?client_encoding=SQL_ASCII"])
