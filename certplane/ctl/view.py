@@ -272,13 +272,12 @@ def _renewal_lines(renewal: renewal_pb2.Renewal, now: datetime) -> list[str]:
 
 def _link(host: renewal_pb2.Host, now: datetime) -> str:
     state = "CONTESTED, " if host.contested else ""
-    if host.connected:
-        return (
-            f"{state}up {span_text(now - _time(host.connect_time))}" if host.HasField("connect_time") else f"{state}up"
-        )
-    if host.HasField("last_seen_time"):
-        return f"{state}down {span_text(now - _time(host.last_seen_time))}"
-    return f"{state}never seen"
+    if not host.connected and not host.HasField("last_seen_time"):
+        return f"{state}never seen"
+    since = time_of(host.connect_time if host.connected else host.last_seen_time)
+    known = since is not None and (not host.connected or host.HasField("connect_time"))
+    span = f" {span_text(now - since)}" if since is not None and known else ""
+    return f"{state}{'up' if host.connected else 'down'}{span}"
 
 
 def _identity(host: renewal_pb2.Host, now: datetime) -> str:

@@ -318,3 +318,41 @@ def test_on_a_terminal_without_rich_the_table_comes_once_and_then_changes(monkey
     lines = stream.getvalue().splitlines()
     assert lines[0].split()[:2] == ["HOST", "LINK"]
     assert lines[-1] == "a: web: failed (reload): exit status 1"
+
+
+NO_TIMES = {
+    "far too late": (2**62, 0),
+    "far too early": (-(2**62), 0),
+    "negative nanoseconds": (1, -1),
+    "too many nanoseconds": (1, 2_000_000_000),
+}
+
+
+def with_times(message: Message, seconds: int, nanos: int) -> None:
+    """Set each time and span of a message, and of those in it that are set."""
+    for field in message.DESCRIPTOR.fields:
+        if field.message_type is None:
+            continue
+        if field.message_type.full_name in {"google.protobuf.Timestamp", "google.protobuf.Duration"}:
+            value = getattr(message, field.name)
+            value.seconds, value.nanos = seconds, nanos
+    for _, value in message.ListFields():
+        for each in value if hasattr(value, "add") else [value]:
+            if hasattr(each, "DESCRIPTOR") and each.DESCRIPTOR.file.package == message.DESCRIPTOR.file.package:
+                with_times(each, seconds, nanos)
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), NO_TIMES.values(), ids=NO_TIMES)
+def test_times_that_are_none_are_shown_all_the_same(seconds: int, nanos: int) -> None:
+    """A broker of nonsense makes no traceback at the operator's terminal; JSON, which programs read, is refused with cause and remedy."""
+    host = a_host("web1.example.test", serving(), failed())
+    with_times(host, seconds, nanos)
+    assert host.certificates[0].update_time.seconds == seconds
+    header, *rows = fleet_rows([host], NOW)
+    assert [row[header.index("CERTIFICATE")] for row in rows] == ["web", "web"]
+    assert rows[0][header.index("LINK")] == "up"
+    assert "web1.example.test" in "\n".join(host_lines(host, NOW))
+    message = changed("web1.example.test", host.certificates[0])
+    assert "web1.example.test" in change_line(message, NOW)
+    with pytest.raises(OperationError, match="the broker sends nonsense"):
+        json_line(message)

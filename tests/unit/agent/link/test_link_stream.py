@@ -379,6 +379,8 @@ async def test_ten_thousand_directives_at_once_cost_one_slot(world: World) -> No
         took = world.clock.monotonic() - began
         assert took >= 90
         assert len(world.taker.taken) <= 21 + 2 * took
+        assert world.stream.state.phase is LinkPhase.CONNECTED
+        assert len(server.streams) == 1
 
 
 async def test_the_heart_beats_and_measures_the_clock(world: World) -> None:
