@@ -128,6 +128,17 @@ async def test_wildcard_cname(bind: BindServer, own_name: str, wildcard: str) ->
     assert (await bind.endpoint.query(name, "CNAME")).answer
 
 
+async def test_wildcard_cname_that_leads_to_itself(bind: BindServer, own_name: str) -> None:
+    """The server can't answer for such names; the name above tells the zone, and the record hides the CNAME."""
+    await bind.endpoint.add(f"*.{own_name}", "CNAME", f"loop.{own_name}.")
+    solver = solver_of(route_of(bind))
+    planned = await solver.plan([challenge(f"app.{own_name}")], profile(f"app.{own_name}"), SOON)
+    written = await solver.present(planned, SOON)
+    assert [record.zone for record in written] == ["certplane.test"]
+    await solver.wait_until_visible(written, SOON)
+    assert list(await solver.remove(written, SOON)) == []
+
+
 async def test_wildcard_cname_into_the_zone_above(bind: BindServer, own_name: str) -> None:
     """A wildcard of a zone that leads into the zone above, on the same server, doesn't mislead the update."""
     below = f"{own_name.partition('.')[0]}.sub.certplane.test"

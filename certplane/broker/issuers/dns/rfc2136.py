@@ -141,23 +141,39 @@ class Rfc2136Provider:
         return dns.update.UpdateMessage(zone, keyring=key.keyring, keyname=key.name, keyalgorithm=key.algorithm)
 
     async def _zone_of(self, name: str, key: _Key, deadline: Deadline) -> dns.name.Name:
-        """The zone that holds `name` at this server: the nearest SOA, upward (RFC 2136 5, RFC 2308 3)."""
+        """The zone that holds `name` at this server: the nearest SOA, upward (RFC 2136 5, RFC 2308 3).
+
+        A name that the server can't answer for (a CNAME that leads to itself, a wildcard's too) is passed over, and a
+        name below the zone's apex then says which zone it is. Where only the apex answers, a zone in between may be out
+        of order: then that is waited for.
+        """
+        what, failed = f"tell the zone of {name}", False
         candidate = name_of(name)
         while candidate != dns.name.root:
-            query = dns.message.make_query(candidate, dns.rdatatype.SOA)
-            query.flags &= ~dns.flags.RD
-            query.use_tsig(key.keyring, key.name, algorithm=key.algorithm)
-            answer = await self._exchange(query, f"tell the zone of {name}", deadline)
+            answer = await self._exchange(_soa_query(candidate, key), what, deadline, servfail=True)
+            if answer.rcode() == dns.rcode.SERVFAIL:
+                failed = True
+                candidate = candidate.parent()
+                continue
             # What stands beside a CNAME (a wildcard's, say) is about its target, which may be in another zone.
             is_alias = bool(alias_in(answer, candidate))
             if answer.rcode() in _NAME_RCODES and answer.flags & dns.flags.AA and not is_alias:
                 # The zone's own SOA: as the answer at its apex, else beside the answer that there is nothing.
                 for rrset in (*answer.answer, *answer.authority):
                     if rrset.rdtype == dns.rdatatype.SOA and candidate.is_subdomain(rrset.name):
+                        if failed and candidate == rrset.name:
+                            return await self._zone_in_time(name, key, deadline)
                         return rrset.name
             candidate = candidate.parent()
+        if failed:
+            return await self._zone_in_time(name, key, deadline)
         message = f"the DNS server {self._server.address} isn't authoritative for a zone that holds {name}"
         raise NoSuchZoneError(message)
+
+    async def _zone_in_time(self, name: str, key: _Key, deadline: Deadline) -> dns.name.Name:
+        """The zone once the server answers for the name itself: SERVFAIL may pass."""
+        await self._exchange(_soa_query(name_of(name), key), f"tell the zone of {name}", deadline)
+        return await self._zone_of(name, key, deadline)
 
     async def _send(self, update: dns.update.UpdateMessage, what: str, deadline: Deadline) -> None:
         answer = await self._exchange(update, what, deadline)
@@ -165,10 +181,12 @@ class Rfc2136Provider:
             message = f"the DNS server {self._server.address} refused to {what}: {dns.rcode.to_text(answer.rcode())}"
             raise RefusalError(Reason.DNS_REJECTED, message)
 
-    async def _exchange(self, message: dns.message.Message, what: str, deadline: Deadline) -> dns.message.Message:
-        """Send a signed message and return the answer, whatever its rcode, SERVFAIL excepted."""
+    async def _exchange(
+        self, message: dns.message.Message, what: str, deadline: Deadline, *, servfail: bool = False
+    ) -> dns.message.Message:
+        """Send a signed message and return the answer, whatever its rcode, SERVFAIL only where that is wanted."""
         return await repeat(
-            lambda: self._exchange_once(message, what, deadline),
+            lambda: self._exchange_once(message, what, deadline, servfail=servfail),
             deadline=deadline,
             backoff=_REPEAT,
             rng=self._rng,
@@ -176,7 +194,9 @@ class Rfc2136Provider:
             when=lambda error: error.refusal.reason is Reason.DNS_UNAVAILABLE,
         )
 
-    async def _exchange_once(self, message: dns.message.Message, what: str, deadline: Deadline) -> dns.message.Message:
+    async def _exchange_once(
+        self, message: dns.message.Message, what: str, deadline: Deadline, *, servfail: bool
+    ) -> dns.message.Message:
         server = self._server.address
         seconds = min(self._server.timeout, deadline.left).total_seconds()
         try:
@@ -194,9 +214,16 @@ class Rfc2136Provider:
             why = one_line(str(error), 200) or type(error).__name__
             message_text = f"the DNS server {server} did not {what}: {why}"
             raise RefusalError(Reason.DNS_UNAVAILABLE, message_text) from error
-        if answer.rcode() == dns.rcode.SERVFAIL:
+        if answer.rcode() == dns.rcode.SERVFAIL and not servfail:
             raise RefusalError(Reason.DNS_UNAVAILABLE, f"the DNS server {server} did not {what}: SERVFAIL")
         return answer
+
+
+def _soa_query(name: dns.name.Name, key: _Key) -> dns.message.QueryMessage:
+    query = dns.message.make_query(name, dns.rdatatype.SOA)
+    query.flags &= ~dns.flags.RD
+    query.use_tsig(key.keyring, key.name, algorithm=key.algorithm)
+    return query
 
 
 def _txt(value: str) -> dns.rdtypes.ANY.TXT.TXT:
