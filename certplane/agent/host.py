@@ -260,24 +260,28 @@ class Host:
                         remedy=f"chmod o+x {folder}, or configure `install: copy`",
                     )
 
-    async def prepare(self, *lineages: Lineage) -> None:
+    async def prepare(self, *lineages: Lineage, put_back: bool = True) -> None:
         """Finish what a crash left, and make the configured paths show what is in force, also where they are new.
 
         Under the lock, before anything else is done with a lineage. What fails, whatever it is, is that lineage's
         failure: logged, shown by its status, and tried again as an activation is; the others go on.
+
+        Args:
+            lineages: which.
+            put_back: put the version back that was in force where `current` is gone; `enroll` ends its own work itself.
         """
         for lineage in lineages:
             try:
-                await self.disk.run(self._show_current, lineage)
+                await self.disk.run(self._show_current, lineage, put_back)
             except Exception as error:  # noqa: BLE001 - see above
                 told = as_error(lineage.name, error)
                 logger.error("%s: %s", lineage.name, told)  # noqa: TRY400 - a traceback says nothing more
                 await self._note_not_shown(lineage, told)
 
-    def _show_current(self, lineage: Lineage) -> None:
+    def _show_current(self, lineage: Lineage, put_back: bool) -> None:
         store = self._stores[lineage.name]
         store.recover()
-        current = store.current() or self._in_force_once(lineage)
+        current = store.current() or (self._in_force_once(lineage) if put_back else None)
         if current is not None:
             store.activate(current)
         status = lineage.statuses.load()
@@ -384,7 +388,7 @@ class Host:
                 )
             return read_token_file(path, problem)
 
-        await self.prepare(self.identity)
+        await self.prepare(self.identity, put_back=False)
         authority = self.authority()
         try:
             identity = await self.host_identity(authority).enroll(
