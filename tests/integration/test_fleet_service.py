@@ -344,3 +344,19 @@ async def test_a_watcher_is_told_what_nobody_reports(edge: EdgeServer) -> None:
         assert (await told())["web"] == renewal_pb2.HEALTH_REVOKED_IN_USE
         edge.clock.shift = timedelta(seconds=31)
         assert (await told())["mail"] == EXPIRED
+
+
+async def test_a_host_that_another_broker_hears_is_not_down(edge: EdgeServer, fleet: Any) -> None:
+    """What that one recorded lately counts, as long as the stream hasn't ended."""
+    now = edge.clock.now()
+    await edge.stores.fleet.record_stream(HostStream(HOST, "0.1.0", "1f", now, "192.0.2.1", now, now))
+    await edge.stores.fleet.record_reports(HOST, "e", [StatusReport(1, in_use(edge, timedelta()))])
+
+    async def reason() -> str:
+        answer = await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG)
+        found: str = answer.host.certificates[0].health_reason
+        return found
+
+    assert "down" not in await reason()
+    edge.clock.shift = timedelta(minutes=9)
+    assert "is down, last heard at" in await reason()

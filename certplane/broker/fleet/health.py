@@ -178,8 +178,9 @@ def _of_renewal(word: HealthWord, text: str, status: CertificateStatus, host: Ho
     """One that a renewal ends."""
     error = f"; {'waits' if status.state is CertificateState.REQUESTING else 'last error'}: {status.last_error}"
     gone = _gone(host)
-    if not gone and status.name == _IDENTITY:
-        remedy = "see that its agent reaches the internal CA; else `certplane-agent enroll --force` there, a new token"
+    if status.name == _IDENTITY:  # without one its host is down, whatever runs there
+        first = gone or "see that its agent reaches the internal CA"
+        remedy = f"{first}; else `certplane-agent enroll --force` there, a new token"
     else:
         remedy = gone or f"`certplane-agent renew {status.name}` there tries at once and says what stands in the way"
     return Health(word, f"{text}{_silence(host)}{error if status.last_error else ''}", remedy)

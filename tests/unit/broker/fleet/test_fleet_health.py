@@ -94,6 +94,9 @@ CASES = {
     "the identity expired": Case(
         HealthWord.EXPIRED, replace(well(-HOUR), name="identity", profile="", served=None), UP, (), "enroll --force"
     ),
+    "the identity expired, so that its host is down": Case(
+        HealthWord.EXPIRED, replace(well(-HOUR), name="identity", profile="", served=None), DOWN, ("is down",), "enroll --force"
+    ),
     "revoked, and nobody renews it": Case(
         HealthWord.REVOKED_IN_USE, well(**LIMITED), knowing(UP, "2"), ("keyCompromise", "RATE_LIMITED"), "renew web"
     ),
