@@ -94,8 +94,8 @@ def directed_pause(status: LineageStatus, directed: DirectedRenewal, now: dateti
 def paused_text(name: str, directed: DirectedRenewal, until: datetime) -> str:
     """What a person is told of such a pause; they asked for the renewal, and nothing else says where it is."""
     return (
-        f"{explanation(directed)} (waits until {until:%Y-%m-%d %H:%M:%S} UTC, since so many early renewals were made "
-        f"within an hour; `certplane-agent renew {name}` doesn't wait)"
+        f"waits until {until:%Y-%m-%d %H:%M:%S} UTC, since so many early renewals were made within an hour "
+        f"(`certplane-agent renew {name}` doesn't wait): {explanation(directed)}"
     )
 
 

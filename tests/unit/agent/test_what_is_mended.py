@@ -352,12 +352,12 @@ async def test_who_asks_four_times_is_told_what_the_fourth_waits_for(
         options = cli._parser().parse_args(["status"])
         assert await cli._run(options, load_settings(tmp_path / "agent.yml")) == 0
         said = capsys.readouterr().out
-        assert "an operator asked: key 4 (waits until" in said
-        assert "`certplane-agent renew web` doesn't wait" in said
+        assert "web: waits until" in said
+        assert "(`certplane-agent renew web` doesn't wait): an operator asked: key 4" in said
         outcome = await ask(world.folder / "state", {"command": "renew", "name": "web"}, world.progress)
         assert outcome is not None
         assert outcome.text == "version 5 is in use"
-    assert caplog.text.count("not renewed yet: an operator asked: key 4") == 1
+    assert caplog.text.count("not renewed yet: waits until") == 1
 
 
 async def renew_in_vain(world: AgentWorld) -> None:
