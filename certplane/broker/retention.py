@@ -145,7 +145,7 @@ class Retention:
                 total[table] = total.get(table, 0) + count
                 for _ in range(count):
                     self._meter.count(ROWS_PRUNED, table=table)
-            if all(count < _BATCH for count in removed.values()):
+            if not any(removed.values()):  # a batch may be a small one and not the last
                 break
             await self._clock.sleep(_PAUSE)
         if any(total.values()):

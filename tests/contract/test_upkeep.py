@@ -54,6 +54,20 @@ async def test_old_events_go_in_batches_oldest_first(store: StoreHarness) -> Non
     assert await store.event_ids() == ["event-000006", "event-000007", "event-000008"]
 
 
+async def test_events_of_a_clock_that_went_ahead_hold_up_no_others(store: StoreHarness) -> None:
+    """However many there are; they go when their own time comes."""
+    years = timedelta(days=3650)
+    store.clock.jump(years)
+    await store.stores.audit.append([store.event() for _ in range(5)])
+    store.clock.jump(-years)
+    await store.stores.audit.append([store.event() for _ in range(3)])
+    store.clock.advance(KEEP + DAY)
+    assert sum([(await prune(store, 2)).get("audit_events", 0) for _ in range(4)]) == 3
+    assert await store.event_ids() == [f"event-00000{number}" for number in range(1, 6)]
+    store.clock.jump(years)
+    assert sum([(await prune(store, 2)).get("audit_events", 0) for _ in range(4)]) == 5
+
+
 async def test_what_is_kept_for_good_stays(store: StoreHarness) -> None:
     """Either kind by itself."""
     await store.stores.audit.append([store.event()])

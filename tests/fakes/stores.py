@@ -649,7 +649,7 @@ class FakeUpkeep:
         removed: dict[str, int] = {}
         if before.audit is not None:
             limit = before.audit
-            old = [event for event in self._db.events[:most] if event.timestamp < limit]
+            old = [event for event in self._db.events if event.timestamp < limit][:most]
             removed["audit_events"] = await self._db.write("prune", (), lambda: self._drop_events(old))
         if before.ended is not None:
             ended = before.ended

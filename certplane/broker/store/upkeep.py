@@ -49,6 +49,8 @@ class SqlUpkeep:
         self._database = database
         self._writer = writer
         self._path = path
+        self._passed_over = 0
+        """The sequence of the last event that is dated in the future and stands before older ones."""
         compiler = database.compiler
         most: BindParameter[int] = bindparam("most")
         before: BindParameter[Any] = bindparam("before")
@@ -92,7 +94,10 @@ class SqlUpkeep:
         )
         # The first rows and their times, not the rows of a time: no index of the times has to be kept for it.
         self._first_events = compiler(
-            select(audit_events.c.sequence, audit_events.c.create_time).order_by(audit_events.c.sequence).limit(most)
+            select(audit_events.c.sequence, audit_events.c.create_time)
+            .where(audit_events.c.sequence > bindparam("after"))
+            .order_by(audit_events.c.sequence)
+            .limit(most)
         )
         self._delete_events = compiler(
             delete(audit_events).where(
@@ -121,7 +126,7 @@ class SqlUpkeep:
         """See `Upkeep.prune`."""
         removed: dict[str, int] = {}
         if before.audit is not None:
-            removed["audit_events"] = await self._prune_events(before.audit, most)
+            removed["audit_events"] = await self._prune_events(before.audit, before.now, most)
         if before.ended is not None:
             counted = min(before.ended, before.now - _COUNTED)
             values = {"before": to_micros(counted), "now": to_micros(before.now), "most": most}
@@ -139,11 +144,17 @@ class SqlUpkeep:
         files = (self._path, self._path.with_name(self._path.name + "-wal"))
         return sum(file.stat().st_size for file in files if file.exists())
 
-    async def _prune_events(self, before: datetime, most: int) -> int:
-        first = await self._rows(self._first_events, {"most": most})
-        old = [sequence for sequence, time in first if from_micros(time) < before]
-        if not old:
-            return 0
+    async def _prune_events(self, before: datetime, now: datetime, most: int) -> int:
+        while True:
+            first = await self._rows(self._first_events, {"after": self._passed_over, "most": most})
+            old = [sequence for sequence, time in first if from_micros(time) < before]
+            if old:
+                break
+            if not any(from_micros(time) > now for _, time in first):
+                self._passed_over = 0  # all of them are looked at again the next time
+                return 0
+            # Events of a clock that went ahead stand before older ones: they stay until their time, those behind go.
+            self._passed_over = first[-1][0]
         values = {"last": old[-1], "before": to_micros(before)}
 
         def change(session: Session) -> Done[int]:
