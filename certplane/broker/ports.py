@@ -146,10 +146,10 @@ class OrderStore(Protocol):
 
         One transaction: two callers at once get one order. Events are written only when an order is created; those
         that name no order get its id. What was asked for once is taken once: if another order, open or finalised,
-        has taken it already, the new one is ORDINARY. That is one of the same `replaces_certificate_id`, or one of the
-        same identity and profile since `ask_time` where either names nothing that it replaces. Times further ahead
-        than `policy.limits.AHEAD` are of a clock that was set back, and count for nothing. CERTIFICATE_AUTHORIZED
-        gets the order's cause.
+        has taken it already, the new one is ORDINARY. That is one of the same `replaces_certificate_id`, or, without
+        it, one of the same identity and profile since `ask_time`; one without it takes the newest certificate. Times
+        further ahead than `policy.limits.AHEAD` are of a clock that was set back, and count for nothing.
+        CERTIFICATE_AUTHORIZED gets the order's cause.
 
         Raises:
             RefusalError: RATE_LIMITED with the limit's name as violation and the time until the window frees a place;

@@ -323,16 +323,19 @@ async def test_what_was_asked_for_once_is_taken_once(
     assert (await store.open_order(public_key_sha256="key-2", **facts)).cause is OrderCause.ORDINARY
 
 
-@pytest.mark.parametrize(("named", "taken"), [("", True), ("certificate-2", False)], ids=["unnamed", "another"])
-async def test_an_order_that_names_nothing_takes_what_was_wanted_by_then(
-    store: StoreHarness, named: str, taken: bool
-) -> None:
-    """Else each certificate would be worth two renewals; one that names another certificate takes that one alone."""
+@pytest.mark.parametrize("newest", [True, False], ids=["the newest", "an older one"])
+async def test_an_order_that_names_nothing_takes_the_newest_certificate(store: StoreHarness, *, newest: bool) -> None:
+    """Else each certificate would be worth two renewals; an older one, of another lineage, keeps its own."""
+    record = await store.issue(key="key-0")
+    store.clock.advance(timedelta(seconds=1))
+    if not newest:
+        await store.issue(key="key-other")
+        store.clock.advance(timedelta(seconds=1))
     wanted: dict[str, Any] = {"cause": OrderCause.DUE, "ask_time": store.clock.now()}
     store.clock.advance(timedelta(seconds=1))
-    await store.issue(key="key-1", replaces_certificate_id=named, **wanted)
-    order = await store.open_order(public_key_sha256="key-2", replaces_certificate_id="certificate-1", **wanted)
-    assert order.cause is (OrderCause.ORDINARY if taken else OrderCause.DUE)
+    await store.issue(key="key-1", **wanted)
+    order = await store.open_order(public_key_sha256="key-2", replaces_certificate_id=record.certificate_id, **wanted)
+    assert order.cause is (OrderCause.ORDINARY if newest else OrderCause.DUE)
 
 
 async def test_why_an_order_is_wanted_is_in_the_event_that_authorised_it(store: StoreHarness) -> None:

@@ -185,12 +185,28 @@ class FakeOrderStore:
                 return True
             asked = draft.ask_time
             since = asked is not None and asked < order.create_time <= now + AHEAD
+            if not draft.replaces_certificate_id:
+                return since and order.profile == draft.profile
             unnamed = order.cause.asked_for and not order.replaces_certificate_id
-            return since and order.profile == draft.profile and (unnamed or not draft.replaces_certificate_id)
+            return since and unnamed and order is self._follower(draft)
 
         mine = (order for order in self._db.orders.values() if order.identity == draft.identity)
         taken = any(took(order) for order in mine if _is_certificate(order))
         return OrderCause.ORDINARY if taken else draft.cause
+
+    def _follower(self, draft: OrderDraft) -> Order | None:
+        replaced = self._db.certificates.get(draft.replaces_certificate_id)
+        return next(
+            (
+                order
+                for order in self._db.orders.values()
+                if (order.identity, order.profile) == (draft.identity, draft.profile)
+                and _is_certificate(order)
+                and replaced is not None
+                and order.create_time > replaced.create_time
+            ),
+            None,
+        )
 
     def _check_limits(self, draft: OrderDraft, limits: DurableLimits, now: datetime) -> None:
         reached = []

@@ -16,7 +16,7 @@ from certplane.broker.model import OrderCause, OrderDraft
 from certplane.broker.policy.limits import AHEAD, DAY, Counted, Limit, ReachedLimit, limit_refusal, limits_on
 from certplane.broker.ports import DurableLimits
 from certplane.broker.store.rows import from_micros, names_sha256, to_micros
-from certplane.broker.store.schema import orders
+from certplane.broker.store.schema import certificates, orders
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Compiler
 
@@ -77,14 +77,18 @@ class LimitCheck:
             )
         )
         self._since = compiler(any_order.where(*same_profile, spent))
-        self._since_unnamed = compiler(
-            any_order.where(*same_profile, spent, asked_for, orders.c.replaces_certificate_id == "")
+        born = select(certificates.c.create_time).where(
+            certificates.c.certificate_id == bindparam("replaces_certificate_id")
+        )
+        followed = select(cause, orders.c.replaces_certificate_id, time)
+        self._follower = compiler(
+            followed.where(*same_profile, spent, time > born.scalar_subquery()).order_by(time).limit(1)
         )
 
     def cause(self, session: Session, draft: OrderDraft, now: datetime) -> OrderCause:
         """Why the order is wanted: what another one has taken already is asked for no more.
 
-        One that doesn't say what it replaces has taken whatever was wanted by then.
+        One that doesn't say what it replaces has taken the newest certificate that there was.
         """
         if not (draft.cause.asked_for or draft.cause is OrderCause.WITHDRAWN):
             return draft.cause
@@ -92,12 +96,16 @@ class LimitCheck:
         if draft.replaces_certificate_id:
             values["replaces_certificate_id"] = draft.replaces_certificate_id
             taken = session.one(self._replaced, values) or session.one(self._being_replaced, values)
-            since = self._since_unnamed
         else:
-            taken, since = None, self._since
+            taken = None
         if taken is None and draft.ask_time is not None:
             span = {"since": to_micros(draft.ask_time), "until": to_micros(now + AHEAD)}
-            taken = session.one(since, {**values, **span})
+            if not draft.replaces_certificate_id:
+                taken = session.one(self._since, {**values, **span})
+            else:
+                follower = session.one(self._follower, {**values, **span, "since": 0})
+                if follower is not None and follower[0] in _ASKED_FOR and not follower[1]:
+                    taken = follower if follower[2] > span["since"] else None
         return draft.cause if taken is None else OrderCause.ORDINARY
 
     def check(self, session: Session, draft: OrderDraft, limits: DurableLimits, now: datetime) -> None:
