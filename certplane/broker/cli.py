@@ -372,7 +372,7 @@ def _allow(options: argparse.Namespace) -> int:
     from certplane.broker.commands import allow_identity, known_issuer
 
     settings = _settings(options)
-    entry, _ = asyncio.run(known_issuer(settings, _identity_entry(options)))
+    entry, _ = asyncio.run(known_issuer(settings, _identity_entry(options), listed=True))
     row = asyncio.run(allow_identity(settings, entry))
     return _print_rows(options, [row], (*_ENTRY_COLUMNS[:3], "result"))
 

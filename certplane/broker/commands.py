@@ -107,16 +107,23 @@ def is_stranger(settings: BrokerSettings, name: str) -> bool:
         return False
 
 
-async def known_issuer(settings: BrokerSettings, entry: DenyEntry) -> tuple[DenyEntry, tuple[str, ...]]:
+async def known_issuer(
+    settings: BrokerSettings, entry: DenyEntry, *, listed: bool = False
+) -> tuple[DenyEntry, tuple[str, ...]]:
     """The entry with its issuer as identities' certificates have it, and the issuers that are known if it is none.
 
-    Known are the CAs of the agents' bundle, those of the identities that the ledger has, and those of the deny-list. An
-    entry of another issuer is kept as it is: a CA that was taken out of the bundle long ago may be meant.
+    Known are the CAs of the agents' bundle and those of the identities that the ledger has. An entry of another issuer
+    is kept as it is: a CA that was taken out of the bundle long ago may be meant.
+
+    Args:
+        settings: Where the bundle and the ledger are.
+        entry: What a person wrote.
+        listed: Whether what the deny-list has is known too, and before all: to take an entry back, not to make one.
     """
     if not entry.issuer:
         return entry, ()
     async with open_store(settings) as stores:
-        texts = [each.issuer for each in await stores.deny_list.entries() if each.issuer]
+        texts = [each.issuer for each in await stores.deny_list.entries() if each.issuer] if listed else []
         for known in await stores.identities.identities():
             texts += [use.issuer for use in (known.active, known.contest) if use is not None]
     names: dict[str, x509.Name] = {}
