@@ -25,7 +25,7 @@ from certplane.sandbox.operator import Operator
 from certplane.v1 import renewal_pb2
 from tests.support.parts import need_part
 from tests.support.streams import HostStreamClient
-from tests.support.waiting import no_hang
+from tests.support.waiting import HANG, no_hang
 
 pytestmark = pytest.mark.e2e
 
@@ -104,6 +104,6 @@ async def test_expired_and_served_is_an_alarm(tmp_path: Path) -> None:
 
 def _measured(address: str) -> dict[str, int]:
     """How many samples the broker has of each metric of the fleet's certificates; they are a minute old at most."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=HANG) as answer:
         text = answer.read().decode()
     return Counter(re.findall(r"^(certplane_fleet_certificates)\{health=", text, re.MULTILINE))
