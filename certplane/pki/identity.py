@@ -45,7 +45,6 @@ from certplane.pki.der import INTEGER, OCTET_STRING, SEQUENCE, DerError, read_el
 from certplane.pki.names import has_dns_syntax
 from certplane.pki.pem import PemError, decode_pem
 from certplane.pki.reading import READ_ERRORS
-from certplane.runtime.text import printable
 
 __all__ = [
     "PROVISIONER_OID",
@@ -527,7 +526,9 @@ def _unreadable(what: str, error: Exception) -> RefusalError:
 def _said(error: VerificationError) -> str:
     """What a path search found wrong with a certificate, without what it quotes of it; nothing if it has no issuer."""
     said = str(error).removeprefix("validation failed: ").partition(" (encountered processing")[0]
-    return "" if said.startswith("candidates exhausted") else f": {printable(said, _MOST_SAID)}"
+    if said.startswith("candidates exhausted"):
+        return ""
+    return f": {said[:_MOST_SAID]}" if said.isprintable() else ": it holds text that can't be shown"
 
 
 def _unknown(message: str) -> RefusalError:
