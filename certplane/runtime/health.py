@@ -8,6 +8,7 @@ from typing import Final
 from certplane.errors import Reason
 
 __all__ = [
+    "NONE_YET",
     "PERSONS_REASONS",
     "REMEDY_FOR_SERVICE",
     "Health",
@@ -51,7 +52,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The worst of what is wrong: `text` says what it is, `remedy` what a person can do. Both are empty for OK."""
+    """The worst of what is wrong: `text` says what it is, `remedy` what a person can do. Both may be empty for OK."""
 
     word: HealthWord
     text: str = ""
@@ -64,6 +65,9 @@ class Health:
             return Severity.OK
         return Severity.CRITICAL if self.word.rank <= HealthWord.OVERDUE.rank else Severity.WARNING
 
+
+NONE_YET: Final = Health(HealthWord.OK, "there is none yet", "the agent asks for it once it runs")
+"""Of a certificate that nothing has failed for, and nobody serves: before the first run that is as it should be."""
 
 PERSONS_REASONS: Final = frozenset(
     {

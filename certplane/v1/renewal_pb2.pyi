@@ -41,7 +41,7 @@ class _HealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Health.ValueTy
     HEALTH_OVERDUE: _Health.ValueType  # 5
     """Its renewal is late: half of the time between that and the end of what is in place is over."""
     HEALTH_FAILING: _Health.ValueType  # 6
-    """A step fails, and is tried again before the end; or there is no certificate yet."""
+    """A step fails, and is tried again before the end; or there is no certificate, and its host is silent."""
     HEALTH_STALE_SERVED: _Health.ValueType  # 7
     """The service serves an older certificate than the newest, and nothing holds that one back."""
     HEALTH_OK: _Health.ValueType  # 8
@@ -65,7 +65,7 @@ HEALTH_WONT_HEAL: Health.ValueType  # 4
 HEALTH_OVERDUE: Health.ValueType  # 5
 """Its renewal is late: half of the time between that and the end of what is in place is over."""
 HEALTH_FAILING: Health.ValueType  # 6
-"""A step fails, and is tried again before the end; or there is no certificate yet."""
+"""A step fails, and is tried again before the end; or there is no certificate, and its host is silent."""
 HEALTH_STALE_SERVED: Health.ValueType  # 7
 """The service serves an older certificate than the newest, and nothing holds that one back."""
 HEALTH_OK: Health.ValueType  # 8

@@ -7,10 +7,10 @@ A state (`LineageState`) says where a certificate is in its renewal; health says
     FOREIGN_SERVED   the service serves a certificate that isn't this host's
     WONT_HEAL        what failed needs a person, or its next try comes after the end of what is in place
     OVERDUE          its renewal is late (`warn_before`)
-    FAILING          a step fails, and is tried again before the end; or there is no certificate yet
+    FAILING          a step fails, and is tried again before the end
     STALE_SERVED     the service serves an older version than what is in place
     MISMATCHED       agent.yml wants other names or another kind of key than the newest version has
-    OK
+    OK               none of these; there may be no certificate yet
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from datetime import datetime
 from certplane.agent.model import LineageStep, ServedLeaf, ServiceView, Version
 from certplane.agent.renewal.failures import needs_person
 from certplane.agent.renewal.plan import LineageFacts, LineageSpec, newest_version, warn_time
-from certplane.runtime.health import REMEDY_FOR_SERVICE, Health, HealthWord, Severity
+from certplane.runtime.health import NONE_YET, REMEDY_FOR_SERVICE, Health, HealthWord, Severity
 from certplane.runtime.health import moment_text as _text
 
 __all__ = ["Health", "HealthWord", "Severity", "lineage_health"]
@@ -42,7 +42,7 @@ def lineage_health(
         or _late(spec, facts, now, identity=identity)
         or _failing(facts, _Served.of(facts, seen))
         or _mismatched(spec, facts)
-        or Health(HealthWord.OK)
+        or (Health(HealthWord.OK) if facts.versions else NONE_YET)
     )
 
 
@@ -114,8 +114,6 @@ def _failing(facts: LineageFacts, served: _Served) -> Health | None:
     if status.failures or status.activation_failures:
         step = LineageStep.REQUEST if status.failed_step is None else status.failed_step
         return Health(HealthWord.FAILING, f"{step}: {status.last_error or status.request_error}")
-    if current is None and not facts.versions:
-        return Health(HealthWord.FAILING, "there is none yet", "the agent asks for it once it runs")
     if served.version is not None and current is not None and served.version != current.number:
         text = f"the service serves version {served.version}, and version {current.number} is in place"
         return Health(HealthWord.STALE_SERVED, text, REMEDY_FOR_SERVICE)

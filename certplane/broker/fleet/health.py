@@ -8,9 +8,9 @@ and time alone makes it another one (`next_change`). Pure.
     FOREIGN_SERVED   the service serves a certificate that isn't this host's
     WONT_HEAL        its host gets no certificates, what failed needs a person, or the next try comes after the end
     OVERDUE          its renewal is late: half of the time between that and the end is over
-    FAILING          a step fails, and is tried again before the end; or there is no certificate yet
+    FAILING          a step fails, and is tried again before the end; or there is no certificate, and its host is silent
     STALE_SERVED     the service serves an older certificate than the newest, and nothing holds that one back
-    OK
+    OK               none of these; there may be no certificate yet
 
 `MISMATCHED` is the host's alone to say: it has agent.yml.
 """
@@ -23,6 +23,7 @@ from typing import Final
 from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldCertificate, RevokedCertificate
 from certplane.pki.lifetime import renew_time
 from certplane.runtime.health import (
+    NONE_YET,
     REMEDY_FOR_SERVICE,
     Health,
     HealthWord,
@@ -74,7 +75,7 @@ def certificate_health(status: CertificateStatus, host: HostKnowledge, now: date
         or _late(status, host, now)
         or _failing(status, host)
         or _stale(status, host, now)
-        or Health(HealthWord.OK)
+        or (NONE_YET if in_use(status) is None else Health(HealthWord.OK))
     )
 
 
@@ -139,8 +140,8 @@ def _failing(status: CertificateStatus, host: HostKnowledge) -> Health | None:
     if status.request_failures or status.activation_failures or status.state in _ILL:
         step = status.failed_step.value or status.state.value
         return Health(HealthWord.FAILING, f"{step}: {status.last_error or 'it said no more'}", _gone(host))
-    if in_use(status) is None:
-        return Health(HealthWord.FAILING, "there is none yet", _gone(host) or "its agent asks for it once it runs")
+    if in_use(status) is None and not host.heard:
+        return Health(HealthWord.FAILING, NONE_YET.text, _gone(host))
     return None
 
 

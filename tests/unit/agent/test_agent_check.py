@@ -85,7 +85,7 @@ async def test_before_the_first_run(make_world: MakeWorld) -> None:
     await world.enroll()
     found = await look(world)
     assert failures(found) == []
-    assert (found["state of web"].level, found["state of web"].health) == (Level.WARN, HealthWord.FAILING)
+    assert (found["state of web"].level, found["state of web"].health) == (Level.OK, HealthWord.OK)
 
 
 async def test_expired(make_world: MakeWorld) -> None:

@@ -9,6 +9,7 @@ import pytest
 from certplane.agent.model import LineageState, LineageStatus, LineageStep, ServedLeaf, ServiceView, Version
 from certplane.agent.renewal.health import HealthWord, Severity, lineage_health
 from certplane.agent.renewal.plan import LineageFacts, LineageSpec
+from certplane.runtime.health import NONE_YET
 
 NOW = datetime(2026, 11, 28, 3, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -81,7 +82,7 @@ CASES = {
     "the renewal is late": Case(HealthWord.OVERDUE, "ends at", left=2 * DAY),
     "a limit, with time to spare": Case(HealthWord.FAILING, "RATE_LIMITED", status=LIMITED),
     "not installed": Case(HealthWord.FAILING, "install: no room", status=NOT_INSTALLED),
-    "there is none yet": Case(HealthWord.FAILING, "none yet", versions=(), current=None),
+    "there is none yet": Case(HealthWord.OK, "none yet", versions=(), current=None),
     "the service doesn't answer": Case(HealthWord.FAILING, "refused", seen=ServiceView(None, "connection refused")),
     "an older one is served": Case(HealthWord.STALE_SERVED, "serves version 1", seen=ServiceView(leaf(1), "old")),
     "agent.yml has other names": Case(
@@ -100,7 +101,7 @@ def test_the_worst_is_said(case: Case) -> None:
     health = lineage_health(case.spec, facts, NOW, seen=case.seen)
     assert health.word is case.word
     assert case.says in health.text
-    assert (health.severity is Severity.OK) == (health.word is HealthWord.OK) == (not health.text)
+    assert (health.severity is Severity.OK) == (health.word is HealthWord.OK) == (not health.text or health is NONE_YET)
     if health.severity is Severity.CRITICAL:
         assert health.remedy
 

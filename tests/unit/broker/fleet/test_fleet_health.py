@@ -14,7 +14,7 @@ from certplane.broker.fleet.model import (
     RenewalStep,
     RevokedCertificate,
 )
-from certplane.runtime.health import HealthWord, Severity
+from certplane.runtime.health import NONE_YET, HealthWord, Severity
 
 NOW = datetime(2026, 11, 28, 3, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -130,7 +130,8 @@ CASES = {
     "not installed": Case(HealthWord.FAILING, well(**NOT_INSTALLED), UP, ("install: no room",)),
     "degraded": Case(HealthWord.FAILING, well(state=CertificateState.DEGRADED), UP, ("degraded",)),
     "failed without a word": Case(HealthWord.FAILING, CertificateStatus("web", CertificateState.FAILED)),
-    "there is none yet": Case(HealthWord.FAILING, CertificateStatus("web", CertificateState.ABSENT), UP, ("none yet",), "agent"),
+    "there is none yet": Case(HealthWord.OK, CertificateStatus("web", CertificateState.ABSENT), UP, ("none yet",), "agent"),
+    "there is none yet, and nobody asks": Case(HealthWord.FAILING, CertificateStatus("web", CertificateState.ABSENT), DOWN, ("none yet",), "run"),
     "an older one is served": Case(HealthWord.STALE_SERVED, well(served=held("1")), UP, ("serves 1", "2 is the newest"), "reload it"),
     "the newest is not installed": Case(HealthWord.STALE_SERVED, well(issued=NEXT), UP),
     "a window holds the newest back": Case(
@@ -152,7 +153,7 @@ def test_the_worst_is_said(case: Case) -> None:
     for part in case.says:
         assert part in health.text
     assert case.remedy in health.remedy
-    assert (health.severity is Severity.OK) == (health.word is HealthWord.OK) == (not health.text)
+    assert (health.severity is Severity.OK) == (health.word is HealthWord.OK) == (not health.text or health is NONE_YET)
     if health.severity is Severity.CRITICAL:
         assert health.remedy
 
