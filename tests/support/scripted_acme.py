@@ -120,6 +120,11 @@ class ScriptedAcme:
         """Give these answers to the next requests that match `METHOD /path` (a regular expression for the whole)."""
         self._script += [(re.compile(pattern), answer) for answer in answers]
 
+    @property
+    def asked(self) -> list[Request]:
+        """What arrived, but for looks at the directory: a broker looks when it starts, whoever asks for what."""
+        return [seen for seen in self.requests if (seen.method, seen.path) != ("GET", "/directory")]
+
     def count(self, pattern: str) -> int:
         """How many requests matched `METHOD /path`."""
         return sum(re.fullmatch(pattern, f"{seen.method} {seen.path}") is not None for seen in self.requests)
