@@ -82,6 +82,7 @@ class HostDirectives:
         self._policy_hash = policy_hash
         self._on_policy = on_policy
         self._retry_epoch = retry_epoch
+        self._upgraded = bool(policy_hash) and not retry_epoch
         self._on_retry_epoch = on_retry_epoch
         self._rng = rng
 
@@ -183,9 +184,10 @@ class HostDirectives:
         """See `DirectiveTaker.policy_changed`."""
         if policy_hash == self._policy_hash:
             return
-        self._policy_hash = policy_hash
+        # Who hears a broker for the first time has no answer of another policy: nothing has changed for it.
+        first, self._policy_hash = not self._policy_hash, policy_hash
         for name, status in await self._statuses():
-            if is_refused_by_policy(status):
+            if not first and is_refused_by_policy(status):
                 self._try_again(name, "the broker's policy has changed")
         self._on_policy(policy_hash)
 
@@ -193,9 +195,10 @@ class HostDirectives:
         """See `DirectiveTaker.retry_epoch_changed`."""
         if retry_epoch == self._retry_epoch:
             return
-        self._retry_epoch = retry_epoch
+        # The same of epochs, but for a host whose broker had none to tell until now.
+        first, self._retry_epoch = not (self._retry_epoch or self._upgraded), retry_epoch
         for name, status in await self._statuses():
-            if status.failures:
+            if not first and status.failures:
                 after = _SPREAD * self._rng.random()
                 self._try_again(name, "what failed at the broker may succeed now", after=after)
         self._on_retry_epoch(retry_epoch)

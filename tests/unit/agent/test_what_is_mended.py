@@ -185,7 +185,7 @@ async def test_a_lineage_without_its_current_heals_before_anything_is_ordered(
 
 
 @contextlib.asynccontextmanager
-async def running(world: AgentWorld) -> AsyncIterator[HostDirectives]:
+async def running(world: AgentWorld, retry_epoch: str = "e1") -> AsyncIterator[HostDirectives]:
     """A daemon, and what takes the broker's directives."""
     agent = world.agent()
     stop = asyncio.Event()
@@ -198,7 +198,7 @@ async def running(world: AgentWorld) -> AsyncIterator[HostDirectives]:
         clock=world.clock,
         policy_hash="",
         on_policy=lambda _: None,
-        retry_epoch="e1",
+        retry_epoch=retry_epoch,
         on_retry_epoch=lambda _: None,
         rng=world.host.rng,
     )
@@ -319,6 +319,21 @@ async def test_what_failed_is_tried_again_when_the_retry_epoch_changes(world: Ag
             await asyncio.sleep(0.02)
             world.clock.advance(timedelta(seconds=1))
         await is_settled(world, 1)
+
+
+async def test_the_first_word_of_a_broker_mends_nothing(world: AgentWorld) -> None:
+    """A host that hears of policy and epoch for the first time was refused under them: it doesn't ask twice."""
+    await world.enroll()
+    world.broker.issue_errors = [RefusalError(Reason.PROFILE_NOT_ALLOWED, "no")]
+    async with running(world, retry_epoch="") as directives:
+        await until(lambda: (status := world.host.certificates["web"].statuses.load()) is not None and status.failures)
+        world.broker.calls.clear()
+        await directives.policy_changed("p1")
+        await directives.retry_epoch_changed("e1")
+        for _ in range(11):
+            await asyncio.sleep(0.02)
+            world.clock.advance(timedelta(seconds=1))
+        assert "issue" not in world.broker.calls
 
 
 async def test_a_cas_time_stands_when_the_retry_epoch_changes(world: AgentWorld) -> None:
