@@ -128,10 +128,14 @@ async def test_a_raised_limit_and_a_reload_free_who_waits(story: Story) -> None:
     """Nobody touches the host: it hears that what it waits for may be asked for again."""
     before = await story.reach_the_limit("shop")
     story.deployment.write_broker_config({"rate_limits": {"new_keys_per_identity_profile_per_day": 9}})
-    reloaded = await story.deployment.run_broker("reload")
-    assert reloaded.status == 0, reloaded.stderr
-    assert "taken: rate_limits.new_keys_per_identity_profile_per_day" in reloaded.stdout
-    await story.renewed("shop", before)
+    try:
+        reloaded = await story.deployment.run_broker("reload")
+        assert reloaded.status == 0, reloaded.stderr
+        assert "taken: rate_limits.new_keys_per_identity_profile_per_day" in reloaded.stdout
+        await story.renewed("shop", before)
+    finally:  # the other tests are about the default
+        story.deployment.write_broker_config()
+        await story.deployment.run_broker("reload")
 
 
 async def test_a_host_in_timer_mode_hears_what_is_wanted_of_it(story: Story) -> None:
