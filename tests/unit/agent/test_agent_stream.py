@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from certplane.agent.app import Agent
+from certplane.agent.link.state import LinkState
 from certplane.agent.model import LineageState
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.rpc.status import refusal_from_status
@@ -199,6 +200,7 @@ async def test_another_policy_lets_the_refused_try_again(world: AgentWorld) -> N
     """Who was refused by the one before asks at once, not after its own waiting time."""
     world.broker.profiles = ()
     await world.enroll()
+    world.host.link_file.save(LinkState(policy_hash="bb" * 32))  # the one that it is refused under
     async with broker(world) as server, running(world, server):
         await until(lambda: states(server, "web")[-1:] == ["FAILED"] and states(server, "api")[-1:] == ["FAILED"])
         world.broker.profiles = ("web",)
