@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -39,6 +39,8 @@ MESSAGE_ROOM: Final = MAX_MESSAGE_BYTES - 4096
 _MAX_REASON: Final = 500
 _MAX_SPREAD: Final = timedelta(days=30)
 _PENDING_ROOM: Final = MESSAGE_ROOM // 4
+
+_Word = TypeVar("_Word")
 
 
 def host_message(view: HostView) -> renewal_pb2.Host:
@@ -122,13 +124,7 @@ def states_of(numbers: Iterable[int]) -> frozenset[CertificateState]:
     Raises:
         EdgeRefusalError: REQUEST_INVALID.
     """
-    states = set()
-    for number in numbers:
-        state = STATES.get(number)
-        if state is None:
-            raise invalid_request("states", "has one that this broker doesn't know")
-        states.add(state)
-    return frozenset(states)
+    return _known("states", numbers, STATES)
 
 
 def healths_of(numbers: Iterable[int]) -> frozenset[HealthWord]:
@@ -137,13 +133,18 @@ def healths_of(numbers: Iterable[int]) -> frozenset[HealthWord]:
     Raises:
         EdgeRefusalError: REQUEST_INVALID.
     """
-    healths = set()
+    return _known("healths", numbers, HEALTHS)
+
+
+def _known(field: str, numbers: Iterable[int], table: Mapping[int, _Word]) -> frozenset[_Word]:
+    """What the enum's numbers of a filter stand for."""
+    found = set()
     for number in numbers:
-        health = HEALTHS.get(number)
-        if health is None:
-            raise invalid_request("healths", "has one that this broker doesn't know")
-        healths.add(health)
-    return frozenset(healths)
+        word = table.get(number)
+        if word is None:
+            raise invalid_request(field, "has one that this broker doesn't know")
+        found.add(word)
+    return frozenset(found)
 
 
 def selection_of(message: fleet_pb2.Selection, identity: Callable[[str], str]) -> Selection:
