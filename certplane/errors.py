@@ -15,25 +15,10 @@ Misuse of an interface inside the program is a plain `RuntimeError` or `ValueErr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import timedelta
-
-__all__ = [
-    "CertplaneError",
-    "ConfigurationError",
-    "ConfigurationProblem",
-    "OperationError",
-    "ProblemDocument",
-    "Reason",
-    "Refusal",
-    "RefusalError",
-    "Violation",
-]
 
 
 class Reason(StrEnum):

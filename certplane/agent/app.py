@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from certplane.agent.control import ControlServer, FanOut, Outcome
 from certplane.agent.host import Host
@@ -21,27 +22,19 @@ from certplane.agent.lineage import Activates, Lineage, LineageLife, Obtain
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
 from certplane.agent.link.stream import ChannelSource, StatusStream
-from certplane.agent.model import HookResult
+from certplane.agent.model import HookResult, LineageStatus, Version
 from certplane.agent.outcome import renewal_outcome
 from certplane.agent.ports import Broker, OrderFollower
+from certplane.agent.renewal.plan import Request, Verify
 from certplane.agent.renewal.skew import ClockSkew
 from certplane.agent.request import BrokerRequest, orders_followed
-from certplane.agent.settings import KeyRotation
+from certplane.agent.settings import AgentSettings, CertificateSettings, KeyRotation
 from certplane.agent.streaming import status_stream
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import Clock
 from certplane.runtime.processes import reap_as_init
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from certplane.agent.model import LineageStatus, Version
-    from certplane.agent.renewal.plan import Request, Verify
-    from certplane.agent.settings import AgentSettings, CertificateSettings
-    from certplane.runtime.clock import Clock
-    from certplane.runtime.progress import Progress
-
-__all__ = ["Agent", "Link", "link", "not_enrolled", "probe_of"]
+from certplane.runtime.progress import Progress
 
 _REPORT = Backoff(first=timedelta(seconds=10), most=timedelta(minutes=30), floor=timedelta(seconds=1))
 _REFRESH = timedelta(seconds=30)

@@ -24,8 +24,6 @@ from certplane.agent.ports import CertificateLookup
 from certplane.agent.settings import CertificateSettings
 from certplane.errors import CertplaneError, RefusalError
 
-__all__ = ["Finding", "Level", "findings"]
-
 _MOST_SKEW = timedelta(minutes=1)
 """What step-ca backdates a certificate by, and what it allows a token."""
 _NAMES_SHOWN = 5

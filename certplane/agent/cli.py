@@ -13,28 +13,22 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from certplane import __version__
+from certplane.agent.control import Outcome
+from certplane.agent.host import Host
+from certplane.agent.inspection import Finding
+from certplane.agent.lineage import Lineage
+from certplane.agent.settings import AgentSettings
+from certplane.agent.status import LineageReport
+from certplane.config.values import LogLevel
 from certplane.errors import CertplaneError, ConfigurationError
 from certplane.runtime.command import FAILED, OK, check_text_arguments, exit_status, interruptible
+from certplane.runtime.progress import Progress
 from certplane.runtime.secrecy import keep_memory_private
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-    from datetime import datetime
-
-    from certplane.agent.control import Outcome
-    from certplane.agent.host import Host
-    from certplane.agent.inspection import Finding
-    from certplane.agent.lineage import Lineage
-    from certplane.agent.settings import AgentSettings
-    from certplane.agent.status import LineageReport
-    from certplane.config.values import LogLevel
-    from certplane.runtime.progress import Progress
-
-__all__ = ["main"]
 
 _DEFAULT_CONFIG = Path("/etc/certplane/agent.yml")
 
@@ -135,7 +129,7 @@ async def _daemon(host: Host) -> int:
 
 async def _run_once(_: argparse.Namespace, host: Host, progress: Progress) -> int:
     from certplane.agent.app import Agent  # noqa: PLC0415 - as in `main`
-    from certplane.agent.lineage import is_well  # noqa: PLC0415
+    from certplane.agent.renewal.status import is_well  # noqa: PLC0415 - as in `main`
 
     host.check_owner("run --once")
     with host.lock():

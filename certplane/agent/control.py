@@ -23,8 +23,6 @@ from certplane.errors import OperationError
 from certplane.runtime.disk_errors import disk_error
 from certplane.runtime.progress import Progress, SilentProgress
 
-__all__ = ["ControlServer", "FanOut", "Outcome", "ask"]
-
 _DIRECTORY, _SOCKET = "control", "agent.sock"
 _MOST_BYTES = 64 * 1024
 """Of one line; a request has some tens."""

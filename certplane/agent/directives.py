@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from certplane.agent.model import DirectedRenewal, RenewalCause
+from certplane.agent.lineage import Lineage, LineageLife
+from certplane.agent.model import DirectedRenewal, LineageStatus, RenewalCause
 from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.failures import is_refused_by_policy, is_unreached
 from certplane.agent.renewal.plan import newest_version
 from certplane.errors import OperationError, Reason, RefusalError
-
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable, Mapping, Sequence
-
-    from certplane.agent.lineage import Lineage, LineageLife
-    from certplane.agent.model import LineageStatus
-    from certplane.runtime.clock import Clock
-    from certplane.runtime.pool import BlockingPool
-
-__all__ = ["HostDirectives"]
+from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,6 @@ import logging
 
 from certplane.errors import CertplaneError, OperationError
 
-__all__ = ["as_error"]
-
 logger = logging.getLogger(__name__)
 
 _MOST_KNOWN = 200

@@ -20,10 +20,12 @@ import os
 import random
 import secrets
 import stat
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from certplane.agent.enrollment.identity import HostIdentity
+from certplane.agent.enrollment.stepca import StepCaAuthority
 from certplane.agent.faults import as_error
 from certplane.agent.install.access import FileAccess
 from certplane.agent.install.directive import JsonDirectiveFile
@@ -39,31 +41,22 @@ from certplane.agent.install.versions import Permission
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.lineage import Lineage
 from certplane.agent.link.state import LinkFile
-from certplane.agent.model import InstallMode
+from certplane.agent.model import InstallMode, Version
 from certplane.agent.renewal.plan import LineageSpec, newest_version
 from certplane.agent.renewal.status import new_status, not_shown, shown_again
 from certplane.agent.renewal.waiting import Asked
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.spool import FileReportSpool
+from certplane.agent.settings import AgentSettings, CertificateSettings
 from certplane.config.bundles import read_ca_bundle
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
+from certplane.pki.keys import KeyType
 from certplane.runtime.clock import Clock, SystemClock, local_zone
 from certplane.runtime.disk_errors import as_user, user_text
 from certplane.runtime.files import Owner, temporary_name
 from certplane.runtime.pool import BlockingPool
+from certplane.runtime.progress import Progress
 from certplane.runtime.text import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from certplane.agent.enrollment.identity import HostIdentity
-    from certplane.agent.enrollment.stepca import StepCaAuthority
-    from certplane.agent.model import Version
-    from certplane.agent.settings import AgentSettings, CertificateSettings
-    from certplane.pki.keys import KeyType
-    from certplane.runtime.progress import Progress
-
-__all__ = ["IDENTITY", "Host"]
 
 IDENTITY = "identity"
 """The identity's lineage by name, in status and in the log."""

@@ -20,14 +20,16 @@ from certplane.agent.install.hook_programs import hook_problem
 from certplane.agent.install.trial import Obstacle, own_obstacles
 from certplane.agent.lineage import Lineage
 from certplane.agent.model import ServiceView, Version
-from certplane.agent.renewal.health import Health, HealthWord, Severity, lineage_health
-from certplane.agent.renewal.plan import LineageFacts, due_time
+from certplane.agent.renewal.facts import LineageFacts
+from certplane.agent.renewal.health import lineage_health
+from certplane.agent.renewal.plan import due_time
 from certplane.agent.renewal.status import revoked
 from certplane.agent.settings import CertificateSettings
 from certplane.config.bundles import read_ca_bundle
 from certplane.config.files import read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, OperationError
 from certplane.runtime.disk_errors import as_user, this_user, user_text
+from certplane.runtime.health import Health, HealthWord, Severity
 
 
 class Level(StrEnum):

@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 from dataclasses import replace
-from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from datetime import datetime, timedelta
+from typing import Protocol
 
 from certplane.agent.faults import as_error
-from certplane.agent.model import LineageState
+from certplane.agent.install.activation import ActivationResult
+from certplane.agent.model import LineageState, LineageStatus, Version
+from certplane.agent.ports import DirectiveFile, InstallTrial, PendingKeys, StatusFile, VersionStore
 from certplane.agent.renewal.directed import laid_over
+from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.failures import failure_of, is_final_for_key
 from certplane.agent.renewal.plan import (
     Activate,
-    LineageFacts,
     LineageSpec,
     Plan,
     Request,
@@ -44,20 +47,10 @@ from certplane.agent.renewal.status import (
 )
 from certplane.agent.renewal.waiting import LEAST_WAIT
 from certplane.errors import CertplaneError, OperationError, RefusalError
+from certplane.runtime.clock import Clock
 from certplane.runtime.finishing import uninterrupted
-
-if TYPE_CHECKING:
-    import random
-    from datetime import datetime
-
-    from certplane.agent.install.activation import ActivationResult
-    from certplane.agent.model import LineageStatus, Version
-    from certplane.agent.ports import DirectiveFile, InstallTrial, PendingKeys, StatusFile, VersionStore
-    from certplane.runtime.clock import Clock
-    from certplane.runtime.pool import BlockingPool
-    from certplane.runtime.progress import Progress
-
-__all__ = ["Activates", "Lineage", "LineageLife", "Obtain", "OrderFailedError", "OrderUnderWayError", "is_well"]
+from certplane.runtime.pool import BlockingPool
+from certplane.runtime.progress import Progress
 
 _AFTER_DISK_ERROR = timedelta(minutes=1)
 _AFTER_FAULT = timedelta(minutes=5)

@@ -14,26 +14,6 @@ from pathlib import Path
 
 from certplane.errors import Refusal
 
-__all__ = [
-    "CertificateReport",
-    "DirectedRenewal",
-    "HeldCertificate",
-    "HookResult",
-    "IdentityView",
-    "InstallMode",
-    "IssuedCertificate",
-    "LineageState",
-    "LineageStatus",
-    "LineageStep",
-    "OrderView",
-    "PendingRequest",
-    "RenewalCause",
-    "Report",
-    "ServedLeaf",
-    "ServiceView",
-    "Version",
-]
-
 
 class RenewalCause(StrEnum):
     """Why the broker wants a certificate renewed at another time than it said when it issued it."""

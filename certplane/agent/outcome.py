@@ -5,8 +5,6 @@ from datetime import datetime
 from certplane.agent.control import Outcome
 from certplane.agent.model import LineageState, LineageStatus
 
-__all__ = ["renewal_outcome"]
-
 
 def renewal_outcome(name: str, before: int, status: LineageStatus, now: datetime) -> Outcome:
     """Whether a new version is in use (or will be, once its window opens), and if not, why.

@@ -6,7 +6,9 @@ File ports block (they fsync): the app calls them on its one-thread pool, never 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
 
 from certplane.agent.model import (
     CertificateReport,
@@ -21,26 +23,6 @@ from certplane.agent.model import (
     ServiceView,
     Version,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-    from datetime import datetime, timedelta
-
-__all__ = [
-    "Broker",
-    "CertificateLookup",
-    "DirectiveFile",
-    "HookRunner",
-    "IdentityAuthority",
-    "InstallTrial",
-    "OrderFollower",
-    "PendingKeyMaterial",
-    "PendingKeys",
-    "ReportSpool",
-    "ServiceProbe",
-    "StatusFile",
-    "VersionStore",
-]
 
 
 class IdentityAuthority(Protocol):

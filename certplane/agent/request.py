@@ -9,29 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from contextlib import aclosing, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
-from certplane.agent.lineage import OrderFailedError, OrderUnderWayError
-from certplane.agent.renewal.plan import RenewReason
+from certplane.agent.lineage import Lineage, OrderFailedError, OrderUnderWayError
+from certplane.agent.model import IssuedCertificate, OrderView, PendingRequest, Version
+from certplane.agent.ports import Broker, OrderFollower
+from certplane.agent.renewal.plan import RenewReason, Request
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.pki.chain import check_issued_chain
 from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import Clock
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.finishing import uninterrupted
-
-if TYPE_CHECKING:
-    import random
-
-    from certplane.agent.lineage import Lineage
-    from certplane.agent.model import IssuedCertificate, OrderView, PendingRequest, Version
-    from certplane.agent.ports import Broker, OrderFollower
-    from certplane.agent.renewal.plan import Request
-    from certplane.runtime.clock import Clock
-    from certplane.runtime.progress import Progress
-
-__all__ = ["FAILPOINTS", "ORDER_PATIENCE", "BrokerRequest", "orders_followed"]
+from certplane.runtime.progress import Progress
 
 FAILPOINTS = ("request.issue.before", "request.issue.after", "request.issued", "request.stage.after")
 

@@ -35,28 +35,6 @@ from certplane.config.values import (
 from certplane.pki.keys import KeyType
 from certplane.rpc.proxy import ProxyUse
 
-__all__ = [
-    "AccountName",
-    "ActivateSettings",
-    "AgentSettings",
-    "BrokerSettings",
-    "BrokerUrl",
-    "CertificateSettings",
-    "FileMode",
-    "FileSettings",
-    "Fingerprint",
-    "IdentityProvider",
-    "IdentitySettings",
-    "InstallMode",
-    "KeyRotation",
-    "LineageName",
-    "LoggingSettings",
-    "Pkcs12Settings",
-    "StepCaSettings",
-    "VerifySettings",
-    "load_settings",
-]
-
 _LINEAGE_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,63}", re.ASCII)
 _MOST_ACCOUNT_NAME = 256
 _FILE_MODE = re.compile(r"0?[0-7]{3}", re.ASCII)

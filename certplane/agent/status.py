@@ -9,33 +9,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from certplane.agent.link.state import LinkPhase
+from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.model import LineageState
-from certplane.agent.renewal.health import HealthWord, Severity, lineage_health
-from certplane.agent.renewal.plan import LineageFacts, due_time, newest_version, shown_reason, warn_time
+from certplane.agent.renewal.facts import LineageFacts
+from certplane.agent.renewal.health import lineage_health
+from certplane.agent.renewal.plan import LineageSpec, due_time, newest_version, shown_reason, warn_time
 from certplane.agent.renewal.skew import MOST_SKEW
 from certplane.agent.renewal.status import new_status
 from certplane.agent.renewal.waiting import hold_of
+from certplane.runtime.health import HealthWord, Severity
 from certplane.runtime.tables import moment_text, span_text, table_lines
 from certplane.runtime.text import printable, printable_values
-
-if TYPE_CHECKING:
-    from certplane.agent.link.state import LinkState
-    from certplane.agent.renewal.plan import LineageSpec
-
-__all__ = [
-    "UNREADABLE",
-    "LineageReport",
-    "LinkReport",
-    "StatusReport",
-    "lineage_report",
-    "link_report",
-    "to_json",
-    "to_text",
-    "unreadable_report",
-]
 
 UNREADABLE = "unreadable"
 """The state of a lineage whose files can't be read."""

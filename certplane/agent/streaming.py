@@ -5,26 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
 
 from certplane.agent.directives import HostDirectives
-from certplane.agent.host import IDENTITY
+from certplane.agent.host import IDENTITY, Host
+from certplane.agent.lineage import LineageLife
 from certplane.agent.link.session import SessionParts
-from certplane.agent.link.stream import StatusStream
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
-    from certplane.agent.host import Host
-    from certplane.agent.lineage import LineageLife
-    from certplane.agent.link.state import LinkState
-    from certplane.agent.link.stream import ChannelSource
-    from certplane.agent.renewal.skew import ClockSkew
-
-__all__ = ["status_stream"]
+from certplane.agent.link.state import LinkState
+from certplane.agent.link.stream import ChannelSource, StatusStream
+from certplane.agent.renewal.skew import ClockSkew
 
 _SHOWN = timedelta(seconds=1)
 """A change of less is no reason to write to the disk of an idle host with each heartbeat."""

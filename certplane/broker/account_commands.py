@@ -34,8 +34,6 @@ from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["Revocation", "account_row", "change_account_key", "revoke_certificate"]
-
 _CA_TIME = timedelta(minutes=1)
 _BRIEFLY = timedelta(seconds=10)
 

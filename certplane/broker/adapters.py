@@ -18,6 +18,8 @@ from typing import TypeVar
 from certplane import __version__
 from certplane.broker.database import locating
 from certplane.broker.dns_providers import dns_provider
+from certplane.broker.dns_settings import DnsPropagationSettings, PropagationMode
+from certplane.broker.dns_settings import DnsProvider as DnsProviderName
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer, DirectoryError
 from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
 from certplane.broker.issuers.acme_directory import AcmeDirectory
@@ -32,29 +34,11 @@ from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.issuers.outgoing import trusted_roots
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.ports import CaaIdentitySource, KeepsSecrets, SecretSource
-from certplane.broker.settings import (
-    AcmeSettings,
-    BrokerSettings,
-    DnsPropagationSettings,
-    PropagationMode,
-)
-from certplane.broker.settings import DnsProvider as DnsProviderName
+from certplane.broker.settings import AcmeSettings, BrokerSettings
 from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 from certplane.runtime.clock import Clock
-
-__all__ = [
-    "account_key_file",
-    "account_keys",
-    "issuer",
-    "issuers",
-    "preflight",
-    "propagation_limit",
-    "read_directories",
-    "renewal_infos",
-    "solver",
-]
 
 T = TypeVar("T")
 

@@ -74,8 +74,6 @@ from certplane.runtime.ids import TimeOrderedIds
 from certplane.runtime.notify import ServiceNotifier
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["Broker", "Prepared", "open_broker", "prepare", "serve"]
-
 _logger = logging.getLogger("certplane.broker")
 
 _COME_BACK: Final = timedelta(seconds=10)

@@ -35,8 +35,6 @@ from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["check"]
-
 T = TypeVar("T")
 
 _DIRECTORY_TIME = timedelta(seconds=10)

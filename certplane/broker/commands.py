@@ -42,27 +42,11 @@ from certplane.config.document import Document
 from certplane.config.files import read_file
 from certplane.config.values import canonical_identity_name
 from certplane.errors import ConfigurationError, OperationError
-from certplane.pki.identity import BundleError, TrustBundle
+from certplane.pki.bundle import BundleError
+from certplane.pki.identity import TrustBundle
 from certplane.pki.issuer_name import find_name, parse_name
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
-
-__all__ = [
-    "Row",
-    "allow_identity",
-    "audit_tail",
-    "certificate_of",
-    "certificate_row",
-    "deny_identity",
-    "identity_entry",
-    "is_stranger",
-    "known_issuer",
-    "listed_identities",
-    "newest_certificates",
-    "operator",
-    "policy_notices",
-    "policy_rows",
-]
 
 Row = dict[str, Any]
 

@@ -26,8 +26,6 @@ from certplane.errors import ConfigurationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["locating", "look_at_server", "open_store", "secret_source", "stores"]
-
 T = TypeVar("T")
 
 _LOOK = timedelta(seconds=5)

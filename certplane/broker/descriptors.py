@@ -12,8 +12,6 @@ from __future__ import annotations
 import resource
 from typing import Final
 
-__all__ = ["OWN_DESCRIPTORS", "most_connections", "raise_file_limit", "too_few"]
-
 OWN_DESCRIPTORS: Final = 512
 """What the broker keeps open beside its hosts' connections: database, logs, calls to CA and DNS, calls of other tools
 and hosts that open a second connection while they rotate their identity."""

@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from certplane.broker.dns_settings import DnsProvider as DnsProviderName
+from certplane.broker.dns_settings import HttpreqMode
 from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.broker.ports import SecretSource
-from certplane.broker.settings import AcmeSettings, HttpreqMode
-from certplane.broker.settings import DnsProvider as DnsProviderName
+from certplane.broker.settings import AcmeSettings
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock
-
-__all__ = ["dns_provider"]
 
 T = TypeVar("T")
 
@@ -57,7 +56,8 @@ def _section(name: DnsProviderName, section: T | None) -> T:
 
 
 def _cloudflare(around: _Surroundings) -> DnsProvider:
-    from certplane.broker.issuers.dns.cloudflare import CloudflareApi, CloudflareProvider
+    from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
+    from certplane.broker.issuers.dns.cloudflare_calls import CloudflareApi
 
     cloudflare = around.acme.cloudflare
     api = CloudflareApi(

@@ -16,22 +16,6 @@ from certplane.config.decoding import KeyProblem
 from certplane.config.values import DnsServerAddress, HostPort, HttpUrl, PositiveNumber, PositiveSpan
 from certplane.pki.names import MAX_NAME_LENGTH
 
-__all__ = [
-    "CloudflareSettings",
-    "DnsPropagationSettings",
-    "DnsProvider",
-    "DnsSettings",
-    "DnsZoneSettings",
-    "FollowCnames",
-    "HttpreqMode",
-    "HttpreqSettings",
-    "PropagationMode",
-    "PropagationSettings",
-    "Rfc2136Settings",
-    "TsigAlgorithm",
-    "ZoneName",
-]
-
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _CLOUDFLARE_API = HttpUrl("https://api.cloudflare.com/client/v4")
 

@@ -14,40 +14,6 @@ from typing import Any, Final
 
 from certplane.errors import Refusal
 
-__all__ = [
-    "ROLES",
-    "AuditDecision",
-    "AuditEvent",
-    "AuditEventType",
-    "AuditSeverity",
-    "Caller",
-    "CertificateRecord",
-    "DenyEntry",
-    "DnsChallenge",
-    "EnrollmentReport",
-    "EventKind",
-    "Grant",
-    "IdentityKind",
-    "IdentityUse",
-    "IssuerOrder",
-    "IssuerOrderStatus",
-    "KeyRotation",
-    "KeyUse",
-    "KnownIdentity",
-    "Order",
-    "OrderCause",
-    "OrderDraft",
-    "OrderState",
-    "PreflightCheck",
-    "PreflightResult",
-    "Profile",
-    "RevocationReason",
-    "Scope",
-    "ScopeKind",
-    "TxtRecord",
-]
-
-
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 

@@ -22,9 +22,10 @@ wait never undoes or tears what was begun.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from certplane.broker.model import (
     AuditEvent,
@@ -47,47 +48,6 @@ from certplane.broker.model import (
     TxtRecord,
 )
 from certplane.errors import Refusal
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-__all__ = [
-    "AuditFallback",
-    "AuditImport",
-    "AuditLog",
-    "CaaIdentity",
-    "CaaIdentitySource",
-    "CertificateQuery",
-    "CertificateStore",
-    "ChallengeSolver",
-    "DenialRecorder",
-    "DenyList",
-    "DurableLimits",
-    "EnrollmentStore",
-    "EventRecorder",
-    "IdentityLedger",
-    "IdentityRegister",
-    "IdentityTrust",
-    "Issuer",
-    "KeepsSecrets",
-    "KeyLedger",
-    "Meter",
-    "NoPreflight",
-    "NullMeter",
-    "OpenedOrder",
-    "OrderChange",
-    "OrderPreflight",
-    "OrderStore",
-    "Policy",
-    "PolicySource",
-    "PruneBefore",
-    "RenewalTimes",
-    "RepeatCounts",
-    "Revoker",
-    "SecretSource",
-    "StoredRenewalTimes",
-    "Upkeep",
-]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,6 @@ from certplane.errors import OperationError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["COLUMNS", "failed", "preflight", "rows"]
-
 COLUMNS = ("check", "subject", "result", "detail", "remedy")
 
 _TIMEOUT = timedelta(seconds=60)

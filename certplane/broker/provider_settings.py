@@ -12,8 +12,6 @@ from pathlib import Path
 
 from certplane.config.values import HostPort, HttpUrl, PositiveSpan
 
-__all__ = ["AcmeDnsSettings", "ExecSettings", "LexiconSettings"]
-
 
 @dataclass(frozen=True, slots=True)
 class AcmeDnsSettings:

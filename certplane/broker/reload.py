@@ -38,8 +38,6 @@ from certplane.errors import ConfigurationError, ConfigurationProblem, RefusalEr
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["ExpiryLevel", "Reloader", "expiry_level", "trust_fields"]
-
 _logger = logging.getLogger(__name__)
 
 _INTERVAL: Final = timedelta(seconds=5)

@@ -20,16 +20,11 @@ from urllib.parse import urlsplit
 from certplane.broker.contact import NO_CONTACT, ContactEmail
 from certplane.broker.dns_settings import (
     CloudflareSettings,
-    DnsPropagationSettings,
     DnsProvider,
     DnsSettings,
-    DnsZoneSettings,
-    HttpreqMode,
     HttpreqSettings,
-    PropagationMode,
     PropagationSettings,
     Rfc2136Settings,
-    TsigAlgorithm,
 )
 from certplane.broker.ports import DurableLimits
 from certplane.broker.provider_settings import AcmeDnsSettings, ExecSettings, LexiconSettings
@@ -48,49 +43,6 @@ from certplane.config.values import (
 )
 from certplane.errors import ConfigurationProblem
 from certplane.pki.identity import PROVISIONER_KINDS
-
-__all__ = [
-    "AcmeCaSettings",
-    "AcmeDnsSettings",
-    "AcmeSettings",
-    "AuditFailureMode",
-    "AuditSettings",
-    "BrokerSettings",
-    "CloudflareSettings",
-    "DnsPropagationSettings",
-    "DnsProvider",
-    "DnsSettings",
-    "DnsZoneSettings",
-    "EabAlgorithm",
-    "EabSettings",
-    "ExecSettings",
-    "FileSecretsSettings",
-    "FurtherIssuerSettings",
-    "HttpreqMode",
-    "HttpreqSettings",
-    "IssuerProvider",
-    "IssuerSettings",
-    "LexiconSettings",
-    "LoggingSettings",
-    "MetricsSettings",
-    "MtlsSettings",
-    "PolicySettings",
-    "PropagationMode",
-    "PropagationSettings",
-    "RateLimitSettings",
-    "RenewalInfoSettings",
-    "Rfc2136Settings",
-    "SecretsProvider",
-    "SecretsSettings",
-    "ServerSettings",
-    "StoreDriver",
-    "StoreSettings",
-    "TlsSettings",
-    "TlsVersion",
-    "TsigAlgorithm",
-    "VaultSettings",
-    "load_settings",
-]
 
 
 def _not_negative(value: int) -> str | None:

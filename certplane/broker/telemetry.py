@@ -16,8 +16,6 @@ from certplane.broker.issuance.measures import MEASURES, Measure
 from certplane.broker.ports import Meter
 from certplane.runtime.clock import Clock
 
-__all__ = ["LOOP_MEASURES", "PrometheusMeter", "watch_loop"]
-
 T = TypeVar("T")
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

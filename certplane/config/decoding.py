@@ -32,8 +32,6 @@ from certplane.config.durations import DurationError, parse_duration
 from certplane.config.mistakes import glued_item
 from certplane.errors import ConfigurationError, ConfigurationProblem
 
-__all__ = ["Check", "Checked", "Decoder", "KeyProblem", "decode"]
-
 T = TypeVar("T")
 
 _VARIABLE = re.compile(r"\$[A-Za-z_{(]")

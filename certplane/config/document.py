@@ -20,19 +20,6 @@ from certplane.config.files import is_input, read_argument
 from certplane.config.mistakes import Mistake, odd_character, syntax_mistakes
 from certplane.errors import ConfigurationError, ConfigurationProblem
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_COPIES",
-    "MAX_DEPTH",
-    "Document",
-    "Entry",
-    "MappingNode",
-    "Node",
-    "ScalarNode",
-    "SequenceNode",
-    "Source",
-]
-
 MAX_BYTES = 4 * 1024 * 1024
 """A policy for ten thousand hosts has about one."""
 

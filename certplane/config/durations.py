@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
-__all__ = ["DurationError", "format_duration", "parse_duration"]
-
 _MICROSECONDS = {"h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000, "us": 1, "\u00b5s": 1}
 _PART = r"(?:\d{1,12}(?:\.\d{1,9})?|\.\d{1,9})(?:ms|us|\u00b5s|h|m|s)"
 _DURATION = re.compile(rf"(?:{_PART})+", re.ASCII)

@@ -19,16 +19,6 @@ from pathlib import Path
 
 from certplane.errors import ConfigurationError, ConfigurationProblem
 
-__all__ = [
-    "denied_remedy",
-    "is_input",
-    "private_remedy",
-    "read_argument",
-    "read_file",
-    "read_private_file",
-    "read_service_key",
-]
-
 _MAX_BYTES = 1024 * 1024
 _LET_READ = "give the program's user the right to read it"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO

@@ -17,23 +17,6 @@ from urllib.parse import urlsplit
 from certplane.config.decoding import Check
 from certplane.pki.names import DnsNameError, canonical_dns_name
 
-__all__ = [
-    "DnsName",
-    "DnsServerAddress",
-    "HostPort",
-    "HttpUrl",
-    "HttpsUrl",
-    "IdentityName",
-    "ListenAddress",
-    "LogDestination",
-    "LogFormat",
-    "LogLevel",
-    "OwnPath",
-    "PositiveNumber",
-    "PositiveSpan",
-    "canonical_identity_name",
-]
-
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+", re.ASCII)
 _MAX_URI_LENGTH = 2048  # SPIFFE-ID 2.3
 

@@ -32,8 +32,6 @@ from certplane.runtime.pool import BlockingPool
 from certplane.runtime.text import printable
 from certplane.v1 import fleet_pb2, fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 
-__all__ = ["FleetClient", "HostFilter"]
-
 T = TypeVar("T")
 
 _PAGE: Final = 200

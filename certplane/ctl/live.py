@@ -10,20 +10,15 @@ import contextlib
 import threading
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol, Self, TextIO
+from types import TracebackType
+from typing import Protocol, Self, TextIO
+
+from rich.live import Live
+from rich.table import Table
 
 from certplane.ctl.view import FleetView, change_line, fleet_rows, json_line, urgency
 from certplane.runtime.tables import table_lines
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from rich.live import Live
-    from rich.table import Table
-
-    from certplane.v1 import renewal_pb2
-
-__all__ = ["WatchDisplay", "open_display"]
+from certplane.v1 import renewal_pb2
 
 
 class WatchDisplay(Protocol):

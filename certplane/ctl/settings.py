@@ -17,8 +17,6 @@ from certplane.config.values import HttpsUrl, PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.rpc.proxy import ProxyUse
 
-__all__ = ["BrokerSettings", "CtlSettings", "IdentitySettings", "find_settings", "load_settings"]
-
 _VARIABLE = "CERTPLANECTL_CONFIG"
 _SYSTEM_FILE = Path("/etc/certplane/ctl.yml")
 

@@ -21,20 +21,6 @@ from certplane.runtime.tables import moment_text, span_text, table_lines
 from certplane.runtime.text import printable, printable_values
 from certplane.v1 import fleet_pb2, renewal_pb2
 
-__all__ = [
-    "HEALTHS",
-    "STATES",
-    "FleetView",
-    "alarms",
-    "change_line",
-    "fleet_rows",
-    "held_up_lines",
-    "host_lines",
-    "json_line",
-    "renewal_line",
-    "urgency",
-]
-
 _Status = renewal_pb2.CertificateStatus
 
 STATES: Final = {

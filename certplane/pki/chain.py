@@ -23,20 +23,6 @@ from certplane.pki.names import DnsNameError, canonical_dns_name
 from certplane.pki.pem import PemError, decode_pem, encode_pem, find_pem
 from certplane.pki.reading import READ_ERRORS
 
-__all__ = [
-    "MAX_CERTIFICATES",
-    "MAX_CHAIN_LENGTH",
-    "MOST_CAME",
-    "CertificateFacts",
-    "ChainError",
-    "IssuedChain",
-    "check_issued_chain",
-    "found_chain",
-    "leaf_facts",
-    "split_chain",
-    "top_issuer",
-]
-
 MAX_CERTIFICATES = 10
 MAX_CHAIN_LENGTH = 32 * 1024
 """Characters of PEM; a real chain has 4 to 8 thousand. Half of what a message of the broker may be: beside the chain an

@@ -36,8 +36,6 @@ from certplane.pki.names import DnsNameError, canonical_dns_name, has_dns_syntax
 from certplane.pki.pem import PemError, decode_pem
 from certplane.pki.reading import READ_ERRORS
 
-__all__ = ["MAX_CSR_LENGTH", "MAX_DNS_NAMES", "CertificateRequest", "CsrCache", "build_csr", "parse_csr"]
-
 MAX_CSR_LENGTH = 16 * 1024
 """Characters of PEM: a hundred of the longest names would not fit a certificate either."""
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from certplane.errors import CertplaneError
 
-__all__ = ["INTEGER", "OCTET_STRING", "SEQUENCE", "DerError", "Element", "read_element", "read_sequence"]
-
 INTEGER = 0x02
 OCTET_STRING = 0x04
 SEQUENCE = 0x30

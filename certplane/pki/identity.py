@@ -46,18 +46,6 @@ from certplane.pki.names import has_dns_syntax
 from certplane.pki.pem import PemError, decode_pem
 from certplane.pki.reading import READ_ERRORS
 
-__all__ = [
-    "PROVISIONER_OID",
-    "BundleError",
-    "IdentityCertificate",
-    "IdentityVerifier",
-    "PresentedLeaf",
-    "TrustBundle",
-    "VerifiedPath",
-    "anchor_of",
-    "verify_identity",
-]
-
 PROVISIONER_OID = x509.ObjectIdentifier("1.3.6.1.4.1.37476.9000.64.1")
 """step-ca's record of the provisioner that authorised a certificate."""
 

@@ -20,17 +20,6 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from certplane.errors import CertplaneError, Reason, RefusalError, Violation
 from certplane.pki.pem import PemError, decode_pem, has_private_key, pem_text
 
-__all__ = [
-    "KeyType",
-    "PrivateKey",
-    "PrivateKeyError",
-    "check_public_key",
-    "generate_private_key",
-    "load_private_key",
-    "private_key_pem",
-    "public_key_sha256",
-]
-
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime, timedelta
 
-__all__ = ["SHORT_LIFETIME", "renew_time"]
-
 SHORT_LIFETIME = timedelta(days=10)
 """Below it a certificate is renewed at half of its life, as public CAs advise, since a third leaves too few tries."""
 

@@ -18,8 +18,6 @@ from functools import lru_cache
 
 from certplane.errors import CertplaneError
 
-__all__ = ["MAX_NAME_LENGTH", "DnsNameError", "canonical_dns_name", "has_dns_syntax", "shown_name"]
-
 MAX_NAME_LENGTH = 253
 """RFC 1035 2.3.4: 255 octets on the wire, less the first length octet and the root."""
 

@@ -20,8 +20,6 @@ import re
 
 from certplane.errors import CertplaneError
 
-__all__ = ["PemError", "decode_pem", "encode_pem", "find_pem", "has_private_key", "pem_text"]
-
 _END_OF_LINE = r"(?:\r\n|\n|\r)"
 _BLOCK = re.compile(
     r"-----BEGIN (?P<label>[A-Z0-9. ]{1,40})-----[ \t]*"

@@ -14,8 +14,6 @@ import grpc
 
 from certplane.rpc.proxy import ProxyUse
 
-__all__ = ["CHANNEL_OPTIONS", "MAX_MESSAGE_BYTES", "channel_options", "open_channel", "target_from_url"]
-
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 """Largest message of the protocol, either way (design, fixed decision 1)."""
 

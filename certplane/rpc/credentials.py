@@ -28,8 +28,6 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from certplane.errors import CertplaneError
 from certplane.pki.keys import public_key_sha256
 
-__all__ = ["KeyPair", "PairError", "ServerTls", "channel_credentials", "client_pair"]
-
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:

@@ -17,8 +17,6 @@ from urllib.parse import urlsplit
 from certplane.rpc.proxy import ProxyError, ProxyUse, proxy_for
 from certplane.runtime.connection import ConnectionFailure, connection_failure
 
-__all__ = ["HandshakeFailure", "handshake_failure"]
-
 _PATIENCE_SECONDS = 3.0
 _REFUSAL_SECONDS = 1.0
 """How long after the handshake a refusal of the client certificate may take to arrive."""

@@ -30,8 +30,6 @@ from grpc_status import rpc_status
 from certplane.errors import ProblemDocument, Reason, Refusal, Violation
 from certplane.runtime.text import printable
 
-__all__ = ["CODES", "DOMAIN", "Row", "grpc_status", "refusal_from_error", "refusal_from_status", "status_from_refusal"]
-
 DOMAIN: Final = "certplane"
 
 _MESSAGE_BYTES: Final = 512

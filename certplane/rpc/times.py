@@ -10,8 +10,6 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-__all__ = ["signed_span_of", "span_of", "time_of", "timestamp"]
-
 _NANOS = 1_000_000_000
 
 

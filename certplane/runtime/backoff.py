@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import random
-
-__all__ = ["Backoff"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-if TYPE_CHECKING:
-    from datetime import timedelta, tzinfo
-
-__all__ = ["Clock", "SystemClock", "local_zone"]
 
 _LOCALTIME = Path("/etc/localtime")
 

@@ -22,8 +22,6 @@ from typing import Any, Final, TextIO
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem
 from certplane.runtime.text import printable
 
-__all__ = ["FAILED", "MISUSED", "OK", "check_text_arguments", "exit_status", "interruptible", "say"]
-
 OK: Final = 0
 FAILED: Final = 1
 MISUSED: Final = 2

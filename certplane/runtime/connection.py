@@ -9,8 +9,6 @@ import socket
 import ssl
 from enum import StrEnum
 
-__all__ = ["ConnectionFailure", "connection_failure", "ssl_reason"]
-
 
 class ConnectionFailure(StrEnum):
     """Kinds of failures that want different remedies."""

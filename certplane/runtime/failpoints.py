@@ -16,8 +16,6 @@ import signal
 import threading
 from collections import Counter
 
-__all__ = ["failpoint"]
-
 _VARIABLE = "CERTPLANE_FAILPOINTS"
 _armed = dict(entry.split("=", 1) for entry in os.environ.get(_VARIABLE, "").split(",") if "=" in entry)
 _passes: Counter[str] = Counter()

@@ -30,17 +30,6 @@ from typing import Self
 
 from certplane.errors import OperationError
 
-__all__ = [
-    "Directory",
-    "Owner",
-    "UnsafeDirectoryError",
-    "give_to_service",
-    "open_directory",
-    "open_for_reading",
-    "temporary_name",
-    "why_unsafe",
-]
-
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GET_FLAGS = 2 << 30 | struct.calcsize("l") << 16 | ord("f") << 8 | 1

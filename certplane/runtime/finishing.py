@@ -7,12 +7,8 @@ that is half-way installed. Such work must end by itself in bounded time.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
-__all__ = ["uninterrupted"]
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 

@@ -7,18 +7,6 @@ from typing import Final
 
 from certplane.errors import Reason
 
-__all__ = [
-    "NONE_YET",
-    "PERSONS_REASONS",
-    "REMEDY_FOR_SERVICE",
-    "Health",
-    "HealthWord",
-    "Severity",
-    "is_persons",
-    "moment_text",
-    "overdue_time",
-]
-
 
 class HealthWord(StrEnum):
     """Whether anybody is hurt, or will be; values are shown. In this order the first that is true is the one."""

@@ -7,12 +7,9 @@ They are names, not secrets: whoever knows one can guess its neighbours.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from certplane.runtime.clock import Clock
-
-__all__ = ["TimeOrderedIds"]
+from certplane.runtime.clock import Clock
 
 _VERSION_AND_VARIANT: Final = 0x7 << 76 | 0b10 << 62
 _COUNTER_BITS: Final = 74

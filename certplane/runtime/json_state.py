@@ -15,8 +15,6 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["MOST_BYTES", "StateError", "decode_object", "members_of", "value_of"]
-
 MOST_BYTES: Final = 4 * 1024 * 1024
 """Of a file; the largest that is written has some hundred kilobytes."""
 _MOST_NUMBER: Final = 2**53

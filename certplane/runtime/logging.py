@@ -25,8 +25,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, TextIO
 
-__all__ = ["LEVELS", "JsonFormatter", "LineHandler", "TextFormatter", "request_id", "setup"]
-
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 request_id: ContextVar[str] = ContextVar("certplane_request_id", default="")

@@ -15,14 +15,10 @@ import os
 import socket
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from certplane.runtime.clock import Clock
 from certplane.runtime.text import printable
-
-if TYPE_CHECKING:
-    from certplane.runtime.clock import Clock
-
-__all__ = ["ServiceNotifier"]
 
 _MOST_STATUS = 1000
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from certplane.runtime.clock import Clock
 
-__all__ = ["OutputTail", "reap", "reap_as_init", "signal_group"]
-
 _CHUNK = 64 * 1024
 _LAST_READS = 4
 _REAPING = timedelta(seconds=10)

@@ -10,16 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
 
+from certplane.runtime.clock import Clock
 from certplane.runtime.text import printable
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from certplane.runtime.clock import Clock
-
-__all__ = ["JsonProgress", "PlainProgress", "Progress", "SilentProgress", "open_progress"]
 
 _MOST_TEXT = 4000
 """Octets of one text; the words of a broker or a CA may be in it."""

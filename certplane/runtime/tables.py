@@ -7,8 +7,6 @@ from datetime import datetime, timedelta
 
 from certplane.runtime.text import printable
 
-__all__ = ["moment_text", "span_text", "table_lines"]
-
 _MOST_CELL = 4000
 """Octets; a list of names, or an error with the CA's words, may be long."""
 

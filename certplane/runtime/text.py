@@ -7,8 +7,6 @@ person's screen, and nobody fills a screen or a disk with one message. Text that
 
 from typing import Any, Final
 
-__all__ = ["printable", "printable_values"]
-
 _CUT: Final = "..."
 
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from types import TracebackType
+from typing import Self
 
 from certplane.sandbox import acme2certifier_server, parts
 from certplane.sandbox.certificates import CertificateAuthority, Credential
+from certplane.sandbox.dns_endpoint import DnsEndpoint
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.process import ServerProcess, accepts_tcp, start_on_free_port
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from certplane.sandbox.dns_endpoint import DnsEndpoint
 
 
 class Acme2certifier:

@@ -10,31 +10,10 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from certplane.sandbox.fault_proxy import Reply
-
-__all__ = [
-    "ACCOUNT",
-    "AUTHORIZATION",
-    "CERTIFICATE",
-    "CHALLENGE",
-    "DIRECTORY",
-    "FINALIZE",
-    "KEY_CHANGE",
-    "NEW_ACCOUNT",
-    "NEW_NONCE",
-    "NEW_ORDER",
-    "ORDER",
-    "OTHER",
-    "RENEWAL_INFO",
-    "REVOKE_CERT",
-    "AcmeEndpoints",
-    "Endpoints",
-    "PathEndpoints",
-]
+from certplane.sandbox.exchange import Reply
 
 DIRECTORY = "directory"
 NEW_NONCE, NEW_ACCOUNT, NEW_ORDER = "newNonce", "newAccount", "newOrder"

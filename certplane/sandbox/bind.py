@@ -10,7 +10,10 @@ keep it from reading a configuration anywhere but in /etc/bind, also for root.
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Self
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import dns.exception
 import dns.flags
@@ -22,11 +25,6 @@ from certplane.sandbox.dns_endpoint import DnsEndpoint, TsigKey, zone_file
 from certplane.sandbox.errors import ServerStartError
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.process import ServerProcess, start_on_free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-    from types import TracebackType
 
 
 class BindServer:

@@ -20,22 +20,18 @@ import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, cast
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
 from urllib.parse import parse_qs, urlsplit
 
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.sandbox.certificates import CertificateAuthority
-from certplane.sandbox.cloudflare_records import ApiError, RecordBook
+from certplane.sandbox.cloudflare_records import ApiError, DnsRecord, RecordBook
+from certplane.sandbox.dns_endpoint import DnsEndpoint
 from certplane.sandbox.http_server import LoopbackHandler, LoopbackServer
 from certplane.sandbox.loopback import LOOPBACK
-
-if TYPE_CHECKING:
-    from datetime import timedelta
-    from pathlib import Path
-    from types import TracebackType
-
-    from certplane.sandbox.cloudflare_records import DnsRecord
-    from certplane.sandbox.dns_endpoint import DnsEndpoint
 
 _BASE = "/client/v4"
 _ZONE_PAGE, _RECORD_PAGE = 20, 100

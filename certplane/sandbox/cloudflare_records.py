@@ -13,21 +13,16 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import Any
 
 import dns.exception
 
-from certplane.sandbox.dns_endpoint import ZoneRecord
+from certplane.runtime.clock import Clock
+from certplane.sandbox.dns_endpoint import DnsEndpoint, ZoneRecord
 from certplane.sandbox.errors import ServerRefusedError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from datetime import datetime
-
-    from certplane.runtime.clock import Clock
-    from certplane.sandbox.dns_endpoint import DnsEndpoint
 
 _AUTOMATIC = 1
 _AUTOMATIC_TTL = timedelta(seconds=300)

@@ -31,8 +31,6 @@ from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.errors import PartMissingError, ServerStartError
 from certplane.sandbox.operator import Operator
 
-__all__ = ["DemoOptions", "run_demo"]
-
 _HOST: Final = "web1.certplane.test"
 _FILES: Final = f"hosts/{_HOST}"
 _OPERATOR: Final = "alice.certplane.test"

@@ -9,8 +9,6 @@ from pathlib import Path
 from certplane.sandbox import parts
 from certplane.sandbox.deployment import Deployment, Host
 
-__all__ = ["to_try"]
-
 
 def to_try(deployment: Deployment, host: Host, operator: Path, programs: Path, process: int) -> str:
     """The text that `--keep` ends with.

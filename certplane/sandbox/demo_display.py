@@ -22,8 +22,6 @@ from typing import TextIO
 
 from certplane.sandbox.errors import SandboxError
 
-__all__ = ["CommandFailedError", "Display"]
-
 _BOLD, _DIM, _CYAN, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[36m", "\x1b[0m"
 _WIDTH = 100
 

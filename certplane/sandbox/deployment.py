@@ -38,8 +38,6 @@ from certplane.sandbox.pebble import Pebble, PebbleOptions
 from certplane.sandbox.ports import DnsServer, IdentityCa
 from certplane.sandbox.process import ServerProcess, accepts_tcp
 
-__all__ = ["ZONES", "Deployment", "DeploymentOptions", "Finished", "Host"]
-
 ZONES = ("certplane.test", "example.test")
 """What the DNS server serves; policies name hosts and certificates in it."""
 

@@ -14,10 +14,12 @@ import socket
 import struct
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Self, cast
+from types import TracebackType
+from typing import Self, cast
 
 import dns.exception
 import dns.flags
@@ -37,10 +39,6 @@ from certplane.sandbox.dns_zones import ZoneStore
 from certplane.sandbox.errors import PortTakenError
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.process import start_on_free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
 
 _REMEMBERED_QUESTIONS = 10_000
 _TSIG_ERRORS: dict[type[Exception], dns.rcode.Rcode] = {

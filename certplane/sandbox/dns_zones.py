@@ -7,8 +7,7 @@ wildcard answers for names that aren't there (RFC 4592). Not thread-safe: the se
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import dns.flags
 import dns.message
@@ -25,9 +24,6 @@ import dns.rdtypes.ANY.SOA
 import dns.rrset
 import dns.update
 import dns.zone
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Hidden = Callable[[dns.name.Name, dns.rdata.Rdata], bool]
 """Whether a record is to be treated as not there."""

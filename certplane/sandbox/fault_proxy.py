@@ -28,89 +28,24 @@ import select
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, cast
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from certplane.sandbox.acme_endpoints import NEW_NONCE, AcmeEndpoints, Endpoints
 from certplane.sandbox.certificates import CertificateAuthority
+from certplane.sandbox.exchange import Exchange, Reply
 from certplane.sandbox.http_server import LoopbackHandler, LoopbackServer
 from certplane.sandbox.https_client import trusting
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-    from types import TracebackType
-
-__all__ = ["Action", "Call", "Exchange", "FaultProxy", "Reply", "Rule"]
 
 _UPSTREAM_SECONDS = 30.0
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "content-length"})
 _STREAMED = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a client is told. `padding` bytes follow the body, unkept in memory."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...] = ()
-    body: bytes = b""
-    padding: int = 0
-
-    def header(self, name: str) -> str:
-        """The first header of this name, empty if there is none."""
-        return next(iter(self.headers_of(name)), "")
-
-    def headers_of(self, name: str) -> list[str]:
-        """All headers of this name."""
-        return [value for known, value in self.headers if known.lower() == name.lower()]
-
-    def with_header(self, name: str, value: str | None) -> Reply:
-        """The same with the header set, or without it."""
-        kept = tuple(entry for entry in self.headers if entry[0].lower() != name.lower())
-        return replace(self, headers=kept if value is None else (*kept, (name, value)))
-
-    def json(self) -> Any:
-        """The body as JSON; None if it isn't."""
-        try:
-            return json.loads(self.body)
-        except ValueError:
-            return None
-
-    def with_json(self, body: object) -> Reply:
-        """The same with another body."""
-        return replace(self, body=json.dumps(body).encode())
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request and its answers.
-
-    Attributes:
-        kind: what it was for.
-        method: of HTTP.
-        path: with the query.
-        headers: of the request, names in lower case.
-        protected: the protected header of its JWS; empty if it had none.
-        payload: its JSON, that of the JWS if it is one; None for an empty one (POST-as-GET).
-        served: what the server answered, None if it never got the request.
-        told: what the client got, None if nothing.
-        at: when the request came, on the monotonic clock.
-    """
-
-    kind: str
-    method: str
-    path: str
-    headers: dict[str, str]
-    protected: dict[str, Any]
-    payload: Any
-    served: Reply | None = None
-    told: Reply | None = None
-    at: float = 0.0
 
 
 class Call:

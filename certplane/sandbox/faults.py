@@ -14,23 +14,8 @@ from email.utils import format_datetime
 from typing import Any
 
 from certplane.sandbox.acme_endpoints import NEW_ORDER, ORDER
-from certplane.sandbox.fault_proxy import Action, Call, Reply
-
-__all__ = [
-    "PendingOrderReuse",
-    "altered",
-    "answer",
-    "bad_nonce",
-    "cut",
-    "delayed",
-    "html",
-    "oversized",
-    "problem",
-    "redirect",
-    "replaced_body",
-    "swallowed",
-    "with_status",
-]
+from certplane.sandbox.exchange import Reply
+from certplane.sandbox.fault_proxy import Action, Call
 
 _URN = "urn:ietf:params:acme:error:"
 

@@ -6,17 +6,15 @@ It is blocking on purpose: it answers while the caller's event loop is busy, and
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 import threading
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from certplane.sandbox.errors import PortTakenError
 from certplane.sandbox.loopback import LOOPBACK
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Iterable
 
 MOST_BODY = 1 << 20
 _SILENCE_SECONDS = 30

@@ -14,9 +14,10 @@ import base64
 import hashlib
 import re
 import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -27,7 +28,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import verification
 from cryptography.x509.oid import NameOID
 
-from certplane.sandbox.certificates import general_name, leaf_extensions
+from certplane.runtime.clock import Clock
+from certplane.sandbox.certificates import CertificateAuthority, general_name, leaf_extensions
+from certplane.sandbox.identity_pki import IdentityPki, IdentityRules
 from certplane.sandbox.identity_requests import (
     NAME_KINDS,
     NOT_IMPLEMENTED,
@@ -44,13 +47,6 @@ from certplane.sandbox.identity_requests import (
 )
 from certplane.sandbox.ports import X5C_PROVISIONER
 from certplane.sandbox.tokens import csr_fingerprint, parse_jws, verify_jws
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
-
-    from certplane.runtime.clock import Clock
-    from certplane.sandbox.certificates import CertificateAuthority
-    from certplane.sandbox.identity_pki import IdentityPki, IdentityRules
 
 PROVISIONER_OID = x509.ObjectIdentifier("1.3.6.1.4.1.37476.9000.64.1")
 """step-ca's extension that names the provisioner (provisioner/extension.go)."""

@@ -14,7 +14,9 @@ import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, cast
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,10 +28,6 @@ from certplane.sandbox.identity_pki import IdentityCaClient, IdentityPki, Identi
 from certplane.sandbox.identity_requests import RefusedError, bad_request
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.ports import X5C_PROVISIONER
-
-if TYPE_CHECKING:
-    from pathlib import Path
-    from types import TracebackType
 
 _NAMES = (LOOPBACK, "localhost")
 _TLS_OPTIONS = {

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -23,10 +24,6 @@ from certplane.sandbox.errors import ServerRefusedError
 from certplane.sandbox.https_client import HttpAnswer, request, trusting
 from certplane.sandbox.ports import OTHER_JWK_PROVISIONER, PROVISIONER, X5C_PROVISIONER
 from certplane.sandbox.tokens import ProvisionerKey, TokenClaims, csr_fingerprint, mint_jwk_token, mint_x5c_token
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 TOKEN_LIFETIME = timedelta(minutes=5)
 """The `step` command's default; the CA itself has none."""

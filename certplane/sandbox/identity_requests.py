@@ -8,14 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 UNAUTHORIZED = (
     "The request lacked necessary authorization to be completed. "

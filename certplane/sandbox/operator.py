@@ -8,8 +8,6 @@ import yaml
 
 from certplane.sandbox.deployment import Deployment, Finished, Host, run_program
 
-__all__ = ["Operator"]
-
 
 class Operator:
     """Its files: `hosts/<name>` has ctl.yml beside what enrolment left. The policy must know the name."""

@@ -20,14 +20,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from certplane.sandbox.errors import PartMissingError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 REQUIRE_VARIABLE = "CERTPLANE_REQUIRE_PARTS"
 PARTS_FOLDER_VARIABLE = "CERTPLANE_PARTS_DIR"

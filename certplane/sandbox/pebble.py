@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from certplane.sandbox import parts
 from certplane.sandbox.certificates import CertificateAuthority
@@ -24,13 +28,6 @@ from certplane.sandbox.errors import ServerRefusedError
 from certplane.sandbox.https_client import HttpAnswer, request, trusting
 from certplane.sandbox.loopback import LOOPBACK, free_port
 from certplane.sandbox.process import ServerProcess, start_on_free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-    from types import TracebackType
-
-    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 DEFAULT_PROFILE = "default"
 SHORT_PROFILE = "shortlived"

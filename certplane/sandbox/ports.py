@@ -7,18 +7,16 @@ methods don't depend on the event loop that started them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime, timedelta
-    from pathlib import Path
-    from types import TracebackType
+from cryptography.hazmat.primitives.asymmetric import ec
 
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    from certplane.sandbox.certificates import CertificateAuthority, Credential
-    from certplane.sandbox.dns_endpoint import DnsEndpoint
+from certplane.sandbox.certificates import CertificateAuthority, Credential
+from certplane.sandbox.dns_endpoint import DnsEndpoint
 
 PROVISIONER = "certplane"
 """The JWK provisioner whose tokens hosts enroll with."""

@@ -14,7 +14,8 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from types import TracebackType
+from typing import Self
 
 import psycopg
 from psycopg import sql
@@ -23,9 +24,6 @@ from certplane.sandbox import parts
 from certplane.sandbox.errors import SandboxError
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.process import ServerProcess, start_on_free_port
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _SUPERUSER = "certplane"
 _UNPRIVILEGED = ("postgres", "nobody")

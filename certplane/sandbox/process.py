@@ -20,16 +20,14 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from certplane.sandbox.errors import PortTakenError, SandboxError, ServerStartError
 from certplane.sandbox.loopback import LOOPBACK, free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 _POLL = timedelta(milliseconds=20)
 _LOG_TAIL_BYTES = 4000

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 from certplane.sandbox import parts
 from certplane.sandbox.bind import BindServer
 from certplane.sandbox.dns import SandboxDnsServer
 from certplane.sandbox.identity_ca import SandboxIdentityCa
+from certplane.sandbox.identity_pki import IdentityRules
+from certplane.sandbox.ports import DnsServer, IdentityCa
 from certplane.sandbox.step_ca import StepCa
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from certplane.sandbox.identity_pki import IdentityRules
-    from certplane.sandbox.ports import DnsServer, IdentityCa
 
 
 def identity_ca(folder: Path, rules: IdentityRules | None = None) -> IdentityCa:

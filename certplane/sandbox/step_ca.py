@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
+from certplane.runtime.clock import Clock
 from certplane.sandbox import parts
 from certplane.sandbox.certificates import Credential, write_private
 from certplane.sandbox.identity_pki import IdentityCaClient, IdentityPki, IdentityRules, go_duration
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.ports import ACME_PROVISIONER, X5C_PROVISIONER
 from certplane.sandbox.process import ServerProcess, start_on_free_port
-
-if TYPE_CHECKING:
-    from pathlib import Path
-    from types import TracebackType
-
-    from certplane.runtime.clock import Clock
 
 
 class StepCa(IdentityCaClient):

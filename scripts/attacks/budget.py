@@ -14,8 +14,6 @@ from certplane.pki.keys import KeyType, PrivateKey, generate_private_key
 from certplane.v1 import certificate_pb2 as pb
 from certplane.v1 import certificate_pb2_grpc
 
-__all__ = ["CERTIFICATES", "renew", "revoke"]
-
 CERTIFICATES = "certificates"
 """What these attacks count as theirs."""
 

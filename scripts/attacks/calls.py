@@ -13,8 +13,6 @@ from attacks.labels import hello
 from attacks.target import Target, refusal_of, until
 from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc, renewal_pb2_grpc
 
-__all__ = ["give_up", "many", "run"]
-
 _CONNECTIONS = 20
 _AT_ONCE = 4
 

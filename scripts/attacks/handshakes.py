@@ -12,8 +12,6 @@ from collections import Counter
 
 from attacks.target import Target, over
 
-__all__ = ["hellos", "junk", "nothing", "whole"]
-
 
 async def hellos(target: Target, seconds: float) -> Counter[str]:
     """Send a ClientHello and hang up, as fast as one process can."""

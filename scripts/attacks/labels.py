@@ -17,8 +17,6 @@ from certplane.v1 import certificate_pb2 as certificates
 from certplane.v1 import certificate_pb2_grpc, renewal_pb2_grpc
 from certplane.v1 import renewal_pb2 as pb
 
-__all__ = ["csrs", "hello", "hellos", "reports"]
-
 _LETTERS = "αβγδεζηθικλμνξοπρστυφχψω"
 _AT_ONCE = 91
 """Names in one message or CSR: 15 KB, and both may have 16 or a little more."""

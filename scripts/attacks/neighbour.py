@@ -18,8 +18,6 @@ from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.v1 import certificate_pb2 as pb
 from certplane.v1 import certificate_pb2_grpc
 
-__all__ = ["Felt", "Neighbour"]
-
 _PAUSE = 0.055
 """Between two calls: under the 20 calls a second that an identity may make."""
 _PATIENCE = 30.0

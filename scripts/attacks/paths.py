@@ -33,8 +33,6 @@ from certplane.pki.der import read_element, read_sequence
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.certificates import DAY
 
-__all__ = ["junk", "run"]
-
 _PATH = "/certplane.v1.EnrollmentService/GetIdentity"
 _PRIMES = 32
 _EXPONENT = (1 << 63) + 29

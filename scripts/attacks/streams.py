@@ -17,8 +17,6 @@ from attacks.target import Target, refusal_of, until
 from certplane.v1 import renewal_pb2 as pb
 from certplane.v1 import renewal_pb2_grpc
 
-__all__ = ["flood", "hoard"]
-
 _STREAMS = 600
 _PER_CONNECTION = 100
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from attacks import budget, calls, growth, handshakes, labels, paths, streams
 from attacks.target import Target
 
-__all__ = ["ATTACKS", "Attack"]
-
 
 @dataclass(frozen=True, slots=True)
 class Attack:

@@ -17,8 +17,6 @@ from certplane.rpc.channel import channel_options
 from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.rpc.status import refusal_from_error
 
-__all__ = ["PROFILE", "Target", "refusal_of"]
-
 PROFILE = "web"
 
 

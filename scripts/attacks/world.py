@@ -19,8 +19,6 @@ from certplane.sandbox.certificates import CertificateAuthority
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
 from certplane.sandbox.loopback import free_port
 
-__all__ = ["HOSTILE", "Hostile", "World"]
-
 HOSTILE = 4
 NAMES = ["www.certplane.test"]
 _HOSTS = ["neighbour", *(f"hostile{number}" for number in range(1, HOSTILE + 1))]

@@ -40,8 +40,6 @@ from certplane.runtime.logging import setup
 from certplane.sandbox.certificates import CertificateAuthority, write_private
 from certplane.sandbox.loopback import LOOPBACK
 
-__all__ = ["Fleet", "HostProcesses", "Process", "processor_seconds", "push"]
-
 NAME = "host{}.certplane.test"
 MOST = 10_000
 _PORTS = range(10_240, 32_768)

@@ -42,7 +42,7 @@ from certplane.sandbox.acme_endpoints import (
     ORDER,
     RENEWAL_INFO,
 )
-from certplane.sandbox.fault_proxy import Exchange
+from certplane.sandbox.exchange import Exchange
 from certplane.sandbox.loopback import free_port
 from certplane.sandbox.pebble import PebbleOptions
 from tests.support.deployed_broker import DeployedBroker, issue

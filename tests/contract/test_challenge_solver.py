@@ -12,8 +12,8 @@ from typing import Protocol
 
 import pytest
 
-from certplane.broker.issuers.dns.cloudflare import CloudflareApi as CloudflareSettings
 from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
+from certplane.broker.issuers.dns.cloudflare_calls import CloudflareApi as CloudflareSettings
 from certplane.broker.issuers.dns.httpreq import HttpreqEndpoint, HttpreqProvider
 from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer

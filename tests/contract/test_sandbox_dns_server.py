@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import dns.asyncquery
 import dns.flags
@@ -14,13 +13,10 @@ import dns.rdatatype
 import dns.update
 import pytest
 
-from certplane.sandbox.dns_endpoint import TsigKey
+from certplane.sandbox.dns_endpoint import DnsEndpoint, TsigKey
 from certplane.sandbox.errors import ServerRefusedError
+from certplane.sandbox.ports import DnsServer
 from tests.support.waiting import HANG
-
-if TYPE_CHECKING:
-    from certplane.sandbox.dns_endpoint import DnsEndpoint
-    from certplane.sandbox.ports import DnsServer
 
 pytestmark = pytest.mark.integration
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -18,20 +20,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.certificates import CertificateAuthority, Credential
 from certplane.sandbox.errors import ServerRefusedError
+from certplane.sandbox.https_client import HttpAnswer
 from certplane.sandbox.identity_authority import provisioner_extension
 from certplane.sandbox.identity_ca import SandboxIdentityCa
-from certplane.sandbox.identity_pki import IdentityRules, certificate_request
+from certplane.sandbox.identity_pki import IdentityCaClient, IdentityRules, certificate_request
 from certplane.sandbox.ports import OTHER_JWK_PROVISIONER, PROVISIONER, X5C_PROVISIONER
 from certplane.sandbox.step_ca import StepCa
 from certplane.sandbox.tokens import TokenClaims, csr_fingerprint, mint_jwk_token, mint_renewal_token
 from tests.support.parts import need_part
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from certplane.sandbox.https_client import HttpAnswer
-    from certplane.sandbox.identity_pki import IdentityCaClient
 
 pytestmark = pytest.mark.integration
 

@@ -13,8 +13,6 @@ from certplane.errors import CertplaneError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import Clock
 from tests.support.lineages import LocalIssuer
 
-__all__ = ["FakeBroker"]
-
 
 @dataclass
 class _Order:

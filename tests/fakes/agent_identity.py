@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.agent.enrollment.errors import EnrollmentError, RefusedError
-from certplane.agent.model import IssuedCertificate
+from certplane.agent.model import IssuedCertificate, Version
+from certplane.runtime.clock import Clock
 from certplane.sandbox.certificates import BACKDATE, CertificateAuthority, leaf_extensions
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-
-    from certplane.agent.model import Version
-    from certplane.runtime.clock import Clock
-
-__all__ = ["FakeIdentityAuthority"]
 
 
 @dataclass

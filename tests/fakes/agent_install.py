@@ -17,10 +17,9 @@ from certplane.agent.model import (
 )
 from certplane.agent.ports import PendingKeyMaterial
 from certplane.errors import OperationError
-from certplane.pki.chain import ChainError, leaf_facts
+from certplane.pki.chain import leaf_facts
+from certplane.pki.chain_path import ChainError
 from certplane.pki.keys import KeyType, PrivateKey, load_private_key, public_key_sha256
-
-__all__ = ["FakeDirectiveFile", "FakeHookRunner", "FakeServiceProbe", "FakeStatusFile", "FakeVersionStore"]
 
 
 class FakeDirectiveFile:

@@ -17,8 +17,6 @@ from certplane.pki.keys import (
 )
 from certplane.runtime.clock import Clock
 
-__all__ = ["FakePendingKeys"]
-
 
 class FakePendingKeys:
     """`PendingKeys` and `PendingKeyMaterial`; `current_key` says what `reuse_key` takes."""

@@ -9,8 +9,6 @@ from datetime import timedelta
 from certplane.broker.model import AuditEvent, EventKind
 from certplane.broker.ports import AuditLog
 
-__all__ = ["FakeDenialRecorder", "FakeEventRecorder", "FakeMeter"]
-
 
 class FakeDenialRecorder:
     """`DenialRecorder` that coalesces nothing: each denial is appended to the audit log, if there is one."""

@@ -12,8 +12,6 @@ from certplane.broker.model import Caller, CertificateRecord, Order, OrderState,
 from certplane.broker.ports import CertificateQuery
 from certplane.errors import RefusalError
 
-__all__ = ["FakeAuthority", "sample_certificate", "sample_order"]
-
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 

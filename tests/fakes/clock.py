@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["ManualClock"]
-
 
 class ManualClock:
     """`Clock` for tests: `advance` moves wall and monotonic time together and wakes the sleepers that are due."""

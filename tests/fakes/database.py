@@ -26,8 +26,6 @@ from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.clock import Clock
 from tests.fakes.faults import FaultScript
 
-__all__ = ["FakeDatabase", "FakeHost"]
-
 T = TypeVar("T")
 
 FailureMode = Literal["fail_closed", "fail_open"]

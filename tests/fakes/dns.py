@@ -10,8 +10,6 @@ from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import Reason, RefusalError
 from tests.fakes.faults import FaultScript
 
-__all__ = ["FakeChallengeSolver", "FakeDns", "FakePreflight"]
-
 
 class FakeDns:
     """TXT records by id, of the zones that the provider's account has; any zone if `zones` is empty."""

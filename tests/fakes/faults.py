@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-__all__ = ["FaultScript"]
-
 
 class FaultScript:
     """The faults of one fake, by the name of its method.

@@ -21,8 +21,6 @@ from certplane.runtime.clock import Clock
 from tests.fakes.dns import FakeDns
 from tests.fakes.faults import FaultScript
 
-__all__ = ["CaOrder", "FakeCa", "FakeIssuer", "FakeRevoker"]
-
 
 @dataclass(frozen=True)
 class CaOrder:

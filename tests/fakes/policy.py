@@ -10,8 +10,6 @@ from certplane.broker.model import Grant, IdentityKind, Profile
 from certplane.broker.ports import Policy
 from certplane.errors import Reason, RefusalError
 
-__all__ = ["FakePolicy", "FakePolicySource"]
-
 
 @dataclass(frozen=True)
 class FakePolicy:

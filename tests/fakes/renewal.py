@@ -12,8 +12,6 @@ from certplane.errors import Reason, RefusalError
 from tests.fakes.database import FakeDatabase
 from tests.fakes.faults import FaultScript
 
-__all__ = ["FakeRenewalInfoSource", "FakeRenewalPlanStore"]
-
 
 class FakeRenewalPlanStore:
     """`RenewalPlanStore` and `RenewalChecks` in memory."""

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from certplane.errors import Reason, RefusalError
 from tests.fakes.faults import FaultScript
 
-__all__ = ["FakeSecretSource"]
-
 
 class FakeSecretSource:
     """`SecretSource` in memory; change `secrets` to rotate one."""

@@ -40,18 +40,6 @@ from certplane.runtime.clock import Clock
 from tests.fakes.database import FailureMode, FakeDatabase, FakeHost
 from tests.fakes.renewal import FakeRenewalPlanStore
 
-__all__ = [
-    "FakeAuditLog",
-    "FakeCertificateStore",
-    "FakeDenyList",
-    "FakeEnrollmentStore",
-    "FakeFleetStore",
-    "FakeIdentityLedger",
-    "FakeKeyLedger",
-    "FakeOrderStore",
-    "FakeStores",
-]
-
 _RANK = {state: rank for rank, state in enumerate(OrderState)}
 
 

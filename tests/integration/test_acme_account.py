@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
@@ -21,14 +20,12 @@ from certplane.pki.csr import build_csr, parse_csr
 from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 from certplane.sandbox import faults
 from certplane.sandbox.acme_endpoints import ACCOUNT, KEY_CHANGE, NEW_ACCOUNT, NEW_ORDER, REVOKE_CERT
+from certplane.sandbox.fault_proxy import Action
 from certplane.sandbox.parts import PEBBLE_PROFILES
 from certplane.sandbox.pebble import Pebble, PebbleOptions
+from certplane.sandbox.ports import DnsServer
 from tests.support.moods import Moody, moody
 from tests.support.parts import need_part
-
-if TYPE_CHECKING:
-    from certplane.sandbox.fault_proxy import Action
-    from certplane.sandbox.ports import DnsServer
 
 pytestmark = pytest.mark.integration
 

@@ -19,7 +19,8 @@ from certplane.broker.model import OrderState
 from certplane.errors import Reason
 from certplane.sandbox.acme_endpoints import CERTIFICATE
 from certplane.sandbox.certificates import CertificateAuthority
-from certplane.sandbox.fault_proxy import Call, Reply
+from certplane.sandbox.exchange import Reply
+from certplane.sandbox.fault_proxy import Call
 from certplane.sandbox.pebble import Pebble
 from tests.support.moods import SETTINGS, Moody, moody, told
 

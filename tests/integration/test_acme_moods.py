@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
@@ -36,14 +35,12 @@ from certplane.sandbox.acme_endpoints import (
     OTHER,
 )
 from certplane.sandbox.certificates import CertificateAuthority
-from certplane.sandbox.fault_proxy import Reply
+from certplane.sandbox.exchange import Reply
+from certplane.sandbox.fault_proxy import Action, Call
 from certplane.sandbox.pebble import Pebble, PebbleOptions
+from certplane.sandbox.ports import DnsServer
 from tests.support.moods import SETTINGS, Moody, moody, told
 from tests.support.parts import need_part
-
-if TYPE_CHECKING:
-    from certplane.sandbox.fault_proxy import Action, Call
-    from certplane.sandbox.ports import DnsServer
 
 pytestmark = [pytest.mark.integration]
 

@@ -18,8 +18,8 @@ from cryptography.x509.oid import NameOID
 
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.dns.cloudflare import CloudflareApi as CloudflareSettings
 from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
+from certplane.broker.issuers.dns.cloudflare_calls import CloudflareApi as CloudflareSettings
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Profile

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKeyFile
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
+from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import IssuerOrderStatus, Profile, RevocationReason
 from certplane.config.values import HostPort
 from certplane.pki.chain import check_issued_chain
@@ -22,19 +24,13 @@ from certplane.pki.keys import KeyType, generate_private_key
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.acme2certifier import Acme2certifier
 from certplane.sandbox.acme_endpoints import FINALIZE, NEW_ORDER, OTHER
+from certplane.sandbox.dns_endpoint import DnsEndpoint
 from certplane.sandbox.fault_proxy import FaultProxy
+from certplane.sandbox.ports import DnsServer
 from certplane.sandbox.step_ca import StepCa
 from tests.fakes.secrets import FakeSecretSource
 from tests.support.dns_solver import dns_solver
 from tests.support.parts import need_part
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from certplane.broker.issuers.dns.solver import DnsSolver
-    from certplane.sandbox.dns_endpoint import DnsEndpoint
-    from certplane.sandbox.ports import DnsServer
 
 pytestmark = pytest.mark.integration
 

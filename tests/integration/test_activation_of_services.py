@@ -18,8 +18,8 @@ import pytest
 
 from certplane.agent.inspection import Finding, Level, certificate_findings
 from certplane.agent.install.outputs import Outputs
-from certplane.agent.lineage import is_well
 from certplane.agent.model import LineageState, LineageStatus, LineageStep, Version
+from certplane.agent.renewal.status import is_well
 from certplane.runtime.clock import SystemClock
 from tests.fakes.clock import ManualClock
 from tests.support.agent_world import AgentWorld

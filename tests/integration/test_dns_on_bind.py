@@ -17,8 +17,8 @@ import yaml
 
 from certplane.broker import cli
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.cloudflare import CloudflareApi as CloudflareSettings
 from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
+from certplane.broker.issuers.dns.cloudflare_calls import CloudflareApi as CloudflareSettings
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.preflight import DnsPreflight
 from certplane.broker.issuers.dns.propagation import PropagationCheck

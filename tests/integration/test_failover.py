@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
@@ -14,12 +13,9 @@ from certplane.broker.model import AuditEventType, OrderState
 from certplane.errors import Reason
 from certplane.sandbox import faults
 from certplane.sandbox.acme_endpoints import CHALLENGE, FINALIZE, NEW_ORDER, ORDER
-from certplane.sandbox.fault_proxy import FaultProxy
+from certplane.sandbox.fault_proxy import Action, FaultProxy
 from certplane.sandbox.pebble import Pebble
 from tests.support.moods import Moody, two_issuers
-
-if TYPE_CHECKING:
-    from certplane.sandbox.fault_proxy import Action
 
 pytestmark = [pytest.mark.integration]
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from cloudflare import APIConnectionError, APIStatusError, APITimeoutError, Cloudflare
 
 from certplane.sandbox.cloudflare_api import RATE_LIMITED, CloudflareApi, Fault, TokenScope
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from certplane.sandbox.ports import DnsServer
+from certplane.sandbox.ports import DnsServer
 
 pytestmark = pytest.mark.integration
 

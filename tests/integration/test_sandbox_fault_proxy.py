@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,13 +22,9 @@ from certplane.sandbox.acme_endpoints import (
     OTHER,
 )
 from certplane.sandbox.fault_proxy import FaultProxy
+from certplane.sandbox.pebble import Pebble
+from certplane.sandbox.ports import DnsServer
 from tests.support.acme_client import AcmeClient
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from certplane.sandbox.pebble import Pebble
-    from certplane.sandbox.ports import DnsServer
 
 pytestmark = pytest.mark.integration
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from acme import errors, messages
@@ -14,13 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certplane.sandbox import parts
 from certplane.sandbox.errors import ServerRefusedError
 from certplane.sandbox.pebble import Pebble, PebbleOptions
+from certplane.sandbox.ports import DnsServer
 from tests.support.acme_client import AcmeClient
 from tests.support.parts import need_part
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from certplane.sandbox.ports import DnsServer
 
 pytestmark = pytest.mark.integration
 

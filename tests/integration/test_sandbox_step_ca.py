@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certplane.sandbox.identity_authority import PROVISIONER_OID, provisioner_extension
-from certplane.sandbox.ports import ACME_PROVISIONER
+from certplane.sandbox.ports import ACME_PROVISIONER, DnsServer
 from certplane.sandbox.step_ca import StepCa
 from tests.support.acme_client import AcmeClient
 from tests.support.parts import need_part
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from certplane.sandbox.ports import DnsServer
 
 pytestmark = pytest.mark.integration
 

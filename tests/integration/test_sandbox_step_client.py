@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 
+from certplane.sandbox.identity_pki import IdentityCaClient
 from certplane.sandbox.ports import PROVISIONER
 from tests.support.parts import need_part
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from pathlib import Path
-
-    from certplane.sandbox.identity_pki import IdentityCaClient
 
 pytestmark = pytest.mark.integration
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import josepy
 from acme import challenges, client, messages
@@ -13,12 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from certplane.sandbox.dns_endpoint import DnsEndpoint
-
-__all__ = ["AcmeClient"]
+from certplane.sandbox.dns_endpoint import DnsEndpoint
 
 
 class AcmeClient:

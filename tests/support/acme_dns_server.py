@@ -19,8 +19,6 @@ from typing import Self, cast
 from certplane.sandbox.dns_endpoint import DnsEndpoint
 from certplane.sandbox.http_server import LoopbackHandler, LoopbackServer
 
-__all__ = ["AcmeDnsServer"]
-
 Answer = tuple[int, tuple[tuple[str, str], ...], bytes]
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TXT = re.compile(r"[A-Za-z0-9_-]{43}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from cryptography import x509
@@ -14,13 +15,7 @@ from certplane.pki.keys import public_key_sha256
 from certplane.sandbox.certificates import CertificateAuthority, write_private
 from certplane.sandbox.deployment import Finished, run_program
 from certplane.sandbox.loopback import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from certplane.sandbox.ports import IdentityCa
-
-__all__ = ["AgentHost"]
+from certplane.sandbox.ports import IdentityCa
 
 
 @dataclass

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import yaml
 
 from certplane.agent.app import Agent
 from certplane.agent.control import FanOut
 from certplane.agent.host import Host
+from certplane.agent.model import LineageStatus, Version
 from certplane.agent.settings import load_settings
 from certplane.runtime.clock import SystemClock
+from certplane.runtime.progress import Progress
 from tests.fakes.agent_broker import FakeBroker
 from tests.fakes.agent_identity import FakeIdentityAuthority
 from tests.fakes.clock import ManualClock
 from tests.support.lineages import LocalIssuer
 from tests.support.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from certplane.agent.model import LineageStatus, Version
-    from certplane.runtime.progress import Progress
-
-__all__ = ["AgentWorld", "Recorder"]
 
 NAME = "web1.example"
 

@@ -16,8 +16,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.support.csr import integer, octets, sequence
 
-__all__ = ["NOW", "PROVISIONER", "Authority", "IssuedLeaf", "certificate_pem", "provisioner_extension"]
-
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 PROVISIONER = x509.ObjectIdentifier("1.3.6.1.4.1.37476.9000.64.1")
 

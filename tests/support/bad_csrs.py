@@ -40,8 +40,6 @@ from tests.support.csr import (
     tlv,
 )
 
-__all__ = ["BAD_CSRS", "GOOD_CSR", "BadCsr", "common_name_as", "compressed_point", "named"]
-
 GOOD_CSR = pem(craft())
 
 

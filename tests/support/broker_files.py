@@ -13,8 +13,6 @@ import yaml
 
 from tests.support.ca import Leaf, PrivateCa
 
-__all__ = ["BrokerFiles"]
-
 POLICY = """\
 version: 1
 profiles:

@@ -24,8 +24,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certplane.rpc.credentials import KeyPair
 
-__all__ = ["Leaf", "PrivateCa"]
-
 _PROVISIONER = x509.ObjectIdentifier("1.3.6.1.4.1.37476.9000.64.1")
 _KINDS = {"JWK": 1, "OIDC": 2, "ACME": 6, "X5C": 7}
 

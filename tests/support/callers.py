@@ -7,8 +7,6 @@ from typing import Any
 
 from certplane.broker.model import Caller, IdentityKind
 
-__all__ = ["caller"]
-
 
 def caller(**changes: Any) -> Caller:
     """A host in good standing, changed as a test likes."""

@@ -14,8 +14,6 @@ from grpc_status import rpc_status
 from certplane.errors import Reason, Refusal
 from certplane.rpc.status import CODES, refusal_from_status
 
-__all__ = ["ALWAYS", "ONLY_SOMETIMES", "Refused", "refused", "refused_order"]
-
 ALWAYS: dict[grpc.StatusCode, tuple[str, ...]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ("BadRequest",),
     grpc.StatusCode.RESOURCE_EXHAUSTED: ("QuotaFailure", "RetryInfo"),

@@ -16,31 +16,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
 
-__all__ = [
-    "EXTENSION_REQUEST",
-    "SAN",
-    "attribute",
-    "close_prime_key",
-    "common_name",
-    "craft",
-    "dns_san",
-    "ec_key",
-    "extension",
-    "extension_request",
-    "integer",
-    "name",
-    "octets",
-    "oid",
-    "pem",
-    "roca_key",
-    "rsa_key",
-    "rsa_spki",
-    "san_extension",
-    "sequence",
-    "spki",
-    "tlv",
-]
-
 EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 SAN = "2.5.29.17"
 ECDSA_SHA256 = "1.2.840.10045.4.3.2"

@@ -29,8 +29,6 @@ from certplane.v1 import certificate_pb2 as pb
 from certplane.v1 import certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
 from tests.support.waiting import HANG, until
 
-__all__ = ["Asked", "DeployedBroker", "certificates", "get_identity", "issue"]
-
 _EVENTS = 10_000
 _BUSY = "SELECT count(*) FROM orders WHERE end_time IS NULL OR txt_records IS NOT NULL"
 

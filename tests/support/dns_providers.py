@@ -25,8 +25,6 @@ from tests.support.acme_dns_server import AcmeDnsServer
 from tests.support.httpreq_endpoint import HttpreqServer
 from tests.support.powerdns_server import PowerDnsServer
 
-__all__ = ["MAKERS", "dns_program"]
-
 _PROGRAM = """\
 #!{python} -IS
 import base64, http.client, json, sys

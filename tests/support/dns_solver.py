@@ -14,8 +14,6 @@ from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.config.values import HostPort
 from certplane.runtime.clock import SystemClock
 
-__all__ = ["dns_solver", "route"]
-
 QUICKLY = timedelta(milliseconds=50)
 
 

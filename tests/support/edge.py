@@ -42,8 +42,6 @@ from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.stores import FakeStores
 from tests.support.ca import Leaf, PrivateCa
 
-__all__ = ["GENEROUS", "HOST", "OPERATOR", "SERVICE", "EdgeServer", "ShiftedClock", "serve_edge", "trust_of"]
-
 HOST = "web1.example"
 SERVICE = "spiffe://example/service/builder"
 OPERATOR = "admin.example"

@@ -14,8 +14,6 @@ from certplane.v1 import certificate_pb2_grpc, enrollment_pb2_grpc, renewal_pb2_
 from tests.support.broker_server import BrokerServer, _Certificates, _Enrollment
 from tests.support.renewal_server import RenewalServer
 
-__all__ = ["Failure", "HostileBroker", "Twist", "as_it_is"]
-
 Twist = Callable[[Any], Any]
 """Changes a message that is about to be sent, by its type; raises a `Failure` to end the call instead."""
 

@@ -13,8 +13,6 @@ import struct
 
 from tests.support.waiting import HANG
 
-__all__ = ["connect", "send_call"]
-
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS, _GOAWAY = 0x0, 0x1, 0x4, 0x7
 _END_STREAM, _END_HEADERS, _ACK = 0x1, 0x4, 0x1

@@ -13,8 +13,6 @@ from typing import Any, Self, cast
 from certplane.sandbox.dns_endpoint import DnsEndpoint
 from certplane.sandbox.http_server import LoopbackHandler, LoopbackServer
 
-__all__ = ["HttpreqServer"]
-
 
 @dataclass
 class HttpreqServer:

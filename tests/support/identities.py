@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -16,15 +17,9 @@ from certplane.agent.enrollment.trust import Trust
 from certplane.agent.model import IssuedCertificate, Version
 from certplane.errors import ConfigurationProblem
 from certplane.pki.keys import KeyType, PrivateKey, generate_private_key, private_key_pem, public_key_sha256
-from certplane.runtime.clock import SystemClock
-
-if TYPE_CHECKING:
-    from datetime import datetime
-    from pathlib import Path
-
-    from certplane.runtime.clock import Clock
-    from certplane.sandbox.certificates import CertificateAuthority
-    from certplane.sandbox.ports import IdentityCa
+from certplane.runtime.clock import Clock, SystemClock
+from certplane.sandbox.certificates import CertificateAuthority
+from certplane.sandbox.ports import IdentityCa
 
 
 def problem(key: str, message: str, remedy: str = "") -> ConfigurationProblem:

@@ -26,15 +26,14 @@ from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.model import HookResult, InstallMode, IssuedCertificate, ServiceView, Version
-from certplane.agent.renewal.plan import Activate, LineageFacts, LineageSpec, Request, Wait, plan_renewal
+from certplane.agent.renewal.facts import LineageFacts
+from certplane.agent.renewal.plan import Activate, LineageSpec, Request, Wait, plan_renewal
 from certplane.agent.renewal.status import new_status, request_succeeded
 from certplane.runtime import failpoints
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock
 from tests.support.lineages import LocalIssuer
 from tests.support.waiting import HANG
-
-__all__ = ["Job", "Zygote", "keys_of", "lineage_directory", "outputs_of", "run_job", "store_of"]
 
 NAMES = ("www.example.org",)
 

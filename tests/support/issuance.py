@@ -14,7 +14,8 @@ from unittest import mock
 
 from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.issuance import steps
-from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthority
+from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
@@ -41,22 +42,6 @@ from tests.fakes.dns import FakeChallengeSolver, FakeDns, FakePreflight
 from tests.fakes.issuer import FakeCa, FakeIssuer, FakeRevoker
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.stores import FakeStores
-
-__all__ = [
-    "NAMES",
-    "NO_WAIT",
-    "World",
-    "caller",
-    "csr",
-    "ended",
-    "issue",
-    "key",
-    "key_hash",
-    "kill_all",
-    "policy",
-    "settle",
-    "unavailable",
-]
 
 NAMES = ("*.shop.test", "shop.test")
 NO_WAIT = timedelta()

@@ -34,26 +34,6 @@ from certplane.sandbox.process import ServerProcess
 from tests.support.lineages import pair_problem
 from tests.support.waiting import until
 
-__all__ = [
-    "KILLED",
-    "BrokerBeside",
-    "assert_issued_once",
-    "assert_key_stayed",
-    "assert_no_mixed_pair",
-    "assert_one_order",
-    "begin",
-    "channel_of",
-    "ended",
-    "events",
-    "killing_at",
-    "leaf_of",
-    "let_waits_pass",
-    "order_of",
-    "outputs_of",
-    "settle_on_a_port",
-    "version_leaves",
-]
-
 KILLED = -9
 _EVENTS = 100_000
 _PORTS = range(10_240, 32_768)

@@ -7,7 +7,5 @@ from typing import Final
 
 from certplane.broker.settings import RateLimitSettings
 
-__all__ = ["UNLIMITED"]
-
 UNLIMITED: Final = {field.name: 0 for field in fields(RateLimitSettings)}
 """`rate_limits` of broker.yml, none of them set."""

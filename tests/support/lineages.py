@@ -20,8 +20,6 @@ from certplane.agent.model import InstallMode, IssuedCertificate, Version
 from certplane.pki.keys import private_key_pem
 from tests.fakes.clock import ManualClock
 
-__all__ = ["Host", "LocalIssuer", "pair_problem", "standing_pair"]
-
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 

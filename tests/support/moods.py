@@ -15,7 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
-from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthority
+from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
@@ -38,8 +39,6 @@ from tests.fakes.dns import FakeChallengeSolver, FakeDns
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.stores import FakeStores
 from tests.support.waiting import until
-
-__all__ = ["SETTINGS", "Moody", "moody", "told", "two_issuers"]
 
 _SHORT = Backoff(timedelta(milliseconds=40), timedelta(milliseconds=200), floor=timedelta(milliseconds=10))
 _numbers = itertools.count(1)

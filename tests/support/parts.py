@@ -6,8 +6,6 @@ import pytest
 
 from certplane.sandbox import parts
 
-__all__ = ["need_part"]
-
 
 def need_part(name: str) -> parts.Part:
     """The part `name`; without it the test is skipped, or fails where `CERTPLANE_REQUIRE_PARTS` is set."""

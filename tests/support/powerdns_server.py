@@ -16,8 +16,6 @@ from typing import Any, Self, cast
 from certplane.sandbox.dns_endpoint import DnsEndpoint
 from certplane.sandbox.http_server import LoopbackHandler, LoopbackServer
 
-__all__ = ["PowerDnsServer"]
-
 Answer = tuple[int, bytes]
 
 

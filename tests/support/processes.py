@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-__all__ = ["refuse_signals"]
-
 
 def refuse_signals(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Let no process group be signalled, as if another user's; returns what signals one all the same."""

@@ -18,8 +18,6 @@ from certplane.runtime.clock import Clock, SystemClock
 from certplane.v1 import renewal_pb2 as pb
 from certplane.v1 import renewal_pb2_grpc
 
-__all__ = ["RenewalServer", "Stream"]
-
 Context = grpc.aio.ServicerContext[Any, Any]
 Answer = pb.StreamRenewalStatusResponse
 

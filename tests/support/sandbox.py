@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -20,15 +21,10 @@ from certplane.sandbox.cloudflare_api import CloudflareApi
 from certplane.sandbox.dns import SandboxDnsServer
 from certplane.sandbox.identity_ca import SandboxIdentityCa
 from certplane.sandbox.pebble import Pebble, PebbleOptions
+from certplane.sandbox.ports import DnsServer, IdentityCa
 from certplane.sandbox.postgres import PostgresCluster
 from certplane.sandbox.step_ca import StepCa
 from tests.support.parts import need_part
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from certplane.sandbox.ports import DnsServer, IdentityCa
 
 ZONES = ("certplane.test", "sub.certplane.test", "example.test", "other.test")
 """What every DNS server of the fixtures serves; sub.certplane.test is delegated by certplane.test."""

@@ -22,8 +22,6 @@ from cryptography import x509
 from certplane.sandbox.certificates import CertificateAuthority
 from certplane.sandbox.http_server import LoopbackHandler, LoopbackServer
 
-__all__ = ["Answer", "Request", "ScriptedAcme", "problem"]
-
 _URN = "urn:ietf:params:acme:error:"
 
 

@@ -13,8 +13,6 @@ import dns.message
 
 from certplane.sandbox.loopback import LOOPBACK
 
-__all__ = ["Reply", "ScriptedDns"]
-
 Reply = Callable[[bytes, bool], bytes | None]
 """From a query's bytes and whether it came over TCP, the answer's bytes; None for silence."""
 

@@ -7,12 +7,9 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from certplane.sandbox.certificates import CertificateAuthority
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Script = Callable[[ssl.SSLSocket, bytes], None]
 

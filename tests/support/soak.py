@@ -41,8 +41,6 @@ from tests.support.lineages import LocalIssuer, pair_problem, standing_pair
 from tests.support.tls_services import Nginx, served_serial
 from tests.support.waiting import until
 
-__all__ = ["CALM", "HOST", "SHORT_LIVED", "Figures", "Soak", "soak"]
-
 HOST = "web1.certplane.test"
 OPERATOR = "alice.certplane.test"
 SHORT_LIVED = ("fast0", "fast1", "fast2")

@@ -28,8 +28,6 @@ from tests.fakes.clock import ManualClock
 from tests.fakes.stores import FakeStores
 from tests.support.waiting import HANG
 
-__all__ = ["IMPATIENT", "NO_LIMITS", "StoreHarness", "StorePlace", "store", "store_place"]
-
 NO_LIMITS = DurableLimits()
 IMPATIENT = {"busy_timeout": timedelta(milliseconds=300)}
 

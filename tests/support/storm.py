@@ -18,7 +18,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import grpc
 
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key
@@ -26,17 +28,12 @@ from certplane.sandbox import faults
 from certplane.sandbox.acme_endpoints import FINALIZE, NEW_ORDER
 from certplane.sandbox.cloudflare_api import Fault
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.sandbox.exchange import Exchange
+from certplane.sandbox.fault_proxy import FaultProxy
 from certplane.sandbox.pebble import PebbleOptions
 from certplane.v1 import certificate_pb2 as pb
 from tests.support.deployed_broker import DeployedBroker, issue
 from tests.support.limits import UNLIMITED
-
-if TYPE_CHECKING:
-    import grpc
-
-    from certplane.sandbox.fault_proxy import Exchange, FaultProxy
-
-__all__ = ["AtCa", "Ended", "Storm", "records_left", "trouble"]
 
 ZONE = "certplane.test"
 _PER_HOST = 10

@@ -14,8 +14,6 @@ from certplane.v1 import renewal_pb2 as pb
 from certplane.v1 import renewal_pb2_grpc
 from tests.support.waiting import HANG, no_hang
 
-__all__ = ["HostStreamClient", "report", "status"]
-
 Response = pb.StreamRenewalStatusResponse
 
 

@@ -19,8 +19,6 @@ from certplane.sandbox.parts import Part
 from certplane.sandbox.process import ServerProcess, accepts_tcp, start_on_free_port
 from tests.support.waiting import no_hang
 
-__all__ = ["Haproxy", "Nginx", "TlsService", "served_serial"]
-
 
 class TlsService:
     """One service. `pair` is the folder with `web.key`, `web.pem` and `web.combined`."""

@@ -18,8 +18,6 @@ from urllib.parse import unquote, urlsplit
 from certplane.sandbox.certificates import CertificateAuthority
 from certplane.sandbox.http_server import LoopbackHandler, LoopbackServer
 
-__all__ = ["VaultServer"]
-
 KNOWN_HEADERS = frozenset({"x-vault-token", "x-vault-request", "x-vault-namespace"})
 FAMILIAR_HEADERS = frozenset({"host", "accept", "accept-encoding", "connection", "user-agent"})
 Answer = tuple[int, tuple[tuple[str, str], ...], bytes]

@@ -6,27 +6,20 @@ at. Tokens and keys appear in no text.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from certplane.agent.enrollment.errors import EnrollmentError, RefusedError
+from certplane.agent.enrollment.exchange import Reply
 from certplane.agent.model import IssuedCertificate
 from certplane.errors import CertplaneError
-from certplane.pki.identity import verify_identity
+from certplane.pki.identity import TrustBundle, verify_identity
 from certplane.pki.keys import public_key_sha256
 from certplane.pki.reading import READ_ERRORS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-
-    from certplane.agent.enrollment.exchange import Reply
-    from certplane.pki.identity import TrustBundle
-
-__all__ = ["NEW_TOKEN", "accept_certificate", "renewal_refused", "san_names", "sign_refused"]
 
 _UNAUTHORIZED = 401
 NEW_TOKEN = "get a new token and run `certplane-agent enroll` again (the key made on this host is kept)"  # noqa: S105 - advice

@@ -11,15 +11,10 @@ token may be spent whatever came back.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from certplane.errors import OperationError
-
-if TYPE_CHECKING:
-    from datetime import timedelta
-
-__all__ = ["EnrollmentError", "RefusedError", "UnreachableError"]
 
 
 class EnrollmentError(OperationError):

@@ -15,18 +15,14 @@ import socket
 import ssl
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from datetime import timedelta
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from certplane import __version__
 from certplane.agent.enrollment.errors import EnrollmentError, UnreachableError
 from certplane.runtime.connection import ConnectionFailure, connection_failure, ssl_reason
 from certplane.runtime.text import printable
-
-if TYPE_CHECKING:
-    from datetime import timedelta
-
-__all__ = ["Endpoint", "Reply", "exchange"]
 
 _MOST_BYTES = 256 * 1024
 """Room for a long chain; a normal answer has under 10 KiB."""

@@ -14,25 +14,20 @@ When an identity is due, and that a new one is taken into use, is the agent's pl
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
+from typing import Any
 
 from cryptography import x509
 
 from certplane.agent.enrollment.answers import san_names
+from certplane.agent.model import IssuedCertificate, PendingRequest, Version
+from certplane.agent.ports import IdentityAuthority, PendingKeys, VersionStore
 from certplane.errors import OperationError
+from certplane.runtime.clock import Clock
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.finishing import uninterrupted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
-    from datetime import datetime
-
-    from certplane.agent.model import IssuedCertificate, PendingRequest, Version
-    from certplane.agent.ports import IdentityAuthority, PendingKeys, VersionStore
-    from certplane.runtime.clock import Clock
-    from certplane.runtime.pool import BlockingPool
-
-__all__ = ["FAILPOINTS", "HostIdentity"]
+from certplane.runtime.pool import BlockingPool
 
 _ENROLL_STEPS = ("key", "request", "stage", "activate")
 _RENEW_STEPS = ("key", "request", "stage")

@@ -9,22 +9,16 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-
-    from cryptography import x509
-
-__all__ = ["SigningKey", "renewal_token"]
 
 SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 

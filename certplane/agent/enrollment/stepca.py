@@ -8,9 +8,11 @@ that a CA with intermediates works.
 from __future__ import annotations
 
 import logging
+import random
 import ssl
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from cryptography import x509
 
@@ -22,19 +24,12 @@ from certplane.agent.enrollment.token import check_token, parse_token
 from certplane.agent.enrollment.trust import PinnedRoots, Trust, pinned_roots
 from certplane.agent.model import IssuedCertificate, Version
 from certplane.errors import CertplaneError, OperationError
+from certplane.pki.identity import TrustBundle
 from certplane.pki.keys import load_private_key, public_key_sha256
 from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
-
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from certplane.pki.identity import TrustBundle
-    from certplane.runtime.clock import Clock
-
-__all__ = ["StepCaAuthority"]
 
 T = TypeVar("T")
 

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from certplane.agent.enrollment.errors import EnrollmentError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["BootstrapToken", "check_token", "parse_token"]
 
 _PURPOSES = frozenset({"", "/", "/sign"})
 _LEEWAY = timedelta(minutes=1)

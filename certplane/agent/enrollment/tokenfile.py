@@ -7,18 +7,11 @@ following a link.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 from certplane.config.files import read_private_file
-from certplane.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from certplane.errors import ConfigurationProblem
-
-__all__ = ["read_token_file", "remove_token_file"]
+from certplane.errors import ConfigurationError, ConfigurationProblem
 
 _KEY = "identity.bootstrap_token"
 _MOST_BYTES = 16 * 1024

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -21,13 +23,6 @@ from certplane.config.bundles import read_ca_bundle, require_in_force
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.identity import TrustBundle
 from certplane.pki.reading import READ_ERRORS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime, timedelta
-    from pathlib import Path
-
-__all__ = ["PinnedRoots", "Trust", "pinned_roots"]
 
 _ROOT_BUNDLE_KEY = "identity.step_ca.root_ca_bundle"
 _ISSUER_BUNDLE_KEY = "identity.issuer_ca_bundle"

@@ -17,9 +17,6 @@ from certplane.agent.install.versions import Permission
 from certplane.errors import OperationError
 from certplane.runtime.files import Owner
 
-__all__ = ["AccessError", "FileAccess", "setting_owners"]
-
-
 _NO_ID = 2**32 - 1
 """(uid_t)-1: what chown(2) takes for "leave it"; no user or group has it, or more."""
 

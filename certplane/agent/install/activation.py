@@ -45,8 +45,6 @@ from certplane.errors import CertplaneError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["ActivationOutcome", "ActivationResult", "Activator", "Reload", "command_reload", "hook_variables"]
-
 _LOG = logging.getLogger(__name__)
 
 Reload = Callable[[Version], Awaitable[HookResult]]

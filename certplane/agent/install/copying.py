@@ -30,8 +30,6 @@ from certplane.agent.install.versions import Permission, VersionDirectories
 from certplane.runtime.files import Directory, Owner, open_directory, open_for_reading, temporary_name
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
-__all__ = ["CopiedOutputs"]
-
 _LOG = logging.getLogger(__name__)
 _JOURNAL = "install.json"
 

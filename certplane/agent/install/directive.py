@@ -8,8 +8,6 @@ from pathlib import Path
 from certplane.agent.install.json_file import LineageJson
 from certplane.agent.model import DirectedRenewal
 
-__all__ = ["JsonDirectiveFile"]
-
 
 class JsonDirectiveFile:
     """`DirectiveFile` in a lineage's directory."""

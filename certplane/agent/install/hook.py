@@ -23,8 +23,6 @@ from certplane.errors import OperationError
 from certplane.runtime.clock import Clock
 from certplane.runtime.processes import OutputTail, signal_group
 
-__all__ = ["OUTPUT_LIMIT", "ShellHookRunner", "hook_environment", "readable"]
-
 OUTPUT_LIMIT = 16 * 1024
 """Octets of output that are kept: its end, where errors are."""
 

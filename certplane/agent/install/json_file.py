@@ -11,8 +11,6 @@ from certplane.runtime.disk_errors import disk_error
 from certplane.runtime.files import open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
-__all__ = ["LineageJson"]
-
 _LOG = logging.getLogger(__name__)
 
 _FORMAT = 1

@@ -17,8 +17,6 @@ from certplane.agent.install.steps import step
 from certplane.agent.install.versions import IMPORTED, Metadata, Permission, VersionDirectories
 from certplane.runtime.files import Directory, open_directory
 
-__all__ = ["keep", "permissions_of"]
-
 _LOG = logging.getLogger(__name__)
 
 _REPLACED = "replaced"

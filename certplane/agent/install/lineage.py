@@ -20,12 +20,11 @@ from certplane.agent.install.versions import IMPORTED, Metadata, VersionDirector
 from certplane.agent.model import InstallMode, IssuedCertificate, Version
 from certplane.agent.ports import PendingKeyMaterial
 from certplane.errors import CertplaneError, OperationError
-from certplane.pki.chain import ChainError, leaf_facts, split_chain
+from certplane.pki.chain import leaf_facts, split_chain
+from certplane.pki.chain_path import ChainError
 from certplane.pki.keys import load_private_key, public_key_sha256
 from certplane.runtime.disk_errors import explain
 from certplane.runtime.files import temporary_name
-
-__all__ = ["FileVersionStore", "InstallError"]
 
 _LOG = logging.getLogger(__name__)
 

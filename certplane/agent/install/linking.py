@@ -29,8 +29,6 @@ from certplane.agent.install.steps import step
 from certplane.agent.install.versions import VersionDirectories
 from certplane.runtime.files import open_directory
 
-__all__ = ["LinkedOutputs"]
-
 
 class LinkedOutputs:
     """Shows a version at the configured paths of one lineage."""

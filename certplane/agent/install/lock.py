@@ -13,8 +13,6 @@ from certplane.errors import OperationError
 from certplane.runtime.disk_errors import as_user, disk_error, user_text
 from certplane.runtime.files import open_directory
 
-__all__ = ["StateLock", "StateLockedError"]
-
 _NAME = "lock"
 
 

@@ -16,10 +16,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from certplane.errors import CertplaneError
-from certplane.pki.chain import ChainError, leaf_facts
+from certplane.pki.chain import leaf_facts
+from certplane.pki.chain_path import ChainError
 from certplane.pki.keys import public_key_sha256
-
-__all__ = ["KEY_PARTS", "PEM_PARTS", "NoPairError", "Part", "complete", "compose", "rebuilt"]
 
 
 class Part(StrEnum):

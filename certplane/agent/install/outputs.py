@@ -14,8 +14,6 @@ from certplane.errors import OperationError
 from certplane.runtime.disk_errors import explain
 from certplane.runtime.files import Directory, Owner, UnsafeDirectoryError, open_directory
 
-__all__ = ["Output", "OutputError", "Outputs", "Standing", "survey"]
-
 FOREIGN_REMEDY = "move it away, or configure another path and point the service there"
 _LARGEST = 1 << 20
 """Octets: a key with the longest chain has a hundredth of it; what is larger is no file of ours to replace."""

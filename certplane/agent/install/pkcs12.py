@@ -18,8 +18,6 @@ from cryptography.hazmat.primitives.serialization import PrivateFormat, load_pem
 from certplane.agent.install.material import Part
 from certplane.errors import OperationError
 
-__all__ = ["Pkcs12Maker"]
-
 _ROUNDS = 20_000
 """Of PBKDF2: OpenSSL 3's own number is 2048, and readers (Java) refuse millions. The file's mode guards it first."""
 

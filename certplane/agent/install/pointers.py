@@ -9,8 +9,6 @@ from pathlib import Path
 
 from certplane.runtime.files import open_directory, open_for_reading
 
-__all__ = ["CURRENT", "HELD", "Pointers"]
-
 CURRENT = "current"
 HELD = "held"
 

@@ -24,8 +24,6 @@ from certplane.pki.keys import public_key_sha256
 from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.clock import Clock
 
-__all__ = ["TlsProbe", "server_name_of"]
-
 
 class TlsProbe:
     """`ServiceProbe` for one address."""

@@ -5,8 +5,6 @@ from pathlib import Path
 from certplane.agent.install.json_file import LineageJson
 from certplane.agent.model import LineageStatus
 
-__all__ = ["JsonStatusFile"]
-
 
 class JsonStatusFile:
     """`StatusFile` in a lineage's directory."""

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 from certplane.runtime.failpoints import failpoint
 
-__all__ = ["ACTIVATION_STEPS", "DISK_STEPS", "FAILPOINTS", "step"]
-
 DISK_STEPS = (
     "write",  # a version's files, beside its place
     "publish",  # the version appears under its number

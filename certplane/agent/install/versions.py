@@ -30,8 +30,6 @@ from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.files import Directory, Owner, open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
-__all__ = ["IMPORTED", "Metadata", "Permission", "VersionDirectories"]
-
 IMPORTED = 0
 """The number of the version that was at the configured paths first."""
 

@@ -41,8 +41,6 @@ from certplane.runtime.failpoints import failpoint
 from certplane.runtime.files import Directory, UnsafeDirectoryError, open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
-__all__ = ["FAILPOINTS", "FilePendingKeys", "PendingKeyError"]
-
 FAILPOINTS = (
     "keystore.begin.before",
     "keystore.begin.written",

@@ -13,35 +13,29 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import AsyncGenerator, Awaitable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 
 from certplane import __version__
 from certplane.agent.link.convert import identity_view, moment, order_view
 from certplane.agent.link.diagnosis import expired_identity, unreachable
 from certplane.agent.link.server_cas import ServerCas
+from certplane.agent.model import IdentityView, OrderView, Version
 from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import PairError, channel_credentials, client_pair
 from certplane.rpc.proxy import ProxyUse
 from certplane.rpc.status import refusal_from_error
+from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
 from certplane.runtime.text import printable
 from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable
-
-    from google.protobuf.duration_pb2 import Duration
-
-    from certplane.agent.model import IdentityView, OrderView, Version
-    from certplane.runtime.clock import Clock
-    from certplane.runtime.pool import BlockingPool
-
-__all__ = ["GrpcBroker"]
 
 T = TypeVar("T")
 

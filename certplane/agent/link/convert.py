@@ -7,7 +7,12 @@ nonsense where it hasn't. What the certificate itself is, the caller judges.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.agent.model import IdentityView, IssuedCertificate, OrderView
 from certplane.errors import OperationError, Reason, Refusal
@@ -15,15 +20,6 @@ from certplane.rpc.status import refusal_from_status
 from certplane.rpc.times import time_of
 from certplane.runtime.text import printable
 from certplane.v1 import certificate_pb2, enrollment_pb2
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-
-    from google.protobuf.message import Message
-    from google.protobuf.timestamp_pb2 import Timestamp
-
-__all__ = ["identity_view", "moment", "order_view"]
 
 _ID: Final = re.compile(r"[!-~]{0,128}")
 _MOST_TEXT: Final = 500

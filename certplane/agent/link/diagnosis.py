@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime
 from urllib.parse import urlsplit
 
+from certplane.agent.model import Version
 from certplane.errors import OperationError
 from certplane.rpc.handshake import handshake_failure
 from certplane.rpc.proxy import ProxyUse, proxy_for
 from certplane.runtime.connection import ConnectionFailure
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from certplane.agent.model import Version
-
-__all__ = ["IdentityNotAcceptedError", "expired_identity", "unreachable"]
 
 _CHECK_AGENT_CA = "check that the internal CA's root is in the broker's server.mtls.agent_ca_bundle"
 _REMEDIES = {

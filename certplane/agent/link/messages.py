@@ -7,8 +7,9 @@ refused; text loses its control characters.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from certplane.agent.model import CertificateReport, DirectedRenewal, HeldCertificate, Report
 from certplane.agent.model import RenewalCause as Cause
@@ -16,11 +17,6 @@ from certplane.errors import Reason, RefusalError, Violation
 from certplane.rpc.times import time_of, timestamp
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["MAX_HELLO_BYTES", "directed_renewals", "epoch_of", "hello", "report_message"]
 
 MAX_HELLO_BYTES: Final = 60_000
 """Of 64 KiB: what doesn't fit follows as reports."""

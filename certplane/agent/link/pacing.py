@@ -4,8 +4,6 @@ from datetime import timedelta
 
 from certplane.runtime.clock import Clock
 
-__all__ = ["Pace"]
-
 
 class Pace:
     """A token bucket that waits instead of refusing. On one event loop, for one task.

@@ -11,33 +11,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
 
 import grpc
 
 from certplane import __version__
 from certplane.agent.link.messages import directed_renewals, epoch_of, hello, report_message
 from certplane.agent.link.pacing import Pace
+from certplane.agent.model import DirectedRenewal
+from certplane.agent.ports import ReportSpool
 from certplane.errors import CertplaneError, Reason, Refusal, RefusalError
 from certplane.rpc.status import refusal_from_error, status_from_refusal
 from certplane.rpc.times import span_of, time_of, timestamp
+from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
-
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable, Collection, Sequence
-    from datetime import datetime
-
-    from certplane.agent.model import DirectedRenewal
-    from certplane.agent.ports import ReportSpool
-    from certplane.runtime.clock import Clock
-    from certplane.runtime.pool import BlockingPool
-
-__all__ = ["Call", "DirectiveTaker", "End", "Session", "SessionParts"]
 
 Call = grpc.aio.StreamStreamCall[Any, Any]
 

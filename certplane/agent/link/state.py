@@ -11,8 +11,6 @@ from certplane.errors import OperationError
 from certplane.runtime.files import open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
 
-__all__ = ["LinkFile", "LinkPhase", "LinkState"]
-
 _NAME = "link.json"
 _FORMAT = 1
 

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -30,11 +31,6 @@ from certplane.errors import CertplaneError, Reason
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2_grpc
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-__all__ = ["ChannelSource", "StatusStream", "reopening_wait"]
 
 _STABLE: Final = timedelta(minutes=1)
 _SOON: Final = Backoff(first=timedelta(seconds=1), most=timedelta(minutes=1))

@@ -8,14 +8,9 @@ directive is over. That is also why it may be obeyed in a lifetime's first tenth
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from certplane.agent.model import DirectedRenewal, RenewalCause, Version
-
-if TYPE_CHECKING:
-    from certplane.agent.renewal.plan import LineageFacts
-
-__all__ = ["explanation", "laid_over"]
+from certplane.agent.renewal.facts import LineageFacts
 
 _WHY = {
     RenewalCause.LIFETIME: "the broker set the time",

@@ -17,21 +17,6 @@ from certplane.runtime.backoff import Backoff
 from certplane.runtime.health import PERSONS_REASONS
 from certplane.runtime.text import printable
 
-__all__ = [
-    "Failure",
-    "FailureKind",
-    "activation_backoff",
-    "failure_of",
-    "half_of",
-    "is_final_for_key",
-    "is_issuers_word",
-    "is_refused_by_policy",
-    "is_unreached",
-    "kind_of",
-    "needs_person",
-    "request_backoff",
-]
-
 _SHARE = 24
 """At least so many tries fit into the life that is left, whatever the back-off says."""
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from certplane.agent.model import LineageStep, ServedLeaf, ServiceView, Version
+from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.failures import needs_person
-from certplane.agent.renewal.plan import LineageFacts, LineageSpec, newest_version, warn_time
-from certplane.runtime.health import NONE_YET, REMEDY_FOR_SERVICE, Health, HealthWord, Severity
+from certplane.agent.renewal.plan import LineageSpec, newest_version, warn_time
+from certplane.runtime.health import NONE_YET, REMEDY_FOR_SERVICE, Health, HealthWord
 from certplane.runtime.health import moment_text as _text
-
-__all__ = ["Health", "HealthWord", "Severity", "lineage_health"]
 
 
 def lineage_health(

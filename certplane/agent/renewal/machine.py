@@ -21,8 +21,6 @@ from collections.abc import Mapping
 
 from certplane.agent.model import LineageState
 
-__all__ = ["AT_REST", "FOLLOWS"]
-
 _S = LineageState
 
 AT_REST = frozenset({_S.WAITING, _S.SERVING, _S.DUE, _S.FAILED, _S.DEGRADED, _S.ISSUED})

@@ -36,33 +36,13 @@ from enum import StrEnum
 
 from certplane.agent.model import LineageStatus, LineageStep, PendingRequest, RenewalCause, Version
 from certplane.agent.renewal.directed import explanation
+from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.waiting import Asked, directed_pause, hold_of, paused_text
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.errors import RefusalError
 from certplane.pki.csr import parse_csr
 from certplane.pki.lifetime import renew_time
 from certplane.runtime.health import overdue_time
-
-__all__ = [
-    "LONGEST_PAUSE",
-    "Activate",
-    "LineageFacts",
-    "LineageSpec",
-    "Plan",
-    "RenewReason",
-    "Request",
-    "Verify",
-    "Wait",
-    "due_reason",
-    "due_time",
-    "newest_version",
-    "override_time",
-    "pause",
-    "pause_after_issue",
-    "plan_renewal",
-    "shown_reason",
-    "warn_time",
-]
 
 LONGEST_PAUSE = timedelta(minutes=15)
 """Sleeps are by the monotonic clock, which knows nothing of a wall clock that was set or of a suspended machine."""
@@ -116,16 +96,6 @@ class LineageSpec:
     local: tzinfo = UTC
     verify_interval: timedelta | None = None
     asked: Asked = field(default_factory=Asked)
-
-
-@dataclass(frozen=True, slots=True)
-class LineageFacts:
-    """What is on disk: `versions` oldest first, `current` the one that is shown."""
-
-    versions: tuple[Version, ...]
-    current: Version | None
-    pending: PendingRequest | None
-    status: LineageStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,6 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-__all__ = ["MOST_SKEW", "ClockSkew", "SkewSample"]
-
 MOST_SKEW = timedelta(seconds=30)
 """More is worth a warning: certificates are backdated by a minute and more, but waits and windows are by the clock."""
 

@@ -16,29 +16,6 @@ from certplane.agent.model import LineageState, LineageStatus, LineageStep, Serv
 from certplane.agent.renewal.failures import Failure, activation_backoff, half_of, request_backoff
 from certplane.agent.renewal.plan import Plan, RenewReason, Request, Verify, Wait
 
-__all__ = [
-    "activated",
-    "activating",
-    "activation_failed",
-    "going_back",
-    "is_well",
-    "looked",
-    "new_status",
-    "not_shown",
-    "planned",
-    "reloading",
-    "request_failed",
-    "request_succeeded",
-    "requesting",
-    "revoked",
-    "settle_clock",
-    "settle_jump",
-    "shown_again",
-    "verified",
-    "verify_failed",
-    "verifying",
-]
-
 _PATIENCE = 3
 """Activations in a row that ended with the agent's own end before the next one waits: the hook may be the cause."""
 

@@ -24,8 +24,6 @@ from certplane.agent.model import DirectedRenewal, LineageStatus, RenewalCause
 from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.failures import is_issuers_word
 
-__all__ = ["LEAST_WAIT", "Asked", "Hold", "directed_pause", "hold_of", "paused_text", "soonest"]
-
 LEAST_WAIT = timedelta(seconds=10)
 _SPAN = timedelta(hours=1)
 _DIRECTED = 3

@@ -6,8 +6,6 @@ from typing import Any
 from certplane.agent.model import CertificateReport, Report
 from certplane.runtime.json_state import StateError, decode_object, members_of, value_of
 
-__all__ = ["decode_reports", "encode_reports"]
-
 _FORMAT = 1
 
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from certplane.agent.faults import as_error
+from certplane.agent.model import LineageStatus
+from certplane.agent.ports import DirectiveFile, ReportSpool, StatusFile, VersionStore
 from certplane.agent.renewal.directed import laid_over
-from certplane.agent.renewal.plan import LineageFacts
+from certplane.agent.renewal.facts import LineageFacts
+from certplane.agent.renewal.plan import LineageSpec
 from certplane.agent.reporting.report import certificate_report
-
-if TYPE_CHECKING:
-    from certplane.agent.model import LineageStatus
-    from certplane.agent.ports import DirectiveFile, ReportSpool, StatusFile, VersionStore
-    from certplane.agent.renewal.plan import LineageSpec
-
-__all__ = ["ReportedStatusFile"]
 
 logger = logging.getLogger(__name__)
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime
 
-from certplane.agent.model import CertificateReport, HeldCertificate, LineageState
-from certplane.agent.renewal.plan import newest_version, shown_reason
+from certplane.agent.model import CertificateReport, HeldCertificate, LineageState, LineageStatus, Version
+from certplane.agent.renewal.facts import LineageFacts
+from certplane.agent.renewal.plan import LineageSpec, newest_version, shown_reason
 from certplane.runtime.text import printable
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from certplane.agent.model import LineageStatus, Version
-    from certplane.agent.renewal.plan import LineageFacts, LineageSpec
-
-__all__ = ["certificate_report"]
 
 _MOST_REASON_BYTES, _MOST_ERROR_BYTES = 500, 2000
 """renewal.proto, CertificateStatus."""

@@ -17,23 +17,16 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from certplane.agent.model import CertificateReport, LineageState, Report
 from certplane.agent.reporting.encoding import decode_reports, encode_reports
 from certplane.errors import OperationError
 from certplane.runtime.failpoints import failpoint
-from certplane.runtime.files import open_directory, open_for_reading
+from certplane.runtime.files import Directory, open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, value_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from pathlib import Path
-
-    from certplane.runtime.files import Directory
-
-__all__ = ["FAILPOINTS", "FileReportSpool"]
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,6 @@ from certplane.broker.ports import AuditLog
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
-__all__ = ["DenialCoalescer", "denial_kind"]
-
 _WINDOW: Final = timedelta(seconds=60)
 
 

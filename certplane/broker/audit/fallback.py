@@ -23,8 +23,6 @@ from certplane.broker.audit.measures import EVENTS_RESCUED
 from certplane.broker.audit.spill import SpillFile
 from certplane.broker.ports import Meter, NullMeter
 
-__all__ = ["FailureMode", "SpillFallback"]
-
 _log = logging.getLogger("certplane.audit")
 
 FailureMode = Literal["fail_closed", "fail_open"]

@@ -26,8 +26,6 @@ from certplane.runtime.clock import Clock
 from certplane.runtime.files import give_to_service
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["SpillFile", "import_spill"]
-
 _log = logging.getLogger("certplane.audit")
 
 _BATCH: Final = 1_000

@@ -9,8 +9,6 @@ from datetime import datetime
 from certplane.broker.fleet.model import CertificateState, CertificateStatus, StatusReport
 from certplane.broker.model import AuditEvent, AuditEventType, AuditSeverity, Caller, EventKind
 
-__all__ = ["ToldEvent", "report_events"]
-
 _SEVERITIES = {
     CertificateState.FAILED: AuditSeverity.WARNING,
     CertificateState.DEGRADED: AuditSeverity.ERROR,

@@ -29,8 +29,6 @@ from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 
-__all__ = ["Greeter"]
-
 _logger = logging.getLogger("certplane.broker.fleet")
 
 _RETRY: Final = Backoff(timedelta(seconds=1), timedelta(seconds=30))

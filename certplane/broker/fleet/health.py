@@ -32,8 +32,6 @@ from certplane.runtime.health import (
     overdue_time,
 )
 
-__all__ = ["FLEET_WORDS", "HostKnowledge", "certificate_health", "in_use", "next_change"]
-
 FLEET_WORDS: Final = tuple(word for word in HealthWord if word is not HealthWord.MISMATCHED)
 """Those that are found here, worst first."""
 

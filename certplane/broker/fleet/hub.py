@@ -47,8 +47,6 @@ from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 from certplane.runtime.rarely import Rarely
 
-__all__ = ["FleetHub"]
-
 _logger = logging.getLogger("certplane.broker.fleet")
 
 _RETRY: Final = Backoff(timedelta(seconds=1), timedelta(seconds=30))

@@ -10,8 +10,6 @@ from certplane.broker.fleet.model import CertificateStatus
 from certplane.broker.model import CertificateRecord
 from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan
 
-__all__ = ["PlanMark", "held_certificates", "mark", "revoked_plan", "unknown_plans"]
-
 PlanMark = tuple[str, datetime]
 """What tells one state of a plan from another: the certificate, and when it is to be renewed."""
 

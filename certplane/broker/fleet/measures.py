@@ -6,20 +6,6 @@ from typing import Final
 
 from certplane.broker.issuance.measures import Measure
 
-__all__ = [
-    "CERTIFICATES",
-    "DIRECTIVES",
-    "DIRECTIVE_SECONDS",
-    "FLEET_MEASURES",
-    "HEALTH",
-    "REPORTS",
-    "SOONEST_END",
-    "STREAMS",
-    "STREAMS_ENDED",
-    "STREAM_MISUSES",
-    "WATCHERS",
-]
-
 STREAMS: Final = "host_streams"
 STREAMS_ENDED: Final = "host_streams_ended"
 REPORTS: Final = "renewal_reports"

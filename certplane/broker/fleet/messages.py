@@ -10,8 +10,6 @@ from certplane.broker.fleet.model import StatusReport
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Refusal
 
-__all__ = ["Acknowledgement", "Directive", "DirectiveResult", "Goodbye", "Heartbeat", "Hello", "Outgoing", "Welcome"]
-
 
 @dataclass(frozen=True, slots=True)
 class Hello:

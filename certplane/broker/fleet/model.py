@@ -13,19 +13,6 @@ from typing import Final
 
 from certplane.errors import Refusal
 
-__all__ = [
-    "CertificateState",
-    "CertificateStatus",
-    "HeldCertificate",
-    "HeldUp",
-    "HostRecord",
-    "HostStream",
-    "RenewalStep",
-    "RequestedRenewal",
-    "RevokedCertificate",
-    "StatusReport",
-]
-
 
 class CertificateState(StrEnum):
     """Where one certificate of a host is; values are stored and shown."""

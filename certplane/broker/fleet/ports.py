@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from datetime import datetime
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
-
-    from certplane.broker.fleet.model import (
-        CertificateState,
-        HostRecord,
-        HostStream,
-        RequestedRenewal,
-        RevokedCertificate,
-        StatusReport,
-    )
-    from certplane.broker.model import AuditEvent
-    from certplane.errors import Refusal
-
-__all__ = ["FleetFigures", "FleetStore", "RecordedReports", "RenewalRequestLog"]
+from certplane.broker.fleet.model import (
+    CertificateState,
+    HostRecord,
+    HostStream,
+    RequestedRenewal,
+    RevokedCertificate,
+    StatusReport,
+)
+from certplane.broker.model import AuditEvent
+from certplane.errors import Refusal
 
 
 @dataclass(frozen=True, slots=True)

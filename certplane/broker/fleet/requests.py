@@ -19,8 +19,6 @@ from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, S
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.runtime.clock import Clock
 
-__all__ = ["MOST_HELD_UP", "RenewalOrder", "RenewalRequests", "spread_renewals", "stuck_renewals"]
-
 MOST_HELD_UP: Final = 20
 """That are named; the rest is counted."""
 _READ: Final = 128

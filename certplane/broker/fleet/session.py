@@ -36,8 +36,6 @@ from certplane.broker.model import Caller
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import RefusalError
 
-__all__ = ["MOST_RENEWALS", "HostSession", "InForceHashes"]
-
 MOST_RENEWALS: Final = 100
 """Renewals of one directive (proto, Directive.renewals): with the longest reasons still under 64 KiB together."""
 

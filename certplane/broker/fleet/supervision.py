@@ -23,8 +23,6 @@ from certplane.broker.ports import Meter, PolicySource
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
-__all__ = ["FleetSupervision"]
-
 _logger = logging.getLogger("certplane.broker.fleet")
 
 _SHARE: Final = 20

@@ -22,8 +22,6 @@ from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.health import Health, HealthWord
 
-__all__ = ["FleetView", "HostNotFoundError", "HostView"]
-
 _PAGE: Final = 100
 
 Revoked = Mapping[str, RevokedCertificate]

@@ -14,8 +14,6 @@ from typing import TypeAlias
 
 from certplane.broker.fleet.model import CertificateStatus
 
-__all__ = ["CertificateChanged", "CertificateRemoved", "Change", "HostChanged", "Watcher", "Watchers"]
-
 
 @dataclass(frozen=True, slots=True)
 class HostChanged:

@@ -24,8 +24,6 @@ from certplane.broker.ports import IdentityLedger, Policy
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.pki.csr import CertificateRequest, CsrCache
 
-__all__ = ["AuthorisedRequest", "CallAuthorisation", "OrderAuthorisation", "certificate_not_found", "shut_out"]
-
 
 @dataclass(frozen=True, slots=True)
 class AuthorisedRequest:

@@ -37,8 +37,6 @@ from certplane.broker.model import Caller, CertificateRecord, Order, OrderDraft,
 from certplane.broker.ports import CertificateQuery, DenialRecorder, DurableLimits
 from certplane.errors import Reason, RefusalError
 
-__all__ = ["IssueCommand", "IssueResult", "RegistrationAuthority"]
-
 _NO_DECISION = frozenset(
     {
         Reason.STORE_UNAVAILABLE,

@@ -10,8 +10,6 @@ from datetime import datetime
 
 from certplane.broker.model import CertificateRecord, Order
 
-__all__ = ["answers", "answers_again"]
-
 
 def answers(record: CertificateRecord, now: datetime, renew_time: datetime, replaces_certificate_id: str) -> bool:
     """Whether `record` is the answer: not due yet, or never handed out (its issuing call's answer was lost).

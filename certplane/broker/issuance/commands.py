@@ -8,8 +8,6 @@ from typing import Literal
 
 from certplane.broker.model import CertificateRecord, Order
 
-__all__ = ["CertificateSource", "IssueCommand", "IssueResult"]
-
 CertificateSource = Literal["", "cache", "order"]
 
 

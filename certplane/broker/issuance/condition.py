@@ -19,8 +19,6 @@ from certplane.broker.model import Order
 from certplane.broker.ports import Meter
 from certplane.errors import Reason
 
-__all__ = ["IssuanceCondition", "tells_condition"]
-
 _OF_DNS_AND_CA = frozenset(
     {Reason.DNS_REJECTED, Reason.DNS_UNAVAILABLE, Reason.ISSUER_REJECTED, Reason.ISSUER_UNAVAILABLE}
 )

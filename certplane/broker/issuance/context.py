@@ -31,8 +31,6 @@ from certplane.broker.ports import (
 )
 from certplane.runtime.clock import Clock
 
-__all__ = ["IssuancePorts"]
-
 
 @dataclass(frozen=True, slots=True)
 class IssuancePorts:

@@ -17,8 +17,6 @@ from certplane.broker.issuance.events import CallEvents
 from certplane.broker.model import AuditEvent, Caller, CertificateRecord, EventKind, Order
 from certplane.errors import RefusalError
 
-__all__ = ["Delivery"]
-
 
 class Delivery:
     """Hands certificates out; each method returns when the hand-out is on record."""

@@ -38,8 +38,6 @@ from certplane.broker.ports import OpenedOrder
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.logging import request_id
 
-__all__ = ["OrderDispatcher", "draining_refusal"]
-
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")

@@ -29,8 +29,6 @@ from certplane.errors import Reason, Refusal
 from certplane.pki.csr import CertificateRequest
 from certplane.runtime.clock import Clock
 
-__all__ = ["CallEvents", "EventFactory", "OrderEvents", "because", "denied_order"]
-
 _LONGEST_QUOTE = 100
 """Characters of what a caller sent that is part of an event though nothing checked it."""
 

@@ -49,8 +49,6 @@ from certplane.broker.model import Order, OrderState
 from certplane.broker.ports import CertificateQuery, OrderChange
 from certplane.errors import Reason, Refusal, RefusalError
 
-__all__ = ["OrderExecution"]
-
 logger = logging.getLogger(__name__)
 
 _SHORTEST_PAUSE = timedelta(minutes=1)

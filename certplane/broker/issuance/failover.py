@@ -17,8 +17,6 @@ from certplane.broker.issuance.outcome import is_told
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.errors import Refusal
 
-__all__ = ["IssuerChoice"]
-
 _SUSPECT_FOR: Final = timedelta(minutes=5)
 
 

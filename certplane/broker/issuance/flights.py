@@ -12,8 +12,6 @@ from dataclasses import replace
 
 from certplane.broker.model import Order, OrderState
 
-__all__ = ["Flight", "Flights"]
-
 OrderKey = tuple[str, str, tuple[str, ...], str, str]
 
 

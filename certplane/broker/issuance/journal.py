@@ -20,8 +20,6 @@ from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 
-__all__ = ["Journal", "OrderEndedError"]
-
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")

@@ -25,20 +25,6 @@ from certplane.errors import Reason, Refusal
 from certplane.pki.der import DerError, read_element, read_sequence
 from certplane.runtime.backoff import Backoff
 
-__all__ = [
-    "Consequence",
-    "End",
-    "TryAgain",
-    "cap_pause",
-    "classify",
-    "conclude",
-    "fails_over",
-    "is_told",
-    "pause_before_new_order",
-    "scopes_of",
-    "still_answers",
-]
-
 SHORT_RATE_LIMIT = timedelta(minutes=1)
 """A rate limit that ends within it is waited out in the order; a longer one would hold up the name set."""
 

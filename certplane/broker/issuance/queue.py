@@ -28,9 +28,6 @@ from certplane.broker.issuance.outcome import is_told
 from certplane.broker.model import Scope, ScopeKind
 from certplane.errors import Refusal
 
-__all__ = ["Lane", "OrderQueue", "Place"]
-
-
 _LONGEST_HOLD: Final = timedelta(days=31)
 """No CA's limit lasts longer (the longest known window is a week): the clock was set back since."""
 

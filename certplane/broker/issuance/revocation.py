@@ -17,8 +17,6 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import Caller, CertificateRecord, RevocationReason
 from certplane.errors import Reason, RefusalError
 
-__all__ = ["Revocation"]
-
 
 class Revocation:
     """Revokes certificates of their holders."""

@@ -8,8 +8,6 @@ from datetime import timedelta
 from certplane.broker.ports import DurableLimits
 from certplane.runtime.backoff import Backoff
 
-__all__ = ["IssuanceSettings"]
-
 _STEP_RETRY = Backoff(timedelta(seconds=2), timedelta(minutes=1), floor=timedelta(seconds=1))
 _STORE_RETRY = Backoff(timedelta(milliseconds=200), timedelta(seconds=15), floor=timedelta(milliseconds=50))
 

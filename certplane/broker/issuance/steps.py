@@ -29,17 +29,9 @@ from certplane.broker.issuance.validation import RecordCleaner, merge_records
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
 from certplane.broker.ports import Issuer, OrderChange, Policy
 from certplane.errors import Reason, Refusal, RefusalError
-from certplane.pki.chain import MOST_CAME, ChainError, check_issued_chain
+from certplane.pki.chain import MOST_CAME, check_issued_chain
+from certplane.pki.chain_path import ChainError
 from certplane.runtime.failpoints import failpoint
-
-__all__ = [
-    "FAILPOINTS",
-    "STEPS",
-    "IssuerSuspectedError",
-    "OrderOverError",
-    "OrderSteps",
-    "StillValidatingError",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,6 @@ from certplane.broker.model import CertificateRecord, Order, Profile
 from certplane.pki.chain import IssuedChain
 from certplane.pki.lifetime import renew_time
 
-__all__ = ["record_of"]
-
 
 def record_of(
     order: Order, chain: IssuedChain, profile: Profile | None, certificate_id: str, now: datetime

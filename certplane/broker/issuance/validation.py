@@ -21,8 +21,6 @@ from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import Order, TxtRecord
 
-__all__ = ["RecordCleaner", "merge_records"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 from certplane.runtime.clock import Clock
 
-__all__ = ["see_through", "within"]
-
 T = TypeVar("T")
 
 

@@ -20,8 +20,6 @@ from certplane.broker.model import Caller, CertificateRecord, OrderCause, OrderD
 from certplane.broker.ports import CertificateQuery, Meter
 from certplane.errors import Reason, Refusal, RefusalError
 
-__all__ = ["Claim", "LimitsTold", "Wants"]
-
 logger = logging.getLogger(__name__)
 
 _MOST_TOLD: Final = 1024

@@ -20,39 +20,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from cryptography import x509
 
-from certplane.broker.issuers.acme_client import AcmeClient
+from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
+from certplane.broker.issuers.acme_client import AcmeClient, AcmeSession
 from certplane.broker.issuers.acme_directory import AcmeDirectory, no_such_profile
 from certplane.broker.issuers.acme_network import AcmeError
-from certplane.broker.issuers.acme_registration import Registration
+from certplane.broker.issuers.acme_registration import ExternalAccount, Registration
 from certplane.broker.issuers.acme_resources import MOST_PROBLEMS, AcmeAuthorization, AcmeOrder
 from certplane.broker.issuers.acme_settling import SETTLING, Settling
 from certplane.broker.issuers.acme_workers import REPEAT, AcmeWorkers, unsent
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
-from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, RevocationReason
+from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, Profile, RevocationReason
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, Refusal, RefusalError
 from certplane.pki.chain import top_issuer
-
-if TYPE_CHECKING:
-    import random
-    from pathlib import Path
-
-    from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
-    from certplane.broker.issuers.acme_client import AcmeSession
-    from certplane.broker.issuers.acme_registration import ExternalAccount
-    from certplane.broker.model import Profile
-    from certplane.runtime.backoff import Backoff
-    from certplane.runtime.clock import Clock
-
-__all__ = ["AccountInfo", "AcmeIssuer", "AcmeServer", "DirectoryError"]
+from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import Clock
 
 _log = logging.getLogger(__name__)
 

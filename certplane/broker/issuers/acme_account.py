@@ -11,7 +11,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from josepy.jwa import ES256, ES384, RS256, JWASignature
@@ -28,11 +28,6 @@ from certplane.pki.keys import (
     public_key_sha256,
 )
 from certplane.runtime.files import give_to_service
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["AccountKey", "AccountKeyFile"]
 
 _SETTING = "issuer.acme.account_key"
 """The key that names the file, for the default issuer."""

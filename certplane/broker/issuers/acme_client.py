@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import requests
 from acme import challenges, errors, jws, messages
@@ -24,23 +24,18 @@ from josepy.json_util import JSONObjectWithFields
 from josepy.json_util import field as json_field
 from josepy.jwk import JWK
 
+from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_directory import AcmeDirectory, directory_body, parse_directory
 from certplane.broker.issuers.acme_limits import ACCOUNT, limited_scopes
 from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
 from certplane.broker.issuers.acme_resources import AcmeAuthorization, AcmeOrder, MalformedAnswerError
 from certplane.broker.issuers.acme_settling import Settling
 from certplane.broker.issuers.answers import one_line, parse_retry_after
-from certplane.broker.issuers.outgoing import ForbiddenUrlError
+from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
 from certplane.errors import ProblemDocument, Reason
 from certplane.pki.chain import found_chain
+from certplane.runtime.clock import Clock
 from certplane.runtime.failpoints import failpoint
-
-if TYPE_CHECKING:
-    from certplane.broker.issuers.acme_account import AccountKey
-    from certplane.broker.issuers.outgoing import AllowedHosts
-    from certplane.runtime.clock import Clock
-
-__all__ = ["AcmeClient", "AcmeSession", "Binding"]
 
 _log = logging.getLogger(__name__)
 

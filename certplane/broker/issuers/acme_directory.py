@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import requests
 from acme import messages
 
 from certplane.broker.issuers.acme_resources import MalformedAnswerError
 from certplane.broker.issuers.answers import one_line
+from certplane.broker.issuers.outgoing import AllowedHosts
 from certplane.errors import ProblemDocument, Reason, Refusal
-
-if TYPE_CHECKING:
-    from certplane.broker.issuers.outgoing import AllowedHosts
-
-__all__ = ["AcmeDirectory", "no_such_profile", "parse_directory"]
 
 _NEEDED = ("newNonce", "newAccount", "newOrder", "revokeCert")
 _KEY_CHANGE, _RENEWAL_INFO = "keyChange", "renewalInfo"

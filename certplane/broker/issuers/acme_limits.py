@@ -15,15 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from certplane.broker.model import Scope, ScopeKind
+from certplane.errors import ProblemDocument
 from certplane.pki.names import DnsNameError, canonical_dns_name
-
-if TYPE_CHECKING:
-    from certplane.errors import ProblemDocument
-
-__all__ = ["ACCOUNT", "NAME_SET", "limited_scopes"]
 
 ACCOUNT = Scope(ScopeKind.ACCOUNT)
 NAME_SET = Scope(ScopeKind.NAME_SET)

@@ -19,10 +19,11 @@ import io
 import json
 import logging
 import ssl
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import requests
 import urllib3.exceptions
@@ -32,21 +33,14 @@ from josepy.interfaces import JSONDeSerializable
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 
+from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_limits import ACCOUNT, NAME_SET
 from certplane.broker.issuers.acme_resources import problem_documents
 from certplane.broker.issuers.answers import one_line, parse_retry_after
-from certplane.broker.issuers.outgoing import ForbiddenUrlError, roots_context
+from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError, roots_context
+from certplane.broker.model import Scope
 from certplane.errors import ProblemDocument, Reason, RefusalError, Violation
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from certplane.broker.issuers.acme_account import AccountKey
-    from certplane.broker.issuers.outgoing import AllowedHosts
-    from certplane.broker.model import Scope
-    from certplane.runtime.clock import Clock
-
-__all__ = ["LARGEST_BODY", "AcmeError", "AcmeNetwork"]
+from certplane.runtime.clock import Clock
 
 LARGEST_BODY = 1024 * 1024
 """Chains, orders and directories of real CAs stay below 64 KiB."""

@@ -17,20 +17,16 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
 from certplane.broker.issuers.acme_client import ACTION_REQUIRED, AcmeClient, AcmeSession, Binding
+from certplane.broker.issuers.acme_directory import AcmeDirectory
 from certplane.broker.issuers.acme_network import AcmeError
 from certplane.broker.issuers.acme_settling import Settling
 from certplane.errors import ConfigurationError, ProblemDocument, Reason, RefusalError
-
-if TYPE_CHECKING:
-    from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
-    from certplane.broker.issuers.acme_directory import AcmeDirectory
-    from certplane.runtime.clock import Clock
-    from certplane.runtime.pool import BlockingPool
-
-__all__ = ["ExternalAccount", "Registration"]
+from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

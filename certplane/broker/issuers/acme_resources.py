@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import timedelta
 
 from acme import challenges
 from josepy.errors import DeserializationError
@@ -19,11 +19,6 @@ from certplane.broker.issuers.answers import one_line
 from certplane.broker.model import DnsChallenge, IssuerOrderStatus
 from certplane.errors import ProblemDocument
 from certplane.pki.names import DnsNameError, canonical_dns_name
-
-if TYPE_CHECKING:
-    from datetime import timedelta
-
-__all__ = ["MOST_PROBLEMS", "AcmeAuthorization", "AcmeOrder", "MalformedAnswerError", "problem_documents"]
 
 _LONGEST_TYPE = 200
 _LONGEST_DETAIL = 500

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_client import AcmeClient, AcmeSession
+from certplane.broker.issuers.acme_directory import AcmeDirectory
 from certplane.broker.issuers.acme_network import AcmeError
+from certplane.broker.issuers.acme_registration import Exchanges, Registration
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.pool import BlockingPool
-
-if TYPE_CHECKING:
-    import random
-
-    from certplane.broker.issuers.acme_account import AccountKey
-    from certplane.broker.issuers.acme_directory import AcmeDirectory
-    from certplane.broker.issuers.acme_registration import Exchanges, Registration
-
-__all__ = ["REPEAT", "AcmeWorkers", "unavailable", "unsent"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

@@ -9,8 +9,6 @@ import unicodedata
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
-__all__ = ["LONGEST_RETRY_AFTER", "one_line", "parse_retry_after"]
-
 LONGEST_RETRY_AFTER = timedelta(days=7)
 """The longest window of a public CA's limits (Let's Encrypt's 5 per week); a longer wait is a mistake or an attack."""
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    import random
-
-    from certplane.errors import RefusalError
-    from certplane.runtime.backoff import Backoff
-    from certplane.runtime.clock import Clock
-
-__all__ = ["Deadline", "all_of", "repeat"]
+from certplane.errors import RefusalError
+from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import Clock
 
 T = TypeVar("T")
 

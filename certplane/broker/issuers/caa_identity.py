@@ -10,19 +10,15 @@ import asyncio
 import re
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httpx
 
+from certplane.broker.issuers.acme import AcmeServer
 from certplane.broker.issuers.dns.http_client import new_http_client
 from certplane.broker.ports import CaaIdentity
 from certplane.errors import Reason, RefusalError
-
-if TYPE_CHECKING:
-    from certplane.broker.issuers.acme import AcmeServer
-    from certplane.runtime.clock import Clock
-
-__all__ = ["DirectoryCaaIdentity", "caa_identities"]
+from certplane.runtime.clock import Clock
 
 _FRESH: Final = timedelta(hours=1)
 _REQUEST_TIMEOUT: Final = timedelta(seconds=10)

@@ -6,8 +6,6 @@ from base64 import urlsafe_b64encode
 
 from cryptography import x509
 
-__all__ = ["certificate_id"]
-
 
 def certificate_id(certificate: x509.Certificate) -> str:
     """The certificate's name at its CA (RFC 9773 4.1): authority key identifier and serial number, base64url.

@@ -9,27 +9,15 @@ from __future__ import annotations
 import ipaddress
 import logging
 import ssl
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from certplane.config.bundles import read_ca_bundle
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.bundle import encode_certificates
 from certplane.runtime.clock import SystemClock
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
-__all__ = [
-    "AllowedHosts",
-    "ForbiddenUrlError",
-    "check_endpoint",
-    "configured_endpoint",
-    "roots_context",
-    "trusted_roots",
-]
 
 _HTTPS_PORT = 443
 

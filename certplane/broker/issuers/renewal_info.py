@@ -16,11 +16,15 @@ import contextlib
 import http
 import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import requests
 from cryptography import x509
 
+from certplane.broker.issuers.acme import AcmeServer
+from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
 from certplane.broker.issuers.answers import one_line, parse_retry_after
 from certplane.broker.issuers.attempts import Deadline
@@ -28,18 +32,8 @@ from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoError, RenewalInfoUnsupportedError
 from certplane.pki.reading import READ_ERRORS
+from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import requests
-
-    from certplane.broker.issuers.acme import AcmeServer
-    from certplane.broker.issuers.acme_account import AccountKey
-    from certplane.runtime.clock import Clock
-
-__all__ = ["AcmeRenewalInfo", "parse_renewal_info"]
 
 _LONGEST_URL: Final = 500
 """Characters of an explanation's URL; a longer one is none, since half a URL leads elsewhere."""

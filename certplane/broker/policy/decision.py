@@ -14,8 +14,6 @@ from certplane.broker.ports import Policy
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.pki.keys import KeyType
 
-__all__ = ["NOT_ALLOWED", "Requested", "decide", "decide_again"]
-
 NOT_ALLOWED = "policy does not allow this identity what it asks for; the broker's audit log has the decision"
 """What IDENTITY_UNKNOWN and PROFILE_NOT_ALLOWED say alike."""
 

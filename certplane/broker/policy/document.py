@@ -26,8 +26,6 @@ from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.csr import MAX_DNS_NAMES
 from certplane.pki.keys import KeyType
 
-__all__ = ["Challenge", "PolicyDocument", "ProfileKind", "load_policy", "read_policy"]
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _ROLE = re.compile(r"[a-z][a-z_-]{0,63}", re.ASCII)
 

@@ -29,8 +29,6 @@ from typing import Final
 
 from certplane.broker.model import DenyEntry, IdentityUse, KnownIdentity
 
-__all__ = ["GRACE", "Settlement", "Verdict", "activated", "contested", "judge", "settle"]
-
 GRACE: Final = timedelta(minutes=5)
 """Five times what an agent gives its old channel to end."""
 

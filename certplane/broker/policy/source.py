@@ -16,8 +16,6 @@ from certplane.config.document import MAX_BYTES, Document
 from certplane.config.files import read_file
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 
-__all__ = ["FilePolicySource", "check_removal"]
-
 
 def check_removal(before: PolicyDocument, after: PolicyDocument, file: str) -> None:
     """Whether a policy may take the place of another while a broker runs.

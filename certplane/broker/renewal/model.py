@@ -6,16 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-__all__ = [
-    "InForce",
-    "RenewalCause",
-    "RenewalInfo",
-    "RenewalInfoError",
-    "RenewalInfoUnsupportedError",
-    "RenewalPlan",
-    "Selection",
-]
-
 
 class RenewalCause(StrEnum):
     """Why a certificate should be renewed when its plan says; values are stored and shown."""

@@ -34,8 +34,6 @@ from certplane.broker.renewal.ports import RenewalInfoSource
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
-__all__ = ["RenewalPlanner"]
-
 logger = logging.getLogger(__name__)
 
 _LOOK: Final = timedelta(seconds=30)

@@ -27,8 +27,6 @@ from certplane.broker.renewal.model import (
 )
 from certplane.runtime.backoff import Backoff
 
-__all__ = ["LONGEST_WAIT", "SHORTEST_WAIT", "has_moved", "latest_renewal", "plan_renewal"]
-
 SHORTEST_WAIT: Final = timedelta(minutes=1)
 LONGEST_WAIT: Final = timedelta(days=1)
 """Between two questions about one certificate, whatever the CA says (RFC 9773 4.3.1 advises such limits)."""

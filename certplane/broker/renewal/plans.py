@@ -15,8 +15,6 @@ from certplane.broker.model import AuditEvent, CertificateRecord, OrderCause
 from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 
-__all__ = ["RenewalPlans"]
-
 _SKEW: Final = timedelta(minutes=5)
 """A host's clock may be ahead of ours: what it thinks due by so much is."""
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime, timedelta
-
-    from certplane.broker.model import AuditEvent, CertificateRecord
-    from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalPlan, Selection
-
-__all__ = ["RenewalChecks", "RenewalInfoSource", "RenewalPlanStore", "RevokedCertificates"]
+from certplane.broker.model import AuditEvent, CertificateRecord
+from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalPlan, Selection
 
 
 class RenewalPlanStore(Protocol):

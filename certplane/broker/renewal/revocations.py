@@ -17,8 +17,6 @@ from certplane.broker.renewal.ports import RevokedCertificates
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
-__all__ = ["RevocationWatch"]
-
 logger = logging.getLogger(__name__)
 
 _LOOK: Final = timedelta(seconds=15)

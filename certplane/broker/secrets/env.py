@@ -7,14 +7,9 @@ share it.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from certplane.errors import Reason, RefusalError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["EnvSecrets", "variable_name"]
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_]")
 

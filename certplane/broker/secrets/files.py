@@ -12,16 +12,10 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from certplane.errors import Reason, RefusalError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from certplane.runtime.pool import BlockingPool
-
-__all__ = ["FileSecrets", "NotASecretError", "decode_secret", "read_secret_file"]
+from certplane.runtime.pool import BlockingPool
 
 _LARGEST = 64 * 1024
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import httpx
+
+from certplane.broker.ports import SecretSource
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.secrets.files import FileSecrets
 from certplane.broker.secrets.vault import TOKEN_VARIABLES, VaultSecrets, VaultStore
 from certplane.errors import ConfigurationError, ConfigurationProblem
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import httpx
-
-    from certplane.broker.ports import SecretSource
-    from certplane.runtime.clock import Clock
-    from certplane.runtime.pool import BlockingPool
-
-__all__ = ["CREDENTIALS_VARIABLE", "DEFAULT_DIRECTORY", "SecretsSetup", "open_secrets"]
+from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
 
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 """Set by systemd for a unit with `LoadCredential=` (systemd.exec(5))."""

@@ -14,24 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx
 
 from certplane.broker.secrets.files import NotASecretError, decode_secret, read_secret_file
 from certplane.errors import Reason, RefusalError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from certplane.runtime.clock import Clock
-    from certplane.runtime.pool import BlockingPool
-
-__all__ = ["TOKEN_VARIABLES", "VaultSecrets", "VaultStore"]
+from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
 
 TOKEN_VARIABLES = {"vault": ("VAULT_TOKEN",), "openbao": ("BAO_TOKEN", "VAULT_TOKEN")}
 """Variables with a token, the first that is set; OpenBao's own clients read Vault's variables too."""

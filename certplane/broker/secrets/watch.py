@@ -17,8 +17,6 @@ from certplane.broker.ports import KeepsSecrets, SecretSource
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
-__all__ = ["WatchedSecrets", "watched"]
-
 _LOOK: Final = timedelta(seconds=15)
 
 

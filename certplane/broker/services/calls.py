@@ -16,8 +16,6 @@ from typing import Final
 from certplane.broker.model import Caller
 from certplane.errors import Reason, RefusalError, Violation
 
-__all__ = ["Call", "EdgeRefusalError", "current_call", "is_request_id", "serving", "take_messages", "valid_request_id"]
-
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

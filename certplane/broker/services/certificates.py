@@ -8,12 +8,14 @@ result is turned into messages. The edge has authenticated the caller and maps w
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.commands import IssueCommand, IssueResult
+from certplane.broker.model import CertificateRecord
 from certplane.broker.ports import CertificateQuery, RenewalTimes, StoredRenewalTimes
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import (
@@ -31,12 +33,6 @@ from certplane.broker.services.convert import (
 from certplane.runtime.clock import Clock
 from certplane.v1 import certificate_pb2 as pb
 from certplane.v1 import certificate_pb2_grpc
-
-if TYPE_CHECKING:
-    from certplane.broker.issuance.authority import RegistrationAuthority
-    from certplane.broker.model import CertificateRecord
-
-__all__ = ["CertificateServicer"]
 
 RpcContext = grpc.aio.ServicerContext[Any, Any]
 

@@ -23,21 +23,6 @@ from certplane.rpc.times import span_of
 from certplane.runtime.text import printable
 from certplane.v1 import certificate_pb2, enrollment_pb2
 
-__all__ = [
-    "DEFAULT_PAGE_SIZE",
-    "MAX_WAIT",
-    "certificate_message",
-    "cursor_from_token",
-    "identity_message",
-    "invalid_request",
-    "order_message",
-    "page_size",
-    "required",
-    "revocation_reason",
-    "token_from_cursor",
-    "wait_of",
-]
-
 DEFAULT_WAIT: Final = timedelta(seconds=30)
 MAX_WAIT: Final = timedelta(minutes=10)
 DEADLINE_MARGIN: Final = timedelta(seconds=1)

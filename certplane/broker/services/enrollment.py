@@ -27,8 +27,6 @@ from certplane.runtime.clock import Clock
 from certplane.v1 import enrollment_pb2 as pb
 from certplane.v1 import enrollment_pb2_grpc
 
-__all__ = ["EnrollmentServicer", "PresentedTrust"]
-
 RpcContext = grpc.aio.ServicerContext[Any, Any]
 
 _MAX_VERSION: Final = 64

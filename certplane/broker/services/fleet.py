@@ -35,8 +35,6 @@ from certplane.broker.services.fleet_convert import (
 from certplane.v1 import fleet_pb2 as pb
 from certplane.v1 import fleet_pb2_grpc
 
-__all__ = ["FleetServicer"]
-
 RpcContext = grpc.aio.ServicerContext[Any, Any]
 
 

@@ -20,19 +20,6 @@ from certplane.rpc.times import span_of
 from certplane.runtime.health import Health, HealthWord
 from certplane.v1 import fleet_pb2, renewal_pb2
 
-__all__ = [
-    "MESSAGE_ROOM",
-    "add_certificates",
-    "add_worst",
-    "healths_of",
-    "held_up_message",
-    "host_message",
-    "selection_of",
-    "spread_of",
-    "states_of",
-    "text_of",
-]
-
 MESSAGE_ROOM: Final = MAX_MESSAGE_BYTES - 4096
 """What a message's lists may take: tokens, lengths and tags need the rest."""
 

@@ -34,8 +34,6 @@ from certplane.errors import Reason, RefusalError
 from certplane.v1 import renewal_pb2 as pb
 from certplane.v1 import renewal_pb2_grpc
 
-__all__ = ["RenewalServicer"]
-
 RpcContext = grpc.aio.ServicerContext[Any, Any]
 
 _MAX_HOSTS: Final = 100

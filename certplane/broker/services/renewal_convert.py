@@ -44,18 +44,6 @@ from certplane.runtime.sharing import SharedTexts
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
 
-__all__ = [
-    "HEALTHS",
-    "STATES",
-    "directive_result",
-    "hello_of",
-    "outgoing_message",
-    "renewal_message",
-    "report_of",
-    "status_message",
-    "time_of",
-]
-
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SERIAL: Final = re.compile(r"0|[1-9a-f][0-9a-f]{0,39}")
 _ID: Final = re.compile(r"[!-~]{0,128}")

@@ -33,8 +33,6 @@ from certplane.v1 import (
     renewal_pb2_grpc,
 )
 
-__all__ = ["ISSUING", "SERVER_OPTIONS", "SERVICES", "BrokerServer", "PortError"]
-
 _MINUTE_MS: Final = 60_000
 
 SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (

@@ -23,13 +23,12 @@ from pathlib import Path
 from certplane.config.files import read_file, read_service_key
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.bundle import BundleError, CaBundle, encode_certificates, presentable
-from certplane.pki.chain import CertificateFacts, ChainError, leaf_facts, split_chain
+from certplane.pki.chain import CertificateFacts, leaf_facts, split_chain
+from certplane.pki.chain_path import ChainError
 from certplane.pki.identity import TrustBundle
 from certplane.pki.keys import PrivateKeyError, load_private_key, private_key_pem, public_key_sha256
 from certplane.pki.pem import PemError, pem_text
 from certplane.rpc.credentials import KeyPair, ServerTls
-
-__all__ = ["Trust", "TrustFiles", "TrustInForce", "TrustText"]
 
 Locate = Callable[[str], ConfigurationProblem]
 """From a key of the configuration to where it stands, for messages."""

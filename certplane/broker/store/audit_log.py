@@ -20,8 +20,6 @@ from certplane.broker.store.session import Database, Session, SqlError
 from certplane.broker.store.statements import Compiler, Statement
 from certplane.broker.store.writer import Writer
 
-__all__ = ["AuditRows", "SqlAuditLog", "reading"]
-
 _log = logging.getLogger("certplane.store")
 
 _ROWS: Final = 256

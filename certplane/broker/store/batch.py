@@ -32,8 +32,6 @@ from certplane.broker.store.rows import EventRow
 from certplane.broker.store.session import Fault, Session, SqlError
 from certplane.errors import Reason, RefusalError
 
-__all__ = ["AuditTable", "Change", "Done", "GroupCommit", "Job", "audit_unavailable", "store_unavailable"]
-
 _log = logging.getLogger("certplane.store")
 
 T = TypeVar("T")

@@ -19,8 +19,6 @@ from certplane.broker.store.session import Database, Session
 from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
 
-__all__ = ["SqlCertificateStore"]
-
 _COLUMNS: Final = tuple(certificates.c[name] for name in CERTIFICATE_COLUMNS)
 
 

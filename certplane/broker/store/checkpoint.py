@@ -24,8 +24,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
-__all__ = ["Checkpointer"]
-
 _log = logging.getLogger("certplane.store")
 
 _DUE_PAGES: Final = 256

@@ -35,8 +35,6 @@ from certplane.broker.store.statements import Compiler, Row
 from certplane.broker.store.writer import Writer
 from certplane.runtime.clock import Clock
 
-__all__ = ["DenyRows", "SqlDenyList"]
-
 _log = logging.getLogger("certplane.store")
 
 _LOOK: Final = timedelta(milliseconds=500)

@@ -13,8 +13,6 @@ from certplane.broker.store.schema import enrollment_reports
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.writer import Writer
 
-__all__ = ["SqlEnrollmentStore"]
-
 
 class SqlEnrollmentStore:
     """`EnrollmentStore` over the database."""

@@ -25,8 +25,6 @@ from certplane.config.files import denied_remedy
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.files import give_to_service
 
-__all__ = ["StateLock", "look_at", "open_writer"]
-
 _log = logging.getLogger("certplane.store")
 
 _RESTORE: Final = "stop the broker and restore the database: docs/operations.md, 'Restore'"

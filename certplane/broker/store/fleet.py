@@ -49,8 +49,6 @@ from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
 from certplane.broker.store.writer import Writer
 from certplane.errors import Refusal, RefusalError
 
-__all__ = ["SqlFleetStore"]
-
 _TOGETHER: Final = 512
 """Calls that are written at once: what the last of them waits longer for it stays some milliseconds."""
 _LINGER: Final = 0.02

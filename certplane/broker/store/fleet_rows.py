@@ -21,16 +21,6 @@ from certplane.broker.fleet.model import (
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.statements import Row
 
-__all__ = [
-    "STREAM_COLUMNS",
-    "decode_held_up",
-    "decode_status",
-    "encode_held_up",
-    "encode_status",
-    "stream_from_row",
-    "stream_row",
-]
-
 STREAM_COLUMNS: Final = tuple(HostStream.__dataclass_fields__)
 """What `stream_from_row` reads and `stream_row` gives, in this order."""
 

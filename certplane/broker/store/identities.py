@@ -32,8 +32,6 @@ from certplane.broker.store.session import Database, Session, SqlError
 from certplane.broker.store.writer import Writer
 from certplane.runtime.clock import Clock
 
-__all__ = ["SqlIdentityLedger"]
-
 _log = logging.getLogger("certplane.store")
 
 _LOOK: Final = timedelta(milliseconds=500)

@@ -20,8 +20,6 @@ from certplane.broker.store.schema import certificates, orders
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Compiler
 
-__all__ = ["LimitCheck"]
-
 _MOST: Final = 2**31
 """Rows: a higher limit is never reached, and no number for a database."""
 _ASKED_FOR: Final = tuple(str(cause) for cause in OrderCause if cause.asked_for)

@@ -8,14 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from alembic.config import Config
 
 from certplane.broker.store.schema import SCHEMA_REVISION
-
-if TYPE_CHECKING:  # it is imported when it is needed, see above
-    from alembic.config import Config
-
-__all__ = ["NewerSchemaError", "check_known", "migrate"]
 
 _log = logging.getLogger("certplane.store")
 

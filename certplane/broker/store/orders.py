@@ -43,8 +43,6 @@ from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
-__all__ = ["SqlKeyLedger", "SqlOrderStore"]
-
 _CHANGING: Final = (
     "state",
     "update_time",

@@ -25,8 +25,6 @@ from certplane.broker.store.statements import Compiler, Row, Statement
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["PostgresqlReader", "PostgresqlSession"]
-
 _log = logging.getLogger("certplane.store")
 
 _LOCK: Final = 0x43504C4E

@@ -29,8 +29,6 @@ from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
 from certplane.broker.store.writer import Writer
 
-__all__ = ["SqlRenewalPlanStore"]
-
 _CERTIFICATE_COLUMNS: Final = (
     "certificate_id",
     "identity",

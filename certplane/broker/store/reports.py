@@ -26,8 +26,6 @@ from certplane.broker.store.schema import certificate_statuses, host_streams, re
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Compiler, Row, Statement
 
-__all__ = ["Entry", "ReportRows"]
-
 T = TypeVar("T")
 
 _CHUNKS: Final = (128, 32, 8, 4, 2, 1)

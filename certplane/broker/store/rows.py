@@ -32,33 +32,6 @@ from certplane.broker.renewal.model import RenewalCause, RenewalPlan
 from certplane.broker.store.statements import Row
 from certplane.errors import ProblemDocument, Reason, Refusal, Violation
 
-__all__ = [
-    "CERTIFICATE_COLUMNS",
-    "DENY_COLUMNS",
-    "IDENTITY_COLUMNS",
-    "ORDER_COLUMNS",
-    "PLAN_COLUMNS",
-    "EventRow",
-    "certificate_from_row",
-    "certificate_values",
-    "decode_names",
-    "decode_refusal",
-    "deny_entry_from_row",
-    "encode_event",
-    "encode_refusal",
-    "event_row",
-    "from_micros",
-    "identity_from_row",
-    "identity_values",
-    "names_sha256",
-    "order_from_row",
-    "order_values",
-    "plan_from_row",
-    "plan_values",
-    "record_row",
-    "to_micros",
-]
-
 EventRow = tuple[str, int, str]
 """event_id, create_time, record: the columns of an audit insert in their order."""
 

@@ -26,26 +26,6 @@ from sqlalchemy import (
     text,
 )
 
-__all__ = [
-    "APPLICATION_ID",
-    "SCHEMA_REVISION",
-    "audit_events",
-    "audit_repeats",
-    "certificate_statuses",
-    "certificates",
-    "deny_entries",
-    "enrollment_reports",
-    "host_streams",
-    "identities",
-    "identity_changes",
-    "keys",
-    "metadata",
-    "orders",
-    "renewal_plans",
-    "renewal_requests",
-    "report_sequences",
-]
-
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 

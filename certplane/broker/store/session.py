@@ -12,8 +12,6 @@ from typing import Protocol
 
 from certplane.broker.store.statements import Compiler, Row, Statement
 
-__all__ = ["Database", "Fault", "Session", "SqlError"]
-
 
 class Fault(Enum):
     """What went wrong, as far as it decides what is done next."""

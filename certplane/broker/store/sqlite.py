@@ -22,16 +22,6 @@ from certplane.broker.store.session import Fault, SqlError
 from certplane.broker.store.statements import Compiler, Row, Statement
 from certplane.runtime.pool import BlockingPool
 
-__all__ = [
-    "SqliteReader",
-    "SqliteSession",
-    "connect_to_copy_log",
-    "connect_to_look",
-    "connect_to_read",
-    "connect_to_write",
-    "fault_of",
-]
-
 _STATEMENTS: Final = 512
 """Prepared statements kept by a connection: more than there are, with an audit insert for each number of rows."""
 _LOG_KEEP: Final = 64 << 20

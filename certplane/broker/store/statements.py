@@ -17,8 +17,6 @@ from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
-__all__ = ["HOSTS", "Compiler", "Driver", "Row", "Statement", "hosts_parameters"]
-
 Driver = Literal["sqlite", "postgresql"]
 Row = tuple[Any, ...]
 

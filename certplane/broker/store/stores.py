@@ -35,8 +35,6 @@ from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["Stores", "open_stores"]
-
 _BUSY: Final = timedelta(seconds=5)
 """How long the writer waits for another's lock before a group is refused."""
 

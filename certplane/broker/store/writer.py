@@ -37,8 +37,6 @@ from certplane.broker.store.rows import EventRow
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 
-__all__ = ["Writer"]
-
 _log = logging.getLogger("certplane.store")
 
 T = TypeVar("T")

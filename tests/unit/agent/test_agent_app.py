@@ -15,9 +15,9 @@ from cryptography import x509
 
 from certplane.agent.app import Agent
 from certplane.agent.control import ask
-from certplane.agent.lineage import is_well
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
 from certplane.agent.model import LineageState, LineageStatus, LineageStep, Version
+from certplane.agent.renewal.status import is_well
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.errors import ConfigurationError, OperationError, Reason, Refusal, RefusalError
 from certplane.sandbox.loopback import free_port

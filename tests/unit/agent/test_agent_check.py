@@ -21,8 +21,8 @@ from certplane.agent.check import findings
 from certplane.agent.inspection import Finding, Level
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.model import ServedLeaf, ServiceView, Version
-from certplane.agent.renewal.health import HealthWord
 from certplane.errors import OperationError
+from certplane.runtime.health import HealthWord
 from tests.support.agent_world import AgentWorld
 from tests.support.bundles import DAY, pem, root
 from tests.support.waiting import HANG

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from certplane.agent.install.activation import hook_variables
 from certplane.agent.model import LineageState
-from certplane.agent.renewal.health import HealthWord
+from certplane.runtime.health import HealthWord
 
 _ROOT = Path(__file__).parents[3]
 _DOCUMENT = (_ROOT / "docs" / "agent.md").read_text(encoding="utf-8")

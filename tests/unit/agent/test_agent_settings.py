@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from certplane.agent.model import InstallMode
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.agent.settings import (
     AccountName,
@@ -18,7 +19,6 @@ from certplane.agent.settings import (
     BrokerUrl,
     FileMode,
     FileSettings,
-    InstallMode,
     KeyRotation,
     VerifySettings,
     load_settings,

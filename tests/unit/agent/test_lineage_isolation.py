@@ -14,8 +14,8 @@ import pytest
 from certplane.agent import cli
 from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.keystore.pending import FilePendingKeys
-from certplane.agent.lineage import is_well
 from certplane.agent.model import Version
+from certplane.agent.renewal.status import is_well
 from certplane.agent.settings import load_settings
 from certplane.errors import CertplaneError
 from tests.support.agent_world import AgentWorld

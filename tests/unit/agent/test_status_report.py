@@ -17,7 +17,8 @@ from certplane.agent.model import (
     RenewalCause,
     Version,
 )
-from certplane.agent.renewal.plan import LineageFacts, LineageSpec
+from certplane.agent.renewal.facts import LineageFacts
+from certplane.agent.renewal.plan import LineageSpec
 from certplane.agent.renewal.status import new_status
 from certplane.agent.status import StatusReport, lineage_report, link_report, to_json, to_text
 

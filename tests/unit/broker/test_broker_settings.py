@@ -11,18 +11,16 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.dns_settings import FollowCnames, ZoneName
-from certplane.broker.ports import DurableLimits
-from certplane.broker.settings import (
-    BrokerSettings,
+from certplane.broker.dns_settings import (
     DnsPropagationSettings,
     DnsProvider,
     DnsZoneSettings,
-    EabAlgorithm,
-    Keep,
+    FollowCnames,
     PropagationMode,
-    load_settings,
+    ZoneName,
 )
+from certplane.broker.ports import DurableLimits
+from certplane.broker.settings import BrokerSettings, EabAlgorithm, Keep, load_settings
 from certplane.config.values import DnsServerAddress, HostPort, ListenAddress
 from certplane.errors import ConfigurationError
 

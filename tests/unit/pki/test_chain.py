@@ -18,13 +18,13 @@ from certplane.pki.chain import (
     MAX_CERTIFICATES,
     MAX_CHAIN_LENGTH,
     MOST_CAME,
-    ChainError,
     check_issued_chain,
     found_chain,
     leaf_facts,
     split_chain,
     top_issuer,
 )
+from certplane.pki.chain_path import ChainError
 from certplane.pki.keys import public_key_sha256
 from tests.support.authority import NOW, Authority, IssuedLeaf, certificate_pem
 from tests.support.csr import SAN, dns_san, ec_key, pem, sequence, tlv

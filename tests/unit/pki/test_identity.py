@@ -18,7 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certplane.errors import Reason, RefusalError
-from certplane.pki.identity import BundleError, IdentityVerifier, PresentedLeaf, TrustBundle, verify_identity
+from certplane.pki.bundle import BundleError
+from certplane.pki.identity import IdentityVerifier, PresentedLeaf, TrustBundle, verify_identity
 from tests.support.authority import NOW, PROVISIONER, Authority, IssuedLeaf, certificate_pem, provisioner_extension
 from tests.support.csr import integer, octets, pem, sequence, tlv
 

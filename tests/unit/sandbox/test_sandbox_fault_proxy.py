@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 import requests
@@ -26,11 +26,8 @@ from certplane.sandbox.acme_endpoints import (
     OTHER,
     PathEndpoints,
 )
-from certplane.sandbox.fault_proxy import FaultProxy
+from certplane.sandbox.fault_proxy import Action, FaultProxy
 from certplane.sandbox.http_server import LoopbackHandler, LoopbackServer
-
-if TYPE_CHECKING:
-    from certplane.sandbox.fault_proxy import Action
 
 ORDER_OBJECT = {"status": "pending", "authorizations": ["/z/1"], "finalize": "/f/1", "certificate": "/c/1"}
 

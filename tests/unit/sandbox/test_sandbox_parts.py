@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from certplane.sandbox import cli, parts
 from certplane.sandbox.errors import PartMissingError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture

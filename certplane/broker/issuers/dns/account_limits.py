@@ -10,15 +10,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+from certplane.broker.issuers.attempts import Deadline
 from certplane.errors import Reason, RefusalError
-
-if TYPE_CHECKING:
-    from certplane.broker.issuers.attempts import Deadline
-    from certplane.runtime.clock import Clock
-
-__all__ = ["CallBudget", "CircuitBreaker"]
+from certplane.runtime.clock import Clock
 
 _log = logging.getLogger(__name__)
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import httpx
 
@@ -28,19 +29,11 @@ from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
 from certplane.broker.issuers.dns.provider import NoSuchZoneError
 from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
-from certplane.broker.model import TxtRecord
+from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.ports import SecretSource
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
-
-if TYPE_CHECKING:
-    import random
-    from pathlib import Path
-
-    from certplane.broker.model import DnsChallenge, Profile
-    from certplane.broker.ports import SecretSource
-    from certplane.runtime.clock import Clock
-
-__all__ = ["AcmeDnsProvider", "AcmeDnsServer"]
+from certplane.runtime.clock import Clock
 
 _REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _VALUES = 2

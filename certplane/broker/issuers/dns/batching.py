@@ -14,15 +14,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.errors import Reason, RefusalError
-
-if TYPE_CHECKING:
-    from certplane.runtime.clock import Clock
-
-__all__ = ["BatchTimes", "Batches"]
+from certplane.runtime.clock import Clock
 
 K = TypeVar("K", bound=Hashable)
 W = TypeVar("W")

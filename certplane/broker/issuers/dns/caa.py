@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import dns.name
 import dns.rcode
@@ -20,15 +19,11 @@ import dns.rdatatype
 import dns.rdtypes.ANY.CAA
 
 from certplane.broker.issuers.answers import one_line
+from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
-
-if TYPE_CHECKING:
-    from certplane.broker.issuers.attempts import Deadline
-    from certplane.broker.issuers.dns.lookup import DnsLookup
-    from certplane.broker.ports import CaaIdentity
-    from certplane.runtime.clock import Clock
-
-__all__ = ["CaaRecord", "CaaVerdict", "ParentRecords", "Verdict", "judge", "relevant_records"]
+from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.ports import CaaIdentity
+from certplane.runtime.clock import Clock
 
 _METHOD = "dns-01"
 _CRITICAL = 128 | 1

@@ -11,11 +11,12 @@ comment, so that a person sees whose they are. A token needs Zone:Read and DNS:E
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.account_limits import CallBudget, CircuitBreaker
@@ -35,17 +36,10 @@ from certplane.broker.issuers.dns.cloudflare_calls import (
 from certplane.broker.issuers.dns.http_client import new_http_client
 from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
 from certplane.broker.issuers.outgoing import configured_endpoint
-from certplane.broker.model import TxtRecord
+from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.ports import SecretSource
 from certplane.errors import Reason, RefusalError
-
-if TYPE_CHECKING:
-    import random
-
-    from certplane.broker.model import DnsChallenge, Profile
-    from certplane.broker.ports import SecretSource
-    from certplane.runtime.clock import Clock
-
-__all__ = ["CloudflareApi", "CloudflareProvider"]
+from certplane.runtime.clock import Clock
 
 _COMMENT = "certplane acme challenge"
 _ZONES_PER_PAGE = 50  # the API's most

@@ -8,11 +8,13 @@ Cloudflare asks for minutes).
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 # The SDK and httpx load these on first use, a quarter of a second on the event loop: better at the start.
 import cloudflare.resources.dns
@@ -23,17 +25,10 @@ from cloudflare import APIConnectionError, APIError, APIStatusError, AsyncCloudf
 
 from certplane.broker.issuers.answers import one_line, parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
+from certplane.broker.issuers.dns.account_limits import CallBudget, CircuitBreaker
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
-
-if TYPE_CHECKING:
-    import random
-    from pathlib import Path
-
-    from certplane.broker.issuers.dns.account_limits import CallBudget, CircuitBreaker
-    from certplane.runtime.clock import Clock
-
-__all__ = ["ApiError", "CloudflareApi", "CloudflareCalls", "TokenClient", "Zone", "required", "unquoted"]
+from certplane.runtime.clock import Clock
 
 T = TypeVar("T")
 

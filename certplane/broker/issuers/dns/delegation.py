@@ -30,8 +30,6 @@ from certplane.broker.issuers.dns.wildcards import is_wildcard_alias
 from certplane.errors import Reason, RefusalError
 from certplane.pki.names import MAX_NAME_LENGTH
 
-__all__ = ["MOST_ALIASES", "Delegations", "Place"]
-
 MOST_ALIASES = 8
 """CNAMEs in one chain: more is a mistake, and CAs' resolvers give up not much later."""
 

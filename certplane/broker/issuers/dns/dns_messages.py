@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import dns.asyncquery
 import dns.exception
@@ -16,21 +15,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rdtypes.ANY.TXT
 
-if TYPE_CHECKING:
-    from certplane.config.values import HostPort
-
-__all__ = [
-    "MALFORMED",
-    "NoDnsAnswerError",
-    "addresses_of",
-    "alias_in",
-    "ask",
-    "lacking_txt",
-    "name_of",
-    "no_answer_in",
-    "referral_in",
-    "renaming_in",
-]
+from certplane.config.values import HostPort
 
 MALFORMED = (dns.exception.DNSException, OSError, EOFError, ValueError)
 """What dnspython raises on answers that are late, broken or cut off."""

@@ -12,26 +12,19 @@ and without the secret.
 from __future__ import annotations
 
 import os
+import random
 import stat
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.program import SEARCH_PATH, NotStartedError, run_program
-from certplane.broker.model import TxtRecord
+from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.ports import SecretSource
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
-
-if TYPE_CHECKING:
-    import random
-    from pathlib import Path
-
-    from certplane.broker.model import DnsChallenge, Profile
-    from certplane.broker.ports import SecretSource
-
-__all__ = ["ExecProvider", "OperatorProgram"]
 
 _REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _ENVIRONMENT = {"PATH": SEARCH_PATH, "LANG": "C.UTF-8", "HOME": "/"}

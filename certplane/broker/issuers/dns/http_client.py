@@ -5,16 +5,11 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import httpx
 
 from certplane.broker.issuers.outgoing import roots_context
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["LARGEST_BODY", "AnswerTooLargeError", "new_http_client"]
 
 LARGEST_BODY = 4 * 1024 * 1024
 """A page of fifty of Cloudflare's zones is about 100 KiB."""

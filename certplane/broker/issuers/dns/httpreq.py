@@ -8,9 +8,10 @@ both secrets are named. Any 2xx is success. The zone is the endpoint's business;
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import httpx
 
@@ -18,19 +19,11 @@ from certplane.broker.issuers.answers import parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
 from certplane.broker.issuers.outgoing import configured_endpoint
-from certplane.broker.model import TxtRecord
+from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.ports import SecretSource
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
-
-if TYPE_CHECKING:
-    import random
-    from pathlib import Path
-
-    from certplane.broker.model import DnsChallenge, Profile
-    from certplane.broker.ports import SecretSource
-    from certplane.runtime.clock import Clock
-
-__all__ = ["HttpreqEndpoint", "HttpreqProvider"]
+from certplane.runtime.clock import Clock
 
 _REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _LABEL = "_acme-challenge."

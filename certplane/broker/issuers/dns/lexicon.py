@@ -12,29 +12,22 @@ import difflib
 import importlib.util
 import json
 import os
+import random
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.program import SEARCH_PATH, NotStartedError, run_program
-from certplane.broker.model import TxtRecord
+from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.ports import SecretSource
+from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
-
-if TYPE_CHECKING:
-    import random
-
-    from certplane.broker.model import DnsChallenge, Profile
-    from certplane.broker.ports import SecretSource
-    from certplane.config.values import HostPort
-
-__all__ = ["LexiconApi", "LexiconProvider", "read_credentials"]
 
 _REPEAT = Backoff(first=timedelta(seconds=2), most=timedelta(seconds=20), floor=timedelta(seconds=1))
 _PROCESSES = 4

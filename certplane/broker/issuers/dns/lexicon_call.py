@@ -11,14 +11,10 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, quote_plus, urlsplit
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-__all__ = ["main"]
 
 _SHORTEST_SECRET = 4
 """Shorter texts are left standing: cutting out every `1` would leave nothing of a message."""

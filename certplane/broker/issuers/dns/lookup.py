@@ -43,8 +43,6 @@ from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 
-__all__ = ["DnsLookup", "NameServer"]
-
 T = TypeVar("T")
 
 _ASK_TIMEOUT = timedelta(seconds=3)

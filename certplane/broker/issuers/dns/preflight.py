@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import dns.rcode
 import dns.rdatatype
@@ -20,22 +20,16 @@ import dns.rdtypes.ANY.SOA
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.caa import ParentRecords, Verdict, judge, relevant_records
+from certplane.broker.issuers.dns.delegation import Delegations
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
+from certplane.broker.issuers.dns.lookup import NameServer
 from certplane.broker.issuers.dns.propagation import Mode
 from certplane.broker.issuers.dns.provider import CheckableProvider
-from certplane.broker.model import PreflightCheck, PreflightResult
-from certplane.broker.ports import CaaIdentity
+from certplane.broker.issuers.dns.routes import Routes
+from certplane.broker.model import PreflightCheck, PreflightResult, Profile
+from certplane.broker.ports import CaaIdentity, CaaIdentitySource
 from certplane.errors import Reason, RefusalError
-
-if TYPE_CHECKING:
-    from certplane.broker.issuers.dns.delegation import Delegations
-    from certplane.broker.issuers.dns.lookup import NameServer
-    from certplane.broker.issuers.dns.routes import Routes
-    from certplane.broker.model import Profile
-    from certplane.broker.ports import CaaIdentitySource
-    from certplane.runtime.clock import Clock
-
-__all__ = ["DnsPreflight"]
+from certplane.runtime.clock import Clock
 
 _LABEL = "_acme-challenge."
 _LOOKS: Final = 3

@@ -19,8 +19,6 @@ from datetime import timedelta
 
 from certplane.runtime.processes import OutputTail, signal_group
 
-__all__ = ["SEARCH_PATH", "Ended", "NotStartedError", "run_program"]
-
 _log = logging.getLogger(__name__)
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

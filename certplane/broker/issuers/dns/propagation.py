@@ -45,8 +45,6 @@ from certplane.broker.issuers.dns.wildcards import is_wildcard_alias
 from certplane.broker.model import TxtRecord
 from certplane.errors import Reason, RefusalError
 
-__all__ = ["Mode", "PropagationCheck"]
-
 _LEAST_ASK = timedelta(milliseconds=250)
 """No look begins with less time than this: it would find nothing out, and hide what the one before found."""
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from certplane.broker.issuers.attempts import Deadline
+from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import Reason, RefusalError
-
-if TYPE_CHECKING:
-    from certplane.broker.issuers.attempts import Deadline
-    from certplane.broker.model import DnsChallenge, Profile, TxtRecord
-
-__all__ = ["AccountFinding", "BatchingProvider", "CheckableProvider", "DnsProvider", "NoSuchZoneError"]
 
 
 class NoSuchZoneError(RefusalError):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from secrets import token_hex
-from typing import TYPE_CHECKING
 
 import dns.asyncquery
 import dns.flags
@@ -30,18 +30,11 @@ from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, alias_in, name_of
 from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
-from certplane.broker.model import TxtRecord
+from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.ports import SecretSource
+from certplane.config.values import HostPort
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
-
-if TYPE_CHECKING:
-    import random
-
-    from certplane.broker.model import DnsChallenge, Profile
-    from certplane.broker.ports import SecretSource
-    from certplane.config.values import HostPort
-
-__all__ = ["Rfc2136Provider", "UpdateServer"]
 
 _REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _NAME_RCODES = frozenset({dns.rcode.NOERROR, dns.rcode.NXDOMAIN})

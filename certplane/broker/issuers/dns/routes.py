@@ -10,15 +10,10 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
+from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.issuers.dns.propagation import PropagationCheck
 from certplane.broker.issuers.dns.provider import BatchingProvider, DnsProvider
-
-if TYPE_CHECKING:
-    from certplane.broker.issuers.dns.lookup import DnsLookup
-    from certplane.broker.issuers.dns.propagation import PropagationCheck
-
-__all__ = ["Follow", "Route", "Routes", "is_below"]
 
 
 class Follow(StrEnum):

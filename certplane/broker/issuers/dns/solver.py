@@ -13,22 +13,18 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.delegation import Delegations, Place
 from certplane.broker.issuers.dns.provider import AccountFinding, CheckableProvider, NoSuchZoneError
+from certplane.broker.issuers.dns.routes import Route, Routes
+from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.ports import KeepsSecrets
 from certplane.errors import Reason, RefusalError
+from certplane.runtime.clock import Clock
 from certplane.runtime.failpoints import failpoint
-
-if TYPE_CHECKING:
-    from certplane.broker.issuers.dns.routes import Route, Routes
-    from certplane.broker.model import DnsChallenge, Profile, TxtRecord
-    from certplane.broker.ports import KeepsSecrets
-    from certplane.runtime.clock import Clock
-
-__all__ = ["DnsSolver"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

@@ -14,8 +14,6 @@ from typing import Final
 from certplane.broker.model import ROLES, Caller, IdentityKind
 from certplane.errors import Reason, RefusalError
 
-__all__ = ["METHODS", "Access", "check_access"]
-
 
 @dataclass(frozen=True, slots=True)
 class Access:

@@ -23,8 +23,6 @@ import grpc
 from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.runtime.clock import Clock
 
-__all__ = ["AccessLog"]
-
 _WINDOW: Final = timedelta(minutes=1)
 _MOST_WINDOWS: Final = 10_000
 _LINES: Final = 1000

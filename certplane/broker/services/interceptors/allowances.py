@@ -23,8 +23,6 @@ from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.runtime.clock import Clock
 
-__all__ = ["AllowanceSettings", "Allowances"]
-
 _LONGEST_HELD_BACK: Final = 60.0
 """Seconds; fifty connections hold thousands of calls, and each of them costs something when it comes and goes."""
 

@@ -33,8 +33,6 @@ from certplane.pki.identity import (
 from certplane.runtime.clock import Clock
 from certplane.runtime.sharing import SharedTexts
 
-__all__ = ["Admission", "AuthenticationError", "Authenticator", "BundleSource", "Peer", "peer_of"]
-
 _REMEMBERED_PATHS: Final = 20_000
 """Twice the connections that one broker is meant for; an entry is a few hundred bytes."""
 

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-__all__ = ["TokenBuckets"]
-
 _MOST_BUCKETS = 100_000
 _LONGEST_DEBT = 600.0
 """Seconds: whatever one call has cost, its caller isn't shut out for longer."""

@@ -10,8 +10,6 @@ from certplane.broker.services.interceptors.authentication import Authentication
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
-__all__ = ["denial_event"]
-
 _ALERTING = frozenset({Reason.IDENTITY_UNKNOWN, Reason.IDENTITY_REVOKED, Reason.IDENTITY_RETIRED})
 """What a host in good standing never meets: worth a person's eye."""
 

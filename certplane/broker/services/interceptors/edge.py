@@ -60,8 +60,6 @@ from certplane.rpc.status import grpc_status, status_from_refusal
 from certplane.runtime.clock import Clock
 from certplane.runtime.logging import request_id as logged_request_id
 
-__all__ = ["REQUEST_ID_KEY", "Edge"]
-
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # a string, since it is generic in its stubs alone
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]]"
 

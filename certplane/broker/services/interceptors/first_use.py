@@ -34,8 +34,6 @@ from certplane.broker.services.interceptors.authentication import Authentication
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
-__all__ = ["FirstUse"]
-
 _logger = logging.getLogger(__name__)
 
 

@@ -17,8 +17,6 @@ from google.protobuf.message import DecodeError
 from certplane.broker.services.calls import EdgeRefusalError
 from certplane.errors import Reason, Violation
 
-__all__ = ["Behaviour", "CheckedContext", "RpcContext", "read_message", "read_messages", "run_stream", "unimplemented"]
-
 RpcContext = grpc.aio.ServicerContext[Any, Any]
 
 Behaviour = Callable[[Any, Any], Any]

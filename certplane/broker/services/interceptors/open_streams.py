@@ -15,8 +15,6 @@ from typing import Any, Final
 
 from certplane.runtime.clock import Clock
 
-__all__ = ["OpenStreams"]
-
 _SLICE: Final = 128
 """Streams between which others get their turn: under a millisecond."""
 

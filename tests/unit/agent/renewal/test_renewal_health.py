@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from certplane.agent.model import LineageState, LineageStatus, LineageStep, ServedLeaf, ServiceView, Version
-from certplane.agent.renewal.health import HealthWord, Severity, lineage_health
-from certplane.agent.renewal.plan import LineageFacts, LineageSpec
-from certplane.runtime.health import NONE_YET
+from certplane.agent.renewal.facts import LineageFacts
+from certplane.agent.renewal.health import lineage_health
+from certplane.agent.renewal.plan import LineageSpec
+from certplane.runtime.health import NONE_YET, HealthWord, Severity
 
 NOW = datetime(2026, 11, 28, 3, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -10,8 +10,9 @@ import pytest
 
 from certplane.agent.model import DirectedRenewal, LineageState, LineageStatus, RenewalCause, Version
 from certplane.agent.renewal.directed import laid_over
+from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.failures import Failure, FailureKind, failure_of
-from certplane.agent.renewal.plan import LineageFacts, LineageSpec, Request, Wait, plan_renewal, shown_reason
+from certplane.agent.renewal.plan import LineageSpec, Request, Wait, plan_renewal, shown_reason
 from certplane.agent.renewal.status import planned, request_failed, request_succeeded
 from certplane.agent.renewal.waiting import LEAST_WAIT, Asked, Hold, hold_of
 from certplane.errors import Reason, Refusal, Violation

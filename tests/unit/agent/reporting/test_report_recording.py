@@ -19,7 +19,8 @@ from certplane.agent.model import (
     RenewalCause,
     Version,
 )
-from certplane.agent.renewal.plan import LineageFacts, LineageSpec, RenewReason
+from certplane.agent.renewal.facts import LineageFacts
+from certplane.agent.renewal.plan import LineageSpec, RenewReason
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.report import certificate_report
 from certplane.agent.reporting.spool import FileReportSpool

@@ -8,7 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from certplane.broker.issuance.authority import IssueCommand, RegistrationAuthority
+from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import (
     AuditDecision,

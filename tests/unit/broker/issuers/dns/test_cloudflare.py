@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.cloudflare import CloudflareApi as Settings
 from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
+from certplane.broker.issuers.dns.cloudflare_calls import CloudflareApi as Settings
 from certplane.broker.issuers.dns.cloudflare_calls import unquoted as _unquoted
 from certplane.broker.issuers.dns.http_client import LARGEST_BODY
 from certplane.broker.model import TxtRecord
