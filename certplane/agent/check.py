@@ -33,11 +33,11 @@ class BrokerLink(CertificateLookup, Protocol):
     """What is asked of the broker."""
 
     async def use_identity(self, identity: Version) -> None:
-        """See `Broker.use_identity`."""
+        """As `Broker.use_identity`."""
         ...
 
     async def get_identity(self) -> IdentityView:
-        """See `Broker.get_identity`."""
+        """As `Broker.get_identity`."""
         ...
 
     async def close(self) -> None:

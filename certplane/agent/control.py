@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from typing_extensions import override
+
 from certplane.errors import OperationError
 from certplane.runtime.disk_errors import disk_error
 from certplane.runtime.progress import Progress, SilentProgress
@@ -56,16 +58,16 @@ class FanOut(SilentProgress):
         finally:
             self._listeners.remove(entry)
 
+    @override
     def step(self, subject: str, text: str) -> None:
-        """See `Progress.step`."""
         self._tell("step", subject, text)
 
+    @override
     def done(self, subject: str, text: str) -> None:
-        """See `Progress.done`."""
         self._tell("done", subject, text)
 
+    @override
     def failed(self, subject: str, text: str) -> None:
-        """See `Progress.failed`."""
         self._tell("failed", subject, text)
 
     def _tell(self, event: str, subject: str, text: str) -> None:

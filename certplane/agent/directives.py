@@ -15,7 +15,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
 
+from typing_extensions import override
+
 from certplane.agent.lineage import Lineage, LineageLife
+from certplane.agent.link.session import DirectiveTaker
 from certplane.agent.model import DirectedRenewal, LineageStatus, RenewalCause
 from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.failures import is_refused_by_policy, is_unreached
@@ -41,7 +44,7 @@ While a request is under way, a certificate that isn't there may be the one that
 waits."""
 
 
-class HostDirectives:
+class HostDirectives(DirectiveTaker):
     """`DirectiveTaker` of a host.
 
     Args:
@@ -80,8 +83,8 @@ class HostDirectives:
         self._on_retry_epoch = on_retry_epoch
         self._rng = rng
 
+    @override
     async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
-        """See `DirectiveTaker.renew`."""
         missing = list(renewals)
         for look in range(_LOOKS):
             # Asked first: a certificate that comes in between is found.
@@ -168,14 +171,14 @@ class HostDirectives:
         unknown = [each.certificate_id for each in renewals if each.certificate_id not in known]
         return changed, unknown, unwritten or (unread if unknown else None)
 
+    @override
     async def connected(self) -> None:
-        """See `DirectiveTaker.connected`."""
         for name, status in await self._statuses():
             if is_unreached(status):
                 self._try_again(name, "the broker is there again")
 
+    @override
     async def policy_changed(self, policy_hash: str) -> None:
-        """See `DirectiveTaker.policy_changed`."""
         if policy_hash == self._policy_hash:
             return
         # Who hears a broker for the first time has no answer of another policy: nothing has changed for it.
@@ -185,8 +188,8 @@ class HostDirectives:
                 self._try_again(name, "the broker's policy has changed")
         self._on_policy(policy_hash)
 
+    @override
     async def retry_epoch_changed(self, retry_epoch: str) -> None:
-        """See `DirectiveTaker.retry_epoch_changed`."""
         if retry_epoch == self._retry_epoch:
             return
         # The same of epochs, but for a host whose broker had none to tell until now.

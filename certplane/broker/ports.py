@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
+from typing_extensions import override
+
 from certplane.broker.model import (
     AuditEvent,
     CertificateRecord,
@@ -483,17 +485,20 @@ class Meter(Protocol):
         ...
 
 
-class NullMeter:
+class NullMeter(Meter):
     """A `Meter` that nobody reads."""
 
+    @override
     def count(self, name: str, **labels: str) -> None:
-        """See `Meter.count`."""
+        pass
 
+    @override
     def observe(self, name: str, span: timedelta, **labels: str) -> None:
-        """See `Meter.observe`."""
+        pass
 
+    @override
     def level(self, name: str, value: float, **labels: str) -> None:
-        """See `Meter.level`."""
+        pass
 
 
 class Policy(Protocol):
@@ -664,22 +669,24 @@ class RenewalTimes(Protocol):
         ...
 
 
-class StoredRenewalTimes:
+class StoredRenewalTimes(RenewalTimes):
     """`RenewalTimes` that knows nothing better than what was stored."""
 
+    @override
     def renew_time(self, certificate: CertificateRecord) -> datetime:
-        """See `RenewalTimes.renew_time`."""
         return certificate.renew_time
 
+    @override
     async def wanted(self, certificate: CertificateRecord, now: datetime) -> tuple[OrderCause, datetime] | None:
-        """See `RenewalTimes.wanted`."""
         return (OrderCause.DUE, certificate.renew_time) if certificate.renew_time <= now else None
 
+    @override
     def note_issued(self, certificate: CertificateRecord) -> None:
-        """See `RenewalTimes.note_issued`."""
+        pass
 
+    @override
     def note_revoked(self, certificate: CertificateRecord) -> None:
-        """See `RenewalTimes.note_revoked`."""
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -713,11 +720,12 @@ class OrderPreflight(Protocol):
         ...
 
 
-class NoPreflight:
+class NoPreflight(OrderPreflight):
     """An `OrderPreflight` that looks at nothing."""
 
+    @override
     async def check_order(self, dns_names: Sequence[str], issuer: str, timeout: timedelta) -> None:
-        """See `OrderPreflight.check_order`."""
+        pass
 
 
 class SecretSource(Protocol):

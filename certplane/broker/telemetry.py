@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from typing_extensions import override
 
 from certplane.broker.issuance.measures import MEASURES, Measure
 from certplane.broker.ports import Meter
@@ -30,7 +31,7 @@ LOOP_MEASURES: Final = (
 )
 
 
-class PrometheusMeter:
+class PrometheusMeter(Meter):
     """`Meter`: a measure becomes a metric `certplane_<name>`, made when it is first used if nobody declared it.
 
     May be called from any thread.
@@ -54,8 +55,8 @@ class PrometheusMeter:
                 case "level":
                     self._gauge(measure.name, measure.labels)
 
+    @override
     def count(self, name: str, **labels: str) -> None:
-        """See `Meter.count`."""
         # Several are counted for each call, and looking a child up by its labels costs four times what counting does.
         key = (name, *labels.items())
         child = self._children.get(key)
@@ -64,13 +65,13 @@ class PrometheusMeter:
             child = self._children[key] = counter.labels(**labels) if labels else counter
         child.inc()
 
+    @override
     def observe(self, name: str, span: timedelta, **labels: str) -> None:
-        """See `Meter.observe`."""
         histogram = self._histograms.get(name) or self._histogram(name, tuple(labels))
         (histogram.labels(**labels) if labels else histogram).observe(span.total_seconds())
 
+    @override
     def level(self, name: str, value: float, **labels: str) -> None:
-        """See `Meter.level`."""
         gauge = self._gauges.get(name) or self._gauge(name, tuple(labels))
         (gauge.labels(**labels) if labels else gauge).set(value)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from typing_extensions import override
+
 _LOCALTIME = Path("/etc/localtime")
 
 
@@ -33,23 +35,23 @@ class Clock(Protocol):
         ...
 
 
-class SystemClock:
+class SystemClock(Clock):
     """The machine's clock."""
 
+    @override
     def now(self) -> datetime:
-        """See `Clock.now`."""
         return datetime.now(UTC)  # noqa: TID251 - the one place that reads the wall clock
 
+    @override
     def monotonic(self) -> float:
-        """See `Clock.monotonic`."""
         return time.monotonic()
 
+    @override
     def thread_time(self) -> float:
-        """See `Clock.thread_time`."""
         return time.thread_time()
 
+    @override
     async def sleep(self, span: timedelta) -> None:
-        """See `Clock.sleep`."""
         await asyncio.sleep(max(0.0, span.total_seconds()))
 
 

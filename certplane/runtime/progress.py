@@ -13,6 +13,8 @@ import sys
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
+from typing_extensions import override
+
 from certplane.runtime.clock import Clock
 from certplane.runtime.text import printable
 
@@ -58,55 +60,58 @@ class _Quiet:
         """Nothing to end."""
 
 
-class SilentProgress(_Quiet):
+class SilentProgress(_Quiet, Progress):
     """For a daemon, whose log says the same."""
 
+    @override
     def step(self, subject: str, text: str) -> None:
-        """See `Progress.step`."""
+        pass
 
+    @override
     def done(self, subject: str, text: str) -> None:
-        """See `Progress.done`."""
+        pass
 
+    @override
     def failed(self, subject: str, text: str) -> None:
-        """See `Progress.failed`."""
+        pass
 
 
-class PlainProgress(_Quiet):
+class PlainProgress(_Quiet, Progress):
     """One line for each step: `subject: text`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
+    @override
     def step(self, subject: str, text: str) -> None:
-        """See `Progress.step`."""
         _write_line(self._stream, f"{subject}: {printable(text, _MOST_TEXT)}")
 
+    @override
     def done(self, subject: str, text: str) -> None:
-        """See `Progress.done`."""
         _write_line(self._stream, f"{subject}: done: {printable(text, _MOST_TEXT)}")
 
+    @override
     def failed(self, subject: str, text: str) -> None:
-        """See `Progress.failed`."""
         _write_line(self._stream, f"{subject}: FAILED: {printable(text, _MOST_TEXT)}")
 
 
-class JsonProgress(_Quiet):
+class JsonProgress(_Quiet, Progress):
     """One JSON object a line: `time` (RFC 3339), `subject`, `event` (step, done or failed) and `text`."""
 
     def __init__(self, stream: TextIO, clock: Clock) -> None:
         self._stream = stream
         self._clock = clock
 
+    @override
     def step(self, subject: str, text: str) -> None:
-        """See `Progress.step`."""
         self._write("step", subject, text)
 
+    @override
     def done(self, subject: str, text: str) -> None:
-        """See `Progress.done`."""
         self._write("done", subject, text)
 
+    @override
     def failed(self, subject: str, text: str) -> None:
-        """See `Progress.failed`."""
         self._write("failed", subject, text)
 
     def _write(self, event: str, subject: str, text: str) -> None:
@@ -124,7 +129,7 @@ def _write_line(stream: TextIO, line: str) -> None:
         print(line, file=stream, flush=True)
 
 
-class _LiveProgress:
+class _LiveProgress(Progress):
     """A row for each subject with a spinner, its step and its time, drawn by `rich`."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -145,16 +150,16 @@ class _LiveProgress:
         )
         self._tasks: dict[str, Any] = {}
 
+    @override
     def step(self, subject: str, text: str) -> None:
-        """See `Progress.step`."""
         self._show(subject, self._shown(text))
 
+    @override
     def done(self, subject: str, text: str) -> None:
-        """See `Progress.done`."""
         self._show(subject, f"[green]{self._shown(text)}[/green]", ended=True)
 
+    @override
     def failed(self, subject: str, text: str) -> None:
-        """See `Progress.failed`."""
         self._show(subject, f"[red]{self._shown(text)}[/red]", ended=True)
 
     def __enter__(self) -> Self:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from typing_extensions import override
+
 from certplane.sandbox.exchange import Reply
 
 DIRECTORY = "directory"
@@ -38,15 +40,15 @@ class Endpoints(Protocol):
         ...
 
 
-class PathEndpoints:
+class PathEndpoints(Endpoints):
     """`Endpoints` of a server with fixed paths, such as a DNS API: the first pattern that matches names the kind."""
 
     def __init__(self, patterns: Mapping[str, str]) -> None:
         """`patterns`: kind -> regular expression for the whole of `METHOD /path`."""
         self._patterns = {kind: re.compile(pattern) for kind, pattern in patterns.items()}
 
+    @override
     def kind(self, method: str, path: str) -> str:
-        """See `Endpoints.kind`."""
         request = f"{method} {path}"
         return next((kind for kind, pattern in self._patterns.items() if pattern.fullmatch(request)), OTHER)
 
@@ -54,7 +56,7 @@ class PathEndpoints:
         """Nothing: the paths are fixed."""
 
 
-class AcmeEndpoints:
+class AcmeEndpoints(Endpoints):
     """`Endpoints` of an ACME server."""
 
     def __init__(self, directory_path: str) -> None:
@@ -63,8 +65,8 @@ class AcmeEndpoints:
         self._renewal_info = ""
         self._lock = threading.Lock()
 
-    def kind(self, method: str, path: str) -> str:  # noqa: ARG002 - the port's signature
-        """See `Endpoints.kind`."""
+    @override
+    def kind(self, method: str, path: str) -> str:
         with self._lock:
             if self._renewal_info and path.startswith(f"{self._renewal_info}/"):
                 return RENEWAL_INFO
@@ -75,8 +77,8 @@ class AcmeEndpoints:
         with self._lock:
             return next((path for path, known in self._kinds.items() if known == kind), "")
 
+    @override
     def learn(self, kind: str, reply: Reply) -> None:
-        """See `Endpoints.learn`."""
         if not 200 <= reply.status < 300:
             return
         with self._lock:

@@ -20,6 +20,7 @@ from typing import Any, Self, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from typing_extensions import override
 
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.sandbox.http_server import LoopbackHandler, LoopbackServer
@@ -80,8 +81,8 @@ class SandboxIdentityCa(IdentityCaClient):
             self._server.stop()
             self._server = None
 
+    @override
     async def restart(self) -> None:
-        """See `ports.IdentityCa.restart`."""
         if self._server is None:
             raise RuntimeError("the identity CA was not started")
         port = self._server.server_port

@@ -17,12 +17,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from typing_extensions import override
 
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.sandbox.certificates import BACKDATE, CertificateAuthority, Credential, general_name
 from certplane.sandbox.errors import ServerRefusedError
 from certplane.sandbox.https_client import HttpAnswer, request, trusting
-from certplane.sandbox.ports import OTHER_JWK_PROVISIONER, PROVISIONER, X5C_PROVISIONER
+from certplane.sandbox.ports import OTHER_JWK_PROVISIONER, PROVISIONER, X5C_PROVISIONER, IdentityCa
 from certplane.sandbox.tokens import ProvisionerKey, TokenClaims, csr_fingerprint, mint_jwk_token, mint_x5c_token
 
 TOKEN_LIFETIME = timedelta(minutes=5)
@@ -74,7 +75,7 @@ class IdentityPki:
         object.__setattr__(self, "intermediate", self.root.intermediate("Certplane Sandbox Intermediate CA"))
 
 
-class IdentityCaClient:
+class IdentityCaClient(IdentityCa):
     """The half of `ports.IdentityCa` that talks to the CA over HTTPS, whoever plays it."""
 
     def __init__(self, pki: IdentityPki, rules: IdentityRules, folder: Path, clock: Clock | None = None) -> None:
@@ -88,8 +89,9 @@ class IdentityCaClient:
         self.roots_file.write_bytes(pki.root.pem)
 
     @property
+    @override
     def url(self) -> str:
-        """See `ports.IdentityCa.url`.
+        """As the port describes, with these errors.
 
         Raises:
             RuntimeError: it was not started.
@@ -99,18 +101,18 @@ class IdentityCaClient:
         return self._url
 
     @property
+    @override
     def authority(self) -> CertificateAuthority:
-        """See `ports.IdentityCa.authority`."""
         return self._pki.root
 
     @property
+    @override
     def intermediate(self) -> CertificateAuthority:
-        """See `ports.IdentityCa.intermediate`."""
         return self._pki.intermediate
 
     @property
+    @override
     def roots_file(self) -> Path:
-        """See `ports.IdentityCa.roots_file`."""
         return self._folder / "root.crt"
 
     @property
@@ -118,6 +120,7 @@ class IdentityCaClient:
         """The keys of the JWK provisioners by name: for tokens that `mint_token` wouldn't make."""
         return self._pki.jwk_keys
 
+    @override
     def mint_token(
         self,
         subject: str,
@@ -129,7 +132,6 @@ class IdentityCaClient:
         csr_der: bytes | None = None,
         with_fingerprint: bool = True,
     ) -> str:
-        """See `ports.IdentityCa.mint_token`."""
         claims = TokenClaims(
             issuer=provisioner,
             audience=f"{self.url}/1.0/sign",
@@ -142,6 +144,7 @@ class IdentityCaClient:
         )
         return self._sign_token(provisioner, claims)
 
+    @override
     async def issue(
         self,
         subject: str,
@@ -151,7 +154,6 @@ class IdentityCaClient:
         lifetime: timedelta | None = None,
         key: ec.EllipticCurvePrivateKey | None = None,
     ) -> Credential:
-        """See `ports.IdentityCa.issue`."""
         key = key or ec.generate_private_key(ec.SECP256R1())
         csr = certificate_request(key, subject, sans)
         body = {
@@ -164,8 +166,8 @@ class IdentityCaClient:
         chain = [x509.load_pem_x509_certificate(pem.encode()) for pem in answer.json()["certChain"]]
         return Credential(key, tuple(chain))
 
+    @override
     async def revoke(self, serial: int, reason: str = "") -> None:
-        """See `ports.IdentityCa.revoke`."""
         claims = TokenClaims(
             issuer=PROVISIONER,
             audience=f"{self.url}/1.0/revoke",

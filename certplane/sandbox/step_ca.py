@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from typing_extensions import override
+
 from certplane.runtime.clock import Clock
 from certplane.sandbox import parts
 from certplane.sandbox.certificates import Credential, write_private
@@ -97,8 +99,8 @@ class StepCa(IdentityCaClient):
         if self._process is not None:
             await self._process.stop()
 
+    @override
     async def restart(self) -> None:
-        """See `ports.IdentityCa.restart`."""
         if self._process is None:
             raise RuntimeError("the identity CA was not started")
         await self._process.stop()

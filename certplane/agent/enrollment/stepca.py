@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from cryptography import x509
+from typing_extensions import override
 
 from certplane.agent.enrollment.answers import NEW_TOKEN, accept_certificate, renewal_refused, san_names, sign_refused
 from certplane.agent.enrollment.errors import EnrollmentError, RefusedError, UnreachableError
@@ -23,6 +24,7 @@ from certplane.agent.enrollment.recovery import SigningKey, renewal_token
 from certplane.agent.enrollment.token import check_token, parse_token
 from certplane.agent.enrollment.trust import PinnedRoots, Trust, pinned_roots
 from certplane.agent.model import IssuedCertificate, Version
+from certplane.agent.ports import IdentityAuthority
 from certplane.errors import CertplaneError, OperationError
 from certplane.pki.identity import TrustBundle
 from certplane.pki.keys import load_private_key, public_key_sha256
@@ -40,7 +42,7 @@ _BACKOFF = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=4), floor=
 _CREATED = 201
 
 
-class StepCaAuthority:
+class StepCaAuthority(IdentityAuthority):
     """`IdentityAuthority` over HTTPS. Safe to call concurrently: the calls go one after the other.
 
     Args:
@@ -67,20 +69,20 @@ class StepCaAuthority:
         self._rng = rng
         self._pool = BlockingPool("step-ca", 1)
 
+    @override
     async def enroll(self, token: str, csr_pem: str) -> IssuedCertificate:
-        """See `IdentityAuthority.enroll`."""
         return await self._repeated(lambda: self._enroll(token, csr_pem))
 
+    @override
     async def renew(self, current: Version) -> IssuedCertificate:
-        """See `IdentityAuthority.renew`."""
         return await self._repeated(lambda: self._renew(current))
 
+    @override
     async def rekey(self, current: Version, csr_pem: str) -> IssuedCertificate:
-        """See `IdentityAuthority.rekey`."""
         return await self._repeated(lambda: self._rekey(current, csr_pem))
 
+    @override
     async def recover(self, expired: Version) -> IssuedCertificate:
-        """See `IdentityAuthority.recover`."""
         return await self._repeated(lambda: self._recover(expired))
 
     async def check(self) -> str:

@@ -5,11 +5,14 @@ A file of its own, since the status has another writer: the lineage's life keeps
 
 from pathlib import Path
 
+from typing_extensions import override
+
 from certplane.agent.install.json_file import LineageJson
 from certplane.agent.model import DirectedRenewal
+from certplane.agent.ports import DirectiveFile
 
 
-class JsonDirectiveFile:
+class JsonDirectiveFile(DirectiveFile):
     """`DirectiveFile` in a lineage's directory."""
 
     def __init__(self, directory: Path) -> None:
@@ -20,12 +23,13 @@ class JsonDirectiveFile:
         """
         self._file = LineageJson(directory, "directive.json", if_unreadable="counts for nothing")
 
+    @override
     def load(self) -> DirectedRenewal | None:
-        """See `DirectiveFile.load`."""
         return self._file.load(DirectedRenewal)
 
+    @override
     def save(self, directed: DirectedRenewal) -> None:
-        """See `DirectiveFile.save`.
+        """As the port describes, with these errors.
 
         Raises:
             OperationError: the disk refuses; what was saved before is still there.

@@ -18,7 +18,10 @@ import signal
 from collections.abc import Mapping
 from datetime import timedelta
 
+from typing_extensions import override
+
 from certplane.agent.model import HookResult
+from certplane.agent.ports import HookRunner
 from certplane.errors import OperationError
 from certplane.runtime.clock import Clock
 from certplane.runtime.processes import OutputTail, signal_group
@@ -51,7 +54,7 @@ _PRIVATE_KEY = re.compile(
 )
 
 
-class ShellHookRunner:
+class ShellHookRunner(HookRunner):
     """`HookRunner` with /bin/sh. One at a time or several: runs share nothing."""
 
     def __init__(
@@ -68,8 +71,9 @@ class ShellHookRunner:
         self._environment = os.environ if environment is None else environment
         self._grace = grace
 
+    @override
     async def run(self, command: str, timeout: timedelta, environment: dict[str, str]) -> HookResult:
-        """See `HookRunner.run`. Cancellation ends the hook as the time limit does, then goes on.
+        """Cancellation ends the hook as the time limit does, then goes on.
 
         Raises:
             OperationError: the shell can't be started.

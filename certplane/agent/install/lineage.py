@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from typing_extensions import override
+
 from certplane.agent.install.access import FileAccess
 from certplane.agent.install.copying import CopiedOutputs
 from certplane.agent.install.linking import LinkedOutputs
@@ -18,7 +20,7 @@ from certplane.agent.install.steps import step
 from certplane.agent.install.trial import OUTPUT_KEYS, Obstacle, find_obstacles
 from certplane.agent.install.versions import IMPORTED, Metadata, VersionDirectories
 from certplane.agent.model import InstallMode, IssuedCertificate, Version
-from certplane.agent.ports import PendingKeyMaterial
+from certplane.agent.ports import InstallTrial, PendingKeyMaterial, VersionStore
 from certplane.errors import CertplaneError, OperationError
 from certplane.pki.chain import leaf_facts, split_chain
 from certplane.pki.chain_path import ChainError
@@ -33,7 +35,7 @@ class InstallError(OperationError):
     """A version can't be written or shown; what was shown before still is."""
 
 
-class FileVersionStore:
+class FileVersionStore(VersionStore, InstallTrial):
     """`VersionStore` in a lineage's directory. One writer: the agent that holds the state lock."""
 
     def __init__(
@@ -89,19 +91,19 @@ class FileVersionStore:
             self._forget_answered()
             self._copies.finish()  # whatever the mode is now; links need nothing: no crash leaves a mixed pair there
 
+    @override
     def current(self) -> Version | None:
-        """See `VersionStore.current`."""
         with self._disk("read"):
             number = self._pointers.number(CURRENT)
             return None if number is None else self._versions.get(number)
 
+    @override
     def versions(self) -> Sequence[Version]:
-        """See `VersionStore.versions`."""
         with self._disk("read"):
             return self._versions.all()
 
+    @override
     def stage(self, issued: IssuedCertificate) -> Version:
-        """See `VersionStore.stage`."""
         with self._disk("staged"):
             self._forget_answered()
             try:
@@ -110,8 +112,8 @@ class FileVersionStore:
             except ChainError as error:
                 raise InstallError(f"the certificate can't be installed: {error.refusal.message}") from error
 
+    @override
     def activate(self, version: Version) -> None:
-        """See `VersionStore.activate`."""
         with self._disk("installed"):
             if self._versions.get(version.number) is None:
                 raise InstallError(f"version {version.number} is not complete in {self._directory}")
@@ -144,16 +146,16 @@ class FileVersionStore:
                 found.append(Obstacle("pkcs12.password_file", str(error)))
         return found
 
+    @override
     def try_install(self) -> None:
-        """See `InstallTrial.try_install`."""
         found = self.obstacles()
         if found:
             causes = "; ".join(f"{obstacle.key}: {obstacle.cause}" for obstacle in found)
             remedies = "; ".join(dict.fromkeys(obstacle.remedy for obstacle in found if obstacle.remedy))
             raise InstallError(f"not ordered, since it couldn't be installed: {causes}", remedy=remedies)
 
+    @override
     def prune(self, keep: int) -> None:
-        """See `VersionStore.prune`."""
         if keep < 1:
             raise ValueError("at least one version must be kept")
         with self._disk("pruned"):

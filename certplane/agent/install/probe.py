@@ -18,14 +18,16 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from cryptography import x509
+from typing_extensions import override
 
 from certplane.agent.model import ServedLeaf, ServiceView, Version
+from certplane.agent.ports import ServiceProbe
 from certplane.pki.keys import public_key_sha256
 from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.clock import Clock
 
 
-class TlsProbe:
+class TlsProbe(ServiceProbe):
     """`ServiceProbe` for one address."""
 
     def __init__(
@@ -59,8 +61,8 @@ class TlsProbe:
         self._clock = clock
         self._context = _context()
 
+    @override
     async def look(self, version: Version) -> ServiceView:
-        """See `ServiceProbe.look`."""
         view = await self._look_once(version)
         for _ in range(self._attempts - 1):
             if view.well:

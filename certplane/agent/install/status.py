@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from typing_extensions import override
+
 from certplane.agent.install.json_file import LineageJson
 from certplane.agent.model import LineageStatus
+from certplane.agent.ports import StatusFile
 
 
-class JsonStatusFile:
+class JsonStatusFile(StatusFile):
     """`StatusFile` in a lineage's directory."""
 
     def __init__(self, directory: Path) -> None:
@@ -17,12 +20,13 @@ class JsonStatusFile:
         """
         self._file = LineageJson(directory, "status.json", if_unreadable="starts over")
 
+    @override
     def load(self) -> LineageStatus | None:
-        """See `StatusFile.load`."""
         return self._file.load(LineageStatus)
 
+    @override
     def save(self, status: LineageStatus) -> None:
-        """See `StatusFile.save`.
+        """As the port describes, with these errors.
 
         Raises:
             OperationError: the disk refuses; what was saved before is still there.

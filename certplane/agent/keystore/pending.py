@@ -22,7 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from typing_extensions import override
+
 from certplane.agent.model import PendingRequest
+from certplane.agent.ports import PendingKeyMaterial, PendingKeys
 from certplane.errors import OperationError, RefusalError
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import (
@@ -80,7 +83,7 @@ class _Stored:
     request: PendingRequest
 
 
-class FilePendingKeys:
+class FilePendingKeys(PendingKeys, PendingKeyMaterial):
     """`PendingKeys` and `PendingKeyMaterial` in a lineage's directory."""
 
     def __init__(self, directory: Path, *, clock: Clock, key_type: KeyType = KeyType.EC_P256) -> None:
@@ -95,15 +98,16 @@ class FilePendingKeys:
         self._clock = clock
         self._key_type = key_type
 
+    @override
     def pending(self) -> PendingRequest | None:
-        """See `PendingKeys.pending`."""
         stored = self._load()
         return None if stored is None else stored.request
 
+    @override
     def begin(
         self, *, common_name: str, sans: Sequence[str], replaces_certificate_id: str, reuse_key: bool
     ) -> PendingRequest:
-        """See `PendingKeys.begin`. With `reuse_key` and no fitting key in the current version, a new key is made."""
+        """With `reuse_key` and no fitting key in the current version, a new key is made."""
         stored = self._load()
         if stored is not None:
             return stored.request
@@ -130,8 +134,8 @@ class FilePendingKeys:
         failpoint("keystore.begin.after")
         return request
 
+    @override
     def record_order(self, order_id: str) -> PendingRequest:
-        """See `PendingKeys.record_order`."""
         stored = self._load()
         if stored is None:
             raise RuntimeError("no request is pending")
@@ -145,8 +149,8 @@ class FilePendingKeys:
         failpoint("keystore.record.after")
         return recorded
 
+    @override
     def abandon(self) -> None:
-        """See `PendingKeys.abandon`."""
         failpoint("keystore.drop.before")
         try:
             with open_directory(self._directory) as lineage:
@@ -161,8 +165,8 @@ class FilePendingKeys:
             raise disk_error(PendingKeyError, _NOT_WRITTEN, error, self._directory / _PENDING) from error
         failpoint("keystore.drop.after")
 
+    @override
     def private_key_pem(self) -> bytes | None:
-        """See `PendingKeyMaterial.private_key_pem`."""
         try:
             with open_directory(self._directory / _PENDING) as pending:
                 return pending.read(_KEY)
@@ -171,18 +175,18 @@ class FilePendingKeys:
         except OSError as error:
             raise disk_error(PendingKeyError, _NOT_READ, error, self._directory / _PENDING / _KEY) from error
 
+    @override
     def request_id(self) -> str | None:
-        """See `PendingKeyMaterial.request_id`."""
         stored = self._load()
         return None if stored is None else stored.request_id
 
+    @override
     def forget(self, request_id: str) -> None:
-        """See `PendingKeyMaterial.forget`."""
         if self.request_id() == request_id:
             self.abandon()
 
+    @override
     def sweep(self) -> None:
-        """See `PendingKeyMaterial.sweep`."""
         try:
             with open_directory(self._directory) as lineage:
                 _sweep(lineage)

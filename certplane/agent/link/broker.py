@@ -20,12 +20,14 @@ from typing import TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from typing_extensions import override
 
 from certplane import __version__
 from certplane.agent.link.convert import identity_view, moment, order_view
 from certplane.agent.link.diagnosis import expired_identity, unreachable
 from certplane.agent.link.server_cas import ServerCas
 from certplane.agent.model import IdentityView, OrderView, Version
+from certplane.agent.ports import Broker, CertificateLookup, OrderFollower
 from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
@@ -49,7 +51,7 @@ _MOST_FACT_BYTES = 256
 """The broker's limit for a host fact."""
 
 
-class GrpcBroker:
+class GrpcBroker(Broker, OrderFollower, CertificateLookup):
     """`Broker` and `OrderFollower`. On one event loop; nothing works before the first `use_identity`.
 
     Args:
@@ -84,8 +86,9 @@ class GrpcBroker:
         self._replacing = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
 
+    @override
     async def use_identity(self, identity: Version) -> None:
-        """See `Broker.use_identity`.
+        """As the port describes, with these errors.
 
         Raises:
             OperationError: the identity's or the bundle's files can't be read.
@@ -112,8 +115,8 @@ class GrpcBroker:
             await self._replace(identity)
             return True
 
+    @override
     async def issue(self, *, profile: str, csr_pem: str, replaces_certificate_id: str, wait: timedelta) -> OrderView:
-        """See `Broker.issue`."""
         service = self._certificates()
         timeout = self._seconds(wait)
         if replaces_certificate_id:
@@ -131,14 +134,14 @@ class GrpcBroker:
         issued = await self._answer(service.IssueCertificate(request, timeout=timeout))
         return order_view(issued.order, issued.certificate if issued.HasField("certificate") else None)
 
+    @override
     async def get_order(self, order_id: str) -> OrderView:
-        """See `Broker.get_order`."""
         request = certificate_pb2.GetOrderRequest(request_id=_request_id(), order_id=order_id)
         response = await self._answer(self._certificates().GetOrder(request, timeout=self._seconds()))
         return order_view(response.order, response.certificate if response.HasField("certificate") else None)
 
+    @override
     async def watch_order(self, order_id: str, wait: timedelta) -> AsyncGenerator[OrderView, None]:
-        """See `OrderFollower.watch_order`."""
         request = certificate_pb2.WatchOrderRequest(request_id=_request_id(), order_id=order_id)
         call = self._certificates().WatchOrder(request, timeout=wait.total_seconds())
         try:
@@ -150,19 +153,19 @@ class GrpcBroker:
         finally:
             call.cancel()
 
+    @override
     async def get_identity(self) -> IdentityView:
-        """See `Broker.get_identity`."""
         request = enrollment_pb2.GetIdentityRequest(request_id=_request_id())
         return identity_view(await self._answer(self._enrollment().GetIdentity(request, timeout=self._seconds())))
 
+    @override
     async def revoke_time(self, certificate_id: str) -> datetime | None:
-        """See `CertificateLookup.revoke_time`."""
         request = certificate_pb2.GetCertificateRequest(request_id=_request_id(), certificate_id=certificate_id)
         response = await self._answer(self._certificates().GetCertificate(request, timeout=self._seconds()))
         return moment(response.certificate, "revoke_time")
 
+    @override
     async def report_enrollment(self, identity_serial_number: str) -> None:
-        """See `Broker.report_enrollment`."""
         request = enrollment_pb2.ReportEnrollmentRequest(
             request_id=_request_id(),
             agent_version=__version__,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from typing_extensions import override
+
 from certplane.agent.faults import as_error
 from certplane.agent.model import LineageStatus
 from certplane.agent.ports import DirectiveFile, ReportSpool, StatusFile, VersionStore
@@ -15,7 +17,7 @@ from certplane.agent.reporting.report import certificate_report
 logger = logging.getLogger(__name__)
 
 
-class ReportedStatusFile:
+class ReportedStatusFile(StatusFile):
     """`StatusFile`, and a report of each save.
 
     Args:
@@ -44,12 +46,13 @@ class ReportedStatusFile:
         self._versions = versions
         self._directive = directive
 
+    @override
     def load(self) -> LineageStatus | None:
-        """See `StatusFile.load`."""
         return self._inner.load()
 
+    @override
     def save(self, status: LineageStatus) -> None:
-        """See `StatusFile.save`; then the report is taken up, as far as the disk lets it."""
+        """Then the report is taken up, as far as the disk lets it."""
         self._inner.save(status)
         self.report(status)
 

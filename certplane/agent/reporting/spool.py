@@ -21,7 +21,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import override
+
 from certplane.agent.model import CertificateReport, LineageState, Report
+from certplane.agent.ports import ReportSpool
 from certplane.agent.reporting.encoding import decode_reports, encode_reports
 from certplane.errors import OperationError
 from certplane.runtime.failpoints import failpoint
@@ -50,7 +53,7 @@ class _Counter:
     acknowledged: int
 
 
-class FileReportSpool:
+class FileReportSpool(ReportSpool):
     """`ReportSpool`. Under the state lock where it is written to; reading alone (`status`) changes nothing.
 
     Args:
@@ -81,14 +84,14 @@ class FileReportSpool:
         self._listeners: list[Callable[[], object]] = []
 
     @property
+    @override
     def epoch(self) -> str:
-        """See `ReportSpool.epoch`."""
         self.load()
         return self._epoch
 
     @property
+    @override
     def unacknowledged(self) -> int:
-        """See `ReportSpool.unacknowledged`."""
         self.load()
         return len(self.reports(self._acknowledged)) + len(self._unnumbered)
 
@@ -96,15 +99,15 @@ class FileReportSpool:
         """Call `listener` after each report that was taken up, on the thread that did it."""
         self._listeners.append(listener)
 
+    @override
     def reports(self, after: int = 0) -> list[Report]:
-        """See `ReportSpool.reports`."""
         self.load()
         with self._memory:
             found = [each for states in self._kept.values() for each in states.values() if each.sequence > after]
         return sorted(found, key=lambda each: each.sequence)
 
+    @override
     def add(self, report: CertificateReport) -> None:
-        """See `ReportSpool.add`."""
         with self._writer:
             self.load()
             if self._says(report):
@@ -119,8 +122,8 @@ class FileReportSpool:
         for listener in self._listeners:
             listener()
 
+    @override
     def acknowledge(self, sequence: int) -> None:
-        """See `ReportSpool.acknowledge`."""
         with self._writer:
             self.load()
             if sequence <= self._acknowledged:

@@ -13,17 +13,19 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
+from typing_extensions import override
+
 from certplane.broker.audit.coalescing import Coalescing
 from certplane.broker.audit.windows import Window, Windows
 from certplane.broker.model import AuditEvent, AuditEventType, EventKind
-from certplane.broker.ports import AuditLog
+from certplane.broker.ports import AuditLog, DenialRecorder
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
 _WINDOW: Final = timedelta(seconds=60)
 
 
-class DenialCoalescer(Coalescing):
+class DenialCoalescer(DenialRecorder, Coalescing):
     """`DenialRecorder` in front of an audit log."""
 
     def __init__(
@@ -32,8 +34,8 @@ class DenialCoalescer(Coalescing):
         super().__init__(clock, new_id, windows or Windows(_WINDOW))
         self._audit = audit
 
+    @override
     async def record(self, event: AuditEvent) -> None:
-        """See `DenialRecorder.record`."""
         now = self._clock.monotonic()
         kind = denial_kind(event)
         if self._windows.admit(kind, event, now) is not None:

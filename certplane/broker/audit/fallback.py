@@ -19,16 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from typing_extensions import override
+
 from certplane.broker.audit.measures import EVENTS_RESCUED
 from certplane.broker.audit.spill import SpillFile
-from certplane.broker.ports import Meter, NullMeter
+from certplane.broker.ports import AuditFallback, Meter, NullMeter
 
 _log = logging.getLogger("certplane.audit")
 
 FailureMode = Literal["fail_closed", "fail_open"]
 
 
-class SpillFallback:
+class SpillFallback(AuditFallback):
     """`AuditFallback` with a spill file; counts `audit_events_rescued` by `to`: `spill`, or `log` where that failed."""
 
     def __init__(
@@ -51,12 +53,12 @@ class SpillFallback:
         """Events that are in the log alone."""
 
     @property
+    @override
     def fail_open(self) -> bool:
-        """See `AuditFallback.fail_open`."""
         return self._fail_open
 
+    @override
     def rescue(self, records: Sequence[str], cause: Exception) -> None:
-        """See `AuditFallback.rescue`."""
         with self._lock:  # the writer's thread, and one for events that didn't fit into its queue
             for record in records:
                 _log.error(
@@ -74,8 +76,8 @@ class SpillFallback:
         for _ in records:
             self._meter.count(EVENTS_RESCUED, to=to)
 
+    @override
     def written(self, records: Sequence[str]) -> None:
-        """See `AuditFallback.written`."""
         if self._mirror:
             for record in records:
                 _log.info("audit event", extra={"fields": {"event": json.loads(record)}})

@@ -16,11 +16,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
+from typing_extensions import override
+
 from certplane.broker.audit import measures
 from certplane.broker.audit.coalescing import Coalescing
 from certplane.broker.audit.windows import Window, WindowBudget, Windows
 from certplane.broker.model import AuditEvent, AuditEventType, EventKind
-from certplane.broker.ports import AuditLog, Meter, NullMeter, RepeatCounts
+from certplane.broker.ports import AuditLog, EventRecorder, Meter, NullMeter, RepeatCounts
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
@@ -34,7 +36,7 @@ _KINDS: Final = 20_000
 """A fleet of some thousand hosts that all renew within ten minutes; about 20 MB."""
 
 
-class RepeatCoalescer(Coalescing):
+class RepeatCoalescer(EventRecorder, Coalescing):
     """`EventRecorder` in front of an audit log."""
 
     def __init__(
@@ -57,8 +59,8 @@ class RepeatCoalescer(Coalescing):
         self._failed = 0.0
         self._writing = asyncio.Lock()
 
+    @override
     async def record(self, kind: EventKind, events: Sequence[AuditEvent]) -> None:
-        """See `EventRecorder.record`."""
         *_, event = events
         window = self._windows.admit(kind, event, self._clock.monotonic())
         if window is not None:
@@ -72,15 +74,15 @@ class RepeatCoalescer(Coalescing):
             self._windows.forget(kind, event)
             raise
 
+    @override
     def begin(self, kind: EventKind, event: AuditEvent) -> bool:
-        """See `EventRecorder.begin`."""
         first = self._windows.begin(kind, event, self._clock.monotonic())
         if first:
             self._opened()
         return first
 
+    @override
     def withdraw(self, kind: EventKind, event: AuditEvent) -> None:
-        """See `EventRecorder.withdraw`."""
         self._windows.forget(kind, event)
         self._opened()
 

@@ -27,6 +27,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
+from typing_extensions import override
 
 from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
 from certplane.broker.issuers.acme_client import AcmeClient, AcmeSession
@@ -40,6 +41,7 @@ from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
 from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, Profile, RevocationReason
+from certplane.broker.ports import Issuer, Revoker
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, Refusal, RefusalError
 from certplane.pki.chain import top_issuer
 from certplane.runtime.backoff import Backoff
@@ -129,7 +131,7 @@ class DirectoryError(RefusalError):
         self.wrong = wrong
 
 
-class AcmeIssuer:
+class AcmeIssuer(Issuer, Revoker):
     """The ports `Issuer` and `Revoker`, over ACME.
 
     Nothing is sent before the first call, so that a broker starts while its CA is away.
@@ -204,13 +206,13 @@ class AcmeIssuer:
         )
 
     @property
+    @override
     def name(self) -> str:
-        """See `Issuer.name`."""
         return self._name
 
     @property
+    @override
     def directory(self) -> str:
-        """See `Issuer.directory`."""
         return self._server.directory_url
 
     @property
@@ -227,10 +229,10 @@ class AcmeIssuer:
         """Take no more calls and close the connections."""
         self._workers.close()
 
+    @override
     async def create_order(
         self, csr_der: bytes, profile: Profile, timeout: timedelta, *, replaces: str = ""
     ) -> IssuerOrder:
-        """See `Issuer.create_order`."""
         deadline = Deadline.after(timeout, self._clock)
         names = _dns_names(csr_der)
         with _doing("create the order"):
@@ -248,14 +250,15 @@ class AcmeIssuer:
         _log_step(order.url, f"order made at the CA: {order.status}, {len(created.challenges)} challenges to meet")
         return created
 
+    @override
     async def get_order(self, url: str, timeout: timedelta) -> IssuerOrder:
-        """See `Issuer.get_order`."""
         deadline = Deadline.after(timeout, self._clock)
         with _doing(f"show the order {url}"):
             return await self._with_challenges(await self._fetch(url, deadline), deadline)
 
+    @override
     async def answer_challenges(self, order: IssuerOrder, timeout: timedelta) -> IssuerOrder:
-        """See `Issuer.answer_challenges`. An order that became invalid is ISSUER_REJECTED, with the CA's reasons."""
+        """An order that became invalid is ISSUER_REJECTED, with the CA's reasons."""
         deadline = Deadline.after(timeout, self._clock)
         with _doing(f"validate the order {order.url}"):
             await all_of(self._answer(challenge, deadline) for challenge in order.challenges)
@@ -264,8 +267,9 @@ class AcmeIssuer:
         _log_step(order.url, f"challenges validated: {seen.status}")
         return _shown(seen)
 
+    @override
     async def finalize(self, order: IssuerOrder, csr_der: bytes, timeout: timedelta) -> IssuerOrder:
-        """See `Issuer.finalize`. An order that the CA has finalised already is returned as it is."""
+        """An order that the CA has finalised already is returned as it is."""
         deadline = Deadline.after(timeout, self._clock)
         with _doing(f"finalize the order {order.url}"):
             looked, ready = order, IssuerOrderStatus.READY
@@ -281,8 +285,8 @@ class AcmeIssuer:
         _log_step(order.url, f"order finalised: {seen.status}")
         return _shown(seen)
 
+    @override
     async def download(self, order: IssuerOrder, timeout: timedelta) -> str:
-        """See `Issuer.download`."""
         deadline = Deadline.after(timeout, self._clock)
         with _doing(f"give the certificate of the order {order.url}"):
             url = order.certificate_url if order.status is IssuerOrderStatus.VALID else ""
@@ -295,6 +299,7 @@ class AcmeIssuer:
             _log_step(order.url, "certificate fetched")
             return await self._choose_chain(chain, alternates, deadline)
 
+    @override
     async def revoke(
         self,
         certificate_pem: str,
@@ -303,7 +308,7 @@ class AcmeIssuer:
         *,
         certificate_key: AccountKey | None = None,
     ) -> None:
-        """See `Revoker.revoke`; `certificate_key` signs in the account's place, for whoever holds no more (7.6)."""
+        """`certificate_key` signs in the account's place, for whoever holds no more (7.6)."""
         deadline = Deadline.after(timeout, self._clock)
         certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
         code = _REASON_CODES[reason]

@@ -13,10 +13,11 @@ from datetime import timedelta
 from typing import Final
 
 import httpx
+from typing_extensions import override
 
 from certplane.broker.issuers.acme import AcmeServer
 from certplane.broker.issuers.dns.http_client import new_http_client
-from certplane.broker.ports import CaaIdentity
+from certplane.broker.ports import CaaIdentity, CaaIdentitySource
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
@@ -34,7 +35,7 @@ def caa_identities(body: object) -> tuple[str, ...]:
     return tuple(one.lower().rstrip(".") for one in found if _DOMAIN.fullmatch(one))
 
 
-class DirectoryCaaIdentity:
+class DirectoryCaaIdentity(CaaIdentitySource):
     """A `CaaIdentitySource` for one CA."""
 
     def __init__(self, server: AcmeServer, account_url: Callable[[], str], clock: Clock) -> None:
@@ -56,8 +57,8 @@ class DirectoryCaaIdentity:
         """Close connections."""
         await self._http.aclose()
 
+    @override
     async def caa_identity(self, timeout: timedelta) -> CaaIdentity:
-        """See `CaaIdentitySource.caa_identity`."""
         try:
             async with asyncio.timeout(timeout.total_seconds()), self._reading:
                 now = self._clock.monotonic()

@@ -22,6 +22,7 @@ from typing import Final
 
 import requests
 from cryptography import x509
+from typing_extensions import override
 
 from certplane.broker.issuers.acme import AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey
@@ -31,6 +32,7 @@ from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoError, RenewalInfoUnsupportedError
+from certplane.broker.renewal.ports import RenewalInfoSource
 from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
@@ -62,7 +64,7 @@ def parse_renewal_info(body: object, retry_after: timedelta | None = None) -> Re
     return RenewalInfo(start, end, _shown_url(fields.get("explanationURL")), retry_after)
 
 
-class AcmeRenewalInfo:
+class AcmeRenewalInfo(RenewalInfoSource):
     """`RenewalInfoSource` over HTTPS. Nothing is sent before the first question."""
 
     def __init__(self, server: AcmeServer, key: AccountKey, *, clock: Clock, workers: int = 4) -> None:
@@ -94,8 +96,8 @@ class AcmeRenewalInfo:
             while True:
                 self._idle.pop().close()
 
+    @override
     async def renewal_info(self, certificate_pem: str, timeout: timedelta) -> RenewalInfo:
-        """See `RenewalInfoSource.renewal_info`."""
         try:
             name = certificate_id(x509.load_pem_x509_certificate(certificate_pem.encode()))
         except READ_ERRORS as error:

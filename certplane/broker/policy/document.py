@@ -18,7 +18,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+from typing_extensions import override
+
 from certplane.broker.model import Grant, IdentityKind, Profile
+from certplane.broker.ports import Policy
 from certplane.config.decoding import Check, Decoder, KeyProblem
 from certplane.config.document import Document, MappingNode, Node, ScalarNode, SequenceNode, Source
 from certplane.config.values import DnsName, IdentityName, PositiveSpan, canonical_identity_name
@@ -191,7 +194,7 @@ class _PolicyFile:
     operators: Mapping[str, _OperatorEntry] = field(default_factory=dict)
 
 
-class PolicyDocument:
+class PolicyDocument(Policy):
     """A loaded policy, immutable; implements `certplane.broker.ports.Policy`."""
 
     def __init__(self, source: Source, profiles: Mapping[str, Profile], grants: Mapping[str, Grant]) -> None:
@@ -202,8 +205,8 @@ class PolicyDocument:
         self._host_names = tuple(sorted(grant.name for grant in self._hosts.values()))
 
     @property
+    @override
     def hash(self) -> str:
-        """See `Policy.hash`."""
         return self._source.sha256
 
     @property
@@ -246,21 +249,21 @@ class PolicyDocument:
         if problems:
             raise ConfigurationError(problems)
 
+    @override
     def find_grant(self, identity: str) -> Grant | None:
-        """See `Policy.find_grant`."""
         return self._grants.get(identity)
 
+    @override
     def find_profile(self, name: str) -> Profile | None:
-        """See `Policy.find_profile`."""
         return self._profiles.get(name)
 
+    @override
     def find_host(self, label: str) -> Grant | None:
-        """See `Policy.find_host`."""
         return self._hosts.get(label)
 
     @property
+    @override
     def host_names(self) -> tuple[str, ...]:
-        """See `Policy.host_names`."""
         return self._host_names
 
 

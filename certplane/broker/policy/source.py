@@ -10,8 +10,11 @@ import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
+from typing_extensions import override
+
 from certplane.broker.model import IdentityKind
 from certplane.broker.policy.document import PolicyDocument, read_policy
+from certplane.broker.ports import PolicySource
 from certplane.config.document import MAX_BYTES, Document
 from certplane.config.files import read_file
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
@@ -40,7 +43,7 @@ def check_removal(before: PolicyDocument, after: PolicyDocument, file: str) -> N
         raise ConfigurationError([ConfigurationProblem(file, None, "", message, remedy)])
 
 
-class FilePolicySource:
+class FilePolicySource(PolicySource):
     """`certplane.broker.ports.PolicySource` over a file; nothing is read before the first `reload`."""
 
     def __init__(
@@ -65,8 +68,8 @@ class FilePolicySource:
         return self._path
 
     @property
+    @override
     def current(self) -> PolicyDocument:
-        """See `PolicySource.current`."""
         current = self._current
         if current is None:
             raise RefusalError(Reason.POLICY_UNAVAILABLE, "no policy is loaded; the broker's log says why")

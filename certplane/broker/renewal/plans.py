@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
+from typing_extensions import override
+
 from certplane.broker.model import AuditEvent, CertificateRecord, OrderCause
+from certplane.broker.ports import RenewalTimes
 from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 
@@ -23,7 +26,7 @@ class _Store(RenewalPlanStore, RenewalChecks, Protocol):
     pass
 
 
-class RenewalPlans:
+class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks):
     """`RenewalPlanStore` and `RenewalChecks` over a store of theirs, and `RenewalTimes` from memory."""
 
     def __init__(self, store: _Store) -> None:
@@ -48,12 +51,12 @@ class RenewalPlans:
         """Call `on_revoke` with each certificate that was revoked; it must not raise or wait."""
         self._on_revoke.append(on_revoke)
 
+    @override
     def renew_time(self, certificate: CertificateRecord) -> datetime:
-        """See `RenewalTimes.renew_time`."""
         return self._times.get(certificate.certificate_id, certificate.renew_time)
 
+    @override
     async def wanted(self, certificate: CertificateRecord, now: datetime) -> tuple[OrderCause, datetime] | None:
-        """See `RenewalTimes.wanted`."""
         chosen = await self._store.select(Selection(certificate_ids=(certificate.certificate_id,)), now)
         plan = chosen[0].plan if chosen else None
         if plan is not None and plan.window_start is not None and plan.window_start <= now:
@@ -66,13 +69,13 @@ class RenewalPlans:
             return None
         return OrderCause.OPERATOR if asked else OrderCause.DUE, since
 
+    @override
     def note_issued(self, certificate: CertificateRecord) -> None:
-        """See `RenewalTimes.note_issued`."""
         for on_issue in self._on_issue:
             on_issue(certificate)
 
+    @override
     def note_revoked(self, certificate: CertificateRecord) -> None:
-        """See `RenewalTimes.note_revoked`."""
         for on_revoke in self._on_revoke:
             on_revoke(certificate)
 
@@ -86,34 +89,34 @@ class RenewalPlans:
         plans = await self._store.standing(now)
         self._times = {plan.certificate_id: plan.renew_time for plan in plans} | self._learnt
 
+    @override
     async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
-        """See `RenewalPlanStore.set_plans`."""
         await self._store.set_plans(plans, events)
         self._learn(plans)
 
+    @override
     async def in_force(self, host: str, now: datetime) -> Sequence[InForce]:
-        """See `RenewalPlanStore.in_force`."""
         return await self._store.in_force(host, now)
 
+    @override
     async def select(self, selection: Selection, now: datetime) -> Sequence[InForce]:
-        """See `RenewalPlanStore.select`."""
         return await self._store.select(selection, now)
 
+    @override
     async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[InForce]:
-        """See `RenewalChecks.to_check`."""
         return await self._store.to_check(issuer, now, limit)
 
+    @override
     async def replace_plan(
         self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
     ) -> bool:
-        """See `RenewalChecks.replace_plan`."""
         replaced = await self._store.replace_plan(before, after, events)
         if replaced and (before is None or before.told != after.told):
             self._learn([after])
         return replaced
 
+    @override
     async def standing(self, now: datetime) -> Sequence[RenewalPlan]:
-        """See `RenewalChecks.standing`."""
         return await self._store.standing(now)
 
     def _learn(self, plans: Sequence[RenewalPlan]) -> None:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from typing_extensions import override
+
+from certplane.broker.ports import SecretSource
 from certplane.errors import Reason, RefusalError
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_]")
 
 
-class EnvSecrets:
+class EnvSecrets(SecretSource):
     """The port `SecretSource` on environment variables."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         """`environ` is looked at on each read."""
         self._environ = environ
 
+    @override
     async def read(self, name: str) -> str:
-        """See `SecretSource.read`. An empty variable is no secret."""
+        """An empty variable is no secret."""
         secret = self._environ.get(name) or self._environ.get(variable_name(name)) or ""
         secret = secret.rstrip("\r\n")
         if not secret:

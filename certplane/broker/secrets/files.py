@@ -14,6 +14,9 @@ import os
 import stat
 from pathlib import Path
 
+from typing_extensions import override
+
+from certplane.broker.ports import SecretSource
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.pool import BlockingPool
 
@@ -26,7 +29,7 @@ class NotASecretError(Exception):
     """A file that isn't one secret; the text says why, after its name, and quotes nothing of it."""
 
 
-class FileSecrets:
+class FileSecrets(SecretSource):
     """The port `SecretSource` on files."""
 
     def __init__(self, directory: Path, pool: BlockingPool, *, flat: bool = False) -> None:
@@ -41,8 +44,8 @@ class FileSecrets:
         self._pool = pool
         self._flat = flat
 
+    @override
     async def read(self, name: str) -> str:
-        """See `SecretSource.read`."""
         return await self._pool.run(self._read, name)
 
     def _read(self, name: str) -> str:

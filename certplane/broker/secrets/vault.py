@@ -21,7 +21,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+from typing_extensions import override
 
+from certplane.broker.ports import KeepsSecrets, SecretSource
 from certplane.broker.secrets.files import NotASecretError, decode_secret, read_secret_file
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
@@ -66,7 +68,7 @@ class VaultStore:
     fresh: timedelta = timedelta(seconds=30)
 
 
-class VaultSecrets:
+class VaultSecrets(SecretSource, KeepsSecrets):
     """The port `SecretSource` on Vault and OpenBao."""
 
     def __init__(
@@ -94,8 +96,9 @@ class VaultSecrets:
         self._asking: dict[str, asyncio.Task[str]] = {}
         self._generation = 0
 
+    @override
     async def read(self, name: str) -> str:
-        """See `SecretSource.read`. Who asks for the same secret meanwhile waits for the same answer."""
+        """Who asks for the same secret meanwhile waits for the same answer."""
         kept = self._kept.get(name)
         if kept is not None and self._clock.monotonic() < kept.until:
             return kept.secret
@@ -106,12 +109,12 @@ class VaultSecrets:
         return await asyncio.shield(asking)
 
     @property
+    @override
     def generation(self) -> int:
-        """See `KeepsSecrets.generation`."""
         return self._generation
 
+    @override
     def forget(self, generation: int) -> bool:
-        """See `KeepsSecrets.forget`."""
         fresh = {name: kept for name, kept in self._kept.items() if self._clock.monotonic() < kept.fresh}
         if len(fresh) < len(self._kept):
             self._kept = fresh

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
+from typing_extensions import override
+
 from certplane.broker.ports import KeepsSecrets, SecretSource
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
@@ -20,7 +22,7 @@ from certplane.runtime.clock import Clock
 _LOOK: Final = timedelta(seconds=15)
 
 
-class WatchedSecrets:
+class WatchedSecrets(SecretSource):
     """A `SecretSource` over another one."""
 
     def __init__(self, source: SecretSource, on_change: Callable[[str], None]) -> None:
@@ -30,8 +32,8 @@ class WatchedSecrets:
         self._salt = secrets.token_bytes(16)
         self._seen: dict[str, bytes] = {}
 
+    @override
     async def read(self, name: str) -> str:
-        """See `SecretSource.read`."""
         try:
             secret = await self._source.read(name)
         except RefusalError:
@@ -64,7 +66,7 @@ class WatchedSecrets:
             self._on_change(name)
 
 
-class _WatchedKeptSecrets(WatchedSecrets):
+class _WatchedKeptSecrets(KeepsSecrets, WatchedSecrets):
     """The same over a source that keeps secrets."""
 
     def __init__(self, source: SecretSource, keeper: KeepsSecrets, on_change: Callable[[str], None]) -> None:
@@ -72,12 +74,12 @@ class _WatchedKeptSecrets(WatchedSecrets):
         self._keeper = keeper
 
     @property
+    @override
     def generation(self) -> int:
-        """See `KeepsSecrets.generation`."""
         return self._keeper.generation
 
+    @override
     def forget(self, generation: int) -> bool:
-        """See `KeepsSecrets.forget`."""
         return self._keeper.forget(generation)
 
 

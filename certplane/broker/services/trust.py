@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from typing_extensions import override
+
+from certplane.broker.ports import IdentityTrust
 from certplane.config.files import read_file, read_service_key
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.bundle import BundleError, CaBundle, encode_certificates, presentable
@@ -158,7 +161,7 @@ class Trust:
         return CaBundle(self.bundle.certificates)
 
 
-class TrustInForce:
+class TrustInForce(IdentityTrust):
     """What the broker presents and trusts now. Changed from the event loop; read from anywhere."""
 
     def __init__(self, trust: Trust, now: datetime) -> None:
@@ -176,8 +179,8 @@ class TrustInForce:
         """The CAs that callers are verified against, on every call."""
         return self._trust.bundle
 
+    @override
     def trusts(self, anchor: str) -> bool:
-        """See `IdentityTrust.trusts`."""
         return anchor in self._trust.bundle.anchors
 
     @property

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from typing import Final
 
 from sqlalchemy import BindParameter, bindparam, select
+from typing_extensions import override
 
 from certplane.broker.model import AuditEvent
-from certplane.broker.store.batch import Done, store_unavailable
+from certplane.broker.ports import AuditImport, AuditLog
+from certplane.broker.store.batch import AuditTable, Done, store_unavailable
 from certplane.broker.store.rows import EventRow, event_row, record_row
 from certplane.broker.store.schema import audit_events
 from certplane.broker.store.session import Database, Session, SqlError
@@ -26,15 +28,15 @@ _ROWS: Final = 256
 """Rows in one INSERT. Each number of rows is a statement of its own, made when it is first needed."""
 
 
-class AuditRows:
+class AuditRows(AuditTable):
     """`batch.AuditTable`: all rows of a group in one statement, which is one step of the database."""
 
     def __init__(self, compiler: Compiler) -> None:
         self._compiler = compiler
         self._statement = functools.cache(self._compile)
 
+    @override
     def insert(self, session: Session, rows: Sequence[EventRow], *, again: bool = False) -> None:
-        """See `AuditTable.insert`."""
         if len(rows) <= _ROWS:
             session.execute(self._statement(len(rows), again), tuple(itertools.chain.from_iterable(rows)))
             return
@@ -71,7 +73,7 @@ def reading() -> Iterator[None]:
         raise store_unavailable("the store can't be read now") from error
 
 
-class SqlAuditLog:
+class SqlAuditLog(AuditLog, AuditImport):
     """`AuditLog` and `AuditImport` over the database; with auditing switched off, a log that stays as it is."""
 
     def __init__(self, database: Database, writer: Writer, rows: AuditRows, *, enabled: bool) -> None:
@@ -86,18 +88,18 @@ class SqlAuditLog:
         """The rows of a change's events, none when auditing is switched off."""
         return [event_row(event) for event in events] if self._enabled else ()
 
+    @override
     async def append(self, events: Sequence[AuditEvent]) -> None:
-        """See `AuditLog.append`."""
         await self._writer.append(self.encode(events))
 
+    @override
     async def tail(self, limit: int) -> Sequence[dict[str, object]]:
-        """See `AuditLog.tail`."""
         with reading():
             rows = await self._database.all(self._tail, {"most": max(0, limit)})
         return [json.loads(record) for (record,) in reversed(rows)]
 
+    @override
     async def import_records(self, records: Sequence[str]) -> int:
-        """See `AuditImport.import_records`."""
         rows = [record_row(record) for record in records]
 
         def change(session: Session) -> Done[int]:

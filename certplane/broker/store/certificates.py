@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import Final
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, exists, func, or_, select, text, tuple_, update
+from typing_extensions import override
 
 from certplane.broker.model import AuditEvent, CertificateRecord, RevocationReason
-from certplane.broker.ports import CertificateQuery
+from certplane.broker.ports import CertificateQuery, CertificateStore
+from certplane.broker.renewal.ports import RevokedCertificates
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.rows import CERTIFICATE_COLUMNS, certificate_from_row, to_micros
@@ -22,7 +24,7 @@ from certplane.errors import Reason, RefusalError
 _COLUMNS: Final = tuple(certificates.c[name] for name in CERTIFICATE_COLUMNS)
 
 
-class SqlCertificateStore:
+class SqlCertificateStore(CertificateStore, RevokedCertificates):
     """`CertificateStore` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
@@ -102,10 +104,10 @@ class SqlCertificateStore:
             ["public_key_sha256", "identity", "first_use_time", *ends],
         )
 
+    @override
     async def find_cached(
         self, identity: str, profile_hash: str, issuer: str, public_key_sha256: str
     ) -> CertificateRecord | None:
-        """See `CertificateStore.find_cached`."""
         with reading():
             row = await self._database.one(
                 self._cached,
@@ -118,14 +120,14 @@ class SqlCertificateStore:
             )
         return None if row is None else certificate_from_row(row)
 
+    @override
     async def get_certificate(self, certificate_id: str) -> CertificateRecord | None:
-        """See `CertificateStore.get_certificate`."""
         with reading():
             row = await self._database.one(self._by_id, {"certificate_id": certificate_id})
         return None if row is None else certificate_from_row(row)
 
+    @override
     async def list_certificates(self, query: CertificateQuery) -> Sequence[CertificateRecord]:
-        """See `CertificateStore.list_certificates`."""
         statement = self._pages[bool(query.profile), query.usable_at is not None, bool(query.after)]
         values = {
             "identity": query.identity,
@@ -144,14 +146,15 @@ class SqlCertificateStore:
             rows = await self._database.all(self._newest, {"most": max(0, limit)})
         return [certificate_from_row(row) for row in rows]
 
+    @override
     async def revoked_since(self, time: datetime, now: datetime) -> Sequence[CertificateRecord]:
-        """See `RevokedCertificates.revoked_since`."""
         with reading():
             rows = await self._database.all(self._revoked, {"since": to_micros(time), "now": to_micros(now)})
         return [certificate_from_row(row) for row in rows]
 
+    @override
     async def mark_delivered(self, certificate_id: str, time: datetime, events: Sequence[AuditEvent]) -> None:
-        """See `CertificateStore.mark_delivered`.
+        """As the port describes, with these errors.
 
         Raises:
             RefusalError: CERTIFICATE_NOT_FOUND too.
@@ -165,6 +168,7 @@ class SqlCertificateStore:
 
         await self._writer.write(change, self._audit.encode(events))
 
+    @override
     async def mark_revoked(
         self,
         certificate_id: str,
@@ -174,7 +178,7 @@ class SqlCertificateStore:
         *,
         by_holder: bool = False,
     ) -> CertificateRecord:
-        """See `CertificateStore.mark_revoked`.
+        """As the port describes, with these errors.
 
         Raises:
             RefusalError: CERTIFICATE_NOT_FOUND too.

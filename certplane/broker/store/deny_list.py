@@ -15,10 +15,12 @@ from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import bindparam, delete, func, select, text, update
+from typing_extensions import override
 
 from certplane.broker.issuance.authorisation import shut_out
 from certplane.broker.issuance.events import denied_order
 from certplane.broker.model import AuditEvent, DenyEntry, OrderState
+from certplane.broker.ports import DenyList
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.rows import (
@@ -95,7 +97,7 @@ class DenyRows:
         return session.execute(self._delete, (entry.name, entry.issuer, entry.serial_number)) > 0
 
 
-class SqlDenyList:
+class SqlDenyList(DenyList):
     """`DenyList` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, clock: Clock) -> None:
@@ -118,15 +120,16 @@ class SqlDenyList:
         """Whether the last look at the database worked; if not, the list in memory stays in force."""
         return self._current
 
+    @override
     def denied(self, name: str, issuer: str, serial_number: str) -> DenyEntry | None:
-        """See `DenyList.denied`."""
         denied = self._by_name.get(name) or self._by_serial.get((issuer, serial_number))
         if denied is not None or issuer or not serial_number:
             return denied
         return next((entry for (_, serial), entry in self._by_serial.items() if serial == serial_number), None)
 
+    @override
     async def deny(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> None:
-        """See `DenyList.deny`. An entry that stands stays as it is.
+        """An entry that stands stays as it is.
 
         Raises:
             ValueError: neither a name alone nor an issuer with a serial number.
@@ -143,8 +146,8 @@ class SqlDenyList:
         await self._writer.write(change, recorded)
         await self.refresh()
 
+    @override
     async def allow(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> bool:
-        """See `DenyList.allow`."""
         removed = False
 
         def change(session: Session) -> Done[bool]:
@@ -157,8 +160,8 @@ class SqlDenyList:
         await self.refresh()
         return found
 
+    @override
     async def entries(self) -> Sequence[DenyEntry]:
-        """See `DenyList.entries`."""
         with reading():
             rows = await self._database.all(self._all, {})
         return [deny_entry_from_row(row) for row in rows]

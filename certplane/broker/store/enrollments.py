@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from certplane.broker.model import AuditEvent, EnrollmentReport
+from certplane.broker.ports import EnrollmentStore
 from certplane.broker.store.audit_log import SqlAuditLog
 from certplane.broker.store.batch import Done
 from certplane.broker.store.rows import to_micros
@@ -14,7 +17,7 @@ from certplane.broker.store.session import Database, Session
 from certplane.broker.store.writer import Writer
 
 
-class SqlEnrollmentStore:
+class SqlEnrollmentStore(EnrollmentStore):
     """`EnrollmentStore` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
@@ -29,8 +32,8 @@ class SqlEnrollmentStore:
             columns,
         )
 
+    @override
     async def record_report(self, report: EnrollmentReport, events: Sequence[AuditEvent]) -> None:
-        """See `EnrollmentStore.record_report`."""
         arguments = (
             report.identity,
             report.agent_version,

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from sqlalchemy import bindparam, func, select, text
+from typing_extensions import override
 
 from certplane.broker.fleet.model import (
     CertificateState,
@@ -24,7 +25,7 @@ from certplane.broker.fleet.model import (
     RevokedCertificate,
     StatusReport,
 )
-from certplane.broker.fleet.ports import RecordedReports
+from certplane.broker.fleet.ports import FleetFigures, FleetStore, RecordedReports, RenewalRequestLog
 from certplane.broker.model import AuditEvent
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
@@ -59,7 +60,7 @@ _UNDER_WAY: Final = 2
 """One that is being written, and one that waits for it, so that the writer never waits for the loop."""
 
 
-class SqlFleetStore:
+class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
     """`FleetStore`, `FleetFigures` and `RenewalRequestLog` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
@@ -120,6 +121,7 @@ class SqlFleetStore:
             compiler.insert(renewal_requests).on_conflict_do_nothing(), [column.name for column in requests]
         )
 
+    @override
     async def record_reports(
         self,
         host: str,
@@ -130,20 +132,19 @@ class SqlFleetStore:
         names: Sequence[str] | None = None,
         stream: HostStream | None = None,
     ) -> RecordedReports:
-        """See `FleetStore.record_reports`."""
         rows = dict(zip(events, self._audit.encode(list(events.values())), strict=False)) if events else {}
         return await self._put(Entry(host, epoch, reports, rows, names, stream))
 
+    @override
     async def record_stream(self, stream: HostStream) -> None:
-        """See `FleetStore.record_stream`."""
         await self._put(Entry(stream.host, stream=stream))
 
+    @override
     async def record_directive_error(self, host: str, error: Refusal | None) -> None:
-        """See `FleetStore.record_directive_error`."""
         await self._put(Entry(host, answer=(None if error is None else encode_refusal(error),)))
 
+    @override
     async def get_host(self, host: str) -> HostRecord | None:
-        """See `FleetStore.get_host`."""
         with reading():
             row = await self._database.one(self._one, {"host": host})
             if row is None:
@@ -151,10 +152,10 @@ class SqlFleetStore:
             statuses = await self._database.all(self._statuses, {"first": host, "last": host})
         return _record(row, [decode_status(status) for _, status in statuses])
 
+    @override
     async def list_hosts(
         self, *, after: str = "", limit: int = 500, hosts: Sequence[str] | None = None
     ) -> Sequence[HostRecord]:
-        """See `FleetStore.list_hosts`."""
         with reading():
             if hosts is None:
                 rows = await self._database.all(self._page, {"after": after, "most": max(0, limit)})
@@ -169,8 +170,8 @@ class SqlFleetStore:
             statuses[host].append(decode_status(status))
         return [_record(row, statuses[row[0]]) for row in rows]
 
+    @override
     async def list_revoked(self, now: datetime, hosts: Sequence[str] | None = None) -> Sequence[RevokedCertificate]:
-        """See `FleetStore.list_revoked`."""
         with reading():
             if hosts is None:
                 rows = await self._database.all(self._revoked, {"now": to_micros(now)})
@@ -183,14 +184,14 @@ class SqlFleetStore:
             key=lambda each: (each.host, each.serial_number),
         )
 
+    @override
     async def count_states(self) -> Mapping[CertificateState, int]:
-        """See `FleetFigures.count_states`."""
         with reading():
             rows = await self._database.all(self._count_states, {})
         return {CertificateState(state): count for state, count in rows}
 
+    @override
     async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:
-        """See `RenewalRequestLog.find_request`."""
         with reading():
             row = await self._database.one(self._find_request, {"requester": requester, "request_id": request_id})
         if row is None:
@@ -205,8 +206,8 @@ class SqlFleetStore:
             held_up_count,
         )
 
+    @override
     async def record_request(self, requester: str, requested: RequestedRenewal, time: datetime) -> None:
-        """See `RenewalRequestLog.record_request`."""
         last = requested.last_renew_time
         arguments = (
             requester,

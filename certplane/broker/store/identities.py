@@ -18,11 +18,12 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import bindparam, select
+from typing_extensions import override
 
 from certplane.broker.issuance import measures
 from certplane.broker.model import AuditEvent, DenyEntry, IdentityUse, KnownIdentity
 from certplane.broker.policy.first_use import Verdict, activated, contested, judge
-from certplane.broker.ports import Meter
+from certplane.broker.ports import IdentityLedger, IdentityRegister, Meter
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.deny_list import DenyRows
@@ -41,7 +42,7 @@ _Numbered = tuple[int, KnownIdentity | None]
 """An identity and the number of its last change; 0 and None before the first."""
 
 
-class SqlIdentityLedger:
+class SqlIdentityLedger(IdentityLedger, IdentityRegister):
     """`IdentityLedger` and `IdentityRegister` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, clock: Clock, meter: Meter) -> None:
@@ -85,12 +86,12 @@ class SqlIdentityLedger:
         """Whether the last look at the database worked; if not, what is in memory stays in force."""
         return self._current
 
+    @override
     def known(self, name: str) -> KnownIdentity | None:
-        """See `IdentityLedger.known`."""
         return self._known.get(name)
 
+    @override
     async def activate(self, name: str, use: IdentityUse, events: Sequence[AuditEvent]) -> KnownIdentity:
-        """See `IdentityLedger.activate`."""
 
         def decide(known: KnownIdentity | None) -> KnownIdentity | None:
             return activated(known, name, use) if judge(known, use) is Verdict.ACTIVATE else None
@@ -100,8 +101,9 @@ class SqlIdentityLedger:
             raise RuntimeError("an identity that isn't known is activated by its first use")
         return known
 
+    @override
     async def contest(self, name: str, use: IdentityUse, events: Sequence[AuditEvent]) -> KnownIdentity:
-        """See `IdentityLedger.contest`.
+        """As the port describes, with these errors.
 
         Raises:
             RuntimeError: the identity isn't known.
@@ -117,8 +119,8 @@ class SqlIdentityLedger:
             raise RuntimeError("a contested identity is known")
         return known
 
+    @override
     async def count_displacement(self, name: str, time: datetime) -> None:
-        """See `IdentityLedger.count_displacement`."""
 
         def decide(known: KnownIdentity | None) -> KnownIdentity | None:
             if known is None:
@@ -127,12 +129,13 @@ class SqlIdentityLedger:
 
         await self._change(name, decide, ())
 
+    @override
     async def identities(self) -> Sequence[KnownIdentity]:
-        """See `IdentityRegister.identities`."""
         with reading():
             rows = await self._database.all(self._all, {})
         return [identity_from_row(row[1:]) for row in rows]
 
+    @override
     async def settle(
         self,
         seen: KnownIdentity,
@@ -141,7 +144,6 @@ class SqlIdentityLedger:
         allowed: Sequence[DenyEntry],
         events: Sequence[AuditEvent],
     ) -> bool:
-        """See `IdentityRegister.settle`."""
 
         def decide(known: KnownIdentity | None) -> KnownIdentity | None:
             if known is None or not _same_certificates(known, seen):

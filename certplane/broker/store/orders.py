@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from sqlalchemy import bindparam, func, select, text, update
+from typing_extensions import override
 
 from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
@@ -24,7 +25,7 @@ from certplane.broker.model import (
     OrderState,
 )
 from certplane.broker.policy.limits import AHEAD
-from certplane.broker.ports import DurableLimits, OpenedOrder, OrderChange
+from certplane.broker.ports import DurableLimits, KeyLedger, OpenedOrder, OrderChange, OrderStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.limits import LimitCheck
@@ -62,7 +63,7 @@ _LAST_ENDED: Final = 32
 _RANK: Final = {state: rank for rank, state in enumerate(OrderState)}
 
 
-class SqlOrderStore:
+class SqlOrderStore(OrderStore):
     """`OrderStore` over the database."""
 
     def __init__(
@@ -118,8 +119,8 @@ class SqlOrderStore:
             compiler.insert(keys).on_conflict_do_nothing(), ["public_key_sha256", "identity", "first_use_time"]
         )
 
+    @override
     async def open_order(self, draft: OrderDraft, limits: DurableLimits, events: Sequence[AuditEvent]) -> OpenedOrder:
-        """See `OrderStore.open_order`."""
         now = self._clock.now()
         fresh = Order(
             **{name: getattr(draft, name) for name in OrderDraft.__dataclass_fields__},
@@ -147,8 +148,9 @@ class SqlOrderStore:
 
         return await self._writer.write(change, self._audit.encode(named))
 
+    @override
     async def change_order(self, order_id: str, change: OrderChange, events: Sequence[AuditEvent] = ()) -> Order:
-        """See `OrderStore.change_order`.
+        """As the port describes, with these errors.
 
         Raises:
             RuntimeError: the change goes back, or to ISSUED, which only `finish_order` does.
@@ -178,8 +180,8 @@ class SqlOrderStore:
 
         return await self._writer.write(write, self._audit.encode(events))
 
+    @override
     async def finish_order(self, certificate: CertificateRecord, events: Sequence[AuditEvent]) -> Order:
-        """See `OrderStore.finish_order`."""
         now = self._clock.now()
 
         def change(session: Session) -> Done[Order]:
@@ -203,20 +205,20 @@ class SqlOrderStore:
 
         return await self._writer.write(change, self._audit.encode(events))
 
+    @override
     async def get_order(self, order_id: str) -> Order | None:
-        """See `OrderStore.get_order`."""
         with reading():
             row = await self._database.one(self._by_id, {"order_id": order_id})
         return None if row is None else order_from_row(row)
 
+    @override
     async def last_ended(self, profile: str) -> Sequence[Order]:
-        """See `OrderStore.last_ended`."""
         with reading():
             rows = await self._database.all(self._last_ended, {"profile": profile})
         return [order_from_row(row) for row in rows]
 
+    @override
     async def unfinished_orders(self) -> Sequence[Order]:
-        """See `OrderStore.unfinished_orders`."""
         with reading():
             rows = await self._database.all(self._unfinished, {})
         return [order_from_row(row) for row in rows]
@@ -247,15 +249,15 @@ class SqlOrderStore:
         session.execute(self._update, self._update.arguments({**order_values(order), "which": order.order_id}))
 
 
-class SqlKeyLedger:
+class SqlKeyLedger(KeyLedger):
     """`KeyLedger` over the database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._key = database.compiler(_KEY)
 
+    @override
     async def key_use(self, public_key_sha256: str) -> KeyUse | None:
-        """See `KeyLedger.key_use`."""
         with reading():
             row = await self._database.one(self._key, {"public_key_sha256": public_key_sha256})
         return None if row is None else KeyUse(row[0], blocked=row[1] is not None, spent=row[2] is not None)

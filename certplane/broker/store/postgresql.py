@@ -17,10 +17,11 @@ from typing import Any, Final
 import psycopg
 from psycopg import conninfo, errors, pq
 from sqlalchemy.exc import SQLAlchemyError
+from typing_extensions import override
 
 from certplane.broker.store.migrate import NewerSchemaError, check_known, migrate
 from certplane.broker.store.schema import SCHEMA_REVISION, metadata
-from certplane.broker.store.session import Fault, SqlError
+from certplane.broker.store.session import Database, Fault, Session, SqlError
 from certplane.broker.store.statements import Compiler, Row, Statement
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.pool import BlockingPool
@@ -151,7 +152,7 @@ def _newer(error: NewerSchemaError) -> CertplaneError:
     )
 
 
-class PostgresqlSession:
+class PostgresqlSession(Session):
     """`Session` over one connection that is made again when it was lost."""
 
     def __init__(self, url: str, wait: timedelta, *, exclusive: bool) -> None:
@@ -192,62 +193,63 @@ class PostgresqlSession:
             raise
 
     @property
+    @override
     def in_transaction(self) -> bool:
-        """See `Session.in_transaction`."""
         status = self._connection.info.transaction_status
         return status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
+    @override
     def begin(self) -> None:
-        """See `Session.begin`."""
         self._ensure()
         self._run("BEGIN")
 
+    @override
     def commit(self) -> None:
-        """See `Session.commit`."""
         try:
             self._run("COMMIT")
         except SqlError:
             self.rollback()
             raise
 
+    @override
     def rollback(self) -> None:
-        """See `Session.rollback`."""
         if not self._connection.closed and self.in_transaction:
             with contextlib.suppress(psycopg.Error):
                 self._connection.execute("ROLLBACK")
 
+    @override
     def savepoint(self) -> None:
-        """See `Session.savepoint`."""
         self._run("SAVEPOINT job")
 
+    @override
     def release(self) -> None:
-        """See `Session.release`."""
         self._run("RELEASE SAVEPOINT job")
 
+    @override
     def rollback_to_savepoint(self) -> None:
-        """See `Session.rollback_to_savepoint`."""
         self._run("ROLLBACK TO SAVEPOINT job")
         self._run("RELEASE SAVEPOINT job")
 
+    @override
     def execute(self, statement: Statement, arguments: Sequence[object]) -> int:
-        """See `Session.execute`."""
         if not self.in_transaction:
             self._ensure()
         return self._run(statement.sql, arguments).rowcount
 
+    @override
     def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
-        """See `Session.one`."""
         return self._run(statement.sql, statement.arguments(values)).fetchone()
 
+    @override
     def all(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
-        """See `Session.all`."""
         return self._run(statement.sql, statement.arguments(values)).fetchall()
 
+    @override
     def abandon(self) -> None:
-        """See `Session.abandon`. The server looks after its own disk."""
+        """The server looks after its own disk."""
 
+    @override
     def close(self) -> None:
-        """See `Session.close`."""
         with contextlib.suppress(psycopg.Error):
             # The server releases the lock by itself, but some time after the close: the next broker may start at once.
             self._connection.execute("SELECT pg_advisory_unlock_all()")
@@ -327,7 +329,7 @@ class PostgresqlSession:
         return psycopg.connect(self._url, client_encoding=_ENCODING)
 
 
-class PostgresqlReader:
+class PostgresqlReader(Database):
     """`Database` over a pool of connections, one a thread, each made when it is first wanted."""
 
     def __init__(self, url: str, wait: timedelta) -> None:
@@ -340,13 +342,13 @@ class PostgresqlReader:
         self._lock = threading.Lock()
         self._closed = False
 
+    @override
     async def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
-        """See `Database.one`."""
         rows = await self.all(statement, values)
         return rows[0] if rows else None
 
+    @override
     async def all(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
-        """See `Database.all`."""
         return await self._pool.run(self._fetch, statement, statement.arguments(values))
 
     async def close(self) -> None:

@@ -11,9 +11,11 @@ from datetime import datetime
 from typing import Final
 
 from sqlalchemy import ColumnElement, Select, and_, bindparam, case, delete, exists, select, text
+from typing_extensions import override
 
 from certplane.broker.model import AuditEvent
 from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.rows import (
@@ -44,7 +46,7 @@ _OF_THE_CA: Final = ("window_start", "window_end", "next_check_time", "check_fai
 """What a plan that isn't the CA's leaves as it was."""
 
 
-class SqlRenewalPlanStore:
+class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
     """`RenewalPlanStore` and `RenewalChecks` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
@@ -89,8 +91,8 @@ class SqlRenewalPlanStore:
             )
         )
 
+    @override
     async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
-        """See `RenewalPlanStore.set_plans`."""
         rows = [self._set.arguments(plan_values(plan)) for plan in plans]
 
         def change(session: Session) -> Done[None]:
@@ -100,14 +102,15 @@ class SqlRenewalPlanStore:
 
         await self._writer.write(change, self._audit.encode(events))
 
+    @override
     async def in_force(self, host: str, now: datetime) -> Sequence[InForce]:
-        """See `RenewalPlanStore.in_force`."""
         with reading():
             rows = await self._database.all(self._of_host, {"host": host, "now": to_micros(now)})
         return [_in_force_from_row(row) for row in rows]
 
+    @override
     async def select(self, selection: Selection, now: datetime) -> Sequence[InForce]:
-        """See `RenewalPlanStore.select`. The narrowest index is used: certificates, then hosts, then all."""
+        """The narrowest index is used: certificates, then hosts, then all."""
         micros = to_micros(now)
         rows: list[Row] = []
         with reading():
@@ -122,8 +125,8 @@ class SqlRenewalPlanStore:
                 rows = await self._database.all(self._every, {"now": micros})
         return sorted((one for one in map(_in_force_from_row, rows) if selection.matches(one)), key=_place)
 
+    @override
     async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[InForce]:
-        """See `RenewalChecks.to_check`."""
         most = max(0, limit)
         values: dict[str, object] = {"issuer": issuer, "now": to_micros(now), "most": most}
         with reading():
@@ -131,10 +134,10 @@ class SqlRenewalPlanStore:
             rows += await self._database.all(self._due, {**values, "most": most - len(rows)})
         return [_in_force_from_row(row) for row in rows]
 
+    @override
     async def replace_plan(
         self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
     ) -> bool:
-        """See `RenewalChecks.replace_plan`."""
         arguments = self._replace.arguments(plan_values(after))
 
         def change(session: Session) -> Done[bool]:
@@ -147,8 +150,8 @@ class SqlRenewalPlanStore:
 
         return await self._writer.write(change, self._audit.encode(events))
 
+    @override
     async def standing(self, now: datetime) -> Sequence[RenewalPlan]:
-        """See `RenewalChecks.standing`."""
         arguments = self._forget.arguments({"now": to_micros(now)})
 
         def change(session: Session) -> Done[None]:

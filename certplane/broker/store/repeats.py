@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import BindParameter, bindparam, delete, func, select
+from typing_extensions import override
 
 from certplane.broker.model import AuditEvent
-from certplane.broker.ports import AuditFallback
+from certplane.broker.ports import AuditFallback, RepeatCounts
 from certplane.broker.store.audit_log import SqlAuditLog
 from certplane.broker.store.batch import Done, audit_unavailable
 from certplane.broker.store.rows import EventRow
@@ -29,7 +30,7 @@ _CHUNKS: Final = (64, 8, 1)
 """Rows of one statement: few sizes, since each is compiled once."""
 
 
-class SqlRepeatCounts:
+class SqlRepeatCounts(RepeatCounts):
     """`RepeatCounts` over the database; with auditing switched off nothing is kept."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, fallback: AuditFallback) -> None:
@@ -48,8 +49,8 @@ class SqlRepeatCounts:
         self._move = compiler(move.on_conflict_do_nothing())
         self._clear = compiler(delete(audit_repeats))
 
+    @override
     async def keep(self, summaries: Sequence[AuditEvent]) -> None:
-        """See `RepeatCounts.keep`."""
         rows = self._audit.encode(summaries)
         if not rows:
             return
@@ -71,8 +72,8 @@ class SqlRepeatCounts:
         else:
             self._keeping = True
 
+    @override
     async def close(self, summaries: Sequence[AuditEvent]) -> None:
-        """See `RepeatCounts.close`."""
         rows = self._audit.encode(summaries)
         if not rows:
             return
@@ -84,8 +85,8 @@ class SqlRepeatCounts:
 
         await self._writer.write(change, rows)
 
+    @override
     async def recover(self) -> int:
-        """See `RepeatCounts.recover`."""
 
         def change(session: Session) -> Done[int]:
             row = session.one(self._count, {})

@@ -95,10 +95,8 @@ class Session(Protocol):
 class Database(Protocol):
     """Reads of committed rows."""
 
-    @property
-    def compiler(self) -> Compiler:
-        """Makes this database's statements."""
-        ...
+    compiler: Compiler
+    """Makes this database's statements."""
 
     async def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
         """The row of a query that an index answers."""

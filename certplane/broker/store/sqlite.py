@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from certplane.broker.store.session import Fault, SqlError
+from typing_extensions import override
+
+from certplane.broker.store.session import Database, Fault, Session, SqlError
 from certplane.broker.store.statements import Compiler, Row, Statement
 from certplane.runtime.pool import BlockingPool
 
@@ -114,7 +116,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     return connection
 
 
-class SqliteSession:
+class SqliteSession(Session):
     """`Session` over one connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -123,63 +125,64 @@ class SqliteSession:
         self._abandoned = False
 
     @property
+    @override
     def in_transaction(self) -> bool:
-        """See `Session.in_transaction`."""
         return self._connection.in_transaction
 
+    @override
     def begin(self) -> None:
-        """See `Session.begin`. IMMEDIATE: the lock is taken here or not at all, never in the middle."""
+        """IMMEDIATE: the lock is taken here or not at all, never in the middle."""
         self._run("BEGIN IMMEDIATE")
 
+    @override
     def commit(self) -> None:
-        """See `Session.commit`."""
         try:
             self._run("COMMIT")
         except SqlError:
             self.rollback()
             raise
 
+    @override
     def rollback(self) -> None:
-        """See `Session.rollback`."""
         if self._connection.in_transaction:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
 
+    @override
     def savepoint(self) -> None:
-        """See `Session.savepoint`."""
         self._run("SAVEPOINT job")
 
+    @override
     def release(self) -> None:
-        """See `Session.release`."""
         self._run("RELEASE job")
 
+    @override
     def rollback_to_savepoint(self) -> None:
-        """See `Session.rollback_to_savepoint`."""
         self._run("ROLLBACK TO job")
         self._run("RELEASE job")
 
+    @override
     def execute(self, statement: Statement, arguments: Sequence[object]) -> int:
-        """See `Session.execute`."""
         try:
             return self._cursor.execute(statement.sql, arguments).rowcount
         except sqlite3.Error as error:
             raise fault_of(error) from error
 
+    @override
     def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
-        """See `Session.one`."""
         rows = self.all(statement, values)
         return rows[0] if rows else None
 
+    @override
     def all(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
-        """See `Session.all`."""
         return _fetch(self._cursor, statement, values)
 
+    @override
     def abandon(self) -> None:
-        """See `Session.abandon`."""
         self._abandoned = True
 
+    @override
     def close(self) -> None:
-        """See `Session.close`."""
         if self._abandoned:
             # Closing the last connection would copy the log and remove it. The next start finds it, and copies all of
             # it.
@@ -197,7 +200,7 @@ class SqliteSession:
             raise fault_of(error) from error
 
 
-class SqliteReader:
+class SqliteReader(Database):
     """`Database` over two read-only connections: one for the loop, one for a thread."""
 
     def __init__(self, path: Path) -> None:
@@ -207,13 +210,13 @@ class SqliteReader:
         self._pool = BlockingPool("store-read", 1)
         self._cursor = self._quick.cursor()
 
+    @override
     async def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
-        """See `Database.one`."""
         rows = _fetch(self._cursor, statement, values)
         return rows[0] if rows else None
 
+    @override
     async def all(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
-        """See `Database.all`."""
         return await self._pool.run(_fetch, self._long, statement, values)
 
     async def close(self) -> None:

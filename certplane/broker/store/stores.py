@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final, Protocol
 
+from typing_extensions import override
+
 from certplane.broker.ports import AuditFallback, Meter, NullMeter
 from certplane.broker.store import sqlite
 from certplane.broker.store.audit_log import AuditRows, SqlAuditLog
@@ -39,16 +41,18 @@ _BUSY: Final = timedelta(seconds=5)
 """How long the writer waits for another's lock before a group is refused."""
 
 
-class _NoAudit:
+class _NoAudit(AuditFallback):
     """`AuditFallback` where auditing is switched off: no events reach it."""
 
     fail_open = True
 
+    @override
     def rescue(self, records: Sequence[str], cause: Exception) -> None:
-        """See `AuditFallback.rescue`."""
+        pass
 
+    @override
     def written(self, records: Sequence[str]) -> None:
-        """See `AuditFallback.written`."""
+        pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import BindParameter, ColumnElement, Table, bindparam, delete, exists, or_, select, text
+from typing_extensions import override
 
 from certplane.broker.model import OrderState
-from certplane.broker.ports import PruneBefore
+from certplane.broker.ports import PruneBefore, Upkeep
 from certplane.broker.store.audit_log import reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.rows import from_micros, to_micros
@@ -41,7 +42,7 @@ _COUNTED: Final = timedelta(days=8)
 """The longest window of a limit is a week; a day more for clocks."""
 
 
-class SqlUpkeep:
+class SqlUpkeep(Upkeep):
     """`Upkeep` over the database."""
 
     def __init__(self, database: Database, writer: Writer, path: Path | None) -> None:
@@ -122,8 +123,8 @@ class SqlUpkeep:
         )
         self._size = None if path is not None else compiler(text("SELECT pg_database_size(current_database())"))
 
+    @override
     async def prune(self, before: PruneBefore, most: int) -> Mapping[str, int]:
-        """See `Upkeep.prune`."""
         removed: dict[str, int] = {}
         if before.audit is not None:
             removed["audit_events"] = await self._prune_events(before.audit, before.now, most)
@@ -134,8 +135,8 @@ class SqlUpkeep:
             removed |= await self._prune_hosts({**values, "before": to_micros(before.ended)})
         return removed
 
+    @override
     async def size(self) -> int:
-        """See `Upkeep.size`."""
         if self._path is None:
             assert self._size is not None
             with reading():

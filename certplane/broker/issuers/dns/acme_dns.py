@@ -23,11 +23,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import httpx
+from typing_extensions import override
 
 from certplane.broker.issuers.answers import parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
-from certplane.broker.issuers.dns.provider import NoSuchZoneError
+from certplane.broker.issuers.dns.provider import DnsProvider, NoSuchZoneError
 from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
@@ -63,7 +64,7 @@ class AcmeDnsServer:
     spacing: timedelta = timedelta(seconds=1)
 
 
-class AcmeDnsProvider:
+class AcmeDnsProvider(DnsProvider):
     """A `DnsProvider` at an acme-dns server."""
 
     def __init__(self, server: AcmeDnsServer, secrets: SecretSource, clock: Clock, rng: random.Random) -> None:
@@ -78,16 +79,17 @@ class AcmeDnsProvider:
         self._server, self._secrets, self._clock, self._rng = server, secrets, clock, rng
         self._names: dict[str, _Name] = {}
 
+    @override
     async def close(self) -> None:
-        """See `DnsProvider.close`."""
         await self._client.aclose()
 
+    @override
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        """See `DnsProvider.plan`."""
         return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
 
+    @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
-        """See `DnsProvider.add_txt`. At most two values of a name are in use at once."""
+        """At most two values of a name are in use at once."""
         account = await self._account(record)
         name = self._names.setdefault(account.fulldomain, _Name())
         async with name.writing:
@@ -101,8 +103,9 @@ class AcmeDnsProvider:
                 await self._write(missing.pop(), account, name, deadline)
         return record
 
-    async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:  # noqa: ARG002 - nothing is sent
-        """See `DnsProvider.remove_txt`: the value stays until others replace it, and nobody is in its way."""
+    @override
+    async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:
+        """The value stays until others replace it, and nobody is in its way."""
         for name in self._names.values():
             name.used.pop(record.value, None)
 

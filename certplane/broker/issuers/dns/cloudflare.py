@@ -18,6 +18,8 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, Literal, TypedDict
 
+from typing_extensions import override
+
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.account_limits import CallBudget, CircuitBreaker
 from certplane.broker.issuers.dns.batching import Batches
@@ -34,7 +36,7 @@ from certplane.broker.issuers.dns.cloudflare_calls import (
     unquoted,
 )
 from certplane.broker.issuers.dns.http_client import new_http_client
-from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
+from certplane.broker.issuers.dns.provider import AccountFinding, CheckableProvider, DnsProvider, NoSuchZoneError
 from certplane.broker.issuers.outgoing import configured_endpoint
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
@@ -61,7 +63,7 @@ class _Write:
     delete: str = ""
 
 
-class CloudflareProvider:
+class CloudflareProvider(DnsProvider, CheckableProvider):
     """A `DnsProvider` at Cloudflare."""
 
     def __init__(self, api: CloudflareApi, secrets: SecretSource, clock: Clock, rng: random.Random) -> None:
@@ -82,25 +84,25 @@ class CloudflareProvider:
         """See `BatchingProvider`."""
         return True
 
+    @override
     async def close(self) -> None:
-        """See `DnsProvider.close`."""
         for account in self._accounts.values():
             await account.batches.close()
         await self._http.aclose()
 
+    @override
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        """See `DnsProvider.plan`."""
         return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
 
+    @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
-        """See `DnsProvider.add_txt`."""
         account = await self._account(record.credentials)
         zone = await self._zone_of(record, account, deadline)
         record_id = await account.batches.submit(zone, _Write(add=record), deadline, urgent=True)
         return replace(record, zone=zone.name, record_id=record_id)
 
+    @override
     async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:
-        """See `DnsProvider.remove_txt`."""
         account = await self._account(record.credentials)
         zone = await self._zone_of(record, account, deadline)
         ids = [record.record_id] if record.record_id else await self._find(record, zone, account, deadline)
@@ -108,8 +110,8 @@ class CloudflareProvider:
             account.batches.submit(zone, _Write(delete=record_id), deadline, urgent=False) for record_id in ids
         )
 
+    @override
     async def check_account(self, credentials: str, deadline: Deadline) -> Sequence[AccountFinding]:
-        """See `CheckableProvider.check_account`."""
         account = await self._account(credentials)
         name = credentials or self._api.credentials
         findings: list[AccountFinding] = []
@@ -130,8 +132,8 @@ class CloudflareProvider:
                 findings.append(AccountFinding(message, "give it DNS:Edit there, or take the zone from it"))
         return findings
 
+    @override
     async def check_zone(self, name: str, credentials: str, deadline: Deadline) -> str:
-        """See `CheckableProvider.check_zone`."""
         account = await self._account(credentials)
         zone = await self._zone_of(TxtRecord("", name, ""), account, deadline)
         if zone.permissions and _EDIT not in zone.permissions:

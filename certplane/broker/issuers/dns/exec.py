@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from typing_extensions import override
+
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.program import SEARCH_PATH, NotStartedError, run_program
+from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
@@ -48,7 +51,7 @@ class OperatorProgram:
     timeout: timedelta = timedelta(seconds=60)
 
 
-class ExecProvider:
+class ExecProvider(DnsProvider):
     """A `DnsProvider` that runs a program."""
 
     def __init__(self, program: OperatorProgram, secrets: SecretSource, rng: random.Random) -> None:
@@ -67,17 +70,17 @@ class ExecProvider:
     async def close(self) -> None:
         """Nothing stays open."""
 
+    @override
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        """See `DnsProvider.plan`."""
         return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
 
+    @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
-        """See `DnsProvider.add_txt`."""
         await self._run("present", record, deadline)
         return record
 
+    @override
     async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:
-        """See `DnsProvider.remove_txt`."""
         await self._run("cleanup", record, deadline)
 
     async def _run(self, what: str, record: TxtRecord, deadline: Deadline) -> None:

@@ -14,10 +14,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import httpx
+from typing_extensions import override
 
 from certplane.broker.issuers.answers import parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
+from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.broker.issuers.outgoing import configured_endpoint
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
@@ -50,7 +52,7 @@ class HttpreqEndpoint:
     ca_bundle: Path | None = None
 
 
-class HttpreqProvider:
+class HttpreqProvider(DnsProvider):
     """A `DnsProvider` that asks an HTTP endpoint. In the raw mode a record's id is its key authorization."""
 
     def __init__(self, endpoint: HttpreqEndpoint, secrets: SecretSource, clock: Clock, rng: random.Random) -> None:
@@ -67,12 +69,13 @@ class HttpreqProvider:
         self._endpoint, self._secrets, self._clock, self._rng = endpoint, secrets, clock, rng
         self._client = new_http_client(endpoint.timeout, endpoint.ca_bundle)
 
+    @override
     async def close(self) -> None:
-        """See `DnsProvider.close`."""
         await self._client.aclose()
 
+    @override
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        """See `DnsProvider.plan`.
+        """As the port describes, with these errors.
 
         Raises:
             RefusalError: DNS_REJECTED: in the raw mode, whose endpoint makes the name itself, a delegated name that
@@ -87,13 +90,13 @@ class HttpreqProvider:
         record_id = challenge.key_authorization if self._endpoint.raw else ""
         return TxtRecord("", challenge.record_name, challenge.record_value, record_id, profile.credentials)
 
+    @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
-        """See `DnsProvider.add_txt`."""
         await self._post("present", record, deadline)
         return record
 
+    @override
     async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:
-        """See `DnsProvider.remove_txt`."""
         await self._post("cleanup", record, deadline)
 
     async def _post(self, what: str, record: TxtRecord, deadline: Deadline) -> None:

@@ -20,9 +20,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from typing_extensions import override
+
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.program import SEARCH_PATH, NotStartedError, run_program
+from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.config.values import HostPort
@@ -58,7 +61,7 @@ class LexiconApi:
     ttl: timedelta = timedelta(seconds=60)
 
 
-class LexiconProvider:
+class LexiconProvider(DnsProvider):
     """A `DnsProvider` that is any of lexicon's."""
 
     def __init__(self, api: LexiconApi, secrets: SecretSource, rng: random.Random) -> None:
@@ -74,17 +77,17 @@ class LexiconProvider:
     async def close(self) -> None:
         """Nothing stays open."""
 
+    @override
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        """See `DnsProvider.plan`."""
         return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
 
+    @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
-        """See `DnsProvider.add_txt`."""
         await self._call("create", record, deadline)
         return record
 
+    @override
     async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:
-        """See `DnsProvider.remove_txt`."""
         await self._call("delete", record, deadline)
 
     async def _call(self, operation: str, record: TxtRecord, deadline: Deadline) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 import dns.rcode
 import dns.rdatatype
 import dns.rdtypes.ANY.SOA
+from typing_extensions import override
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, all_of
@@ -27,7 +28,7 @@ from certplane.broker.issuers.dns.propagation import Mode
 from certplane.broker.issuers.dns.provider import CheckableProvider
 from certplane.broker.issuers.dns.routes import Routes
 from certplane.broker.model import PreflightCheck, PreflightResult, Profile
-from certplane.broker.ports import CaaIdentity, CaaIdentitySource
+from certplane.broker.ports import CaaIdentity, CaaIdentitySource, OrderPreflight
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
@@ -39,7 +40,7 @@ _BETWEEN_LOOKS = timedelta(seconds=2)
 _OK, _FAILED, _UNKNOWN = PreflightResult.OK, PreflightResult.FAILED, PreflightResult.UNKNOWN
 
 
-class DnsPreflight:
+class DnsPreflight(OrderPreflight):
     """The port `OrderPreflight`, and the report."""
 
     def __init__(
@@ -56,8 +57,8 @@ class DnsPreflight:
         self._routes, self._delegations, self._cas, self._clock = routes, delegations, cas, clock
         self._parents = ParentRecords(clock)
 
+    @override
     async def check_order(self, dns_names: Sequence[str], issuer: str, timeout: timedelta) -> None:
-        """See `OrderPreflight.check_order`."""
         deadline = Deadline.after(timeout, self._clock)
         # A resolver whose answers are waited for later must not be asked for names that may not exist yet.
         names = [name for name in dns_names if self._routes.of(_challenge_name(name)).check.mode is not Mode.RECURSIVE]

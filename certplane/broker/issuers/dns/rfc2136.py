@@ -25,11 +25,12 @@ import dns.rdatatype
 import dns.rdtypes.ANY.TXT
 import dns.tsig
 import dns.update
+from typing_extensions import override
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, alias_in, name_of
-from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
+from certplane.broker.issuers.dns.provider import AccountFinding, CheckableProvider, DnsProvider, NoSuchZoneError
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.config.values import HostPort
@@ -69,7 +70,7 @@ class _Key:
     keyring: dict[dns.name.Name, dns.tsig.Key] = field(repr=False)
 
 
-class Rfc2136Provider:
+class Rfc2136Provider(DnsProvider, CheckableProvider):
     """A `DnsProvider` that speaks to a name server itself."""
 
     def __init__(self, server: UpdateServer, secrets: SecretSource, rng: random.Random) -> None:
@@ -79,12 +80,12 @@ class Rfc2136Provider:
     async def close(self) -> None:
         """Nothing stays open."""
 
+    @override
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        """See `DnsProvider.plan`."""
         return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
 
+    @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
-        """See `DnsProvider.add_txt`."""
         key = await self._key(record.credentials)
         zone = await self._zone_of(record.name, key, deadline)
         update = self._update(zone, key)
@@ -92,21 +93,23 @@ class Rfc2136Provider:
         await self._send(update, f"add a TXT record in {zone}", deadline)
         return replace(record, zone=str(zone).rstrip("."))
 
+    @override
     async def remove_txt(self, record: TxtRecord, deadline: Deadline) -> None:
-        """See `DnsProvider.remove_txt`."""
         key = await self._key(record.credentials)
         zone = name_of(record.zone) if record.zone else await self._zone_of(record.name, key, deadline)
         update = self._update(zone, key)
         update.delete(name_of(record.name), _txt(record.value))
         await self._send(update, f"remove a TXT record in {zone}", deadline)
 
-    async def check_account(self, credentials: str, deadline: Deadline) -> Sequence[AccountFinding]:  # noqa: ARG002 - contract
-        """See `CheckableProvider.check_account`. What a key may do shows with a zone only."""
+    @override
+    async def check_account(self, credentials: str, deadline: Deadline) -> Sequence[AccountFinding]:
+        """What a key may do shows with a zone only."""
         await self._key(credentials)
         return ()
 
+    @override
     async def check_zone(self, name: str, credentials: str, deadline: Deadline) -> str:
-        """See `CheckableProvider.check_zone`. Removes a record that isn't there, which needs the same permission."""
+        """Removes a record that isn't there, which needs the same permission."""
         key = await self._key(credentials)
         zone = await self._zone_of(name, key, deadline)
         update = self._update(zone, key)

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from typing_extensions import override
+
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.delegation import Delegations, Place
 from certplane.broker.issuers.dns.provider import AccountFinding, CheckableProvider, NoSuchZoneError
 from certplane.broker.issuers.dns.routes import Route, Routes
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
-from certplane.broker.ports import KeepsSecrets
+from certplane.broker.ports import ChallengeSolver, KeepsSecrets
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.failpoints import failpoint
@@ -36,7 +38,7 @@ class _Gate:
     users: int = 0
 
 
-class DnsSolver:
+class DnsSolver(ChallengeSolver):
     """Makes the world see TXT records, and removes them."""
 
     def __init__(
@@ -70,10 +72,10 @@ class DnsSolver:
             for provider in self._routes.providers():
                 stack.push_async_callback(provider.close)
 
+    @override
     async def plan(
         self, challenges: Sequence[DnsChallenge], profile: Profile, timeout: timedelta
     ) -> Sequence[TxtRecord]:
-        """See `ChallengeSolver.plan`."""
         deadline = Deadline.after(timeout, self._clock)
         names = list(dict.fromkeys(challenge.record_name for challenge in challenges))
         places = dict(zip(names, await all_of(self._delegations.place(name, deadline) for name in names), strict=True))
@@ -91,8 +93,8 @@ class DnsSolver:
         record = route.provider.plan(replace(challenge, record_name=name), profile)
         return replace(record, credentials=route.credentials_for(record.credentials))
 
+    @override
     async def present(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:
-        """See `ChallengeSolver.present`."""
         deadline = Deadline.after(timeout, self._clock)
 
         async def add(record: TxtRecord, route: Route) -> TxtRecord:
@@ -106,10 +108,10 @@ class DnsSolver:
 
         return await self._by_name(records, deadline, add, late)
 
+    @override
     async def wait_until_visible(
         self, records: Sequence[TxtRecord], timeout: timedelta, tell: Callable[[str], object] | None = None
     ) -> Sequence[str]:
-        """See `ChallengeSolver.wait_until_visible`."""
         deadline = Deadline.after(timeout, self._clock)
         by_route: defaultdict[str, list[TxtRecord]] = defaultdict(list)
         for record in records:
@@ -121,8 +123,8 @@ class DnsSolver:
             _log.info("TXT record visible", extra=_fields(record))
         return list(dict.fromkeys(line for lines in found for line in lines))
 
+    @override
     async def remove(self, records: Sequence[TxtRecord], timeout: timedelta) -> Sequence[TxtRecord]:
-        """See `ChallengeSolver.remove`."""
         deadline = Deadline.after(timeout, self._clock)
 
         async def remove(record: TxtRecord, route: Route) -> bool:
