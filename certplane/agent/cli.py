@@ -16,19 +16,22 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from certplane import __version__
-from certplane.agent.control import Outcome
-from certplane.agent.host import Host
-from certplane.agent.inspection import Finding
-from certplane.agent.lineage import Lineage
-from certplane.agent.settings import AgentSettings
-from certplane.agent.status import LineageReport
-from certplane.config.values import LogLevel
 from certplane.errors import CertplaneError, ConfigurationError
 from certplane.runtime.command import FAILED, OK, check_text_arguments, exit_status, interruptible
-from certplane.runtime.progress import Progress
 from certplane.runtime.secrecy import keep_memory_private
+
+if TYPE_CHECKING:  # a command loads no more than it needs
+    from certplane.agent.control import Outcome
+    from certplane.agent.host import Host
+    from certplane.agent.inspection import Finding
+    from certplane.agent.lineage import Lineage
+    from certplane.agent.settings import AgentSettings
+    from certplane.agent.status import LineageReport
+    from certplane.config.values import LogLevel
+    from certplane.runtime.progress import Progress
 
 _DEFAULT_CONFIG = Path("/etc/certplane/agent.yml")
 

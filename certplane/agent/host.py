@@ -23,9 +23,9 @@ import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from certplane.agent.enrollment.identity import HostIdentity
-from certplane.agent.enrollment.stepca import StepCaAuthority
 from certplane.agent.faults import as_error
 from certplane.agent.install.access import FileAccess
 from certplane.agent.install.directive import JsonDirectiveFile
@@ -57,6 +57,9 @@ from certplane.runtime.files import Owner, temporary_name
 from certplane.runtime.pool import BlockingPool
 from certplane.runtime.progress import Progress
 from certplane.runtime.text import printable
+
+if TYPE_CHECKING:  # a running agent loads no HTTP client before it asks the internal CA
+    from certplane.agent.enrollment.stepca import StepCaAuthority
 
 IDENTITY = "identity"
 """The identity's lineage by name, in status and in the log."""

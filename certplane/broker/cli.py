@@ -17,15 +17,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from certplane import __version__
-from certplane.broker.model import DenyEntry
-from certplane.broker.settings import BrokerSettings
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.command import check_text_arguments, exit_status, say
 from certplane.runtime.logging import escape, setup
 from certplane.runtime.secrecy import keep_memory_private
+
+if TYPE_CHECKING:  # a command loads no more than it needs
+    from certplane.broker.model import DenyEntry
+    from certplane.broker.settings import BrokerSettings
 
 _DEFAULT_CONFIG: Final = Path("/etc/certplane/broker.yml")
 

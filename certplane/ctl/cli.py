@@ -18,11 +18,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from certplane import __version__
 from certplane.config.durations import DurationError, parse_duration
-from certplane.ctl.client import FleetClient
 from certplane.errors import (
     ConfigurationError,
     ConfigurationProblem,
@@ -35,7 +34,10 @@ from certplane.runtime.clock import SystemClock
 from certplane.runtime.command import FAILED, OK, check_text_arguments, exit_status, interruptible, say
 from certplane.runtime.logging import LineHandler
 from certplane.runtime.secrecy import keep_memory_private
-from certplane.v1 import fleet_pb2
+
+if TYPE_CHECKING:  # a command loads no more than it needs
+    from certplane.ctl.client import FleetClient
+    from certplane.v1 import fleet_pb2
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from certplane.runtime.clock import Clock
 _WINDOW: Final = timedelta(seconds=60)
 
 
-class DenialCoalescer(DenialRecorder, Coalescing):
+class DenialCoalescer(Coalescing, DenialRecorder):
     """`DenialRecorder` in front of an audit log."""
 
     def __init__(

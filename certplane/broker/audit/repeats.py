@@ -36,7 +36,7 @@ _KINDS: Final = 20_000
 """A fleet of some thousand hosts that all renew within ten minutes; about 20 MB."""
 
 
-class RepeatCoalescer(EventRecorder, Coalescing):
+class RepeatCoalescer(Coalescing, EventRecorder):
     """`EventRecorder` in front of an audit log."""
 
     def __init__(

@@ -66,7 +66,7 @@ class WatchedSecrets(SecretSource):
             self._on_change(name)
 
 
-class _WatchedKeptSecrets(KeepsSecrets, WatchedSecrets):
+class _WatchedKeptSecrets(WatchedSecrets, KeepsSecrets):
     """The same over a source that keeps secrets."""
 
     def __init__(self, source: SecretSource, keeper: KeepsSecrets, on_change: Callable[[str], None]) -> None:
