@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from certplane import __version__
 from certplane.errors import CertplaneError, ConfigurationError
-from certplane.runtime.command import FAILED, OK, check_text_arguments, exit_status, interruptible
-from certplane.runtime.secrecy import keep_memory_private
+from certplane.runtime import command
+from certplane.runtime.command import FAILED, OK, interruptible
 
 if TYPE_CHECKING:  # a command loads no more than it needs
     from certplane.agent.control import Outcome
@@ -43,20 +42,15 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    keep_memory_private()
-    # Below that gRPC writes lines of its own about handshakes, which the agent tells with their remedy.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    return command.main("certplane-agent", arguments, _parser, _command)
 
-    def run() -> int:
-        options = _parser().parse_args(arguments)
-        check_text_arguments("certplane-agent", options)
-        config: Path = getattr(options, "config", None) or _DEFAULT_CONFIG
-        # The parts of a command are imported when it runs: `status` needs no gRPC, `--help` nothing at all.
-        from certplane.agent.settings import load_settings  # noqa: PLC0415
 
-        return asyncio.run(_run(options, load_settings(config)))
+def _command(options: argparse.Namespace) -> int:
+    config: Path = getattr(options, "config", None) or _DEFAULT_CONFIG
+    # The parts of a command are imported when it runs: `status` needs no gRPC, `--help` nothing at all.
+    from certplane.agent.settings import load_settings  # noqa: PLC0415
 
-    return exit_status("certplane-agent", run)
+    return asyncio.run(_run(options, load_settings(config)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from certplane import __version__
 from certplane.errors import ConfigurationError, ConfigurationProblem
-from certplane.runtime.command import check_text_arguments, exit_status, say
+from certplane.runtime import command
+from certplane.runtime.command import say, wants_json
 from certplane.runtime.logging import escape, setup
-from certplane.runtime.secrecy import keep_memory_private
+from certplane.runtime.tables import table_lines
 
 if TYPE_CHECKING:  # a command loads no more than it needs
     from certplane.broker.model import DenyEntry
@@ -55,16 +56,7 @@ Rows = Iterable[Mapping[str, Any]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    keep_memory_private()
-    # What grpc's core has to say belongs to debugging; it must be told before grpc is imported.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
-    def run() -> int:
-        options = _parser().parse_args(arguments)
-        check_text_arguments("certplane-broker", options)
-        return int(options.run(options))
-
-    return exit_status("certplane-broker", run)
+    return command.main("certplane-broker", arguments, _parser, lambda options: int(options.run(options)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -244,7 +236,7 @@ def _reload(options: argparse.Namespace) -> int:
             raise
         folder = found
     result = asyncio.run(request_reload(control_socket(folder, options.config)))
-    if _wants_json(options):
+    if wants_json(options):
         _print_json([{"ok": result.ok, "lines": result.lines}])
     elif result.ok:
         for line in result.lines:
@@ -269,7 +261,7 @@ def _validate_policy(options: argparse.Namespace) -> int:
     found = policy_rows(options.policy, _private_issuers(options))
     for notice in found["notices"]:
         say(f"{options.policy}: {notice}")
-    if _wants_json(options):
+    if wants_json(options):
         _print_json([found])
         return 0
     print(f"{escape(str(options.policy))} is valid, hash {found['policy_hash']}\n")
@@ -306,7 +298,7 @@ def _show_certificate(options: argparse.Namespace) -> int:
         sys.stdout.write(pem)
         return 0
     row = certificate_row(record)
-    if _wants_json(options):
+    if wants_json(options):
         row |= {"certificate_pem": record.certificate_pem, "chain_pem": record.chain_pem}
     return _print_record(options, row)
 
@@ -381,7 +373,7 @@ def _list_identities(options: argparse.Namespace) -> int:
     rows = asyncio.run(listed_identities(_settings(options), everything=options.all))
     columns = (*_IDENTITY_COLUMNS, "displaced_streams") if options.all else _IDENTITY_COLUMNS
     status = _print_rows(options, rows, columns)
-    if not _wants_json(options):
+    if not wants_json(options):
         for row in rows:
             if "remedy" in row:
                 print(f"\n{escape(row['state'])}: {escape(row['remedy'])}")
@@ -409,12 +401,8 @@ def _identity_entry(options: argparse.Namespace) -> DenyEntry:
         raise ConfigurationError([ConfigurationProblem("certplane-broker", None, "identity", str(error))]) from error
 
 
-def _wants_json(options: argparse.Namespace) -> bool:
-    return bool(options.json) or not sys.stdout.isatty()
-
-
 def _print_rows(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
-    if _wants_json(options):
+    if wants_json(options):
         _print_json(rows)
     else:
         _print_table(rows, columns)
@@ -423,7 +411,7 @@ def _print_rows(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], 
 
 def _print_record(options: argparse.Namespace, row: Mapping[str, Any]) -> int:
     """One thing, a line for each of its facts."""
-    if _wants_json(options):
+    if wants_json(options):
         _print_json([row])
         return 0
     for key, value in row.items():
@@ -439,13 +427,9 @@ def _print_json(rows: Rows) -> None:
 
 
 def _print_table(rows: Rows, columns: Sequence[str]) -> None:
-    """Columns as wide as they need, the last one as it comes."""
-    lines = [[column.replace("_", " ").upper() for column in columns]]
-    lines += [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    for line in lines:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
-    sys.stdout.flush()
+    header = tuple(column.replace("_", " ").upper() for column in columns)
+    lines = [header, *(tuple(_cell(row.get(column, "")) for column in columns) for row in rows)]
+    print("\n".join(table_lines(lines)), flush=True)
 
 
 def _cell(value: Any) -> str:

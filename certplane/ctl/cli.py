@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import random
 import secrets
 import sys
@@ -29,11 +28,11 @@ from certplane.errors import (
     Reason,
     RefusalError,
 )
+from certplane.runtime import command
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import SystemClock
-from certplane.runtime.command import FAILED, OK, check_text_arguments, exit_status, interruptible, say
+from certplane.runtime.command import FAILED, OK, interruptible, say, wants_json
 from certplane.runtime.logging import LineHandler
-from certplane.runtime.secrecy import keep_memory_private
 
 if TYPE_CHECKING:  # a command loads no more than it needs
     from certplane.ctl.client import FleetClient
@@ -58,16 +57,10 @@ _clock = SystemClock()
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    keep_memory_private()
-    # gRPC's own lines on standard error say in OpenSSL's words what `FleetClient` says with its remedy.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-    def run() -> int:
-        options = _parser().parse_args(arguments)
-        check_text_arguments("certplanectl", options)
-        return asyncio.run(_run(options))
-
-    return exit_status("certplanectl", run)
+    # Not even gRPC's errors: `FleetClient` says the same with a remedy.
+    return command.main(
+        "certplanectl", arguments, _parser, lambda options: asyncio.run(_run(options)), grpc_verbosity="NONE"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,13 +156,13 @@ async def _fleet(options: argparse.Namespace, client: FleetClient) -> int:
     hosts, alarmed = [], False
     async for host in client.hosts(HostFilter(states, options.disconnected, healths)):
         alarmed = alarmed or (options.check and alarms(host))
-        if _is_json(options):
+        if wants_json(options):
             print(json_line(host), flush=True)
         else:
             hosts.append(host)
     if hosts:
         print("\n".join(table_lines(fleet_rows(sorted(hosts, key=urgency), _clock.now()))))
-    elif not _is_json(options):
+    elif not wants_json(options):
         filtered = options.state or options.health or options.disconnected
         print("no host matches" if filtered else "no host has reported yet")
     return FAILED if alarmed else OK
@@ -191,7 +184,7 @@ async def _host(options: argparse.Namespace, client: FleetClient) -> int:
     from certplane.ctl.view import host_lines, json_line  # noqa: PLC0415 - as in `_run`
 
     host = await client.host(options.name)
-    print(json_line(host) if _is_json(options) else "\n".join(host_lines(host, _clock.now())))
+    print(json_line(host) if wants_json(options) else "\n".join(host_lines(host, _clock.now())))
     return OK
 
 
@@ -244,7 +237,7 @@ async def _renew(options: argparse.Namespace, client: FleetClient) -> int:
             _say("nothing was renewed")
             return FAILED
     answer = await request(dry_run=options.dry_run)
-    if _is_json(options):
+    if wants_json(options):
         print(json_line(answer))
     elif answer.certificate_count:
         lines = [renewal_line(answer, dry_run=options.dry_run), *held_up_lines(answer, dry_run=options.dry_run)]
@@ -288,10 +281,6 @@ async def _agreed(question: str) -> bool:
 
 
 _COMMANDS: Final = {"fleet": _fleet, "watch": _watch, "host": _host, "renew": _renew}
-
-
-def _is_json(options: argparse.Namespace) -> bool:
-    return bool(options.json) or not sys.stdout.isatty()
 
 
 def _misuse(message: str, remedy: str) -> ConfigurationError:

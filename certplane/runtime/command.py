@@ -16,10 +16,11 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TextIO
 
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem
+from certplane.runtime.secrecy import keep_memory_private
 from certplane.runtime.text import printable
 
 OK: Final = 0
@@ -29,6 +30,35 @@ _MOST_TEXT: Final = 8000
 """Octets of one error; a peer's words may be in it."""
 
 _CLOSED_OUTPUT: Final = 128 + signal.SIGPIPE
+
+
+def main(
+    program: str,
+    arguments: Sequence[str] | None,
+    parser: Callable[[], argparse.ArgumentParser],
+    run: Callable[[argparse.Namespace], int],
+    *,
+    grpc_verbosity: str = "ERROR",
+) -> int:
+    """All of a program: read its arguments, run the command, return the exit status.
+
+    gRPC's core says in OpenSSL's words what the programs say with a remedy, so only its errors are shown unless the
+    environment asks for more. That must be settled before grpc is imported, which `parser` and `run` may do.
+    """
+    keep_memory_private()
+    os.environ.setdefault("GRPC_VERBOSITY", grpc_verbosity)
+
+    def command() -> int:
+        options = parser().parse_args(arguments)
+        check_text_arguments(program, options)
+        return run(options)
+
+    return exit_status(program, command)
+
+
+def wants_json(options: argparse.Namespace) -> bool:
+    """Whether results are JSON, one object a line: where that is asked for, and where no terminal shows them."""
+    return bool(options.json) or not sys.stdout.isatty()
 
 
 def exit_status(program: str, run: Callable[[], int]) -> int:
