@@ -26,20 +26,17 @@ from typing import Any, Final
 from certplane import __version__
 from certplane.broker import adapters
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer, import_spill
-from certplane.broker.audit.measures import AUDIT_MEASURES
 from certplane.broker.control import ControlServer, ReloadResult, control_socket
 from certplane.broker.database import locating, secret_source
 from certplane.broker.database import stores as open_stores
 from certplane.broker.descriptors import most_connections, raise_file_limit, too_few
 from certplane.broker.fleet.hub import FleetHub
-from certplane.broker.fleet.measures import FLEET_MEASURES
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.supervision import FleetSupervision
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
-from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
@@ -52,7 +49,7 @@ from certplane.broker.reload import Reloader, trust_fields
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.renewal.revocations import RevocationWatch
-from certplane.broker.retention import RETENTION_MEASURES, Retention
+from certplane.broker.retention import Retention
 from certplane.broker.secrets.watch import watched
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
@@ -61,13 +58,12 @@ from certplane.broker.services.interceptors.allowances import Allowances, Allowa
 from certplane.broker.services.interceptors.authentication import Authenticator
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.interceptors.first_use import FirstUse
-from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer, PortError
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store import Stores
-from certplane.broker.telemetry import LOOP_MEASURES, PrometheusMeter, watch_loop
+from certplane.broker.telemetry import PrometheusMeter, watch_loop
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
@@ -87,9 +83,6 @@ _ACCOUNT_CHECK: Final = timedelta(seconds=30)
 
 _READY_INTERVAL: Final = timedelta(seconds=2)
 """Between looks at whether the store can be written."""
-
-
-_MEASURES: Final = (*MEASURES, *FLEET_MEASURES, *AUDIT_MEASURES, *RETENTION_MEASURES, *LOOP_MEASURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +105,7 @@ class Broker:
     stores: Stores
     trust: TrustInForce
     reloader: Reloader
-    metrics: Metrics
+    meter: PrometheusMeter
     authority: RegistrationAuthority
     renewal_plans: RenewalPlans
     hub: FleetHub
@@ -174,8 +167,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
     settings = prepared.settings
     rng = random.SystemRandom()
     new_event_id = TimeOrderedIds(clock)
-    metrics = Metrics()
-    meter = PrometheusMeter(metrics.registry, _MEASURES)
+    meter = PrometheusMeter()
     async with AsyncExitStack() as stack:
         files = BlockingPool("broker-files", 2)
         stack.callback(files.close)
@@ -241,7 +233,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 clock,
             ),
             denials=denials,
-            metrics=metrics,
+            meter=meter,
             clock=clock,
             new_event_id=new_event_id,
         )
@@ -288,7 +280,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         )
         listener = None
         if settings.metrics.address is not None:
-            listener = MetricsListener(settings.metrics.address, metrics.registry)
+            listener = MetricsListener(settings.metrics.address, meter.registry)
             stack.callback(listener.close)
         reloader = Reloader(
             trust=trust,
@@ -298,13 +290,13 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             watch_policy=settings.policy.watch,
             settings=settings,
             audit=stores.audit,
-            metrics=metrics,
+            meter=meter,
             clock=clock,
             new_event_id=new_event_id,
             ask_again=epoch.ask_again,
             take_limits=authority.take_limits,
         )
-        broker = Broker(settings, server, stores, trust, reloader, metrics, authority, plans, hub, listener)
+        broker = Broker(settings, server, stores, trust, reloader, meter, authority, plans, hub, listener)
         await authority.start([profile.name for profile in prepared.policy.current.profiles])
         stack.push_async_callback(_stop, broker, clock, new_event_id)
         await server.start()

@@ -29,6 +29,7 @@ from typing import Protocol, runtime_checkable
 
 from typing_extensions import override
 
+from certplane.broker.metrics import Counter, Gauge, Histogram
 from certplane.broker.model import (
     AuditEvent,
     CertificateRecord,
@@ -470,17 +471,17 @@ class Upkeep(Protocol):
 
 
 class Meter(Protocol):
-    """Counts and times things; a name always comes with the same label names. Never raises, never waits."""
+    """Counts and times what `certplane.broker.metrics` declares, with exactly its labels. Never raises, never waits."""
 
-    def count(self, name: str, **labels: str) -> None:
+    def count(self, counter: Counter, **labels: str) -> None:
         """Add one to a counter."""
         ...
 
-    def observe(self, name: str, span: timedelta, **labels: str) -> None:
+    def observe(self, histogram: Histogram, span: timedelta, **labels: str) -> None:
         """Record how long something took."""
         ...
 
-    def level(self, name: str, value: float, **labels: str) -> None:
+    def level(self, gauge: Gauge, value: float, **labels: str) -> None:
         """Set what now is."""
         ...
 
@@ -489,15 +490,15 @@ class NullMeter(Meter):
     """A `Meter` that nobody reads."""
 
     @override
-    def count(self, name: str, **labels: str) -> None:
+    def count(self, counter: Counter, **labels: str) -> None:
         pass
 
     @override
-    def observe(self, name: str, span: timedelta, **labels: str) -> None:
+    def observe(self, histogram: Histogram, span: timedelta, **labels: str) -> None:
         pass
 
     @override
-    def level(self, name: str, value: float, **labels: str) -> None:
+    def level(self, gauge: Gauge, value: float, **labels: str) -> None:
         pass
 
 

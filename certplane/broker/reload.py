@@ -25,13 +25,13 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
+from certplane.broker import metrics
 from certplane.broker.changes import TAKEN, changed_keys, take_logging, waiting_keys
 from certplane.broker.control import ReloadResult
 from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, AuditSeverity
 from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.policy.source import FilePolicySource
-from certplane.broker.ports import AuditLog, DurableLimits
-from certplane.broker.services.interceptors.metrics import Metrics
+from certplane.broker.ports import AuditLog, DurableLimits, Meter
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.errors import ConfigurationError, ConfigurationProblem, RefusalError
@@ -90,7 +90,7 @@ class Reloader:
         policy: FilePolicySource,
         watch_policy: bool,
         audit: AuditLog,
-        metrics: Metrics,
+        meter: Meter,
         clock: Clock,
         new_event_id: Callable[[], str],
         ask_again: Callable[[str], None] | None = None,
@@ -110,7 +110,7 @@ class Reloader:
         self._policy = policy
         self._watch_policy = watch_policy
         self._audit = audit
-        self._metrics = metrics
+        self._meter = meter
         self._clock = clock
         self._new_event_id = new_event_id
         self._ask_again = ask_again
@@ -214,7 +214,7 @@ class Reloader:
         _logger.info("policy loaded", extra={"fields": {"policy_hash": policy.hash, "file": str(self._policy.path)}})
         self._accept("policy")
         await self._record(self._event(AuditEventType.POLICY_LOADED, f"loaded {self._policy.path}", policy=policy))
-        self._metrics.reloads.labels("policy", "loaded").inc()
+        self._meter.count(metrics.RELOADS, what="policy", result="loaded")
         return True
 
     async def _wait(self) -> None:
@@ -267,7 +267,7 @@ class Reloader:
             f"({len(trust.bundle.certificates)} CAs)"
         )
         await self._record(self._event(AuditEventType.TRUST_RELOADED, reason))
-        self._metrics.reloads.labels("trust", "loaded").inc()
+        self._meter.count(metrics.RELOADS, what="trust", result="loaded")
         return True
 
     def _check_not_expired(self, trust: Trust) -> None:
@@ -302,7 +302,7 @@ class Reloader:
         self._refuse(what, error)
         reason = "; ".join(str(problem) for problem in error.problems[:5])
         await self._record(self._event(event_type, reason, severity=AuditSeverity.ERROR))
-        self._metrics.reloads.labels(what, "rejected").inc()
+        self._meter.count(metrics.RELOADS, what=what, result="rejected")
 
     async def _record(self, event: AuditEvent) -> None:
         try:
@@ -340,7 +340,9 @@ class Reloader:
 
     def _note_trust(self) -> None:
         trust = self._trust.current
-        self._metrics.trust_loaded(trust.server.not_after, trust.ca_not_after(self._clock.now()))
+        ends = {"server": trust.server.not_after, "agent_ca": trust.ca_not_after(self._clock.now())}
+        for certificate, end in ends.items():
+            self._meter.level(metrics.CERTIFICATE_NOT_AFTER, end.timestamp(), certificate=certificate)
 
     def _announce_cas(self) -> None:
         """Log once what has ended of the bundle, and what soon will."""

@@ -14,27 +14,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from certplane.broker.issuance.measures import Measure
+from certplane.broker import metrics
 from certplane.broker.ports import Meter, PruneBefore, Upkeep
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 
 _logger = logging.getLogger("certplane.broker")
-
-ROWS_PRUNED: Final = "store_rows_pruned"
-STORE_SIZE: Final = "store_size_bytes"
-STORE_GROWTH: Final = "store_growth_bytes"
-FREE_SPACE: Final = "free_space_bytes"
-SPACE_LOW: Final = "space_low"
-
-RETENTION_MEASURES: Final = (
-    Measure(ROWS_PRUNED, "counter", ("table",), "Rows that were removed because they had ended long ago."),
-    Measure(STORE_SIZE, "level", (), "Octets that the database takes."),
-    Measure(STORE_GROWTH, "level", (), "Octets that the database has grown by in the last hour."),
-    Measure(FREE_SPACE, "level", ("place",), "Octets that are free where the database (store) or the spill file lies."),
-    Measure(SPACE_LOW, "level", (), "1 while the database or the spill file has little room left, or grows fast."),
-)
 
 _BATCH: Final = 128
 """Rows of a table in one transaction: some milliseconds of the writer."""
@@ -144,7 +130,7 @@ class Retention:
             for table, count in removed.items():
                 total[table] = total.get(table, 0) + count
                 for _ in range(count):
-                    self._meter.count(ROWS_PRUNED, table=table)
+                    self._meter.count(metrics.ROWS_PRUNED, table=table)
             if not any(removed.values()):  # a batch may be a small one and not the last
                 break
             await self._clock.sleep(_PAUSE)
@@ -156,12 +142,12 @@ class Retention:
         self._sizes.append(size)
         growth = size - self._sizes[0]
         rooms = await self._files.run(_rooms, self._places)
-        self._meter.level(STORE_SIZE, size)
-        self._meter.level(STORE_GROWTH, growth)
+        self._meter.level(metrics.STORE_SIZE, size)
+        self._meter.level(metrics.STORE_GROWTH, growth)
         for place, room in rooms.items():
-            self._meter.level(FREE_SPACE, room.free, place=place)
+            self._meter.level(metrics.FREE_SPACE, room.free, place=place)
         problem = little_room(rooms, growth)
-        self._meter.level(SPACE_LOW, 1 if problem else 0)
+        self._meter.level(metrics.SPACE_LOW, 1 if problem else 0)
         if problem and not self._said:
             _logger.error("%s", problem)
         elif self._said and not problem:

@@ -6,8 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
+from typing_extensions import override
+
+from certplane.broker.metrics import Counter as CounterMetric
+from certplane.broker.metrics import Gauge, Histogram, Metric
 from certplane.broker.model import AuditEvent, EventKind
-from certplane.broker.ports import AuditLog
+from certplane.broker.ports import AuditLog, Meter
 
 
 class FakeDenialRecorder:
@@ -39,32 +43,40 @@ class FakeEventRecorder:
         pass
 
 
-class FakeMeter:
+class FakeMeter(Meter):
     """`Meter` in memory."""
 
     def __init__(self) -> None:
-        self.counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
-        self.spans: dict[str, list[timedelta]] = {}
-        self.levels: dict[str, float] = {}
-        self._labels: dict[str, frozenset[str]] = {}
+        self.counts: Counter[tuple[Metric, tuple[tuple[str, str], ...]]] = Counter()
+        self.spans: dict[Metric, list[timedelta]] = {}
+        self.levels: dict[Metric, float] = {}
+        self.moved: set[Metric] = set()
+        """What was counted, timed, or set to something else than 0, though only for a while."""
 
-    def count(self, name: str, **labels: str) -> None:
-        self._check(name, labels)
-        self.counts[name, tuple(sorted(labels.items()))] += 1
+    @override
+    def count(self, counter: CounterMetric, **labels: str) -> None:
+        self._check(counter, labels)
+        self.counts[counter, tuple(sorted(labels.items()))] += 1
+        self.moved.add(counter)
 
-    def observe(self, name: str, span: timedelta, **labels: str) -> None:
-        self._check(name, labels)
-        self.spans.setdefault(name, []).append(span)
+    @override
+    def observe(self, histogram: Histogram, span: timedelta, **labels: str) -> None:
+        self._check(histogram, labels)
+        self.spans.setdefault(histogram, []).append(span)
+        self.moved.add(histogram)
 
-    def level(self, name: str, value: float, **labels: str) -> None:
-        self._check(name, labels)
-        self.levels[name] = value
+    @override
+    def level(self, gauge: Gauge, value: float, **labels: str) -> None:
+        self._check(gauge, labels)
+        self.levels[gauge] = value
+        if value:
+            self.moved.add(gauge)
 
-    def total(self, name: str, **labels: str) -> int:
-        """How often `name` was counted with these labels among its own."""
+    def total(self, counter: CounterMetric, **labels: str) -> int:
+        """How often `counter` was counted with these labels among its own."""
         wanted = set(labels.items())
-        return sum(count for (known, has), count in self.counts.items() if known == name and wanted <= set(has))
+        return sum(count for (known, has), count in self.counts.items() if known is counter and wanted <= set(has))
 
-    def _check(self, name: str, labels: dict[str, str]) -> None:
-        """A name always comes with the same label names, as the port's contract says."""
-        assert self._labels.setdefault(name, frozenset(labels)) == frozenset(labels), name
+    def _check(self, metric: Metric, labels: dict[str, str]) -> None:
+        """A metric always comes with exactly its labels, as the port's contract says."""
+        assert labels.keys() == set(metric.labels), metric.name

@@ -24,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
+from certplane.broker import metrics
 from certplane.broker.issuance.commands import IssueResult
 from certplane.broker.model import DenyEntry, Grant, IdentityKind, OrderState, Profile
 from certplane.broker.services.interceptors.allowances import AllowanceSettings
@@ -84,10 +85,9 @@ async def refusal_of(call: Any) -> Refusal:
     return refusal
 
 
-def calls_served(edge: EdgeServer) -> float:
+def calls_served(edge: EdgeServer) -> int:
     """How many calls have reached the edge, whatever became of them."""
-    samples = (sample for metric in edge.metrics.registry.collect() for sample in metric.samples)
-    return sum(sample.value for sample in samples if sample.name == "certplane_rpc_calls_total")
+    return edge.meter.total(metrics.RPC_CALLS)
 
 
 # --- the handshake ----------------------------------------------------------------------------------------------------
@@ -544,7 +544,7 @@ async def test_caller_that_leaves_cancels_its_handler(edge: EdgeServer) -> None:
         "code": "CANCELLED",
         "reason": "",
     }
-    assert edge.metrics.registry.get_sample_value("certplane_rpc_calls_total", labels) == 1
+    assert edge.meter.total(metrics.RPC_CALLS, **labels) == 1
 
 
 # --- who may call what --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.model import CertificateRecord, DenyEntry, RevocationReason
 from certplane.broker.renewal.model import RenewalCause, RenewalPlan
@@ -445,8 +446,8 @@ async def test_sequences_that_skip_and_go_back(edge: EdgeServer, host: HostStrea
     assert record is not None
     assert [each.state for each in record.certificates] == ["requesting"]
     counts = edge.meter.counts
-    assert counts["renewal_reports", (("result", "durable"),)] == 2
-    assert counts["renewal_reports", (("result", "repeated"),)] == 2
+    assert counts[metrics.REPORTS, (("result", "durable"),)] == 2
+    assert counts[metrics.REPORTS, (("result", "repeated"),)] == 2
 
 
 async def test_wrong_and_replayed_nonces(edge: EdgeServer, host: HostStreamClient) -> None:
@@ -460,7 +461,7 @@ async def test_wrong_and_replayed_nonces(edge: EdgeServer, host: HostStreamClien
         await host.answer(told.nonce)
     await host.report()
     await host.acknowledged(1)
-    assert edge.meter.counts["stream_misuses", ()] == 8
+    assert edge.meter.counts[metrics.STREAM_MISUSES, ()] == 8
     await host.answer(told.nonce)
     answer = await ended(host)
     assert (answer.reason, answer.fields) == (Reason.REQUEST_INVALID, ["directive_result.nonce"])
@@ -504,7 +505,7 @@ async def test_ten_thousand_directives_to_one_slow_agent(edge: EdgeServer, host:
     await host.answer(second.nonce)
     await host.heartbeat()
     assert (await host.read()).WhichOneof("message") == "heartbeat"
-    assert edge.meter.counts["directives", (("result", "sent"),)] == 2
+    assert edge.meter.counts[metrics.DIRECTIVES, (("result", "sent"),)] == 2
 
 
 async def test_more_than_a_hundred_renewals_come_in_turn(edge: EdgeServer, host: HostStreamClient) -> None:
@@ -569,7 +570,7 @@ async def test_a_store_that_fails_gets_no_acknowledgement(edge: EdgeServer, host
     assert (await host.read()).WhichOneof("message") == "heartbeat"
     edge.stores.database.down = False
     await host.acknowledged(1)
-    assert edge.meter.counts["renewal_reports", (("result", "failed"),)] >= 1
+    assert edge.meter.counts[metrics.REPORTS, (("result", "failed"),)] >= 1
 
 
 @pytest.mark.parametrize("streams", [StreamSettings(tick=TICK, backlog=8)])
@@ -622,7 +623,7 @@ async def test_rapid_resets_leave_nothing(edge: EdgeServer) -> None:
         await other.report()
         await other.acknowledged(1)
         await until(lambda: len(edge.hub._attached) == 1)
-        await until(lambda: edge.metrics.in_flight._value.get() == 1)
+        await until(lambda: edge.meter.levels[metrics.RPC_IN_FLIGHT] == 1)
 
 
 # --- those who watch --------------------------------------------------------------------------------------------------
@@ -693,7 +694,9 @@ async def test_a_watcher_that_never_reads_is_ended(edge: EdgeServer) -> None:
                 if not len(edge.hub.watchers):
                     break
             await until(lambda: not len(edge.hub.watchers))
-            await until(lambda: edge.metrics.in_flight._value.get() == 1)  # the host's stream: the call has ended too
+            await until(
+                lambda: edge.meter.levels[metrics.RPC_IN_FLIGHT] == 1
+            )  # the host's stream: the call has ended too
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
                 while await call.read() is not grpc.aio.EOF:
                     pass

@@ -27,7 +27,6 @@ from certplane.broker.services.interceptors.allowances import Allowances, Allowa
 from certplane.broker.services.interceptors.authentication import Authenticator
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.interceptors.first_use import FirstUse
-from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import Trust, TrustInForce
@@ -78,7 +77,6 @@ class EdgeServer:
     clock: ShiftedClock = field(default_factory=ShiftedClock)
     authority: FakeAuthority = field(default_factory=FakeAuthority)
     denials: FakeDenialRecorder = field(default_factory=FakeDenialRecorder)
-    metrics: Metrics = field(default_factory=Metrics)
     policy: FakePolicySource = field(default_factory=lambda: FakePolicySource(FakePolicy.of(_GRANTS)))
     provisioners: Sequence[str] = ("JWK",)
     min_tls_version: str = "1.2"
@@ -111,7 +109,7 @@ class EdgeServer:
             ),
             allowances=Allowances(self.allowances, self.clock),
             denials=self.denials,
-            metrics=self.metrics,
+            meter=self.meter,
             clock=self.clock,
             new_event_id=lambda: f"event-{next(numbers)}",
             recheck=self.recheck,

@@ -21,7 +21,7 @@ from typing import Literal
 
 from typing_extensions import override
 
-from certplane.broker.audit.measures import EVENTS_RESCUED
+from certplane.broker import metrics
 from certplane.broker.audit.spill import SpillFile
 from certplane.broker.ports import AuditFallback, Meter, NullMeter
 
@@ -31,7 +31,7 @@ FailureMode = Literal["fail_closed", "fail_open"]
 
 
 class SpillFallback(AuditFallback):
-    """`AuditFallback` with a spill file; counts `audit_events_rescued` by `to`: `spill`, or `log` where that failed."""
+    """`AuditFallback` with a spill file; counts `EVENTS_RESCUED` by `to`: `spill`, or `log` where that failed."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class SpillFallback(AuditFallback):
                 self.spilled += len(records)
                 to = "spill"
         for _ in records:
-            self._meter.count(EVENTS_RESCUED, to=to)
+            self._meter.count(metrics.EVENTS_RESCUED, to=to)
 
     @override
     def written(self, records: Sequence[str]) -> None:

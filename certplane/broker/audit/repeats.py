@@ -18,7 +18,7 @@ from typing import Final
 
 from typing_extensions import override
 
-from certplane.broker.audit import measures
+from certplane.broker import metrics
 from certplane.broker.audit.coalescing import Coalescing
 from certplane.broker.audit.windows import Window, WindowBudget, Windows
 from certplane.broker.model import AuditEvent, AuditEventType, EventKind
@@ -64,7 +64,7 @@ class RepeatCoalescer(Coalescing, EventRecorder):
         *_, event = events
         window = self._windows.admit(kind, event, self._clock.monotonic())
         if window is not None:
-            self._meter.count(measures.EVENTS_COALESCED, type=event.event_type.value)
+            self._meter.count(metrics.EVENTS_COALESCED, type=event.event_type.value)
             await self._keep(window)
             return
         self._opened()

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
-from certplane.broker.fleet import measures
+from certplane.broker import metrics
 from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.greeting import Greeter
 from certplane.broker.fleet.knowledge import revoked_plan
@@ -119,7 +119,7 @@ class FleetHub:
         self._draining = False
         self._recording = True
         """Whether what was last recorded of a stream could be."""
-        meter.level(measures.STREAMS, 0)
+        meter.level(metrics.STREAMS, 0)
 
     # What others ask and tell.
 
@@ -169,12 +169,12 @@ class FleetHub:
             message = "too many watch the fleet; end another one's watch first"
             raise RefusalError(Reason.RATE_LIMITED, message, violations=[violation])
         watcher = self.watchers.add(wanted)
-        self._meter.level(measures.WATCHERS, len(self.watchers))
+        self._meter.level(metrics.WATCHERS, len(self.watchers))
         try:
             yield watcher
         finally:
             self.watchers.remove(watcher)
-            self._meter.level(measures.WATCHERS, len(self.watchers))
+            self._meter.level(metrics.WATCHERS, len(self.watchers))
 
     # What streams do.
 
@@ -214,7 +214,7 @@ class FleetHub:
             recorded = await self._record(session, reports[start : start + _AT_ONCE])
         self._displace(session)
         self._sessions[session.host] = session
-        self._meter.level(measures.STREAMS, len(self._sessions))
+        self._meter.level(metrics.STREAMS, len(self._sessions))
         session.welcome(
             Welcome(
                 self._clock.now(),
@@ -243,7 +243,7 @@ class FleetHub:
             problem = "isn't one of hello's certificate_names; say hello again when the host has another certificate"
             raise _invalid("report.certificate.name", problem)
         if session.take([report]):
-            self._meter.count(measures.REPORTS, result="repeated")
+            self._meter.count(metrics.REPORTS, result="repeated")
             self._wake(session)
         if session.pending and session.flushing is None:
             session.flushing = self._start(self._flush(session), "fleet-reports")
@@ -261,14 +261,14 @@ class FleetHub:
         _check_welcomed(session)
         directive = session.answer(result)
         if directive is None:
-            self._meter.count(measures.STREAM_MISUSES)
+            self._meter.count(metrics.STREAM_MISUSES)
             if session.misuses > self.settings.misuses:
                 problem = "answers no directive of this stream, again and again"
                 raise _invalid("directive_result.nonce", problem)
             return
         now = self._clock.monotonic()
-        self._meter.observe(measures.DIRECTIVE_SECONDS, timedelta(seconds=now - session.asked_time))
-        self._meter.count(measures.DIRECTIVES, result="taken" if result.error is None else "refused")
+        self._meter.observe(metrics.DIRECTIVE_SECONDS, timedelta(seconds=now - session.asked_time))
+        self._meter.count(metrics.DIRECTIVES, result="taken" if result.error is None else "refused")
         if result.error is not None:
             self._greeter.note_refused(session.host, directive, result.error.reason)
             fields = {"host": session.host, "reason": result.error.reason, "text": result.error.message}
@@ -318,7 +318,7 @@ class FleetHub:
         session.make_room()  # a message that is going out goes on: a call whose message is cut off can't be refused
         if self._sessions.get(session.host) is session:
             del self._sessions[session.host]
-            self._meter.level(measures.STREAMS, len(self._sessions))
+            self._meter.level(metrics.STREAMS, len(self._sessions))
             now = self._clock.now()
             silent = timedelta(seconds=self._clock.monotonic() - session.heard_time)
             self._do(self._store.record_stream(session.stream(now - silent, end_time=now)))
@@ -394,7 +394,7 @@ class FleetHub:
             else:
                 counted = True
                 for state in CertificateState:
-                    self._meter.level(measures.CERTIFICATES, counts.get(state, 0), state=state.value)
+                    self._meter.level(metrics.CERTIFICATES, counts.get(state, 0), state=state.value)
             await self._clock.sleep(self.settings.figures_interval)
 
     def _take_hashes(self) -> bool:
@@ -461,7 +461,7 @@ class FleetHub:
         repeated = [told[sequence] for sequence in recorded.telling if sequence not in first]
         await asyncio.gather(*(self._repeats.record(one.kind, [one.event]) for one in repeated))
         for report in recorded.new:
-            self._meter.count(measures.REPORTS, result="durable")
+            self._meter.count(metrics.REPORTS, result="durable")
             self.watchers.certificate_changed(session.host, report.certificate, now)
         for name in recorded.forgotten:
             self.watchers.certificate_removed(session.host, name, now)
@@ -475,7 +475,7 @@ class FleetHub:
                 try:
                     sequence = await self._record(session, list(reports))
                 except RefusalError as error:
-                    self._meter.count(measures.REPORTS, result="failed")
+                    self._meter.count(metrics.REPORTS, result="failed")
                     failures += 1
                     if session.ended or len(reports) >= self.settings.backlog:
                         self._end(session, error)
@@ -485,7 +485,7 @@ class FleetHub:
                 except Exception:
                     # Taken, never durable: the host keeps it, and says it again on its next stream.
                     _logger.exception("reports can't be recorded", extra={"fields": {"host": session.host}})
-                    self._meter.count(measures.REPORTS, result="failed")
+                    self._meter.count(metrics.REPORTS, result="failed")
                     self._end(session, _fault())
                     return
                 failures = 0
@@ -513,7 +513,7 @@ class FleetHub:
                 if session.ended:
                     return
                 if message is session.unanswered:
-                    self._meter.count(measures.DIRECTIVES, result="sent")
+                    self._meter.count(metrics.DIRECTIVES, result="sent")
                 if isinstance(message, Goodbye):
                     session.end(None)
                     return
@@ -561,7 +561,7 @@ class FleetHub:
 
     def _end(self, session: HostSession, error: RefusalError) -> None:
         if not session.ended:
-            self._meter.count(measures.STREAMS_ENDED, reason=error.refusal.reason.value)
+            self._meter.count(metrics.STREAMS_ENDED, reason=error.refusal.reason.value)
             session.end(error)
             session.make_room()
 

@@ -13,7 +13,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 from typing import Final
 
-from certplane.broker.fleet import measures
+from certplane.broker import metrics
 from certplane.broker.fleet.health import FLEET_WORDS, in_use, next_change
 from certplane.broker.fleet.model import CertificateStatus
 from certplane.broker.fleet.settings import StreamSettings
@@ -105,12 +105,12 @@ class FleetSupervision:
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
         for word in FLEET_WORDS:
-            self._meter.level(measures.HEALTH, counts[word], health=word.value)
+            self._meter.level(metrics.HEALTH, counts[word], health=word.value)
         policy = self._policy.current
         known = {profile for profile in soonest if policy.find_profile(profile) is not None}
         for profile in known | self._profiles:
             moment = soonest[profile].timestamp() if profile in known else math.inf
-            self._meter.level(measures.SOONEST_END, moment, profile=profile)
+            self._meter.level(metrics.SOONEST_END, moment, profile=profile)
         self._profiles |= known
 
     def _note(self, host: str, status: CertificateStatus) -> None:

@@ -25,6 +25,6 @@ nor SQL. Read in this order:
 | `delivery` | the hand-out: all is asked again, recorded, then given |
 | `revocation` | taking certificates back |
 | `events` | the audit events of all of these |
-| `settings`, `context`, `measures` | limits and times; the ports together; metric names |
+| `settings`, `context` | limits and times; the ports together |
 | `waiting` | waiting for events with injected time; work that a cancellation must not tear |
 """

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAuthorisation
 from certplane.broker.issuance.caching import answers, answers_again
 from certplane.broker.issuance.commands import IssueCommand, IssueResult
@@ -131,7 +131,7 @@ class RegistrationAuthority:
                 granted = asked.profile.name
                 found = await self._find_or_open(caller, command, asked, events)
         except RefusalError as error:
-            self._ports.meter.count(measures.REQUESTS, profile=granted, result=error.refusal.reason.value)
+            self._ports.meter.count(metrics.REQUESTS, profile=granted, result=error.refusal.reason.value)
             if granted and error.refusal.reason is Reason.RATE_LIMITED:
                 self._limits_told.tell(caller, granted, error.refusal)
             raise
@@ -232,7 +232,7 @@ class RegistrationAuthority:
                 raise self._wants.hasten(error, claim) from None
             if opened.created and flight is not None:
                 self._count(asked, "opened")
-                self._ports.meter.count(measures.ORDERS_OPENED, cause=opened.order.cause.value)
+                self._ports.meter.count(metrics.ORDERS_OPENED, cause=opened.order.cause.value)
                 return flight
             order = opened.order
         else:
@@ -311,4 +311,4 @@ class RegistrationAuthority:
         return _AuditedRefusals(self._ports.denials, events, order_id, certificate_id)
 
     def _count(self, asked: AuthorisedRequest, result: str) -> None:
-        self._ports.meter.count(measures.REQUESTS, profile=asked.profile.name, result=result)
+        self._ports.meter.count(metrics.REQUESTS, profile=asked.profile.name, result=result)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.outcome import Consequence, classify
 from certplane.broker.model import Order
@@ -49,7 +49,7 @@ class IssuanceCondition:
             self._blocked.add(order.profile)
         else:
             self._blocked.discard(order.profile)
-        self._meter.level(measures.PROFILES_BLOCKED, int(blocked), profile=order.profile)
+        self._meter.level(metrics.PROFILES_BLOCKED, int(blocked), profile=order.profile)
 
     @property
     def in_trouble(self) -> bool:
@@ -60,7 +60,7 @@ class IssuanceCondition:
         """Which of these profiles, those of the policy in force, are blocked."""
         for gone in self._blocked.difference(profiles):
             self._blocked.discard(gone)
-            self._meter.level(measures.PROFILES_BLOCKED, 0, profile=gone)
+            self._meter.level(metrics.PROFILES_BLOCKED, 0, profile=gone)
         return frozenset(self._blocked)
 
     def _note_trouble(self, order: Order) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import CallEvents
@@ -32,7 +32,7 @@ class Delivery:
         self._authorisation.ask_at_hand_out(caller, record, asked.policy)
         batch = (events.received(), events.authorized("hit", record.issuer), events.cache_hit(record))
         await self._record(events.handing_out(record, batch[-1]), record, batch)
-        self._ports.meter.count(measures.DELIVERIES, source="cache")
+        self._ports.meter.count(metrics.DELIVERIES, source="cache")
 
     async def of_order(self, caller: Caller, order: Order, events: CallEvents) -> CertificateRecord:
         """The certificate of an ISSUED order."""
@@ -51,7 +51,7 @@ class Delivery:
         events.learn_policy(policy, policy.find_profile(record.profile))
         event = events.delivered(record)
         await self._record(events.handing_out(record, event), record, (event,))
-        self._ports.meter.count(measures.DELIVERIES, source=source)
+        self._ports.meter.count(metrics.DELIVERIES, source=source)
 
     async def _record(self, kind: EventKind, record: CertificateRecord, batch: Sequence[AuditEvent]) -> None:
         """Make the hand-out durable: the first one of a certificate with its time, any further one as an event."""

@@ -19,7 +19,7 @@ from collections.abc import Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.issuance.authorisation import OrderAuthorisation
 from certplane.broker.issuance.condition import IssuanceCondition, tells_condition
 from certplane.broker.issuance.context import IssuancePorts
@@ -271,7 +271,7 @@ class OrderDispatcher:
         return self._group
 
     def _note_level(self) -> None:
-        self._ports.meter.level(measures.ORDERS_OPEN, len(self.flights))
+        self._ports.meter.level(metrics.ORDERS_OPEN, len(self.flights))
         if len(self.flights) or self._protected:
             self._idle.clear()
         else:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import NoReturn
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.issuance.condition import IssuanceCondition
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
@@ -124,8 +124,8 @@ class OrderExecution:
                 await self._try_on()
         reason = self.order.error.reason.value if self.order.error is not None else OrderState.ISSUED.value
         spent = timedelta(seconds=self._ports.clock.monotonic() - started)
-        self._ports.meter.observe(measures.ORDER_DURATION, spent, reason=reason)
-        self._ports.meter.count(measures.ORDERS_ENDED, profile=self.order.profile, reason=reason)
+        self._ports.meter.observe(metrics.ORDER_DURATION, spent, reason=reason)
+        self._ports.meter.count(metrics.ORDERS_ENDED, profile=self.order.profile, reason=reason)
         self._condition.order_ended(self.order)
         if self.order.state is OrderState.ISSUED:
             self._choice.works(self.order.issuer)
@@ -174,7 +174,7 @@ class OrderExecution:
     async def _after_failure(self, refusal: Refusal) -> None:
         self._steps.forget()
         self._failures += 1
-        self._ports.meter.count(measures.STEP_FAILURES, reason=refusal.reason.value)
+        self._ports.meter.count(metrics.STEP_FAILURES, reason=refusal.reason.value)
         verdict = conclude(
             refusal,
             failures=self._failures,
@@ -249,7 +249,7 @@ class OrderExecution:
             refusal.message,
             extra={"fields": {"order_id": order.order_id, "issuer": order.issuer, "next_issuer": issuer}},
         )
-        self._ports.meter.count(measures.FAILOVERS, issuer=order.issuer, reason=refusal.reason.value)
+        self._ports.meter.count(metrics.FAILOVERS, issuer=order.issuer, reason=refusal.reason.value)
         self._hold(refusal, pause_before_new_order(refusal))
         self._steps.left |= {order.issuer}
         self._failures = 0
@@ -258,7 +258,7 @@ class OrderExecution:
         events = []
         if order.acme_order_url:
             events.append(self._events.abandoned(order.acme_order_url, refusal.message))
-            self._ports.meter.count(measures.ORDERS_ABANDONED)
+            self._ports.meter.count(metrics.ORDERS_ABANDONED)
         events.append(self._events.failed_over(issuer, refusal))
         await self._journal.write(OrderChange(issuer=issuer, acme_order_url=""), events)
         raise _IssuerChangedError
@@ -274,7 +274,7 @@ class OrderExecution:
         events = [self._events.failed(error, order.acme_order_url, alarming=unaccounted or asks_person)]
         if left_open:
             events.append(self._events.abandoned(order.acme_order_url, error.message))
-            self._ports.meter.count(measures.ORDERS_ABANDONED)
+            self._ports.meter.count(metrics.ORDERS_ABANDONED)
         if not is_told(error):
             pause = cap_pause(pause, await self._life_left())
         retry_time = self._ports.clock.now() + pause

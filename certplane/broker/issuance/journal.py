@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.flights import Flight, Flights
 from certplane.broker.issuance.waiting import see_through
@@ -106,7 +106,7 @@ class Journal:
                 if error.refusal.reason not in _PASSING:
                     raise
                 failures += 1
-                self._ports.meter.count(measures.JOURNAL_RETRIES)
+                self._ports.meter.count(metrics.JOURNAL_RETRIES)
                 if failures == 1:
                     logger.warning(
                         "the store can't take an order's journal, trying on: %s",

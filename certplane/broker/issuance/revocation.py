@@ -9,7 +9,7 @@ holds a certificate may revoke it, whatever policy says by now.
 
 from __future__ import annotations
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.issuance.authorisation import CallAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import CallEvents
@@ -53,5 +53,5 @@ class Revocation:
             certificate_id, reason, self._ports.clock.now(), [events.revoked(record, reason)], by_holder=True
         )
         self._ports.renewals.note_revoked(revoked)
-        self._ports.meter.count(measures.REVOCATIONS, reason=reason.value)
+        self._ports.meter.count(metrics.REVOCATIONS, reason=reason.value)
         return revoked

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.issuance.authorisation import OrderAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
@@ -237,7 +237,7 @@ class OrderSteps:
             raise OrderOverError(End(refusal, pause_before_new_order(refusal)))
         self._acme = None
         await self._journal.write(OrderChange(acme_order_url=""), [self._events.abandoned(url, why)])
-        self._ports.meter.count(measures.ORDERS_ABANDONED)
+        self._ports.meter.count(metrics.ORDERS_ABANDONED)
 
     async def _prepare(self, acme: IssuerOrder) -> None:
         """Before the finalisation: get the CA's order ready, then make the decision to finalise durable."""
@@ -279,7 +279,7 @@ class OrderSteps:
             )
         for line in silent:
             self._journal.tell(f"goes on without a name server that gives no answer: {line}")
-            self._ports.meter.count(measures.SERVERS_SILENT)
+            self._ports.meter.count(metrics.SERVERS_SILENT)
             fields = {"order_id": self.order.order_id}
             logger.warning(
                 "a name server gives no answer; the order goes on without it: %s", line, extra={"fields": fields}
@@ -401,7 +401,7 @@ class OrderSteps:
         started = self._ports.clock.monotonic()
         yield
         spent = timedelta(seconds=self._ports.clock.monotonic() - started)
-        self._ports.meter.observe(measures.STEP_DURATION, spent, step=name)
+        self._ports.meter.observe(metrics.STEP_DURATION, spent, step=name)
         failpoint(f"order.{name}.after")
 
 

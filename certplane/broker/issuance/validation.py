@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import Order, TxtRecord
@@ -66,7 +66,7 @@ class RecordCleaner:
             return ()
         left: Sequence[TxtRecord] = await self._ports.solver.remove(mine, self._settings.dns_timeout)
         for record in left:
-            self._ports.meter.count(measures.RECORDS_LEFT)
+            self._ports.meter.count(metrics.RECORDS_LEFT)
             logger.warning(
                 "a TXT record could not be removed, it will be tried again at the next start",
                 extra={"fields": {"order_id": order.order_id, "record_name": record.name, "zone": record.zone}},

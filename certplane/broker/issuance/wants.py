@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.outcome import cap_pause
 from certplane.broker.model import Caller, CertificateRecord, OrderCause, OrderDraft
@@ -96,7 +96,7 @@ class LimitsTold:
     def tell(self, caller: Caller, profile: str, refusal: Refusal) -> None:
         """A new order was refused with RATE_LIMITED."""
         for violation in refusal.violations:
-            self._meter.count(measures.LIMITS_REACHED, limit=violation.subject)
+            self._meter.count(metrics.LIMITS_REACHED, limit=violation.subject)
         key = (caller.name, profile, refusal.message)
         if key in self._told:
             return

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
+from certplane.broker import metrics
 from certplane.broker.model import AuditEvent, AuditEventType, AuditSeverity, CertificateRecord
 from certplane.broker.ports import Meter, NullMeter, PolicySource
 from certplane.broker.renewal.model import (
@@ -175,7 +176,7 @@ class RenewalPlanner:
             answer = await source.renewal_info(certificate.certificate_pem, _TIMEOUT)
         except RenewalInfoError as error:
             answer = error
-        self._meter.count("renewal_checks", issuer=certificate.issuer, result=_result(answer))
+        self._meter.count(metrics.RENEWAL_CHECKS, issuer=certificate.issuer, result=_result(answer))
         if isinstance(answer, RenewalInfoError):
             self._note_error(certificate, answer)
         try:
@@ -196,7 +197,7 @@ class RenewalPlanner:
             events = [self._moved(current, plan)] if moved else []
             if await self._plans.replace_plan(current.plan, plan, events):
                 if moved:
-                    self._meter.count("renewal_plans_moved", issuer=current.issuer)
+                    self._meter.count(metrics.RENEWAL_PLANS_MOVED, issuer=current.issuer)
                     logger.info("the CA has moved a renewal window", extra=_fields(current, plan))
                 return
             standing = await self._plans.in_force(certificate.host, self._clock.now())

@@ -20,7 +20,7 @@ from typing import Final
 from sqlalchemy import bindparam, select
 from typing_extensions import override
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.model import AuditEvent, DenyEntry, IdentityUse, KnownIdentity
 from certplane.broker.policy.first_use import Verdict, activated, contested, judge
 from certplane.broker.ports import IdentityLedger, IdentityRegister, Meter
@@ -226,7 +226,7 @@ class SqlIdentityLedger(IdentityLedger, IdentityRegister):
             self._contested.add(name)
 
     def _note(self) -> None:
-        self._meter.level(measures.IDENTITIES_CONTESTED, len(self._contested))
+        self._meter.level(metrics.IDENTITIES_CONTESTED, len(self._contested))
 
     async def watch(self) -> None:
         """Keep what is in memory current, until cancelled."""

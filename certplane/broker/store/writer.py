@@ -31,6 +31,7 @@ from datetime import timedelta
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
+from certplane.broker import metrics
 from certplane.broker.ports import AuditFallback, Meter
 from certplane.broker.store.batch import Change, GroupCommit, Job, audit_unavailable, store_unavailable
 from certplane.broker.store.rows import EventRow
@@ -207,7 +208,7 @@ class Writer:
             self._loop.call_soon_threadsafe(self._wake, group)
         if written:
             self._fallback.written(written)
-        self._meter.observe("store_group", timedelta(seconds=self._clock.monotonic() - begun))
+        self._meter.observe(metrics.STORE_GROUP, timedelta(seconds=self._clock.monotonic() - begun))
 
     # Back on the loop.
 

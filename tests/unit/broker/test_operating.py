@@ -8,12 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client import CollectorRegistry
 
+from certplane.broker import metrics
 from certplane.broker.commands import identity_entry
-from certplane.broker.issuance.measures import MEASURES
+from certplane.broker.metrics import Counter, Gauge, Histogram, Metric
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import DenyEntry
 from certplane.broker.reload import ExpiryLevel, expiry_level
-from certplane.broker.telemetry import LOOP_MEASURES, PrometheusMeter, watch_loop
+from certplane.broker.telemetry import PrometheusMeter, watch_loop
 from certplane.config.values import ListenAddress
 from certplane.errors import OperationError
 from tests.fakes.clock import ManualClock
@@ -59,35 +60,40 @@ def test_identity_entry(arguments: dict[str, str], entry: DenyEntry) -> None:
 
 
 def test_meter_makes_metrics() -> None:
-    """Counters, durations and levels become metrics; measures of the story are there before their first value."""
-    registry = CollectorRegistry()
-    meter = PrometheusMeter(registry)
-    meter.count("audit_events_rescued", to="spill")
-    meter.count("audit_events_rescued", to="spill")
-    meter.observe("store_group", timedelta(milliseconds=3))
-    meter.level("orders_open", 7)
-    assert registry.get_sample_value("certplane_audit_events_rescued_total", {"to": "spill"}) == 2
-    assert registry.get_sample_value("certplane_store_group_seconds_count") == 1
-    assert registry.get_sample_value("certplane_store_group_seconds_bucket", {"le": "0.005"}) == 1
-    assert registry.get_sample_value("certplane_orders_open") == 7
-    declared = {metric.name for metric in registry.collect()}
-    for measure in MEASURES:
-        suffix = "_seconds" if measure.kind == "duration" else ""
-        assert f"certplane_{measure.name}{suffix}" in declared
+    """Counters, histograms and gauges become metrics; all are there before their first value."""
+    meter = PrometheusMeter()
+    meter.count(metrics.EVENTS_RESCUED, to="spill")
+    meter.count(metrics.EVENTS_RESCUED, to="spill")
+    meter.observe(metrics.STORE_GROUP, timedelta(milliseconds=3))
+    meter.level(metrics.ORDERS_OPEN, 7)
+    sample = meter.registry.get_sample_value
+    assert sample("certplane_audit_events_rescued_total", {"to": "spill"}) == 2
+    assert sample("certplane_store_group_seconds_count") == 1
+    assert sample("certplane_store_group_seconds_bucket", {"le": "0.005"}) == 1
+    assert sample("certplane_orders_open") == 7
+    exported = {
+        f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in meter.registry.collect()
+    }
+    assert exported == {metric.name for metric in metrics.METRICS}
+    assert len(exported) == len(metrics.METRICS)
 
 
-def test_measures_of_the_story_can_be_used_as_declared() -> None:
-    """Each measure takes exactly the labels that it declares."""
-    meter = PrometheusMeter(CollectorRegistry())
-    for measure in MEASURES:
-        labels = dict.fromkeys(measure.labels, "x")
-        match measure.kind:
-            case "counter":
-                meter.count(measure.name, **labels)
-            case "duration":
-                meter.observe(measure.name, timedelta(seconds=1), **labels)
-            case "level":
-                meter.level(measure.name, 1, **labels)
+@pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda metric: metric.name)
+def test_metrics_can_be_used_as_declared(metric: Metric) -> None:
+    """Each takes exactly the labels that it declares."""
+    meter = PrometheusMeter()
+    labels = dict.fromkeys(metric.labels, "x")
+    match metric:
+        case Counter():
+            meter.count(metric, **labels)
+            value = meter.registry.get_sample_value(metric.name, labels)
+        case Histogram():
+            meter.observe(metric, timedelta(seconds=1), **labels)
+            value = meter.registry.get_sample_value(f"{metric.name}_sum", labels)
+        case Gauge():
+            meter.level(metric, 1, **labels)
+            value = meter.registry.get_sample_value(metric.name, labels)
+    assert value == 1
 
 
 class LateClock(ManualClock):
@@ -106,12 +112,13 @@ class LateClock(ManualClock):
 
 async def test_a_loop_that_is_held_is_measured() -> None:
     """What the loop is late by is what the histogram gets; the span between looks is no part of it."""
-    registry = CollectorRegistry()
+    meter = PrometheusMeter()
     clock = LateClock(timedelta(milliseconds=15))
-    watching = asyncio.create_task(watch_loop(PrometheusMeter(registry, LOOP_MEASURES), clock))
+    watching = asyncio.create_task(watch_loop(meter, clock))
     await settle()
     watching.cancel()
     await asyncio.wait({watching})
+    registry = meter.registry
     seen = {
         le: registry.get_sample_value("certplane_event_loop_lag_seconds_bucket", {"le": le}) for le in ("0.01", "0.02")
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.model import AuditEvent, AuditEventType
 from certplane.broker.retention import Retention, Room, little_room
 from certplane.runtime.pool import BlockingPool
@@ -79,7 +80,7 @@ async def test_what_is_due_goes_a_batch_at_a_time(tmp_path: Path) -> None:
         s.clock.advance(timedelta(seconds=1))
         await settled()
         assert len(events) == 5
-        assert s.meter.total("store_rows_pruned", table="audit_events") == 300
+        assert s.meter.total(metrics.ROWS_PRUNED, table="audit_events") == 300
         s.clock.advance(31 * DAY)
         await settled()
         assert events == []
@@ -109,9 +110,9 @@ async def test_room_is_measured(tmp_path: Path) -> None:
             await s.write(count)
             s.clock.advance(MINUTE)
         await until_looked(s)
-        assert (s.meter.levels["store_size_bytes"], s.meter.levels["store_growth_bytes"]) == (250_000, 100_000)
-        assert s.meter.levels["free_space_bytes"] > 0
-        assert s.meter.levels["space_low"] == 0
+        assert (s.meter.levels[metrics.STORE_SIZE], s.meter.levels[metrics.STORE_GROWTH]) == (250_000, 100_000)
+        assert s.meter.levels[metrics.FREE_SPACE] > 0
+        assert s.meter.levels[metrics.SPACE_LOW] == 0
 
 
 async def until_looked(s: Setting) -> None:
@@ -157,11 +158,11 @@ async def test_little_room_is_said_once(
     async with s.running(s.retention.watch()):
         for _ in range(3):
             await until_looked(s)
-            assert s.meter.levels["space_low"] == 1
+            assert s.meter.levels[metrics.SPACE_LOW] == 1
             s.clock.advance(MINUTE)
         rooms["store"] = Room(GIB, GIB)
         await until_looked(s)
         s.clock.advance(MINUTE)
         await until_looked(s)
-        assert s.meter.levels["space_low"] == 0
+        assert s.meter.levels[metrics.SPACE_LOW] == 0
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]

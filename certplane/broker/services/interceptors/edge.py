@@ -28,8 +28,9 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 
+from certplane.broker import metrics
 from certplane.broker.model import Caller, IdentityKind
-from certplane.broker.ports import DenialRecorder
+from certplane.broker.ports import DenialRecorder, Meter
 from certplane.broker.services.calls import Call, EdgeRefusalError, is_request_id, serving, valid_request_id
 from certplane.broker.services.interceptors.access import METHODS, Access, check_access
 from certplane.broker.services.interceptors.access_log import AccessLog
@@ -52,7 +53,6 @@ from certplane.broker.services.interceptors.handlers import (
     run_stream,
     unimplemented,
 )
-from certplane.broker.services.interceptors.metrics import Metrics
 from certplane.broker.services.interceptors.open_streams import OpenStreams
 from certplane.broker.services.interceptors.work import Work
 from certplane.errors import Reason, Refusal, RefusalError
@@ -103,7 +103,7 @@ class Edge(grpc.aio.ServerInterceptor):
         first_use: FirstUse,
         allowances: Allowances,
         denials: DenialRecorder,
-        metrics: Metrics,
+        meter: Meter,
         clock: Clock,
         new_event_id: Callable[[], str],
         recheck: timedelta = timedelta(seconds=1),
@@ -114,7 +114,8 @@ class Edge(grpc.aio.ServerInterceptor):
         self._allowances = allowances
         self._access_log = AccessLog(clock)
         self._denials = denials
-        self._metrics = metrics
+        self._meter = meter
+        self._in_flight = 0
         self._clock = clock
         self._new_event_id = new_event_id
         self._open_streams = OpenStreams(clock, recheck)
@@ -124,6 +125,7 @@ class Edge(grpc.aio.ServerInterceptor):
     def drain(self, retry_after: timedelta) -> None:
         """From now on refuse calls that may start an order; `retry_after` is when to try again."""
         self._draining = retry_after
+        self._meter.level(metrics.DRAINING, 1)
 
     def close(self) -> None:
         """No more calls will come."""
@@ -268,7 +270,7 @@ class Edge(grpc.aio.ServerInterceptor):
                 user_agent = str(value)
             elif key == REQUEST_ID_KEY and is_request_id(str(value)):
                 request_id = str(value)
-        self._metrics.in_flight.inc()
+        self._note_in_flight(1)
         return Call(method, request_id), peer_of(context.auth_context(), context.peer(), user_agent)
 
     def _authenticate(self, call: Call, peer: Peer, cost: int) -> Admission:
@@ -338,9 +340,11 @@ class Edge(grpc.aio.ServerInterceptor):
         await _abort(call, context, refusal, checked)
 
     def _end(self, call: Call, peer: Peer, context: RpcContext, seconds: float, *, brief: bool) -> None:
-        self._metrics.in_flight.dec()
+        self._note_in_flight(-1)
         code = _code_name(context.code(), sys.exc_info()[1])
-        self._metrics.call_ended(call.method, code, call.reason, seconds if brief else None)
+        self._meter.count(metrics.RPC_CALLS, method=call.method, code=code, reason=call.reason)
+        if brief:  # how long a stream was open says nothing of how fast anything was
+            self._meter.observe(metrics.RPC_SECONDS, timedelta(seconds=seconds), method=call.method)
         if self._access_log.enabled:
             fields = {
                 "method": call.method,
@@ -352,6 +356,10 @@ class Edge(grpc.aio.ServerInterceptor):
                 "ms": round(seconds * 1000, 1),
             }
             self._access_log.note(fields)
+
+    def _note_in_flight(self, change: int) -> None:
+        self._in_flight += change
+        self._meter.level(metrics.RPC_IN_FLIGHT, self._in_flight)
 
 
 class _Recheck:

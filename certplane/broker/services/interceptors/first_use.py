@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine
 
-from certplane.broker.issuance import measures
+from certplane.broker import metrics
 from certplane.broker.model import (
     AuditDecision,
     AuditEvent,
@@ -87,7 +87,7 @@ class FirstUse:
             # Another certificate may have been faster, at another broker too; then this one is judged after it.
             verdict = judge(known, use)
             if known.active == use:
-                self._meter.count(measures.IDENTITY_ACTIVATIONS)
+                self._meter.count(metrics.IDENTITY_ACTIVATIONS)
         if known is None or not verdict.refused:
             return
         if verdict is Verdict.CONTEST:

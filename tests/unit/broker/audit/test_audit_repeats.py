@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.audit.repeats import RepeatCoalescer
 from certplane.broker.audit.windows import WindowBudget, Windows
 from certplane.broker.model import AuditEvent, AuditEventType, EventKind
@@ -87,7 +88,7 @@ async def test_a_flood_is_one_event_and_one_count() -> None:
     assert summary.timestamp == first.timestamp + SECOND
     for part in ("certificate_cache_hit", f"{first.timestamp:%Y-%m-%dT%H:%M:%SZ}", first.event_id, "asked again"):
         assert part in summary.reason
-    assert s.meter.total("audit_events_coalesced", type="certificate_cache_hit") == 9_999
+    assert s.meter.total(metrics.EVENTS_COALESCED, type="certificate_cache_hit") == 9_999
 
 
 async def test_a_count_is_durable_before_its_caller_is_answered() -> None:

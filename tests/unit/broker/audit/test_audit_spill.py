@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.audit import SpillFallback, SpillFile, import_spill
 from certplane.broker.model import AuditEvent, AuditEventType
 from certplane.errors import Reason, RefusalError
@@ -171,7 +172,7 @@ def test_rescued_events_are_logged_spilled_and_counted(spill_path: Path, caplog:
     fallback = SpillFallback("fail_open", spill_path, meter=meter)
     fallback.rescue([record(1), record(2)], RuntimeError("disk full"))
     assert (fallback.spilled, fallback.lost) == (2, 0)
-    assert meter.total("audit_events_rescued", to="spill") == 2
+    assert meter.total(metrics.EVENTS_RESCUED, to="spill") == 2
     lines = [entry for entry in caplog.records if entry.name == "certplane.audit"]
     assert [getattr(line, "fields", {})["event"]["event_id"] for line in lines] == ["event-1", "event-2"]
     assert {line.levelname for line in lines} == {"ERROR"}
@@ -188,7 +189,7 @@ def test_events_that_can_not_be_spilled_are_logged_and_told_lost(
     fallback = SpillFallback("fail_open", spill_path, meter=meter)
     fallback.rescue([record(1)], RuntimeError("disk full"))
     assert (fallback.spilled, fallback.lost) == (0, 1)
-    assert meter.total("audit_events_rescued", to="log") == 1
+    assert meter.total(metrics.EVENTS_RESCUED, to="log") == 1
     assert "in this log alone" in caplog.text
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing, Welcome
@@ -194,7 +195,7 @@ async def test_a_fault_in_counting_does_not_end_what_looks_after_the_streams(
         assert host.end.refusal.reason is Reason.STREAM_TIMED_OUT
         world.store.uncountable = False
         await world.pass_time(timedelta(minutes=2))
-    assert world.meter.levels["host_certificates"] == 0
+    assert world.meter.levels[metrics.CERTIFICATES] == 0
     assert "soon are again" in caplog.text
 
 

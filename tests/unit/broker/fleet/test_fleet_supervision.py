@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from certplane.broker.fleet.health import FLEET_WORDS, HostKnowledge, certificate_health
 from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldCertificate, HostRecord
@@ -52,7 +51,7 @@ class World:
         self.clock = ManualClock()
         self.view = View(self.clock)
         self.watchers = Watchers()
-        self.registry = CollectorRegistry()
+        self.meter = PrometheusMeter()
         self.policy = FakePolicySource(
             FakePolicy.of(profiles=[Profile(name, "multi_san", (f"{name}.example",), "h") for name in ("web", "mail")])
         )
@@ -61,7 +60,7 @@ class World:
             watchers=self.watchers,
             policy=self.policy,
             clock=self.clock,
-            meter=PrometheusMeter(self.registry),
+            meter=self.meter,
             settings=StreamSettings(),
         )
 
@@ -77,7 +76,7 @@ class World:
     def counts(self) -> dict[str, float]:
         """How many certificates of each health, those with none left out."""
         values = {
-            word: self.registry.get_sample_value("certplane_fleet_certificates", {"health": word})
+            word: self.meter.registry.get_sample_value("certplane_fleet_certificates", {"health": word})
             for word in FLEET_WORDS
         }
         assert None not in values.values()
@@ -85,7 +84,7 @@ class World:
 
     def soonest(self, name: str) -> float | None:
         metric = "certplane_fleet_soonest_not_after_timestamp_seconds"
-        return self.registry.get_sample_value(metric, {"profile": name})
+        return self.meter.registry.get_sample_value(metric, {"profile": name})
 
     async def pass_time(self, span: timedelta) -> None:
         while span > timedelta():

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.issuance.condition import IssuanceCondition
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.model import Order, OrderState
@@ -91,7 +92,7 @@ async def test_the_alarm_outlives_a_restart() -> None:
     again = await other.started()
 
     assert again.blocked(["shop", "mail"]) == {"shop"}
-    assert other.meter.levels["profiles_blocked"] == 1
+    assert other.meter.levels[metrics.PROFILES_BLOCKED] == 1
     await again.issue(caller(), issue("three"))
     assert again.blocked(["shop", "mail"]) == frozenset()
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.issuance.outcome import fails_over
 from certplane.broker.model import AuditEventType, DenyEntry, OrderState, RevocationReason
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
@@ -85,7 +86,7 @@ async def test_an_issuer_that_stays_away_is_left(world: World) -> None:
     assert (moved.issuer_name, moved.reason_code) == ("fake-ca", "ISSUER_UNAVAILABLE")
     (issued,) = (event for event in world.database.events if event.event_type is AuditEventType.CERTIFICATE_ISSUED)
     assert (issued.issuer_name, issued.issuer_directory) == ("second", "https://second.test/dir")
-    assert world.meter.total("issuer_failovers") == 1
+    assert world.meter.total(metrics.FAILOVERS) == 1
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["the deny-list alone", "its order was ended too"])

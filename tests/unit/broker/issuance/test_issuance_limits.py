@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.settings import IssuanceSettings
@@ -77,7 +78,7 @@ async def test_the_first_minutes_of_a_host() -> None:
     await order_renewal(world, second)
     await certificate(authority, issue("three", replaces=second.certificate_id))
     assert [order.cause for order in world.orders] == [OrderCause.ORDINARY, OrderCause.EARLY, OrderCause.OPERATOR]
-    assert world.meter.total("orders_opened", cause="operator") == 1
+    assert world.meter.total(metrics.ORDERS_OPENED, cause="operator") == 1
 
 
 async def at_its_limits(world: World, authority: RegistrationAuthority) -> CertificateRecord:
@@ -343,4 +344,4 @@ async def test_a_limit_is_named_in_log_metric_and_audit(caplog: pytest.LogCaptur
     assert f"the next is possible at {world.clock.now() + DAY:%Y-%m-%dT%H:%M:%SZ}" in refusal.message
     assert [text in record.getMessage() for record in caplog.records] == [True]
     assert text in world.database.events[-1].reason
-    assert world.meter.total("limits_reached", limit="new_keys_per_identity_profile_per_day") == 3
+    assert world.meter.total(metrics.LIMITS_REACHED, limit="new_keys_per_identity_profile_per_day") == 3

@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 
+from certplane.broker import metrics
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import (
     AuditEventType,
@@ -70,7 +71,7 @@ async def test_a_step_that_could_not_be_done_is_tried_again(operation: str, time
     assert world.ca.finalisations == len(world.ca.issued) == 1
     assert no_trace_is_left(world)
     # An answer lost once is found by looking, so that the same step need not be asked for again.
-    assert world.meter.total("order_step_failures", reason=reason.value) >= 1
+    assert world.meter.total(metrics.STEP_FAILURES, reason=reason.value) >= 1
 
 
 async def test_nothing_is_proven_that_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +115,7 @@ async def test_a_journal_that_can_not_be_written_is_waited_for(operation: str, r
 
     assert world.order.state is OrderState.ISSUED
     assert len(world.ca.orders) == world.ca.finalisations == len(world.database.certificates) == 1
-    assert world.meter.total("journal_retries") == 100
+    assert world.meter.total(metrics.JOURNAL_RETRIES) == 100
     assert no_trace_is_left(world)
 
 
@@ -430,7 +431,7 @@ async def test_an_order_that_was_not_finalised_may_be_abandoned_and_is_counted(
     assert world.ca.finalisations == 1
     (abandoned,) = [event for event in world.database.events if event.event_type is AuditEventType.ORDER_ABANDONED]
     assert abandoned.acme_order_url == url
-    assert world.meter.total("acme_orders_abandoned") == 1
+    assert world.meter.total(metrics.ORDERS_ABANDONED) == 1
     assert no_trace_is_left(world)
 
 
@@ -646,7 +647,7 @@ async def test_records_that_can_not_be_removed_are_swept_at_the_next_start() -> 
     assert world.order.state is OrderState.ISSUED
     assert len(world.order.txt_records) == len(world.dns.records) == 2
     assert all(record.record_id for record in world.order.txt_records)
-    assert world.meter.total("txt_records_left") == 2
+    assert world.meter.total(metrics.RECORDS_LEFT) == 2
 
     after = world.fork()
     await after.started()

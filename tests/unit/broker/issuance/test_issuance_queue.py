@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import IssuerOrderStatus, OrderState, Scope, ScopeKind
@@ -264,7 +265,7 @@ async def test_the_number_of_orders_at_the_ca_is_bounded() -> None:
     await settle()
 
     assert world.issuer.faults.count("create_order") == 1
-    assert world.meter.levels["orders_open"] == 2
+    assert world.meter.levels[metrics.ORDERS_OPEN] == 2
     gate.set()
     await world.run_on()
-    assert world.meter.levels["orders_open"] == 0
+    assert world.meter.levels[metrics.ORDERS_OPEN] == 0

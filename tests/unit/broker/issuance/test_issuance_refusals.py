@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.settings import IssuanceSettings
@@ -110,7 +111,7 @@ async def test_a_refused_request_makes_no_order_and_is_audited(
     assert (event.decision, event.reason_code) == (AuditDecision.DENY, reason.value)
     assert (event.identity, event.source_ip, event.user_agent) == ("web1.test", "192.0.2.7", "test/1")
     assert len(event.csr_sha256) == 64
-    assert world.meter.total("certificate_requests", result=reason.value) == 1
+    assert world.meter.total(metrics.REQUESTS, result=reason.value) == 1
 
 
 async def test_a_contested_identity_keeps_what_it_has() -> None:

@@ -8,7 +8,6 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker.issuance.caching import answers, answers_again
-from certplane.broker.issuance.measures import MEASURES
 from certplane.broker.issuance.outcome import (
     End,
     TryAgain,
@@ -240,8 +239,3 @@ def test_what_the_journal_lists(
 ) -> None:
     """Whatever may stand is listed, with its id as soon as that is known."""
     assert merge_records(journalled, latest) == expected
-
-
-def test_measures_are_listed_once() -> None:
-    """An exporter declares each name once, with its labels."""
-    assert len({measure.name for measure in MEASURES}) == len(MEASURES)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from certplane.broker import metrics
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import AuditEventType, OrderState, RevocationReason
@@ -498,7 +499,7 @@ async def test_a_name_server_that_gives_no_answer_is_told_and_counted() -> None:
     await settle()
     shown = await authority.get_order(caller(), "g", opened.order.order_id)
     assert "goes on without a name server that gives no answer: ns2.test" in shown.order.trouble
-    assert world.meter.total("name_servers_silent") == 1
+    assert world.meter.total(metrics.SERVERS_SILENT) == 1
     gate.set()
     await world.run_on()
     assert world.order.state is OrderState.ISSUED

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from certplane.broker import metrics
 from certplane.broker.model import DenyEntry, OrderState, RevocationReason
 from certplane.broker.ports import OrderChange
 from certplane.broker.store import checkpoint
@@ -117,7 +118,7 @@ async def test_a_sound_store_is_ready_and_times_its_groups(sqlite_place: StorePl
         assert stores.ready()
         stores.writer._commit.broken = "a sync failed"
         assert not stores.ready()
-    assert meter.spans["store_group"]
+    assert meter.spans[metrics.STORE_GROUP]
 
 
 async def test_a_deny_list_that_can_not_be_read_stays_in_force(

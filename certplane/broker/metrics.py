@@ -1,0 +1,204 @@
+"""Every metric that the broker has: its name, its labels and its help text, declared here and nowhere else.
+
+Code counts with the value (`meter.count(metrics.REQUESTS, ...)`, port `Meter`); `telemetry` exports each of them from
+the start, before it has moved. Names and labels are public: docs/operations.md has a row for each, and a test compares
+the rows with this module and sees each metric move.
+
+Labels are bounded: methods are those of the access table, codes and reasons those of the error table, profiles and
+issuers those of the files; never a name that a caller chose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+"""From a group commit to an order that waits for slow DNS."""
+
+_CALL_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+"""From an answer out of the cache to the longest wait for an order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """What an exporter must know of a metric before its first value."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counter(Metric):
+    """Only grows; its name ends in `_total`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gauge(Metric):
+    """What now is; 0 until it is set, if it has no labels."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Histogram(Metric):
+    """Spans of time, in seconds; its name ends in `_seconds`."""
+
+    buckets: tuple[float, ...] = _SECONDS
+
+
+# Calls and the process.
+
+RPC_CALLS: Final = Counter(
+    "certplane_rpc_calls_total",
+    "Calls that ended, by method, gRPC code and refusal reason (empty when not refused).",
+    ("method", "code", "reason"),
+)
+RPC_SECONDS: Final = Histogram(
+    "certplane_rpc_seconds",
+    "Time from the arrival of a call with one answer to its end; streams are left out.",
+    ("method",),
+    _CALL_SECONDS,
+)
+RPC_IN_FLIGHT: Final = Gauge("certplane_rpc_in_flight", "Calls being served.")
+LOOP_LAG: Final = Histogram(
+    "certplane_event_loop_lag_seconds",
+    "How late the event loop came to what was due: what every call waits beside.",
+)
+DRAINING: Final = Gauge("certplane_draining", "1 while the broker shuts down.")
+RELOADS: Final = Counter(
+    "certplane_reloads_total",
+    "Files read again, by what (policy, trust) and result (loaded, rejected).",
+    ("what", "result"),
+)
+CERTIFICATE_NOT_AFTER: Final = Gauge(
+    "certplane_certificate_not_after_seconds",
+    "End of validity, Unix time: the broker's own certificate (server) and the CA of the agents that ends first "
+    "(agent_ca).",
+    ("certificate",),
+)
+
+# Requests and orders.
+
+REQUESTS: Final = Counter(
+    "certplane_certificate_requests_total",
+    "Requests for a certificate by result: cache, opened, joined, or the reason of the refusal. The profile is empty "
+    "unless policy granted it.",
+    ("profile", "result"),
+)
+DELIVERIES: Final = Counter(
+    "certplane_certificate_deliveries_total", "Certificates handed out: cache, order or stored.", ("source",)
+)
+REVOCATIONS: Final = Counter("certplane_certificate_revocations_total", "Certificates revoked.", ("reason",))
+LIMITS_REACHED: Final = Counter(
+    "certplane_limits_reached_total", "Requests that a limit of rate_limits has refused, by its key.", ("limit",)
+)
+PROFILES_BLOCKED: Final = Gauge(
+    "certplane_profiles_blocked", "1 while the last order of a profile ended for a person to mend.", ("profile",)
+)
+ORDERS_OPENED: Final = Counter(
+    "certplane_orders_opened_total",
+    "Orders by why they are wanted: ordinary, early, withdrawn (by the holder), or asked for: revoked, operator, "
+    "issuer, due.",
+    ("cause",),
+)
+ORDERS_OPEN: Final = Gauge("certplane_orders_open", "Orders that this process works on or that wait for their turn.")
+ORDERS_ENDED: Final = Counter(
+    "certplane_orders_ended_total", "Orders that ended: ISSUED, or the reason of the failure.", ("profile", "reason")
+)
+ORDER_DURATION: Final = Histogram(
+    "certplane_order_duration_seconds", "From an order's turn to its end, by ISSUED or reason.", ("reason",)
+)
+STEP_DURATION: Final = Histogram("certplane_order_step_duration_seconds", "Steps of orders that succeeded.", ("step",))
+STEP_FAILURES: Final = Counter(
+    "certplane_order_step_failures_total", "Steps of orders that failed, retried or not, by reason.", ("reason",)
+)
+FAILOVERS: Final = Counter(
+    "certplane_issuer_failovers_total",
+    "Orders that went on at another issuer, by the one they left.",
+    ("issuer", "reason"),
+)
+ORDERS_ABANDONED: Final = Counter(
+    "certplane_acme_orders_abandoned_total", "Orders at the CA that were given up before they were finalised."
+)
+JOURNAL_RETRIES: Final = Counter("certplane_journal_retries_total", "Journal writes of orders that had to be repeated.")
+RECORDS_LEFT: Final = Counter(
+    "certplane_txt_records_left_total", "TXT records that could not be removed and wait for the next start."
+)
+SERVERS_SILENT: Final = Counter(
+    "certplane_name_servers_silent_total",
+    "Name servers that gave no answer, each time that an order went on without them because all others showed the "
+    "records.",
+)
+
+# Identities, renewals and the fleet.
+
+IDENTITIES_CONTESTED: Final = Gauge(
+    "certplane_identities_contested", "Host identities that are contested until an operator decides."
+)
+IDENTITY_ACTIVATIONS: Final = Counter(
+    "certplane_identity_activations_total", "Identity certificates that came into use by their first call."
+)
+RENEWAL_CHECKS: Final = Counter(
+    "certplane_renewal_checks_total", "Questions to a CA about a renewal, by their result.", ("issuer", "result")
+)
+RENEWAL_PLANS_MOVED: Final = Counter(
+    "certplane_renewal_plans_moved_total", "Renewals that a CA has moved.", ("issuer",)
+)
+STREAMS: Final = Gauge("certplane_host_streams", "Hosts with a status stream.")
+STREAMS_ENDED: Final = Counter(
+    "certplane_host_streams_ended_total", "Status streams that the broker has ended, by reason.", ("reason",)
+)
+STREAM_MISUSES: Final = Counter(
+    "certplane_stream_misuses_total", "Answers to directives that were never sent, or had been answered."
+)
+REPORTS: Final = Counter(
+    "certplane_renewal_reports_total",
+    "Reports of hosts: durable, repeated, or failed and tried again.",
+    ("result",),
+)
+DIRECTIVES: Final = Counter("certplane_directives_total", "Directives: sent, taken, refused.", ("result",))
+DIRECTIVE_SECONDS: Final = Histogram(
+    "certplane_directive_answer_seconds", "Time until a host has answered a directive."
+)
+CERTIFICATES: Final = Gauge(
+    "certplane_host_certificates", "Certificates of all hosts, by the state that was reported last.", ("state",)
+)
+HEALTH: Final = Gauge(
+    "certplane_fleet_certificates", "Certificates of all hosts, by how bad it is with them.", ("health",)
+)
+SOONEST_END: Final = Gauge(
+    "certplane_fleet_soonest_not_after_timestamp_seconds",
+    "The soonest end of what hosts use, Unix time; +Inf for none.",
+    ("profile",),
+)
+WATCHERS: Final = Gauge("certplane_renewal_watchers", "Streams of WatchRenewals.")
+
+# The database and the audit log.
+
+STORE_GROUP: Final = Histogram(
+    "certplane_store_group_seconds", "Time until a group of writes to the database was durable."
+)
+ROWS_PRUNED: Final = Counter(
+    "certplane_store_rows_pruned_total", "Rows that were removed because they had ended long ago.", ("table",)
+)
+STORE_SIZE: Final = Gauge("certplane_store_size_bytes", "Octets that the database takes.")
+STORE_GROWTH: Final = Gauge("certplane_store_growth_bytes", "Octets that the database has grown by in the last hour.")
+FREE_SPACE: Final = Gauge(
+    "certplane_free_space_bytes",
+    "Octets that are free where the database (store) or the spill file lies.",
+    ("place",),
+)
+SPACE_LOW: Final = Gauge(
+    "certplane_space_low", "1 while the database or the spill file has little room left, or grows fast."
+)
+EVENTS_COALESCED: Final = Counter(
+    "certplane_audit_events_coalesced_total",
+    "Repeated audit events that were counted instead of written.",
+    ("type",),
+)
+EVENTS_RESCUED: Final = Counter(
+    "certplane_audit_events_rescued_total", "Audit events that the database did not take, by where they went.", ("to",)
+)
+
+METRICS: Final = tuple(value for value in globals().values() if isinstance(value, Metric))
+"""All of the above."""
