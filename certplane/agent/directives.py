@@ -19,11 +19,12 @@ from typing_extensions import override
 
 from certplane.agent.lineage import Lineage, LineageLife
 from certplane.agent.link.session import DirectiveTaker
-from certplane.agent.model import DirectedRenewal, LineageStatus, RenewalCause
+from certplane.agent.model import DirectedRenewal, LineageStatus
 from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.failures import is_refused_by_policy, is_unreached
 from certplane.agent.renewal.plan import newest_version
 from certplane.errors import OperationError, Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from certplane.agent.faults import as_error
 from certplane.agent.install.activation import ActivationResult
-from certplane.agent.model import LineageState, LineageStatus, Version
+from certplane.agent.model import LineageStatus, Version
 from certplane.agent.ports import DirectiveFile, InstallTrial, PendingKeys, StatusFile, VersionStore
 from certplane.agent.renewal.directed import laid_over
 from certplane.agent.renewal.facts import LineageFacts
@@ -47,6 +47,7 @@ from certplane.agent.renewal.status import (
 )
 from certplane.agent.renewal.waiting import LEAST_WAIT
 from certplane.errors import CertplaneError, OperationError, RefusalError
+from certplane.fleet_report.model import CertificateState
 from certplane.runtime.clock import Clock
 from certplane.runtime.finishing import uninterrupted
 from certplane.runtime.pool import BlockingPool
@@ -275,7 +276,7 @@ class LineageLife:
                     return status
                 case Request():
                     requested = True
-                    if status.state is LineageState.REQUESTING:
+                    if status.state is CertificateState.REQUESTING:
                         return status  # still under way at the broker
                 case Activate():
                     if requested:  # what is due again at once has too short a life; the next run goes on

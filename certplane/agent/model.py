@@ -13,17 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from certplane.errors import Refusal
-
-
-class RenewalCause(StrEnum):
-    """Why the broker wants a certificate renewed at another time than it said when it issued it."""
-
-    LIFETIME = "lifetime"
-    """The broker's own rule."""
-    ISSUER = "issuer"
-    """The CA's window (RFC 9773)."""
-    OPERATOR = "operator"
-    REVOKED = "revoked"
+from certplane.fleet_report.model import CertificateState, RenewalCause, RenewalStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,40 +156,6 @@ class ServiceView:
         return not self.problem
 
 
-class LineageState(StrEnum):
-    """Where one certificate of this host is; `renewal.machine` says what follows what."""
-
-    ABSENT = "absent"
-    """There is none, and none was asked for yet."""
-    WAITING = "waiting"
-    """In use, and not due. Whether services serve it isn't known: `verify` isn't configured, or hasn't looked."""
-    DUE = "due"
-    """Due, and not asked for yet."""
-    REQUESTING = "requesting"
-    ISSUED = "issued"
-    """On disk, not installed; `activate_after` says what it waits for."""
-    INSTALLING = "installing"
-    RELOADING = "reloading"
-    VERIFYING = "verifying"
-    SERVING = "serving"
-    """In use, not due, and seen served by `verify`."""
-    FAILED = "failed"
-    """The request failed; `next_attempt_time` says when it is made again."""
-    DEGRADED = "degraded"
-    """Issued but not activated (the previous version is in place, or the new one unconfirmed), or the service serves
-    something else than what is in place."""
-
-
-class LineageStep(StrEnum):
-    """A step that can fail."""
-
-    REQUEST = "request"
-    INSTALL = "install"
-    RELOAD = "reload"
-    VERIFY = "verify"
-    ROLLBACK = "rollback"
-
-
 @dataclass(frozen=True, slots=True)
 class LineageStatus:
     """What `status` shows of one certificate, and what the broker is told; written to disk after each step, in order.
@@ -211,7 +167,7 @@ class LineageStatus:
     """
 
     name: str
-    state: LineageState
+    state: CertificateState
     update_time: datetime
     renew_time: datetime | None = None
     renew_reason: str = ""
@@ -227,7 +183,7 @@ class LineageStatus:
     activation goes back to."""
     activation_failures: int = 0
     next_activation_time: datetime | None = None
-    failed_step: LineageStep | None = None
+    failed_step: RenewalStep | None = None
     """Which step `last_error` is of; None when that is empty."""
     request_error: str = ""
     """What the last of `failures` was; `last_error` may be a later activation's."""
@@ -263,45 +219,3 @@ class LineageStatus:
     """The same of the last activation."""
     directed_times: tuple[datetime, ...] = ()
     """When the last renewals came that the broker wanted before their time."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeldCertificate:
-    """A certificate that this host has, or that a service of it was seen to serve (then `version` may be zero)."""
-
-    serial_number: str
-    certificate_id: str = ""
-    not_before: datetime | None = None
-    not_after: datetime | None = None
-    version: int = 0
-    observe_time: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateReport:
-    """What the broker is told of one certificate: its status with what a reader elsewhere needs beside it."""
-
-    name: str
-    state: LineageState
-    update_time: datetime
-    profile: str = ""
-    dns_names: tuple[str, ...] = ()
-    failed_step: LineageStep | None = None
-    issued: HeldCertificate | None = None
-    installed: HeldCertificate | None = None
-    served: HeldCertificate | None = None
-    renew_time: datetime | None = None
-    renew_reason: str = ""
-    last_error: str = ""
-    request_failures: int = 0
-    activation_failures: int = 0
-    next_attempt_time: datetime | None = None
-    activate_time: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One report under its number: the counting is the spool's, upwards from 1 in one epoch."""
-
-    sequence: int
-    certificate: CertificateReport

@@ -3,7 +3,8 @@
 from datetime import datetime
 
 from certplane.agent.control import Outcome
-from certplane.agent.model import LineageState, LineageStatus
+from certplane.agent.model import LineageStatus
+from certplane.fleet_report.model import CertificateState
 
 
 def renewal_outcome(name: str, before: int, status: LineageStatus, now: datetime) -> Outcome:
@@ -38,7 +39,7 @@ def _failure(status: LineageStatus, now: datetime) -> str:
 
 def _without_failure(name: str, before: int, status: LineageStatus) -> Outcome:
     confirmed, issued = status.confirmed_version or 0, status.issued_version or 0
-    if status.state is LineageState.REQUESTING:
+    if status.state is CertificateState.REQUESTING:
         return Outcome(ok=False, text="the order is still under way at the broker; the agent goes on with it")
     if confirmed > before:
         return Outcome(ok=True, text=f"version {confirmed} is in use")

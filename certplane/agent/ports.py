@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from certplane.agent.model import (
-    CertificateReport,
     DirectedRenewal,
     HookResult,
     IdentityView,
@@ -19,10 +18,10 @@ from certplane.agent.model import (
     LineageStatus,
     OrderView,
     PendingRequest,
-    Report,
     ServiceView,
     Version,
 )
+from certplane.fleet_report.model import CertificateStatus, Report
 
 
 class IdentityAuthority(Protocol):
@@ -170,7 +169,7 @@ class ReportSpool(Protocol):
         """The name of the counting: made with the state directory."""
         ...
 
-    def add(self, report: CertificateReport) -> None:
+    def add(self, report: CertificateStatus) -> None:
         """Take a report up, unless the latest of this certificate says the same. On any thread."""
         ...
 

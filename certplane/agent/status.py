@@ -12,13 +12,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from certplane.agent.link.state import LinkPhase, LinkState
-from certplane.agent.model import LineageState
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.health import lineage_health
 from certplane.agent.renewal.plan import LineageSpec, due_time, newest_version, shown_reason, warn_time
 from certplane.agent.renewal.skew import MOST_SKEW
 from certplane.agent.renewal.status import new_status
 from certplane.agent.renewal.waiting import hold_of
+from certplane.fleet_report.model import CertificateState
 from certplane.runtime.health import HealthWord, Severity
 from certplane.runtime.tables import moment_text, span_text, table_lines
 from certplane.runtime.text import printable, printable_values
@@ -181,8 +181,8 @@ def link_report(state: LinkState, *, running: bool, unacknowledged: int) -> Link
 
 def _state(facts: LineageFacts) -> str:
     """The status's state, but for a version that an enrollment has just put in force: no agent has seen it yet."""
-    if facts.status.state is LineageState.ABSENT and facts.current is not None:
-        return LineageState.WAITING.value
+    if facts.status.state is CertificateState.ABSENT and facts.current is not None:
+        return CertificateState.WAITING.value
     return facts.status.state.value
 
 
@@ -246,7 +246,7 @@ def _notes(lineage: LineageReport, now: datetime) -> list[str]:
     if lineage.verify_error:
         after = "" if lineage.next_verify_time is None else f" (next look {_moment(lineage.next_verify_time, now)})"
         notes.append(f"{lineage.verify_error}{_times(lineage.verify_failures)}{after}")
-    if lineage.state == LineageState.DUE and len(lineage.renew_reason) > _WHY:
+    if lineage.state == CertificateState.DUE and len(lineage.renew_reason) > _WHY:
         notes.append(lineage.renew_reason)
     if lineage.activate_after is not None:
         when = _moment(lineage.activate_after, now)

@@ -17,9 +17,9 @@ from pathlib import Path
 from benchmarks.audit import make_event
 from certplane.broker.audit import SpillFallback
 from certplane.broker.fleet.events import report_events
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldCertificate, StatusReport
 from certplane.broker.model import AuditEvent, Caller, IdentityKind
 from certplane.broker.store import Stores, open_stores
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, Report
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 
@@ -72,7 +72,7 @@ async def measure(folder: Path, callers: int) -> Reports:
 
 
 def _recording(
-    stores: Stores, epoch: str, reports: Sequence[Sequence[tuple[StatusReport, Mapping[int, AuditEvent]]]]
+    stores: Stores, epoch: str, reports: Sequence[Sequence[tuple[Report, Mapping[int, AuditEvent]]]]
 ) -> Callable[[int, int], Awaitable[object]]:
     async def record(number: int, call: int) -> None:
         report, told = reports[number][call]
@@ -102,18 +102,18 @@ def _host(number: int) -> str:
 
 def _reports(
     number: int, states: Sequence[CertificateState], new_id: Callable[[], str]
-) -> list[tuple[StatusReport, Mapping[int, AuditEvent]]]:
+) -> list[tuple[Report, Mapping[int, AuditEvent]]]:
     """What a host says, with the events that the broker makes of it."""
     now = datetime.now(UTC)
     name = _host(number)
     caller = Caller(name, IdentityKind.HOST, f"host{number}", ("web",), (), "1", "CN=bench", "JWK", now)
-    made: list[tuple[StatusReport, Mapping[int, AuditEvent]]] = []
+    made: list[tuple[Report, Mapping[int, AuditEvent]]] = []
     for call in range(2 * CALLS):
         held = HeldCertificate(f"{call // len(states) + 1:x}", now, now, version=1, observe_time=now)
         status = CertificateStatus(
             "web", states[call % len(states)], "web", ("example.org", "www.example.org"), issued=held, installed=held,
             served=held, renew_time=now, renew_reason="a third of its life is left", update_time=now,
         )  # fmt: skip
-        report = StatusReport(call + 1, status)
+        report = Report(call + 1, status)
         made.append((report, report_events(caller, "01a207ff-6a12-7c3e-9d1f-3f1c5f1f6a10", [report], now, new_id)))
     return made

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from certplane.agent.install.directive import JsonDirectiveFile
-from certplane.agent.model import DirectedRenewal, RenewalCause
+from certplane.agent.model import DirectedRenewal
 from certplane.agent.ports import DirectiveFile
 from certplane.errors import OperationError
+from certplane.fleet_report.model import RenewalCause
 from tests.fakes.agent_install import FakeDirectiveFile
 
 FULL = DirectedRenewal(

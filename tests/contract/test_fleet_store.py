@@ -9,20 +9,11 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.fleet.model import (
-    CertificateState,
-    CertificateStatus,
-    HeldCertificate,
-    HeldUp,
-    HostStream,
-    RenewalStep,
-    RequestedRenewal,
-    RevokedCertificate,
-    StatusReport,
-)
+from certplane.broker.fleet.model import HeldUp, HostStream, RequestedRenewal, RevokedCertificate
 from certplane.broker.fleet.ports import FleetStore, RecordedReports
 from certplane.broker.model import AuditEvent, AuditEventType, RevocationReason
 from certplane.errors import Reason, Refusal, RefusalError
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep, Report
 from tests.support.stores import NO_LIMITS, StoreHarness, certificate
 from tests.support.stores import draft as a_draft
 
@@ -67,11 +58,11 @@ def stream(host: str = HOST, **changes: Any) -> HostStream:
 
 def report(
     sequence: int, state: CertificateState = CertificateState.WAITING, name: str = "web", **facts: Any
-) -> StatusReport:
-    return StatusReport(sequence, CertificateStatus(name, state, **facts))
+) -> Report:
+    return Report(sequence, CertificateStatus(name, state, **facts))
 
 
-def serving(sequence: int, serial: str, name: str = "web") -> StatusReport:
+def serving(sequence: int, serial: str, name: str = "web") -> Report:
     return report(sequence, CertificateState.SERVING, name, served=HeldCertificate(serial))
 
 
@@ -81,7 +72,7 @@ def fleet(store: StoreHarness) -> FleetStore:
     return found
 
 
-def events(store: StoreHarness, *reports: StatusReport) -> dict[int, AuditEvent]:
+def events(store: StoreHarness, *reports: Report) -> dict[int, AuditEvent]:
     """An event for each report, with its sequence as the reason."""
     return {each.sequence: store.event(AuditEventType.RENEWAL_REPORTED, reason=f"{each.sequence}") for each in reports}
 
@@ -94,7 +85,7 @@ async def test_what_was_reported_is_read_back_whole(fleet: FleetStore) -> None:
     """Every field of a status, of a stream and of a refused directive survives."""
     ended = stream(end_time=T0 + timedelta(hours=2), clock_skew=timedelta(seconds=-3, microseconds=5))
     await fleet.record_stream(ended)
-    await fleet.record_reports(HOST, "epoch-1", [StatusReport(7, FULL)])
+    await fleet.record_reports(HOST, "epoch-1", [Report(7, FULL)])
     error = Refusal(Reason.REQUEST_INVALID, "no such certificate")
     await fleet.record_directive_error(HOST, error)
     record = await fleet.get_host(HOST)

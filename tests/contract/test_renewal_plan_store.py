@@ -11,8 +11,9 @@ import pytest
 
 from certplane.broker.model import AuditEventType, CertificateRecord, OrderState, RevocationReason
 from certplane.broker.ports import OrderChange
-from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
+from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from tests.support.stores import StoreHarness
 
 WEB1 = "spiffe://example.org/host/web1"

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from certplane.agent.install.status import JsonStatusFile
-from certplane.agent.model import LineageState, LineageStatus, LineageStep
+from certplane.agent.model import LineageStatus
 from certplane.agent.ports import StatusFile
+from certplane.fleet_report.model import CertificateState, RenewalStep
 from tests.fakes.agent_install import FakeStatusFile
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 FULL = LineageStatus(
     name="www",
-    state=LineageState.DEGRADED,
+    state=CertificateState.DEGRADED,
     update_time=NOW,
     renew_time=NOW + timedelta(days=60),
     renew_reason="its renewal time has come",
@@ -29,7 +30,7 @@ FULL = LineageStatus(
     confirmed_version=2,
     activation_failures=1,
     next_activation_time=NOW + timedelta(minutes=1),
-    failed_step=LineageStep.VERIFY,
+    failed_step=RenewalStep.VERIFY,
     request_error="RATE_LIMITED: 20 an hour",
     issued_version=3,
     installed_version=2,
@@ -68,7 +69,7 @@ def test_nothing_saved_is_nothing_loaded(reopen: Callable[[], StatusFile]) -> No
 
 def test_every_field_survives_a_restart(reopen: Callable[[], StatusFile]) -> None:
     """What was saved is loaded, to the last field."""
-    defaults = LineageStatus("www", LineageState.ABSENT, NOW)
+    defaults = LineageStatus("www", CertificateState.ABSENT, NOW)
     unset = [each.name for each in dataclasses.fields(FULL) if getattr(FULL, each.name) == getattr(defaults, each.name)]
     assert unset == ["name", "update_time"]
     reopen().save(FULL)
@@ -78,7 +79,7 @@ def test_every_field_survives_a_restart(reopen: Callable[[], StatusFile]) -> Non
 def test_the_last_save_counts(reopen: Callable[[], StatusFile]) -> None:
     """A save replaces the one before."""
     reopen().save(FULL)
-    later = dataclasses.replace(FULL, state=LineageState.WAITING, rejected_version=None)
+    later = dataclasses.replace(FULL, state=CertificateState.WAITING, rejected_version=None)
     reopen().save(later)
     assert reopen().load() == later
 
@@ -104,5 +105,5 @@ def test_status_of_an_older_release_is_loaded(tmp_path: Path) -> None:
         ' "rejected_version": null, "retry_time": null, "confirmed_version": 2, "activation_failures": 0,'
         ' "next_activation_time": null}'
     )
-    expected = LineageStatus("www", LineageState.WAITING, NOW, confirmed_version=2)
+    expected = LineageStatus("www", CertificateState.WAITING, NOW, confirmed_version=2)
     assert JsonStatusFile(tmp_path / "www").load() == expected

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, HostStream, RequestedRenewal, StatusReport
+from certplane.broker.fleet.model import HostStream, RequestedRenewal
 from certplane.broker.model import CertificateRecord, EnrollmentReport, Order, OrderState, RevocationReason, TxtRecord
 from certplane.broker.ports import OrderChange, PruneBefore
-from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal
+from certplane.fleet_report.model import CertificateState, CertificateStatus, RenewalCause, Report
 from tests.support.stores import StoreHarness
 
 DAY = timedelta(days=1)
@@ -187,7 +188,7 @@ def stream(host: str, seen: datetime) -> HostStream:
 async def test_a_host_that_is_gone_for_long_is_forgotten(store: StoreHarness) -> None:
     """With what it reported; one that was heard stays with all of it."""
     fleet = store.stores.fleet
-    report = StatusReport(1, CertificateStatus("web", CertificateState.SERVING))
+    report = Report(1, CertificateStatus("web", CertificateState.SERVING))
     for host in ("gone", "here"):
         await fleet.record_reports(host, "e", [report], stream=stream(host, store.clock.now()))
         await store.stores.enrollments.record_report(EnrollmentReport(host, "1.2.0", (), "1f", store.clock.now()), [])

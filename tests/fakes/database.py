@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
-from certplane.broker.fleet.model import CertificateStatus, HostStream, RequestedRenewal
+from certplane.broker.fleet.model import HostStream, RequestedRenewal
 from certplane.broker.issuance.authorisation import shut_out
 from certplane.broker.issuance.events import denied_order
 from certplane.broker.model import (
@@ -23,6 +23,7 @@ from certplane.broker.model import (
 )
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
+from certplane.fleet_report.model import CertificateStatus
 from certplane.runtime.clock import Clock
 from tests.fakes.faults import FaultScript
 

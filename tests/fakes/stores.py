@@ -7,14 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 
-from certplane.broker.fleet.model import (
-    CertificateState,
-    HostRecord,
-    HostStream,
-    RequestedRenewal,
-    RevokedCertificate,
-    StatusReport,
-)
+from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
@@ -36,6 +29,7 @@ from certplane.broker.policy.first_use import Verdict, activated, contested, jud
 from certplane.broker.policy.limits import AHEAD, DAY, Counted, ReachedLimit, limit_refusal, limits_on
 from certplane.broker.ports import CertificateQuery, DurableLimits, OpenedOrder, OrderChange, PruneBefore
 from certplane.errors import Reason, Refusal, RefusalError
+from certplane.fleet_report.model import CertificateState, Report
 from certplane.runtime.clock import Clock
 from tests.fakes.database import FailureMode, FakeDatabase, FakeHost
 from tests.fakes.renewal import FakeRenewalPlanStore
@@ -497,7 +491,7 @@ class FakeFleetStore:
         self,
         host: str,
         epoch: str,
-        reports: Sequence[StatusReport],
+        reports: Sequence[Report],
         events: Mapping[int, AuditEvent] | None = None,
         *,
         names: Sequence[str] | None = None,

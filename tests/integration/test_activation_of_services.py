@@ -18,8 +18,9 @@ import pytest
 
 from certplane.agent.inspection import Finding, Level, certificate_findings
 from certplane.agent.install.outputs import Outputs
-from certplane.agent.model import LineageState, LineageStatus, LineageStep, Version
+from certplane.agent.model import LineageStatus, Version
 from certplane.agent.renewal.status import is_well
+from certplane.fleet_report.model import CertificateState, RenewalStep
 from certplane.runtime.clock import SystemClock
 from tests.fakes.clock import ManualClock
 from tests.support.agent_world import AgentWorld
@@ -134,7 +135,7 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     scene.configure()
     await world.enroll()
     status = await scene.run()
-    assert status.state is LineageState.SERVING, status
+    assert status.state is CertificateState.SERVING, status
     yield scene
     await service.stop()
     world.close()
@@ -146,7 +147,7 @@ async def test_renewed_certificate_is_served(scene: Scene) -> None:
     first, second = await scene.versions()
     assert first.serial_number != second.serial_number
     await scene.serves(second)
-    assert (status.state, status.verified_version) == (LineageState.SERVING, second.number)
+    assert (status.state, status.verified_version) == (CertificateState.SERVING, second.number)
     assert (status.served_serial_number, status.served_not_after) == (second.serial_number, second.not_after)
     assert await scene.check() == Finding(
         "service of web", Level.OK, text=f"127.0.0.1:{scene.service.port} serves what is in place"
@@ -162,14 +163,14 @@ async def test_row_21_row_22_reload_that_is_refused(scene: Scene) -> None:
     status = await scene.renew()
     first, second = await scene.versions()
     # The reload is refused with the old version too: the new one stays in place, for the day when it is mended.
-    assert (status.state, status.failed_step) == (LineageState.DEGRADED, LineageStep.RELOAD)
+    assert (status.state, status.failed_step) == (CertificateState.DEGRADED, RenewalStep.RELOAD)
     assert "service.conf" in status.last_error  # the service's own words
     assert await served_serial(scene.service.port) == first.serial_number
     assert scene.installed() == second.serial_number
     scene.service.mend_config()
     scene.world.broker.calls.clear()
     scene.world.clock.advance(7 * HOUR)
-    assert (await scene.run()).state is LineageState.SERVING
+    assert (await scene.run()).state is CertificateState.SERVING
     await scene.serves(second)
     assert "issue" not in scene.world.broker.calls
 
@@ -179,14 +180,14 @@ async def test_service_that_goes_on_with_the_old_one(scene: Scene) -> None:
     scene.configure(reload_command="true", verify={"connect": f"127.0.0.1:{scene.service.port}", **HASTY})
     status = await scene.renew()
     first, second = await scene.versions()
-    assert (status.state, status.failed_step) == (LineageState.DEGRADED, LineageStep.VERIFY)
+    assert (status.state, status.failed_step) == (CertificateState.DEGRADED, RenewalStep.VERIFY)
     assert (status.rejected_version, status.verified_version) == (second.number, first.number)
     assert f"serves another certificate for web.example: serial {first.serial_number}" in status.last_error
     assert scene.installed() == first.serial_number == await served_serial(scene.service.port)
     assert not is_well(status)
     scene.configure()
     scene.world.clock.advance(7 * HOUR)
-    assert (await scene.run()).state is LineageState.SERVING
+    assert (await scene.run()).state is CertificateState.SERVING
     assert scene.installed() == second.serial_number
     await scene.serves(second)
 
@@ -197,13 +198,13 @@ async def test_service_that_never_answers(scene: Scene) -> None:
     scene.service.freeze()
     status = await scene.renew()
     _, second = await scene.versions()
-    assert (status.state, status.failed_step) == (LineageState.DEGRADED, LineageStep.VERIFY)
+    assert (status.state, status.failed_step) == (CertificateState.DEGRADED, RenewalStep.VERIFY)
     assert "completes no TLS handshake in 1 s" in status.last_error
     assert scene.installed() == second.serial_number
     scene.service.thaw()
     scene.configure()
     scene.world.clock.advance(7 * HOUR)
-    assert (await scene.run()).state is LineageState.SERVING
+    assert (await scene.run()).state is CertificateState.SERVING
     await scene.serves(second)
 
 
@@ -213,13 +214,13 @@ async def test_service_that_was_killed(scene: Scene) -> None:
     scene.configure(verify={"connect": f"127.0.0.1:{scene.service.port}", **HASTY})
     status = await scene.renew()
     _, second = await scene.versions()
-    assert status.state is LineageState.DEGRADED
+    assert status.state is CertificateState.DEGRADED
     assert scene.installed() == second.serial_number
     await scene.service.start()
     await scene.serves(second)
     scene.configure()
     scene.world.clock.advance(7 * HOUR)
-    assert (await scene.run()).state is LineageState.SERVING
+    assert (await scene.run()).state is CertificateState.SERVING
 
 
 async def test_service_that_is_down_later_is_seen(scene: Scene) -> None:
@@ -227,7 +228,7 @@ async def test_service_that_is_down_later_is_seen(scene: Scene) -> None:
     scene.service.kill()
     scene.configure(verify={"connect": f"127.0.0.1:{scene.service.port}", **HASTY})
     status = await scene.run()
-    assert (status.state, status.drift_reloaded, status.verified_version) == (LineageState.DEGRADED, True, None)
+    assert (status.state, status.drift_reloaded, status.verified_version) == (CertificateState.DEGRADED, True, None)
     assert "can't be reached: Connection refused" in status.verify_error
     found = await scene.check()
     assert not found.ok
@@ -237,7 +238,7 @@ async def test_service_that_is_down_later_is_seen(scene: Scene) -> None:
     await scene.service.start()
     scene.configure()
     status = await scene.run()
-    assert (status.state, status.verify_failures) == (LineageState.SERVING, 0)
+    assert (status.state, status.verify_failures) == (CertificateState.SERVING, 0)
 
 
 async def test_service_that_drifted_is_reloaded_once(scene: Scene) -> None:
@@ -264,5 +265,5 @@ async def test_service_that_drifted_is_reloaded_once(scene: Scene) -> None:
     scene.clock.nothing_before = reloaded
     status = await scene.run()
     assert reloaded.exists()
-    assert (status.state, status.verified_version) == (LineageState.SERVING, second.number)
+    assert (status.state, status.verified_version) == (CertificateState.SERVING, second.number)
     await scene.serves(second)

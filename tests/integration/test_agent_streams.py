@@ -15,9 +15,10 @@ import pytest
 from certplane.agent.link.session import SessionParts
 from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.link.stream import StatusStream
-from certplane.agent.model import CertificateReport, DirectedRenewal, HeldCertificate, LineageState
+from certplane.agent.model import DirectedRenewal
 from certplane.agent.reporting.spool import FileReportSpool
 from certplane.errors import CertplaneError, OperationError
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import channel_credentials
 from certplane.runtime.clock import SystemClock
@@ -88,11 +89,11 @@ class Agent:
         self.opened.append(open_channel(self.edge.url, credentials))
         self.stream.identity_changed()
 
-    async def add(self, state: LineageState, version: int = 1) -> None:
+    async def add(self, state: CertificateState, version: int = 1) -> None:
         now = SystemClock().now()
-        held = HeldCertificate(f"1{version}", f"c{version}", now, now + timedelta(days=90), version)
-        report = CertificateReport(
-            "web", state, now, profile="web", dns_names=("web.example",), issued=held, installed=held
+        held = HeldCertificate(f"1{version}", now, now + timedelta(days=90), f"c{version}", version)
+        report = CertificateStatus(
+            "web", state, update_time=now, profile="web", dns_names=("web.example",), issued=held, installed=held
         )
         await self.disk.run(self.spool.add, report)
 
@@ -127,9 +128,9 @@ def ca() -> PrivateCa:
 async def test_each_step_arrives_and_is_acknowledged(ca: PrivateCa, tmp_path: Path) -> None:
     """What the spool makes is what the broker's checks let in; and welcome tells the policy and the retry epoch."""
     async with serve_edge(ca) as edge, agent_of(tmp_path, edge, ca.issue([HOST])) as agent:
-        await agent.add(LineageState.WAITING)
+        await agent.add(CertificateState.WAITING)
         await until(lambda: agent.told)
-        for state in LineageState:
+        for state in CertificateState:
             await agent.add(state)
         await until(lambda: agent.told)
         record = await edge.stores.fleet.get_host(HOST)
@@ -147,16 +148,16 @@ async def test_a_rotation_displaces_nothing_of_its_own_and_loses_nothing(ca: Pri
     first, second = ca.issue([HOST]), ca.issue([HOST])
     async with serve_edge(ca) as edge, agent_of(tmp_path, edge, first) as agent:
         await until(lambda: agent.connected)
-        await agent.add(LineageState.DUE)
+        await agent.add(CertificateState.DUE)
         agent.use(second)
-        await agent.add(LineageState.REQUESTING)
+        await agent.add(CertificateState.REQUESTING)
 
         def rotated() -> bool:
             session = edge.hub.session(HOST)
             return session is not None and session.caller.serial_number == second.serial_number
 
         await until(lambda: rotated() and edge.hub.streams == 1 and agent.told)
-        await agent.add(LineageState.WAITING)
+        await agent.add(CertificateState.WAITING)
         await until(lambda: agent.told)
         record = await edge.stores.fleet.get_host(HOST)
         assert record is not None
@@ -172,11 +173,11 @@ async def test_a_restarted_broker_is_found_and_told(ca: PrivateCa, tmp_path: Pat
     async with contextlib.AsyncExitStack() as stack:
         async with serve_edge(ca) as edge:
             agent = await stack.enter_async_context(agent_of(tmp_path, edge, identity))
-            await agent.add(LineageState.DUE)
+            await agent.add(CertificateState.DUE)
             await until(lambda: agent.told)
             address = f"127.0.0.1:{edge.port}"
         await until(lambda: not agent.connected)
-        await agent.add(LineageState.REQUESTING)
+        await agent.add(CertificateState.REQUESTING)
         async with serve_edge(ca, address=address) as edge:
             await until(lambda: agent.connected and agent.told)
             record = await edge.stores.fleet.get_host(HOST)

@@ -26,8 +26,9 @@ from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.model import Profile
-from certplane.broker.renewal.model import RenewalCause, RenewalInfoError, RenewalInfoUnsupportedError, RenewalPlan
+from certplane.broker.renewal.model import RenewalInfoError, RenewalInfoUnsupportedError, RenewalPlan
 from certplane.broker.settings import load_settings
+from certplane.fleet_report.model import RenewalCause
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key
 from certplane.runtime.clock import SystemClock

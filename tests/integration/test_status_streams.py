@@ -15,9 +15,10 @@ import pytest
 from certplane.broker import metrics
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.model import CertificateRecord, DenyEntry, RevocationReason
-from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.services.interceptors.allowances import AllowanceSettings
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from certplane.rpc.status import status_from_refusal
 from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc, renewal_pb2_grpc
 from certplane.v1 import renewal_pb2 as pb

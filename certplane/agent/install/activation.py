@@ -27,7 +27,7 @@ from certplane.agent.faults import as_error
 from certplane.agent.install.outputs import Outputs
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import IMPORTED
-from certplane.agent.model import HookResult, LineageState, LineageStatus, LineageStep, ServiceView, Version
+from certplane.agent.model import HookResult, LineageStatus, ServiceView, Version
 from certplane.agent.ports import HookRunner, ServiceProbe, StatusFile, VersionStore
 from certplane.agent.renewal.plan import Verify
 from certplane.agent.renewal.status import (
@@ -42,6 +42,7 @@ from certplane.agent.renewal.status import (
     verifying,
 )
 from certplane.errors import CertplaneError
+from certplane.fleet_report.model import CertificateState, RenewalStep
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 
@@ -97,7 +98,7 @@ class _Attempt:
 
     status: LineageStatus
     reload: HookResult | None
-    failed: LineageStep | None = None
+    failed: RenewalStep | None = None
     error: str = ""
 
 
@@ -154,7 +155,7 @@ class Activator:
         failure = await self._install(version, "install")
         if failure:
             result = ActivationResult(ActivationOutcome.NOT_INSTALLED, version, status, failure)
-            return await self._failed(result, LineageStep.INSTALL)
+            return await self._failed(result, RenewalStep.INSTALL)
         status = await self._save(reloading(status, version, self._clock.now()))
         attempt = await self._attempt(version, status, "reload")
         if attempt.failed is None:
@@ -206,16 +207,16 @@ class Activator:
         with step(name):
             reload = await self._run(version, status)
         if reload is not None and not reload.succeeded:
-            return _Attempt(status, reload, LineageStep.RELOAD, f"the reload {_how(reload)}")
+            return _Attempt(status, reload, RenewalStep.RELOAD, f"the reload {_how(reload)}")
         if self._probe is None:
             return _Attempt(status, reload)
-        if status.state is LineageState.RELOADING:
+        if status.state is CertificateState.RELOADING:
             status = await self._save(verifying(status, self._clock.now()))
         with step(name.replace("reload", "verify")):
             status, view = await self._look(self._probe, version, status)
         if view.well:
             return _Attempt(status, reload)
-        return _Attempt(status, reload, LineageStep.VERIFY, view.problem)
+        return _Attempt(status, reload, RenewalStep.VERIFY, view.problem)
 
     async def _look(
         self, probe: ServiceProbe, version: Version, status: LineageStatus
@@ -225,7 +226,7 @@ class Activator:
         versions = await self._pool.run(self._store.versions)
         return looked(status, view, versions, self._clock.now(), interval=self._verify_interval), view
 
-    async def _go_back(self, version: Version, attempt: _Attempt, failed: LineageStep) -> ActivationResult:
+    async def _go_back(self, version: Version, attempt: _Attempt, failed: RenewalStep) -> ActivationResult:
         error = attempt.error
         status = attempt.status
         previous = await self._previous(version, status)
@@ -240,25 +241,25 @@ class Activator:
         failure = await self._install(previous, "rollback")
         if failure:
             error = f"{error}; going back to version {previous.number} failed: {failure}"
-            return await self._failed(result(ActivationOutcome.KEPT_UNCONFIRMED), LineageStep.ROLLBACK)
+            return await self._failed(result(ActivationOutcome.KEPT_UNCONFIRMED), RenewalStep.ROLLBACK)
         again = await self._attempt(previous, status, "reload_again")
         status = again.status
         if again.failed is None:
             return await self._failed(result(ActivationOutcome.ROLLED_BACK, again.reload), failed)
         what = again.error.removeprefix("the reload ")
-        what = f"it {what}" if again.failed is LineageStep.RELOAD else what
+        what = f"it {what}" if again.failed is RenewalStep.RELOAD else what
         error = f"{error}; with version {previous.number} {what}"
         failure = await self._install(version, "reinstate")
         if failure:
             error = f"{error}; version {version.number} could not be put back: {failure}"
-            return await self._failed(result(ActivationOutcome.ROLLED_BACK, again.reload), LineageStep.ROLLBACK)
-        if again.failed is LineageStep.VERIFY:
+            return await self._failed(result(ActivationOutcome.ROLLED_BACK, again.reload), RenewalStep.ROLLBACK)
+        if again.failed is RenewalStep.VERIFY:
             # The command works, so the service has the old version's files, or will have when it comes back.
             with step("reload_last"):
                 await self._run(version, status)
         return await self._failed(result(ActivationOutcome.KEPT_UNCONFIRMED, again.reload), failed)
 
-    async def _failed(self, result: ActivationResult, failed_step: LineageStep) -> ActivationResult:
+    async def _failed(self, result: ActivationResult, failed_step: RenewalStep) -> ActivationResult:
         """Save when the next try may be made; `result.status` is the last one of the activation."""
         rolled_back = result.outcome is ActivationOutcome.ROLLED_BACK
         failed = activation_failed(

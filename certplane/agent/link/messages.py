@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from certplane.agent.model import CertificateReport, DirectedRenewal, HeldCertificate, Report
-from certplane.agent.model import RenewalCause as Cause
+from certplane.agent.model import DirectedRenewal
 from certplane.errors import Reason, RefusalError, Violation
+from certplane.fleet_report.model import CertificateStatus, HeldCertificate, Report
+from certplane.fleet_report.model import RenewalCause as Cause
 from certplane.rpc.times import time_of, timestamp
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
@@ -107,7 +108,7 @@ def epoch_of(text: str) -> str:
     return text if _EPOCH.fullmatch(text) is not None else ""
 
 
-def _status(report: CertificateReport) -> pb.CertificateStatus:
+def _status(report: CertificateStatus) -> pb.CertificateStatus:
     step = report.failed_step
     return pb.CertificateStatus(
         name=report.name,

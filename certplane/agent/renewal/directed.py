@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from certplane.agent.model import DirectedRenewal, RenewalCause, Version
+from certplane.agent.model import DirectedRenewal, Version
 from certplane.agent.renewal.facts import LineageFacts
+from certplane.fleet_report.model import RenewalCause
 
 _WHY = {
     RenewalCause.LIFETIME: "the broker set the time",

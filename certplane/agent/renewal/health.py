@@ -1,6 +1,7 @@
 """How bad it is with one certificate: one word, worst first, in the same words everywhere. Pure.
 
-A state (`LineageState`) says where a certificate is in its renewal; health says whether anybody is hurt, or will be:
+A state (`CertificateState`) says where a certificate is in its renewal; health says whether anybody is hurt, or will
+be:
 
     EXPIRED          what is in place, or what the service serves, has expired
     REVOKED_IN_USE   it was revoked, and is still in place or served
@@ -16,10 +17,11 @@ A state (`LineageState`) says where a certificate is in its renewal; health says
 from dataclasses import dataclass
 from datetime import datetime
 
-from certplane.agent.model import LineageStep, ServedLeaf, ServiceView, Version
+from certplane.agent.model import ServedLeaf, ServiceView, Version
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.failures import needs_person
 from certplane.agent.renewal.plan import LineageSpec, newest_version, warn_time
+from certplane.fleet_report.model import RenewalStep
 from certplane.runtime.health import NONE_YET, REMEDY_FOR_SERVICE, Health, HealthWord
 from certplane.runtime.health import moment_text as _text
 
@@ -111,7 +113,7 @@ def _late(spec: LineageSpec, facts: LineageFacts, now: datetime, *, identity: bo
 def _failing(facts: LineageFacts, served: _Served) -> Health | None:
     current, status = facts.current, facts.status
     if status.failures or status.activation_failures:
-        step = LineageStep.REQUEST if status.failed_step is None else status.failed_step
+        step = RenewalStep.REQUEST if status.failed_step is None else status.failed_step
         return Health(HealthWord.FAILING, f"{step}: {status.last_error or status.request_error}")
     if served.version is not None and current is not None and served.version != current.number:
         text = f"the service serves version {served.version}, and version {current.number} is in place"

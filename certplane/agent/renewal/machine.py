@@ -19,16 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from certplane.agent.model import LineageState
+from certplane.fleet_report.model import CertificateState
 
-_S = LineageState
+_S = CertificateState
 
 AT_REST = frozenset({_S.WAITING, _S.SERVING, _S.DUE, _S.FAILED, _S.DEGRADED, _S.ISSUED})
 """States in which the agent waits for a moment, an answer of its clock, or somebody."""
 
 _BEGIN = frozenset({_S.REQUESTING, _S.INSTALLING})
 
-FOLLOWS: Mapping[LineageState, frozenset[LineageState]] = {
+FOLLOWS: Mapping[CertificateState, frozenset[CertificateState]] = {
     _S.ABSENT: frozenset({_S.DUE, _S.WAITING, _S.ISSUED, _S.INSTALLING, _S.DEGRADED}),  # see `status.not_shown`
     _S.WAITING: AT_REST | {_S.INSTALLING},
     _S.DUE: AT_REST | _BEGIN,

@@ -34,12 +34,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 
-from certplane.agent.model import LineageStatus, LineageStep, PendingRequest, RenewalCause, Version
+from certplane.agent.model import LineageStatus, PendingRequest, Version
 from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.waiting import Asked, directed_pause, hold_of, paused_text
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.errors import RefusalError
+from certplane.fleet_report.model import RenewalCause, RenewalStep
 from certplane.pki.csr import parse_csr
 from certplane.pki.lifetime import renew_time
 from certplane.runtime.health import overdue_time
@@ -284,7 +285,7 @@ def _ready_time(
     """
     status = facts.status
     shown = None if facts.current is None else facts.current.number
-    unshown = status.activation_failures > 0 and status.failed_step is LineageStep.INSTALL  # see `status.not_shown`
+    unshown = status.activation_failures > 0 and status.failed_step is RenewalStep.INSTALL  # see `status.not_shown`
     if status.confirmed_version == shown == newest.number and not unshown:
         return None
     if newest.not_after <= now or newest.number in status.revoked_versions:

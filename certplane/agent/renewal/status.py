@@ -12,9 +12,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from certplane.agent.model import LineageState, LineageStatus, LineageStep, ServedLeaf, ServiceView, Version
+from certplane.agent.model import LineageStatus, ServedLeaf, ServiceView, Version
 from certplane.agent.renewal.failures import Failure, activation_backoff, half_of, request_backoff
 from certplane.agent.renewal.plan import Plan, RenewReason, Request, Verify, Wait
+from certplane.fleet_report.model import CertificateState, RenewalStep
 
 _PATIENCE = 3
 """Activations in a row that ended with the agent's own end before the next one waits: the hook may be the cause."""
@@ -22,13 +23,13 @@ _PATIENCE = 3
 _DIRECTED_KEPT = 10
 _TOLERANCE = timedelta(minutes=1)
 
-_WELL = frozenset({LineageState.WAITING, LineageState.SERVING, LineageState.ISSUED})
-_RESTING = _WELL | {LineageState.DEGRADED, LineageState.FAILED, LineageState.DUE}
+_WELL = frozenset({CertificateState.WAITING, CertificateState.SERVING, CertificateState.ISSUED})
+_RESTING = _WELL | {CertificateState.DEGRADED, CertificateState.FAILED, CertificateState.DUE}
 
 
 def new_status(name: str, now: datetime) -> LineageStatus:
     """The status of a lineage of which nothing is known."""
-    return LineageStatus(name, LineageState.ABSENT, now)
+    return LineageStatus(name, CertificateState.ABSENT, now)
 
 
 def is_well(status: LineageStatus) -> bool:
@@ -79,9 +80,9 @@ def planned(status: LineageStatus, plan: Plan, now: datetime) -> LineageStatus:
     state, reason = status.state, status.renew_reason
     match plan.step:
         case Request(reason=because):
-            state, reason = LineageState.DUE, str(because)
+            state, reason = CertificateState.DUE, str(because)
         case Wait(held_back=RenewReason() as because, why=why):
-            state, reason = LineageState.FAILED if status.failures else LineageState.DUE, why or str(because)
+            state, reason = CertificateState.FAILED if status.failures else CertificateState.DUE, why or str(because)
         case Wait():
             state, reason = _at_rest(status, plan), ""
         case Verify() if state not in _RESTING:  # what an agent that ended had begun
@@ -98,12 +99,12 @@ def planned(status: LineageStatus, plan: Plan, now: datetime) -> LineageStatus:
     return status if shown == status else replace(shown, update_time=now)
 
 
-def _at_rest(status: LineageStatus, plan: Plan) -> LineageState:
+def _at_rest(status: LineageStatus, plan: Plan) -> CertificateState:
     if status.rejected_version is not None or status.activation_failures or status.verify_failures:
-        return LineageState.DEGRADED
+        return CertificateState.DEGRADED
     if plan.activate_after is not None:
-        return LineageState.ISSUED
-    return LineageState.SERVING if plan.served else LineageState.WAITING
+        return CertificateState.ISSUED
+    return CertificateState.SERVING if plan.served else CertificateState.WAITING
 
 
 def revoked(status: LineageStatus, version: int, now: datetime) -> LineageStatus:
@@ -115,7 +116,7 @@ def revoked(status: LineageStatus, version: int, now: datetime) -> LineageStatus
 
 def requesting(status: LineageStatus, reason: StrEnum, now: datetime) -> LineageStatus:
     """A request is about to be sent."""
-    return replace(status, state=LineageState.REQUESTING, renew_reason=str(reason), update_time=now)
+    return replace(status, state=CertificateState.REQUESTING, renew_reason=str(reason), update_time=now)
 
 
 def request_waits(status: LineageStatus, trouble: str, now: datetime) -> LineageStatus:
@@ -123,10 +124,10 @@ def request_waits(status: LineageStatus, trouble: str, now: datetime) -> Lineage
 
     It is shown as what failed last, and counts for nothing: the request goes on.
     """
-    if status.state is not LineageState.REQUESTING:
+    if status.state is not CertificateState.REQUESTING:
         return status
     error = trouble or (status.request_error if status.failures else "")
-    return replace(status, update_time=now, last_error=error, failed_step=LineageStep.REQUEST if error else None)
+    return replace(status, update_time=now, last_error=error, failed_step=RenewalStep.REQUEST if error else None)
 
 
 def request_failed(
@@ -144,13 +145,13 @@ def request_failed(
         until = max(until, failure.told_time if newest is None else min(failure.told_time, _half_way(newest, now)))
     return replace(
         status,
-        state=LineageState.FAILED,
+        state=CertificateState.FAILED,
         update_time=now,
         failures=failures,
         next_attempt_time=max(until, failure.retry_time or now),
         retry_time=failure.retry_time,
         last_error=failure.message,
-        failed_step=LineageStep.REQUEST,
+        failed_step=RenewalStep.REQUEST,
         request_error=failure.message,
         failed_time=now,
     )
@@ -173,7 +174,7 @@ def request_succeeded(
     """
     return replace(
         status,
-        state=LineageState.ISSUED,
+        state=CertificateState.ISSUED,
         update_time=now,
         renew_time=version.renew_time,
         issued_version=version.number,
@@ -199,18 +200,18 @@ def not_shown(status: LineageStatus, error: str, now: datetime, rng: random.Rand
     wait = activation_backoff(None, now).wait(failures, rng)
     return replace(
         status,
-        state=LineageState.DEGRADED,
+        state=CertificateState.DEGRADED,
         update_time=now,
         activation_failures=failures,
         next_activation_time=status.next_activation_time or now + wait,
         last_error=error,
-        failed_step=LineageStep.INSTALL,
+        failed_step=RenewalStep.INSTALL,
     )
 
 
 def shown_again(status: LineageStatus) -> LineageStatus:
     """At the start, the configured paths show what is in force: what an installation failed for may be gone."""
-    if status.activation_failures and status.failed_step is LineageStep.INSTALL:
+    if status.activation_failures and status.failed_step is RenewalStep.INSTALL:
         return replace(status, next_activation_time=None)
     return status
 
@@ -225,7 +226,7 @@ def activating(status: LineageStatus, now: datetime, rng: random.Random) -> Line
     wait = None if failures < _PATIENCE else now + activation_backoff(None, now).wait(failures, rng)
     return replace(
         status,
-        state=LineageState.INSTALLING,
+        state=CertificateState.INSTALLING,
         update_time=now,
         activation_failures=failures,
         next_activation_time=wait,
@@ -235,13 +236,13 @@ def activating(status: LineageStatus, now: datetime, rng: random.Random) -> Line
 def reloading(status: LineageStatus, version: Version, now: datetime) -> LineageStatus:
     """The version is installed and the reload is about to begin."""
     return replace(
-        status, state=LineageState.RELOADING, update_time=now, installed_version=version.number, activate_after=None
+        status, state=CertificateState.RELOADING, update_time=now, installed_version=version.number, activate_after=None
     )
 
 
 def verifying(status: LineageStatus, now: datetime) -> LineageStatus:
     """The reload succeeded, and the service is about to be looked at."""
-    return replace(status, state=LineageState.VERIFYING, update_time=now)
+    return replace(status, state=CertificateState.VERIFYING, update_time=now)
 
 
 def looked(
@@ -279,9 +280,9 @@ def verified(status: LineageStatus) -> LineageStatus:
     calm = replace(status, verify_failures=0, verify_error="", drift_reloaded=False)
     if status.failures or status.activation_failures or status.rejected_version is not None:
         return calm
-    if status.state not in {LineageState.WAITING, LineageState.DEGRADED}:
+    if status.state not in {CertificateState.WAITING, CertificateState.DEGRADED}:
         return calm
-    return replace(calm, state=LineageState.ISSUED if status.activate_after else LineageState.SERVING)
+    return replace(calm, state=CertificateState.ISSUED if status.activate_after else CertificateState.SERVING)
 
 
 def verify_failed(
@@ -309,7 +310,7 @@ def verify_failed(
         soon = min(soon, reload_time)
     return replace(
         status,
-        state=status.state if status.state is LineageState.FAILED else LineageState.DEGRADED,
+        state=status.state if status.state is CertificateState.FAILED else CertificateState.DEGRADED,
         update_time=now,
         verify_failures=failures,
         verify_error=problem,
@@ -322,14 +323,14 @@ def activated(status: LineageStatus, version: Version, now: datetime) -> Lineage
 
     A request that failed meanwhile (for the next version: this one had to wait) is still to be told.
     """
-    seen = status.state is LineageState.VERIFYING
+    seen = status.state is CertificateState.VERIFYING
     return replace(
         status,
-        state=LineageState.SERVING if seen else LineageState.WAITING,
+        state=CertificateState.SERVING if seen else CertificateState.WAITING,
         update_time=now,
         renew_reason="",
         last_error=status.request_error if status.failures else "",
-        failed_step=LineageStep.REQUEST if status.failures else None,
+        failed_step=RenewalStep.REQUEST if status.failures else None,
         rejected_version=None,
         confirmed_version=version.number,
         installed_version=version.number,
@@ -343,9 +344,9 @@ def activated(status: LineageStatus, version: Version, now: datetime) -> Lineage
     )
 
 
-def going_back(status: LineageStatus, step: LineageStep, error: str, now: datetime) -> LineageStatus:
+def going_back(status: LineageStatus, step: RenewalStep, error: str, now: datetime) -> LineageStatus:
     """A step failed, and the version before is about to be put in place again."""
-    return replace(status, state=LineageState.DEGRADED, update_time=now, failed_step=step, last_error=error)
+    return replace(status, state=CertificateState.DEGRADED, update_time=now, failed_step=step, last_error=error)
 
 
 def activation_failed(
@@ -354,7 +355,7 @@ def activation_failed(
     now: datetime,
     rng: random.Random,
     *,
-    step: LineageStep,
+    step: RenewalStep,
     rejected_version: int | None,
     current: Version | None,
 ) -> LineageStatus:
@@ -372,7 +373,7 @@ def activation_failed(
     wait = activation_backoff(current, now).wait(status.activation_failures, rng)
     return replace(
         status,
-        state=LineageState.DEGRADED,
+        state=CertificateState.DEGRADED,
         update_time=now,
         last_error=error,
         failed_step=step,

@@ -20,9 +20,10 @@ agent.yml, and of the renewals that a broker wants before their time only so man
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from certplane.agent.model import DirectedRenewal, LineageStatus, RenewalCause
+from certplane.agent.model import DirectedRenewal, LineageStatus
 from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.failures import is_issuers_word
+from certplane.fleet_report.model import RenewalCause
 
 LEAST_WAIT = timedelta(seconds=10)
 _SPAN = timedelta(hours=1)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from certplane.agent.model import CertificateReport, Report
+from certplane.fleet_report.model import CertificateStatus, Report
 from certplane.runtime.json_state import StateError, decode_object, members_of, value_of
 
 _FORMAT = 1
@@ -39,7 +39,7 @@ def _told(members: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(members: Any) -> Report:
-    certificate = value_of(CertificateReport, members)
+    certificate = value_of(CertificateStatus, members)
     sequence = members.get("sequence")
     if not isinstance(sequence, int) or sequence < 1:
         raise StateError("a report without a sequence")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from certplane.agent.model import CertificateReport, HeldCertificate, LineageState, LineageStatus, Version
+from certplane.agent.model import LineageStatus, Version
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.plan import LineageSpec, newest_version, shown_reason
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate
 from certplane.runtime.text import printable
 
 _MOST_REASON_BYTES, _MOST_ERROR_BYTES = 500, 2000
 """renewal.proto, CertificateStatus."""
 
 
-def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> CertificateReport:
+def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> CertificateStatus:
     """What the broker is told of a lineage.
 
     Args:
@@ -24,10 +25,10 @@ def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> 
     status, current = facts.status, facts.current
     newest = newest_version(facts.versions)
     state = status.state
-    if state is LineageState.ABSENT and current is not None:
-        state = LineageState.WAITING  # an enrollment has put it in force, and no agent has seen it yet
+    if state is CertificateState.ABSENT and current is not None:
+        state = CertificateState.WAITING  # an enrollment has put it in force, and no agent has seen it yet
     names = spec.dns_names or (() if current is None else current.dns_names)
-    return CertificateReport(
+    return CertificateStatus(
         name=spec.name,
         state=state,
         update_time=status.update_time,

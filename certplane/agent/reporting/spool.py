@@ -23,10 +23,10 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from certplane.agent.model import CertificateReport, LineageState, Report
 from certplane.agent.ports import ReportSpool
 from certplane.agent.reporting.encoding import decode_reports, encode_reports
 from certplane.errors import OperationError
+from certplane.fleet_report.model import CertificateState, CertificateStatus, Report
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.files import Directory, open_directory, open_for_reading
 from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, value_of
@@ -37,7 +37,7 @@ _COUNTER, _SUFFIX = "spool", ".json"
 """Lineage names may be `spool` too: their files have the suffix."""
 _FORMAT = 1
 _BLOCK = 1000
-Kept = dict[str, dict[LineageState, Report]]
+Kept = dict[str, dict[CertificateState, Report]]
 """By certificate and state; the dictionaries of one that was published are never changed."""
 FAILPOINTS = tuple(
     f"reports.{step}.{side}" for step in ("reserve", "write", "acknowledge") for side in ("before", "after")
@@ -79,7 +79,7 @@ class FileReportSpool(ReportSpool):
         self._acknowledged = 0
         self._kept: Kept = {}
         self._unwritten: set[str] = set()
-        self._unnumbered: list[CertificateReport] = []
+        self._unnumbered: list[CertificateStatus] = []
         self._refused = False
         self._listeners: list[Callable[[], object]] = []
 
@@ -107,7 +107,7 @@ class FileReportSpool(ReportSpool):
         return sorted(found, key=lambda each: each.sequence)
 
     @override
-    def add(self, report: CertificateReport) -> None:
+    def add(self, report: CertificateStatus) -> None:
         with self._writer:
             self.load()
             if self._says(report):
@@ -135,7 +135,7 @@ class FileReportSpool(ReportSpool):
                 self._publish(self._wanted(self._kept))
             self._try_on_disk(self._write_acknowledged)
 
-    def _says(self, report: CertificateReport) -> bool:
+    def _says(self, report: CertificateStatus) -> bool:
         """Whether the last that was taken up of this certificate is the same."""
         for waiting in reversed(self._unnumbered):
             if waiting.name == report.name:
@@ -273,9 +273,9 @@ class FileReportSpool(ReportSpool):
                 directory.discard(file)
 
 
-def _latest(states: dict[LineageState, Report]) -> Report:
+def _latest(states: dict[CertificateState, Report]) -> Report:
     return max(states.values(), key=lambda each: each.sequence)
 
 
-def _place(report: CertificateReport) -> tuple[str, LineageState]:
+def _place(report: CertificateStatus) -> tuple[str, CertificateState]:
     return report.name, report.state

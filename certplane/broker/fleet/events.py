@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, StatusReport
 from certplane.broker.model import AuditEvent, AuditEventType, AuditSeverity, Caller, EventKind
+from certplane.fleet_report.model import CertificateState, CertificateStatus, Report
 
 _SEVERITIES = {
     CertificateState.FAILED: AuditSeverity.WARNING,
@@ -26,7 +26,7 @@ class ToldEvent:
 def report_events(
     caller: Caller,
     request_id: str,
-    reports: Iterable[StatusReport],
+    reports: Iterable[Report],
     now: datetime,
     new_event_id: Callable[[], str],
 ) -> dict[int, ToldEvent]:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldCertificate, RevokedCertificate
+from certplane.broker.fleet.model import RevokedCertificate
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate
 from certplane.pki.lifetime import renew_time
 from certplane.runtime.health import (
     NONE_YET,
@@ -136,7 +137,7 @@ def _late(status: CertificateStatus, host: HostKnowledge, now: datetime) -> Heal
 
 def _failing(status: CertificateStatus, host: HostKnowledge) -> Health | None:
     if status.request_failures or status.activation_failures or status.state in _ILL:
-        step = status.failed_step.value or status.state.value
+        step = status.failed_step or status.state
         return Health(HealthWord.FAILING, f"{step}: {status.last_error or 'it said no more'}", _gone(host))
     if in_use(status) is None and not host.heard:
         return Health(HealthWord.FAILING, NONE_YET.text, _gone(host))

@@ -33,7 +33,7 @@ from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.greeting import Greeter
 from certplane.broker.fleet.knowledge import revoked_plan
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
-from certplane.broker.fleet.model import CertificateState, HostStream, StatusReport
+from certplane.broker.fleet.model import HostStream
 from certplane.broker.fleet.ports import FleetFigures, FleetStore
 from certplane.broker.fleet.session import HostSession, InForceHashes
 from certplane.broker.fleet.settings import StreamSettings
@@ -43,6 +43,7 @@ from certplane.broker.ports import EventRecorder, Meter
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError, Violation
+from certplane.fleet_report.model import CertificateState, Report
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 from certplane.runtime.rarely import Rarely
@@ -231,7 +232,7 @@ class FleetHub:
         self._greeter.greet(session.host)
         self.watchers.host_changed(session.host, now)
 
-    async def report(self, session: HostSession, report: StatusReport) -> None:
+    async def report(self, session: HostSession, report: Report) -> None:
         """Take a report; waits while too many are not durable yet.
 
         Raises:
@@ -440,7 +441,7 @@ class FleetHub:
     async def _record(
         self,
         session: HostSession,
-        reports: list[StatusReport],
+        reports: list[Report],
         *,
         names: tuple[str, ...] | None = None,
         stream: HostStream | None = None,

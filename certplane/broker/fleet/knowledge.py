@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
-from certplane.broker.fleet.model import CertificateStatus
 from certplane.broker.model import CertificateRecord
-from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan
+from certplane.broker.renewal.model import InForce, RenewalPlan
+from certplane.fleet_report.model import CertificateStatus, RenewalCause
 
 PlanMark = tuple[str, datetime]
 """What tells one state of a plan from another: the certificate, and when it is to be renewed."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from certplane.broker.fleet.model import StatusReport
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Refusal
+from certplane.fleet_report.model import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Hello:
     agent_version: str
     epoch: str
     certificate_names: tuple[str, ...]
-    reports: tuple[StatusReport, ...]
+    reports: tuple[Report, ...]
     host_time: datetime
 
 

@@ -1,105 +1,16 @@
-"""The fleet's values: what hosts report of their certificates, and what the broker knows of a host.
+"""What the broker knows of a host; what hosts report of their certificates is in `certplane.fleet_report.model`.
 
 Frozen, without behaviour beyond derived facts; they know neither gRPC nor SQL. Times are aware UTC, serial numbers
-lower-case hexadecimal without leading zeros. The wire's words for them are in proto/certplane/v1/renewal.proto.
+lower-case hexadecimal without leading zeros.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import Final
 
 from certplane.errors import Refusal
-
-
-class CertificateState(StrEnum):
-    """Where one certificate of a host is; values are stored and shown."""
-
-    ABSENT = "absent"
-    WAITING = "waiting"
-    DUE = "due"
-    REQUESTING = "requesting"
-    ISSUED = "issued"
-    INSTALLING = "installing"
-    RELOADING = "reloading"
-    VERIFYING = "verifying"
-    SERVING = "serving"
-    FAILED = "failed"
-    DEGRADED = "degraded"
-
-
-class RenewalStep(StrEnum):
-    """A step that can fail; values are stored and shown."""
-
-    NONE = ""
-    REQUEST = "request"
-    INSTALL = "install"
-    RELOAD = "reload"
-    VERIFY = "verify"
-    ROLLBACK = "rollback"
-
-
-_REACHED: Final = frozenset({CertificateState.WAITING, CertificateState.SERVING})
-_MISSED: Final = frozenset({CertificateState.FAILED, CertificateState.DEGRADED})
-
-
-@dataclass(frozen=True, slots=True)
-class HeldCertificate:
-    """A certificate on a host's disk, at its configured paths, or served by its service."""
-
-    serial_number: str
-    not_before: datetime | None = None
-    not_after: datetime | None = None
-    certificate_id: str = ""
-    version: int = 0
-    observe_time: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateStatus:
-    """What a host said of one certificate; `name` is the one in its configuration."""
-
-    name: str
-    state: CertificateState
-    profile: str = ""
-    dns_names: tuple[str, ...] = ()
-    failed_step: RenewalStep = RenewalStep.NONE
-    issued: HeldCertificate | None = None
-    installed: HeldCertificate | None = None
-    served: HeldCertificate | None = None
-    renew_time: datetime | None = None
-    renew_reason: str = ""
-    last_error: str = ""
-    request_failures: int = 0
-    activation_failures: int = 0
-    next_attempt_time: datetime | None = None
-    activate_time: datetime | None = None
-    update_time: datetime | None = None
-
-    @property
-    def outcome(self) -> str:
-        """What was reached with which certificate, or what failed; empty for a step in between, which decides nothing.
-
-        Two reports with one outcome tell an auditor one thing.
-        """
-        state = self.state
-        if state in _REACHED:
-            held = self.served if state is CertificateState.SERVING else self.installed
-        elif state in _MISSED:
-            held = self.issued
-        else:
-            return ""
-        return f"{state.value} {self.failed_step.value} {held.serial_number if held else ''}"
-
-
-@dataclass(frozen=True, slots=True)
-class StatusReport:
-    """One report: `sequence` counts those of one host and epoch, from 1."""
-
-    sequence: int
-    certificate: CertificateStatus
+from certplane.fleet_report.model import CertificateStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from certplane.broker.fleet.model import (
-    CertificateState,
-    HostRecord,
-    HostStream,
-    RequestedRenewal,
-    RevokedCertificate,
-    StatusReport,
-)
+from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
 from certplane.broker.model import AuditEvent
 from certplane.errors import Refusal
+from certplane.fleet_report.model import CertificateState, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +22,7 @@ class RecordedReports:
     """
 
     acknowledged_sequence: int
-    new: tuple[StatusReport, ...]
+    new: tuple[Report, ...]
     forgotten: tuple[str, ...] = ()
     telling: tuple[int, ...] = ()
 
@@ -40,7 +34,7 @@ class FleetStore(Protocol):
         self,
         host: str,
         epoch: str,
-        reports: Sequence[StatusReport],
+        reports: Sequence[Report],
         events: Mapping[int, AuditEvent] | None = None,
         *,
         names: Sequence[str] | None = None,

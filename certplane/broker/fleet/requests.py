@@ -15,8 +15,9 @@ from typing import Final, Protocol
 from certplane.broker.fleet.model import HeldUp, HostRecord, RequestedRenewal
 from certplane.broker.fleet.ports import FleetStore, RenewalRequestLog
 from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, Caller
-from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
+from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalPlanStore
+from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.clock import Clock
 
 MOST_HELD_UP: Final = 20

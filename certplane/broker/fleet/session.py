@@ -31,10 +31,11 @@ from certplane.broker.fleet.messages import (
     Outgoing,
     Welcome,
 )
-from certplane.broker.fleet.model import HostStream, StatusReport
+from certplane.broker.fleet.model import HostStream
 from certplane.broker.model import Caller
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import RefusalError
+from certplane.fleet_report.model import Report
 
 MOST_RENEWALS: Final = 100
 """Renewals of one directive (proto, Directive.renewals): with the longest reasons still under 64 KiB together."""
@@ -126,7 +127,7 @@ class HostSession:
         self.names: frozenset[str] = frozenset()
         self.clock_skew: timedelta | None = None
         self.taken = self.durable = 0
-        self.pending: list[StatusReport] | None = None
+        self.pending: list[Report] | None = None
         self.unanswered: Directive | None = None
         self.asked_time = 0.0
         self.wanted: dict[str, RenewalPlan] | None = None
@@ -166,7 +167,7 @@ class HostSession:
 
     # What is heard.
 
-    def take(self, reports: Iterable[StatusReport]) -> int:
+    def take(self, reports: Iterable[Report]) -> int:
         """Keep those that are new until they are durable; how many were not."""
         repeated = 0
         for report in reports:

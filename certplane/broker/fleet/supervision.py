@@ -15,12 +15,12 @@ from typing import Final
 
 from certplane.broker import metrics
 from certplane.broker.fleet.health import FLEET_WORDS, in_use, next_change
-from certplane.broker.fleet.model import CertificateStatus
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.fleet.watching import Watchers
 from certplane.broker.ports import Meter, PolicySource
 from certplane.errors import RefusalError
+from certplane.fleet_report.model import CertificateStatus
 from certplane.runtime.clock import Clock
 
 _logger = logging.getLogger("certplane.broker.fleet")

@@ -12,13 +12,14 @@ from typing import Final
 from certplane.broker.fleet.health import HostKnowledge, certificate_health
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.knowledge import unknown_plans
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, HostRecord, RevokedCertificate
+from certplane.broker.fleet.model import HostRecord, RevokedCertificate
 from certplane.broker.fleet.ports import FleetStore
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import DenyList, IdentityLedger, PolicySource
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import CertificateState, CertificateStatus
 from certplane.runtime.clock import Clock
 from certplane.runtime.health import Health, HealthWord
 

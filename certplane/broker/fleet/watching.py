@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
-from certplane.broker.fleet.model import CertificateStatus
+from certplane.fleet_report.model import CertificateStatus
 
 
 @dataclass(frozen=True, slots=True)

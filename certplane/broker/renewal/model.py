@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 
-
-class RenewalCause(StrEnum):
-    """Why a certificate should be renewed when its plan says; values are stored and shown."""
-
-    LIFETIME = "lifetime"
-    ISSUER = "issuer"
-    OPERATOR = "operator"
-    REVOKED = "revoked"
+from certplane.fleet_report.model import RenewalCause
 
 
 @dataclass(frozen=True, slots=True)

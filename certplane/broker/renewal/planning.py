@@ -19,12 +19,12 @@ from typing import Final
 
 from certplane.broker.renewal.model import (
     InForce,
-    RenewalCause,
     RenewalInfo,
     RenewalInfoError,
     RenewalInfoUnsupportedError,
     RenewalPlan,
 )
+from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.backoff import Backoff
 
 SHORTEST_WAIT: Final = timedelta(minutes=1)

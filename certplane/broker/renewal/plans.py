@@ -15,8 +15,9 @@ from typing_extensions import override
 
 from certplane.broker.model import AuditEvent, CertificateRecord, OrderCause
 from certplane.broker.ports import RenewalTimes
-from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
+from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
+from certplane.fleet_report.model import RenewalCause
 
 _SKEW: Final = timedelta(minutes=5)
 """A host's clock may be ahead of ours: what it thinks due by so much is."""

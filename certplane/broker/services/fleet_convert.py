@@ -8,11 +8,12 @@ from typing import Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldUp
+from certplane.broker.fleet.model import HeldUp
 from certplane.broker.fleet.view import HostView
 from certplane.broker.renewal.model import Selection
 from certplane.broker.services.convert import invalid_request, timestamp
 from certplane.broker.services.renewal_convert import HEALTHS, STATES, renewal_message, status_message
+from certplane.fleet_report.model import CertificateState, CertificateStatus
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.status import status_from_refusal

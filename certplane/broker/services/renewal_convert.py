@@ -26,16 +26,17 @@ from certplane.broker.fleet.messages import (
     Outgoing,
     Welcome,
 )
-from certplane.broker.fleet.model import (
+from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.services.convert import invalid_request, timestamp, unix_time
+from certplane.errors import Reason, Refusal
+from certplane.fleet_report.model import (
     CertificateState,
     CertificateStatus,
     HeldCertificate,
+    RenewalCause,
     RenewalStep,
-    StatusReport,
+    Report,
 )
-from certplane.broker.renewal.model import RenewalCause, RenewalPlan
-from certplane.broker.services.convert import invalid_request, timestamp, unix_time
-from certplane.errors import Reason, Refusal
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc import times
 from certplane.rpc.status import refusal_from_status
@@ -73,8 +74,8 @@ HEALTHS: Final[Mapping[int, HealthWord]] = {
 _HEALTH_NUMBERS: Final[Mapping[HealthWord, pb.Health.ValueType]] = {
     word: pb.Health.Value(f"HEALTH_{word}") for word in FLEET_WORDS
 }
-_STEPS: Final[Mapping[int, RenewalStep]] = {
-    number: RenewalStep(name.removeprefix("STEP_").lower()) if number else RenewalStep.NONE
+_STEPS: Final[Mapping[int, RenewalStep | None]] = {
+    number: RenewalStep(name.removeprefix("STEP_").lower()) if number else None
     for name, number in pb.CertificateStatus.Step.items()
 }
 _STATE_NUMBERS: Final = {state: pb.CertificateStatus.State.ValueType(number) for number, state in STATES.items()}
@@ -125,7 +126,7 @@ async def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
 
 def report_of(
     message: pb.StreamRenewalStatusRequest.Report, at: str = "report", *, names: frozenset[str] | None = None
-) -> StatusReport:
+) -> Report:
     """A report; `names` are those that it may be of, if they are looked at here.
 
     Raises:
@@ -138,15 +139,14 @@ def report_of(
     status = _status(message.certificate, f"{at}.certificate")
     if names is not None and status.name not in names:
         raise invalid_request(f"{at}.certificate.name", "isn't one of hello.certificate_names")
-    return StatusReport(message.sequence, status)
+    return Report(message.sequence, status)
 
 
 def _status(message: pb.CertificateStatus, at: str) -> CertificateStatus:
     state = STATES.get(message.state)
     if state is None:
         raise invalid_request(f"{at}.state", "is required, and one that this broker knows")
-    step = _STEPS.get(message.failed_step)
-    if step is None:
+    if message.failed_step not in _STEPS:
         raise invalid_request(f"{at}.failed_step", "isn't one that this broker knows")
     if message.profile:
         _name(f"{at}.profile", message.profile)
@@ -163,7 +163,7 @@ def _status(message: pb.CertificateStatus, at: str) -> CertificateStatus:
         state=state,
         profile=message.profile,
         dns_names=tuple(sorted(_dns_name(f"{at}.dns_names", name) for name in message.dns_names)),
-        failed_step=step,
+        failed_step=_STEPS[message.failed_step],
         issued=_held(message, "issued", at),
         installed=_held(message, "installed", at),
         served=_held(message, "served", at),

@@ -16,15 +16,7 @@ from typing import Final
 from sqlalchemy import bindparam, func, select, text
 from typing_extensions import override
 
-from certplane.broker.fleet.model import (
-    CertificateState,
-    CertificateStatus,
-    HostRecord,
-    HostStream,
-    RequestedRenewal,
-    RevokedCertificate,
-    StatusReport,
-)
+from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
 from certplane.broker.fleet.ports import FleetFigures, FleetStore, RecordedReports, RenewalRequestLog
 from certplane.broker.model import AuditEvent
 from certplane.broker.store.audit_log import SqlAuditLog, reading
@@ -49,6 +41,7 @@ from certplane.broker.store.session import Database, Fault, Session, SqlError
 from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
 from certplane.broker.store.writer import Writer
 from certplane.errors import Refusal, RefusalError
+from certplane.fleet_report.model import CertificateState, CertificateStatus, Report
 
 _TOGETHER: Final = 512
 """Calls that are written at once: what the last of them waits longer for it stays some milliseconds."""
@@ -126,7 +119,7 @@ class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
         self,
         host: str,
         epoch: str,
-        reports: Sequence[StatusReport],
+        reports: Sequence[Report],
         events: Mapping[int, AuditEvent] | None = None,
         *,
         names: Sequence[str] | None = None,

@@ -10,16 +10,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from certplane.broker.fleet.model import (
-    CertificateState,
-    CertificateStatus,
-    HeldCertificate,
-    HeldUp,
-    HostStream,
-    RenewalStep,
-)
+from certplane.broker.fleet.model import HeldUp, HostStream
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.statements import Row
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep
 
 STREAM_COLUMNS: Final = tuple(HostStream.__dataclass_fields__)
 """What `stream_from_row` reads and `stream_row` gives, in this order."""
@@ -42,7 +36,7 @@ def encode_status(status: CertificateStatus) -> str:
             status.state.value,
             status.profile,
             status.dns_names,
-            status.failed_step.value,
+            status.failed_step or "",
             _held(status.issued),
             _held(status.installed),
             _held(status.served),
@@ -98,7 +92,7 @@ def decode_status(text: str) -> CertificateStatus:
         CertificateState(state),
         profile,
         tuple(dns_names),
-        RenewalStep(failed_step),
+        RenewalStep(failed_step) if failed_step else None,
         _held_from(issued),
         _held_from(installed),
         _held_from(served),

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import BindParameter, Table, and_, bindparam, delete, null, or_, select, update
 
-from certplane.broker.fleet.model import HostStream, StatusReport
+from certplane.broker.fleet.model import HostStream
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.store.batch import Done
 from certplane.broker.store.fleet_rows import STREAM_COLUMNS, encode_status, stream_row
@@ -25,6 +25,7 @@ from certplane.broker.store.rows import EventRow
 from certplane.broker.store.schema import certificate_statuses, host_streams, report_sequences
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Compiler, Row, Statement
+from certplane.fleet_report.model import Report
 
 T = TypeVar("T")
 
@@ -38,14 +39,14 @@ class Entry:
 
     host: str
     epoch: str = ""
-    reports: Sequence[StatusReport] = ()
+    reports: Sequence[Report] = ()
     events: Mapping[int, EventRow] = field(default_factory=dict)
     names: Sequence[str] | None = None
     stream: HostStream | None = None
     answer: tuple[str | None] | None = None
     """Why it refused the last directive, None: it took it; nothing is said of it where this isn't set."""
     telling: dict[int, None] = field(default_factory=dict)
-    new: dict[int, StatusReport] = field(default_factory=dict)
+    new: dict[int, Report] = field(default_factory=dict)
     """What was found new by any try of the transaction: an earlier one may have been committed after all."""
 
 
@@ -79,7 +80,7 @@ class ReportRows:
             for host, epoch, sequence in self._all(session, self._sequences, [(host,) for host in rows])
         }
         before = dict(known)
-        fresh: list[tuple[Entry, StatusReport]] = []
+        fresh: list[tuple[Entry, Report]] = []
         results = [_decide(entry, known, fresh) for entry in entries]
         events = self._put(session, fresh)
         results = [
@@ -95,7 +96,7 @@ class ReportRows:
         self._forget_others(session, entries, results)
         return Done(results, events=events)
 
-    def _put(self, session: Session, fresh: Sequence[tuple[Entry, StatusReport]]) -> list[EventRow]:
+    def _put(self, session: Session, fresh: Sequence[tuple[Entry, Report]]) -> list[EventRow]:
         """Write the latest of each certificate; the events of what an auditor doesn't know yet."""
         wanted = {(entry.host, report.certificate.name) for entry, report in fresh}
         outcomes = {
@@ -194,9 +195,7 @@ class ReportRows:
         return compile_for
 
 
-def _decide(
-    entry: Entry, known: dict[str, tuple[str, int]], fresh: list[tuple[Entry, StatusReport]]
-) -> RecordedReports:
+def _decide(entry: Entry, known: dict[str, tuple[str, int]], fresh: list[tuple[Entry, Report]]) -> RecordedReports:
     """What of one call is new; goes on from what the calls before it have made `known`."""
     if not entry.epoch:
         return RecordedReports(0, ())

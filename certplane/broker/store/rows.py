@@ -28,9 +28,10 @@ from certplane.broker.model import (
     RevocationReason,
     TxtRecord,
 )
-from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.store.statements import Row
 from certplane.errors import ProblemDocument, Reason, Refusal, Violation
+from certplane.fleet_report.model import RenewalCause
 
 EventRow = tuple[str, int, str]
 """event_id, create_time, record: the columns of an audit insert in their order."""

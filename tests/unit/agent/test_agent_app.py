@@ -16,10 +16,11 @@ from cryptography import x509
 from certplane.agent.app import Agent
 from certplane.agent.control import ask
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
-from certplane.agent.model import LineageState, LineageStatus, LineageStep, Version
+from certplane.agent.model import LineageStatus, Version
 from certplane.agent.renewal.status import is_well
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.errors import ConfigurationError, OperationError, Reason, Refusal, RefusalError
+from certplane.fleet_report.model import CertificateState, RenewalStep
 from certplane.sandbox.loopback import free_port
 from tests.support.agent_world import AgentWorld, Recorder
 from tests.support.lineages import LocalIssuer
@@ -107,7 +108,7 @@ async def test_what_a_request_waits_for_is_its_status_meanwhile(
     await world.agent().run_once()
     waiting = [status for status in seen if status.last_error == world.broker.trouble]
     assert [(each.state, each.failed_step, each.failures) for each in waiting] == [
-        (LineageState.REQUESTING, LineageStep.REQUEST, 0)
+        (CertificateState.REQUESTING, RenewalStep.REQUEST, 0)
     ]
     assert (seen[-1].last_error, seen[-1].failed_step) == ("", None)
 
@@ -141,7 +142,7 @@ async def test_one_failing_certificate_does_not_stop_the_others(make_world: Make
     await world.enroll()
     statuses = await world.agent().run_once()
     assert is_well(statuses["web"])
-    assert statuses["bad"].state is LineageState.FAILED
+    assert statuses["bad"].state is CertificateState.FAILED
     assert "PROFILE_NOT_ALLOWED" in statuses["bad"].last_error
     assert statuses["bad"].next_attempt_time is not None
 
@@ -285,7 +286,7 @@ async def test_a_certificate_that_is_not_ours_is_not_stored(make_world: MakeWorl
 
     world.broker._issuer = Liar(now=world.clock.now())
     statuses = await world.agent().run_once()
-    assert statuses["web"].state is LineageState.FAILED
+    assert statuses["web"].state is CertificateState.FAILED
     assert "ISSUER_REJECTED" in statuses["web"].last_error
     assert await world.versions("web") == []
 
@@ -352,7 +353,7 @@ async def test_a_new_identity_that_the_broker_refuses_gives_way(make_world: Make
     await agent._start()
     world.broker.errors = [refusal]  # type: ignore[list-item] # both are CertplaneErrors
     status = await agent._identity.settle()
-    assert status.state is LineageState.DEGRADED
+    assert status.state is CertificateState.DEGRADED
     assert str(refusal) in status.last_error
     assert world.broker.identities[-1] == first
     assert await world.host.current_identity() == first
@@ -383,7 +384,7 @@ async def test_an_internal_ca_that_is_down_is_tried_again(make_world: MakeWorld)
     world.clock.advance(timedelta(days=15))
     world.authority.errors = [OperationError("the CA can't be reached")]
     statuses = await world.agent().run_once()
-    assert statuses["identity"].state is LineageState.FAILED
+    assert statuses["identity"].state is CertificateState.FAILED
     assert is_well(statuses["web"])
     world.clock.advance(HOUR)
     assert is_well((await world.agent().run_once())["identity"])
@@ -534,7 +535,7 @@ async def test_a_renewal_in_the_daytime_is_used_at_night(make_world: MakeWorld) 
     assert outcome.text.startswith("version 2 is here; it is used from")
     first, second = await world.versions("web")
     status = await world.status("web")
-    assert (status.state, status.issued_version, status.installed_version) == (LineageState.ISSUED, 2, 1)
+    assert (status.state, status.issued_version, status.installed_version) == (CertificateState.ISSUED, 2, 1)
     assert status.activate_after is not None
     assert timedelta(hours=4.9) < status.activate_after - world.clock.now() <= 5 * HOUR
     assert leaf_at(world.folder / "tls" / "web.pem").serial_number == int(first.serial_number, 16)
@@ -544,7 +545,7 @@ async def test_a_renewal_in_the_daytime_is_used_at_night(make_world: MakeWorld) 
     assert is_well((await world.agent().run_once())["web"])
     world.clock.advance(5 * HOUR)
     status = (await world.agent().run_once())["web"]
-    assert (status.state, status.installed_version, status.activate_after) == (LineageState.WAITING, 2, None)
+    assert (status.state, status.installed_version, status.activate_after) == (CertificateState.WAITING, 2, None)
     assert leaf_at(world.folder / "tls" / "web.pem").serial_number == int(second.serial_number, 16)
 
 
@@ -554,7 +555,7 @@ async def test_a_first_certificate_waits_for_no_window(make_world: MakeWorld) ->
     world.configure([window_from(world, 5)], {})
     await world.enroll()
     status = (await world.agent().run_once())["web"]
-    assert (status.state, status.installed_version) == (LineageState.WAITING, 1)
+    assert (status.state, status.installed_version) == (CertificateState.WAITING, 1)
 
 
 @pytest.mark.parametrize("jump", [HOUR, -HOUR], ids=["ahead", "back"])
@@ -645,6 +646,6 @@ async def test_a_daemon_looks_again_in_its_time(make_world: MakeWorld) -> None:
         await asyncio.sleep(0.2)
         assert finds() == 2
     status = await world.status("web")
-    assert (status.state, status.drift_reloaded, status.verify_failures) == (LineageState.DEGRADED, True, 3)
+    assert (status.state, status.drift_reloaded, status.verify_failures) == (CertificateState.DEGRADED, True, 3)
     assert reloads.read_text() == "\n"
     assert "issue" not in world.broker.calls

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from certplane.agent.install.activation import hook_variables
-from certplane.agent.model import LineageState
+from certplane.fleet_report.model import CertificateState
 from certplane.runtime.health import HealthWord
 
 _ROOT = Path(__file__).parents[3]
@@ -28,7 +28,7 @@ def test_every_word_of_check_is_told() -> None:
 def test_every_state_is_told() -> None:
     """What `status` may show for a certificate."""
     told = _DOCUMENT.partition("A status is one of: ")[2].partition("\n\n")[0]
-    states = {state.value for state in LineageState}
+    states = {state.value for state in CertificateState}
     assert {code for code in re.findall(r"`([^`]+)`", told) if code in states} == states
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from certplane.agent.app import Agent
 from certplane.agent.link.state import LinkState
-from certplane.agent.model import LineageState
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
+from certplane.fleet_report.model import CertificateState
 from certplane.rpc.status import refusal_from_status
 from certplane.runtime.files import temporary_name
 from certplane.v1 import renewal_pb2 as pb
@@ -224,7 +224,7 @@ async def test_a_broker_that_is_there_again_is_asked_at_once(
     once = world.agent()
     await once.run_once()
     await once.close()
-    assert (await world.status("web")).state is LineageState.FAILED
+    assert (await world.status("web")).state is CertificateState.FAILED
     async with broker(world) as server, running(world, server):
         await until(lambda: bool(server.streams) and bool(server.last.reports))
         if renewed:
@@ -252,7 +252,7 @@ async def test_without_a_broker_reports_wait_on_disk(world: AgentWorld) -> None:
         async with running(world, server):
             await until(lambda: bool(states(server, "api")) and states(server, "web")[-1:] == ["WAITING"])
         assert states(server, "web") == ["ABSENT", "DUE", "REQUESTING", "ISSUED", "INSTALLING", "RELOADING", "WAITING"]
-        assert (await world.status("web")).state is LineageState.WAITING
+        assert (await world.status("web")).state is CertificateState.WAITING
 
 
 async def test_a_directive_that_cannot_be_kept_is_refused(world: AgentWorld) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from certplane.agent.directives import HostDirectives
 from certplane.agent.lineage import Lineage, LineageLife
-from certplane.agent.model import DirectedRenewal, PendingRequest, RenewalCause, Version
+from certplane.agent.model import DirectedRenewal, PendingRequest, Version
 from certplane.agent.ports import DirectiveFile, VersionStore
 from certplane.errors import OperationError, Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from tests.support.agent_world import AgentWorld
 from tests.support.lineages import LocalIssuer
 from tests.support.waiting import HANG, until

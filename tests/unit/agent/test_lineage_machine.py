@@ -23,12 +23,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from certplane.agent.install.activation import ActivationResult, Activator
 from certplane.agent.lineage import Lineage, LineageLife, OrderFailedError, OrderUnderWayError
-from certplane.agent.model import HookResult, LineageState, LineageStatus, ServiceView, Version
+from certplane.agent.model import HookResult, LineageStatus, ServiceView, Version
 from certplane.agent.renewal.machine import FOLLOWS
 from certplane.agent.renewal.plan import LineageSpec, Request, Verify, Wait, due_time, newest_version, override_time
 from certplane.agent.renewal.status import is_well, new_status, revoked
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
+from certplane.fleet_report.model import CertificateState
 from certplane.runtime.json_state import members_of, value_of
 from certplane.runtime.progress import SilentProgress
 from tests.fakes.agent_install import FakeServiceProbe, FakeStatusFile, FakeVersionStore
@@ -235,14 +236,14 @@ class LineageMachine(RuleBasedStateMachine):
             self.check_failure_waits()
             if isinstance(plan.step, Wait):
                 return max(plan.step.until - self.clock.now(), timedelta(seconds=1))
-            if isinstance(plan.step, Request) and self.status.state is LineageState.REQUESTING:
+            if isinstance(plan.step, Request) and self.status.state is CertificateState.REQUESTING:
                 return 5 * MINUTE  # under way: the daemon's own pause
         raise AssertionError("the plan comes to no end")
 
     def check_failure_waits(self) -> None:
         """Each wait is the CA's, or a share of the life that is left."""
         status, now = self.status, self.clock.now()
-        if status.state is not LineageState.FAILED or status.update_time != now:
+        if status.state is not CertificateState.FAILED or status.update_time != now:
             return
         assert status.next_attempt_time is not None
         newest = newest_version(tuple(self.store.versions()))
@@ -334,9 +335,9 @@ class LineageMachine(RuleBasedStateMachine):
         status = self.status
         if status.failures:
             assert status.next_attempt_time is not None
-            assert status.state is not LineageState.FAILED or status.last_error
+            assert status.state is not CertificateState.FAILED or status.last_error
         newest = newest_version(tuple(self.store.versions()))
-        if status.state is LineageState.DEGRADED and status.activation_failures and newest is not None:
+        if status.state is CertificateState.DEGRADED and status.activation_failures and newest is not None:
             assert status.next_activation_time is not None
             assert status.failed_step is not None
         if status.verify_failures:
@@ -346,10 +347,10 @@ class LineageMachine(RuleBasedStateMachine):
     @invariant()
     def states_at_rest_are_true(self) -> None:
         status, current = self.status, self.store.current()
-        if status.state is LineageState.SERVING:
+        if status.state is CertificateState.SERVING:
             assert current is not None
             assert status.verified_version == current.number == status.confirmed_version
-        if status.state is LineageState.ISSUED and status.activate_after is not None:
+        if status.state is CertificateState.ISSUED and status.activate_after is not None:
             assert self.spec.window is not None
             assert status.issued_version != status.confirmed_version
         if status.activate_after is not None:
@@ -368,10 +369,10 @@ class LineageMachine(RuleBasedStateMachine):
         assert current.number not in status.revoked_versions
         assert self.service.served == current or self.spec.verify_interval is None
         assert is_well(status)
-        if status.state is LineageState.ISSUED:
+        if status.state is CertificateState.ISSUED:
             assert status.activate_after is not None
         else:
-            assert status.state is (LineageState.SERVING if self.spec.verify_interval else LineageState.WAITING)
+            assert status.state is (CertificateState.SERVING if self.spec.verify_interval else CertificateState.WAITING)
             assert current == newest_version(tuple(self.store.versions()))
 
 

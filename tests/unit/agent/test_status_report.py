@@ -8,19 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from certplane.agent.link.state import LinkPhase, LinkState
-from certplane.agent.model import (
-    DirectedRenewal,
-    LineageState,
-    LineageStatus,
-    LineageStep,
-    PendingRequest,
-    RenewalCause,
-    Version,
-)
+from certplane.agent.model import DirectedRenewal, LineageStatus, PendingRequest, Version
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.plan import LineageSpec
 from certplane.agent.renewal.status import new_status
 from certplane.agent.status import StatusReport, lineage_report, link_report, to_json, to_text
+from certplane.fleet_report.model import CertificateState, RenewalCause, RenewalStep
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -35,7 +28,7 @@ VERSION = Version(
     not_after=NOW + 80 * DAY,
     certificate_id="certificate-3",
 )
-WAITING = replace(new_status("web", NOW), state=LineageState.WAITING, confirmed_version=3)
+WAITING = replace(new_status("web", NOW), state=CertificateState.WAITING, confirmed_version=3)
 FACTS = LineageFacts(versions=(VERSION,), current=VERSION, pending=None, status=WAITING)
 IDENTITY = lineage_report(
     LineageSpec("identity", phase_key="host/identity"),
@@ -66,7 +59,7 @@ def test_an_error_has_its_own_line_with_the_next_try() -> None:
     """Cause, how often, and when it is tried again."""
     failed = replace(
         WAITING,
-        state=LineageState.FAILED,
+        state=CertificateState.FAILED,
         failures=3,
         last_error="RATE_LIMITED: 20 an hour",
         next_attempt_time=NOW + timedelta(minutes=7),
@@ -99,8 +92,8 @@ def test_json_has_every_field_and_times_as_rfc_3339() -> None:
     pending = PendingRequest("", "cd" * 32, NOW, order_id="order-9")
     newer = replace(VERSION, number=4)
     degraded = LineageStatus(
-        "web", LineageState.DEGRADED, NOW, last_error="the reload ended with status 1", activation_failures=2,
-        rejected_version=4, next_activation_time=NOW + DAY, confirmed_version=3, failed_step=LineageStep.RELOAD,
+        "web", CertificateState.DEGRADED, NOW, last_error="the reload ended with status 1", activation_failures=2,
+        rejected_version=4, next_activation_time=NOW + DAY, confirmed_version=3, failed_step=RenewalStep.RELOAD,
         verified_version=3, verify_time=NOW, served_serial_number="1f", served_not_after=NOW + 80 * DAY,
         next_verify_time=NOW + DAY, activate_after=NOW + DAY,
     )  # fmt: skip
@@ -159,7 +152,7 @@ def test_what_is_served_and_what_waits_is_shown() -> None:
     newer = replace(VERSION, number=4)
     status = replace(
         WAITING,
-        state=LineageState.DEGRADED,
+        state=CertificateState.DEGRADED,
         verify_time=NOW,
         served_serial_number="2e",
         verify_failures=2,
@@ -189,7 +182,7 @@ def test_the_reason_for_the_renewal_time_is_shown() -> None:
     ):
         facts = replace(FACTS, versions=(version,), current=version)
         assert lineage_report(spec, facts, NOW).renew_reason == why
-    due = replace(FACTS, status=replace(WAITING, state=LineageState.DUE, renew_reason="an operator asked for it"))
+    due = replace(FACTS, status=replace(WAITING, state=CertificateState.DUE, renew_reason="an operator asked for it"))
     assert lineage_report(SPEC, due, NOW).renew_reason == "an operator asked for it"
 
 

@@ -13,10 +13,11 @@ import pytest
 from certplane.agent import cli
 from certplane.agent.control import ask
 from certplane.agent.directives import HostDirectives
-from certplane.agent.model import DirectedRenewal, LineageStatus, RenewalCause
+from certplane.agent.model import DirectedRenewal, LineageStatus
 from certplane.agent.renewal.status import is_well
 from certplane.agent.settings import load_settings
 from certplane.errors import OperationError, Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from tests.support.agent_world import AgentWorld
 from tests.support.waiting import HANG, until
 

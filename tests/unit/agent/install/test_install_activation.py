@@ -19,10 +19,11 @@ from certplane.agent.install.activation import (
     hook_variables,
 )
 from certplane.agent.install.outputs import Outputs
-from certplane.agent.model import HookResult, LineageState, LineageStatus, LineageStep, Version
+from certplane.agent.model import HookResult, LineageStatus, Version
 from certplane.agent.renewal.plan import Verify
 from certplane.agent.renewal.status import is_well, new_status, revoked
 from certplane.errors import OperationError, Reason, RefusalError
+from certplane.fleet_report.model import CertificateState, RenewalStep
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.agent_install import FakeHookRunner, FakeServiceProbe, FakeStatusFile, FakeVersionStore
 from tests.fakes.agent_keystore import FakePendingKeys
@@ -94,9 +95,9 @@ async def test_installed_and_reloaded_is_activated(host: Host) -> None:
     assert result.error == ""
     assert host.current() == 1
     assert [status.state for status in host.statuses.saved] == [
-        LineageState.INSTALLING,
-        LineageState.RELOADING,
-        LineageState.WAITING,
+        CertificateState.INSTALLING,
+        CertificateState.RELOADING,
+        CertificateState.WAITING,
     ]
     assert result.status == host.status()
     assert host.status().confirmed_version == 1
@@ -126,7 +127,7 @@ async def test_failed_reload_goes_back(host: Host, failure: HookResult) -> None:
     assert host.store.shown == [1, 2, 1]
     assert (result.reload, result.reload_again) == (failure, OK)
     status = host.status()
-    assert status.state is LineageState.DEGRADED
+    assert status.state is CertificateState.DEGRADED
     assert (status.confirmed_version, status.rejected_version) == (1, 2)
     assert status.next_activation_time is not None
     assert status.next_activation_time > host.clock.now()
@@ -155,7 +156,7 @@ async def test_reload_that_fails_with_both_keeps_the_new_one(host: Host) -> None
     assert host.store.shown == [1, 2, 1, 2]
     status = host.status()
     assert (status.confirmed_version, status.rejected_version) == (1, None)
-    assert status.state is LineageState.DEGRADED
+    assert status.state is CertificateState.DEGRADED
     assert "with version 1 it was stopped" in status.last_error
 
 
@@ -272,10 +273,10 @@ async def test_version_that_is_seen_served_is_activated(host: Host, service: Ser
     result = await service.activate(version)
     assert result.outcome is ActivationOutcome.ACTIVATED
     assert [status.state for status in host.statuses.saved] == [
-        LineageState.INSTALLING,
-        LineageState.RELOADING,
-        LineageState.VERIFYING,
-        LineageState.SERVING,
+        CertificateState.INSTALLING,
+        CertificateState.RELOADING,
+        CertificateState.VERIFYING,
+        CertificateState.SERVING,
     ]
     status = host.status()
     assert (status.confirmed_version, status.verified_version, status.installed_version) == (1, 1, 1)
@@ -295,20 +296,20 @@ async def test_service_that_goes_on_with_the_old_one(host: Host, service: Servic
     assert result.outcome is ActivationOutcome.ROLLED_BACK
     assert host.store.shown == [1, 2, 1]
     assert [(status.state, status.installed_version) for status in host.statuses.saved] == [
-        (LineageState.INSTALLING, 1),
-        (LineageState.RELOADING, 2),
-        (LineageState.VERIFYING, 2),
-        (LineageState.DEGRADED, 2),
-        (LineageState.DEGRADED, 1),
+        (CertificateState.INSTALLING, 1),
+        (CertificateState.RELOADING, 2),
+        (CertificateState.VERIFYING, 2),
+        (CertificateState.DEGRADED, 2),
+        (CertificateState.DEGRADED, 1),
     ]
     status = host.status()
-    assert (status.failed_step, status.rejected_version) == (LineageStep.VERIFY, 2)
+    assert (status.failed_step, status.rejected_version) == (RenewalStep.VERIFY, 2)
     assert (status.confirmed_version, status.verified_version) == (1, 1)
     assert status.last_error == "it serves another certificate"
     assert not is_well(status)
     service.obeys = True
     assert (await service.activate(second)).outcome is ActivationOutcome.ACTIVATED
-    assert (host.status().state, host.status().verified_version) == (LineageState.SERVING, 2)
+    assert (host.status().state, host.status().verified_version) == (CertificateState.SERVING, 2)
 
 
 async def test_service_that_is_down_keeps_the_new_one(host: Host, service: Service) -> None:
@@ -320,7 +321,7 @@ async def test_service_that_is_down_keeps_the_new_one(host: Host, service: Servi
     assert host.store.shown == [1, 2, 1, 2]
     assert service.reloads == 3
     status = host.status()
-    assert (status.failed_step, status.rejected_version, status.installed_version) == (LineageStep.VERIFY, None, 2)
+    assert (status.failed_step, status.rejected_version, status.installed_version) == (RenewalStep.VERIFY, None, 2)
     assert status.last_error == "nobody answers; with version 1 nobody answers"
     assert (status.verified_version, status.served_serial_number) == (None, "")
 
@@ -355,7 +356,7 @@ async def test_look_that_finds_all_well_changes_nothing_but_its_time(host: Host,
     service.reloads = 0
     host.clock.advance(timedelta(hours=6))
     status = await service.look_again()
-    assert (status.state, status.verify_time) == (LineageState.SERVING, host.clock.now())
+    assert (status.state, status.verify_time) == (CertificateState.SERVING, host.clock.now())
     assert status.next_verify_time == host.clock.now() + timedelta(hours=6)
     assert service.reloads == 0
 
@@ -368,9 +369,9 @@ async def test_drifted_service_is_reloaded_once(host: Host, service: Service) ->
     status = await service.look_again()
     assert service.reloads == 1
     assert [each.state for each in host.statuses.saved] == [
-        LineageState.DEGRADED,
-        LineageState.DEGRADED,
-        LineageState.SERVING,
+        CertificateState.DEGRADED,
+        CertificateState.DEGRADED,
+        CertificateState.SERVING,
     ]
     assert is_well(status)
     assert host.store.shown == [1]
@@ -381,7 +382,11 @@ async def test_drifted_service_that_a_reload_does_not_mend_stays_visible(host: H
     await service.activate(host.stage())
     service.served, service.obeys, service.reloads = None, False, 0
     status = await service.look_again()
-    assert (status.state, status.drift_reloaded, status.verify_error) == (LineageState.DEGRADED, True, "nobody answers")
+    assert (status.state, status.drift_reloaded, status.verify_error) == (
+        CertificateState.DEGRADED,
+        True,
+        "nobody answers",
+    )
     status = await service.look_again(reload=None)
     assert service.reloads == 1
     assert status.verify_failures == 3
@@ -399,7 +404,7 @@ async def test_reload_of_a_find_waits_for_its_time(host: Host, service: Service)
     service.served, service.reloads = None, 0
     status = await service.look_again(reload=timedelta(hours=2))
     assert service.reloads == 0
-    assert (status.state, status.drift_reloaded) == (LineageState.DEGRADED, False)
+    assert (status.state, status.drift_reloaded) == (CertificateState.DEGRADED, False)
 
 
 async def test_waits_grow_with_failures(host: Host) -> None:
@@ -428,7 +433,7 @@ async def test_agent_that_its_own_hook_ends_waits_in_time(host: Host) -> None:
     for _ in range(3):
         with pytest.raises(asyncio.CancelledError):
             await activator.activate(version, host.status())
-        assert host.status().state is LineageState.RELOADING
+        assert host.status().state is CertificateState.RELOADING
         waits.append(host.status().next_activation_time)
     assert waits[:2] == [None, None]
     assert waits[2] is not None

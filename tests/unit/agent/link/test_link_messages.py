@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.agent.link.messages import MAX_HELLO_BYTES, hello, report_message
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
-from certplane.agent.model import CertificateReport, HeldCertificate, LineageState, LineageStep, Report
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep, Report
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.times import span_of, time_of
 from certplane.v1 import renewal_pb2 as pb
@@ -20,21 +20,21 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-@pytest.mark.parametrize("state", LineageState)
-@pytest.mark.parametrize("step", [None, *LineageStep])
-def test_every_state_and_step_has_its_value(state: LineageState, step: LineageStep | None) -> None:
+@pytest.mark.parametrize("state", CertificateState)
+@pytest.mark.parametrize("step", [None, *RenewalStep])
+def test_every_state_and_step_has_its_value(state: CertificateState, step: RenewalStep | None) -> None:
     """The protocol knows all that a lineage can be."""
-    message = report_message(Report(3, CertificateReport("web", state, NOW, failed_step=step))).certificate
+    message = report_message(Report(3, CertificateStatus("web", state, update_time=NOW, failed_step=step))).certificate
     assert pb.CertificateStatus.State.Name(message.state) == f"STATE_{state.name}"
     assert pb.CertificateStatus.Step.Name(message.failed_step) == f"STEP_{step.name if step else 'UNSPECIFIED'}"
 
 
 def test_every_field_arrives() -> None:
     """A full report leaves no field of its message unset."""
-    held = HeldCertificate("1f", "c1", NOW, NOW + DAY, 2, NOW)
-    full = CertificateReport(
-        "web", LineageState.FAILED, NOW, "web", ("a.example",), LineageStep.REQUEST, held, held, held, NOW, "due",
-        "refused", 1, 2, NOW + DAY, NOW + DAY,
+    held = HeldCertificate("1f", NOW, NOW + DAY, "c1", 2, NOW)
+    full = CertificateStatus(
+        "web", CertificateState.FAILED, "web", ("a.example",), RenewalStep.REQUEST, held, held, held, NOW, "due",
+        "refused", 1, 2, NOW + DAY, NOW + DAY, NOW,
     )  # fmt: skip
     message = report_message(Report(3, full))
     fields = {field.name for field, _ in message.certificate.ListFields()}
@@ -48,7 +48,9 @@ def test_every_field_arrives() -> None:
 def test_hello_stays_below_the_limit() -> None:
     """However much there is to say: whole reports, from the oldest on."""
     reports = [
-        Report(number, CertificateReport(f"c{number}", LineageState.WAITING, NOW, last_error="x" * 2000))
+        Report(
+            number, CertificateStatus(f"c{number}", CertificateState.WAITING, update_time=NOW, last_error="x" * 2000)
+        )
         for number in range(1, 100)
     ]
     message, last = hello(

@@ -16,9 +16,10 @@ import pytest_asyncio
 from certplane.agent.link.session import End, Session, SessionParts
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
 from certplane.agent.link.stream import StatusStream, reopening_wait
-from certplane.agent.model import CertificateReport, DirectedRenewal, LineageState, RenewalCause
+from certplane.agent.model import DirectedRenewal
 from certplane.agent.reporting.spool import FileReportSpool
 from certplane.errors import CertplaneError, OperationError, Reason, Refusal, RefusalError
+from certplane.fleet_report.model import CertificateState, CertificateStatus, RenewalCause
 from certplane.rpc.status import refusal_from_status
 from certplane.runtime.pool import BlockingPool
 from certplane.sandbox.loopback import free_port
@@ -32,8 +33,8 @@ SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hou
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
-def report(number: int, state: LineageState = LineageState.WAITING, name: str = "web") -> CertificateReport:
-    return CertificateReport(name, state, NOW + timedelta(seconds=number))
+def report(number: int, state: CertificateState = CertificateState.WAITING, name: str = "web") -> CertificateStatus:
+    return CertificateStatus(name, state, update_time=NOW + timedelta(seconds=number))
 
 
 def renewal(certificate_id: str = "c1", **more: object) -> pb.Renewal:
@@ -133,7 +134,7 @@ class World:
         self.epochs += 1
         return f"epoch-{self.epochs}"
 
-    async def add(self, *reports: CertificateReport) -> None:
+    async def add(self, *reports: CertificateStatus) -> None:
         for each in reports:
             await self.disk.run(self.spool.add, each)
 
@@ -179,7 +180,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_hello_tells_all_that_there_is(world: World) -> None:
     """Names, epoch, version and the reports that wait, in their order; then what comes, as it comes."""
-    await world.add(report(1, LineageState.REQUESTING), report(2))
+    await world.add(report(1, CertificateState.REQUESTING), report(2))
     async with world.running() as server:
         await until(lambda: bool(server.streams))
         hello = server.last.hello
@@ -188,7 +189,7 @@ async def test_hello_tells_all_that_there_is(world: World) -> None:
         assert [each.sequence for each in hello.reports] == [1, 2]
         assert hello.host_time.ToDatetime(tzinfo=UTC) == NOW
         await until(lambda: not world.spool.unacknowledged)
-        await world.add(report(3, LineageState.DUE), report(4, LineageState.REQUESTING))
+        await world.add(report(3, CertificateState.DUE), report(4, CertificateState.REQUESTING))
         await until(lambda: not world.spool.unacknowledged)
         assert [each.sequence for each in server.last.reports] == [1, 2, 3, 4]
         assert world.stream.state.phase is LinkPhase.CONNECTED
@@ -204,7 +205,9 @@ async def test_what_does_not_fit_into_hello_follows(world: World) -> None:
     })  # fmt: skip
     for number in range(200):
         await world.add(
-            CertificateReport(f"c{number}", LineageState.FAILED, NOW, last_error="x" * 1500, renew_reason="y" * 100)
+            CertificateStatus(
+                f"c{number}", CertificateState.FAILED, update_time=NOW, last_error="x" * 1500, renew_reason="y" * 100
+            )
         )
     async with world.running() as server:
         await until(lambda: not world.spool.unacknowledged)
@@ -219,7 +222,7 @@ async def test_a_stream_that_broke_is_opened_again_and_nothing_is_counted_twice(
         await until(lambda: not world.spool.unacknowledged)
         server.last.end(grpc.StatusCode.UNAVAILABLE)
         await until(lambda: world.stream.state.phase is LinkPhase.WAITING)
-        await world.add(report(2, LineageState.DUE))
+        await world.add(report(2, CertificateState.DUE))
         assert world.stream.state.next_attempt_time is not None
         await world.pass_until(lambda: len(server.streams) == 2)
         await until(lambda: not world.spool.unacknowledged)
@@ -559,7 +562,7 @@ async def test_another_holder_of_the_identity_is_said(world: World, caplog: pyte
 
 async def test_delivering_ends_with_the_last_acknowledgement(world: World) -> None:
     """A program that ends says what it did, and no more."""
-    await world.add(report(1), report(2, LineageState.DUE))
+    await world.add(report(1), report(2, CertificateState.DUE))
     async with world.server.running() as server:
         world.channels.port = server.port
         world.channels.change()

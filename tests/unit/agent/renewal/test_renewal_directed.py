@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from certplane.agent.model import DirectedRenewal, LineageState, LineageStatus, RenewalCause, Version
+from certplane.agent.model import DirectedRenewal, LineageStatus, Version
 from certplane.agent.renewal.directed import explanation, laid_over
 from certplane.agent.renewal.plan import (
     LineageFacts,
@@ -18,6 +18,7 @@ from certplane.agent.renewal.plan import (
     due_time,
     plan_renewal,
 )
+from certplane.fleet_report.model import CertificateState, RenewalCause
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -26,7 +27,7 @@ BORN = NOW - timedelta(hours=1)
 FIRST = Version(
     1, Path("/v/1"), ("web.example",), "1", "aa", BORN, BORN + 90 * DAY, certificate_id="c1", renew_time=BORN + 60 * DAY
 )
-STATUS = LineageStatus("web", LineageState.WAITING, NOW, confirmed_version=1)
+STATUS = LineageStatus("web", CertificateState.WAITING, NOW, confirmed_version=1)
 FACTS = LineageFacts((FIRST,), FIRST, None, STATUS)
 
 

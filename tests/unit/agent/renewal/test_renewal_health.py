@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from certplane.agent.model import LineageState, LineageStatus, LineageStep, ServedLeaf, ServiceView, Version
+from certplane.agent.model import LineageStatus, ServedLeaf, ServiceView, Version
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.health import lineage_health
 from certplane.agent.renewal.plan import LineageSpec
+from certplane.fleet_report.model import CertificateState, RenewalStep
 from certplane.runtime.health import NONE_YET, HealthWord, Severity
 
 NOW = datetime(2026, 11, 28, 3, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 SPEC = LineageSpec("web", "host/web", dns_names=("www.example.test",), key_type="ec-p256")
-WELL = LineageStatus("web", LineageState.SERVING, NOW, confirmed_version=2, verified_version=2, verify_time=NOW)
+WELL = LineageStatus("web", CertificateState.SERVING, NOW, confirmed_version=2, verified_version=2, verify_time=NOW)
 
 
 def version(number: int, left: timedelta, life: timedelta = 90 * DAY) -> Version:
@@ -51,7 +52,7 @@ LIMITED = REFUSED | {"request_error": "RATE_LIMITED: too many", "last_error": "R
 NOT_INSTALLED = {
     "activation_failures": 2,
     "last_error": "no room",
-    "failed_step": LineageStep.INSTALL,
+    "failed_step": RenewalStep.INSTALL,
     "next_activation_time": NOW + HOUR,
 }
 FOREIGN = {

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certplane.agent.model import LineageState, LineageStatus, PendingRequest, Version
+from certplane.agent.model import LineageStatus, PendingRequest, Version
 from certplane.agent.renewal.plan import (
     LONGEST_PAUSE,
     Activate,
@@ -29,6 +29,7 @@ from certplane.agent.renewal.plan import (
     warn_time,
 )
 from certplane.agent.renewal.window import ActivationWindow
+from certplane.fleet_report.model import CertificateState
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key, public_key_sha256
 
@@ -57,7 +58,7 @@ def version(number: int = 1, *, lifetime: timedelta = 90 * DAY, begin: datetime 
 
 
 def status(**more: object) -> LineageStatus:
-    return LineageStatus("www", LineageState.WAITING, START, **more)  # type: ignore[arg-type]  # as above
+    return LineageStatus("www", CertificateState.WAITING, START, **more)  # type: ignore[arg-type]  # as above
 
 
 def pending(*names: str, key_type: KeyType = KeyType.EC_P256) -> PendingRequest:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certplane.agent.model import LineageState, LineageStatus, LineageStep, ServedLeaf, ServiceView, Version
+from certplane.agent.model import LineageStatus, ServedLeaf, ServiceView, Version
 from certplane.agent.renewal.failures import (
     Failure,
     FailureKind,
@@ -51,6 +51,7 @@ from certplane.errors import (
     Refusal,
     RefusalError,
 )
+from certplane.fleet_report.model import CertificateState, RenewalStep
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -87,7 +88,7 @@ def test_whose_word_ends_a_wait(cause: CertplaneError, unreached: bool, refused:
     assert not is_refused_by_policy(status)
     failed = request_failed(status, failure_of(cause, NOW), NOW, random.Random(1), version())
     older = replace(failed, request_error="")  # as a release without it has written
-    later = going_back(failed, LineageStep.RELOAD, "KEY_WEAK: said the hook", NOW)
+    later = going_back(failed, RenewalStep.RELOAD, "KEY_WEAK: said the hook", NOW)
     for each in (failed, older, later):
         assert (is_unreached(each), is_refused_by_policy(each)) == (unreached, refused)
 
@@ -200,7 +201,7 @@ def test_failed_request_says_when_it_may_be_repeated() -> None:
     """A failure counts, and keeps the cause and both waiting times."""
     failure = Failure(FailureKind.LIMITED, "ISSUER_RATE_LIMITED: too many", NOW + 2 * DAY)
     failed = request_failed(new_status("www", NOW), failure, NOW, random.Random(1), None)
-    assert failed.state is LineageState.FAILED
+    assert failed.state is CertificateState.FAILED
     assert (failed.failures, failed.last_error) == (1, "ISSUER_RATE_LIMITED: too many")
     assert failed.retry_time == failed.next_attempt_time == NOW + 2 * DAY
     again = request_failed(failed, Failure(FailureKind.UNREACHABLE, "no connection"), NOW, random.Random(1), None)
@@ -234,11 +235,11 @@ def test_activation_does_not_hide_a_request_that_fails() -> None:
     rng = random.Random(1)
     status = request_failed(new_status("www", NOW), Failure(FailureKind.REFUSED, "policy says no"), NOW, rng, version())
     status = activation_failed(
-        activating(status, NOW, rng), "no room", NOW, rng, step=LineageStep.INSTALL, rejected_version=None, current=None
+        activating(status, NOW, rng), "no room", NOW, rng, step=RenewalStep.INSTALL, rejected_version=None, current=None
     )
-    assert (status.last_error, status.failed_step) == ("no room", LineageStep.INSTALL)
+    assert (status.last_error, status.failed_step) == ("no room", RenewalStep.INSTALL)
     done = activated(activating(status, NOW, rng), version(), NOW)
-    assert (done.last_error, done.failed_step, done.failures) == ("policy says no", LineageStep.REQUEST, 1)
+    assert (done.last_error, done.failed_step, done.failures) == ("policy says no", RenewalStep.REQUEST, 1)
     assert request_succeeded(done, version(2), NOW).last_error == ""
 
 
@@ -256,7 +257,7 @@ def test_success_forgets_every_failure() -> None:
         confirmed_version=0,
     )
     status = request_succeeded(failed, version(2), NOW + HOUR)
-    assert (status.state, status.issued_version) == (LineageState.ISSUED, 2)
+    assert (status.state, status.issued_version) == (CertificateState.ISSUED, 2)
     assert (status.failures, status.last_error, status.retry_time, status.next_attempt_time) == (0, "", None, None)
     assert (status.activation_failures, status.next_activation_time) == (0, None)
     assert status.confirmed_version == 0
@@ -267,23 +268,23 @@ def test_life_of_a_certificate_is_told() -> None:
     """From request to confirmation each state is what `status` shows."""
     rng = random.Random(1)
     status = requesting(new_status("www", NOW), RenewReason.FIRST, NOW)
-    assert (status.state, status.renew_reason) == (LineageState.REQUESTING, "there is none yet")
+    assert (status.state, status.renew_reason) == (CertificateState.REQUESTING, "there is none yet")
     status = request_succeeded(status, version(), NOW)
     status = activating(status, NOW, rng)
-    assert status.state is LineageState.INSTALLING
+    assert status.state is CertificateState.INSTALLING
     status = reloading(status, version(), NOW)
-    assert (status.state, status.installed_version) == (LineageState.RELOADING, 1)
+    assert (status.state, status.installed_version) == (CertificateState.RELOADING, 1)
     done = activated(status, version(), NOW)
-    assert (done.state, done.confirmed_version, done.renew_reason) == (LineageState.WAITING, 1, "")
+    assert (done.state, done.confirmed_version, done.renew_reason) == (CertificateState.WAITING, 1, "")
     seen = looked(verifying(status, NOW), ServiceView(LEAF), (version(),), NOW, interval=6 * HOUR)
-    assert (seen.state, seen.verified_version, seen.served_serial_number) == (LineageState.VERIFYING, 1, "1")
-    assert activated(seen, version(), NOW).state is LineageState.SERVING
+    assert (seen.state, seen.verified_version, seen.served_serial_number) == (CertificateState.VERIFYING, 1, "1")
+    assert activated(seen, version(), NOW).state is CertificateState.SERVING
     failed = activation_failed(
-        status, "the reload failed", NOW, rng, step=LineageStep.RELOAD, rejected_version=1, current=None
+        status, "the reload failed", NOW, rng, step=RenewalStep.RELOAD, rejected_version=1, current=None
     )
-    assert failed.failed_step is LineageStep.RELOAD
+    assert failed.failed_step is RenewalStep.RELOAD
     assert (failed.state, failed.rejected_version, failed.last_error) == (
-        LineageState.DEGRADED,
+        CertificateState.DEGRADED,
         1,
         "the reload failed",
     )
@@ -303,7 +304,7 @@ def test_activation_waits_are_a_share_of_the_shown_certificates_life() -> None:
                 "",
                 NOW,
                 random.Random(seed),
-                step=LineageStep.RELOAD,
+                step=RenewalStep.RELOAD,
                 rejected_version=None,
                 current=version(left=left),
             )
@@ -315,39 +316,49 @@ def test_activation_waits_are_a_share_of_the_shown_certificates_life() -> None:
 @pytest.mark.parametrize(
     ("before", "step", "state", "reason"),
     [
-        pytest.param({}, Wait(NOW + DAY), LineageState.WAITING, "", id="nothing to do"),
+        pytest.param({}, Wait(NOW + DAY), CertificateState.WAITING, "", id="nothing to do"),
         pytest.param(
-            {}, Request(RenewReason.DUE, None), LineageState.DUE, "its renewal time has come", id="about to ask"
+            {}, Request(RenewReason.DUE, None), CertificateState.DUE, "its renewal time has come", id="about to ask"
         ),
         pytest.param(
-            {"failures": 1, "state": LineageState.FAILED},
+            {"failures": 1, "state": CertificateState.FAILED},
             Wait(NOW + DAY, RenewReason.FIRST),
-            LineageState.FAILED,
+            CertificateState.FAILED,
             "there is none yet",
             id="failed and waiting",
         ),
         pytest.param(
-            {}, Wait(NOW + DAY, RenewReason.DUE), LineageState.DUE, "its renewal time has come", id="held back"
+            {}, Wait(NOW + DAY, RenewReason.DUE), CertificateState.DUE, "its renewal time has come", id="held back"
         ),
         pytest.param(
-            {"activation_failures": 1, "rejected_version": 2, "state": LineageState.DEGRADED},
+            {"activation_failures": 1, "rejected_version": 2, "state": CertificateState.DEGRADED},
             Wait(NOW + DAY),
-            LineageState.DEGRADED,
+            CertificateState.DEGRADED,
             "",
             id="not activated",
         ),
         pytest.param(
-            {"state": LineageState.INSTALLING}, Activate(version()), LineageState.INSTALLING, "", id="activating"
+            {"state": CertificateState.INSTALLING},
+            Activate(version()),
+            CertificateState.INSTALLING,
+            "",
+            id="activating",
         ),
-        pytest.param({"verify_failures": 1}, Wait(NOW + DAY), LineageState.DEGRADED, "", id="something else is served"),
-        pytest.param({}, Verify(version(), None), LineageState.WAITING, "", id="about to look, after a restart"),
         pytest.param(
-            {"state": LineageState.DEGRADED}, Verify(version(), None), LineageState.DEGRADED, "", id="about to look"
+            {"verify_failures": 1}, Wait(NOW + DAY), CertificateState.DEGRADED, "", id="something else is served"
+        ),
+        pytest.param({}, Verify(version(), None), CertificateState.WAITING, "", id="about to look, after a restart"),
+        pytest.param(
+            {"state": CertificateState.DEGRADED},
+            Verify(version(), None),
+            CertificateState.DEGRADED,
+            "",
+            id="about to look",
         ),
     ],
 )
 def test_plan_is_shown(
-    before: dict[str, object], step: Wait | Request | Activate, state: LineageState, reason: str
+    before: dict[str, object], step: Wait | Request | Activate, state: CertificateState, reason: str
 ) -> None:
     """`status` shows what is planned and why; a plan that changes nothing is not written again."""
     status = replace(new_status("www", NOW), **before)  # type: ignore[arg-type]  # a test's shorthand
@@ -360,9 +371,9 @@ def test_rest_says_what_is_known() -> None:
     """At rest a lineage serves if that was seen, is issued while a window holds it, and else waits."""
     rest = Wait(NOW + DAY)
     for more, state in (
-        ({}, LineageState.WAITING),
-        ({"served": True}, LineageState.SERVING),
-        ({"served": True, "activate_after": NOW + HOUR}, LineageState.ISSUED),
+        ({}, CertificateState.WAITING),
+        ({"served": True}, CertificateState.SERVING),
+        ({"served": True, "activate_after": NOW + HOUR}, CertificateState.ISSUED),
     ):
         plan = Plan(rest, NOW + DAY, overdue=False, issued=2, installed=1, **more)
         shown = planned(new_status("www", NOW), plan, NOW)
@@ -377,7 +388,7 @@ def test_record_from_the_future_keeps_its_waits(back: timedelta) -> None:
     """A clock that was set back moves every waiting time with it: none grows, none is lost."""
     status = LineageStatus(
         "www",
-        LineageState.FAILED,
+        CertificateState.FAILED,
         NOW,
         renew_time=NOW + 9 * DAY,
         next_attempt_time=NOW + HOUR,
@@ -442,15 +453,15 @@ def test_what_was_seen_is_told(view: ServiceView, number: int | None, serial: st
 
 def test_service_that_drifted_is_degraded_until_it_is_well() -> None:
     """A find is visible and looked at again soon; a look that is well ends it, and the next find has a reload again."""
-    seen = replace(new_status("www", NOW), state=LineageState.SERVING, confirmed_version=1)
+    seen = replace(new_status("www", NOW), state=CertificateState.SERVING, confirmed_version=1)
     looked_at = looked(seen, ServiceView(STRANGER, "another"), (version(),), NOW, interval=6 * HOUR)
     drifted = verify_failed(looked_at, "another", NOW, random.Random(1), current=version(), reload_time=NOW)
-    assert (drifted.state, drifted.verify_failures, drifted.verify_error) == (LineageState.DEGRADED, 1, "another")
+    assert (drifted.state, drifted.verify_failures, drifted.verify_error) == (CertificateState.DEGRADED, 1, "another")
     assert not is_well(drifted)
     assert drifted.next_verify_time is not None
     assert NOW < drifted.next_verify_time <= NOW + MINUTE
     again = verified(replace(drifted, drift_reloaded=True))
-    assert (again.state, again.verify_failures, again.verify_error) == (LineageState.SERVING, 0, "")
+    assert (again.state, again.verify_failures, again.verify_error) == (CertificateState.SERVING, 0, "")
     assert not again.drift_reloaded
     assert is_well(again)
 
@@ -468,9 +479,9 @@ def test_find_outside_of_a_window_is_looked_at_when_it_opens() -> None:
 @pytest.mark.parametrize(
     "trouble",
     [
-        pytest.param({"failures": 2, "state": LineageState.FAILED}, id="requests fail"),
-        pytest.param({"activation_failures": 1, "state": LineageState.DEGRADED}, id="an activation failed"),
-        pytest.param({"state": LineageState.DUE}, id="due"),
+        pytest.param({"failures": 2, "state": CertificateState.FAILED}, id="requests fail"),
+        pytest.param({"activation_failures": 1, "state": CertificateState.DEGRADED}, id="an activation failed"),
+        pytest.param({"state": CertificateState.DUE}, id="due"),
     ],
 )
 def test_look_that_is_well_hides_no_other_trouble(trouble: dict[str, object]) -> None:
@@ -481,9 +492,9 @@ def test_look_that_is_well_hides_no_other_trouble(trouble: dict[str, object]) ->
 
 def test_going_back_is_told_before_it_is_done() -> None:
     """The step and its error are on disk while the version before is put back."""
-    status = going_back(new_status("www", NOW), LineageStep.VERIFY, "it serves another", NOW)
+    status = going_back(new_status("www", NOW), RenewalStep.VERIFY, "it serves another", NOW)
     assert (status.state, status.failed_step, status.last_error) == (
-        LineageState.DEGRADED, LineageStep.VERIFY, "it serves another",
+        CertificateState.DEGRADED, RenewalStep.VERIFY, "it serves another",
     )  # fmt: skip
 
 

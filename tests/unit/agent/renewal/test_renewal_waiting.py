@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from certplane.agent.model import DirectedRenewal, LineageState, LineageStatus, RenewalCause, Version
+from certplane.agent.model import DirectedRenewal, LineageStatus, Version
 from certplane.agent.renewal.directed import laid_over
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.failures import Failure, FailureKind, failure_of
@@ -16,12 +16,13 @@ from certplane.agent.renewal.plan import LineageSpec, Request, Wait, plan_renewa
 from certplane.agent.renewal.status import planned, request_failed, request_succeeded
 from certplane.agent.renewal.waiting import LEAST_WAIT, Asked, Hold, hold_of
 from certplane.errors import Reason, Refusal, Violation
+from certplane.fleet_report.model import CertificateState, RenewalCause
 
 NOW = datetime(2026, 11, 28, 3, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 ASKED = Asked("request", "settings")
 FAILED = LineageStatus(
-    "web", LineageState.FAILED, NOW - HOUR, failures=3, request_error="RATE_LIMITED: too many", failed_time=NOW - HOUR,
+    "web", CertificateState.FAILED, NOW - HOUR, failures=3, request_error="RATE_LIMITED: too many", failed_time=NOW - HOUR,
     next_attempt_time=NOW + HOUR, asked_request="request", asked_settings="settings",
 )  # fmt: skip
 BY_CA = {"request_error": "ISSUER_RATE_LIMITED: 5 a week", "retry_time": NOW + DAY, "next_attempt_time": NOW + DAY}
@@ -139,7 +140,7 @@ def test_a_failures_message_is_bounded() -> None:
 def test_a_broker_that_wants_it_again_and_again_has_it_so_often_in_an_hour(cause: RenewalCause, most: int) -> None:
     """Each renewal is a reload of a service; whoever wants more waits, and nothing is due by itself."""
     spec = LineageSpec("web", "host/web")
-    status = LineageStatus("web", LineageState.WAITING, NOW, confirmed_version=1)
+    status = LineageStatus("web", CertificateState.WAITING, NOW, confirmed_version=1)
     for count in range(most):
         now = NOW + count * SECOND
         facts = laid_over(LineageFacts((version(),), version(), None, status), directive(cause, now, now))
@@ -163,7 +164,7 @@ def test_a_broker_that_wants_it_again_and_again_has_it_so_often_in_an_hour(cause
 def test_a_renewal_that_is_due_anyway_counts_for_nothing() -> None:
     """A short certificate is renewed as often as it must be, also where the broker names the moment."""
     times = tuple(NOW - MINUTE * each for each in range(9))
-    status = LineageStatus("web", LineageState.WAITING, NOW, confirmed_version=1, directed_times=times)
+    status = LineageStatus("web", CertificateState.WAITING, NOW, confirmed_version=1, directed_times=times)
     short = replace(version(MINUTE), not_before=NOW - 5 * MINUTE)
     facts = laid_over(LineageFacts((short,), short, None, status), directive(LIFETIME))
     step = plan_renewal(LineageSpec("web", "host/web"), facts, NOW).step

@@ -9,21 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from certplane.agent.model import (
-    CertificateReport,
-    DirectedRenewal,
-    HeldCertificate,
-    LineageState,
-    LineageStatus,
-    LineageStep,
-    RenewalCause,
-    Version,
-)
+from certplane.agent.model import DirectedRenewal, LineageStatus, Version
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.plan import LineageSpec, RenewReason
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.agent.reporting.report import certificate_report
 from certplane.agent.reporting.spool import FileReportSpool
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, RenewalStep
 from tests.fakes.agent_install import FakeDirectiveFile, FakeStatusFile, FakeVersionStore
 from tests.fakes.agent_keystore import FakePendingKeys
 from tests.fakes.clock import ManualClock
@@ -40,11 +32,11 @@ def version(number: int) -> Version:
 
 
 def held(number: int) -> HeldCertificate:
-    return HeldCertificate(f"1{number}", f"c{number}", NOW, NOW + 90 * DAY, number)
+    return HeldCertificate(f"1{number}", NOW, NOW + 90 * DAY, f"c{number}", number)
 
 
 OLD, NEW = version(1), version(2)
-STATUS = LineageStatus("web", LineageState.WAITING, NOW, renew_time=NOW + 60 * DAY)
+STATUS = LineageStatus("web", CertificateState.WAITING, NOW, renew_time=NOW + 60 * DAY)
 
 
 def facts(status: LineageStatus, *versions: Version, current: Version | None = None) -> LineageFacts:
@@ -55,8 +47,8 @@ def test_all_that_a_reader_elsewhere_needs() -> None:
     """Names, profile, what is on disk and what is shown, and what went wrong, from one status."""
     status = replace(
         STATUS,
-        state=LineageState.DEGRADED,
-        failed_step=LineageStep.RELOAD,
+        state=CertificateState.DEGRADED,
+        failed_step=RenewalStep.RELOAD,
         last_error="line one\nline \x1b[31mtwo",
         activation_failures=2,
         next_activation_time=NOW + DAY,
@@ -64,13 +56,13 @@ def test_all_that_a_reader_elsewhere_needs() -> None:
         renew_reason="its renewal time has come",
         activate_after=NOW + 2 * DAY,
     )
-    assert certificate_report(SPEC, "web", facts(status, OLD, NEW, current=OLD)) == CertificateReport(
+    assert certificate_report(SPEC, "web", facts(status, OLD, NEW, current=OLD)) == CertificateStatus(
         name="web",
-        state=LineageState.DEGRADED,
+        state=CertificateState.DEGRADED,
         update_time=NOW,
         profile="web",
         dns_names=("a.example", "b.example"),
-        failed_step=LineageStep.RELOAD,
+        failed_step=RenewalStep.RELOAD,
         issued=held(2),
         installed=held(1),
         renew_time=NOW + 60 * DAY,
@@ -87,7 +79,7 @@ def test_all_that_a_reader_elsewhere_needs() -> None:
     [
         pytest.param("", None, id="nobody looked"),
         pytest.param("11", replace(held(1), observe_time=NOW), id="one of ours"),
-        pytest.param("ff", HeldCertificate("ff", "", NOW, NOW + 90 * DAY, 0, NOW), id="a stranger's"),
+        pytest.param("ff", HeldCertificate("ff", NOW, NOW + 90 * DAY, "", 0, NOW), id="a stranger's"),
     ],
 )
 def test_what_is_served_is_named_where_it_is_known(serial: str, expected: HeldCertificate | None) -> None:
@@ -123,8 +115,8 @@ def test_who_reads_the_fleet_sees_why(status: str, directed: bool, reason: str) 
 def test_a_freshly_enrolled_identity_is_in_use() -> None:
     """No agent has seen it yet, but there is one; its names are its own."""
     spec = LineageSpec("identity", phase_key="p")
-    report = certificate_report(spec, "", facts(LineageStatus("identity", LineageState.ABSENT, NOW), OLD))
-    assert (report.state, report.dns_names, report.profile) == (LineageState.WAITING, OLD.dns_names, "")
+    report = certificate_report(spec, "", facts(LineageStatus("identity", CertificateState.ABSENT, NOW), OLD))
+    assert (report.state, report.dns_names, report.profile) == (CertificateState.WAITING, OLD.dns_names, "")
 
 
 def test_texts_fit_their_fields() -> None:
@@ -152,10 +144,10 @@ def recorded(tmp_path: Path, store: FakeVersionStore) -> tuple[ReportedStatusFil
 def test_a_saved_status_is_a_report(tmp_path: Path) -> None:
     """Each save, in its order."""
     file, spool = recorded(tmp_path, FakeVersionStore(FakePendingKeys(clock=ManualClock())))
-    file.save(replace(STATUS, state=LineageState.DUE))
-    file.save(replace(STATUS, state=LineageState.REQUESTING))
-    assert [each.certificate.state for each in spool.reports()] == [LineageState.DUE, LineageState.REQUESTING]
-    assert file.load() == replace(STATUS, state=LineageState.REQUESTING)
+    file.save(replace(STATUS, state=CertificateState.DUE))
+    file.save(replace(STATUS, state=CertificateState.REQUESTING))
+    assert [each.certificate.state for each in spool.reports()] == [CertificateState.DUE, CertificateState.REQUESTING]
+    assert file.load() == replace(STATUS, state=CertificateState.REQUESTING)
 
 
 def test_a_fault_in_reporting_is_logged_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

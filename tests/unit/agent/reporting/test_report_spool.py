@@ -16,24 +16,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from certplane.agent.model import CertificateReport, HeldCertificate, LineageState, LineageStep, Report
 from certplane.agent.reporting import spool as spool_module
 from certplane.agent.reporting.encoding import decode_reports, encode_reports
 from certplane.agent.reporting.spool import FileReportSpool
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep, Report
 from certplane.runtime.files import Directory, open_directory
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 NAMES = ("api", "spool")
-FULL = CertificateReport(
+FULL = CertificateStatus(
     name="api",
-    state=LineageState.DEGRADED,
+    state=CertificateState.DEGRADED,
     update_time=NOW + timedelta(microseconds=7),
     profile="web",
     dns_names=("a.example", "b.example"),
-    failed_step=LineageStep.RELOAD,
-    issued=HeldCertificate("1f", "c2", NOW, NOW + timedelta(days=90), 2),
-    installed=HeldCertificate("1e", "c1", NOW, NOW + timedelta(days=90), 1),
-    served=HeldCertificate("1e", "c1", NOW, NOW + timedelta(days=90), 1, NOW),
+    failed_step=RenewalStep.RELOAD,
+    issued=HeldCertificate("1f", NOW, NOW + timedelta(days=90), "c2", 2),
+    installed=HeldCertificate("1e", NOW, NOW + timedelta(days=90), "c1", 1),
+    served=HeldCertificate("1e", NOW, NOW + timedelta(days=90), "c1", 1, NOW),
     renew_time=NOW + timedelta(days=60),
     renew_reason="an operator asked: ü",
     last_error="the reload ended with status 1",
@@ -44,13 +44,13 @@ FULL = CertificateReport(
 )
 
 
-def report(name: str, state: LineageState, number: int) -> CertificateReport:
+def report(name: str, state: CertificateState, number: int) -> CertificateStatus:
     """The `number`-th thing that happened."""
-    return CertificateReport(name, state, NOW + timedelta(seconds=number))
+    return CertificateStatus(name, state, update_time=NOW + timedelta(seconds=number))
 
 
-def waiting(number: int, name: str = "api") -> CertificateReport:
-    return report(name, LineageState.WAITING, number)
+def waiting(number: int, name: str = "api") -> CertificateStatus:
+    return report(name, CertificateState.WAITING, number)
 
 
 class Epochs:
@@ -71,7 +71,7 @@ def open_spool(folder: Path, epochs: Epochs, names: tuple[str, ...] = NAMES) -> 
     return FileReportSpool(folder / "reports", names=names, new_epoch=epochs)
 
 
-def said(spool: FileReportSpool) -> list[tuple[int, CertificateReport]]:
+def said(spool: FileReportSpool) -> list[tuple[int, CertificateStatus]]:
     return [(each.sequence, each.certificate) for each in spool.reports()]
 
 
@@ -86,11 +86,11 @@ def test_the_latest_of_each_state_is_kept(tmp_path: Path, epochs: Epochs) -> Non
     """However often a certificate fails, it takes one place; the order is that of the events."""
     spool = open_spool(tmp_path, epochs)
     for number in range(50):
-        spool.add(report("api", LineageState.REQUESTING, number))
-        spool.add(report("api", LineageState.FAILED, number))
+        spool.add(report("api", CertificateState.REQUESTING, number))
+        spool.add(report("api", CertificateState.FAILED, number))
     assert [each for _, each in said(spool)] == [
-        report("api", LineageState.REQUESTING, 49),
-        report("api", LineageState.FAILED, 49),
+        report("api", CertificateState.REQUESTING, 49),
+        report("api", CertificateState.FAILED, 49),
     ]
     assert [sequence for sequence, _ in said(spool)] == [99, 100]
 
@@ -123,10 +123,10 @@ def test_what_was_said_last_is_not_said_again(tmp_path: Path, epochs: Epochs) ->
 def test_an_acknowledgement_leaves_the_latest_as_the_snapshot(tmp_path: Path, epochs: Epochs) -> None:
     """Steps that the broker has are dropped; what each certificate is now stays, for a broker that has lost it."""
     spool = open_spool(tmp_path, epochs)
-    spool.add(report("api", LineageState.REQUESTING, 1))
-    spool.add(report("api", LineageState.WAITING, 2))
-    spool.add(report("spool", LineageState.REQUESTING, 3))
-    spool.add(report("api", LineageState.DUE, 4))
+    spool.add(report("api", CertificateState.REQUESTING, 1))
+    spool.add(report("api", CertificateState.WAITING, 2))
+    spool.add(report("spool", CertificateState.REQUESTING, 3))
+    spool.add(report("api", CertificateState.DUE, 4))
     spool.acknowledge(3)
     for each in (spool, open_spool(tmp_path, epochs)):
         assert [sequence for sequence, _ in said(each)] == [3, 4]
@@ -328,9 +328,9 @@ class Broker:
     """Takes reports as the real one does, and complains where it would be misled."""
 
     acknowledged: dict[str, int] = field(default_factory=dict)
-    heard: dict[tuple[str, int], CertificateReport] = field(default_factory=dict)
-    latest: dict[str, CertificateReport] = field(default_factory=dict)
-    taken: list[CertificateReport] = field(default_factory=list)
+    heard: dict[tuple[str, int], CertificateStatus] = field(default_factory=dict)
+    latest: dict[str, CertificateStatus] = field(default_factory=dict)
+    taken: list[CertificateStatus] = field(default_factory=list)
     was_full: bool = False
     """What memory alone had is said again after a restart, under another number."""
 
@@ -346,7 +346,7 @@ class Broker:
                 self.acknowledged[epoch] = each.sequence
 
 
-STATES = st.sampled_from([LineageState.DUE, LineageState.REQUESTING, LineageState.WAITING])
+STATES = st.sampled_from([CertificateState.DUE, CertificateState.REQUESTING, CertificateState.WAITING])
 OPERATIONS = st.one_of(
     st.tuples(st.just("add"), st.sampled_from(NAMES), STATES),
     st.tuples(st.just("send"), st.integers(1, 6)),
@@ -381,8 +381,8 @@ class World:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.epochs, self.disk, self.broker = folder, Epochs(), Disk(), Broker()
         install(self.disk, monkeypatch)
-        self.statuses: dict[str, CertificateReport] = {}
-        self.kept: dict[tuple[str, LineageState], CertificateReport] = {}
+        self.statuses: dict[str, CertificateStatus] = {}
+        self.kept: dict[tuple[str, CertificateState], CertificateStatus] = {}
         self.number = 0
         self.full = False
         self.spool = open_spool(folder, self.epochs)
@@ -431,7 +431,7 @@ class World:
         for status in self.statuses.values():
             self.add(status)
 
-    def add(self, status: CertificateReport) -> None:
+    def add(self, status: CertificateStatus) -> None:
         """The latest of a state takes the place of the one before; on a full disk it is kept until a restart only."""
         place = status.name, status.state
         if self.kept.get(place) != status:

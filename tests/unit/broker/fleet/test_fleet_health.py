@@ -7,13 +7,8 @@ from typing import Any
 import pytest
 
 from certplane.broker.fleet.health import FLEET_WORDS, HostKnowledge, certificate_health, next_change
-from certplane.broker.fleet.model import (
-    CertificateState,
-    CertificateStatus,
-    HeldCertificate,
-    RenewalStep,
-    RevokedCertificate,
-)
+from certplane.broker.fleet.model import RevokedCertificate
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep
 from certplane.runtime.health import NONE_YET, HealthWord, Severity
 
 NOW = datetime(2026, 11, 28, 3, tzinfo=UTC)

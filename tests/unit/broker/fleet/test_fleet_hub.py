@@ -17,19 +17,13 @@ from certplane.broker import metrics
 from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing, Welcome
-from certplane.broker.fleet.model import (
-    CertificateState,
-    CertificateStatus,
-    HeldCertificate,
-    HostRecord,
-    HostStream,
-    StatusReport,
-)
+from certplane.broker.fleet.model import HostRecord, HostStream
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.fleet.session import HostSession
 from certplane.broker.model import AuditEvent
-from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, Report
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.stores import FakeFleetStore, FakeStores
@@ -57,7 +51,7 @@ class FaultyStore(FakeFleetStore):
         self,
         host: str,
         epoch: str,
-        reports: Sequence[StatusReport],
+        reports: Sequence[Report],
         events: Mapping[int, AuditEvent] | None = None,
         *,
         names: Sequence[str] | None = None,
@@ -116,7 +110,7 @@ class Host:
         self.told: list[Outgoing] = []
         self.end: BaseException | None = None
         self.session: HostSession | None = None
-        self._inbox: asyncio.Queue[StatusReport | None] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Report | None] = asyncio.Queue()
         self.task = asyncio.create_task(self._live())
 
     async def _live(self) -> None:
@@ -138,7 +132,7 @@ class Host:
             hub.detach(session)
 
     async def report(self, sequence: int) -> None:
-        self._inbox.put_nowait(StatusReport(sequence, CertificateStatus("web", CertificateState.DUE)))
+        self._inbox.put_nowait(Report(sequence, CertificateStatus("web", CertificateState.DUE)))
         await settled()
 
     async def answer(self, error: Refusal | None = None) -> None:
@@ -358,7 +352,7 @@ async def test_a_flood_of_reports_is_counted(world: World, name: str) -> None:
         if number % 50 == 0:
             world.clock.advance(SECOND)
             await settled()
-        await world.hub.report(session, StatusReport(number + 1, status))
+        await world.hub.report(session, Report(number + 1, status))
     await settled()
     world.hub.detach(session)
     await settled()

@@ -9,18 +9,12 @@ from itertools import count
 import pytest
 
 from certplane.broker.fleet.knowledge import unknown_plans
-from certplane.broker.fleet.model import (
-    CertificateState,
-    CertificateStatus,
-    HeldCertificate,
-    HeldUp,
-    HostStream,
-    StatusReport,
-)
+from certplane.broker.fleet.model import HeldUp, HostStream
 from certplane.broker.fleet.requests import RenewalOrder, RenewalRequests, spread_renewals
 from certplane.broker.model import AuditEventType, IdentityKind
-from certplane.broker.renewal.model import RenewalCause, RenewalPlan, Selection
+from certplane.broker.renewal.model import RenewalPlan, Selection
 from certplane.broker.renewal.plans import RenewalPlans
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, Report
 from tests.fakes.clock import ManualClock
 from tests.fakes.stores import FakeStores
 from tests.support.callers import caller
@@ -149,7 +143,7 @@ async def report(desk: Desk, number: int, *, again: timedelta, failures: int = 3
     )
     host = f"web{number}.example"
     stream = HostStream(host, "1", "a1", now + HOUR, "192.0.2.1", now, now)
-    await desk.stores.fleet.record_reports(host, "e", [StatusReport(1, status)], names=["web"], stream=stream)
+    await desk.stores.fleet.record_reports(host, "e", [Report(1, status)], names=["web"], stream=stream)
 
 
 async def due(desk: Desk, number: int) -> str:

@@ -19,10 +19,10 @@ from certplane.broker.fleet.messages import (
     Outgoing,
     Welcome,
 )
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldCertificate, StatusReport
 from certplane.broker.fleet.session import MOST_RENEWALS, HostSession, InForceHashes
-from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan
+from certplane.broker.renewal.model import InForce, RenewalPlan
 from certplane.errors import Reason, Refusal
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, Report
 from tests.support.callers import caller
 
 T0 = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -45,8 +45,8 @@ def welcomed(acknowledged: int = 0) -> HostSession:
     return made
 
 
-def report(sequence: int) -> StatusReport:
-    return StatusReport(sequence, CertificateStatus("web", CertificateState.DUE))
+def report(sequence: int) -> Report:
+    return Report(sequence, CertificateStatus("web", CertificateState.DUE))
 
 
 def plan(number: int, minutes: int = 0, reason: str = "") -> RenewalPlan:

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from certplane.broker.fleet.health import FLEET_WORDS, HostKnowledge, certificate_health
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldCertificate, HostRecord
+from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.supervision import FleetSupervision
 from certplane.broker.fleet.watching import HostChanged, Watchers
 from certplane.broker.model import Profile
 from certplane.broker.telemetry import PrometheusMeter
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate
 from certplane.runtime.health import Health
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource

@@ -15,9 +15,10 @@ from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import CertificateRecord, OrderCause, OrderState, Profile, RevocationReason
 from certplane.broker.ports import DurableLimits
-from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.settings import RateLimitSettings
 from certplane.errors import Reason, Refusal, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from tests.support.issuance import World, caller, csr, issue
 
 HOST = "web1.test"

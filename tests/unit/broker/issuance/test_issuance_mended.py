@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.broker.issuance.outcome import cap_pause, still_answers
 from certplane.broker.model import Order, OrderDraft, OrderState
-from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from certplane.pki.csr import build_csr
 from tests.fakes.clock import ManualClock
 from tests.support.issuance import NAMES, World, caller, issue, key, settle

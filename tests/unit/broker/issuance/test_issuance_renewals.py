@@ -8,8 +8,9 @@ import pytest
 
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.model import CertificateRecord
-from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from tests.fakes.issuer import FakeCa, FakeIssuer
 from tests.support.issuance import World, caller, issue, settle
 

@@ -15,10 +15,11 @@ import pytest
 
 from certplane.broker import metrics
 from certplane.broker.model import AuditEventType, AuditSeverity, CertificateRecord, Profile, RevocationReason
-from certplane.broker.renewal.model import InForce, RenewalCause, RenewalInfo, RenewalInfoError, RenewalPlan
+from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalInfoError, RenewalPlan
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource

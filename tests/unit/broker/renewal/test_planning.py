@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from certplane.broker.renewal.model import (
     InForce,
-    RenewalCause,
     RenewalInfo,
     RenewalInfoError,
     RenewalInfoUnsupportedError,
@@ -26,6 +25,7 @@ from certplane.broker.renewal.planning import (
     latest_renewal,
     plan_renewal,
 )
+from certplane.fleet_report.model import RenewalCause
 
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
