@@ -34,6 +34,10 @@ from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.supervision import FleetSupervision
 from certplane.broker.fleet.view import FleetView
+from certplane.broker.identity.activation import FirstUse
+from certplane.broker.identity.admission import AdmissionControl
+from certplane.broker.identity.allowances import Allowances, AllowanceSettings
+from certplane.broker.identity.authentication import Authenticator
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
@@ -54,10 +58,7 @@ from certplane.broker.secrets.watch import watched
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
-from certplane.broker.services.interceptors.allowances import Allowances, AllowanceSettings
-from certplane.broker.services.interceptors.authentication import Authenticator
 from certplane.broker.services.interceptors.edge import Edge
-from certplane.broker.services.interceptors.first_use import FirstUse
 from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer, PortError
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
@@ -215,28 +216,8 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             _issuance_settings(settings, accounts.values()),
         )
-        edge = Edge(
-            authenticator=Authenticator(
-                trust=trust,
-                policy=prepared.policy,
-                deny_list=stores.deny_list,
-                min_tls_version=settings.server.tls.min_version,
-                provisioners=_provisioners(settings),
-                clock=clock,
-            ),
-            first_use=FirstUse(ledger=stores.identities, clock=clock, new_event_id=new_event_id, meter=meter),
-            allowances=Allowances(
-                AllowanceSettings(
-                    calls_per_second=settings.server.calls_per_identity_per_second,
-                    calls_burst=settings.server.calls_burst,
-                ),
-                clock,
-            ),
-            denials=denials,
-            meter=meter,
-            clock=clock,
-            new_event_id=new_event_id,
-        )
+        admission = _admission(prepared, trust, stores, clock=clock, new_event_id=new_event_id, meter=meter)
+        edge = Edge(admission=admission, denials=denials, meter=meter, clock=clock, new_event_id=new_event_id)
         hub = FleetHub(
             store=stores.fleet,
             plans=plans,
@@ -427,9 +408,32 @@ def _issuance_settings(settings: BrokerSettings, accounts: Iterable[AccountKey])
     )
 
 
-def _provisioners(settings: BrokerSettings) -> tuple[str, ...]:
-    mtls = settings.server.mtls
-    return (*mtls.provisioners, "") if mtls.allow_missing_provisioner else mtls.provisioners
+def _admission(
+    prepared: Prepared,
+    trust: TrustInForce,
+    stores: Stores,
+    *,
+    clock: Clock,
+    new_event_id: Callable[[], str],
+    meter: Meter,
+) -> AdmissionControl:
+    server = prepared.settings.server
+    allowances = AllowanceSettings(
+        calls_per_second=server.calls_per_identity_per_second, calls_burst=server.calls_burst
+    )
+    return AdmissionControl(
+        authenticator=Authenticator(
+            trust=trust,
+            policy=prepared.policy,
+            deny_list=stores.deny_list,
+            min_tls_version=server.tls.min_version,
+            provisioners=(*server.mtls.provisioners, *([""] if server.mtls.allow_missing_provisioner else [])),
+            clock=clock,
+        ),
+        first_use=FirstUse(ledger=stores.identities, clock=clock, new_event_id=new_event_id, meter=meter),
+        allowances=Allowances(allowances, clock),
+        clock=clock,
+    )
 
 
 def _bind(

@@ -20,6 +20,7 @@ from typing import Any
 from cryptography import x509
 
 from certplane.broker.database import open_store
+from certplane.broker.identity.first_use import Settlement, settle
 from certplane.broker.model import (
     ROLES,
     AuditDecision,
@@ -35,7 +36,6 @@ from certplane.broker.model import (
     OrderState,
 )
 from certplane.broker.policy.document import load_policy, read_policy
-from certplane.broker.policy.first_use import Settlement, settle
 from certplane.broker.ports import CertificateQuery
 from certplane.broker.settings import BrokerSettings
 from certplane.config.document import Document

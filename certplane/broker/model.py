@@ -297,7 +297,7 @@ class KnownIdentity:
 
     `active` was taken into use last, unless an operator decided for another. `newest` is the latest `not_before` that
     was ever active: no older certificate comes into use by itself. `retired` were active before, the one retired last
-    first; a short list (`certplane.broker.policy.first_use`). `contest` is the use of a retired one that made the
+    first; a short list (`certplane.broker.identity.first_use`). `contest` is the use of a retired one that made the
     identity contested; None when it isn't, or an operator has decided.
     """
 

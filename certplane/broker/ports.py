@@ -249,7 +249,7 @@ class IdentityTrust(Protocol):
 class IdentityLedger(Protocol):
     """Which certificate of each host's identity is in use (design, fixed decision 11).
 
-    Who is retired and who contests is `certplane.broker.policy.first_use`'s to say. Every write asks it again inside
+    Who is retired and who contests is `certplane.broker.identity.first_use`'s to say. Every write asks it again inside
     its transaction, about the committed row, so that two calls at once, or two brokers, make one activation with one
     event. Readers see a change at most a second after it is durable; the writer sees its own at once.
     """

@@ -76,7 +76,7 @@ class ServerTls:
     """What a server presents and whom it lets connect, replaceable while it runs.
 
     `replace` may be called from any thread; it is in force for the next connection. Open connections live on: what they
-    may do is decided on every call (`certplane.broker.services.interceptors`).
+    may do is decided on every call (`certplane.broker.identity`).
     """
 
     def __init__(self, pair: KeyPair, client_ca_pem: bytes) -> None:

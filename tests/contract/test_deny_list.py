@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from certplane.broker.issuance import authorisation
+from certplane.broker.identity import standing
 from certplane.broker.model import AuditEventType, DenyEntry, EnrollmentReport, OrderState
 from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, RefusalError
@@ -169,7 +169,7 @@ async def test_who_is_shut_out_has_no_open_orders(
         assert found == order
         assert len(records) == 1
         return
-    assert (found.state, found.error) == (OrderState.FAILED, authorisation.shut_out())
+    assert (found.state, found.error) == (OrderState.FAILED, standing.shut_out())
     assert [(record["order_id"], record["reason_code"]) for record in records[1:]] == [
         (order.order_id, "IDENTITY_REVOKED")
     ]

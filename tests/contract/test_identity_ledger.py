@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker.identity.first_use import GRACE, settle
 from certplane.broker.model import AuditEventType, DenyEntry, IdentityUse, KnownIdentity
-from certplane.broker.policy.first_use import GRACE, settle
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness
 from tests.support.waiting import until

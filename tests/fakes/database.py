@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
 from certplane.broker.fleet.model import HostStream, RequestedRenewal
-from certplane.broker.issuance.authorisation import shut_out
+from certplane.broker.identity.standing import shut_out
 from certplane.broker.issuance.events import denied_order
 from certplane.broker.model import (
     AuditEvent,

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
 from certplane.broker.fleet.ports import RecordedReports
+from certplane.broker.identity.first_use import Verdict, activated, contested, judge
 from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
 from certplane.broker.model import (
@@ -25,7 +26,6 @@ from certplane.broker.model import (
     OrderState,
     RevocationReason,
 )
-from certplane.broker.policy.first_use import Verdict, activated, contested, judge
 from certplane.broker.policy.limits import AHEAD, DAY, Counted, ReachedLimit, limit_refusal, limits_on
 from certplane.broker.ports import CertificateQuery, DurableLimits, OpenedOrder, OrderChange, PruneBefore
 from certplane.errors import Reason, Refusal, RefusalError

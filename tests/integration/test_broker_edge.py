@@ -25,9 +25,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from certplane.broker import metrics
+from certplane.broker.identity.allowances import AllowanceSettings
 from certplane.broker.issuance.commands import IssueResult
 from certplane.broker.model import DenyEntry, Grant, IdentityKind, OrderState, Profile
-from certplane.broker.services.interceptors.allowances import AllowanceSettings
 from certplane.broker.services.server import SERVER_OPTIONS, PortError
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from certplane.rpc.channel import target_from_url
@@ -652,8 +652,8 @@ async def test_all_four_kinds_of_handlers_are_wrapped(
     ca: PrivateCa, streams: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever streams a method has, a stranger doesn't reach its handler, and a known caller does."""
+    from certplane.broker.identity.access import METHODS, Access
     from certplane.broker.services.interceptors import edge as edge_module
-    from certplane.broker.services.interceptors.access import METHODS, Access
 
     reached = []
 

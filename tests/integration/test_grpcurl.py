@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from certplane.broker.services.interceptors.access import METHODS
+from certplane.broker.identity.access import METHODS
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.rpc.protoset import descriptor_set
 from tests.support.ca import Leaf

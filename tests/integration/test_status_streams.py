@@ -14,9 +14,9 @@ import pytest
 
 from certplane.broker import metrics
 from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.identity.allowances import AllowanceSettings
 from certplane.broker.model import CertificateRecord, DenyEntry, RevocationReason
 from certplane.broker.renewal.model import RenewalPlan
-from certplane.broker.services.interceptors.allowances import AllowanceSettings
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
 from certplane.rpc.status import status_from_refusal

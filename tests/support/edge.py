@@ -18,15 +18,16 @@ from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.supervision import FleetSupervision
 from certplane.broker.fleet.view import FleetView
+from certplane.broker.identity.activation import FirstUse
+from certplane.broker.identity.admission import AdmissionControl
+from certplane.broker.identity.allowances import Allowances, AllowanceSettings
+from certplane.broker.identity.authentication import Authenticator
 from certplane.broker.model import Grant, IdentityKind
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
-from certplane.broker.services.interceptors.allowances import Allowances, AllowanceSettings
-from certplane.broker.services.interceptors.authentication import Authenticator
 from certplane.broker.services.interceptors.edge import Edge
-from certplane.broker.services.interceptors.first_use import FirstUse
 from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import Trust, TrustInForce
@@ -94,20 +95,23 @@ class EdgeServer:
         self.trust = TrustInForce(trust_of(self.server_leaf, self.ca), datetime.now(UTC))
         numbers = itertools.count(1)
         self.edge = Edge(
-            authenticator=Authenticator(
-                trust=self.trust,
-                policy=self.policy,
-                deny_list=self.stores.deny_list,
-                min_tls_version=self.min_tls_version,
-                provisioners=self.provisioners,
+            admission=AdmissionControl(
+                authenticator=Authenticator(
+                    trust=self.trust,
+                    policy=self.policy,
+                    deny_list=self.stores.deny_list,
+                    min_tls_version=self.min_tls_version,
+                    provisioners=self.provisioners,
+                    clock=self.clock,
+                ),
+                first_use=FirstUse(
+                    ledger=self.stores.identities,
+                    clock=self.clock,
+                    new_event_id=lambda: f"event-{next(numbers)}",
+                ),
+                allowances=Allowances(self.allowances, self.clock),
                 clock=self.clock,
             ),
-            first_use=FirstUse(
-                ledger=self.stores.identities,
-                clock=self.clock,
-                new_event_id=lambda: f"event-{next(numbers)}",
-            ),
-            allowances=Allowances(self.allowances, self.clock),
             denials=self.denials,
             meter=self.meter,
             clock=self.clock,

@@ -14,14 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from certplane.broker.identity.standing import check_standing, check_uncontested
 from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import CallEvents
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import Caller, CertificateRecord, IdentityKind, Order, Profile
 from certplane.broker.policy.decision import decide, decide_again
-from certplane.broker.ports import IdentityLedger, Policy
-from certplane.errors import Reason, Refusal, RefusalError
+from certplane.broker.ports import Policy
+from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import CertificateRequest, CsrCache
 
 
@@ -103,7 +104,7 @@ class CallAuthorisation:
             RefusalError: IDENTITY_CONTESTED.
         """
         if caller.kind is IdentityKind.HOST:
-            _check_uncontested(self._ports.identities, caller.name)
+            check_uncontested(self._ports.identities, caller.name)
 
     async def ask_again(self, caller: Caller, record: CertificateRecord) -> Policy:
         """Whether `caller` may have the stored certificate under the policy of this moment, which is returned.
@@ -125,7 +126,8 @@ class CallAuthorisation:
 
         `decided` is the policy that has allowed it already: only another one is asked.
         """
-        _check_standing(self._ports, caller.name, (caller.issuer, caller.serial_number), caller.anchor)
+        certificate = (caller.issuer, caller.serial_number)
+        check_standing(self._ports.deny_list, self._ports.trust, caller.name, certificate, caller.anchor)
         if record.deliver_time is None:
             self.check_uncontested(caller)
         policy = self._ports.policies.current
@@ -168,7 +170,7 @@ class OrderAuthorisation:
 
     def _check_standing(self, order: Order) -> None:
         certificate = (order.identity_issuer, order.identity_serial)
-        _check_standing(self._ports, order.identity, certificate, order.identity_anchor)
+        check_standing(self._ports.deny_list, self._ports.trust, order.identity, certificate, order.identity_anchor)
 
     async def ask_again(self, order: Order) -> Profile:
         """Whether the order may go on, under the policy of this moment.
@@ -185,7 +187,7 @@ class OrderAuthorisation:
         grant = policy.find_grant(order.identity)
         if grant is not None and grant.kind is IdentityKind.HOST:
             # Which of the two holders has the order's key nobody knows.
-            _check_uncontested(self._ports.identities, order.identity)
+            check_uncontested(self._ports.identities, order.identity)
         if profile.hash != order.profile_hash:
             raise RefusalError(
                 Reason.PROFILE_NOT_ALLOWED, "the profile was changed while the order was under way; ask again"
@@ -206,36 +208,6 @@ class OrderAuthorisation:
 def certificate_not_found() -> RefusalError:
     """The one answer for a certificate that is unknown, another's, or of another profile."""
     return RefusalError(Reason.CERTIFICATE_NOT_FOUND, "you have no such certificate")
-
-
-def shut_out() -> Refusal:
-    """Why an order of an identity ends that an operator has shut out."""
-    return Refusal(Reason.IDENTITY_REVOKED, "an operator of the broker has shut this identity out; ask there")
-
-
-def _check_standing(ports: IssuancePorts, name: str, certificate: tuple[str, str], anchor: str) -> None:
-    """Whether the identity's certificate (issuer, serial number) is still one: from memory.
-
-    What an order of an older release doesn't say isn't asked.
-    """
-    if ports.deny_list.denied(name, *certificate) is not None:
-        raise RefusalError.of(shut_out())
-    if anchor and not ports.trust.trusts(anchor):
-        raise RefusalError(
-            Reason.IDENTITY_UNKNOWN,
-            "the CA that this identity led to isn't trusted by this broker any more; ask again, or enroll again",
-        )
-
-
-def _check_uncontested(identities: IdentityLedger, name: str) -> None:
-    known = identities.known(name)
-    if known is not None and known.contest is not None:
-        raise RefusalError(
-            Reason.IDENTITY_CONTESTED,
-            f"two holders use the identity {name} in turn, since {known.contest.time:%Y-%m-%dT%H:%M:%SZ}: it gets no "
-            "new certificates until an operator of the broker decides (`certplane-broker identity list`, then "
-            "`identity allow`)",
-        )
 
 
 def _key_reused() -> RefusalError:

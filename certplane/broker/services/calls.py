@@ -1,18 +1,16 @@
 """The call that is being served, as the edge knows it and the servicers read it.
 
-The edge (`certplane.broker.services.interceptors.edge`) makes one `Call` per RPC and sets it for the length of the
+The edge (`certplane.broker.services.interceptors.edge`) makes one `Call` for each RPC and sets it for the length of the
 handler; a servicer asks `current_call()` for the caller and the request's id. Nothing else goes this way.
 """
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Final
 
+from certplane.broker.identity.admission import Call
 from certplane.broker.model import Caller
 from certplane.errors import Reason, RefusalError, Violation
 
@@ -21,30 +19,6 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 class EdgeRefusalError(RefusalError):
     """A servicer refuses a request before the story sees it; the edge audits it, since nobody else will."""
-
-
-@dataclass(slots=True)
-class Call:
-    """One RPC. `caller` is None until it is authenticated, which a servicer never sees; `reason` is of its refusal.
-
-    `stranger` is who was not: a name of its certificate, or the certificate's hash. `take_messages` takes from the
-    caller's allowance of messages.
-    """
-
-    method: str
-    request_id: str
-    caller: Caller | None = None
-    reason: str = ""
-    stranger: str = ""
-    take_messages: Callable[[int], object] | None = None
-
-    def named(self) -> str:
-        """Its id, made now if it brought none."""
-        if not self.request_id:
-            # A name, not a secret. The system's randomness would give up the interpreter's lock for a moment, and under
-            # load that moment was a twentieth of a call from the cache.
-            self.request_id = f"{random.getrandbits(64):016x}"
-        return self.request_id
 
 
 serving: ContextVar[Call] = ContextVar("certplane_call")
@@ -64,9 +38,8 @@ def take_messages(count: int) -> None:
     Raises:
         RefusalError: RATE_LIMITED.
     """
-    take = serving.get().take_messages
-    if take is not None and count:
-        take(count)
+    if count:
+        serving.get().take_messages(count)
 
 
 def is_request_id(text: str) -> bool:

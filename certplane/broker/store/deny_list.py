@@ -17,7 +17,7 @@ from typing import Final
 from sqlalchemy import bindparam, delete, func, select, text, update
 from typing_extensions import override
 
-from certplane.broker.issuance.authorisation import shut_out
+from certplane.broker.identity.standing import shut_out
 from certplane.broker.issuance.events import denied_order
 from certplane.broker.model import AuditEvent, DenyEntry, OrderState
 from certplane.broker.ports import DenyList

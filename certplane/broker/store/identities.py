@@ -5,7 +5,7 @@ of one counter, whose row stays locked until the commit: numbers become visible 
 rows with a number above the last one that was read are read, usually none, however many identities there are.
 
 Memory decides what a call means as long as nothing is to be written; a write decides again inside its transaction,
-about the row as it is committed (`certplane.broker.policy.first_use`).
+about the row as it is committed (`certplane.broker.identity.first_use`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sqlalchemy import bindparam, select
 from typing_extensions import override
 
 from certplane.broker import metrics
+from certplane.broker.identity.first_use import Verdict, activated, contested, judge
 from certplane.broker.model import AuditEvent, DenyEntry, IdentityUse, KnownIdentity
-from certplane.broker.policy.first_use import Verdict, activated, contested, judge
 from certplane.broker.ports import IdentityLedger, IdentityRegister, Meter
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done

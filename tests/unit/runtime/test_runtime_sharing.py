@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import certplane
-from certplane.broker.services.interceptors.authentication import peer_of
+from certplane.broker.services.interceptors.peer import peer_of
 from certplane.broker.services.renewal_convert import hello_of
 from certplane.runtime.sharing import SharedTexts
 from certplane.v1 import renewal_pb2 as pb

@@ -1,6 +1,6 @@
-"""What every call passes before a servicer sees it.
+"""What every call passes before a servicer sees it, as far as it is gRPC's.
 
-Start with `edge`, the one interceptor, which says the order; `authentication` decides who calls, `first_use` with
-which of its certificates, `access` who may call what, `allowances` how often and how much, out of `buckets` and by the
-`work` that a call is; `handlers` runs the four kinds of handlers, `metrics` counts, `access_log` tells.
+Start with `edge`, the one interceptor, which says the order. Who calls, whether it may and how much is decided in
+`certplane.broker.identity`; here `peer` reads the connection, `handlers` runs the four kinds of handlers,
+`open_streams` checks the callers of streams, `status` ends calls, `access_log` tells.
 """

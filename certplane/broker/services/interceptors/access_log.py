@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import grpc
 
-from certplane.broker.services.interceptors.buckets import TokenBuckets
+from certplane.broker.identity.buckets import TokenBuckets
 from certplane.runtime.clock import Clock
 
 _WINDOW: Final = timedelta(minutes=1)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from certplane.broker.services.interceptors.buckets import TokenBuckets
+from certplane.broker.identity.buckets import TokenBuckets
 from tests.fakes.clock import ManualClock
 
 

@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker.identity.allowances import Allowances, AllowanceSettings
 from certplane.broker.model import IdentityKind
-from certplane.broker.services.interceptors.allowances import Allowances, AllowanceSettings
 from certplane.errors import Reason, RefusalError
 from tests.fakes.clock import ManualClock
 from tests.support.callers import caller

@@ -1,6 +1,6 @@
 """First use activates (design, fixed decision 11), as calls meet it: hosts only, every RPC.
 
-The rule itself is `certplane.broker.policy.first_use`. Here it is asked with the caller of the moment:
+The rule itself is `certplane.broker.identity.first_use`. Here it is asked with the caller of the moment:
 
 - A new call of the active certificate, nearly every one, costs a look into a dictionary and goes on.
 - A certificate that comes into use is durable and audited before its first call goes on; whether a failed audit write
@@ -17,6 +17,8 @@ import logging
 from collections.abc import Callable, Coroutine
 
 from certplane.broker import metrics
+from certplane.broker.identity.authentication import AuthenticationError
+from certplane.broker.identity.first_use import Verdict, judge
 from certplane.broker.model import (
     AuditDecision,
     AuditEvent,
@@ -27,10 +29,7 @@ from certplane.broker.model import (
     IdentityUse,
     KnownIdentity,
 )
-from certplane.broker.policy.first_use import Verdict, judge
 from certplane.broker.ports import IdentityLedger, Meter, NullMeter
-from certplane.broker.services.calls import Call
-from certplane.broker.services.interceptors.authentication import AuthenticationError
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
@@ -53,8 +52,8 @@ class FirstUse:
         self._new_event_id = new_event_id
         self._meter = meter or NullMeter()
 
-    def begin(self, call: Call, caller: Caller) -> Coroutine[None, None, None] | None:
-        """What a new call has to wait for before it goes on; None if nothing.
+    def begin(self, caller: Caller, request_id: Callable[[], str]) -> Coroutine[None, None, None] | None:
+        """What a new call has to wait for before it goes on; None if nothing. `request_id` is of its audit events.
 
         Raises (the coroutine):
             AuthenticationError: IDENTITY_RETIRED.
@@ -65,7 +64,7 @@ class FirstUse:
         known = self._ledger.known(caller.name)
         if known is not None and _is_active(known, caller):
             return None
-        return self._decide(call, caller, known)
+        return self._decide(caller, known, request_id)
 
     def check_open(self, caller: Caller) -> None:
         """Look at the caller of a call that was let in before.
@@ -79,11 +78,11 @@ class FirstUse:
         if known is not None and not _is_active(known, caller) and judge(known, self._use(caller)).refused:
             raise _retired(caller, known)
 
-    async def _decide(self, call: Call, caller: Caller, known: KnownIdentity | None) -> None:
+    async def _decide(self, caller: Caller, known: KnownIdentity | None, request_id: Callable[[], str]) -> None:
         use = self._use(caller)
         verdict = judge(known, use)
         if verdict is Verdict.ACTIVATE:
-            known = await self._ledger.activate(caller.name, use, [self._activated(call, caller, known)])
+            known = await self._ledger.activate(caller.name, use, [self._activated(caller, known, request_id())])
             # Another certificate may have been faster, at another broker too; then this one is judged after it.
             verdict = judge(known, use)
             if known.active == use:
@@ -92,7 +91,7 @@ class FirstUse:
             return
         if verdict is Verdict.CONTEST:
             try:
-                known = await self._ledger.contest(caller.name, use, [self._contested(call, caller, known)])
+                known = await self._ledger.contest(caller.name, use, [self._contested(caller, known, request_id())])
             except RefusalError:
                 _logger.exception("a contested identity could not be recorded", extra={"fields": {"name": caller.name}})
         raise _retired(caller, known)
@@ -100,29 +99,29 @@ class FirstUse:
     def _use(self, caller: Caller) -> IdentityUse:
         return IdentityUse(caller.issuer, caller.serial_number, caller.not_before, self._clock.now(), caller.source_ip)
 
-    def _activated(self, call: Call, caller: Caller, known: KnownIdentity | None) -> AuditEvent:
+    def _activated(self, caller: Caller, known: KnownIdentity | None, request_id: str) -> AuditEvent:
         retired = f"; retires {known.active.serial_number}" if known is not None else ""
         reason = f"first use of identity certificate {caller.serial_number} of {caller.issuer}{retired}"
-        return self._event(call, caller, AuditEventType.IDENTITY_ACTIVATED, AuditSeverity.INFO, reason)
+        return self._event(caller, request_id, AuditEventType.IDENTITY_ACTIVATED, AuditSeverity.INFO, reason)
 
-    def _contested(self, call: Call, caller: Caller, known: KnownIdentity) -> AuditEvent:
+    def _contested(self, caller: Caller, known: KnownIdentity, request_id: str) -> AuditEvent:
         active = known.active
         reason = (
             f"identity certificate {caller.serial_number} of {caller.issuer} was used although {active.serial_number} "
             f"has taken its place at {active.time:%Y-%m-%dT%H:%M:%SZ} from {active.source_ip or 'an unknown address'}: "
             "two holders; no new orders until `certplane-broker identity allow`"
         )
-        return self._event(call, caller, AuditEventType.IDENTITY_CONTESTED, AuditSeverity.ERROR, reason)
+        return self._event(caller, request_id, AuditEventType.IDENTITY_CONTESTED, AuditSeverity.ERROR, reason)
 
     def _event(
-        self, call: Call, caller: Caller, event_type: AuditEventType, severity: AuditSeverity, reason: str
+        self, caller: Caller, request_id: str, event_type: AuditEventType, severity: AuditSeverity, reason: str
     ) -> AuditEvent:
         denied = event_type is AuditEventType.IDENTITY_CONTESTED
         return AuditEvent(
             event_id=self._new_event_id(),
             timestamp=self._clock.now(),
             event_type=event_type,
-            request_id=call.named(),
+            request_id=request_id,
             severity=severity,
             decision=AuditDecision.DENY if denied else AuditDecision.ALLOW,
             identity=caller.name,

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+from certplane.broker.identity.buckets import TokenBuckets
 from certplane.broker.model import Caller, IdentityKind
-from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.runtime.clock import Clock
 

@@ -10,8 +10,8 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_reflection.v1alpha import reflection_pb2
 
+from certplane.broker.identity.access import METHODS, check_access
 from certplane.broker.model import Caller, IdentityKind
-from certplane.broker.services.interceptors.access import METHODS, check_access
 from certplane.broker.services.operations import OPERATION_SERVICES
 from certplane.broker.services.server import SERVICES
 from certplane.errors import Reason, RefusalError

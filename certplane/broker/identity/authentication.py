@@ -12,16 +12,15 @@ objects, the time and the deny-list are all that can have changed, and all that 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import Final, Protocol
-from urllib.parse import unquote
 
+from certplane.broker.identity.buckets import TokenBuckets
+from certplane.broker.identity.standing import shut_out
 from certplane.broker.model import Caller, Grant
 from certplane.broker.ports import DenyList, Policy, PolicySource
-from certplane.broker.services.interceptors.buckets import TokenBuckets
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.pki.identity import (
     PROVISIONER_OID,
@@ -31,17 +30,12 @@ from certplane.pki.identity import (
     TrustBundle,
 )
 from certplane.runtime.clock import Clock
-from certplane.runtime.sharing import SharedTexts
 
 _REMEMBERED_PATHS: Final = 20_000
 """Twice the connections that one broker is meant for; an entry is a few hundred bytes."""
 
-_user_agents: Final = SharedTexts()
-
 _SEARCHES: Final = 10
 """Paths that may be looked for at once for one certificate: it has one, and that is remembered."""
-
-_SHUT_OUT: Final = "an operator of the broker has shut this identity out; ask there"
 
 _TLS_VERSIONS: Final = {"TLSv1.2": (1, 2), "TLSv1.3": (1, 3)}
 _MIN_VERSIONS: Final = {"1.2": (1, 2), "1.3": (1, 3)}
@@ -81,33 +75,6 @@ class Peer:
     session_reused: bool
     source_ip: str = ""
     user_agent: str = ""
-
-
-def peer_of(auth_context: Mapping[str, Iterable[bytes]], address: str, user_agent: str = "") -> Peer:
-    """The peer of a call.
-
-    Args:
-        auth_context: The call's, with the keys of grpc's core; a missing one is empty, and refused later.
-        address: `context.peer()`, such as `ipv4:192.0.2.1:5000` or `ipv6:%5B2001:db8::1%5D:5000`.
-        user_agent: The call's header, as sent.
-    """
-    leaf_pem = _first(auth_context, "x509_pem_cert")
-    return Peer(
-        leaf_pem=leaf_pem,
-        # An open stream keeps its peer. The core's chain begins with the leaf; the rest is the same for most hosts.
-        chain_pem=_shared(_first(auth_context, "x509_pem_cert_chain").removeprefix(leaf_pem)),
-        tls_version=_first(auth_context, "ssl_tls_version").decode("ascii", "replace"),
-        # Anything but a clear "false" counts as resumed.
-        session_reused=_first(auth_context, "ssl_session_reused") != b"false",
-        source_ip=_ip_of(address),
-        user_agent=_user_agents.share(user_agent[:256]),
-    )
-
-
-@lru_cache(maxsize=64)
-def _shared(pem: bytes) -> bytes:
-    """One object for equal chains."""
-    return pem
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +133,6 @@ class Authenticator:
             and self._deny_list.denied(caller.name, caller.issuer, caller.serial_number) is None
         )
 
-    def authenticate(self, peer: Peer) -> Caller:
-        """The caller, or why there is none: see `admit`."""
-        return self.admit(peer).caller
-
     def admit(self, peer: Peer) -> Admission:
         """The caller with what that rests on, or why there is none.
 
@@ -202,7 +165,7 @@ class Authenticator:
         grant = self._grant(certificate, policy)
         denied = self._deny_list.denied(grant.name, certificate.issuer, certificate.serial_number)
         if denied is not None:
-            raise AuthenticationError(Reason.IDENTITY_REVOKED, _SHUT_OUT, certificate)
+            raise AuthenticationError(Reason.IDENTITY_REVOKED, shut_out().message, certificate)
         provisioner = certificate.provisioner_kind
         if certificate.provisioner_name:
             provisioner = f"{provisioner}/{certificate.provisioner_name}"
@@ -229,7 +192,9 @@ class Authenticator:
         What the leaf says of its issuer is believed here, since it is only used against it.
         """
         if self._deny_list.denied("", presented.issuer, presented.serial_number) is not None:
-            raise AuthenticationError(Reason.IDENTITY_REVOKED, _SHUT_OUT, serial_number=presented.serial_number)
+            raise AuthenticationError(
+                Reason.IDENTITY_REVOKED, shut_out().message, serial_number=presented.serial_number
+            )
         wait = self._searches.take(presented.sha256)
         if wait is not None:
             violation = Violation("path_searches_per_certificate", f"{_SEARCHES} at once, then one a second")
@@ -263,16 +228,3 @@ class Authenticator:
             f"broker takes those of {accepted} provisioners only; enroll with a token of one of these, or add "
             f"{certificate.provisioner_kind} to server.mtls.provisioners in broker.yml"
         )
-
-
-def _first(auth_context: Mapping[str, Iterable[bytes]], key: str) -> bytes:
-    return next(iter(auth_context.get(key, ())), b"")
-
-
-def _ip_of(address: str) -> str:
-    family, _, rest = address.partition(":")
-    if family == "ipv4":
-        return rest.rpartition(":")[0]
-    if family == "ipv6":
-        return unquote(rest).rpartition(":")[0].strip("[]")
-    return ""

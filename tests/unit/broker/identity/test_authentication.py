@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from certplane.broker.identity.authentication import AuthenticationError, Authenticator, Peer
 from certplane.broker.model import DenyEntry, Grant, IdentityKind
-from certplane.broker.services.interceptors.authentication import AuthenticationError, Authenticator, Peer, peer_of
+from certplane.broker.services.interceptors.peer import peer_of
 from certplane.errors import Reason, RefusalError
 from certplane.pki.identity import TrustBundle
 from tests.fakes.clock import ManualClock
@@ -49,7 +50,7 @@ class Gate:
 
     def reason(self, peer: Peer) -> Reason:
         with pytest.raises(AuthenticationError) as caught:
-            self.authenticator.authenticate(peer)
+            self.authenticator.admit(peer)
         return caught.value.refusal.reason
 
 
@@ -61,7 +62,7 @@ def gate() -> Gate:
 def test_caller_is_what_policy_and_certificate_say(gate: Gate) -> None:
     """Name, kind and grants are policy's; serial, issuer, provisioner and end are the certificate's."""
     leaf = gate.ca.issue([HOST, "other.example"], common_name="WEB1.example")
-    caller = gate.authenticator.authenticate(gate.peer(leaf, user_agent="x/1"))
+    caller = gate.authenticator.admit(gate.peer(leaf, user_agent="x/1")).caller
     assert (caller.name, caller.kind, caller.label) == (HOST, IdentityKind.HOST, "web1")
     assert (caller.profiles, caller.roles) == (("web",), ("role",))
     assert (caller.serial_number, caller.issuer) == (leaf.serial_number, leaf.issuer)
@@ -90,10 +91,10 @@ def test_connection_that_proves_nothing(gate: Gate, changes: dict[str, Any]) -> 
 def test_minimum_version(gate: Gate) -> None:
     """`1.3` refuses TLS 1.2, `1.2` lets it in."""
     peer = gate.peer(tls_version="TLSv1.2")
-    assert gate.authenticator.authenticate(peer).name == HOST
+    assert gate.authenticator.admit(peer).caller.name == HOST
     strict = Gate(min_tls_version="1.3")
     assert strict.reason(strict.peer(tls_version="TLSv1.2")) is Reason.IDENTITY_UNKNOWN
-    assert strict.authenticator.authenticate(strict.peer()).name == HOST
+    assert strict.authenticator.admit(strict.peer()).caller.name == HOST
 
 
 def test_an_admission_stands_until_something_it_rested_on_changes(gate: Gate) -> None:
@@ -129,7 +130,7 @@ def test_an_admission_stands_until_something_it_rested_on_changes(gate: Gate) ->
 def test_nothing_is_remembered_that_could_change(gate: Gate) -> None:
     """The same certificate is looked at anew: time, bundle, policy and deny-list each decide on the next call."""
     peer = gate.peer()
-    assert gate.authenticator.authenticate(peer).name == HOST
+    assert gate.authenticator.admit(peer).caller.name == HOST
 
     gate.stores.database.denied.append(DenyEntry(name=HOST))
     assert gate.reason(peer) is Reason.IDENTITY_REVOKED
@@ -143,7 +144,7 @@ def test_nothing_is_remembered_that_could_change(gate: Gate) -> None:
     assert gate.reason(peer) is Reason.IDENTITY_UNKNOWN
     gate.bundle = bundle
 
-    assert gate.authenticator.authenticate(peer).name == HOST
+    assert gate.authenticator.admit(peer).caller.name == HOST
     gate.clock.advance(timedelta(days=2))
     assert gate.reason(peer) is Reason.IDENTITY_EXPIRED
 
@@ -153,14 +154,14 @@ def test_denied_by_serial(gate: Gate) -> None:
     leaf = gate.ca.issue([HOST])
     gate.stores.database.denied.append(DenyEntry(issuer=leaf.issuer, serial_number=leaf.serial_number))
     assert gate.reason(gate.peer(leaf)) is Reason.IDENTITY_REVOKED
-    assert gate.authenticator.authenticate(gate.peer()).name == HOST
+    assert gate.authenticator.admit(gate.peer()).caller.name == HOST
 
 
 def test_unverified_certificate_is_not_quoted(gate: Gate) -> None:
     """What an unverified certificate says isn't put into the error, hence into no audit record."""
     foreign = PrivateCa("other", now=gate.clock.now()).issue([HOST])
     with pytest.raises(AuthenticationError) as caught:
-        gate.authenticator.authenticate(gate.peer(foreign))
+        gate.authenticator.admit(gate.peer(foreign))
     assert caught.value.certificate is None
 
 
@@ -189,7 +190,7 @@ def test_peer_of_an_empty_context_counts_as_resumed() -> None:
 def test_intermediate_that_ends_first(gate: Gate) -> None:
     """A remembered path is not believed beyond the end of any certificate in it."""
     peer = gate.peer(gate.ca.issue([HOST], not_after=gate.clock.now() + timedelta(days=3660)))
-    assert gate.authenticator.authenticate(peer).name == HOST
+    assert gate.authenticator.admit(peer).caller.name == HOST
     assert isinstance(gate.ca.intermediate, x509.Certificate)
     gate.clock.advance(timedelta(days=3651))
     assert gate.reason(peer) is Reason.IDENTITY_UNKNOWN
@@ -201,7 +202,7 @@ def test_no_path_is_searched_for_a_denied_certificate(gate: Gate) -> None:
     gate.stores.database.denied.append(DenyEntry(issuer=leaf.issuer, serial_number=leaf.serial_number))
     for number in range(100):
         with pytest.raises(AuthenticationError) as caught:
-            gate.authenticator.authenticate(gate.peer(leaf, chain_pem=b"junk %d" % number))
+            gate.authenticator.admit(gate.peer(leaf, chain_pem=b"junk %d" % number))
         assert caught.value.refusal.reason is Reason.IDENTITY_REVOKED
         assert caught.value.serial_number == leaf.serial_number
         assert caught.value.certificate is None
@@ -211,17 +212,17 @@ def test_paths_are_not_searched_all_the_time(gate: Gate) -> None:
     """One certificate with ever another chain is soon refused unread; others, and what is known, are let in."""
     leaf, other = gate.ca.issue([HOST]), gate.ca.issue(["b"])
     known = gate.peer(leaf)
-    gate.authenticator.authenticate(known)
+    gate.authenticator.admit(known)
     reasons = []
     for number in range(20):
         with pytest.raises(RefusalError) as caught:
-            gate.authenticator.authenticate(gate.peer(leaf, chain_pem=b"junk %d" % number))
+            gate.authenticator.admit(gate.peer(leaf, chain_pem=b"junk %d" % number))
         reasons.append(caught.value.refusal.reason)
     assert reasons == [Reason.IDENTITY_UNKNOWN] * 9 + [Reason.RATE_LIMITED] * 11
     assert [violation.subject for violation in caught.value.refusal.violations] == ["path_searches_per_certificate"]
     assert caught.value.refusal.retry_after == timedelta(seconds=1)
-    assert gate.authenticator.authenticate(known).name == HOST
-    assert gate.authenticator.authenticate(gate.peer(other)).name == "b"
+    assert gate.authenticator.admit(known).caller.name == HOST
+    assert gate.authenticator.admit(gate.peer(other)).caller.name == "b"
     gate.clock.advance(timedelta(seconds=1))
     assert gate.reason(gate.peer(leaf, chain_pem=b"junk")) is Reason.IDENTITY_UNKNOWN
 
@@ -241,5 +242,5 @@ def test_a_wrong_provisioner_is_told_with_a_remedy(
     """Whoever reads the refusal learns which key of broker.yml it is about."""
     gate = Gate(provisioners=provisioners)
     with pytest.raises(AuthenticationError, match="IDENTITY_UNKNOWN") as caught:
-        gate.authenticator.authenticate(gate.peer(gate.ca.issue([HOST], provisioner=provisioner)))
+        gate.authenticator.admit(gate.peer(gate.ca.issue([HOST], provisioner=provisioner)))
     assert remedy in caught.value.refusal.message

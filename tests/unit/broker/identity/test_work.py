@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from certplane.broker.services.interceptors.work import Work
+from certplane.broker.identity.work import Work
 from tests.fakes.clock import ManualClock
 from tests.support.waiting import until
 

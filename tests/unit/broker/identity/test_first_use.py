@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certplane.agent.link.broker import _GRACE as AGENT_GRACE
+from certplane.broker.identity.first_use import GRACE, Verdict, activated, contested, judge, settle
 from certplane.broker.model import DenyEntry, IdentityUse, KnownIdentity
-from certplane.broker.policy.first_use import GRACE, Verdict, activated, contested, judge, settle
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NAME = "web1.example"
