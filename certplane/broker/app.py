@@ -6,30 +6,26 @@ port, the orders of the run before, then calls. A stop goes backwards: health sa
 told to come back, running orders end or are parked, hosts hear goodbye, the port closes, `broker_stopped` is written,
 the store closes.
 
-`prepare` and `open_broker` are the steps for those who bring their own loop (tests, bench); `serve` is the program.
+`serving.serve` is the program; `background` has what runs beside the calls.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import random
-import signal
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from certplane import __version__
 from certplane.broker import adapters
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer, import_spill
-from certplane.broker.control import ControlServer, ReloadResult, control_socket
-from certplane.broker.database import locating, secret_source
+from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
+from certplane.broker.database import secret_source
 from certplane.broker.database import stores as open_stores
-from certplane.broker.descriptors import most_connections, raise_file_limit, too_few
+from certplane.broker.descriptors import most_connections
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.supervision import FleetSupervision
@@ -42,13 +38,11 @@ from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.metrics_listener import MetricsListener
-from certplane.broker.model import AuditEvent, AuditEventType, IdentityKind
-from certplane.broker.policy.source import FilePolicySource
+from certplane.broker.model import AuditEvent, AuditEventType
 from certplane.broker.ports import Meter
+from certplane.broker.prepared import Prepared
 from certplane.broker.reload import Reloader, trust_fields
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
@@ -60,15 +54,14 @@ from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.renewal import RenewalServicer
-from certplane.broker.services.server import BrokerServer, PortError
-from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
+from certplane.broker.services.server import BrokerServer, PortError, Servicer
+from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
-from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
+from certplane.errors import OperationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
-from certplane.runtime.notify import ServiceNotifier
 from certplane.runtime.pool import BlockingPool
 
 _logger = logging.getLogger("certplane.broker")
@@ -78,23 +71,6 @@ _COME_BACK: Final = timedelta(seconds=10)
 
 _STOP_GRACE: Final = timedelta(seconds=5)
 """What calls get to end after the orders have: their answers are on the way."""
-
-_ACCOUNT_CHECK: Final = timedelta(seconds=30)
-"""For the look at the DNS providers' credentials, beside everything else."""
-
-_READY_INTERVAL: Final = timedelta(seconds=2)
-"""Between looks at whether the store can be written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Settings, and the files that they name as far as they can be read without changing anything."""
-
-    settings: BrokerSettings
-    trust_files: TrustFiles
-    trust_text: TrustText
-    trust: Trust
-    policy: FilePolicySource
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,43 +92,6 @@ class Broker:
     def port(self) -> int:
         """The port that is listened on; the configuration's unless that is 0."""
         return self.server.port
-
-
-def prepare(settings: BrokerSettings) -> Prepared:
-    """Read and check all files that the settings name. Blocks; changes nothing.
-
-    Raises:
-        ConfigurationError: everything that is wrong with them, at once.
-    """
-    problems: list[ConfigurationProblem] = []
-    files = TrustFiles(
-        cert=settings.server.tls.cert,
-        key=settings.server.tls.key,
-        agent_ca_bundle=settings.server.mtls.agent_ca_bundle,
-        locate=lambda key: settings.source.problem(key, ""),
-    )
-    policy = FilePolicySource(settings.policy.path, settings.cas, settings.private_issuers)
-    text = trust = None
-    try:
-        text = files.read()
-        trust = files.check(text)
-    except ConfigurationError as error:
-        problems += error.problems
-    try:
-        locating(settings, lambda: policy.reload().check_grants(), key="policy.path")
-    except ConfigurationError as error:
-        problems += error.problems
-    if problems or text is None or trust is None:
-        raise ConfigurationError(problems)
-    return Prepared(settings, files, text, trust, policy)
-
-
-def _supervision(
-    hub: FleetHub, view: FleetView, policy: FilePolicySource, clock: Clock, meter: Meter
-) -> FleetSupervision:
-    return FleetSupervision(
-        view=view, watchers=hub.watchers, policy=policy, clock=clock, meter=meter, settings=hub.settings
-    )
 
 
 @asynccontextmanager
@@ -241,8 +180,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             deny_list=stores.deny_list,
             clock=clock,
         )
-        requests = RenewalRequests(plans, stores.fleet, clock, new_event_id, why_none=view.why_none)
-        server = _bind(
+        server = _listening(
             settings,
             trust,
             edge,
@@ -256,8 +194,8 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 new_event_id=new_event_id,
             ),
             CertificateServicer(authority, clock, plans),
-            renewals=RenewalServicer(hub, view),
-            fleet=FleetServicer(view, requests, hub),
+            RenewalServicer(hub, view),
+            FleetServicer(view, RenewalRequests(plans, stores.fleet, clock, new_event_id, why_none=view.why_none), hub),
         )
         listener = None
         if settings.metrics.address is not None:
@@ -282,61 +220,37 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         stack.push_async_callback(_stop, broker, clock, new_event_id)
         await server.start()
         _log_started(prepared, broker)
-        await stack.enter_async_context(_running(reloader.run(), "reload"))
+        await stack.enter_async_context(running(reloader.run(), "reload"))
         sources = adapters.renewal_infos(settings, accounts, clock)
         for source in sources.values():
             stack.callback(source.close)
         planner = RenewalPlanner(
             plans, sources, prepared.policy, clock=clock, rng=rng, new_event_id=new_event_id, meter=meter
         )
+        supervision = FleetSupervision(
+            view=view,
+            watchers=hub.watchers,
+            policy=prepared.policy,
+            clock=clock,
+            meter=meter,
+            settings=hub.settings,
+        )
         retention = _retention(settings, stores, files, clock=clock, meter=meter)
         for name, work in (
             ("renewal plans", planner.run()),
             ("revocations", RevocationWatch(stores.certificates, plans, clock).run()),
             ("streams", hub.run()),
-            ("health of the fleet", _supervision(hub, view, prepared.policy, clock, meter).run()),
-            ("readiness", _watch_readiness(broker, prepared.policy, clock)),
+            ("health of the fleet", supervision.run()),
+            ("readiness", watch_readiness(server, authority, stores, prepared.policy, clock)),
             ("secrets", secrets.watch(clock, lambda: authority.in_trouble)),
             ("event loop", watch_loop(meter, clock)),
             ("retention", retention.prune()),
             ("free space", retention.watch()),
-            ("DNS accounts", _check_dns_accounts(solver, prepared.policy)),
-            ("CA directories", _check_directories(issuers.values())),
+            ("DNS accounts", check_dns_accounts(solver, prepared.policy)),
+            ("CA directories", check_directories(issuers.values())),
         ):
-            await stack.enter_async_context(_running(work, name))
+            await stack.enter_async_context(running(work, name))
         yield broker
-
-
-async def serve(settings: BrokerSettings) -> None:
-    """Run the broker until SIGTERM or SIGINT; SIGHUP reads policy, pair and bundle again.
-
-    Raises:
-        ConfigurationError: see `prepare` and `open_broker`.
-        OperationError: see `open_broker`.
-        RefusalError: see `open_broker`.
-    """
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # before there is anything to reload: not the end of it
-    for notice in settings.notices:
-        _logger.warning("%s", notice)
-    clock = SystemClock()
-    prepared = prepare(settings)
-    hosts = sum(grant.kind is IdentityKind.HOST for grant in prepared.policy.current.grants)
-    if problem := too_few(raise_file_limit(), hosts):
-        _logger.warning("%s", problem)
-    if not hosts:
-        _logger.warning("the policy has no host: none can connect before one is added and the policy is reloaded")
-    async with open_broker(prepared, clock=clock) as broker, ServiceNotifier(clock) as notifier:
-        reloading = _Reloading(broker, notifier)
-        loop.add_signal_handler(signal.SIGHUP, reloading.signalled)
-        path = control_socket(settings.spill_path.parent, Path(settings.source.file))
-        async with ControlServer(path, reloading.reload):
-            notifier.ready(reloading.status)
-            await stop.wait()
-        _logger.info("stopping", extra={"fields": {"drain_timeout": str(settings.server.drain_timeout)}})
 
 
 @asynccontextmanager
@@ -349,34 +263,6 @@ async def _coalescing(
     repeats = RepeatCoalescer(stores.audit, stores.repeats, clock, new_event_id, meter=meter)
     async with denials.running(), repeats.running():
         yield denials, repeats
-
-
-class _Reloading:
-    """Reloads, and what the service manager is told of them: `systemctl status` has it while anything is refused."""
-
-    def __init__(self, broker: Broker, notifier: ServiceNotifier) -> None:
-        self._broker = broker
-        self._notifier = notifier
-        self._tasks: set[asyncio.Task[ReloadResult]] = set()
-        broker.reloader.on_refused = lambda _: notifier.status(self.status)
-
-    @property
-    def status(self) -> str:
-        """One line for `systemctl status`."""
-        return "; ".join((f"serving on port {self._broker.port}", *self._broker.reloader.refused))
-
-    def signalled(self) -> None:
-        """Reload; nobody waits for the result but the log."""
-        task = asyncio.create_task(self.reload(), name="reload on SIGHUP")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def reload(self) -> ReloadResult:
-        """Reload, and wait for the result."""
-        self._notifier.reloading()
-        result = await self._broker.reloader.request()
-        self._notifier.ready(self.status)
-        return result
 
 
 def _retention(
@@ -436,26 +322,14 @@ def _admission(
     )
 
 
-def _bind(
-    settings: BrokerSettings,
-    trust: TrustInForce,
-    edge: Edge,
-    enrollment: EnrollmentServicer,
-    certificates: CertificateServicer,
-    *,
-    renewals: RenewalServicer,
-    fleet: FleetServicer,
-) -> BrokerServer:
+def _listening(settings: BrokerSettings, trust: TrustInForce, edge: Edge, *servicers: Servicer) -> BrokerServer:
     try:
         return BrokerServer(
             address=settings.server.address.target,
             connections=most_connections(),
             tls=trust.tls,
             edge=edge,
-            enrollment=enrollment,
-            certificates=certificates,
-            renewals=renewals,
-            fleet=fleet,
+            servicers=servicers,
         )
     except PortError as error:
         remedy = "stop the other program, or change server.address"
@@ -503,57 +377,3 @@ async def _stop(broker: Broker, clock: Clock, new_event_id: Callable[[], str]) -
     except RefusalError:
         _logger.exception("the stop could not be audited")
     _logger.info("stopped")
-
-
-async def _watch_readiness(broker: Broker, policy: FilePolicySource, clock: Clock) -> None:
-    """Let health say whether the store can be written: calls that need it would be refused.
-
-    Beside it whether every profile can have certificates, which is for alarms: nobody is kept away for it.
-    """
-    ready = True
-    blocked: Collection[str] = ()
-    while True:
-        await clock.sleep(_READY_INTERVAL)
-        now_blocked = broker.authority.blocked([profile.name for profile in policy.current.profiles])
-        if now_blocked != blocked:
-            blocked = now_blocked
-            names = ", ".join(sorted(blocked)) or "none"
-            _logger.log(logging.ERROR if blocked else logging.INFO, "profiles that wait for a person: %s", names)
-            await broker.server.set_issuing(well=not blocked)
-        now_ready = broker.stores.ready()
-        if now_ready != ready:
-            ready = now_ready
-            _logger.log(logging.INFO if ready else logging.ERROR, "the store is %s", "ready" if ready else "not ready")
-            await broker.server.set_ready(ready=ready)
-
-
-async def _check_directories(issuers: Iterable[AcmeIssuer]) -> None:
-    """Say at the start, not at the first order, which CA's directory can't be read. Holds nothing up."""
-    async with asyncio.TaskGroup() as group:
-        for issuer in issuers:
-            group.create_task(issuer.note_directory(_ACCOUNT_CHECK))
-
-
-async def _check_dns_accounts(solver: DnsSolver, policy: FilePolicySource) -> None:
-    """Say at the start, not at the first renewal weeks later, what DNS credentials can't do. Holds nothing up."""
-    for finding in await solver.check_accounts(policy.current.profiles, _ACCOUNT_CHECK):
-        level = logging.ERROR if finding.fatal else logging.WARNING
-        _logger.log(level, "DNS provider: %s", finding.message, extra={"fields": {"remedy": finding.remedy}})
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Run `work` beside the block; should it fail, say so in the log and let the block go on."""
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_report_end)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait({task})
-
-
-def _report_end(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _logger.critical("%s has ended unexpectedly; restart the broker", task.get_name(), exc_info=task.exception())

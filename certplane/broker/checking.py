@@ -16,11 +16,11 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from certplane.broker import adapters
-from certplane.broker.app import Prepared, prepare
 from certplane.broker.database import locating, look_at_server, secret_source
 from certplane.broker.issuers.acme import AcmeIssuer, DirectoryError
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.ports import SecretSource
+from certplane.broker.prepared import Prepared, prepare
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.settings import BrokerSettings, SecretsProvider
 from certplane.broker.surroundings import (

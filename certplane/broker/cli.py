@@ -172,7 +172,7 @@ def _positive(text: str) -> int:
 def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
     setup(settings.logging.level, settings.logging.format, settings.logging.destination)
-    from certplane.broker.app import serve
+    from certplane.broker.serving import serve
 
     try:
         import uvloop

@@ -14,9 +14,9 @@ from typing import Final
 
 import yaml
 
-from certplane.broker.app import Prepared
 from certplane.broker.database import locating
 from certplane.broker.ports import SecretSource
+from certplane.broker.prepared import Prepared
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.secrets.files import FileSecrets
 from certplane.broker.secrets.source import CREDENTIALS_VARIABLE

@@ -32,8 +32,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from benchmarks.hosts import identity_file
 from benchmarks.reference import broker_loop
-from certplane.broker.app import Broker, open_broker, prepare
+from certplane.broker.app import Broker, open_broker
 from certplane.broker.descriptors import raise_file_limit
+from certplane.broker.prepared import prepare
 from certplane.broker.renewal.model import RenewalCause, RenewalPlan
 from certplane.broker.settings import load_settings
 from certplane.runtime.logging import setup

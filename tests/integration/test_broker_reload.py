@@ -15,7 +15,8 @@ from typing import Any
 import grpc
 import pytest
 
-from certplane.broker.app import Broker, open_broker, prepare
+from certplane.broker.app import Broker, open_broker
+from certplane.broker.prepared import prepare
 from certplane.broker.settings import load_settings
 from certplane.errors import ConfigurationError, OperationError, Reason
 from certplane.pki.csr import build_csr

@@ -21,11 +21,12 @@ import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certplane.broker.app import Broker, open_broker, prepare
+from certplane.broker.app import Broker, open_broker
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.model import Profile
+from certplane.broker.prepared import prepare
 from certplane.broker.renewal.model import RenewalInfoError, RenewalInfoUnsupportedError, RenewalPlan
 from certplane.broker.settings import load_settings
 from certplane.fleet_report.model import RenewalCause

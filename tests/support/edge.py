@@ -155,28 +155,30 @@ class EdgeServer:
             connections=self.connections,
             tls=self.trust.tls,
             edge=self.edge,
-            enrollment=EnrollmentServicer(
-                trust=self.trust,
-                policy=self.policy,
-                enrollments=self.stores.enrollments,
-                identities=self.stores.identities,
-                repeats=FakeEventRecorder(self.stores.audit),
-                clock=self.clock,
-                new_event_id=lambda: f"event-{next(numbers)}",
-            ),
-            certificates=CertificateServicer(self.authority, self.clock),  # type: ignore[arg-type]  # a fake
-            renewals=RenewalServicer(self.hub, self.view),
-            fleet=FleetServicer(
-                self.view,
-                RenewalRequests(
-                    self.plans,
-                    self.stores.fleet,
-                    self.clock,
-                    lambda: f"event-{next(numbers)}",
-                    why_none=self.view.why_none,
+            servicers=[
+                EnrollmentServicer(
+                    trust=self.trust,
+                    policy=self.policy,
+                    enrollments=self.stores.enrollments,
+                    identities=self.stores.identities,
+                    repeats=FakeEventRecorder(self.stores.audit),
+                    clock=self.clock,
+                    new_event_id=lambda: f"event-{next(numbers)}",
                 ),
-                self.hub,
-            ),
+                CertificateServicer(self.authority, self.clock),  # type: ignore[arg-type]  # a fake
+                RenewalServicer(self.hub, self.view),
+                FleetServicer(
+                    self.view,
+                    RenewalRequests(
+                        self.plans,
+                        self.stores.fleet,
+                        self.clock,
+                        lambda: f"event-{next(numbers)}",
+                        why_none=self.view.why_none,
+                    ),
+                    self.hub,
+                ),
+            ],
         )
 
     @property

@@ -52,10 +52,16 @@ _SOURCES: Final = {
 class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
     """See the proto file: the comment of each method there is its contract."""
 
+    service = pb.DESCRIPTOR.services_by_name["CertificateService"].full_name
+
     def __init__(self, authority: RegistrationAuthority, clock: Clock, renewals: RenewalTimes | None = None) -> None:
         self._authority = authority
         self._clock = clock
         self._renewals = renewals or StoredRenewalTimes()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve it there."""
+        certificate_pb2_grpc.add_CertificateServiceServicer_to_server(self, server)
 
     async def IssueCertificate(
         self, request: pb.IssueCertificateRequest, context: RpcContext

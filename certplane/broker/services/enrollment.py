@@ -56,6 +56,8 @@ class PresentedTrust(Protocol):
 class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
     """See the proto file: the comment of each method there is its contract."""
 
+    service = pb.DESCRIPTOR.services_by_name["EnrollmentService"].full_name
+
     def __init__(
         self,
         *,
@@ -74,6 +76,10 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
         self._repeats = repeats
         self._clock = clock
         self._new_event_id = new_event_id
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve it there."""
+        enrollment_pb2_grpc.add_EnrollmentServiceServicer_to_server(self, server)
 
     async def GetIdentity(self, _request: pb.GetIdentityRequest, _context: RpcContext) -> pb.GetIdentityResponse:
         """Who the broker takes the caller for."""

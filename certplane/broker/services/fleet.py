@@ -41,10 +41,16 @@ RpcContext = grpc.aio.ServicerContext[Any, Any]
 class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     """See the proto file: the comment of each method there is its contract."""
 
+    service = pb.DESCRIPTOR.services_by_name["FleetService"].full_name
+
     def __init__(self, view: FleetView, requests: RenewalRequests, hub: FleetHub) -> None:
         self._view = view
         self._requests = requests
         self._hub = hub
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve it there."""
+        fleet_pb2_grpc.add_FleetServiceServicer_to_server(self, server)
 
     async def ListHosts(self, request: pb.ListHostsRequest, _context: RpcContext) -> pb.ListHostsResponse:
         """A page of hosts; it ends where another one would be too much for a message."""

@@ -42,9 +42,15 @@ _MAX_HOSTS: Final = 100
 class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
     """See the proto file: the comment of each method there is its contract."""
 
+    service = pb.DESCRIPTOR.services_by_name["RenewalService"].full_name
+
     def __init__(self, hub: FleetHub, view: FleetView) -> None:
         self._hub = hub
         self._view = view
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve it there."""
+        renewal_pb2_grpc.add_RenewalServiceServicer_to_server(self, server)
 
     async def StreamRenewalStatus(  # type: ignore[override]  # it writes: the stub knows only handlers that yield
         self, requests: AsyncIterator[pb.StreamRenewalStatusRequest], context: RpcContext

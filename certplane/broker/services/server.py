@@ -8,30 +8,17 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2
 
-from certplane.broker.services.certificates import CertificateServicer
-from certplane.broker.services.enrollment import EnrollmentServicer
-from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.operations import add_operations
-from certplane.broker.services.renewal import RenewalServicer
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.credentials import ServerTls
-from certplane.v1 import (
-    certificate_pb2,
-    certificate_pb2_grpc,
-    enrollment_pb2,
-    enrollment_pb2_grpc,
-    fleet_pb2,
-    fleet_pb2_grpc,
-    renewal_pb2,
-    renewal_pb2_grpc,
-)
 
 _MINUTE_MS: Final = 60_000
 
@@ -66,13 +53,6 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.enable_channelz", 1),
 )
 
-SERVICES: Final = (
-    certificate_pb2.DESCRIPTOR.services_by_name["CertificateService"].full_name,
-    enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name,
-    fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name,
-    renewal_pb2.DESCRIPTOR.services_by_name["RenewalService"].full_name,
-)
-
 ISSUING: Final = "certplane.issuance"
 """Not a service but a condition, asked for by health checks as one."""
 
@@ -82,6 +62,19 @@ _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 class PortError(OSError):
     """The address can't be listened on."""
+
+
+class Servicer(Protocol):
+    """One of our services."""
+
+    @property
+    def service(self) -> str:
+        """Its full name, as health and reflection show it."""
+        ...
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve it there."""
+        ...
 
 
 class BrokerServer:
@@ -94,15 +87,13 @@ class BrokerServer:
         connections: int | None,
         tls: ServerTls,
         edge: Edge,
-        enrollment: EnrollmentServicer,
-        certificates: CertificateServicer,
-        renewals: RenewalServicer,
-        fleet: FleetServicer,
+        servicers: Sequence[Servicer],
     ) -> None:
         """Build the server and bind the port.
 
-        `connections` is how many may be open, those included that are still shaking hands; one more is closed at once,
-        and its client tries again. None: as many as come.
+        Each method of `servicers` needs its row in the access table. `connections` is how many may be open, those
+        included that are still shaking hands; one more is closed at once, and its client tries again. None: as many as
+        come.
 
         Raises:
             PortError: the port is taken, or the address isn't this machine's.
@@ -112,11 +103,10 @@ class BrokerServer:
         if connections is not None:
             options = (*options, ("grpc.max_allowed_incoming_connections", connections))
         self._server = grpc.aio.server(interceptors=(edge,), options=options)
-        enrollment_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, self._server)
-        certificate_pb2_grpc.add_CertificateServiceServicer_to_server(certificates, self._server)
-        renewal_pb2_grpc.add_RenewalServiceServicer_to_server(renewals, self._server)
-        fleet_pb2_grpc.add_FleetServiceServicer_to_server(fleet, self._server)
-        self._health = add_operations(self._server, SERVICES)
+        for servicer in servicers:
+            servicer.add_to(self._server)
+        self._services = [servicer.service for servicer in servicers]
+        self._health = add_operations(self._server, self._services)
         _check_free(address)
         try:
             self.port = self._server.add_secure_port(address, tls.credentials())
@@ -131,7 +121,7 @@ class BrokerServer:
 
     async def set_ready(self, *, ready: bool) -> None:
         """Tell by health whether our services can do their work; without effect once it drains."""
-        for service in SERVICES:
+        for service in self._services:
             await self._health.set(service, _SERVING if ready else _NOT_SERVING)
 
     async def set_issuing(self, *, well: bool) -> None:

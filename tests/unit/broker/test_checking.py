@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from certplane.broker import surroundings
-from certplane.broker.app import prepare
 from certplane.broker.checking import check
+from certplane.broker.prepared import prepare
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.broker.store.files import open_writer
 from certplane.broker.store.schema import APPLICATION_ID

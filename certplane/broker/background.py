@@ -1,0 +1,83 @@
+"""What a broker does beside its calls for as long as it runs, and how it is run: nothing here ends the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.issuers.acme import AcmeIssuer
+from certplane.broker.issuers.dns.solver import DnsSolver
+from certplane.broker.policy.source import FilePolicySource
+from certplane.broker.services.server import BrokerServer
+from certplane.broker.store import Stores
+from certplane.runtime.clock import Clock
+
+_logger = logging.getLogger("certplane.broker")
+
+_ACCOUNT_CHECK: Final = timedelta(seconds=30)
+"""For the look at the DNS providers' credentials, beside everything else."""
+
+_READY_INTERVAL: Final = timedelta(seconds=2)
+"""Between looks at whether the store can be written."""
+
+
+@asynccontextmanager
+async def running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run `work` beside the block; should it fail, say so in the log and let the block go on."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_report_end)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _logger.critical("%s has ended unexpectedly; restart the broker", task.get_name(), exc_info=task.exception())
+
+
+async def watch_readiness(
+    server: BrokerServer, authority: RegistrationAuthority, stores: Stores, policy: FilePolicySource, clock: Clock
+) -> None:
+    """Let health say whether the store can be written: calls that need it would be refused.
+
+    Beside it whether every profile can have certificates, which is for alarms: nobody is kept away for it.
+    """
+    ready = True
+    blocked: Collection[str] = ()
+    while True:
+        await clock.sleep(_READY_INTERVAL)
+        now_blocked = authority.blocked([profile.name for profile in policy.current.profiles])
+        if now_blocked != blocked:
+            blocked = now_blocked
+            names = ", ".join(sorted(blocked)) or "none"
+            _logger.log(logging.ERROR if blocked else logging.INFO, "profiles that wait for a person: %s", names)
+            await server.set_issuing(well=not blocked)
+        now_ready = stores.ready()
+        if now_ready != ready:
+            ready = now_ready
+            _logger.log(logging.INFO if ready else logging.ERROR, "the store is %s", "ready" if ready else "not ready")
+            await server.set_ready(ready=ready)
+
+
+async def check_directories(issuers: Iterable[AcmeIssuer]) -> None:
+    """Say at the start, not at the first order, which CA's directory can't be read. Holds nothing up."""
+    async with asyncio.TaskGroup() as group:
+        for issuer in issuers:
+            group.create_task(issuer.note_directory(_ACCOUNT_CHECK))
+
+
+async def check_dns_accounts(solver: DnsSolver, policy: FilePolicySource) -> None:
+    """Say at the start, not at the first renewal weeks later, what DNS credentials can't do. Holds nothing up."""
+    for finding in await solver.check_accounts(policy.current.profiles, _ACCOUNT_CHECK):
+        level = logging.ERROR if finding.fatal else logging.WARNING
+        _logger.log(level, "DNS provider: %s", finding.message, extra={"fields": {"remedy": finding.remedy}})
