@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.errors import OperationError
+from certplane.fleet_report import messages
 from certplane.rpc.times import signed_span_of, time_of
 from certplane.runtime.health import Health, HealthWord, Severity
 from certplane.runtime.tables import moment_text, span_text, table_lines
@@ -23,23 +24,12 @@ from certplane.v1 import fleet_pb2, renewal_pb2
 
 _Status = renewal_pb2.CertificateStatus
 
-STATES: Final = {
-    name.removeprefix("STATE_").lower(): _Status.State.Value(name)
-    for name in _Status.State.DESCRIPTOR.values_by_name
-    if name != "STATE_UNSPECIFIED"
-}
+STATES: Final = {word.value: _Status.State.ValueType(number) for number, word in messages.STATES.items()}
 """The states as people write them."""
 
-HEALTHS: Final = {
-    name.removeprefix("HEALTH_").lower(): value
-    for name, value in renewal_pb2.Health.items()
-    if value != renewal_pb2.HEALTH_UNSPECIFIED
-}
+HEALTHS: Final = {word.lower(): renewal_pb2.Health.ValueType(number) for number, word in messages.HEALTHS.items()}
 """The healths as people write them."""
 
-_HEALTH_WORDS: Final = {value: HealthWord(name.upper()) for name, value in HEALTHS.items()}
-_STATE_NAMES: Final = {value: name for name, value in STATES.items()}
-_STEP_NAMES: Final = {value: name.removeprefix("STEP_").lower() for name, value in _Status.Step.items() if value}
 _CAUSES: Final = {
     renewal_pb2.Renewal.CAUSE_LIFETIME: "its lifetime",
     renewal_pb2.Renewal.CAUSE_ISSUER: "the CA",
@@ -111,7 +101,7 @@ def alarms(host: renewal_pb2.Host) -> bool:
     if renewal_pb2.HEALTH_UNSPECIFIED in healths:
         remedy = "upgrade it, or look at the states"
         raise OperationError("the broker says nothing of health: it is older than certplanectl", remedy=remedy)
-    words = (_HEALTH_WORDS.get(each) for each in healths)
+    words = (messages.HEALTHS.get(each) for each in healths)
     return any(word is not None and Health(word).severity is Severity.CRITICAL for word in words)
 
 
@@ -274,15 +264,15 @@ def _identity(host: renewal_pb2.Host, now: datetime) -> str:
 
 
 def _state(status: renewal_pb2.CertificateStatus) -> str:
-    state = _STATE_NAMES.get(status.state, f"state {status.state}")
-    step = _STEP_NAMES.get(status.failed_step)
+    state = messages.STATES.get(status.state, f"state {status.state}")
+    step = messages.STEPS.get(status.failed_step)
     return f"{state} ({step})" if step else state
 
 
 def _health(status: renewal_pb2.CertificateStatus) -> str:
     if status.health == renewal_pb2.HEALTH_UNSPECIFIED:
         return "-"
-    word = _HEALTH_WORDS.get(status.health)
+    word = messages.HEALTHS.get(status.health)
     return f"health {status.health}" if word is None else word.value
 
 
@@ -295,7 +285,7 @@ def _rank(status: renewal_pb2.CertificateStatus) -> int:
     if status.health == renewal_pb2.HEALTH_UNSPECIFIED:
         word = HealthWord.FAILING if status.state in _ILL else HealthWord.OK
     else:
-        word = _HEALTH_WORDS.get(status.health, HealthWord.MISMATCHED)  # a newer broker's is a warning
+        word = messages.HEALTHS.get(status.health, HealthWord.MISMATCHED)  # a newer broker's is a warning
     return word.rank
 
 

@@ -5,10 +5,13 @@ leading zeros. Agents keep reports as JSON objects and the broker keeps each sta
 their order: a field is only ever added, at the end and with a default, so that what an older release wrote still loads.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
+
+from certplane.fleet_report.fields import DnsNames, Text, Word
 
 
 class RenewalCause(StrEnum):
@@ -56,6 +59,14 @@ class RenewalStep(StrEnum):
     ROLLBACK = "rollback"
 
 
+_NAME_PROBLEM: Final = "must be 1 to 64 of the characters A-Z a-z 0-9 . _ -"
+NAME: Final = Word(re.compile(r"[A-Za-z0-9._-]{1,64}"), _NAME_PROBLEM)
+_NAME_OR_NONE: Final = Word(re.compile(r"[A-Za-z0-9._-]{0,64}"), _NAME_PROBLEM)
+_SERIAL: Final = Word(re.compile(r"0|[1-9a-f][0-9a-f]{0,39}"), "must be lower-case hexadecimal without leading zeros")
+_ID: Final = Word(re.compile(r"[!-~]{0,128}"), "is not an id of this broker")
+MOST_REASON_BYTES: Final = 500
+MOST_ERROR_BYTES: Final = 2000
+
 _REACHED: Final = frozenset({CertificateState.WAITING, CertificateState.SERVING})
 _MISSED: Final = frozenset({CertificateState.FAILED, CertificateState.DEGRADED})
 
@@ -68,10 +79,10 @@ class HeldCertificate:
     didn't issue.
     """
 
-    serial_number: str
+    serial_number: Annotated[str, _SERIAL]
     not_before: datetime | None = None
     not_after: datetime | None = None
-    certificate_id: str = ""
+    certificate_id: Annotated[str, _ID] = ""
     version: int = 0
     observe_time: datetime | None = None
 
@@ -80,17 +91,17 @@ class HeldCertificate:
 class CertificateStatus:
     """What a host says of one certificate; `name` is the one in its configuration."""
 
-    name: str
+    name: Annotated[str, NAME]
     state: CertificateState
-    profile: str = ""
-    dns_names: tuple[str, ...] = ()
+    profile: Annotated[str, _NAME_OR_NONE] = ""
+    dns_names: Annotated[tuple[str, ...], DnsNames(100)] = ()
     failed_step: RenewalStep | None = None
     issued: HeldCertificate | None = None
     installed: HeldCertificate | None = None
     served: HeldCertificate | None = None
     renew_time: datetime | None = None
-    renew_reason: str = ""
-    last_error: str = ""
+    renew_reason: Annotated[str, Text(MOST_REASON_BYTES)] = ""
+    last_error: Annotated[str, Text(MOST_ERROR_BYTES)] = ""
     request_failures: int = 0
     activation_failures: int = 0
     next_attempt_time: datetime | None = None

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 _NANOS = 1_000_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def time_of(stamp: Timestamp) -> datetime | None:
@@ -18,8 +19,8 @@ def time_of(stamp: Timestamp) -> datetime | None:
     if not 0 <= stamp.nanos < _NANOS:
         return None
     try:
-        return stamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
+        return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+    except OverflowError:
         return None
 
 
@@ -41,10 +42,16 @@ def signed_span_of(duration: Duration) -> timedelta | None:
         return None
 
 
-def timestamp(moment: datetime | None) -> Timestamp | None:
+def timestamp(moment: datetime) -> Timestamp:
     """As a message has it."""
-    if moment is None:
-        return None
     stamp = Timestamp()
-    stamp.FromDatetime(moment)
+    put_time(moment, stamp)
     return stamp
+
+
+def put_time(moment: datetime, stamp: Timestamp) -> None:
+    """Write it into a message's field, which saves a copy."""
+    # FromDatetime does the same several times slower; this is on the path of every answer.
+    since = moment - _EPOCH
+    stamp.seconds, stamp.nanos = since.days * 86_400 + since.seconds, since.microseconds * 1000
+    stamp.SetInParent()  # the epoch itself is a time too

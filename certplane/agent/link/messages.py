@@ -13,8 +13,8 @@ from typing import Final
 
 from certplane.agent.model import DirectedRenewal
 from certplane.errors import Reason, RefusalError, Violation
-from certplane.fleet_report.model import CertificateStatus, HeldCertificate, Report
-from certplane.fleet_report.model import RenewalCause as Cause
+from certplane.fleet_report.messages import CAUSES, write_status
+from certplane.fleet_report.model import RenewalCause, Report
 from certplane.rpc.times import time_of, timestamp
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
@@ -28,12 +28,6 @@ _ID: Final = re.compile(r"[!-~]{1,128}")
 _EPOCH: Final = re.compile(r"[!-~]{1,64}")
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """No certificate of today is to be renewed before: what is earlier is nonsense."""
-_CAUSES: Final = {
-    pb.Renewal.CAUSE_LIFETIME: Cause.LIFETIME,
-    pb.Renewal.CAUSE_ISSUER: Cause.ISSUER,
-    pb.Renewal.CAUSE_OPERATOR: Cause.OPERATOR,
-    pb.Renewal.CAUSE_REVOKED: Cause.REVOKED,
-}
 
 
 def hello(
@@ -66,7 +60,9 @@ def hello(
 
 def report_message(report: Report) -> pb.StreamRenewalStatusRequest.Report:
     """One report."""
-    return pb.StreamRenewalStatusRequest.Report(sequence=report.sequence, certificate=_status(report.certificate))
+    message = pb.StreamRenewalStatusRequest.Report(sequence=report.sequence)
+    write_status(report.certificate, message.certificate)
+    return message
 
 
 def directed_renewals(directive: pb.StreamRenewalStatusResponse.Directive) -> list[DirectedRenewal]:
@@ -92,7 +88,7 @@ def directed_renewals(directive: pb.StreamRenewalStatusResponse.Directive) -> li
                 certificate_id=each.certificate_id,
                 renew_time=when,
                 # a cause of a newer broker: obeyed as its own rule would be, which can do no harm
-                cause=_CAUSES.get(each.cause, Cause.LIFETIME),
+                cause=CAUSES.get(each.cause, RenewalCause.LIFETIME),
                 reason=printable(each.reason, _MOST_TEXT),
                 explanation_url=printable(each.explanation_url, _MOST_URL),
                 renewal_request_id=printable(each.renewal_request_id, _MOST_TEXT),
@@ -106,38 +102,3 @@ def directed_renewals(directive: pb.StreamRenewalStatusResponse.Directive) -> li
 def epoch_of(text: str) -> str:
     """A retry epoch, which is opaque; empty where a peer's is none."""
     return text if _EPOCH.fullmatch(text) is not None else ""
-
-
-def _status(report: CertificateStatus) -> pb.CertificateStatus:
-    step = report.failed_step
-    return pb.CertificateStatus(
-        name=report.name,
-        profile=report.profile,
-        dns_names=report.dns_names,
-        state=pb.CertificateStatus.State.Value(f"STATE_{report.state.value.upper()}"),
-        failed_step=pb.CertificateStatus.Step.Value("STEP_UNSPECIFIED" if step is None else f"STEP_{step.upper()}"),
-        issued=_held(report.issued),
-        installed=_held(report.installed),
-        served=_held(report.served),
-        renew_time=timestamp(report.renew_time),
-        renew_reason=report.renew_reason,
-        last_error=report.last_error,
-        request_failures=report.request_failures,
-        activation_failures=report.activation_failures,
-        next_attempt_time=timestamp(report.next_attempt_time),
-        activate_time=timestamp(report.activate_time),
-        update_time=timestamp(report.update_time),
-    )
-
-
-def _held(held: HeldCertificate | None) -> pb.CertificateStatus.Held | None:
-    if held is None:
-        return None
-    return pb.CertificateStatus.Held(
-        certificate_id=held.certificate_id,
-        serial_number=held.serial_number,
-        not_before_time=timestamp(held.not_before),
-        not_after_time=timestamp(held.not_after),
-        version=held.version,
-        observe_time=timestamp(held.observe_time),
-    )

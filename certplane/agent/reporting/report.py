@@ -7,11 +7,14 @@ from datetime import datetime
 from certplane.agent.model import LineageStatus, Version
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.plan import LineageSpec, newest_version, shown_reason
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate
+from certplane.fleet_report.model import (
+    MOST_ERROR_BYTES,
+    MOST_REASON_BYTES,
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+)
 from certplane.runtime.text import printable
-
-_MOST_REASON_BYTES, _MOST_ERROR_BYTES = 500, 2000
-"""renewal.proto, CertificateStatus."""
 
 
 def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> CertificateStatus:
@@ -39,8 +42,8 @@ def certificate_report(spec: LineageSpec, profile: str, facts: LineageFacts) -> 
         installed=_held(current),
         served=_served(status, facts.versions),
         renew_time=status.renew_time,
-        renew_reason=printable(shown_reason(spec, status, newest), _MOST_REASON_BYTES),
-        last_error=printable(status.last_error or status.verify_error, _MOST_ERROR_BYTES),
+        renew_reason=printable(shown_reason(spec, status, newest), MOST_REASON_BYTES),
+        last_error=printable(status.last_error or status.verify_error, MOST_ERROR_BYTES),
         request_failures=status.failures,
         activation_failures=status.activation_failures,
         next_attempt_time=_next_attempt(status),

@@ -21,8 +21,9 @@ from certplane.broker.model import (
 )
 from certplane.broker.ports import EnrollmentStore, EventRecorder, IdentityLedger, PolicySource
 from certplane.broker.services.calls import current_call
-from certplane.broker.services.convert import identity_message, invalid_request, timestamp
+from certplane.broker.services.convert import identity_message, invalid_request
 from certplane.errors import RefusalError
+from certplane.rpc.times import timestamp
 from certplane.runtime.clock import Clock
 from certplane.v1 import enrollment_pb2 as pb
 from certplane.v1 import enrollment_pb2_grpc

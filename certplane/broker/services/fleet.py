@@ -17,7 +17,6 @@ from certplane.broker.services.convert import (
     invalid_request,
     page_size,
     required,
-    timestamp,
     token_from_cursor,
 )
 from certplane.broker.services.fleet_convert import (
@@ -32,6 +31,7 @@ from certplane.broker.services.fleet_convert import (
     states_of,
     text_of,
 )
+from certplane.rpc.times import timestamp
 from certplane.v1 import fleet_pb2 as pb
 from certplane.v1 import fleet_pb2_grpc
 

@@ -11,13 +11,14 @@ from google.protobuf.duration_pb2 import Duration
 from certplane.broker.fleet.model import HeldUp
 from certplane.broker.fleet.view import HostView
 from certplane.broker.renewal.model import Selection
-from certplane.broker.services.convert import invalid_request, timestamp
-from certplane.broker.services.renewal_convert import HEALTHS, STATES, renewal_message, status_message
+from certplane.broker.services.convert import invalid_request
+from certplane.broker.services.renewal_convert import renewal_message, status_message
+from certplane.fleet_report.messages import HEALTHS, STATES
 from certplane.fleet_report.model import CertificateState, CertificateStatus
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.status import status_from_refusal
-from certplane.rpc.times import span_of
+from certplane.rpc.times import put_time, span_of
 from certplane.runtime.health import Health, HealthWord
 from certplane.v1 import fleet_pb2, renewal_pb2
 
@@ -45,9 +46,9 @@ def host_message(view: HostView) -> renewal_pb2.Host:
     if stream is not None:
         message.agent_version = stream.agent_version
         message.identity_serial_number = stream.identity_serial_number
-        message.identity_expire_time.CopyFrom(timestamp(stream.identity_not_after))
-        message.connect_time.CopyFrom(timestamp(stream.connect_time))
-        message.last_seen_time.CopyFrom(timestamp(stream.last_seen_time))
+        put_time(stream.identity_not_after, message.identity_expire_time)
+        put_time(stream.connect_time, message.connect_time)
+        put_time(stream.last_seen_time, message.last_seen_time)
         message.source_ip = stream.source_ip
         if stream.clock_skew is not None:
             message.clock_skew.FromTimedelta(stream.clock_skew)
@@ -102,7 +103,7 @@ def held_up_message(held: HeldUp) -> fleet_pb2.RequestRenewalResponse.HeldUp:
         reason=held.reason[:_MAX_REASON],
     )
     if held.next_attempt_time is not None:
-        message.next_attempt_time.CopyFrom(timestamp(held.next_attempt_time))
+        put_time(held.next_attempt_time, message.next_attempt_time)
     return message
 
 

@@ -20,7 +20,7 @@ from certplane.broker.fleet.session import HostSession
 from certplane.broker.fleet.view import FleetView, HostNotFoundError, HostView
 from certplane.broker.fleet.watching import CertificateChanged, CertificateRemoved, Change, HostChanged
 from certplane.broker.services.calls import current_call, take_messages, valid_request_id
-from certplane.broker.services.convert import invalid_request, timestamp
+from certplane.broker.services.convert import invalid_request
 from certplane.broker.services.fleet_convert import add_certificates, host_message
 from certplane.broker.services.renewal_convert import (
     directive_result,
@@ -31,6 +31,7 @@ from certplane.broker.services.renewal_convert import (
     time_of,
 )
 from certplane.errors import Reason, RefusalError
+from certplane.rpc.times import timestamp
 from certplane.v1 import renewal_pb2 as pb
 from certplane.v1 import renewal_pb2_grpc
 

@@ -8,14 +8,11 @@ hook shall not keep a host from reporting it.
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from certplane.broker.fleet.health import FLEET_WORDS
 from certplane.broker.fleet.messages import (
     Acknowledgement,
     Directive,
@@ -27,27 +24,18 @@ from certplane.broker.fleet.messages import (
     Welcome,
 )
 from certplane.broker.renewal.model import RenewalPlan
-from certplane.broker.services.convert import invalid_request, timestamp, unix_time
+from certplane.broker.services.convert import invalid_request
 from certplane.errors import Reason, Refusal
-from certplane.fleet_report.model import (
-    CertificateState,
-    CertificateStatus,
-    HeldCertificate,
-    RenewalCause,
-    RenewalStep,
-    Report,
-)
-from certplane.pki.names import has_dns_syntax, shown_name
-from certplane.rpc import times
+from certplane.fleet_report.fields import FieldError
+from certplane.fleet_report.messages import CAUSE_NUMBERS, HEALTH_NUMBERS, read_status, write_status
+from certplane.fleet_report.model import NAME, CertificateStatus, Report
 from certplane.rpc.status import refusal_from_status
-from certplane.runtime.health import Health, HealthWord
+from certplane.rpc.times import put_time
+from certplane.rpc.times import time_of as moment_of
+from certplane.runtime.health import Health
 from certplane.runtime.sharing import SharedTexts
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
-
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SERIAL: Final = re.compile(r"0|[1-9a-f][0-9a-f]{0,39}")
-_ID: Final = re.compile(r"[!-~]{0,128}")
 
 _texts: Final = SharedTexts()
 
@@ -56,37 +44,7 @@ _SLICE: Final = 32
 
 _MAX_VERSION: Final = 64
 _MAX_NAMES: Final = 1000
-_MAX_DNS_NAMES: Final = 100
 _MAX_REASON: Final = 500
-_MAX_ERROR: Final = 2000
-_MAX_COUNT: Final = 2**31 - 1
-
-STATES: Final[Mapping[int, CertificateState]] = {
-    number: CertificateState(name.removeprefix("STATE_").lower())
-    for name, number in pb.CertificateStatus.State.items()
-    if number != pb.CertificateStatus.STATE_UNSPECIFIED
-}
-HEALTHS: Final[Mapping[int, HealthWord]] = {
-    number: HealthWord(name.removeprefix("HEALTH_"))
-    for name, number in pb.Health.items()
-    if number != pb.HEALTH_UNSPECIFIED
-}
-_HEALTH_NUMBERS: Final[Mapping[HealthWord, pb.Health.ValueType]] = {
-    word: pb.Health.Value(f"HEALTH_{word}") for word in FLEET_WORDS
-}
-_STEPS: Final[Mapping[int, RenewalStep | None]] = {
-    number: RenewalStep(name.removeprefix("STEP_").lower()) if number else None
-    for name, number in pb.CertificateStatus.Step.items()
-}
-_STATE_NUMBERS: Final = {state: pb.CertificateStatus.State.ValueType(number) for number, state in STATES.items()}
-_STEP_NUMBERS: Final = {step: pb.CertificateStatus.Step.ValueType(number) for number, step in _STEPS.items()}
-_CAUSES: Final = {
-    RenewalCause.LIFETIME: pb.Renewal.CAUSE_LIFETIME,
-    RenewalCause.ISSUER: pb.Renewal.CAUSE_ISSUER,
-    RenewalCause.OPERATOR: pb.Renewal.CAUSE_OPERATOR,
-    RenewalCause.REVOKED: pb.Renewal.CAUSE_REVOKED,
-}
-
 
 # What hosts say.
 
@@ -120,7 +78,7 @@ async def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
         epoch=_name(f"{at}.epoch", message.epoch),
         certificate_names=names,
         reports=tuple(reports),
-        host_time=_time(f"{at}.host_time", message.host_time),
+        host_time=time_of(f"{at}.host_time", message.host_time),
     )
 
 
@@ -136,69 +94,13 @@ def report_of(
         raise invalid_request(f"{at}.sequence", "must be 1 or more")
     if not message.HasField("certificate"):
         raise invalid_request(f"{at}.certificate", "is required")
-    status = _status(message.certificate, f"{at}.certificate")
+    try:
+        status = read_status(message.certificate)
+    except FieldError as error:
+        raise invalid_request(f"{at}.certificate.{error.field}", error.problem) from error
     if names is not None and status.name not in names:
         raise invalid_request(f"{at}.certificate.name", "isn't one of hello.certificate_names")
     return Report(message.sequence, status)
-
-
-def _status(message: pb.CertificateStatus, at: str) -> CertificateStatus:
-    state = STATES.get(message.state)
-    if state is None:
-        raise invalid_request(f"{at}.state", "is required, and one that this broker knows")
-    if message.failed_step not in _STEPS:
-        raise invalid_request(f"{at}.failed_step", "isn't one that this broker knows")
-    if message.profile:
-        _name(f"{at}.profile", message.profile)
-    if len(message.dns_names) > _MAX_DNS_NAMES:
-        raise invalid_request(f"{at}.dns_names", f"must be at most {_MAX_DNS_NAMES} names")
-    for field, count in (
-        ("request_failures", message.request_failures),
-        ("activation_failures", message.activation_failures),
-    ):
-        if not 0 <= count <= _MAX_COUNT:
-            raise invalid_request(f"{at}.{field}", "must not be negative")
-    return CertificateStatus(
-        name=_name(f"{at}.name", message.name),
-        state=state,
-        profile=message.profile,
-        dns_names=tuple(sorted(_dns_name(f"{at}.dns_names", name) for name in message.dns_names)),
-        failed_step=_STEPS[message.failed_step],
-        issued=_held(message, "issued", at),
-        installed=_held(message, "installed", at),
-        served=_held(message, "served", at),
-        renew_time=_optional_time(message, "renew_time", at),
-        renew_reason=_text(f"{at}.renew_reason", message.renew_reason, _MAX_REASON),
-        last_error=_text(f"{at}.last_error", message.last_error, _MAX_ERROR),
-        request_failures=message.request_failures,
-        activation_failures=message.activation_failures,
-        next_attempt_time=_optional_time(message, "next_attempt_time", at),
-        activate_time=_optional_time(message, "activate_time", at),
-        update_time=_optional_time(message, "update_time", at),
-    )
-
-
-def _held(
-    message: pb.CertificateStatus, field: Literal["issued", "installed", "served"], at: str
-) -> HeldCertificate | None:
-    if not message.HasField(field):
-        return None
-    held = getattr(message, field)
-    at = f"{at}.{field}"
-    if _ID.fullmatch(held.certificate_id) is None:
-        raise invalid_request(f"{at}.certificate_id", "is not an id of this broker")
-    if _SERIAL.fullmatch(held.serial_number) is None:
-        raise invalid_request(f"{at}.serial_number", "must be lower-case hexadecimal without leading zeros")
-    if held.version < 0:
-        raise invalid_request(f"{at}.version", "must not be negative")
-    return HeldCertificate(
-        serial_number=held.serial_number,
-        not_before=_optional_time(held, "not_before_time", at),
-        not_after=_optional_time(held, "not_after_time", at),
-        certificate_id=held.certificate_id,
-        version=held.version,
-        observe_time=_optional_time(held, "observe_time", at),
-    )
 
 
 def directive_result(message: pb.StreamRenewalStatusRequest.DirectiveResult) -> DirectiveResult:
@@ -224,36 +126,17 @@ def time_of(field: str, message: Timestamp) -> datetime:
     Raises:
         EdgeRefusalError: REQUEST_INVALID, it is none between the years 1 and 9999.
     """
-    return _time(field, message)
-
-
-def _time(field: str, message: Timestamp) -> datetime:
-    moment = times.time_of(message)
+    moment = moment_of(message)
     if moment is None:
         raise invalid_request(field, "is not a time")
     return moment
 
 
-def _optional_time(message: pb.CertificateStatus | pb.CertificateStatus.Held, field: str, at: str) -> datetime | None:
-    return _time(f"{at}.{field}", getattr(message, field)) if message.HasField(field) else None  # type: ignore[arg-type]  # each caller names a field of its message
-
-
 def _name(field: str, text: str) -> str:
-    if _NAME.fullmatch(text) is None:
-        raise invalid_request(field, "must be 1 to 64 of the characters A-Z a-z 0-9 . _ -")
-    return text
-
-
-def _dns_name(field: str, text: str) -> str:
-    if not has_dns_syntax(text):  # no more: it is what the host's configuration says, and names nothing here
-        raise invalid_request(field, f"has {shown_name(text)}, which is no DNS name in lower case and A-labels")
-    return text
-
-
-def _text(field: str, text: str, limit: int) -> str:
-    if len(text.encode()) > limit:
-        raise invalid_request(field, f"must be at most {limit} bytes")
-    return printable(text, limit)
+    try:
+        return NAME.check(field, text)
+    except FieldError as error:
+        raise invalid_request(field, error.problem) from error
 
 
 # What the broker says.
@@ -266,7 +149,7 @@ def outgoing_message(message: Outgoing, broker_version: str) -> pb.StreamRenewal
         case Acknowledgement():
             response.acknowledgement.sequence = message.sequence
         case Heartbeat():
-            response.heartbeat.broker_time.CopyFrom(timestamp(message.broker_time))
+            put_time(message.broker_time, response.heartbeat.broker_time)
         case Directive():
             response.directive.nonce = message.nonce
             for plan in message.renewals:
@@ -276,7 +159,7 @@ def outgoing_message(message: Outgoing, broker_version: str) -> pb.StreamRenewal
             response.directive.retry_epoch = message.retry_epoch
         case Welcome():
             welcome = response.welcome
-            welcome.broker_time.CopyFrom(timestamp(message.broker_time))
+            put_time(message.broker_time, welcome.broker_time)
             welcome.broker_version = broker_version
             welcome.acknowledged_sequence = message.acknowledged_sequence
             welcome.heartbeat_interval.FromTimedelta(message.heartbeat_interval)
@@ -294,8 +177,8 @@ def renewal_message(plan: RenewalPlan, message: pb.Renewal | None = None) -> pb.
     if message is None:
         message = pb.Renewal()
     message.certificate_id = plan.certificate_id
-    message.renew_time.seconds, message.renew_time.nanos = unix_time(plan.renew_time)
-    message.cause = _CAUSES[plan.cause]
+    put_time(plan.renew_time, message.renew_time)
+    message.cause = CAUSE_NUMBERS[plan.cause]
     message.reason = plan.reason
     message.explanation_url = plan.explanation_url
     message.renewal_request_id = plan.renewal_request_id
@@ -304,41 +187,10 @@ def renewal_message(plan: RenewalPlan, message: pb.Renewal | None = None) -> pb.
 
 def status_message(status: CertificateStatus, health: Health) -> pb.CertificateStatus:
     """A certificate as its host has reported it, and how bad that is."""
-    return pb.CertificateStatus(
-        name=status.name,
-        profile=status.profile,
-        dns_names=status.dns_names,
-        state=_STATE_NUMBERS[status.state],
-        failed_step=_STEP_NUMBERS[status.failed_step],
-        issued=_held_message(status.issued),
-        installed=_held_message(status.installed),
-        served=_held_message(status.served),
-        renew_time=_timestamp(status.renew_time),
-        renew_reason=status.renew_reason,
-        last_error=status.last_error,
-        request_failures=status.request_failures,
-        activation_failures=status.activation_failures,
-        next_attempt_time=_timestamp(status.next_attempt_time),
-        activate_time=_timestamp(status.activate_time),
-        update_time=_timestamp(status.update_time),
-        health=_HEALTH_NUMBERS[health.word],
+    message = pb.CertificateStatus(
+        health=HEALTH_NUMBERS[health.word],
         health_reason=printable(health.text, _MAX_REASON),
         health_remedy=printable(health.remedy, _MAX_REASON),
     )
-
-
-def _held_message(held: HeldCertificate | None) -> pb.CertificateStatus.Held | None:
-    if held is None:
-        return None
-    return pb.CertificateStatus.Held(
-        certificate_id=held.certificate_id,
-        serial_number=held.serial_number,
-        not_before_time=_timestamp(held.not_before),
-        not_after_time=_timestamp(held.not_after),
-        version=held.version,
-        observe_time=_timestamp(held.observe_time),
-    )
-
-
-def _timestamp(time: datetime | None) -> Timestamp | None:
-    return None if time is None else timestamp(time)
+    write_status(status, message)
+    return message

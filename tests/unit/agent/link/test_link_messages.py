@@ -9,40 +9,14 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from certplane.agent.link.messages import MAX_HELLO_BYTES, hello, report_message
+from certplane.agent.link.messages import MAX_HELLO_BYTES, hello
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep, Report
+from certplane.fleet_report.model import CertificateState, CertificateStatus, Report
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.times import span_of, time_of
-from certplane.v1 import renewal_pb2 as pb
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
-
-
-@pytest.mark.parametrize("state", CertificateState)
-@pytest.mark.parametrize("step", [None, *RenewalStep])
-def test_every_state_and_step_has_its_value(state: CertificateState, step: RenewalStep | None) -> None:
-    """The protocol knows all that a lineage can be."""
-    message = report_message(Report(3, CertificateStatus("web", state, update_time=NOW, failed_step=step))).certificate
-    assert pb.CertificateStatus.State.Name(message.state) == f"STATE_{state.name}"
-    assert pb.CertificateStatus.Step.Name(message.failed_step) == f"STEP_{step.name if step else 'UNSPECIFIED'}"
-
-
-def test_every_field_arrives() -> None:
-    """A full report leaves no field of its message unset."""
-    held = HeldCertificate("1f", NOW, NOW + DAY, "c1", 2, NOW)
-    full = CertificateStatus(
-        "web", CertificateState.FAILED, "web", ("a.example",), RenewalStep.REQUEST, held, held, held, NOW, "due",
-        "refused", 1, 2, NOW + DAY, NOW + DAY, NOW,
-    )  # fmt: skip
-    message = report_message(Report(3, full))
-    fields = {field.name for field, _ in message.certificate.ListFields()}
-    of_broker = {"health", "health_reason", "health_remedy"}
-    assert fields == {field.name for field in pb.CertificateStatus.DESCRIPTOR.fields} - of_broker
-    assert {field.name for field, _ in message.certificate.issued.ListFields()} == {
-        field.name for field in pb.CertificateStatus.Held.DESCRIPTOR.fields
-    }
 
 
 def test_hello_stays_below_the_limit() -> None:
