@@ -40,13 +40,13 @@ from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.metrics_listener import MetricsListener
-from certplane.broker.model import AuditEvent, AuditEventType
+from certplane.broker.model import AuditEvent, AuditEventType, ChangeKind
 from certplane.broker.ports import Meter
 from certplane.broker.prepared import Prepared
 from certplane.broker.reload import Reloader, trust_fields
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
-from certplane.broker.renewal.revocations import RevocationWatch
+from certplane.broker.renewal.revocations import Revocations
 from certplane.broker.retention import Retention
 from certplane.broker.secrets.watch import watched
 from certplane.broker.services.certificates import CertificateServicer
@@ -169,8 +169,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             rng=rng,
             new_event_id=new_event_id,
         )
-        plans.subscribe(hub.plans_changed)
-        plans.subscribe_revoked(hub.certificate_revoked)
+        _tell_hub(hub, plans, stores, clock)
         view = FleetView(
             hub=hub,
             store=stores.fleet,
@@ -238,7 +237,6 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         retention = _retention(settings, stores, files, clock=clock, meter=meter)
         for name, work in (
             ("renewal plans", planner.run()),
-            ("revocations", RevocationWatch(stores.certificates, plans, clock).run()),
             ("streams", hub.run()),
             ("health of the fleet", supervision.run()),
             ("readiness", watch_readiness(server, authority, stores, prepared.policy, clock)),
@@ -251,6 +249,14 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         ):
             await stack.enter_async_context(running(work, name))
         yield broker
+
+
+def _tell_hub(hub: FleetHub, plans: RenewalPlans, stores: Stores, clock: Clock) -> None:
+    """Let the hub hear of plans and of revocations, this broker's own and those of other programs."""
+    plans.subscribe(hub.plans_changed)
+    plans.subscribe_revoked(hub.certificate_revoked)
+    revocations = Revocations(stores.certificates, plans, clock)
+    stores.changes.follow(ChangeKind.CERTIFICATE_REVOKED, revocations, what="recent revocations")
 
 
 @asynccontextmanager

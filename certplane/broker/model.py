@@ -311,6 +311,17 @@ class KnownIdentity:
     displace_time: datetime | None = None
 
 
+class ChangeKind(StrEnum):
+    """What a row of the change feed says has changed; values are stored."""
+
+    IDENTITY = "identity"
+    """An identity in the ledger; the key is its name."""
+    DENY_ENTRY = "deny_entry"
+    """An entry of the deny-list; the key is its name, or its serial number and issuer."""
+    CERTIFICATE_REVOKED = "certificate_revoked"
+    """The key is the certificate_id."""
+
+
 @dataclass(frozen=True, slots=True)
 class EnrollmentReport:
     """What an identity last said that it runs."""

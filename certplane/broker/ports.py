@@ -22,7 +22,7 @@ wait never undoes or tears what was begun.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
@@ -33,6 +33,7 @@ from certplane.broker.metrics import Counter, Gauge, Histogram
 from certplane.broker.model import (
     AuditEvent,
     CertificateRecord,
+    ChangeKind,
     DenyEntry,
     DnsChallenge,
     EnrollmentReport,
@@ -238,6 +239,39 @@ class DenyList(Protocol):
         ...
 
 
+class ChangeFollower(Protocol):
+    """Keeps something in step with rows that other programs change.
+
+    Either method may raise: it is logged, and asked for again until it returns.
+    """
+
+    async def changed(self, keys: Collection[str]) -> None:
+        """Take in what these keys name now; one of them may be gone by now, or be told again."""
+        ...
+
+    async def reread(self, since: datetime) -> None:
+        """Take in everything that may have changed `since` then: at the start, or when changes may have been missed."""
+        ...
+
+
+class ChangeFeed(Protocol):
+    """The one place that hears of other programs' changes: of commands beside the broker, of other brokers.
+
+    A change is told at most half a second after it is durable. What this program changes itself is not told.
+    """
+
+    def follow(self, kind: ChangeKind, follower: ChangeFollower, *, what: str, vital: bool = False) -> None:
+        """Tell `follower` of changes of this kind, beginning with `reread`.
+
+        Args:
+            kind: What is followed.
+            follower: Called by the event loop, one call at a time.
+            what: The followed thing as the log is to name it when it can't be read: "the deny-list".
+            vital: Whether the broker isn't ready while it can't be read.
+        """
+        ...
+
+
 class IdentityTrust(Protocol):
     """The internal CAs whose certificates are identities, as they are now."""
 
@@ -280,33 +314,6 @@ class IdentityLedger(Protocol):
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.
-        """
-        ...
-
-
-class IdentityRegister(Protocol):
-    """The ledger as an operator sees it, and settles it."""
-
-    async def identities(self) -> Sequence[KnownIdentity]:
-        """All that are known, by name."""
-        ...
-
-    async def settle(
-        self,
-        seen: KnownIdentity,
-        settled: KnownIdentity,
-        denied: Sequence[DenyEntry],
-        allowed: Sequence[DenyEntry],
-        events: Sequence[AuditEvent],
-    ) -> bool:
-        """Put `settled` in the place of `seen`, and change the deny-list with it, in one durable transaction.
-
-        False, and nothing is changed, if the identity's certificates or its contest aren't those of `seen` any more.
-        Counts of displaced streams are kept, whatever `settled` says. Open orders of whom it shuts out end as with
-        `DenyList.deny`.
-
-        Raises:
-            RefusalError: STORE_UNAVAILABLE, or AUDIT_UNAVAILABLE under `fail_closed`.
         """
         ...
 

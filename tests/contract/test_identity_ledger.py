@@ -1,4 +1,4 @@
-"""What `IdentityLedger` and `IdentityRegister` promise, asked of the fake, of SQLite and of PostgreSQL."""
+"""What `IdentityLedger` promises, asked of the fake, of SQLite and of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -225,14 +225,14 @@ async def test_two_writers_miss_nothing_of_each_other(store: StoreHarness) -> No
                     for name in names[some : some + 4]
                     for ledger, serial_number in writers
                 ),
-                *(store.stores.identities.refresh() for _ in range(3)),
+                *(store.stores.changes.look() for _ in range(3)),
             )
         durable = list(await one.identities.identities())
         assert [known.name for known in durable] == sorted(names)
         assert {len(known.retired) for known in durable} == {1}  # equally old: the second came into use too
-        for ledger in (one.identities, other.identities, store.stores.identities):
-            await ledger.refresh()
-            assert [ledger.known(known.name) for known in durable] == durable
+        for stores in (one, other, store.stores):
+            await stores.changes.look()
+            assert [stores.identities.known(known.name) for known in durable] == durable
     assert len(await store.event_ids()) == 2 * len(names)
 
 

@@ -393,7 +393,7 @@ class FakeDenyList:
 
 
 class FakeIdentityLedger:
-    """`IdentityLedger` and `IdentityRegister` in memory; what another process would see is what this one sees."""
+    """`IdentityLedger` in memory, and what an operator settles; what another process would see is what this one sees."""
 
     def __init__(self, database: FakeDatabase) -> None:
         self._db = database

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -74,6 +75,14 @@ class StorePlace:
         else:
             with psycopg.connect(self.url, autocommit=True) as server:
                 server.execute(sql.encode())
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of a query at the database, past the store."""
+        if self.kind == "sqlite":
+            with contextlib.closing(sqlite3.connect(self.path)) as connection:
+                return connection.execute(sql).fetchall()
+        with psycopg.connect(self.url) as server:
+            return server.execute(sql.encode()).fetchall()
 
     @contextmanager
     def refusing_rows(self, table: str) -> Iterator[None]:

@@ -6,6 +6,6 @@
 | `ports` | what it needs from the store and the CAs |
 | `planning` | from a CA's answer to a plan, purely |
 | `planner` | asks the CAs when it is time, and makes their answers durable |
-| `revocations` | notices what others than this broker have revoked, so that its holders are told |
+| `revocations` | hears what other programs have revoked, so that the holders are told |
 | `plans` | what is planned, in memory for each answer, and who hears of a change |
 """

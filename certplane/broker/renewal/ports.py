@@ -67,6 +67,10 @@ class RenewalChecks(Protocol):
 class RevokedCertificates(Protocol):
     """What was revoked, whoever recorded it: this broker, another one, or a command beside it."""
 
+    async def get_certificate(self, certificate_id: str) -> CertificateRecord | None:
+        """The certificate, whoever's it is."""
+        ...
+
     async def revoked_since(self, time: datetime, now: datetime) -> Sequence[CertificateRecord]:
         """Certificates of all identities that were revoked then or later and haven't expired `now`, oldest first."""
         ...

@@ -4,7 +4,8 @@
     orders.py          single flight, limits.py the durable limits
     repeats.py         counts of repeated audit events
     upkeep.py          what is old and ended is removed
-    certificates.py  deny_list.py  enrollments.py  audit_log.py
+    certificates.py  deny_list.py  identities.py  enrollments.py  audit_log.py
+    change_feed.py     what other programs change in the database
     fleet.py  reports.py  fleet_rows.py    what hosts report, many of them in one statement
     writer.py          one thread, one queue: everything that is written passes here
     batch.py           group commit: what is one job's failure, and what is everybody's

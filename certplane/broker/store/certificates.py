@@ -10,11 +10,12 @@ from typing import Final
 from sqlalchemy import ColumnElement, and_, bindparam, case, exists, func, or_, select, text, tuple_, update
 from typing_extensions import override
 
-from certplane.broker.model import AuditEvent, CertificateRecord, RevocationReason
+from certplane.broker.model import AuditEvent, CertificateRecord, ChangeKind, RevocationReason
 from certplane.broker.ports import CertificateQuery, CertificateStore
 from certplane.broker.renewal.ports import RevokedCertificates
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
+from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.rows import CERTIFICATE_COLUMNS, certificate_from_row, to_micros
 from certplane.broker.store.schema import certificates, keys
 from certplane.broker.store.session import Database, Session
@@ -27,10 +28,11 @@ _COLUMNS: Final = tuple(certificates.c[name] for name in CERTIFICATE_COLUMNS)
 class SqlCertificateStore(CertificateStore, RevokedCertificates):
     """`CertificateStore` over the database."""
 
-    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
+    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, changes: ChangeLog) -> None:
         self._database = database
         self._writer = writer
         self._audit = audit
+        self._changes = changes
         compiler = database.compiler
         row = select(*_COLUMNS)
         newest = (certificates.c.create_time.desc(), certificates.c.certificate_id.desc())
@@ -195,6 +197,7 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
             record = certificate_from_row(row)
             blocked = micros if reason is RevocationReason.KEY_COMPROMISE else None
             session.execute(self._end_key, (record.public_key_sha256, record.identity, micros, blocked, micros))
+            self._changes.add(session, ChangeKind.CERTIFICATE_REVOKED, certificate_id)
             return Done(record)
 
         return await self._writer.write(change, self._audit.encode(events))

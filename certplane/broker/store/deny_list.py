@@ -1,28 +1,25 @@
 """The deny-list: in the database, answered from memory.
 
-Another process may write it (`certplane-broker identity deny` beside a running broker). So the number of entries and
-the greatest id, which is never given out twice, are looked at twice a second: together they move with any change. Our
-own changes are read back before they are acknowledged.
+Other programs may write it (`certplane-broker identity deny` beside a running broker): the change feed says when to
+read it again. Our own changes are read back before they are acknowledged.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import timedelta
-from typing import Final
+from datetime import datetime
 
-from sqlalchemy import bindparam, delete, func, select, text, update
+from sqlalchemy import bindparam, delete, select, text, update
 from typing_extensions import override
 
 from certplane.broker.identity.standing import shut_out
 from certplane.broker.issuance.events import denied_order
-from certplane.broker.model import AuditEvent, DenyEntry, OrderState
-from certplane.broker.ports import DenyList
+from certplane.broker.model import AuditEvent, ChangeKind, DenyEntry, OrderState
+from certplane.broker.ports import ChangeFollower, DenyList
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
+from certplane.broker.store.change_feed import ChangeLog, SqlChangeFeed
 from certplane.broker.store.rows import (
     DENY_COLUMNS,
     ORDER_COLUMNS,
@@ -32,15 +29,10 @@ from certplane.broker.store.rows import (
     to_micros,
 )
 from certplane.broker.store.schema import deny_entries, orders
-from certplane.broker.store.session import Database, Session, SqlError
-from certplane.broker.store.statements import Compiler, Row
+from certplane.broker.store.session import Database, Session
+from certplane.broker.store.statements import Compiler
 from certplane.broker.store.writer import Writer
 from certplane.runtime.clock import Clock
-
-_log = logging.getLogger("certplane.store")
-
-_LOOK: Final = timedelta(milliseconds=500)
-"""Half of the second that the port allows."""
 
 
 class DenyRows:
@@ -50,7 +42,8 @@ class DenyRows:
     issued for.
     """
 
-    def __init__(self, compiler: Compiler) -> None:
+    def __init__(self, compiler: Compiler, changes: ChangeLog) -> None:
+        self._changes = changes
         row = select(*(orders.c[name] for name in ORDER_COLUMNS)).where(
             text("end_time IS NULL"),  # word for word the index's condition
             orders.c.state != bindparam("finalizing"),
@@ -80,7 +73,9 @@ class DenyRows:
         if entry.create_time is None:
             raise ValueError("an entry is dated before it is written")
         time = entry.create_time
-        session.execute(self._insert, (entry.name, entry.issuer, entry.serial_number, entry.reason, to_micros(time)))
+        added = (entry.name, entry.issuer, entry.serial_number, entry.reason, to_micros(time))
+        if session.execute(self._insert, added):
+            self._changes.add(session, ChangeKind.DENY_ENTRY, _key(entry))
         values = {"name": entry.name, "issuer": entry.issuer, "serial_number": entry.serial_number}
         values["finalizing"] = str(OrderState.FINALIZING)
         refusal = shut_out()
@@ -94,31 +89,41 @@ class DenyRows:
 
     def delete(self, session: Session, entry: DenyEntry) -> bool:
         """Remove the entry of the same name, or issuer and serial; whether there was one."""
-        return session.execute(self._delete, (entry.name, entry.issuer, entry.serial_number)) > 0
+        found = session.execute(self._delete, (entry.name, entry.issuer, entry.serial_number)) > 0
+        if found:
+            self._changes.add(session, ChangeKind.DENY_ENTRY, _key(entry))
+        return found
 
 
-class SqlDenyList(DenyList):
+def _key(entry: DenyEntry) -> str:
+    return entry.name or f"{entry.serial_number} {entry.issuer}"
+
+
+class SqlDenyList(DenyList, ChangeFollower):
     """`DenyList` over the database."""
 
-    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        writer: Writer,
+        audit: SqlAuditLog,
+        clock: Clock,
+        *,
+        changes: ChangeLog,
+        feed: SqlChangeFeed,
+    ) -> None:
+        """Empty until the feed's first look."""
         self._database = database
         self._writer = writer
         self._audit = audit
         self._clock = clock
+        self._feed = feed
         self._by_name: dict[str, DenyEntry] = {}
         self._by_serial: dict[tuple[str, str], DenyEntry] = {}
-        self._seen: Row | None = None
-        self._current = True
-        self._refreshing = asyncio.Lock()
-        compiler = database.compiler
-        self._mark = compiler(select(func.count(), func.coalesce(func.max(deny_entries.c.entry_id), 0)))
-        self._all = compiler(select(*(deny_entries.c[name] for name in DENY_COLUMNS)).order_by(deny_entries.c.entry_id))
-        self._rows = DenyRows(compiler)
-
-    @property
-    def current(self) -> bool:
-        """Whether the last look at the database worked; if not, the list in memory stays in force."""
-        return self._current
+        columns = (deny_entries.c[name] for name in DENY_COLUMNS)
+        self._all = database.compiler(select(*columns).order_by(deny_entries.c.entry_id))
+        self._rows = DenyRows(database.compiler, changes)
+        feed.follow(ChangeKind.DENY_ENTRY, self, what="the deny-list", vital=True)
 
     @override
     def denied(self, name: str, issuer: str, serial_number: str) -> DenyEntry | None:
@@ -144,7 +149,7 @@ class SqlDenyList(DenyList):
             return Done(None, events=(*recorded, *self._audit.encode(ended)))
 
         await self._writer.write(change, recorded)
-        await self.refresh()
+        await self._feed.reread(ChangeKind.DENY_ENTRY)
 
     @override
     async def allow(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> bool:
@@ -157,7 +162,7 @@ class SqlDenyList(DenyList):
             return Done(removed)
 
         found = await self._writer.write(change, self._audit.encode(events))
-        await self.refresh()
+        await self._feed.reread(ChangeKind.DENY_ENTRY)
         return found
 
     @override
@@ -166,32 +171,16 @@ class SqlDenyList(DenyList):
             rows = await self._database.all(self._all, {})
         return [deny_entry_from_row(row) for row in rows]
 
-    async def refresh(self) -> None:
-        """Read the list again if it has changed; on a failure the one in memory stays in force."""
-        async with self._refreshing:  # or an older look could end after a newer one
-            await self._refresh()
+    @override
+    async def changed(self, keys: Collection[str]) -> None:
+        await self._read()  # it is short
 
-    async def _refresh(self) -> None:
-        try:
-            mark = await self._database.one(self._mark, {})
-            if mark != self._seen:
-                rows = await self._database.all(self._all, {})
-                entries = [deny_entry_from_row(row) for row in rows]
-                self._by_name = {entry.name: entry for entry in entries if entry.name}
-                self._by_serial = {
-                    (entry.issuer, entry.serial_number): entry for entry in entries if entry.serial_number
-                }
-                self._seen = mark
-        except Exception as error:  # noqa: BLE001 - of ours too: or nobody would look again, and nothing show it
-            if self._current:
-                fault = None if isinstance(error, SqlError) else error
-                _log.error("the deny-list can't be read, the last one stays in force: %s", error, exc_info=fault)
-            self._current = False
-        else:
-            self._current = True
+    @override
+    async def reread(self, since: datetime) -> None:
+        await self._read()
 
-    async def watch(self) -> None:
-        """Keep the list in memory current, until cancelled."""
-        while True:
-            await self._clock.sleep(_LOOK)
-            await self.refresh()
+    async def _read(self) -> None:
+        rows = await self._database.all(self._all, {})
+        entries = [deny_entry_from_row(row) for row in rows]
+        self._by_name = {entry.name: entry for entry in entries if entry.name}
+        self._by_serial = {(entry.issuer, entry.serial_number): entry for entry in entries if entry.serial_number}

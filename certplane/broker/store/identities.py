@@ -1,20 +1,19 @@
 """The identity ledger: in the database, answered from memory.
 
-Several brokers, and `certplane-broker identity allow` beside a running one, write it. Each change takes the next number
-of one counter, whose row stays locked until the commit: numbers become visible in their order. So twice a second the
-rows with a number above the last one that was read are read, usually none, however many identities there are.
+Other programs write it too (`certplane-broker identity allow` beside a running broker, another broker): the change feed
+says whose row to read again.
 
 Memory decides what a call means as long as nothing is to be written; a write decides again inside its transaction,
-about the row as it is committed (`certplane.broker.identity.first_use`).
+about the row as it is committed (`certplane.broker.identity.first_use`). Each row counts its changes, and is written
+only over the count that was decided about: where another writer was faster, the new row is decided about.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy import bindparam, select
@@ -22,69 +21,64 @@ from typing_extensions import override
 
 from certplane.broker import metrics
 from certplane.broker.identity.first_use import Verdict, activated, contested, judge
-from certplane.broker.model import AuditEvent, DenyEntry, IdentityUse, KnownIdentity
-from certplane.broker.ports import IdentityLedger, IdentityRegister, Meter
+from certplane.broker.model import AuditEvent, ChangeKind, DenyEntry, IdentityUse, KnownIdentity
+from certplane.broker.ports import ChangeFollower, IdentityLedger, Meter
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
+from certplane.broker.store.change_feed import ChangeLog, SqlChangeFeed
 from certplane.broker.store.deny_list import DenyRows
 from certplane.broker.store.rows import IDENTITY_COLUMNS, identity_from_row, identity_values
-from certplane.broker.store.schema import identities, identity_changes
-from certplane.broker.store.session import Database, Session, SqlError
+from certplane.broker.store.schema import identities
+from certplane.broker.store.session import Database, Session
+from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
 from certplane.broker.store.writer import Writer
-from certplane.runtime.clock import Clock
 
-_log = logging.getLogger("certplane.store")
-
-_LOOK: Final = timedelta(milliseconds=500)
-"""Half of the second that the port allows."""
+_AT_ONCE: Final = 512
+"""Rows that are taken in before the event loop has its turn: some milliseconds."""
 
 _Numbered = tuple[int, KnownIdentity | None]
 """An identity and the number of its last change; 0 and None before the first."""
 
 
-class SqlIdentityLedger(IdentityLedger, IdentityRegister):
-    """`IdentityLedger` and `IdentityRegister` over the database."""
+class SqlIdentityLedger(IdentityLedger, ChangeFollower):
+    """`IdentityLedger` over the database, and what an operator settles in it."""
 
-    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, clock: Clock, meter: Meter) -> None:
+    def __init__(
+        self,
+        database: Database,
+        writer: Writer,
+        audit: SqlAuditLog,
+        meter: Meter,
+        *,
+        changes: ChangeLog,
+        feed: SqlChangeFeed,
+    ) -> None:
+        """Empty until the feed's first look."""
         self._database = database
         self._writer = writer
         self._audit = audit
-        self._clock = clock
         self._meter = meter
+        self._changes = changes
         self._known: dict[str, KnownIdentity] = {}
         self._numbers: dict[str, int] = {}
         self._contested: set[str] = set()
-        self._seen = 0
-        self._current = True
-        self._refreshing = asyncio.Lock()
         compiler = database.compiler
-        self._deny_rows = DenyRows(compiler)
+        self._deny_rows = DenyRows(compiler, changes)
         row = select(identities.c.change_sequence, *(identities.c[name] for name in IDENTITY_COLUMNS))
         self._by_name = compiler(row.where(identities.c.name == bindparam("name")))
-        self._changed = compiler(
-            row.where(identities.c.change_sequence > bindparam("seen")).order_by(identities.c.change_sequence)
-        )
+        self._by_names = compiler(row.where(identities.c.name.in_(HOSTS)))
         self._all = compiler(row.order_by(identities.c.name))
-        first = compiler.insert(identity_changes).values(counter_id=1, last_sequence=1)
-        self._count = compiler(
-            first.on_conflict_do_update(
-                index_elements=["counter_id"], set_={"last_sequence": identity_changes.c.last_sequence + 1}
-            )
-        )
-        self._last = compiler(select(identity_changes.c.last_sequence))
         insert = compiler.insert(identities)
         columns = (*IDENTITY_COLUMNS, "change_sequence")
         self._put = compiler(
             insert.on_conflict_do_update(
-                index_elements=["name"], set_={name: insert.excluded[name] for name in columns[1:]}
+                index_elements=["name"],
+                set_={name: insert.excluded[name] for name in columns[1:]},
+                where=identities.c.change_sequence == insert.excluded.change_sequence - 1,
             ),
             columns,
         )
-
-    @property
-    def current(self) -> bool:
-        """Whether the last look at the database worked; if not, what is in memory stays in force."""
-        return self._current
+        feed.follow(ChangeKind.IDENTITY, self, what="the identities", vital=True)
 
     @override
     def known(self, name: str) -> KnownIdentity | None:
@@ -129,13 +123,12 @@ class SqlIdentityLedger(IdentityLedger, IdentityRegister):
 
         await self._change(name, decide, ())
 
-    @override
     async def identities(self) -> Sequence[KnownIdentity]:
+        """All that are known, by name."""
         with reading():
             rows = await self._database.all(self._all, {})
         return [identity_from_row(row[1:]) for row in rows]
 
-    @override
     async def settle(
         self,
         seen: KnownIdentity,
@@ -144,6 +137,15 @@ class SqlIdentityLedger(IdentityLedger, IdentityRegister):
         allowed: Sequence[DenyEntry],
         events: Sequence[AuditEvent],
     ) -> bool:
+        """Put `settled` in the place of `seen`, and change the deny-list with it, in one durable transaction.
+
+        False, and nothing is changed, if the identity's certificates or its contest aren't those of `seen` any more.
+        Counts of displaced streams are kept, whatever `settled` says. Open orders of whom it shuts out end as with
+        `DenyList.deny`.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE, or AUDIT_UNAVAILABLE under `fail_closed`.
+        """
 
         def decide(known: KnownIdentity | None) -> KnownIdentity | None:
             if known is None or not _same_certificates(known, seen):
@@ -174,21 +176,21 @@ class SqlIdentityLedger(IdentityLedger, IdentityRegister):
 
         def change(session: Session) -> Done[_Numbered]:
             nonlocal made
-            # First of all: whoever else changes an identity waits here, so that the row isn't decided about twice.
-            session.execute(self._count, self._count.arguments({}))
-            row = session.one(self._by_name, {"name": name})
-            found: _Numbered = (0, None) if row is None else (row[0], identity_from_row(row[1:]))
-            if made is not None and found == made:  # an earlier try was committed, and the answer was lost
-                return Done(found)
-            known = decide(found[1])
-            if known is None:
-                return Done(found, audited=False)
-            last = session.one(self._last, {})
-            if last is None:
-                raise RuntimeError("the counter of changes is gone")
-            made = (int(last[0]), known)
-            values = {**identity_values(known), "change_sequence": made[0]}
-            session.execute(self._put, self._put.arguments(values))
+            while True:  # until no other writer comes between; each turn is another one's change
+                row = session.one(self._by_name, {"name": name})
+                found: _Numbered = (0, None) if row is None else (row[0], identity_from_row(row[1:]))
+                if made is not None and found == made:  # an earlier try was committed, and the answer was lost
+                    return Done(found)
+                known = decide(found[1])
+                if known is None:
+                    return Done(found, audited=False)
+                number = found[0] + 1
+                if session.execute(
+                    self._put, self._put.arguments({**identity_values(known), "change_sequence": number})
+                ):
+                    break
+            made = (number, known)
+            self._changes.add(session, ChangeKind.IDENTITY, name)
             return Done(made, events=(*recorded, *self._audit.encode(beside(session))))
 
         number, known = await self._writer.write(change, recorded)
@@ -197,21 +199,21 @@ class SqlIdentityLedger(IdentityLedger, IdentityRegister):
             self._note()
         return known
 
-    async def refresh(self) -> None:
-        """Read what has changed; on a failure what is in memory stays in force."""
-        async with self._refreshing:
-            try:
-                for number, *row in await self._database.all(self._changed, {"seen": self._seen}):
-                    self._take(number, identity_from_row(tuple(row)))
-                    self._seen = number
-            except Exception as error:  # noqa: BLE001 - of ours too: or nobody would look again, and nothing show it
-                if self._current:
-                    fault = None if isinstance(error, SqlError) else error
-                    _log.error("the identities can't be read, the last ones stay in force: %s", error, exc_info=fault)
-                self._current = False
-            else:
-                self._current = True
-            self._note()
+    @override
+    async def changed(self, keys: Collection[str]) -> None:
+        for names in hosts_parameters([*keys]):
+            await self._take_all(await self._database.all(self._by_names, names))
+
+    @override
+    async def reread(self, since: datetime) -> None:
+        await self._take_all(await self._database.all(self._all, {}))
+
+    async def _take_all(self, rows: Sequence[Row]) -> None:
+        for start in range(0, len(rows), _AT_ONCE):
+            for number, *row in rows[start : start + _AT_ONCE]:
+                self._take(number, identity_from_row(tuple(row)))
+            await asyncio.sleep(0)
+        self._note()
 
     def _take(self, number: int, known: KnownIdentity) -> None:
         """Into memory, unless what is there is newer: a look may have begun before our own change."""
@@ -227,12 +229,6 @@ class SqlIdentityLedger(IdentityLedger, IdentityRegister):
 
     def _note(self) -> None:
         self._meter.level(metrics.IDENTITIES_CONTESTED, len(self._contested))
-
-    async def watch(self) -> None:
-        """Keep what is in memory current, until cancelled."""
-        while True:
-            await self._clock.sleep(_LOOK)
-            await self.refresh()
 
 
 def _same_certificates(one: KnownIdentity, other: KnownIdentity) -> bool:

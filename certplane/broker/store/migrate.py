@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alembic.config import Config
-
 from certplane.broker.store.schema import SCHEMA_REVISION
 
 _log = logging.getLogger("certplane.store")
@@ -62,7 +60,7 @@ def migrate(dialect: str, connect: Callable[[], Any], revision: str | None) -> N
     _log.info("the store's schema went from %s to %s", revision or "nothing", SCHEMA_REVISION)
 
 
-def _configuration() -> Config:
+def _configuration() -> Any:
     from alembic.config import Config  # noqa: PLC0415 - see above
 
     config = Config()
@@ -70,7 +68,7 @@ def _configuration() -> Config:
     return config
 
 
-def _check_known(config: Config, revision: str | None) -> None:
+def _check_known(config: Any, revision: str | None) -> None:
     from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
     from alembic.util import CommandError  # noqa: PLC0415
 

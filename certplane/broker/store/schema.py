@@ -29,7 +29,7 @@ from sqlalchemy import (
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0008"
+SCHEMA_REVISION: Final = "0009"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -210,7 +210,6 @@ keys = Table(
 deny_entries = Table(
     "deny_entries",
     metadata,
-    # Never given out twice, so that count and greatest id together tell whether the list has changed.
     Column("entry_id", _Sequence, primary_key=True, autoincrement=True),
     Column("name", Text, nullable=False),
     Column("issuer", Text, nullable=False),
@@ -236,21 +235,24 @@ identities = Table(
     Column("contest", Text),
     Column("displaced_count", _Sequence, nullable=False),
     Column("displace_time", _Time),
+    # How often the row was written, or, until an older release, a number that grew with each identity's change.
     Column("change_sequence", _Sequence, nullable=False),
     sqlite_strict=True,
 )
 
-Index("ix_identities_change_sequence", identities.c.change_sequence)  # what another process has changed
-
-identity_changes = Table(
-    # One row, which every change of an identity updates first. Its lock lasts until the commit, so that changes become
-    # visible in the order of their numbers: who has read up to one has missed none before it.
-    "identity_changes",
+changes = Table(
+    # Every program that writes numbers its own rows (`change_feed`).
+    "changes",
     metadata,
-    Column("counter_id", Integer, primary_key=True, autoincrement=False),
-    Column("last_sequence", _Sequence, nullable=False),
+    Column("writer", Text, primary_key=True),
+    Column("number", _Sequence, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("time", _Time, nullable=False),
     sqlite_strict=True,
 )
+
+Index("ix_changes_time", changes.c.time)  # which every reader has read long ago
 
 enrollment_reports = Table(
     "enrollment_reports",

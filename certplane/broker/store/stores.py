@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from certplane.broker.store import sqlite
 from certplane.broker.store.audit_log import AuditRows, SqlAuditLog
 from certplane.broker.store.batch import GroupCommit
 from certplane.broker.store.certificates import SqlCertificateStore
+from certplane.broker.store.change_feed import ChangeLog, SqlChangeFeed
 from certplane.broker.store.checkpoint import Checkpointer
 from certplane.broker.store.deny_list import SqlDenyList
 from certplane.broker.store.enrollments import SqlEnrollmentStore
@@ -70,11 +72,12 @@ class Stores:
     audit: SqlAuditLog
     repeats: SqlRepeatCounts
     upkeep: SqlUpkeep
+    changes: SqlChangeFeed
     writer: Writer
 
     def ready(self) -> bool:
         """Whether writes can be durable, and the deny-list and the identities are current."""
-        return not self.writer.broken and self.deny_list.current and self.identities.current
+        return not self.writer.broken and self.changes.current
 
 
 class _Reader(Database, Protocol):
@@ -103,7 +106,7 @@ async def open_stores(
         audit: The audit mode (`certplane.broker.audit`); None writes no audit events at all.
         exclusive: The broker's own use: takes the lock, checks and migrates. Without it: a command beside a running
             broker, on a database that is there and current.
-        clock: Times of orders, and the rhythm at which the deny-list and the identities are looked at.
+        clock: Times of orders, and the rhythm at which other programs' changes are looked for.
         meter: Gets `store_group`, the time a group took to be durable.
         busy_timeout: How long a group waits for a lock that another program holds.
         new_id: Makes order ids.
@@ -142,21 +145,19 @@ async def open_stores(
         writer.start()
         stack.push_async_callback(writer.close)
         log = SqlAuditLog(reader, writer, rows, enabled=audit is not None)
-        deny_list = SqlDenyList(reader, writer, log, clock)
-        await deny_list.refresh()
-        if not deny_list.current:  # nobody is served by an empty list that should have entries
-            raise OperationError("the store's deny-list can't be read", remedy="see the log for the cause")
-        watch = asyncio.create_task(deny_list.watch(), name="deny-list")
-        stack.push_async_callback(_end, watch)
-        identities = SqlIdentityLedger(reader, writer, log, clock, meter)
-        await identities.refresh()
-        if not identities.current:  # an empty ledger would take every certificate for a first one
-            raise OperationError("the store's identities can't be read", remedy="see the log for the cause")
-        follow = asyncio.create_task(identities.watch(), name="identities")
-        stack.push_async_callback(_end, follow)
+        writer_id = str(uuid.uuid4())
+        changes = ChangeLog(reader.compiler, writer_id, clock)
+        feed = SqlChangeFeed(reader, writer, writer_id, clock)
+        deny_list = SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed)
+        identities = SqlIdentityLedger(reader, writer, log, meter, changes=changes, feed=feed)
+        await feed.look()
+        if not feed.current:  # nobody is served by an empty deny-list, or a ledger that takes every use for a first one
+            raise OperationError("the deny-list or the identities can't be read", remedy="see the log for the cause")
+        following = asyncio.create_task(feed.run(remove=exclusive), name="change feed")
+        stack.push_async_callback(_end, following)
         yield Stores(
             SqlOrderStore(reader, writer, log, clock, new_id or TimeOrderedIds(clock)),
-            SqlCertificateStore(reader, writer, log),
+            SqlCertificateStore(reader, writer, log, changes),
             SqlKeyLedger(reader),
             deny_list,
             identities,
@@ -166,6 +167,7 @@ async def open_stores(
             log,
             SqlRepeatCounts(reader, writer, log, fallback),
             SqlUpkeep(reader, writer, path if driver == "sqlite" else None),
+            feed,
             writer,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -132,13 +133,14 @@ async def test_a_deny_list_that_can_not_be_read_stays_in_force(
         async def away(*_: Any) -> None:
             raise SqlError(Fault.OTHER, "disk I/O error")
 
-        patch.setattr(deny_list._database, "one", away)
-        await deny_list.refresh()
-        await deny_list.refresh()
+        for read in ("one", "all"):
+            patch.setattr(deny_list._database, read, away)
+        await sqlite_store.stores.changes.look()
+        await sqlite_store.stores.changes.look()
         assert deny_list.denied("web1", "", "")
         assert not sqlite_store.stores.ready()
     assert caplog.text.count("stays in force") == 1
-    await deny_list.refresh()
+    await sqlite_store.stores.changes.look()
     assert sqlite_store.stores.ready()
 
 
@@ -259,28 +261,37 @@ async def test_a_failed_sync_of_the_database_stops_the_store_and_keeps_the_log(
 
 
 @pytest.mark.parametrize(
-    ("damage", "repair"),
+    ("damage", "kind", "repair"),
     [
         pytest.param(
             "INSERT INTO deny_entries (name, issuer, serial_number, reason, create_time)"
             " VALUES ('web8.example', '', '', '', 9000000000000000000)",
+            "deny_entry",
             "DELETE FROM deny_entries WHERE name = 'web8.example'",
             id="deny-list",
         ),
         pytest.param(
             "INSERT INTO identities VALUES ('web8.example', 'CN=ca', '1f', 0, 0, '', 0, '{', NULL, 0, NULL, 1)",
+            "identity",
             "DELETE FROM identities WHERE name = 'web8.example'",
             id="identities",
         ),
     ],
 )
-async def test_a_row_that_cannot_be_read_ends_no_looking(sqlite_store: StoreHarness, damage: str, repair: str) -> None:
+async def test_a_row_that_cannot_be_read_ends_no_looking(
+    sqlite_store: StoreHarness, damage: str, kind: str, repair: str
+) -> None:
     """The store isn't ready meanwhile, and what is denied by a command later on is seen all the same."""
     store, stores = sqlite_store, sqlite_store.stores
 
-    def change(statement: str) -> None:
+    numbers = itertools.count(1)
+
+    def change(statement: str, kind: str = "") -> None:
+        """As another program does: with a row in the change feed."""
         with contextlib.closing(sqlite3.connect(store.place.path)) as beside, beside:
             beside.execute(statement)
+            row = (next(numbers), kind, "web8.example")
+            beside.execute("INSERT INTO changes VALUES ('another', ?, ?, ?, 0)", row)
 
     async def pass_until(condition: Callable[[], object]) -> None:
         def passed() -> object:
@@ -291,9 +302,9 @@ async def test_a_row_that_cannot_be_read_ends_no_looking(sqlite_store: StoreHarn
 
         await until(passed)
 
-    change(damage)
+    change(damage, kind)
     await pass_until(lambda: not stores.ready())
     change(repair)
     await pass_until(stores.ready)
-    change("INSERT INTO deny_entries VALUES (7, 'web9.example', '', '', '', 0)")
+    change("INSERT INTO deny_entries VALUES (7, 'web9.example', '', '', '', 0)", "deny_entry")
     await pass_until(lambda: stores.deny_list.denied("web9.example", "", ""))

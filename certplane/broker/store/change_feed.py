@@ -1,0 +1,251 @@
+"""The change feed: how this program hears of rows that other programs have changed.
+
+Brokers answer from memory what is asked on every call, and other programs change the rows behind it: a command beside
+the broker, another broker. Each program that opens the store is a *writer* with an id of its own. It numbers its
+changes, and writes each number in the transaction of the change itself (`ChangeLog`). A writer has one connection that
+writes, so its numbers become visible in their order, and no lock is shared between writers.
+
+Readers keep one position for each writer (`SqlChangeFeed`) and look four times a second: one indexed query that asks
+for the newest number of every writer. What can't be told from the rows is read again as a whole: at the start, after a
+gap in a writer's numbers (a transaction that was undone leaves one), and after a pause so long that rows may have been
+removed unread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Text, bindparam, cast, delete, func, literal_column, select, tuple_
+from typing_extensions import override
+
+from certplane.broker.model import ChangeKind
+from certplane.broker.ports import ChangeFeed, ChangeFollower
+from certplane.broker.store.batch import Done
+from certplane.broker.store.rows import to_micros
+from certplane.broker.store.schema import changes
+from certplane.broker.store.session import Database, Session, SqlError
+from certplane.broker.store.statements import Compiler, Statement
+from certplane.broker.store.writer import Writer
+from certplane.errors import RefusalError
+from certplane.runtime.clock import Clock
+
+_log = logging.getLogger("certplane.store")
+
+_INTERVAL: Final = timedelta(milliseconds=250)
+"""A quarter of the second that the ports promise."""
+_KEEP: Final = timedelta(hours=1)
+"""How long rows stay for a reader that is late."""
+_REMOVE_INTERVAL: Final = timedelta(minutes=1)
+_REMOVE_AT_ONCE: Final = 512
+"""Rows of one transaction: some milliseconds of the writer."""
+_MOST_POSITIONS: Final = 4096
+"""Every command is a writer. Beyond this the positions of writers that have no rows any more are dropped."""
+
+
+class ChangeLog:
+    """Numbers the changes of one writer. For the writer's thread, inside a transaction."""
+
+    def __init__(self, compiler: Compiler, writer_id: str, clock: Clock) -> None:
+        self._writer_id = writer_id
+        self._clock = clock
+        self._numbers = itertools.count(1)
+        self._insert = compiler(compiler.insert(changes), [column.name for column in changes.c])
+
+    def add(self, session: Session, kind: ChangeKind, key: str) -> None:
+        """Record, with the transaction that is open, that the thing of this key has changed."""
+        row = (self._writer_id, next(self._numbers), str(kind), key, to_micros(self._clock.now()))
+        session.execute(self._insert, row)
+
+
+@dataclass(slots=True)
+class _Following:
+    """A follower, and what it has not taken in yet."""
+
+    kind: ChangeKind
+    what: str
+    follower: ChangeFollower
+    vital: bool
+    since: datetime
+    """The last moment of which it is known that nothing was missed."""
+    everything: bool = True
+    keys: set[str] = field(default_factory=set)
+    well: bool = True
+
+    async def catch_up(self, now: datetime) -> None:
+        """Let the follower take in what waits; what fails waits for the next time."""
+        try:
+            if self.everything:
+                await self.follower.reread(self.since)
+            elif self.keys:
+                await self.follower.changed(sorted(self.keys))
+        except Exception as error:  # noqa: BLE001 - bugs too: or nobody would look again, and nothing show it
+            if self.well:
+                _log_failure(self.what, error)
+            self.well = False
+            return
+        self.since, self.everything, self.well = now, False, True
+        self.keys.clear()
+
+
+class SqlChangeFeed(ChangeFeed):
+    """`ChangeFeed` over the database. For the event loop's thread."""
+
+    def __init__(self, database: Database, writer: Writer, writer_id: str, clock: Clock) -> None:
+        self._database = database
+        self._writer = writer
+        self._writer_id = writer_id
+        self._clock = clock
+        self._followings: list[_Following] = []
+        self._positions: dict[str, int] = {}
+        self._heads = ""
+        self._look_time: tuple[datetime, float] | None = None
+        """When the newest numbers were read last, by the wall clock and monotonic."""
+        self._well = True
+        self._lock = asyncio.Lock()
+        compiler = database.compiler
+        self._newest = _newest_numbers(compiler)
+        row = select(changes.c.number, changes.c.kind, changes.c.key)
+        self._after = compiler(
+            row.where(changes.c.writer == bindparam("writer"), changes.c.number > bindparam("number")).order_by(
+                changes.c.number
+            )
+        )
+        old = changes.c.time < bindparam("before")
+        which = tuple_(changes.c.writer, changes.c.number)
+        oldest = select(changes.c.writer, changes.c.number).where(old).order_by(changes.c.time)
+        self._any_old = compiler(select(changes.c.number).where(old).limit(1))
+        self._remove = compiler(delete(changes).where(which.in_(oldest.limit(_REMOVE_AT_ONCE))))
+
+    @property
+    def current(self) -> bool:
+        """Whether what decides about callers is as the last look found it; if not, what is in memory stays in force."""
+        return self._well and all(following.well for following in self._followings if following.vital)
+
+    @override
+    def follow(self, kind: ChangeKind, follower: ChangeFollower, *, what: str, vital: bool = False) -> None:
+        self._followings.append(_Following(kind, what, follower, vital, self._clock.now()))
+
+    async def look(self) -> None:
+        """Pass on what other writers have changed since the last look; what fails is tried again by the next."""
+        async with self._lock:  # or an older look could end after a newer one
+            now = self._clock.now()
+            try:
+                await self._read()
+            except Exception as error:  # noqa: BLE001 - see `catch_up`
+                if self._well:
+                    _log_failure("recent changes", error)
+                self._well = False
+            else:
+                self._well = True
+            for following in self._followings:
+                await following.catch_up(now if self._well else following.since)
+
+    async def reread(self, kind: ChangeKind) -> None:
+        """Let the followers of `kind` read everything again: this program has changed it."""
+        async with self._lock:
+            for following in self._followings:
+                if following.kind is kind:
+                    following.everything = True
+                    await following.catch_up(following.since)
+
+    async def run(self, *, remove: bool) -> None:
+        """Look on and on, until cancelled; with `remove`, also drop the rows that every reader has read long ago."""
+        remove_time = self._clock.monotonic()
+        while True:
+            await self._clock.sleep(_INTERVAL)
+            await self.look()
+            if remove and self._clock.monotonic() >= remove_time:
+                remove_time = self._clock.monotonic() + _REMOVE_INTERVAL.total_seconds()
+                await self._remove_old()
+
+    async def _read(self) -> None:
+        """Note for each follower what it has to read."""
+        row = await self._database.one(self._newest, {"own": self._writer_id})
+        heads: str = (row and row[0]) or ""
+        late = self._is_late()
+        self._look_time = (self._clock.now(), self._clock.monotonic())
+        if late:
+            self._expect_everything()
+            self._positions |= _parse(heads)
+        elif heads != self._heads:
+            for writer, newest in _parse(heads).items():
+                if newest > self._positions.get(writer, 0):
+                    await self._read_writer(writer, newest)
+        self._heads = heads
+        if len(self._positions) > _MOST_POSITIONS:
+            self._positions = _parse(heads)
+
+    async def _read_writer(self, writer: str, newest: int) -> None:
+        position = self._positions.get(writer, 0)
+        gap = False
+        for number, kind, key in await self._database.all(self._after, {"writer": writer, "number": position}):
+            gap = gap or number != position + 1
+            position = number
+            for following in self._followings:
+                if following.kind == kind:
+                    following.keys.add(key)
+        if gap or position < newest:
+            self._expect_everything()
+        self._positions[writer] = max(position, newest)
+
+    def _is_late(self) -> bool:
+        """Whether rows may have been removed unread: at the start, and after a pause, of the machine perhaps."""
+        if self._look_time is None:
+            return True
+        time, monotonic = self._look_time
+        pause = max(self._clock.now() - time, timedelta(seconds=self._clock.monotonic() - monotonic))
+        return pause > _KEEP / 2
+
+    def _expect_everything(self) -> None:
+        for following in self._followings:
+            following.everything = True
+
+    async def _remove_old(self) -> None:
+        values = {"before": to_micros(self._clock.now() - _KEEP)}
+
+        def change(session: Session) -> Done[int]:
+            return Done(session.execute(self._remove, self._remove.arguments(values)))
+
+        try:
+            while await self._database.one(self._any_old, values) is not None:
+                await self._writer.write(change, ())
+        except Exception as error:  # noqa: BLE001 - see `catch_up`
+            bug = None if isinstance(error, SqlError | RefusalError) else error
+            _log.warning("could not remove old rows of the change feed; will retry: %s", error, exc_info=bug)
+
+
+def _newest_numbers(compiler: Compiler) -> Statement:
+    """The newest number of every other writer, as one text `writer:number,...`.
+
+    One row, so that it is a quick read, and one text, so that an idle look compares and parses nothing. The writers
+    are found by hopping from one to the next in the primary key, however many rows each of them has.
+    """
+    first = select(func.min(changes.c.writer).label("writer")).cte("writers", recursive=True)
+    other, numbered = changes.alias("other"), changes.alias("numbered")
+    following = select(func.min(other.c.writer)).where(other.c.writer > first.c.writer).scalar_subquery()
+    writers = first.union_all(select(following).where(first.c.writer.is_not(None)))
+    newest = select(func.max(numbered.c.number)).where(numbered.c.writer == writers.c.writer)
+    number = cast(newest.correlate(writers).scalar_subquery(), Text)
+    head = writers.c.writer.concat(literal_column("':'")).concat(number)
+    join = func.group_concat if compiler.driver == "sqlite" else func.string_agg
+    return compiler(
+        select(join(head, literal_column("','"))).where(
+            writers.c.writer.is_not(None), writers.c.writer != bindparam("own")
+        )
+    )
+
+
+def _parse(heads: str) -> dict[str, int]:
+    pairs = (head.split(":") for head in heads.split(",") if head)
+    return {writer: int(number) for writer, number in pairs}
+
+
+def _log_failure(what: str, error: Exception) -> None:
+    """One line for what the database said; with its traceback, what is a bug."""
+    bug = None if isinstance(error, SqlError | RefusalError) else error
+    _log.error("could not read %s; what was read last stays in force; will retry: %s", what, error, exc_info=bug)

@@ -1,0 +1,194 @@
+"""What `ChangeFeed` promises, of SQLite and of PostgreSQL: every writer's changes, in order, and nothing missed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from typing_extensions import override
+
+from certplane.broker.model import ChangeKind, DenyEntry, IdentityUse, RevocationReason
+from certplane.broker.ports import ChangeFollower
+from certplane.errors import Reason, RefusalError
+from tests.support.stores import StoreHarness
+from tests.support.waiting import until
+
+CA = "CN=Example Intermediate CA"
+KIND = ChangeKind.DENY_ENTRY
+
+
+class Follower(ChangeFollower):
+    """Notes what it is told, and fails as long as it is asked to."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.rereads: list[datetime] = []
+        self.fault: Exception | None = None
+
+    @override
+    async def changed(self, keys: Collection[str]) -> None:
+        self._check()
+        self.told += keys
+
+    @override
+    async def reread(self, since: datetime) -> None:
+        self._check()
+        self.rereads.append(since)
+
+    def _check(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+
+Open = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+@pytest.fixture
+def beside(store: StoreHarness) -> Open:
+    """Opens the store as another program does."""
+    return partial(store.place.open, store.clock, exclusive=False)
+
+
+@pytest_asyncio.fixture
+async def follower(store: StoreHarness) -> AsyncIterator[Follower]:
+    """A follower of the deny-list that has been told that there is everything to read."""
+    if store.place.kind == "fake":
+        pytest.skip("there is no other program")
+    follower = Follower()
+    store.stores.changes.follow(KIND, follower, what="the test's rows")
+    await store.stores.changes.look()
+    assert len(follower.rereads) == 1
+    yield follower
+
+
+def use(store: StoreHarness, serial: str) -> IdentityUse:
+    return IdentityUse(CA, serial, store.clock.now(), store.clock.now())
+
+
+async def test_other_writers_changes_are_told_once_each(store: StoreHarness, follower: Follower, beside: Open) -> None:
+    """Of two other writers at once, in the order of each; what this program changes itself isn't told."""
+    async with beside() as one, beside() as other:
+
+        async def deny(stores: Any, names: list[str]) -> None:
+            for name in names:
+                await stores.deny_list.deny(DenyEntry(name=name), [])
+                await store.stores.changes.look()
+
+        names = [[f"{writer}{number}" for number in range(5)] for writer in "ab"]
+        await asyncio.gather(deny(one, names[0]), deny(other, names[1]))
+        await store.stores.deny_list.deny(DenyEntry(name="mine"), [])
+        await store.stores.changes.look()
+        assert len(follower.rereads) == 2, "its own change is read again as a whole"
+        assert [[name for name in follower.told if name[0] == writer] for writer in "ab"] == names
+        assert len(follower.told) == 10
+
+
+async def test_each_kind_of_change_is_told_with_its_key(store: StoreHarness, follower: Follower, beside: Open) -> None:
+    """Identities by name, entries by name or serial number and issuer, revocations by certificate; nothing else."""
+    followers = {KIND: follower}
+    for kind in (ChangeKind.IDENTITY, ChangeKind.CERTIFICATE_REVOKED):
+        followers[kind] = Follower()
+        store.stores.changes.follow(kind, followers[kind], what=kind)
+    record = await store.issue()
+    await store.stores.changes.look()
+    async with beside() as other:
+        for _ in range(2):  # the second time changes nothing
+            await other.deny_list.deny(DenyEntry(name="web1"), [])
+            await other.deny_list.deny(DenyEntry(issuer=CA, serial_number="1f"), [])
+            await other.identities.activate("web2", use(store, "a1"), [])
+        await other.deny_list.allow(DenyEntry(name="web1"), [])
+        await other.deny_list.allow(DenyEntry(name="web9"), [])
+        await other.certificates.mark_revoked(record.certificate_id, RevocationReason.SUPERSEDED, store.clock.now(), [])
+    await store.stores.changes.look()
+    assert {kind: each.told for kind, each in followers.items()} == {
+        ChangeKind.DENY_ENTRY: [f"1f {CA}", "web1"],
+        ChangeKind.IDENTITY: ["web2"],
+        ChangeKind.CERTIFICATE_REVOKED: [record.certificate_id],
+    }
+
+
+async def test_what_is_undone_is_not_told(store: StoreHarness, follower: Follower, beside: Open) -> None:
+    """A change whose events can't be written leaves no row; the number that it had drawn is a gap, which is noticed."""
+    async with beside() as other:
+        with store.audit_broken(), pytest.raises(RefusalError):
+            await other.deny_list.deny(DenyEntry(name="undone"), [store.event()])
+        await store.stores.changes.look()
+        assert (follower.told, len(follower.rereads)) == ([], 1)
+        await other.deny_list.deny(DenyEntry(name="done"), [])
+        await store.stores.changes.look()
+        assert len(follower.rereads) == 2
+        assert store.stores.deny_list.denied("done", "", "")
+
+
+async def test_a_follower_that_fails_misses_nothing(
+    store: StoreHarness, follower: Follower, beside: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told again, of what comes meanwhile too; the log has one line, and the others are told as ever."""
+    follower.fault = RefusalError(Reason.STORE_UNAVAILABLE, "down")
+    async with beside() as other:
+        for name in ("web1", "web2"):
+            await other.deny_list.deny(DenyEntry(name=name), [])
+            await store.stores.changes.look()
+            assert store.stores.deny_list.denied(name, "", "")
+    assert follower.told == []
+    assert caplog.text.count("could not read the test's rows; what was read last stays in force; will retry") == 1
+    assert store.stores.ready(), "it isn't vital"
+    follower.fault = None
+    await store.stores.changes.look()
+    assert follower.told == ["web1", "web2"]
+    await store.stores.changes.look()
+    assert follower.told == ["web1", "web2"]
+
+
+async def test_a_late_reader_reads_everything_since_its_last_look(
+    store: StoreHarness, follower: Follower, beside: Open
+) -> None:
+    """After a pause so long that rows may have been removed unread; and after a failure it goes back to before it."""
+    await until(lambda: store.clock.sleepers)
+    last = store.clock.now()
+    follower.fault = ValueError("not now")
+    store.clock.advance(timedelta(minutes=31))
+    await store.stores.changes.look()
+    follower.fault = None
+    await store.stores.changes.look()
+    assert follower.rereads[1:] == [last]
+
+
+async def test_old_rows_are_removed(store: StoreHarness, follower: Follower, beside: Open) -> None:
+    """After an hour, by the broker; a writer that goes on after it is still followed without a gap."""
+    async with beside() as other:
+        await other.deny_list.deny(DenyEntry(name="old"), [])
+        await store.stores.changes.look()
+        for _ in range(3):
+            store.clock.advance(timedelta(minutes=25))
+            await store.stores.changes.look()
+
+        def rows() -> int:
+            return int(store.place.query("SELECT count(*) FROM changes")[0][0])
+
+        async def removed() -> bool:
+            store.clock.advance(timedelta(minutes=1))
+            return rows() == 0
+
+        await until(removed)
+        rereads = len(follower.rereads)
+        await other.deny_list.deny(DenyEntry(name="new"), [])
+        await store.stores.changes.look()
+        assert (follower.told, len(follower.rereads)) == (["old", "new"], rereads)
+
+
+async def test_a_change_is_told_within_half_a_second(store: StoreHarness, follower: Follower, beside: Open) -> None:
+    """By the looks that the broker makes by itself."""
+    async with beside() as other:
+        await other.deny_list.deny(DenyEntry(name="web1"), [])
+
+        for _ in range(2):
+            await until(lambda: store.clock.sleepers)
+            store.clock.advance(timedelta(milliseconds=250))
+        await until(lambda: follower.told, what="the change")
