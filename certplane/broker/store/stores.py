@@ -144,32 +144,66 @@ async def open_stores(
             checkpointer.start()
         writer.start()
         stack.push_async_callback(writer.close)
-        log = SqlAuditLog(reader, writer, rows, enabled=audit is not None)
-        writer_id = str(uuid.uuid4())
-        changes = ChangeLog(reader.compiler, writer_id, clock)
-        feed = SqlChangeFeed(reader, writer, writer_id, clock)
-        deny_list = SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed)
-        identities = SqlIdentityLedger(reader, writer, log, meter, changes=changes, feed=feed)
-        await feed.look()
-        if not feed.current:  # nobody is served by an empty deny-list, or a ledger that takes every use for a first one
-            raise OperationError("the deny-list or the identities can't be read", remedy="see the log for the cause")
-        following = asyncio.create_task(feed.run(remove=exclusive), name="change feed")
-        stack.push_async_callback(_end, following)
-        yield Stores(
-            SqlOrderStore(reader, writer, log, clock, new_id or TimeOrderedIds(clock)),
-            SqlCertificateStore(reader, writer, log, changes),
-            SqlKeyLedger(reader),
-            deny_list,
-            identities,
-            SqlRenewalPlanStore(reader, writer, log),
-            SqlEnrollmentStore(reader, writer, log),
-            SqlFleetStore(reader, writer, log),
-            log,
-            SqlRepeatCounts(reader, writer, log, fallback),
-            SqlUpkeep(reader, writer, path if driver == "sqlite" else None),
-            feed,
+        stores = assemble(
+            reader,
             writer,
+            rows,
+            audit=audit,
+            clock=clock,
+            meter=meter,
+            new_id=new_id or TimeOrderedIds(clock),
+            path=path if driver == "sqlite" else None,
         )
+        await stores.changes.look()
+        if not stores.changes.current:  # nobody is served by a deny-list or a ledger that is empty only in memory
+            raise OperationError("the deny-list or the identities can't be read", remedy="see the log for the cause")
+        following = asyncio.create_task(stores.changes.run(remove=exclusive), name="change feed")
+        stack.push_async_callback(_end, following)
+        yield stores
+
+
+def assemble(
+    reader: Database,
+    writer: Writer,
+    rows: AuditRows,
+    *,
+    audit: AuditFallback | None,
+    clock: Clock,
+    meter: Meter,
+    new_id: Callable[[], str],
+    path: Path | None = None,
+) -> Stores:
+    """The stores over a database that is open; deny-list and identities are empty until `changes` looks.
+
+    Args:
+        reader: Reads committed rows.
+        writer: Writes.
+        rows: The audit log's, as the writer has them.
+        audit: See `open_stores`.
+        clock: See `open_stores`.
+        meter: Counts.
+        new_id: Makes order ids.
+        path: SQLite's file, whose size is asked for.
+    """
+    log = SqlAuditLog(reader, writer, rows, enabled=audit is not None)
+    writer_id = str(uuid.uuid4())
+    changes = ChangeLog(reader.compiler, writer_id, clock)
+    feed = SqlChangeFeed(reader, writer, writer_id, clock)
+    return Stores(
+        orders=SqlOrderStore(reader, writer, log, clock, new_id),
+        certificates=SqlCertificateStore(reader, writer, log, changes),
+        keys=SqlKeyLedger(reader),
+        deny_list=SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed),
+        identities=SqlIdentityLedger(reader, writer, log, meter, changes=changes, feed=feed),
+        renewal_plans=SqlRenewalPlanStore(reader, writer, log),
+        enrollments=SqlEnrollmentStore(reader, writer, log),
+        fleet=SqlFleetStore(reader, writer, log),
+        audit=log,
+        repeats=SqlRepeatCounts(reader, writer, log, audit or _NoAudit()),
+        upkeep=SqlUpkeep(reader, writer, path),
+        changes=feed,
+        writer=writer,
+    )
 
 
 def _open_sqlite(
