@@ -188,7 +188,7 @@ class IdentitySettings:
 
 
 @dataclass(frozen=True, slots=True)
-class BrokerSettings:
+class BrokerLinkSettings:
     """The broker; `server_ca_bundle` verifies its certificate, `proxy` says whether the environment's proxy is used."""
 
     url: BrokerUrl
@@ -326,14 +326,20 @@ class LoggingSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _AgentFile:
-    """The whole file."""
+class AgentSettings:
+    """An agent.yml that is right. `source` says where each key stands."""
 
     identity: IdentitySettings
-    broker: BrokerSettings
+    broker: BrokerLinkSettings
     state_dir: OwnPath = Path("/var/lib/certplane/agent")
     certificates: tuple[CertificateSettings, ...] = ()
     logging: LoggingSettings = LoggingSettings()
+    source: Source = field(kw_only=True)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the file, for the log."""
+        return self.source.sha256
 
     def problems(self) -> Iterator[KeyProblem]:
         """No two certificates share a name, no two outputs a path, none lies below another, and none is read here."""
@@ -378,28 +384,14 @@ class _AgentFile:
         yield from ((key, path) for key, path in inputs.items() if path is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class AgentSettings(_AgentFile):
-    """An agent.yml that is right. `source` says where each key stands."""
-
-    source: Source = field(kw_only=True)
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the file, for the log."""
-        return self.source.sha256
-
-
 def load_settings(path: Path) -> AgentSettings:
     """Read agent.yml.
 
     Raises:
         ConfigurationError: everything that is wrong with it.
     """
-    document = Document.read(path)
-    file = decode(document, _AgentFile)
-    sections = {name: getattr(file, name) for name in _AgentFile.__dataclass_fields__}
-    sections["certificates"] = tuple(  # names are a set: what is written twice is there once
-        replace(each, dns_names=tuple(dict.fromkeys(each.dns_names))) for each in file.certificates
+    settings = decode(Document.read(path), AgentSettings)
+    certificates = tuple(  # names are a set: what is written twice is there once
+        replace(each, dns_names=tuple(dict.fromkeys(each.dns_names))) for each in settings.certificates
     )
-    return AgentSettings(**sections, source=document.source)
+    return replace(settings, certificates=certificates)

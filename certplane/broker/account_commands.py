@@ -19,6 +19,7 @@ from certplane.broker.commands import Row, certificate_row, operator
 from certplane.broker.database import locating, open_store, secret_source
 from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer, DirectoryError
 from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_settings import AcmeCaSettings
 from certplane.broker.model import (
     AuditDecision,
     AuditEvent,
@@ -27,7 +28,7 @@ from certplane.broker.model import (
     CertificateRecord,
     RevocationReason,
 )
-from certplane.broker.settings import AcmeCaSettings, BrokerSettings
+from certplane.broker.settings import BrokerSettings
 from certplane.config.files import read_argument
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.clock import Clock, SystemClock

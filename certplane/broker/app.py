@@ -39,6 +39,7 @@ from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.dns.routing import propagation_limit
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import AuditEvent, AuditEventType, ChangeKind
 from certplane.broker.ports import Meter
@@ -291,7 +292,7 @@ def _retention(
 def _issuance_settings(settings: BrokerSettings, accounts: Iterable[AccountKey]) -> IssuanceSettings:
     defaults = IssuanceSettings()
     # The check ends by itself at its own limit, with the server's name in its error; this one only backs it.
-    propagation_timeout = adapters.propagation_limit(settings) + timedelta(seconds=10)
+    propagation_timeout = propagation_limit(settings.issuer.acme, settings.dns) + timedelta(seconds=10)
     return IssuanceSettings(
         limits=settings.rate_limits.durable_limits,
         account_keys_sha256=frozenset(account.public_key_sha256 for account in accounts),

@@ -22,7 +22,7 @@ from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.ports import SecretSource
 from certplane.broker.prepared import Prepared, prepare
 from certplane.broker.secrets.env import EnvSecrets
-from certplane.broker.settings import BrokerSettings, SecretsProvider
+from certplane.broker.settings import BrokerSettings
 from certplane.broker.surroundings import (
     look_at_store,
     looks_where_the_service_does,
@@ -67,7 +67,7 @@ async def check(
         stack.callback(pool.close)
         with _gathering(problems):
             prepared = prepare(settings)
-        with _gathering(doubts if _leaves_to_environment(settings) else problems):
+        with _gathering(doubts if settings.secrets.leaves_to_environment else problems):
             secrets = secret_source(settings, pool, clock)
         for name, acme in settings.cas.items():
             with _gathering(problems):
@@ -153,14 +153,3 @@ def _trial(
         return adapters.issuer(settings, name, account, secrets=secrets, clock=clock, rng=rng)
 
     return make
-
-
-def _leaves_to_environment(settings: BrokerSettings) -> bool:
-    """Whether the secrets' source is completed from the environment, which a service has and a shell has not."""
-    secrets = settings.secrets
-    if secrets.provider is SecretsProvider.FILE:
-        return secrets.file.directory is None
-    if secrets.provider is SecretsProvider.ENV:
-        return False
-    vault = secrets.vault
-    return vault is None or vault.address is None or not (vault.token or vault.token_file)

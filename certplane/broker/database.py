@@ -18,9 +18,9 @@ from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
 from certplane.broker.ports import AuditFallback, Meter, NullMeter, SecretSource
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.secrets.files import FileSecrets
-from certplane.broker.secrets.source import SecretsSetup, open_secrets
-from certplane.broker.secrets.vault import VaultStore
-from certplane.broker.settings import BrokerSettings, SecretsSettings, StoreDriver, VaultSettings
+from certplane.broker.secrets.source import open_secrets
+from certplane.broker.secrets.vault import VaultSettings
+from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store import Stores, open_stores
 from certplane.errors import ConfigurationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
@@ -68,36 +68,16 @@ def secret_source(settings: BrokerSettings, pool: BlockingPool, clock: Clock) ->
     Raises:
         ConfigurationError: a directory isn't there, or a vault can't be used as configured.
     """
-    return locating(settings, lambda: open_secrets(_secrets_setup(settings.secrets, pool, clock)))
-
-
-def _secrets_setup(secrets: SecretsSettings, pool: BlockingPool, clock: Clock) -> SecretsSetup:
-    vault = secrets.vault or VaultSettings()
-    return SecretsSetup(
-        provider=secrets.provider,
-        environ=os.environ,
-        pool=pool,
-        clock=clock,
-        directory=secrets.file.directory,
-        store=VaultStore(
-            product=secrets.provider,
-            address=vault.address or "",
-            mount_path=vault.mount_path,
-            kv_version=vault.kv_version,
-            key=vault.key,
-            namespace=vault.namespace,
-            token=vault.token,
-            token_file=vault.token_file,
-            timeout=vault.timeout,
-            fresh=vault.cache,
+    return locating(
+        settings,
+        lambda: open_secrets(
+            settings.secrets, environ=os.environ, vault_clients=_vault_clients, pool=pool, clock=clock
         ),
-        new_client=lambda address: _vault_clients(address, vault),
     )
 
 
-def _vault_clients(address: str, vault: VaultSettings) -> Callable[[], httpx.AsyncClient]:
-    """What makes clients for a vault, each for one request: what is read of a bundle is read here."""
-    configured_endpoint(address, "secrets.vault.address", private_http=vault.allow_http)
+def _vault_clients(vault: VaultSettings) -> Callable[[], httpx.AsyncClient]:
+    configured_endpoint(str(vault.address), "secrets.vault.address", private_http=vault.allow_http)
     trusted = trusted_roots(vault.ca_bundle, "secrets.vault.ca_bundle")
     return lambda: new_http_client(vault.timeout, trusted)
 

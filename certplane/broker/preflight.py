@@ -16,9 +16,10 @@ from certplane.broker import adapters
 from certplane.broker.database import locating, secret_source
 from certplane.broker.issuers.acme import DirectoryError
 from certplane.broker.issuers.acme_directory import AcmeDirectory, no_such_profile
+from certplane.broker.issuers.acme_settings import AcmeCaSettings
 from certplane.broker.model import PreflightCheck, PreflightResult, Profile
 from certplane.broker.policy.source import FilePolicySource
-from certplane.broker.settings import AcmeCaSettings, BrokerSettings
+from certplane.broker.settings import BrokerSettings
 from certplane.errors import OperationError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool

@@ -19,8 +19,8 @@ from certplane.broker.ports import SecretSource
 from certplane.broker.prepared import Prepared
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.secrets.files import FileSecrets
-from certplane.broker.secrets.source import CREDENTIALS_VARIABLE
-from certplane.broker.settings import BrokerSettings, SecretsProvider, StoreDriver
+from certplane.broker.secrets.source import CREDENTIALS_VARIABLE, SecretsProvider
+from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store.files import look_at
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 
@@ -57,8 +57,8 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
         if ca.eab is not None:
             note(ca.eab.hmac_secret, f"{settings.ca_section(issuer)}.eab.hmac_secret")
     acme = settings.issuer.acme
-    section, place = getattr(acme, acme.dns_provider.section), f"issuer.acme.{acme.dns_provider.section}"
-    for field in dataclasses.fields(section) if section is not None else ():
+    section, place = acme.required_section(acme.dns_provider), f"issuer.acme.{acme.dns_provider.section}"
+    for field in dataclasses.fields(section):
         if field.name.endswith("_secret"):
             note(getattr(section, field.name), f"{place}.{field.name}")
     profiles = () if prepared is None else prepared.policy.current.profiles
@@ -67,7 +67,7 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
             key = f"profiles.{profile.name}.acme.credentials"
             names.setdefault(profile.credentials, ConfigurationProblem(str(settings.policy.path), None, key, ""))
     if any(not profile.credentials for profile in profiles):
-        note(getattr(section, "credentials", ""), f"{place}.credentials")
+        note(getattr(section, section.profiles_key, ""), f"{place}.{section.profiles_key}")
     return names
 
 

@@ -2,7 +2,8 @@
 
 A section is a dataclass; its fields are the section's keys, its defaults the format's. Understood: `str` (the text as
 it stands), `bool`, `int`, `timedelta` (`certplane.config.durations`), `Path`, string enums, types with a `parse` class
-method that raises `ValueError`, nested sections, `tuple[X, ...]`, `Mapping[str, X]`, and `X | None`.
+method that raises `ValueError`, nested sections, `tuple[X, ...]`, `Mapping[str, X]`, and `X | None`. A field of
+the type `Source` is no key: it gets the file's own.
 
 A key without a value (`key:`) counts as not written. Booleans are those of YAML 1.1, which the format's files were
 written for: true/false, yes/no, on/off, unquoted. Numbers are decimal and unquoted. A text for which a section gives
@@ -117,8 +118,12 @@ class Decoder:
             return None
         before = len(self._problems)
         expected = _fields(section)
+        values: dict[str, Any] = {
+            name: self._source for name, (annotation, _) in expected.items() if annotation is Source
+        }
+        for name in values:
+            del expected[name]
         self._report_unknown(node, expected.keys())
-        values: dict[str, Any] = {}
         for name, (annotation, spec) in expected.items():
             entry = node.entries.get(name)
             path = _join(node.key, name)

@@ -25,6 +25,10 @@ def _positive(value: Any) -> str | None:
     return None if value > type(value)() else "must be more than zero"
 
 
+def _not_empty(text: str) -> str | None:
+    return None if text else "must not be empty"
+
+
 def _own_path(value: Path) -> str | None:
     if ".." in value.parts:
         return "goes through `..`, whose meaning changes with links; write the path without it"
@@ -33,6 +37,8 @@ def _own_path(value: Path) -> str | None:
 
 OwnPath = Annotated[Path, Check(_own_path)]
 """A path that a program writes at: without `..`."""
+NonEmptyText = Annotated[str, Check(_not_empty)]
+"""For keys with a default; a text without one must not be empty anyway."""
 PositiveSpan = Annotated[timedelta, Check(_positive)]
 PositiveNumber = Annotated[int, Check(_positive)]
 

@@ -6,12 +6,13 @@ Paths that aren't absolute are relative to the file, so that it works from any d
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from certplane.config.decoding import RelativePath, decode
+from certplane.config.decoding import KeyProblem, RelativePath, decode
 from certplane.config.document import Document, Source
 from certplane.config.values import HttpsUrl, PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem
@@ -22,7 +23,7 @@ _SYSTEM_FILE = Path("/etc/certplane/ctl.yml")
 
 
 @dataclass(frozen=True, slots=True)
-class BrokerSettings:
+class BrokerLinkSettings:
     """The broker: `url` is `https://host[:port]`, `server_ca_bundle` the CAs of its certificate, PEM.
 
     `proxy` says whether calls go through the environment's proxy.
@@ -42,19 +43,19 @@ class IdentitySettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _CtlFile:
-    """The whole file."""
-
-    broker: BrokerSettings
-    identity: IdentitySettings
-    timeout: PositiveSpan = timedelta(seconds=30)
-
-
-@dataclass(frozen=True, slots=True)
-class CtlSettings(_CtlFile):
+class CtlSettings:
     """A ctl.yml that is right. `source` says where each key stands."""
 
+    broker: BrokerLinkSettings
+    identity: IdentitySettings
+    timeout: PositiveSpan = timedelta(seconds=30)
     source: Source = field(kw_only=True)
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """The URL names a server and nothing on it."""
+        parts = urlsplit(self.broker.url)
+        if parts.path not in {"", "/"} or parts.query:
+            yield KeyProblem("broker.url", "has a path", "write https://host:port")
 
     def path(self, path: Path) -> Path:
         """A path of the file, from the file's own directory."""
@@ -86,11 +87,4 @@ def load_settings(path: Path) -> CtlSettings:
     Raises:
         ConfigurationError: everything that is wrong with it.
     """
-    document = Document.read(path)
-    file = decode(document, _CtlFile)
-    parts = urlsplit(file.broker.url)
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        problem = document.source.problem("broker.url", "has a path", "write https://host:port")
-        raise ConfigurationError([problem])
-    sections = {name: getattr(file, name) for name in _CtlFile.__dataclass_fields__}
-    return CtlSettings(**sections, source=document.source)
+    return decode(Document.read(path), CtlSettings)

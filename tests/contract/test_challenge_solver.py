@@ -12,11 +12,12 @@ from typing import Protocol
 
 import pytest
 
-from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
-from certplane.broker.issuers.dns.cloudflare_calls import CloudflareApi as CloudflareSettings
-from certplane.broker.issuers.dns.httpreq import HttpreqEndpoint, HttpreqProvider
+from certplane.broker.issuers.dns.cloudflare import CloudflareSettings
+from certplane.broker.issuers.dns.cloudflare.provider import CloudflareProvider
+from certplane.broker.issuers.dns.httpreq import HttpreqMode, HttpreqProvider, HttpreqSettings
 from certplane.broker.issuers.dns.provider import DnsProvider
-from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
+from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
+from certplane.broker.issuers.dns.rfc2136.provider import Rfc2136Provider
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import ChallengeSolver
 from certplane.config.values import HostPort
@@ -117,11 +118,11 @@ def _provider(kind: str, dns: DnsEndpoint, request: pytest.FixtureRequest) -> tu
     if kind == "cloudflare":
         api: CloudflareApi = request.getfixturevalue("cloudflare_api")
         secrets = FakeSecretSource({CREDENTIALS: api.token})
-        settings = CloudflareSettings(api.base_url, ca_bundle=api.roots_file)
-        return CloudflareProvider(settings, secrets, SystemClock(), random.Random()), secrets
+        settings = CloudflareSettings(api.base_url)
+        return CloudflareProvider(settings, secrets, SystemClock(), random.Random(), ca_bundle=api.roots_file), secrets
     if kind == "rfc2136":
         secrets = FakeSecretSource({CREDENTIALS: dns.key.secret})
-        server = UpdateServer(HostPort(dns.addresses[0], dns.port), dns.key.name, "unused")
+        server = Rfc2136Settings(HostPort(dns.addresses[0], dns.port), dns.key.name, "unused")
         return Rfc2136Provider(server, secrets, random.Random()), secrets
     if kind in MAKERS:
         return MAKERS[kind](dns, request, CREDENTIALS)
@@ -129,7 +130,9 @@ def _provider(kind: str, dns: DnsEndpoint, request: pytest.FixtureRequest) -> tu
     request.addfinalizer(server.__exit__)
     server.__enter__()
     secrets = FakeSecretSource({"http/user": "user", "http/password": "password"})
-    endpoint = HttpreqEndpoint(server.url, kind == "httpreq-raw", "http/user", "http/password")
+    endpoint = HttpreqSettings(
+        server.url, HttpreqMode.RAW if kind == "httpreq-raw" else HttpreqMode.DEFAULT, "http/user", "http/password"
+    )
     return HttpreqProvider(endpoint, secrets, SystemClock(), random.Random()), secrets
 
 

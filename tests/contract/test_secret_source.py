@@ -13,7 +13,7 @@ from certplane.broker.issuers.dns.http_client import new_http_client
 from certplane.broker.ports import SecretSource
 from certplane.broker.secrets.env import EnvSecrets, variable_name
 from certplane.broker.secrets.files import FileSecrets
-from certplane.broker.secrets.vault import VaultSecrets, VaultStore
+from certplane.broker.secrets.vault import VaultSecrets, VaultSettings
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock
@@ -62,9 +62,9 @@ class FileWorld:
 class VaultWorld:
     def __init__(self, vault: VaultServer, product: str, pool: BlockingPool) -> None:
         self.vault = vault
-        store = VaultStore(product, vault.url, kv_version=vault.version, token=vault.token, fresh=timedelta())
         self.source = VaultSecrets(
-            store,
+            product,
+            VaultSettings(vault.url, kv_version=vault.version, token=vault.token, cache=timedelta()),
             environ={},
             new_client=lambda: new_http_client(timedelta(seconds=5)),
             pool=pool,

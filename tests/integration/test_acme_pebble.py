@@ -18,9 +18,10 @@ from cryptography.x509.oid import NameOID
 
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
-from certplane.broker.issuers.dns.cloudflare_calls import CloudflareApi as CloudflareSettings
-from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
+from certplane.broker.issuers.dns.cloudflare import CloudflareSettings
+from certplane.broker.issuers.dns.cloudflare.provider import CloudflareProvider
+from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
+from certplane.broker.issuers.dns.rfc2136.provider import Rfc2136Provider
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Profile
 from certplane.config.values import HostPort
@@ -87,7 +88,7 @@ async def laboratory(
         issuer = AcmeIssuer("pebble", server, key, clock=SystemClock(), rng=random.Random())
         address = HostPort(dns.addresses[0], dns.port)
         provider = Rfc2136Provider(
-            UpdateServer(address, dns.key.name, "tsig"), FakeSecretSource({"tsig": dns.key.secret}), random.Random()
+            Rfc2136Settings(address, dns.key.name, "tsig"), FakeSecretSource({"tsig": dns.key.secret}), random.Random()
         )
         yield Laboratory(pebble, dns, issuer, dns_solver(provider, [address]))
         issuer.close()
@@ -139,9 +140,11 @@ async def test_through_cloudflare(pebble: Pebble, cloudflare_api: CloudflareApi,
     key = AccountKey.load_or_create(tmp_path / "account.key")
     server = AcmeServer(pebble.directory_url, ca_bundle=pebble.https_roots_file)
     issuer = AcmeIssuer("pebble", server, key, clock=SystemClock(), rng=random.Random())
-    settings = CloudflareSettings(cloudflare_api.base_url, "cf", ca_bundle=cloudflare_api.roots_file)
+    settings = CloudflareSettings(cloudflare_api.base_url, "cf")
     secrets = FakeSecretSource({"cf": cloudflare_api.token})
-    provider = CloudflareProvider(settings, secrets, SystemClock(), random.Random())
+    provider = CloudflareProvider(
+        settings, secrets, SystemClock(), random.Random(), ca_bundle=cloudflare_api.roots_file
+    )
     dns = cloudflare_api._records._dns
     lab = Laboratory(pebble, dns, issuer, dns_solver(provider, [HostPort(dns.addresses[0], dns.port)]))
     await lab.issue(own_name, f"*.{own_name}")

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
 from certplane.broker.issuers.acme_account import AccountKeyFile
-from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
+from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
+from certplane.broker.issuers.dns.rfc2136.provider import Rfc2136Provider
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import IssuerOrderStatus, Profile, RevocationReason
 from certplane.config.values import HostPort
@@ -44,7 +45,7 @@ async def adapters(
     """The broker's two adapters, and the proxy through which the CA is watched."""
     address = HostPort(dns.addresses[0], dns.port)
     provider = Rfc2136Provider(
-        UpdateServer(address, dns.key.name, "tsig"), FakeSecretSource({"tsig": dns.key.secret}), random.Random()
+        Rfc2136Settings(address, dns.key.name, "tsig"), FakeSecretSource({"tsig": dns.key.secret}), random.Random()
     )
     with FaultProxy(folder / "proxy", directory_url, roots_file=roots_file) as proxy:
         key_file = AccountKeyFile(folder / "account.key")

@@ -17,12 +17,13 @@ import yaml
 
 from certplane.broker import cli
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
-from certplane.broker.issuers.dns.cloudflare_calls import CloudflareApi as CloudflareSettings
+from certplane.broker.issuers.dns.cloudflare import CloudflareSettings
+from certplane.broker.issuers.dns.cloudflare.provider import CloudflareProvider
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.preflight import DnsPreflight
 from certplane.broker.issuers.dns.propagation import PropagationCheck
-from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
+from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
+from certplane.broker.issuers.dns.rfc2136.provider import Rfc2136Provider
 from certplane.broker.issuers.dns.routes import Route, Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import DnsChallenge, PreflightResult, Profile
@@ -58,7 +59,7 @@ def address_of(server: BindServer) -> HostPort:
 def provider_of(server: BindServer, secret: str = "") -> Rfc2136Provider:
     key = server.endpoint.key
     secrets = FakeSecretSource({"dns/tsig": secret or key.secret})
-    return Rfc2136Provider(UpdateServer(address_of(server), key.name, "dns/tsig"), secrets, random.Random())
+    return Rfc2136Provider(Rfc2136Settings(address_of(server), key.name, "dns/tsig"), secrets, random.Random())
 
 
 def route_of(server: BindServer, zone: str = "", *, asked: tuple[BindServer, ...] = ()) -> Route:
@@ -219,8 +220,10 @@ def account(cloudflare_api: CloudflareApi) -> FakeSecretSource:
 async def at_cloudflare(
     cloudflare_api: CloudflareApi, dns_server: BindServer, account: FakeSecretSource
 ) -> AsyncIterator[DnsSolver]:
-    settings = CloudflareSettings(cloudflare_api.base_url, "cf/token", ca_bundle=cloudflare_api.roots_file)
-    provider = CloudflareProvider(settings, account, SystemClock(), random.Random(1))
+    settings = CloudflareSettings(cloudflare_api.base_url, "cf/token")
+    provider = CloudflareProvider(
+        settings, account, SystemClock(), random.Random(1), ca_bundle=cloudflare_api.roots_file
+    )
     lookup = DnsLookup(servers=[HostPort(dns_server.endpoint.addresses[0], dns_server.endpoint.port)])
     solver = solver_of(Route(provider, lookup, PropagationCheck(lookup, interval=QUICKLY)))
     yield solver

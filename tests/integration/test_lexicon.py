@@ -10,7 +10,7 @@ import pytest
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns import lexicon
-from certplane.broker.issuers.dns.lexicon import LexiconApi, LexiconProvider
+from certplane.broker.issuers.dns.lexicon import LexiconProvider, LexiconSettings
 from certplane.broker.model import TxtRecord
 from certplane.config.values import HostPort
 from certplane.errors import Reason, Refusal, RefusalError
@@ -31,7 +31,7 @@ def api(dns_server: DnsServer, own_name: str) -> Iterator[PowerDnsServer]:
 
 def provider(api: PowerDnsServer, dns_server: DnsServer, seconds: float = 30) -> LexiconProvider:
     dns = dns_server.endpoint
-    settings = LexiconApi(
+    settings = LexiconSettings(
         "powerdns",
         "dns/key",
         {"pdns_server": api.url},

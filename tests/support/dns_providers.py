@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from certplane.broker.issuers.dns.acme_dns import AcmeDnsProvider
-from certplane.broker.issuers.dns.acme_dns import AcmeDnsServer as AcmeDnsSettings
-from certplane.broker.issuers.dns.exec import ExecProvider, OperatorProgram
-from certplane.broker.issuers.dns.lexicon import LexiconApi, LexiconProvider
+from certplane.broker.issuers.dns.acme_dns import AcmeDnsProvider, AcmeDnsSettings
+from certplane.broker.issuers.dns.exec import ExecProvider, ExecSettings
+from certplane.broker.issuers.dns.lexicon import LexiconProvider, LexiconSettings
 from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.config.values import HostPort
 from certplane.runtime.clock import SystemClock
@@ -56,8 +55,8 @@ def _acme_dns(
     server.__enter__()
     account = server.register(f"_acme-challenge.{request.getfixturevalue('own_name')}")
     secrets = FakeSecretSource({credentials: json.dumps(account)})
-    settings = AcmeDnsSettings(server.url, "unused", spacing=timedelta())
-    return AcmeDnsProvider(settings, secrets, SystemClock(), random.Random()), secrets
+    settings = AcmeDnsSettings(server.url, "unused")
+    return AcmeDnsProvider(settings, secrets, SystemClock(), random.Random(), spacing=timedelta()), secrets
 
 
 def _exec(dns: DnsEndpoint, request: pytest.FixtureRequest, credentials: str) -> tuple[DnsProvider, FakeSecretSource]:
@@ -66,7 +65,7 @@ def _exec(dns: DnsEndpoint, request: pytest.FixtureRequest, credentials: str) ->
     server.__enter__()
     folder: Path = request.getfixturevalue("tmp_path")
     secrets = FakeSecretSource({credentials: "pa:ss word"})
-    program = OperatorProgram(dns_program(folder / "dns-hook", int(server.url.rpartition(":")[2].partition("/")[0])))
+    program = ExecSettings(dns_program(folder / "dns-hook", int(server.url.rpartition(":")[2].partition("/")[0])))
     return ExecProvider(program, secrets, random.Random()), secrets
 
 
@@ -78,7 +77,7 @@ def _lexicon(
     server.__enter__()
     secrets = FakeSecretSource({credentials: f"auth_token={server.key}"})
     resolver = HostPort(dns.addresses[0], dns.port)
-    api = LexiconApi("powerdns", "unused", {"pdns-server": server.url}, resolvers=(resolver,))
+    api = LexiconSettings("powerdns", "unused", {"pdns-server": server.url}, recursive_nameservers=(resolver,))
     return LexiconProvider(api, secrets, random.Random()), secrets
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from typing_extensions import override
@@ -27,6 +28,16 @@ _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: a FIFO must not 
 
 class NotASecretError(Exception):
     """A file that isn't one secret; the text says why, after its name, and quotes nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSecretsSettings:
+    """`secrets.file`: secrets as files below one directory; nothing outside it is read.
+
+    Without `directory` it is systemd's credentials directory where the broker has one, else /etc/certplane/secrets.
+    """
+
+    directory: Path | None = None
 
 
 class FileSecrets(SecretSource):

@@ -1,17 +1,19 @@
-"""Which `SecretSource` the configuration asks for."""
+"""The section `secrets` of broker.yml, and the `SecretSource` that it asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 
 import httpx
 
 from certplane.broker.ports import SecretSource
 from certplane.broker.secrets.env import EnvSecrets
-from certplane.broker.secrets.files import FileSecrets
-from certplane.broker.secrets.vault import TOKEN_VARIABLES, VaultSecrets, VaultStore
+from certplane.broker.secrets.files import FileSecrets, FileSecretsSettings
+from certplane.broker.secrets.vault import TOKEN_VARIABLES, VaultSecrets, VaultSettings
+from certplane.config.values import HttpUrl
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
@@ -22,71 +24,96 @@ CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 DEFAULT_DIRECTORY = Path("/etc/certplane/secrets")
 _ADDRESS_VARIABLES = {"vault": ("VAULT_ADDR",), "openbao": ("BAO_ADDR", "VAULT_ADDR")}
 
+VaultClients = Callable[[VaultSettings], Callable[[], httpx.AsyncClient]]
+"""Checks the address, reads the roots, and returns what makes a client for one request (`VaultSecrets`).
+
+Raises ConfigurationError: one of them can't be used.
+"""
+
+
+class SecretsProvider(StrEnum):
+    """Where secrets are read."""
+
+    ENV = "env"
+    FILE = "file"
+    VAULT = "vault"
+    OPENBAO = "openbao"
+
 
 @dataclass(frozen=True, slots=True)
-class SecretsSetup:
-    """`secrets` of broker.yml, and what sources are made with.
+class SecretsSettings:
+    """Where secrets are read: the environment, files, or a vault (OpenBao is configured in the same section)."""
 
-    Attributes:
-        provider: `env`, `file`, `vault` or `openbao`.
+    provider: SecretsProvider = SecretsProvider.ENV
+    file: FileSecretsSettings = field(default_factory=FileSecretsSettings)
+    vault: VaultSettings | None = None
+
+    @property
+    def leaves_to_environment(self) -> bool:
+        """Whether the source is completed from the environment, which a service has and a shell has not."""
+        match self.provider:
+            case SecretsProvider.ENV:
+                return False
+            case SecretsProvider.FILE:
+                return self.file.directory is None
+            case _:
+                vault = self.vault or VaultSettings()
+                return vault.address is None or not (vault.token or vault.token_file)
+
+
+def open_secrets(
+    settings: SecretsSettings,
+    *,
+    environ: Mapping[str, str],
+    vault_clients: VaultClients,
+    pool: BlockingPool,
+    clock: Clock,
+) -> SecretSource:
+    """The source that `secrets.provider` names; nothing is read yet.
+
+    Args:
+        settings: the section.
         environ: variables with secrets, and what the configuration leaves to the environment.
+        vault_clients: what a vault is asked with.
         pool: where files are read.
         clock: for what is kept.
-        directory: for `file`; None for systemd's credentials directory, else the default.
-        store: for `vault` and `openbao`; an empty address is the environment's.
-        new_client: for `vault` and `openbao`: given their address, checks it and returns what makes clients.
-    """
-
-    provider: str
-    environ: Mapping[str, str]
-    pool: BlockingPool
-    clock: Clock
-    directory: Path | None
-    store: VaultStore
-    new_client: Callable[[str], Callable[[], httpx.AsyncClient]]
-
-
-def open_secrets(setup: SecretsSetup) -> SecretSource:
-    """The source that `secrets.provider` names; nothing is read yet.
 
     Raises:
         ConfigurationError: the directory isn't there, or a vault's address or token is neither configured nor in the
             environment.
     """
-    if setup.provider == "env":
-        return EnvSecrets(setup.environ)
-    if setup.provider == "file":
-        return _files(setup)
-    return _vault(setup)
+    match settings.provider:
+        case SecretsProvider.ENV:
+            return EnvSecrets(environ)
+        case SecretsProvider.FILE:
+            return _files(settings.file, environ, pool)
+        case product:
+            vault = _completed(settings.vault or VaultSettings(), product, environ)
+            return VaultSecrets(
+                product, vault, environ=environ, new_client=vault_clients(vault), pool=pool, clock=clock
+            )
 
 
-def _files(setup: SecretsSetup) -> FileSecrets:
-    given = setup.environ.get(CREDENTIALS_VARIABLE)
+def _files(settings: FileSecretsSettings, environ: Mapping[str, str], pool: BlockingPool) -> FileSecrets:
+    given = environ.get(CREDENTIALS_VARIABLE)
     credentials = Path(given) if given else None
-    directory = setup.directory or credentials or DEFAULT_DIRECTORY
+    directory = settings.directory or credentials or DEFAULT_DIRECTORY
     if not directory.is_dir():
         raise _problem("secrets.file.directory", f"{directory} isn't a directory", "make it, owned by the broker")
-    return FileSecrets(directory, setup.pool, flat=directory == credentials)
+    return FileSecrets(directory, pool, flat=directory == credentials)
 
 
-def _vault(setup: SecretsSetup) -> VaultSecrets:
-    store, environ = setup.store, setup.environ
-    names = _ADDRESS_VARIABLES[store.product]
-    address = store.address or next((value for name in names if (value := environ.get(name, "").strip())), "")
+def _completed(vault: VaultSettings, product: str, environ: Mapping[str, str]) -> VaultSettings:
+    """The section with the environment's address where it has none."""
+    names = _ADDRESS_VARIABLES[product]
+    address = vault.address or next((value for name in names if (value := environ.get(name, "").strip())), "")
     if not address:
-        remedy = f"write it, or set {names[0]}"
-        raise _problem("secrets.vault.address", f"is required with provider: {store.product}", remedy)
-    variables = TOKEN_VARIABLES[store.product]
-    if not store.token and store.token_file is None and not any(environ.get(name) for name in variables):
+        raise _problem("secrets.vault.address", f"is required with provider: {product}", f"write it, or set {names[0]}")
+    variables = TOKEN_VARIABLES[product]
+    if not vault.token and vault.token_file is None and not any(environ.get(name) for name in variables):
         remedy = f"name a file with the token, or set {variables[0]}"
         raise _problem("secrets.vault.token_file", "is required: there is no other token", remedy)
-    return VaultSecrets(
-        replace(store, address=address),
-        environ=environ,
-        new_client=setup.new_client(address),
-        pool=setup.pool,
-        clock=setup.clock,
-    )
+    return replace(vault, address=HttpUrl(address))
 
 
 def _problem(key: str, message: str, remedy: str) -> ConfigurationError:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 
 import httpx
@@ -25,6 +26,8 @@ from typing_extensions import override
 
 from certplane.broker.ports import KeepsSecrets, SecretSource
 from certplane.broker.secrets.files import NotASecretError, decode_secret, read_secret_file
+from certplane.config.decoding import Check, InputPath, KeyProblem
+from certplane.config.values import HttpUrl, NonEmptyText, PositiveSpan
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
@@ -39,33 +42,45 @@ _BUSY = frozenset({408, 412, 429})  # 412: a replica that has not caught up
 _NO_ROUTE = "no handler for route"
 
 
-@dataclass(frozen=True, slots=True)
-class VaultStore:
-    """`secrets.vault`, with the address found.
+def _kv_version(version: int) -> str | None:
+    return None if version in {1, 2} else "must be 1 or 2"
 
-    Attributes:
-        product: `vault` or `openbao`, for messages and for the environment.
-        address: URL of the server, checked by the caller: secrets are sent there.
-        mount_path: where the store is mounted; may have several parts.
-        kv_version: of the store, 1 or 2.
-        key: the field of an entry with the secret.
-        namespace: empty for the root one.
-        token: empty to look further.
-        token_file: read at each request; None to look further, in the environment.
-        timeout: of one request.
-        fresh: how long a secret is kept.
+
+def _mount_path(path: str) -> str | None:
+    if path.isprintable() and all(part not in {"", ".", ".."} for part in path.strip("/").split("/")):
+        return None
+    return "must be the path where the store is mounted, such as secret or team/kv"
+
+
+def _briefly(span: timedelta) -> str | None:
+    return None if timedelta() <= span <= timedelta(minutes=5) else "must be between 0s, which keeps nothing, and 5m"
+
+
+@dataclass(frozen=True, slots=True)
+class VaultSettings:
+    """`secrets.vault`, for OpenBao too; `key` is the field of an entry that holds the secret.
+
+    What is left out of address and token is looked for in the environment when the broker starts. `allow_http` is for a
+    store on a private network that speaks no TLS: token and secrets go over it in the clear. `timeout` is for one
+    request; a secret is kept for as long as `cache` says.
     """
 
-    product: str
-    address: str
-    mount_path: str = "secret"
-    kv_version: int = 2
-    key: str = "value"
-    namespace: str = ""
+    address: HttpUrl | None = None
+    allow_http: bool = False
     token: str = field(default="", repr=False)
-    token_file: Path | None = None
-    timeout: timedelta = timedelta(seconds=10)
-    fresh: timedelta = timedelta(seconds=30)
+    token_file: InputPath | None = None
+    mount_path: Annotated[str, Check(_mount_path)] = "secret"
+    kv_version: Annotated[int, Check(_kv_version)] = 2
+    key: NonEmptyText = "value"
+    timeout: PositiveSpan = timedelta(seconds=10)
+    namespace: str = ""
+    ca_bundle: Path | None = None
+    cache: Annotated[timedelta, Check(_briefly)] = timedelta(seconds=30)
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """There is at most one token."""
+        if self.token and self.token_file is not None:
+            yield KeyProblem("token_file", "and `token` are both there", "keep token_file")
 
 
 class VaultSecrets(SecretSource, KeepsSecrets):
@@ -73,7 +88,8 @@ class VaultSecrets(SecretSource, KeepsSecrets):
 
     def __init__(
         self,
-        store: VaultStore,
+        product: str,
+        settings: VaultSettings,
         *,
         environ: Mapping[str, str],
         new_client: Callable[[], httpx.AsyncClient],
@@ -83,15 +99,16 @@ class VaultSecrets(SecretSource, KeepsSecrets):
         """Nothing is sent yet.
 
         Args:
-            store: what to ask.
+            product: `vault` or `openbao`, for messages and for the environment.
+            settings: what to ask; with an address, which the caller has checked: secrets are sent there.
             environ: for the token.
             new_client: a client for one request that follows no redirects and limits what it reads.
             pool: where the token's file is read.
             clock: for how long secrets are kept.
         """
-        self._store, self._environ, self._new_client = store, environ, new_client
+        self._settings, self._environ, self._new_client = settings, environ, new_client
         self._pool, self._clock = pool, clock
-        self._name = _NAMES[store.product]
+        self._name, self._token_variables = _NAMES[product], TOKEN_VARIABLES[product]
         self._kept: dict[str, _Kept] = {}
         self._asking: dict[str, asyncio.Task[str]] = {}
         self._generation = 0
@@ -130,7 +147,7 @@ class VaultSecrets(SecretSource, KeepsSecrets):
             del self._kept[next(iter(self._kept))]
         now = self._clock.monotonic()
         self._kept[name] = _Kept(
-            task.result(), fresh=now + _MOMENT.total_seconds(), until=now + self._store.fresh.total_seconds()
+            task.result(), fresh=now + _MOMENT.total_seconds(), until=now + self._settings.cache.total_seconds()
         )
 
     async def _ask(self, name: str) -> str:
@@ -138,16 +155,16 @@ class VaultSecrets(SecretSource, KeepsSecrets):
         if not name.isprintable() or any(part in {"", ".", ".."} for part in parts):
             raise RefusalError(Reason.DNS_REJECTED, f"the secret {name!r} isn't a name of an entry below the mount")
         token = await self._token()
-        store = self._store
-        mount = store.mount_path.strip("/").split("/")
-        path = "/".join(quote(part, safe="") for part in (*mount, *(["data"] * (store.kv_version == 2)), *parts))
+        settings = self._settings
+        mount = settings.mount_path.strip("/").split("/")
+        path = "/".join(quote(part, safe="") for part in (*mount, *(["data"] * (settings.kv_version == 2)), *parts))
         # The official clients send X-Vault-Request too: a vault may refuse requests without, as others' forgeries.
         headers = {"X-Vault-Token": token, "X-Vault-Request": "true", "Accept": "application/json"}
-        if store.namespace:
-            headers["X-Vault-Namespace"] = store.namespace.strip("/")
+        if settings.namespace:
+            headers["X-Vault-Namespace"] = settings.namespace.strip("/")
         try:
-            async with asyncio.timeout(store.timeout.total_seconds()), self._new_client() as client:
-                answer = await client.get(f"{store.address.rstrip('/')}/v1/{path}", headers=headers)
+            async with asyncio.timeout(settings.timeout.total_seconds()), self._new_client() as client:
+                answer = await client.get(f"{str(settings.address).rstrip('/')}/v1/{path}", headers=headers)
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
             why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             remedy = "check that it runs, secrets.vault.address and ca_bundle"
@@ -156,17 +173,17 @@ class VaultSecrets(SecretSource, KeepsSecrets):
         return self._secret(name, "/".join([*mount, *parts]), answer)
 
     async def _token(self) -> str:
-        store = self._store
-        if store.token:
-            token, where = store.token, "secrets.vault.token"
-        elif store.token_file is not None:
-            where = f"the token file {store.token_file}"
+        settings = self._settings
+        if settings.token:
+            token, where = settings.token, "secrets.vault.token"
+        elif settings.token_file is not None:
+            where = f"the token file {settings.token_file}"
             try:
-                token = decode_secret(await self._pool.run(read_secret_file, store.token_file))
+                token = decode_secret(await self._pool.run(read_secret_file, settings.token_file))
             except NotASecretError as error:
                 raise RefusalError(Reason.DNS_REJECTED, f"{where} {error}") from error
         else:
-            names = TOKEN_VARIABLES[store.product]
+            names = self._token_variables
             where = " or ".join(names)
             token = next((value for name in names if (value := self._environ.get(name, "").strip())), "")
         token = token.strip()
@@ -179,14 +196,14 @@ class VaultSecrets(SecretSource, KeepsSecrets):
         if answer.status_code != 200:
             raise self._refused(name, path, answer.status_code, body)
         data = body.get("data")
-        if self._store.kv_version == 2 and isinstance(data, dict):
+        if self._settings.kv_version == 2 and isinstance(data, dict):
             data = data.get("data")
         if not isinstance(data, dict):
-            remedy = f"check that {self._store.mount_path} is a KV store of version {self._store.kv_version}"
+            remedy = f"check that {self._settings.mount_path} is a KV store of version {self._settings.kv_version}"
             raise RefusalError(Reason.DNS_REJECTED, f"{self._name} has no entry at {path} for {name!r}; {remedy}")
-        secret = data.get(self._store.key)
+        secret = data.get(self._settings.key)
         if not isinstance(secret, str) or not secret.rstrip("\r\n"):
-            message = f"the entry {path} in {self._name} has no text in the field {self._store.key!r}"
+            message = f"the entry {path} in {self._name} has no text in the field {self._settings.key!r}"
             raise RefusalError(Reason.DNS_REJECTED, f"{message}; set it, or name another one in secrets.vault.key")
         return secret.rstrip("\r\n")
 
@@ -196,7 +213,9 @@ class VaultSecrets(SecretSource, KeepsSecrets):
         what = f"{self._name} did not give the secret {name!r}"
         if status == 404:
             if _NO_ROUTE in errors:
-                why = f"nothing is mounted at {self._store.mount_path}; correct secrets.vault.mount_path or namespace"
+                why = (
+                    f"nothing is mounted at {self._settings.mount_path}; correct secrets.vault.mount_path or namespace"
+                )
             elif isinstance(body.get("data"), dict):
                 why = f"the entry {path} is deleted; restore it, or write a new version"
             else:

@@ -14,8 +14,8 @@ from certplane.broker.app import _issuance_settings, _provisioners
 from certplane.broker.checking import check
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import name_of
-from certplane.broker.issuers.dns.propagation import Mode
-from certplane.broker.issuers.dns.routes import Follow
+from certplane.broker.issuers.dns.routing import propagation_limit
+from certplane.broker.issuers.dns.settings import Follow, Mode
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import PreflightResult
 from certplane.broker.preflight import preflight
@@ -103,7 +103,7 @@ async def test_zones_have_routes_of_their_own(files: BrokerFiles) -> None:
         ("[2001:db8::1]:54", 54),
     ]
     assert (default.check._timeout, slow.check.mode) == (timedelta(minutes=3), "wait")
-    assert adapters.propagation_limit(made) == timedelta(minutes=33)
+    assert propagation_limit(made.issuer.acme, made.dns) == timedelta(minutes=33)
     await solver.close()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,16 +13,12 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.dns_settings import (
-    DnsPropagationSettings,
-    DnsProvider,
-    DnsZoneSettings,
-    FollowCnames,
-    PropagationMode,
-    ZoneName,
-)
+from certplane.broker.issuers.acme_settings import EabAlgorithm
+from certplane.broker.issuers.dns.providers import DnsProviderName
+from certplane.broker.issuers.dns.settings import DnsPropagationSettings, DnsZoneSettings, Follow, Mode, ZoneName
 from certplane.broker.ports import DurableLimits
-from certplane.broker.settings import BrokerSettings, EabAlgorithm, Keep, load_settings
+from certplane.broker.settings import BrokerSettings, load_settings
+from certplane.broker.settings.records import Keep
 from certplane.config.values import DnsServerAddress, HostPort, ListenAddress
 from certplane.errors import ConfigurationError
 
@@ -168,7 +166,7 @@ EXPECTED = {
     "issuer.acme.exec.propagation_timeout": _seconds(75),
     "issuer.acme.exec.polling_interval": _seconds(8),
     "dns.delegations": ("acme.example",),
-    "dns.follow_cnames": FollowCnames.ALWAYS,
+    "dns.follow_cnames": Follow.ALWAYS,
     "dns.resolvers": (DnsServerAddress("192.0.2.53", 53), DnsServerAddress("2001:db8::53", 5353)),
     "dns.authoritative_servers": (DnsServerAddress("ns1.example", 53), DnsServerAddress("ns2.example", 5353)),
     "dns.propagation.mode": "recursive",
@@ -178,12 +176,12 @@ EXPECTED = {
     "dns.zones": (
         DnsZoneSettings(
             zone=ZoneName("corp.example"),
-            provider=DnsProvider.RFC2136,
+            provider=DnsProviderName("rfc2136"),
             server=HostPort("ns1.corp.example", 53),
             credentials="rfc2136/corp",
             resolvers=(DnsServerAddress("2001:db8::54", 53),),
             authoritative_servers=(DnsServerAddress("192.0.2.54", 53),),
-            propagation=DnsPropagationSettings(mode=PropagationMode.WAIT, settle=_seconds(30)),
+            propagation=DnsPropagationSettings(mode=Mode.WAIT, settle=_seconds(30)),
         ),
     ),
     "issuer.acme.lexicon.provider": "powerdns",
@@ -240,6 +238,19 @@ def test_every_key_of_the_format() -> None:
     assert {key for key, _ in _sections(settings)} - written == {"secrets.vault.token"}
     assert settings.hash == hashlib.sha256(EXAMPLE.read_bytes()).hexdigest()
     assert settings.spill_path == Path("/srv/certplane/spill.jsonl")
+
+
+def test_settings_load_without_the_packages_of_providers() -> None:
+    """Cloudflare's package takes 50 MB: a file with the sections of all providers is read without any of theirs."""
+    script = f"""
+import sys
+from pathlib import Path
+from certplane.broker.settings import load_settings
+load_settings(Path({str(EXAMPLE)!r}))
+print({{"cloudflare", "dns", "lexicon", "acme", "sqlalchemy"}} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -321,7 +332,8 @@ def test_effective_propagation(
     """What the chosen provider's section says goes before the general section."""
     text = MINIMAL.replace("cloudflare", provider) + f"    {section}\n"
     text += "    propagation: {timeout: 60s, interval: 7s, nameservers: ['192.0.2.1:53']}\n"
-    propagation = _load(tmp_path, text).issuer.acme.effective_propagation
+    acme = _load(tmp_path, text).issuer.acme
+    propagation = acme.propagation_of(acme.dns_provider)
     assert (propagation.timeout, propagation.interval) == (_seconds(timeout), _seconds(interval))
     assert [str(nameserver) for nameserver in propagation.nameservers] == nameservers
 

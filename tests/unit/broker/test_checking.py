@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
 from collections.abc import Callable
@@ -174,6 +175,26 @@ def test_all_secrets_are_looked_at(files: BrokerFiles) -> None:
         "cloudflare/api-token": "profiles.web.acme.credentials",
     }
     assert named["cloudflare/api-token"].file == str(files.policy)
+
+
+@pytest.mark.parametrize(
+    ("provider", "section", "key"),
+    [
+        pytest.param("cloudflare", {}, "cloudflare.credentials", id="cloudflare"),
+        pytest.param("acme-dns", {"endpoint": "https://auth.example"}, "acme_dns.accounts", id="acme-dns"),
+        pytest.param("lexicon", {"provider": "powerdns"}, "lexicon.credentials", id="lexicon"),
+    ],
+)
+def test_secret_of_profiles_that_name_none(
+    files: BrokerFiles, provider: str, section: dict[str, str], key: str
+) -> None:
+    """The DNS provider's own secret is looked at where a profile relies on it, under whatever key it stands."""
+    files.settings["issuer"]["acme"] |= {"dns_provider": provider, provider.replace("-", "_"): section}
+    settings = _settings(files)
+    prepared = prepare(settings)
+    assert f"issuer.acme.{key}" not in {at.key for at in secret_names(settings, prepared).values()}
+    files.policy.write_text(re.sub(r", credentials: [^,}]+", "", files.policy.read_text()))
+    assert f"issuer.acme.{key}" in {at.key for at in secret_names(settings, prepare(settings)).values()}
 
 
 async def test_root_is_told_that_it_is_root(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,15 +18,16 @@ import yaml
 from certplane.agent import settings as agent
 from certplane.broker import settings as broker
 from certplane.broker.policy import document as policy
+from certplane.config.document import Source
 from certplane.config.durations import format_duration
 from certplane.ctl import settings as ctl
 
 _DOCUMENT = Path(__file__).parents[3] / "docs" / "configuration.md"
 _FILES = {
-    "agent.yml": agent._AgentFile,
-    "broker.yml": broker._BrokerFile,
+    "agent.yml": agent.AgentSettings,
+    "broker.yml": broker.BrokerSettings,
     "policy.yml": policy._PolicyFile,
-    "ctl.yml": ctl._CtlFile,
+    "ctl.yml": ctl.CtlSettings,
 }
 _LOADERS: dict[str, Callable[[Path], object]] = {
     "agent.yml": agent.load_settings,
@@ -42,6 +43,8 @@ def keys(section: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Each key of a section with its default as the document writes it."""
     hints = typing.get_type_hints(section, include_extras=True)
     for field in dataclasses.fields(section):
+        if hints[field.name] is Source:
+            continue
         path = f"{prefix}{field.name}"
         below, joint = _section_of(hints[field.name])
         if below is not None:

@@ -21,6 +21,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 from typing_extensions import override
@@ -28,10 +29,11 @@ from typing_extensions import override
 from certplane.broker.issuers.answers import parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
-from certplane.broker.issuers.dns.provider import DnsProvider, NoSuchZoneError
+from certplane.broker.issuers.dns.provider import DnsProvider, NoSuchZoneError, ProviderSettings
 from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
+from certplane.config.values import HttpUrl, PositiveSpan
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
@@ -41,42 +43,55 @@ _VALUES = 2
 _IN_USE = timedelta(minutes=15)
 """After this long a value that nobody removed is an order's that is gone: orders end sooner."""
 
+_SPACING = timedelta(seconds=1)
+"""How finely the server tells the age of values."""
+
 _FIELDS = ("username", "password", "subdomain", "fulldomain")
 
 
 @dataclass(frozen=True, slots=True)
-class AcmeDnsServer:
-    """`issuer.acme.acme_dns`.
+class AcmeDnsSettings(ProviderSettings):
+    """`issuer.acme.acme_dns`; `endpoint` is the server's URL without `/update`: https, or http to this machine.
 
-    Attributes:
-        url: without `/update`; https, or http to this machine.
-        accounts: name of the secret with the accounts in JSON: one as `/register` answers it, or an object of those by
-            any names, as lego and cert-manager keep them. A profile's `credentials` may name another.
-        timeout: of one request.
-        ca_bundle: PEM file with the roots of the server; None for the public ones.
-        spacing: between two updates of one name: how finely the server tells their age.
+    `accounts` names the secret with the accounts in JSON, for profiles that name none: one as `/register` answers it,
+    or an object of those by any names, as lego and cert-manager keep them. `ca_bundle` has the roots of a private
+    server.
     """
 
-    url: str
-    accounts: str
-    timeout: timedelta = timedelta(seconds=10)
+    profiles_key: ClassVar[str] = "accounts"
+
+    endpoint: HttpUrl
+    accounts: str = "acme-dns/accounts"
     ca_bundle: Path | None = None
-    spacing: timedelta = timedelta(seconds=1)
+    http_timeout: PositiveSpan = timedelta(seconds=10)
+
+    @override
+    def make(self, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
+        return AcmeDnsProvider(self, secrets, clock, rng)
 
 
 class AcmeDnsProvider(DnsProvider):
     """A `DnsProvider` at an acme-dns server."""
 
-    def __init__(self, server: AcmeDnsServer, secrets: SecretSource, clock: Clock, rng: random.Random) -> None:
-        """Nothing is sent yet; accounts are read at each use.
+    def __init__(
+        self,
+        settings: AcmeDnsSettings,
+        secrets: SecretSource,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        spacing: timedelta = _SPACING,
+    ) -> None:
+        """Nothing is sent yet; accounts are read at each use. `spacing` is between two updates of one name.
 
         Raises:
             ConfigurationError: the server's URL or its roots can't be used.
         """
-        self._url = configured_endpoint(server.url, "issuer.acme.acme_dns.endpoint").rstrip("/")
-        roots = trusted_roots(server.ca_bundle, "issuer.acme.acme_dns.ca_bundle") if server.ca_bundle else None
-        self._client = new_http_client(server.timeout, roots)
-        self._server, self._secrets, self._clock, self._rng = server, secrets, clock, rng
+        self._url = configured_endpoint(settings.endpoint, "issuer.acme.acme_dns.endpoint").rstrip("/")
+        roots = trusted_roots(settings.ca_bundle, "issuer.acme.acme_dns.ca_bundle") if settings.ca_bundle else None
+        self._client = new_http_client(settings.http_timeout, roots)
+        self._settings, self._secrets, self._clock, self._rng = settings, secrets, clock, rng
+        self._spacing = spacing
         self._names: dict[str, _Name] = {}
 
     @override
@@ -121,7 +136,7 @@ class AcmeDnsProvider(DnsProvider):
 
     async def _write_once(self, value: str, account: _Account, name: _Name, deadline: Deadline) -> None:
         if name.written is not None:
-            await self._clock.sleep(self._server.spacing - timedelta(seconds=self._clock.monotonic() - name.written))
+            await self._clock.sleep(self._spacing - timedelta(seconds=self._clock.monotonic() - name.written))
         before = tuple(name.standing)
         name.standing.clear()  # known again once there is an answer
         try:
@@ -135,7 +150,7 @@ class AcmeDnsProvider(DnsProvider):
         name.standing.extend((*before, value))
 
     async def _update(self, value: str, account: _Account, deadline: Deadline) -> None:
-        seconds = min(self._server.timeout, deadline.left).total_seconds()
+        seconds = min(self._settings.http_timeout, deadline.left).total_seconds()
         headers = {"X-Api-User": account.username, "X-Api-Key": account.password}
         body = {"subdomain": account.subdomain, "txt": value}
         try:
@@ -163,7 +178,7 @@ class AcmeDnsProvider(DnsProvider):
         return RefusalError(Reason.DNS_REJECTED, f"{what}: status {status}; check endpoint and subdomain")
 
     async def _account(self, record: TxtRecord) -> _Account:
-        secret = record.credentials or self._server.accounts
+        secret = record.credentials or self._settings.accounts
         accounts = _accounts(secret, await self._secrets.read(secret))
         wanted = record.name.rstrip(".").lower()
         account = next((account for account in accounts if account.fulldomain == wanted), None)

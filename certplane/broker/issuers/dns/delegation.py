@@ -24,8 +24,8 @@ import dns.rdatatype
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, alias_in, name_of, renaming_in
-from certplane.broker.issuers.dns.propagation import Mode
-from certplane.broker.issuers.dns.routes import Follow, Route, Routes, is_below
+from certplane.broker.issuers.dns.routes import Route, Routes, is_below
+from certplane.broker.issuers.dns.settings import Follow, Mode
 from certplane.broker.issuers.dns.wildcards import is_wildcard_alias
 from certplane.errors import Reason, RefusalError
 from certplane.pki.names import MAX_NAME_LENGTH

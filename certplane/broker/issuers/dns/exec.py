@@ -23,11 +23,13 @@ from typing_extensions import override
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.program import SEARCH_PATH, NotStartedError, run_program
-from certplane.broker.issuers.dns.provider import DnsProvider
+from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
+from certplane.config.values import PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import Clock
 
 _REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _ENVIRONMENT = {"PATH": SEARCH_PATH, "LANG": "C.UTF-8", "HOME": "/"}
@@ -37,35 +39,36 @@ _MOST_TOLD = 60 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorProgram:
-    """`issuer.acme.exec`.
+class ExecSettings(ProviderSettings):
+    """`issuer.acme.exec`; `credentials` names the secret that the program gets, for profiles that name none.
 
-    Attributes:
-        path: of the program, absolute.
-        credentials: name of the secret that it gets; empty for none. A profile's `credentials` may name another.
-        timeout: of one call.
+    `timeout` is for one call.
     """
 
-    path: Path
+    program: Path
     credentials: str = ""
-    timeout: timedelta = timedelta(seconds=60)
+    timeout: PositiveSpan = timedelta(seconds=60)
+
+    @override
+    def make(self, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
+        return ExecProvider(self, secrets, rng)
 
 
 class ExecProvider(DnsProvider):
     """A `DnsProvider` that runs a program."""
 
-    def __init__(self, program: OperatorProgram, secrets: SecretSource, rng: random.Random) -> None:
+    def __init__(self, settings: ExecSettings, secrets: SecretSource, rng: random.Random) -> None:
         """Nothing is run yet; the secret is read at each use.
 
         Raises:
             ConfigurationError: the program isn't one that the broker may run, or everybody may change it.
         """
-        if problem := _unfit(program.path):
+        if problem := _unfit(settings.program):
             message, remedy = problem
             raise ConfigurationError(
-                [ConfigurationProblem("", None, "issuer.acme.exec.program", f"{program.path} {message}", remedy)]
+                [ConfigurationProblem("", None, "issuer.acme.exec.program", f"{settings.program} {message}", remedy)]
             )
-        self._program, self._secrets, self._rng = program, secrets, rng
+        self._settings, self._secrets, self._rng = settings, secrets, rng
 
     async def close(self) -> None:
         """Nothing stays open."""
@@ -84,7 +87,7 @@ class ExecProvider(DnsProvider):
         await self._run("cleanup", record, deadline)
 
     async def _run(self, what: str, record: TxtRecord, deadline: Deadline) -> None:
-        name = record.credentials or self._program.credentials
+        name = record.credentials or self._settings.credentials
         secret = await self._secrets.read(name) if name else ""
         if len(secret.encode()) > _MOST_TOLD:
             raise RefusalError(Reason.DNS_REJECTED, f"the secret {name!r} is too large for a program's input")
@@ -98,13 +101,13 @@ class ExecProvider(DnsProvider):
         )
 
     async def _run_once(self, what: str, record: TxtRecord, secret: str, deadline: Deadline) -> None:
-        path = self._program.path
+        path = self._settings.program
         try:
             ended = await run_program(
                 [str(path), what, f"{record.name}.", record.value],
                 environment=_ENVIRONMENT,
                 told=f"{secret}\n".encode() if secret else b"",
-                timeout=min(self._program.timeout, deadline.left),
+                timeout=min(self._settings.timeout, deadline.left),
             )
         except NotStartedError as error:
             message = f"the program {path} can't be started: {error}; correct it, or issuer.acme.exec.program"

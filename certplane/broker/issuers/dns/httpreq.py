@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
+from enum import StrEnum
+from typing import Self
 
 import httpx
 from typing_extensions import override
@@ -19,10 +21,12 @@ from typing_extensions import override
 from certplane.broker.issuers.answers import parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
-from certplane.broker.issuers.dns.provider import DnsProvider
+from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings
 from certplane.broker.issuers.outgoing import configured_endpoint
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
+from certplane.config.decoding import KeyProblem
+from certplane.config.values import DnsServerAddress, HttpUrl, PositiveSpan
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
@@ -31,43 +35,66 @@ _REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=
 _LABEL = "_acme-challenge."
 
 
-@dataclass(frozen=True, slots=True)
-class HttpreqEndpoint:
-    """`issuer.acme.httpreq`.
+class HttpreqMode(StrEnum):
+    """What an endpoint is sent: name and value, or what they derive from."""
 
-    Attributes:
-        url: without `/present`; https, or http to this machine or without authentication.
-        raw: the raw mode.
-        username_secret: name of a secret; empty for no authentication.
-        password_secret: name of a secret.
-        timeout: of one request.
-        ca_bundle: PEM file with the roots of the endpoint's server; None for the public ones.
+    DEFAULT = "default"
+    RAW = "raw"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Empty is `default`; case doesn't matter (others write RAW)."""
+        mode = text.lower() or "default"
+        if mode not in set(cls):
+            raise ValueError(f"is {text[:40]!a}, must be one of {', '.join(cls)}")
+        return cls(mode)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpreqSettings(ProviderSettings):
+    """`issuer.acme.httpreq`; the two secrets, if named, are the endpoint's basic authentication.
+
+    `endpoint` is https, or http to this machine or without authentication. `recursive_nameservers` are who must show a
+    record, unless another key says who.
     """
 
-    url: str
-    raw: bool = False
+    endpoint: HttpUrl
+    mode: HttpreqMode = HttpreqMode.DEFAULT
     username_secret: str = ""
     password_secret: str = ""
-    timeout: timedelta = timedelta(seconds=10)
-    ca_bundle: Path | None = None
+    propagation_timeout: PositiveSpan | None = field(default=timedelta(seconds=30), kw_only=True)
+    polling_interval: PositiveSpan | None = field(default=timedelta(seconds=2), kw_only=True)
+    http_timeout: PositiveSpan = timedelta(seconds=10)
+    recursive_nameservers: tuple[DnsServerAddress, ...] = ()
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """Basic authentication has two halves."""
+        if bool(self.username_secret) != bool(self.password_secret):
+            missing = "password_secret" if self.username_secret else "username_secret"
+            yield KeyProblem(missing, "is required beside the other one", "name both secrets, or neither")
+
+    @override
+    def make(self, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
+        return HttpreqProvider(self, secrets, clock, rng)
 
 
 class HttpreqProvider(DnsProvider):
     """A `DnsProvider` that asks an HTTP endpoint. In the raw mode a record's id is its key authorization."""
 
-    def __init__(self, endpoint: HttpreqEndpoint, secrets: SecretSource, clock: Clock, rng: random.Random) -> None:
+    def __init__(self, settings: HttpreqSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> None:
         """Nothing is sent yet; secrets are read at each use.
 
         Raises:
             ConfigurationError: the endpoint's URL can't be used.
         """
         self._url = configured_endpoint(
-            endpoint.url,
+            settings.endpoint,
             "issuer.acme.httpreq.endpoint",
-            secret=bool(endpoint.username_secret or endpoint.password_secret),
+            secret=bool(settings.username_secret or settings.password_secret),
         ).rstrip("/")
-        self._endpoint, self._secrets, self._clock, self._rng = endpoint, secrets, clock, rng
-        self._client = new_http_client(endpoint.timeout, endpoint.ca_bundle)
+        self._settings, self._secrets, self._clock, self._rng = settings, secrets, clock, rng
+        self._raw = settings.mode is HttpreqMode.RAW
+        self._client = new_http_client(settings.http_timeout)
 
     @override
     async def close(self) -> None:
@@ -81,13 +108,13 @@ class HttpreqProvider(DnsProvider):
             RefusalError: DNS_REJECTED: in the raw mode, whose endpoint makes the name itself, a delegated name that
                 isn't a challenge's.
         """
-        if self._endpoint.raw and not challenge.record_name.startswith(_LABEL):
+        if self._raw and not challenge.record_name.startswith(_LABEL):
             message = (
                 f"the challenge of {challenge.domain} is delegated to {challenge.record_name}, and httpreq's raw mode "
                 f"tells its endpoint domains, not names: use mode: default, or a target that begins with {_LABEL}"
             )
             raise RefusalError(Reason.DNS_REJECTED, message)
-        record_id = challenge.key_authorization if self._endpoint.raw else ""
+        record_id = challenge.key_authorization if self._raw else ""
         return TxtRecord("", challenge.record_name, challenge.record_value, record_id, profile.credentials)
 
     @override
@@ -101,9 +128,9 @@ class HttpreqProvider(DnsProvider):
 
     async def _post(self, what: str, record: TxtRecord, deadline: Deadline) -> None:
         auth = httpx.Auth()  # adds nothing
-        if self._endpoint.username_secret:
-            username = await self._secrets.read(self._endpoint.username_secret)
-            auth = httpx.BasicAuth(username, await self._secrets.read(self._endpoint.password_secret))
+        if self._settings.username_secret:
+            username = await self._secrets.read(self._settings.username_secret)
+            auth = httpx.BasicAuth(username, await self._secrets.read(self._settings.password_secret))
         await repeat(
             lambda: self._post_once(what, self._body(record), auth, deadline),
             deadline=deadline,
@@ -114,13 +141,13 @@ class HttpreqProvider(DnsProvider):
         )
 
     def _body(self, record: TxtRecord) -> dict[str, str]:
-        if not self._endpoint.raw:
+        if not self._raw:
             return {"fqdn": f"{record.name}.", "value": record.value}
         token, _, _ = record.record_id.partition(".")
         return {"domain": record.name.removeprefix(_LABEL), "token": token, "keyAuth": record.record_id}
 
     async def _post_once(self, what: str, body: dict[str, str], auth: httpx.Auth, deadline: Deadline) -> None:
-        seconds = min(self._endpoint.timeout, deadline.left).total_seconds()
+        seconds = min(self._settings.http_timeout, deadline.left).total_seconds()
         try:
             async with asyncio.timeout(seconds):
                 answer = await self._client.post(f"{self._url}/{what}", json=body, auth=auth)

@@ -25,12 +25,13 @@ from typing_extensions import override
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.program import SEARCH_PATH, NotStartedError, run_program
-from certplane.broker.issuers.dns.provider import DnsProvider
+from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
-from certplane.config.values import HostPort
+from certplane.config.values import HostPort, PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import Clock
 
 _REPEAT = Backoff(first=timedelta(seconds=2), most=timedelta(seconds=20), floor=timedelta(seconds=1))
 _PROCESSES = 4
@@ -41,37 +42,36 @@ _PROVIDERS = Path("_private", "providers")
 
 
 @dataclass(frozen=True, slots=True)
-class LexiconApi:
-    """`issuer.acme.lexicon`.
+class LexiconSettings(ProviderSettings):
+    """`issuer.acme.lexicon`; `provider` is lexicon's name of the DNS API, and `options` are its other options.
 
-    Attributes:
-        provider: lexicon's name of it.
-        credentials: name of the secret, as `read_credentials` takes it. A profile's `credentials` may name another.
-        options: the provider's other options.
-        resolvers: by which the zone is found; none for those of this machine.
-        timeout: of one call.
-        ttl: of the records.
+    `credentials` names the secret, as `read_credentials` takes it, for profiles that name none. The zone is found by
+    `recursive_nameservers`, or those of this machine. `timeout` is for one call.
     """
 
     provider: str
-    credentials: str
+    credentials: str = "lexicon/credentials"
     options: Mapping[str, str] = field(default_factory=dict)
-    resolvers: tuple[HostPort, ...] = ()
-    timeout: timedelta = timedelta(seconds=60)
-    ttl: timedelta = timedelta(seconds=60)
+    recursive_nameservers: tuple[HostPort, ...] = ()
+    timeout: PositiveSpan = timedelta(seconds=60)
+    ttl: PositiveSpan = timedelta(seconds=60)
+
+    @override
+    def make(self, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
+        return LexiconProvider(self, secrets, rng)
 
 
 class LexiconProvider(DnsProvider):
     """A `DnsProvider` that is any of lexicon's."""
 
-    def __init__(self, api: LexiconApi, secrets: SecretSource, rng: random.Random) -> None:
+    def __init__(self, settings: LexiconSettings, secrets: SecretSource, rng: random.Random) -> None:
         """Nothing is run yet; credentials are read at each use.
 
         Raises:
             ConfigurationError: lexicon isn't installed, or has no such provider.
         """
-        _check_installed(api.provider)
-        self._api, self._secrets, self._rng = api, secrets, rng
+        _check_installed(settings.provider)
+        self._settings, self._secrets, self._rng = settings, secrets, rng
         self._processes = asyncio.Semaphore(_PROCESSES)
 
     async def close(self) -> None:
@@ -91,21 +91,21 @@ class LexiconProvider(DnsProvider):
         await self._call("delete", record, deadline)
 
     async def _call(self, operation: str, record: TxtRecord, deadline: Deadline) -> None:
-        secret = record.credentials or self._api.credentials
+        secret = record.credentials or self._settings.credentials
         credentials = read_credentials(secret, await self._secrets.read(secret))
         told = json.dumps(
             {
                 "operation": operation,
                 "name": record.name,
                 "value": record.value,
-                "resolvers": [[resolver.host, resolver.port] for resolver in self._api.resolvers],
+                "resolvers": [[resolver.host, resolver.port] for resolver in self._settings.recursive_nameservers],
                 "secrets": list(credentials.values()),
                 "config": {
-                    "provider_name": self._api.provider,
+                    "provider_name": self._settings.provider,
                     "domain": record.name,
                     "resolve_zone_name": True,
-                    "ttl": int(self._api.ttl.total_seconds()),
-                    self._api.provider: {**_options(self._api.options), **credentials},
+                    "ttl": int(self._settings.ttl.total_seconds()),
+                    self._settings.provider: {**_options(self._settings.options), **credentials},
                 },
             }
         ).encode()
@@ -119,7 +119,7 @@ class LexiconProvider(DnsProvider):
         )
 
     async def _call_once(self, operation: str, name: str, told: bytes, deadline: Deadline) -> None:
-        what = f"lexicon's provider {self._api.provider} did not {operation} the record at {name}"
+        what = f"lexicon's provider {self._settings.provider} did not {operation} the record at {name}"
         environment = {key: value for key in _PASSED_ON if (value := os.environ.get(key))}
         async with self._processes:
             try:
@@ -127,7 +127,7 @@ class LexiconProvider(DnsProvider):
                     [sys.executable, "-P", "-m", "certplane.broker.issuers.dns.lexicon_call"],
                     environment={"PATH": SEARCH_PATH, "LANG": "C.UTF-8", "HOME": "/", **environment},
                     told=told,
-                    timeout=min(self._api.timeout, deadline.left),
+                    timeout=min(self._settings.timeout, deadline.left),
                 )
             except NotStartedError as error:
                 raise RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: no process for it: {error}") from error

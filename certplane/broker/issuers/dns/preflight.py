@@ -24,9 +24,9 @@ from certplane.broker.issuers.dns.caa import ParentRecords, Verdict, judge, rele
 from certplane.broker.issuers.dns.delegation import Delegations
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
 from certplane.broker.issuers.dns.lookup import NameServer
-from certplane.broker.issuers.dns.propagation import Mode
 from certplane.broker.issuers.dns.provider import CheckableProvider
 from certplane.broker.issuers.dns.routes import Routes
+from certplane.broker.issuers.dns.settings import Mode
 from certplane.broker.model import PreflightCheck, PreflightResult, Profile
 from certplane.broker.ports import CaaIdentity, CaaIdentitySource, OrderPreflight
 from certplane.errors import Reason, RefusalError

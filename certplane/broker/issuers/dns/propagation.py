@@ -24,7 +24,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 
 import dns.name
 import dns.rdatatype
@@ -41,6 +40,7 @@ from certplane.broker.issuers.dns.dns_messages import (
     renaming_in,
 )
 from certplane.broker.issuers.dns.lookup import DnsLookup, NameServer
+from certplane.broker.issuers.dns.settings import Mode
 from certplane.broker.issuers.dns.wildcards import is_wildcard_alias
 from certplane.broker.model import TxtRecord
 from certplane.errors import Reason, RefusalError
@@ -68,14 +68,6 @@ class _Finding:
 
     lacks: str = ""
     silent: str = ""
-
-
-class Mode(StrEnum):
-    """Who is asked; values are those of the configuration."""
-
-    AUTHORITATIVE = "authoritative"
-    RECURSIVE = "recursive"
-    WAIT = "wait"
 
 
 class PropagationCheck:

@@ -1,14 +1,23 @@
-"""What a DNS API does for the solver."""
+"""What a DNS API does for the solver, and what every provider's section of broker.yml has.
+
+A provider is one module here with its section, which makes the provider, and is registered by a field of
+`providers.ProviderSections`.
+"""
 
 from __future__ import annotations
 
+import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.ports import SecretSource
+from certplane.config.values import PositiveSpan
 from certplane.errors import Reason, RefusalError
+from certplane.runtime.clock import Clock
 
 
 class NoSuchZoneError(RefusalError):
@@ -84,3 +93,25 @@ class BatchingProvider(Protocol):
     def gathers_writes(self) -> bool:
         """True: give it all writes at once, those for one name too; it limits and orders its calls itself."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderSettings(ABC):
+    """A provider's section below `issuer.acme`; its fields are keys.
+
+    Keys that end in `_secret` name secrets, and so does `profiles_key`, for profiles that name none: `check` reads
+    these secrets. The two times count for this provider's records instead of those of `propagation`. broker.yml is read
+    without the package that a provider is made with: a large one is imported in `make`.
+    """
+
+    profiles_key: ClassVar[str] = "credentials"
+    propagation_timeout: PositiveSpan | None = None
+    polling_interval: PositiveSpan | None = None
+
+    @abstractmethod
+    def make(self, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
+        """The provider; nothing is sent yet, and secrets are read at each use.
+
+        Raises:
+            ConfigurationError: something in the section can't be used, told with its whole key.
+        """

@@ -9,23 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.propagation import PropagationCheck
 from certplane.broker.issuers.dns.provider import BatchingProvider, DnsProvider
-
-
-class Follow(StrEnum):
-    """Which CNAMEs at challenge names are followed; values are those of the configuration."""
-
-    AUTO = "auto"
-    """All but a wildcard's that leads to no name of `dns.delegations`."""
-    ALWAYS = "always"
-    """All: one that leads elsewhere is an error."""
-    NEVER = "never"
-    """None: the record is written at the challenge name itself."""
-
+from certplane.broker.issuers.dns.settings import Follow
 
 _PARALLEL = 4
 """Writes under way at once at a provider that gathers none. DNS APIs limit their callers."""

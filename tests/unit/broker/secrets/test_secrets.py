@@ -11,10 +11,11 @@ from httpx import AsyncClient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certplane.broker.ports import SecretSource
 from certplane.broker.secrets.env import EnvSecrets, variable_name
-from certplane.broker.secrets.files import FileSecrets
-from certplane.broker.secrets.source import SecretsSetup, open_secrets
-from certplane.broker.secrets.vault import VaultSecrets, VaultStore
+from certplane.broker.secrets.files import FileSecrets, FileSecretsSettings
+from certplane.broker.secrets.source import SecretsProvider, SecretsSettings, open_secrets
+from certplane.broker.secrets.vault import VaultSecrets
 from certplane.errors import ConfigurationError, Reason, RefusalError
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock
@@ -177,31 +178,29 @@ async def test_missing_file(folder: Path, pool: BlockingPool) -> None:
     assert said == "the secret 'cloudflare/other' can't be read: No such file or directory"
 
 
-def setup_of(provider: str, pool: BlockingPool, directory: Path | None = None, **environ: str) -> SecretsSetup:
-    return SecretsSetup(
-        provider=provider,
+def opened(provider: str, pool: BlockingPool, directory: Path | None = None, **environ: str) -> SecretSource:
+    return open_secrets(
+        SecretsSettings(SecretsProvider(provider), FileSecretsSettings(directory)),
         environ=environ,
+        vault_clients=lambda _: AsyncClient,
         pool=pool,
         clock=ManualClock(),
-        directory=directory,
-        store=VaultStore(provider, ""),
-        new_client=lambda _: AsyncClient,
     )
 
 
 def test_choosing_a_source(folder: Path, pool: BlockingPool) -> None:
     """Each provider of the format is there."""
     vault = {"VAULT_ADDR": "https://vault.example:8200", "VAULT_TOKEN": "t"}
-    assert isinstance(open_secrets(setup_of("env", pool)), EnvSecrets)
-    assert isinstance(open_secrets(setup_of("file", pool, folder)), FileSecrets)
-    assert isinstance(open_secrets(setup_of("vault", pool, **vault)), VaultSecrets)
-    assert isinstance(open_secrets(setup_of("openbao", pool, **vault)), VaultSecrets)
+    assert isinstance(opened("env", pool), EnvSecrets)
+    assert isinstance(opened("file", pool, folder), FileSecrets)
+    assert isinstance(opened("vault", pool, **vault), VaultSecrets)
+    assert isinstance(opened("openbao", pool, **vault), VaultSecrets)
 
 
 def test_directory_must_be_there(tmp_path: Path, pool: BlockingPool) -> None:
     """A wrong directory is found at the start, not at the first renewal."""
     with pytest.raises(ConfigurationError, match=r"secrets\.file\.directory"):
-        open_secrets(setup_of("file", pool, tmp_path / "nowhere"))
+        opened("file", pool, tmp_path / "nowhere")
 
 
 async def test_credentials_of_systemd(folder: Path, pool: BlockingPool) -> None:
@@ -209,11 +208,11 @@ async def test_credentials_of_systemd(folder: Path, pool: BlockingPool) -> None:
     credentials = folder.parent / "credentials"
     credentials.mkdir()
     write(credentials / "cloudflare_whisper-cl", "from systemd\n", 0o400)
-    source = open_secrets(setup_of("file", pool, CREDENTIALS_DIRECTORY=str(credentials)))
+    source = opened("file", pool, CREDENTIALS_DIRECTORY=str(credentials))
     assert await source.read("cloudflare/whisper-cl") == "from systemd"
-    source = open_secrets(setup_of("file", pool, credentials, CREDENTIALS_DIRECTORY=str(credentials)))
+    source = opened("file", pool, credentials, CREDENTIALS_DIRECTORY=str(credentials))
     assert await source.read("cloudflare/whisper-cl") == "from systemd"
-    source = open_secrets(setup_of("file", pool, folder, CREDENTIALS_DIRECTORY=str(credentials)))
+    source = opened("file", pool, folder, CREDENTIALS_DIRECTORY=str(credentials))
     assert await source.read("cloudflare/whisper-cl") == "s3cret"
 
 
@@ -242,6 +241,6 @@ def test_vault_that_is_not_configured(
 ) -> None:
     """What neither the file nor the environment says is told at the start, with both ways to say it."""
     with pytest.raises(ConfigurationError) as caught:
-        open_secrets(setup_of(provider, pool, **environ))
+        opened(provider, pool, **environ)
     (problem,) = caught.value.problems
     assert (problem.key, remedy in problem.remedy) == (key, True)

@@ -16,7 +16,7 @@ import pytest
 
 from certplane.broker.issuers.dns.http_client import new_http_client
 from certplane.broker.ports import KeepsSecrets
-from certplane.broker.secrets.vault import VaultSecrets, VaultStore
+from certplane.broker.secrets.vault import VaultSecrets, VaultSettings
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock
@@ -42,8 +42,9 @@ class World:
     ) -> VaultSecrets:
         if environ is None and "token_file" not in store:
             store.setdefault("token", self.vault.token)
-        made = VaultStore(product, self.vault.url, kv_version=self.vault.version, timeout=TIMEOUT)
+        made = VaultSettings(self.vault.url, kv_version=self.vault.version, timeout=TIMEOUT)
         return VaultSecrets(
+            product,
             dataclasses.replace(made, **store),
             environ=environ or {},
             new_client=new_client or (lambda: new_http_client(TIMEOUT)),
@@ -255,7 +256,7 @@ async def test_private_authority(tmp_path: Path, pool: BlockingPool) -> None:
 
 async def test_is_kept_briefly(first: World) -> None:
     """One request serves for the time that it is kept, and a new secret is seen after it."""
-    source = first.source(fresh=timedelta(seconds=30))
+    source = first.source(cache=timedelta(seconds=30))
     assert [await source.read(NAME) for _ in range(3)] == ["s3cret"] * 3
     assert len(first.vault.requests) == 1
     first.vault.entries[NAME] = {"value": "rotated"}
@@ -285,7 +286,7 @@ async def test_forgets_what_was_refused(first: World) -> None:
 
 async def test_nothing_is_kept(first: World) -> None:
     """With no time to keep, each read asks."""
-    source = first.source(fresh=timedelta())
+    source = first.source(cache=timedelta())
     assert [await source.read(NAME) for _ in range(2)] == ["s3cret"] * 2
     assert len(first.vault.requests) == 2
 
@@ -317,4 +318,4 @@ async def test_concurrent_readers_ask_once(first: World) -> None:
 
 def test_token_is_not_shown() -> None:
     """A store in a log line shows no token."""
-    assert "hvs.x" not in repr(VaultStore("vault", "https://v", token="hvs.x"))
+    assert "hvs.x" not in repr(VaultSettings("https://v", token="hvs.x"))

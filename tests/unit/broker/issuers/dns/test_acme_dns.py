@@ -16,7 +16,7 @@ import pytest
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.acme_dns import AcmeDnsProvider
-from certplane.broker.issuers.dns.acme_dns import AcmeDnsServer as Settings
+from certplane.broker.issuers.dns.acme_dns import AcmeDnsSettings as Settings
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
@@ -51,8 +51,8 @@ def secrets(account: dict[str, str]) -> FakeSecretSource:
 
 @pytest.fixture
 async def provider(server: AcmeDnsServer, secrets: FakeSecretSource) -> AsyncIterator[AcmeDnsProvider]:
-    settings = Settings(server.url, "acme-dns/accounts", spacing=AGE)
-    provider = AcmeDnsProvider(settings, secrets, SystemClock(), random.Random(1))
+    settings = Settings(server.url, "acme-dns/accounts")
+    provider = AcmeDnsProvider(settings, secrets, SystemClock(), random.Random(1), spacing=AGE)
     yield provider
     await provider.close()
 
@@ -240,8 +240,8 @@ async def test_answers(
 
 async def test_nobody_there(secrets: FakeSecretSource) -> None:
     """A server that can't be reached passes."""
-    settings = Settings("http://127.0.0.1:1", "acme-dns/accounts", spacing=AGE)
-    provider = AcmeDnsProvider(settings, secrets, SystemClock(), random.Random(1))
+    settings = Settings("http://127.0.0.1:1", "acme-dns/accounts")
+    provider = AcmeDnsProvider(settings, secrets, SystemClock(), random.Random(1), spacing=AGE)
     assert (await refusal_of(provider)).reason is Reason.DNS_UNAVAILABLE
     await provider.close()
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.cloudflare import CloudflareProvider
-from certplane.broker.issuers.dns.cloudflare_calls import CloudflareApi as Settings
-from certplane.broker.issuers.dns.cloudflare_calls import unquoted as _unquoted
+from certplane.broker.issuers.dns.cloudflare import CloudflareSettings as Settings
+from certplane.broker.issuers.dns.cloudflare.calls import unquoted as _unquoted
+from certplane.broker.issuers.dns.cloudflare.provider import CloudflareProvider
 from certplane.broker.issuers.dns.http_client import LARGEST_BODY
 from certplane.broker.model import TxtRecord
 from certplane.config.values import HostPort
@@ -64,8 +64,8 @@ def secrets(api: CloudflareApi) -> FakeSecretSource:
 async def provider(
     api: CloudflareApi, secrets: FakeSecretSource, clock: ShiftedClock
 ) -> AsyncIterator[CloudflareProvider]:
-    settings = Settings(api.base_url, "cf/token", timedelta(seconds=5), ca_bundle=api.roots_file)
-    provider = CloudflareProvider(settings, secrets, clock, random.Random(1))
+    settings = Settings(api.base_url, "cf/token", timedelta(seconds=5))
+    provider = CloudflareProvider(settings, secrets, clock, random.Random(1), ca_bundle=api.roots_file)
     yield provider
     await provider.close()
     await asyncio.sleep(0.01)  # the loop closes the transports of connections that broke off in its next rounds
@@ -142,8 +142,8 @@ async def test_many_zones(tmp_path: Path) -> None:
     zones = [f"z{number}.test" for number in range(120)]
     async with SandboxDnsServer(zones) as server, CloudflareApi(tmp_path / "cf", server.endpoint) as api:
         secrets = FakeSecretSource({"cf/token": api.token})
-        settings = Settings(api.base_url, "cf/token", ca_bundle=api.roots_file)
-        provider = CloudflareProvider(settings, secrets, SystemClock(), random.Random(1))
+        settings = Settings(api.base_url, "cf/token")
+        provider = CloudflareProvider(settings, secrets, SystemClock(), random.Random(1), ca_bundle=api.roots_file)
         assert (await provider.add_txt(TxtRecord("", "_acme-challenge.z119.test", "x"), soon())).zone == "z119.test"
         await provider.close()
         assert api.count("GET", "/zones") == 3
@@ -476,8 +476,8 @@ async def test_budget_is_shared_by_tokens(
 ) -> None:
     """Cloudflare counts a user's calls, whichever token they have."""
     secrets.secrets["cf/other"] = api.token
-    settings = Settings(api.base_url, "cf/token", ca_bundle=api.roots_file, calls_per_five_minutes=12)
-    provider = CloudflareProvider(settings, secrets, SystemClock(), random.Random(1))
+    settings = Settings(api.base_url, "cf/token", calls_per_five_minutes=12)
+    provider = CloudflareProvider(settings, secrets, SystemClock(), random.Random(1), ca_bundle=api.roots_file)
     await provider.add_txt(named(0), soon())  # a list of zones and a record, of a burst of three
     refusal = await refusal_of(provider, replace(named(1), credentials="cf/other"))
     assert (refusal.reason, "12 calls in 300 s" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)

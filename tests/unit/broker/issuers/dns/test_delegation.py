@@ -16,8 +16,9 @@ import pytest
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.delegation import Delegations, Place
 from certplane.broker.issuers.dns.lookup import DnsLookup
-from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
-from certplane.broker.issuers.dns.routes import Follow, Route, Routes
+from certplane.broker.issuers.dns.propagation import PropagationCheck
+from certplane.broker.issuers.dns.routes import Route, Routes
+from certplane.broker.issuers.dns.settings import Follow, Mode
 from certplane.config.values import HostPort
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.exec import ExecProvider, OperatorProgram
+from certplane.broker.issuers.dns.exec import ExecProvider, ExecSettings
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
@@ -36,7 +36,7 @@ def make(tmp_path: Path) -> Make:
         path = tmp_path / "hook"
         path.write_text(f"#!/bin/sh\nD='{tmp_path}'\n{script}\n")
         path.chmod(0o755)
-        program = OperatorProgram(path, credentials, timedelta(seconds=seconds))
+        program = ExecSettings(path, credentials, timedelta(seconds=seconds))
         return ExecProvider(program, FakeSecretSource(SECRETS), random.Random(1))
 
     return make
@@ -236,7 +236,7 @@ def test_programs_that_are_refused(tmp_path: Path, path: str, mode: int | None, 
         (tmp_path / "hook").write_text("#!/bin/sh\n")
         (tmp_path / "hook").chmod(mode)
     with pytest.raises(ConfigurationError) as caught:
-        ExecProvider(OperatorProgram(Path(path.format(tmp_path))), FakeSecretSource(), random.Random(1))
+        ExecProvider(ExecSettings(Path(path.format(tmp_path))), FakeSecretSource(), random.Random(1))
     (problem,) = caught.value.problems
     assert (problem.key, message in problem.message) == ("issuer.acme.exec.program", True)
 

@@ -11,7 +11,7 @@ import pytest
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.http_client import LARGEST_BODY
-from certplane.broker.issuers.dns.httpreq import HttpreqEndpoint, HttpreqProvider
+from certplane.broker.issuers.dns.httpreq import HttpreqMode, HttpreqProvider, HttpreqSettings
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
@@ -33,12 +33,12 @@ def server() -> Iterator[HttpreqServer]:
 
 @pytest.fixture
 async def provider(server: HttpreqServer) -> AsyncIterator[HttpreqProvider]:
-    provider = made(HttpreqEndpoint(f"{server.url}/"))
+    provider = made(HttpreqSettings(f"{server.url}/"))
     yield provider
     await provider.close()
 
 
-def made(endpoint: HttpreqEndpoint) -> HttpreqProvider:
+def made(endpoint: HttpreqSettings) -> HttpreqProvider:
     return HttpreqProvider(endpoint, FakeSecretSource(SECRETS), SystemClock(), random.Random(1))
 
 
@@ -63,7 +63,7 @@ async def test_default_mode(server: HttpreqServer, provider: HttpreqProvider) ->
 
 async def test_raw_mode(server: HttpreqServer) -> None:
     """Domain, token and key authorization, from the journalled record alone."""
-    provider = made(HttpreqEndpoint(server.url, raw=True))
+    provider = made(HttpreqSettings(server.url, mode=HttpreqMode.RAW))
     record = provider.plan(CHALLENGE, PROFILE)
     await provider.add_txt(record, soon())
     await provider.remove_txt(TxtRecord("", record.name, record.value, record.record_id), soon())
@@ -74,18 +74,18 @@ async def test_raw_mode(server: HttpreqServer) -> None:
 
 def test_raw_mode_of_a_delegated_name() -> None:
     """The endpoint would make another name of it: that is told when the record is planned."""
-    provider = made(HttpreqEndpoint("https://dns.example/hook", raw=True))
+    provider = made(HttpreqSettings("https://dns.example/hook", mode=HttpreqMode.RAW))
     delegated = replace(CHALLENGE, record_name="www.acme.example.test")
     with pytest.raises(RefusalError, match="mode: default"):
         provider.plan(delegated, PROFILE)
     assert provider.plan(replace(CHALLENGE, record_name="_acme-challenge.x.example.test"), PROFILE).name
-    assert made(HttpreqEndpoint("https://dns.example/hook")).plan(delegated, PROFILE).name == "www.acme.example.test"
+    assert made(HttpreqSettings("https://dns.example/hook")).plan(delegated, PROFILE).name == "www.acme.example.test"
 
 
 async def test_basic_authentication(server: HttpreqServer) -> None:
     """User and password come from the secrets, also beyond ASCII; wrong ones are a person's job."""
     server.credentials = ("joe", "pa:ss\u00f6")
-    provider = made(HttpreqEndpoint(server.url, username_secret="http/user", password_secret="http/password"))
+    provider = made(HttpreqSettings(server.url, username_secret="http/user", password_secret="http/password"))
     await provider.add_txt(RECORD, soon())
     server.credentials = ("joe", "changed")
     refusal = await refusal_of(provider)
@@ -95,7 +95,7 @@ async def test_basic_authentication(server: HttpreqServer) -> None:
 
 async def test_missing_secret(server: HttpreqServer) -> None:
     """A secret that isn't there is named, and nothing is sent."""
-    provider = made(HttpreqEndpoint(server.url, username_secret="http/nobody", password_secret="http/password"))
+    provider = made(HttpreqSettings(server.url, username_secret="http/nobody", password_secret="http/password"))
     refusal = await refusal_of(provider)
     await provider.close()
     assert (refusal.reason, "http/nobody" in refusal.message) == (Reason.DNS_REJECTED, True)
@@ -153,7 +153,7 @@ async def test_bodies_are_limited(
 
 async def test_endpoint_that_is_away() -> None:
     """Nobody listens: temporary."""
-    provider = made(HttpreqEndpoint("http://127.0.0.1:1"))
+    provider = made(HttpreqSettings("http://127.0.0.1:1"))
     refusal = await refusal_of(provider)
     await provider.close()
     assert (refusal.reason, "ConnectError" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
@@ -162,5 +162,5 @@ async def test_endpoint_that_is_away() -> None:
 def test_credentials_do_not_travel_in_the_clear() -> None:
     """An endpoint on another machine that is sent credentials must be https; without them there is nothing to read."""
     with pytest.raises(ConfigurationError, match="https"):
-        made(HttpreqEndpoint("http://dns.certplane.test", username_secret="user", password_secret="password"))
-    made(HttpreqEndpoint("http://dns.certplane.test"))
+        made(HttpreqSettings("http://dns.certplane.test", username_secret="user", password_secret="password"))
+    made(HttpreqSettings("http://dns.certplane.test"))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns import lexicon, lexicon_call
-from certplane.broker.issuers.dns.lexicon import LexiconApi, LexiconProvider, read_credentials
+from certplane.broker.issuers.dns.lexicon import LexiconProvider, LexiconSettings, read_credentials
 from certplane.broker.issuers.dns.program import Ended, NotStartedError
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import ConfigurationError, Reason, RefusalError
@@ -63,7 +63,7 @@ def test_lexicon_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The optional package is missed at the start, with the way to get it."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigurationError) as caught:
-        LexiconProvider(LexiconApi("powerdns", "x"), FakeSecretSource(), random.Random(1))
+        LexiconProvider(LexiconSettings("powerdns", "x"), FakeSecretSource(), random.Random(1))
     (problem,) = caught.value.problems
     assert (problem.key, "optional.txt" in problem.remedy) == ("issuer.acme.lexicon", True)
 
@@ -79,14 +79,14 @@ def test_lexicon_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_provider_that_lexicon_does_not_have(provider: str, remedy: str) -> None:
     """A mistyped provider is found at the start."""
     with pytest.raises(ConfigurationError) as caught:
-        LexiconProvider(LexiconApi(provider, "x"), FakeSecretSource(), random.Random(1))
+        LexiconProvider(LexiconSettings(provider, "x"), FakeSecretSource(), random.Random(1))
     (problem,) = caught.value.problems
     assert (problem.key, remedy in problem.remedy) == ("issuer.acme.lexicon.provider", True)
 
 
 def test_plan() -> None:
     """A record is what the challenge wants, with the profile's secret."""
-    provider = LexiconProvider(LexiconApi("powerdns", "x"), FakeSecretSource(), random.Random(1))
+    provider = LexiconProvider(LexiconSettings("powerdns", "x"), FakeSecretSource(), random.Random(1))
     challenge = DnsChallenge("www.certplane.test", NAME, "value", "https://ca/a", "https://ca/c", "t.t")
     profile = Profile("web", "multi_san", ("www.certplane.test",), "hash", credentials="dns/other")
     assert provider.plan(challenge, profile) == TxtRecord("", NAME, "value", credentials="dns/other")
@@ -120,7 +120,7 @@ async def test_ends_of_the_process(
         return ended
 
     monkeypatch.setattr(lexicon, "run_program", run)
-    provider = LexiconProvider(LexiconApi("powerdns", "x"), FakeSecretSource({"x": "t"}), random.Random(1))
+    provider = LexiconProvider(LexiconSettings("powerdns", "x"), FakeSecretSource({"x": "t"}), random.Random(1))
     with pytest.raises(RefusalError) as caught:
         await provider.add_txt(RECORD, Deadline.after(timedelta(seconds=0.1), SystemClock()))
     assert (caught.value.refusal.reason, message in caught.value.refusal.message) == (reason, True)
@@ -138,7 +138,7 @@ async def test_what_the_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("LEXICON_POWERDNS_AUTH_TOKEN", "of the broker")
     secrets = FakeSecretSource({"dns/other": "hunter2"})
-    api = LexiconApi("powerdns", "x", {"pdns-server": "https://p"}, ttl=timedelta(minutes=2))
+    api = LexiconSettings("powerdns", "x", {"pdns-server": "https://p"}, ttl=timedelta(minutes=2))
     provider = LexiconProvider(api, secrets, random.Random(1))
     record = TxtRecord("", NAME, "value", credentials="dns/other")
     await provider.remove_txt(record, Deadline.after(timedelta(seconds=5), SystemClock()))
@@ -197,8 +197,8 @@ def test_lexicon_is_loaded_by_its_process_alone() -> None:
     """The broker's own process finds lexicon without loading it."""
     code = """
 import random, sys
-from certplane.broker.issuers.dns.lexicon import LexiconApi, LexiconProvider
-LexiconProvider(LexiconApi("powerdns", "x"), None, random.Random())
+from certplane.broker.issuers.dns.lexicon import LexiconSettings, LexiconProvider
+LexiconProvider(LexiconSettings("powerdns", "x"), None, random.Random())
 sys.exit("lexicon" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=HANG).returncode == 0

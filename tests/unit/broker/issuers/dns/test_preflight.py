@@ -11,9 +11,10 @@ import pytest
 from certplane.broker.issuers.dns.delegation import Delegations
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.preflight import DnsPreflight
-from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
+from certplane.broker.issuers.dns.propagation import PropagationCheck
 from certplane.broker.issuers.dns.provider import DnsProvider, NoSuchZoneError
 from certplane.broker.issuers.dns.routes import Route, Routes
+from certplane.broker.issuers.dns.settings import Mode
 from certplane.broker.model import PreflightResult, Profile
 from certplane.broker.ports import CaaIdentity
 from certplane.config.values import HostPort

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import MALFORMED, alias_in, lacking_txt, name_of
 from certplane.broker.issuers.dns.lookup import DnsLookup
-from certplane.broker.issuers.dns.propagation import Mode, PropagationCheck
+from certplane.broker.issuers.dns.propagation import PropagationCheck
+from certplane.broker.issuers.dns.settings import Mode
 from certplane.broker.model import TxtRecord
 from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError

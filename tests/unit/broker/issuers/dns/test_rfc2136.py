@@ -19,7 +19,8 @@ import dns.update
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.rfc2136 import Rfc2136Provider, UpdateServer
+from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
+from certplane.broker.issuers.dns.rfc2136.provider import Rfc2136Provider
 from certplane.broker.model import TxtRecord
 from certplane.config.values import HostPort
 from certplane.errors import Reason, Refusal, RefusalError
@@ -36,7 +37,7 @@ Answering = Callable[[dns.message.Message], dns.message.Message]
 
 
 def provider_for(port: int, secret: str = SECRET, key_name: str = "key") -> Rfc2136Provider:
-    server = UpdateServer(HostPort("127.0.0.1", port), key_name, "tsig", timeout=timedelta(seconds=2))
+    server = Rfc2136Settings(HostPort("127.0.0.1", port), key_name, "tsig", timeout=timedelta(seconds=2))
     return Rfc2136Provider(server, FakeSecretSource({"tsig": secret}), random.Random(1))
 
 
@@ -188,7 +189,7 @@ async def test_resolver_is_no_primary() -> None:
 async def test_nearest_zone_is_taken(sandbox_dns: SandboxDnsServer) -> None:
     """A delegated zone on the same server is updated itself, not the one above."""
     endpoint = sandbox_dns.endpoint
-    server = UpdateServer(HostPort("127.0.0.1", endpoint.port), endpoint.key.name, "tsig")
+    server = Rfc2136Settings(HostPort("127.0.0.1", endpoint.port), endpoint.key.name, "tsig")
     provider = Rfc2136Provider(server, FakeSecretSource({"tsig": endpoint.key.secret}), random.Random(1))
     for name, zone in (("_acme-challenge.a.b.sub.certplane.test", "sub.certplane.test"), (NAME, "certplane.test")):
         assert (await provider.add_txt(TxtRecord("", name, "x"), soon())).zone == zone

@@ -1,7 +1,4 @@
-"""The DNS side of broker.yml as frozen values: who writes TXT records, and how they are looked for.
-
-Part of `certplane.broker.settings`, which is what others import.
-"""
+"""How the DNS is asked and written: the DNS keys of `issuer.acme`, and the section `dns`, in general and by zone."""
 
 from __future__ import annotations
 
@@ -12,40 +9,29 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Self
 
+from certplane.broker.issuers.dns.provider import ProviderSettings
+from certplane.broker.issuers.dns.providers import DnsProviderName, ProviderSections
 from certplane.config.decoding import KeyProblem
-from certplane.config.values import DnsServerAddress, HostPort, HttpUrl, PositiveNumber, PositiveSpan
+from certplane.config.values import DnsServerAddress, HostPort, PositiveSpan
+from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.names import MAX_NAME_LENGTH
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
-_CLOUDFLARE_API = HttpUrl("https://api.cloudflare.com/client/v4")
 
 
-class DnsProvider(StrEnum):
-    """Who writes the TXT records of dns-01."""
+class Follow(StrEnum):
+    """Which CNAMEs at challenge names are followed; values are those of the configuration."""
 
-    CLOUDFLARE = "cloudflare"
-    HTTPREQ = "httpreq"
-    RFC2136 = "rfc2136"
-    ACME_DNS = "acme-dns"
-    EXEC = "exec"
-    LEXICON = "lexicon"
-
-    @property
-    def section(self) -> str:
-        """Its key below `issuer.acme`."""
-        return self.value.replace("-", "_")
+    AUTO = "auto"
+    """All but a wildcard's that leads to no name of `dns.delegations`."""
+    ALWAYS = "always"
+    """All: one that leads elsewhere is an error."""
+    NEVER = "never"
+    """None: the record is written at the challenge name itself."""
 
 
-class TsigAlgorithm(StrEnum):
-    """How dynamic updates are signed (RFC 8945 6)."""
-
-    HMAC_SHA256 = "hmac-sha256"
-    HMAC_SHA384 = "hmac-sha384"
-    HMAC_SHA512 = "hmac-sha512"
-
-
-class PropagationMode(StrEnum):
-    """Who is asked whether TXT records stand before a challenge is answered."""
+class Mode(StrEnum):
+    """Who is asked; values are those of the configuration."""
 
     AUTHORITATIVE = "authoritative"
     """Every authoritative server of the zone."""
@@ -55,88 +41,9 @@ class PropagationMode(StrEnum):
     """Nobody: the settling time is waited."""
 
 
-class FollowCnames(StrEnum):
-    """Which CNAMEs at challenge names are followed."""
-
-    AUTO = "auto"
-    """All but a wildcard's that leads to no name of `delegations`: the record at the name itself hides that one."""
-    ALWAYS = "always"
-    """All: a CNAME that leads elsewhere is an error."""
-    NEVER = "never"
-    """None: the record is written at the challenge name itself."""
-
-
-class HttpreqMode(StrEnum):
-    """What an httpreq endpoint is sent: name and value, or what they derive from."""
-
-    DEFAULT = "default"
-    RAW = "raw"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Empty is `default`; case doesn't matter (others write RAW)."""
-        mode = text.lower() or "default"
-        if mode not in set(cls):
-            raise ValueError(f"is {text[:40]!a}, must be one of {', '.join(cls)}")
-        return cls(mode)
-
-
-@dataclass(frozen=True, slots=True)
-class CloudflareSettings:
-    """`credentials` names the API token's secret, for profiles that name none. `ttl` is the TXT records'.
-
-    `calls_per_five_minutes` is for all tokens together: Cloudflare counts a user's.
-    """
-
-    base_url: HttpUrl = _CLOUDFLARE_API
-    credentials: str = "cloudflare/api-token"
-    http_timeout: PositiveSpan = timedelta(seconds=30)
-    propagation_timeout: PositiveSpan | None = None
-    polling_interval: PositiveSpan | None = None
-    ttl: PositiveSpan = timedelta(seconds=60)
-    calls_per_five_minutes: PositiveNumber = 1200
-
-
-@dataclass(frozen=True, slots=True)
-class Rfc2136Settings:
-    """Dynamic updates (RFC 2136) signed with TSIG (RFC 8945); `tsig_secret` names the base64 key's secret."""
-
-    server: HostPort
-    tsig_name: str
-    tsig_secret: str
-    tsig_algorithm: TsigAlgorithm = TsigAlgorithm.HMAC_SHA256
-    timeout: PositiveSpan = timedelta(seconds=10)
-    propagation_timeout: PositiveSpan | None = None
-    polling_interval: PositiveSpan | None = None
-    ttl: PositiveSpan = timedelta(seconds=60)
-
-
-@dataclass(frozen=True, slots=True)
-class HttpreqSettings:
-    """An HTTP endpoint that writes records; the two secrets, if named, are its basic authentication.
-
-    `recursive_nameservers` are who must show a record, unless another key says who.
-    """
-
-    endpoint: HttpUrl
-    mode: HttpreqMode = HttpreqMode.DEFAULT
-    username_secret: str = ""
-    password_secret: str = ""
-    propagation_timeout: PositiveSpan = timedelta(seconds=30)
-    polling_interval: PositiveSpan = timedelta(seconds=2)
-    http_timeout: PositiveSpan = timedelta(seconds=10)
-    recursive_nameservers: tuple[DnsServerAddress, ...] = ()
-
-    def problems(self) -> Iterator[KeyProblem]:
-        """Basic authentication has two halves."""
-        if bool(self.username_secret) != bool(self.password_secret):
-            missing = "password_secret" if self.username_secret else "username_secret"
-            yield KeyProblem(missing, "is required beside the other one", "name both secrets, or neither")
-
-
 @dataclass(frozen=True, slots=True)
 class PropagationSettings:
-    """How TXT records are looked for before a challenge is answered.
+    """`issuer.acme.propagation`: how TXT records are looked for before a challenge is answered.
 
     `nameservers` are asked instead of the zone's own authoritative servers (split DNS); `settle` is waited after the
     last of them has the records.
@@ -148,11 +55,57 @@ class PropagationSettings:
     settle: timedelta = timedelta()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChallengeSettings(ProviderSections):
+    """The keys of `issuer.acme` by which dns-01 challenges of all issuers are answered."""
+
+    dns_provider: DnsProviderName
+    propagation: PropagationSettings = field(default_factory=PropagationSettings)
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """The chosen DNS provider is configured."""
+        provider = self.dns_provider
+        if self.section_of(provider) is None:
+            yield KeyProblem(
+                provider.section, f"is required with dns_provider: {provider}", f"add `{provider.section}:`"
+            )
+
+    def section_of(self, provider: DnsProviderName) -> ProviderSettings | None:
+        """The section of `provider`; None if the file has none."""
+        section: ProviderSettings | None = getattr(self, provider.section)
+        return section
+
+    def required_section(
+        self, provider: DnsProviderName, named_by: str = "issuer.acme.dns_provider"
+    ) -> ProviderSettings:
+        """The section of `provider`, which the key `named_by` names.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        section = self.section_of(provider)
+        if section is None:
+            message = f"is {provider}, which has no section issuer.acme.{provider.section}"
+            raise ConfigurationError([ConfigurationProblem("", None, named_by, message, "add that section")])
+        return section
+
+    def propagation_of(self, provider: DnsProviderName) -> PropagationSettings:
+        """`propagation` with what the section of `provider` says instead."""
+        own = self.section_of(provider)
+        if own is None:
+            return self.propagation
+        return replace(
+            self.propagation,
+            timeout=own.propagation_timeout or self.propagation.timeout,
+            interval=own.polling_interval or self.propagation.interval,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class DnsPropagationSettings:
     """What `dns.propagation`, or that of a zone, says instead of the next more general section."""
 
-    mode: PropagationMode | None = None
+    mode: Mode | None = None
     timeout: PositiveSpan | None = None
     interval: PositiveSpan | None = None
     settle: timedelta | None = None
@@ -199,12 +152,12 @@ class DnsZoneSettings:
     """
 
     zone: ZoneName
-    provider: DnsProvider | None = None
+    provider: DnsProviderName | None = None
     server: HostPort | None = None
     credentials: str = ""
     resolvers: tuple[DnsServerAddress, ...] = ()
     authoritative_servers: tuple[DnsServerAddress, ...] = ()
-    follow_cnames: FollowCnames | None = None
+    follow_cnames: Follow | None = None
     propagation: DnsPropagationSettings = field(default_factory=DnsPropagationSettings)
 
 
@@ -216,7 +169,7 @@ class DnsSettings:
     """
 
     delegations: tuple[ZoneName, ...] = ()
-    follow_cnames: FollowCnames = FollowCnames.AUTO
+    follow_cnames: Follow = Follow.AUTO
     resolvers: tuple[DnsServerAddress, ...] = ()
     authoritative_servers: tuple[DnsServerAddress, ...] = ()
     propagation: DnsPropagationSettings = field(default_factory=DnsPropagationSettings)
@@ -240,4 +193,4 @@ _SETTLE = "add `settle: 2m`, as long as the zone's servers need"
 
 
 def _waits_for_nothing(propagation: DnsPropagationSettings) -> bool:
-    return propagation.mode is PropagationMode.WAIT and not propagation.settle
+    return propagation.mode is Mode.WAIT and not propagation.settle

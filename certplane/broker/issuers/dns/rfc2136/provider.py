@@ -31,36 +31,14 @@ from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, alias_in, name_of
 from certplane.broker.issuers.dns.provider import AccountFinding, CheckableProvider, DnsProvider, NoSuchZoneError
+from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
-from certplane.config.values import HostPort
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 
 _REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _NAME_RCODES = frozenset({dns.rcode.NOERROR, dns.rcode.NXDOMAIN})
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateServer:
-    """Where updates go, and how they are signed.
-
-    Attributes:
-        address: the primary server.
-        key_name: TSIG key's name.
-        secret_name: name of the secret that holds the key in base64; a profile's `credentials` may name another. A
-            secret may also be `name:base64` or `algorithm:name:base64`, as `nsupdate -y` takes it.
-        algorithm: of the TSIG key.
-        timeout: of one exchange.
-        ttl: of the records.
-    """
-
-    address: HostPort
-    key_name: str
-    secret_name: str
-    algorithm: str = "hmac-sha256"
-    timeout: timedelta = timedelta(seconds=10)
-    ttl: timedelta = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +51,9 @@ class _Key:
 class Rfc2136Provider(DnsProvider, CheckableProvider):
     """A `DnsProvider` that speaks to a name server itself."""
 
-    def __init__(self, server: UpdateServer, secrets: SecretSource, rng: random.Random) -> None:
+    def __init__(self, settings: Rfc2136Settings, secrets: SecretSource, rng: random.Random) -> None:
         """Nothing is sent yet; the key is read at each use."""
-        self._server, self._secrets, self._rng = server, secrets, rng
+        self._settings, self._secrets, self._rng = settings, secrets, rng
 
     async def close(self) -> None:
         """Nothing stays open."""
@@ -89,7 +67,7 @@ class Rfc2136Provider(DnsProvider, CheckableProvider):
         key = await self._key(record.credentials)
         zone = await self._zone_of(record.name, key, deadline)
         update = self._update(zone, key)
-        update.add(name_of(record.name), int(self._server.ttl.total_seconds()), _txt(record.value))
+        update.add(name_of(record.name), int(self._settings.ttl.total_seconds()), _txt(record.value))
         await self._send(update, f"add a TXT record in {zone}", deadline)
         return replace(record, zone=str(zone).rstrip("."))
 
@@ -118,10 +96,10 @@ class Rfc2136Provider(DnsProvider, CheckableProvider):
         return str(zone).rstrip(".")
 
     async def _key(self, credentials: str) -> _Key:
-        name = credentials or self._server.secret_name
+        name = credentials or self._settings.tsig_secret
         *prefix, secret = (await self._secrets.read(name)).strip().split(":")
-        key_name = prefix[-1] if prefix else self._server.key_name
-        algorithm = prefix[0] if len(prefix) == 2 else self._server.algorithm
+        key_name = prefix[-1] if prefix else self._settings.tsig_name
+        algorithm = prefix[0] if len(prefix) == 2 else self._settings.tsig_algorithm
         try:
             owner = name_of(key_name)
             content = base64.b64decode(secret, validate=True)
@@ -163,7 +141,7 @@ class Rfc2136Provider(DnsProvider, CheckableProvider):
             candidate = candidate.parent()
         if failed:
             return await self._zone_in_time(name, key, deadline)
-        message = f"the DNS server {self._server.address} isn't authoritative for a zone that holds {name}"
+        message = f"the DNS server {self._settings.server} isn't authoritative for a zone that holds {name}"
         raise NoSuchZoneError(message)
 
     async def _zone_in_time(self, name: str, key: _Key, deadline: Deadline) -> dns.name.Name:
@@ -174,7 +152,7 @@ class Rfc2136Provider(DnsProvider, CheckableProvider):
     async def _send(self, update: dns.update.UpdateMessage, what: str, deadline: Deadline) -> None:
         answer = await self._exchange(update, what, deadline)
         if answer.rcode() != dns.rcode.NOERROR:
-            message = f"the DNS server {self._server.address} refused to {what}: {dns.rcode.to_text(answer.rcode())}"
+            message = f"the DNS server {self._settings.server} refused to {what}: {dns.rcode.to_text(answer.rcode())}"
             raise RefusalError(Reason.DNS_REJECTED, message)
 
     async def _exchange(
@@ -193,8 +171,8 @@ class Rfc2136Provider(DnsProvider, CheckableProvider):
     async def _exchange_once(
         self, message: dns.message.Message, what: str, deadline: Deadline, *, servfail: bool
     ) -> dns.message.Message:
-        server = self._server.address
-        seconds = min(self._server.timeout, deadline.left).total_seconds()
+        server = self._settings.server
+        seconds = min(self._settings.timeout, deadline.left).total_seconds()
         try:
             async with asyncio.timeout(seconds):
                 address = (await addresses_of(server))[0]

@@ -13,7 +13,6 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 # The SDK and httpx load these on first use, a quarter of a second on the event loop: better at the start.
@@ -26,6 +25,7 @@ from cloudflare import APIConnectionError, APIError, APIStatusError, AsyncCloudf
 from certplane.broker.issuers.answers import one_line, parse_retry_after
 from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.issuers.dns.account_limits import CallBudget, CircuitBreaker
+from certplane.broker.issuers.dns.cloudflare import CloudflareSettings
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
@@ -41,33 +41,12 @@ _TEMPORARY_STATUSES = frozenset({408, 409, 425, 429})
 _QUOTED = re.compile(r'\s*"((?:[^"\\]|\\.)*)"\s*')
 
 
-@dataclass(frozen=True, slots=True)
-class CloudflareApi:
-    """`issuer.acme.cloudflare`.
-
-    Attributes:
-        base_url: https, or http to this machine.
-        credentials: name of the token's secret, for profiles that name none.
-        timeout: of one request.
-        ttl: of the records; Cloudflare's least is a minute.
-        ca_bundle: PEM file with the roots of a private API's server; None for the public ones.
-        calls_per_five_minutes: of all tokens together: Cloudflare counts a user's calls, the dashboard's among them.
-    """
-
-    base_url: str = "https://api.cloudflare.com/client/v4"
-    credentials: str = "cloudflare/api-token"
-    timeout: timedelta = timedelta(seconds=30)
-    ttl: timedelta = timedelta(seconds=60)
-    ca_bundle: Path | None = None
-    calls_per_five_minutes: int = 1200
-
-
 class CloudflareCalls:
     """Makes calls, within the account's limits, and repeats those that failed in passing."""
 
-    def __init__(self, api: CloudflareApi, clock: Clock, rng: random.Random, budget: CallBudget) -> None:
+    def __init__(self, settings: CloudflareSettings, clock: Clock, rng: random.Random, budget: CallBudget) -> None:
         """`budget` is shared by all tokens: Cloudflare counts a user's calls, whatever tokens they have."""
-        self._api, self._clock, self._rng, self._budget = api, clock, rng, budget
+        self._settings, self._clock, self._rng, self._budget = settings, clock, rng, budget
 
     async def call(
         self, what: str, request: Callable[[], Awaitable[T]], breaker: CircuitBreaker, deadline: Deadline
@@ -97,7 +76,7 @@ class CloudflareCalls:
 
     async def _call_once(self, what: str, request: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
         try:
-            async with asyncio.timeout(min(self._api.timeout, deadline.left).total_seconds()):
+            async with asyncio.timeout(min(self._settings.http_timeout, deadline.left).total_seconds()):
                 return await request()
         except TimeoutError as error:
             raise ApiError(Reason.DNS_UNAVAILABLE, f"Cloudflare did not {what} in time") from error
@@ -143,11 +122,11 @@ class ApiError(RefusalError):
 class TokenClient(AsyncCloudflare):
     """The SDK's client, with the token and nothing from the environment."""
 
-    def __init__(self, token: str, api: CloudflareApi, http: httpx.AsyncClient) -> None:
+    def __init__(self, token: str, settings: CloudflareSettings, http: httpx.AsyncClient) -> None:
         super().__init__(
             api_token=token,
-            base_url=api.base_url,
-            timeout=api.timeout.total_seconds(),
+            base_url=settings.base_url,
+            timeout=settings.http_timeout.total_seconds(),
             max_retries=0,
             http_client=http,
         )

@@ -15,6 +15,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, TypedDict
 
@@ -23,12 +24,12 @@ from typing_extensions import override
 from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.account_limits import CallBudget, CircuitBreaker
 from certplane.broker.issuers.dns.batching import Batches
-from certplane.broker.issuers.dns.cloudflare_calls import (
+from certplane.broker.issuers.dns.cloudflare import CloudflareSettings
+from certplane.broker.issuers.dns.cloudflare.calls import (
     CREDENTIALS,
     EXISTS,
     GONE,
     ApiError,
-    CloudflareApi,
     CloudflareCalls,
     TokenClient,
     Zone,
@@ -66,17 +67,27 @@ class _Write:
 class CloudflareProvider(DnsProvider, CheckableProvider):
     """A `DnsProvider` at Cloudflare."""
 
-    def __init__(self, api: CloudflareApi, secrets: SecretSource, clock: Clock, rng: random.Random) -> None:
+    def __init__(
+        self,
+        settings: CloudflareSettings,
+        secrets: SecretSource,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        ca_bundle: Path | None = None,
+    ) -> None:
         """Nothing is sent yet; tokens are read at each use, so that a new one needs no restart.
+
+        Without `ca_bundle`, the roots of a private API's server in PEM, the public ones are trusted.
 
         Raises:
             ConfigurationError: the base URL can't be used.
         """
-        configured_endpoint(api.base_url, "issuer.acme.cloudflare.base_url")
-        self._api, self._secrets, self._clock = api, secrets, clock
-        self._http = new_http_client(api.timeout, api.ca_bundle)
-        budget = CallBudget("Cloudflare's API", api.calls_per_five_minutes, _LIMIT_SPAN, clock)
-        self._calls = CloudflareCalls(api, clock, rng, budget)
+        configured_endpoint(settings.base_url, "issuer.acme.cloudflare.base_url")
+        self._settings, self._secrets, self._clock = settings, secrets, clock
+        self._http = new_http_client(settings.http_timeout, ca_bundle)
+        budget = CallBudget("Cloudflare's API", settings.calls_per_five_minutes, _LIMIT_SPAN, clock)
+        self._calls = CloudflareCalls(settings, clock, rng, budget)
         self._accounts: dict[str, _Account] = {}
 
     @property
@@ -113,7 +124,7 @@ class CloudflareProvider(DnsProvider, CheckableProvider):
     @override
     async def check_account(self, credentials: str, deadline: Deadline) -> Sequence[AccountFinding]:
         account = await self._account(credentials)
-        name = credentials or self._api.credentials
+        name = credentials or self._settings.credentials
         findings: list[AccountFinding] = []
         try:
             zones = await self._fresh_zones(account, deadline)
@@ -228,7 +239,7 @@ class CloudflareProvider(DnsProvider, CheckableProvider):
             "type": "TXT",
             "name": record.name,
             "content": f'"{record.value}"',
-            "ttl": int(self._api.ttl.total_seconds()),
+            "ttl": int(self._settings.ttl.total_seconds()),
             "comment": _COMMENT,
         }
 
@@ -313,7 +324,7 @@ class CloudflareProvider(DnsProvider, CheckableProvider):
         return zones
 
     async def _account(self, credentials: str) -> _Account:
-        name = credentials or self._api.credentials
+        name = credentials or self._settings.credentials
         token = await self._secrets.read(name)
         if not token.isascii() or not token.isprintable() or " " in token or not token:
             raise RefusalError(Reason.DNS_REJECTED, f"the secret {name!r} isn't an API token")
@@ -328,7 +339,7 @@ class CloudflareProvider(DnsProvider, CheckableProvider):
 
         breaker = CircuitBreaker(f"Cloudflare's API with the token {name!r}", self._clock)
         batches = Batches(write, self._clock, most=_MOST_IN_BATCH)
-        account = _Account(token, TokenClient(token, self._api, self._http), breaker, batches)
+        account = _Account(token, TokenClient(token, self._settings, self._http), breaker, batches)
         return account
 
 

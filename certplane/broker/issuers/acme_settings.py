@@ -1,0 +1,53 @@
+"""A public CA as broker.yml describes it: the keys of `issuer.acme` and `issuers.NAME.acme` that are no DNS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from certplane.broker.contact import NO_CONTACT, ContactEmail
+from certplane.config.values import HttpsUrl
+
+
+class EabAlgorithm(StrEnum):
+    """How an external account's key binds (RFC 7518 3.1)."""
+
+    HS256 = "HS256"
+    HS384 = "HS384"
+    HS512 = "HS512"
+
+
+@dataclass(frozen=True, slots=True)
+class EabSettings:
+    """The external account that the CA wants its accounts bound to; `hmac_secret` names the base64url MAC key."""
+
+    kid: str
+    hmac_secret: str
+    algorithm: EabAlgorithm = EabAlgorithm.HS256
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalInfoSettings:
+    """Whether the CA is asked when its certificates should be renewed (RFC 9773)."""
+
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcmeCaSettings:
+    """A public CA (RFC 8555) and our account there.
+
+    `account_key` is made on first use. `ca_bundle` is for a private CA's own HTTPS, `allowed_hosts` for hosts other
+    than the directory's that its URLs may name. `preferred_chain` is the common name of the issuer of a chain's last
+    certificate.
+    """
+
+    directory_url: HttpsUrl
+    account_key: Path
+    account_email: ContactEmail = NO_CONTACT
+    preferred_chain: str = ""
+    eab: EabSettings | None = None
+    ca_bundle: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    renewal_info: RenewalInfoSettings = field(default_factory=RenewalInfoSettings)

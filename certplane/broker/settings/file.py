@@ -1,0 +1,104 @@
+"""broker.yml as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from certplane.broker.issuers.acme_settings import AcmeCaSettings
+from certplane.broker.issuers.dns.settings import DnsSettings
+from certplane.broker.secrets.source import SecretsSettings
+from certplane.broker.settings.issuers import FurtherIssuerSettings, IssuerSettings
+from certplane.broker.settings.records import AuditSettings, RateLimitSettings, StoreSettings
+from certplane.broker.settings.server import LoggingSettings, MetricsSettings, PolicySettings, ServerSettings
+from certplane.config.decoding import KeyProblem, decode
+from certplane.config.document import Document, Source
+from certplane.errors import ConfigurationProblem
+
+_ISSUER_NAME = re.compile(r"[a-z0-9._-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """A broker.yml that is right. `source` says where each key stands."""
+
+    server: ServerSettings
+    policy: PolicySettings
+    issuer: IssuerSettings
+    dns: DnsSettings = field(default_factory=DnsSettings)
+    issuers: Mapping[str, FurtherIssuerSettings] = field(default_factory=dict)
+    secrets: SecretsSettings = field(default_factory=SecretsSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    rate_limits: RateLimitSettings = field(default_factory=RateLimitSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
+    source: Source = field(kw_only=True)
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """Every issuer has a name and an account key of its own."""
+        key_files = {self.issuer.acme.account_key: "issuer"}
+        for name, issuer in self.issuers.items():
+            if not _ISSUER_NAME.fullmatch(name):
+                yield KeyProblem(f"issuers.{name}", "must be named with 1 to 64 of a-z, 0-9, '.', '_', '-'")
+            if name == self.issuer.name:
+                yield KeyProblem(f"issuers.{name}", "is the name of `issuer` too", "give it another name")
+            first = key_files.setdefault(issuer.acme.account_key, f"issuers.{name}")
+            if first != f"issuers.{name}":
+                # An account key for one CA only: who runs one CA's directory must not be able to use the other's.
+                problem = f"is the key of {first} too"
+                yield KeyProblem(f"issuers.{name}.acme.account_key", problem, "give each issuer its own file")
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the file, for the log."""
+        return self.source.sha256
+
+    @property
+    def cas(self) -> dict[str, AcmeCaSettings]:
+        """All issuers by name, the default one first."""
+        return {self.issuer.name: self.issuer.acme, **{name: each.acme for name, each in self.issuers.items()}}
+
+    def ca_section(self, name: str) -> str:
+        """The section that the issuer `name` is configured in, as the keys below it are named to people."""
+        return "issuer.acme" if name == self.issuer.name else f"issuers.{name}.acme"
+
+    @property
+    def spill_path(self) -> Path:
+        """Where audit events spill: as configured, else beside the database."""
+        return self.audit.spill_path or self.store.path.with_name("audit-spill.jsonl")
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Keys that were read and have no effect, or will meet with a refusal, a line each, for the log."""
+        keys = ("read_timeout", "read_header_timeout", "write_timeout", "idle_timeout")
+        idle = [
+            str(self.source.problem(f"server.{key}", "has no effect: gRPC connections end by keepalive and age"))
+            for key in keys
+            if getattr(self.server, key) is not None
+        ]
+        return (*idle, *map(str, self._unusable_contacts()))
+
+    def _unusable_contacts(self) -> Iterator[ConfigurationProblem]:
+        for name, ca in self.cas.items():
+            if ca.ca_bundle is None and (reserved := ca.account_email.reserved_domain):
+                message = f"is at {reserved}, where no mail arrives: public CAs refuse it"
+                key = f"{self.ca_section(name)}.account_email"
+                yield self.source.problem(key, message, "name an address that is read")
+
+    @property
+    def private_issuers(self) -> frozenset[str]:
+        """The issuers whose HTTPS is a private CA's, as theirs is who are one; "" stands for the default one."""
+        private = {name for name, ca in self.cas.items() if ca.ca_bundle is not None}
+        return frozenset(private | ({""} if self.issuer.acme.ca_bundle is not None else set()))
+
+
+def load_settings(path: Path) -> BrokerSettings:
+    """Read broker.yml.
+
+    Raises:
+        ConfigurationError: everything that is wrong with it.
+    """
+    return decode(Document.read(path), BrokerSettings)

@@ -1,0 +1,131 @@
+"""The sections of what is kept: the database, the audit log, and the limits that count what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from certplane.broker.ports import DurableLimits
+from certplane.config.decoding import Check, KeyProblem
+from certplane.config.durations import DurationError, format_duration, parse_duration
+
+
+class StoreDriver(StrEnum):
+    """Which database."""
+
+    SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
+
+
+class AuditFailureMode(StrEnum):
+    """What happens when an audit event can't be written (design, fixed decision 5)."""
+
+    FAIL_OPEN = "fail_open"
+    FAIL_CLOSED = "fail_closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """For how long something is kept; None is for good."""
+
+    span: timedelta | None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A duration, or `forever`."""
+        if text == "forever":
+            return cls(None)
+        try:
+            span = parse_duration(text)
+        except DurationError as error:
+            raise ValueError("must be a duration in hours, like 9600h, or forever") from error
+        if span < _LEAST_KEEP:
+            raise ValueError("must be at least 192h (8 days): the weekly limits count what is younger")
+        return cls(span)
+
+    def __str__(self) -> str:
+        return "forever" if self.span is None else format_duration(self.span)
+
+
+_LEAST_KEEP = timedelta(days=8)
+_DEFAULT_KEEP = Keep(timedelta(days=400))
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """The database: a file for SQLite, `url` and the name of its password's secret for PostgreSQL.
+
+    `keep` is for ended orders and expired certificates, and for what silent hosts reported, from their end on.
+    """
+
+    driver: StoreDriver = StoreDriver.SQLITE
+    path: Path = Path("/var/lib/certplane/broker.db")
+    url: str = ""
+    password_secret: str = ""
+    keep: Keep = _DEFAULT_KEEP
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """A URL goes with PostgreSQL and holds no password."""
+        if self.driver is StoreDriver.SQLITE:
+            if self.url or self.password_secret:
+                key = "url" if self.url else "password_secret"
+                yield KeyProblem(key, "goes with driver: postgresql only", "use `path` for SQLite")
+            return
+        if not self.url:
+            yield KeyProblem("url", "is required with driver: postgresql", "write postgresql://user@host:5432/database")
+            return
+        try:
+            parts = urlsplit(self.url)
+            has_password = parts.password is not None or "password=" in parts.query
+            good_scheme = parts.scheme in {"postgresql", "postgres"}
+        except ValueError:
+            has_password = good_scheme = False
+        if has_password:
+            yield KeyProblem("url", "must not hold a password", "store it as a secret and name it in password_secret")
+        elif not good_scheme:
+            yield KeyProblem("url", "must be a URL postgresql://...", "write postgresql://user@host:5432/database")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """The audit log. `spill_path` takes, under fail_open, what the database doesn't; unset, it stands beside it."""
+
+    enabled: bool = True
+    failure_mode: AuditFailureMode = AuditFailureMode.FAIL_OPEN
+    mirror_to_log: bool = False
+    spill_path: Path | None = None
+    keep: Keep = _DEFAULT_KEEP
+
+
+def _not_negative(value: int) -> str | None:
+    return None if value >= 0 else "must not be negative; 0 is no limit"
+
+
+Limit = Annotated[int, Check(_not_negative)]
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitSettings:
+    """Limits counted over orders; 0 is no limit. What each counts: `certplane.broker.policy.limits`.
+
+    A public CA issues five certificates a week for one set of names (Let's Encrypt): four for whoever asks, and the
+    fifth is left for what must be replaced.
+    """
+
+    per_identity_per_hour: Limit = 50
+    per_identity_profile_per_hour: Limit = 20
+    new_keys_per_identity_profile_per_day: Limit = 2
+    certificates_per_identity_profile_per_day: Limit = 3
+    early_renewals_per_identity_profile_per_day: Limit = 2
+    certificates_per_name_set_per_week: Limit = 4
+    asked_for_per_identity_profile_per_hour: Limit = 20
+
+    @property
+    def durable_limits(self) -> DurableLimits:
+        """As the order store takes them."""
+        return DurableLimits(**{field.name: getattr(self, field.name) or None for field in fields(self)})

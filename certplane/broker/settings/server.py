@@ -1,0 +1,86 @@
+"""The sections of the server itself: who may call it and how, where policy is, what it logs and measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated
+
+from certplane.config.decoding import Check, InputPath
+from certplane.config.values import ListenAddress, LogDestination, LogFormat, LogLevel, PositiveNumber
+from certplane.pki.identity import PROVISIONER_KINDS
+
+_DEFAULT_ADDRESS = ListenAddress("", 8443)
+
+
+def _provisioner_kinds(kinds: tuple[str, ...]) -> str | None:
+    unknown = sorted(set(kinds) - set(PROVISIONER_KINDS.values()))
+    if unknown:
+        return f"has the unknown kind {unknown[0][:40]!a}; step-ca's are {', '.join(PROVISIONER_KINDS.values())}"
+    return None if kinds else "must name at least one kind"
+
+
+class TlsVersion(StrEnum):
+    """The oldest TLS version that a client may speak."""
+
+    TLS_1_2 = "1.2"
+    TLS_1_3 = "1.3"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """The broker's own certificate: `cert` is its chain in PEM, leaf first."""
+
+    cert: InputPath
+    key: InputPath
+    min_version: TlsVersion = TlsVersion.TLS_1_2
+
+
+@dataclass(frozen=True, slots=True)
+class MtlsSettings:
+    """Whose client certificates are accepted; `provisioners` are step-ca's kinds."""
+
+    agent_ca_bundle: InputPath
+    provisioners: Annotated[tuple[str, ...], Check(_provisioner_kinds)] = ("JWK",)
+    allow_missing_provisioner: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The gRPC server. The four HTTP timeouts are the format's and have no effect here."""
+
+    tls: TlsSettings
+    mtls: MtlsSettings
+    address: ListenAddress = _DEFAULT_ADDRESS
+    read_timeout: timedelta | None = None
+    read_header_timeout: timedelta | None = None
+    write_timeout: timedelta | None = None
+    idle_timeout: timedelta | None = None
+    calls_per_identity_per_second: PositiveNumber = 20
+    calls_burst: PositiveNumber = 40
+    drain_timeout: timedelta = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """Where policy.yml is; `watch` reloads it when its content changes."""
+
+    path: InputPath
+    watch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """Where Prometheus metrics are served, plain HTTP without authentication: loopback, say. Unset is off."""
+
+    address: ListenAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingSettings:
+    """The broker's log."""
+
+    level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.JSON
+    destination: LogDestination = LogDestination.STDOUT
