@@ -320,7 +320,7 @@ def _admission(
             policy=prepared.policy,
             deny_list=stores.deny_list,
             min_tls_version=server.tls.min_version,
-            provisioners=(*server.mtls.provisioners, *([""] if server.mtls.allow_missing_provisioner else [])),
+            provisioners=server.mtls.accepted_provisioners,
             clock=clock,
         ),
         first_use=FirstUse(ledger=stores.identities, clock=clock, new_event_id=new_event_id, meter=meter),

@@ -45,6 +45,11 @@ class MtlsSettings:
     provisioners: Annotated[tuple[str, ...], Check(_provisioner_kinds)] = ("JWK",)
     allow_missing_provisioner: bool = False
 
+    @property
+    def accepted_provisioners(self) -> tuple[str, ...]:
+        """The kinds that identities may come from; "" stands for a certificate that names none."""
+        return (*self.provisioners, "") if self.allow_missing_provisioner else self.provisioners
+
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from certplane.broker import adapters, database
-from certplane.broker.app import _issuance_settings, _provisioners
+from certplane.broker.app import _issuance_settings
 from certplane.broker.checking import check
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import name_of
@@ -403,7 +403,7 @@ def test_limits_and_times_reach_the_story(files: BrokerFiles) -> None:
 def test_provisioners(files: BrokerFiles, mtls: dict[str, Any], kinds: tuple[str, ...]) -> None:
     """Only the configured kinds of provisioners make identities; absent is refused unless allowed."""
     bundle = str(files.directory / "agent-ca.pem")
-    assert _provisioners(settings(files, server__mtls={"agent_ca_bundle": bundle, **mtls})) == kinds
+    assert settings(files, server__mtls={"agent_ca_bundle": bundle, **mtls}).server.mtls.accepted_provisioners == kinds
 
 
 async def test_database_password_is_a_secret(files: BrokerFiles) -> None:
