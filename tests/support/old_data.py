@@ -34,7 +34,7 @@ def make_postgresql(url: str) -> None:
 def lay_out(host: str, folder: Path) -> Path:
     """A host's files below `folder`, where 452d001 had them below its own; returns the folder of the host."""
     files = yaml.safe_load((DATA / f"{host}.yml").read_text().replace("@FOLDER@", str(folder)))
-    name = yaml.safe_load(files["agent.yml"]["text"])["identity"]["name"]
+    name: str = yaml.safe_load(files["agent.yml"]["text"])["identity"]["name"]
     root = folder / "hosts" / name
     root.mkdir(parents=True)
     for place, is_ in files.items():
