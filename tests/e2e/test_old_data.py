@@ -62,9 +62,7 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OldFl
     pebble = PebbleOptions(blocked_domains=["blocked.certplane.test"])
     options = DeploymentOptions(policy, dns_provider="rfc2136", broker=broker, pebble=pebble)
     async with Deployment(tmp_path_factory.mktemp("old"), options) as deployment:
-        make_sqlite(
-            deployment.broker_folder / "broker.db", acme_server=deployment.pebble.directory_url.removesuffix("/dir")
-        )
+        make_sqlite(deployment.broker_folder / "broker.db")
         for name in (*_HOSTS, "admin"):
             _point_to(deployment, lay_out(name, deployment.folder))
         write_private(deployment.broker_folder / "audit-spill.jsonl", (DATA / "spill.jsonl").read_bytes())

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import re
 import sqlite3
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -18,11 +17,10 @@ _FOLDER = "@FOLDER@"
 _SINCE_1970 = datetime.fromisoformat("1970-01-01T00:00:00Z")
 
 
-def make_sqlite(path: Path, *, acme_server: str = "https://127.0.0.1:14000") -> None:
-    """The broker's database of SQLite at `path`, as it was left, but for where the CA was: at `acme_server`."""
-    script = re.sub(r"https://127\.0\.0\.1:\d+(?=/my-order/)", acme_server, (DATA / "broker.sql").read_text())
+def make_sqlite(path: Path) -> None:
+    """The broker's database of SQLite at `path`, as it was left."""
     connection = sqlite3.connect(path)
-    connection.executescript(script)
+    connection.executescript((DATA / "broker.sql").read_text())
     connection.close()
     path.chmod(0o600)
 
