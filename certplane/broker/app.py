@@ -26,9 +26,9 @@ from certplane.broker.background import check_directories, check_dns_accounts, r
 from certplane.broker.database import secret_source
 from certplane.broker.database import stores as open_stores
 from certplane.broker.descriptors import most_connections
+from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
-from certplane.broker.fleet.supervision import FleetSupervision
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
@@ -195,7 +195,9 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ),
             CertificateServicer(authority, clock, plans),
             RenewalServicer(hub, view),
-            FleetServicer(view, RenewalRequests(plans, stores.fleet, clock, new_event_id, why_none=view.why_none), hub),
+            FleetServicer(
+                view, RenewalRequests(plans, stores.fleet, clock, new_event_id, why_none=view.why_none), hub.registry
+            ),
         )
         listener = None
         if settings.metrics.address is not None:
@@ -227,19 +229,19 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         planner = RenewalPlanner(
             plans, sources, prepared.policy, clock=clock, rng=rng, new_event_id=new_event_id, meter=meter
         )
-        supervision = FleetSupervision(
+        health = HealthWatch(
             view=view,
             watchers=hub.watchers,
             policy=prepared.policy,
             clock=clock,
             meter=meter,
-            settings=hub.settings,
+            settings=hub.context.settings,
         )
         retention = _retention(settings, stores, files, clock=clock, meter=meter)
         for name, work in (
             ("renewal plans", planner.run()),
-            ("streams", hub.run()),
-            ("health of the fleet", supervision.run()),
+            ("streams", hub.supervision.run()),
+            ("health of the fleet", health.run()),
             ("readiness", watch_readiness(server, authority, stores, prepared.policy, clock)),
             ("secrets", secrets.watch(clock, lambda: authority.in_trouble)),
             ("event loop", watch_loop(meter, clock)),

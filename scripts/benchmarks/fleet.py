@@ -300,7 +300,7 @@ def _plans(broker: Broker, turn: int) -> Sequence[RenewalPlan]:
     return [
         RenewalPlan(f"certificate-{turn}", host, when, RenewalCause.OPERATOR, "the bench wants it so")
         for number in range(MOST)
-        if broker.hub.session(host := NAME.format(number)) is not None
+        if (host := NAME.format(number)) in broker.hub.registry
     ]
 
 

@@ -153,10 +153,10 @@ async def test_a_rotation_displaces_nothing_of_its_own_and_loses_nothing(ca: Pri
         await agent.add(CertificateState.REQUESTING)
 
         def rotated() -> bool:
-            session = edge.hub.session(HOST)
-            return session is not None and session.caller.serial_number == second.serial_number
+            stream = edge.hub.registry.place_of(HOST)
+            return stream is not None and stream.caller.serial_number == second.serial_number
 
-        await until(lambda: rotated() and edge.hub.streams == 1 and agent.told)
+        await until(lambda: rotated() and len(edge.hub.registry) == 1 and agent.told)
         await agent.add(CertificateState.WAITING)
         await until(lambda: agent.told)
         record = await edge.stores.fleet.get_host(HOST)

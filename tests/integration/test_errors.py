@@ -488,7 +488,7 @@ async def second_stream_of_an_identity(scene: Scene) -> Refused:
 
 async def host_that_falls_silent(scene: Scene) -> Refused:
     await scene.start()
-    scene.broker.hub.settings = StreamSettings(heartbeat_interval=timedelta(milliseconds=100))
+    scene.broker.hub.context.settings = StreamSettings(heartbeat_interval=timedelta(milliseconds=100))
     async with scene.channel() as channel:
         stream = HostStreamClient(channel)
         await stream.hello()

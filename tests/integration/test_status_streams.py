@@ -97,7 +97,7 @@ async def test_a_stream_from_hello_to_hanging_up(edge: EdgeServer, host: HostStr
     assert (record.acknowledged_sequence, record.stream.end_time) == (5, None)
     await host.call.done_writing()
     await host.end()
-    await until(lambda: not edge.hub.streams)
+    await until(lambda: not len(edge.hub.registry))
     record = await edge.stores.fleet.get_host(HOST)
     assert record is not None
     assert record.stream is not None
@@ -142,7 +142,7 @@ async def test_a_stream_outlives_the_policy_and_the_trust_of_its_beginning(
     await host.answer(told.nonce)
     await host.report()
     await host.acknowledged(1)
-    assert edge.hub.streams == 1
+    assert len(edge.hub.registry) == 1
 
 
 async def test_a_host_is_told_when_to_renew(edge: EdgeServer, host: HostStreamClient) -> None:
@@ -344,7 +344,7 @@ async def test_a_host_that_falls_silent(edge: EdgeServer, host: HostStreamClient
         edge.clock.lapse += 2 * edge.streams.heartbeat_interval
         await host.heartbeat()
         await host.read()
-    assert edge.hub.streams == 1
+    assert len(edge.hub.registry) == 1
     edge.clock.lapse += 3 * edge.streams.heartbeat_interval
     assert (await ended(host)).reason is Reason.STREAM_TIMED_OUT
 
@@ -494,10 +494,9 @@ async def test_ten_thousand_directives_to_one_slow_agent(edge: EdgeServer, host:
     first = await host.directive()
     for minute in range(10_000):
         edge.hub.plans_changed([plan(f"certificate-{minute % 3}", minutes=minute)])
-    session = edge.hub.session(HOST)
-    assert session is not None
-    assert session.wanted is not None
-    assert len(session.wanted) == 3
+    stream = edge.hub.registry.place_of(HOST)
+    assert stream is not None
+    assert len(stream.session.pending_renewals()) == 3
     await host.answer(first.nonce)
     second = await host.directive()
     assert {renewal.certificate_id: renewal.renew_time.ToDatetime(UTC) for renewal in second.renewals} == {
@@ -623,7 +622,7 @@ async def test_rapid_resets_leave_nothing(edge: EdgeServer) -> None:
             HostStreamClient(channel).call.cancel()
         await other.report()
         await other.acknowledged(1)
-        await until(lambda: len(edge.hub._attached) == 1)
+        await until(lambda: len(list(edge.hub.registry)) == 1)
         await until(lambda: edge.meter.levels[metrics.RPC_IN_FLIGHT] == 1)
 
 
@@ -664,7 +663,7 @@ async def test_a_watcher_sees_the_fleet_and_then_each_change(edge: EdgeServer, h
 async def test_a_slow_watcher_gets_the_latest(edge: EdgeServer, host: HostStreamClient) -> None:
     """What it has not read yet is kept by certificate, not by report."""
     await host.hello()
-    with edge.hub.watching(lambda _host: True) as watcher:
+    with edge.hub.watchers.watching(lambda _host: True) as watcher:
         for sequence in range(1, 501):
             await host.say(report=report(sequence, "web", "DUE" if sequence % 2 else "REQUESTING"))
         await host.acknowledged(500)

@@ -13,10 +13,10 @@ from typing import Any
 
 import grpc
 
+from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
-from certplane.broker.fleet.supervision import FleetSupervision
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
@@ -142,7 +142,7 @@ class EdgeServer:
             deny_list=self.stores.deny_list,
             clock=self.clock,
         )
-        self.supervision = FleetSupervision(
+        self.health = HealthWatch(
             view=self.view,
             watchers=self.hub.watchers,
             policy=self.policy,
@@ -176,7 +176,7 @@ class EdgeServer:
                         lambda: f"event-{next(numbers)}",
                         why_none=self.view.why_none,
                     ),
-                    self.hub,
+                    self.hub.registry,
                 ),
             ],
         )
@@ -220,7 +220,7 @@ async def serve_edge(ca: PrivateCa | None = None, **options: Any) -> AsyncIterat
     """A started edge; stopped at the end."""
     edge = EdgeServer(ca or PrivateCa("internal"), **options)
     await edge.server.start()
-    looking = {asyncio.create_task(edge.hub.run()), asyncio.create_task(edge.supervision.run())}
+    looking = {asyncio.create_task(edge.hub.supervision.run()), asyncio.create_task(edge.health.run())}
     try:
         yield edge
     finally:

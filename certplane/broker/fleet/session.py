@@ -1,4 +1,7 @@
-"""One host's stream: what was heard, what is durable, what is still to be said. Pure: no waiting, no clock of its own.
+"""One host's stream as a protocol: what was heard, what is durable, what is still to be said.
+
+Pure: messages and events go in, messages come out; times are given, nothing is waited for, nobody is called. `stream`
+sends, `hub` and `recording` have reports made durable.
 
 What is to be said is state, never a queue: the highest durable sequence, whether a heartbeat wants its answer, the
 plans that the host doesn't know. `next_message` makes a message of it at the moment of sending, so that a host that
@@ -15,9 +18,8 @@ Ten thousand of these are held: they have slots, and no list or dict before ther
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Final
@@ -28,13 +30,12 @@ from certplane.broker.fleet.messages import (
     DirectiveResult,
     Goodbye,
     Heartbeat,
+    Hello,
     Outgoing,
     Welcome,
 )
-from certplane.broker.fleet.model import HostStream
-from certplane.broker.model import Caller
+from certplane.broker.fleet.refusals import invalid
 from certplane.broker.renewal.model import RenewalPlan
-from certplane.errors import RefusalError
 from certplane.fleet_report.model import Report
 
 MOST_RENEWALS: Final = 100
@@ -44,128 +45,84 @@ _ROOM: Final = 48 * 1024
 """Bytes of texts in one directive, so that the message stays under 64 KiB."""
 
 
+@dataclass(slots=True)
 class InForceHashes:
-    """The hashes of policy and agent CA bundle in force, and the retry epoch; one for all sessions."""
+    """What is in force and hosts are told of: the hashes of policy and agent CA bundle, the retry epoch.
 
-    __slots__ = ("policy", "retry_epoch", "trust")
+    One for all sessions.
+    """
 
-    def __init__(self, policy: str = "", trust: str = "", retry_epoch: str = "") -> None:
-        self.policy = policy
-        self.trust = trust
-        self.retry_epoch = retry_epoch
+    told: tuple[str, str, str] = ("", "", "")
 
-    @property
-    def told(self) -> tuple[str, str, str]:
-        """What hosts are told of it."""
-        return (self.policy, self.trust, self.retry_epoch)
+    def change(self, hashes: tuple[str, str, str]) -> bool:
+        """Take what is in force now; whether it differs from what was."""
+        changed = hashes != self.told
+        self.told = hashes
+        return changed
 
 
+@dataclass(slots=True, eq=False)
 class HostSession:
-    """One stream, from its first message to its end."""
+    """One stream, from its first message to its last.
 
-    __slots__ = (
-        "_acknowledge",
-        "_goodbye",
-        "_heartbeat",
-        "_told",
-        "_welcome",
-        "_welcomed",
-        "agent_version",
-        "asked_time",
-        "caller",
-        "clock_skew",
-        "connect_time",
-        "durable",
-        "end_reason",
-        "ended",
-        "epoch",
-        "flushing",
-        "heard_time",
-        "misuses",
-        "names",
-        "pending",
-        "pumping",
-        "recorded_time",
-        "refusal_may_stand",
-        "request_id",
-        "room",
-        "taken",
-        "task",
-        "unanswered",
-        "wanted",
-        "write",
-        "writing_time",
-    )
+    Attributes:
+        connect_time: When hello came; None before it.
+        clock_skew: The host's clock less the broker's.
+        taken: The highest sequence that was heard.
+        durable: The highest sequence that the store has.
+        pending: Reports that were taken and are not durable yet.
+        unanswered: The directive that waits for its answer.
+        asked_time: When that was said; monotonic.
+        misuses: Answers to directives that were never sent, or were answered.
+        refusal_may_stand: Whether the store may hold a refusal of the host that it has taken back since.
+    """
 
-    def __init__(
-        self,
-        caller: Caller,
-        request_id: str,
-        write: Callable[[Outgoing], Awaitable[None]],
-        *,
-        task: asyncio.Task[object] | None,
-        now: float,
-    ) -> None:
-        """A stream that has said nothing yet.
-
-        Args:
-            caller: The host.
-            request_id: Of the call.
-            write: Sends a message.
-            task: What serves the stream: cancelled to end it.
-            now: Monotonic time, as everywhere in here.
-
-        `refusal_may_stand` says whether the store may hold a refusal of this host that it has taken back since.
-        """
-        self.caller = caller
-        self.request_id = request_id
-        self.write = write
-        self.task = task
-        self.heard_time = self.recorded_time = now
-        self.connect_time: datetime | None = None
-        self.agent_version = self.epoch = ""
-        self.names: frozenset[str] = frozenset()
-        self.clock_skew: timedelta | None = None
-        self.taken = self.durable = 0
-        self.pending: list[Report] | None = None
-        self.unanswered: Directive | None = None
-        self.asked_time = 0.0
-        self.wanted: dict[str, RenewalPlan] | None = None
-        self.misuses = 0
-        self.refusal_may_stand = True
-        self._told = ("", "", "")
-        self._welcome: Welcome | None = None
-        self._welcomed = False
-        self._acknowledge = False
-        self._heartbeat: datetime | None = None
-        self._goodbye: Goodbye | None = None
-        self.flushing: asyncio.Task[None] | None = None
-        self.pumping: asyncio.Task[None] | None = None
-        self.room: asyncio.Future[None] | None = None
-        self.writing_time = 0.0
-        self.ended = False
-        self.end_reason: RefusalError | None = None
-
-    @property
-    def host(self) -> str:
-        """The host's identity name."""
-        return self.caller.name
-
-    def stream(self, now: datetime, *, end_time: datetime | None = None) -> HostStream:
-        """What is recorded of it; `now` is when it was last heard."""
-        return HostStream(
-            self.caller.name,
-            self.agent_version,
-            self.caller.serial_number,
-            self.caller.not_after,
-            self.caller.source_ip,
-            self.connect_time or now,
-            now,
-            end_time,
-            self.clock_skew,
-        )
+    agent_version: str = ""
+    epoch: str = ""
+    connect_time: datetime | None = None
+    clock_skew: timedelta | None = None
+    taken: int = 0
+    durable: int = 0
+    pending: list[Report] | None = None
+    unanswered: Directive | None = None
+    asked_time: float = 0.0
+    misuses: int = 0
+    refusal_may_stand: bool = True
+    _names: frozenset[str] = frozenset()
+    _wanted: dict[str, RenewalPlan] | None = None
+    _told: tuple[str, str, str] = ("", "", "")
+    _welcome: Welcome | None = None
+    _welcomed: bool = False
+    _acknowledge: bool = False
+    _heartbeat: datetime | None = None
+    _goodbye: Goodbye | None = None
 
     # What is heard.
+
+    def hello(self, message: Hello, now: datetime) -> None:
+        """Hear the first message; its reports are the caller's to make durable.
+
+        Raises:
+            RefusalError: REQUEST_INVALID, it isn't the first.
+        """
+        if self.connect_time is not None:
+            raise invalid("hello", "was said already: it is the first message of a stream, and only the first")
+        self.agent_version, self.epoch = message.agent_version, message.epoch
+        self._names = frozenset(message.certificate_names)
+        self.clock_skew = message.host_time - now
+        self.connect_time = now
+
+    def report(self, report: Report) -> bool:
+        """Hear a report; whether it is new, and so pending until it is durable.
+
+        Raises:
+            RefusalError: REQUEST_INVALID.
+        """
+        self._check_begun()
+        if report.certificate.name not in self._names:
+            problem = "isn't one of hello's certificate_names; say hello again when the host has another certificate"
+            raise invalid("report.certificate.name", problem)
+        return not self.take([report])
 
     def take(self, reports: Iterable[Report]) -> int:
         """Keep those that are new until they are durable; how many were not."""
@@ -184,14 +141,47 @@ class HostSession:
 
     def made_durable(self, sequence: int) -> None:
         """The store has all up to `sequence`."""
+        if self.pending is not None:
+            self.pending = [report for report in self.pending if report.sequence > sequence] or None
         if sequence > self.durable:
             self.durable = sequence
             self.taken = max(self.taken, sequence)
             self._acknowledge = True
 
-    def heartbeat(self, broker_time: datetime) -> None:
-        """A heartbeat has come."""
-        self._heartbeat = broker_time
+    def heartbeat(self, host_time: datetime, now: datetime) -> None:
+        """Hear a heartbeat.
+
+        Raises:
+            RefusalError: REQUEST_INVALID, before hello.
+        """
+        self._check_begun()
+        self.clock_skew = host_time - now
+        self._heartbeat = now
+
+    def answer(self, result: DirectiveResult) -> Directive | None:
+        """The directive that this answers; None if it answers none, which is counted as a misuse.
+
+        Taken or refused, it isn't said again: plans that have changed meanwhile are still wanted.
+
+        Raises:
+            RefusalError: REQUEST_INVALID, before hello.
+        """
+        self._check_begun()
+        directive = self.unanswered
+        if directive is None or directive.nonce != result.nonce:
+            self.misuses += 1
+            return None
+        self.unanswered = None
+        if self._wanted is not None:
+            for plan in directive.renewals:
+                if self._wanted.get(plan.certificate_id) == plan:
+                    del self._wanted[plan.certificate_id]
+            self._wanted = self._wanted or None
+        return directive
+
+    def note_refusal(self, *, stands: bool) -> None:
+        """The store holds a refusal of the host, or will hold none."""
+        self.refusal_may_stand = stands
 
     # What is wanted.
 
@@ -203,38 +193,21 @@ class HostSession:
         self._told = (message.policy_hash, message.trust_bundle_hash, message.retry_epoch)
         self._acknowledge = False
 
-    def want(self, plans: Iterable[RenewalPlan]) -> None:
-        """Let the host know these plans; the latest of each certificate counts."""
+    def want(self, plans: Iterable[RenewalPlan], *, older: bool = False) -> None:
+        """Let the host know these plans; the latest of each certificate counts: `older` ones replace none."""
         for plan in plans:
-            if self.wanted is None:
-                self.wanted = {}
-            self.wanted[plan.certificate_id] = plan
+            if self._wanted is None:
+                self._wanted = {}
+            if not older or plan.certificate_id not in self._wanted:
+                self._wanted[plan.certificate_id] = plan
 
     def say_goodbye(self, message: Goodbye) -> None:
         """End the stream when all else is said."""
         self._goodbye = message
 
-    def answer(self, result: DirectiveResult) -> Directive | None:
-        """The directive that this answers; None if it answers none, which is counted as a misuse.
-
-        Taken or refused, it isn't said again: plans that have changed meanwhile are still wanted.
-        """
-        directive = self.unanswered
-        if directive is None or directive.nonce != result.nonce:
-            self.misuses += 1
-            return None
-        self.unanswered = None
-        if self.wanted is not None:
-            for plan in directive.renewals:
-                if self.wanted.get(plan.certificate_id) == plan:
-                    del self.wanted[plan.certificate_id]
-            if not self.wanted:
-                self.wanted = None
-        return directive
-
     def pending_renewals(self) -> tuple[RenewalPlan, ...]:
         """What the host doesn't know yet, or hasn't answered."""
-        return tuple(self.wanted.values()) if self.wanted else ()
+        return tuple(self._wanted.values()) if self._wanted else ()
 
     # What is said.
 
@@ -245,11 +218,11 @@ class HostSession:
             or self._acknowledge
             or self._heartbeat is not None
             or self._goodbye is not None
-            or (self.unanswered is None and (self.wanted is not None or self._told != hashes.told))
+            or (self.unanswered is None and (self._wanted is not None or self._told != hashes.told))
         )
 
     def next_message(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Outgoing | None:
-        """The next thing to say, as it is now; None if there is nothing."""
+        """The next thing to say, as it is at `now` (monotonic); None if there is nothing."""
         message: Outgoing | None
         if self._welcome is not None:
             message, self._welcome = self._welcome, None
@@ -262,7 +235,7 @@ class HostSession:
             message, self._heartbeat = Heartbeat(self._heartbeat), None
         elif self._goodbye is not None:
             message = None
-            if self.pending is None and self.flushing is None:
+            if self.pending is None:
                 message, self._goodbye = self._goodbye, None
         else:
             message = self._directive(now, hashes, new_nonce)
@@ -271,38 +244,18 @@ class HostSession:
     def _directive(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Directive | None:
         if self.unanswered is not None:
             return None
-        if self.wanted is None and self._told == hashes.told:
+        if self._wanted is None and self._told == hashes.told:
             return None
-        if self.wanted is not None and len(self.wanted) == 1:
-            renewals = tuple(self.wanted.values())
-        else:
-            renewals = _first_due(self.wanted.values()) if self.wanted else ()
-        self.unanswered = Directive(new_nonce(), renewals, hashes.policy, hashes.trust, hashes.retry_epoch)
+        renewals = _first_due(self._wanted.values()) if self._wanted else ()
+        self.unanswered = Directive(new_nonce(), renewals, *hashes.told)
         self.asked_time = now
         # Told, whatever the answer: a refusal is final until something changes.
         self._told = hashes.told
         return self.unanswered
 
-    # The end.
-
-    def end(self, error: RefusalError | None) -> None:
-        """End the stream: with `error`, or well. The first reason stands."""
-        if not self.ended:
-            self.ended = True
-            self.end_reason = error
-            if self.task is not None:
-                self.task.cancel()
-
-    def was_ended(self) -> bool:
-        """Whether a cancellation that has come is `end`'s, and nobody else's; it is taken back then."""
-        return self.ended and self.task is not None and self.task.uncancel() == 0
-
-    def make_room(self) -> None:
-        """Let the reader go on."""
-        if self.room is not None:
-            with contextlib.suppress(asyncio.InvalidStateError):
-                self.room.set_result(None)
-            self.room = None
+    def _check_begun(self) -> None:
+        if self.connect_time is None:
+            raise invalid("hello", "is required: it is the first message of a stream")
 
 
 def _first_due(plans: Iterable[RenewalPlan]) -> tuple[RenewalPlan, ...]:

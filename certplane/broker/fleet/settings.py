@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
+
+from certplane.runtime.backoff import Backoff
+
+RETRY: Final = Backoff(timedelta(seconds=1), timedelta(seconds=30))
+"""Between tries at what the store refuses, or a bug has ended."""
 
 
 @dataclass(frozen=True, slots=True)

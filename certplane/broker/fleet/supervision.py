@@ -1,131 +1,131 @@
-"""The health of the whole fleet, looked at every minute: its figures, and what time alone has changed.
+"""Time passing for all streams: one task checks each of them every second, and ends those past their limits.
 
-A host that is down reports nothing when its certificate expires. So who will have another health before the next look,
-because of the time, is noted; at that moment those who watch the fleet are told to look at that host again.
+Who is silent, who doesn't answer, who doesn't read, whether policy, trust or the retry epoch changed; now and then it
+is recorded that a host is there. Beside it hosts that have come are told their plans, and the states of certificates
+are counted. A bug that one host brings out ends the stream of that host, and is logged: all others go on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections import Counter
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from certplane.broker import metrics
-from certplane.broker.fleet.health import FLEET_WORDS, in_use, next_change
-from certplane.broker.fleet.settings import StreamSettings
-from certplane.broker.fleet.view import FleetView
-from certplane.broker.fleet.watching import Watchers
-from certplane.broker.ports import Meter, PolicySource
+from certplane.broker.fleet.plan_teller import PlanTeller
+from certplane.broker.fleet.ports import FleetFigures
+from certplane.broker.fleet.refusals import failed, invalid, timed_out
+from certplane.broker.fleet.registry import StreamRegistry
+from certplane.broker.fleet.settings import RETRY, StreamSettings
+from certplane.broker.fleet.stream import OpenStream, StreamContext
 from certplane.errors import RefusalError
-from certplane.fleet_report.model import CertificateStatus
-from certplane.runtime.clock import Clock
+from certplane.fleet_report.model import CertificateState
 
 _logger = logging.getLogger("certplane.broker.fleet")
 
-_SHARE: Final = 20
-"""Looking takes at most this part of the time: a fleet that takes longer to read is read less often."""
-_SLICE: Final = 32
-"""Hosts that are looked at before others get their turn: about a millisecond."""
+_SLICE: Final = 512
+"""Streams that are checked before others get their turn: about a millisecond."""
 
 
-class FleetSupervision:
-    """Looks at the fleet, while `run` runs. For the event loop's thread."""
+class StreamSupervision:
+    """Supervises the streams of one broker, while `run` runs."""
 
     def __init__(
         self,
         *,
-        view: FleetView,
-        watchers: Watchers,
-        policy: PolicySource,
-        clock: Clock,
-        meter: Meter,
-        settings: StreamSettings,
+        registry: StreamRegistry,
+        teller: PlanTeller,
+        figures: FleetFigures,
+        hashes: Callable[[], tuple[str, str, str]],
+        context: StreamContext,
     ) -> None:
-        """Nothing was looked at yet.
-
-        Args:
-            view: What is read.
-            watchers: Who is told; whatever else they are told of a certificate is heard here too.
-            policy: Whose profiles are measured: what a host calls one is its own word.
-            clock: The time.
-            meter: Measures.
-            settings: How often.
-        """
-        self._view = view
-        self._watchers = watchers
-        self._policy = policy
-        self._clock = clock
-        self._meter = meter
-        self._settings = settings
-        self._pause = settings.figures_interval
-        self._due: dict[tuple[str, str], datetime] = {}
-        """When time changes the health of which certificates, by host and name: those before the next look alone."""
-        self._horizon = clock.now()
-        self._profiles: set[str] = set()
-        watchers.listen(self._note)
+        """Nothing was checked yet; `hashes` reads policy, trust and retry epoch in force."""
+        self._registry = registry
+        self._teller = teller
+        self._figures = figures
+        self._read_hashes = hashes
+        self._context = context
 
     async def run(self) -> None:
         """Work until cancelled."""
-        said = ""
+        async with asyncio.TaskGroup() as group:
+            for work in (self._check_all, self._teller.run, self._count_states):
+                group.create_task(self._keep_up(work), name=f"fleet-{work.__name__.strip('_')}")
+
+    async def _keep_up(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what never ends, and begin it again after a bug."""
+        failures, said = 0, ""
         while True:
-            begun = self._clock.monotonic()
             try:
-                await self._look()
-            except RefusalError as error:
-                if str(error) != said:
-                    _logger.warning("the health of the fleet can't be read, and is tried again: %s", error)
-                said = str(error)
+                await work()
             except Exception as error:
                 if repr(error) != said:
-                    _logger.exception("the health of the fleet can't be looked at, and soon is again")
+                    _logger.exception("stream supervision failed; restarting it shortly")
                 said = repr(error)
+            failures += 1
+            await self._context.clock.sleep(RETRY.wait(failures, self._context.rng))
+
+    async def _check_all(self) -> None:
+        while True:
+            await self._context.clock.sleep(self._context.settings.tick)
+            self.record_taken_back()
+            self._teller.tell_postponed(self._registry)
+            changed = self._context.hashes.change(self._read_hashes())
+            for index, stream in enumerate(self._registry):
+                if index % _SLICE == _SLICE - 1:
+                    await asyncio.sleep(0)
+                try:
+                    self._check(stream)
+                except Exception:
+                    _logger.exception("could not check a host's stream", extra={"fields": {"host": stream.host}})
+                    stream.end(failed())
+                if changed:
+                    stream.wake()
+
+    def _check(self, stream: OpenStream) -> None:
+        settings, now = self._context.settings, self._context.clock.monotonic()
+        error = overdue(stream, settings, now)
+        if error is not None:
+            stream.end(error)
+        elif (
+            stream.session.connect_time is not None
+            and now - stream.recorded_time > settings.seen_interval.total_seconds()
+        ):
+            stream.record_seen()
+
+    def record_taken_back(self) -> None:
+        """Record of whom no refusal stands any more."""
+        for host in self._teller.pop_taken_back():
+            self._context.recorder.note_directive_error(host, None)
+
+    async def _count_states(self) -> None:
+        context, counted = self._context, True
+        while True:
+            try:
+                counts = await self._figures.count_states()
+            except RefusalError as error:
+                if counted:
+                    _logger.warning("could not count the states of certificates; will retry: %s", error)
+                counted = False
             else:
-                said = ""
-            spent = timedelta(seconds=self._clock.monotonic() - begun)
-            self._pause = max(self._settings.figures_interval, spent * _SHARE)
-            await self._tell_until(self._clock.monotonic() + self._pause.total_seconds())
+                counted = True
+                for state in CertificateState:
+                    context.meter.level(metrics.CERTIFICATES, counts.get(state, 0), state=state.value)
+            await context.clock.sleep(context.settings.figures_interval)
 
-    async def _look(self) -> None:
-        counts: Counter[str] = Counter()
-        soonest: dict[str, datetime] = {}
-        self._horizon = self._clock.now() + 2 * self._pause  # the next look may come late
-        self._due.clear()
-        number = 0
-        async for record, healths in self._view.survey():
-            for status, health in zip(record.certificates, healths, strict=True):
-                counts[health.word] += 1
-                self._note(record.host, status)
-                held = in_use(status)
-                if status.profile and held is not None and held.not_after is not None:
-                    soonest[status.profile] = min(held.not_after, soonest.get(status.profile, held.not_after))
-            number += 1
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)
-        for word in FLEET_WORDS:
-            self._meter.level(metrics.HEALTH, counts[word], health=word.value)
-        policy = self._policy.current
-        known = {profile for profile in soonest if policy.find_profile(profile) is not None}
-        for profile in known | self._profiles:
-            moment = soonest[profile].timestamp() if profile in known else math.inf
-            self._meter.level(metrics.SOONEST_END, moment, profile=profile)
-        self._profiles |= known
 
-    def _note(self, host: str, status: CertificateStatus) -> None:
-        """Look at the host again when time makes another health of it, if that is before the next look."""
-        moment = next_change(status, self._clock.now())
-        if moment is not None and moment <= self._horizon:
-            self._due[host, status.name] = moment
-
-    async def _tell_until(self, deadline: float) -> None:
-        """Tell watchers of those whose time comes before `deadline`, of the monotonic clock."""
-        while (left := deadline - self._clock.monotonic()) > 0:
-            await self._clock.sleep(min(self._settings.tick, timedelta(seconds=left)))
-            now = self._clock.now()
-            changed = [key for key, moment in self._due.items() if moment <= now]
-            for key in changed:
-                del self._due[key]
-            for host in dict.fromkeys(host for host, _ in changed):
-                self._watchers.host_changed(host, now)
+def overdue(stream: OpenStream, settings: StreamSettings, now: float) -> RefusalError | None:
+    """What ends a stream that is past one of its limits at `now`, of the monotonic clock; None if it is within them."""
+    silent, session = now - stream.heard_time, stream.session
+    if session.connect_time is None:
+        if silent > settings.hello_timeout.total_seconds():
+            return invalid("hello", f"did not come within {settings.hello_timeout.seconds} s")
+        return None
+    if stream.writing_time and now - stream.writing_time > settings.write_timeout.total_seconds():
+        return timed_out("the host doesn't read its stream")
+    if silent > settings.silence.total_seconds():
+        return timed_out("the host has said nothing for three heartbeats")
+    if session.unanswered is not None and now - session.asked_time > settings.silence.total_seconds():
+        return timed_out("the host doesn't answer a directive")
+    return None

@@ -159,7 +159,7 @@ class FleetView:
             ):
                 if states and not any(status.state in states for status in record.certificates):
                     continue
-                if disconnected_only and self._hub.session(record.host) is not None:
+                if disconnected_only and record.host in self._hub.registry:
                     continue
                 if healths and healths.isdisjoint(each.word for each in self._health(record, revoked[record.host])):
                     continue
@@ -178,7 +178,7 @@ class FleetView:
     def _knowledge(self, record: HostRecord, revoked: Revoked) -> HostKnowledge:
         stream = record.stream
         return HostKnowledge(
-            heard=self._hub.session(record.host) is not None or self._is_elsewhere(record),
+            heard=record.host in self._hub.registry or self._is_elsewhere(record),
             last_heard=None if stream is None else stream.last_seen_time,
             why_none=self.why_none(record.host),
             revoked=revoked,
@@ -186,7 +186,7 @@ class FleetView:
 
     def _is_elsewhere(self, record: HostRecord) -> bool:
         """Whether another broker has the host's stream, as far as is recorded."""
-        stream, settings = record.stream, self._hub.settings
+        stream, settings = record.stream, self._hub.context.settings
         if stream is None or stream.end_time is not None:
             return False
         return self._clock.now() - stream.last_seen_time <= settings.silence + settings.seen_interval
@@ -196,9 +196,9 @@ class FleetView:
         return [certificate_health(status, host, now) for status in record.certificates]
 
     async def _view(self, record: HostRecord, revoked: Revoked) -> HostView:
-        session = self._hub.session(record.host)
-        if session is not None:
-            pending = session.pending_renewals()
+        stream = self._hub.registry.place_of(record.host)
+        if stream is not None:
+            pending = stream.session.pending_renewals()
         elif record.certificates:
             in_force = await self._plans.in_force(record.host, self._clock.now())
             pending = tuple(unknown_plans(in_force, record.certificates))
@@ -209,7 +209,7 @@ class FleetView:
         return HostView(
             record=record,
             label="" if grant is None else grant.label,
-            connected=session is not None,
+            connected=stream is not None,
             pending=pending,
             displaced_streams=0 if known is None else known.displaced_count,
             contested=known is not None and known.contest is not None,

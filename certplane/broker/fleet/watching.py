@@ -7,11 +7,16 @@ than the fleet is large and never gets an old state after a new one. Nothing is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
+from certplane.broker import metrics
+from certplane.broker.fleet.refusals import draining
+from certplane.broker.ports import Meter
+from certplane.errors import Reason, RefusalError, Violation
 from certplane.fleet_report.model import CertificateStatus
 
 
@@ -80,28 +85,43 @@ class Watcher:
 
 
 class Watchers:
-    """All watchers of one broker."""
+    """All watchers of one broker, `most` of them at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int, meter: Meter) -> None:
+        self._most = most
+        self._meter = meter
         self._watchers: set[Watcher] = set()
         self._listeners: list[Callable[[str, CertificateStatus], None]] = []
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._watchers)
 
-    def add(self, wanted: Callable[[str], bool]) -> Watcher:
-        """A new watcher: it is told of all that changes from now on."""
+    @contextmanager
+    def watching(self, wanted: Callable[[str], bool]) -> Iterator[Watcher]:
+        """A watcher of the hosts that `wanted` says yes to: told of all that changes during the block.
+
+        Raises:
+            RefusalError: RATE_LIMITED, there are many already; DRAINING.
+        """
+        if self._closed:
+            raise draining()
+        if len(self._watchers) >= self._most:
+            violation = Violation("renewal_watchers", f"{self._most} at once")
+            message = "too many clients watch the fleet; end one of them first"
+            raise RefusalError(Reason.RATE_LIMITED, message, violations=[violation])
         watcher = Watcher(wanted)
         self._watchers.add(watcher)
-        return watcher
+        self._meter.level(metrics.WATCHERS, len(self._watchers))
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+            self._meter.level(metrics.WATCHERS, len(self._watchers))
 
     def listen(self, on_report: Callable[[str, CertificateStatus], None]) -> None:
         """Have it called with the host and the certificate of each report."""
         self._listeners.append(on_report)
-
-    def remove(self, watcher: Watcher) -> None:
-        """Tell it no more."""
-        self._watchers.discard(watcher)
 
     def host_changed(self, host: str, time: datetime) -> None:
         """A host came, left, or answered a directive, or something of it is another health now."""
@@ -121,6 +141,7 @@ class Watchers:
             watcher.put((host, name), CertificateRemoved(host, name, time))
 
     def close(self) -> None:
-        """Let all of them end."""
+        """Let all of them end, and take no more."""
+        self._closed = True
         for watcher in self._watchers:
             watcher.close()

@@ -16,7 +16,7 @@ import grpc
 from certplane import __version__
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Outgoing
-from certplane.broker.fleet.session import HostSession
+from certplane.broker.fleet.stream import OpenStream
 from certplane.broker.fleet.view import FleetView, HostNotFoundError, HostView
 from certplane.broker.fleet.watching import CertificateChanged, CertificateRemoved, Change, HostChanged
 from certplane.broker.services.calls import current_call, take_messages, valid_request_id
@@ -58,33 +58,33 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
     ) -> None:
         """Serve a host's stream: what it says is read here, what it is told is sent by the hub."""
         caller, request_id = current_call()
-        session = self._hub.attach(caller, request_id, functools.partial(_send, context))
+        stream = self._hub.attach(caller, request_id, functools.partial(_send, context))
         try:
             async for message in requests:
-                await self._take(session, message)
+                await self._take(stream, message)
                 del message  # the stream may wait for hours for the next one
-            await self._hub.settle(session)
+            await stream.settle()
         except asyncio.CancelledError:
-            if not session.was_ended():
+            if not stream.was_ended():
                 raise
-            if session.end_reason is not None:
-                raise session.end_reason from None
+            if stream.end_reason is not None:
+                raise stream.end_reason from None
         finally:
-            self._hub.detach(session)
+            self._hub.detach(stream)
 
-    async def _take(self, session: HostSession, message: pb.StreamRenewalStatusRequest) -> None:
+    async def _take(self, stream: OpenStream, message: pb.StreamRenewalStatusRequest) -> None:
         match message.WhichOneof("message"):
             case "report":
-                await self._hub.report(session, report_of(message.report))
+                await self._hub.report(stream, report_of(message.report))
             case "heartbeat":
-                self._hub.heartbeat(session, time_of("heartbeat.host_time", message.heartbeat.host_time))
+                self._hub.heartbeat(stream, time_of("heartbeat.host_time", message.heartbeat.host_time))
             case "directive_result":
-                self._hub.answer(session, directive_result(message.directive_result))
+                self._hub.answer(stream, directive_result(message.directive_result))
             case "hello":
                 if message.hello.request_id:
-                    session.request_id = valid_request_id(message.hello.request_id)
+                    stream.request_id = valid_request_id(message.hello.request_id)
                 take_messages(len(message.hello.reports))
-                await self._hub.hello(session, await hello_of(message.hello))
+                await self._hub.hello(stream, await hello_of(message.hello))
             case _:
                 raise invalid_request("message", "is required, and one that this broker knows")
 
@@ -95,7 +95,7 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
         if len(request.hosts) > _MAX_HOSTS:
             raise invalid_request("hosts", f"must be at most {_MAX_HOSTS}")
         hosts = frozenset(self._view.identity(host) for host in request.hosts)
-        with self._hub.watching(hosts.__contains__ if hosts else _everything) as watcher:
+        with self._hub.watchers.watching(hosts.__contains__ if hosts else _everything) as watcher:
             if not request.changes_only:
                 await self._send_fleet(hosts, context)
             while (change := await watcher.next_change()) is not None:
@@ -143,7 +143,7 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
 
     async def _send(self, event: pb.WatchRenewalsResponse, context: RpcContext) -> None:
         try:
-            async with asyncio.timeout(self._hub.settings.write_timeout.total_seconds()):
+            async with asyncio.timeout(self._hub.context.settings.write_timeout.total_seconds()):
                 await context.write(event)
         except TimeoutError as error:
             raise RefusalError(Reason.STREAM_TIMED_OUT, "the watcher doesn't read its stream") from error

@@ -19,7 +19,7 @@ from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import HostRecord, HostStream
 from certplane.broker.fleet.ports import RecordedReports
-from certplane.broker.fleet.session import HostSession
+from certplane.broker.fleet.stream import OpenStream
 from certplane.broker.model import AuditEvent
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
@@ -109,7 +109,7 @@ class Host:
         self.name = name
         self.told: list[Outgoing] = []
         self.end: BaseException | None = None
-        self.session: HostSession | None = None
+        self.stream: OpenStream | None = None
         self._inbox: asyncio.Queue[Report | None] = asyncio.Queue()
         self.task = asyncio.create_task(self._live())
 
@@ -119,25 +119,25 @@ class Host:
         async def write(message: Outgoing) -> None:
             self.told.append(message)
 
-        session = self.session = hub.attach(caller(name=self.name), "r-1", write)
+        stream = self.stream = hub.attach(caller(name=self.name), "r-1", write)
         try:
-            await hub.hello(session, Hello("0.1.0", "epoch-1", ("web",), (), self.world.clock.now()))
+            await hub.hello(stream, Hello("0.1.0", "epoch-1", ("web",), (), self.world.clock.now()))
             while (report := await self._inbox.get()) is not None:
-                await hub.report(session, report)
+                await hub.report(stream, report)
         except asyncio.CancelledError:
-            if not session.was_ended():
+            if not stream.was_ended():
                 raise
-            self.end = session.end_reason
+            self.end = stream.end_reason
         finally:
-            hub.detach(session)
+            hub.detach(stream)
 
     async def report(self, sequence: int) -> None:
         self._inbox.put_nowait(Report(sequence, CertificateStatus("web", CertificateState.DUE)))
         await settled()
 
     async def answer(self, error: Refusal | None = None) -> None:
-        assert self.session is not None
-        self.world.hub.answer(self.session, DirectiveResult(self.directives[-1].nonce, error))
+        assert self.stream is not None
+        self.world.hub.answer(self.stream, DirectiveResult(self.directives[-1].nonce, error))
         await settled()
 
     @property
@@ -159,7 +159,7 @@ def world() -> World:
 @asynccontextmanager
 async def running(world: World, *names: str) -> AsyncIterator[list[Host]]:
     """The hub at work, and hosts with streams."""
-    looking = asyncio.create_task(world.hub.run())
+    looking = asyncio.create_task(world.hub.supervision.run())
     hosts = [Host(world, name) for name in names]
     await settled()
     try:
@@ -190,7 +190,7 @@ async def test_a_fault_in_counting_does_not_end_what_looks_after_the_streams(
         world.store.uncountable = False
         await world.pass_time(timedelta(minutes=2))
     assert world.meter.levels[metrics.CERTIFICATES] == 0
-    assert "soon are again" in caplog.text
+    assert "stream supervision failed" in caplog.text
 
 
 async def test_one_host_that_cannot_be_read_keeps_no_other_from_its_plans(
@@ -201,7 +201,7 @@ async def test_one_host_that_cannot_be_read_keeps_no_other_from_its_plans(
     async def plans_for(record: HostRecord, _in_force: object) -> list[RenewalPlan]:
         return [plan(record.host)]
 
-    monkeypatch.setattr(world.hub._greeter, "_plans_for", plans_for)
+    monkeypatch.setattr(world.hub._teller, "_plans_for", plans_for)
     world.store.unreadable = frozenset({"web2.example"})
     async with running(world, "web1.example", "web2.example", "web3.example") as (first, second, third):
         await world.pass_time(SECOND)
@@ -211,7 +211,7 @@ async def test_one_host_that_cannot_be_read_keeps_no_other_from_its_plans(
         assert len(fourth.directives) == 1
         fourth.task.cancel()
         await asyncio.wait({fourth.task})
-    assert [record.levelno for record in caplog.records if "its plans" in record.message] == [logging.ERROR]
+    assert [record.levelno for record in caplog.records if "its renewal plans" in record.message] == [logging.ERROR]
 
 
 async def test_a_report_that_brings_out_a_fault_ends_its_stream_alone(world: World) -> None:
@@ -224,8 +224,8 @@ async def test_a_report_that_brings_out_a_fault_ends_its_stream_alone(world: Wor
         assert first.end.refusal.reason is Reason.INTERNAL
         assert [type(message) for message in first.told] == [Welcome]
         assert second.end is None
-        assert second.session is not None
-        assert second.session.durable == 1
+        assert second.stream is not None
+        assert second.stream.session.durable == 1
 
 
 async def test_nothing_is_said_before_the_welcome(world: World) -> None:
@@ -256,17 +256,17 @@ async def test_a_directive_that_could_not_be_kept_for_now_is_told_again(
 
     async def plans_for(record: HostRecord, _in_force: object) -> list[RenewalPlan]:
         wanted = plan(record.host)
-        refused: Any = world.hub._greeter._refused.get(record.host, ())
+        refused: Any = world.hub._teller._refused.get(record.host, ())
         return [] if (wanted.certificate_id, wanted.renew_time) in refused else [wanted]
 
-    monkeypatch.setattr(world.hub._greeter, "_plans_for", plans_for)
+    monkeypatch.setattr(world.hub._teller, "_plans_for", plans_for)
     async with running(world, "web1.example") as (host,):
         await world.pass_time(SECOND)
         await host.answer(Refusal(reason, "not now"))
         assert len(host.directives) == 1
         for _ in range(11):
-            assert host.session is not None
-            world.hub.heartbeat(host.session, world.clock.now())
+            assert host.stream is not None
+            world.hub.heartbeat(host.stream, world.clock.now())
             await world.pass_time(timedelta(minutes=1))
         assert len(host.directives) == times
 
@@ -280,7 +280,7 @@ async def test_what_hosts_refuse_takes_no_more_room_with_each_change(world: Worl
             await settled()
             await host.answer(Refusal(Reason.REQUEST_INVALID, "no"))
         assert len(host.directives) == 5
-        assert len(world.hub._greeter._refused["web1.example"]) == 1
+        assert len(world.hub._teller._refused["web1.example"]) == 1
 
 
 async def test_a_host_that_refuses_in_a_loop_fills_no_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -304,14 +304,14 @@ async def test_a_store_that_is_down_is_said_once(world: World, caplog: pytest.Lo
     names = [f"web{number}.example" for number in range(5)]
 
     def said() -> int:
-        assert sum("plans can't be read" in record.message for record in caplog.records) <= 1
-        return sum("could not be recorded" in record.message for record in caplog.records)
+        assert sum("could not read renewal plans" in record.message for record in caplog.records) <= 1
+        return sum("could not record" in record.message for record in caplog.records)
 
     async def beat(hosts: list[Host], span: timedelta) -> None:
         for _ in range(span // timedelta(minutes=1)):
             for host in hosts:
-                assert host.session is not None
-                world.hub.heartbeat(host.session, world.clock.now())
+                assert host.stream is not None
+                world.hub.heartbeat(host.stream, world.clock.now())
             await world.pass_time(timedelta(minutes=1))
 
     async with running(world, *names) as hosts:
@@ -342,8 +342,8 @@ FLOODS: dict[str, Callable[[int], Said]] = {
 async def test_a_flood_of_reports_is_counted(world: World, name: str) -> None:
     """What a host reports in turn, with whatever in it, costs a bounded number of rows; all of it is in the counts."""
     names = ("web", *(f"web{n}" for n in range(50)))
-    session = world.hub.attach(caller(name="web1.example"), "r-1", _say_nothing)
-    await world.hub.hello(session, Hello("0.1.0", "epoch-1", names, (), world.clock.now()))
+    stream = world.hub.attach(caller(name="web1.example"), "r-1", _say_nothing)
+    await world.hub.hello(stream, Hello("0.1.0", "epoch-1", names, (), world.clock.now()))
     total = 12_000
     for number in range(total):
         certificate, state, serial = FLOODS[name](number)
@@ -352,9 +352,9 @@ async def test_a_flood_of_reports_is_counted(world: World, name: str) -> None:
         if number % 50 == 0:
             world.clock.advance(SECOND)
             await settled()
-        await world.hub.report(session, Report(number + 1, status))
+        await world.hub.report(stream, Report(number + 1, status))
     await settled()
-    world.hub.detach(session)
+    world.hub.detach(stream)
     await settled()
     written = world.stores.database.events
     counted = sum(event.count for event in world.stores.database.counts.values())

@@ -16,32 +16,28 @@ from certplane.broker.fleet.messages import (
     DirectiveResult,
     Goodbye,
     Heartbeat,
-    Outgoing,
+    Hello,
     Welcome,
 )
 from certplane.broker.fleet.session import MOST_RENEWALS, HostSession, InForceHashes
 from certplane.broker.renewal.model import InForce, RenewalPlan
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, Report
-from tests.support.callers import caller
 
 T0 = datetime(2026, 11, 23, 12, tzinfo=UTC)
 REFUSED = Refusal(Reason.REQUEST_INVALID, "no")
 
 
-async def nowhere(_message: Outgoing) -> None:
-    """Send nothing."""
-
-
-def session() -> HostSession:
-    return HostSession(caller(), "r-1", nowhere, task=None, now=0.0)
+def greeted() -> HostSession:
+    made = HostSession()
+    made.hello(Hello("0.1.0", "epoch-1", ("web",), (), T0), T0)
+    return made
 
 
 def welcomed(acknowledged: int = 0) -> HostSession:
-    made = session()
-    made.connect_time = T0
+    made = greeted()
     made.welcome(Welcome(T0, acknowledged, timedelta(minutes=1), "p0", "t0"))
-    assert isinstance(made.next_message(0.0, InForceHashes("p0", "t0"), str), Welcome)
+    assert isinstance(made.next_message(0.0, InForceHashes(("p0", "t0", "")), str), Welcome)
     return made
 
 
@@ -60,7 +56,7 @@ class StreamMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.session = welcomed()
-        self.hashes = InForceHashes("p0", "t0")
+        self.hashes = InForceHashes(("p0", "t0", ""))
         self.wanted: dict[str, RenewalPlan] = {}
         self.outstanding: Directive | None = None
         self.told = ("p0", "t0", "")
@@ -84,7 +80,6 @@ class StreamMachine(RuleBasedStateMachine):
         pending = self.session.pending or []
         written = max(1, len(pending) * share // 100)
         self.stored = max(self.stored, pending[written - 1].sequence)
-        self.session.pending = pending[written:] or None
         self.session.made_durable(self.stored)
 
     @rule(number=strategies.integers(1, 5), minutes=strategies.integers(0, 9))
@@ -99,11 +94,11 @@ class StreamMachine(RuleBasedStateMachine):
         retry_epoch=strategies.sampled_from(["", "e1"]),
     )
     def files_are_reloaded(self, policy: str, trust: str, retry_epoch: str) -> None:
-        self.hashes.policy, self.hashes.trust, self.hashes.retry_epoch = policy, trust, retry_epoch
+        self.hashes.change((policy, trust, retry_epoch))
 
     @rule()
     def host_beats(self) -> None:
-        self.session.heartbeat(T0)
+        self.session.heartbeat(T0, T0)
 
     @precondition(lambda self: self.outstanding)
     @rule(refuse=strategies.booleans())
@@ -167,21 +162,20 @@ TestStreamMachine.settings = settings(max_examples=100, stateful_step_count=40, 
 
 
 def test_nothing_comes_before_the_welcome() -> None:
-    """A stream that hasn't said hello is told nothing, whatever is wanted of its host."""
-    made = session()
+    """A stream whose hello isn't durable yet is told nothing, whatever is wanted of its host."""
+    made = greeted()
     made.want([plan(1)])
-    made.heartbeat(T0)
-    assert made.next_message(0.0, InForceHashes("p1", "t1"), str) is None
+    made.heartbeat(T0, T0)
+    assert made.next_message(0.0, InForceHashes(("p1", "t1", "")), str) is None
 
 
 def test_goodbye_comes_last_and_once() -> None:
     """After what is durable was acknowledged, and not while reports are not."""
     made = welcomed()
-    hashes = InForceHashes("p0", "t0")
+    hashes = InForceHashes(("p0", "t0", ""))
     made.take([report(1)])
     made.say_goodbye(Goodbye(timedelta(seconds=1), "stop"))
     assert made.next_message(0.0, hashes, str) is None
-    made.pending = None
     made.made_durable(1)
     assert made.next_message(0.0, hashes, str) == Acknowledgement(1)
     assert isinstance(made.next_message(0.0, hashes, str), Goodbye)
@@ -194,7 +188,7 @@ def test_directives_stay_under_a_message_s_size() -> None:
     made.want([plan(number, minutes=200 - number, reason="é" * 250) for number in range(150)])
     told: list[RenewalPlan] = []
     nonces = map(str, count())
-    while (message := made.next_message(0.0, InForceHashes("p0", "t0"), nonces.__next__)) is not None:
+    while (message := made.next_message(0.0, InForceHashes(("p0", "t0", "")), nonces.__next__)) is not None:
         assert isinstance(message, Directive)
         assert 1 <= len(message.renewals) <= MOST_RENEWALS
         assert sum(len(each.reason.encode()) for each in message.renewals) < 60_000

@@ -1,4 +1,4 @@
-"""The look at the whole fleet: its figures, and who is told when time alone changes a certificate's health."""
+"""The health of the whole fleet: its figures, and who is told when time alone changes a certificate's health."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from certplane.broker.fleet.health import FLEET_WORDS, HostKnowledge, certificate_health
+from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.settings import StreamSettings
-from certplane.broker.fleet.supervision import FleetSupervision
 from certplane.broker.fleet.watching import HostChanged, Watchers
 from certplane.broker.model import Profile
+from certplane.broker.ports import NullMeter
 from certplane.broker.telemetry import PrometheusMeter
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate
@@ -51,12 +52,12 @@ class World:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.view = View(self.clock)
-        self.watchers = Watchers()
+        self.watchers = Watchers(1, NullMeter())
         self.meter = PrometheusMeter()
         self.policy = FakePolicySource(
             FakePolicy.of(profiles=[Profile(name, "multi_san", (f"{name}.example",), "h") for name in ("web", "mail")])
         )
-        self.supervision = FleetSupervision(
+        self.watch = HealthWatch(
             view=self.view,  # type: ignore[arg-type]  # a fake
             watchers=self.watchers,
             policy=self.policy,
@@ -101,7 +102,7 @@ async def settled() -> None:
 
 @asynccontextmanager
 async def running(world: World) -> AsyncIterator[None]:
-    task = asyncio.create_task(world.supervision.run())
+    task = asyncio.create_task(world.watch.run())
     await settled()
     try:
         yield
@@ -137,24 +138,24 @@ async def test_watchers_are_told_when_time_changes_a_health(world: World) -> Non
     """Within a second of the end, once for a host, though it reports nothing; also of what it reported since the look."""
     world.holds("soon", timedelta(seconds=30))
     world.holds("later", timedelta(days=50))
-    watcher = world.watchers.add(lambda _host: True)
-    async with running(world):
-        status = world.holds("reported", timedelta(seconds=40))
-        world.watchers.certificate_changed("reported", status, world.clock.now())
-        await watcher.next_change()
-        await world.pass_time(29 * SECOND)
-        assert len(watcher) == 0
-        await world.pass_time(2 * SECOND)
-        change = await watcher.next_change()
-        assert isinstance(change, HostChanged)
-        assert change.host == "soon"
-        await world.pass_time(10 * SECOND)
-        change = await watcher.next_change()
-        assert isinstance(change, HostChanged)
-        assert change.host == "reported"
-        await world.pass_time(timedelta(minutes=5))
-        assert len(watcher) == 0
-        assert world.counts == {"OK": 1, "EXPIRED": 2}
+    with world.watchers.watching(lambda _host: True) as watcher:
+        async with running(world):
+            status = world.holds("reported", timedelta(seconds=40))
+            world.watchers.certificate_changed("reported", status, world.clock.now())
+            await watcher.next_change()
+            await world.pass_time(29 * SECOND)
+            assert len(watcher) == 0
+            await world.pass_time(2 * SECOND)
+            change = await watcher.next_change()
+            assert isinstance(change, HostChanged)
+            assert change.host == "soon"
+            await world.pass_time(10 * SECOND)
+            change = await watcher.next_change()
+            assert isinstance(change, HostChanged)
+            assert change.host == "reported"
+            await world.pass_time(timedelta(minutes=5))
+            assert len(watcher) == 0
+            assert world.counts == {"OK": 1, "EXPIRED": 2}
 
 
 @pytest.mark.parametrize(

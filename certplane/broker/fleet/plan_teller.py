@@ -1,8 +1,8 @@
-"""What hosts that have come are told: the plans that they don't know, but for what they have refused.
+"""Tells hosts that have connected the renewal plans that they don't know, except those that they have refused.
 
 Some hosts at a time, so that a fleet's return is not slowed by it. Computed from durable state, so that it is the same
 after any restart; which refusals stand is in memory, and a broker that is started again asks once more. A host that
-could not take a directive over *for now* (its disk is full) is looked at again after ten minutes.
+could not take a directive over *for now* (its disk is full) is told again after ten minutes.
 
 For the event loop's thread.
 """
@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import Final
@@ -22,29 +22,27 @@ from certplane.broker.fleet.knowledge import PlanMark, held_certificates, mark, 
 from certplane.broker.fleet.messages import Directive
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.ports import FleetStore
+from certplane.broker.fleet.settings import RETRY
 from certplane.broker.model import CertificateRecord
 from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError
-from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 
 _logger = logging.getLogger("certplane.broker.fleet")
 
-_RETRY: Final = Backoff(timedelta(seconds=1), timedelta(seconds=30))
-"""Between tries to read what the store refuses."""
-_GREETED: Final = 128
+_TOGETHER: Final = 128
 """Hosts that are read about together."""
-_GREETING_PAUSE: Final = timedelta(milliseconds=100)
+_GATHERING: Final = timedelta(milliseconds=100)
 """In which more come: each query costs a change of threads."""
 _TOLD_AGAIN: Final = timedelta(minutes=10)
-"""After a host could not take a directive over for now: a full disk, a fault of its agent."""
+"""After a host could not take a directive over for now: a full disk, a bug of its agent."""
 _FOR_NOW: Final = frozenset({Reason.STORE_UNAVAILABLE, Reason.INTERNAL})
 """Refusals of a directive that say nothing against it."""
 
 
-class Greeter:
-    """Greets the hosts of one broker, and knows what each has refused."""
+class PlanTeller:
+    """Tells the hosts of one broker their plans, and knows what each has refused."""
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class Greeter:
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        """Nobody has come yet; `tell` is called with a host and the plans that it doesn't know."""
+        """No host has connected yet; `tell` is called with a host and the plans that it doesn't know."""
         self._store = store
         self._plans = plans
         self._find_certificate = find_certificate
@@ -64,31 +62,37 @@ class Greeter:
         self._clock = clock
         self._rng = rng
         self._refused: dict[str, frozenset[PlanMark]] = {}
+        self._taken_back: list[str] = []
         self._postponed: dict[str, float] = {}
         """Hosts that could not take a directive over, and the monotonic time to tell them again, the soonest first."""
         self._arrived: dict[str, None] = {}
         self._arrival = asyncio.Event()
 
-    def greet(self, host: str) -> None:
-        """Look soon what the host doesn't know."""
+    def tell_soon(self, host: str) -> None:
+        """Tell the host what it doesn't know, with others that come now."""
         self._arrived[host] = None
         self._arrival.set()
 
-    def greet_postponed(self, connected: Collection[str]) -> None:
-        """Greet again the hosts whose time has come, those that are `connected`."""
+    def tell_postponed(self, connected: Container[str]) -> None:
+        """Tell the hosts again whose time has come, those that are `connected`."""
         now = self._clock.monotonic()
         while self._postponed and (first := next(iter(self._postponed.items())))[1] <= now:
             del self._postponed[first[0]]
             if first[0] in connected:
-                self.greet(first[0])
+                self.tell_soon(first[0])
 
     def refuses(self, plan: RenewalPlan) -> bool:
         """Whether its host has refused this very plan."""
         return mark(plan) in self._refused.get(plan.host, ())
 
-    def has_refused(self, host: str) -> bool:
-        """Whether a refusal of the host stands."""
-        return host in self._refused
+    def take_back_earlier(self, host: str) -> None:
+        """The host has taken a directive: a refusal that it made on an earlier stream stands no more."""
+        self._taken_back.append(host)
+
+    def pop_taken_back(self) -> list[str]:
+        """The hosts whose earlier refusals were taken back since this was asked, and that have made no new one."""
+        hosts, self._taken_back = self._taken_back, []
+        return [host for host in hosts if host not in self._refused]
 
     def take_back(self, host: str) -> bool:
         """The host has taken a directive: what it refused may be said again; whether there was something."""
@@ -106,13 +110,13 @@ class Greeter:
         self._refused[host] = marks | {one for one in before if one[0] not in renewed}
 
     async def run(self) -> None:
-        """Tell hosts that have come what they don't know: some at a time, so that it doesn't slow a fleet's return."""
+        """Work until cancelled."""
         failures = 0
         while True:
             await self._arrival.wait()
             while self._arrived:
-                await self._clock.sleep(_GREETING_PAUSE)
-                hosts = tuple(islice(self._arrived, _GREETED))
+                await self._clock.sleep(_GATHERING)
+                hosts = tuple(islice(self._arrived, _TOGETHER))
                 for host in hosts:
                     del self._arrived[host]
                 try:
@@ -120,11 +124,11 @@ class Greeter:
                 except RefusalError as error:
                     failures += 1
                     if failures == 1:
-                        _logger.warning("plans can't be read, and are tried again: %s", error)
+                        _logger.warning("could not read renewal plans; will retry: %s", error)
                     self._arrived.update(dict.fromkeys(hosts))
-                    await self._clock.sleep(_RETRY.wait(failures, self._rng))
+                    await self._clock.sleep(RETRY.wait(failures, self._rng))
                 except Exception as error:  # noqa: BLE001 - of one of them, and said there
-                    _logger.warning("hosts that have come are read about one by one: %r", error)
+                    _logger.warning("could not read the plans of several hosts; reading one by one: %r", error)
                     for host in hosts:
                         await self._tell_alone(host)
                 else:
@@ -132,14 +136,14 @@ class Greeter:
             self._arrival.clear()
 
     async def _tell_alone(self, host: str) -> None:
-        """Tell a host that came with one about whom something can't be read: so that the others hear of their plans."""
+        """Tell one host of several of which one can't be read, so that the others hear of their plans."""
         try:
             await self._tell((host,))
         except RefusalError:
             self._arrived[host] = None
         except Exception:
             # It goes on without: its certificates have times of their own, and each change is told.
-            _logger.exception("a host that has come can't be told its plans", extra={"fields": {"host": host}})
+            _logger.exception("could not tell a host its renewal plans", extra={"fields": {"host": host}})
 
     async def _tell(self, hosts: tuple[str, ...]) -> None:
         in_force = defaultdict(list)

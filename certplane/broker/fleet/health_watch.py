@@ -1,0 +1,131 @@
+"""The health of the whole fleet, computed every minute: its figures, and what time alone has changed.
+
+A host that is down reports nothing when its certificate expires. So the hosts whose health the time will change before
+the next round are noted; at that moment watchers of the fleet are told that the host has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from datetime import datetime, timedelta
+from typing import Final
+
+from certplane.broker import metrics
+from certplane.broker.fleet.health import FLEET_WORDS, in_use, next_change
+from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.fleet.view import FleetView
+from certplane.broker.fleet.watching import Watchers
+from certplane.broker.ports import Meter, PolicySource
+from certplane.errors import RefusalError
+from certplane.fleet_report.model import CertificateStatus
+from certplane.runtime.clock import Clock
+
+_logger = logging.getLogger("certplane.broker.fleet")
+
+_SHARE: Final = 20
+"""A round takes at most this part of the time: a fleet that takes longer to read is read less often."""
+_SLICE: Final = 32
+"""Hosts that are read before others get their turn: about a millisecond."""
+
+
+class HealthWatch:
+    """Computes the health of the fleet, while `run` runs. For the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        view: FleetView,
+        watchers: Watchers,
+        policy: PolicySource,
+        clock: Clock,
+        meter: Meter,
+        settings: StreamSettings,
+    ) -> None:
+        """Nothing is known yet.
+
+        Args:
+            view: What is read.
+            watchers: Who is told; whatever else they are told of a certificate is heard here too.
+            policy: Whose profiles are measured: what a host calls one is its own word.
+            clock: The time.
+            meter: Measures.
+            settings: How often.
+        """
+        self._view = view
+        self._watchers = watchers
+        self._policy = policy
+        self._clock = clock
+        self._meter = meter
+        self._settings = settings
+        self._pause = settings.figures_interval
+        self._due: dict[tuple[str, str], datetime] = {}
+        """When time changes the health of which certificates, by host and name: those before the next look alone."""
+        self._horizon = clock.now()
+        self._profiles: set[str] = set()
+        watchers.listen(self._note)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        said = ""
+        while True:
+            begun = self._clock.monotonic()
+            try:
+                await self._look()
+            except RefusalError as error:
+                if str(error) != said:
+                    _logger.warning("could not read the health of the fleet; will retry: %s", error)
+                said = str(error)
+            except Exception as error:
+                if repr(error) != said:
+                    _logger.exception("computing the health of the fleet failed; will retry")
+                said = repr(error)
+            else:
+                said = ""
+            spent = timedelta(seconds=self._clock.monotonic() - begun)
+            self._pause = max(self._settings.figures_interval, spent * _SHARE)
+            await self._tell_until(self._clock.monotonic() + self._pause.total_seconds())
+
+    async def _look(self) -> None:
+        counts: Counter[str] = Counter()
+        soonest: dict[str, datetime] = {}
+        self._horizon = self._clock.now() + 2 * self._pause  # the next look may come late
+        self._due.clear()
+        number = 0
+        async for record, healths in self._view.survey():
+            for status, health in zip(record.certificates, healths, strict=True):
+                counts[health.word] += 1
+                self._note(record.host, status)
+                held = in_use(status)
+                if status.profile and held is not None and held.not_after is not None:
+                    soonest[status.profile] = min(held.not_after, soonest.get(status.profile, held.not_after))
+            number += 1
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+        for word in FLEET_WORDS:
+            self._meter.level(metrics.HEALTH, counts[word], health=word.value)
+        policy = self._policy.current
+        known = {profile for profile in soonest if policy.find_profile(profile) is not None}
+        for profile in known | self._profiles:
+            moment = soonest[profile].timestamp() if profile in known else math.inf
+            self._meter.level(metrics.SOONEST_END, moment, profile=profile)
+        self._profiles |= known
+
+    def _note(self, host: str, status: CertificateStatus) -> None:
+        """Look at the host again when time makes another health of it, if that is before the next look."""
+        moment = next_change(status, self._clock.now())
+        if moment is not None and moment <= self._horizon:
+            self._due[host, status.name] = moment
+
+    async def _tell_until(self, deadline: float) -> None:
+        """Tell watchers of those whose time comes before `deadline`, of the monotonic clock."""
+        while (left := deadline - self._clock.monotonic()) > 0:
+            await self._clock.sleep(min(self._settings.tick, timedelta(seconds=left)))
+            now = self._clock.now()
+            changed = [key for key, moment in self._due.items() if moment <= now]
+            for key in changed:
+                del self._due[key]
+            for host in dict.fromkeys(host for host, _ in changed):
+                self._watchers.host_changed(host, now)

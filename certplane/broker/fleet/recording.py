@@ -1,0 +1,118 @@
+"""What streams bring, made durable: reports with their audit events, and what is recorded that nobody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from typing import Any
+
+from certplane.broker import metrics
+from certplane.broker.fleet.events import report_events
+from certplane.broker.fleet.model import HostStream
+from certplane.broker.fleet.ports import FleetStore
+from certplane.broker.fleet.watching import Watchers
+from certplane.broker.model import Caller
+from certplane.broker.ports import EventRecorder, Meter
+from certplane.errors import Refusal, RefusalError
+from certplane.fleet_report.model import Report
+from certplane.runtime.clock import Clock
+
+_logger = logging.getLogger("certplane.broker.fleet")
+
+
+class Recorder:
+    """Writes for the streams of one broker, and tells watchers what is new. For the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        store: FleetStore,
+        repeats: EventRecorder,
+        watchers: Watchers,
+        clock: Clock,
+        meter: Meter,
+        new_event_id: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._repeats = repeats
+        self._watchers = watchers
+        self._clock = clock
+        self._meter = meter
+        self._new_event_id = new_event_id
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._works = True
+        """Whether what was last recorded in the background could be."""
+
+    async def record_reports(
+        self,
+        caller: Caller,
+        request_id: str,
+        epoch: str,
+        reports: Sequence[Report],
+        *,
+        names: tuple[str, ...] | None = None,
+        stream: HostStream | None = None,
+    ) -> int:
+        """Make reports durable, and tell watchers; the last durable sequence. See `FleetStore.record_reports`.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE or AUDIT_UNAVAILABLE.
+        """
+        now = self._clock.now()
+        told = report_events(caller, request_id, reports, now, self._new_event_id)
+        first = {number: one.event for number, one in told.items() if self._repeats.begin(one.kind, one.event)}
+        telling: Collection[int] = ()
+        try:
+            recorded = await self._store.record_reports(caller.name, epoch, reports, first, names=names, stream=stream)
+            telling = recorded.telling
+        finally:
+            for number in first.keys() - set(telling):
+                self._repeats.withdraw(told[number].kind, told[number].event)
+        repeated = [told[sequence] for sequence in recorded.telling if sequence not in first]
+        await asyncio.gather(*(self._repeats.record(one.kind, [one.event]) for one in repeated))
+        for report in recorded.new:
+            self._meter.count(metrics.REPORTS, result="durable")
+            self._watchers.certificate_changed(caller.name, report.certificate, now)
+        for name in recorded.forgotten:
+            self._watchers.certificate_removed(caller.name, name, now)
+        return recorded.acknowledged_sequence
+
+    def note_stream(self, stream: HostStream) -> None:
+        """Record a host's stream as it is now, in the background."""
+        self.note(self._store.record_stream(stream))
+
+    def note_directive_error(self, host: str, error: Refusal | None) -> None:
+        """Record why the host refused the last directive, or that it took it, in the background."""
+        self.note(self._store.record_directive_error(host, error))
+
+    def note(self, write: Awaitable[None]) -> None:
+        """Record something that nobody waits for."""
+        self.start(self._try(write), "fleet-record")
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Work on beside the streams; `finish` waits for it."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def finish(self, deadline: float) -> None:
+        """Wait for what is under way, at most until `deadline`, of the monotonic clock."""
+        while self._tasks and (left := deadline - self._clock.monotonic()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+
+    async def _try(self, write: Awaitable[None]) -> None:
+        try:
+            await write
+        except RefusalError as error:
+            if self._works:  # a store that is down is said once, not for each of ten thousand hosts
+                _logger.warning("could not record the state of a host's stream: %s", error)
+            self._works = False
+        else:
+            self._works = True
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("recording for a host's stream failed", exc_info=error)

@@ -1,0 +1,62 @@
+"""Who is connected to this broker: all open streams, and which of them is its host's.
+
+A host has one stream, the one that said hello last. This is one broker's memory: whether a host has its stream at
+another broker is in the host's record alone (`HostStream`), and a hello there has to end the stream here by `place_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from certplane.broker import metrics
+from certplane.broker.fleet.stream import OpenStream
+from certplane.broker.ports import Meter
+
+
+class StreamRegistry:
+    """The open streams. For the event loop's thread."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._open: set[OpenStream] = set()
+        self._places: dict[str, OpenStream] = {}
+        self._meter = meter
+        self._measure()
+
+    def __len__(self) -> int:
+        """How many hosts have a stream here."""
+        return len(self._places)
+
+    def __contains__(self, host: object) -> bool:
+        """Whether the host has a stream here."""
+        return host in self._places
+
+    def __iter__(self) -> Iterator[OpenStream]:
+        """All that are open at this moment, those included that haven't said hello or were displaced."""
+        return iter(tuple(self._open))
+
+    def place_of(self, host: str) -> OpenStream | None:
+        """The stream of a host; None if it has none here."""
+        return self._places.get(host)
+
+    def add(self, stream: OpenStream) -> None:
+        """A stream begins."""
+        self._open.add(stream)
+
+    def take_place(self, stream: OpenStream) -> OpenStream | None:
+        """The stream is its host's from now on; the one that was, if any."""
+        displaced = self._places.get(stream.host)
+        self._places[stream.host] = stream
+        self._measure()
+        return displaced
+
+    def remove(self, stream: OpenStream) -> bool:
+        """A stream has ended; whether it was its host's."""
+        self._open.discard(stream)
+        if self._places.get(stream.host) is not stream:
+            return False
+        del self._places[stream.host]
+        self._measure()
+        return True
+
+    def _measure(self) -> None:
+        self._meter.level(metrics.STREAMS, len(self._places))
