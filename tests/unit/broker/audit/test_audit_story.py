@@ -1,0 +1,337 @@
+"""The audit log's contract with its readers: which events each story leaves, and exactly what each of them says.
+
+`tests/cases/audit/events.json` holds the records as the broker of 452d001 wrote them; ids and hashes are replaced by
+what they are. A field may be added there, and none may change or go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock, MagicMock
+
+import pytest
+
+from certplane import __version__
+from certplane.broker import account_commands, app, commands
+from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
+from certplane.broker.fleet.events import report_events
+from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep, StatusReport
+from certplane.broker.fleet.requests import RenewalOrder, RenewalRequests
+from certplane.broker.issuance.authorisation import shut_out
+from certplane.broker.issuance.events import denied_order
+from certplane.broker.model import (
+    AuditDecision,
+    AuditEvent,
+    AuditEventType,
+    AuditSeverity,
+    DenyEntry,
+    IdentityUse,
+    KnownIdentity,
+    RevocationReason,
+)
+from certplane.broker.policy.first_use import Settlement
+from certplane.broker.reload import Reloader
+from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
+from certplane.broker.renewal.planner import RenewalPlanner
+from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.services.calls import Call, serving
+from certplane.broker.services.enrollment import EnrollmentServicer
+from certplane.broker.services.interceptors.authentication import AuthenticationError, Peer
+from certplane.broker.services.interceptors.denials import denial_event
+from certplane.broker.services.interceptors.first_use import FirstUse
+from certplane.errors import Reason, RefusalError
+from certplane.v1 import enrollment_pb2 as pb
+from tests.fakes.audit import FakeEventRecorder
+from tests.fakes.clock import ManualClock
+from tests.fakes.issuer import FakeIssuer
+from tests.fakes.stores import FakeStores
+from tests.support.issuance import NO_WAIT, World, caller, issue, settle, unavailable
+
+GOLDEN = json.loads(Path("tests/cases/audit/events.json").read_text())
+_IDS = re.compile(r"\b(id[0-9a-f]+-\d{6}|order-\d{6}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_HASHES = re.compile(r"\b[0-9a-f]{64}\b")
+_SERIALS = re.compile(r"\b[0-9a-f]{35,40}\b")
+
+Story = Callable[[], Awaitable[list[AuditEvent]]]
+STORIES: dict[str, Story] = {}
+
+
+def story(tell: Story) -> Story:
+    STORIES[tell.__name__] = tell
+    return tell
+
+
+def records(events: list[AuditEvent]) -> list[Any]:
+    """What is written of the events, without what differs from run to run."""
+    text = json.dumps([event.record() for event in events])
+    for pattern, name in ((_IDS, "<id>"), (_HASHES, "<sha256>"), (_SERIALS, "<serial>")):
+        text = pattern.sub(name, text)
+    return list(json.loads(text.replace(f"version {__version__}", "version <version>")))
+
+
+@story
+async def issuance() -> list[AuditEvent]:
+    """Issued, asked again, fetched, and revoked."""
+    world = World()
+    authority = await world.started()
+    result = await authority.issue(caller(), issue())
+    assert result.certificate is not None
+    certificate_id = result.certificate.certificate_id
+    await authority.issue(caller(), issue(request_id="req-2"))
+    await authority.get_certificate(caller(), "req-3", certificate_id)
+    await authority.revoke(caller(), "req-4", certificate_id, RevocationReason.SUPERSEDED)
+    return world.database.events
+
+
+@story
+async def renewal() -> list[AuditEvent]:
+    """A certificate in the place of another, and a second call that joins its order."""
+    world = World()
+    authority = await world.started()
+    first = await authority.issue(caller(), issue())
+    assert first.certificate is not None
+    world.clock.advance(timedelta(days=70))
+    command = issue("two", wait=NO_WAIT, replaces=first.certificate.certificate_id)
+    await authority.issue(caller(), command)
+    await authority.issue(caller(), replace(command, request_id="req-2"))
+    await world.run_on()
+    return world.database.events
+
+
+@story
+async def refusals() -> list[AuditEvent]:
+    """A profile that isn't granted, one that isn't there, a CSR that can't be read, an order that isn't there."""
+    world = World()
+    authority = await world.started()
+    refused = [
+        authority.issue(replace(caller(), name="web9.test"), issue()),
+        authority.issue(caller(), issue(profile="nowhere")),
+        authority.issue(caller(), issue(csr_pem="junk")),
+        authority.get_order(caller(), "req-2", "order-of-nobody"),
+        authority.revoke(caller(), "req-3", "certificate-of-nobody", RevocationReason.UNSPECIFIED),
+    ]
+    for call in refused:
+        with pytest.raises(RefusalError):
+            await call
+    world.contest()
+    with pytest.raises(RefusalError):
+        await authority.issue(caller(), issue())
+    return world.database.events
+
+
+@story
+async def failures() -> list[AuditEvent]:
+    """An order that the CA refuses, one that moves to another issuer, one that an operator's denial ends."""
+    world = World()
+    world.issuer.faults.fail("create_order", RefusalError(Reason.ISSUER_REJECTED, "no"))
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await world.run_on()
+    moving = World()
+    moving.policies.policy = replace_issuers(moving)
+    moving.others.append(FakeIssuer(moving.ca, name="second"))
+    moving.issuer.faults.fail_always("create_order", unavailable(retry_after=timedelta(minutes=5)))
+    authority = await moving.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await moving.run_on()
+    ended = denied_order(moving.order, shut_out(), moving.clock.now())
+    return [*world.database.events, *moving.database.events, ended]
+
+
+def replace_issuers(world: World) -> Any:
+    world.change_profile(issuers=("fake-ca", "second"))
+    return world.policies.policy
+
+
+@story
+async def abandoned() -> list[AuditEvent]:
+    """The CA forgets an order before its CSR is sent: another is made."""
+    world = World()
+    gate = world.issuer.faults.hold("answer_challenges")
+    world.issuer.faults.fail("answer_challenges", unavailable())
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    (url,) = world.ca.orders
+    world.ca.orders["https://ca.test/order/0"] = replace(world.ca.orders[url], url="https://ca.test/order/0")
+    world.ca.forget(url)
+    gate.set()
+    await world.run_on()
+    return world.database.events
+
+
+@story
+async def coalesced() -> list[AuditEvent]:
+    """Denials and hand-outs that repeat are counted."""
+    world = World(coalesces=True)
+    authority = await world.started()
+    assert isinstance(world.repeats, RepeatCoalescer)
+    numbers = count(1)
+    world.denials = DenialCoalescer(  # type: ignore[assignment]  # the real one
+        world.stores.audit, world.clock, lambda: f"denials-{next(numbers)}"
+    )
+    authority = world.authority()
+    await authority.start(list(world.policies.policy.profiles))
+    async with world.repeats.running(), world.denials.running():  # type: ignore[attr-defined]
+        for _ in range(4):
+            await authority.issue(caller(), issue())
+            with pytest.raises(RefusalError):
+                await authority.issue(caller(), issue(profile="nowhere"))
+    return world.database.events
+
+
+@story
+async def edge() -> list[AuditEvent]:
+    """What the edge records: a first use, a retired certificate, a refused call, an enrollment."""
+    clock, stores, numbers = ManualClock(), FakeStores.open(ManualClock()), count(1)
+
+    def new_id() -> str:
+        return f"event-{next(numbers)}"
+
+    first_use = FirstUse(ledger=stores.identities, clock=clock, new_event_id=new_id)
+    call = Call("/certplane.v1.Service/Method", "req-1", caller())
+    old, new = caller(), replace(caller(), serial_number="b2", not_before=clock.now())
+    for host in (old, new):
+        decided = first_use.begin(call, host)
+        assert decided is not None
+        await decided
+        clock.advance(timedelta(minutes=10))
+    retired = first_use.begin(call, old)
+    assert retired is not None
+    with pytest.raises(AuthenticationError) as caught:
+        await retired
+    peer = Peer(b"", b"", "TLSv1.3", session_reused=False, source_ip="192.0.2.9", user_agent="test/2")
+    denied = [
+        denial_event(call, peer, caught.value, clock=clock, new_id=new_id),
+        denial_event(
+            replace(call, caller=None), peer, RefusalError(Reason.RATE_LIMITED, "too fast"), clock=clock, new_id=new_id
+        ),
+    ]
+    servicer = EnrollmentServicer(
+        trust=SimpleNamespace(),  # type: ignore[arg-type]  # not asked
+        policy=SimpleNamespace(),  # type: ignore[arg-type]  # not asked
+        enrollments=stores.enrollments,
+        identities=stores.identities,
+        repeats=FakeEventRecorder(stores.audit),
+        clock=clock,
+        new_event_id=new_id,
+    )
+    token = serving.set(call)
+    await servicer.ReportEnrollment(
+        pb.ReportEnrollmentRequest(agent_version="1.2", identity_serial_number="a1"),
+        None,  # type: ignore[arg-type]  # not used
+    )
+    serving.reset(token)
+    return [*stores.database.events, *denied]
+
+
+@story
+async def fleet() -> list[AuditEvent]:
+    """What hosts report of their certificates, and a renewal that an operator asks for."""
+    clock, numbers = ManualClock(), count(1)
+    now = clock.now()
+
+    def new_id() -> str:
+        return f"event-{next(numbers)}"
+
+    held = HeldCertificate("0a", now, now + timedelta(days=90), "c-1")
+    serving_it = CertificateStatus(
+        name="web", profile="shop", state=CertificateState.SERVING, issued=held, installed=held, served=held
+    )
+    failed = replace(
+        serving_it, state=CertificateState.FAILED, failed_step=RenewalStep.INSTALL, last_error="no space", served=None
+    )
+    degraded = replace(serving_it, state=CertificateState.DEGRADED, last_error="the probe saw another")
+    reports = [StatusReport(number, status) for number, status in enumerate((serving_it, failed, degraded), 1)]
+    told = report_events(caller(), "req-1", reports, now, new_id)
+    stores = FakeStores.open(clock)
+    requests = RenewalRequests(
+        RenewalPlans(stores.renewal_plans), stores.fleet, clock, new_id, why_none=lambda _host: ""
+    )
+    order = RenewalOrder(selection=Selection(all=True), reason="drill", request_id="r-1", spread=timedelta(hours=1))
+    requested = await requests.request(caller("admin.test"), order)
+    assert requested
+    return [*(each.event for each in told.values()), *stores.database.events]
+
+
+@story
+async def planning() -> list[AuditEvent]:
+    """A CA's window that moves a renewal."""
+    clock = ManualClock()
+    now = clock.now()
+    plan = RenewalPlan("c-1", "web1.test", now + timedelta(days=60), RenewalCause.LIFETIME)
+    certificate = InForce(
+        "c-1", "web1.test", "shop", "acme", ("www.test",), "PEM", now, now + timedelta(days=90), plan.renew_time, plan
+    )
+    planner = SimpleNamespace(_clock=clock, _new_event_id=lambda: "event-1")
+    moved = replace(
+        plan,
+        renew_time=now,
+        reason="the CA's window",
+        window_end=now - timedelta(days=1),
+        explanation_url="https://ca.test/why",
+    )
+    return [
+        RenewalPlanner._moved(planner, certificate, moved),  # type: ignore[arg-type]  # all that it asks
+        RenewalPlanner._moved(planner, certificate, replace(plan, renew_time=now + timedelta(days=30))),  # type: ignore[arg-type]
+    ]
+
+
+@story
+async def operators() -> list[AuditEvent]:
+    """What an operator's commands record, and the broker of itself."""
+    clock = ManualClock()
+    now = clock.now()
+    use = IdentityUse("CN=Test CA", "a1", now, now)
+    entry = DenyEntry(issuer="CN=Test CA", serial_number="b2", reason="stolen", create_time=now)
+    settlement = Settlement(KnownIdentity("web1.test", use, now), (entry,))
+    ca: Any = SimpleNamespace(name="acme", acme=SimpleNamespace(directory_url="https://ca.test/dir"))
+    world = World()
+    issued = await (await world.started()).issue(caller(), issue())
+    assert issued.certificate is not None
+    revocation: Any = SimpleNamespace(reason=RevocationReason.KEY_COMPROMISE, key_file=None)
+    reloader: Any = SimpleNamespace(_clock=clock, _new_event_id=lambda: "event-1")
+    prepared: Any = SimpleNamespace(
+        policy=SimpleNamespace(current=SimpleNamespace(hash="policy"), path="policy.yml"),
+        trust=SimpleNamespace(server=SimpleNamespace(serial_number="0c"), bundle=SimpleNamespace(hash="bundle")),
+        settings=SimpleNamespace(hash="settings"),
+    )
+    policy: Any = SimpleNamespace(hash="policy")
+    stores = FakeStores.open(clock)
+    broker: Any = MagicMock(stores=stores, server=AsyncMock(), authority=AsyncMock(), hub=AsyncMock())
+    await app._stop(broker, clock, lambda: "event-3")
+    return [
+        commands._event(DenyEntry(name="web1.test"), AuditEventType.IDENTITY_DENIED, AuditDecision.DENY, clock),
+        commands._event(entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW, clock),
+        *commands._settlement_events(settlement, clock),
+        account_commands._key_event(ca, clock, "the account's key was replaced"),
+        account_commands._revocation_event(AuditEventType.CERTIFICATE_REVOKED, issued.certificate, revocation, clock),
+        Reloader._event(reloader, AuditEventType.POLICY_LOADED, "loaded", policy=policy),
+        Reloader._event(reloader, AuditEventType.TRUST_REJECTED, "no", severity=AuditSeverity.ERROR),
+        Reloader._event(reloader, AuditEventType.POLICY_REJECTED, "no", severity=AuditSeverity.ERROR),
+        Reloader._event(reloader, AuditEventType.TRUST_RELOADED, "loaded"),
+        *app._start_events(prepared, clock, lambda: "event-2"),
+        *stores.database.events,
+    ]
+
+
+@pytest.mark.parametrize("told", STORIES)
+async def test_every_event_says_what_it_said(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same keys and values, in the same order of events."""
+    monkeypatch.setenv("LOGNAME", "root")  # who gives the commands
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    assert records(await STORIES[told]()) == GOLDEN[told]
+
+
+def test_the_stories_meet_every_kind_of_event() -> None:
+    """A type that no story meets could change unnoticed."""
+    met = {record["event_type"] for told in GOLDEN.values() for record in told}
+    assert {str(kind) for kind in AuditEventType} - met == set()
