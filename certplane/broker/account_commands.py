@@ -17,22 +17,15 @@ from typing import NamedTuple
 from certplane.broker import adapters
 from certplane.broker.commands import Row, certificate_row, operator
 from certplane.broker.database import locating, open_store, secret_source
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer, DirectoryError
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_settings import AcmeCaSettings
-from certplane.broker.model import (
-    AuditDecision,
-    AuditEvent,
-    AuditEventType,
-    AuditSeverity,
-    CertificateRecord,
-    RevocationReason,
-)
+from certplane.broker.model import CertificateRecord, RevocationReason
 from certplane.broker.settings import BrokerSettings
 from certplane.config.files import read_argument
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.clock import Clock, SystemClock
-from certplane.runtime.ids import TimeOrderedIds
 from certplane.runtime.pool import BlockingPool
 
 _CA_TIME = timedelta(minutes=1)
@@ -79,10 +72,11 @@ async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
     await _need_key(settings, ca)
     async with open_store(settings, clock=clock) as stores, _issuer(settings, ca, clock) as issuer:
         old = issuer.account_key_sha256
-        await stores.audit.append([_key_event(ca, clock, f"the account's key {old} is to be replaced")])
+        trail = AuditTrail(clock)
+        await stores.audit.append([_key_event(trail, ca, f"the account's key {old} is to be replaced")])
         account = await issuer.roll_over_account_key(_CA_TIME)
         replaced = f"the key {account.key_sha256} has taken the place of {old} for {account.url}"
-        await stores.audit.append([_key_event(ca, clock, replaced)])
+        await stores.audit.append([_key_event(trail, ca, replaced)])
     return _row(ca, account)
 
 
@@ -95,20 +89,21 @@ async def revoke_certificate(settings: BrokerSettings, revocation: Revocation) -
         RefusalError: what the CA said, AUDIT_UNAVAILABLE or STORE_UNAVAILABLE.
     """
     clock = SystemClock()
+    trail = AuditTrail(clock)
     async with open_store(settings, clock=clock) as stores, AsyncExitStack() as stack:
         record = await stores.certificates.get_certificate(revocation.certificate_id)
         if record is None:
             raise OperationError("there is no such certificate", remedy="`certs list` shows their ids")
         issuer = await stack.enter_async_context(_issuer(settings, _ca(settings, record.issuer), clock))
         key = None if revocation.key_file is None else _certificate_key(revocation.key_file, record)
-        authorized = _revocation_event(AuditEventType.CERTIFICATE_REVOCATION_AUTHORIZED, record, revocation, clock)
+        authorized = _revocation_event(trail, AuditEventType.CERTIFICATE_REVOCATION_AUTHORIZED, record, revocation)
         await stores.audit.append([authorized])
         await issuer.revoke(record.certificate_pem, revocation.reason, _CA_TIME, certificate_key=key)
         revoked = await stores.certificates.mark_revoked(
             record.certificate_id,
             revocation.reason,
             clock.now(),
-            [_revocation_event(AuditEventType.CERTIFICATE_REVOKED, record, revocation, clock)],
+            [_revocation_event(trail, AuditEventType.CERTIFICATE_REVOKED, record, revocation)],
         )
     return certificate_row(revoked)
 
@@ -182,11 +177,9 @@ def _row(ca: _Ca, account: AccountInfo) -> Row:
     }
 
 
-def _key_event(ca: _Ca, clock: Clock, what: str) -> AuditEvent:
-    return AuditEvent(
-        event_id=TimeOrderedIds(clock)(),
-        timestamp=clock.now(),
-        event_type=AuditEventType.ACCOUNT_KEY_CHANGED,
+def _key_event(trail: AuditTrail, ca: _Ca, what: str) -> AuditEvent:
+    return trail.event(
+        AuditEventType.ACCOUNT_KEY_CHANGED,
         severity=AuditSeverity.WARNING,
         decision=AuditDecision.ALLOW,
         issuer_name=ca.name,
@@ -196,26 +189,13 @@ def _key_event(ca: _Ca, clock: Clock, what: str) -> AuditEvent:
 
 
 def _revocation_event(
-    event_type: AuditEventType, record: CertificateRecord, revocation: Revocation, clock: Clock
+    trail: AuditTrail, event_type: AuditEventType, record: CertificateRecord, revocation: Revocation
 ) -> AuditEvent:
     signed = "the account's key" if revocation.key_file is None else "the certificate's own key"
-    return AuditEvent(
-        event_id=TimeOrderedIds(clock)(),
-        timestamp=clock.now(),
-        event_type=event_type,
+    return trail.revoking(record, revocation.reason).event(
+        event_type,
         severity=AuditSeverity.WARNING,
         decision=AuditDecision.ALLOW,
         identity=record.identity,
-        profile_name=record.profile,
-        profile_hash=record.profile_hash,
-        reason_code=revocation.reason.value,
         reason=f"with {signed}, by {operator()}",
-        csr_public_key_sha256=record.public_key_sha256,
-        issuer_name=record.issuer,
-        acme_order_url=record.acme_order_url,
-        order_id=record.order_id,
-        certificate_id=record.certificate_id,
-        cert_serial_number=record.serial_number,
-        cert_not_before=record.not_before,
-        cert_not_after=record.not_after,
     )

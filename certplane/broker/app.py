@@ -26,6 +26,7 @@ from certplane.broker.background import check_directories, check_dns_accounts, r
 from certplane.broker.database import secret_source
 from certplane.broker.database import stores as open_stores
 from certplane.broker.descriptors import most_connections
+from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -41,7 +42,7 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.dns.routing import propagation_limit
 from certplane.broker.metrics_listener import MetricsListener
-from certplane.broker.model import AuditEvent, AuditEventType, ChangeKind
+from certplane.broker.model import ChangeKind
 from certplane.broker.ports import Meter
 from certplane.broker.prepared import Prepared
 from certplane.broker.reload import Reloader, trust_fields
@@ -107,20 +108,20 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
     clock = clock or SystemClock()
     settings = prepared.settings
     rng = random.SystemRandom()
-    new_event_id = TimeOrderedIds(clock)
+    trail = AuditTrail(clock, new_id := TimeOrderedIds(clock))
     meter = PrometheusMeter()
     async with AsyncExitStack() as stack:
         files = BlockingPool("broker-files", 2)
         stack.callback(files.close)
-        epoch = RetryEpoch(clock, new_event_id)
+        epoch = RetryEpoch(clock, new_id)
         secrets = watched(
             secret_source(settings, files, clock), lambda name: epoch.move(f"the secret {name} is another one")
         )
         stores = await stack.enter_async_context(open_stores(settings, secrets, clock, meter, exclusive=True))
         if settings.audit.enabled:
             await import_spill(settings.spill_path, stores.audit, clock)
-        denials, repeats = await stack.enter_async_context(_coalescing(stores, clock, new_event_id, meter))
-        await stores.audit.append(_start_events(prepared, clock, new_event_id))
+        denials, repeats = await stack.enter_async_context(_coalescing(stores, clock, new_id, meter))
+        await stores.audit.append(_start_events(prepared, trail))
 
         plans = RenewalPlans(stores.renewal_plans)
         await plans.refresh(clock.now())
@@ -152,12 +153,12 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 renewals=plans,
                 meter=meter,
                 rng=rng,
-                new_id=new_event_id,
+                new_id=new_id,
             ),
             _issuance_settings(settings, accounts.values()),
         )
-        admission = _admission(prepared, trust, stores, clock=clock, new_event_id=new_event_id, meter=meter)
-        edge = Edge(admission=admission, denials=denials, meter=meter, clock=clock, new_event_id=new_event_id)
+        admission = _admission(prepared, trust, stores, clock=clock, trail=trail, meter=meter)
+        edge = Edge(admission=admission, denials=denials, meter=meter, clock=clock, trail=trail)
         hub = FleetHub(
             store=stores.fleet,
             plans=plans,
@@ -168,7 +169,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             meter=meter,
             rng=rng,
-            new_event_id=new_event_id,
+            trail=trail,
         )
         _tell_hub(hub, plans, stores, clock)
         view = FleetView(
@@ -191,12 +192,12 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 identities=stores.identities,
                 repeats=repeats,
                 clock=clock,
-                new_event_id=new_event_id,
+                trail=trail,
             ),
             CertificateServicer(authority, clock, plans),
             RenewalServicer(hub, view),
             FleetServicer(
-                view, RenewalRequests(plans, stores.fleet, clock, new_event_id, why_none=view.why_none), hub.registry
+                view, RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none), hub.registry
             ),
         )
         listener = None
@@ -213,22 +214,20 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             audit=stores.audit,
             meter=meter,
             clock=clock,
-            new_event_id=new_event_id,
+            trail=trail,
             ask_again=epoch.ask_again,
             take_limits=authority.take_limits,
         )
         broker = Broker(settings, server, stores, trust, reloader, meter, authority, plans, hub, listener)
         await authority.start([profile.name for profile in prepared.policy.current.profiles])
-        stack.push_async_callback(_stop, broker, clock, new_event_id)
+        stack.push_async_callback(_stop, broker, trail)
         await server.start()
         _log_started(prepared, broker)
         await stack.enter_async_context(running(reloader.run(), "reload"))
         sources = adapters.renewal_infos(settings, accounts, clock)
         for source in sources.values():
             stack.callback(source.close)
-        planner = RenewalPlanner(
-            plans, sources, prepared.policy, clock=clock, rng=rng, new_event_id=new_event_id, meter=meter
-        )
+        planner = RenewalPlanner(plans, sources, prepared.policy, clock=clock, rng=rng, trail=trail, meter=meter)
         health = HealthWatch(
             view=view,
             watchers=hub.watchers,
@@ -264,12 +263,12 @@ def _tell_hub(hub: FleetHub, plans: RenewalPlans, stores: Stores, clock: Clock) 
 
 @asynccontextmanager
 async def _coalescing(
-    stores: Stores, clock: Clock, new_event_id: Callable[[], str], meter: Meter
+    stores: Stores, clock: Clock, new_id: Callable[[], str], meter: Meter
 ) -> AsyncIterator[tuple[DenialCoalescer, RepeatCoalescer]]:
     """What counts repeated audit events, after the counts of a broker that was killed have become events."""
     await stores.repeats.recover()
-    denials = DenialCoalescer(stores.audit, clock, new_event_id)
-    repeats = RepeatCoalescer(stores.audit, stores.repeats, clock, new_event_id, meter=meter)
+    denials = DenialCoalescer(stores.audit, clock, new_id)
+    repeats = RepeatCoalescer(stores.audit, stores.repeats, clock, new_id, meter=meter)
     async with denials.running(), repeats.running():
         yield denials, repeats
 
@@ -309,7 +308,7 @@ def _admission(
     stores: Stores,
     *,
     clock: Clock,
-    new_event_id: Callable[[], str],
+    trail: AuditTrail,
     meter: Meter,
 ) -> AdmissionControl:
     server = prepared.settings.server
@@ -325,7 +324,7 @@ def _admission(
             provisioners=server.mtls.accepted_provisioners,
             clock=clock,
         ),
-        first_use=FirstUse(ledger=stores.identities, clock=clock, new_event_id=new_event_id, meter=meter),
+        first_use=FirstUse(ledger=stores.identities, clock=clock, trail=trail, meter=meter),
         allowances=Allowances(allowances, clock),
         clock=clock,
     )
@@ -345,7 +344,7 @@ def _listening(settings: BrokerSettings, trust: TrustInForce, edge: Edge, *servi
         raise OperationError(str(error), remedy=remedy) from error
 
 
-def _start_events(prepared: Prepared, clock: Clock, new_event_id: Callable[[], str]) -> list[AuditEvent]:
+def _start_events(prepared: Prepared, trail: AuditTrail) -> list[AuditEvent]:
     policy_hash = prepared.policy.current.hash
     trust = prepared.trust
     started = (
@@ -353,7 +352,7 @@ def _start_events(prepared: Prepared, clock: Clock, new_event_id: Callable[[], s
         f"{trust.server.serial_number}, agent CA bundle {trust.bundle.hash}"
     )
     return [
-        AuditEvent(new_event_id(), clock.now(), event_type, policy_hash=policy_hash, reason=reason)
+        trail.event(event_type, policy_hash=policy_hash, reason=reason)
         for event_type, reason in (
             (AuditEventType.BROKER_STARTED, started),
             (AuditEventType.POLICY_LOADED, f"loaded {prepared.policy.path}"),
@@ -375,14 +374,13 @@ def _log_started(prepared: Prepared, broker: Broker) -> None:
     _logger.info("serving", extra={"fields": fields})
 
 
-async def _stop(broker: Broker, clock: Clock, new_event_id: Callable[[], str]) -> None:
+async def _stop(broker: Broker, trail: AuditTrail) -> None:
     await broker.server.drain(_COME_BACK)
     await broker.authority.drain(broker.settings.server.drain_timeout)
     await broker.hub.drain()
     await broker.server.stop(_STOP_GRACE)
-    event = AuditEvent(new_event_id(), clock.now(), AuditEventType.BROKER_STOPPED)
     try:
-        await broker.stores.audit.append([event])
+        await broker.stores.audit.append([trail.event(AuditEventType.BROKER_STOPPED)])
     except RefusalError:
         _logger.exception("the stop could not be audited")
     _logger.info("stopped")

@@ -20,13 +20,10 @@ from typing import Any
 from cryptography import x509
 
 from certplane.broker.database import open_store
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.identity.first_use import Settlement, settle
 from certplane.broker.model import (
     ROLES,
-    AuditDecision,
-    AuditEvent,
-    AuditEventType,
-    AuditSeverity,
     CertificateRecord,
     DenyEntry,
     IdentityKind,
@@ -46,7 +43,6 @@ from certplane.pki.bundle import BundleError
 from certplane.pki.identity import TrustBundle
 from certplane.pki.issuer_name import find_name, parse_name
 from certplane.runtime.clock import Clock, SystemClock
-from certplane.runtime.ids import TimeOrderedIds
 
 Row = dict[str, Any]
 
@@ -145,7 +141,8 @@ async def deny_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: Cl
     clock = clock or SystemClock()
     entry = replace(entry, create_time=clock.now())
     async with open_store(settings, clock=clock) as stores:
-        await stores.deny_list.deny(entry, [_event(entry, AuditEventType.IDENTITY_DENIED, AuditDecision.DENY, clock)])
+        event = _event(AuditTrail(clock), entry, AuditEventType.IDENTITY_DENIED, AuditDecision.DENY)
+        await stores.deny_list.deny(entry, [event])
         valid: Sequence[CertificateRecord] = ()
         if entry.name:
             query = CertificateQuery(entry.name, usable_at=clock.now(), limit=_MOST_VALID)
@@ -181,7 +178,7 @@ async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: C
             if not denied:
                 remedy = "`identity list` shows what there is"
                 raise OperationError("nothing denies it, and it isn't contested", remedy=remedy)
-            event = _event(entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW, clock)
+            event = _event(AuditTrail(clock), entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW)
             await stores.deny_list.allow(entry, [event])
             return {**_entry_row(entry), "result": "let in again"}
         seen, settlement = found
@@ -190,7 +187,7 @@ async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: C
             settlement.known,
             settlement.denied,
             [entry] if denied else [],
-            _settlement_events(settlement, clock),
+            _settlement_events(settlement, AuditTrail(clock)),
         )
         if not settled:
             raise OperationError("the identity has changed meanwhile", remedy="look at `identity list` again")
@@ -319,26 +316,19 @@ def _find_contested(
     return None
 
 
-def _settlement_events(settlement: Settlement, clock: Clock) -> list[AuditEvent]:
+def _settlement_events(settlement: Settlement, trail: AuditTrail) -> list[AuditEvent]:
     known = settlement.known
     certificate = f"certificate {known.active.serial_number} of {known.active.issuer}"
     reason = f"{known.name} is no longer contested, {certificate} is the active one, by {operator()}"
-    new_id = TimeOrderedIds(clock)
-    allowed = AuditEvent(
-        event_id=new_id(),
-        timestamp=clock.now(),
-        event_type=AuditEventType.IDENTITY_ALLOWED,
+    allowed = trail.event(
+        AuditEventType.IDENTITY_ALLOWED,
         severity=AuditSeverity.WARNING,
         decision=AuditDecision.ALLOW,
         identity=known.name,
         reason=reason,
     )
     denied = [
-        replace(
-            _event(entry, AuditEventType.IDENTITY_DENIED, AuditDecision.DENY, clock),
-            event_id=new_id(),
-            identity=known.name,
-        )
+        _event(trail, entry, AuditEventType.IDENTITY_DENIED, AuditDecision.DENY, identity=known.name)
         for entry in settlement.denied
     ]
     return [allowed, *denied]
@@ -412,16 +402,16 @@ def _time(time: datetime | None) -> str:
     return f"{time:%Y-%m-%dT%H:%M:%SZ}" if time else ""
 
 
-def _event(entry: DenyEntry, event_type: AuditEventType, decision: AuditDecision, clock: Clock) -> AuditEvent:
+def _event(
+    trail: AuditTrail, entry: DenyEntry, event_type: AuditEventType, decision: AuditDecision, *, identity: str = ""
+) -> AuditEvent:
     what = entry.name or f"certificate {entry.serial_number} of {entry.issuer}"
     why = f": {entry.reason}" if entry.reason else ""
-    return AuditEvent(
-        event_id=TimeOrderedIds(clock)(),
-        timestamp=clock.now(),
-        event_type=event_type,
+    return trail.event(
+        event_type,
         severity=AuditSeverity.WARNING,
         decision=decision,
-        identity=entry.name,
+        identity=identity or entry.name,
         reason=f"{what}, by {operator()}{why}",
     )
 

@@ -29,15 +29,14 @@ from typing import Protocol, runtime_checkable
 
 from typing_extensions import override
 
+from certplane.broker.events import AuditEvent, EventKind
 from certplane.broker.metrics import Counter, Gauge, Histogram
 from certplane.broker.model import (
-    AuditEvent,
     CertificateRecord,
     ChangeKind,
     DenyEntry,
     DnsChallenge,
     EnrollmentReport,
-    EventKind,
     Grant,
     IdentityUse,
     IssuerOrder,

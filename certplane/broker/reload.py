@@ -28,8 +28,7 @@ from typing import Any, Final
 from certplane.broker import metrics
 from certplane.broker.changes import TAKEN, changed_keys, take_logging, waiting_keys
 from certplane.broker.control import ReloadResult
-from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, AuditSeverity
-from certplane.broker.policy.document import PolicyDocument
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import AuditLog, DurableLimits, Meter
 from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
@@ -44,6 +43,7 @@ _INTERVAL: Final = timedelta(seconds=5)
 """Between looks at the files: certificates are renewed hours before they end."""
 
 _SETTLE: Final = timedelta(seconds=1)
+_LONGEST_REASON: Final = 1000
 """A changed file must stand still for this long."""
 
 
@@ -92,7 +92,7 @@ class Reloader:
         audit: AuditLog,
         meter: Meter,
         clock: Clock,
-        new_event_id: Callable[[], str],
+        trail: AuditTrail,
         ask_again: Callable[[str], None] | None = None,
         settings: BrokerSettings | None = None,
         take_limits: Callable[[DurableLimits], None] | None = None,
@@ -112,7 +112,7 @@ class Reloader:
         self._audit = audit
         self._meter = meter
         self._clock = clock
-        self._new_event_id = new_event_id
+        self._trail = trail
         self._ask_again = ask_again
         self._interval = interval
         self._settle = settle
@@ -213,7 +213,8 @@ class Reloader:
             return False
         _logger.info("policy loaded", extra={"fields": {"policy_hash": policy.hash, "file": str(self._policy.path)}})
         self._accept("policy")
-        await self._record(self._event(AuditEventType.POLICY_LOADED, f"loaded {self._policy.path}", policy=policy))
+        reason = f"loaded {self._policy.path}"[:_LONGEST_REASON]
+        await self._record(self._trail.event(AuditEventType.POLICY_LOADED, policy_hash=policy.hash, reason=reason))
         self._meter.count(metrics.RELOADS, what="policy", result="loaded")
         return True
 
@@ -266,7 +267,7 @@ class Reloader:
             f"server certificate {trust.server.serial_number}, agent CA bundle {trust.bundle.hash} "
             f"({len(trust.bundle.certificates)} CAs)"
         )
-        await self._record(self._event(AuditEventType.TRUST_RELOADED, reason))
+        await self._record(self._trail.event(AuditEventType.TRUST_RELOADED, reason=reason[:_LONGEST_REASON]))
         self._meter.count(metrics.RELOADS, what="trust", result="loaded")
         return True
 
@@ -301,7 +302,10 @@ class Reloader:
     async def _reject(self, what: str, event_type: AuditEventType, error: ConfigurationError) -> None:
         self._refuse(what, error)
         reason = "; ".join(str(problem) for problem in error.problems[:5])
-        await self._record(self._event(event_type, reason, severity=AuditSeverity.ERROR))
+        event = self._trail.event(
+            event_type, severity=AuditSeverity.ERROR, decision=AuditDecision.ERROR, reason=reason[:_LONGEST_REASON]
+        )
+        await self._record(event)
         self._meter.count(metrics.RELOADS, what=what, result="rejected")
 
     async def _record(self, event: AuditEvent) -> None:
@@ -311,24 +315,6 @@ class Reloader:
             # The file is in force, or refused, all the same; the log has said so.
             _logger.exception("a reload could not be audited")
 
-    def _event(
-        self,
-        event_type: AuditEventType,
-        reason: str,
-        *,
-        severity: AuditSeverity = AuditSeverity.INFO,
-        policy: PolicyDocument | None = None,
-    ) -> AuditEvent:
-        return AuditEvent(
-            event_id=self._new_event_id(),
-            timestamp=self._clock.now(),
-            event_type=event_type,
-            severity=severity,
-            decision=AuditDecision.ERROR if severity is AuditSeverity.ERROR else AuditDecision.NONE,
-            policy_hash=policy.hash if policy else "",
-            reason=reason[:1000],
-        )
-
     async def _drop_ended(self) -> None:
         """Take what has ended meanwhile out of what handshakes are given."""
         if not self._trust.refresh(self._clock.now()):
@@ -336,7 +322,7 @@ class Reloader:
         self._note_trust()
         reason = "a certificate of the agent CA bundle or of the server chain ended or began: handshakes follow"
         _logger.warning("%s", reason, extra={"fields": trust_fields(self._trust.current)})
-        await self._record(self._event(AuditEventType.TRUST_RELOADED, reason))
+        await self._record(self._trail.event(AuditEventType.TRUST_RELOADED, reason=reason[:_LONGEST_REASON]))
 
     def _note_trust(self) -> None:
         trust = self._trust.current

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.result import Figure, figure
 from certplane.broker.audit import SpillFallback
-from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType
 from certplane.broker.store import open_stores
 from certplane.broker.store.rows import event_row
 from certplane.runtime.clock import SystemClock

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from benchmarks.audit import make_event
 from certplane.broker.audit import SpillFallback
+from certplane.broker.events import AuditEvent, AuditTrail
 from certplane.broker.fleet.events import report_events
-from certplane.broker.model import AuditEvent, Caller, IdentityKind
+from certplane.broker.model import Caller, IdentityKind
 from certplane.broker.store import Stores, open_stores
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, Report
 from certplane.runtime.clock import SystemClock
@@ -49,9 +50,10 @@ class Reports:
 async def measure(folder: Path, callers: int) -> Reports:
     """One round of the three."""
     new_id = TimeOrderedIds(SystemClock())
+    trail = AuditTrail(SystemClock(), new_id)
     events = [[[make_event(new_id)] for _ in range(2 * CALLS)] for _ in range(callers)]
-    steps = [_reports(number, RENEWAL, new_id) for number in range(callers)]
-    outcomes = [_reports(number, (CertificateState.SERVING,), new_id) for number in range(callers)]
+    steps = [_reports(number, RENEWAL, trail) for number in range(callers)]
+    outcomes = [_reports(number, (CertificateState.SERVING,), trail) for number in range(callers)]
     gc.collect()
     gc.freeze()  # what was made beforehand is no part of what is measured
     path = folder / "reports.db"
@@ -101,7 +103,7 @@ def _host(number: int) -> str:
 
 
 def _reports(
-    number: int, states: Sequence[CertificateState], new_id: Callable[[], str]
+    number: int, states: Sequence[CertificateState], trail: AuditTrail
 ) -> list[tuple[Report, Mapping[int, AuditEvent]]]:
     """What a host says, with the events that the broker makes of it."""
     now = datetime.now(UTC)
@@ -115,5 +117,5 @@ def _reports(
             served=held, renew_time=now, renew_reason="a third of its life is left", update_time=now,
         )  # fmt: skip
         report = Report(call + 1, status)
-        made.append((report, report_events(caller, "01a207ff-6a12-7c3e-9d1f-3f1c5f1f6a10", [report], now, new_id)))
+        made.append((report, report_events(caller, "01a207ff-6a12-7c3e-9d1f-3f1c5f1f6a10", [report], trail)))
     return made

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import fields
 
-from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, AuditSeverity
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness
 
@@ -27,7 +27,7 @@ FULL = AuditEvent(
     **{  # type: ignore[arg-type] # text fields all
         field.name: f'{field.name} " \\ \u2028 \x00 \x1b é'
         for field in fields(AuditEvent)
-        if field.type == "str" and field.name != "event_id"
+        if field.type is str and field.name != "event_id"
     },
 )
 

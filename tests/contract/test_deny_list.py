@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker.events import AuditEventType
 from certplane.broker.identity import standing
-from certplane.broker.model import AuditEventType, DenyEntry, EnrollmentReport, OrderState
+from certplane.broker.model import DenyEntry, EnrollmentReport, OrderState
 from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from certplane.broker.events import AuditEvent, AuditEventType
 from certplane.broker.fleet.model import HeldUp, HostStream, RequestedRenewal, RevokedCertificate
 from certplane.broker.fleet.ports import FleetStore, RecordedReports
-from certplane.broker.model import AuditEvent, AuditEventType, RevocationReason
+from certplane.broker.model import RevocationReason
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep, Report
 from tests.support.stores import NO_LIMITS, StoreHarness, certificate

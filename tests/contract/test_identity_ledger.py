@@ -8,8 +8,9 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker.events import AuditEventType
 from certplane.broker.identity.first_use import GRACE, settle
-from certplane.broker.model import AuditEventType, DenyEntry, IdentityUse, KnownIdentity
+from certplane.broker.model import DenyEntry, IdentityUse, KnownIdentity
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness
 from tests.support.waiting import until

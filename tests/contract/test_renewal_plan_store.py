@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.model import AuditEventType, CertificateRecord, OrderState, RevocationReason
+from certplane.broker.events import AuditEventType
+from certplane.broker.model import CertificateRecord, OrderState, RevocationReason
 from certplane.broker.ports import OrderChange
 from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.errors import Reason, RefusalError

@@ -1,10 +1,9 @@
 """What `RepeatCounts` promises, asked of the fake, of SQLite and of PostgreSQL."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
-from certplane.broker.model import AuditEvent, AuditEventType
+from certplane.broker.events import AuditEvent, AuditEventType
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness
 

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 from typing_extensions import override
 
+from certplane.broker.events import AuditEvent, EventKind
 from certplane.broker.metrics import Counter as CounterMetric
 from certplane.broker.metrics import Gauge, Histogram, Metric
-from certplane.broker.model import AuditEvent, EventKind
 from certplane.broker.ports import AuditLog, Meter
 
 

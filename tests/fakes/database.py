@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
+from certplane.broker.events import AuditEvent
 from certplane.broker.fleet.model import HostStream, RequestedRenewal
 from certplane.broker.identity.standing import shut_out
 from certplane.broker.issuance.events import denied_order
 from certplane.broker.model import (
-    AuditEvent,
     CertificateRecord,
     DenyEntry,
     EnrollmentReport,

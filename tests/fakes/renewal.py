@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from certplane.broker.model import AuditEvent, CertificateRecord, OrderState
+from certplane.broker.events import AuditEvent
+from certplane.broker.model import CertificateRecord, OrderState
 from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalInfoUnsupportedError, RenewalPlan, Selection
 from certplane.errors import Reason, RefusalError
 from tests.fakes.database import FakeDatabase

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 
+from certplane.broker.events import AuditEvent
 from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.identity.first_use import Verdict, activated, contested, judge
 from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
 from certplane.broker.model import (
-    AuditEvent,
     CertificateRecord,
     DenyEntry,
     EnrollmentReport,
@@ -63,7 +63,6 @@ class FakeOrderStore:
                 create_time=now,
                 update_time=now,
             )
-            events = [event if event.order_id else replace(event, order_id=order.order_id) for event in events]
             events = because(order, events)
             spill = self._db._check_audit(events)
             self._db.orders[order.order_id] = order

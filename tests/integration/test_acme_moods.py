@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from certplane.broker.events import AuditSeverity
 from certplane.broker.issuers.acme_network import LARGEST_BODY
-from certplane.broker.model import AuditSeverity, OrderState, Profile
+from certplane.broker.model import OrderState, Profile
 from certplane.errors import ProblemDocument, Reason, RefusalError
 from certplane.pki.csr import parse_csr
 from certplane.runtime.backoff import Backoff

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from certplane.broker.model import AuditEventType, OrderState
+from certplane.broker.events import AuditEventType
+from certplane.broker.model import OrderState
 from certplane.errors import Reason
 from certplane.sandbox import faults
 from certplane.sandbox.acme_endpoints import CHALLENGE, FINALIZE, NEW_ORDER, ORDER

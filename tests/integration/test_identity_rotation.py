@@ -16,8 +16,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from certplane.broker.events import AuditDecision, AuditEventType, AuditSeverity
 from certplane.broker.identity.first_use import GRACE, settle
-from certplane.broker.model import AuditDecision, AuditEventType, AuditSeverity, Grant, IdentityKind
+from certplane.broker.model import Grant, IdentityKind
 from certplane.broker.services.interceptors.status import REQUEST_ID_KEY
 from certplane.errors import Reason
 from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc

@@ -19,7 +19,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from certplane.broker.commands import audit_tail
-from certplane.broker.model import AuditEventType
+from certplane.broker.events import AuditEventType
 from certplane.broker.settings import load_settings
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -94,6 +95,7 @@ class EdgeServer:
         self.server_leaf = self.ca.issue_server(["localhost", "127.0.0.1"])
         self.trust = TrustInForce(trust_of(self.server_leaf, self.ca), datetime.now(UTC))
         numbers = itertools.count(1)
+        trail = AuditTrail(self.clock, lambda: f"event-{next(numbers)}")
         self.edge = Edge(
             admission=AdmissionControl(
                 authenticator=Authenticator(
@@ -107,7 +109,7 @@ class EdgeServer:
                 first_use=FirstUse(
                     ledger=self.stores.identities,
                     clock=self.clock,
-                    new_event_id=lambda: f"event-{next(numbers)}",
+                    trail=trail,
                 ),
                 allowances=Allowances(self.allowances, self.clock),
                 clock=self.clock,
@@ -115,7 +117,7 @@ class EdgeServer:
             denials=self.denials,
             meter=self.meter,
             clock=self.clock,
-            new_event_id=lambda: f"event-{next(numbers)}",
+            trail=trail,
             recheck=self.recheck,
         )
         self.plans = RenewalPlans(self.stores.renewal_plans)
@@ -129,7 +131,7 @@ class EdgeServer:
             clock=self.clock,
             meter=self.meter,
             rng=random.Random(),
-            new_event_id=lambda: f"event-{next(numbers)}",
+            trail=trail,
             settings=self.streams,
         )
         self.plans.subscribe(self.hub.plans_changed)
@@ -163,7 +165,7 @@ class EdgeServer:
                     identities=self.stores.identities,
                     repeats=FakeEventRecorder(self.stores.audit),
                     clock=self.clock,
-                    new_event_id=lambda: f"event-{next(numbers)}",
+                    trail=trail,
                 ),
                 CertificateServicer(self.authority, self.clock),  # type: ignore[arg-type]  # a fake
                 RenewalServicer(self.hub, self.view),
@@ -173,7 +175,7 @@ class EdgeServer:
                         self.plans,
                         self.stores.fleet,
                         self.clock,
-                        lambda: f"event-{next(numbers)}",
+                        trail,
                         why_none=self.view.why_none,
                     ),
                     self.hub.registry,

@@ -13,23 +13,14 @@ from functools import cache
 from unittest import mock
 
 from certplane.broker.audit import RepeatCoalescer
+from certplane.broker.events import AuditEventType
 from certplane.broker.issuance import steps
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import (
-    AuditEventType,
-    Caller,
-    Grant,
-    IdentityKind,
-    IdentityUse,
-    KnownIdentity,
-    Order,
-    OrderState,
-    Profile,
-)
+from certplane.broker.model import Caller, Grant, IdentityKind, IdentityUse, KnownIdentity, Order, OrderState, Profile
 from certplane.broker.ports import EventRecorder
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.errors import Reason, RefusalError

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from certplane.broker.audit import SpillFallback
-from certplane.broker.model import AuditEvent, AuditEventType
+from certplane.broker.events import AuditEvent, AuditEventType
 from certplane.broker.ports import DurableLimits
 from certplane.broker.store import open_stores
 from certplane.runtime.clock import SystemClock

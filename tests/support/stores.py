@@ -16,13 +16,8 @@ import pytest
 import pytest_asyncio
 
 from certplane.broker.audit import SpillFallback
-from certplane.broker.model import (
-    AuditEvent,
-    AuditEventType,
-    CertificateRecord,
-    Order,
-    OrderDraft,
-)
+from certplane.broker.events import AuditEvent, AuditEventType
+from certplane.broker.model import CertificateRecord, Order, OrderDraft
 from certplane.broker.ports import DurableLimits
 from certplane.broker.store import open_stores
 from tests.fakes.clock import ManualClock

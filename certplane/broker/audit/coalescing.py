@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from certplane.broker.audit.windows import Window, Windows
-from certplane.broker.model import AuditEvent
+from certplane.broker.events import AuditEvent
 from certplane.runtime.clock import Clock
 
 _log = logging.getLogger("certplane.audit")

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from certplane.broker.audit.coalescing import Coalescing
 from certplane.broker.audit.windows import Window, Windows
-from certplane.broker.model import AuditEvent, AuditEventType, EventKind
+from certplane.broker.events import AuditEvent, AuditEventType, EventKind
 from certplane.broker.ports import AuditLog, DenialRecorder
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock

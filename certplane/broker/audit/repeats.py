@@ -12,16 +12,16 @@ What authorises or makes an order, and what issues, is never counted together: e
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
+import msgspec
 from typing_extensions import override
 
 from certplane.broker import metrics
 from certplane.broker.audit.coalescing import Coalescing
 from certplane.broker.audit.windows import Window, WindowBudget, Windows
-from certplane.broker.model import AuditEvent, AuditEventType, EventKind
+from certplane.broker.events import AuditEvent, AuditEventType, EventKind
 from certplane.broker.ports import AuditLog, EventRecorder, Meter, NullMeter, RepeatCounts
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
@@ -140,7 +140,7 @@ class RepeatCoalescer(Coalescing, EventRecorder):
             f"{first.event_type} was repeated from {first.timestamp:%Y-%m-%dT%H:%M:%SZ}; "
             f"the first has event_id {first.event_id}{said}"
         )
-        return replace(
+        return msgspec.structs.replace(
             last,
             event_id=window.summary_id,
             event_type=AuditEventType.EVENTS_COALESCED,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from certplane.broker.model import AuditEvent, EventKind
+from certplane.broker.events import AuditEvent, EventKind
 
 _KINDS: Final = 10_000
 """Windows open at once, some ten MB. More only means that the oldest are closed, and written, early."""

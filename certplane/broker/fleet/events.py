@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 
-from certplane.broker.model import AuditEvent, AuditEventType, AuditSeverity, Caller, EventKind
+from certplane.broker.events import AuditEvent, AuditEventType, AuditSeverity, AuditTrail, EventKind
+from certplane.broker.model import Caller
 from certplane.fleet_report.model import CertificateState, CertificateStatus, Report
 
 _SEVERITIES = {
@@ -24,21 +24,18 @@ class ToldEvent:
 
 
 def report_events(
-    caller: Caller,
-    request_id: str,
-    reports: Iterable[Report],
-    now: datetime,
-    new_event_id: Callable[[], str],
+    caller: Caller, request_id: str, reports: Iterable[Report], trail: AuditTrail
 ) -> dict[int, ToldEvent]:
     """The events of those reports that say something to an auditor, by sequence.
 
     One outcome of one certificate is one kind; all that a host reports is the wider one, since a host may have as many
     certificates and reach as many outcomes as it says.
     """
+    trail = trail.of_caller(caller, request_id)
     wider = (AuditEventType.RENEWAL_REPORTED.value, caller.name)
     return {
         report.sequence: ToldEvent(
-            _event(caller, request_id, report.certificate, now, new_event_id()),
+            _event(report.certificate, trail),
             EventKind(caller.name, (*wider, report.certificate.name, report.certificate.outcome), wider),
         )
         for report in reports
@@ -46,19 +43,13 @@ def report_events(
     }
 
 
-def _event(caller: Caller, request_id: str, status: CertificateStatus, now: datetime, event_id: str) -> AuditEvent:
+def _event(status: CertificateStatus, trail: AuditTrail) -> AuditEvent:
     held = (status.served if status.state is CertificateState.SERVING else None) or status.installed or status.issued
-    return AuditEvent(
-        event_id=event_id,
-        timestamp=now,
-        event_type=AuditEventType.RENEWAL_REPORTED,
-        request_id=request_id,
+    return trail.event(
+        AuditEventType.RENEWAL_REPORTED,
         severity=_SEVERITIES.get(status.state, AuditSeverity.INFO),
-        identity=caller.name,
         profile_name=status.profile,
         reason=_reason(status),
-        source_ip=caller.source_ip,
-        user_agent=caller.user_agent,
         certificate_id=held.certificate_id if held else "",
         cert_serial_number=held.serial_number if held else "",
         cert_not_before=held.not_before if held else None,

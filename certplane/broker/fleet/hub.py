@@ -25,6 +25,7 @@ from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.knowledge import revoked_plan
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.plan_teller import PlanTeller
@@ -68,7 +69,7 @@ class FleetHub:
         clock: Clock,
         meter: Meter,
         rng: random.Random,
-        new_event_id: Callable[[], str],
+        trail: AuditTrail,
         settings: StreamSettings | None = None,
     ) -> None:
         """No stream yet.
@@ -83,14 +84,14 @@ class FleetHub:
             clock: The time.
             meter: Counts.
             rng: For nonces and waiting times.
-            new_event_id: For audit events.
+            trail: Makes audit events.
             settings: The limits.
         """
         settings = settings or StreamSettings()
         self.watchers = Watchers(settings.watchers, meter)
         self.registry = StreamRegistry(meter)
         self._recorder = Recorder(
-            store=store, repeats=repeats, watchers=self.watchers, clock=clock, meter=meter, new_event_id=new_event_id
+            store=store, repeats=repeats, watchers=self.watchers, clock=clock, meter=meter, trail=trail
         )
         self.context = StreamContext(
             self._recorder, InForceHashes(hashes()), settings, clock, meter, rng, Rarely(clock)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from certplane.broker.events import AuditEvent
 from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
-from certplane.broker.model import AuditEvent
 from certplane.errors import Refusal
 from certplane.fleet_report.model import CertificateState, Report
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Sequence
 from typing import Any
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.model import HostStream
 from certplane.broker.fleet.ports import FleetStore
@@ -32,14 +33,14 @@ class Recorder:
         watchers: Watchers,
         clock: Clock,
         meter: Meter,
-        new_event_id: Callable[[], str],
+        trail: AuditTrail,
     ) -> None:
         self._store = store
         self._repeats = repeats
         self._watchers = watchers
         self._clock = clock
         self._meter = meter
-        self._new_event_id = new_event_id
+        self._trail = trail
         self._tasks: set[asyncio.Task[None]] = set()
         self._works = True
         """Whether what was last recorded in the background could be."""
@@ -60,7 +61,7 @@ class Recorder:
             RefusalError: STORE_UNAVAILABLE or AUDIT_UNAVAILABLE.
         """
         now = self._clock.now()
-        told = report_events(caller, request_id, reports, now, self._new_event_id)
+        told = report_events(caller, request_id, reports, self._trail)
         first = {number: one.event for number, one in told.items() if self._repeats.begin(one.kind, one.event)}
         telling: Collection[int] = ()
         try:

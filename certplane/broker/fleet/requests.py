@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.model import HeldUp, HostRecord, RequestedRenewal
 from certplane.broker.fleet.ports import FleetStore, RenewalRequestLog
-from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, Caller
+from certplane.broker.model import Caller
 from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.fleet_report.model import RenewalCause
@@ -102,7 +103,7 @@ class RenewalRequests:
         plans: RenewalPlanStore,
         fleet: _Fleet,
         clock: Clock,
-        new_event_id: Callable[[], str],
+        trail: AuditTrail,
         *,
         why_none: Callable[[str], str],
     ) -> None:
@@ -110,7 +111,7 @@ class RenewalRequests:
         self._plans = plans
         self._fleet = fleet
         self._clock = clock
-        self._new_event_id = new_event_id
+        self._trail = trail
         self._why_none = why_none
 
     async def request(self, caller: Caller, order: RenewalOrder) -> tuple[RequestedRenewal, frozenset[str]]:
@@ -148,7 +149,7 @@ class RenewalRequests:
             len(held_up),
         )
         if not order.dry_run:
-            await self._plans.set_plans(plans, [self._event(caller, order, requested, now)])
+            await self._plans.set_plans(plans, [self._event(caller, order, requested)])
             if order.chosen_id:
                 await self._fleet.record_request(caller.name, requested, now)
         return requested, frozenset(plan.host for plan in plans)
@@ -165,17 +166,11 @@ class RenewalRequests:
         reasons = {host: self._why_none(host) for host in {one.host for one in picked}}
         return [HeldUp(one.host, one.certificate_id, reason) for one in picked if (reason := reasons[one.host])]
 
-    def _event(self, caller: Caller, order: RenewalOrder, requested: RequestedRenewal, now: datetime) -> AuditEvent:
+    def _event(self, caller: Caller, order: RenewalOrder, requested: RequestedRenewal) -> AuditEvent:
         spread = f", spread over {order.spread}" if order.spread else ""
-        return AuditEvent(
-            event_id=self._new_event_id(),
-            timestamp=now,
-            event_type=AuditEventType.RENEWAL_REQUESTED,
-            request_id=order.request_id,
+        return self._trail.of_caller(caller, order.request_id).event(
+            AuditEventType.RENEWAL_REQUESTED,
             decision=AuditDecision.ALLOW,
-            identity=caller.name,
             reason=f"{requested.changed_count} of {requested.certificate_count} certificates{spread}: {order.reason}",
-            source_ip=caller.source_ip,
-            user_agent=caller.user_agent,
             count=requested.changed_count,
         )

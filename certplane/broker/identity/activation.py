@@ -17,18 +17,10 @@ import logging
 from collections.abc import Callable, Coroutine
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.identity.authentication import AuthenticationError
 from certplane.broker.identity.first_use import Verdict, judge
-from certplane.broker.model import (
-    AuditDecision,
-    AuditEvent,
-    AuditEventType,
-    AuditSeverity,
-    Caller,
-    IdentityKind,
-    IdentityUse,
-    KnownIdentity,
-)
+from certplane.broker.model import Caller, IdentityKind, IdentityUse, KnownIdentity
 from certplane.broker.ports import IdentityLedger, Meter, NullMeter
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
@@ -44,12 +36,12 @@ class FirstUse:
         *,
         ledger: IdentityLedger,
         clock: Clock,
-        new_event_id: Callable[[], str],
+        trail: AuditTrail,
         meter: Meter | None = None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._new_event_id = new_event_id
+        self._trail = trail
         self._meter = meter or NullMeter()
 
     def begin(self, caller: Caller, request_id: Callable[[], str]) -> Coroutine[None, None, None] | None:
@@ -102,7 +94,8 @@ class FirstUse:
     def _activated(self, caller: Caller, known: KnownIdentity | None, request_id: str) -> AuditEvent:
         retired = f"; retires {known.active.serial_number}" if known is not None else ""
         reason = f"first use of identity certificate {caller.serial_number} of {caller.issuer}{retired}"
-        return self._event(caller, request_id, AuditEventType.IDENTITY_ACTIVATED, AuditSeverity.INFO, reason)
+        trail = self._trail.of_caller(caller, request_id)
+        return trail.event(AuditEventType.IDENTITY_ACTIVATED, decision=AuditDecision.ALLOW, reason=reason)
 
     def _contested(self, caller: Caller, known: KnownIdentity, request_id: str) -> AuditEvent:
         active = known.active
@@ -111,24 +104,12 @@ class FirstUse:
             f"has taken its place at {active.time:%Y-%m-%dT%H:%M:%SZ} from {active.source_ip or 'an unknown address'}: "
             "two holders; no new orders until `certplane-broker identity allow`"
         )
-        return self._event(caller, request_id, AuditEventType.IDENTITY_CONTESTED, AuditSeverity.ERROR, reason)
-
-    def _event(
-        self, caller: Caller, request_id: str, event_type: AuditEventType, severity: AuditSeverity, reason: str
-    ) -> AuditEvent:
-        denied = event_type is AuditEventType.IDENTITY_CONTESTED
-        return AuditEvent(
-            event_id=self._new_event_id(),
-            timestamp=self._clock.now(),
-            event_type=event_type,
-            request_id=request_id,
-            severity=severity,
-            decision=AuditDecision.DENY if denied else AuditDecision.ALLOW,
-            identity=caller.name,
-            reason_code=Reason.IDENTITY_CONTESTED.value if denied else "",
+        return self._trail.of_caller(caller, request_id).event(
+            AuditEventType.IDENTITY_CONTESTED,
+            severity=AuditSeverity.ERROR,
+            decision=AuditDecision.DENY,
+            reason_code=Reason.IDENTITY_CONTESTED.value,
             reason=reason,
-            source_ip=caller.source_ip,
-            user_agent=caller.user_agent,
         )
 
 

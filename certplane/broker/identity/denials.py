@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Final
 
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.identity.admission import Call
 from certplane.broker.identity.authentication import AuthenticationError
-from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType, AuditSeverity
 from certplane.broker.ports import DenialRecorder
 from certplane.errors import Reason, RefusalError
-from certplane.runtime.clock import Clock
 
 _ALERTING: Final = frozenset({Reason.IDENTITY_UNKNOWN, Reason.IDENTITY_REVOKED, Reason.IDENTITY_RETIRED})
 """What a host in good standing never meets: worth a person's eye."""
@@ -25,10 +23,9 @@ _logger = logging.getLogger(__name__)
 class Denials:
     """Records denials. The caller is refused whether or not that can be recorded."""
 
-    def __init__(self, recorder: DenialRecorder, clock: Clock, new_event_id: Callable[[], str]) -> None:
+    def __init__(self, recorder: DenialRecorder, trail: AuditTrail) -> None:
         self._recorder = recorder
-        self._clock = clock
-        self._new_event_id = new_event_id
+        self._trail = trail
 
     async def note(self, call: Call, error: RefusalError, *, by_edge: bool) -> None:
         """Audit the refusal of a call, if nobody else has; `by_edge` says that its request was refused unread."""
@@ -52,10 +49,8 @@ class Denials:
             serial_number = error.serial_number
         method = call.method.rpartition("/")[2]
         certificate = f" (identity certificate {serial_number})" if serial_number else ""
-        return AuditEvent(
-            event_id=self._new_event_id(),
-            timestamp=self._clock.now(),
-            event_type=AuditEventType.RPC_DENIED,
+        return self._trail.event(
+            AuditEventType.RPC_DENIED,
             request_id=call.request_id,
             severity=AuditSeverity.WARNING if error.refusal.reason in _ALERTING else AuditSeverity.INFO,
             decision=AuditDecision.DENY,

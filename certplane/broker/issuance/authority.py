@@ -21,6 +21,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditTrail
 from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAuthorisation
 from certplane.broker.issuance.caching import answers, answers_again
 from certplane.broker.issuance.commands import IssueCommand, IssueResult
@@ -80,7 +81,7 @@ class RegistrationAuthority:
         self._ports = ports
         self._settings = settings
         self._events = EventFactory(
-            ports.clock, ports.new_id, {name: issuer.directory for name, issuer in ports.issuers.items()}
+            AuditTrail(ports.clock, ports.new_id), {name: issuer.directory for name, issuer in ports.issuers.items()}
         )
         self._authorisation = CallAuthorisation(ports, settings)
         self._delivery = Delivery(ports, self._authorisation)

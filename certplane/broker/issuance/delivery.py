@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditEvent, EventKind
 from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAuthorisation
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import CallEvents
-from certplane.broker.model import AuditEvent, Caller, CertificateRecord, EventKind, Order
+from certplane.broker.model import Caller, CertificateRecord, Order
 from certplane.errors import RefusalError
 
 

@@ -20,6 +20,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.authorisation import OrderAuthorisation
 from certplane.broker.issuance.condition import IssuanceCondition, tells_condition
 from certplane.broker.issuance.context import IssuancePorts
@@ -33,7 +34,7 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.steps import OrderSteps
 from certplane.broker.issuance.validation import RecordCleaner
 from certplane.broker.issuance.waiting import see_through, within
-from certplane.broker.model import AuditEvent, Order, OrderDraft, OrderState, Profile
+from certplane.broker.model import Order, OrderDraft, OrderState, Profile
 from certplane.broker.ports import OpenedOrder
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.logging import request_id

@@ -7,27 +7,17 @@ have, so a refused request is one event.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from certplane.broker.model import (
-    AuditDecision,
-    AuditEvent,
-    AuditEventType,
-    AuditSeverity,
-    Caller,
-    CertificateRecord,
-    EventKind,
-    Order,
-    Profile,
-    RevocationReason,
-)
+import msgspec
+
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail, EventKind
+from certplane.broker.model import Caller, CertificateRecord, Order, Profile, RevocationReason
 from certplane.broker.ports import Policy
 from certplane.errors import Reason, Refusal
 from certplane.pki.csr import CertificateRequest
-from certplane.runtime.clock import Clock
 
 _LONGEST_QUOTE = 100
 """Characters of what a caller sent that is part of an event though nothing checked it."""
@@ -39,65 +29,58 @@ _ALERTING = frozenset({Reason.KEY_REUSED, Reason.IDENTITY_UNKNOWN, Reason.IDENTI
 class EventFactory:
     """Makes the builders of a call's and of an order's events."""
 
-    def __init__(self, clock: Clock, new_id: Callable[[], str], directories: Mapping[str, str]) -> None:
+    def __init__(self, trail: AuditTrail, directories: Mapping[str, str]) -> None:
         """`directories` are the issuers' directory URLs, by their names."""
-        self._clock = clock
-        self._new_id = new_id
+        self._trail = trail
         self._directories = directories
 
     def of_call(self, caller: Caller, request_id: str, profile_name: str = "") -> CallEvents:
         """The events of one call."""
-        facts = {
-            "request_id": request_id,
-            "identity": caller.name,
-            "source_ip": caller.source_ip,
-            "user_agent": caller.user_agent,
-            "profile_name": profile_name[:_LONGEST_QUOTE],
-        }
-        return CallEvents(self._clock, self._new_id, self._directories, facts)
+        trail = self._trail.of_caller(caller, request_id).carrying(profile_name=profile_name[:_LONGEST_QUOTE])
+        return CallEvents(trail, self._directories)
 
     def of_order(self, order: Order) -> OrderEvents:
         """The events of one order under way."""
-        return OrderEvents(self._clock, self._new_id, self._directories, _of_order(order), order.issuer)
+        return OrderEvents(self._trail.carrying(**_of_order(order)), self._directories, order.issuer)
 
 
 class CallEvents:
     """The events of one call; what is learned on the way is part of those that follow."""
 
-    __slots__ = ("_clock", "_directories", "_facts", "_new_id")
+    __slots__ = ("_directories", "_knows_profile", "_trail")
 
-    def __init__(
-        self, clock: Clock, new_id: Callable[[], str], directories: Mapping[str, str], facts: dict[str, Any]
-    ) -> None:
-        self._clock = clock
-        self._new_id = new_id
+    def __init__(self, trail: AuditTrail, directories: Mapping[str, str]) -> None:
+        self._trail = trail
         self._directories = directories
-        self._facts = facts
+        self._knows_profile = False
 
     def learn_csr(self, request: CertificateRequest) -> None:
         """The CSR was read."""
-        self._facts["csr_sha256"] = request.sha256
-        self._facts["csr_public_key_sha256"] = request.public_key_sha256
-        self._facts["csr_dns_names"] = request.dns_names
+        self._trail = self._trail.carrying(
+            csr_sha256=request.sha256,
+            csr_public_key_sha256=request.public_key_sha256,
+            csr_dns_names=request.dns_names,
+        )
 
     def learn_unreadable_csr(self, csr_pem: str) -> None:
         """The CSR was refused: there is no DER to hash, so the hash is over the text as it was sent."""
-        self._facts["csr_sha256"] = hashlib.sha256(csr_pem.encode("utf-8", "surrogatepass")).hexdigest()
+        digest = hashlib.sha256(csr_pem.encode("utf-8", "surrogatepass")).hexdigest()
+        self._trail = self._trail.carrying(csr_sha256=digest)
 
     def learn_policy(self, policy: Policy, profile: Profile | None) -> None:
         """Policy was asked; `profile` is what it has of the wanted name, granted or not."""
-        self._facts["policy_hash"] = policy.hash
+        self._trail = self._trail.carrying(policy_hash=policy.hash)
         if profile is not None:
-            self._facts["profile_hash"] = profile.hash
-            self._facts["expected_dns_names"] = profile.dns_names
+            self._knows_profile = True
+            self._trail = self._trail.carrying(profile_hash=profile.hash, expected_dns_names=profile.dns_names)
 
     def received(self) -> AuditEvent:
         """A request came and could be read."""
-        return self._event(AuditEventType.CERTIFICATE_REQUEST_RECEIVED)
+        return self._trail.event(AuditEventType.CERTIFICATE_REQUEST_RECEIVED)
 
     def authorized(self, cache_result: str, issuer: str) -> AuditEvent:
         """Policy allows it; `cache_result` is hit, miss or joined, `issuer` whose certificate it will be."""
-        return self._event(
+        return self._trail.event(
             AuditEventType.CERTIFICATE_AUTHORIZED,
             decision=AuditDecision.ALLOW,
             cache_result=cache_result,
@@ -107,18 +90,18 @@ class CallEvents:
 
     def cache_hit(self, record: CertificateRecord) -> AuditEvent:
         """A stored certificate is handed out as the answer."""
-        return self._event(
-            AuditEventType.CERTIFICATE_CACHE_HIT,
-            decision=AuditDecision.CACHE_HIT,
-            cache_result="hit",
-            **_of_certificate(record),
+        return self._trail.of_certificate(record).event(
+            AuditEventType.CERTIFICATE_CACHE_HIT, decision=AuditDecision.CACHE_HIT, cache_result="hit"
         )
 
     def delivered(self, record: CertificateRecord) -> AuditEvent:
         """The certificate of an order, or one that was asked for by its id, is handed out."""
-        facts = _of_certificate(record)
-        facts |= {"profile_name": record.profile, "profile_hash": record.profile_hash}
-        return self._event(AuditEventType.CERTIFICATE_DELIVERED, decision=AuditDecision.ALLOW, **facts)
+        return self._trail.of_certificate(record).event(
+            AuditEventType.CERTIFICATE_DELIVERED,
+            decision=AuditDecision.ALLOW,
+            profile_name=record.profile,
+            profile_hash=record.profile_hash,
+        )
 
     def handing_out(self, record: CertificateRecord, event: AuditEvent) -> EventKind:
         """Which hand-outs are alike: those of one certificate in one way; to one address, under one policy."""
@@ -138,22 +121,20 @@ class CallEvents:
 
     def denied(self, refusal: Refusal, *, order_id: str = "", certificate_id: str = "") -> AuditEvent:
         """The call is refused."""
-        facts: dict[str, Any] = {"reason_code": refusal.reason.value, "reason": self._cause(refusal)}
-        if order_id:
-            facts["order_id"] = order_id[:_LONGEST_QUOTE]
-        if certificate_id:
-            facts["certificate_id"] = certificate_id[:_LONGEST_QUOTE]
-        return self._event(
+        return self._trail.event(
             AuditEventType.CERTIFICATE_DENIED,
             decision=AuditDecision.DENY,
             severity=AuditSeverity.ERROR if refusal.reason in _ALERTING else AuditSeverity.WARNING,
-            **facts,
+            reason_code=refusal.reason.value,
+            reason=self._cause(refusal),
+            order_id=order_id[:_LONGEST_QUOTE],
+            certificate_id=certificate_id[:_LONGEST_QUOTE],
         )
 
     def _cause(self, refusal: Refusal) -> str:
         """Why, for the operator: the caller is told one text for all that would show what policy has."""
         match refusal.reason:
-            case Reason.PROFILE_NOT_ALLOWED if "profile_hash" in self._facts:
+            case Reason.PROFILE_NOT_ALLOWED if self._knows_profile:
                 return "policy does not give this profile to this identity"
             case Reason.PROFILE_NOT_ALLOWED:
                 return "policy has no profile of this name"
@@ -171,66 +152,47 @@ class CallEvents:
     def _of_revocation(
         self, event_type: AuditEventType, record: CertificateRecord, reason: RevocationReason
     ) -> AuditEvent:
-        facts = _of_certificate(record)
-        facts |= {"profile_name": record.profile, "profile_hash": record.profile_hash}
-        return self._event(
-            event_type,
-            decision=AuditDecision.ALLOW,
-            severity=AuditSeverity.WARNING,
-            reason_code=reason.value,
-            csr_public_key_sha256=record.public_key_sha256,
-            **facts,
-        )
-
-    def _event(self, event_type: AuditEventType, **facts: Any) -> AuditEvent:
-        return AuditEvent(
-            event_id=self._new_id(), timestamp=self._clock.now(), event_type=event_type, **{**self._facts, **facts}
+        return self._trail.revoking(record, reason).event(
+            event_type, decision=AuditDecision.ALLOW, severity=AuditSeverity.WARNING
         )
 
 
 class OrderEvents:
     """The events of one order under way."""
 
-    __slots__ = ("_clock", "_directories", "_facts", "_issuer", "_new_id")
+    __slots__ = ("_directories", "_trail")
 
-    def __init__(
-        self,
-        clock: Clock,
-        new_id: Callable[[], str],
-        directories: Mapping[str, str],
-        facts: dict[str, Any],
-        issuer: str,
-    ) -> None:
-        self._clock = clock
-        self._new_id = new_id
+    def __init__(self, trail: AuditTrail, directories: Mapping[str, str], issuer: str) -> None:
         self._directories = directories
-        self._facts = facts
-        self._issuer = issuer
+        self._trail = trail
+        self._go_on_at(issuer)
+
+    def _go_on_at(self, issuer: str) -> None:
+        self._trail = self._trail.carrying(issuer_name=issuer, issuer_directory=self._directories.get(issuer, ""))
 
     def failed_over(self, issuer: str, refusal: Refusal) -> AuditEvent:
         """The order goes on at another issuer, whose all later events are."""
-        event = self._event(
+        event = self._trail.event(
             AuditEventType.ISSUER_FAILED_OVER,
             severity=AuditSeverity.WARNING,
             reason_code=refusal.reason.value,
             reason=f"goes on at {issuer}: {refusal.message}",
         )
-        self._issuer = issuer
+        self._go_on_at(issuer)
         return event
 
     def issued(self, record: CertificateRecord, policy: Policy | None) -> AuditEvent:
         """The CA has issued, and the certificate is what was asked for."""
-        return self._event(
+        return self._trail.of_certificate(record).event(
             AuditEventType.CERTIFICATE_ISSUED,
             decision=AuditDecision.ISSUE,
             policy_hash=policy.hash if policy is not None else "",
-            **_of_certificate(record),
         )
 
     def failed(self, refusal: Refusal, acme_order_url: str, *, alarming: bool) -> AuditEvent:
         """The order ended without a certificate."""
         detail = "; ".join(filter(None, (refusal.message, *(problem.detail for problem in refusal.problems))))
-        return self._event(
+        return self._trail.event(
             AuditEventType.CERTIFICATE_ISSUE_FAILED,
             decision=AuditDecision.ERROR,
             severity=AuditSeverity.ERROR if alarming else AuditSeverity.WARNING,
@@ -241,30 +203,23 @@ class OrderEvents:
 
     def abandoned(self, acme_order_url: str, why: str) -> AuditEvent:
         """An order at the CA was given up before it was finalised."""
-        return self._event(
+        return self._trail.event(
             AuditEventType.ORDER_ABANDONED,
             severity=AuditSeverity.WARNING,
             reason=why,
             acme_order_url=acme_order_url,
         )
 
-    def _event(self, event_type: AuditEventType, **facts: Any) -> AuditEvent:
-        issuer = {"issuer_name": self._issuer, "issuer_directory": self._directories.get(self._issuer, "")}
-        return AuditEvent(
-            event_id=self._new_id(),
-            timestamp=self._clock.now(),
-            event_type=event_type,
-            **{**issuer, **self._facts, **facts},
-        )
-
 
 def because(order: Order, events: Sequence[AuditEvent]) -> Sequence[AuditEvent]:
-    """What authorised the new order, with why it is wanted: only the store knows whether that was taken already."""
-    cause, replaced = order.cause.value, order.replaces_certificate_id
+    """What led to the new order, with its id and why it is wanted: only the store knows what was taken already."""
+    why = {"cause": order.cause.value, "replaces_certificate_id": order.replaces_certificate_id}
     return [
-        replace(event, cause=cause, replaces_certificate_id=replaced)
-        if event.event_type is AuditEventType.CERTIFICATE_AUTHORIZED
-        else event
+        msgspec.structs.replace(
+            event,
+            order_id=event.order_id or order.order_id,
+            **(why if event.event_type is AuditEventType.CERTIFICATE_AUTHORIZED else {}),
+        )
         for event in events
     ]
 
@@ -300,16 +255,4 @@ def _of_order(order: Order) -> dict[str, Any]:
         "order_id": order.order_id,
         "cause": order.cause.value,
         "replaces_certificate_id": order.replaces_certificate_id,
-    }
-
-
-def _of_certificate(record: CertificateRecord) -> dict[str, Any]:
-    return {
-        "certificate_id": record.certificate_id,
-        "order_id": record.order_id,
-        "issuer_name": record.issuer,
-        "acme_order_url": record.acme_order_url,
-        "cert_serial_number": record.serial_number,
-        "cert_not_before": record.not_before,
-        "cert_not_after": record.not_after,
     }

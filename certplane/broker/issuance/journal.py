@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.flights import Flight, Flights
 from certplane.broker.issuance.waiting import see_through
-from certplane.broker.model import AuditEvent, CertificateRecord, Order
+from certplane.broker.model import CertificateRecord, Order
 from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff

@@ -15,12 +15,13 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 from certplane.broker import metrics
-from certplane.broker.model import AuditEvent, AuditEventType, AuditSeverity, CertificateRecord
+from certplane.broker.events import AuditEvent, AuditEventType, AuditSeverity, AuditTrail
+from certplane.broker.model import CertificateRecord
 from certplane.broker.ports import Meter, NullMeter, PolicySource
 from certplane.broker.renewal.model import (
     InForce,
@@ -69,7 +70,7 @@ class RenewalPlanner:
         *,
         clock: Clock,
         rng: random.Random,
-        new_event_id: Callable[[], str],
+        trail: AuditTrail,
         meter: Meter | None = None,
     ) -> None:
         """Nothing is asked yet.
@@ -80,7 +81,7 @@ class RenewalPlanner:
             policies: for the profiles' `renew_before` of the moment.
             clock: times of the plans, and of the next questions.
             rng: picks the moments, and spreads the questions.
-            new_event_id: names audit events.
+            trail: makes audit events.
             meter: gets the checks by result, and the plans that have moved.
         """
         self._plans = plans
@@ -88,7 +89,7 @@ class RenewalPlanner:
         self._policies = policies
         self._clock = clock
         self._rng = rng
-        self._new_event_id = new_event_id
+        self._trail = trail
         self._meter = meter or NullMeter()
         self._wake = {issuer: asyncio.Event() for issuer in sources}
         self._held: dict[str, datetime] = {}
@@ -236,9 +237,7 @@ class RenewalPlanner:
             reason += f"; its window has ended at {plan.window_end:%Y-%m-%dT%H:%M:%SZ}"
         if plan.explanation_url:
             reason += f"; explained at {plan.explanation_url}"
-        return AuditEvent(
-            self._new_event_id(),
-            now,
+        return self._trail.event(
             AuditEventType.RENEWAL_WINDOW_MOVED,
             severity=AuditSeverity.WARNING if plan.renew_time <= now else AuditSeverity.INFO,
             identity=certificate.host,

@@ -13,7 +13,8 @@ from typing import Final, Protocol
 
 from typing_extensions import override
 
-from certplane.broker.model import AuditEvent, CertificateRecord, OrderCause
+from certplane.broker.events import AuditEvent
+from certplane.broker.model import CertificateRecord, OrderCause
 from certplane.broker.ports import RenewalTimes
 from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore

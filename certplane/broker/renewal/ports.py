@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from certplane.broker.model import AuditEvent, CertificateRecord
+from certplane.broker.events import AuditEvent
+from certplane.broker.model import CertificateRecord
 from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalPlan, Selection
 
 

@@ -10,15 +10,8 @@ from typing import Any, Final, Protocol
 import grpc
 
 from certplane import __version__
-from certplane.broker.model import (
-    AuditDecision,
-    AuditEvent,
-    AuditEventType,
-    EnrollmentReport,
-    EventKind,
-    IdentityKind,
-    Profile,
-)
+from certplane.broker.events import AuditDecision, AuditEventType, AuditTrail, EventKind
+from certplane.broker.model import EnrollmentReport, IdentityKind, Profile
 from certplane.broker.ports import EnrollmentStore, EventRecorder, IdentityLedger, PolicySource
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import identity_message, invalid_request
@@ -68,7 +61,7 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
         identities: IdentityLedger,
         repeats: EventRecorder,
         clock: Clock,
-        new_event_id: Callable[[], str],
+        trail: AuditTrail,
     ) -> None:
         self._trust = trust
         self._policy = policy
@@ -76,7 +69,7 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
         self._identities = identities
         self._repeats = repeats
         self._clock = clock
-        self._new_event_id = new_event_id
+        self._trail = trail
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve it there."""
@@ -117,17 +110,11 @@ class EnrollmentServicer(enrollment_pb2_grpc.EnrollmentServiceServicer):
             identity_serial_number=_serial_number(request.identity_serial_number),
             record_time=now,
         )
-        event = AuditEvent(
-            event_id=self._new_event_id(),
-            timestamp=now,
-            event_type=AuditEventType.ENROLLMENT_REPORTED,
-            request_id=request_id,
+        event = self._trail.of_caller(caller, request_id).event(
+            AuditEventType.ENROLLMENT_REPORTED,
             decision=AuditDecision.ALLOW,
-            identity=caller.name,
             reason=f"agent {report.agent_version}, identity certificate {report.identity_serial_number} on disk, "
             f"{caller.serial_number} in use",
-            source_ip=caller.source_ip,
-            user_agent=caller.user_agent,
         )
         wider = (event.event_type.value, caller.name)
         kind = EventKind(caller.name, (*wider, event.reason, caller.source_ip), wider)

@@ -13,7 +13,7 @@ from typing import Final
 from sqlalchemy import BindParameter, bindparam, select
 from typing_extensions import override
 
-from certplane.broker.model import AuditEvent
+from certplane.broker.events import AuditEvent
 from certplane.broker.ports import AuditImport, AuditLog
 from certplane.broker.store.batch import AuditTable, Done, store_unavailable
 from certplane.broker.store.rows import EventRow, event_row, record_row

@@ -10,7 +10,8 @@ from typing import Final
 from sqlalchemy import ColumnElement, and_, bindparam, case, exists, func, or_, select, text, tuple_, update
 from typing_extensions import override
 
-from certplane.broker.model import AuditEvent, CertificateRecord, ChangeKind, RevocationReason
+from certplane.broker.events import AuditEvent
+from certplane.broker.model import CertificateRecord, ChangeKind, RevocationReason
 from certplane.broker.ports import CertificateQuery, CertificateStore
 from certplane.broker.renewal.ports import RevokedCertificates
 from certplane.broker.store.audit_log import SqlAuditLog, reading

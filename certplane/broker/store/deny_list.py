@@ -13,9 +13,10 @@ from datetime import datetime
 from sqlalchemy import bindparam, delete, select, text, update
 from typing_extensions import override
 
+from certplane.broker.events import AuditEvent
 from certplane.broker.identity.standing import shut_out
 from certplane.broker.issuance.events import denied_order
-from certplane.broker.model import AuditEvent, ChangeKind, DenyEntry, OrderState
+from certplane.broker.model import ChangeKind, DenyEntry, OrderState
 from certplane.broker.ports import ChangeFollower, DenyList
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done

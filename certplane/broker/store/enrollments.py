@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
-from certplane.broker.model import AuditEvent, EnrollmentReport
+from certplane.broker.events import AuditEvent
+from certplane.broker.model import EnrollmentReport
 from certplane.broker.ports import EnrollmentStore
 from certplane.broker.store.audit_log import SqlAuditLog
 from certplane.broker.store.batch import Done

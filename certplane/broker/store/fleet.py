@@ -16,9 +16,9 @@ from typing import Final
 from sqlalchemy import bindparam, func, select, text
 from typing_extensions import override
 
+from certplane.broker.events import AuditEvent
 from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
 from certplane.broker.fleet.ports import FleetFigures, FleetStore, RecordedReports, RenewalRequestLog
-from certplane.broker.model import AuditEvent
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.fleet_rows import (

@@ -20,8 +20,9 @@ from sqlalchemy import bindparam, select
 from typing_extensions import override
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditEvent
 from certplane.broker.identity.first_use import Verdict, activated, contested, judge
-from certplane.broker.model import AuditEvent, ChangeKind, DenyEntry, IdentityUse, KnownIdentity
+from certplane.broker.model import ChangeKind, DenyEntry, IdentityUse, KnownIdentity
 from certplane.broker.ports import ChangeFollower, IdentityLedger, Meter
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done

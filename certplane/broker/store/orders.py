@@ -14,16 +14,10 @@ from typing import Final
 from sqlalchemy import bindparam, func, select, text, update
 from typing_extensions import override
 
+from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
-from certplane.broker.model import (
-    AuditEvent,
-    CertificateRecord,
-    KeyUse,
-    Order,
-    OrderDraft,
-    OrderState,
-)
+from certplane.broker.model import CertificateRecord, KeyUse, Order, OrderDraft, OrderState
 from certplane.broker.policy.limits import AHEAD
 from certplane.broker.ports import DurableLimits, KeyLedger, OpenedOrder, OrderChange, OrderStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading
@@ -128,7 +122,6 @@ class SqlOrderStore(OrderStore):
             create_time=now,
             update_time=now,
         )
-        named = [event if event.order_id else replace(event, order_id=fresh.order_id) for event in events]
 
         def change(session: Session) -> Done[OpenedOrder]:
             known = session.one(self._key, {"public_key_sha256": draft.public_key_sha256})
@@ -144,9 +137,9 @@ class SqlOrderStore(OrderStore):
             self._limits.check(session, order, limits, now)
             session.execute(self._insert, self._insert.arguments(order_values(order)))
             session.execute(self._insert_key, (draft.public_key_sha256, draft.identity, to_micros(now)))
-            return Done(OpenedOrder(order, created=True), events=self._audit.encode(because(order, named)))
+            return Done(OpenedOrder(order, created=True), events=self._audit.encode(because(order, events)))
 
-        return await self._writer.write(change, self._audit.encode(named))
+        return await self._writer.write(change, ())
 
     @override
     async def change_order(self, order_id: str, change: OrderChange, events: Sequence[AuditEvent] = ()) -> Order:

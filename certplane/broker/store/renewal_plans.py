@@ -13,7 +13,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Select, and_, bindparam, case, delete, exists, select, text
 from typing_extensions import override
 
-from certplane.broker.model import AuditEvent
+from certplane.broker.events import AuditEvent
 from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading

@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import BindParameter, bindparam, delete, func, select
 from typing_extensions import override
 
-from certplane.broker.model import AuditEvent
+from certplane.broker.events import AuditEvent
 from certplane.broker.ports import AuditFallback, RepeatCounts
 from certplane.broker.store.audit_log import SqlAuditLog
 from certplane.broker.store.batch import Done, audit_unavailable

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from certplane.broker.events import AuditEventType
 from certplane.broker.metrics import METRICS
-from certplane.broker.model import AuditEventType
 
 _ROOT = Path(__file__).parents[3]
 _DOCUMENT = (_ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from certplane.broker import metrics
-from certplane.broker.model import AuditEvent, AuditEventType
+from certplane.broker.events import AuditEvent, AuditEventType
 from certplane.broker.retention import Retention, Room, little_room
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.audit import FakeMeter

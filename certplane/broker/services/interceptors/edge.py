@@ -25,6 +25,7 @@ from typing import Any, Final, TypeAlias
 import grpc
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditTrail
 from certplane.broker.identity.access import METHODS, Access
 from certplane.broker.identity.admission import AdmissionControl, Call
 from certplane.broker.identity.denials import Denials
@@ -101,13 +102,13 @@ class Edge(grpc.aio.ServerInterceptor):
         denials: DenialRecorder,
         meter: Meter,
         clock: Clock,
-        new_event_id: Callable[[], str],
+        trail: AuditTrail,
         recheck: timedelta = timedelta(seconds=1),
     ) -> None:
         """Take what the edge works with; `recheck` is how often an open stream's caller is checked."""
         self._admission = admission
         self._access_log = AccessLog(clock)
-        self._denials = Denials(denials, clock, new_event_id)
+        self._denials = Denials(denials, trail)
         self._meter = meter
         self._in_flight = 0
         self._clock = clock

@@ -10,7 +10,7 @@ import pytest
 
 from certplane.broker.audit.denials import DenialCoalescer, denial_kind
 from certplane.broker.audit.windows import Windows
-from certplane.broker.model import AuditDecision, AuditEvent, AuditEventType
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType
 from certplane.errors import RefusalError
 from tests.fakes.clock import ManualClock
 from tests.fakes.stores import FakeStores

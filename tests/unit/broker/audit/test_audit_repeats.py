@@ -9,7 +9,7 @@ import pytest
 from certplane.broker import metrics
 from certplane.broker.audit.repeats import RepeatCoalescer
 from certplane.broker.audit.windows import WindowBudget, Windows
-from certplane.broker.model import AuditEvent, AuditEventType, EventKind
+from certplane.broker.events import AuditEvent, AuditEventType, EventKind
 from certplane.errors import Reason, RefusalError
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock

@@ -13,7 +13,7 @@ import pytest
 
 from certplane.broker import metrics
 from certplane.broker.audit import SpillFallback, SpillFile, import_spill
-from certplane.broker.model import AuditEvent, AuditEventType
+from certplane.broker.events import AuditEvent, AuditEventType
 from certplane.errors import Reason, RefusalError
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock

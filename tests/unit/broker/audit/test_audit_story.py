@@ -8,52 +8,52 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import AsyncMock, MagicMock
+from unittest.mock import AsyncMock, MagicMock, patch
 
 import pytest
 
 from certplane import __version__
 from certplane.broker import account_commands, app, commands
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
+from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.events import report_events
-from certplane.broker.fleet.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep, StatusReport
 from certplane.broker.fleet.requests import RenewalOrder, RenewalRequests
-from certplane.broker.issuance.authorisation import shut_out
+from certplane.broker.identity.activation import FirstUse
+from certplane.broker.identity.admission import Call
+from certplane.broker.identity.authentication import AuthenticationError, Peer
+from certplane.broker.identity.denials import Denials
+from certplane.broker.identity.first_use import Settlement
+from certplane.broker.identity.standing import shut_out
 from certplane.broker.issuance.events import denied_order
-from certplane.broker.model import (
-    AuditDecision,
-    AuditEvent,
-    AuditEventType,
-    AuditSeverity,
-    DenyEntry,
-    IdentityUse,
-    KnownIdentity,
-    RevocationReason,
-)
-from certplane.broker.policy.first_use import Settlement
+from certplane.broker.model import DenyEntry, IdentityUse, KnownIdentity, RevocationReason
 from certplane.broker.reload import Reloader
-from certplane.broker.renewal.model import InForce, RenewalCause, RenewalPlan, Selection
+from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
-from certplane.broker.services.calls import Call, serving
+from certplane.broker.services.calls import serving
 from certplane.broker.services.enrollment import EnrollmentServicer
-from certplane.broker.services.interceptors.authentication import AuthenticationError, Peer
-from certplane.broker.services.interceptors.denials import denial_event
-from certplane.broker.services.interceptors.first_use import FirstUse
-from certplane.errors import Reason, RefusalError
+from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+from certplane.fleet_report.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    RenewalCause,
+    RenewalStep,
+    Report,
+)
 from certplane.v1 import enrollment_pb2 as pb
-from tests.fakes.audit import FakeEventRecorder
+from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder
 from tests.fakes.clock import ManualClock
 from tests.fakes.issuer import FakeIssuer
 from tests.fakes.stores import FakeStores
-from tests.support.issuance import NO_WAIT, World, caller, issue, settle, unavailable
+from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, settle, unavailable
 
 GOLDEN = json.loads(Path("tests/cases/audit/events.json").read_text())
 _IDS = re.compile(r"\b(id[0-9a-f]+-\d{6}|order-\d{6}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})")
@@ -193,28 +193,26 @@ async def edge() -> list[AuditEvent]:
     """What the edge records: a first use, a retired certificate, a refused call, an enrollment."""
     clock, stores, numbers = ManualClock(), FakeStores.open(ManualClock()), count(1)
 
-    def new_id() -> str:
-        return f"event-{next(numbers)}"
-
-    first_use = FirstUse(ledger=stores.identities, clock=clock, new_event_id=new_id)
-    call = Call("/certplane.v1.Service/Method", "req-1", caller())
+    trail = AuditTrail(clock, lambda: f"event-{next(numbers)}")
+    first_use = FirstUse(ledger=stores.identities, clock=clock, trail=trail)
+    peer = Peer(b"", b"", "TLSv1.3", session_reused=False, source_ip="192.0.2.9", user_agent="test/2")
+    control = SimpleNamespace(clock=clock)
+    call = Call(control, "/certplane.v1.Service/Method", None, peer, "req-1", stream=False)  # type: ignore[arg-type]
+    call.caller = caller()
     old, new = caller(), replace(caller(), serial_number="b2", not_before=clock.now())
     for host in (old, new):
-        decided = first_use.begin(call, host)
+        decided = first_use.begin(host, call.named)
         assert decided is not None
         await decided
         clock.advance(timedelta(minutes=10))
-    retired = first_use.begin(call, old)
+    retired = first_use.begin(old, call.named)
     assert retired is not None
     with pytest.raises(AuthenticationError) as caught:
         await retired
-    peer = Peer(b"", b"", "TLSv1.3", session_reused=False, source_ip="192.0.2.9", user_agent="test/2")
-    denied = [
-        denial_event(call, peer, caught.value, clock=clock, new_id=new_id),
-        denial_event(
-            replace(call, caller=None), peer, RefusalError(Reason.RATE_LIMITED, "too fast"), clock=clock, new_id=new_id
-        ),
-    ]
+    denied = FakeDenialRecorder()
+    await Denials(denied, trail).note(call, caught.value, by_edge=False)
+    unknown = Call(control, call.method, None, peer, "req-1", stream=False)  # type: ignore[arg-type]
+    await Denials(denied, trail).note(unknown, RefusalError(Reason.RATE_LIMITED, "too fast"), by_edge=False)
     servicer = EnrollmentServicer(
         trust=SimpleNamespace(),  # type: ignore[arg-type]  # not asked
         policy=SimpleNamespace(),  # type: ignore[arg-type]  # not asked
@@ -222,7 +220,7 @@ async def edge() -> list[AuditEvent]:
         identities=stores.identities,
         repeats=FakeEventRecorder(stores.audit),
         clock=clock,
-        new_event_id=new_id,
+        trail=trail,
     )
     token = serving.set(call)
     await servicer.ReportEnrollment(
@@ -230,7 +228,7 @@ async def edge() -> list[AuditEvent]:
         None,  # type: ignore[arg-type]  # not used
     )
     serving.reset(token)
-    return [*stores.database.events, *denied]
+    return [*stores.database.events, *denied.events]
 
 
 @story
@@ -239,9 +237,7 @@ async def fleet() -> list[AuditEvent]:
     clock, numbers = ManualClock(), count(1)
     now = clock.now()
 
-    def new_id() -> str:
-        return f"event-{next(numbers)}"
-
+    trail = AuditTrail(clock, lambda: f"event-{next(numbers)}")
     held = HeldCertificate("0a", now, now + timedelta(days=90), "c-1")
     serving_it = CertificateStatus(
         name="web", profile="shop", state=CertificateState.SERVING, issued=held, installed=held, served=held
@@ -250,11 +246,11 @@ async def fleet() -> list[AuditEvent]:
         serving_it, state=CertificateState.FAILED, failed_step=RenewalStep.INSTALL, last_error="no space", served=None
     )
     degraded = replace(serving_it, state=CertificateState.DEGRADED, last_error="the probe saw another")
-    reports = [StatusReport(number, status) for number, status in enumerate((serving_it, failed, degraded), 1)]
-    told = report_events(caller(), "req-1", reports, now, new_id)
+    reports = [Report(number, status) for number, status in enumerate((serving_it, failed, degraded), 1)]
+    told = report_events(caller(), "req-1", reports, trail)
     stores = FakeStores.open(clock)
     requests = RenewalRequests(
-        RenewalPlans(stores.renewal_plans), stores.fleet, clock, new_id, why_none=lambda _host: ""
+        RenewalPlans(stores.renewal_plans), stores.fleet, clock, trail, why_none=lambda _host: ""
     )
     order = RenewalOrder(selection=Selection(all=True), reason="drill", request_id="r-1", spread=timedelta(hours=1))
     requested = await requests.request(caller("admin.test"), order)
@@ -271,7 +267,7 @@ async def planning() -> list[AuditEvent]:
     certificate = InForce(
         "c-1", "web1.test", "shop", "acme", ("www.test",), "PEM", now, now + timedelta(days=90), plan.renew_time, plan
     )
-    planner = SimpleNamespace(_clock=clock, _new_event_id=lambda: "event-1")
+    planner = SimpleNamespace(_clock=clock, _trail=AuditTrail(clock, lambda: "event-1"))
     moved = replace(
         plan,
         renew_time=now,
@@ -290,6 +286,7 @@ async def operators() -> list[AuditEvent]:
     """What an operator's commands record, and the broker of itself."""
     clock = ManualClock()
     now = clock.now()
+    trail = AuditTrail(clock)
     use = IdentityUse("CN=Test CA", "a1", now, now)
     entry = DenyEntry(issuer="CN=Test CA", serial_number="b2", reason="stolen", create_time=now)
     settlement = Settlement(KnownIdentity("web1.test", use, now), (entry,))
@@ -298,29 +295,43 @@ async def operators() -> list[AuditEvent]:
     issued = await (await world.started()).issue(caller(), issue())
     assert issued.certificate is not None
     revocation: Any = SimpleNamespace(reason=RevocationReason.KEY_COMPROMISE, key_file=None)
-    reloader: Any = SimpleNamespace(_clock=clock, _new_event_id=lambda: "event-1")
     prepared: Any = SimpleNamespace(
         policy=SimpleNamespace(current=SimpleNamespace(hash="policy"), path="policy.yml"),
         trust=SimpleNamespace(server=SimpleNamespace(serial_number="0c"), bundle=SimpleNamespace(hash="bundle")),
         settings=SimpleNamespace(hash="settings"),
     )
-    policy: Any = SimpleNamespace(hash="policy")
+    reloads: list[AuditEvent] = []
+    reloader = MagicMock(
+        _trail=AuditTrail(clock, lambda: "event-1"),
+        _record=AsyncMock(side_effect=reloads.append),
+        _pool=MagicMock(run=AsyncMock(return_value=SimpleNamespace(hash="policy"))),
+        _policy=SimpleNamespace(path="policy.yml", reload=None),
+    )
+    wrong = ConfigurationError([ConfigurationProblem("policy.yml", None, "", "no such key")])
+    with patch("certplane.broker.reload.trust_fields"):
+        await Reloader.reload_policy(reloader)
+        await Reloader._reject(reloader, "trust", AuditEventType.TRUST_REJECTED, wrong)
+        await Reloader._reject(reloader, "policy", AuditEventType.POLICY_REJECTED, wrong)
+        await Reloader._drop_ended(reloader)
     stores = FakeStores.open(clock)
     broker: Any = MagicMock(stores=stores, server=AsyncMock(), authority=AsyncMock(), hub=AsyncMock())
-    await app._stop(broker, clock, lambda: "event-3")
+    await app._stop(broker, AuditTrail(clock, lambda: "event-3"))
     return [
-        commands._event(DenyEntry(name="web1.test"), AuditEventType.IDENTITY_DENIED, AuditDecision.DENY, clock),
-        commands._event(entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW, clock),
-        *commands._settlement_events(settlement, clock),
-        account_commands._key_event(ca, clock, "the account's key was replaced"),
-        account_commands._revocation_event(AuditEventType.CERTIFICATE_REVOKED, issued.certificate, revocation, clock),
-        Reloader._event(reloader, AuditEventType.POLICY_LOADED, "loaded", policy=policy),
-        Reloader._event(reloader, AuditEventType.TRUST_REJECTED, "no", severity=AuditSeverity.ERROR),
-        Reloader._event(reloader, AuditEventType.POLICY_REJECTED, "no", severity=AuditSeverity.ERROR),
-        Reloader._event(reloader, AuditEventType.TRUST_RELOADED, "loaded"),
-        *app._start_events(prepared, clock, lambda: "event-2"),
+        commands._event(trail, DenyEntry(name="web1.test"), AuditEventType.IDENTITY_DENIED, AuditDecision.DENY),
+        commands._event(trail, entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW),
+        *commands._settlement_events(settlement, trail),
+        account_commands._key_event(trail, ca, "the account's key was replaced"),
+        account_commands._revocation_event(trail, AuditEventType.CERTIFICATE_REVOKED, issued.certificate, revocation),
+        *reloads,
+        *app._start_events(prepared, AuditTrail(clock, lambda: "event-2")),
         *stores.database.events,
     ]
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_runs_on() -> AsyncIterator[None]:
+    yield
+    await kill_all()
 
 
 @pytest.mark.parametrize("told", STORIES)

@@ -15,12 +15,12 @@ import pytest
 
 from certplane.broker import metrics
 from certplane.broker.audit import RepeatCoalescer
+from certplane.broker.events import AuditEvent, AuditTrail
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import HostRecord, HostStream
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.fleet.stream import OpenStream
-from certplane.broker.model import AuditEvent
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, Report
@@ -91,7 +91,7 @@ class World:
             clock=self.clock,
             meter=self.meter,
             rng=random.Random(1),
-            new_event_id=lambda: f"event-{next(numbers)}",
+            trail=AuditTrail(self.clock, lambda: f"event-{next(numbers)}"),
         )
 
     async def pass_time(self, span: timedelta, step: timedelta = SECOND) -> None:

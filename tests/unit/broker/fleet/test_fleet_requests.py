@@ -8,10 +8,11 @@ from itertools import count
 
 import pytest
 
+from certplane.broker.events import AuditEventType, AuditTrail
 from certplane.broker.fleet.knowledge import unknown_plans
 from certplane.broker.fleet.model import HeldUp, HostStream
 from certplane.broker.fleet.requests import RenewalOrder, RenewalRequests, spread_renewals
-from certplane.broker.model import AuditEventType, IdentityKind
+from certplane.broker.model import IdentityKind
 from certplane.broker.renewal.model import RenewalPlan, Selection
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, Report
@@ -40,7 +41,7 @@ class Desk:
             self.plans,
             self.stores.fleet,
             self.clock,
-            lambda: f"event-{next(numbers)}",
+            AuditTrail(self.clock, lambda: f"event-{next(numbers)}"),
             why_none=lambda host: self.why_none.get(host, ""),
         )
 

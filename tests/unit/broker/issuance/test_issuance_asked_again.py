@@ -9,8 +9,9 @@ from datetime import timedelta
 
 import pytest
 
+from certplane.broker.events import AuditEventType
 from certplane.broker.issuance.authority import RegistrationAuthority
-from certplane.broker.model import AuditEventType, DenyEntry, KeyUse, OrderState, RevocationReason
+from certplane.broker.model import DenyEntry, KeyUse, OrderState, RevocationReason
 from certplane.errors import Reason, RefusalError
 from tests.fakes.policy import FakePolicy
 from tests.support.issuance import NO_WAIT, World, caller, issue, key_hash, settle

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from certplane.broker.model import AuditEventType, OrderState, RevocationReason
+from certplane.broker.events import AuditEventType
+from certplane.broker.model import OrderState, RevocationReason
 from certplane.errors import Reason, RefusalError
 from tests.fakes.database import FailureMode
 from tests.support.issuance import NO_WAIT, World, caller, issue, settle

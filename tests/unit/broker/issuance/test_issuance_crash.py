@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
+from certplane.broker.events import AuditEventType
 from certplane.broker.issuance.steps import FAILPOINTS, STEPS
-from certplane.broker.model import AuditEventType, IssuerOrderStatus, OrderState
+from certplane.broker.model import IssuerOrderStatus, OrderState
 from certplane.errors import Reason
 from tests.support.issuance import NO_WAIT, World, caller, issue, policy, settle, unavailable
 

@@ -7,8 +7,9 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditEventType
 from certplane.broker.issuance.outcome import fails_over
-from certplane.broker.model import AuditEventType, DenyEntry, OrderState, RevocationReason
+from certplane.broker.model import DenyEntry, OrderState, RevocationReason
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from tests.fakes.issuer import FakeCa, FakeIssuer
 from tests.support.issuance import World, caller, issue, settle, unavailable

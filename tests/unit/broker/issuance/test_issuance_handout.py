@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from certplane.broker.events import AuditEventType
 from certplane.broker.issuance.authority import RegistrationAuthority
-from certplane.broker.model import AuditEventType, RevocationReason
+from certplane.broker.model import RevocationReason
 from certplane.broker.ports import CertificateQuery
 from certplane.errors import Reason, RefusalError
 from tests.support.issuance import NO_WAIT, World, caller, csr, issue, policy, settle, unavailable

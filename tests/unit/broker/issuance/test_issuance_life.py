@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from certplane.broker.events import AuditEventType
 from certplane.broker.issuance.authority import RegistrationAuthority
-from certplane.broker.model import AuditEventType, IssuerOrderStatus, OrderState, RevocationReason
+from certplane.broker.model import IssuerOrderStatus, OrderState, RevocationReason
 from certplane.errors import Reason, RefusalError
 from certplane.pki.chain import leaf_facts
 from tests.support.issuance import NO_WAIT, World, caller, ended, issue, kill_all, policy, settle, unavailable

@@ -11,18 +11,9 @@ import pytest
 from cryptography import x509
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditEventType, AuditSeverity
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import (
-    AuditEventType,
-    AuditSeverity,
-    DnsChallenge,
-    IssuerOrder,
-    IssuerOrderStatus,
-    KeyUse,
-    OrderState,
-    Profile,
-    TxtRecord,
-)
+from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, KeyUse, OrderState, Profile, TxtRecord
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError
 from tests.fakes.issuer import CaOrder
 from tests.support.authority import Authority, certificate_pem

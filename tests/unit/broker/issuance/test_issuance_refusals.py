@@ -9,18 +9,11 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditDecision, AuditEventType
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import (
-    AuditDecision,
-    AuditEventType,
-    Grant,
-    IdentityKind,
-    KeyUse,
-    OrderState,
-    RevocationReason,
-)
+from certplane.broker.model import Grant, IdentityKind, KeyUse, OrderState, RevocationReason
 from certplane.broker.ports import DurableLimits
 from certplane.errors import Reason, RefusalError
 from tests.fakes.policy import FakePolicy

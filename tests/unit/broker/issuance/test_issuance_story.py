@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditEventType
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import AuditEventType, OrderState, RevocationReason
+from certplane.broker.model import OrderState, RevocationReason
 from certplane.broker.ports import OpenedOrder
 from certplane.errors import Reason, RefusalError
 from certplane.pki.csr import build_csr

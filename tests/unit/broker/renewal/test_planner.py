@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from certplane.broker import metrics
-from certplane.broker.model import AuditEventType, AuditSeverity, CertificateRecord, Profile, RevocationReason
+from certplane.broker.events import AuditEventType, AuditSeverity, AuditTrail
+from certplane.broker.model import CertificateRecord, Profile, RevocationReason
 from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalInfoError, RenewalPlan
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
@@ -74,7 +75,7 @@ class World:
             self.policies,
             clock=self.clock,
             rng=random.Random(7),
-            new_event_id=lambda: f"planned-{next(self.numbers)}",
+            trail=AuditTrail(self.clock, lambda: f"planned-{next(self.numbers)}"),
             meter=self.meter,
         )
         task = asyncio.create_task(planner.run())

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certplane.broker.model import (
-    AuditDecision,
-    AuditEvent,
-    AuditEventType,
-    AuditSeverity,
-    CertificateRecord,
-    Order,
-)
+from certplane.broker.model import CertificateRecord, Order
 from certplane.broker.store import rows
 from certplane.errors import ProblemDocument, Reason, Refusal, Violation
 
 TIMES = st.datetimes(min_value=datetime(1950, 1, 1), max_value=datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - hypothesis adds the zone
 TEXTS = st.text(max_size=20)
 
-BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
-    str: TEXTS,
-    int: st.integers(min_value=0, max_value=10**9),
-    datetime: TIMES,
-    datetime | None: st.none() | TIMES,
-    tuple[str, ...]: st.lists(TEXTS, max_size=3).map(tuple),
-    AuditEventType: st.sampled_from(AuditEventType),
-    AuditSeverity: st.sampled_from(AuditSeverity),
-    AuditDecision: st.sampled_from(AuditDecision),
-}
-EVENTS = st.builds(AuditEvent, **{name: BY_TYPE[kind] for name, kind in get_type_hints(AuditEvent).items()})
 REFUSALS = st.builds(
     Refusal,
     st.sampled_from(Reason),
@@ -44,15 +25,6 @@ REFUSALS = st.builds(
     st.lists(st.builds(Violation, TEXTS, TEXTS), max_size=2).map(tuple),
     st.lists(st.builds(ProblemDocument, TEXTS, TEXTS, st.none() | st.integers(100, 599), TEXTS), max_size=2).map(tuple),
 )
-
-
-@given(EVENTS)
-def test_the_quick_encoding_of_an_event_is_its_record(event: AuditEvent) -> None:
-    """What is stored is the JSON of `record()`, in ASCII, on one line."""
-    text = rows.encode_event(event)
-    assert json.loads(text) == event.record()
-    assert text.isascii()
-    assert "\n" not in text
 
 
 @given(REFUSALS)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from certplane.broker.audit import SpillFallback
-from certplane.broker.model import AuditEvent, AuditEventType
+from certplane.broker.events import AuditEvent, AuditEventType
 from certplane.broker.ports import NullMeter
 from certplane.broker.store.audit_log import AuditRows
 from certplane.broker.store.batch import Done, GroupCommit

@@ -1,0 +1,206 @@
+"""Audit events: what they say, how they are written, and the trail that makes them.
+
+An event is one JSON object of the public format: the store keeps it, the log mirrors it, and the spill file holds it
+when the store can't. CSRs appear as hashes only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Concatenate, Final, ParamSpec, cast
+
+import msgspec
+
+from certplane.broker.model import Caller, CertificateRecord, RevocationReason
+from certplane.runtime.clock import Clock
+from certplane.runtime.ids import TimeOrderedIds
+
+_P = ParamSpec("_P")
+
+
+class AuditDecision(StrEnum):
+    """What an event says was decided."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    ISSUE = "issue"
+    CACHE_HIT = "cache_hit"
+    ERROR = "error"
+    NONE = ""
+
+
+class AuditSeverity(StrEnum):
+    """How much an event wants a person's eye."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class AuditEventType(StrEnum):
+    """Names of the public format first; those that Certplane adds after them."""
+
+    BROKER_STARTED = "broker_started"
+    POLICY_LOADED = "policy_loaded"
+    POLICY_REJECTED = "policy_rejected"
+    CERTIFICATE_REQUEST_RECEIVED = "certificate_request_received"
+    CERTIFICATE_AUTHORIZED = "certificate_authorized"
+    CERTIFICATE_DENIED = "certificate_denied"
+    CERTIFICATE_CACHE_HIT = "certificate_cache_hit"
+    CERTIFICATE_ISSUED = "certificate_issued"
+    CERTIFICATE_ISSUE_FAILED = "certificate_issue_failed"
+    ACCOUNT_KEY_CHANGED = "account_key_changed"
+    BROKER_STOPPED = "broker_stopped"
+    CERTIFICATE_DELIVERED = "certificate_delivered"
+    CERTIFICATE_REVOKED = "certificate_revoked"
+    CERTIFICATE_REVOCATION_AUTHORIZED = "certificate_revocation_authorized"
+    DENIALS_COALESCED = "denials_coalesced"
+    ENROLLMENT_REPORTED = "enrollment_reported"
+    EVENTS_COALESCED = "events_coalesced"
+    IDENTITY_ACTIVATED = "identity_activated"
+    IDENTITY_ALLOWED = "identity_allowed"
+    IDENTITY_CONTESTED = "identity_contested"
+    IDENTITY_DENIED = "identity_denied"
+    ISSUER_FAILED_OVER = "issuer_failed_over"
+    ORDER_ABANDONED = "order_abandoned"
+    RENEWAL_REPORTED = "renewal_reported"
+    RENEWAL_REQUESTED = "renewal_requested"
+    RENEWAL_WINDOW_MOVED = "renewal_window_moved"
+    RPC_DENIED = "rpc_denied"
+    TRUST_RELOADED = "trust_reloaded"
+    TRUST_REJECTED = "trust_rejected"
+
+
+_TIMES: Final = tuple(f'"{name}":"' for name in ("timestamp", "cert_not_before", "cert_not_after"))
+_SECONDS: Final = len("2026-11-23T12:00:00")
+
+_encode_struct: Final = msgspec.json.Encoder().encode
+# ASCII only: nothing that a client put into a header can then be text that a database or a log refuses.
+_escape: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class AuditEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One audited fact; `encode` is the JSON object that is stored, mirrored and spilled."""
+
+    event_id: str
+    timestamp: datetime
+    event_type: AuditEventType
+    request_id: str = ""
+    # A factory, since `omit_defaults` leaves out what is the default value; every record has a severity.
+    severity: AuditSeverity = msgspec.field(default_factory=lambda: AuditSeverity.INFO)
+    decision: AuditDecision = AuditDecision.NONE
+    identity: str = ""
+    profile_name: str = ""
+    profile_hash: str = ""
+    policy_hash: str = ""
+    reason_code: str = ""
+    reason: str = ""
+    source_ip: str = ""
+    user_agent: str = ""
+    csr_sha256: str = ""
+    csr_public_key_sha256: str = ""
+    csr_dns_names: tuple[str, ...] = ()
+    expected_dns_names: tuple[str, ...] = ()
+    issuer_name: str = ""
+    issuer_directory: str = ""
+    acme_order_url: str = ""
+    order_id: str = ""
+    certificate_id: str = ""
+    cert_serial_number: str = ""
+    cert_not_before: datetime | None = None
+    cert_not_after: datetime | None = None
+    cache_result: str = ""
+    cause: str = ""
+    """Of an order: `OrderCause`."""
+    replaces_certificate_id: str = ""
+    count: int = 0
+
+    def encode(self) -> str:
+        """The event as JSON in ASCII: RFC 3339 times with microseconds and `Z`, empty fields left out."""
+        try:
+            text = _encode_struct(self).decode("ascii")
+        except UnicodeError:  # other letters, or a lone surrogate of an undecodable file name: written all the same
+            text = _escape(msgspec.to_builtins(self))
+        for key in _TIMES:
+            # msgspec leaves out a fraction of zero. A quote inside a text is escaped, so that what is found is the key.
+            start = text.rfind(key)
+            end = start + len(key) + _SECONDS
+            if start >= 0 and text[end] == "Z":
+                text = f"{text[:end]}.000000{text[end:]}"
+        return text
+
+    def record(self) -> dict[str, Any]:
+        """The JSON object of `encode`."""
+        return cast("dict[str, Any]", json.loads(self.encode()))
+
+
+@dataclass(frozen=True, slots=True)
+class EventKind:
+    """Which audit events are equal, so that repeats may be counted together instead of written each.
+
+    Events of one `key` are. `wider` is the key of those that are still alike in what their `identity` can't choose:
+    it takes the place of `key` when the identity has made too many kinds.
+    """
+
+    identity: str
+    key: tuple[str, ...]
+    wider: tuple[str, ...]
+
+
+def _typed_as(
+    _make: Callable[Concatenate[str, datetime, _P], AuditEvent],
+) -> Callable[[Callable[..., AuditEvent]], Callable[Concatenate[AuditTrail, _P], AuditEvent]]:
+    """Gives a method the parameters of `_make` after id and time, so that the fields of events are listed once."""
+    return lambda method: cast("Callable[Concatenate[AuditTrail, _P], AuditEvent]", method)
+
+
+class AuditTrail:
+    """Makes events, each with an id and the time; all of them carry the facts that the trail has."""
+
+    __slots__ = ("_clock", "_facts", "_new_id")
+
+    def __init__(self, clock: Clock, new_id: Callable[[], str] | None = None, /, **facts: Any) -> None:
+        """`new_id` names events; ids that sort by time unless a caller shares its own source of them."""
+        self._clock = clock
+        self._new_id = new_id or TimeOrderedIds(clock)
+        self._facts = facts
+
+    def carrying(self, **facts: Any) -> AuditTrail:
+        """A trail whose events have these fields too."""
+        return AuditTrail(self._clock, self._new_id, **{**self._facts, **facts})
+
+    def of_caller(self, caller: Caller, request_id: str) -> AuditTrail:
+        """The trail of one call."""
+        return self.carrying(
+            request_id=request_id, identity=caller.name, source_ip=caller.source_ip, user_agent=caller.user_agent
+        )
+
+    def of_certificate(self, record: CertificateRecord) -> AuditTrail:
+        """The trail of what is done with a stored certificate."""
+        return self.carrying(
+            certificate_id=record.certificate_id,
+            order_id=record.order_id,
+            issuer_name=record.issuer,
+            acme_order_url=record.acme_order_url,
+            cert_serial_number=record.serial_number,
+            cert_not_before=record.not_before,
+            cert_not_after=record.not_after,
+        )
+
+    def revoking(self, record: CertificateRecord, reason: RevocationReason) -> AuditTrail:
+        """The trail of a certificate's revocation."""
+        return self.of_certificate(record).carrying(
+            profile_name=record.profile,
+            profile_hash=record.profile_hash,
+            csr_public_key_sha256=record.public_key_sha256,
+            reason_code=reason.value,
+        )
+
+    @_typed_as(AuditEvent)
+    def event(self, event_type: AuditEventType, **facts: Any) -> AuditEvent:
+        """An event of now; a field that is given here goes before the trail's."""
+        return AuditEvent(self._new_id(), self._clock.now(), event_type, **{**self._facts, **facts})
