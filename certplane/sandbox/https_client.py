@@ -45,14 +45,6 @@ def trusting(roots_file: Path) -> ssl.SSLContext:
     return context
 
 
-def trusting_anyone() -> ssl.SSLContext:
-    """A client context that checks nothing: for fetching a root whose fingerprint is checked afterwards."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 async def request(
     method: str,
     url: str,

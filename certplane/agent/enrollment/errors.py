@@ -12,7 +12,6 @@ token may be spent whatever came back.
 from __future__ import annotations
 
 from datetime import timedelta
-from http import HTTPStatus
 
 from certplane.errors import OperationError
 
@@ -42,8 +41,3 @@ class RefusedError(EnrollmentError):
         super().__init__(message, remedy=remedy, token_spent=token_spent)
         self.status = status
         self.said = said
-
-    @property
-    def is_final(self) -> bool:
-        """Whether asking again can't help: the CA judged the request (4xx) rather than failing at it."""
-        return HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR

@@ -10,11 +10,8 @@ What a hook leaves running must have its own output: the pipe closes when the ho
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import re
-import signal
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -24,12 +21,10 @@ from certplane.agent.model import HookResult
 from certplane.agent.ports import HookRunner
 from certplane.errors import OperationError
 from certplane.runtime.clock import Clock
-from certplane.runtime.processes import OutputTail, signal_group
+from certplane.runtime.programs import NotStartedError, run_program
 
 OUTPUT_LIMIT = 16 * 1024
 """Octets of output that are kept: its end, where errors are."""
-
-_LOG = logging.getLogger(__name__)
 
 _NOT_PASSED_ON = frozenset(
     {
@@ -44,7 +39,6 @@ _NOT_PASSED_ON = frozenset(
     }
 )
 _GRACE = timedelta(seconds=5)
-_POLL = timedelta(milliseconds=50)
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _PRIVATE_KEY = re.compile(
     r"(?:-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----"
@@ -78,69 +72,19 @@ class ShellHookRunner(HookRunner):
         Raises:
             OperationError: the shell can't be started.
         """
-        output = OutputTail(2 * OUTPUT_LIMIT)
         try:
-            process = await self._start(command, output, environment)
-            try:
-                status = await self._wait(process, timeout)
-            except asyncio.CancelledError:
-                await asyncio.shield(self._end(process))
-                raise
-            return HookResult(status, readable(_whole_lines(output.end())))
-        finally:
-            output.close()
-
-    async def _start(
-        self, command: str, output: OutputTail, environment: Mapping[str, str]
-    ) -> asyncio.subprocess.Process:
-        try:
-            return await asyncio.create_subprocess_exec(
-                "/bin/sh",
-                "-c",
-                command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output.writer,
-                stderr=output.writer,
-                cwd="/",
-                env=hook_environment(self._environment, environment),
-                start_new_session=True,
+            ended = await run_program(
+                ["/bin/sh", "-c", command],
+                environment=hook_environment(self._environment, environment),
+                timeout=timeout,
+                clock=self._clock,
+                one_output=True,
+                keep=2 * OUTPUT_LIMIT,
+                grace=self._grace,
             )
-        except OSError as error:
+        except NotStartedError as error:
             raise OperationError(f"/bin/sh can't be started: {error}") from error
-        finally:
-            output.started()
-
-    async def _wait(self, process: asyncio.subprocess.Process, timeout: timedelta) -> int | None:
-        """The exit status as a shell gives it, None at the limit."""
-        exited = asyncio.ensure_future(process.wait())
-        limit = asyncio.ensure_future(self._clock.sleep(timeout))
-        try:
-            await asyncio.wait({exited, limit}, return_when=asyncio.FIRST_COMPLETED)
-            if exited.done():
-                status = exited.result()
-                return 128 - status if status < 0 else status
-            await self._end(process)
-            return None
-        finally:
-            limit.cancel()
-            exited.cancel()
-
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """SIGTERM to the group, and SIGKILL when it is still there after the grace. The group's id is the shell's.
-
-        A group in which every process is another user's (`sudo`) can't be ended: it is left, not waited for.
-        """
-        group = process.pid
-        try:
-            signal_group(group, signal.SIGTERM)
-            until = self._clock.monotonic() + self._grace.total_seconds()
-            while self._clock.monotonic() < until and signal_group(group, 0):
-                await self._clock.sleep(_POLL)
-            signal_group(group, signal.SIGKILL)
-        except PermissionError:
-            _LOG.warning("a hook past its time runs as another user and can't be ended: process group %d", group)
-            return
-        await process.wait()
+        return HookResult(ended.status, readable(_whole_lines(ended.output)))
 
 
 def hook_environment(inherited: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:

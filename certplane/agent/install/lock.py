@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Self
 from certplane.errors import OperationError
 from certplane.runtime.disk_errors import as_user, disk_error, user_text
 from certplane.runtime.files import open_directory
+from certplane.runtime.pid_lock import HeldError, lock_with_pid
 
 _NAME = "lock"
 
@@ -28,9 +28,8 @@ class StateLockedError(OperationError):
 class StateLock:
     """A context manager around everything that writes the state directory.
 
-    flock(2) on `<state_dir>/lock`: the kernel drops it with the process, however it ends. The file itself stays, and
-    holds the process id for whoever finds it locked. The descriptor isn't inherited, so that what a hook leaves
-    running doesn't hold the lock.
+    On `<state_dir>/lock` (`pid_lock`). The descriptor isn't inherited, so that what a hook leaves running doesn't hold
+    the lock.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -50,18 +49,10 @@ class StateLock:
         try:
             with open_directory(self._state_dir, create_mode=0o755) as directory:
                 fd = directory.open_lasting(_NAME, mode=0o644)
+            lock_with_pid(fd)
+        except HeldError as error:
+            raise StateLockedError(path, error.holder) from error
         except OSError as error:
-            raise _not_taken(error, path) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        except BlockingIOError as error:
-            holder = _holder(fd)
-            os.close(fd)
-            raise StateLockedError(path, holder) from error
-        except OSError as error:
-            os.close(fd)
             raise _not_taken(error, path) from error
         self._fd = fd
 
@@ -91,10 +82,3 @@ def _not_taken(error: OSError, path: Path) -> OperationError:
             message = f"{told.message}; {path.parent} belongs to {user_text(owner)}"
             return OperationError(message, remedy=f"run it as that user: `{as_user(owner, 'certplane-agent ...')}`")
     return told
-
-
-def _holder(fd: int) -> int | None:
-    try:
-        return int(os.pread(fd, 32, 0))
-    except (OSError, ValueError):
-        return None

@@ -20,13 +20,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from certplane.broker.issuance.outcome import is_told
 from certplane.broker.model import Scope, ScopeKind
 from certplane.errors import Refusal
+from certplane.runtime.keyed_lock import KeyedLock
 
 _LONGEST_HOLD: Final = timedelta(days=31)
 """No CA's limit lasts longer (the longest known window is a week): the clock was set back since."""
@@ -60,12 +60,6 @@ class _Hold(NamedTuple):
     epoch: str
 
 
-@dataclass(slots=True)
-class _Gate:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
-
-
 class OrderQueue:
     """Turns, given in the order in which they were asked for."""
 
@@ -81,27 +75,20 @@ class OrderQueue:
         self._places = asyncio.Semaphore(parallel)
         self._most_asking = asking
         self._asking: dict[str, asyncio.Semaphore] = {}
-        self._gates: dict[Lane, _Gate] = {}
+        self._lanes = KeyedLock[Lane]()
         self._holds: dict[tuple[str, Scope, tuple[str, ...]], _Hold] = {}
         """By issuer, scope, and for a name set its names."""
 
     @asynccontextmanager
     async def turn(self, lane: Lane) -> AsyncIterator[Place]:
         """Wait for the lane and a place, and keep both for the length of the block, or until the place is left."""
-        gate = self._gates.setdefault(lane, _Gate())
-        gate.users += 1
-        try:
-            async with gate.lock:
-                await self._places.acquire()
-                place = Place(self._places)
-                try:
-                    yield place
-                finally:
-                    place.leave()
-        finally:
-            gate.users -= 1
-            if not gate.users:
-                del self._gates[lane]
+        async with self._lanes.holding(lane):
+            await self._places.acquire()
+            place = Place(self._places)
+            try:
+                yield place
+            finally:
+                place.leave()
 
     @asynccontextmanager
     async def asking(self, lane: Lane) -> AsyncIterator[None]:

@@ -37,11 +37,6 @@ class Deadline:
         """The time that is left, never negative."""
         return timedelta(seconds=max(0.0, self.at - self.clock.monotonic()))
 
-    @property
-    def passed(self) -> bool:
-        """Whether nothing is left."""
-        return self.clock.monotonic() >= self.at
-
     async def sleep(self, span: timedelta) -> bool:
         """Sleep for `span` and return True; False, at once, if the deadline would pass meanwhile."""
         if span >= self.left:

@@ -7,7 +7,6 @@ remedy.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -24,6 +23,7 @@ from certplane.broker.store.schema import APPLICATION_ID, SCHEMA_REVISION
 from certplane.config.files import denied_remedy
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.files import give_to_service
+from certplane.runtime.pid_lock import HeldError, lock_with_pid
 
 _log = logging.getLogger("certplane.store")
 
@@ -36,8 +36,7 @@ _DENIED: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLI
 class StateLock:
     """The exclusive use of a database by one broker.
 
-    An flock on `<database>.lock`: the kernel gives it up when the process ends, however it ends, so that a crash
-    can't leave it behind. The file itself stays: removing it would let two processes lock two files of one name.
+    On `<database>.lock` (`pid_lock`), which stays.
     """
 
     def __init__(self, database: Path) -> None:
@@ -50,19 +49,14 @@ class StateLock:
         path = database.with_name(database.name + ".lock")
         try:
             self._descriptor = _open_lock(path)
+            lock_with_pid(self._descriptor)
         except OSError as error:
             raise _unusable(path, error) from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
-            os.close(self._descriptor)
+        except HeldError as error:
             raise OperationError(
-                f"{database}: another broker{f' (process {holder})' if holder.isdigit() else ''} uses this store",
+                f"{database}: another broker{'' if error.holder is None else f' ({error})'} uses this store",
                 remedy="stop it first, or give this one a store.path of its own",
             ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
 
     def release(self) -> None:
         """Let the next one in."""

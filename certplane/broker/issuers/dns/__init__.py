@@ -12,7 +12,7 @@
 | `provider` | `DnsProvider`: what a DNS API has to do for it, and `ProviderSettings`, its section of broker.yml |
 | `providers` | the registry |
 | `cloudflare`, `rfc2136`, `httpreq`, `acme_dns`, `exec`, `lexicon` | the providers, each with its section |
-| `program`, `lexicon_call` | a program run with limits; the process that calls lexicon |
+| `lexicon_call` | the process that calls lexicon |
 | `propagation` | the look at every authoritative server |
 | `dns_messages` | one question to one server; `http_client`: the guarded client of the HTTP providers |
 

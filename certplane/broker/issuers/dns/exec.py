@@ -22,7 +22,6 @@ from typing_extensions import override
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
-from certplane.broker.issuers.dns.program import SEARCH_PATH, NotStartedError, run_program
 from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
@@ -30,6 +29,7 @@ from certplane.config.values import PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
+from certplane.runtime.programs import SEARCH_PATH, NotStartedError, run_program
 
 _REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _ENVIRONMENT = {"PATH": SEARCH_PATH, "LANG": "C.UTF-8", "HOME": "/"}
@@ -108,6 +108,7 @@ class ExecProvider(DnsProvider):
                 environment=_ENVIRONMENT,
                 told=f"{secret}\n".encode() if secret else b"",
                 timeout=min(self._settings.timeout, deadline.left),
+                clock=deadline.clock,
             )
         except NotStartedError as error:
             message = f"the program {path} can't be started: {error}; correct it, or issuer.acme.exec.program"

@@ -24,7 +24,6 @@ from typing_extensions import override
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
-from certplane.broker.issuers.dns.program import SEARCH_PATH, NotStartedError, run_program
 from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
@@ -32,6 +31,7 @@ from certplane.config.values import HostPort, PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
+from certplane.runtime.programs import SEARCH_PATH, NotStartedError, run_program
 
 _REPEAT = Backoff(first=timedelta(seconds=2), most=timedelta(seconds=20), floor=timedelta(seconds=1))
 _PROCESSES = 4
@@ -128,6 +128,7 @@ class LexiconProvider(DnsProvider):
                     environment={"PATH": SEARCH_PATH, "LANG": "C.UTF-8", "HOME": "/", **environment},
                     told=told,
                     timeout=min(self._settings.timeout, deadline.left),
+                    clock=deadline.clock,
                 )
             except NotStartedError as error:
                 raise RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: no process for it: {error}") from error

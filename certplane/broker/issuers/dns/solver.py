@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,15 +27,10 @@ from certplane.broker.ports import ChallengeSolver, KeepsSecrets
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.failpoints import failpoint
+from certplane.runtime.keyed_lock import KeyedLock
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Gate:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
 
 
 class DnsSolver(ChallengeSolver):
@@ -54,7 +49,7 @@ class DnsSolver(ChallengeSolver):
         """
         self._routes, self._clock, self._secrets = routes, clock, secrets
         self._delegations = Delegations(delegations, routes)
-        self._gates: dict[str, _Gate] = {}
+        self._names = KeyedLock[str]()
 
     @property
     def routes(self) -> Routes:
@@ -191,9 +186,9 @@ class DnsSolver(ChallengeSolver):
             route = self._routes.of(name)
             async with AsyncExitStack() as turn:
                 try:
-                    await turn.enter_async_context(self._alone(name, deadline))
+                    await _enter(turn, self._names.holding(name), deadline)
                     if not route.gathers:
-                        await turn.enter_async_context(_place(route, deadline))
+                        await _enter(turn, route.writes, deadline)
                 except RefusalError as error:
                     results.update({number: late(records[number], error) for number in mine})
                     return
@@ -205,21 +200,6 @@ class DnsSolver(ChallengeSolver):
 
         await all_of(one_name(name, mine) for name, mine in numbers.items())
         return [results[number] for number in range(len(records))]
-
-    @asynccontextmanager
-    async def _alone(self, name: str, deadline: Deadline) -> AsyncIterator[None]:
-        gate = self._gates.setdefault(name, _Gate())
-        gate.users += 1
-        try:
-            await _acquire(gate.lock, deadline)
-            try:
-                yield
-            finally:
-                gate.lock.release()
-        finally:
-            gate.users -= 1
-            if not gate.users:
-                del self._gates[name]
 
     async def _within(self, deadline: Deadline, write: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
@@ -259,19 +239,11 @@ async def _check_account(route: Route, credentials: str, deadline: Deadline) -> 
         return [AccountFinding(f"credentials can't be checked ({type(error).__name__})", "see the log")]
 
 
-@asynccontextmanager
-async def _place(route: Route, deadline: Deadline) -> AsyncIterator[None]:
-    await _acquire(route.writes, deadline)
-    try:
-        yield
-    finally:
-        route.writes.release()
-
-
-async def _acquire(gate: asyncio.Lock | asyncio.Semaphore, deadline: Deadline) -> None:
+async def _enter(stack: AsyncExitStack, gate: AbstractAsyncContextManager[object], deadline: Deadline) -> None:
+    """Wait for `gate` until the deadline, and leave it with the stack."""
     try:
         async with asyncio.timeout(deadline.left.total_seconds()):
-            await gate.acquire()
+            await stack.enter_async_context(gate)
     except TimeoutError as error:
         raise _too_long() from error
 

@@ -137,7 +137,7 @@ async def test_one_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:
     await asyncio.wait(tasks)
 
     assert inside == ["a", "c"]
-    assert not queue._gates
+    assert not queue._lanes._gates
 
 
 def test_a_hold_ends_by_itself() -> None:

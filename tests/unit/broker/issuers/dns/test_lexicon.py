@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns import lexicon, lexicon_call
 from certplane.broker.issuers.dns.lexicon import LexiconProvider, LexiconSettings, read_credentials
-from certplane.broker.issuers.dns.program import Ended, NotStartedError
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import ConfigurationError, Reason, RefusalError
 from certplane.runtime.clock import SystemClock
+from certplane.runtime.programs import Ended, NotStartedError
 from tests.fakes.secrets import FakeSecretSource
 from tests.support.waiting import HANG
 

@@ -130,7 +130,7 @@ async def test_one_writer_a_name() -> None:
         solver.remove([same[2]], timedelta(seconds=5)),
     )
     assert others
-    assert not solver._gates
+    assert not solver._names._gates
 
 
 async def test_writer_that_never_ends_is_not_waited_for_beyond_the_deadline() -> None:
