@@ -23,20 +23,18 @@ from certplane.errors import CertplaneError, ConfigurationError, OperationError,
 from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import PairError, channel_credentials, client_pair
+from certplane.rpc.failures import failed_call, words_of
 from certplane.rpc.handshake import handshake_failure
 from certplane.rpc.proxy import ProxyUse, proxy_for
 from certplane.rpc.status import refusal_from_error
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.connection import ConnectionFailure
 from certplane.runtime.pool import BlockingPool
-from certplane.runtime.text import printable
 from certplane.v1 import fleet_pb2, fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 
 T = TypeVar("T")
 
 _PAGE: Final = 200
-_MOST_DETAILS: Final = 500
-"""Octets of gRPC's own words, which a peer may have written."""
 _REMEDIES: Final = {
     ConnectionFailure.NOT_FOUND: "check broker.url and this machine's resolver",
     ConnectionFailure.UNREACHABLE: "check that the broker runs and its port is open",
@@ -174,21 +172,12 @@ class FleetClient:
         if refusal is not None:
             remedy = _OPERATORS_REMEDIES.get(refusal.reason)
             return RefusalError.of(replace(refusal, message=f"{refusal.message}; {remedy}") if remedy else refusal)
-        url = str(self._settings.broker.url)
-        match error.code():
-            case grpc.StatusCode.UNAVAILABLE:
-                return await self._files.run(self._why_unreachable, error)
-            case grpc.StatusCode.DEADLINE_EXCEEDED:
-                remedy = "look at its log and its load, or raise timeout in ctl.yml"
-                return OperationError(f"the broker at {url} didn't answer in time", remedy=remedy)
-            case grpc.StatusCode.UNIMPLEMENTED:
-                remedy = "it may be older than certplanectl: upgrade it"
-                return OperationError(f"the broker at {url} doesn't know this call", remedy=remedy)
-            case code:
-                said = f"{code.name}: {printable(error.details() or '', _MOST_DETAILS) or 'no details'}"
-                return OperationError(f"{url} answered {said}", remedy="check that broker.url is a Certplane broker")
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return await self._files.run(self._why_unreachable, words_of(error))
+        late = "look at the broker's log and its load, or raise timeout in ctl.yml"
+        return failed_call(error, self._settings.broker.url, late=late)
 
-    def _why_unreachable(self, error: grpc.aio.AioRpcError) -> CertplaneError:
+    def _why_unreachable(self, said: str) -> CertplaneError:
         broker = f"the broker at {self._settings.broker.url}"
         proxy = self._settings.broker.proxy
         failure = handshake_failure(
@@ -202,7 +191,7 @@ class FleetClient:
             remedy = "try again; if it stays so, look at the broker's log"
             return OperationError(
                 f"the connection to {broker} has ended{_way(str(self._settings.broker.url), proxy)} "
-                f"({printable(error.details() or '', _MOST_DETAILS)}), though a TLS handshake there succeeds",
+                f"({said}), though a TLS handshake there succeeds",
                 remedy=remedy,
             )
         if failure.refused:

@@ -32,6 +32,7 @@ from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import PairError, channel_credentials, client_pair
+from certplane.rpc.failures import failed_call, words_of
 from certplane.rpc.proxy import ProxyUse
 from certplane.rpc.status import refusal_from_error
 from certplane.runtime.clock import Clock
@@ -45,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 _GRACE = timedelta(minutes=1)
 """What calls under way get when a new identity takes over; longer than any call but a long wait for an order."""
-_MOST_DETAILS = 500
-"""Octets of gRPC's own words, which a peer may have written."""
 _MOST_FACT_BYTES = 256
 """The broker's limit for a host fact."""
 
@@ -256,16 +255,9 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         if refusal is not None:
             return RefusalError.of(refusal)
         identity = self._identity
-        said = f"{error.code().name}: {printable(error.details() or '', _MOST_DETAILS) or 'no details'}"
         if identity is not None and self._is_no_connection(error):
-            return await self.why_unreachable(said)
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return OperationError(
-                f"the broker at {self._url} didn't answer in time", remedy="look at the broker's log and its load"
-            )
-        return OperationError(
-            f"{self._url} answered {said}", remedy="check that broker.url is a Certplane broker and look at its log"
-        )
+            return await self.why_unreachable(words_of(error))
+        return failed_call(error, self._url, late="look at the broker's log and its load")
 
     def _is_no_connection(self, error: grpc.aio.AioRpcError) -> bool:
         """Whether the call never reached the broker, as far as the channel knows."""

@@ -26,6 +26,7 @@ from certplane.agent.link.pacing import Pace
 from certplane.agent.model import DirectedRenewal
 from certplane.agent.ports import ReportSpool
 from certplane.errors import CertplaneError, Reason, Refusal, RefusalError
+from certplane.rpc.failures import words_of
 from certplane.rpc.status import refusal_from_error, status_from_refusal
 from certplane.rpc.times import span_of, time_of, timestamp
 from certplane.runtime.clock import Clock
@@ -403,7 +404,5 @@ class Session:
 def _end_of(error: grpc.aio.AioRpcError) -> End:
     refusal = refusal_from_error(error)
     if refusal is None:
-        return End(
-            f"{error.code().name}: {printable(error.details() or '', _MOST_REASON) or 'no details'}", error.code()
-        )
+        return End(words_of(error), error.code())
     return End(f"{refusal.reason}: {refusal.message}", error.code(), refusal, refusal.retry_after)
