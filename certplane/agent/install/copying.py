@@ -12,7 +12,6 @@ again. A `combined` output is one file and never mixed; services that can read o
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from certplane.agent.install.pointers import CURRENT, Pointers
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import Permission, VersionDirectories
 from certplane.runtime.files import Directory, Owner, open_directory, open_for_reading, temporary_name
-from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode, encode
 
 _LOG = logging.getLogger(__name__)
 _JOURNAL = "install.json"
@@ -114,7 +113,7 @@ class CopiedOutputs:
         try:
             self._prepare(stale, directories, files)
             with step("journal"), open_directory(self._lineage) as lineage:
-                lineage.replace(_JOURNAL, json.dumps(members_of(_Journal(number))).encode() + b"\n", mode=0o644)
+                lineage.replace(_JOURNAL, encode(_Journal(number)), mode=0o644)
             for output, directory in zip(stale, directories, strict=True):
                 with step("commit"):
                     directory.commit(output.path.name)
@@ -152,7 +151,7 @@ class CopiedOutputs:
         try:
             with open_for_reading(self._lineage) as lineage:
                 data = lineage.read(_JOURNAL, most=MOST_BYTES)
-            return value_of(_Journal, decode_object(data, format_number=None)).version
+            return decode(_Journal, data, with_format=False).version
         except FileNotFoundError:
             return None
         except (OSError, StateError):

@@ -1,6 +1,5 @@
 """One JSON file of a lineage's directory, replaced at once. Readable by everybody: nothing secret belongs in one."""
 
-import json
 import logging
 import stat
 from pathlib import Path
@@ -9,11 +8,9 @@ from typing import Any, TypeVar
 from certplane.errors import OperationError
 from certplane.runtime.disk_errors import disk_error
 from certplane.runtime.files import open_directory, open_for_reading
-from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode, encode
 
 _LOG = logging.getLogger(__name__)
-
-_FORMAT = 1
 
 T = TypeVar("T")
 
@@ -37,7 +34,7 @@ class LineageJson:
         """The value; None if there is none, or, with a warning, if the file can't be read."""
         try:
             with open_for_reading(self._directory) as lineage:
-                return value_of(kind, decode_object(lineage.read(self._name, most=MOST_BYTES), format_number=_FORMAT))
+                return decode(kind, lineage.read(self._name, most=MOST_BYTES))
         except FileNotFoundError:
             return None
         except (OSError, StateError) as error:
@@ -50,14 +47,13 @@ class LineageJson:
         Raises:
             OperationError: the disk refuses; what was saved before is still there.
         """
-        document = json.dumps({"format": _FORMAT, **members_of(value)}, indent=1).encode() + b"\n"
         try:
             with open_directory(self._directory, create_mode=0o755) as lineage:
                 status = lineage.status(self._name)
                 if status is not None and stat.S_ISDIR(status.st_mode):
                     aside = lineage.set_aside(self._name)
                     _LOG.warning("%s is a directory instead of a file; it is now %s", lineage.path / self._name, aside)
-                lineage.replace(self._name, document, mode=0o644)
+                lineage.replace(self._name, encode(value), mode=0o644)
         except OSError as error:
             path = self._directory / self._name
             raise disk_error(OperationError, f"{self._name} can't be written", error, path) from error

@@ -8,7 +8,6 @@ the operator set.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -28,14 +27,13 @@ from certplane.pki.chain import CertificateFacts, leaf_facts
 from certplane.pki.keys import check_public_key
 from certplane.pki.reading import READ_ERRORS
 from certplane.runtime.files import Directory, Owner, open_directory, open_for_reading
-from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode, encode
 
 IMPORTED = 0
 """The number of the version that was at the configured paths first."""
 
 _LOG = logging.getLogger(__name__)
 
-_FORMAT = 1
 _METADATA = "metadata.json"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _NEW = ".new"
@@ -141,7 +139,7 @@ class VersionDirectories:
             names: list[str] = [*lost]
             if directory.status(_METADATA) is None:
                 names.append(_METADATA)
-                document = _to_json(Metadata(key_type=_key_type(files[Part.CERT])))
+                document = encode(Metadata(key_type=_key_type(files[Part.CERT])))
                 directory.replace(_METADATA, document, mode=0o644)
             if names:
                 _LOG.warning("%s had lost %s; made again from its other files", directory.path, ", ".join(names))
@@ -186,7 +184,7 @@ class VersionDirectories:
                         new.write_new(part, data, mode=0o600 if part in KEY_PARTS else 0o644)
                         if permissions is not None and part in permissions:
                             _permit(new, part, permissions[part].narrowed(part))
-                    new.write_new(_METADATA, _to_json(metadata), mode=0o644)
+                    new.write_new(_METADATA, encode(metadata), mode=0o644)
                     new.sync()
                 with step("publish"):
                     directory.rename(_NEW, str(number))
@@ -312,10 +310,6 @@ def _version(number: int, path: Path, facts: CertificateFacts, metadata: Metadat
     )
 
 
-def _to_json(metadata: Metadata) -> bytes:
-    return json.dumps({"format": _FORMAT, **members_of(metadata)}, indent=1).encode() + b"\n"
-
-
 def _metadata(directory: Directory) -> Metadata | None:
     """What `add` has noted; None, with a warning, if that can't be read: key and certificate are worth more than it.
 
@@ -323,7 +317,7 @@ def _metadata(directory: Directory) -> Metadata | None:
         FileNotFoundError: there is none, so the version is not complete.
     """
     try:
-        return value_of(Metadata, decode_object(directory.read(_METADATA, most=MOST_BYTES), format_number=_FORMAT))
+        return decode(Metadata, directory.read(_METADATA, most=MOST_BYTES))
     except FileNotFoundError:
         raise
     except (OSError, StateError) as error:

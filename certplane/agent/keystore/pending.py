@@ -15,7 +15,6 @@ One writer: the agent that holds the state lock.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import secrets
 from collections.abc import Sequence
@@ -42,7 +41,7 @@ from certplane.runtime.clock import Clock
 from certplane.runtime.disk_errors import disk_error, explain
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.files import Directory, UnsafeDirectoryError, open_directory, open_for_reading
-from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, encode, value_of
 
 FAILPOINTS = (
     "keystore.begin.before",
@@ -63,7 +62,6 @@ _DROPPED = ".pending-old"
 _KEY = "privkey.pem"
 _REQUEST = "request.json"
 _NOT_WRITTEN, _NOT_READ = "the pending request can't be written", "the pending request can't be read"
-_FORMAT = 1
 _DAMAGES = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.EFBIG})
 """What stays so, whoever looks: there is no such file, or something else stands there."""
 
@@ -265,10 +263,9 @@ def _sweep(lineage: Directory) -> None:
 
 
 def _to_json(stored: _Stored) -> bytes:
-    document = {"format": _FORMAT, "request_id": stored.request_id, **members_of(stored.request)}
-    return json.dumps(document, indent=1).encode() + b"\n"
+    return encode(stored.request, request_id=stored.request_id)
 
 
 def _stored(data: bytes) -> _Stored:
-    members = decode_object(data, format_number=_FORMAT)
+    members = decode_object(data)
     return _Stored(value_of(_RequestId, members).request_id, value_of(PendingRequest, members))

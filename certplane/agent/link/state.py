@@ -1,6 +1,5 @@
 """How the link to the broker is, and the small file that says so to `status`, also when no agent runs."""
 
-import json
 import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -9,10 +8,9 @@ from pathlib import Path
 
 from certplane.errors import OperationError
 from certplane.runtime.files import open_directory, open_for_reading
-from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode, encode
 
 _NAME = "link.json"
-_FORMAT = 1
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +70,7 @@ class LinkFile:
         """What was saved last. Blocks; what can't be read counts as nothing."""
         try:
             with open_for_reading(self._directory) as directory:
-                return value_of(LinkState, decode_object(directory.read(_NAME, most=MOST_BYTES), format_number=_FORMAT))
+                return decode(LinkState, directory.read(_NAME, most=MOST_BYTES))
         except (OSError, OperationError, StateError) as error:
             if not isinstance(error, FileNotFoundError):
                 logger.warning("%s can't be read: %s", self._directory / _NAME, error)
@@ -82,7 +80,6 @@ class LinkFile:
         """Replace it. Blocks; a disk that refuses is no reason to stop: it is only shown."""
         try:
             with open_directory(self._directory) as directory:
-                document = {"format": _FORMAT, **members_of(state)}
-                directory.replace(_NAME, json.dumps(document, indent=1).encode() + b"\n", mode=0o644)
+                directory.replace(_NAME, encode(state), mode=0o644)
         except (OSError, OperationError) as error:
             logger.debug("%s can't be written: %s", self._directory / _NAME, error)

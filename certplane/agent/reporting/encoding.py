@@ -1,22 +1,15 @@
 """Reports as the JSON of the spool's files, and back. What can't be read is a `StateError`."""
 
-import json
 from typing import Any
 
 from certplane.fleet_report.model import CertificateStatus, Report
-from certplane.runtime.json_state import StateError, decode_object, members_of, value_of
-
-_FORMAT = 1
+from certplane.runtime.json_state import StateError, decode_object, encode_object, members_of, value_of
 
 
 def encode_reports(epoch: str, reports: list[Report]) -> bytes:
     """One certificate's reports; `epoch` is the counting that their sequences belong to."""
-    document = {
-        "format": _FORMAT,
-        "epoch": epoch,
-        "reports": [{"sequence": each.sequence, **_told(members_of(each.certificate))} for each in reports],
-    }
-    return json.dumps(document, indent=1).encode() + b"\n"
+    told = [{"sequence": each.sequence, **_told(members_of(each.certificate))} for each in reports]
+    return encode_object({"epoch": epoch, "reports": told})
 
 
 def decode_reports(data: bytes) -> tuple[str, list[Report]]:
@@ -25,7 +18,7 @@ def decode_reports(data: bytes) -> tuple[str, list[Report]]:
     Raises:
         StateError: not such a file.
     """
-    document = decode_object(data, format_number=_FORMAT)
+    document = decode_object(data)
     epoch, reports = document.get("epoch"), document.get("reports")
     if not isinstance(epoch, str) or not isinstance(reports, list):
         raise StateError("not a file of reports")
@@ -35,7 +28,7 @@ def decode_reports(data: bytes) -> tuple[str, list[Report]]:
 def _told(members: dict[str, Any]) -> dict[str, Any]:
     """The members that say something; what isn't there has its default."""
     told = {name: _told(value) if isinstance(value, dict) else value for name, value in members.items()}
-    return {name: value for name, value in told.items() if value not in (None, "", 0) and value != []}
+    return {name: value for name, value in told.items() if value}
 
 
 def _report(members: Any) -> Report:

@@ -14,7 +14,6 @@ crash until then.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Collection
@@ -29,13 +28,12 @@ from certplane.errors import OperationError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, Report
 from certplane.runtime.failpoints import failpoint
 from certplane.runtime.files import Directory, open_directory, open_for_reading
-from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, value_of
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode, encode
 
 logger = logging.getLogger(__name__)
 
 _COUNTER, _SUFFIX = "spool", ".json"
 """Lineage names may be `spool` too: their files have the suffix."""
-_FORMAT = 1
 _BLOCK = 1000
 Kept = dict[str, dict[CertificateState, Report]]
 """By certificate and state; the dictionaries of one that was published are never changed."""
@@ -178,9 +176,8 @@ class FileReportSpool(ReportSpool):
             self._unwritten.discard(name)
 
     def _save_counter(self, directory: Directory, step: str, taken: int) -> None:
-        document = {"format": _FORMAT, "epoch": self._epoch, "taken": taken, "acknowledged": self._acknowledged}
         failpoint(f"reports.{step}.before")
-        directory.replace(_COUNTER, json.dumps(document).encode() + b"\n", mode=0o644)
+        directory.replace(_COUNTER, encode(_Counter(self._epoch, taken, self._acknowledged)), mode=0o644)
         failpoint(f"reports.{step}.after")
 
     def _wanted(self, kept: Kept) -> Kept:
@@ -251,7 +248,7 @@ class FileReportSpool(ReportSpool):
         self._kept = self._wanted(self._kept)
 
     def _load_counter(self, directory: Directory) -> None:
-        counter = value_of(_Counter, decode_object(directory.read(_COUNTER, most=MOST_BYTES), format_number=_FORMAT))
+        counter = decode(_Counter, directory.read(_COUNTER, most=MOST_BYTES))
         self._epoch, self._taken, self._acknowledged = counter.epoch, counter.taken, counter.acknowledged
 
     def _load_reports(self, directory: Directory, name: str) -> None:

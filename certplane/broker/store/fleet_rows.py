@@ -1,172 +1,115 @@
 """Rows of the fleet's tables to domain values and back. Pure.
 
-A certificate's status is one JSON array that is only read back whole; times are microseconds.
+A value is its fields in their order: times and spans are microseconds, a certificate's status is one JSON array that is
+only read back whole. A new field is added at the end, with a default: a shorter array, of an older release, has it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from enum import StrEnum
+from operator import attrgetter
+from typing import Any, Final, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
 
 from certplane.broker.fleet.model import HeldUp, HostStream
-from certplane.broker.store.rows import from_micros, to_micros
+from certplane.broker.store.rows import from_micros, to_micros_or_none
 from certplane.broker.store.statements import Row
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep
+from certplane.fleet_report.model import CertificateStatus
+from certplane.runtime.json_state import json_bytes
 
 STREAM_COLUMNS: Final = tuple(HostStream.__dataclass_fields__)
 """What `stream_from_row` reads and `stream_row` gives, in this order."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
-# ASCII only: whatever a host says is then text that every database takes.
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+_encode_ascii: Final = json.JSONEncoder(separators=(",", ":")).encode
+_decode: Final = msgspec.json.Decoder().decode
 
-_Held = tuple[str, int | None, int | None, str, int, int | None]
+T = TypeVar("T")
+Convert = Callable[[Any], Any]
+
+
+class _Cells(Generic[T]):
+    """Between a dataclass and its cells; what each field needs is found once, by its type."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind: Callable[..., T] = kind
+        hints = get_type_hints(kind)
+        names = [field.name for field in dataclasses.fields(kind)]
+        self._get = attrgetter(*names)
+        self._writes, self._reads = zip(*[_conversion(hints[name]) for name in names], strict=True)
+
+    def of(self, value: T) -> tuple[object, ...]:
+        """The cells of a value."""
+        found = zip(self._get(value), self._writes, strict=True)
+        return tuple([each if write is None else write(each) for each, write in found])
+
+    def value(self, cells: Iterable[Any]) -> T:
+        """The value of cells; fewer are an older release's, more a newer one's."""
+        found = zip(cells, self._reads, strict=False)
+        return self._kind(*[cell if read is None or cell is None else read(cell) for cell, read in found])
+
+
+def _conversion(hint: Any) -> tuple[Convert | None, Convert | None]:
+    """How a field of this type becomes a cell, and a cell that isn't None the field; None: as it is."""
+    if get_origin(hint) in {Union, types.UnionType}:
+        (hint,) = (each for each in get_args(hint) if each is not types.NoneType)
+    if get_origin(hint) is tuple:
+        return None, tuple
+    if hint is datetime:
+        return to_micros_or_none, from_micros
+    if hint is timedelta:
+        return lambda span: None if span is None else span // _MICROSECOND, lambda span: timedelta(microseconds=span)
+    if issubclass(hint, StrEnum):
+        words: dict[str, StrEnum | None] = {"": None, **{word.value: word for word in hint}}
+        return lambda word: word or "", words.__getitem__
+    if dataclasses.is_dataclass(hint):
+        cells = _Cells[Any](hint)
+        return lambda value: None if value is None else cells.of(value), cells.value
+    return None, None
+
+
+_status: Final = _Cells[CertificateStatus](CertificateStatus)
+_stream: Final = _Cells[HostStream](HostStream)
+_held_up: Final = _Cells[HeldUp](HeldUp)
 
 
 def encode_status(status: CertificateStatus) -> str:
-    """The status as a JSON array of its fields in their order; a new field is added at the end.
-
-    Written out, and not an object with names: of what a report costs, this was more than half.
-    """
-    return _encode(
-        (
-            status.name,
-            status.state.value,
-            status.profile,
-            status.dns_names,
-            status.failed_step or "",
-            _held(status.issued),
-            _held(status.installed),
-            _held(status.served),
-            _micros(status.renew_time),
-            status.renew_reason,
-            status.last_error,
-            status.request_failures,
-            status.activation_failures,
-            _micros(status.next_attempt_time),
-            _micros(status.activate_time),
-            _micros(status.update_time),
-        )
-    )
-
-
-def _held(held: HeldCertificate | None) -> _Held | None:
-    if held is None:
-        return None
-    return (
-        held.serial_number,
-        _micros(held.not_before),
-        _micros(held.not_after),
-        held.certificate_id,
-        held.version,
-        _micros(held.observe_time),
-    )
-
-
-def _micros(time: datetime | None) -> int | None:
-    return None if time is None else to_micros(time)
+    """The status as a JSON array."""
+    return _encode(_status.of(status))
 
 
 def decode_status(text: str) -> CertificateStatus:
     """The status of `encode_status`."""
-    (
-        name,
-        state,
-        profile,
-        dns_names,
-        failed_step,
-        issued,
-        installed,
-        served,
-        renew_time,
-        renew_reason,
-        last_error,
-        request_failures,
-        activation_failures,
-        *times,
-    ) = json.loads(text)
-    return CertificateStatus(
-        name,
-        CertificateState(state),
-        profile,
-        tuple(dns_names),
-        RenewalStep(failed_step) if failed_step else None,
-        _held_from(issued),
-        _held_from(installed),
-        _held_from(served),
-        _time(renew_time),
-        renew_reason,
-        last_error,
-        request_failures,
-        activation_failures,
-        *map(_time, times),
-    )
-
-
-def _held_from(values: _Held | None) -> HeldCertificate | None:
-    if values is None:
-        return None
-    serial_number, not_before, not_after, certificate_id, version, observe_time = values
-    times = (_time(not_before), _time(not_after))
-    return HeldCertificate(serial_number, *times, certificate_id, version, _time(observe_time))
-
-
-def _time(micros: int | None) -> datetime | None:
-    return None if micros is None else from_micros(micros)
+    return _status.value(_decode(text))
 
 
 def stream_row(stream: HostStream) -> tuple[object, ...]:
     """The columns of a stream's row."""
-    values = []
-    for name in STREAM_COLUMNS:
-        value = getattr(stream, name)
-        if isinstance(value, datetime):
-            value = to_micros(value)
-        elif isinstance(value, timedelta):
-            value //= _MICROSECOND
-        values.append(value)
-    return tuple(values)
+    return _stream.of(stream)
 
 
 def stream_from_row(row: Row) -> HostStream:
     """The stream of a row of `STREAM_COLUMNS`."""
-    host, agent_version, serial_number, not_after, source_ip, connect_time, last_seen_time, end_time, skew = row
-    return HostStream(
-        host,
-        agent_version,
-        serial_number,
-        from_micros(not_after),
-        source_ip,
-        from_micros(connect_time),
-        from_micros(last_seen_time),
-        None if end_time is None else from_micros(end_time),
-        None if skew is None else timedelta(microseconds=skew),
-    )
+    return _stream.value(row)
 
 
 def encode_held_up(held: Sequence[HeldUp]) -> str | None:
     """What holds up certificates of a request, as a column; None for nothing."""
-    if not held:
-        return None
-    return _encode(
-        [
-            [
-                one.host,
-                one.certificate_id,
-                one.reason,
-                one.name,
-                one.next_attempt_time and to_micros(one.next_attempt_time),
-            ]
-            for one in held
-        ]
-    )
+    return _encode([_held_up.of(one) for one in held]) if held else None
 
 
 def decode_held_up(text: str | None) -> tuple[HeldUp, ...]:
     """What `encode_held_up` made a column of."""
-    return tuple(
-        HeldUp(host, certificate_id, reason, name, None if time is None else from_micros(time))
-        for host, certificate_id, reason, name, time in json.loads(text or "[]")
-    )
+    return tuple(map(_held_up.value, _decode(text or "[]")))
+
+
+def _encode(cells: Sequence[object]) -> str:
+    """Their JSON in ASCII: whatever a host says is then text that every database takes."""
+    data = json_bytes(cells)
+    return data.decode() if data.isascii() else _encode_ascii(_decode(data))

@@ -51,7 +51,8 @@ def from_micros(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
-def _to_micros_or_none(time: datetime | None) -> int | None:
+def to_micros_or_none(time: datetime | None) -> int | None:
+    """The same of a column that may be null."""
     return None if time is None else to_micros(time)
 
 
@@ -171,10 +172,10 @@ def order_values(order: Order) -> dict[str, object]:
         "txt_records": _encode_txt_records(order.txt_records),
         "certificate_id": order.certificate_id,
         "error": None if order.error is None else encode_refusal(order.error),
-        "retry_time": _to_micros_or_none(order.retry_time),
+        "retry_time": to_micros_or_none(order.retry_time),
         "cause": str(order.cause),
-        "ask_time": _to_micros_or_none(order.ask_time),
-        "finalize_time": _to_micros_or_none(order.finalize_time),
+        "ask_time": to_micros_or_none(order.ask_time),
+        "finalize_time": to_micros_or_none(order.finalize_time),
     }
 
 
@@ -341,7 +342,7 @@ def identity_values(known: KnownIdentity) -> dict[str, object]:
         "retired": _encode([_use_fields(use) for use in known.retired]) if known.retired else None,
         "contest": None if known.contest is None else _encode(_use_fields(known.contest)),
         "displaced_count": known.displaced_count,
-        "displace_time": _to_micros_or_none(known.displace_time),
+        "displace_time": to_micros_or_none(known.displace_time),
     }
 
 

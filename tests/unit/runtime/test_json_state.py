@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certplane.runtime.json_state import MOST_BYTES, StateError, decode_object, members_of, value_of
+from certplane.runtime.json_state import MOST_BYTES, StateError, decode, encode, members_of
 
 
 class Colour(StrEnum):
@@ -43,7 +43,7 @@ FULL = Outer(
 
 
 def read(data: bytes) -> Outer:
-    return value_of(Outer, decode_object(data, format_number=1))
+    return decode(Outer, data)
 
 
 def file(**members: Any) -> bytes:
@@ -126,3 +126,15 @@ def test_any_json_is_read_or_refused(members: dict[str, Any]) -> None:
         return
     assert isinstance(value.name, str)
     assert value.when is None or value.when.tzinfo is not None
+
+
+def test_a_lone_surrogate_is_written_as_a_question_mark() -> None:
+    """It comes of a file's name that is no UTF-8; as it is, it would make the whole file unreadable."""
+    assert decode(Inner, encode(Inner("caf\udce9 é"))) == Inner("caf? é")
+
+
+def test_a_file_is_for_people_to_read() -> None:
+    """A member a line, and spans in seconds."""
+    assert encode(FULL).decode().splitlines()[:7] == [
+        "{", ' "format": 1,', ' "name": "wéb",', ' "colour": "red",', ' "count": 7,', ' "flag": true,', ' "span": 1.5,'
+    ]  # fmt: skip
