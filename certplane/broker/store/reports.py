@@ -19,13 +19,14 @@ from sqlalchemy import BindParameter, Table, and_, bindparam, delete, null, or_,
 
 from certplane.broker.fleet.model import HostStream
 from certplane.broker.fleet.ports import RecordedReports
+from certplane.broker.fleet.reports import KnownReports, take_reports
 from certplane.broker.store.batch import Done
 from certplane.broker.store.fleet_rows import STREAM_COLUMNS, encode_status, stream_row
 from certplane.broker.store.rows import EventRow
 from certplane.broker.store.schema import certificate_statuses, host_streams, report_sequences
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Compiler, Row, Statement
-from certplane.fleet_report.model import Report
+from certplane.fleet_report.model import CertificateStatus, Report
 
 T = TypeVar("T")
 
@@ -72,56 +73,53 @@ class ReportRows:
 
     def write(self, session: Session, entries: Sequence[Entry]) -> Done[list[RecordedReports]]:
         """Write the entries in their order; what each came to, and the events of what is new."""
-        reporting = [entry for entry in entries if entry.epoch]
-        hosts = list(dict.fromkeys(entry.host for entry in reporting))
-        known = {
-            host: (epoch, sequence)
-            for rows in _chunks(hosts)
-            for host, epoch, sequence in self._all(session, self._sequences, [(host,) for host in rows])
-        }
+        known = self._known(session, [entry for entry in entries if entry.epoch])
         before = dict(known)
-        fresh: list[tuple[Entry, Report]] = []
-        results = [_decide(entry, known, fresh) for entry in entries]
-        events = self._put(session, fresh)
-        results = [
-            replace(result, telling=tuple(entry.telling)) if entry.telling else result
-            for entry, result in zip(entries, results, strict=True)
+        results: list[RecordedReports] = []
+        events: list[EventRow] = []
+        statuses: dict[tuple[str, str], CertificateStatus] = {}
+        for entry in entries:
+            if not entry.epoch:
+                results.append(RecordedReports(0, ()))
+                continue
+            taken = take_reports(known[entry.host], entry.epoch, entry.reports)
+            known[entry.host] = taken.known
+            entry.new |= {report.sequence: report for report in taken.new}
+            entry.telling |= dict.fromkeys(taken.telling)
+            events += [entry.events[sequence] for sequence in taken.telling if sequence in entry.events]
+            statuses |= {(entry.host, report.certificate.name): report.certificate for report in taken.new}
+            new = tuple(entry.new.values())
+            results.append(RecordedReports(taken.known.sequence, new, telling=tuple(entry.telling)))
+        rows = [
+            (host, name, status.state.value, encode_status(status), known[host].outcomes.get(name, ""))
+            for (host, name), status in statuses.items()
         ]
-        for sequences in _chunks([(host, *known[host]) for host in hosts if known[host] != before.get(host)]):
-            self._run(session, self._put_sequences, sequences)
+        for chunk in _chunks(rows):
+            self._run(session, self._put_statuses, chunk)
+        counted = [(host, *one.counted) for host, one in known.items() if one.counted != before[host].counted]
+        for counts in _chunks(counted):
+            self._run(session, self._put_sequences, counts)
         streams = {entry.host: stream_row(entry.stream) for entry in entries if entry.stream is not None}
-        for chunk in _chunks(list(streams.values())):
-            self._run(session, self._put_streams, chunk)
+        for stream_rows in _chunks(list(streams.values())):
+            self._run(session, self._put_streams, stream_rows)
         self._put_answers(session, {entry.host: entry.answer[0] for entry in entries if entry.answer is not None})
         self._forget_others(session, entries, results)
         return Done(results, events=events)
 
-    def _put(self, session: Session, fresh: Sequence[tuple[Entry, Report]]) -> list[EventRow]:
-        """Write the latest of each certificate; the events of what an auditor doesn't know yet."""
-        wanted = {(entry.host, report.certificate.name) for entry, report in fresh}
-        outcomes = {
-            (host, name): outcome
-            for rows in _chunks(sorted(wanted))
-            for host, name, outcome in self._all(session, self._outcomes, rows)
+    def _known(self, session: Session, entries: Sequence[Entry]) -> dict[str, KnownReports]:
+        """What is durable of the hosts that report, with the outcomes of the certificates that they report of."""
+        hosts = list(dict.fromkeys(entry.host for entry in entries))
+        sequences = {
+            host: (epoch, sequence)
+            for rows in _chunks(hosts)
+            for host, epoch, sequence in self._all(session, self._sequences, [(host,) for host in rows])
         }
-        events = []
-        statuses = {}
-        for entry, report in fresh:
-            key = (entry.host, report.certificate.name)
-            outcome = report.certificate.outcome
-            if outcome and outcome != outcomes.get(key):
-                outcomes[key] = outcome
-                entry.telling[report.sequence] = None
-                event = entry.events.get(report.sequence)
-                if event is not None:
-                    events.append(event)
-            statuses[key] = report.certificate
-        rows = [
-            (*key, status.state.value, encode_status(status), outcomes.get(key, "")) for key, status in statuses.items()
-        ]
-        for chunk in _chunks(rows):
-            self._run(session, self._put_statuses, chunk)
-        return events
+        wanted = {(entry.host, report.certificate.name) for entry in entries for report in entry.reports}
+        outcomes: dict[str, dict[str, str]] = defaultdict(dict)
+        for rows in _chunks(sorted(wanted)):
+            for host, name, outcome in self._all(session, self._outcomes, rows):
+                outcomes[host][name] = outcome
+        return {host: KnownReports(*sequences.get(host, ("", 0)), outcomes[host]) for host in hosts}
 
     def _put_answers(self, session: Session, answers: Mapping[str, str | None]) -> None:
         """Note what was refused; mostly nothing was, and nothing is noted of the host either."""
@@ -193,22 +191,6 @@ class ReportRows:
             return statement
 
         return compile_for
-
-
-def _decide(entry: Entry, known: dict[str, tuple[str, int]], fresh: list[tuple[Entry, Report]]) -> RecordedReports:
-    """What of one call is new; goes on from what the calls before it have made `known`."""
-    if not entry.epoch:
-        return RecordedReports(0, ())
-    epoch, sequence = known.get(entry.host, ("", 0))
-    if epoch != entry.epoch:
-        sequence = 0
-    for report in entry.reports:
-        if report.sequence > sequence:
-            sequence = report.sequence
-            fresh.append((entry, report))
-            entry.new[sequence] = report
-    known[entry.host] = (entry.epoch, sequence)
-    return RecordedReports(sequence, tuple(entry.new.values()))
 
 
 def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
