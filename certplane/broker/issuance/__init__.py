@@ -12,8 +12,8 @@ nor SQL. Read in this order:
 | `caching` | pure: which stored certificate answers a request |
 | `dispatch` | who runs the orders: a task each, resumed at the start, parked at the stop |
 | `flights` | the orders under way in this process, and those who wait for them |
-| `execution` | one order's way to its end: step after step, and what follows when one fails |
-| `steps` | the steps at the CA, each journalled before the next; `FAILPOINTS` |
+| `execution` | one order's run to its end: step after step, and what follows from each outcome |
+| `steps` | the steps at the CA, each journalled before the next, and their outcomes; `FAILPOINTS` |
 | `failover` | which issuer an order goes to, and which ones are out |
 | `validation` | the DNS part of that way: records journalled, written, seen, answered for, removed |
 | `storing` | pure: what is stored of an issued certificate |

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from certplane.broker.issuance.epoch import RetryEpoch
-from certplane.broker.model import Profile
+from certplane.broker.model import CertificateRecord, Order, Profile
 from certplane.broker.ports import (
     AuditLog,
+    CertificateQuery,
     CertificateStore,
     ChallengeSolver,
     DenialRecorder,
@@ -24,11 +25,13 @@ from certplane.broker.ports import (
     NullMeter,
     OrderPreflight,
     OrderStore,
+    Policy,
     PolicySource,
     RenewalTimes,
     Revoker,
     StoredRenewalTimes,
 )
+from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
 
@@ -60,6 +63,28 @@ class IssuancePorts:
     preflight: OrderPreflight = field(default_factory=NoPreflight)
     meter: Meter = field(default_factory=NullMeter)
     rng: random.Random = field(default_factory=random.SystemRandom)
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy in force, if any."""
+        try:
+            return self.policies.current
+        except RefusalError:
+            return None
+
+    def profile_of(self, order: Order) -> Profile | None:
+        """The order's profile as policy has it now, allowed or not."""
+        policy = self.policy
+        return policy.find_profile(order.profile) if policy is not None else None
+
+    async def newest_certificate(self, identity: str, profile: str) -> CertificateRecord | None:
+        """The certificate in use, as far as is known.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        query = CertificateQuery(identity, profile=profile, limit=1)
+        return next(iter(await self.certificates.list_certificates(query)), None)
 
     def issuers_of(self, profile: Profile) -> tuple[str, ...]:
         """The issuers that a profile's certificates may come from, in its order; those that there are."""

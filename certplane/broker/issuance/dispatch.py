@@ -31,7 +31,7 @@ from certplane.broker.issuance.flights import Flight, Flights
 from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.queue import OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.issuance.steps import OrderSteps
+from certplane.broker.issuance.steps import OrderContext
 from certplane.broker.issuance.validation import RecordCleaner
 from certplane.broker.issuance.waiting import see_through, within
 from certplane.broker.model import Order, OrderDraft, OrderState, Profile
@@ -58,10 +58,13 @@ class OrderDispatcher:
         self._settings = settings
         self._events = events
         self._authorisation = OrderAuthorisation(ports, settings.account_keys_sha256)
-        self._queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for, epoch=lambda: ports.epoch.current)
-        self._choice = IssuerChoice(self._queue, lambda: ports.epoch.current)
+        queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for, epoch=lambda: ports.epoch.current)
+        self._choice = IssuerChoice(queue, lambda: ports.epoch.current)
         self.condition = IssuanceCondition(ports.meter, ports.epoch)
         self._cleaner = RecordCleaner(ports, settings)
+        self._context = OrderContext(
+            ports, settings, queue, self._choice, self.condition, self._cleaner, self._authorisation
+        )
         self._group: asyncio.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._protected = 0
@@ -192,28 +195,7 @@ class OrderDispatcher:
 
     def _execution(self, flight: Flight) -> OrderExecution:
         journal = Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry)
-        events = self._events.of_order(flight.order)
-        steps = OrderSteps(
-            self._ports,
-            self._settings,
-            queue=self._queue,
-            choice=self._choice,
-            cleaner=self._cleaner,
-            authorisation=self._authorisation,
-            journal=journal,
-            events=events,
-        )
-        return OrderExecution(
-            self._ports,
-            self._settings,
-            steps=steps,
-            queue=self._queue,
-            choice=self._choice,
-            condition=self.condition,
-            cleaner=self._cleaner,
-            journal=journal,
-            events=events,
-        )
+        return OrderExecution(self._context, journal, self._events.of_order(flight.order), flight)
 
     async def _fly(self, flight: Flight) -> None:
         """An order's task: no fault of one order reaches the others."""
@@ -232,14 +214,8 @@ class OrderDispatcher:
 
     async def _finished(self, flight: Flight, execution: OrderExecution) -> bool:
         """Take the order to its end; False if it was stopped, and is to be looked at anew."""
-
-        def begin() -> None:
-            flight.begun = True
-
         try:
-            if flight.stopped:
-                await execution.refresh()
-            await execution.run(begin)
+            await execution.run()
         except asyncio.CancelledError:
             if not flight.stopping or self.draining or flight.task is None or flight.task.uncancel():
                 raise

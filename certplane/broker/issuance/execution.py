@@ -1,4 +1,4 @@
-"""One order's way to its end: step after step (`steps`), and what follows when one fails.
+"""One order's run to its end: step after step (`steps`), and what follows from what each returns.
 
 The order's row says where to go on, so that a start after a crash and a try after a failed step are the same code: look
 at the CA's order, then do what its state and ours ask for.
@@ -17,17 +17,14 @@ at the CA's order, then do what its state and ours ask for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import NoReturn
 
 from certplane.broker import metrics
-from certplane.broker.issuance.condition import IssuanceCondition
-from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.events import OrderEvents
-from certplane.broker.issuance.failover import IssuerChoice
+from certplane.broker.issuance.flights import Flight
 from certplane.broker.issuance.journal import Journal, OrderEndedError
 from certplane.broker.issuance.outcome import (
     Consequence,
@@ -41,103 +38,72 @@ from certplane.broker.issuance.outcome import (
     pause_before_new_order,
     scopes_of,
 )
-from certplane.broker.issuance.queue import OrderQueue, Place
-from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.issuance.steps import IssuerSuspectedError, OrderOverError, OrderSteps, StillValidatingError
-from certplane.broker.issuance.validation import RecordCleaner
+from certplane.broker.issuance.queue import Place
+from certplane.broker.issuance.steps import Abandoned, Elsewhere, Failed, OrderContext, OrderSteps, Outcome, Over
 from certplane.broker.model import Order, OrderState
-from certplane.broker.ports import CertificateQuery, OrderChange
+from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, Refusal, RefusalError
 
 logger = logging.getLogger(__name__)
+
+_MOST_ABANDONED = 3
+"""ACME orders that one order may give up before it fails: a CA that loses each one would get new ones without end."""
 
 _SHORTEST_PAUSE = timedelta(minutes=1)
 """Before a new order goes to an issuer that was left and isn't known to be out any more."""
 
 
-class _IssuerChangedError(Exception):
-    """The order goes on at another issuer, when its turn comes there."""
-
-
 class OrderExecution:
     """Takes one order to its end. Used once, by one task."""
 
-    def __init__(
-        self,
-        ports: IssuancePorts,
-        settings: IssuanceSettings,
-        *,
-        steps: OrderSteps,
-        queue: OrderQueue,
-        choice: IssuerChoice,
-        condition: IssuanceCondition,
-        cleaner: RecordCleaner,
-        journal: Journal,
-        events: OrderEvents,
-    ) -> None:
-        self._ports = ports
-        self._settings = settings
-        self._steps = steps
-        self._queue = queue
-        self._choice = choice
-        self._condition = condition
-        self._cleaner = cleaner
+    def __init__(self, context: OrderContext, journal: Journal, events: OrderEvents, flight: Flight) -> None:
+        self._context = context
+        self._ports = context.ports
+        self._settings = context.settings
         self._journal = journal
         self._events = events
-        self._place: Place | None = None
+        self._flight = flight
+        self._lane = context.lane_of(journal.order)
+        self._started: float | None = None
+        self._left: frozenset[str] = frozenset()
+        """Issuers that the order has failed at."""
+        self._abandoned = 0
+        self._failures = 0
         self._out_since: float | None = None
         """Since when, after the order's last progress, the CA has been out of reach."""
-        self._failures = 0
+        self._ending: End | None = None
+        """In FINALIZING: how the order ends if the CA turns out not to have the CSR."""
 
     @property
     def order(self) -> Order:
         """The order as it durably is."""
         return self._journal.order
 
-    async def run(self, begin: Callable[[], None]) -> None:
-        """Wait for the order's turn, call `begin`, and work until the order has ended and its records are removed.
+    async def run(self) -> None:
+        """Wait for the order's turn, and work until the order has ended and its records are removed.
 
         A cancellation parks the order, but lets the storing of an issued certificate finish.
         """
-        if not self.order.state.is_open:  # somebody else has ended it while it was stopped: no turn is needed
-            await self._go_on(self._ports.clock.monotonic())
+        if self._flight.stopped:
+            await self._journal.refresh()
+        if not self.order.state.is_open:  # somebody else has ended it: no turn is needed
+            await self._finish()
             return
-        started = None
-        while True:
-            async with self._queue.turn(self._steps.lane) as self._place:
-                if started is None:
-                    begin()
-                    started = self._ports.clock.monotonic()
+        moved = True
+        while moved:
+            self._lane = self._context.lane_of(self.order)
+            async with self._context.queue.turn(self._lane) as place:
+                if self._started is None:
+                    self._flight.begun = True
+                    self._started = self._ports.clock.monotonic()
                     await self._journal.refresh()
-                self._steps.deadline = self._ports.clock.monotonic() + self._settings.order_time_limit.total_seconds()
-                try:
-                    await self._go_on(started)
-                except _IssuerChangedError:
-                    self._steps.lane = self._steps.find_lane()
-                else:
-                    return
-
-    async def _go_on(self, started: float) -> None:
-        """Work until the order has ended; its place at the CA is kept until its records are removed."""
-        while self.order.state.is_open:
-            with suppress(OrderEndedError):
-                await self._try_on()
-        reason = self.order.error.reason.value if self.order.error is not None else OrderState.ISSUED.value
-        spent = timedelta(seconds=self._ports.clock.monotonic() - started)
-        self._ports.meter.observe(metrics.ORDER_DURATION, spent, reason=reason)
-        self._ports.meter.count(metrics.ORDERS_ENDED, profile=self.order.profile, reason=reason)
-        self._condition.order_ended(self.order)
-        if self.order.state is OrderState.ISSUED:
-            self._choice.works(self.order.issuer)
-        await self.clean_up()
-
-    async def refresh(self) -> None:
-        """Read the order anew: somebody else may have ended it."""
-        await self._journal.refresh()
+                moved = await self._work(place)
+                if not moved:
+                    await self._finish()  # its turn lasts until its records are removed
 
     async def fail(self, refusal: Refusal) -> None:
         """End the order for a reason that lies outside of it, and remove its records."""
-        await self._end(End(refusal, pause_before_new_order(refusal)), left_open=bool(self.order.acme_order_url))
+        await self._end(Over(End(refusal, pause_before_new_order(refusal)), left_open=bool(self.order.acme_order_url)))
         await self.clean_up()
 
     async def clean_up(self) -> None:
@@ -145,87 +111,102 @@ class OrderExecution:
         records = self.order.txt_records
         if not records:
             return
-        with self._steps.step("remove"):
-            left = await self._cleaner.remove(self.order)
+        with self._context.step("remove"):
+            left = await self._context.cleaner.remove(self.order)
         if left != records:
-            with self._steps.step("journal_removed"):
+            with self._context.step("journal_removed"):
                 await self._journal.write(OrderChange(txt_records=left))
 
-    async def _try_on(self) -> None:
-        """One step, and what follows from its failure."""
-        state = self.order.state
-        self._steps.asked_at = self._ports.clock.monotonic()
-        try:
-            await self._steps.advance()
-        except OrderOverError as over:
-            await self._end(over.end, left_open=over.left_open, unaccounted=over.unaccounted)
-        except IssuerSuspectedError as suspected:
-            await self._move(suspected.issuer, suspected.refusal)
-        except RefusalError as error:
-            if error.refusal.reason is not Reason.ISSUER_UNAVAILABLE or isinstance(error, StillValidatingError):
+    async def _work(self, place: Place) -> bool:
+        """Work at the order's issuer until the order has ended; or return True, since it goes on at another one."""
+        deadline = self._ports.clock.monotonic() + self._settings.order_time_limit.total_seconds()
+        steps = OrderSteps(
+            self._context, self._journal, self._events, lane=self._lane, deadline=deadline, left=self._left
+        )
+        while self.order.state.is_open:
+            state = self.order.state
+            with suppress(OrderEndedError):
+                if await self._act_on(await steps.advance(self._ending), steps.time_left, place):
+                    return True
+            if self.order.state is not state:
+                self._failures = 0
                 self._out_since = None
-            elif self._out_since is None:
-                self._out_since = self._steps.asked_at
-            await self._after_failure(error.refusal)
-        if self.order.state is not state:
-            self._failures = 0
-            self._out_since = None
+        return False
 
-    async def _after_failure(self, refusal: Refusal) -> None:
-        self._steps.forget()
+    async def _act_on(self, outcome: Outcome, time_left: timedelta, place: Place) -> bool:
+        """Do what follows from a step's outcome; whether the order goes on at another issuer."""
+        match outcome:
+            case Over():
+                await self._end(outcome)
+            case Abandoned():
+                await self._abandon(outcome)
+            case Elsewhere():
+                await self._move(outcome)
+                return True
+            case Failed():
+                return await self._after_failure(outcome, time_left, place)
+        return False
+
+    async def _after_failure(self, failed: Failed, time_left: timedelta, place: Place) -> bool:
+        refusal = failed.refusal
+        if failed.unreached_since is None:
+            self._out_since = None
+        elif self._out_since is None:
+            self._out_since = failed.unreached_since
         self._failures += 1
         self._ports.meter.count(metrics.STEP_FAILURES, reason=refusal.reason.value)
         verdict = conclude(
             refusal,
             failures=self._failures,
-            time_left=self._steps.time_left,
+            time_left=time_left,
             backoff=self._settings.retry,
             rng=self._ports.rng,
         )
-        # Stuck after the finalisation is what a person should see: nothing but the CA can end it.
-        stuck = isinstance(verdict, End) and self.order.state is OrderState.FINALIZING
-        news = self._journal.tell(f"{refusal.reason}: {refusal.message}")
-        level = logging.WARNING if stuck else logging.INFO
-        logger.log(
-            level if news else logging.DEBUG,  # once for each cause, not with each try
-            "a step of an order failed: %s",
-            refusal.message,
-            extra={
-                "fields": {
-                    "order_id": self.order.order_id,
-                    "state": self.order.state.value,
-                    "reason": refusal.reason.value,
-                    "failures": self._failures,
-                }
-            },
-        )
-        issuer = self._elsewhere(refusal, verdict)
+        finalizing = self.order.state is OrderState.FINALIZING
+        self._log_failure(refusal, stuck=isinstance(verdict, End) and finalizing)
+        issuer = self._next_issuer(refusal, verdict)
         if issuer:
-            await self._move(issuer, refusal)
-        elif isinstance(verdict, TryAgain):
-            self._steps.ending = None
+            await self._move(Elsewhere(issuer, refusal))
+            return True
+        if isinstance(verdict, TryAgain):
+            self._ending = None
             self._hold(refusal, verdict.wait)
             await self._ports.clock.sleep(verdict.wait)
-        elif self.order.state is OrderState.FINALIZING:
+        elif finalizing:
             # The CA may have the CSR: what it says when it is looked at again decides, however long that takes.
-            self._steps.ending = verdict
-            if self._place is not None:
-                self._place.leave()
+            self._ending = verdict
+            place.leave()
             wait = self._settings.retry.wait(self._failures, self._ports.rng)
             if refusal.retry_after is not None and refusal.reason is not Reason.ISSUER_RATE_LIMITED:
                 wait = max(wait, refusal.retry_after)  # a rate limit is on finalising, not on looking
             await self._ports.clock.sleep(wait)
         else:
             left_open = bool(self.order.acme_order_url) and refusal.reason is not Reason.ISSUER_REJECTED
-            await self._end(verdict, left_open=left_open)
+            await self._end(Over(verdict, left_open=left_open))
+        return False
 
-    def _elsewhere(self, refusal: Refusal, verdict: TryAgain | End) -> str:
+    def _log_failure(self, refusal: Refusal, *, stuck: bool) -> None:
+        """Once for each cause, not with each try; what a person should see (`stuck`: only the CA can end it) louder."""
+        news = self._journal.tell(f"{refusal.reason}: {refusal.message}")
+        level = logging.WARNING if stuck else logging.INFO
+        fields = {
+            "order_id": self.order.order_id,
+            "state": self.order.state.value,
+            "reason": refusal.reason.value,
+            "failures": self._failures,
+        }
+        logger.log(
+            level if news else logging.DEBUG,
+            "a step of an order failed: %s",
+            refusal.message,
+            extra={"fields": fields},
+        )
+
+    def _next_issuer(self, refusal: Refusal, verdict: TryAgain | End) -> str:
         """The issuer that the order should go on at; empty if it stays."""
-        profile = self._steps.profile
+        profile = self._ports.profile_of(self.order)
         if self.order.state is OrderState.FINALIZING or profile is None or not fails_over(refusal):
             return ""
-        now = self._ports.clock.now()
-        out_of_reach = self._out_since is not None
         if isinstance(verdict, TryAgain):
             if self._out_since is None:
                 return ""
@@ -233,54 +214,75 @@ class OrderExecution:
             # What the issuer says of its absence counts as much as what was seen of it.
             if out + (refusal.retry_after or timedelta()) < self._settings.failover_after:
                 return ""
-        issuer = self._steps.next_issuer(profile)
-        if issuer and out_of_reach:
-            self._choice.suspect(self.order.issuer, now, refusal)
+        issuer = self._context.next_issuer(self.order, profile, self._left)
+        if issuer and self._out_since is not None:
+            self._context.choice.suspect(self.order.issuer, self._ports.clock.now(), refusal)
         return issuer
 
-    async def _move(self, issuer: str, refusal: Refusal) -> NoReturn:
+    async def _move(self, elsewhere: Elsewhere) -> None:
         """Go on at another issuer: nothing was finalised here, so that no key gets two certificates."""
-        order = self.order
+        order, refusal = self.order, elsewhere.refusal
         asks_person = classify(refusal) is Consequence.ASK_PERSON  # whom nobody would call while the other one works
         logger.log(
             logging.ERROR if asks_person else logging.WARNING,
             "an order goes on at another issuer%s: %s",
             ", a person has to act" if asks_person else "",
             refusal.message,
-            extra={"fields": {"order_id": order.order_id, "issuer": order.issuer, "next_issuer": issuer}},
+            extra={"fields": {"order_id": order.order_id, "issuer": order.issuer, "next_issuer": elsewhere.issuer}},
         )
         self._ports.meter.count(metrics.FAILOVERS, issuer=order.issuer, reason=refusal.reason.value)
         self._hold(refusal, pause_before_new_order(refusal))
-        self._steps.left |= {order.issuer}
+        self._left |= {order.issuer}
         self._failures = 0
-        self._steps.forget()
         self._out_since = None
-        events = []
-        if order.acme_order_url:
-            events.append(self._events.abandoned(order.acme_order_url, refusal.message))
-            self._ports.meter.count(metrics.ORDERS_ABANDONED)
-        events.append(self._events.failed_over(issuer, refusal))
-        await self._journal.write(OrderChange(issuer=issuer, acme_order_url=""), events)
-        raise _IssuerChangedError
+        events = self._abandoning(refusal.message) if order.acme_order_url else []
+        events.append(self._events.failed_over(elsewhere.issuer, refusal))
+        await self._journal.write(OrderChange(issuer=elsewhere.issuer, acme_order_url=""), events)
 
-    async def _end(self, end: End, *, left_open: bool = False, unaccounted: bool = False) -> None:
-        order = self.order
-        asks_person = classify(end.refusal) is Consequence.ASK_PERSON
+    async def _abandon(self, abandoned: Abandoned) -> None:
+        """Give the CA's order up; another one follows, but not without end."""
+        self._abandoned += 1
+        if self._abandoned > _MOST_ABANDONED:
+            await self._end(Over(End(abandoned.refusal, pause_before_new_order(abandoned.refusal))))
+        else:
+            await self._journal.write(OrderChange(acme_order_url=""), self._abandoning(abandoned.why))
+
+    def _abandoning(self, why: str) -> list[AuditEvent]:
+        self._ports.meter.count(metrics.ORDERS_ABANDONED)
+        return [self._events.abandoned(self.order.acme_order_url, why)]
+
+    async def _end(self, over: Over) -> None:
+        order, refusal = self.order, over.end.refusal
+        asks_person = classify(refusal) is Consequence.ASK_PERSON
         if asks_person:
-            fields = {"order_id": order.order_id, "profile": order.profile, "reason": end.refusal.reason.value}
-            logger.error("a person has to act: %s", end.refusal.message, extra={"fields": fields})
-        self._hold(end.refusal, end.pause)
-        error, pause = self._until_any_issuer(end)
-        events = [self._events.failed(error, order.acme_order_url, alarming=unaccounted or asks_person)]
-        if left_open:
-            events.append(self._events.abandoned(order.acme_order_url, error.message))
-            self._ports.meter.count(metrics.ORDERS_ABANDONED)
+            fields = {"order_id": order.order_id, "profile": order.profile, "reason": refusal.reason.value}
+            logger.error("a person has to act: %s", refusal.message, extra={"fields": fields})
+        self._hold(refusal, over.end.pause)
+        error, pause = self._until_any_issuer(over.end)
+        events = [self._events.failed(error, order.acme_order_url, alarming=over.unaccounted or asks_person)]
+        if over.left_open:
+            events += self._abandoning(error.message)
         if not is_told(error):
             pause = cap_pause(pause, await self._life_left())
-        retry_time = self._ports.clock.now() + pause
-        await self._journal.write(
-            OrderChange(state=OrderState.FAILED, error=error, retry_time=retry_time, block_key=unaccounted), events
+        change = OrderChange(
+            state=OrderState.FAILED,
+            error=error,
+            retry_time=self._ports.clock.now() + pause,
+            block_key=over.unaccounted,
         )
+        await self._journal.write(change, events)
+
+    async def _finish(self) -> None:
+        """The order has ended: tell who measures and who chooses, and remove its records."""
+        reason = self.order.error.reason.value if self.order.error is not None else OrderState.ISSUED.value
+        now = self._ports.clock.monotonic()
+        spent = timedelta(seconds=now - (self._started if self._started is not None else now))
+        self._ports.meter.observe(metrics.ORDER_DURATION, spent, reason=reason)
+        self._ports.meter.count(metrics.ORDERS_ENDED, profile=self.order.profile, reason=reason)
+        self._context.condition.order_ended(self.order)
+        if self.order.state is OrderState.ISSUED:
+            self._context.choice.works(self.order.issuer)
+        await self.clean_up()
 
     def _until_any_issuer(self, end: End) -> tuple[Refusal, timedelta]:
         """What is told, and when a new order may follow: as soon as another of the profile's issuers can be asked.
@@ -288,26 +290,23 @@ class OrderExecution:
         A limit of the issuer that was asked last, days long, must not keep the order from the first one that was away
         for minutes.
         """
-        profile = self._steps.profile
+        profile = self._ports.profile_of(self.order)
         if profile is None or not fails_over(end.refusal):
             return end.refusal, end.pause
         others = [issuer for issuer in self._ports.issuers_of(profile) if issuer != self.order.issuer]
         if not others:
             return end.refusal, end.pause
-        wait = self._choice.wait(others, self.order.dns_names, profile.acme_profile, self._ports.clock.now())
+        wait = self._context.choice.wait(others, self.order.dns_names, profile.acme_profile, self._ports.clock.now())
         pause = min(end.pause, max(wait, _SHORTEST_PAUSE))
         return (end.refusal if pause == end.pause else replace(end.refusal, retry_after=pause)), pause
 
     async def _life_left(self) -> timedelta | None:
         """Of the certificate that the order was to take the place of; None if there is none, or it can't be read."""
-        order = self.order
         try:
-            newest = await self._ports.certificates.list_certificates(
-                CertificateQuery(order.identity, profile=order.profile, limit=1)
-            )
+            newest = await self._ports.newest_certificate(self.order.identity, self.order.profile)
         except RefusalError:
             return None
-        return newest[0].not_after - self._ports.clock.now() if newest else None
+        return newest.not_after - self._ports.clock.now() if newest is not None else None
 
     def _hold(self, refusal: Refusal, wait: timedelta) -> None:
         """Keep everybody whom the refusal concerns from asking the CA for the same answer."""
@@ -315,7 +314,7 @@ class OrderExecution:
         if not scopes:
             return
         until = self._ports.clock.now() + wait
-        if not self._queue.hold(self._steps.lane, scopes, until, refusal):
+        if not self._context.queue.hold(self._lane, scopes, until, refusal):
             return
         concerned = " ".join(map(str, scopes))
         fields = {"order_id": self.order.order_id, "issuer": self.order.issuer, "scope": concerned}

@@ -17,7 +17,7 @@ from certplane.broker import metrics
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.outcome import cap_pause
 from certplane.broker.model import Caller, CertificateRecord, OrderCause, OrderDraft
-from certplane.broker.ports import CertificateQuery, Meter
+from certplane.broker.ports import Meter
 from certplane.errors import Reason, Refusal, RefusalError
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Wants:
         now = self._ports.clock.now()
         certificate = replaced
         if certificate is None or certificate.not_after <= now:
-            certificate = await self._newest(draft)
+            certificate = await self._ports.newest_certificate(draft.identity, draft.profile)
         if certificate is None or (replaced is not None and certificate.certificate_id != replaced.certificate_id):
             return Claim(draft)
         if certificate.revoke_time is not None:
@@ -80,10 +80,6 @@ class Wants:
             message, pause = f"{message}; this one is due at {due:%Y-%m-%dT%H:%M:%SZ}", due - now
         pause = cap_pause(pause, certificate.not_after - now)
         return RefusalError.of(replace(refusal, message=message, retry_after=pause))
-
-    async def _newest(self, draft: OrderDraft) -> CertificateRecord | None:
-        query = CertificateQuery(draft.identity, profile=draft.profile, limit=1)
-        return next(iter(await self._ports.certificates.list_certificates(query)), None)
 
 
 class LimitsTold:
