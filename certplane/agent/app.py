@@ -18,7 +18,8 @@ from certplane.agent.host import Host
 from certplane.agent.install.activation import ActivationResult, Activator, Reload, command_reload
 from certplane.agent.install.hook import ShellHookRunner
 from certplane.agent.install.probe import TlsProbe, server_name_of
-from certplane.agent.lineage import Activates, Lineage, LineageLife, Obtain
+from certplane.agent.lineage import Lineage
+from certplane.agent.lineage_runner import Activates, LineageRunner, Requester
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
 from certplane.agent.link.stream import ChannelSource, StatusStream
@@ -103,12 +104,12 @@ class Agent:
         self._in_use: Version | None = None
         self._to_report = asyncio.Event()
         self._following = orders_followed()
-        self._identity = self._life(
+        self._identity = self._runner(
             host.identity,
-            obtain=self._renew_identity,
+            requester=self._renew_identity,
             activator=_IdentityActivator(self, self._activator(host.identity, self._take_identity)),
         )
-        self._certificates: dict[str, LineageLife] = {
+        self._certificates: dict[str, LineageRunner] = {
             certificate.name: self._certificate(certificate, host.certificates[certificate.name])
             for certificate in settings.certificates
         }
@@ -133,7 +134,8 @@ class Agent:
                 logger.error("`renew` and `status` can't reach this agent: %s", error)  # noqa: TRY400 - it says all
             group = await stack.enter_async_context(asyncio.TaskGroup())
             tasks = [
-                group.create_task(life.run(), name=life.name) for life in (self._identity, *self._certificates.values())
+                group.create_task(runner.run(), name=runner.name)
+                for runner in (self._identity, *self._certificates.values())
             ]
             tasks.append(group.create_task(self._report_identities(), name="report"))
             tasks.append(group.create_task(reap_as_init(self._host.clock), name="reaper"))
@@ -168,7 +170,7 @@ class Agent:
         if self._stream is not None:
             # In timer mode this is when the host hears of a revocation, of an operator, of another policy or epoch.
             await self._stream.deliver(listen=True)
-            again = [life for life in self._certificates.values() if life.wants_again]
+            again = [runner for runner in self._certificates.values() if runner.wants_again]
             if again:
                 errors |= await self._settle_all(again, statuses)
                 await self._stream.deliver()
@@ -177,20 +179,20 @@ class Agent:
         return statuses
 
     async def _settle_all(
-        self, lives: Iterable[LineageLife], statuses: dict[str, LineageStatus]
+        self, runners: Iterable[LineageRunner], statuses: dict[str, LineageStatus]
     ) -> dict[str, CertplaneError]:
         """Settle some together; one that fails keeps no other from it. Returns what failed."""
         errors: dict[str, CertplaneError] = {}
 
-        async def settle(life: LineageLife) -> None:
+        async def settle(runner: LineageRunner) -> None:
             try:
-                statuses[life.name] = await life.settle()
+                statuses[runner.name] = await runner.settle()
             except CertplaneError as error:
-                errors[life.name] = error
-                logger.error("%s: %s", life.name, error)  # noqa: TRY400 - a traceback says nothing more
-                self._progress.failed(life.name, str(error))
+                errors[runner.name] = error
+                logger.error("%s: %s", runner.name, error)  # noqa: TRY400 - a traceback says nothing more
+                self._progress.failed(runner.name, str(error))
 
-        await asyncio.gather(*(settle(life) for life in lives))
+        await asyncio.gather(*(settle(runner) for runner in runners))
         return errors
 
     async def renew(self, name: str) -> Outcome:
@@ -240,7 +242,7 @@ class Agent:
             await self._use(current)
 
     async def _renew_identity(self, request: Request) -> Version:
-        """`Obtain` for the identity: from the internal CA, by the identity in force."""
+        """`Requester` for the identity: from the internal CA, by the identity in force."""
         current = await self._host.current_identity() or request.replaces
         if current is None:
             raise not_enrolled(self._host.settings)
@@ -266,9 +268,9 @@ class Agent:
             logger.warning("the broker's answer to the new identity: %s", error)
         except OperationError as error:
             logger.warning("the new identity is in use, but the broker has not seen it: %s", error)
-        for life in self._certificates.values():
-            if not life.is_requesting:  # what it fails with is told after this, and no reason to ask again at once
-                life.try_again()
+        for runner in self._certificates.values():
+            if not runner.is_requesting:  # what it fails with is told after this, and no reason to ask again at once
+                runner.try_again()
         return HookResult(0, "")
 
     async def _report_identities(self) -> None:
@@ -285,7 +287,7 @@ class Agent:
                 wait = _REPORT.wait(failures, self._host.rng)
                 logger.warning("the broker has not heard of this host's identity: %s; next try in %s", error, wait)
                 await self._host.clock.sleep(wait)
-            except Exception:  # a fault of ours must not end the certificates' lives
+            except Exception:  # a fault of ours must not end the certificates' renewals
                 logger.exception("the identity can't be reported")
 
     async def _report(self) -> None:
@@ -302,17 +304,17 @@ class Agent:
                     self._stream.identity_changed()
             except CertplaneError as error:
                 logger.warning("the link to the broker can't be renewed: %s", error)
-            except Exception:  # a bug must not end the certificates' lives
+            except Exception:  # a bug must not end the certificates' renewals
                 logger.exception("the link to the broker can't be renewed")
 
     async def _renew_while_running(self, name: str) -> Outcome:
         """`renew` for the control socket, which hears of `progress`."""
-        life = self._certificates.get(name)
-        if life is None:
+        runner = self._certificates.get(name)
+        if runner is None:
             return Outcome(ok=False, text="the agent that runs has no certificate of that name; restart it")
         try:
             before = await self._newest(name)
-            status = await life.renew_now()
+            status = await runner.renew_now()
         except CertplaneError as error:
             return Outcome(ok=False, text=str(error))
         return renewal_outcome(name, before, status, self._host.clock.now())
@@ -321,7 +323,7 @@ class Agent:
         versions = await self._host.disk.run(self._host.certificates[name].versions.versions)
         return versions[-1].number if versions else 0
 
-    def _certificate(self, settings: CertificateSettings, lineage: Lineage) -> LineageLife:
+    def _certificate(self, settings: CertificateSettings, lineage: Lineage) -> LineageRunner:
         reload = None
         if settings.reload_command:
             reload = command_reload(
@@ -331,7 +333,7 @@ class Agent:
                 name=settings.name,
                 outputs=self._host.outputs[settings.name],
             )
-        obtain = BrokerRequest(
+        requester = BrokerRequest(
             lineage,
             profile=settings.profile,
             reuse_key=settings.key_rotation is KeyRotation.REUSE,
@@ -342,8 +344,10 @@ class Agent:
             progress=self._progress,
             following=self._following,
         )
-        return self._life(
-            lineage, obtain=obtain, activator=self._activator(lineage, reload, probe_of(settings, self._host.clock))
+        return self._runner(
+            lineage,
+            requester=requester,
+            activator=self._activator(lineage, reload, probe_of(settings, self._host.clock)),
         )
 
     def _activator(self, lineage: Lineage, reload: Reload | None, probe: TlsProbe | None = None) -> Activator:
@@ -358,10 +362,10 @@ class Agent:
             verify_interval=lineage.spec.verify_interval,
         )
 
-    def _life(self, lineage: Lineage, *, obtain: Obtain, activator: Activates) -> LineageLife:
-        return LineageLife(
+    def _runner(self, lineage: Lineage, *, requester: Requester, activator: Activates) -> LineageRunner:
+        return LineageRunner(
             lineage,
-            obtain=obtain,
+            requester=requester,
             activator=activator,
             clock=self._host.clock,
             rng=self._host.rng,

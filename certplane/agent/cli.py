@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # a command loads no more than it needs
 
 _DEFAULT_CONFIG = Path("/etc/certplane/agent.yml")
 
-_SHOWN_LOGGERS = ("certplane.agent.lineage", "certplane.agent.install.activation")
+_SHOWN_LOGGERS = ("certplane.agent.lineage_runner", "certplane.agent.install.activation")
 """Their lines say what the display of a command says too."""
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from typing_extensions import override
 
-from certplane.agent.lineage import Lineage, LineageLife
+from certplane.agent.lineage import Lineage
+from certplane.agent.lineage_runner import LineageRunner
 from certplane.agent.link.session import DirectiveTaker
 from certplane.agent.model import DirectedRenewal, LineageStatus
 from certplane.agent.renewal.directed import explanation
@@ -50,7 +51,7 @@ class HostDirectives(DirectiveTaker):
 
     Args:
         lineages: the certificates by name.
-        lives: their lives, to be woken; those of an agent that only runs once come to it by themselves.
+        runners: their runners, to be woken; those of an agent that only runs once come to it by themselves.
         disk: where files may block.
         clock: says whether a time has come.
         policy_hash: of the policy that was in force when the broker was last heard; empty if it never was.
@@ -63,7 +64,7 @@ class HostDirectives(DirectiveTaker):
     def __init__(
         self,
         lineages: Mapping[str, Lineage],
-        lives: Mapping[str, LineageLife],
+        runners: Mapping[str, LineageRunner],
         *,
         disk: BlockingPool,
         clock: Clock,
@@ -74,7 +75,7 @@ class HostDirectives(DirectiveTaker):
         rng: random.Random,
     ) -> None:
         self._lineages = lineages
-        self._lives = lives
+        self._runners = runners
         self._disk = disk
         self._clock = clock
         self._policy_hash = policy_hash
@@ -122,7 +123,7 @@ class HostDirectives(DirectiveTaker):
 
     def _is_expecting(self) -> bool:
         for lineage in self._lineages.values():
-            with contextlib.suppress(OperationError):  # that lineage's own life tells of it
+            with contextlib.suppress(OperationError):  # that lineage's own runner tells of it
                 if lineage.keys.pending() is not None:
                     return True
         return False
@@ -131,11 +132,11 @@ class HostDirectives(DirectiveTaker):
         for name, directed in changed.items():
             when = f"{directed.renew_time:%Y-%m-%d %H:%M:%S} UTC"
             logger.info("%s: to be renewed at %s: %s", name, when, explanation(directed))
-            life = self._lives[name]
+            runner = self._runners[name]
             if directed.cause is not RenewalCause.LIFETIME and directed.renew_time <= self._clock.now():
-                life.try_again()  # somebody wants it now: our own patience isn't a reason against
+                runner.try_again()  # somebody wants it now: our own patience isn't a reason against
             else:
-                life.wake()
+                runner.wake()
 
     def _keep(
         self, renewals: Sequence[DirectedRenewal]
@@ -203,13 +204,13 @@ class HostDirectives(DirectiveTaker):
 
     def _try_again(self, name: str, why: str, *, after: timedelta = timedelta()) -> None:
         """Said once for each try that comes of it, however often a broker gives a reason."""
-        life = self._lives[name]
-        if not life.wants_again:
+        runner = self._runners[name]
+        if not runner.wants_again:
             logger.info("%s: %s; asking again", name, why)
-        life.try_again(after=after)
+        runner.try_again(after=after)
 
     async def _statuses(self) -> list[tuple[str, LineageStatus]]:
-        """What can be read of the lineages; of the rest its own life tells."""
+        """What can be read of the lineages; of the rest its own runner tells."""
 
         def load() -> list[tuple[str, LineageStatus]]:
             found = []

@@ -58,7 +58,7 @@ def orders_followed() -> asyncio.Semaphore:
 
 
 class BrokerRequest:
-    """`Obtain` for a certificate.
+    """`Requester` for a certificate.
 
     Args:
         lineage: the certificate's.
@@ -101,7 +101,7 @@ class BrokerRequest:
         """What of it the log has: two causes may come in turns for minutes."""
 
     async def __call__(self, request: Request) -> Version:
-        """See `Obtain`.
+        """See `Requester`.
 
         Raises:
             OrderFailedError: the order ended without a certificate.

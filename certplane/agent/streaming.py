@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from certplane.agent.directives import HostDirectives
 from certplane.agent.host import IDENTITY, Host
-from certplane.agent.lineage import LineageLife
+from certplane.agent.lineage_runner import LineageRunner
 from certplane.agent.link.session import SessionParts
 from certplane.agent.link.state import LinkState
 from certplane.agent.link.stream import ChannelSource, StatusStream
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 async def status_stream(
-    host: Host, lives: Mapping[str, LineageLife], channels: ChannelSource, skew: ClockSkew
+    host: Host, runners: Mapping[str, LineageRunner], channels: ChannelSource, skew: ClockSkew
 ) -> StatusStream:
-    """The stream, not opened yet: it sends `host.reports`, and directives wake `lives`.
+    """The stream, not opened yet: it sends `host.reports`, and directives wake `runners`.
 
     Args:
         host: under its lock.
-        lives: the certificates' lives by name.
+        runners: the certificates' runners by name.
         channels: the channel in use.
         skew: fed with what the broker says of its time.
     """
@@ -59,7 +59,7 @@ async def status_stream(
 
     directives = HostDirectives(
         host.certificates,
-        lives,
+        runners,
         disk=disk,
         clock=host.clock,
         policy_hash=known.policy_hash,

@@ -27,7 +27,7 @@ from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.model import HookResult, InstallMode, IssuedCertificate, ServiceView, Version
 from certplane.agent.renewal.facts import LineageFacts
-from certplane.agent.renewal.plan import Activate, LineageSpec, Request, Wait, plan_renewal
+from certplane.agent.renewal.plan import Activate, LineageSpec, Request, Wait, next_step
 from certplane.agent.renewal.status import new_status, request_succeeded
 from certplane.runtime import failpoints
 from certplane.runtime.pool import BlockingPool
@@ -129,7 +129,7 @@ async def run_job(job: Job) -> None:
         status = statuses.load() or new_status("www", clock.now())
         facts = LineageFacts(tuple(store.versions()), store.current(), keys.pending(), status)
         newest = max((version.number for version in facts.versions), default=0)
-        match plan_renewal(spec, facts, clock.now(), forced=newest < job.certificates).step:
+        match next_step(spec, facts, clock.now(), forced=newest < job.certificates).step:
             case Request():
                 request = keys.begin(common_name="", sans=list(NAMES), replaces_certificate_id="", reuse_key=False)
                 version = store.stage(issue(job, request.csr_pem))

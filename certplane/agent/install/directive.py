@@ -1,6 +1,6 @@
 """`directive.json` of a lineage: when the broker last said its certificate should be renewed. The port `DirectiveFile`.
 
-A file of its own, since the status has another writer: the lineage's life keeps it in memory over a whole step.
+A file of its own, since the status has another writer: the lineage's runner keeps it in memory over a whole step.
 """
 
 from pathlib import Path

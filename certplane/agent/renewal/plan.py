@@ -163,7 +163,7 @@ class Plan:
     installed: int | None = None
 
 
-def plan_renewal(spec: LineageSpec, facts: LineageFacts, now: datetime, *, forced: bool = False) -> Plan:
+def next_step(spec: LineageSpec, facts: LineageFacts, now: datetime, *, forced: bool = False) -> Plan:
     """Decide the next step.
 
     Args:

@@ -11,7 +11,7 @@ back what nobody asked for, and ends as soon as the answer may be another one:
     a revocation        a directive that says so and came after the failure: both are void, once; the broker knows what
                         the CA still allows, and a key in other hands is worth one question too many
     the broker's word   its policy or its retry epoch changed, or it can be reached again: patience is void, which the
-                        lineage's life does (`LineageLife.try_again`)
+                        lineage's runner does (`LineageRunner.try_again`)
 
 Whoever talks much makes no loop of it: after a failure `LEAST_WAIT` passes in any case but `renew NAME` and another
 agent.yml, and of the renewals that a broker wants before their time only so many count in an hour.

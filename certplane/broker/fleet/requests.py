@@ -32,7 +32,7 @@ class _Fleet(FleetStore, RenewalRequestLog, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class RenewalOrder:
+class RenewalRequest:
     """What is asked for. `chosen_id`: the caller chose `request_id`, and may ask again with it."""
 
     selection: Selection
@@ -114,7 +114,7 @@ class RenewalRequests:
         self._trail = trail
         self._why_none = why_none
 
-    async def request(self, caller: Caller, order: RenewalOrder) -> tuple[RequestedRenewal, frozenset[str]]:
+    async def request(self, caller: Caller, order: RenewalRequest) -> tuple[RequestedRenewal, frozenset[str]]:
         """Do it, durable; what came of it, and the hosts of what has changed.
 
         Asked again with an id that the caller chose, it changes nothing and has the same answer. Should the broker end
@@ -166,7 +166,7 @@ class RenewalRequests:
         reasons = {host: self._why_none(host) for host in {one.host for one in picked}}
         return [HeldUp(one.host, one.certificate_id, reason) for one in picked if (reason := reasons[one.host])]
 
-    def _event(self, caller: Caller, order: RenewalOrder, requested: RequestedRenewal) -> AuditEvent:
+    def _event(self, caller: Caller, order: RenewalRequest, requested: RequestedRenewal) -> AuditEvent:
         spread = f", spread over {order.spread}" if order.spread else ""
         return self._trail.of_caller(caller, order.request_id).event(
             AuditEventType.RENEWAL_REQUESTED,

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from certplane.broker.fleet.registry import StreamRegistry
-from certplane.broker.fleet.requests import RenewalOrder, RenewalRequests
+from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import (
@@ -91,7 +91,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         caller, request_id = current_call()
         if not request.HasField("selection"):
             raise invalid_request("selection", "is required")
-        order = RenewalOrder(
+        order = RenewalRequest(
             selection=selection_of(request.selection, self._view.identity),
             reason=text_of("reason", request.reason),
             request_id=request_id,

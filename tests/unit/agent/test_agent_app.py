@@ -234,7 +234,7 @@ async def test_an_identity_that_comes_into_use_forgives_no_request_under_way(mak
         heard.append(web.wants_again)
         raise RefusalError(Reason.ISSUER_REJECTED, "its chain can't be used")
 
-    web._obtain = obtain
+    web._requester = obtain
     assert (await web.settle()).failures == 1
     assert (heard, web.wants_again) == ([False], False)
 
@@ -463,13 +463,13 @@ async def test_a_fault_of_ours_ends_no_lineage(make_world: MakeWorld, caplog: py
     events = Recorder()
     agent = world.agent(events)
     broken = agent._certificates["web"]
-    obtain, broken._obtain = broken._obtain, None  # type: ignore[assignment] # on purpose
+    obtain, broken._requester = broken._requester, None  # type: ignore[assignment] # on purpose
     with caplog.at_level(logging.ERROR):
         async with running(agent, events):
             await until(lambda: "web: unexpected" in caplog.text)
             await until(lambda: world.clock.sleepers >= 3)
             assert len(world.broker.issued) == 1
-            broken._obtain = obtain
+            broken._requester = obtain
             world.clock.advance(timedelta(minutes=6))
             await until(lambda: len(world.broker.issued) == 2)
 
@@ -569,18 +569,18 @@ async def test_a_clock_that_is_set_does_no_harm(
     await agent._start()
     await agent._identity.settle()
     world.broker.errors = [RefusalError(Reason.ISSUER_RATE_LIMITED, "5 a week", retry_after=3 * HOUR)]
-    life = agent._certificates["web"]
-    await life.settle()
+    runner = agent._certificates["web"]
+    await runner.settle()
     world.clock.jump(jump)
     world.broker.calls.clear()
-    await life.settle(forced=True)
+    await runner.settle(forced=True)
     assert "the clock was set by" in caplog.text
     assert (await world.status("web")).retry_time == world.clock.now() + 3 * HOUR
     world.clock.advance(3 * HOUR - timedelta(minutes=1))
-    await life.settle(forced=True)
+    await runner.settle(forced=True)
     assert "issue" not in world.broker.calls
     world.clock.advance(timedelta(minutes=1))
-    assert is_well(await life.settle())
+    assert is_well(await runner.settle())
 
 
 async def test_waits_of_a_clock_that_was_years_ahead_end(make_world: MakeWorld) -> None:

@@ -11,7 +11,8 @@ from typing import cast
 import pytest
 
 from certplane.agent.directives import HostDirectives
-from certplane.agent.lineage import Lineage, LineageLife
+from certplane.agent.lineage import Lineage
+from certplane.agent.lineage_runner import LineageRunner
 from certplane.agent.model import DirectedRenewal, PendingRequest, Version
 from certplane.agent.ports import DirectiveFile, VersionStore
 from certplane.errors import OperationError, Reason, RefusalError
@@ -53,7 +54,7 @@ async def directives_of(world: AgentWorld, life: Life) -> tuple[HostDirectives, 
     host = world.start()
     taker = HostDirectives(
         host.certificates,
-        dict.fromkeys(host.certificates, cast("LineageLife", life)),
+        dict.fromkeys(host.certificates, cast("LineageRunner", life)),
         disk=host.disk,
         clock=world.clock,
         policy_hash="",

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from certplane.agent.install.activation import ActivationResult, Activator
-from certplane.agent.lineage import Lineage, LineageLife, OrderFailedError, OrderUnderWayError
+from certplane.agent.lineage import Lineage, OrderFailedError, OrderUnderWayError
+from certplane.agent.lineage_runner import LineageRunner
 from certplane.agent.model import HookResult, LineageStatus, ServiceView, Version
 from certplane.agent.renewal.machine import FOLLOWS
 from certplane.agent.renewal.plan import LineageSpec, Request, Verify, Wait, due_time, newest_version, override_time
@@ -147,7 +148,7 @@ class LineageMachine(RuleBasedStateMachine):
             window=window,
             verify_interval=6 * HOUR if looks else None,
         )
-        self.lifetime = lifetime
+        self.runnertime = lifetime
         self.start()
         self.go_on()
 
@@ -170,9 +171,9 @@ class LineageMachine(RuleBasedStateMachine):
             probe=self.service if self.spec.verify_interval else None,
             verify_interval=self.spec.verify_interval,
         )
-        self.life = LineageLife(
+        self.runner = LineageRunner(
             lineage,
-            obtain=self.obtain,
+            requester=self.obtain,
             activator=WatchedActivator(self, activator),
             clock=self.clock,
             rng=self.rng,
@@ -207,7 +208,7 @@ class LineageMachine(RuleBasedStateMachine):
             self.told.monotonic = self.clock.monotonic() + max((span.total_seconds() for span in spans), default=0.0)
             raise error
         self.issuer._now = self.true_now()
-        return self.store.stage(self.issuer.issue(pending.csr_pem, lifetime=self.lifetime))
+        return self.store.stage(self.issuer.issue(pending.csr_pem, lifetime=self.runnertime))
 
     def assert_may_activate(self, version: Version, status: LineageStatus) -> None:
         """A reload comes in the window, or where nothing of use is served, or not for long, or it was begun."""
@@ -231,7 +232,7 @@ class LineageMachine(RuleBasedStateMachine):
         for _ in range(12):
             self.store.failures = [OperationError("the disk is full")] if self.disk_full else []
             forced, self.forced = self.forced, False
-            plan, _ = asyncio.run(self.life._advance(forced=forced))
+            plan, _ = asyncio.run(self.runner._advance(forced=forced))
             self.store.failures = []
             self.check_failure_waits()
             if isinstance(plan.step, Wait):
@@ -358,7 +359,7 @@ class LineageMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever happened: once all is mended, the newest certificate is in use, or waits for its window."""
-        if not hasattr(self, "life"):
+        if not hasattr(self, "runner"):
             return
         self.ca, self.service.mood, self.disk_full = "", "obeys", False
         for _ in range(9):

@@ -16,7 +16,7 @@ from certplane.agent.renewal.plan import (
     Request,
     Wait,
     due_time,
-    plan_renewal,
+    next_step,
 )
 from certplane.fleet_report.model import CertificateState, RenewalCause
 
@@ -40,7 +40,7 @@ def directive(
 @pytest.mark.parametrize("cause", [RenewalCause.OPERATOR, RenewalCause.ISSUER, RenewalCause.REVOKED])
 def test_now_is_obeyed_by_a_new_certificate_too(cause: RenewalCause) -> None:
     """Whoever names one certificate means it: the first tenth of its life doesn't shield it."""
-    plan = plan_renewal(SPEC, laid_over(FACTS, directive(NOW - DAY, cause)), NOW)
+    plan = next_step(SPEC, laid_over(FACTS, directive(NOW - DAY, cause)), NOW)
     assert isinstance(plan.step, Request)
     assert plan.step.replaces is not None
     assert plan.step.replaces.certificate_id == "c1"
@@ -50,7 +50,7 @@ def test_what_replaced_it_is_not_meant() -> None:
     """The same directive says nothing of the next certificate, so it can't loop."""
     second = replace(FIRST, number=2, certificate_id="c2", serial_number="2")
     facts = replace(FACTS, versions=(FIRST, second), current=second, status=replace(STATUS, confirmed_version=2))
-    plan = plan_renewal(SPEC, laid_over(facts, directive(NOW)), NOW)
+    plan = next_step(SPEC, laid_over(facts, directive(NOW)), NOW)
     assert plan.step == Wait(BORN + 60 * DAY)
 
 
@@ -92,7 +92,7 @@ def test_the_configurations_own_time_still_counts_if_it_is_earlier() -> None:
 def test_a_waiting_time_of_the_ca_holds_also_here() -> None:
     """A directive is no reason to ask before `retry_time`."""
     status = replace(STATUS, retry_time=NOW + DAY)
-    plan = plan_renewal(SPEC, laid_over(replace(FACTS, status=status), directive(NOW)), NOW)
+    plan = next_step(SPEC, laid_over(replace(FACTS, status=status), directive(NOW)), NOW)
     assert isinstance(plan.step, Wait)
     assert plan.step.until == NOW + DAY
 

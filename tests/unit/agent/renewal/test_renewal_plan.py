@@ -22,10 +22,10 @@ from certplane.agent.renewal.plan import (
     Verify,
     Wait,
     due_time,
+    next_step,
     override_time,
     pause,
     pause_after_issue,
-    plan_renewal,
     warn_time,
 )
 from certplane.agent.renewal.window import ActivationWindow
@@ -84,7 +84,7 @@ def facts(
 
 
 def step_of(what: LineageFacts, now: datetime, spec: LineageSpec = SPEC, *, forced: bool = False) -> object:
-    return plan_renewal(spec, what, now, forced=forced).step
+    return next_step(spec, what, now, forced=forced).step
 
 
 FRESH = facts(version())
@@ -344,20 +344,20 @@ def test_overdue_renewal_is_warned_of(warn_before: timedelta | None, warn: timed
     spec = replace(SPEC, renew_before=30 * DAY, warn_before=warn_before)
     assert warn_time(spec, version()) == START + warn
     for what in (FRESH, facts(version(), SECOND, current=1, known=status(confirmed_version=1))):
-        assert not plan_renewal(spec, what, START + warn - timedelta(seconds=1)).overdue
-        assert plan_renewal(spec, what, START + warn).overdue
+        assert not next_step(spec, what, START + warn - timedelta(seconds=1)).overdue
+        assert next_step(spec, what, START + warn).overdue
 
 
 def test_what_was_imported_is_not_warned_of() -> None:
     """A certificate of another tool has no renewal of ours that could be overdue."""
-    assert not plan_renewal(SPEC, facts(version(0)), START + 89 * DAY).overdue
-    assert not plan_renewal(SPEC, facts(), START).overdue
+    assert not next_step(SPEC, facts(version(0)), START + 89 * DAY).overdue
+    assert not next_step(SPEC, facts(), START).overdue
 
 
 def test_plan_names_the_renewal_time() -> None:
     """What `status` shows is the newest version's renewal time."""
-    assert plan_renewal(SPEC, FRESH, START).renew_time == DUE
-    assert plan_renewal(SPEC, facts(), START).renew_time is None
+    assert next_step(SPEC, FRESH, START).renew_time == DUE
+    assert next_step(SPEC, facts(), START).renew_time is None
 
 
 @pytest.mark.parametrize(
@@ -436,13 +436,13 @@ WINDOWED = replace(SPEC, window=NIGHT)
 
 def test_activation_waits_for_its_window() -> None:
     """A version that came in the daytime is put in place at night; its plan says when."""
-    plan = plan_renewal(WINDOWED, HELD, START)
+    plan = next_step(WINDOWED, HELD, START)
     assert plan.activate_after == NEXT_NIGHT
     assert isinstance(plan.step, Wait)
     assert plan.step.until == NEXT_NIGHT
-    assert plan_renewal(WINDOWED, HELD, NEXT_NIGHT).step == Activate(HELD.versions[1])
-    assert plan_renewal(WINDOWED, HELD, NEXT_NIGHT).activate_after is None
-    assert isinstance(plan_renewal(WINDOWED, HELD, NEXT_NIGHT + 2 * HOUR).step, Wait)
+    assert next_step(WINDOWED, HELD, NEXT_NIGHT).step == Activate(HELD.versions[1])
+    assert next_step(WINDOWED, HELD, NEXT_NIGHT).activate_after is None
+    assert isinstance(next_step(WINDOWED, HELD, NEXT_NIGHT + 2 * HOUR).step, Wait)
 
 
 def test_window_holds_no_request_back() -> None:
@@ -480,7 +480,7 @@ def test_window_that_opens_too_late_is_not_waited_for() -> None:
     """The activation comes when the certificate in use has little life left, though the window is closed then."""
     weekly = replace(SPEC, window=ActivationWindow.parse("sun 02:00-04:00"))  # START is a Monday
     ends = facts(version(begin=START - 86 * DAY), version(2), current=1, known=status(confirmed_version=1))
-    plan = plan_renewal(weekly, ends, START)
+    plan = next_step(weekly, ends, START)
     assert plan.activate_after == START + 4 * DAY - 72 * HOUR
     assert isinstance(step_of(ends, START + DAY, weekly), Activate)
 
@@ -505,7 +505,7 @@ def test_failed_activation_is_tried_again_in_a_window() -> None:
     failed = replace(
         HELD, status=status(confirmed_version=1, activation_failures=1, next_activation_time=NEXT_NIGHT + 3 * HOUR)
     )
-    plan = plan_renewal(WINDOWED, failed, NEXT_NIGHT + HOUR)
+    plan = next_step(WINDOWED, failed, NEXT_NIGHT + HOUR)
     assert isinstance(plan.step, Wait)
     assert plan.step.until == NEXT_NIGHT + DAY
     assert isinstance(step_of(failed, NEXT_NIGHT + DAY, WINDOWED), Activate)

@@ -12,7 +12,7 @@ from certplane.agent.model import DirectedRenewal, LineageStatus, Version
 from certplane.agent.renewal.directed import laid_over
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.failures import Failure, FailureKind, failure_of
-from certplane.agent.renewal.plan import LineageSpec, Request, Wait, plan_renewal, shown_reason
+from certplane.agent.renewal.plan import LineageSpec, Request, Wait, next_step, shown_reason
 from certplane.agent.renewal.status import planned, request_failed, request_succeeded
 from certplane.agent.renewal.waiting import LEAST_WAIT, Asked, Hold, hold_of
 from certplane.errors import Reason, Refusal, Violation
@@ -144,21 +144,21 @@ def test_a_broker_that_wants_it_again_and_again_has_it_so_often_in_an_hour(cause
     for count in range(most):
         now = NOW + count * SECOND
         facts = laid_over(LineageFacts((version(),), version(), None, status), directive(cause, now, now))
-        step = plan_renewal(spec, facts, now).step
+        step = next_step(spec, facts, now).step
         assert isinstance(step, Request)
         assert step.directed
         status = replace(request_succeeded(status, version(), now, directed=True), confirmed_version=1)
     now = NOW + MINUTE
     facts = laid_over(LineageFacts((version(),), version(), None, status), directive(cause, now, now))
-    step = plan_renewal(spec, facts, now).step
+    step = next_step(spec, facts, now).step
     assert isinstance(step, Wait)
     assert step.until == NOW + HOUR
     assert f"waits until {NOW + HOUR:%Y-%m-%d %H:%M:%S} UTC" in step.why
     assert "`certplane-agent renew web` doesn't wait" in step.why
-    shown = planned(status, plan_renewal(spec, facts, now), now)
+    shown = planned(status, next_step(spec, facts, now), now)
     assert shown_reason(spec, shown, facts.versions[0]) == step.why
-    assert isinstance(plan_renewal(spec, facts, now, forced=True).step, Request)
-    assert isinstance(plan_renewal(spec, facts, step.until).step, Request)
+    assert isinstance(next_step(spec, facts, now, forced=True).step, Request)
+    assert isinstance(next_step(spec, facts, step.until).step, Request)
 
 
 def test_a_renewal_that_is_due_anyway_counts_for_nothing() -> None:
@@ -167,6 +167,6 @@ def test_a_renewal_that_is_due_anyway_counts_for_nothing() -> None:
     status = LineageStatus("web", CertificateState.WAITING, NOW, confirmed_version=1, directed_times=times)
     short = replace(version(MINUTE), not_before=NOW - 5 * MINUTE)
     facts = laid_over(LineageFacts((short,), short, None, status), directive(LIFETIME))
-    step = plan_renewal(LineageSpec("web", "host/web"), facts, NOW).step
+    step = next_step(LineageSpec("web", "host/web"), facts, NOW).step
     assert isinstance(step, Request)
     assert not step.directed

@@ -24,7 +24,7 @@ from certplane.broker import account_commands, app, commands
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.events import report_events
-from certplane.broker.fleet.requests import RenewalOrder, RenewalRequests
+from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
 from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import Call
 from certplane.broker.identity.authentication import AuthenticationError, Peer
@@ -252,7 +252,7 @@ async def fleet() -> list[AuditEvent]:
     requests = RenewalRequests(
         RenewalPlans(stores.renewal_plans), stores.fleet, clock, trail, why_none=lambda _host: ""
     )
-    order = RenewalOrder(selection=Selection(all=True), reason="drill", request_id="r-1", spread=timedelta(hours=1))
+    order = RenewalRequest(selection=Selection(all=True), reason="drill", request_id="r-1", spread=timedelta(hours=1))
     requested = await requests.request(caller("admin.test"), order)
     assert requested
     return [*(each.event for each in told.values()), *stores.database.events]

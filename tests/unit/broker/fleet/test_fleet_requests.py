@@ -11,7 +11,7 @@ import pytest
 from certplane.broker.events import AuditEventType, AuditTrail
 from certplane.broker.fleet.knowledge import unknown_plans
 from certplane.broker.fleet.model import HeldUp, HostStream
-from certplane.broker.fleet.requests import RenewalOrder, RenewalRequests, spread_renewals
+from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests, spread_renewals
 from certplane.broker.model import IdentityKind
 from certplane.broker.renewal.model import RenewalPlan, Selection
 from certplane.broker.renewal.plans import RenewalPlans
@@ -58,9 +58,9 @@ async def desk() -> Desk:
     return made
 
 
-def order(**changes: object) -> RenewalOrder:
+def order(**changes: object) -> RenewalRequest:
     values = {"selection": Selection(all=True), "reason": "drill", "request_id": "r-1", "chosen_id": True}
-    return RenewalOrder(**{**values, **changes})  # type: ignore[arg-type]  # each test names its own
+    return RenewalRequest(**{**values, **changes})  # type: ignore[arg-type]  # each test names its own
 
 
 async def test_renewals_are_spread_evenly_and_told(desk: Desk) -> None:

@@ -1,0 +1,361 @@
+"""Keeps one lineage renewed: the plan says what to do, and that is done, again and again.
+
+Deciding is `certplane.agent.renewal`'s, pure; here are the acts and their bookkeeping: the status is saved before and
+after each, so that an end at any point is taken up by the next start. An error never leaves: it becomes the status, the
+log line and the waiting time before the next try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from certplane.agent.faults import as_error
+from certplane.agent.install.activation import ActivationResult
+from certplane.agent.lineage import Lineage, OrderUnderWayError
+from certplane.agent.model import LineageStatus, Version
+from certplane.agent.renewal.facts import LineageFacts
+from certplane.agent.renewal.failures import failure_of, is_final_for_key
+from certplane.agent.renewal.plan import (
+    Activate,
+    Plan,
+    Request,
+    Verify,
+    Wait,
+    newest_version,
+    next_step,
+    pause,
+    pause_after_issue,
+)
+from certplane.agent.renewal.status import (
+    is_well,
+    planned,
+    request_failed,
+    request_succeeded,
+    requesting,
+)
+from certplane.agent.renewal.waiting import LEAST_WAIT
+from certplane.errors import CertplaneError, RefusalError
+from certplane.fleet_report.model import CertificateState
+from certplane.runtime.clock import Clock
+from certplane.runtime.finishing import uninterrupted
+from certplane.runtime.progress import Progress
+
+_AFTER_DISK_ERROR = timedelta(minutes=1)
+_AFTER_FAULT = timedelta(minutes=5)
+_JUMP = timedelta(minutes=1)
+"""From the monotonic clock, before a wall clock counts as set. Less is NTP at work, and rounding."""
+_MOST_STEPS = 9
+"""Of one `settle`: request, activation, a look and a few repetitions. More would be a plan that contradicts itself."""
+
+logger = logging.getLogger(__name__)
+
+
+class Requester(Protocol):
+    """Gets a lineage's next certificate and puts it on disk, not yet in force."""
+
+    async def __call__(self, request: Request) -> Version:
+        """Carry out `request`.
+
+        Raises:
+            CertplaneError: it failed, and when it may be tried again.
+        """
+        ...
+
+
+class Activates(Protocol):
+    """Puts a version in force, and looks whether it is: `certplane.agent.install.activation.Activator`."""
+
+    async def activate(self, version: Version, status: LineageStatus) -> ActivationResult:
+        """See `Activator.activate`."""
+        ...
+
+    async def verify(self, step: Verify, status: LineageStatus) -> LineageStatus:
+        """See `Activator.verify`."""
+        ...
+
+
+class LineageRunner:
+    """Carries out a lineage's plan, one step at a time.
+
+    Args:
+        lineage: the lineage.
+        requester: gets its next certificate.
+        activator: puts a version in force.
+        clock: for all times.
+        rng: spreads the waiting times.
+        progress: told each step.
+    """
+
+    def __init__(
+        self,
+        lineage: Lineage,
+        *,
+        requester: Requester,
+        activator: Activates,
+        clock: Clock,
+        rng: random.Random,
+        progress: Progress,
+    ) -> None:
+        self._lineage = lineage
+        self._requester = requester
+        self._activator = activator
+        self._clock = clock
+        self._rng = rng
+        self._progress = progress
+        self._requesting = False
+        self._woken = asyncio.Event()
+        self._forced = False
+        self._again_at: float | None = None
+        self._forgiven_at = -math.inf
+        self._unseen = True
+        self._last: tuple[datetime, float] | None = None
+        self._settled: list[asyncio.Future[LineageStatus]] = []
+
+    @property
+    def name(self) -> str:
+        """The lineage's name."""
+        return self._lineage.name
+
+    async def run(self) -> None:
+        """Live until cancelled; errors are logged and waited out."""
+        requested = False
+        while True:
+            forced, self._forced = self._forced, False
+            try:
+                plan, status = await self._advance(forced=forced)
+                span = pause(plan, self._clock.now())
+            except CertplaneError as error:  # the status itself can't be read or written
+                logger.error("%s: %s", self.name, error)  # noqa: TRY400 - a traceback says nothing more
+                self._settle_with(error)
+                span = _AFTER_DISK_ERROR
+            except Exception as error:  # noqa: BLE001 - a bug must not end the other lineages
+                self._settle_with(as_error(self.name, error))
+                span = _AFTER_FAULT
+            else:
+                if isinstance(plan.step, Activate) and requested:
+                    span = pause_after_issue(self._lineage.spec, plan.step.version, self._clock.now())
+                requested = isinstance(plan.step, Request)
+                if span > timedelta() and not self._forced:
+                    self._settle_with(status)
+            if self._again_at is not None:
+                span = min(span, max(timedelta(seconds=self._again_at - self._clock.monotonic()), timedelta()))
+            if span > timedelta():
+                await self._sleep(span)
+
+    async def settle(self, *, forced: bool = False) -> LineageStatus:
+        """Do all that is due now, then return; instead of `run`, for a program that ends.
+
+        What `try_again` has asked for is done at once, however it was to be spread.
+
+        Raises:
+            CertplaneError: the status can't be read or written, or a bug.
+        """
+        if self._again_at is not None:
+            self._again_at = self._clock.monotonic()
+        try:
+            return await self._settle(forced=forced)
+        except Exception as error:
+            told = as_error(self.name, error)
+            if told is error:
+                raise
+            raise told from error
+
+    async def _settle(self, *, forced: bool) -> LineageStatus:
+        requested = False
+        for number in range(_MOST_STEPS):
+            plan, status = await self._advance(forced=forced)
+            forced = False
+            match plan.step:
+                case Wait() as wait:
+                    if number == 0 and not is_well(status):
+                        self._still_ill(wait, status)
+                    return status
+                case Request():
+                    requested = True
+                    if status.state is CertificateState.REQUESTING:
+                        return status  # still under way at the broker
+                case Activate():
+                    if requested:  # what is due again at once has too short a life; the next run goes on
+                        return status
+        raise RuntimeError(f"the plan of {self.name} comes to no end")
+
+    async def renew_now(self) -> LineageStatus:
+        """Make the lineage renew now while `run` is at work, and wait until it has nothing more to do at once.
+
+        Raises:
+            CertplaneError: the status can't be read or written.
+        """
+        future: asyncio.Future[LineageStatus] = asyncio.get_running_loop().create_future()
+        self._settled.append(future)
+        self._forced = True
+        self._woken.set()
+        return await future
+
+    def try_again(self, *, after: timedelta = timedelta()) -> None:
+        """What made requests fail is gone: don't wait out our own patience (a time that a CA named still counts).
+
+        Args:
+            after: When to try, so that hosts that hear of it together don't come together. Who says so again and again
+                is heard once in `LEAST_WAIT`.
+        """
+        at = max(self._clock.monotonic() + after.total_seconds(), self._forgiven_at + LEAST_WAIT.total_seconds())
+        self._again_at = at if self._again_at is None else min(self._again_at, at)
+        self._woken.set()
+
+    @property
+    def wants_again(self) -> bool:
+        """Whether `try_again` was asked for and nothing was planned since."""
+        return self._again_at is not None
+
+    @property
+    def is_requesting(self) -> bool:
+        """Whether a request is under way."""
+        return self._requesting
+
+    def wake(self) -> None:
+        """Something on disk has changed: plan anew."""
+        self._woken.set()
+
+    async def _advance(self, *, forced: bool) -> tuple[Plan, LineageStatus]:
+        """Plan, and take the one step; returns the status after it."""
+        now = self._clock.now()
+        facts = await self._facts(now)
+        if self._again_at is not None and self._again_at <= self._clock.monotonic():
+            self._again_at, self._forgiven_at = None, self._clock.monotonic()
+            facts = replace(facts, status=replace(facts.status, next_attempt_time=None))
+        known = facts
+        if self._unseen:  # whatever an earlier process saw: what is served now?
+            known = replace(facts, status=replace(facts.status, next_verify_time=None))
+        plan = next_step(self._lineage.spec, known, now, forced=forced)
+        status = planned(facts.status, plan, now)
+        if status is not facts.status:
+            await self._lineage.save(status)
+            if isinstance(plan.step, Wait) and plan.step.why:
+                logger.warning("%s: not renewed yet: %s", self.name, plan.step.why)
+        if plan.overdue:
+            logger.warning("%s: its renewal is overdue; last error: %s", self.name, status.last_error or "none")
+        match plan.step:
+            case Request():
+                status = await self._request(plan.step, facts, status)
+            case Activate(version):
+                self._progress.step(self.name, f"installing version {version.number}")
+                status = replace(status, activated_settings=self._lineage.spec.asked.settings)
+                status = await uninterrupted(self._activate(version, status))
+            case Verify():
+                self._unseen = False
+                status = await self._activator.verify(plan.step, status)
+                if status.verify_error:
+                    self._progress.failed(self.name, status.verify_error)
+        return plan, status
+
+    async def _facts(self, now: datetime) -> LineageFacts:
+        """What is on disk, its waits moved along where the wall clock was set since the last look."""
+        monotonic = self._clock.monotonic()
+        last, self._last = self._last, (now, monotonic)
+        jump = timedelta() if last is None else (now - last[0]) - timedelta(seconds=monotonic - last[1])
+        if abs(jump) < _JUMP:
+            jump = timedelta()
+        else:
+            logger.warning("%s: the clock was set by %.0f s; its waits move along", self.name, jump.total_seconds())
+        await self._lineage.disk.run(self._lineage.settle_waits, now, jump)
+        return await self._lineage.facts(now)
+
+    async def _request(self, request: Request, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
+        self._progress.step(self.name, f"requesting: {request.reason}")
+        logger.info("%s: requesting a certificate: %s", self.name, request.reason)
+        asked = self._lineage.spec.asked
+        status = replace(
+            requesting(status, request.reason, self._clock.now()),
+            asked_request=asked.request,
+            asked_settings=asked.settings,
+        )
+        status = await self._lineage.save(status)
+        try:
+            if self._lineage.trial is not None and (facts.pending is None or not facts.pending.order_id):
+                # one that can't be installed would be wasted: a public CA issues few a week
+                await self._lineage.disk.run(self._lineage.trial.try_install)
+            if request.abandon_pending:
+                await self._lineage.disk.run(self._lineage.keys.abandon)
+            self._requesting = True
+            try:
+                version = await self._requester(request)
+            finally:
+                self._requesting = False
+        except OrderUnderWayError as error:
+            logger.warning("%s: %s", self.name, error)
+            self._progress.failed(self.name, str(error))
+            return status
+        except Exception as error:  # noqa: BLE001 - as in `run`: it waits as any failure does
+            return await self._request_failed(as_error(self.name, error), facts, status)
+        succeeded = request_succeeded(status, version, self._clock.now(), directed=request.directed)
+        return await self._lineage.save(succeeded)
+
+    async def _request_failed(self, error: CertplaneError, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
+        now = self._clock.now()
+        failure = failure_of(error, now, getattr(error, "retry_time", None))
+        if isinstance(error, RefusalError) and is_final_for_key(error.refusal):
+            await self._lineage.disk.run(self._lineage.keys.abandon)
+        failed = request_failed(status, failure, now, self._rng, newest_version(facts.versions))
+        told = error.refusal.request_id if isinstance(error, RefusalError) else ""
+        logger.error(
+            "%s: no certificate: %s; next try at %s",
+            self.name,
+            failure.message,
+            _text(failed.next_attempt_time),
+            extra={"fields": {"request_id": told} if told else {}},
+        )
+        self._progress.failed(self.name, failure.message)
+        return await self._lineage.save(failed)
+
+    async def _activate(self, version: Version, status: LineageStatus) -> LineageStatus:
+        result = await self._activator.activate(version, status)
+        if result.error:
+            self._progress.failed(self.name, result.error)
+        else:
+            self._progress.done(self.name, f"version {version.number} is in use until {_text(version.not_after)}")
+        return result.status
+
+    def _still_ill(self, wait: Wait, status: LineageStatus) -> None:
+        """Nothing was tried, since what failed before waits for its time: say so once more."""
+        text = wait.why or f"{status.last_error or 'it'} ({self._waiting(wait)})"
+        logger.error("%s: %s", self.name, text)
+        self._progress.failed(self.name, text)
+
+    def _waiting(self, wait: Wait) -> str:
+        """Until when, whose word that is, and what a person can do."""
+        if wait.by_issuer:
+            return f"the CA named {_text(wait.until)}: no request before"
+        if self._lineage.directive is None:  # the identity's, which nobody renews by hand
+            return f"waits until {_text(wait.until)}"
+        return f"waits until {_text(wait.until)}; `certplane-agent renew {self.name}` tries now"
+
+    def _settle_with(self, result: LineageStatus | Exception) -> None:
+        for future in self._settled:
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        self._settled.clear()
+
+    async def _sleep(self, span: timedelta) -> None:
+        """Until `span` is over or somebody wakes this lineage."""
+        sleep = asyncio.ensure_future(self._clock.sleep(span))
+        woken = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait([sleep, woken], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            woken.cancel()
+            self._woken.clear()
+
+
+def _text(time: datetime | None) -> str:
+    return "once the cause is gone" if time is None else f"{time:%Y-%m-%d %H:%M:%S} UTC"
