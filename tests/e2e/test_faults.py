@@ -20,7 +20,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +158,15 @@ class Disk:
 
     folder: Path
     limited: bool
+    readers: list[sqlite3.Connection] = field(default_factory=list)
 
     def fill(self, broker: int) -> None:
-        """Let no file of the broker's grow any more."""
+        """Let no file of the broker's grow any more, nor be written again from its beginning."""
+        # The write-ahead log starts anew, in room that it has, as soon as nobody reads what is in it.
+        reader = sqlite3.connect(self.folder / "broker.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM orders").fetchone()
+        self.readers.append(reader)
         if self.limited:
             largest = max(path.stat().st_size for path in self.folder.iterdir())
             resource.prlimit(broker, resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
@@ -171,6 +177,8 @@ class Disk:
 
     def make_room(self, broker: int) -> None:
         """Undo `fill`."""
+        while self.readers:
+            self.readers.pop().close()
         if self.limited:
             resource.prlimit(broker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         else:

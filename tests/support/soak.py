@@ -292,14 +292,18 @@ class Soak:
 
     async def assert_one_order_a_key(self) -> None:
         """Every certificate that the CA has made is for a key of its own, by one finalisation, and the broker has it."""
-        made = await self.deployment.pebble.issued_certificates()
-        keys = Counter(public_key_sha256(certificate.public_key()) for certificate in made)
-        assert set(keys.values()) == {1}
-        assert set(Counter(self.deployment.pebble.log.finalizations).values()) == {1}
-        issued = "SELECT public_key_sha256 FROM orders WHERE state = 'ISSUED'"
-        assert sorted(keys) == sorted(key for (key,) in self.query(issued))
-        told = [event["cert_serial_number"] for event in await events(self.deployment, event_type="certificate_issued")]
-        assert sorted(told) == sorted(self.issued())
+
+        async def all_agree() -> bool:  # they are read one after the other, and renewals go on meanwhile
+            made = await self.deployment.pebble.issued_certificates()
+            keys = Counter(public_key_sha256(certificate.public_key()) for certificate in made)
+            assert set(keys.values()) == {1}
+            assert set(Counter(self.deployment.pebble.log.finalizations).values()) == {1}
+            issued = self.query("SELECT public_key_sha256 FROM orders WHERE state = 'ISSUED'")
+            told = await events(self.deployment, event_type="certificate_issued")
+            in_events = sorted(event["cert_serial_number"] for event in told)
+            return sorted(keys) == sorted(key for (key,) in issued) and in_events == sorted(self.issued())
+
+        await until(all_agree, poll=0.3, what="one order and one event for each certificate of the CA's")
 
     async def assert_nothing_is_left(self) -> None:
         """After the broker's next start: no TXT record, no open order, no plan but those of certificates in force.

@@ -56,7 +56,8 @@ async def repeat(
 ) -> T:
     """Await `attempt()` until it returns, fails in a way that may not be repeated, or the deadline leaves no time.
 
-    Waits between tries as `backoff` says, and at least as long as the failure's `retry_after`.
+    Waits between tries as `backoff` says, and at least as long as the failure's `retry_after`. A last try that the
+    deadline cut off says no more than that: the failure before it is raised, which has the cause.
 
     Args:
         attempt: one try; it must know the deadline itself.
@@ -67,10 +68,14 @@ async def repeat(
         when: whether such a failure may be repeated.
     """
     failures = 0
+    earlier: RefusalError | None = None
     while True:
         try:
             return await attempt()
         except on as error:
+            if earlier is not None and not deadline.left and when(error):
+                raise earlier from error
+            earlier = error
             failures += 1
             wait = max(backoff.wait(failures, rng), error.refusal.retry_after or timedelta())
             if not when(error) or not await deadline.sleep(wait):

@@ -143,6 +143,7 @@ class PropagationCheck:
         shown: Deadline | None = None
         """Until when those that give no answer are asked again."""
         quiet = Deadline.after(self._told_after, deadline.clock)
+        why = ""
         while True:
             silent: list[str] = []
             try:
@@ -151,10 +152,11 @@ class PropagationCheck:
                 silent = [one.silent for one in found if one.silent]
                 if not lacking and not silent:
                     return ()
-                missing = lacking or len(silent) == len(found)
-                why = (lacking or silent)[0]
+                missing, now = bool(lacking) or len(silent) == len(found), (lacking or silent)[0]
             except NoDnsAnswerError as error:
-                missing, why = True, str(error)
+                missing, now = True, str(error)
+            # A last look that the deadline cut off has nothing to say; the one before it has.
+            why = now if deadline.left or not why else why
             if missing:
                 shown = None
             else:

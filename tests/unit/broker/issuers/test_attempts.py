@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
@@ -30,7 +31,7 @@ class Steps:
         return "done"
 
 
-async def run(clock: ManualClock, steps: Steps, timeout: float, *, when: bool = True) -> str:
+async def run(clock: ManualClock, steps: Callable[[], Awaitable[str]], timeout: float, *, when: bool = True) -> str:
     call = asyncio.create_task(
         repeat(
             steps,
@@ -97,6 +98,21 @@ async def test_other_errors_pass_through() -> None:
             on=RefusalError,
             when=lambda _: True,
         )
+
+
+async def test_a_try_that_the_deadline_cut_off_hides_no_cause() -> None:
+    """The last failure with a cause is raised, not the time that ran out while it was asked again."""
+    clock = ManualClock()
+    told = iter(["the key is refused", "no answer in 1 s"])
+
+    async def attempt() -> str:
+        text = next(told)
+        if text.startswith("no answer"):
+            clock.advance(timedelta(seconds=60))
+        raise RefusalError(Reason.DNS_UNAVAILABLE, text)
+
+    with pytest.raises(RefusalError, match="the key is refused"):
+        await run(clock, attempt, 30)
 
 
 def test_deadline_goes_by_monotonic_time() -> None:
