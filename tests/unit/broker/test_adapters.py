@@ -264,7 +264,7 @@ async def test_httpreq_recursive_nameservers(files: BrokerFiles, changes: dict[s
     route = adapters.solver(made, FakeSecretSource({}), SystemClock(), random.Random(1)).routes.default
     assert route.check.mode is mode
     if not changes:
-        asked = [(server.name, server.port) for server in await route.lookup.resolvers()]
+        asked = [(server.name, server.port) for server in await route.lookup.resolvers.servers()]
         assert asked == [("127.0.0.1:53", 53), ("localhost:54", 54)]
 
 
@@ -274,7 +274,7 @@ async def test_zone_with_httpreq(files: BrokerFiles) -> None:
     made = settings(files, **changes, dns={"zones": [{"zone": "a.test", "provider": "httpreq"}]})
     routes = adapters.solver(made, FakeSecretSource({}), SystemClock(), random.Random(1)).routes
     assert (routes.default.check.mode, routes.of("x.a.test").check.mode) == (Mode.AUTHORITATIVE, Mode.RECURSIVE)
-    assert [server.port for server in await routes.of("x.a.test").lookup.resolvers()] == [53, 54]
+    assert [server.port for server in await routes.of("x.a.test").lookup.resolvers.servers()] == [53, 54]
 
 
 def test_which_cnames_are_followed(files: BrokerFiles) -> None:

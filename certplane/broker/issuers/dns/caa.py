@@ -188,8 +188,8 @@ async def relevant_records(
 
 
 async def _records_at(lookup: DnsLookup, name: dns.name.Name, deadline: Deadline) -> tuple[CaaRecord, ...]:
-    if lookup.has_resolvers:
-        answer = await lookup.resolve(name, dns.rdatatype.CAA, deadline)
+    if lookup.resolvers:
+        answer = await lookup.resolvers.resolve(name, dns.rdatatype.CAA, deadline)
     else:
         answer = await lookup.look(name, dns.rdatatype.CAA, deadline)
         if any(rrset.rdtype == dns.rdatatype.CNAME for rrset in answer.answer) and not any(

@@ -159,7 +159,7 @@ class Delegations:
         except (NoDnsAnswerError, RefusalError):  # a resolver without SOA records shows no zones
             if authoritative or not self._allowed:
                 raise
-            resolved = await route.lookup.resolve(name, dns.rdatatype.CNAME, deadline)
+            resolved = await route.lookup.resolvers.resolve(name, dns.rdatatype.CNAME, deadline)
             if resolved is None:
                 return "", False
             answer = resolved

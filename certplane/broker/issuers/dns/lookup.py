@@ -7,19 +7,13 @@ in a zone below. With configured `servers` (split DNS) those are asked for every
 
 One broken part doesn't hide the others: a name whose SOA can't be looked up (load balancers that know A alone) is
 passed over, and the servers of the zone above say whether it is in theirs; a server is known by its A records when its
-AAAA records can't be looked up. One reachable address of each server is asked: not every host has IPv6.
-Answers of the walk are kept for a minute. A server has few questions at a time to answer: when hundreds of orders look
-at once, it is spared, and so is the loop.
+AAAA records can't be looked up. Answers of the walk are kept for a minute.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
 
 import dns.asyncresolver
 import dns.flags
@@ -31,26 +25,13 @@ import dns.rdatatype
 import dns.resolver
 
 from certplane.broker.issuers.attempts import Deadline, all_of
-from certplane.broker.issuers.dns.dns_messages import (
-    MALFORMED,
-    NoDnsAnswerError,
-    addresses_of,
-    alias_in,
-    ask,
-    referral_in,
-)
+from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, alias_in, referral_in
+from certplane.broker.issuers.dns.name_servers import Kept, NameServer, NameServers, servers_at
+from certplane.broker.issuers.dns.resolvers import LOOKUP_TIMEOUT, Resolvers
 from certplane.config.values import HostPort
-from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 
-T = TypeVar("T")
-
-_ASK_TIMEOUT = timedelta(seconds=3)
-_ASKED_AT_ONCE = 16
-"""Questions under way to one server: 160 a second at a tenth of a second each."""
-_LOOKUP_TIMEOUT = timedelta(seconds=10)
-_FRESH = timedelta(minutes=1)
-_MOST_KEPT = 10_000
 _MOST_CUTS = 8
 """Zones below one another that a name is followed into."""
 _MOST_PASSED = 3
@@ -59,18 +40,11 @@ _AFTER_FAILURE = timedelta(seconds=3)
 """For each look-up of a walk after one that failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class NameServer:
-    """A name server: its name, where it can be asked, and why some or all of its addresses aren't known."""
-
-    name: str
-    addresses: tuple[str, ...]
-    port: int
-    trouble: str = ""
-
-
 class DnsLookup:
-    """Asks resolvers and authoritative servers. Safe for concurrent use on one loop."""
+    """Asks resolvers and authoritative servers. Safe for concurrent use on one loop.
+
+    `resolvers` and `name_servers` are for questions of one's own.
+    """
 
     def __init__(
         self,
@@ -95,31 +69,12 @@ class DnsLookup:
         Raises:
             ConfigurationError: the system has no resolver, or one of `resolvers` isn't an address.
         """
-        self._configured, self._port, self._clock = tuple(servers), port, clock or SystemClock()
-        self._named = tuple(resolvers) if named_resolvers and not all(map(_is_address, resolvers)) else ()
-        self._resolver = _resolver(resolvers, key) if (resolvers or not servers) and not self._named else None
-        self._zones: dict[dns.name.Name, tuple[float, dns.name.Name]] = {}
-        self._servers: dict[dns.name.Name, tuple[float, list[NameServer]]] = {}
-        self._reachable: dict[NameServer, str] = {}
-        self._asking: dict[NameServer, asyncio.Semaphore] = {}
-
-    @property
-    def has_resolvers(self) -> bool:
-        """Whether there are recursive servers to ask."""
-        return bool(self._named) or self._resolver is not None
-
-    async def resolvers(self) -> list[NameServer]:
-        """The recursive servers; empty if there are none. One whose name has no address now is there without any."""
-        if self._named:
-            return await self._kept(self._servers, dns.name.empty, lambda: _found(self._named))
-        if self._resolver is None:
-            return []
-        return [
-            NameServer("resolver", (server.address,), server.port)
-            if isinstance(server, dns.nameserver.Do53Nameserver)
-            else NameServer("resolver", (str(server),), 53)
-            for server in self._resolver.nameservers
-        ]
+        clock = clock or SystemClock()
+        self._configured, self._port = tuple(servers), port
+        self.name_servers = NameServers()
+        self.resolvers = Resolvers(resolvers, clock, key=key, named=named_resolvers, needed=not servers)
+        self._zones = Kept[dns.name.Name](clock)
+        self._servers = Kept[list[NameServer]](clock)
 
     async def zone_of(self, name: dns.name.Name, deadline: Deadline) -> dns.name.Name:
         """The nearest zone at or above `name`: the first name upwards with an SOA (RFC 1034 4.2.1).
@@ -128,7 +83,7 @@ class DnsLookup:
             RefusalError: DNS_REJECTED: nothing above it is a zone.
             NoDnsAnswerError: it can't be told now.
         """
-        return await self._kept(self._zones, name, lambda: self._walk(name, deadline))
+        return await self._zones.get(name, lambda: self._walk(name, deadline))
 
     async def servers_of(self, zone: dns.name.Name, deadline: Deadline) -> list[NameServer]:
         """The authoritative servers of a zone, by name: its NS set, or those that are configured.
@@ -138,8 +93,8 @@ class DnsLookup:
             NoDnsAnswerError: it can't be told now.
         """
         if self._configured:
-            return await self._kept(self._servers, dns.name.root, lambda: _found(self._configured))
-        return await self._kept(self._servers, zone, lambda: self._name_servers(zone, deadline))
+            return await self._servers.get(dns.name.root, lambda: servers_at(self._configured))
+        return await self._servers.get(zone, lambda: self._name_servers(zone, deadline))
 
     async def locate(self, name: dns.name.Name, deadline: Deadline) -> tuple[dns.name.Name, list[NameServer]]:
         """The zone that holds `name` and its servers, found without asking a resolver for it. Raises as `look`."""
@@ -160,87 +115,6 @@ class DnsLookup:
         """Where a CNAME at `name` leads, without the final dot; empty if there is none. Raises as `look`."""
         answer = await self.look(name, dns.rdatatype.CNAME, deadline)
         return alias_in(answer, name).rstrip(".").lower()
-
-    async def ask_server(
-        self,
-        server: NameServer,
-        name: dns.name.Name,
-        kind: dns.rdatatype.RdataType,
-        deadline: Deadline,
-        *,
-        recursive: bool = False,
-    ) -> tuple[str, dns.message.Message]:
-        """Ask one reachable address of `server`; returns that address and the answer, whatever its rcode.
-
-        Raises:
-            NoDnsAnswerError: none of its addresses answers, with each one's reason.
-        """
-        if len(self._asking) >= _MOST_KEPT:
-            self._asking.clear()  # who waits still has the old one
-        turn = self._asking.setdefault(server, asyncio.Semaphore(_ASKED_AT_ONCE))
-        try:
-            async with asyncio.timeout(deadline.left.total_seconds()):
-                await turn.acquire()
-        except TimeoutError as error:
-            raise NoDnsAnswerError(f"{server.name} is slow: its turn to be asked did not come in time") from error
-        try:
-            return await self._ask_in_turn(server, name, kind, deadline, recursive=recursive)
-        finally:
-            turn.release()
-
-    async def _ask_in_turn(
-        self,
-        server: NameServer,
-        name: dns.name.Name,
-        kind: dns.rdatatype.RdataType,
-        deadline: Deadline,
-        *,
-        recursive: bool,
-    ) -> tuple[str, dns.message.Message]:
-        known = self._reachable.get(server)
-        addresses = sorted(server.addresses, key=lambda address: address != known)
-        failures: list[str] = []
-        for address in addresses:
-            timeout = min(_ASK_TIMEOUT, deadline.left)
-            try:
-                answer = await ask(name, kind, address, server.port, timeout, recursive=recursive)
-            except NoDnsAnswerError as error:
-                failures.append(f"{address}: {error}")
-                continue
-            self._reachable[server] = address
-            return address, answer
-        reason = "; ".join(failures) or server.trouble or "it has no address"
-        raise NoDnsAnswerError(f"{server.name} can't be asked ({reason})")
-
-    async def resolve(
-        self, name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline
-    ) -> dns.message.Message | None:
-        """A resolver's answer, CNAMEs followed; None for NXDOMAIN.
-
-        Raises:
-            NoDnsAnswerError: there is none (SERVFAIL too), or no resolver to ask.
-        """
-        resolver = await self._resolver_now()
-        lifetime = min(_LOOKUP_TIMEOUT, deadline.left).total_seconds()
-        try:
-            answer = await resolver.resolve(name, kind, lifetime=lifetime, raise_on_no_answer=False, search=False)
-        except dns.resolver.NXDOMAIN:
-            return None
-        except MALFORMED as error:
-            what = f"{dns.rdatatype.to_text(kind)} of {name.to_text(omit_final_dot=True)}"
-            raise NoDnsAnswerError(f"{what} can't be looked up ({type(error).__name__})") from error
-        return answer.response
-
-    async def _resolver_now(self) -> dns.asyncresolver.Resolver:
-        if self._resolver is not None:
-            return self._resolver
-        if not self._named:
-            raise NoDnsAnswerError("no resolver is configured beside the authoritative servers")
-        servers = await self.resolvers()
-        known = [HostPort(address, server.port) for server in servers for address in server.addresses]
-        if not known:
-            raise NoDnsAnswerError("; ".join(server.trouble for server in servers[:3]))
-        return _resolver(known, "")
 
     async def _walk(self, name: dns.name.Name, deadline: Deadline) -> dns.name.Name:
         candidate = name
@@ -277,8 +151,8 @@ class DnsLookup:
         if not failures:
             return above
         try:
-            answer, _ = await self._first(
-                await self.servers_of(above, deadline), name, dns.rdatatype.CNAME, deadline.earlier(_LOOKUP_TIMEOUT)
+            answer, _ = await self.name_servers.ask_first(
+                await self.servers_of(above, deadline), name, dns.rdatatype.CNAME, deadline.earlier(LOOKUP_TIMEOUT)
             )
         except (NoDnsAnswerError, RefusalError) as error:
             raise failures[0] from error
@@ -294,8 +168,10 @@ class DnsLookup:
 
     async def _soa(self, name: dns.name.Name, deadline: Deadline) -> dns.message.Message | None:
         if not self._configured:
-            return await self.resolve(name, dns.rdatatype.SOA, deadline)
-        answer, _ = await self._first(await self.servers_of(name, deadline), name, dns.rdatatype.SOA, deadline)
+            return await self.resolvers.resolve(name, dns.rdatatype.SOA, deadline)
+        answer, _ = await self.name_servers.ask_first(
+            await self.servers_of(name, deadline), name, dns.rdatatype.SOA, deadline
+        )
         return answer if answer.flags & dns.flags.AA else None
 
     async def _look(
@@ -304,7 +180,7 @@ class DnsLookup:
         zone = dns.name.root if self._configured else await self.zone_of(name.parent(), deadline)
         for _ in range(_MOST_CUTS):
             servers = await self.servers_of(zone, deadline)
-            answer, server = await self._first(servers, name, kind, deadline)
+            answer, server = await self.name_servers.ask_first(servers, name, kind, deadline)
             cut = referral_in(answer, name)
             if cut is None:
                 if not answer.flags & dns.flags.AA:
@@ -317,24 +193,8 @@ class DnsLookup:
             zone = cut
         raise NoDnsAnswerError(f"{name.to_text(omit_final_dot=True)} is below too many zones")
 
-    async def _first(
-        self, servers: Sequence[NameServer], name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline
-    ) -> tuple[dns.message.Message, NameServer]:
-        """The answer of the first server that gives one; those that answered before are asked before the others."""
-        failures: list[str] = []
-        for server in sorted(servers, key=lambda server: server not in self._reachable):
-            try:
-                address, answer = await self.ask_server(server, name, kind, deadline)
-            except NoDnsAnswerError as error:
-                failures.append(str(error))
-                continue
-            if answer.rcode() in {dns.rcode.NOERROR, dns.rcode.NXDOMAIN}:
-                return answer, server
-            failures.append(f"{server.name} ({address}) answers {dns.rcode.to_text(answer.rcode())}")
-        raise NoDnsAnswerError("; ".join(failures[:3]) or "the zone has no name servers")
-
     async def _name_servers(self, zone: dns.name.Name, deadline: Deadline) -> list[NameServer]:
-        answer = await self.resolve(zone, dns.rdatatype.NS, deadline)
+        answer = await self.resolvers.resolve(zone, dns.rdatatype.NS, deadline)
         found = [] if answer is None else [rrset for rrset in answer.answer if rrset.rdtype == dns.rdatatype.NS]
         if not found:
             message = f"the zone {zone.to_text(omit_final_dot=True)} has no name servers in the DNS"
@@ -347,7 +207,7 @@ class DnsLookup:
 
         async def look_up(kind: dns.rdatatype.RdataType) -> tuple[list[str], str]:
             try:
-                answer = await self.resolve(target, kind, deadline)
+                answer = await self.resolvers.resolve(target, kind, deadline)
             except NoDnsAnswerError as error:
                 return [], str(error)
             rrsets = () if answer is None else answer.answer
@@ -357,59 +217,3 @@ class DnsLookup:
         addresses = tuple(address for addresses, _ in found for address in addresses)
         trouble = "; ".join(why for _, why in found if why)
         return NameServer(target.to_text(omit_final_dot=True), addresses, self._port, trouble)
-
-    async def _kept(
-        self,
-        kept: dict[dns.name.Name, tuple[float, T]],
-        name: dns.name.Name,
-        find: Callable[[], Awaitable[T]],
-    ) -> T:
-        entry = kept.get(name)
-        now = self._clock.monotonic()
-        if entry is not None and now - entry[0] < _FRESH.total_seconds():
-            return entry[1]
-        found = await find()
-        if len(kept) >= _MOST_KEPT:
-            kept.clear()
-        if not _incomplete(found):  # a server that is missing for a moment isn't left out for a minute
-            kept[name] = (now, found)
-        return found
-
-
-def _incomplete(found: object) -> bool:
-    """Whether a list of servers lacks addresses of one that may be there the next time."""
-    return isinstance(found, list) and any(server.trouble and not server.addresses for server in found)
-
-
-async def _found(servers: Sequence[HostPort]) -> list[NameServer]:
-    """Configured servers with their addresses; one that has none is there with what is wrong."""
-
-    async def find(one: HostPort) -> NameServer:
-        try:
-            return NameServer(str(one), tuple(await addresses_of(one)), one.port)
-        except NoDnsAnswerError as error:
-            return NameServer(str(one), (), one.port, str(error))
-
-    return await all_of(find(one) for one in servers)
-
-
-def _is_address(server: HostPort) -> bool:
-    try:
-        ipaddress.ip_address(server.host)
-    except ValueError:
-        return False
-    return True
-
-
-def _resolver(resolvers: Sequence[HostPort], key: str) -> dns.asyncresolver.Resolver:
-    try:
-        resolver = dns.asyncresolver.Resolver(configure=not resolvers)
-        if resolvers:
-            resolver.nameservers = [
-                dns.nameserver.Do53Nameserver(str(ipaddress.ip_address(server.host)), server.port)
-                for server in resolvers
-            ]
-    except (dns.resolver.NoResolverConfiguration, ValueError) as error:
-        problem = ConfigurationProblem("", None, key, "no resolver can be used", "name addresses of resolvers")
-        raise ConfigurationError([problem]) from error
-    return resolver

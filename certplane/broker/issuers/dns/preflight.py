@@ -23,7 +23,7 @@ from certplane.broker.issuers.attempts import Deadline, all_of
 from certplane.broker.issuers.dns.caa import ParentRecords, Verdict, judge, relevant_records
 from certplane.broker.issuers.dns.delegation import Delegations
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
-from certplane.broker.issuers.dns.lookup import NameServer
+from certplane.broker.issuers.dns.name_servers import NameServer
 from certplane.broker.issuers.dns.provider import CheckableProvider
 from certplane.broker.issuers.dns.routes import Routes
 from certplane.broker.issuers.dns.settings import Mode
@@ -171,7 +171,7 @@ class DnsPreflight(OrderPreflight):
         """A server with its SOA serial; with what is wrong and None if it has none."""
         lookup = self._routes.of(record).lookup
         try:
-            address, answer = await lookup.ask_server(server, zone, dns.rdatatype.SOA, deadline)
+            address, answer = await lookup.name_servers.ask(server, zone, dns.rdatatype.SOA, deadline)
         except NoDnsAnswerError as error:
             return str(error), None
         for rrset in answer.answer:

@@ -39,7 +39,8 @@ from certplane.broker.issuers.dns.dns_messages import (
     referral_in,
     renaming_in,
 )
-from certplane.broker.issuers.dns.lookup import DnsLookup, NameServer
+from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.issuers.dns.name_servers import NameServer
 from certplane.broker.issuers.dns.settings import Mode
 from certplane.broker.issuers.dns.wildcards import is_wildcard_alias
 from certplane.broker.model import TxtRecord
@@ -181,7 +182,7 @@ class PropagationCheck:
     ) -> _Finding:
         absolute, recursive = name_of(name), self.mode is Mode.RECURSIVE
         try:
-            address, answer = await self._lookup.ask_server(
+            address, answer = await self._lookup.name_servers.ask(
                 server, absolute, dns.rdatatype.TXT, deadline, recursive=recursive
             )
         except NoDnsAnswerError as error:
@@ -200,7 +201,7 @@ class PropagationCheck:
         """A wildcard answers with its CNAME until the server has the record; another CNAME keeps the record out."""
 
         async def ask(neighbour: dns.name.Name) -> tuple[str, bool]:
-            _, answer = await self._lookup.ask_server(
+            _, answer = await self._lookup.name_servers.ask(
                 server, neighbour, dns.rdatatype.TXT, deadline, recursive=self.mode is Mode.RECURSIVE
             )
             return alias_in(answer, neighbour).rstrip(".").lower(), renaming_in(answer, neighbour)
@@ -223,9 +224,9 @@ class PropagationCheck:
     ) -> tuple[dns.name.Name | None, Sequence[NameServer]]:
         """Who is asked, and the zone that they have; None if it isn't known."""
         if self.mode is Mode.RECURSIVE:
-            if not self._lookup.has_resolvers:
+            if not self._lookup.resolvers:
                 raise NoDnsAnswerError("there is no resolver to ask: set dns.resolvers")
-            return None, await self._lookup.resolvers()
+            return None, await self._lookup.resolvers.servers()
         if zone:
             apex = name_of(zone)
             return apex, await self._lookup.servers_of(apex, deadline)

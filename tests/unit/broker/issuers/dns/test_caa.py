@@ -17,6 +17,7 @@ from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.caa import CaaRecord, ParentRecords, Verdict, judge, relevant_records
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError
 from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.issuers.dns.resolvers import Resolvers
 from certplane.broker.ports import CaaIdentity
 from certplane.config.values import HostPort
 from certplane.runtime.clock import SystemClock
@@ -123,11 +124,11 @@ def test_any_records_are_judged(records: list[CaaRecord]) -> None:
     assert judged.message.isprintable()
 
 
-class CountedLookup(DnsLookup):
-    """Answers that there is nothing anywhere, or nothing at all while it is `away`."""
+class CountedResolvers(Resolvers):
+    """Answer that there is nothing anywhere, or nothing at all while they are `away`."""
 
     def __init__(self) -> None:
-        super().__init__(resolvers=[HostPort("127.0.0.1", 9)])
+        super().__init__([HostPort("127.0.0.1", 9)], ManualClock(), key="")
         self.asked: Counter[str] = Counter()
         self.away = False
 
@@ -141,9 +142,17 @@ class CountedLookup(DnsLookup):
         return None
 
 
+def counted_lookup(clock: ManualClock) -> tuple[DnsLookup, CountedResolvers]:
+    resolvers = CountedResolvers()
+    lookup = DnsLookup(clock=clock)
+    lookup.resolvers = resolvers
+    return lookup, resolvers
+
+
 async def test_orders_of_a_burst_share_what_stands_above_their_names() -> None:
     """Each asks for its own names; the zone's and what is above are asked for once, and again some seconds later."""
-    clock, lookup = ManualClock(), CountedLookup()
+    clock = ManualClock()
+    lookup, resolvers = counted_lookup(clock)
     parents, deadline = ParentRecords(clock), Deadline.after(timedelta(minutes=1), clock)
 
     async def burst() -> None:
@@ -151,20 +160,20 @@ async def test_orders_of_a_burst_share_what_stands_above_their_names() -> None:
         await asyncio.gather(*(relevant_records(lookup, name, deadline, parents) for name in names))
 
     await burst()
-    assert (lookup.asked["shop.test"], lookup.asked["test"], lookup.asked["w7.shop.test"]) == (1, 1, 1)
+    assert (resolvers.asked["shop.test"], resolvers.asked["test"], resolvers.asked["w7.shop.test"]) == (1, 1, 1)
     clock.advance(timedelta(seconds=11))
     await burst()
-    assert (lookup.asked["shop.test"], lookup.asked["w7.shop.test"]) == (2, 2)
+    assert (resolvers.asked["shop.test"], resolvers.asked["w7.shop.test"]) == (2, 2)
 
 
 async def test_a_parent_without_an_answer_is_asked_again() -> None:
     """That it couldn't be told is nobody else's answer."""
-    lookup = CountedLookup()
+    lookup, resolvers = counted_lookup(ManualClock())
     parents, deadline = ParentRecords(ManualClock()), Deadline.after(timedelta(minutes=1), ManualClock())
-    lookup.away = True
+    resolvers.away = True
     with pytest.raises(NoDnsAnswerError):
         await parents.at(lookup, dns.name.from_text("shop.test"), deadline)
-    lookup.away = False
+    resolvers.away = False
     assert await parents.at(lookup, dns.name.from_text("shop.test"), deadline) == ()
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
-from certplane.broker.issuers.dns.lookup import DnsLookup, NameServer
+from certplane.broker.issuers.dns.lookup import DnsLookup
+from certplane.broker.issuers.dns.name_servers import NameServer
 from certplane.config.values import HostPort
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import SystemClock
@@ -143,7 +144,7 @@ async def test_server_without_address_is_looked_up_again() -> None:
         [missing] = await made.servers_of(name_of("parent.test"), soon())
         assert missing.addresses == ()
         with pytest.raises(NoDnsAnswerError, match=r"can't be asked \(A of ns.parent.test can't be looked up"):
-            await made.ask_server(missing, name_of("parent.test"), dns.rdatatype.SOA, soon())
+            await made.name_servers.ask(missing, name_of("parent.test"), dns.rdatatype.SOA, soon())
         broken.fails.clear()
         [found] = await made.servers_of(name_of("parent.test"), soon())
     assert found.addresses == ("127.0.0.1",)
@@ -240,7 +241,7 @@ async def test_configured_servers_need_no_resolver(sandbox_dns: SandboxDnsServer
     made = DnsLookup(servers=[HostPort("127.0.0.2", sandbox_dns.endpoint.port)])
     assert str(await made.zone_of(name_of("a.sub.certplane.test"), soon())) == "sub.certplane.test."
     assert {question.address for question in sandbox_dns.questions} == {"127.0.0.2"}
-    assert (made.has_resolvers, await made.resolvers()) == (False, [])
+    assert (bool(made.resolvers), await made.resolvers.servers()) == (False, [])
 
 
 class Cut:
@@ -289,6 +290,6 @@ async def test_one_reachable_address_is_enough(sandbox_dns: SandboxDnsServer) ->
     server = NameServer("ns.test", ("127.0.0.77", "127.0.0.2", "127.0.0.1"), sandbox_dns.endpoint.port)
     made = DnsLookup(servers=[HostPort("127.0.0.1", 1)])
     for _ in range(2):
-        address, _answer = await made.ask_server(server, name_of("certplane.test"), dns.rdatatype.SOA, soon())
+        address, _answer = await made.name_servers.ask(server, name_of("certplane.test"), dns.rdatatype.SOA, soon())
         assert address == "127.0.0.2"
     assert {question.address for question in sandbox_dns.questions} == {"127.0.0.2"}
