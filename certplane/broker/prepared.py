@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from certplane.broker.database import locating
 from certplane.broker.policy.source import FilePolicySource
-from certplane.broker.services.trust import Trust, TrustFiles, TrustText
+from certplane.broker.services.trust import LoadedTrust, TrustFiles, TrustText
 from certplane.broker.settings import BrokerSettings
 from certplane.errors import ConfigurationError, ConfigurationProblem
 
@@ -18,7 +18,7 @@ class Prepared:
     settings: BrokerSettings
     trust_files: TrustFiles
     trust_text: TrustText
-    trust: Trust
+    trust: LoadedTrust
     policy: FilePolicySource
 
 

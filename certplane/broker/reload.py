@@ -31,7 +31,7 @@ from certplane.broker.control import ReloadResult
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import AuditLog, DurableLimits, Meter
-from certplane.broker.services.trust import Trust, TrustFiles, TrustInForce, TrustText
+from certplane.broker.services.trust import LoadedTrust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.errors import ConfigurationError, ConfigurationProblem, RefusalError
 from certplane.runtime.clock import Clock
@@ -67,7 +67,7 @@ def expiry_level(not_before: datetime, not_after: datetime, now: datetime) -> Ex
     return ExpiryLevel.QUARTER if left * 4 <= life else ExpiryLevel.FINE
 
 
-def trust_fields(trust: Trust) -> dict[str, Any]:
+def trust_fields(trust: LoadedTrust) -> dict[str, Any]:
     """What a log line says of a pair and bundle."""
     return {
         "server_serial_number": trust.server.serial_number,
@@ -271,7 +271,7 @@ class Reloader:
         self._meter.count(metrics.RELOADS, what="trust", result="loaded")
         return True
 
-    def _check_not_expired(self, trust: Trust) -> None:
+    def _check_not_expired(self, trust: LoadedTrust) -> None:
         if trust.server.not_after <= self._clock.now():
             at = self._files.locate("server.tls.cert")
             message = f"{self._files.cert} expired at {trust.server.not_after:%Y-%m-%dT%H:%M:%SZ}"

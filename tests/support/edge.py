@@ -31,7 +31,7 @@ from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
-from certplane.broker.services.trust import Trust, TrustInForce
+from certplane.broker.services.trust import LoadedTrust, TrustInForce
 from certplane.pki.chain import leaf_facts
 from certplane.pki.identity import TrustBundle
 from certplane.rpc.channel import open_channel
@@ -211,10 +211,10 @@ class EdgeServer:
         return [event.reason_code for event in self.denials.events]
 
 
-def trust_of(server: Leaf, *cas: PrivateCa) -> Trust:
+def trust_of(server: Leaf, *cas: PrivateCa) -> LoadedTrust:
     """The server's pair, and the roots of `cas` as the bundle."""
     bundle = TrustBundle.from_pem(b"".join(ca.root_pem for ca in cas))
-    return Trust(server.pair, leaf_facts(server.certificate_pem.decode()), bundle)
+    return LoadedTrust(server.pair, leaf_facts(server.certificate_pem.decode()), bundle)
 
 
 @asynccontextmanager

@@ -33,4 +33,4 @@ def draining() -> RefusalError:
 
 def failed() -> RefusalError:
     """A bug of the broker ended the stream."""
-    return RefusalError(Reason.INTERNAL, "the broker failed at this stream; its log says more")
+    return RefusalError(Reason.INTERNAL, "the broker failed while serving this stream; see its log")

@@ -106,7 +106,7 @@ class HostSession:
             RefusalError: REQUEST_INVALID, it isn't the first.
         """
         if self.connect_time is not None:
-            raise invalid("hello", "was said already: it is the first message of a stream, and only the first")
+            raise invalid("hello", "was already sent; only the first message of a stream may be hello")
         self.agent_version, self.epoch = message.agent_version, message.epoch
         self._names = frozenset(message.certificate_names)
         self.clock_skew = message.host_time - now
@@ -255,7 +255,7 @@ class HostSession:
 
     def _check_begun(self) -> None:
         if self.connect_time is None:
-            raise invalid("hello", "is required: it is the first message of a stream")
+            raise invalid("hello", "is required as the first message of a stream")
 
 
 def _first_due(plans: Iterable[RenewalPlan]) -> tuple[RenewalPlan, ...]:

@@ -112,11 +112,11 @@ def check_access(access: Access | None, caller: Caller) -> Access:
     if caller.kind not in access.kinds:
         allowed = " and ".join(sorted(f"{kind}s" for kind in access.kinds))
         raise RefusalError(
-            Reason.ROLE_REQUIRED, f"only {allowed} may call this method; the caller is one of the {caller.kind}s"
+            Reason.ROLE_REQUIRED, f"only {allowed} may call this method; the caller is of the kind {caller.kind}"
         )
     if access.roles and access.roles.isdisjoint(caller.roles):
         wanted = " or ".join(sorted(access.roles))
         raise RefusalError(
-            Reason.ROLE_REQUIRED, f"this method wants the role {wanted}, which policy doesn't give to the caller"
+            Reason.ROLE_REQUIRED, f"this method requires the role {wanted}, which the policy doesn't give to the caller"
         )
     return access

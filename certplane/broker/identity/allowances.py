@@ -180,7 +180,7 @@ class Allowances:
             violation = Violation("refused_calls_per_caller", f"{self.settings.calls_burst} at once")
             raise RefusalError(
                 Reason.RATE_LIMITED,
-                "too many calls that were refused; the first refusals say why, and calling less often shows them again",
+                "too many refused calls; earlier refusals say why, and slower calls are told again",
                 retry_after=wait,
                 violations=[violation],
             )
@@ -195,7 +195,7 @@ class Allowances:
         settings = self.settings
         if work:
             violation = Violation("work_per_identity", f"{settings.call_seconds * 1000:g} ms a call")
-            message = "the calls of this identity have cost too much work; ask for less at once, or slow down"
+            message = "the calls of this identity take too much processor time; ask for less at once, or slow down"
         else:
             limit = f"{settings.calls_burst} at once, {settings.calls_per_second:g} a second after that"
             violation, message = Violation("calls_per_identity", limit), "too many calls; slow down"

@@ -198,7 +198,7 @@ class Authenticator:
         wait = self._searches.take(presented.sha256)
         if wait is not None:
             violation = Violation("path_searches_per_certificate", f"{_SEARCHES} at once, then one a second")
-            message = "this client certificate comes with another chain again and again; present the same one"
+            message = "this client certificate keeps coming with another chain; always present the same one"
             raise RefusalError(Reason.RATE_LIMITED, message, retry_after=wait, violations=[violation])
 
     def _grant(self, certificate: IdentityCertificate, policy: Policy) -> Grant:

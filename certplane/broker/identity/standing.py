@@ -11,13 +11,13 @@ from certplane.errors import Reason, Refusal, RefusalError
 
 def shut_out() -> Refusal:
     """Why an identity on the deny-list is refused."""
-    return Refusal(Reason.IDENTITY_REVOKED, "an operator of the broker has shut this identity out; ask there")
+    return Refusal(Reason.IDENTITY_REVOKED, "an operator of the broker has denied this identity; contact an operator")
 
 
 def check_standing(
     deny_list: DenyList, trust: IdentityTrust, name: str, certificate: tuple[str, str], anchor: str
 ) -> None:
-    """Whether the identity's certificate (issuer, serial number) is neither shut out nor of a removed CA.
+    """Whether the identity's certificate (issuer, serial number) is neither denied nor of a removed CA.
 
     What an order of an older release doesn't say isn't asked.
 
@@ -29,7 +29,7 @@ def check_standing(
     if anchor and not trust.trusts(anchor):
         raise RefusalError(
             Reason.IDENTITY_UNKNOWN,
-            "the CA that this identity led to isn't trusted by this broker any more; ask again, or enroll again",
+            "the broker no longer trusts the CA of this identity; retry the call, or enroll again",
         )
 
 

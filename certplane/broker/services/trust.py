@@ -86,7 +86,7 @@ class TrustFiles:
             raise ConfigurationError(problems)
         return TrustText(*parts)
 
-    def check(self, text: TrustText) -> Trust:
+    def check(self, text: TrustText) -> LoadedTrust:
         """What the files mean.
 
         Raises:
@@ -125,11 +125,11 @@ class TrustFiles:
             problem("server.mtls.agent_ca_bundle", self.agent_ca_bundle, str(error), "give CA certificates in PEM")
         if problems or facts is None or chain is None or key is None or bundle is None:
             raise ConfigurationError(problems)
-        return Trust(KeyPair(private_key_pem(key), chain), facts, bundle)
+        return LoadedTrust(KeyPair(private_key_pem(key), chain), facts, bundle)
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
+class LoadedTrust:
     """A checked pair and bundle."""
 
     pair: KeyPair
@@ -164,13 +164,13 @@ class Trust:
 class TrustInForce(IdentityTrust):
     """What the broker presents and trusts now. Changed from the event loop; read from anywhere."""
 
-    def __init__(self, trust: Trust, now: datetime) -> None:
+    def __init__(self, trust: LoadedTrust, now: datetime) -> None:
         self._trust = trust
         self._pair, self._bundle_pem = trust.presented(now), trust.bundle_pem(now)
         self.tls = ServerTls(self._pair, self._bundle_pem)
 
     @property
-    def current(self) -> Trust:
+    def current(self) -> LoadedTrust:
         """All of it."""
         return self._trust
 
@@ -193,7 +193,7 @@ class TrustInForce(IdentityTrust):
         """What new connections are presented, leaf first."""
         return self._pair.chain_pem.decode("ascii")
 
-    def replace(self, trust: Trust, now: datetime) -> None:
+    def replace(self, trust: LoadedTrust, now: datetime) -> None:
         """Put `trust` in force: for new connections their handshake, for all of them the next call."""
         self._trust = trust
         self.refresh(now)

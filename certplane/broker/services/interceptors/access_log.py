@@ -100,4 +100,4 @@ class AccessLog:
         _, window = self._windows.popitem(last=False)
         if window.repeats:
             fields = {**window.fields, "count": window.repeats}
-            _logger.info("calls that ended as the one before, the last as follows", extra={"fields": fields})
+            _logger.info("repeated calls, of which this is the last", extra={"fields": fields})

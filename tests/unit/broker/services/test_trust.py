@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from certplane.broker.services.trust import Trust, TrustFiles, TrustText
+from certplane.broker.services.trust import LoadedTrust, TrustFiles, TrustText
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.chain import leaf_facts, split_chain
 from certplane.pki.keys import private_key_pem
@@ -32,7 +32,7 @@ def _leaf() -> IssuedLeaf:
     return _authority().issue("broker.example.test", key=ec_key())
 
 
-def _check(change: Change, *parts: str) -> Trust:
+def _check(change: Change, *parts: str) -> LoadedTrust:
     text = {
         "chain": _leaf().fullchain_pem.encode(),
         "key": private_key_pem(ec_key()),
