@@ -18,6 +18,7 @@ import msgspec
 from certplane.broker.model import Caller, CertificateRecord, RevocationReason
 from certplane.runtime.clock import Clock
 from certplane.runtime.ids import TimeOrderedIds
+from certplane.runtime.json_state import plain_text
 
 _P = ParamSpec("_P")
 
@@ -78,7 +79,7 @@ class AuditEventType(StrEnum):
 _TIMES: Final = tuple(f'"{name}":"' for name in ("timestamp", "cert_not_before", "cert_not_after"))
 _SECONDS: Final = len("2026-11-23T12:00:00")
 
-_encode_struct: Final = msgspec.json.Encoder().encode
+_encode_struct: Final = msgspec.json.Encoder(enc_hook=plain_text).encode
 # ASCII only: nothing that a client put into a header can then be text that a database or a log refuses.
 _escape: Final = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -124,7 +125,7 @@ class AuditEvent(msgspec.Struct, frozen=True, omit_defaults=True):
         try:
             text = _encode_struct(self).decode("ascii")
         except UnicodeError:  # other letters, or a lone surrogate of an undecodable file name: written all the same
-            text = _escape(msgspec.to_builtins(self))
+            text = _escape(msgspec.to_builtins(self, enc_hook=plain_text))
         for key in _TIMES:
             # msgspec leaves out a fraction of zero. A quote inside a text is escaped, so that what is found is the key.
             start = text.rfind(key)

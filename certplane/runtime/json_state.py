@@ -46,18 +46,18 @@ def encode_object(members: Mapping[str, Any]) -> bytes:
 def json_bytes(value: Any) -> bytes:
     """JSON in UTF-8 of what JSON has: a lone surrogate, of a file's name say, becomes a question mark."""
     try:
-        return msgspec.json.encode(value, enc_hook=_text)
+        return msgspec.json.encode(value, enc_hook=plain_text)
     except UnicodeEncodeError:
         return json.dumps(value, ensure_ascii=False).encode(errors="replace")
 
 
 def members_of(value: Any) -> dict[str, Any]:
     """A dataclass as what JSON has."""
-    members: dict[str, Any] = msgspec.to_builtins(value, builtin_types=(timedelta,), enc_hook=_text)
+    members: dict[str, Any] = msgspec.to_builtins(value, builtin_types=(timedelta,), enc_hook=plain_text)
     return {name: each.total_seconds() if isinstance(each, timedelta) else each for name, each in members.items()}
 
 
-def _text(value: Any) -> str:
+def plain_text(value: Any) -> str:
     """What msgspec doesn't know: a kind of text of our own."""
     if isinstance(value, str):
         return str(value)

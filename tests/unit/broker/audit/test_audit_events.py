@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.store.rows import record_row
+from certplane.config.values import IdentityName
 from tests.fakes.clock import ManualClock
 
 # Times of whole seconds are what certificates have, and what an encoder may shorten.
@@ -76,6 +77,13 @@ def test_odd_texts_are_kept_as_they_are(text: str) -> None:
     event = AuditTrail(ManualClock(), lambda: "e-1").event(AuditEventType.POLICY_LOADED, reason=text)
     assert json.loads(event.encode())["reason"] == text
     assert record_row(event.encode())[0] == "e-1"
+
+
+def test_names_of_the_configuration_are_texts() -> None:
+    """Policy's identities are a kind of text of their own, which the encoder doesn't know by itself."""
+    trail = AuditTrail(ManualClock(), lambda: "e-1").carrying(identity=IdentityName.parse("web1.test"))
+    for reason in ("plain", "zwölf"):
+        assert json.loads(trail.event(AuditEventType.RPC_DENIED, reason=reason).encode())["identity"] == "web1.test"
 
 
 def test_a_trail_carries_its_facts_and_an_event_may_differ() -> None:
