@@ -13,7 +13,7 @@ from tests.support.waiting import PATIENCE
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-pytest_plugins = ["tests.support.parts", "tests.support.sandbox", "tests.support.stores"]
+pytest_plugins = ["tests.support.parts", "tests.support.sandbox", "tests.support.stores", "tests.support.old_release"]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -81,6 +81,9 @@ class Finished:
 class Deployment:
     """The servers and the broker. Use it as an async context manager; the broker is started by `start_broker`."""
 
+    python = sys.executable
+    """What runs the broker: the Python of the environment that it is installed in."""
+
     def __init__(self, folder: Path, options: DeploymentOptions, progress: Progress | None = None) -> None:
         """Nothing runs yet.
 
@@ -177,7 +180,7 @@ class Deployment:
         self._progress.step(BROKER, "starting")
         self._broker = ServerProcess(
             "certplane-broker",
-            [sys.executable, "-m", "certplane.broker", "-c", self.broker_config, "serve"],
+            [self.python, "-m", "certplane.broker", "-c", self.broker_config, "serve"],
             self.broker_folder / "broker.log",
             environment={**self.broker_environment, **(environment or {})},
         )
@@ -192,7 +195,7 @@ class Deployment:
     async def run_broker(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
         """Run a `certplane-broker` command to its end; `environment` is added to the broker's."""
         command = ["-m", "certplane.broker", "-c", str(self.broker_config), *arguments]
-        return await run_program(command, {**self.broker_environment, **(environment or {})})
+        return await run_program(command, {**self.broker_environment, **(environment or {})}, python=self.python)
 
     def write_policy(self, policy: Mapping[str, Any]) -> None:
         """Replace policy.yml; the broker reads it at its start and on SIGHUP."""
@@ -267,6 +270,9 @@ class Deployment:
 class Host:
     """One host: its files and its agent."""
 
+    python = sys.executable
+    """What runs the agent: the Python of the environment that it is installed in."""
+
     def __init__(self, deployment: Deployment, name: str) -> None:
         self.name = name
         self.folder = deployment.folder / "hosts" / name
@@ -332,11 +338,11 @@ class Host:
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of an agent's command."""
-        return [sys.executable, "-m", "certplane.agent", "-c", str(self.config), *arguments]
+        return [self.python, "-m", "certplane.agent", "-c", str(self.config), *arguments]
 
     async def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
         """Run an agent's command to its end."""
-        return await run_program(self.command(*arguments)[1:], environment or {})
+        return await run_program(self.command(*arguments)[1:], environment or {}, python=self.python)
 
     async def start(self, environment: Mapping[str, str] | None = None) -> ServerProcess:
         """Start `certplane-agent run`; returns at once."""
@@ -378,16 +384,20 @@ class Host:
 
 
 async def run_program(
-    arguments: Sequence[str], environment: Mapping[str, str], *, time_limit: timedelta = _PROGRAM_TIME
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    time_limit: timedelta = _PROGRAM_TIME,
+    python: str = sys.executable,
 ) -> Finished:
-    """Run this Python with `arguments` to its end.
+    """Run a Python, by default this one, with `arguments` to its end.
 
     Raises:
         TimeoutError: it did not end within `time_limit`; it was killed.
     """
     kept = {name: value for name in ("PATH", "HOME", "TMPDIR") if (value := os.environ.get(name))}
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        python,
         *arguments,
         env={**kept, "LANG": "C.UTF-8", **environment},
         stdin=subprocess.DEVNULL,
