@@ -358,7 +358,7 @@ class AgentSettings:
             key = f"{where}.{kind}"
             first = paths.setdefault(path, key)
             if first != key:
-                yield KeyProblem(key, f"is the path of {first} too", "give each file its own path")
+                yield KeyProblem(key, f"is also the path of {first}", "give each file its own path")
         for key, path in self._inputs():
             if path in paths:
                 yield KeyProblem(

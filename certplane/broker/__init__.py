@@ -1,5 +1,5 @@
 """certplane-broker: the central server that issues certificates to hosts under policy.
 
 Five-minute path: `certplane.broker.app` wires everything; `certplane.broker.issuance` is the story of one certificate;
-`certplane.broker.ports` says what the story needs from outside; `certplane.broker.services` is what callers see.
+`certplane.broker.ports` has the interfaces that it depends on; `certplane.broker.services` is what callers see.
 """

@@ -59,7 +59,7 @@ async def account_row(settings: BrokerSettings, name: str = "") -> Row:
 
 
 async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
-    """Give the account at the issuer `name`, or the default one, a new key; running brokers take it over.
+    """Give the account at the issuer `name`, or the default one, a new key; running brokers pick it up.
 
     If it was cut off, doing it again completes it.
 

@@ -90,50 +90,58 @@ def _parser() -> argparse.ArgumentParser:
         return made.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     command(commands, "serve", _serve, "run the broker until it is told to stop")
-    text = "check the configuration, every file that it names, and the CAs' directories, and change nothing"
+    text = "check the configuration, every file that it names and the CAs' directories; changes nothing"
     checking = command(commands, "check", _check, text)
-    checking.add_argument("--offline", action="store_true", help="ask no CA for its directory")
+    checking.add_argument("--offline", action="store_true", help="don't fetch the CAs' directories")
 
-    text = "have the running broker read its files again, and say what it took and what it refused"
+    text = "make the running broker reload its files, and show what it loaded and what it refused"
     command(commands, "reload", _reload, text)
 
-    looking = command(commands, "preflight", _preflight, "look at what a profile's orders need, and change nothing")
+    looking = command(commands, "preflight", _preflight, "check what a profile's orders need; changes nothing")
     looking.add_argument("--profile", required=True, metavar="NAME", help="the profile, as in the policy")
 
-    policy = group("policy", "look at policies")
-    validate = command(policy, "validate", _validate_policy, "check a policy file, and show what it gives to whom")
+    policy = group("policy", "validate policy files")
+    validate = command(
+        policy, "validate", _validate_policy, "check a policy file, and show which identity may have which profiles"
+    )
     validate.add_argument(
         "--policy", type=Path, required=True, metavar="FILE", help="the policy file; - is standard input"
     )
 
-    account = group("account", "look at the account at the public CA, or change its key")
-    show = command(account, "show", _show_account, "show the account as the CA has it, and what the CA offers")
-    text = "give the account a new key (RFC 8555 7.3.5); running brokers take it over, cut off it is completed by again"
+    account = group("account", "show the account at the public CA, or change its key")
+    show = command(account, "show", _show_account, "show the account as the CA knows it, and what the CA offers")
+    text = (
+        "give the account a new key (RFC 8555 7.3.5). Running brokers pick it up. If interrupted, run again to finish."
+    )
     rollover = command(account, "rollover", _change_account_key, text)
     for each in (show, rollover):
         each.add_argument("--issuer", default="", metavar="NAME", help="one of `issuers` (default: `issuer`)")
 
     _add_certificates(group, command)
 
-    audit = group("audit", "look at the audit log")
+    audit = group("audit", "show the audit log")
     tail = command(audit, "tail", _tail_audit, "show the last audit events, oldest first")
-    tail.add_argument("--limit", type=_positive, default=20, metavar="N", help="at most so many (default: 20)")
+    tail.add_argument("--limit", type=_positive, default=20, metavar="N", help="number of events (default: 20)")
 
-    identity = group("identity", "shut identities out, or let them in again")
-    deny = command(identity, "deny", _deny, "shut out an identity, or one certificate of it; holds within a second")
+    identity = group("identity", "deny identities, or allow them again")
+    deny = command(
+        identity, "deny", _deny, "deny an identity, or one of its certificates; takes effect within a second"
+    )
     _add_identity(deny)
-    deny.add_argument("--reason", default="", metavar="TEXT", help="why; it is kept and audited")
-    text = "take back what `identity deny` said of the same identity, or decide who a contested one is"
+    deny.add_argument("--reason", default="", metavar="TEXT", help="the reason; stored and audited")
+    text = "undo `identity deny` for the same identity, or settle a contested one"
     _add_identity(command(identity, "allow", _allow, text))
-    identities = command(identity, "list", _list_identities, "list what is shut out, and what two holders contest")
-    identities.add_argument("--all", action="store_true", help="each host's identity certificate in use, too")
+    identities = command(identity, "list", _list_identities, "list denied and contested identities")
+    identities.add_argument("--all", action="store_true", help="also list the identity certificate that each host uses")
     return parser
 
 
 def _add_certificates(group: Callable[[str, str], Any], command: Callable[..., argparse.ArgumentParser]) -> None:
-    certificates = group("certs", "look at certificates, or revoke one")
+    certificates = group("certs", "list, show or revoke certificates")
     listing = command(certificates, "list", _list_certificates, "list the newest certificates")
-    listing.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most so many (default: 50)")
+    listing.add_argument(
+        "--limit", type=_positive, default=50, metavar="N", help="number of certificates (default: 50)"
+    )
 
     text = "show a certificate; with --pem or --chain in PEM, for a file"
     showing = command(certificates, "show", _show_certificate, text)
@@ -142,7 +150,7 @@ def _add_certificates(group: Callable[[str, str], Any], command: Callable[..., a
     form.add_argument("--pem", action="store_true", help="the certificate alone, PEM")
     form.add_argument("--chain", action="store_true", help="the certificate and its issuers, PEM, leaf first")
 
-    text = "revoke a certificate at the CA, with the account's key or its own; again completes what was cut off"
+    text = "revoke a certificate at the CA, with the account's key or its own. If interrupted, run again to finish."
     revoke = command(certificates, "revoke", _revoke_certificate, text)
     revoke.add_argument("certificate_id", metavar="ID", help="its certificate_id, as `certs list` shows it")
     revoke.add_argument(

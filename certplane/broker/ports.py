@@ -1,4 +1,4 @@
-"""What the broker's story needs from outside, as interfaces. The comments are contracts; adapters and fakes keep them.
+"""Interfaces that the issuance core depends on. The comments are contracts; adapters and fakes keep them.
 
 Rules for every port: only `RefusalError` of the named reasons (and cancellation) escapes; "durable" means that
 a power cut can not undo it once the method returns; methods may be called concurrently from the event loop; a cancelled

@@ -377,7 +377,7 @@ class AcmeIssuer(Issuer, Revoker):
         return None if session is None else self._account_info(session)
 
     async def roll_over_account_key(self, timeout: timedelta) -> AccountInfo:
-        """Give the account a new key (7.3.5); running brokers take it over by themselves.
+        """Give the account a new key (7.3.5); running brokers pick it up.
 
         Raises:
             RefusalError: ISSUER_REJECTED, nothing is changed; ISSUER_UNAVAILABLE, asking again tells.

@@ -2,7 +2,7 @@
 
 Rules:
 
-- Which key is the account's is the CA's to say. A change of the key is durable as `<account_key>.next` before the CA is
+- The CA decides which key the account has. A change of the key is durable as `<account_key>.next` before the CA is
   asked; whoever opens a session while that file stands asks the CA which of the two it knows, and switches to it if it
   is the new one. So a crash at any moment, or another broker's change, ends with the key that works; and never with a
   second account, which asking for one with the old key would make.

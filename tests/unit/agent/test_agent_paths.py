@@ -142,8 +142,8 @@ def test_the_case_that_ended_the_agent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("certificate", "phrase"),
     [
-        pytest.param({"key": "/srv/a", "cert": "//srv/a"}, "is the path of certificates[0].key too", id="two slashes"),
-        pytest.param({"key": "/srv/a", "cert": "/srv/./a"}, "is the path of certificates[0].key too", id="a dot"),
+        pytest.param({"key": "/srv/a", "cert": "//srv/a"}, "is also the path of certificates[0].key", id="two slashes"),
+        pytest.param({"key": "/srv/a", "cert": "/srv/./a"}, "is also the path of certificates[0].key", id="a dot"),
         pytest.param(
             {"key": "/srv/a", "cert": "/srv/a/cert"}, "lies below the file of certificates[0].key", id="below"
         ),

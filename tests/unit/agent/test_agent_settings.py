@@ -200,11 +200,11 @@ CERTIFICATE = "certificates:\n- name: www\n  profile: p\n  dns_names: [a.example
         ),
         pytest.param(
             MINIMAL + CERTIFICATE + "  key: /k.pem\n  cert: /k.pem\n",
-            "14: certificates[0].cert: is the path of certificates[0].key too; give each file its own path", id="path-twice",
+            "14: certificates[0].cert: is also the path of certificates[0].key; give each file its own path", id="path-twice",
         ),
         pytest.param(
             MINIMAL.replace("  step_ca:", "  key: /k.pem\n  step_ca:") + CERTIFICATE + "  key: /k.pem\n",
-            "14: certificates[0].key: is the path of identity.key too; give each file its own path", id="identity-path-twice",
+            "14: certificates[0].key: is also the path of identity.key; give each file its own path", id="identity-path-twice",
         ),
         pytest.param(
             MINIMAL + CERTIFICATE.replace("[a.example]", "[]"),
@@ -267,7 +267,7 @@ CERTIFICATE = "certificates:\n- name: www\n  profile: p\n  dns_names: [a.example
         ),
         pytest.param(
             MINIMAL + CERTIFICATE + "  key: /k.pem\n  pkcs12: {path: /k.pem, password_file: /p}\n",
-            "14: certificates[0].pkcs12: is the path of certificates[0].key too; give each file its own path",
+            "14: certificates[0].pkcs12: is also the path of certificates[0].key; give each file its own path",
             id="pkcs12-path-twice",
         ),
     ],
