@@ -27,18 +27,16 @@ import httpx
 from typing_extensions import override
 
 from certplane.broker.issuers.answers import parse_retry_after
-from certplane.broker.issuers.attempts import Deadline, repeat
+from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
-from certplane.broker.issuers.dns.provider import DnsProvider, NoSuchZoneError, ProviderSettings
+from certplane.broker.issuers.dns.provider import DnsProvider, NoSuchZoneError, ProviderSettings, while_unavailable
 from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
-from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.model import TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.config.values import HttpUrl, PositiveSpan
 from certplane.errors import Reason, RefusalError
-from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 
-_REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _VALUES = 2
 _IN_USE = timedelta(minutes=15)
 """After this long a value that nobody removed is an order's that is gone: orders end sooner."""
@@ -99,10 +97,6 @@ class AcmeDnsProvider(DnsProvider):
         await self._client.aclose()
 
     @override
-    def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
-
-    @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
         """At most two values of a name are in use at once."""
         account = await self._account(record)
@@ -125,13 +119,10 @@ class AcmeDnsProvider(DnsProvider):
             name.used.pop(record.value, None)
 
     async def _write(self, value: str, account: _Account, name: _Name, deadline: Deadline) -> None:
-        await repeat(
+        await while_unavailable(
             lambda: self._write_once(value, account, name, deadline),
-            deadline=deadline,
-            backoff=_REPEAT,
-            rng=self._rng,
-            on=RefusalError,
-            when=lambda error: error.refusal.reason is Reason.DNS_UNAVAILABLE,
+            deadline,
+            self._rng,
         )
 
     async def _write_once(self, value: str, account: _Account, name: _Name, deadline: Deadline) -> None:

@@ -22,16 +22,14 @@ from typing_extensions import override
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline, repeat
-from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings
-from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.issuers.dns.provider import RETRY, DnsProvider, ProviderSettings
+from certplane.broker.model import TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.config.values import PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
-from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 from certplane.runtime.programs import SEARCH_PATH, NotStartedError, run_program
 
-_REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _ENVIRONMENT = {"PATH": SEARCH_PATH, "LANG": "C.UTF-8", "HOME": "/"}
 _EX_TEMPFAIL = 75
 _PERSONS_JOB = {77: "it may not (77)", 78: "its configuration is wrong (78)", 126: "it can't run (126)", 127: "127"}
@@ -70,13 +68,6 @@ class ExecProvider(DnsProvider):
             )
         self._settings, self._secrets, self._rng = settings, secrets, rng
 
-    async def close(self) -> None:
-        """Nothing stays open."""
-
-    @override
-    def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
-
     @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
         await self._run("present", record, deadline)
@@ -94,7 +85,7 @@ class ExecProvider(DnsProvider):
         await repeat(
             lambda: self._run_once(what, record, secret, deadline),
             deadline=deadline,
-            backoff=_REPEAT,
+            backoff=RETRY,
             rng=self._rng,
             on=_TryAgainError,
             when=lambda _: True,

@@ -19,19 +19,17 @@ import httpx
 from typing_extensions import override
 
 from certplane.broker.issuers.answers import parse_retry_after
-from certplane.broker.issuers.attempts import Deadline, repeat
+from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
-from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings
+from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings, while_unavailable
 from certplane.broker.issuers.outgoing import configured_endpoint
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.config.decoding import KeyProblem
 from certplane.config.values import DnsServerAddress, HttpUrl, PositiveSpan
 from certplane.errors import Reason, RefusalError
-from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 
-_REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _LABEL = "_acme-challenge."
 
 
@@ -131,13 +129,10 @@ class HttpreqProvider(DnsProvider):
         if self._settings.username_secret:
             username = await self._secrets.read(self._settings.username_secret)
             auth = httpx.BasicAuth(username, await self._secrets.read(self._settings.password_secret))
-        await repeat(
+        await while_unavailable(
             lambda: self._post_once(what, self._body(record), auth, deadline),
-            deadline=deadline,
-            backoff=_REPEAT,
-            rng=self._rng,
-            on=RefusalError,
-            when=lambda error: error.refusal.reason is Reason.DNS_UNAVAILABLE,
+            deadline,
+            self._rng,
         )
 
     def _body(self, record: TxtRecord) -> dict[str, str]:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing_extensions import override
 
 from certplane.broker.issuers.answers import one_line
-from certplane.broker.issuers.attempts import Deadline, repeat
-from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings
-from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.issuers.attempts import Deadline
+from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings, while_unavailable
+from certplane.broker.model import TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.config.values import HostPort, PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
@@ -74,13 +74,6 @@ class LexiconProvider(DnsProvider):
         self._settings, self._secrets, self._rng = settings, secrets, rng
         self._processes = asyncio.Semaphore(_PROCESSES)
 
-    async def close(self) -> None:
-        """Nothing stays open."""
-
-    @override
-    def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
-
     @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
         await self._call("create", record, deadline)
@@ -109,13 +102,11 @@ class LexiconProvider(DnsProvider):
                 },
             }
         ).encode()
-        await repeat(
+        await while_unavailable(
             lambda: self._call_once(operation, record.name, told, deadline),
-            deadline=deadline,
-            backoff=_REPEAT,
-            rng=self._rng,
-            on=RefusalError,
-            when=lambda error: error.refusal.reason is Reason.DNS_UNAVAILABLE,
+            deadline,
+            self._rng,
+            _REPEAT,
         )
 
     async def _call_once(self, operation: str, name: str, told: bytes, deadline: Deadline) -> None:

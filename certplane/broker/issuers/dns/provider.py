@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from datetime import timedelta
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
-from certplane.broker.issuers.attempts import Deadline
+from certplane.broker.issuers.attempts import Deadline, repeat
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.config.values import PositiveSpan
 from certplane.errors import Reason, RefusalError
+from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
+
+T = TypeVar("T")
 
 
 class NoSuchZoneError(RefusalError):
@@ -44,7 +48,7 @@ class DnsProvider(Protocol):
 
         The challenge's `record_name` is where the record is to stand: the end of a delegation if there is one.
         """
-        ...
+        return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
 
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
         """Add the record beside those that stand there; returns it with its zone (if known) and id (if any)."""
@@ -55,8 +59,25 @@ class DnsProvider(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close connections."""
-        ...
+        """Close connections; unless a provider says otherwise, none stays open."""
+        return
+
+
+RETRY = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
+
+
+async def while_unavailable(
+    attempt: Callable[[], Awaitable[T]], deadline: Deadline, rng: random.Random, backoff: Backoff = RETRY
+) -> T:
+    """`repeat` an attempt that fails with DNS_UNAVAILABLE."""
+    return await repeat(
+        attempt,
+        deadline=deadline,
+        backoff=backoff,
+        rng=rng,
+        on=RefusalError,
+        when=lambda error: error.refusal.reason is Reason.DNS_UNAVAILABLE,
+    )
 
 
 @dataclass(frozen=True, slots=True)

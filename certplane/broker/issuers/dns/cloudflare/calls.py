@@ -23,9 +23,10 @@ import httpx
 from cloudflare import APIConnectionError, APIError, APIStatusError, AsyncCloudflare
 
 from certplane.broker.issuers.answers import one_line, parse_retry_after
-from certplane.broker.issuers.attempts import Deadline, repeat
+from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.account_limits import CallBudget, CircuitBreaker
 from certplane.broker.issuers.dns.cloudflare import CloudflareSettings
+from certplane.broker.issuers.dns.provider import while_unavailable
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
@@ -57,13 +58,11 @@ class CloudflareCalls:
             ApiError: what the API said.
             RefusalError: DNS_UNAVAILABLE: the budget or the breaker allow no call in time.
         """
-        return await repeat(
+        return await while_unavailable(
             lambda: self._call_within_limits(what, request, breaker, deadline),
-            deadline=deadline,
-            backoff=_REPEAT,
-            rng=self._rng,
-            on=RefusalError,
-            when=lambda error: error.refusal.reason is Reason.DNS_UNAVAILABLE,
+            deadline,
+            self._rng,
+            _REPEAT,
         )
 
     async def _call_within_limits(

@@ -37,9 +37,14 @@ from certplane.broker.issuers.dns.cloudflare.calls import (
     unquoted,
 )
 from certplane.broker.issuers.dns.http_client import new_http_client
-from certplane.broker.issuers.dns.provider import AccountFinding, CheckableProvider, DnsProvider, NoSuchZoneError
+from certplane.broker.issuers.dns.provider import (
+    AccountFinding,
+    CheckableProvider,
+    DnsProvider,
+    NoSuchZoneError,
+)
 from certplane.broker.issuers.outgoing import configured_endpoint
-from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.model import TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
@@ -100,10 +105,6 @@ class CloudflareProvider(DnsProvider, CheckableProvider):
         for account in self._accounts.values():
             await account.batches.close()
         await self._http.aclose()
-
-    @override
-    def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
 
     @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:

@@ -12,7 +12,6 @@ import base64
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from secrets import token_hex
 
 import dns.asyncquery
@@ -28,16 +27,20 @@ import dns.update
 from typing_extensions import override
 
 from certplane.broker.issuers.answers import one_line
-from certplane.broker.issuers.attempts import Deadline, repeat
+from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, alias_in, name_of
-from certplane.broker.issuers.dns.provider import AccountFinding, CheckableProvider, DnsProvider, NoSuchZoneError
+from certplane.broker.issuers.dns.provider import (
+    AccountFinding,
+    CheckableProvider,
+    DnsProvider,
+    NoSuchZoneError,
+    while_unavailable,
+)
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
-from certplane.broker.model import DnsChallenge, Profile, TxtRecord
+from certplane.broker.model import TxtRecord
 from certplane.broker.ports import SecretSource
 from certplane.errors import Reason, RefusalError
-from certplane.runtime.backoff import Backoff
 
-_REPEAT = Backoff(first=timedelta(seconds=1), most=timedelta(seconds=10), floor=timedelta(milliseconds=200))
 _NAME_RCODES = frozenset({dns.rcode.NOERROR, dns.rcode.NXDOMAIN})
 
 
@@ -54,13 +57,6 @@ class Rfc2136Provider(DnsProvider, CheckableProvider):
     def __init__(self, settings: Rfc2136Settings, secrets: SecretSource, rng: random.Random) -> None:
         """Nothing is sent yet; the key is read at each use."""
         self._settings, self._secrets, self._rng = settings, secrets, rng
-
-    async def close(self) -> None:
-        """Nothing stays open."""
-
-    @override
-    def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
 
     @override
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
@@ -159,13 +155,10 @@ class Rfc2136Provider(DnsProvider, CheckableProvider):
         self, message: dns.message.Message, what: str, deadline: Deadline, *, servfail: bool = False
     ) -> dns.message.Message:
         """Send a signed message and return the answer, whatever its rcode, SERVFAIL only where that is wanted."""
-        return await repeat(
+        return await while_unavailable(
             lambda: self._exchange_once(message, what, deadline, servfail=servfail),
-            deadline=deadline,
-            backoff=_REPEAT,
-            rng=self._rng,
-            on=RefusalError,
-            when=lambda error: error.refusal.reason is Reason.DNS_UNAVAILABLE,
+            deadline,
+            self._rng,
         )
 
     async def _exchange_once(

@@ -144,7 +144,7 @@ class CountedResolvers(Resolvers):
 
 def counted_lookup(clock: ManualClock) -> tuple[DnsLookup, CountedResolvers]:
     resolvers = CountedResolvers()
-    lookup = DnsLookup(clock=clock)
+    lookup = DnsLookup(resolvers=[HostPort("127.0.0.1", 9)], clock=clock)
     lookup.resolvers = resolvers
     return lookup, resolvers
 
