@@ -1,0 +1,325 @@
+"""Every metric is seen to move by what its row in docs/operations.md says that it tells of: none is declared in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+from typing_extensions import override
+
+from certplane.broker import metrics
+from certplane.broker.app import open_broker
+from certplane.broker.audit.fallback import SpillFallback
+from certplane.broker.events import AuditTrail
+from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.metrics import Metric
+from certplane.broker.model import Grant, IdentityKind, Profile, RevocationReason
+from certplane.broker.ports import DurableLimits, PruneBefore, Upkeep
+from certplane.broker.prepared import prepare
+from certplane.broker.renewal.model import RenewalInfo, RenewalPlan
+from certplane.broker.renewal.planner import RenewalPlanner
+from certplane.broker.renewal.plans import RenewalPlans
+from certplane.broker.retention import Retention
+from certplane.broker.settings import load_settings
+from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
+from certplane.rpc.channel import open_channel
+from certplane.rpc.credentials import channel_credentials
+from certplane.runtime.pool import BlockingPool
+from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc, renewal_pb2, renewal_pb2_grpc
+from tests.fakes.audit import FakeMeter
+from tests.fakes.clock import ManualClock
+from tests.fakes.issuer import FakeCa, FakeIssuer
+from tests.fakes.policy import FakePolicy, FakePolicySource
+from tests.fakes.renewal import FakeRenewalInfoSource
+from tests.fakes.stores import FakeStores
+from tests.support.broker_files import BrokerFiles
+from tests.support.ca import Leaf
+from tests.support.edge import HOST, OPERATOR, ShiftedClock, serve_edge
+from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, settle, unavailable
+from tests.support.stores import StoreHarness, StorePlace
+from tests.support.streams import HostStreamClient
+from tests.support.waiting import HANG, until
+
+pytestmark = pytest.mark.integration
+
+DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
+
+
+async def order(world: World, name: str = "one") -> None:
+    authority = await world.started()
+    await authority.issue(caller(), issue(name, wait=NO_WAIT))
+    await world.run_on(timedelta(seconds=2), turns=400)
+
+
+async def an_order(_folder: Path) -> Collection[Metric]:
+    """A certificate is ordered, delivered and revoked."""
+    world = World()
+    authority = await world.started()
+    result = await authority.issue(caller(), issue())
+    assert result.certificate is not None
+    await authority.revoke(caller(), "r", result.certificate.certificate_id, RevocationReason.SUPERSEDED)
+    return world.meter.moved
+
+
+async def an_issuer_out_of_reach(_folder: Path) -> Collection[Metric]:
+    """The order goes on at another one."""
+    world = World()
+    world.others.append(FakeIssuer(FakeCa(world.clock, world.dns), name="second", directory="https://second.test/dir"))
+    world.change_profile(issuers=("fake-ca", "second"))
+    world.issuer.faults.fail_always("create_order", unavailable())
+    await order(world)
+    return world.meter.moved
+
+
+async def an_order_lost_by_its_ca(_folder: Path) -> Collection[Metric]:
+    """It is given up, and another one made."""
+    world = World()
+    gate = world.issuer.faults.hold("answer_challenges")
+    world.issuer.faults.fail("answer_challenges", unavailable())
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    (url,) = world.ca.orders
+    world.ca.orders["https://ca.test/order/0"] = replace(world.ca.orders[url], url="https://ca.test/order/0")
+    world.ca.forget(url)
+    gate.set()
+    await world.run_on()
+    return world.meter.moved
+
+
+async def a_store_and_a_dns_in_trouble(_folder: Path) -> Collection[Metric]:
+    """The journal is written again, a name server is silent, records stay."""
+    world = World()
+    world.database.faults.fail("change_order", unavailable(Reason.STORE_UNAVAILABLE))
+    world.solver.silent = ("ns2.test can't be asked",)
+    world.solver.faults.fail_always("remove", unavailable(Reason.DNS_UNAVAILABLE))
+    await order(world)
+    return world.meter.moved
+
+
+async def a_revoked_dns_token(_folder: Path) -> Collection[Metric]:
+    """The profile waits for a person."""
+    world = World()
+    world.solver.faults.fail("present", RefusalError(Reason.DNS_REJECTED, "the token was revoked"))
+    await order(world)
+    return world.meter.moved
+
+
+async def a_host_in_a_loop(_folder: Path) -> Collection[Metric]:
+    """It meets a limit of new keys."""
+    world = World(settings=IssuanceSettings(limits=DurableLimits(new_keys_per_identity_profile_per_day=1)))
+    authority = await world.started()
+    await authority.issue(caller(), issue("one"))
+    with pytest.raises(RefusalError):
+        await authority.issue(caller(), issue("two"))
+    return world.meter.moved
+
+
+async def a_ca_that_moves_a_renewal(_folder: Path) -> Collection[Metric]:
+    """It is asked, and asked again."""
+    clock, meter, numbers = ManualClock(), FakeMeter(), itertools.count(1)
+    stores = FakeStores.open(clock)
+    harness = StoreHarness(StorePlace("fake", None), clock, stores)  # type: ignore[arg-type]  # a fake
+    record = await harness.issue()
+    plans = RenewalPlans(stores.renewal_plans)
+    plans.note_issued(record)
+    await plans.refresh(clock.now())
+    source = FakeRenewalInfoSource(RenewalInfo(clock.now() + 60 * DAY, clock.now() + 61 * DAY))
+    planner = RenewalPlanner(
+        plans,
+        {record.issuer: source},
+        FakePolicySource(FakePolicy.of()),
+        clock=clock,
+        rng=random.Random(7),
+        trail=AuditTrail(clock, lambda: f"planned-{next(numbers)}"),
+        meter=meter,
+    )
+    async with beside(planner.run()):
+        await settle()
+        source.answer = RenewalInfo(clock.now(), clock.now() + HOUR)
+        for _ in range(24):
+            clock.advance(HOUR)
+            await settle()
+    return meter.moved
+
+
+async def a_stream(_folder: Path) -> Collection[Metric]:
+    """A host reports and is told to renew, answers what was never asked, and its identity comes again from elsewhere."""
+    settings = StreamSettings(tick=timedelta(milliseconds=50), figures_interval=timedelta(milliseconds=50))
+    policy = FakePolicySource(
+        FakePolicy.of(
+            [
+                Grant(HOST, IdentityKind.HOST, "web1", profiles=("web",)),
+                Grant(OPERATOR, IdentityKind.OPERATOR, "admin", roles=("operator",)),
+            ],
+            [Profile("web", "multi_san", ("www.example",), "hash")],
+        )
+    )
+    async with (
+        serve_edge(streams=settings, policy=policy) as edge,
+        edge.host() as channel,
+        edge.channel(edge.ca.issue([OPERATOR])) as operators,
+    ):
+        watch: Any = renewal_pb2_grpc.RenewalServiceStub(operators).WatchRenewals(
+            renewal_pb2.WatchRenewalsRequest(), timeout=HANG
+        )
+        host = HostStreamClient(channel)
+        await host.hello()
+        held = renewal_pb2.CertificateStatus.Held(serial_number="3e7", not_after_time=datetime.now(UTC) + DAY)
+        holds = dict.fromkeys(("issued", "installed", "served"), held)
+        await host.acknowledged(await host.report(profile="web", **holds))
+        edge.hub.plans_changed([RenewalPlan("certificate-1", HOST, datetime.now(UTC), RenewalCause.OPERATOR)])
+        await host.answer((await host.directive()).nonce)
+        await host.answer("never-asked")
+        awaited = {metrics.WATCHERS, metrics.STREAM_MISUSES, metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END}
+        await until(lambda: awaited <= edge.meter.moved)
+        watch.cancel()
+        other = HostStreamClient(channel)
+        await other.hello()
+        await until(lambda: metrics.STREAMS_ENDED in edge.meter.moved)
+        return edge.meter.moved
+
+
+class GrowingStore(Upkeep):
+    """A database that grows by two gigabytes a look, and has one row that may go."""
+
+    def __init__(self) -> None:
+        self.sizes = itertools.count(1 << 30, 2 << 30)
+        self.rows = 1
+
+    @override
+    async def prune(self, before: PruneBefore, most: int) -> Mapping[str, int]:
+        rows, self.rows = self.rows, 0
+        return {"audit_events": rows}
+
+    @override
+    async def size(self) -> int:
+        return next(self.sizes)
+
+
+async def a_full_disk(folder: Path) -> Collection[Metric]:
+    """The database grows, old rows go, and there is little room."""
+    clock, meter, files = ManualClock(), FakeMeter(), BlockingPool("files", 1)
+    retention = Retention(
+        GrowingStore(),
+        keep_audit=30 * DAY,
+        keep_ended=None,
+        places={"store": folder},
+        clock=clock,
+        meter=meter,
+        files=files,
+    )
+    async with beside(retention.prune()), beside(retention.watch()):
+        await until(lambda: metrics.STORE_SIZE in meter.moved)
+        await until(lambda: clock.sleepers == 2)
+        clock.advance(timedelta(minutes=1))
+        await until(lambda: metrics.SPACE_LOW in meter.moved)
+    files.close()
+    return meter.moved
+
+
+async def an_event_without_a_database(folder: Path) -> Collection[Metric]:
+    """It goes to the spill file."""
+    meter = FakeMeter()
+    SpillFallback("fail_open", folder / "spill", meter=meter).rescue(["{}"], OSError("the disk is full"))
+    return meter.moved
+
+
+async def a_broker(folder: Path) -> Collection[Metric]:
+    """It starts, serves, meets a retired identity, reloads and stops."""
+    files, clock = BrokerFiles(folder), ShiftedClock()
+    async with open_broker(prepare(load_settings(files.config)), clock=clock) as broker:
+
+        async def report(leaf: Leaf) -> None:
+            credentials = channel_credentials(files.ca.root_pem, leaf.pair)
+            async with open_channel(f"https://localhost:{broker.port}", credentials) as channel:
+                stub = enrollment_pb2_grpc.EnrollmentServiceStub(channel)
+                request = enrollment_pb2.ReportEnrollmentRequest(agent_version="0.1.0", identity_serial_number="1f")
+                for _ in range(2):
+                    await stub.ReportEnrollment(request, timeout=HANG)
+
+        began = datetime.now(UTC) - HOUR
+        retired, active = (files.ca.issue([files.host], not_before=began + timedelta(minutes=nth)) for nth in range(2))
+        await report(retired)
+        await report(active)
+        clock.shift += HOUR
+        with pytest.raises(grpc.aio.AioRpcError):
+            await report(retired)
+        await broker.reloader.request()
+        await until(lambda: metrics.FREE_SPACE in exported(broker.meter.registry))
+        assert metrics.DRAINING not in exported(broker.meter.registry)
+    return exported(broker.meter.registry)
+
+
+@contextlib.asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> Any:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def exported(registry: CollectorRegistry) -> set[Metric]:
+    """The metrics that have moved."""
+    values = {sample.name for metric in registry.collect() for sample in metric.samples if sample.value}
+    return {metric for metric in metrics.METRICS if values & {metric.name, f"{metric.name}_count"}}
+
+
+Scenario = Callable[[Path], Awaitable[Collection[Metric]]]
+
+MOVED: dict[Scenario, set[Metric]] = {
+    an_order: {
+        metrics.REQUESTS, metrics.DELIVERIES, metrics.REVOCATIONS, metrics.ORDERS_OPENED, metrics.ORDERS_OPEN,
+        metrics.ORDERS_ENDED, metrics.ORDER_DURATION, metrics.STEP_DURATION,
+    },
+    an_issuer_out_of_reach: {metrics.FAILOVERS, metrics.STEP_FAILURES},
+    an_order_lost_by_its_ca: {metrics.ORDERS_ABANDONED},
+    a_store_and_a_dns_in_trouble: {metrics.JOURNAL_RETRIES, metrics.SERVERS_SILENT, metrics.RECORDS_LEFT},
+    a_revoked_dns_token: {metrics.PROFILES_BLOCKED},
+    a_host_in_a_loop: {metrics.LIMITS_REACHED},
+    a_ca_that_moves_a_renewal: {metrics.RENEWAL_CHECKS, metrics.RENEWAL_PLANS_MOVED},
+    a_stream: {
+        metrics.STREAMS, metrics.STREAMS_ENDED, metrics.STREAM_MISUSES, metrics.REPORTS, metrics.DIRECTIVES,
+        metrics.DIRECTIVE_SECONDS, metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END, metrics.WATCHERS,
+        metrics.RPC_IN_FLIGHT,
+    },
+    a_full_disk: {
+        metrics.ROWS_PRUNED, metrics.STORE_SIZE, metrics.STORE_GROWTH, metrics.SPACE_LOW,
+    },
+    an_event_without_a_database: {metrics.EVENTS_RESCUED},
+    a_broker: {
+        metrics.RPC_CALLS, metrics.RPC_SECONDS, metrics.LOOP_LAG, metrics.DRAINING,
+        metrics.RELOADS, metrics.CERTIFICATE_NOT_AFTER, metrics.IDENTITIES_CONTESTED, metrics.IDENTITY_ACTIVATIONS,
+        metrics.STORE_GROUP, metrics.FREE_SPACE, metrics.EVENTS_COALESCED,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scenario", MOVED, ids=lambda scenario: scenario.__name__)
+async def test_metrics_move(scenario: Scenario, tmp_path: Path) -> None:
+    """What happens is measured."""
+    try:
+        moved = await scenario(tmp_path)
+    finally:
+        await kill_all()
+    assert {metric.name for metric in MOVED[scenario] - set(moved)} == set()
+
+
+def test_each_metric_moves_in_some_scenario() -> None:
+    """A metric that is added is added here too."""
+    assert set().union(*MOVED.values()) == set(metrics.METRICS)
