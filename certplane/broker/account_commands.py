@@ -54,7 +54,7 @@ async def account_row(settings: BrokerSettings, name: str = "") -> Row:
     async with _issuer(settings, ca, SystemClock()) as issuer:
         account = await issuer.account(_CA_TIME)
     if account is None:
-        raise OperationError("the CA knows no account of this key", remedy="the broker makes it with its first order")
+        raise OperationError("the CA has no account for this key", remedy="the broker creates it with its first order")
     return _row(ca, account)
 
 

@@ -92,8 +92,8 @@ async def check(
             require_agent_cas(prepared, clock.now())
     if problems or prepared is None:
         raise ConfigurationError(problems)
-    here = [f"{doubt} (unless the service's environment says more than this one)" for doubt in doubts]
-    there = [f"{doubt} (the broker starts without it, and asks again)" for doubt in away]
+    here = [f"{doubt} (unless the service's environment sets it)" for doubt in doubts]
+    there = [f"{doubt} (the broker starts without it, and retries)" for doubt in away]
     bundle = prepared.trust_files.agent_ca_bundle
     ending = [f"server.mtls.agent_ca_bundle: {bundle}: {line}" for line in prepared.trust.ca_warnings(clock.now())]
     return prepared, (*here, *there, *ending, *sorted(folders), *seen_as_root(settings))
@@ -110,7 +110,7 @@ def require_agent_cas(prepared: Prepared, now: datetime) -> None:
         at = prepared.trust_files.locate("server.mtls.agent_ca_bundle")
         message, remedy = (
             f"{prepared.trust_files.agent_ca_bundle} {problem}",
-            "put the internal CA's present certificate there",
+            "put the identity CA's current certificate there",
         )
         raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, remedy)])
 

@@ -101,7 +101,7 @@ async def stores(
             meter=meter,
         )
     elif exclusive:
-        _logger.warning("audit.enabled is false: nothing that this broker decides is recorded")
+        _logger.warning("audit.enabled is false: this broker records none of its decisions")
     sqlite = settings.store.driver is StoreDriver.SQLITE
     opening = open_stores(
         driver=settings.store.driver.value,

@@ -70,8 +70,8 @@ def _directory(
         remedy = "correct acme.profile of the profile in the policy"
         return PreflightCheck("directory", subject, PreflightResult.FAILED, missing.message, remedy)
     if found.external_account_required and ca.eab is None:
-        detail = "the CA makes accounts only for who has one with it already"
-        remedy = "unless the account is there, configure eab with the key id and the MAC key that the CA has given you"
+        detail = "the CA opens ACME accounts only for its registered customers (external account binding)"
+        remedy = "configure eab with the key id and the MAC key from the CA, unless the account exists already"
         return PreflightCheck("directory", subject, PreflightResult.UNKNOWN, detail, remedy)
     return PreflightCheck("directory", subject, PreflightResult.OK, "can be read")
 

@@ -280,7 +280,7 @@ class Reloader:
             at = self._files.locate("server.mtls.agent_ca_bundle")
             message, remedy = (
                 f"{self._files.agent_ca_bundle} {problem}",
-                "put the internal CA's present certificate there",
+                "put the identity CA's current certificate there",
             )
             raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, remedy)])
 

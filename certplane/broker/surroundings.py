@@ -122,7 +122,9 @@ def seen_as_root(settings: BrokerSettings) -> list[str]:
     user = service_user(settings)
     if user is None:
         return []
-    return [f"looked at as root, who may read everything; as the service: sudo -u {user} certplane-broker check"]
+    return [
+        f"checked as root, which may read everything; to check as the service: sudo -u {user} certplane-broker check"
+    ]
 
 
 def service_user(settings: BrokerSettings) -> str | None:

@@ -62,7 +62,7 @@ class FileSecrets(SecretSource):
     def _read(self, name: str) -> str:
         parts = name.split("/")
         if not name or "\0" in name or any(part in {"", ".", ".."} for part in parts):
-            raise _refused(name, "isn't a name of a file below the secrets' directory")
+            raise _refused(name, "isn't the name of a file below the secrets directory")
         if self._flat:
             parts = ["_".join(parts)]
         try:

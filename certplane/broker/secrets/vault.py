@@ -153,7 +153,7 @@ class VaultSecrets(SecretSource, KeepsSecrets):
     async def _ask(self, name: str) -> str:
         parts = name.split("/")
         if not name.isprintable() or any(part in {"", ".", ".."} for part in parts):
-            raise RefusalError(Reason.DNS_REJECTED, f"the secret {name!r} isn't a name of an entry below the mount")
+            raise RefusalError(Reason.DNS_REJECTED, f"the secret {name!r} is no name of an entry below the mount")
         token = await self._token()
         settings = self._settings
         mount = settings.mount_path.strip("/").split("/")
@@ -222,7 +222,7 @@ class VaultSecrets(SecretSource, KeepsSecrets):
                 why = f"there is no entry {path}; write it, or check secrets.vault.kv_version"
             return RefusalError(Reason.DNS_REJECTED, f"{what}: {why}")
         if status == 403:
-            why = f"its token has ended or may not read {path}; renew it, or give it a policy with read"
+            why = f"its token has expired or may not read {path}; renew it, or give it a policy with read"
             return RefusalError(Reason.DNS_REJECTED, f"{what}: {why}")
         if "sealed" in errors:
             return RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: it is sealed; unseal it")

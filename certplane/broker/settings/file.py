@@ -44,11 +44,11 @@ class BrokerSettings:
             if not _ISSUER_NAME.fullmatch(name):
                 yield KeyProblem(f"issuers.{name}", "must be named with 1 to 64 of a-z, 0-9, '.', '_', '-'")
             if name == self.issuer.name:
-                yield KeyProblem(f"issuers.{name}", "is the name of `issuer` too", "give it another name")
+                yield KeyProblem(f"issuers.{name}", "is also the name of `issuer`", "give it another name")
             first = key_files.setdefault(issuer.acme.account_key, f"issuers.{name}")
             if first != f"issuers.{name}":
                 # An account key for one CA only: who runs one CA's directory must not be able to use the other's.
-                problem = f"is the key of {first} too"
+                problem = f"is also the key of {first}"
                 yield KeyProblem(f"issuers.{name}.acme.account_key", problem, "give each issuer its own file")
 
     @property
@@ -86,7 +86,7 @@ class BrokerSettings:
             if ca.ca_bundle is None and (reserved := ca.account_email.reserved_domain):
                 message = f"is at {reserved}, where no mail arrives: public CAs refuse it"
                 key = f"{self.ca_section(name)}.account_email"
-                yield self.source.problem(key, message, "name an address that is read")
+                yield self.source.problem(key, message, "use the address of a mailbox that somebody reads")
 
     @property
     def private_issuers(self) -> frozenset[str]:

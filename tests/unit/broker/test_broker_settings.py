@@ -432,8 +432,8 @@ def _with(**replaced: str) -> str:
         ),
         pytest.param(MINIMAL + "audit: {failure_mode: open}\n", "11: audit.failure_mode: is 'open', must be one of fail_open, fail_closed", id="mode"),
         pytest.param(MINIMAL + "issuerz: {}\n", "11: issuerz: is not a known key; did you mean `issuer`?", id="nearest"),
-        pytest.param(MINIMAL + _further("default", "/b.pem"), "12: issuers.default: is the name of `issuer` too; give it another name", id="issuer-named-as-the-default"),
-        pytest.param(MINIMAL + _further("b", "/a.pem"), "12: issuers.b.acme.account_key: is the key of issuer too; give each issuer its own file", id="shared-account-key"),
+        pytest.param(MINIMAL + _further("default", "/b.pem"), "12: issuers.default: is also the name of `issuer`; give it another name", id="issuer-named-as-the-default"),
+        pytest.param(MINIMAL + _further("b", "/a.pem"), "12: issuers.b.acme.account_key: is also the key of issuer; give each issuer its own file", id="shared-account-key"),
         pytest.param(MINIMAL + _further("B!", "/b.pem"), "12: issuers.B!: must be named with 1 to 64 of a-z, 0-9, '.', '_', '-'", id="issuer-name"),
         pytest.param(
             MINIMAL.replace("acme:\n", "name: ''\n  acme:\n"), "7: issuer.name: must not be empty", id="empty-issuer-name"
@@ -444,7 +444,7 @@ def _with(**replaced: str) -> str:
         ),
         pytest.param(
             MINIMAL + "dns: {propagation: {mode: wait}}\n",
-            "11: dns.propagation: has mode: wait and no `settle`: nothing would be waited for; "
+            "11: dns.propagation: has mode: wait and no `settle`, so it would wait for nothing; "
             "add `settle: 2m`, as long as the zone's servers need", id="wait-for-nothing",
         ),
         pytest.param(

@@ -144,7 +144,7 @@ async def test_secrets_that_cannot_be_read(files: BrokerFiles, monkeypatch: pyte
     monkeypatch.delenv("DNS_TSIG")
     said = await _notices(files)
     assert "issuer.acme.rfc2136.tsig_secret: there is no secret 'dns/tsig'" in said
-    assert "unless the service's environment says more" in said
+    assert "unless the service's environment sets it" in said
     directory = files.directory / "secrets"
     (directory / "dns").mkdir(parents=True)
     files.settings["secrets"] = {"provider": "file", "file": {"directory": str(directory)}}

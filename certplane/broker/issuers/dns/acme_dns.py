@@ -175,7 +175,7 @@ class AcmeDnsProvider(DnsProvider):
         account = next((account for account in accounts if account.fulldomain == wanted), None)
         if account is None:
             message = f"no acme-dns account in the secret {secret!r} has the fulldomain {record.name}"
-            remedy = "let the challenge name's CNAME lead to that of one, and list its zone in dns.delegations"
+            remedy = "point the challenge name's CNAME to an account's fulldomain, and list its zone in dns.delegations"
             raise NoSuchZoneError(f"{message}; {remedy}")
         return account
 

@@ -169,7 +169,7 @@ class Batches(Generic[K, W, R]):
                 if not wish.done.done():
                     wish.done.set_exception(error)
             return
-        missing = RefusalError(Reason.DNS_UNAVAILABLE, "the DNS API's answer leaves records out")
+        missing = RefusalError(Reason.DNS_UNAVAILABLE, "the DNS API's answer omits records")
         for wish, result in zip(batch, [*results, *[missing] * (len(batch) - len(results))], strict=True):
             if wish.done.done():
                 continue

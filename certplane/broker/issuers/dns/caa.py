@@ -81,12 +81,12 @@ def judge(name: str, owner: str, records: Sequence[CaaRecord], identity: CaaIden
         return CaaVerdict(Verdict.ALLOWED, "no CAA records")
     critical = next((one for one in records if one.flags & _CRITICAL and one.tag not in _KNOWN_TAGS), None)
     if critical is not None:
-        message = f"CAA of {owner} has the critical property {critical}, which no CA may pass over"
+        message = f"CAA of {owner} has the critical property {critical}, which no CA may ignore"
         return CaaVerdict(Verdict.FORBIDDEN, message, "remove it")
     wild = [record for record in records if record.tag == "issuewild"] if name.startswith("*.") else []
     asked = wild or [record for record in records if record.tag == "issue"]
     if not asked:
-        return CaaVerdict(Verdict.ALLOWED, f"CAA of {owner} says nothing of who may issue")
+        return CaaVerdict(Verdict.ALLOWED, f"CAA of {owner} doesn't restrict who may issue")
     return _judge_issuers(name, owner, asked, identity)
 
 

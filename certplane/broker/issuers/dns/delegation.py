@@ -141,7 +141,7 @@ class Delegations:
             if not self._allowed:
                 # The provider says more of a zone that isn't there, and the check of the record of an alias.
                 return ""
-            message = f"it can't be told whether {name} is delegated (CNAME): {one_line(str(error), 400)}"
+            message = f"could not find out whether {name} is delegated (CNAME): {one_line(str(error), 400)}"
             raise RefusalError(Reason.DNS_UNAVAILABLE, message) from error
 
     async def _ask(self, name: dns.name.Name, route: Route, deadline: Deadline) -> tuple[str, bool]:

@@ -122,7 +122,7 @@ class LexiconProvider(DnsProvider):
                     clock=deadline.clock,
                 )
             except NotStartedError as error:
-                raise RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: no process for it: {error}") from error
+                raise RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: its process can't be started: {error}") from error
         if ended.status is None:
             raise RefusalError(Reason.DNS_UNAVAILABLE, f"{what} in time")
         result, message = _read_result(ended.output)

@@ -124,7 +124,9 @@ class DnsPreflight(OrderPreflight):
     async def _provider(self, record: str, profile: Profile, deadline: Deadline) -> PreflightCheck:
         route = self._routes.of(record)
         if not isinstance(route.provider, CheckableProvider):
-            return PreflightCheck("provider", record, _UNKNOWN, "this provider can't be asked without writing")
+            return PreflightCheck(
+                "provider", record, _UNKNOWN, "this provider can't be checked without writing a record"
+            )
         try:
             credentials = route.credentials_for(profile.credentials)
             zone = await route.provider.check_zone(record, credentials, deadline)
@@ -160,9 +162,9 @@ class DnsPreflight(OrderPreflight):
             if not detail:
                 result = _UNKNOWN
                 detail = f"{len(serials)} of {len(servers)} answer, with serial {serials[0]}: {'; '.join(silent[:3])}"
-                remedy = "mend or remove the server: each order asks it again for some seconds, then goes on without it"
+                remedy = "repair or remove the server: each order asks it for some seconds, then goes on without it"
             else:
-                result, remedy = _FAILED, "mend the servers: no challenge is answered before those that answer agree"
+                result, remedy = _FAILED, "repair the servers: no challenge is answered until those that answer agree"
         return PreflightCheck("servers", subject, result, detail, remedy)
 
     async def _serial(

@@ -110,6 +110,8 @@ def _resolver(resolvers: Sequence[HostPort], key: str) -> dns.asyncresolver.Reso
                 for server in resolvers
             ]
     except (dns.resolver.NoResolverConfiguration, ValueError) as error:
-        problem = ConfigurationProblem("", None, key, "no resolver can be used", "name addresses of resolvers")
+        problem = ConfigurationProblem(
+            "", None, key, "names no resolver that can be used", "write IP addresses of resolvers"
+        )
         raise ConfigurationError([problem]) from error
     return resolver

@@ -188,7 +188,7 @@ class DnsSettings:
             yield KeyProblem("propagation", _NO_SETTLE, _SETTLE)
 
 
-_NO_SETTLE = "has mode: wait and no `settle`: nothing would be waited for"
+_NO_SETTLE = "has mode: wait and no `settle`, so it would wait for nothing"
 _SETTLE = "add `settle: 2m`, as long as the zone's servers need"
 
 

@@ -232,7 +232,7 @@ async def _check_account(route: Route, credentials: str, deadline: Deadline) -> 
         return await route.provider.check_account(credentials, deadline)
     except RefusalError as error:
         fatal = error.refusal.reason is Reason.DNS_REJECTED
-        remedy = "store a secret that is good" if fatal else "nothing, if it passes"
+        remedy = "store a valid secret" if fatal else "none, if it passes"
         return [AccountFinding(error.refusal.message, remedy, fatal=fatal)]
     except Exception as error:  # noqa: BLE001 - a look that fails must not end the others
         _log.exception("credentials of a DNS provider can't be checked")

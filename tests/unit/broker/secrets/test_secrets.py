@@ -111,7 +111,7 @@ async def test_group_may_read(folder: Path, pool: BlockingPool) -> None:
 )
 async def test_names_that_lead_elsewhere(folder: Path, pool: BlockingPool, name: str) -> None:
     """A name is never a way out of the directory."""
-    assert "isn't a name of a file below" in await refusal_of(FileSecrets(folder, pool), name)
+    assert "isn't the name of a file below" in await refusal_of(FileSecrets(folder, pool), name)
 
 
 @given(name=st.text(st.sampled_from("ab./\\\0 "), max_size=12))
@@ -219,7 +219,7 @@ async def test_credentials_of_systemd(folder: Path, pool: BlockingPool) -> None:
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/outside", ".."])
 async def test_credentials_of_systemd_stay_inside(folder: Path, pool: BlockingPool, name: str) -> None:
     """A name leads out of the flat directory as little."""
-    assert "isn't a name" in await refusal_of(FileSecrets(folder, pool, flat=True), name)
+    assert "isn't the name" in await refusal_of(FileSecrets(folder, pool, flat=True), name)
 
 
 @pytest.mark.parametrize(

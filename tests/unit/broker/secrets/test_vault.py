@@ -107,7 +107,7 @@ async def test_mount_of_several_parts_and_namespace(world: World) -> None:
 async def test_names_that_lead_elsewhere(first: World, name: str) -> None:
     """A policy's author reads entries below the mount, and nothing else of the vault's API."""
     refusal = await refusal_of(first.source(), name)
-    assert (refusal.reason, "isn't a name" in refusal.message) == (Reason.DNS_REJECTED, True)
+    assert (refusal.reason, "is no name" in refusal.message) == (Reason.DNS_REJECTED, True)
     assert not first.vault.requests
 
 

@@ -210,7 +210,7 @@ class CloudflareProvider(DnsProvider, CheckableProvider):
         what = f"change {len(writes)} TXT records in {zone.name}"
         ids = await self._calls.call(what, batch, account.breaker, deadline)
         if missing := [record for record in adds if (record.name, record.value) not in ids]:
-            message = f"Cloudflare's answer leaves {missing[0].name} out of the records that it has added"
+            message = f"Cloudflare's answer doesn't list {missing[0].name} among the records that it has added"
             raise RefusalError(Reason.DNS_UNAVAILABLE, message)
         return [ids[write.add.name, write.add.value] if write.add else write.delete for write in writes]
 
