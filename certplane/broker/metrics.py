@@ -1,7 +1,7 @@
 """Every metric that the broker has: its name, its labels and its help text, declared here and nowhere else.
 
 Code counts with the value (`meter.count(metrics.REQUESTS, ...)`, port `Meter`); `telemetry` exports each of them from
-the start, before it has moved. Names and labels are public: docs/operations.md has a row for each, and a test compares
+the start, before it has moved. Names and labels are public: docs/monitoring.md has a row for each, and a test compares
 the rows with this module and sees each metric move.
 
 Labels are bounded: methods are those of the access table, codes and reasons those of the error table, profiles and

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, choices=range(1, 5), help="hostile hosts (default: as the table says)")
     parser.add_argument(
         "--firewall", action="store_true",
-        help="behind the nftables rules of docs/operations.md, in a network namespace of its own",
+        help="behind the nftables rules of docs/limits.md, in a network namespace of its own",
     )  # fmt: skip
     arguments = parser.parse_args()
     unknown = set(arguments.attacks) - set(names)

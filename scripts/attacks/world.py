@@ -108,7 +108,7 @@ class World:
 
     def raise_firewall(self) -> None:
         """Put the rules of the documentation in force, for the broker's port."""
-        text = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+        text = (Path(__file__).resolve().parents[2] / "docs" / "limits.md").read_text(encoding="utf-8")
         _, begin, rest = text.partition("table inet certplane {")
         rules = begin + rest.partition("```")[0]
         ours = rules.replace("dport 8443", f"dport {self.deployment.broker_port}")

@@ -148,8 +148,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def _commands(heading: str) -> list[str]:
-    """The blocks of a section of docs/operations.md."""
-    section = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2]
+    """The blocks of a section of docs/cookbook.md."""
+    section = (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2]
     return re.findall(r"```sh\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""docs/operations.md against the program: its table of metrics, and of audit events."""
+"""docs/monitoring.md against the program: its table of metrics, and of audit events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from certplane.broker.events import AuditEventType
 from certplane.broker.metrics import METRICS
 
 _ROOT = Path(__file__).parents[3]
-_DOCUMENT = (_ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+_DOCUMENT = (_ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
 _METRIC_ROW = re.compile(r"^\| `(certplane_\w+)` \| (\w+) \| (.*?) \| .+ \|$", re.MULTILINE)
 
 
