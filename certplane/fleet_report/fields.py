@@ -40,6 +40,23 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Printable:
+    """A text of one to so many bytes of UTF-8, all of it printable."""
+
+    most: int
+
+    def check(self, field: str, text: str) -> str:
+        """The same text.
+
+        Raises:
+            FieldError: it is empty, longer, or has what can't be printed.
+        """
+        if not text or len(text.encode()) > self.most or not text.isprintable():
+            raise FieldError(field, f"must be 1 to {self.most} bytes, printable")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """A text for people, of at most so many bytes of UTF-8."""
 

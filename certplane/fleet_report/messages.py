@@ -15,7 +15,14 @@ from typing import Any, Final, Generic, TypeVar, Union, get_args, get_origin, ge
 from google.protobuf.message import Message
 
 from certplane.fleet_report.fields import FieldError
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, RenewalStep
+from certplane.fleet_report.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HostFacts,
+    RenewalCause,
+    RenewalStep,
+)
 from certplane.rpc.times import put_time, time_of
 from certplane.runtime.health import HealthWord
 from certplane.v1 import renewal_pb2 as pb
@@ -62,6 +69,20 @@ def read_status(message: pb.CertificateStatus) -> CertificateStatus:
 def write_status(status: CertificateStatus, message: pb.CertificateStatus) -> None:
     """Set the fields of an empty message; those that only the broker knows stay unset."""
     _STATUS.write(status, message)
+
+
+def read_facts(message: pb.StreamRenewalStatusRequest.Hello) -> HostFacts:
+    """What a host says of itself.
+
+    Raises:
+        FieldError: a field holds what it mustn't.
+    """
+    return _FACTS.read(message)
+
+
+def write_facts(facts: HostFacts, message: pb.StreamRenewalStatusRequest.Hello | pb.Host) -> None:
+    """Set the fields of an empty message that are facts of a host."""
+    _FACTS.write(facts, message)
 
 
 class _Codec(Generic[T]):
@@ -169,4 +190,5 @@ def _extend(message: Any, name: str, value: Iterable[str]) -> None:
     getattr(message, name).extend(value)
 
 
+_FACTS: Final = _Codec[HostFacts](HostFacts)
 _STATUS: Final = _Codec[CertificateStatus](CertificateStatus)

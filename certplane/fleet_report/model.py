@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Final
 
-from certplane.fleet_report.fields import DnsNames, Text, Word
+from certplane.fleet_report.fields import DnsNames, Printable, Text, Word
 
 
 class RenewalCause(StrEnum):
@@ -130,3 +130,14 @@ class Report:
 
     sequence: int
     certificate: CertificateStatus
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a host says of itself when its stream begins, and operators see of it.
+
+    A fact is added here (with a default), under the same name in `Hello` and `Host` of renewal.proto, where the agent
+    finds it (`agent.link.session`), as a column of the broker's `host_streams`, and where certplanectl shows it.
+    """
+
+    agent_version: Annotated[str, Printable(64)]

@@ -14,7 +14,14 @@ from certplane.broker.fleet.model import HeldUp, HostStream, RequestedRenewal, R
 from certplane.broker.fleet.ports import FleetStore, RecordedReports
 from certplane.broker.model import RevocationReason
 from certplane.errors import Reason, Refusal, RefusalError
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalStep, Report
+from certplane.fleet_report.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HostFacts,
+    RenewalStep,
+    Report,
+)
 from tests.support.stores import NO_LIMITS, StoreHarness, certificate
 from tests.support.stores import draft as a_draft
 
@@ -46,7 +53,7 @@ def stream(host: str = HOST, **changes: Any) -> HostStream:
     return HostStream(
         **{
             "host": host,
-            "agent_version": "1.2.0",
+            "facts": HostFacts("1.2.0"),
             "identity_serial_number": "1f",
             "identity_not_after": T0 + timedelta(days=365),
             "source_ip": "192.0.2.1",

@@ -167,6 +167,7 @@ async def test_hosts(old: OldStore) -> None:
     for row in old.rows["host_streams"]:
         host = row["host"]
         del row["directive_error"]
+        row["facts"] = {"agent_version": row.pop("agent_version")}
         statuses = []
         for status in sorted(old.of("certificate_statuses", host=host), key=lambda each: str(each["name"])):
             said: dict[str, Any] = dict(zip(_STATUS, json.loads(status["status"]), strict=True))

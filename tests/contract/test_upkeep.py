@@ -11,7 +11,7 @@ from certplane.broker.model import CertificateRecord, EnrollmentReport, Order, O
 from certplane.broker.ports import OrderChange, PruneBefore
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal
-from certplane.fleet_report.model import CertificateState, CertificateStatus, RenewalCause, Report
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HostFacts, RenewalCause, Report
 from tests.support.stores import StoreHarness
 
 DAY = timedelta(days=1)
@@ -182,7 +182,7 @@ async def test_batches(store: StoreHarness) -> None:
 
 
 def stream(host: str, seen: datetime) -> HostStream:
-    return HostStream(host, "1.2.0", "1f", seen + 365 * DAY, "192.0.2.1", seen, seen)
+    return HostStream(host, HostFacts("1.2.0"), "1f", seen + 365 * DAY, "192.0.2.1", seen, seen)
 
 
 async def test_a_host_that_is_gone_for_long_is_forgotten(store: StoreHarness) -> None:

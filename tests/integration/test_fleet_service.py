@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from certplane.broker.fleet.model import HostStream
 from certplane.broker.model import CertificateRecord, RevocationReason
 from certplane.errors import Reason
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, Report
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, HostFacts, Report
 from certplane.v1 import fleet_pb2 as pb
 from certplane.v1 import fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 from tests.support.ca import PrivateCa
@@ -49,7 +49,7 @@ async def fleet(edge: EdgeServer) -> AsyncIterator[Any]:
 async def known(edge: EdgeServer, host: str, *certificates: CertificateStatus) -> None:
     """A host that had a stream once."""
     now = edge.clock.now()
-    await edge.stores.fleet.record_stream(HostStream(host, "0.1.0", "1f", now, "192.0.2.1", now, now, now))
+    await edge.stores.fleet.record_stream(HostStream(host, HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now, now))
     reports = [Report(number, status) for number, status in enumerate(certificates, 1)]
     await edge.stores.fleet.record_reports(host, "e", reports)
 
@@ -344,7 +344,7 @@ async def test_a_watcher_is_told_what_nobody_reports(edge: EdgeServer) -> None:
 async def test_a_host_that_another_broker_hears_is_not_down(edge: EdgeServer, fleet: Any) -> None:
     """What that one recorded lately counts, as long as the stream hasn't ended."""
     now = edge.clock.now()
-    await edge.stores.fleet.record_stream(HostStream(HOST, "0.1.0", "1f", now, "192.0.2.1", now, now))
+    await edge.stores.fleet.record_stream(HostStream(HOST, HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now))
     await edge.stores.fleet.record_reports(HOST, "e", [Report(1, in_use(edge, timedelta()))])
 
     async def reason() -> str:

@@ -13,8 +13,8 @@ from typing import Final
 
 from certplane.agent.model import DirectedRenewal
 from certplane.errors import Reason, RefusalError, Violation
-from certplane.fleet_report.messages import CAUSES, write_status
-from certplane.fleet_report.model import RenewalCause, Report
+from certplane.fleet_report.messages import CAUSES, write_facts, write_status
+from certplane.fleet_report.model import HostFacts, RenewalCause, Report
 from certplane.rpc.times import time_of, timestamp
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
@@ -33,7 +33,7 @@ _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 def hello(
     *,
     request_id: str,
-    agent_version: str,
+    facts: HostFacts,
     epoch: str,
     names: Sequence[str],
     reports: Sequence[Report],
@@ -42,11 +42,11 @@ def hello(
     """The first message, with as many of `reports` as fit, and the last sequence that is in it (0 for none)."""
     message = pb.StreamRenewalStatusRequest.Hello(
         request_id=request_id,
-        agent_version=agent_version,
         epoch=epoch,
         certificate_names=sorted(names),
         host_time=timestamp(host_time),
     )
+    write_facts(facts, message)
     size, last = message.ByteSize(), 0
     for report in reports:
         encoded = report_message(report)

@@ -26,6 +26,7 @@ from certplane.agent.link.pacing import Pace
 from certplane.agent.model import DirectedRenewal
 from certplane.agent.ports import ReportSpool
 from certplane.errors import CertplaneError, Reason, Refusal, RefusalError
+from certplane.fleet_report.model import HostFacts
 from certplane.rpc.failures import words_of
 from certplane.rpc.status import refusal_from_error, status_from_refusal
 from certplane.rpc.times import span_of, time_of, timestamp
@@ -197,7 +198,7 @@ class Session:
         self._asked_time = parts.clock.now()
         message, self._sent = hello(
             request_id=secrets.token_hex(16),
-            agent_version=__version__,
+            facts=HostFacts(agent_version=__version__),
             epoch=self._epoch,
             names=list(parts.names),
             reports=parts.spool.reports(),

@@ -8,14 +8,14 @@ from typing import TypeAlias
 
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Refusal
-from certplane.fleet_report.model import Report
+from certplane.fleet_report.model import HostFacts, Report
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
     """The first message of a stream."""
 
-    agent_version: str
+    facts: HostFacts
     epoch: str
     certificate_names: tuple[str, ...]
     reports: tuple[Report, ...]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from certplane.errors import Refusal
-from certplane.fleet_report.model import CertificateStatus
+from certplane.fleet_report.model import CertificateStatus, HostFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class HostStream:
     """What the broker knows of a host's last stream; `end_time` is None while it may be open."""
 
     host: str
-    agent_version: str
+    facts: HostFacts
     identity_serial_number: str
     identity_not_after: datetime
     source_ip: str

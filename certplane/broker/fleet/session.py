@@ -36,7 +36,7 @@ from certplane.broker.fleet.messages import (
 )
 from certplane.broker.fleet.refusals import invalid
 from certplane.broker.renewal.model import RenewalPlan
-from certplane.fleet_report.model import Report
+from certplane.fleet_report.model import HostFacts, Report
 
 MOST_RENEWALS: Final = 100
 """Renewals of one directive (proto, Directive.renewals): with the longest reasons still under 64 KiB together."""
@@ -61,12 +61,16 @@ class InForceHashes:
         return changed
 
 
+_NO_FACTS: Final = HostFacts(agent_version="")
+
+
 @dataclass(slots=True, eq=False)
 class HostSession:
     """One stream, from its first message to its last.
 
     Attributes:
-        connect_time: When hello came; None before it.
+        facts: What hello said of the host.
+        connect_time: When that was.
         clock_skew: The host's clock less the broker's.
         taken: The highest sequence that was heard.
         durable: The highest sequence that the store has.
@@ -77,7 +81,7 @@ class HostSession:
         refusal_may_stand: Whether the store may hold a refusal of the host that it has taken back since.
     """
 
-    agent_version: str = ""
+    facts: HostFacts = _NO_FACTS
     epoch: str = ""
     connect_time: datetime | None = None
     clock_skew: timedelta | None = None
@@ -107,7 +111,7 @@ class HostSession:
         """
         if self.connect_time is not None:
             raise invalid("hello", "was already sent; only the first message of a stream may be hello")
-        self.agent_version, self.epoch = message.agent_version, message.epoch
+        self.facts, self.epoch = message.facts, message.epoch
         self._names = frozenset(message.certificate_names)
         self.clock_skew = message.host_time - now
         self.connect_time = now

@@ -140,7 +140,7 @@ class OpenStream:
         seen = max(connected, now - timedelta(seconds=clock.monotonic() - self.heard_time))
         return HostStream(
             self.caller.name,
-            session.agent_version,
+            session.facts,
             self.caller.serial_number,
             self.caller.not_after,
             self.caller.source_ip,

@@ -13,7 +13,7 @@ from certplane.broker.fleet.view import HostView
 from certplane.broker.renewal.model import Selection
 from certplane.broker.services.convert import invalid_request
 from certplane.broker.services.renewal_convert import renewal_message, status_message
-from certplane.fleet_report.messages import HEALTHS, STATES
+from certplane.fleet_report.messages import HEALTHS, STATES, write_facts
 from certplane.fleet_report.model import CertificateState, CertificateStatus
 from certplane.pki.names import has_dns_syntax, shown_name
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
@@ -44,7 +44,7 @@ def host_message(view: HostView) -> renewal_pb2.Host:
     )
     stream = view.record.stream
     if stream is not None:
-        message.agent_version = stream.agent_version
+        write_facts(stream.facts, message)
         message.identity_serial_number = stream.identity_serial_number
         put_time(stream.identity_not_after, message.identity_expire_time)
         put_time(stream.connect_time, message.connect_time)

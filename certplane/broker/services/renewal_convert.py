@@ -8,6 +8,7 @@ hook shall not keep a host from reporting it.
 from __future__ import annotations
 
 import asyncio
+import functools
 from datetime import datetime
 from typing import Final
 
@@ -27,8 +28,8 @@ from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.services.convert import invalid_request
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.fields import FieldError
-from certplane.fleet_report.messages import CAUSE_NUMBERS, HEALTH_NUMBERS, read_status, write_status
-from certplane.fleet_report.model import NAME, CertificateStatus, Report
+from certplane.fleet_report.messages import CAUSE_NUMBERS, HEALTH_NUMBERS, read_facts, read_status, write_status
+from certplane.fleet_report.model import NAME, CertificateStatus, HostFacts, Report
 from certplane.rpc.status import refusal_from_status
 from certplane.rpc.times import put_time
 from certplane.rpc.times import time_of as moment_of
@@ -39,10 +40,16 @@ from certplane.v1 import renewal_pb2 as pb
 
 _texts: Final = SharedTexts()
 
+
+@functools.lru_cache(maxsize=1024)
+def _shared(facts: HostFacts) -> HostFacts:
+    """One object for equal facts: they are kept while the stream is open, and most hosts' are alike."""
+    return facts
+
+
 _SLICE: Final = 32
 """Reports read in one go: a quarter of a millisecond."""
 
-_MAX_VERSION: Final = 64
 _MAX_NAMES: Final = 1000
 _MAX_REASON: Final = 500
 
@@ -56,9 +63,10 @@ async def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
         EdgeRefusalError: REQUEST_INVALID.
     """
     at = "hello"
-    version = message.agent_version
-    if not version or len(version.encode()) > _MAX_VERSION or not version.isprintable():
-        raise invalid_request(f"{at}.agent_version", f"must be 1 to {_MAX_VERSION} bytes, printable")
+    try:
+        facts = _shared(read_facts(message))
+    except FieldError as error:
+        raise invalid_request(f"{at}.{error.field}", error.problem) from error
     names = tuple(map(_texts.share, message.certificate_names))  # kept while the stream is open; most hosts' are alike
     if not 1 <= len(names) <= _MAX_NAMES:
         raise invalid_request(f"{at}.certificate_names", f"must be 1 to {_MAX_NAMES} names")
@@ -74,7 +82,7 @@ async def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
         if index % _SLICE == 0:
             await asyncio.sleep(0)
     return Hello(
-        agent_version=_texts.share(version),
+        facts=facts,
         epoch=_name(f"{at}.epoch", message.epoch),
         certificate_names=names,
         reports=tuple(reports),

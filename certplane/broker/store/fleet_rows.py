@@ -12,7 +12,6 @@ import types
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
-from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -20,10 +19,12 @@ import msgspec
 from certplane.broker.fleet.model import HeldUp, HostStream
 from certplane.broker.store.rows import from_micros, to_micros_or_none
 from certplane.broker.store.statements import Row
-from certplane.fleet_report.model import CertificateStatus
+from certplane.fleet_report.model import CertificateStatus, HostFacts
 from certplane.runtime.json_state import json_bytes
 
-STREAM_COLUMNS: Final = tuple(HostStream.__dataclass_fields__)
+_FACTS: Final = tuple(HostFacts.__dataclass_fields__)
+_HOST, _, *_OTHERS = HostStream.__dataclass_fields__
+STREAM_COLUMNS: Final = (_HOST, *_FACTS, *_OTHERS)
 """What `stream_from_row` reads and `stream_row` gives, in this order."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -40,14 +41,13 @@ class _Cells(Generic[T]):
     def __init__(self, kind: Any) -> None:
         self._kind: Callable[..., T] = kind
         hints = get_type_hints(kind)
-        names = [field.name for field in dataclasses.fields(kind)]
-        self._get = attrgetter(*names)
-        self._writes, self._reads = zip(*[_conversion(hints[name]) for name in names], strict=True)
+        self._names = [field.name for field in dataclasses.fields(kind)]
+        self._writes, self._reads = zip(*[_conversion(hints[name]) for name in self._names], strict=True)
 
-    def of(self, value: T) -> tuple[object, ...]:
+    def of(self, value: T) -> tuple[Any, ...]:
         """The cells of a value."""
-        found = zip(self._get(value), self._writes, strict=True)
-        return tuple([each if write is None else write(each) for each, write in found])
+        found = [getattr(value, name) for name in self._names]
+        return tuple([each if write is None else write(each) for each, write in zip(found, self._writes, strict=True)])
 
     def value(self, cells: Iterable[Any]) -> T:
         """The value of cells; fewer are an older release's, more a newer one's."""
@@ -91,12 +91,14 @@ def decode_status(text: str) -> CertificateStatus:
 
 def stream_row(stream: HostStream) -> tuple[object, ...]:
     """The columns of a stream's row."""
-    return _stream.of(stream)
+    host, facts, *others = _stream.of(stream)
+    return (host, *facts, *others)
 
 
 def stream_from_row(row: Row) -> HostStream:
     """The stream of a row of `STREAM_COLUMNS`."""
-    return _stream.value(row)
+    host, *others = row
+    return _stream.value((host, others[: len(_FACTS)], *others[len(_FACTS) :]))
 
 
 def encode_held_up(held: Sequence[HeldUp]) -> str | None:

@@ -7,8 +7,24 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from certplane.fleet_report.fields import FieldError
-from certplane.fleet_report.messages import CAUSES, HEALTHS, STATES, STEPS, read_status, write_status
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, RenewalStep
+from certplane.fleet_report.messages import (
+    CAUSES,
+    HEALTHS,
+    STATES,
+    STEPS,
+    read_facts,
+    read_status,
+    write_facts,
+    write_status,
+)
+from certplane.fleet_report.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HostFacts,
+    RenewalCause,
+    RenewalStep,
+)
 from certplane.runtime.health import HealthWord
 from certplane.v1 import renewal_pb2 as pb
 
@@ -105,3 +121,21 @@ def test_names_are_sorted_and_texts_made_printable() -> None:
     message.last_error = "two\nlines"
     status = read_status(message)
     assert (status.dns_names, status.last_error) == (("a.test", "b.test"), "two lines")
+
+
+def test_facts_of_a_host_are_the_messages() -> None:
+    """Every fact is a field of hello, and of what operators see, under its name."""
+    facts = HostFacts(agent_version="1.2.0")
+    hello, host = pb.StreamRenewalStatusRequest.Hello(), pb.Host()
+    write_facts(facts, hello)
+    write_facts(facts, host)
+    assert read_facts(hello) == facts
+    assert {field.name for field, _ in host.ListFields()} == {field.name for field in dataclasses.fields(HostFacts)}
+
+
+@pytest.mark.parametrize("version", ["", "1\n2", "1" * 65, "é" * 33])
+def test_a_version_that_is_none_is_refused(version: str) -> None:
+    """A host's version is for operators to read."""
+    with pytest.raises(FieldError) as caught:
+        read_facts(pb.StreamRenewalStatusRequest.Hello(agent_version=version))
+    assert caught.value.field == "agent_version"

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from certplane.agent.link.messages import MAX_HELLO_BYTES, hello
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
-from certplane.fleet_report.model import CertificateState, CertificateStatus, Report
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HostFacts, Report
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.times import span_of, time_of
 
@@ -28,7 +28,7 @@ def test_hello_stays_below_the_limit() -> None:
         for number in range(1, 100)
     ]
     message, last = hello(
-        request_id="r", agent_version="1", epoch="e", names=["c"] * 100, reports=reports, host_time=NOW
+        request_id="r", facts=HostFacts("1"), epoch="e", names=["c"] * 100, reports=reports, host_time=NOW
     )
     assert MAX_HELLO_BYTES - 3000 < message.ByteSize() <= MAX_HELLO_BYTES < MAX_MESSAGE_BYTES
     assert [each.sequence for each in message.hello.reports] == list(range(1, last + 1))

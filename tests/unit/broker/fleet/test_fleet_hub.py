@@ -23,7 +23,14 @@ from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.fleet.stream import OpenStream
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, Report
+from certplane.fleet_report.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HostFacts,
+    RenewalCause,
+    Report,
+)
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.stores import FakeFleetStore, FakeStores
@@ -121,7 +128,7 @@ class Host:
 
         stream = self.stream = hub.attach(caller(name=self.name), "r-1", write)
         try:
-            await hub.hello(stream, Hello("0.1.0", "epoch-1", ("web",), (), self.world.clock.now()))
+            await hub.hello(stream, Hello(HostFacts("0.1.0"), "epoch-1", ("web",), (), self.world.clock.now()))
             while (report := await self._inbox.get()) is not None:
                 await hub.report(stream, report)
         except asyncio.CancelledError:
@@ -343,7 +350,7 @@ async def test_a_flood_of_reports_is_counted(world: World, name: str) -> None:
     """What a host reports in turn, with whatever in it, costs a bounded number of rows; all of it is in the counts."""
     names = ("web", *(f"web{n}" for n in range(50)))
     stream = world.hub.attach(caller(name="web1.example"), "r-1", _say_nothing)
-    await world.hub.hello(stream, Hello("0.1.0", "epoch-1", names, (), world.clock.now()))
+    await world.hub.hello(stream, Hello(HostFacts("0.1.0"), "epoch-1", names, (), world.clock.now()))
     total = 12_000
     for number in range(total):
         certificate, state, serial = FLOODS[name](number)

@@ -15,7 +15,14 @@ from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests, spr
 from certplane.broker.model import IdentityKind
 from certplane.broker.renewal.model import RenewalPlan, Selection
 from certplane.broker.renewal.plans import RenewalPlans
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, Report
+from certplane.fleet_report.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HostFacts,
+    RenewalCause,
+    Report,
+)
 from tests.fakes.clock import ManualClock
 from tests.fakes.stores import FakeStores
 from tests.support.callers import caller
@@ -143,7 +150,7 @@ async def report(desk: Desk, number: int, *, again: timedelta, failures: int = 3
         update_time=now,
     )
     host = f"web{number}.example"
-    stream = HostStream(host, "1", "a1", now + HOUR, "192.0.2.1", now, now)
+    stream = HostStream(host, HostFacts("1"), "a1", now + HOUR, "192.0.2.1", now, now)
     await desk.stores.fleet.record_reports(host, "e", [Report(1, status)], names=["web"], stream=stream)
 
 

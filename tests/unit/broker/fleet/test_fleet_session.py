@@ -22,7 +22,14 @@ from certplane.broker.fleet.messages import (
 from certplane.broker.fleet.session import MOST_RENEWALS, HostSession, InForceHashes
 from certplane.broker.renewal.model import InForce, RenewalPlan
 from certplane.errors import Reason, Refusal
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause, Report
+from certplane.fleet_report.model import (
+    CertificateState,
+    CertificateStatus,
+    HeldCertificate,
+    HostFacts,
+    RenewalCause,
+    Report,
+)
 
 T0 = datetime(2026, 11, 23, 12, tzinfo=UTC)
 REFUSED = Refusal(Reason.REQUEST_INVALID, "no")
@@ -30,7 +37,7 @@ REFUSED = Refusal(Reason.REQUEST_INVALID, "no")
 
 def greeted() -> HostSession:
     made = HostSession()
-    made.hello(Hello("0.1.0", "epoch-1", ("web",), (), T0), T0)
+    made.hello(Hello(HostFacts("0.1.0"), "epoch-1", ("web",), (), T0), T0)
     return made
 
 
