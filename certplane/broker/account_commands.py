@@ -33,7 +33,7 @@ _BRIEFLY = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
-class Revocation:
+class RevocationCommand:
     """What to revoke, and why; `key_file` holds the certificate's own key in PEM, for when the account can't."""
 
     certificate_id: str
@@ -80,7 +80,7 @@ async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
     return _row(ca, account)
 
 
-async def revoke_certificate(settings: BrokerSettings, revocation: Revocation) -> Row:
+async def revoke_certificate(settings: BrokerSettings, revocation: RevocationCommand) -> Row:
     """Revoke a certificate at the CA, then here. Doing it again completes what was cut off.
 
     Raises:
@@ -189,7 +189,7 @@ def _key_event(trail: AuditTrail, ca: _Ca, what: str) -> AuditEvent:
 
 
 def _revocation_event(
-    trail: AuditTrail, event_type: AuditEventType, record: CertificateRecord, revocation: Revocation
+    trail: AuditTrail, event_type: AuditEventType, record: CertificateRecord, revocation: RevocationCommand
 ) -> AuditEvent:
     signed = "the account's key" if revocation.key_file is None else "the certificate's own key"
     return trail.revoking(record, revocation.reason).event(

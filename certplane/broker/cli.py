@@ -312,14 +312,14 @@ def _show_certificate(options: argparse.Namespace) -> int:
 
 
 def _revoke_certificate(options: argparse.Namespace) -> int:
-    from certplane.broker.account_commands import Revocation, revoke_certificate
+    from certplane.broker.account_commands import RevocationCommand, revoke_certificate
     from certplane.broker.model import RevocationReason
 
     text = options.reason or ("unspecified" if options.key is None else "keyCompromise")
     if text not in set(RevocationReason):
         wanted = f"is {text[:40]!a}, must be one of {', '.join(RevocationReason)}"
         raise ConfigurationError([ConfigurationProblem("certplane-broker", None, "--reason", wanted)])
-    revocation = Revocation(options.certificate_id, RevocationReason(text), options.key)
+    revocation = RevocationCommand(options.certificate_id, RevocationReason(text), options.key)
     row = asyncio.run(revoke_certificate(_settings(options), revocation))
     return _print_rows(options, [row], ("certificate_id", "identity", "profile", "serial_number", "revoked", "state"))
 
@@ -345,7 +345,7 @@ def _tail_audit(options: argparse.Namespace) -> int:
 
 
 def _deny(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import deny_identity, is_stranger, known_issuer
+    from certplane.broker.identity_commands import deny_identity, is_stranger, known_issuer
 
     settings, entry = _settings(options), _identity_entry(options)
     entry, others = asyncio.run(known_issuer(settings, entry))
@@ -367,7 +367,7 @@ def _deny(options: argparse.Namespace) -> int:
 
 
 def _allow(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import allow_identity, known_issuer
+    from certplane.broker.identity_commands import allow_identity, known_issuer
 
     settings = _settings(options)
     entry, _ = asyncio.run(known_issuer(settings, _identity_entry(options), listed=True))
@@ -376,7 +376,7 @@ def _allow(options: argparse.Namespace) -> int:
 
 
 def _list_identities(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import listed_identities
+    from certplane.broker.identity_commands import listed_identities
 
     rows = asyncio.run(listed_identities(_settings(options), everything=options.all))
     columns = (*_IDENTITY_COLUMNS, "displaced_streams") if options.all else _IDENTITY_COLUMNS
@@ -396,7 +396,7 @@ def _settings(options: argparse.Namespace) -> BrokerSettings:
 
 
 def _identity_entry(options: argparse.Namespace) -> DenyEntry:
-    from certplane.broker.commands import identity_entry
+    from certplane.broker.identity_commands import identity_entry
 
     try:
         return identity_entry(

@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from certplane.broker.app import Broker, open_broker
-from certplane.broker.commands import deny_identity, identity_entry
 from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.identity_commands import deny_identity, identity_entry
 from certplane.broker.prepared import prepare
 from certplane.broker.settings import load_settings
 from certplane.errors import ProblemDocument, Reason

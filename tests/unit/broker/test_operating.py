@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from certplane.broker import metrics
-from certplane.broker.commands import identity_entry
+from certplane.broker.identity_commands import identity_entry
 from certplane.broker.metrics import Counter, Gauge, Histogram, Metric
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import DenyEntry
