@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,9 @@ from tests.support.callers import caller
 PROTO = Path(__file__).parents[4] / "proto" / "certplane" / "v1"
 
 SERVICES = [
-    f"certplane.v1.{name}"
+    service.full_name
     for file in PROTO.glob("*.proto")
-    for name in re.findall(r"^service (\w+)", file.read_text(), re.MULTILINE)
+    for service in import_module(f"certplane.v1.{file.stem}_pb2").DESCRIPTOR.services_by_name.values()
 ]
 
 CALLERS = {
