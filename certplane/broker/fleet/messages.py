@@ -13,13 +13,14 @@ from certplane.fleet_report.model import HostFacts, Report
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message of a stream."""
+    """The first message of a stream; `request_id` is empty if the host chose none."""
 
     facts: HostFacts
     epoch: str
     certificate_names: tuple[str, ...]
     reports: tuple[Report, ...]
     host_time: datetime
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

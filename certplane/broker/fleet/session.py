@@ -81,6 +81,7 @@ class HostSession:
         refusal_may_stand: Whether the store may hold a refusal of the host that it has taken back since.
     """
 
+    request_id: str = ""
     facts: HostFacts = _NO_FACTS
     epoch: str = ""
     connect_time: datetime | None = None
@@ -111,7 +112,7 @@ class HostSession:
         """
         if self.connect_time is not None:
             raise invalid("hello", "was already sent; only the first message of a stream may be hello")
-        self.facts, self.epoch = message.facts, message.epoch
+        self.request_id, self.facts, self.epoch = message.request_id, message.facts, message.epoch
         self._names = frozenset(message.certificate_names)
         self.clock_skew = message.host_time - now
         self.connect_time = now

@@ -153,8 +153,9 @@ class OpenStream:
     async def _record(
         self, reports: list[Report], *, names: tuple[str, ...] | None = None, stream: HostStream | None = None
     ) -> int:
+        session = self.session
         return await self._context.recorder.record_reports(
-            self.caller, self.request_id, self.session.epoch, reports, names=names, stream=stream
+            self.caller, session.request_id or self.request_id, session.epoch, reports, names=names, stream=stream
         )
 
     async def _flush(self) -> None:

@@ -56,6 +56,7 @@ class Call:
         "_access",
         "_admission",
         "_control",
+        "_cost",
         "_in_flight",
         "_stranger",
         "_stream",
@@ -81,6 +82,7 @@ class Call:
         """A call that has arrived; `access` is its method's row, None if there is none."""
         self._control = control
         self._access = access
+        self._cost = 1 if access is None else access.cost
         self._stream = stream
         self._admission: Admission | None = None
         self._stranger = ""
@@ -179,10 +181,6 @@ class Call:
             allowances.pay_call(caller, self._cost, self.work.since_asked(), open_for=open_for)
         elif self._stranger:
             allowances.pay_refusal(self._stranger, self.work.seconds)
-
-    @property
-    def _cost(self) -> int:
-        return 1 if self._access is None else self._access.cost
 
     def _authenticate(self) -> Caller:
         peer = self.peer

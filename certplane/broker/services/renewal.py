@@ -19,7 +19,7 @@ from certplane.broker.fleet.messages import Outgoing
 from certplane.broker.fleet.stream import OpenStream
 from certplane.broker.fleet.view import FleetView, HostNotFoundError, HostView
 from certplane.broker.fleet.watching import CertificateChanged, CertificateRemoved, Change, HostChanged
-from certplane.broker.services.calls import current_call, take_messages, valid_request_id
+from certplane.broker.services.calls import current_call, take_messages
 from certplane.broker.services.convert import invalid_request
 from certplane.broker.services.fleet_convert import add_certificates, host_message
 from certplane.broker.services.renewal_convert import (
@@ -81,8 +81,6 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
             case "directive_result":
                 self._hub.answer(stream, directive_result(message.directive_result))
             case "hello":
-                if message.hello.request_id:
-                    stream.request_id = valid_request_id(message.hello.request_id)
                 take_messages(len(message.hello.reports))
                 await self._hub.hello(stream, await hello_of(message.hello))
             case _:

@@ -25,6 +25,7 @@ from certplane.broker.fleet.messages import (
     Welcome,
 )
 from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.services.calls import valid_request_id
 from certplane.broker.services.convert import invalid_request
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.fields import FieldError
@@ -63,6 +64,7 @@ async def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
         EdgeRefusalError: REQUEST_INVALID.
     """
     at = "hello"
+    request_id = valid_request_id(message.request_id) if message.request_id else ""
     try:
         facts = _shared(read_facts(message))
     except FieldError as error:
@@ -87,6 +89,7 @@ async def hello_of(message: pb.StreamRenewalStatusRequest.Hello) -> Hello:
         certificate_names=names,
         reports=tuple(reports),
         host_time=time_of(f"{at}.host_time", message.host_time),
+        request_id=request_id,
     )
 
 
