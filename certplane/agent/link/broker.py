@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 from typing_extensions import override
 
 from certplane import __version__
@@ -125,11 +124,11 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
                 profile=profile,
                 csr_pem=csr_pem,
             )
-            _set(renewal.wait_duration, wait)
+            renewal.wait_duration.FromTimedelta(wait)
             renewed = await self._answer(service.RenewCertificate(renewal, timeout=timeout))
             return order_view(renewed.order, renewed.certificate if renewed.HasField("certificate") else None)
         request = certificate_pb2.IssueCertificateRequest(request_id=_request_id(), profile=profile, csr_pem=csr_pem)
-        _set(request.wait_duration, wait)
+        request.wait_duration.FromTimedelta(wait)
         issued = await self._answer(service.IssueCertificate(request, timeout=timeout))
         return order_view(issued.order, issued.certificate if issued.HasField("certificate") else None)
 
@@ -295,10 +294,6 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
 
 def _request_id() -> str:
     return secrets.token_hex(16)
-
-
-def _set(duration: Duration, span: timedelta) -> None:
-    duration.FromTimedelta(span)
 
 
 def _host_facts() -> dict[str, str]:

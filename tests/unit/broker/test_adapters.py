@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from certplane.broker import adapters, database
 from certplane.broker.app import _issuance_settings
 from certplane.broker.checking import check
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import name_of
+from certplane.broker.issuers.dns.providers import ProviderSections
 from certplane.broker.issuers.dns.routing import propagation_limit
 from certplane.broker.issuers.dns.settings import Follow, Mode
 from certplane.broker.issuers.dns.solver import DnsSolver
@@ -47,29 +50,20 @@ def settings(files: BrokerFiles, **changes: Any) -> BrokerSettings:
     return load_settings(files.config)
 
 
-PROVIDERS: dict[str, dict[str, Any]] = {
-    "cloudflare": {},
-    "rfc2136": {},
-    "httpreq": {
-        "issuer__acme__httpreq": {
-            "endpoint": "https://dns.example/hook",
-            "mode": "RAW",
-            "recursive_nameservers": ["192.0.2.53:53"],
-        }
-    },
-    "acme-dns": {"issuer__acme__acme_dns": {"endpoint": "https://auth.example"}},
-    "exec": {"issuer__acme__exec": {"program": "/bin/true"}},
-    "lexicon": {"issuer__acme__lexicon": {"provider": "powerdns", "options": {"pdns_server": "https://p"}}},
-}
+EXAMPLE = yaml.safe_load((Path(__file__).parents[1] / "config" / "examples" / "broker.yml").read_text())
+SECTIONS = {each.name: EXAMPLE["issuer"]["acme"][each.name] for each in dataclasses.fields(ProviderSections)}
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-async def test_every_dns_provider_can_be_configured(files: BrokerFiles, provider: str) -> None:
-    """Each DNS provider of the format becomes a solver."""
-    made = settings(files, issuer__acme__dns_provider=provider, **PROVIDERS[provider])
+@pytest.mark.parametrize("section", SECTIONS)
+async def test_every_dns_provider_can_be_configured(files: BrokerFiles, section: str) -> None:
+    """Each DNS provider of the format, with all its keys, becomes a solver."""
+    here = {"program": "/bin/true", "ca_bundle": str(files.directory / "agent-ca.pem")}
+    written = {key: here.get(key, value) for key, value in SECTIONS[section].items()}
+    provider = section.replace("_", "-")
+    made = settings(files, **{"issuer__acme__dns_provider": provider, f"issuer__acme__{section}": written})
     solver = adapters.solver(made, FakeSecretSource({}), ManualClock(), random.Random(1))
     assert isinstance(solver, DnsSolver)
-    assert type(solver._routes.default.provider).__name__.lower() == f"{provider.replace('-', '')}provider"
+    assert type(solver._routes.default.provider).__name__.lower() == f"{section.replace('_', '')}provider"
     await solver.close()
 
 
