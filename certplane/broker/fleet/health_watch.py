@@ -62,7 +62,7 @@ class HealthWatch:
         self._settings = settings
         self._pause = settings.figures_interval
         self._due: dict[tuple[str, str], datetime] = {}
-        """When time changes the health of which certificates, by host and name: those before the next look alone."""
+        """When time changes the health of which certificates, by host and name: those before the next round alone."""
         self._horizon = clock.now()
         self._profiles: set[str] = set()
         watchers.listen(self._note)
@@ -73,7 +73,7 @@ class HealthWatch:
         while True:
             begun = self._clock.monotonic()
             try:
-                await self._look()
+                await self._compute()
             except RefusalError as error:
                 if str(error) != said:
                     _logger.warning("could not read the health of the fleet; will retry: %s", error)
@@ -88,10 +88,10 @@ class HealthWatch:
             self._pause = max(self._settings.figures_interval, spent * _SHARE)
             await self._tell_until(self._clock.monotonic() + self._pause.total_seconds())
 
-    async def _look(self) -> None:
+    async def _compute(self) -> None:
         counts: Counter[str] = Counter()
         soonest: dict[str, datetime] = {}
-        self._horizon = self._clock.now() + 2 * self._pause  # the next look may come late
+        self._horizon = self._clock.now() + 2 * self._pause  # the next round may come late
         self._due.clear()
         number = 0
         async for record, healths in self._view.survey():
@@ -114,7 +114,7 @@ class HealthWatch:
         self._profiles |= known
 
     def _note(self, host: str, status: CertificateStatus) -> None:
-        """Look at the host again when time makes another health of it, if that is before the next look."""
+        """Note when time will change the health of a certificate, if that is before the next round."""
         moment = next_change(status, self._clock.now())
         if moment is not None and moment <= self._horizon:
             self._due[host, status.name] = moment

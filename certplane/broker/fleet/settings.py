@@ -28,7 +28,7 @@ class StreamSettings:
             handshakes a second.
         figures_interval: How often the certificates of the fleet are counted.
         watchers: How many may watch the fleet at once.
-        tick: How often all streams are looked at.
+        tick: How often all streams are checked.
     """
 
     heartbeat_interval: timedelta = timedelta(minutes=1)

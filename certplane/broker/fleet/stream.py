@@ -1,6 +1,6 @@
 """One open stream: sends what its session has to say, has its reports recorded, and ends once.
 
-A quiet stream costs this object and its session, and no task of ours: one writes reports (`_flush`) and one messages
+A quiet stream costs this object and its session, and no task: one writes reports (`_flush`) and one messages
 (`_pump`) while there are some.
 """
 

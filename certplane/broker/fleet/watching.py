@@ -22,7 +22,7 @@ from certplane.fleet_report.model import CertificateStatus
 
 @dataclass(frozen=True, slots=True)
 class HostChanged:
-    """A host came, left, or answered a directive, or something of it is another health now: look at it."""
+    """A host came, left, or answered a directive, or the health of a certificate changed: read it again."""
 
     host: str
     time: datetime
@@ -124,7 +124,7 @@ class Watchers:
         self._listeners.append(on_report)
 
     def host_changed(self, host: str, time: datetime) -> None:
-        """A host came, left, or answered a directive, or something of it is another health now."""
+        """A host came, left, or answered a directive, or the health of a certificate changed."""
         for watcher in self._watchers:
             watcher.put((host, ""), HostChanged(host, time))
 

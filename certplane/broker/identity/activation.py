@@ -2,12 +2,12 @@
 
 The rule itself is `certplane.broker.identity.first_use`. Here it is asked with the caller of the moment:
 
-- A new call of the active certificate, nearly every one, costs a look into a dictionary and goes on.
+- A new call of the active certificate, nearly every one, costs one look-up in a dictionary.
 - A certificate that comes into use is durable and audited before its first call goes on; whether a failed audit write
   stops it is the audit mode's, and without a durable ledger the call is refused.
 - A new call with a retired certificate, its five minutes over, is refused, and makes the identity contested. The
   refusal stands whether or not the contest can be written: the next such call tries again.
-- A stream that is open is only looked at. It ends with its certificate's five minutes, and contests nothing: it may be
+- An open stream is only checked. It ends with its certificate's five minutes, and contests nothing: it may be
   the old connection of a host that is slow to notice.
 """
 
@@ -59,7 +59,7 @@ class FirstUse:
         return self._decide(caller, known, request_id)
 
     def check_open(self, caller: Caller) -> None:
-        """Look at the caller of a call that was let in before.
+        """Check the caller of a call that was let in before.
 
         Raises:
             AuthenticationError: IDENTITY_RETIRED.

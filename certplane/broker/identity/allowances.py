@@ -3,7 +3,7 @@
     a call      takes its tokens before it is served, and pays afterwards for the work above what they include
     a message   of a stream likewise, from a bucket of its own: before it is read
     in flight   calls and streams are counted while they last
-    refusals    of callers who are nobody's identity, or shut out, are counted by certificate (or name) and by address
+    refusals    of callers without an identity, or denied, are counted by certificate (or name) and by address
 
 Work is time of the event loop's thread, which all callers share: counting calls alone would let one caller choose the
 call that costs most. An operator's calls are counted, and their work is not: listing a fleet costs what it costs.
@@ -96,7 +96,7 @@ class Allowances:
         """A call has ended, and has cost `seconds` of work.
 
         A stream of answers may cost what calls at the allowed pace would have while it was `open_for` (seconds): who
-        watches a busy fleet for hours isn't shut out afterwards, and who reads all of it again and again is.
+        watches a busy fleet for hours isn't refused afterwards, and who reads all of it again and again is.
         """
         beyond = seconds / self.settings.call_seconds - tokens - open_for * self.settings.calls_per_second
         if beyond > 0 and caller.kind is not IdentityKind.OPERATOR:

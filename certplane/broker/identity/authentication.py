@@ -1,4 +1,4 @@
-"""Who is calling: design, fixed decision 2, looked at anew on every call and, in streams, before every message.
+"""Who is calling: design, fixed decision 2, decided anew on every call and, in streams, before every message.
 
 The TLS handshake has verified the client's certificate against the bundle *of that moment*. A connection lives on for
 hours, through expiry, revocation, and a CA that was taken out of the bundle, so nothing of the handshake is believed
@@ -7,7 +7,7 @@ resumed (a resumed one skipped the verification, so it proves nothing and is ref
 
 What is remembered between calls are facts of a certificate (`certplane.pki.identity.IdentityVerifier`), never a
 decision. An open call keeps what its admission rested on (`Admission`): while bundle and policy are still the same
-objects, the time and the deny-list are all that can have changed, and all that is looked at.
+objects, the time and the deny-list are all that can have changed, and all that is checked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REMEMBERED_PATHS: Final = 20_000
 """Twice the connections that one broker is meant for; an entry is a few hundred bytes."""
 
 _SEARCHES: Final = 10
-"""Paths that may be looked for at once for one certificate: it has one, and that is remembered."""
+"""Searches for a path that one certificate may cause at once: it has one path, and that is remembered."""
 
 _TLS_VERSIONS: Final = {"TLSv1.2": (1, 2), "TLSv1.3": (1, 3)}
 _MIN_VERSIONS: Final = {"1.2": (1, 2), "1.3": (1, 3)}
@@ -106,7 +106,7 @@ class Authenticator:
         Args:
             trust: The CA bundle in force.
             policy: The policy in force.
-            deny_list: Who was shut out.
+            deny_list: Who was denied.
             min_tls_version: `1.2` or `1.3`.
             provisioners: Kinds of step-ca provisioners whose certificates are identities, compared without case; the
                 empty string in it lets in certificates that don't say.
@@ -187,7 +187,7 @@ class Authenticator:
         return Admission(caller, bundle, policy, path.not_before, path.not_after)
 
     def _permit_search(self, presented: PresentedLeaf) -> None:
-        """Whether a path may be looked for: not for whom the deny-list has by its certificate, and not all the time.
+        """Whether a path may be searched: not for a certificate on the deny-list, and not all the time.
 
         What the leaf says of its issuer is believed here, since it is only used against it.
         """

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 _MOST_BUCKETS = 100_000
 _LONGEST_DEBT = 600.0
-"""Seconds: whatever one call has cost, its caller isn't shut out for longer."""
+"""Seconds: whatever one call has cost, its caller isn't refused for longer."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The handlers of grpc.aio as the edge runs them: reading messages, and streams whose caller is looked at.
+"""The handlers of grpc.aio as the edge runs them: reading messages, and streams whose caller is checked.
 
 grpc hands over bytes, since the edge registers its wrappers without a deserialiser: nobody who isn't known reaches a
 parser, and bytes that are no message are a refusal like any other.

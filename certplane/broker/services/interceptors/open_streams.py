@@ -1,7 +1,7 @@
-"""The streams that are open, and whether their callers may still be served: one task looks at all of them.
+"""Open streams, and whether their callers may still be served: one task checks all of them.
 
 A task and a timer for each stream would cost more than the rest of what we keep of it; ten thousand checks cost the
-loop some 60 ms, in slices. Beside the rounds, each stream is looked at when its certificate ends.
+loop some 60 ms, in slices. Beside the rounds, each stream is checked when its certificate ends.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class OpenStreams:
     """Ends streams whose callers may no longer be served. For one loop; its task lives while there are streams."""
 
     def __init__(self, clock: Clock, every: timedelta) -> None:
-        """`every` is the time between two looks at a stream, unless there are very many."""
+        """`every` is the time between two checks of a stream, unless there are very many."""
         self._clock = clock
         self._every = every
         self._streams: set[_Stream] = set()
         self._rounds: asyncio.Task[None] | None = None
 
     def watching(self, not_after: datetime, check: Callable[[], None]) -> AbstractContextManager[None]:
-        """Look at a stream for the length of the block, which runs in the task that serves it.
+        """Check a stream for the length of the block, which runs in the task that serves it.
 
         The block is cancelled when `check` raises, and ends with what it raised.
 
@@ -79,7 +79,7 @@ class OpenStreams:
         if self._rounds is not None and not self._rounds.done() and not ends_soon:
             return
         self._stop()  # the pause that is under way may be longer than the stream's life
-        self._rounds = asyncio.create_task(self._look_at_all(), name="open-streams")
+        self._rounds = asyncio.create_task(self._check_all(), name="open-streams")
 
     def remove(self, stream: _Stream) -> None:
         """A stream has ended."""
@@ -92,19 +92,19 @@ class OpenStreams:
             self._rounds.cancel()
             self._rounds = None
 
-    async def _look_at_all(self) -> None:
+    async def _check_all(self) -> None:
         pause = self._every
         while self._streams:
             await self._sleep_through(pause)
             begun = self._clock.monotonic()
             for index, stream in enumerate(list(self._streams), 1):
-                self._look(stream)
+                self._check(stream)
                 if index % _SLICE == 0:
                     await asyncio.sleep(0)
             pause = max(self._every, _SHARE * timedelta(seconds=self._clock.monotonic() - begun))
 
     async def _sleep_through(self, pause: timedelta) -> None:
-        """Sleep, but look at each stream whose certificate ends meanwhile at that moment."""
+        """Sleep, but check each stream whose certificate ends meanwhile at that moment."""
         end = self._clock.monotonic() + pause.total_seconds()
         horizon = self._clock.now() + pause
         for stream in sorted(
@@ -112,10 +112,10 @@ class OpenStreams:
         ):
             # No longer than the pause, whatever the wall clock is set to meanwhile.
             await self._clock.sleep(min(stream.not_after + _MOMENT - self._clock.now(), pause))
-            self._look(stream)
+            self._check(stream)
         await self._clock.sleep(timedelta(seconds=end - self._clock.monotonic()))
 
-    def _look(self, stream: _Stream) -> None:
+    def _check(self, stream: _Stream) -> None:
         if stream not in self._streams or stream.error is not None:
             return
         try:
