@@ -1,7 +1,7 @@
 """The broker's one database behind its ports: orders, certificates, keys, deny-list, reports, audit log.
 
     stores.py          opens and closes it all: start here
-    orders.py          single flight, limits.py the durable limits
+    orders.py          single flight; order_rows.py every write of an order; limits.py the durable limits
     repeats.py         counts of repeated audit events
     upkeep.py          what is old and ended is removed
     certificates.py  deny_list.py  identities.py  enrollments.py  audit_log.py
@@ -12,7 +12,8 @@
     checkpoint.py      SQLite's log into its file, off the commit path
     sqlite.py  files.py     connections; the lock, the file, the checks at the start
     postgresql.py      the same for a server
-    schema.py  statements.py  rows.py  migrate.py  migrations/
+    schema.py  statements.py  migrate.py  migrations/
+    cells.py           dataclasses as rows and as JSON, by the types of their fields; rows.py times and events
 
 Nothing is written but through the writer, and nothing is acknowledged before it is on the disk.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, exists, func, or_, select, text, tuple_, update
 from typing_extensions import override
@@ -16,14 +15,13 @@ from certplane.broker.ports import CertificateQuery, CertificateStore
 from certplane.broker.renewal.ports import RevokedCertificates
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
+from certplane.broker.store.cells import CERTIFICATE
 from certplane.broker.store.change_feed import ChangeLog
-from certplane.broker.store.rows import CERTIFICATE_COLUMNS, certificate_from_row, to_micros
+from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import certificates, keys
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
-
-_COLUMNS: Final = tuple(certificates.c[name] for name in CERTIFICATE_COLUMNS)
 
 
 class SqlCertificateStore(CertificateStore, RevokedCertificates):
@@ -35,7 +33,7 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
         self._audit = audit
         self._changes = changes
         compiler = database.compiler
-        row = select(*_COLUMNS)
+        row = select(*(certificates.c[name] for name in CERTIFICATE.names))
         newest = (certificates.c.create_time.desc(), certificates.c.certificate_id.desc())
         unusable_key = exists().where(
             keys.c.public_key_sha256 == bindparam("public_key_sha256"),
@@ -121,13 +119,13 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
                     "public_key_sha256": public_key_sha256,
                 },
             )
-        return None if row is None else certificate_from_row(row)
+        return None if row is None else CERTIFICATE.value(row)
 
     @override
     async def get_certificate(self, certificate_id: str) -> CertificateRecord | None:
         with reading():
             row = await self._database.one(self._by_id, {"certificate_id": certificate_id})
-        return None if row is None else certificate_from_row(row)
+        return None if row is None else CERTIFICATE.value(row)
 
     @override
     async def list_certificates(self, query: CertificateQuery) -> Sequence[CertificateRecord]:
@@ -141,19 +139,19 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
         }
         with reading():
             rows = await self._database.all(statement, values)
-        return [certificate_from_row(row) for row in rows]
+        return [CERTIFICATE.value(row) for row in rows]
 
     async def newest_certificates(self, limit: int) -> Sequence[CertificateRecord]:
         """The newest certificates of all identities: for an operator at the database, not for a caller."""
         with reading():
             rows = await self._database.all(self._newest, {"most": max(0, limit)})
-        return [certificate_from_row(row) for row in rows]
+        return [CERTIFICATE.value(row) for row in rows]
 
     @override
     async def revoked_since(self, time: datetime, now: datetime) -> Sequence[CertificateRecord]:
         with reading():
             rows = await self._database.all(self._revoked, {"since": to_micros(time), "now": to_micros(now)})
-        return [certificate_from_row(row) for row in rows]
+        return [CERTIFICATE.value(row) for row in rows]
 
     @override
     async def mark_delivered(self, certificate_id: str, time: datetime, events: Sequence[AuditEvent]) -> None:
@@ -195,7 +193,7 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
             row = session.one(self._by_id, {"certificate_id": certificate_id})
             if row is None:
                 raise _not_found()
-            record = certificate_from_row(row)
+            record = CERTIFICATE.value(row)
             blocked = micros if reason is RevocationReason.KEY_COMPROMISE else None
             session.execute(self._end_key, (record.public_key_sha256, record.identity, micros, blocked, micros))
             self._changes.add(session, ChangeKind.CERTIFICATE_REVOKED, certificate_id)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import bindparam, delete, select, text, update
+from sqlalchemy import bindparam, delete, select, text
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
@@ -20,15 +20,9 @@ from certplane.broker.model import ChangeKind, DenyEntry, OrderState
 from certplane.broker.ports import ChangeFollower, DenyList
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
+from certplane.broker.store.cells import DENY_ENTRY, ORDER
 from certplane.broker.store.change_feed import ChangeLog, SqlChangeFeed
-from certplane.broker.store.rows import (
-    DENY_COLUMNS,
-    ORDER_COLUMNS,
-    deny_entry_from_row,
-    order_from_row,
-    order_values,
-    to_micros,
-)
+from certplane.broker.store.order_rows import SELECT_ORDER, OrderRows
 from certplane.broker.store.schema import deny_entries, orders
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Compiler
@@ -45,10 +39,11 @@ class DenyRows:
 
     def __init__(self, compiler: Compiler, changes: ChangeLog) -> None:
         self._changes = changes
-        row = select(*(orders.c[name] for name in ORDER_COLUMNS)).where(
+        self._orders = OrderRows(compiler)
+        row = SELECT_ORDER.where(
             text("end_time IS NULL"),  # word for word the index's condition
             orders.c.state != bindparam("finalizing"),
-        )
+        ).with_for_update()
         self._open_of_name = compiler(row.where(orders.c.identity == bindparam("name")))
         self._open_of_serial = compiler(
             row.where(
@@ -56,11 +51,7 @@ class DenyRows:
                 orders.c.identity_issuer.in_((bindparam("issuer"), "")),
             )
         )
-        self._end = compiler(
-            update(orders).where(orders.c.order_id == bindparam("which")),
-            ["state", "update_time", "end_time", "error", "retry_time"],
-        )
-        self._insert = compiler(compiler.insert(deny_entries).on_conflict_do_nothing(), DENY_COLUMNS)
+        self._insert = compiler(compiler.insert(deny_entries).on_conflict_do_nothing(), DENY_ENTRY.names)
         self._delete = compiler(
             delete(deny_entries).where(
                 deny_entries.c.name == bindparam("name"),
@@ -74,17 +65,16 @@ class DenyRows:
         if entry.create_time is None:
             raise ValueError("an entry is dated before it is written")
         time = entry.create_time
-        added = (entry.name, entry.issuer, entry.serial_number, entry.reason, to_micros(time))
-        if session.execute(self._insert, added):
+        if session.execute(self._insert, DENY_ENTRY.of(entry)):
             self._changes.add(session, ChangeKind.DENY_ENTRY, _key(entry))
         values = {"name": entry.name, "issuer": entry.issuer, "serial_number": entry.serial_number}
         values["finalizing"] = str(OrderState.FINALIZING)
         refusal = shut_out()
         ended = []
         for row in session.all(self._open_of_name if entry.name else self._open_of_serial, values):
-            order = order_from_row(row)
+            order = ORDER.value(row)
             failed = replace(order, state=OrderState.FAILED, update_time=time, error=refusal, retry_time=time)
-            session.execute(self._end, self._end.arguments({**order_values(failed), "which": order.order_id}))
+            self._orders.put(session, failed)
             ended.append(denied_order(order, refusal, time))
         return ended
 
@@ -121,7 +111,7 @@ class SqlDenyList(DenyList, ChangeFollower):
         self._feed = feed
         self._by_name: dict[str, DenyEntry] = {}
         self._by_serial: dict[tuple[str, str], DenyEntry] = {}
-        columns = (deny_entries.c[name] for name in DENY_COLUMNS)
+        columns = (deny_entries.c[name] for name in DENY_ENTRY.names)
         self._all = database.compiler(select(*columns).order_by(deny_entries.c.entry_id))
         self._rows = DenyRows(database.compiler, changes)
         feed.follow(ChangeKind.DENY_ENTRY, self, what="the deny-list", vital=True)
@@ -170,7 +160,7 @@ class SqlDenyList(DenyList, ChangeFollower):
     async def entries(self) -> Sequence[DenyEntry]:
         with reading():
             rows = await self._database.all(self._all, {})
-        return [deny_entry_from_row(row) for row in rows]
+        return [DENY_ENTRY.value(row) for row in rows]
 
     @override
     async def changed(self, keys: Collection[str]) -> None:
@@ -182,6 +172,6 @@ class SqlDenyList(DenyList, ChangeFollower):
 
     async def _read(self) -> None:
         rows = await self._database.all(self._all, {})
-        entries = [deny_entry_from_row(row) for row in rows]
+        entries = [DENY_ENTRY.value(row) for row in rows]
         self._by_name = {entry.name: entry for entry in entries if entry.name}
         self._by_serial = {(entry.issuer, entry.serial_number): entry for entry in entries if entry.serial_number}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from typing_extensions import override
@@ -12,6 +11,7 @@ from certplane.broker.model import EnrollmentReport
 from certplane.broker.ports import EnrollmentStore
 from certplane.broker.store.audit_log import SqlAuditLog
 from certplane.broker.store.batch import Done
+from certplane.broker.store.cells import encode_json
 from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import enrollment_reports
 from certplane.broker.store.session import Database, Session
@@ -38,7 +38,7 @@ class SqlEnrollmentStore(EnrollmentStore):
         arguments = (
             report.identity,
             report.agent_version,
-            json.dumps(report.host_facts),
+            encode_json(report.host_facts),
             report.identity_serial_number,
             to_micros(report.record_time),
         )

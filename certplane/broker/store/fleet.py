@@ -21,6 +21,7 @@ from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewa
 from certplane.broker.fleet.ports import FleetFigures, FleetStore, RecordedReports, RenewalRequestLog
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
+from certplane.broker.store.cells import decode_refusal, encode_refusal
 from certplane.broker.store.fleet_rows import (
     STREAM_COLUMNS,
     decode_held_up,
@@ -29,7 +30,7 @@ from certplane.broker.store.fleet_rows import (
     stream_from_row,
 )
 from certplane.broker.store.reports import Entry, ReportRows
-from certplane.broker.store.rows import decode_refusal, encode_refusal, from_micros, to_micros
+from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import (
     certificate_statuses,
     certificates,

@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, literal_column, select
 from typing_extensions import override
 
 from certplane.broker import metrics
@@ -26,9 +26,10 @@ from certplane.broker.model import ChangeKind, DenyEntry, IdentityUse, KnownIden
 from certplane.broker.ports import ChangeFollower, IdentityLedger, Meter
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
+from certplane.broker.store.cells import IDENTITY_USE, decode_json, encode_json
 from certplane.broker.store.change_feed import ChangeLog, SqlChangeFeed
 from certplane.broker.store.deny_list import DenyRows
-from certplane.broker.store.rows import IDENTITY_COLUMNS, identity_from_row, identity_values
+from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import identities
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
@@ -65,19 +66,18 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
         self._contested: set[str] = set()
         compiler = database.compiler
         self._deny_rows = DenyRows(compiler, changes)
-        row = select(identities.c.change_sequence, *(identities.c[name] for name in IDENTITY_COLUMNS))
+        row = select(identities)
         self._by_name = compiler(row.where(identities.c.name == bindparam("name")))
         self._by_names = compiler(row.where(identities.c.name.in_(HOSTS)))
         self._all = compiler(row.order_by(identities.c.name))
         insert = compiler.insert(identities)
-        columns = (*IDENTITY_COLUMNS, "change_sequence")
         self._put = compiler(
             insert.on_conflict_do_update(
                 index_elements=["name"],
-                set_={name: insert.excluded[name] for name in columns[1:]},
-                where=identities.c.change_sequence == insert.excluded.change_sequence - 1,
+                set_={column.name: insert.excluded[column.name] for column in identities.c if not column.primary_key},
+                where=identities.c.change_sequence == insert.excluded.change_sequence - literal_column("1"),
             ),
-            columns,
+            [column.name for column in identities.c],
         )
         feed.follow(ChangeKind.IDENTITY, self, what="the identities", vital=True)
 
@@ -128,7 +128,7 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
         """All that are known, by name."""
         with reading():
             rows = await self._database.all(self._all, {})
-        return [identity_from_row(row[1:]) for row in rows]
+        return [_from_row(row)[1] for row in rows]
 
     async def settle(
         self,
@@ -179,18 +179,15 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
             nonlocal made
             while True:  # until no other writer comes between; each turn is another one's change
                 row = session.one(self._by_name, {"name": name})
-                found: _Numbered = (0, None) if row is None else (row[0], identity_from_row(row[1:]))
+                found: _Numbered = (0, None) if row is None else _from_row(row)
                 if made is not None and found == made:  # an earlier try was committed, and the answer was lost
                     return Done(found)
                 known = decide(found[1])
                 if known is None:
                     return Done(found, audited=False)
-                number = found[0] + 1
-                if session.execute(
-                    self._put, self._put.arguments({**identity_values(known), "change_sequence": number})
-                ):
+                made = (found[0] + 1, known)
+                if session.execute(self._put, _row(*made)):
                     break
-            made = (number, known)
             self._changes.add(session, ChangeKind.IDENTITY, name)
             return Done(made, events=(*recorded, *self._audit.encode(beside(session))))
 
@@ -211,8 +208,8 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
 
     async def _take_all(self, rows: Sequence[Row]) -> None:
         for start in range(0, len(rows), _AT_ONCE):
-            for number, *row in rows[start : start + _AT_ONCE]:
-                self._take(number, identity_from_row(tuple(row)))
+            for row in rows[start : start + _AT_ONCE]:
+                self._take(*_from_row(row))
             await asyncio.sleep(0)
         self._note()
 
@@ -234,3 +231,31 @@ class SqlIdentityLedger(IdentityLedger, ChangeFollower):
 
 def _same_certificates(one: KnownIdentity, other: KnownIdentity) -> bool:
     return (one.active, one.retired, one.contest) == (other.active, other.retired, other.contest)
+
+
+def _row(number: int, known: KnownIdentity) -> Row:
+    """The columns of an identity in the table's order."""
+    return (
+        known.name,
+        *IDENTITY_USE.of(known.active),
+        to_micros(known.newest),
+        encode_json([IDENTITY_USE.of(use) for use in known.retired]) if known.retired else None,
+        None if known.contest is None else encode_json(IDENTITY_USE.of(known.contest)),
+        known.displaced_count,
+        None if known.displace_time is None else to_micros(known.displace_time),
+        number,
+    )
+
+
+def _from_row(row: Row) -> tuple[int, KnownIdentity]:
+    name, *active, newest, retired, contest, displaced_count, displace_time, number = row
+    known = KnownIdentity(
+        name,
+        IDENTITY_USE.value(active),
+        from_micros(newest),
+        tuple(map(IDENTITY_USE.value, decode_json(retired or "[]"))),
+        None if contest is None else IDENTITY_USE.value(decode_json(contest)),
+        displaced_count,
+        None if displace_time is None else from_micros(displace_time),
+    )
+    return number, known

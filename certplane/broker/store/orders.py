@@ -22,34 +22,16 @@ from certplane.broker.policy.limits import AHEAD
 from certplane.broker.ports import DurableLimits, KeyLedger, OpenedOrder, OrderChange, OrderStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
+from certplane.broker.store.cells import CERTIFICATE, ORDER
 from certplane.broker.store.limits import LimitCheck
-from certplane.broker.store.rows import (
-    CERTIFICATE_COLUMNS,
-    ORDER_COLUMNS,
-    certificate_values,
-    names_sha256,
-    order_from_row,
-    order_values,
-    to_micros,
-)
+from certplane.broker.store.order_rows import SELECT_ORDER, OrderRows, order_not_found
+from certplane.broker.store.rows import names_sha256, to_micros
 from certplane.broker.store.schema import certificates, keys, orders
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
-_CHANGING: Final = (
-    "state",
-    "update_time",
-    "end_time",
-    "issuer",
-    "acme_order_url",
-    "txt_records",
-    "certificate_id",
-    "error",
-    "retry_time",
-    "finalize_time",
-)
 _MOST_FAILED: Final = 16
 """Failed orders of one key that are looked at: its CSR was mended as often, and each may be the answer."""
 _LAST_ENDED: Final = 32
@@ -70,7 +52,8 @@ class SqlOrderStore(OrderStore):
         self._new_id = new_id
         compiler = database.compiler
         self._limits = LimitCheck(compiler)
-        row = select(*(orders.c[name] for name in ORDER_COLUMNS))
+        self._rows = OrderRows(compiler)
+        row = SELECT_ORDER
         same_work = (
             orders.c.identity == bindparam("identity"),
             orders.c.profile_hash == bindparam("profile_hash"),
@@ -100,9 +83,7 @@ class SqlOrderStore(OrderStore):
             .order_by(orders.c.end_time.desc(), orders.c.order_id.desc())
             .limit(_LAST_ENDED)
         )
-        self._insert = compiler(compiler.insert(orders), [column.name for column in orders.c])
-        self._update = compiler(update(orders).where(orders.c.order_id == bindparam("which")), _CHANGING)
-        self._insert_certificate = compiler(compiler.insert(certificates), CERTIFICATE_COLUMNS)
+        self._insert_certificate = compiler(compiler.insert(certificates), CERTIFICATE.names)
         self._key = compiler(_KEY)
         self._block_key = compiler(
             update(keys)
@@ -135,7 +116,7 @@ class SqlOrderStore(OrderStore):
                 raise RefusalError(Reason.KEY_REUSED, "this key can't be used: make a new one")
             order = replace(fresh, cause=self._limits.cause(session, draft, now))
             self._limits.check(session, order, limits, now)
-            session.execute(self._insert, self._insert.arguments(order_values(order)))
+            self._rows.add(session, order)
             session.execute(self._insert_key, (draft.public_key_sha256, draft.identity, to_micros(now)))
             return Done(OpenedOrder(order, created=True), events=self._audit.encode(because(order, events)))
 
@@ -155,15 +136,15 @@ class SqlOrderStore(OrderStore):
 
         def write(session: Session) -> Done[Order]:
             nonlocal made
-            order = self._get(session, order_id)
+            order = self._rows.get(session, order_id)
             if order is not None and order == made:  # an earlier try was committed, and the answer was lost
                 return Done(order)
             if order is None or not (order.state.is_open or change == OrderChange(txt_records=change.txt_records)):
-                raise _not_found()
+                raise order_not_found()
             made = changed = _changed(order, change, now)
             if _RANK[changed.state] < _RANK[order.state]:
                 raise RuntimeError(f"an order doesn't go back from {order.state} to {changed.state}")
-            self._store(session, changed)
+            self._rows.put(session, changed)
             if change.block_key:
                 session.execute(
                     self._block_key,
@@ -178,14 +159,13 @@ class SqlOrderStore(OrderStore):
         now = self._clock.now()
 
         def change(session: Session) -> Done[Order]:
-            order = self._get(session, certificate.order_id)
+            order = self._rows.get(session, certificate.order_id)
             if order is not None and order.state is OrderState.ISSUED:
                 return Done(order, audited=False)
             if order is None or not order.state.is_open:
-                raise _not_found()
-            session.execute(
-                self._insert_certificate, self._insert_certificate.arguments(certificate_values(certificate))
-            )
+                raise order_not_found()
+            values = CERTIFICATE.values(certificate)
+            session.execute(self._insert_certificate, self._insert_certificate.arguments(values))
             finished = replace(
                 order,
                 state=OrderState.ISSUED,
@@ -193,7 +173,7 @@ class SqlOrderStore(OrderStore):
                 update_time=now,
                 finalize_time=order.finalize_time or now,
             )
-            self._store(session, finished)
+            self._rows.put(session, finished)
             return Done(finished)
 
         return await self._writer.write(change, self._audit.encode(events))
@@ -202,19 +182,19 @@ class SqlOrderStore(OrderStore):
     async def get_order(self, order_id: str) -> Order | None:
         with reading():
             row = await self._database.one(self._by_id, {"order_id": order_id})
-        return None if row is None else order_from_row(row)
+        return None if row is None else ORDER.value(row)
 
     @override
     async def last_ended(self, profile: str) -> Sequence[Order]:
         with reading():
             rows = await self._database.all(self._last_ended, {"profile": profile})
-        return [order_from_row(row) for row in rows]
+        return [ORDER.value(row) for row in rows]
 
     @override
     async def unfinished_orders(self) -> Sequence[Order]:
         with reading():
             rows = await self._database.all(self._unfinished, {})
-        return [order_from_row(row) for row in rows]
+        return [ORDER.value(row) for row in rows]
 
     def _find(self, session: Session, draft: OrderDraft, now: datetime) -> Order | None:
         """The order of the same key that is open, or failed and not yet to be tried again."""
@@ -230,16 +210,9 @@ class SqlOrderStore(OrderStore):
         }
         row = session.one(self._open_one, values)
         if row is not None:
-            return order_from_row(row)
-        failed = map(order_from_row, session.all(self._failed, values))
+            return ORDER.value(row)
+        failed = map(ORDER.value, session.all(self._failed, values))
         return next((order for order in failed if still_answers(order, draft)), None)
-
-    def _get(self, session: Session, order_id: str) -> Order | None:
-        row = session.one(self._by_id, {"order_id": order_id})
-        return None if row is None else order_from_row(row)
-
-    def _store(self, session: Session, order: Order) -> None:
-        session.execute(self._update, self._update.arguments({**order_values(order), "which": order.order_id}))
 
 
 class SqlKeyLedger(KeyLedger):
@@ -273,7 +246,3 @@ def _changed(order: Order, change: OrderChange, now: datetime) -> Order:
         if change.state is OrderState.FINALIZING:
             values["finalize_time"] = now
     return replace(order, **values)
-
-
-def _not_found() -> RefusalError:
-    return RefusalError(Reason.ORDER_NOT_FOUND, "there is no such open order")

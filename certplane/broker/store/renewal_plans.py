@@ -18,14 +18,8 @@ from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
-from certplane.broker.store.rows import (
-    PLAN_COLUMNS,
-    decode_names,
-    from_micros,
-    plan_from_row,
-    plan_values,
-    to_micros,
-)
+from certplane.broker.store.cells import PLAN, decode_names
+from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import certificates, orders, renewal_plans
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
@@ -56,7 +50,7 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
         compiler = database.compiler
         planned = certificates.outerjoin(renewal_plans, renewal_plans.c.certificate_id == certificates.c.certificate_id)
         row = select(
-            *(certificates.c[name] for name in _CERTIFICATE_COLUMNS), *(renewal_plans.c[name] for name in PLAN_COLUMNS)
+            *(certificates.c[name] for name in _CERTIFICATE_COLUMNS), *(renewal_plans.c[name] for name in PLAN.names)
         )
         standing = row.select_from(planned).where(_in_force())
         by_host = (certificates.c.identity, certificates.c.certificate_id)
@@ -75,16 +69,16 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
         self._due = compiler(
             _due(row).where(of_issuer).order_by(renewal_plans.c.next_check_time).limit(bindparam("most"))
         )
-        plan = select(*(renewal_plans.c[name] for name in PLAN_COLUMNS))
+        plan = select(*(renewal_plans.c[name] for name in PLAN.names))
         self._plan = compiler(plan.where(renewal_plans.c.certificate_id == bindparam("certificate_id")))
         self._all = compiler(plan)
         insert = compiler.insert(renewal_plans)
-        theirs = {name: insert.excluded[name] for name in PLAN_COLUMNS if name != "certificate_id"}
+        theirs = {name: insert.excluded[name] for name in PLAN.names if name != "certificate_id"}
         unsaid = insert.excluded.next_check_time.is_(None)
         kept = {name: case((unsaid, renewal_plans.c[name]), else_=theirs[name]) for name in _OF_THE_CA}
         which = ["certificate_id"]
-        self._set = compiler(insert.on_conflict_do_update(index_elements=which, set_=theirs | kept), PLAN_COLUMNS)
-        self._replace = compiler(insert.on_conflict_do_update(index_elements=which, set_=theirs), PLAN_COLUMNS)
+        self._set = compiler(insert.on_conflict_do_update(index_elements=which, set_=theirs | kept), PLAN.names)
+        self._replace = compiler(insert.on_conflict_do_update(index_elements=which, set_=theirs), PLAN.names)
         self._forget = compiler(
             delete(renewal_plans).where(
                 ~exists().where(certificates.c.certificate_id == renewal_plans.c.certificate_id, _in_force())
@@ -93,7 +87,7 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
 
     @override
     async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
-        rows = [self._set.arguments(plan_values(plan)) for plan in plans]
+        rows = [self._set.arguments(PLAN.values(plan)) for plan in plans]
 
         def change(session: Session) -> Done[None]:
             for arguments in rows:
@@ -138,11 +132,11 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
     async def replace_plan(
         self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
     ) -> bool:
-        arguments = self._replace.arguments(plan_values(after))
+        arguments = self._replace.arguments(PLAN.values(after))
 
         def change(session: Session) -> Done[bool]:
             row = session.one(self._plan, {"certificate_id": after.certificate_id})
-            stored = None if row is None else plan_from_row(row)
+            stored = None if row is None else PLAN.value(row)
             if stored not in (before, after):  # `after`: an earlier try was committed, and the answer was lost
                 return Done(False, audited=False)
             session.execute(self._replace, arguments)
@@ -161,7 +155,7 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
         await self._writer.write(change, ())
         with reading():
             rows = await self._database.all(self._all, {})
-        return [plan_from_row(row) for row in rows]
+        return [PLAN.value(row) for row in rows]
 
 
 def _in_force() -> ColumnElement[bool]:
@@ -179,7 +173,7 @@ def _due(row: Select[*tuple[object, ...]]) -> Select[*tuple[object, ...]]:
 
 def _in_force_from_row(row: Row) -> InForce:
     certificate_id, host, profile, issuer, dns_names, pem, not_before, not_after, renew_time = row[:9]
-    plan = None if row[9] is None else plan_from_row(row[9:])
+    plan = None if row[9] is None else PLAN.value(row[9:])
     return InForce(
         certificate_id,
         host,

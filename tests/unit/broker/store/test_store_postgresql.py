@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from certplane.broker.model import OrderState
+from certplane.broker.ports import OrderChange
 from certplane.broker.store.postgresql import PostgresqlSession
-from certplane.errors import OperationError
+from certplane.errors import OperationError, Reason, RefusalError
+from tests.fakes.clock import ManualClock
+from tests.support.stores import StoreHarness, StorePlace
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -33,3 +40,27 @@ def test_a_server_that_is_gone_without_a_word_is_noticed(monkeypatch: pytest.Mon
     parameters = conninfo_to_dict(called[0])
     assert (parameters["host"], parameters["dbname"], parameters["password"]) == ("db.example", "certplane", "p@ss")
     assert (parameters["keepalives_idle"], parameters["tcp_user_timeout"]) == (idle, "20000")
+
+
+@pytest.mark.integration
+async def test_an_order_that_another_program_ends_meanwhile_stays_ended(postgres_url: str, tmp_path: Path) -> None:
+    """A step of a running order waits for a command that is denying its identity, and then finds it ended."""
+    place = StorePlace("postgresql", tmp_path / "x", postgres_url)
+    async with place.open(clock := ManualClock()) as stores:
+        order = await StoreHarness(place, clock, stores).open_order()
+
+        def waits() -> bool:
+            return bool(place.query("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+
+        with psycopg.connect(postgres_url) as command:
+            command.execute("UPDATE orders SET state = 'FAILED', end_time = 1")
+            step = asyncio.create_task(
+                stores.orders.change_order(order.order_id, OrderChange(state=OrderState.VALIDATING))
+            )
+            await until(waits, by=step)
+        with pytest.raises(RefusalError) as caught:
+            await step
+        assert caught.value.refusal.reason is Reason.ORDER_NOT_FOUND
+        found = await stores.orders.get_order(order.order_id)
+        assert found is not None
+        assert found.state is OrderState.FAILED

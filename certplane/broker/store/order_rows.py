@@ -1,0 +1,65 @@
+"""Rows of orders: every write of a running order passes through `OrderRows.put`.
+
+That is the place for what will fence them when brokers share a database: `AND epoch = ?`, of the order's own epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import bindparam, select, update
+
+from certplane.broker.model import Order, OrderDraft
+from certplane.broker.store.cells import ORDER
+from certplane.broker.store.rows import names_sha256, to_micros
+from certplane.broker.store.schema import orders
+from certplane.broker.store.session import Session
+from certplane.broker.store.statements import Compiler
+from certplane.errors import Reason, RefusalError
+
+_FIXED: Final = frozenset(OrderDraft.__dataclass_fields__) - {"issuer"} | {"order_id", "create_time"}
+_CHANGING: Final = ("end_time", *(name for name in ORDER.names if name not in _FIXED))
+
+SELECT_ORDER: Final = select(*(orders.c[name] for name in ORDER.names))
+"""Rows for `ORDER.value`."""
+
+
+class OrderRows:
+    """How orders are written, inside the transaction of whoever writes them."""
+
+    def __init__(self, compiler: Compiler) -> None:
+        # Locked on PostgreSQL, so that no other program changes it between this look and what is written after it.
+        self._locked = compiler(SELECT_ORDER.where(orders.c.order_id == bindparam("order_id")).with_for_update())
+        self._insert = compiler(compiler.insert(orders), [column.name for column in orders.c])
+        self._update = compiler(update(orders).where(orders.c.order_id == bindparam("which")), _CHANGING)
+
+    def get(self, session: Session, order_id: str) -> Order | None:
+        """The order, to be changed by this transaction alone."""
+        row = session.one(self._locked, {"order_id": order_id})
+        return None if row is None else ORDER.value(row)
+
+    def add(self, session: Session, order: Order) -> None:
+        """Write a new order."""
+        session.execute(self._insert, self._insert.arguments(_values(order)))
+
+    def put(self, session: Session, order: Order) -> None:
+        """Write what may change of an order.
+
+        Raises:
+            RefusalError: ORDER_NOT_FOUND: the row is gone; later also, the order is another broker's by now.
+        """
+        if not session.execute(self._update, self._update.arguments({**_values(order), "which": order.order_id})):
+            raise order_not_found()
+
+
+def order_not_found() -> RefusalError:
+    """The refusal of a change to an order that isn't open."""
+    return RefusalError(Reason.ORDER_NOT_FOUND, "there is no such open order")
+
+
+def _values(order: Order) -> dict[str, Any]:
+    return {
+        **ORDER.values(order),
+        "names_sha256": names_sha256(order.dns_names),
+        "end_time": None if order.state.is_open else to_micros(order.update_time),
+    }
