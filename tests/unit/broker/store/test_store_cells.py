@@ -15,7 +15,7 @@ from sqlalchemy import Table
 from certplane.broker.model import CertificateRecord, DenyEntry, Order, OrderDraft, OrderState, TxtRecord
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.store import cells, schema
-from certplane.config.values import canonical_identity_name
+from certplane.config.values import IdentityName
 from certplane.errors import ProblemDocument, Reason, Refusal, Violation
 
 TIMES = st.datetimes(min_value=datetime(1950, 1, 1), max_value=datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - hypothesis adds the zone
@@ -161,7 +161,7 @@ def test_what_is_empty_is_null() -> None:
 
 def test_names_of_the_configuration_are_text() -> None:
     """Settings have kinds of text of their own, which are written as the text that they are."""
-    name = canonical_identity_name("web1.example.org")
+    name = IdentityName.parse("web1.example.org")
     assert type(name) is not str
     assert cells.encode_json([name]) == '["web1.example.org"]'
     assert (
