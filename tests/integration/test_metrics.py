@@ -1,4 +1,4 @@
-"""Every metric is seen to move by what its row in docs/operations.md says that it tells of: none is declared in vain."""
+"""Every metric is seen to move by what its row in docs/monitoring.md says that it tells of: none is declared in vain."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.queue import OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.steps import OrderContext
-from certplane.broker.issuance.validation import RecordCleaner
+from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.issuance.waiting import see_through, within
 from certplane.broker.model import Order, OrderDraft, OrderState, Profile
 from certplane.broker.ports import OpenedOrder
@@ -61,9 +61,9 @@ class OrderDispatcher:
         queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for, epoch=lambda: ports.epoch.current)
         self._choice = IssuerChoice(queue, lambda: ports.epoch.current)
         self.condition = IssuanceCondition(ports.meter, ports.epoch)
-        self._cleaner = RecordCleaner(ports, settings)
+        self._records = ChallengeRecords(ports, settings)
         self._context = OrderContext(
-            ports, settings, queue, self._choice, self.condition, self._cleaner, self._authorisation
+            ports, settings, queue, self._choice, self.condition, self._records, self._authorisation
         )
         self._group: asyncio.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -138,7 +138,7 @@ class OrderDispatcher:
         if flight is not None:
             return flight
         flight = self.flights.add(order)
-        self._cleaner.need(order.order_id, order.txt_records)
+        self._records.need(order.order_id, order.txt_records)
         self._note_level()
         flight.task = self._owner.create_task(self._fly(flight), name=f"order {order.order_id}")
         return flight
@@ -208,7 +208,7 @@ class OrderDispatcher:
             logger.exception("an order met an unexpected fault", extra={"fields": {"order_id": flight.order.order_id}})
             await self._contain(flight, execution)
         finally:
-            self._cleaner.release(flight.order.order_id)
+            self._records.release(flight.order.order_id)
             self.flights.remove(flight)
             self._note_level()
 

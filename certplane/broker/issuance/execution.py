@@ -112,7 +112,7 @@ class OrderExecution:
         if not records:
             return
         with self._context.step("remove"):
-            left = await self._context.cleaner.remove(self.order)
+            left = await self._context.records.remove(self.order)
         if left != records:
             with self._context.step("journal_removed"):
                 await self._journal.write(OrderChange(txt_records=left))

@@ -26,7 +26,7 @@ from certplane.broker.issuance.outcome import End, fails_over, is_told, pause_be
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.storing import record_of
-from certplane.broker.issuance.validation import RecordCleaner, merge_records
+from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
 from certplane.broker.ports import Issuer, OrderChange
 from certplane.errors import Reason, Refusal, RefusalError
@@ -111,7 +111,7 @@ class OrderContext:
     queue: OrderQueue
     choice: IssuerChoice
     condition: IssuanceCondition
-    cleaner: RecordCleaner
+    records: ChallengeRecords
     authorisation: OrderAuthorisation
 
     def lane_of(self, order: Order) -> Lane:
@@ -301,32 +301,7 @@ class OrderSteps:
     async def _validate(self, acme: IssuerOrder) -> Outcome:
         profile = await self._authorisation.ask_again(self.order)
         self._check_challenges(acme)
-        planned = await self._ports.solver.plan(acme.challenges, profile, self._timeout(self._settings.dns_timeout))
-        wanted = {(record.name, record.value) for record in planned}
-        journalled = merge_records(self.order.txt_records, planned)
-        records = [record for record in journalled if (record.name, record.value) in wanted]
-        cleaner = self._context.cleaner
-        cleaner.need(self.order.order_id, records)
-        with self._step("journal_records"):
-            await self._journal.write(OrderChange(state=OrderState.VALIDATING, txt_records=journalled))
-        if len(records) < len(journalled):
-            left = await cleaner.remove_unneeded(self.order)
-            await self._journal.write(OrderChange(txt_records=(*left, *records)))
-        with self._step("present"):
-            written = await self._ports.solver.present(records, self._timeout(self._settings.dns_timeout))
-        with self._step("journal_record_ids"):
-            await self._journal.write(OrderChange(txt_records=merge_records(self.order.txt_records, written)))
-        with self._step("propagate"):
-            silent = await self._ports.solver.wait_until_visible(
-                written, self._timeout(self._settings.propagation_timeout), self._journal.tell
-            )
-        for line in silent:
-            self._journal.tell(f"goes on without a name server that gives no answer: {line}")
-            self._ports.meter.count(metrics.SERVERS_SILENT)
-            fields = {"order_id": self.order.order_id}
-            logger.warning(
-                "a name server gives no answer; the order goes on without it: %s", line, extra={"fields": fields}
-            )
+        await self._context.records.publish(self._journal, acme.challenges, profile, self._timeout, self._step)
         await self._authorisation.ask_again(self.order)  # DNS may have taken minutes
         self._asked_at = self._ports.clock.monotonic()
         with self._step("answer"):

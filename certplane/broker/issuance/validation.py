@@ -14,12 +14,16 @@ Rules:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
 
 from certplane.broker import metrics
 from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import Order, TxtRecord
+from certplane.broker.model import DnsChallenge, Order, OrderState, Profile, TxtRecord
+from certplane.broker.ports import OrderChange
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +41,8 @@ def merge_records(journalled: Iterable[TxtRecord], latest: Iterable[TxtRecord]) 
     return tuple(merged.values())
 
 
-class RecordCleaner:
-    """Removes orders' records, knowing which of them other orders still need."""
+class ChallengeRecords:
+    """Writes and removes orders' records, knowing which of them other orders still need."""
 
     def __init__(self, ports: IssuancePorts, settings: IssuanceSettings) -> None:
         self._ports = ports
@@ -49,6 +53,43 @@ class RecordCleaner:
         """The order is about to use these records: nobody else removes them."""
         self._needed[order_id] = frozenset((record.name, record.value) for record in records)
 
+    async def publish(
+        self,
+        journal: Journal,
+        challenges: Sequence[DnsChallenge],
+        profile: Profile,
+        timeout: Callable[[timedelta], timedelta],
+        step: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        """Write the records that answer `challenges`, and wait until they are seen; each part is journalled first.
+
+        `timeout` gives each part what it may take at most, or less, and `step` its failpoints and measure.
+        """
+        solver, settings = self._ports.solver, self._settings
+        planned = await solver.plan(challenges, profile, timeout(settings.dns_timeout))
+        wanted = {(record.name, record.value) for record in planned}
+        journalled = merge_records(journal.order.txt_records, planned)
+        records = [record for record in journalled if (record.name, record.value) in wanted]
+        self.need(journal.order.order_id, records)
+        with step("journal_records"):
+            await journal.write(OrderChange(state=OrderState.VALIDATING, txt_records=journalled))
+        if len(records) < len(journalled):
+            left = await self._remove_unneeded(journal.order)
+            await journal.write(OrderChange(txt_records=(*left, *records)))
+        with step("present"):
+            written = await solver.present(records, timeout(settings.dns_timeout))
+        with step("journal_record_ids"):
+            await journal.write(OrderChange(txt_records=merge_records(journal.order.txt_records, written)))
+        with step("propagate"):
+            silent = await solver.wait_until_visible(written, timeout(settings.propagation_timeout), journal.tell)
+        for line in silent:
+            journal.tell(f"goes on without a name server that gives no answer: {line}")
+            self._ports.meter.count(metrics.SERVERS_SILENT)
+            fields = {"order_id": journal.order.order_id}
+            logger.warning(
+                "a name server gives no answer; the order goes on without it: %s", line, extra={"fields": fields}
+            )
+
     def release(self, order_id: str) -> None:
         """The order uses no record any more."""
         self._needed.pop(order_id, None)
@@ -56,9 +97,9 @@ class RecordCleaner:
     async def remove(self, order: Order) -> tuple[TxtRecord, ...]:
         """Remove what `order` lists and nobody else needs; returns what still stands and is the order's to remove."""
         self.release(order.order_id)
-        return await self.remove_unneeded(order)
+        return await self._remove_unneeded(order)
 
-    async def remove_unneeded(self, order: Order) -> tuple[TxtRecord, ...]:
+    async def _remove_unneeded(self, order: Order) -> tuple[TxtRecord, ...]:
         """As `remove`, but what the order itself needs stays, and isn't returned."""
         needed = frozenset[tuple[str, str]]().union(*self._needed.values())
         mine = [record for record in order.txt_records if (record.name, record.value) not in needed]
