@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from certplane.agent.lineage import Lineage
 from certplane.agent.lineage_runner import LineageRunner
-from certplane.agent.link.session import DirectiveTaker
+from certplane.agent.link.answering import DirectiveTaker
 from certplane.agent.model import DirectedRenewal, LineageStatus
 from certplane.agent.renewal.directed import explanation
 from certplane.agent.renewal.failures import is_refused_by_policy, is_unreached

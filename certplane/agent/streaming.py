@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from certplane.agent.directives import HostDirectives
 from certplane.agent.host import IDENTITY, Host
 from certplane.agent.lineage_runner import LineageRunner
-from certplane.agent.link.session import SessionParts
+from certplane.agent.link.open_stream import StreamParts
 from certplane.agent.link.state import LinkState
 from certplane.agent.link.stream import ChannelSource, StatusStream
 from certplane.agent.renewal.skew import ClockSkew
@@ -68,7 +68,7 @@ async def status_stream(
         on_retry_epoch=lambda retry_epoch: stream.note(replace(stream.state, retry_epoch=retry_epoch)),
         rng=host.rng,
     )
-    parts = SessionParts(
+    parts = StreamParts(
         names=[IDENTITY, *host.certificates],
         spool=host.reports,
         directives=directives,

@@ -137,7 +137,7 @@ class HostFacts:
     """What a host says of itself when its stream begins, and operators see of it.
 
     A fact is added here (with a default), under the same name in `Hello` and `Host` of renewal.proto, where the agent
-    finds it (`agent.link.session`), as a column of the broker's `host_streams`, and where certplanectl shows it.
+    finds it (`agent.link.open_stream`), as a column of the broker's `host_streams`, and where certplanectl shows it.
     """
 
     agent_version: Annotated[str, Printable(64)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from certplane.agent.link.session import SessionParts
+from certplane.agent.link.open_stream import StreamParts
 from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.link.stream import StatusStream
 from certplane.agent.model import DirectedRenewal
@@ -60,7 +60,7 @@ class Agent:
         self.spool = FileReportSpool(folder / "reports", names=["web"], new_epoch=lambda: "e1")
         self.taker = Taker()
         clock = SystemClock()
-        parts = SessionParts(
+        parts = StreamParts(
             names=["web", "identity"],
             spool=self.spool,
             directives=self.taker,

@@ -24,7 +24,8 @@ from typing import Any, Final, Protocol
 
 import grpc
 
-from certplane.agent.link.session import End, Session, SessionParts
+from certplane.agent.link.ending import StreamEnd
+from certplane.agent.link.open_stream import OpenStream, StreamParts
 from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.renewal.failures import FailureKind, kind_of
 from certplane.errors import CertplaneError, Reason
@@ -65,15 +66,15 @@ class ChannelSource(Protocol):
 
 @dataclass
 class _Attempt:
-    """One stream: `session` from when the channel is connected."""
+    """One stream: `stream` from when the channel is connected."""
 
-    task: asyncio.Task[End] = field(init=False)
-    session: Session | None = None
+    task: asyncio.Task[StreamEnd] = field(init=False)
+    stream: OpenStream | None = None
     welcome: bool = False
     began: float = 0.0
 
 
-def reopening_wait(end: End, failures: int, draw: Callable[[Backoff, int], timedelta]) -> timedelta:
+def reopening_wait(end: StreamEnd, failures: int, draw: Callable[[Backoff, int], timedelta]) -> timedelta:
     """How long after a stream's end the next is opened.
 
     Args:
@@ -104,7 +105,7 @@ class StatusStream:
     def __init__(
         self,
         channels: ChannelSource,
-        parts: SessionParts,
+        parts: StreamParts,
         *,
         patience: timedelta,
         state: LinkState | None = None,
@@ -146,8 +147,8 @@ class StatusStream:
     def report(self) -> None:
         """There are new reports."""
         for attempt in self._attempts:
-            if attempt.session is not None:
-                attempt.session.report()
+            if attempt.stream is not None:
+                attempt.stream.report()
 
     def identity_changed(self) -> None:
         """Another channel is in use: speak there."""
@@ -211,7 +212,7 @@ class StatusStream:
             tasks.append(self._saving)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _attempt(self, attempt: _Attempt) -> End:
+    async def _attempt(self, attempt: _Attempt) -> StreamEnd:
         """One stream, from the connection on."""
         if self._state.phase is not LinkPhase.CONNECTED:
             now = self._parts.clock.now()
@@ -228,7 +229,7 @@ class StatusStream:
             self._welcomed(attempt, version)
 
         call = renewal_pb2_grpc.RenewalServiceStub(channel).StreamRenewalStatus()
-        attempt.session = Session(
+        attempt.stream = OpenStream(
             call,
             self._parts,
             patience=self._patience,
@@ -236,7 +237,7 @@ class StatusStream:
             on_welcome=welcome,
             on_taken_over=self._taken_over,
         )
-        return await attempt.session.run()
+        return await attempt.stream.run()
 
     def _welcomed(self, attempt: _Attempt, version: str) -> None:
         now = self._parts.clock.now()
@@ -260,10 +261,10 @@ class StatusStream:
     def _taken_over(self) -> None:
         if not self._parts.spool.unacknowledged:
             self._delivered.set()
-        if any(attempt.session is not None and attempt.session.directed for attempt in self._attempts):
+        if any(attempt.stream is not None and attempt.stream.directed for attempt in self._attempts):
             self._directed.set()
 
-    async def _wait(self, attempt: _Attempt, end: End) -> None:
+    async def _wait(self, attempt: _Attempt, end: StreamEnd) -> None:
         """Until the next stream may be opened."""
         clock = self._parts.clock
         if attempt.welcome and clock.monotonic() - attempt.began >= _STABLE.total_seconds():
@@ -322,15 +323,15 @@ class StatusStream:
             await self._save(saved)
 
 
-async def _outcome(attempt: _Attempt) -> End:
-    """How it ended; a fault of ours is a bad end, not the end of everything."""
+async def _outcome(attempt: _Attempt) -> StreamEnd:
+    """How it ended; a bug is a bad end, not the end of everything."""
     try:
         return await attempt.task
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        return End("the connection was closed")
+        return StreamEnd("the connection was closed")
     except Exception:
         logger.exception("the status stream failed")
-        return End("a fault of this agent; its log says more")
+        return StreamEnd("a bug of this agent; its log says more")

@@ -13,7 +13,8 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from certplane.agent.link.session import End, Session, SessionParts
+from certplane.agent.link.ending import StreamEnd
+from certplane.agent.link.open_stream import OpenStream, StreamParts
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
 from certplane.agent.link.stream import StatusStream, reopening_wait
 from certplane.agent.model import DirectedRenewal
@@ -112,7 +113,7 @@ class World:
     def start(self) -> None:
         """As a new program."""
         self.spool = FileReportSpool(self.folder / "reports", names=["web", "api"], new_epoch=self._epoch)
-        parts = SessionParts(
+        parts = StreamParts(
             names=["web", "identity"],
             spool=self.spool,
             directives=self.taker,
@@ -200,8 +201,8 @@ async def test_hello_tells_all_that_there_is(world: World) -> None:
 async def test_what_does_not_fit_into_hello_follows(world: World) -> None:
     """A snapshot larger than a message is sent in order, the rest as reports, and nothing twice."""
     world.spool = FileReportSpool(world.folder / "many", names=[f"c{n}" for n in range(200)], new_epoch=lambda: "e")
-    world.stream._parts = SessionParts(**{
-        **{name: getattr(world.stream._parts, name) for name in SessionParts.__slots__}, "spool": world.spool
+    world.stream._parts = StreamParts(**{
+        **{name: getattr(world.stream._parts, name) for name in StreamParts.__slots__}, "spool": world.spool
     })  # fmt: skip
     for number in range(200):
         await world.add(
@@ -289,7 +290,7 @@ async def test_a_fault_beside_the_reading_ends_the_stream(
     monkeypatch.setattr(world.spool, "acknowledge", lambda _: 1 / 0)
     async with world.running() as server:
         await until(lambda: world.stream.state.phase is LinkPhase.WAITING)
-        assert "a fault of this agent" in world.stream.state.last_error
+        assert "a bug of this agent" in world.stream.state.last_error
         assert "ZeroDivisionError" in caplog.text
         monkeypatch.undo()
         await world.pass_until(lambda: len(server.streams) == 2)
@@ -477,24 +478,24 @@ async def test_a_refusal_that_was_lost_is_waited_for_the_next_time(
 ) -> None:
     """A broker that ends the call while hello is written: gRPC then has a status of its own, which says nothing."""
     world.server.refusal = Refusal(Reason.IDENTITY_RETIRED, "there is a newer one")
-    read = Session._next
+    read = OpenStream._next
     ends: list[str] = []
 
-    async def lose_first(session: Session) -> pb.StreamRenewalStatusResponse | End:
+    async def lose_first(session: OpenStream) -> pb.StreamRenewalStatusResponse | StreamEnd:
         answer = await read(session)
-        assert isinstance(answer, End)
+        assert isinstance(answer, StreamEnd)
         ends.append(answer.text)
-        return End("INTERNAL: Internal error from Core", grpc.StatusCode.INTERNAL) if len(ends) == 1 else answer
+        return StreamEnd("INTERNAL: Internal error from Core", grpc.StatusCode.INTERNAL) if len(ends) == 1 else answer
 
-    monkeypatch.setattr(Session, "_next", lose_first)
+    monkeypatch.setattr(OpenStream, "_next", lose_first)
     cautions: list[timedelta] = []
-    wait = Session._await_refusal
+    wait = OpenStream._await_refusal
 
-    async def count(session: Session) -> None:
+    async def count(session: OpenStream) -> None:
         cautions.append(session._caution)
         await wait(session)
 
-    monkeypatch.setattr(Session, "_await_refusal", count)
+    monkeypatch.setattr(OpenStream, "_await_refusal", count)
     async with world.running():
         await world.pass_until(lambda: "IDENTITY_RETIRED" in world.stream.state.last_error)
         assert cautions == [2 * SECOND]
@@ -632,21 +633,28 @@ def longest(backoff: object, failures: int) -> timedelta:
 @pytest.mark.parametrize(
     ("end", "failures", "wait"),
     [
-        pytest.param(End("x"), 1, SECOND, id="soon at first"),
-        pytest.param(End("x"), 20, MINUTE, id="a minute at most"),
-        pytest.param(End("x", grpc.StatusCode.UNIMPLEMENTED), 1, 75 * MINUTE, id="an older broker"),
+        pytest.param(StreamEnd("x"), 1, SECOND, id="soon at first"),
+        pytest.param(StreamEnd("x"), 20, MINUTE, id="a minute at most"),
+        pytest.param(StreamEnd("x", grpc.StatusCode.UNIMPLEMENTED), 1, 75 * MINUTE, id="an older broker"),
         pytest.param(
-            End("x", refusal=Refusal(Reason.DRAINING, ""), retry_after=10 * SECOND), 1, 10 * SECOND, id="RetryInfo"
+            StreamEnd("x", refusal=Refusal(Reason.DRAINING, ""), retry_after=10 * SECOND),
+            1,
+            10 * SECOND,
+            id="RetryInfo",
         ),
-        pytest.param(End("x", refusal=Refusal(Reason.IDENTITY_UNKNOWN, "")), 1, MINUTE, id="refused"),
-        pytest.param(End("x", refusal=Refusal(Reason.IDENTITY_UNKNOWN, "")), 20, 30 * MINUTE, id="refused for long"),
-        pytest.param(End("x", retry_after=2 * HOUR, goodbye=True), 1, 2 * HOUR, id="goodbye"),
-        pytest.param(End("x", retry_after=timedelta(), goodbye=True), 9, timedelta(), id="come back at once"),
-        pytest.param(End("x", goodbye=True), 1, SECOND, id="goodbye without a time"),
-        pytest.param(End("x", retry_after=timedelta.max, goodbye=True), 1, timedelta(days=1), id="no word for years"),
+        pytest.param(StreamEnd("x", refusal=Refusal(Reason.IDENTITY_UNKNOWN, "")), 1, MINUTE, id="refused"),
+        pytest.param(
+            StreamEnd("x", refusal=Refusal(Reason.IDENTITY_UNKNOWN, "")), 20, 30 * MINUTE, id="refused for long"
+        ),
+        pytest.param(StreamEnd("x", retry_after=2 * HOUR, goodbye=True), 1, 2 * HOUR, id="goodbye"),
+        pytest.param(StreamEnd("x", retry_after=timedelta(), goodbye=True), 9, timedelta(), id="come back at once"),
+        pytest.param(StreamEnd("x", goodbye=True), 1, SECOND, id="goodbye without a time"),
+        pytest.param(
+            StreamEnd("x", retry_after=timedelta.max, goodbye=True), 1, timedelta(days=1), id="no word for years"
+        ),
     ],
 )
-def test_the_wait_before_the_next_stream(end: End, failures: int, wait: timedelta) -> None:
+def test_the_wait_before_the_next_stream(end: StreamEnd, failures: int, wait: timedelta) -> None:
     """The longest that the jitter allows."""
     assert reopening_wait(end, failures, longest) == wait
 
