@@ -31,8 +31,7 @@ from certplane.agent.install.access import FileAccess
 from certplane.agent.install.directive import JsonDirectiveFile
 from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.install.lock import StateLock
-from certplane.agent.install.material import Part
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs, Part
 from certplane.agent.install.password import PasswordFile
 from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.status import JsonStatusFile
@@ -64,15 +63,6 @@ if TYPE_CHECKING:  # a running agent loads no HTTP client before it asks the int
 IDENTITY = "identity"
 """The identity's lineage by name, in status and in the log."""
 
-_PARTS = {
-    "key": Part.PRIVKEY,
-    "cert": Part.CERT,
-    "chain": Part.CHAIN,
-    "fullchain": Part.FULLCHAIN,
-    "combined": Part.COMBINED,
-    "pkcs12": Part.PKCS12,
-}
-"""Outputs by their keys in agent.yml."""
 _OWN = (IDENTITY, "certificates", "reports", "control", "lock", "link.json", temporary_name("link.json"))
 """What the agent keeps in `state_dir`. Beside them outputs may lie there: the public format's examples do so."""
 _MOST_ERROR = 2000
@@ -411,9 +401,11 @@ def _hash(*values: object) -> str:
 
 def _access(certificate: CertificateSettings) -> dict[Part, FileAccess]:
     """Owner, group and mode of a certificate's outputs, where they are configured."""
+    settings = certificate.files_by_output
     return {
-        _PARTS[kind]: FileAccess(settings.owner, settings.group, settings.mode)
-        for kind, settings in certificate.files_by_output.items()
+        part: FileAccess(own.owner, own.group, own.mode)
+        for part in Part
+        if (own := settings.get(part.setting)) is not None
     }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+from certplane.agent.install.material import KEY_PARTS, Part
 from certplane.agent.model import InstallMode
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.config.decoding import InputPath, KeyProblem, decode
@@ -40,9 +41,7 @@ _MOST_ACCOUNT_NAME = 256
 _FILE_MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
 _DEFAULT_HTTPS_PORT = 443
 
-_KEY_KINDS = frozenset({"key", "combined", "pkcs12"})
-"""Outputs that hold the private key."""
-_OUTPUTS = ("key", "cert", "chain", "fullchain", "combined", "pkcs12")
+_KEY_KINDS = frozenset(part.setting for part in KEY_PARTS)
 _KEY_BITS, _PUBLIC_BITS = 0o640, 0o644
 """What a key, and what anything else, may be for anybody: nobody but its owner writes it, nobody runs it."""
 
@@ -295,8 +294,8 @@ class CertificateSettings:
 
     @property
     def outputs(self) -> dict[str, Path]:
-        """The configured paths by what stands there: key, cert, chain, fullchain, combined, pkcs12."""
-        paths = {kind: getattr(self, kind) for kind in _OUTPUTS}
+        """The configured paths by what stands there (`Part.setting`)."""
+        paths = {part.setting: getattr(self, part.setting) for part in Part}
         if self.pkcs12 is not None:
             paths["pkcs12"] = self.pkcs12.path
         return {kind: path for kind, path in paths.items() if path is not None}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from certplane.agent.install.lineage import FileVersionStore
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.model import InstallMode, IssuedCertificate, Version
 from certplane.errors import OperationError

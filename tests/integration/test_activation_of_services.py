@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from certplane.agent.inspection import Finding, Level, certificate_findings
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs
 from certplane.agent.model import LineageStatus, Version
 from certplane.agent.renewal.status import is_well
 from certplane.fleet_report.model import CertificateState, RenewalStep

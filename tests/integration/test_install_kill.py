@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from certplane.agent.install.lineage import FileVersionStore
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.install.steps import FAILPOINTS
 from certplane.agent.keystore.pending import FAILPOINTS as KEYSTORE_FAILPOINTS

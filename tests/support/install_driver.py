@@ -21,7 +21,7 @@ from pathlib import Path
 
 from certplane.agent.install.activation import Activator
 from certplane.agent.install.lineage import FileVersionStore
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs
 from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.keystore.pending import FilePendingKeys

@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs
 from certplane.broker.commands import audit_tail
 from certplane.broker.database import open_store
 from certplane.broker.model import CertificateRecord, Order, OrderState

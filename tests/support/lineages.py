@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from certplane.agent.install.lineage import FileVersionStore
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.model import InstallMode, IssuedCertificate, Version
 from certplane.pki.keys import private_key_pem

@@ -24,7 +24,7 @@ import psutil
 import pytest
 from cryptography import x509
 
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs
 from certplane.broker.database import open_store
 from certplane.broker.renewal.model import Selection
 from certplane.broker.settings import load_settings

@@ -24,7 +24,7 @@ from datetime import timedelta
 from enum import StrEnum
 
 from certplane.agent.faults import as_error
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import IMPORTED
 from certplane.agent.model import HookResult, LineageStatus, ServiceView, Version
@@ -328,21 +328,13 @@ def command_reload(hooks: HookRunner, command: str, timeout: timedelta, *, name:
 
 def hook_variables(version: Version, *, name: str, outputs: Outputs) -> dict[str, str]:
     """What a hook learns about the certificate; a path that isn't configured has no variable."""
-    paths = {
-        "CERTPLANE_KEY": outputs.key,
-        "CERTPLANE_CERT": outputs.cert,
-        "CERTPLANE_CHAIN": outputs.chain,
-        "CERTPLANE_FULLCHAIN": outputs.fullchain,
-        "CERTPLANE_COMBINED": outputs.combined,
-        "CERTPLANE_PKCS12": outputs.pkcs12,
-    }
     return {
         "CERTPLANE_NAME": name,
         "CERTPLANE_DNS_NAMES": " ".join(version.dns_names),
         "CERTPLANE_VERSION": str(version.number),
         "CERTPLANE_SERIAL_NUMBER": version.serial_number,
         "CERTPLANE_NOT_AFTER": version.not_after.isoformat(),
-        **{variable: str(path) for variable, path in paths.items() if path is not None},
+        **{f"CERTPLANE_{part.setting.upper()}": str(path) for part, path in outputs.paths().items()},
     }
 
 

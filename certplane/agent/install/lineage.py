@@ -12,12 +12,11 @@ from typing_extensions import override
 from certplane.agent.install.access import FileAccess
 from certplane.agent.install.copying import CopiedOutputs
 from certplane.agent.install.linking import LinkedOutputs
-from certplane.agent.install.material import Part, compose
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs, Part, compose
 from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.pointers import CURRENT, HELD, Pointers
 from certplane.agent.install.steps import step
-from certplane.agent.install.trial import OUTPUT_KEYS, Obstacle, find_obstacles
+from certplane.agent.install.trial import Obstacle, find_obstacles
 from certplane.agent.install.versions import IMPORTED, Metadata, VersionDirectories
 from certplane.agent.model import InstallMode, IssuedCertificate, Version
 from certplane.agent.ports import InstallTrial, PendingKeyMaterial, VersionStore
@@ -212,5 +211,5 @@ class FileVersionStore(VersionStore, InstallTrial):
         path = Path(error.filename) if isinstance(error.filename, str) else None
         for part, output in self._outputs.paths().items():
             if path is not None and path in {output, output.parent, output.parent / temporary_name(output.name)}:
-                return f"{OUTPUT_KEYS[part]}: "
+                return f"{part.setting}: "
         return ""

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from certplane.agent.install.access import FileAccess, setting_owners
 from certplane.agent.install.keeping import keep, permissions_of
-from certplane.agent.install.material import Part
-from certplane.agent.install.outputs import HAS_CONTENT, Output, Outputs, Standing, survey
+from certplane.agent.install.material import Outputs, Part
+from certplane.agent.install.outputs import HAS_CONTENT, Output, Standing, survey
 from certplane.agent.install.pointers import CURRENT, HELD, Pointers
 from certplane.agent.install.steps import step
 from certplane.agent.install.versions import VersionDirectories

@@ -1,5 +1,7 @@
 """The files of a version and how they hang together: pure, bytes in, bytes out.
 
+An output is added here (its `Part`, its path, its bytes), to `CertificateSettings` and to docs/configuration.md.
+
 Five are PEM, and in every version. A PKCS#12 file is derived from them, where one is configured (`install.pkcs12`).
 
 A combined file begins with the key: Postfix (`smtpd_tls_chain_files`) wants each key before its certificates, and
@@ -10,7 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from typing import Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -22,20 +27,59 @@ from certplane.pki.keys import public_key_sha256
 
 
 class Part(StrEnum):
-    """A file of a version; the value is its name there."""
+    """A file of a version; the value is its name there, `setting` its name in agent.yml.
 
-    PRIVKEY = "privkey.pem"
-    CERT = "cert.pem"
-    CHAIN = "chain.pem"
-    FULLCHAIN = "fullchain.pem"
-    COMBINED = "combined.pem"
-    PKCS12 = "bundle.p12"
+    In the order in which files are written: the key first.
+    """
+
+    setting: str
+    holds_key: bool
+
+    def __new__(cls, name: str, setting: str, holds_key: bool = False) -> Self:
+        """A file of this name, and whether the private key is in it."""
+        part = str.__new__(cls, name)
+        part._value_ = name
+        part.setting, part.holds_key = setting, holds_key
+        return part
+
+    PRIVKEY = "privkey.pem", "key", True
+    CERT = "cert.pem", "cert"
+    FULLCHAIN = "fullchain.pem", "fullchain"
+    CHAIN = "chain.pem", "chain"
+    COMBINED = "combined.pem", "combined", True
+    PKCS12 = "bundle.p12", "pkcs12", True
 
 
-PEM_PARTS = (Part.PRIVKEY, Part.CERT, Part.CHAIN, Part.FULLCHAIN, Part.COMBINED)
-"""Those that every version has."""
-KEY_PARTS = frozenset({Part.PRIVKEY, Part.COMBINED, Part.PKCS12})
+DERIVED_PARTS = frozenset({Part.PKCS12})
+"""Those that a version has where they are configured; the others are PEM, and every version has them."""
+PEM_PARTS = tuple(part for part in Part if part not in DERIVED_PARTS)
+KEY_PARTS = frozenset(part for part in Part if part.holds_key)
 """Those that hold the private key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The configured paths of one certificate, absolute, all different; None where a part isn't wanted."""
+
+    key: Path | None = None
+    cert: Path | None = None
+    chain: Path | None = None
+    fullchain: Path | None = None
+    combined: Path | None = None
+    pkcs12: Path | None = None
+
+    def __post_init__(self) -> None:
+        paths = list(self.paths().values())
+        if len(set(paths)) != len(paths):
+            raise ValueError("two outputs of a certificate can't share a path")
+        if not all(path.is_absolute() for path in paths):
+            raise ValueError("an output's path must be absolute")
+
+    def paths(self) -> dict[Part, Path]:
+        """The paths that are set, in the order of `Part`."""
+        wanted = {part: getattr(self, part.setting) for part in Part}
+        return {part: path for part, path in wanted.items() if path is not None}
+
 
 _BLOCK = re.compile(rb"-----BEGIN (?P<label>[A-Z0-9 ]+)-----[\x01-\x7f]*?-----END (?P=label)-----")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from certplane.agent.install.material import Part
+from certplane.agent.install.material import Outputs, Part
 from certplane.errors import OperationError
 from certplane.runtime.disk_errors import explain
 from certplane.runtime.files import Directory, Owner, UnsafeDirectoryError, open_directory
@@ -31,37 +31,6 @@ _KINDS = {
 
 class OutputError(OperationError):
     """What stands at a configured path isn't ours to replace."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """The configured paths of one certificate, absolute, all different; None where a part isn't wanted."""
-
-    key: Path | None = None
-    cert: Path | None = None
-    chain: Path | None = None
-    fullchain: Path | None = None
-    combined: Path | None = None
-    pkcs12: Path | None = None
-
-    def __post_init__(self) -> None:
-        paths = list(self.paths().values())
-        if len(set(paths)) != len(paths):
-            raise ValueError("two outputs of a certificate can't share a path")
-        if not all(path.is_absolute() for path in paths):
-            raise ValueError("an output's path must be absolute")
-
-    def paths(self) -> dict[Part, Path]:
-        """The paths that are set, in the order in which they are written: the key first."""
-        wanted = {
-            Part.PRIVKEY: self.key,
-            Part.CERT: self.cert,
-            Part.FULLCHAIN: self.fullchain,
-            Part.CHAIN: self.chain,
-            Part.COMBINED: self.combined,
-            Part.PKCS12: self.pkcs12,
-        }
-        return {part: path for part, path in wanted.items() if path is not None}
 
 
 class Standing(Enum):

@@ -14,23 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from certplane.agent.install.access import FileAccess
-from certplane.agent.install.material import Part
-from certplane.agent.install.outputs import FOREIGN_REMEDY, Output, Outputs, Standing, look
+from certplane.agent.install.material import Outputs, Part
+from certplane.agent.install.outputs import FOREIGN_REMEDY, Output, Standing, look
 from certplane.agent.install.versions import Permission
 from certplane.agent.model import InstallMode
 from certplane.errors import OperationError
 from certplane.runtime.disk_errors import explain, this_user
 from certplane.runtime.files import Directory, Owner, UnsafeDirectoryError, open_directory, temporary_name
-
-OUTPUT_KEYS: Mapping[Part, str] = {
-    Part.PRIVKEY: "key",
-    Part.CERT: "cert",
-    Part.CHAIN: "chain",
-    Part.FULLCHAIN: "fullchain",
-    Part.COMBINED: "combined",
-    Part.PKCS12: "pkcs12",
-}
-"""Outputs as agent.yml calls them."""
 
 _ROOM = 128 * 1024
 """Octets: a version has six files of a few KiB, in blocks of 4 KiB, and a directory."""
@@ -58,7 +48,6 @@ def find_obstacles(
     access: Mapping[Part, FileAccess],
     *,
     mode: InstallMode,
-    keys: Mapping[Part, str] = OUTPUT_KEYS,
 ) -> list[Obstacle]:
     """All that would be in the way, the lineage's own directory first. Blocks.
 
@@ -67,9 +56,8 @@ def find_obstacles(
         outputs: the configured paths.
         access: owners and groups that the files are to have.
         mode: where those files are: in the lineage, or at the paths.
-        keys: what agent.yml calls the outputs.
     """
-    wanted, found = _owners(access, keys)
+    wanted, found = _owners(access)
     mounts = _mount_points()
     in_lineage = [] if mode is InstallMode.COPY else list(wanted.values())
     for folder in (lineage, lineage / "versions"):
@@ -81,7 +69,9 @@ def find_obstacles(
         if mode is InstallMode.LINK and output is not None and output.target == str(lineage / "current" / part):
             continue  # the next version shows there without a change of the folder
         owners = _copy_owners(output, wanted.get(part)) if mode is InstallMode.COPY else []
-        obstacle = _try_folder(path.parent, keys[part], owners) or _try_entry(lineage, part, path, keys[part], mounts)
+        obstacle = _try_folder(path.parent, part.setting, owners) or _try_entry(
+            lineage, part, path, part.setting, mounts
+        )
         if obstacle is not None:
             found.append(obstacle)
     return found
@@ -124,7 +114,7 @@ def _copy_owners(output: Output | None, wanted: Owner | None) -> list[Owner]:
     return [Owner(*(old if new < 0 else new for old, new in ((before.uid, wanted.uid), (before.gid, wanted.gid))))]
 
 
-def _owners(access: Mapping[Part, FileAccess], keys: Mapping[Part, str]) -> tuple[dict[Part, Owner], list[Obstacle]]:
+def _owners(access: Mapping[Part, FileAccess]) -> tuple[dict[Part, Owner], list[Obstacle]]:
     """The owners that are to be set, (uid_t)-1 where one isn't; those that this host doesn't have are obstacles."""
     owners: dict[Part, Owner] = {}
     found: dict[str, Obstacle] = {}
@@ -132,7 +122,7 @@ def _owners(access: Mapping[Part, FileAccess], keys: Mapping[Part, str]) -> tupl
         try:
             owners[part] = each.over(Permission(Owner(-1, -1), 0)).owner
         except OperationError as error:
-            found.setdefault(error.message, Obstacle(keys[part], error.message, error.remedy))
+            found.setdefault(error.message, Obstacle(part.setting, error.message, error.remedy))
     return owners, list(found.values())
 
 

@@ -15,8 +15,7 @@ import pytest
 
 from certplane.agent.install.access import FileAccess
 from certplane.agent.install.lineage import FileVersionStore
-from certplane.agent.install.material import Part
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs, Part
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.model import InstallMode, Version
 from certplane.errors import OperationError

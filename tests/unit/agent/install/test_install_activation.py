@@ -18,7 +18,7 @@ from certplane.agent.install.activation import (
     command_reload,
     hook_variables,
 )
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs, Part
 from certplane.agent.model import HookResult, LineageStatus, Version
 from certplane.agent.renewal.plan import Verify
 from certplane.agent.renewal.status import is_well, new_status, revoked
@@ -465,9 +465,10 @@ async def test_hook_learns_about_its_certificate(host: Host) -> None:
         "CERTPLANE_KEY": "/etc/tls/key.pem",
         "CERTPLANE_FULLCHAIN": "/etc/tls/full.pem",
     }
-    bundle = hook_variables(version, name="x", outputs=Outputs(pkcs12=Path("/etc/tls/web.p12")))
-    assert bundle["CERTPLANE_PKCS12"] == "/etc/tls/web.p12"
-    assert "CERTPLANE_KEY" not in bundle
+    every = {kind: Path(f"/etc/tls/{kind}") for kind in ("key", "cert", "chain", "fullchain", "combined", "pkcs12")}
+    told = hook_variables(version, name="x", outputs=Outputs(**every))
+    assert {f"CERTPLANE_{kind.upper()}": str(path) for kind, path in every.items()}.items() <= told.items()
+    assert set(every) == {part.setting for part in Part}
     assert hook_variables(replace(version, dns_names=("a", "b")), name="x", outputs=Outputs())[
         "CERTPLANE_DNS_NAMES"
     ] == ("a b")

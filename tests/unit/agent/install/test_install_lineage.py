@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from certplane.agent.install.lineage import FileVersionStore, InstallError
-from certplane.agent.install.outputs import OutputError, Outputs
+from certplane.agent.install.material import Outputs
+from certplane.agent.install.outputs import OutputError
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.model import InstallMode
 from certplane.errors import OperationError

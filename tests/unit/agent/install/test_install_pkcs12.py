@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
 
 from certplane.agent.install.lineage import FileVersionStore
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs
 from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.keystore.pending import FilePendingKeys
 from certplane.agent.model import InstallMode, Version

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from certplane.agent.install.access import FileAccess
-from certplane.agent.install.material import Part
-from certplane.agent.install.outputs import Outputs
+from certplane.agent.install.material import Outputs, Part
 from certplane.agent.install.trial import find_obstacles
 from certplane.agent.model import InstallMode
 
