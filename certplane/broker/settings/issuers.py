@@ -17,7 +17,7 @@ class IssuerProvider(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AcmeSettings(AcmeCaSettings, ChallengeSettings):
+class AcmeSettings(ChallengeSettings, AcmeCaSettings):
     """The default issuer's CA, and the DNS side."""
 
 

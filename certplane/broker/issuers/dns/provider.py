@@ -43,6 +43,10 @@ class DnsProvider(Protocol):
             NoSuchZoneError where the account is known to have no zone for the record.
     """
 
+    gathers_writes: ClassVar[bool] = False
+    """Whether it makes one call of the writes of many orders: it is given all at once then, those for one name too, and
+    limits and orders its calls itself."""
+
     def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
         """The record to journal before anything is written. Pure; zone and id may be empty.
 
@@ -103,16 +107,6 @@ class CheckableProvider(Protocol):
 
     async def check_zone(self, name: str, credentials: str, deadline: Deadline) -> str:
         """The zone in which a record at `name` would be written."""
-        ...
-
-
-@runtime_checkable
-class BatchingProvider(Protocol):
-    """A provider that makes one call of the writes of many orders."""
-
-    @property
-    def gathers_writes(self) -> bool:
-        """True: give it all writes at once, those for one name too; it limits and orders its calls itself."""
         ...
 
 

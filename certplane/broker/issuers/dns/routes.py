@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.propagation import PropagationCheck
-from certplane.broker.issuers.dns.provider import BatchingProvider, DnsProvider
+from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.broker.issuers.dns.settings import Follow
 
 _PARALLEL = 4
@@ -46,11 +46,6 @@ class Route:
     def credentials_for(self, of_profile: str) -> str:
         """The name of the secret to write with; empty for the provider's own."""
         return self.credentials or ("" if self.own_provider else of_profile)
-
-    @property
-    def gathers(self) -> bool:
-        """Whether the provider wants all writes at once, to gather them itself."""
-        return isinstance(self.provider, BatchingProvider) and self.provider.gathers_writes
 
 
 class Routes:

@@ -187,12 +187,12 @@ class DnsSolver(ChallengeSolver):
             async with AsyncExitStack() as turn:
                 try:
                     await _enter(turn, self._names.holding(name), deadline)
-                    if not route.gathers:
+                    if not route.provider.gathers_writes:
                         await _enter(turn, route.writes, deadline)
                 except RefusalError as error:
                     results.update({number: late(records[number], error) for number in mine})
                     return
-                if route.gathers:
+                if route.provider.gathers_writes:
                     results.update(zip(mine, await all_of(act(records[n], route) for n in mine), strict=True))
                     return
                 for number in mine:

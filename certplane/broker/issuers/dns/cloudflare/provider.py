@@ -72,6 +72,8 @@ class _Write:
 class CloudflareProvider(DnsProvider, CheckableProvider):
     """A `DnsProvider` at Cloudflare."""
 
+    gathers_writes = True
+
     def __init__(
         self,
         settings: CloudflareSettings,
@@ -94,11 +96,6 @@ class CloudflareProvider(DnsProvider, CheckableProvider):
         budget = CallBudget("Cloudflare's API", settings.calls_per_five_minutes, _LIMIT_SPAN, clock)
         self._calls = CloudflareCalls(settings, clock, rng, budget)
         self._accounts: dict[str, _Account] = {}
-
-    @property
-    def gathers_writes(self) -> bool:
-        """See `BatchingProvider`."""
-        return True
 
     @override
     async def close(self) -> None:

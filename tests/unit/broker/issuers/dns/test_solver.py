@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.provider import AccountFinding, NoSuchZoneError
+from certplane.broker.issuers.dns.provider import AccountFinding, DnsProvider, NoSuchZoneError
 from certplane.broker.issuers.dns.routes import Routes
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
@@ -23,7 +23,7 @@ from tests.support.dns_solver import dns_solver, route
 RECORDS = [TxtRecord("zone.test", f"_acme-challenge.h{number}.zone.test", "v") for number in range(12)]
 
 
-class ScriptedProvider:
+class ScriptedProvider(DnsProvider):
     """A `DnsProvider` that does what it is told with each record, and counts how many it has at work."""
 
     def __init__(self, act: Callable[[TxtRecord], Awaitable[None]]) -> None:
@@ -31,9 +31,6 @@ class ScriptedProvider:
         self.at_work = self.most_at_work = 0
         self.closed = False
         self.written: list[str] = []
-
-    def plan(self, challenge: DnsChallenge, profile: Profile) -> TxtRecord:
-        return TxtRecord("", challenge.record_name, challenge.record_value, credentials=profile.credentials)
 
     async def add_txt(self, record: TxtRecord, deadline: Deadline) -> TxtRecord:
         await self._work(record)
