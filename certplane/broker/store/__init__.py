@@ -10,6 +10,7 @@
     writer.py          one thread, one queue: everything that is written passes here
     batch.py           group commit: what is one job's failure, and what is everybody's
     checkpoint.py      SQLite's log into its file, off the commit path
+    transactions.py    what sessions of both databases share
     sqlite.py  files.py     connections; the lock, the file, the checks at the start
     postgresql.py      the same for a server
     schema.py  statements.py  migrate.py  migrations/

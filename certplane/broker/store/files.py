@@ -18,8 +18,8 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from certplane.broker.store import sqlite
-from certplane.broker.store.migrate import NewerSchemaError, check_known, migrate
-from certplane.broker.store.schema import APPLICATION_ID, SCHEMA_REVISION
+from certplane.broker.store.migrate import SchemaError, check_current, check_known, migrate, upgrade_notices
+from certplane.broker.store.schema import APPLICATION_ID
 from certplane.config.files import denied_remedy
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.files import give_to_service
@@ -99,16 +99,12 @@ def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Conn
             if exclusive:
                 _check_pages(connection, path)
                 migrate("sqlite://", lambda: sqlite.connect_to_write(path, wait), _revision(connection))
-            elif _revision(connection) != SCHEMA_REVISION:
-                raise _configuration(
-                    path,
-                    "the database has the schema of another version of the program",
-                    "start certplane-broker of this version once, it brings the schema up to date",
-                )
+            else:
+                check_current(_revision(connection))
             undo.pop_all()
             return connection
-    except NewerSchemaError as error:
-        raise _newer(path, error) from error
+    except SchemaError as error:
+        raise _configuration(path, *error.args) from error
     except sqlite3.Error as error:
         raise _explain(path, error) from error
     except SQLAlchemyError as error:
@@ -151,23 +147,11 @@ def look_at(path: Path) -> list[str]:
         uri = f"{path.absolute().as_uri()}?{'mode=ro' if in_use else 'immutable=1'}"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
             _check_owner(connection, path, new=True)
-            found = _revision(connection)
-            check_known(found)
-    except NewerSchemaError as error:
-        raise _newer(path, error) from error
+            return upgrade_notices(str(path), _revision(connection))
+    except SchemaError as error:
+        raise _configuration(path, *error.args) from error
     except sqlite3.Error as error:
         raise _explain(path, error) from error
-    if found is not None and found != SCHEMA_REVISION:
-        return [f"{path}: the next start brings the schema from {found} to {SCHEMA_REVISION}; make a copy before it"]
-    return []
-
-
-def _newer(path: Path, error: NewerSchemaError) -> ConfigurationError:
-    return _configuration(
-        path,
-        f"the database was written by a newer certplane-broker (schema {error})",
-        "install that version, or restore a copy made before it ran",
-    )
 
 
 def _make_private(path: Path) -> None:

@@ -15,18 +15,47 @@ from certplane.broker.store.schema import SCHEMA_REVISION
 _log = logging.getLogger("certplane.store")
 
 
-class NewerSchemaError(Exception):
-    """The database's revision is none that this program knows."""
+class SchemaError(Exception):
+    """The schema of a database isn't the program's: what is wrong, and what to do."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message, remedy)
 
 
 def check_known(revision: str | None) -> None:
     """Whether this program knows the schema of a database.
 
     Raises:
-        NewerSchemaError: it doesn't.
+        SchemaError: it doesn't.
     """
     if revision not in (None, SCHEMA_REVISION):
         _check_known(_configuration(), revision)
+
+
+def check_current(revision: str | None) -> None:
+    """Whether a program that may not migrate can use the database.
+
+    Raises:
+        SchemaError: it can't.
+    """
+    check_known(revision)
+    if revision != SCHEMA_REVISION:
+        raise SchemaError(
+            "the database has the schema of another version of the program",
+            "start certplane-broker of this version once, it brings the schema up to date",
+        )
+
+
+def upgrade_notices(place: str, revision: str | None) -> list[str]:
+    """What a start would do to the schema of the database at `place`; a line, or none.
+
+    Raises:
+        SchemaError: a start would refuse it.
+    """
+    check_known(revision)
+    if revision in (None, SCHEMA_REVISION):
+        return []
+    return [f"{place}: the next start brings the schema from {revision} to {SCHEMA_REVISION}; make a copy before it"]
 
 
 def migrate(dialect: str, connect: Callable[[], Any], revision: str | None) -> None:
@@ -38,7 +67,7 @@ def migrate(dialect: str, connect: Callable[[], Any], revision: str | None) -> N
         revision: What the database has, None for an empty one.
 
     Raises:
-        NewerSchemaError: nothing was changed.
+        SchemaError: nothing was changed.
         sqlalchemy.exc.SQLAlchemyError: nothing was changed.
     """
     if revision == SCHEMA_REVISION:
@@ -75,4 +104,7 @@ def _check_known(config: Any, revision: str | None) -> None:
     try:
         ScriptDirectory.from_config(config).get_revision(revision or "base")
     except CommandError as error:
-        raise NewerSchemaError(revision) from error
+        raise SchemaError(
+            f"the database was written by a newer certplane-broker (schema {revision})",
+            "install that version, or restore a copy made before it ran",
+        ) from error

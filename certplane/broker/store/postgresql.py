@@ -19,10 +19,11 @@ from psycopg import conninfo, errors, pq
 from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
-from certplane.broker.store.migrate import NewerSchemaError, check_known, migrate
-from certplane.broker.store.schema import SCHEMA_REVISION, metadata
-from certplane.broker.store.session import Database, Fault, Session, SqlError
+from certplane.broker.store.migrate import SchemaError, check_current, migrate, upgrade_notices
+from certplane.broker.store.schema import metadata
+from certplane.broker.store.session import Database, Fault, SqlError
 from certplane.broker.store.statements import Compiler, Row, Statement
+from certplane.broker.store.transactions import SqlSession
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.pool import BlockingPool
 
@@ -121,12 +122,9 @@ def look_at(url: str, wait: timedelta) -> list[str]:
         except psycopg.Error as error:
             return [f"store.url: the schema can't be read ({str(error).partition(chr(10))[0]})"]
     try:
-        check_known(found)
-    except NewerSchemaError as error:
-        raise _newer(error) from error
-    if found is not None and found != SCHEMA_REVISION:
-        return [f"store.url: the next start brings the schema from {found} to {SCHEMA_REVISION}; make a copy before it"]
-    return []
+        return upgrade_notices("store.url", found)
+    except SchemaError as error:
+        raise _configuration(*error.args) from error
 
 
 def _check_encoding(connection: _Connection) -> None:
@@ -145,14 +143,7 @@ def _revision(connection: _Connection) -> str | None:
     return None if found is None else str(found[0])
 
 
-def _newer(error: NewerSchemaError) -> CertplaneError:
-    return _configuration(
-        f"the database was written by a newer certplane-broker (schema {error})",
-        "install that version, or restore a copy made before it ran",
-    )
-
-
-class PostgresqlSession(Session):
+class PostgresqlSession(SqlSession):
     """`Session` over one connection that is made again when it was lost."""
 
     def __init__(self, url: str, wait: timedelta, *, exclusive: bool) -> None:
@@ -204,45 +195,16 @@ class PostgresqlSession(Session):
         self._run("BEGIN")
 
     @override
-    def commit(self) -> None:
-        try:
-            self._run("COMMIT")
-        except SqlError:
-            self.rollback()
-            raise
-
-    @override
     def rollback(self) -> None:
         if not self._connection.closed and self.in_transaction:
             with contextlib.suppress(psycopg.Error):
                 self._connection.execute("ROLLBACK")
 
     @override
-    def savepoint(self) -> None:
-        self._run("SAVEPOINT job")
-
-    @override
-    def release(self) -> None:
-        self._run("RELEASE SAVEPOINT job")
-
-    @override
-    def rollback_to_savepoint(self) -> None:
-        self._run("ROLLBACK TO SAVEPOINT job")
-        self._run("RELEASE SAVEPOINT job")
-
-    @override
     def execute(self, statement: Statement, arguments: Sequence[object]) -> int:
         if not self.in_transaction:
             self._ensure()
-        return self._run(statement.sql, arguments).rowcount
-
-    @override
-    def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
-        return self._run(statement.sql, statement.arguments(values)).fetchone()
-
-    @override
-    def all(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
-        return self._run(statement.sql, statement.arguments(values)).fetchall()
+        return super().execute(statement, arguments)
 
     @override
     def abandon(self) -> None:
@@ -278,6 +240,7 @@ class PostgresqlSession(Session):
         if self._connection.closed:
             self._connection = self._open()
 
+    @override
     def _run(self, sql: str, arguments: Sequence[object] | None = None) -> psycopg.Cursor[Row]:
         try:
             return self._connection.execute(sql.encode(), arguments)
@@ -307,17 +270,13 @@ class PostgresqlSession(Session):
             revision = _revision(self._connection)
         except psycopg.Error as error:
             raise fault_of(error, lost=self._connection.closed) from error
-        if not self._exclusive:
-            if revision != SCHEMA_REVISION:
-                raise _configuration(
-                    "the database has the schema of another version of the program",
-                    "start certplane-broker of this version once, it brings the schema up to date",
-                )
-            return
         try:
-            migrate("postgresql+psycopg://", self._connect_to_migrate, revision)
-        except NewerSchemaError as error:
-            raise _newer(error) from error
+            if self._exclusive:
+                migrate("postgresql+psycopg://", self._connect_to_migrate, revision)
+            else:
+                check_current(revision)
+        except SchemaError as error:
+            raise _configuration(*error.args) from error
         except SQLAlchemyError as error:
             cause = str(error.__cause__ or error).partition("\n")[0]
             raise OperationError(

@@ -20,8 +20,9 @@ from urllib.parse import quote
 
 from typing_extensions import override
 
-from certplane.broker.store.session import Database, Fault, Session, SqlError
+from certplane.broker.store.session import Database, Fault, SqlError
 from certplane.broker.store.statements import Compiler, Row, Statement
+from certplane.broker.store.transactions import SqlSession
 from certplane.runtime.pool import BlockingPool
 
 _STATEMENTS: Final = 512
@@ -116,7 +117,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     return connection
 
 
-class SqliteSession(Session):
+class SqliteSession(SqlSession):
     """`Session` over one connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -135,47 +136,10 @@ class SqliteSession(Session):
         self._run("BEGIN IMMEDIATE")
 
     @override
-    def commit(self) -> None:
-        try:
-            self._run("COMMIT")
-        except SqlError:
-            self.rollback()
-            raise
-
-    @override
     def rollback(self) -> None:
         if self._connection.in_transaction:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
-
-    @override
-    def savepoint(self) -> None:
-        self._run("SAVEPOINT job")
-
-    @override
-    def release(self) -> None:
-        self._run("RELEASE job")
-
-    @override
-    def rollback_to_savepoint(self) -> None:
-        self._run("ROLLBACK TO job")
-        self._run("RELEASE job")
-
-    @override
-    def execute(self, statement: Statement, arguments: Sequence[object]) -> int:
-        try:
-            return self._cursor.execute(statement.sql, arguments).rowcount
-        except sqlite3.Error as error:
-            raise fault_of(error) from error
-
-    @override
-    def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
-        rows = self.all(statement, values)
-        return rows[0] if rows else None
-
-    @override
-    def all(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
-        return _fetch(self._cursor, statement, values)
 
     @override
     def abandon(self) -> None:
@@ -193,9 +157,10 @@ class SqliteSession(Session):
             self._cursor.close()
             self._connection.close()
 
-    def _run(self, sql: str) -> None:
+    @override
+    def _run(self, sql: str, arguments: Sequence[object] | None = None) -> sqlite3.Cursor:
         try:
-            self._cursor.execute(sql)
+            return self._cursor.execute(sql, arguments or ())
         except sqlite3.Error as error:
             raise fault_of(error) from error
 
