@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.config.decoding import Check, KeyProblem, decode
-from certplane.config.document import Document
+from certplane.config.document import Document, Source
 from certplane.errors import ConfigurationError
 
 
@@ -54,6 +54,12 @@ class Window:
     def problems(self) -> Iterator[KeyProblem]:
         if self.end < self.start:
             yield KeyProblem("end", "must not be before `start`", "swap them")
+
+
+@dataclass(frozen=True)
+class Whole:
+    name: str
+    source: Source = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,17 @@ evens: [2, 4]
         window=Window(timedelta(seconds=1), timedelta(seconds=2)),
         evens=(2, 4),
     )
+
+
+def test_a_whole_file_knows_where_its_keys_stand() -> None:
+    """A field for the file's lines is filled in, and is no key that the file may have."""
+    document = Document.parse(b"name: a\n", "file.yml")
+    assert decode(document, Whole) == Whole("a", source=document.source)
+    with pytest.raises(ConfigurationError) as caught:
+        decode(Document.parse(b"name: a\nsource: b\n", "file.yml"), Whole)
+    assert [str(problem) for problem in caught.value.problems] == [
+        "file.yml:2: source: is not a known key; known here: name"
+    ]
 
 
 def test_defaults() -> None:
