@@ -180,7 +180,7 @@ class Deployment:
         self._progress.step(BROKER, "starting")
         self._broker = ServerProcess(
             "certplane-broker",
-            [self.python, "-m", "certplane.broker", "-c", self.broker_config, "serve"],
+            [self.python, "-P", "-m", "certplane.broker", "-c", self.broker_config, "serve"],
             self.broker_folder / "broker.log",
             environment={**self.broker_environment, **(environment or {})},
         )
@@ -338,11 +338,11 @@ class Host:
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of an agent's command."""
-        return [self.python, "-m", "certplane.agent", "-c", str(self.config), *arguments]
+        return [self.python, "-P", "-m", "certplane.agent", "-c", str(self.config), *arguments]
 
     async def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
         """Run an agent's command to its end."""
-        return await run_program(self.command(*arguments)[1:], environment or {}, python=self.python)
+        return await run_program(self.command(*arguments)[2:], environment or {}, python=self.python)
 
     async def start(self, environment: Mapping[str, str] | None = None) -> ServerProcess:
         """Start `certplane-agent run`; returns at once."""
@@ -398,6 +398,7 @@ async def run_program(
     kept = {name: value for name in ("PATH", "HOME", "TMPDIR") if (value := os.environ.get(name))}
     process = await asyncio.create_subprocess_exec(
         python,
+        "-P",  # its own packages, and not those of the folder that this is run in
         *arguments,
         env={**kept, "LANG": "C.UTF-8", **environment},
         stdin=subprocess.DEVNULL,

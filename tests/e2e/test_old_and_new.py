@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -100,10 +102,16 @@ async def renewed_from_afar(fleet: Fleet) -> None:
     assert "an operator asked: keys leaked" in (fleet.host.folder / "agent.log").read_text()
 
 
+def _schema_of(deployment: Deployment) -> str:
+    with contextlib.closing(sqlite3.connect(deployment.broker_folder / "broker.db")) as database:
+        return str(database.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+
+
 async def test_an_old_agent_with_the_broker_of_today(tmp_path: Path, old_python: str) -> None:
     """It enrolls, is issued a certificate, streams its status, and obeys a directive."""
     async with running(tmp_path, agent_python=old_python) as fleet:
         await renewed_from_afar(fleet)
+        assert "health" not in (await fleet.status())["identity"], "this isn't the old agent"
 
 
 async def test_the_agent_of_today_with_an_old_broker(tmp_path: Path, old_python: str) -> None:
@@ -111,6 +119,7 @@ async def test_the_agent_of_today_with_an_old_broker(tmp_path: Path, old_python:
     async with running(tmp_path, broker_python=old_python) as fleet:
         deployment, host = fleet.deployment, fleet.host
         await renewed_from_afar(fleet)
+        assert _schema_of(deployment) == "0005", "this isn't the old broker"
         await host.stop()
         await deployment.start_broker(killing_at("order.finalize.after"))
         killed = deployment.broker_process

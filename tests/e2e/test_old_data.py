@@ -91,8 +91,8 @@ def old_lines(name: str) -> list[dict[str, Any]]:
 async def test_an_agent_shows_what_it_showed(fleet: OldFleet, name: str) -> None:
     """Lineages, failures, directives, waiting reports and the link, from the state folder alone."""
     expected = json.loads((DATA / "shown" / f"{name}-status.json").read_text())
-    if name == "web1":  # 452d001 showed a time that doesn't count: an agent that starts tries at once
-        del expected["certificates"][0]["next_attempt_time"]
+    for certificate in expected["certificates"]:
+        del certificate["next_attempt_time"]  # it has passed, and what has passed isn't shown any more
     if name == "new1":  # there is no status yet, and so none's time
         del expected["identity"]["update_time"], expected["certificates"][0]["update_time"]
     assert missing(expected, json.loads(fleet.shown[name].stdout)) == []
