@@ -310,7 +310,7 @@ class Host:
             try:
                 statuses.report(statuses.load() or new_status(name, self.clock.now()))
             except Exception as error:  # noqa: BLE001 - the other lineages are reported
-                logger.warning("%s: can't be reported: %s", name, as_error(name, error))
+                logger.warning("%s: could not report its status: %s", name, as_error(name, error))
 
     async def current_identity(self) -> Version | None:
         """The identity in force, or the newest where `current` was damaged; None before enrollment."""

@@ -244,7 +244,7 @@ def _notes(lineage: LineageReport, now: datetime) -> list[str]:
         after = "" if lineage.next_attempt_time is None else f" (next try {_moment(lineage.next_attempt_time, now)})"
         notes.append(f"{lineage.last_error}{_times(lineage.failures or lineage.activation_failures)}{after}")
     if lineage.verify_error:
-        after = "" if lineage.next_verify_time is None else f" (next look {_moment(lineage.next_verify_time, now)})"
+        after = "" if lineage.next_verify_time is None else f" (next check {_moment(lineage.next_verify_time, now)})"
         notes.append(f"{lineage.verify_error}{_times(lineage.verify_failures)}{after}")
     if lineage.state == CertificateState.DUE and len(lineage.renew_reason) > _WHY:
         notes.append(lineage.renew_reason)

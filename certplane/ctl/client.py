@@ -188,7 +188,7 @@ class FleetClient:
             proxy=proxy,
         )
         if failure is None:
-            remedy = "try again; if it stays so, look at the broker's log"
+            remedy = "try again; if it keeps failing, see the broker's log"
             return OperationError(
                 f"the connection to {broker} has ended{_way(str(self._settings.broker.url), proxy)} "
                 f"({said}), though a TLS handshake there succeeds",

@@ -99,8 +99,8 @@ def alarms(host: renewal_pb2.Host) -> bool:
     """
     healths = [each.health for each in host.certificates]
     if renewal_pb2.HEALTH_UNSPECIFIED in healths:
-        remedy = "upgrade it, or look at the states"
-        raise OperationError("the broker says nothing of health: it is older than certplanectl", remedy=remedy)
+        remedy = "upgrade it, or go by the states"
+        raise OperationError("the broker reports no health: it is older than certplanectl", remedy=remedy)
     words = (messages.HEALTHS.get(each) for each in healths)
     return any(word is not None and Health(word).severity is Severity.CRITICAL for word in words)
 
@@ -131,7 +131,9 @@ def json_line(message: Message) -> str:
     try:
         members = MessageToDict(message)
     except (ValueError, SerializeToJsonError) as error:  # a time that is none
-        raise OperationError("the broker sends nonsense", remedy="look at its log and its release") from error
+        raise OperationError(
+            "the broker sent an invalid message", remedy="see its log, and check its release"
+        ) from error
     return json.dumps(printable_values(members, _MOST_TEXT), ensure_ascii=False, separators=(",", ":"))
 
 

@@ -84,9 +84,9 @@ class DirectiveAnswers:
         except RefusalError as error:
             refusal = error.refusal
         except CertplaneError as error:
-            refusal = Refusal(Reason.STORE_UNAVAILABLE, f"this host can't keep the directive: {error}")
+            refusal = Refusal(Reason.STORE_UNAVAILABLE, f"this host could not store the directive: {error}")
         except Exception:  # a bug must not end the stream, nor be taken for an ACK
-            logger.exception("a directive of the broker can't be followed")
+            logger.exception("carrying out a directive of the broker failed")
             refusal = Refusal(Reason.INTERNAL, "this host failed to follow the directive; its log says why")
         else:
             return result
@@ -101,6 +101,6 @@ class DirectiveAnswers:
         if told is None or now - told >= _QUIET.total_seconds():
             self._refused[refusal.reason] = now
             text = printable(refusal.message, _MOST_TEXT)
-            logger.warning("a directive of the broker is refused: %s: %s", refusal.reason, text)
+            logger.warning("refused a directive of the broker: %s: %s", refusal.reason, text)
         else:
-            logger.debug("a directive of the broker is refused: %s", refusal.reason)
+            logger.debug("refused a directive of the broker: %s", refusal.reason)

@@ -109,7 +109,7 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
                 return False
             if server_ca_pem == self._server_ca_pem:
                 return False
-            logger.info("the CAs of the broker's certificate are others now: connecting by those")
+            logger.info("the CAs for the broker's certificate have changed; reconnecting with the new ones")
             await self._replace(identity)
             return True
 

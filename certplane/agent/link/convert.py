@@ -31,7 +31,7 @@ def order_view(order: certificate_pb2.Order, certificate: certificate_pb2.Certif
     """An order, with its certificate when there is one.
 
     Raises:
-        OperationError: the broker sends nonsense.
+        OperationError: the broker sent an invalid message.
     """
     return OrderView(
         order_id=_id("order_id", order.order_id),
@@ -47,7 +47,7 @@ def identity_view(response: enrollment_pb2.GetIdentityResponse) -> IdentityView:
     """How the broker sees the caller.
 
     Raises:
-        OperationError: the broker sends nonsense.
+        OperationError: the broker sent an invalid message.
     """
     identity = response.identity
     return IdentityView(
@@ -71,7 +71,7 @@ def moment(message: Message, name: str) -> datetime | None:
     """A message's time of this field; None if it isn't set.
 
     Raises:
-        OperationError: the broker sends nonsense.
+        OperationError: the broker sent an invalid message.
     """
     return _time(name, getattr(message, name)) if message.HasField(name) else None
 
@@ -122,5 +122,6 @@ def _time(field: str, stamp: Timestamp) -> datetime:
 
 def _nonsense(what: str) -> OperationError:
     return OperationError(
-        f"the broker sends nonsense: {what}", remedy="check that broker.url is a Certplane broker; look at its log"
+        f"the broker sent an invalid message: {what}",
+        remedy="check that broker.url names a Certplane broker, and see its log",
     )

@@ -34,7 +34,7 @@ def expired_identity(identity: Version, now: datetime) -> OperationError | None:
     if now < identity.not_after:
         return None
     return OperationError(
-        f"this host's identity expired at {identity.not_after:%Y-%m-%dT%H:%M:%SZ}, so the broker lets it not in",
+        f"this host's identity expired at {identity.not_after:%Y-%m-%dT%H:%M:%SZ}, so the broker refuses it",
         remedy="the agent tries to get it back from the internal CA; if that is refused, get a one-time token and run "
         "`certplane-agent enroll --force`",
     )
@@ -60,7 +60,7 @@ def unreachable(
         way = "" if by is None else f" through the proxy {by}"
         return OperationError(
             f"{broker} didn't take the call{way} ({said}), though a TLS handshake there succeeds",
-            remedy="try again; if it stays so, look at the broker's log",
+            remedy="try again; if it keeps failing, see the broker's log",
         )
     if failure.refused:
         return IdentityNotAcceptedError(

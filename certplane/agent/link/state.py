@@ -53,7 +53,7 @@ class LinkState:
             case LinkPhase.WAITING:
                 return f"not connected to the broker: {self.last_error or 'no answer'}"
             case LinkPhase.UNSUPPORTED:
-                return "the broker is of a release without status streams"
+                return "the broker has no status streams (an older release)"
             case LinkPhase.CONNECTING:
                 return f"connecting to the broker{f': {self.last_error}' if self.last_error else ''}"
             case LinkPhase.IDLE:

@@ -163,7 +163,9 @@ class StatusStream:
                 if await self._first(attempt.task, self._rotated.wait()):
                     waiting = asyncio.ensure_future(self._wait(attempt, await _outcome(attempt)))
                     if await self._first(waiting, self._rotated.wait()) and (fault := waiting.exception()) is not None:
-                        logger.error("the status stream's end can't be told; next in a minute", exc_info=fault)
+                        logger.error(
+                            "handling the end of the status stream failed; reconnecting in a minute", exc_info=fault
+                        )
                         waiting = asyncio.ensure_future(self._parts.clock.sleep(_STABLE))
                         await self._first(waiting, self._rotated.wait())
                     waiting.cancel()
@@ -191,7 +193,7 @@ class StatusStream:
                 ended = await self._first(attempt.task, self._directed.wait(), self._parts.clock.sleep(_LISTENING))
             if ended:
                 end = await _outcome(attempt)
-                logger.info("the broker hasn't heard of all that was done: %s", end.text)
+                logger.info("not all reports reached the broker: %s", end.text)
                 self.note(replace(self._state, last_error=end.text))
         finally:
             self.note(replace(self._state, phase=LinkPhase.IDLE, since=self._parts.clock.now()))
@@ -275,13 +277,11 @@ class StatusStream:
         unsupported = end.code is grpc.StatusCode.UNIMPLEMENTED and end.refusal is None
         if unsupported:
             level = logging.INFO if self._state.phase is LinkPhase.UNSUPPORTED else logging.WARNING
-            logger.log(
-                level, "the broker is of a release without status streams; certificates are renewed all the same"
-            )
+            logger.log(level, "the broker has no status streams (an older release); certificates are still renewed")
         elif end.refusal is not None and end.refusal.reason is Reason.STREAM_DISPLACED:
-            logger.warning("another agent speaks with this host's identity: is it a copy? %s", end.text)
+            logger.warning("another agent uses this host's identity; is it a copy? %s", end.text)
         elif end.text != self._state.last_error and not self._lost:  # the next one will know better
-            logger.warning("the status stream has ended: %s; next in %.0f s", end.text, wait.total_seconds())
+            logger.warning("the status stream ended: %s; reconnecting in %.0f s", end.text, wait.total_seconds())
         now = clock.now()
         self.note(
             replace(

@@ -63,4 +63,4 @@ class ReportedStatusFile(StatusFile):
             facts = laid_over(facts, None if self._directive is None else self._directive.load())
             self._spool.add(certificate_report(self._spec, self._profile, facts))
         except Exception as error:  # noqa: BLE001 - whatever is wrong here, the certificate's own life goes on
-            logger.warning("%s: can't be reported: %s", self._spec.name, as_error(self._spec.name, error))
+            logger.warning("%s: could not report its status: %s", self._spec.name, as_error(self._spec.name, error))

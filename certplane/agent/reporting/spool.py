@@ -197,7 +197,9 @@ class FileReportSpool(ReportSpool):
 
     def _start_over(self) -> None:
         """This directory is older than what the broker has of it: a copy that was put back. Count anew."""
-        logger.warning("the broker knows reports that this state directory hasn't made: it was restored; counting anew")
+        logger.warning(
+            "the broker has newer reports than this state directory: it was restored from a copy; counting starts over"
+        )
         kept: Kept = {}
         self._epoch, self._acknowledged, self._next = self._new_epoch(), 0, 1
         for sequence, report in enumerate(self.reports(), 1):
@@ -217,7 +219,7 @@ class FileReportSpool(ReportSpool):
                 work(directory)
         except (OSError, OperationError) as error:
             if not self._refused:
-                logger.warning("reports to the broker can't be kept in %s: %s", self._directory, error)
+                logger.warning("could not store reports for the broker in %s: %s", self._directory, error)
             self._refused = True
         else:
             self._refused = False
@@ -238,7 +240,7 @@ class FileReportSpool(ReportSpool):
         except FileNotFoundError:
             pass
         except (OSError, OperationError, StateError) as error:
-            logger.warning("the reports in %s can't be read and start over: %s", self._directory, error)
+            logger.warning("could not read the reports in %s; they start over: %s", self._directory, error)
             self._epoch, self._taken, self._acknowledged, self._kept = "", 0, 0, {}
         self._epoch = self._epoch or self._new_epoch()
         used = max((each.sequence for states in self._kept.values() for each in states.values()), default=0)

@@ -83,11 +83,11 @@ class FleetView:
         """Why the identity gets no new certificates whatever it is told; empty if it does."""
         grant, known = self._policy.current.find_grant(name), self._identities.known(name)
         if grant is None:
-            return "the policy doesn't have it any more"
+            return "the policy no longer has it"
         if self._deny_list.denied(name, "", "") is not None:
             return "an operator has shut it out (`certplane-broker identity list`)"
         if grant.kind is not IdentityKind.HOST:
-            return "it is a service, which nobody can tell: it renews when it asks itself"
+            return "it is a service, which can't be told to renew: it renews when it asks"
         if known is not None and known.contest is not None:
             return "two hold its identity; decide with `certplane-broker identity allow`"
         return ""

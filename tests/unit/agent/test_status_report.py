@@ -163,7 +163,7 @@ def test_what_is_served_and_what_waits_is_shown() -> None:
     lines = to_text(report(LineageFacts((VERSION, newer), VERSION, None, status)), NOW).splitlines()
     assert "  2e      a.example" in lines[4]
     assert lines[-2:] == [
-        "web: 127.0.0.1:443 serves another certificate (2 times) (next look 2026-11-23 12:09Z (in 9m))",
+        "web: 127.0.0.1:443 serves another certificate (2 times) (next check 2026-11-23 12:09Z (in 9m))",
         "web: version 4 waits for its window, 2026-11-24 02:00Z (in 14h 0m)",
     ]
 

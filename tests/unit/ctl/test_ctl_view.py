@@ -354,5 +354,5 @@ def test_times_that_are_none_are_shown_all_the_same(seconds: int, nanos: int) ->
     assert "web1.example.test" in "\n".join(host_lines(host, NOW))
     message = changed("web1.example.test", host.certificates[0])
     assert "web1.example.test" in change_line(message, NOW)
-    with pytest.raises(OperationError, match="the broker sends nonsense"):
+    with pytest.raises(OperationError, match="the broker sent an invalid message"):
         json_line(message)

@@ -157,4 +157,4 @@ def test_a_fault_in_reporting_is_logged_and_no_more(tmp_path: Path, caplog: pyte
         file.save(STATUS)
     assert file.load() == STATUS
     assert spool.reports() == []
-    assert "web: can't be reported" in caplog.text
+    assert "web: could not report its status" in caplog.text

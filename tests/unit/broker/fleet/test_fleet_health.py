@@ -63,7 +63,7 @@ class Case:
 
 FOREIGN = held("beef", version=0, certificate_id="")
 NEXT = held("3", 89 * DAY)
-SHUT_OUT = "the policy doesn't have it any more"
+SHUT_OUT = "the policy no longer has it"
 
 CASES = {
     "all is well": Case(HealthWord.OK, well()),
