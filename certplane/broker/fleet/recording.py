@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Collection, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from certplane.broker import metrics
@@ -22,28 +23,19 @@ from certplane.runtime.clock import Clock
 _logger = logging.getLogger("certplane.broker.fleet")
 
 
+@dataclass(slots=True, eq=False)
 class Recorder:
     """Writes for the streams of one broker, and tells watchers what is new. For the event loop's thread."""
 
-    def __init__(
-        self,
-        *,
-        store: FleetStore,
-        repeats: EventRecorder,
-        watchers: Watchers,
-        clock: Clock,
-        meter: Meter,
-        trail: AuditTrail,
-    ) -> None:
-        self._store = store
-        self._repeats = repeats
-        self._watchers = watchers
-        self._clock = clock
-        self._meter = meter
-        self._trail = trail
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._works = True
-        """Whether what was last recorded in the background could be."""
+    store: FleetStore
+    repeats: EventRecorder
+    watchers: Watchers
+    clock: Clock
+    meter: Meter
+    trail: AuditTrail
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _works: bool = True
+    """Whether what was last recorded in the background could be."""
 
     async def record_reports(
         self,
@@ -60,32 +52,32 @@ class Recorder:
         Raises:
             RefusalError: STORE_UNAVAILABLE or AUDIT_UNAVAILABLE.
         """
-        now = self._clock.now()
-        told = report_events(caller, request_id, reports, self._trail)
-        first = {number: one.event for number, one in told.items() if self._repeats.begin(one.kind, one.event)}
+        now = self.clock.now()
+        told = report_events(caller, request_id, reports, self.trail)
+        first = {number: one.event for number, one in told.items() if self.repeats.begin(one.kind, one.event)}
         telling: Collection[int] = ()
         try:
-            recorded = await self._store.record_reports(caller.name, epoch, reports, first, names=names, stream=stream)
+            recorded = await self.store.record_reports(caller.name, epoch, reports, first, names=names, stream=stream)
             telling = recorded.telling
         finally:
             for number in first.keys() - set(telling):
-                self._repeats.withdraw(told[number].kind, told[number].event)
+                self.repeats.withdraw(told[number].kind, told[number].event)
         repeated = [told[sequence] for sequence in recorded.telling if sequence not in first]
-        await asyncio.gather(*(self._repeats.record(one.kind, [one.event]) for one in repeated))
+        await asyncio.gather(*(self.repeats.record(one.kind, [one.event]) for one in repeated))
         for report in recorded.new:
-            self._meter.count(metrics.REPORTS, result="durable")
-            self._watchers.certificate_changed(caller.name, report.certificate, now)
+            self.meter.count(metrics.REPORTS, result="durable")
+            self.watchers.certificate_changed(caller.name, report.certificate, now)
         for name in recorded.forgotten:
-            self._watchers.certificate_removed(caller.name, name, now)
+            self.watchers.certificate_removed(caller.name, name, now)
         return recorded.acknowledged_sequence
 
     def note_stream(self, stream: HostStream) -> None:
         """Record a host's stream as it is now, in the background."""
-        self.note(self._store.record_stream(stream))
+        self.note(self.store.record_stream(stream))
 
     def note_directive_error(self, host: str, error: Refusal | None) -> None:
         """Record why the host refused the last directive, or that it took it, in the background."""
-        self.note(self._store.record_directive_error(host, error))
+        self.note(self.store.record_directive_error(host, error))
 
     def note(self, write: Awaitable[None]) -> None:
         """Record something that nobody waits for."""
@@ -100,7 +92,7 @@ class Recorder:
 
     async def finish(self, deadline: float) -> None:
         """Wait for what is under way, at most until `deadline`, of the monotonic clock."""
-        while self._tasks and (left := deadline - self._clock.monotonic()) > 0:
+        while self._tasks and (left := deadline - self.clock.monotonic()) > 0:
             await asyncio.wait(self._tasks, timeout=left)
 
     async def _try(self, write: Awaitable[None]) -> None:

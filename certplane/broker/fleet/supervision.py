@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 from certplane.broker import metrics
@@ -28,29 +29,20 @@ _SLICE: Final = 512
 """Streams that are checked before others get their turn: about a millisecond."""
 
 
+@dataclass(slots=True, eq=False)
 class StreamSupervision:
-    """Supervises the streams of one broker, while `run` runs."""
+    """Supervises the streams of one broker, while `run` runs; `hashes` reads what hosts are told is in force."""
 
-    def __init__(
-        self,
-        *,
-        registry: StreamRegistry,
-        teller: PlanTeller,
-        figures: FleetFigures,
-        hashes: Callable[[], tuple[str, str, str]],
-        context: StreamContext,
-    ) -> None:
-        """Nothing was checked yet; `hashes` reads policy, trust and retry epoch in force."""
-        self._registry = registry
-        self._teller = teller
-        self._figures = figures
-        self._read_hashes = hashes
-        self._context = context
+    registry: StreamRegistry
+    teller: PlanTeller
+    figures: FleetFigures
+    hashes: Callable[[], tuple[str, str, str]]
+    context: StreamContext
 
     async def run(self) -> None:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for work in (self._check_all, self._teller.run, self._count_states):
+            for work in (self._check_all, self.teller.run, self._count_states):
                 group.create_task(self._keep_up(work), name=f"fleet-{work.__name__.strip('_')}")
 
     async def _keep_up(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -64,15 +56,15 @@ class StreamSupervision:
                     _logger.exception("stream supervision failed; restarting it shortly")
                 said = repr(error)
             failures += 1
-            await self._context.clock.sleep(RETRY.wait(failures, self._context.rng))
+            await self.context.clock.sleep(RETRY.wait(failures, self.context.rng))
 
     async def _check_all(self) -> None:
         while True:
-            await self._context.clock.sleep(self._context.settings.tick)
+            await self.context.clock.sleep(self.context.settings.tick)
             self.record_taken_back()
-            self._teller.tell_postponed(self._registry)
-            changed = self._context.hashes.change(self._read_hashes())
-            for index, stream in enumerate(self._registry):
+            self.teller.tell_postponed(self.registry)
+            changed = self.context.hashes.change(self.hashes())
+            for index, stream in enumerate(self.registry):
                 if index % _SLICE == _SLICE - 1:
                     await asyncio.sleep(0)
                 try:
@@ -84,26 +76,23 @@ class StreamSupervision:
                     stream.wake()
 
     def _check(self, stream: OpenStream) -> None:
-        settings, now = self._context.settings, self._context.clock.monotonic()
-        error = overdue(stream, settings, now)
-        if error is not None:
+        settings, now = self.context.settings, self.context.clock.monotonic()
+        unseen = now - stream.recorded_time
+        if (error := overdue(stream, settings, now)) is not None:
             stream.end(error)
-        elif (
-            stream.session.connect_time is not None
-            and now - stream.recorded_time > settings.seen_interval.total_seconds()
-        ):
+        elif stream.session.connect_time is not None and unseen > settings.seen_interval.total_seconds():
             stream.record_seen()
 
     def record_taken_back(self) -> None:
         """Record of whom no refusal stands any more."""
-        for host in self._teller.pop_taken_back():
-            self._context.recorder.note_directive_error(host, None)
+        for host in self.teller.pop_taken_back():
+            self.context.recorder.note_directive_error(host, None)
 
     async def _count_states(self) -> None:
-        context, counted = self._context, True
+        context, counted = self.context, True
         while True:
             try:
-                counts = await self._figures.count_states()
+                counts = await self.figures.count_states()
             except RefusalError as error:
                 if counted:
                     _logger.warning("could not count the states of certificates; will retry: %s", error)

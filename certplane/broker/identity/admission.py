@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -25,75 +26,51 @@ from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
 
+@dataclass(slots=True, eq=False)
 class AdmissionControl:
     """What decides about the calls of one broker."""
 
-    def __init__(
-        self, *, authenticator: Authenticator, first_use: FirstUse, allowances: Allowances, clock: Clock
-    ) -> None:
-        self.authenticator = authenticator
-        self.first_use = first_use
-        self.allowances = allowances
-        self.clock = clock
-        self.draining: timedelta | None = None
-        """Set while the broker drains, to when to try again: calls that may start an order are refused."""
+    authenticator: Authenticator
+    first_use: FirstUse
+    allowances: Allowances
+    clock: Clock
+    draining: timedelta | None = None
+    """Set while the broker drains, to when to try again: calls that may start an order are refused."""
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """One RPC, from its arrival to its end.
 
     Attributes:
-        method: Its full name.
+        method: Its full name; `_access` is its row, None if there is none.
         peer: Who is at the other end of its connection.
         request_id: Empty until it has one: `named` makes one.
+        is_stream: Whether it has more than one message each way.
         caller: None until it is authenticated, which a servicer never sees.
         admitted: Whether it passed all checks: what refuses it later has audited that itself.
         reason: Of its refusal, else empty.
         work: What it has cost so far.
     """
 
-    __slots__ = (
-        "_access",
-        "_admission",
-        "_control",
-        "_cost",
-        "_in_flight",
-        "_stranger",
-        "_stream",
-        "admitted",
-        "caller",
-        "method",
-        "peer",
-        "reason",
-        "request_id",
-        "work",
-    )
+    _control: AdmissionControl
+    method: str
+    _access: Access | None
+    peer: Peer
+    request_id: str
+    is_stream: bool
+    caller: Caller | None = None
+    admitted: bool = False
+    reason: str = ""
+    work: Work[Any] = field(init=False)
+    _cost: int = field(init=False)
+    _admission: Admission | None = None
+    _stranger: str = ""
+    _in_flight: bool = False
 
-    def __init__(
-        self,
-        control: AdmissionControl,
-        method: str,
-        access: Access | None,
-        peer: Peer,
-        request_id: str,
-        *,
-        stream: bool,
-    ) -> None:
-        """A call that has arrived; `access` is its method's row, None if there is none."""
-        self._control = control
-        self._access = access
-        self._cost = 1 if access is None else access.cost
-        self._stream = stream
-        self._admission: Admission | None = None
-        self._stranger = ""
-        self._in_flight = False
-        self.method = method
-        self.peer = peer
-        self.request_id = request_id
-        self.caller: Caller | None = None
-        self.admitted = False
-        self.reason = ""
-        self.work: Work[Any] = Work(control.clock.thread_time)
+    def __post_init__(self) -> None:
+        self.work = Work(self._control.clock.thread_time)
+        self._cost = 1 if self._access is None else self._access.cost
 
     def named(self) -> str:
         """Its id, made now if it brought none."""
@@ -114,7 +91,7 @@ class Call:
         control = self._control
         caller = self._authenticate()
         control.allowances.take_call(caller.name, self._cost)
-        control.allowances.begin(caller.name, stream=self._stream)
+        control.allowances.begin(caller.name, stream=self.is_stream)
         self._in_flight = True
         using = control.first_use.begin(caller, self.named)
         if using is not None:
@@ -177,7 +154,7 @@ class Call:
         allowances, caller = self._control.allowances, self.caller
         if caller is not None:
             if self._in_flight:
-                allowances.end(caller.name, stream=self._stream)
+                allowances.end(caller.name, stream=self.is_stream)
             allowances.pay_call(caller, self._cost, self.work.since_asked(), open_for=open_for)
         elif self._stranger:
             allowances.pay_refusal(self._stranger, self.work.seconds)

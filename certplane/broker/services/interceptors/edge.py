@@ -214,7 +214,7 @@ class Edge(grpc.aio.ServerInterceptor):
                 request_id = str(value)
         self._note_in_flight(1)
         peer = peer_of(context.auth_context(), context.peer(), user_agent)
-        return Call(self._admission, rpc.method, rpc.access, peer, request_id, stream=not rpc.brief)
+        return Call(self._admission, rpc.method, rpc.access, peer, request_id, not rpc.brief)
 
     def _end(self, call: Call, context: RpcContext, seconds: float, *, brief: bool) -> None:
         self._note_in_flight(-1)

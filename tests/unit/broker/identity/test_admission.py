@@ -69,7 +69,7 @@ class Door:
             "session_reused": False,
             "source_ip": "192.0.2.1",
         }
-        return Call(self.control, "/x/Y", access, Peer(**{**facts, **changes}), "r-1", stream=False)
+        return Call(self.control, "/x/Y", access, Peer(**{**facts, **changes}), "r-1", is_stream=False)
 
     async def refused(self, call: Call) -> Reason:
         """Why the call isn't let in; it ends, and is audited as the edge has it."""
