@@ -60,7 +60,7 @@ async def watch_readiness(
         if now_blocked != blocked:
             blocked = now_blocked
             names = ", ".join(sorted(blocked)) or "none"
-            _logger.log(logging.ERROR if blocked else logging.INFO, "profiles that wait for a person: %s", names)
+            _logger.log(logging.ERROR if blocked else logging.INFO, "profiles blocked until a person acts: %s", names)
             await server.set_issuing(well=not blocked)
         now_ready = stores.ready()
         if now_ready != ready:

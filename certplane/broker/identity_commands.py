@@ -181,7 +181,7 @@ async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: C
             _settlement_events(settlement, AuditTrail(clock)),
         )
         if not settled:
-            raise OperationError("the identity has changed meanwhile", remedy="look at `identity list` again")
+            raise OperationError("the identity has changed meanwhile", remedy="run `identity list` again")
     return _settlement_row(settlement)
 
 

@@ -40,7 +40,7 @@ async def serve(settings: BrokerSettings) -> None:
     if problem := too_few(raise_file_limit(), hosts):
         _logger.warning("%s", problem)
     if not hosts:
-        _logger.warning("the policy has no host: none can connect before one is added and the policy is reloaded")
+        _logger.warning("the policy has no hosts: no agent can connect until one is added and the policy is reloaded")
     async with open_broker(prepared, clock=clock) as broker, ServiceNotifier(clock) as notifier:
         reloading = _Reloading(broker, notifier)
         loop.add_signal_handler(signal.SIGHUP, reloading.signalled)

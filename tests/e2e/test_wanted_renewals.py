@@ -229,7 +229,7 @@ async def test_a_mended_secret_frees_who_waits(tmp_path: Path) -> None:
         await deployment.start_broker()
 
         async def alarmed() -> bool:
-            return "profiles that wait for a person: shop, web" in deployment.broker_process.log_text()
+            return "profiles blocked until a person acts: shop, web" in deployment.broker_process.log_text()
 
         await until(alarmed, what="the alarm after the restart")
         secret.write_text(deployment.cloudflare.token)

@@ -194,7 +194,9 @@ class OrderAuthorisation:
             )
         if order.issuer not in self._ports.issuers_of(profile):
             raise RefusalError(
-                Reason.ISSUER_REJECTED, "the broker has another issuer by now; ask again", retry_after=timedelta()
+                Reason.ISSUER_REJECTED,
+                "the broker no longer uses this issuer for the profile; ask again",
+                retry_after=timedelta(),
             )
         use = await self._ports.keys.key_use(order.public_key_sha256)
         if use is not None and (use.blocked or use.spent or use.identity != order.identity):

@@ -1,4 +1,4 @@
-"""Whether certificates can be had at all, by profile: what an alarm should watch beside single failures.
+"""Whether certificates can be issued at all, per profile: what an alarm should watch beside single failures.
 
 A profile is blocked when its last order ended with what only a person can mend (a revoked DNS token, a zone that is
 gone, a CAA record, new terms): every host of it will run into the same. An order that brings a certificate unblocks it.

@@ -205,7 +205,9 @@ class OrderDispatcher:
             while not await self._finished(flight, execution):
                 execution = self._execution(flight)
         except Exception:
-            logger.exception("an order met an unexpected fault", extra={"fields": {"order_id": flight.order.order_id}})
+            logger.exception(
+                "an order failed on an unexpected error", extra={"fields": {"order_id": flight.order.order_id}}
+            )
             await self._contain(flight, execution)
         finally:
             self._records.release(flight.order.order_id)
@@ -228,7 +230,7 @@ class OrderDispatcher:
         order = flight.order
         if not order.state.is_open or order.state is OrderState.FINALIZING:
             return
-        refusal = Refusal(Reason.INTERNAL, f"an unexpected fault; quote order {order.order_id}")
+        refusal = Refusal(Reason.INTERNAL, f"internal error; when you report it, quote order {order.order_id}")
         try:
             await execution.fail(refusal)
         except Exception:
@@ -239,7 +241,9 @@ class OrderDispatcher:
         try:
             await self._execution(Flight(order)).clean_up()
         except Exception:
-            logger.exception("left TXT records could not be removed", extra={"fields": {"order_id": order.order_id}})
+            logger.exception(
+                "leftover TXT records could not be removed", extra={"fields": {"order_id": order.order_id}}
+            )
 
     @property
     def _owner(self) -> asyncio.TaskGroup:

@@ -52,4 +52,6 @@ class RetryEpoch:
         self._waiting = ""
         self._move_time = self._clock.monotonic()
         self._current = self._new_id()
-        logger.info("what waits may be asked for again: %s", why, extra={"fields": {"retry_epoch": self._current}})
+        logger.info(
+            "refused and failed requests may be retried now: %s", why, extra={"fields": {"retry_epoch": self._current}}
+        )

@@ -176,7 +176,7 @@ class OrderEvents:
             AuditEventType.ISSUER_FAILED_OVER,
             severity=AuditSeverity.WARNING,
             reason_code=refusal.reason.value,
-            reason=f"goes on at {issuer}: {refusal.message}",
+            reason=f"continues at {issuer}: {refusal.message}",
         )
         self._go_on_at(issuer)
         return event

@@ -225,7 +225,7 @@ class OrderExecution:
         asks_person = classify(refusal) is Consequence.ASK_PERSON  # whom nobody would call while the other one works
         logger.log(
             logging.ERROR if asks_person else logging.WARNING,
-            "an order goes on at another issuer%s: %s",
+            "an order continues at another issuer%s: %s",
             ", a person has to act" if asks_person else "",
             refusal.message,
             extra={"fields": {"order_id": order.order_id, "issuer": order.issuer, "next_issuer": elsewhere.issuer}},
@@ -319,4 +319,4 @@ class OrderExecution:
         concerned = " ".join(map(str, scopes))
         fields = {"order_id": self.order.order_id, "issuer": self.order.issuer, "scope": concerned}
         fields["until"] = f"{until:%Y-%m-%dT%H:%M:%SZ}"
-        logger.warning("the CA is not asked again for a while: %s", refusal.message, extra={"fields": fields})
+        logger.warning("requests to the CA are paused: %s", refusal.message, extra={"fields": fields})

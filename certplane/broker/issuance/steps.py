@@ -226,7 +226,7 @@ class OrderSteps:
                     self.order.csr_der, profile, self._timeout(self._settings.call_timeout), replaces=replaces
                 )
         if acme.status not in (IssuerOrderStatus.PENDING, IssuerOrderStatus.READY):
-            raise RefusalError(Reason.ISSUER_UNAVAILABLE, f"the CA handed back an order that is {acme.status.value}")
+            raise RefusalError(Reason.ISSUER_UNAVAILABLE, f"the CA returned an order that is {acme.status.value}")
         with self._step("journal_url"):
             state = OrderState.AUTHORIZED if self.order.state is OrderState.PENDING else None
             await self._journal.write(OrderChange(state=state, acme_order_url=acme.url))
@@ -263,7 +263,7 @@ class OrderSteps:
         if not finalizing:  # from then on only the CA's word ends it
             await self._authorisation.ask_again(self.order)
         elif self.order.issuer not in self._ports.issuers:
-            message = f"the broker's configuration has no issuer {self.order.issuer} any more"
+            message = f"the issuer {self.order.issuer} is no longer in the broker's configuration"
             return Over(_rejected(message), unaccounted=True)
         try:
             self._acme = await self._issuer.get_order(url, self._timeout(self._settings.call_timeout))
@@ -274,10 +274,10 @@ class OrderSteps:
             if finalizing:
                 unknown = replace(
                     error.refusal,
-                    message="the CA does not know the order any more for which the CSR may have been sent",
+                    message="the CA no longer knows the order, for which the CSR may have been sent",
                 )
                 return Over(End(unknown, pause_before_new_order(unknown)), unaccounted=True)
-            return Abandoned("the CA does not know it any more", error.refusal)
+            return Abandoned("the CA no longer knows it", error.refusal)
         return None
 
     async def _prepare(self, acme: IssuerOrder) -> Outcome:
@@ -293,7 +293,7 @@ class OrderSteps:
             case IssuerOrderStatus.INVALID:
                 # There is nothing left to answer; asked that way, the CA says why the order is invalid.
                 await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
-                return Over(_rejected("the CA has given the order up: a challenge failed or it expired"))
+                return Over(_rejected("the CA invalidated the order: a challenge failed, or the order expired"))
             case _:
                 why = f"it is {acme.status.value} although its CSR was never sent"
                 return Abandoned(why, Refusal(Reason.ISSUER_REJECTED, f"the CA's order can't be used: {why}"))
@@ -352,7 +352,7 @@ class OrderSteps:
             return self._unusable_chain(error)
         if chain.dropped:
             fields = {"order_id": self.order.order_id, "dropped": list(chain.dropped)}
-            logger.warning("dropped what doesn't belong in the CA's chain", extra={"fields": fields})
+            logger.warning("dropped certificates that do not belong to the CA's chain", extra={"fields": fields})
         profile, now = self._ports.profile_of(self.order), self._ports.clock.now()
         record = record_of(self.order, chain, profile, self._ports.new_id(), now)
         with self._step("store"):
@@ -369,7 +369,7 @@ class OrderSteps:
         if self._unusable_since is None:
             self._unusable_since = now
         if now - self._unusable_since < patience.total_seconds():
-            message = f"{said}; the certificate is fetched again, and no other one ordered"
+            message = f"{said}; the certificate is fetched again, without a new order"
             return Failed(Refusal(Reason.ISSUER_UNAVAILABLE, message))
         remedy = "ask the CA what is wrong with its chain; `certplane-agent renew NAME` orders another one sooner"
         refusal = Refusal(Reason.ISSUER_REJECTED, f"{said}; {remedy}")

@@ -83,11 +83,11 @@ class ChallengeRecords:
         with step("propagate"):
             silent = await solver.wait_until_visible(written, timeout(settings.propagation_timeout), journal.tell)
         for line in silent:
-            journal.tell(f"goes on without a name server that gives no answer: {line}")
+            journal.tell(f"continues without a name server that does not answer: {line}")
             self._ports.meter.count(metrics.SERVERS_SILENT)
             fields = {"order_id": journal.order.order_id}
             logger.warning(
-                "a name server gives no answer; the order goes on without it: %s", line, extra={"fields": fields}
+                "a name server does not answer; the order continues without it: %s", line, extra={"fields": fields}
             )
 
     def release(self, order_id: str) -> None:
@@ -109,7 +109,7 @@ class ChallengeRecords:
         for record in left:
             self._ports.meter.count(metrics.RECORDS_LEFT)
             logger.warning(
-                "a TXT record could not be removed, it will be tried again at the next start",
+                "a TXT record could not be removed; will retry at the next start",
                 extra={"fields": {"order_id": order.order_id, "record_name": record.name, "zone": record.zone}},
             )
         return tuple(left)

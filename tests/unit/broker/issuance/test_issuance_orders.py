@@ -503,7 +503,7 @@ async def test_a_chain_that_others_install_is_taken(
     (record,) = world.database.certificates.values()
     assert (len(_blocks(record.certificate_pem)), len(_blocks(record.chain_pem))) == (1, 1)
     assert world.order.state is OrderState.ISSUED
-    assert ("dropped what doesn't belong in the CA's chain" in caplog.text) is told
+    assert ("dropped certificates that do not belong to the CA's chain" in caplog.text) is told
 
 
 async def test_a_certificate_that_cannot_be_read_ends_its_order() -> None:

@@ -499,7 +499,7 @@ async def test_a_name_server_that_gives_no_answer_is_told_and_counted() -> None:
     opened = await authority.issue(caller(), issue(wait=NO_WAIT))
     await settle()
     shown = await authority.get_order(caller(), "g", opened.order.order_id)
-    assert "goes on without a name server that gives no answer: ns2.test" in shown.order.trouble
+    assert "continues without a name server that does not answer: ns2.test" in shown.order.trouble
     assert world.meter.total(metrics.SERVERS_SILENT) == 1
     gate.set()
     await world.run_on()
