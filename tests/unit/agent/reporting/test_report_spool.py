@@ -445,6 +445,6 @@ class World:
 def test_a_name_from_the_settings_is_kept(tmp_path: Path) -> None:
     """A name of agent.yml is a text of a kind of its own, which msgspec alone doesn't take."""
     name = LineageName.parse("web")
-    FileReportSpool(tmp_path, names=[name], new_epoch=lambda: "e").add(report(name))
+    FileReportSpool(tmp_path, names=[name], new_epoch=lambda: "e").add(waiting(1, name))
     (kept,) = FileReportSpool(tmp_path, names=[name], new_epoch=lambda: "e").reports()
     assert (kept.certificate.name, type(kept.certificate.name)) == ("web", str)
