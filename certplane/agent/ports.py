@@ -238,10 +238,6 @@ class Broker(Protocol):
         """IssueCertificate, or RenewCertificate when something is replaced; answers within `wait` and a little."""
         ...
 
-    async def get_order(self, order_id: str) -> OrderView:
-        """The order as it is now."""
-        ...
-
     async def get_identity(self) -> IdentityView:
         """How the broker sees this host."""
         ...

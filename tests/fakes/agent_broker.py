@@ -78,12 +78,6 @@ class FakeBroker:
             self._by_request[key] = order_id
         return self._look(self._orders[order_id])
 
-    async def get_order(self, order_id: str) -> OrderView:
-        self._begin("get_order")
-        order = self._known(order_id)
-        self._advance(order)
-        return self._look(order)
-
     async def watch_order(self, order_id: str, wait: timedelta) -> AsyncGenerator[OrderView, None]:
         self._begin("watch_order")
         order = self._known(order_id)

@@ -94,11 +94,6 @@ class _Certificates(certificate_pb2_grpc.CertificateServiceServicer):
         found = certificate.Certificate(certificate_id=wanted, revoke_time=revoke_time)
         return certificate.GetCertificateResponse(certificate=found)
 
-    async def GetOrder(self, request: Any, context: Context) -> Any:  # noqa: N802 - the proto's name
-        broker = self._server.broker
-        view = await self._server.answer("GetOrder", request, context, lambda: broker.get_order(request.order_id))
-        return certificate.GetOrderResponse(order=_order(view), certificate=_certificate(view))
-
     async def WatchOrder(self, request: Any, context: Context) -> Any:  # noqa: N802 - the proto's name
         states = self._server.broker.watch_order(request.order_id, timedelta(days=1))
         while True:

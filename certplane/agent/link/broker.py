@@ -133,12 +133,6 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         return order_view(issued.order, issued.certificate if issued.HasField("certificate") else None)
 
     @override
-    async def get_order(self, order_id: str) -> OrderView:
-        request = certificate_pb2.GetOrderRequest(request_id=_request_id(), order_id=order_id)
-        response = await self._answer(self._certificates().GetOrder(request, timeout=self._seconds()))
-        return order_view(response.order, response.certificate if response.HasField("certificate") else None)
-
-    @override
     async def watch_order(self, order_id: str, wait: timedelta) -> AsyncGenerator[OrderView, None]:
         request = certificate_pb2.WatchOrderRequest(request_id=_request_id(), order_id=order_id)
         call = self._certificates().WatchOrder(request, timeout=wait.total_seconds())

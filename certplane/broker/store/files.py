@@ -159,7 +159,7 @@ def _make_private(path: Path) -> None:
         status = path.stat()
         if status.st_mode & 0o077:
             path.chmod(0o600)
-            _log.warning("%s: was open to others (mode %o), now it isn't", path, stat.S_IMODE(status.st_mode))
+            _log.warning("%s: other users had access to it (mode %o), now none has", path, stat.S_IMODE(status.st_mode))
     except OSError as error:
         raise _unusable(path, error) from error
 

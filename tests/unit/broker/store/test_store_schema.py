@@ -155,7 +155,7 @@ async def test_a_database_open_to_others_is_made_private(
     sqlite_place.path.chmod(0o644)
     async with sqlite_place.open(ManualClock()):
         assert stat.S_IMODE(sqlite_place.path.stat().st_mode) == 0o600
-    assert "was open to others (mode 644)" in caplog.text
+    assert "other users had access to it (mode 644)" in caplog.text
 
 
 def statements_of(part: Any) -> dict[str, Statement]:
