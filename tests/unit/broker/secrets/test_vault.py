@@ -117,7 +117,7 @@ async def test_token_file_is_read_at_each_request(first: World, tmp_path: Path) 
     sink.write_text("hvs.old\n")
     sink.chmod(0o640)
     source = first.source(token_file=sink)
-    assert "token has ended" in (await refusal_of(source)).message
+    assert "token has expired" in (await refusal_of(source)).message
     fresh = tmp_path / "fresh"
     fresh.write_text(f"{first.vault.token}\n")
     fresh.chmod(0o640)

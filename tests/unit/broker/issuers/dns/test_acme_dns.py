@@ -129,7 +129,7 @@ async def test_name_without_account(server: AcmeDnsServer, provider: AcmeDnsProv
     """A name that no account may write is refused with the way to get there; nothing is sent."""
     refusal = await refusal_of(provider, TxtRecord("", "_acme-challenge.www.example.com", APEX))
     assert refusal.reason is Reason.DNS_REJECTED
-    assert "let the challenge name's CNAME lead to" in refusal.message
+    assert "point the challenge name's CNAME to" in refusal.message
     assert not server.updates
 
 
