@@ -35,7 +35,7 @@ from certplane.broker.fleet.refusals import displaced, draining, invalid
 from certplane.broker.fleet.registry import StreamRegistry
 from certplane.broker.fleet.session import InForceHashes
 from certplane.broker.fleet.settings import StreamSettings
-from certplane.broker.fleet.stream import LAST_WORDS, OpenStream, StreamContext
+from certplane.broker.fleet.stream import LAST_WORDS, ServedStream, StreamContext
 from certplane.broker.fleet.supervision import StreamSupervision
 from certplane.broker.fleet.watching import Watchers
 from certplane.broker.model import Caller, CertificateRecord
@@ -128,7 +128,7 @@ class FleetHub:
 
     # What streams do.
 
-    def attach(self, caller: Caller, request_id: str, write: Callable[[Outgoing], Awaitable[None]]) -> OpenStream:
+    def attach(self, caller: Caller, request_id: str, write: Callable[[Outgoing], Awaitable[None]]) -> ServedStream:
         """A stream begins; the calling task is what serves it, `write` sends a message.
 
         Raises:
@@ -136,11 +136,11 @@ class FleetHub:
         """
         if self._draining:
             raise draining()
-        stream = OpenStream(caller, request_id, write, self.context)
+        stream = ServedStream(caller, request_id, write, self.context)
         self.registry.add(stream)
         return stream
 
-    async def hello(self, stream: OpenStream, hello: Hello) -> None:
+    async def hello(self, stream: ServedStream, hello: Hello) -> None:
         """Hear the first message, and answer it when all that it says is durable.
 
         Raises:
@@ -161,7 +161,7 @@ class FleetHub:
         self._teller.tell_soon(stream.host)
         self.watchers.host_changed(stream.host, now)
 
-    async def report(self, stream: OpenStream, report: Report) -> None:
+    async def report(self, stream: ServedStream, report: Report) -> None:
         """Take a report; waits while too many are not durable yet.
 
         Raises:
@@ -173,7 +173,7 @@ class FleetHub:
             stream.wake()
         await stream.record_pending()
 
-    def answer(self, stream: OpenStream, result: DirectiveResult) -> None:
+    def answer(self, stream: ServedStream, result: DirectiveResult) -> None:
         """Take the answer to a directive.
 
         Raises:
@@ -208,7 +208,7 @@ class FleetHub:
             self.watchers.host_changed(host, self._clock.now())
         stream.wake()
 
-    def heartbeat(self, stream: OpenStream, host_time: datetime) -> None:
+    def heartbeat(self, stream: ServedStream, host_time: datetime) -> None:
         """Hear that the host is there.
 
         Raises:
@@ -218,7 +218,7 @@ class FleetHub:
         stream.session.heartbeat(host_time, self._clock.now())
         stream.wake()
 
-    def detach(self, stream: OpenStream) -> None:
+    def detach(self, stream: ServedStream) -> None:
         """The stream has ended, however it did."""
         stream.close()
         if self.registry.remove(stream):
@@ -258,7 +258,7 @@ class FleetHub:
             stream.session.want(plans, older=True)
             stream.wake()
 
-    def _displace(self, old: OpenStream, stream: OpenStream) -> None:
+    def _displace(self, old: ServedStream, stream: ServedStream) -> None:
         old.end(displaced())
         if old.caller.serial_number == stream.caller.serial_number:
             self._recorder.note(self._count_displacement(stream.host, self._clock.now()))

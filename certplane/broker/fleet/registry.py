@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from certplane.broker import metrics
-from certplane.broker.fleet.stream import OpenStream
+from certplane.broker.fleet.stream import ServedStream
 from certplane.broker.ports import Meter
 
 
@@ -17,8 +17,8 @@ class StreamRegistry:
     """The open streams. For the event loop's thread."""
 
     def __init__(self, meter: Meter) -> None:
-        self._open: set[OpenStream] = set()
-        self._places: dict[str, OpenStream] = {}
+        self._open: set[ServedStream] = set()
+        self._places: dict[str, ServedStream] = {}
         self._meter = meter
         self._measure()
 
@@ -30,26 +30,26 @@ class StreamRegistry:
         """Whether the host has a stream here."""
         return host in self._places
 
-    def __iter__(self) -> Iterator[OpenStream]:
+    def __iter__(self) -> Iterator[ServedStream]:
         """All that are open at this moment, those included that haven't said hello or were displaced."""
         return iter(tuple(self._open))
 
-    def place_of(self, host: str) -> OpenStream | None:
+    def place_of(self, host: str) -> ServedStream | None:
         """The stream of a host; None if it has none here."""
         return self._places.get(host)
 
-    def add(self, stream: OpenStream) -> None:
+    def add(self, stream: ServedStream) -> None:
         """A stream begins."""
         self._open.add(stream)
 
-    def take_place(self, stream: OpenStream) -> OpenStream | None:
+    def take_place(self, stream: ServedStream) -> ServedStream | None:
         """The stream is its host's from now on; the one that was, if any."""
         displaced = self._places.get(stream.host)
         self._places[stream.host] = stream
         self._measure()
         return displaced
 
-    def remove(self, stream: OpenStream) -> bool:
+    def remove(self, stream: ServedStream) -> bool:
         """A stream has ended; whether it was its host's."""
         self._open.discard(stream)
         if self._places.get(stream.host) is not stream:

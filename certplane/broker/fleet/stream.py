@@ -1,4 +1,4 @@
-"""One open stream: sends what its session has to say, has its reports recorded, and ends once.
+"""One stream that is being served: sends what its session has to say, has its reports recorded, and ends once.
 
 A quiet stream costs this object and its session, and no task: one writes reports (`_flush`) and one messages
 (`_pump`) while there are some.
@@ -64,7 +64,7 @@ class StreamContext:
 
 
 @dataclass(slots=True, eq=False)
-class OpenStream:
+class ServedStream:
     """A stream that is being served, by the task that made this.
 
     Attributes:

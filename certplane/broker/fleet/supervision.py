@@ -19,7 +19,7 @@ from certplane.broker.fleet.ports import FleetFigures
 from certplane.broker.fleet.refusals import failed, invalid, timed_out
 from certplane.broker.fleet.registry import StreamRegistry
 from certplane.broker.fleet.settings import RETRY, StreamSettings
-from certplane.broker.fleet.stream import OpenStream, StreamContext
+from certplane.broker.fleet.stream import ServedStream, StreamContext
 from certplane.errors import RefusalError
 from certplane.fleet_report.model import CertificateState
 
@@ -75,7 +75,7 @@ class StreamSupervision:
                 if changed:
                     stream.wake()
 
-    def _check(self, stream: OpenStream) -> None:
+    def _check(self, stream: ServedStream) -> None:
         settings, now = self.context.settings, self.context.clock.monotonic()
         unseen = now - stream.recorded_time
         if (error := overdue(stream, settings, now)) is not None:
@@ -104,7 +104,7 @@ class StreamSupervision:
             await context.clock.sleep(context.settings.figures_interval)
 
 
-def overdue(stream: OpenStream, settings: StreamSettings, now: float) -> RefusalError | None:
+def overdue(stream: ServedStream, settings: StreamSettings, now: float) -> RefusalError | None:
     """What ends a stream that is past one of its limits at `now`, of the monotonic clock; None if it is within them."""
     silent, session = now - stream.heard_time, stream.session
     if session.connect_time is None:

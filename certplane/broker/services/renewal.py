@@ -16,7 +16,7 @@ import grpc
 from certplane import __version__
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Outgoing
-from certplane.broker.fleet.stream import OpenStream
+from certplane.broker.fleet.stream import ServedStream
 from certplane.broker.fleet.view import FleetView, HostNotFoundError, HostView
 from certplane.broker.fleet.watching import CertificateChanged, CertificateRemoved, Change, HostChanged
 from certplane.broker.services.calls import current_call, take_messages
@@ -72,7 +72,7 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
         finally:
             self._hub.detach(stream)
 
-    async def _take(self, stream: OpenStream, message: pb.StreamRenewalStatusRequest) -> None:
+    async def _take(self, stream: ServedStream, message: pb.StreamRenewalStatusRequest) -> None:
         match message.WhichOneof("message"):
             case "report":
                 await self._hub.report(stream, report_of(message.report))

@@ -20,7 +20,7 @@ from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import HostRecord, HostStream
 from certplane.broker.fleet.ports import RecordedReports
-from certplane.broker.fleet.stream import OpenStream
+from certplane.broker.fleet.stream import ServedStream
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.fleet_report.model import (
@@ -116,7 +116,7 @@ class Host:
         self.name = name
         self.told: list[Outgoing] = []
         self.end: BaseException | None = None
-        self.stream: OpenStream | None = None
+        self.stream: ServedStream | None = None
         self._inbox: asyncio.Queue[Report | None] = asyncio.Queue()
         self.task = asyncio.create_task(self._live())
 
