@@ -44,12 +44,13 @@ class PrometheusMeter(Meter):
         self._child(gauge, labels).set(value)
 
     def _child(self, metric: Metric, labels: dict[str, str]) -> Any:
+        if not labels:
+            return self._collectors[metric]
         # Several are counted for each call, and looking a child up by its labels costs four times what counting does.
         key = (metric, *labels.items())
         child = self._children.get(key)
         if child is None:
-            collector = self._collectors[metric]
-            child = self._children[key] = collector.labels(**labels) if labels else collector
+            child = self._children[key] = self._collectors[metric].labels(**labels)
         return child
 
     def _declare(self, metric: Metric) -> Any:
