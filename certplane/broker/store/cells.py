@@ -170,7 +170,8 @@ def _refusal_members(refusal: Refusal) -> dict[str, Any]:
 
 
 def _refusal(members: Mapping[str, Any]) -> Refusal:
-    return _REFUSAL.value([members.get(name) for name in _REFUSAL.names if name != "request_id"])
+    known = {"request_id": "", **members}
+    return _REFUSAL.value([known.get(name) for name in _REFUSAL.names])
 
 
 def encode_refusal(refusal: Refusal) -> str:

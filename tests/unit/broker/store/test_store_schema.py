@@ -166,8 +166,8 @@ def statements_of(part: Any) -> dict[str, Statement]:
     return found
 
 
-ALLOWED_SCANS = {"_mark", "_all", "_forget"}
-"""The deny-list is read whole, and is short; so are the plans, of which there are none but for certificates in force."""
+ALLOWED_SCANS = {"_all", "_forget"}
+"""Deny-list and identities are read whole; so are the plans, of which there are none but for certificates in force."""
 
 
 async def test_every_query_is_answered_by_an_index(sqlite_place: StorePlace) -> None:
@@ -177,9 +177,13 @@ async def test_every_query_is_answered_by_an_index(sqlite_place: StorePlace) -> 
         parts = [
             stores.orders,
             stores.orders._limits,
+            stores.orders._rows,
+            stores.deny_list._rows,
             stores.certificates,
             stores.keys,
             stores.deny_list,
+            stores.identities,
+            stores.changes,
             stores.renewal_plans,
             stores.audit,
         ]
@@ -194,6 +198,7 @@ async def test_every_query_is_answered_by_an_index(sqlite_place: StorePlace) -> 
                     ).fetchall()
                     steps = [row[3] for row in plan]
                     scans = [step for step in steps if step.startswith("SCAN") and "INDEX" not in step]
+                    scans = [step for step in scans if step != "SCAN writers"]  # made by the query itself
                     # The newest rows by primary key are the end of the table, not the whole of it.
                     if statement.sql.endswith("OFFSET ?") and "audit_events.sequence DESC" in statement.sql:
                         scans = []
