@@ -173,5 +173,5 @@ def test_names_of_the_configuration_are_text() -> None:
 @pytest.mark.parametrize("text", ["", "[", '{"reason":"NO_SUCH_REASON","message":""}', "[]", "7"])
 def test_what_is_no_refusal_is_an_error(text: str) -> None:
     """It is not taken for another one."""
-    with pytest.raises((ValueError, KeyError, AttributeError)):
+    with pytest.raises((ValueError, KeyError, TypeError)):
         cells.decode_refusal(text)
