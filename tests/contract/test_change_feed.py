@@ -58,7 +58,7 @@ def beside(store: StoreHarness) -> Open:
 @pytest_asyncio.fixture
 async def follower(store: StoreHarness) -> AsyncIterator[Follower]:
     """A follower of the deny-list that has been told that there is everything to read."""
-    if store.place.kind == "fake":
+    if store.place.kind == "memory":
         pytest.skip("there is no other program")
     follower = Follower()
     store.stores.changes.follow(KIND, follower, what="the test's rows")

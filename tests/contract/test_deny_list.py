@@ -112,7 +112,7 @@ async def test_a_denial_that_can_not_be_audited_is_not_made(store: StoreHarness)
 
 async def test_another_process_s_change_is_seen_within_a_second(store: StoreHarness) -> None:
     """A command beside the running broker denies and allows; the broker's memory follows."""
-    if store.place.kind == "fake":
+    if store.place.kind == "memory":
         pytest.skip("there is no other process")
 
     async def until_denied(expected: bool) -> None:

@@ -33,7 +33,7 @@ FAIL_AT_COMMIT = {
 
 @pytest.fixture(autouse=True)
 def _real_store(request: pytest.FixtureRequest) -> None:
-    if request.getfixturevalue("store_place").kind == "fake":
+    if request.getfixturevalue("store_place").kind == "memory":
         pytest.skip("a fake has no groups")
 
 

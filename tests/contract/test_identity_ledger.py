@@ -186,7 +186,7 @@ async def test_what_can_not_be_audited_happens_under_fail_open(store: StoreHarne
 
 async def test_another_process_s_change_is_seen_within_a_second(store: StoreHarness) -> None:
     """Another broker, or a command, writes; this one's memory follows, and its own writes know of it at once."""
-    if store.place.kind == "fake":
+    if store.place.kind == "memory":
         pytest.skip("there is no other process")
 
     def is_known(serial_number: str) -> bool:
@@ -213,7 +213,7 @@ async def test_another_process_s_change_is_seen_within_a_second(store: StoreHarn
 
 async def test_two_writers_miss_nothing_of_each_other(store: StoreHarness) -> None:
     """Two brokers activate for the same hosts at once, a third one follows: in the end all three know the same."""
-    if store.place.kind == "fake":
+    if store.place.kind == "memory":
         pytest.skip("there is no other process")
     names = [f"web{number}.example" for number in range(40)]
     patient = {"exclusive": False, "busy_timeout": timedelta(seconds=10)}
@@ -239,7 +239,7 @@ async def test_two_writers_miss_nothing_of_each_other(store: StoreHarness) -> No
 
 async def test_a_start_knows_what_the_run_before_knew(store: StoreHarness) -> None:
     """All of it, contests and counts included."""
-    if store.place.kind == "fake":
+    if store.place.kind == "memory":
         pytest.skip("the fake's database has no other opening")
     await contested(store)
     await store.stores.identities.count_displacement(NAME, store.clock.now())

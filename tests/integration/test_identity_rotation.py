@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from certplane.broker.events import AuditDecision, AuditEventType, AuditSeverity
 from certplane.broker.identity.first_use import GRACE, settle
-from certplane.broker.model import Grant, IdentityKind
+from certplane.broker.model import ChangeKind, Grant, IdentityKind
 from certplane.broker.services.interceptors.status import REQUEST_ID_KEY
 from certplane.errors import Reason
 from certplane.v1 import enrollment_pb2, enrollment_pb2_grpc
@@ -245,12 +245,12 @@ async def test_database_from_a_backup(world: World) -> None:
     """A broker that knows last week's certificates meets this week's: they come into use, and nobody is contested."""
     host = await world.holder()
     await host.call()
-    backup = dict(world.edge.stores.database.identities)
+    (backup,) = world.edge.stores.database.identities.values()
     for _ in range(3):
         world.wait(timedelta(hours=1))
         await host.renew()
         await host.call()
-    world.edge.stores.database.identities = backup
+    world.edge.stores.database.put_identity(backup)
     assert await host.reason() is None
     assert not world.contested
 
@@ -302,6 +302,7 @@ async def test_operator_decides(world: World) -> None:
     settlement = settle(known, (owner.leaf.issuer, owner.leaf.serial_number), world.edge.clock.now())
     assert settlement is not None
     assert await stores.identities.settle(known, settlement.known, settlement.denied, [], [])
+    await stores.changes.reread(ChangeKind.DENY_ENTRY)  # as a broker hears of what a command has changed
     assert not (await owner.call()).HasField("contest_time")
     assert (await refused(stream.read())).reason is Reason.IDENTITY_REVOKED
     assert await copy.reason() is Reason.IDENTITY_REVOKED

@@ -43,11 +43,11 @@ from tests.fakes.clock import ManualClock
 from tests.fakes.issuer import FakeCa, FakeIssuer
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.renewal import FakeRenewalInfoSource
-from tests.fakes.stores import FakeStores
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
 from tests.support.edge import HOST, OPERATOR, ShiftedClock, serve_edge
 from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, settle, unavailable
+from tests.support.memory_store import MemoryStores
 from tests.support.stores import StoreHarness, StorePlace
 from tests.support.streams import HostStreamClient
 from tests.support.waiting import HANG, until
@@ -131,7 +131,7 @@ async def a_host_in_a_loop(_folder: Path) -> Collection[Metric]:
 async def a_ca_that_moves_a_renewal(_folder: Path) -> Collection[Metric]:
     """It is asked, and asked again."""
     clock, meter, numbers = ManualClock(), FakeMeter(), itertools.count(1)
-    stores = FakeStores.open(clock)
+    stores = MemoryStores.open(clock)
     harness = StoreHarness(StorePlace("fake", None), clock, stores)  # type: ignore[arg-type]  # a fake
     record = await harness.issue()
     plans = RenewalPlans(stores.renewal_plans)

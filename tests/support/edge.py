@@ -40,8 +40,8 @@ from certplane.runtime.clock import SystemClock
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.policy import FakePolicy, FakePolicySource
-from tests.fakes.stores import FakeStores
 from tests.support.ca import Leaf, PrivateCa
+from tests.support.memory_store import MemoryStores
 
 HOST = "web1.example"
 SERVICE = "spiffe://example/service/builder"
@@ -91,7 +91,7 @@ class EdgeServer:
     retry_epoch: str = "epoch-1"
 
     def __post_init__(self) -> None:
-        self.stores = FakeStores.open(self.clock)
+        self.stores = MemoryStores.open(self.clock)
         self.server_leaf = self.ca.issue_server(["localhost", "127.0.0.1"])
         self.trust = TrustInForce(trust_of(self.server_leaf, self.ca), datetime.now(UTC))
         numbers = itertools.count(1)

@@ -13,6 +13,7 @@ from functools import cache
 from unittest import mock
 
 from certplane.broker.audit import RepeatCoalescer
+from certplane.broker.audit.fallback import FailureMode
 from certplane.broker.events import AuditEventType
 from certplane.broker.issuance import steps
 from certplane.broker.issuance.authority import RegistrationAuthority
@@ -28,11 +29,10 @@ from certplane.pki.csr import build_csr, parse_csr
 from certplane.pki.keys import KeyType, PrivateKey, generate_private_key
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.clock import ManualClock
-from tests.fakes.database import FailureMode, FakeDatabase
 from tests.fakes.dns import FakeChallengeSolver, FakeDns, FakePreflight
 from tests.fakes.issuer import FakeCa, FakeIssuer, FakeRevoker
 from tests.fakes.policy import FakePolicy, FakePolicySource
-from tests.fakes.stores import FakeStores
+from tests.support.memory_store import MemoryDatabase, MemoryStores
 
 NAMES = ("*.shop.test", "shop.test")
 NO_WAIT = timedelta()
@@ -115,6 +115,10 @@ async def settle(turns: int = 400) -> None:
         await asyncio.sleep(0)
 
 
+_processes = itertools.count(1)
+"""Each names its events and certificates otherwise, as processes do: the store takes no id twice."""
+
+
 @dataclass
 class World:
     """What a crash of the broker doesn't touch: time, policy, the database's disk, the CA and the DNS."""
@@ -127,14 +131,14 @@ class World:
     """Whether repeated events are counted together, as a broker does, or each is written."""
 
     def __post_init__(self) -> None:
-        self.database = FakeDatabase(self.clock, failure_mode=self.failure_mode)
+        self.database = MemoryDatabase(self.clock, failure_mode=self.failure_mode)
         self.dns = FakeDns()
         self.ca = FakeCa(self.clock, self.dns)
         self.connect()
 
     def connect(self) -> None:
         """New ports to the world, as a new process has them."""
-        self.stores = FakeStores.over(self.database)
+        self.stores = MemoryStores.over(self.database)
         self.issuer = FakeIssuer(self.ca)
         self.revoker = FakeRevoker(self.ca)
         self.anchors: set[str] = {"anchor"}
@@ -153,7 +157,7 @@ class World:
                 self.stores.audit, self.stores.repeats, self.clock, lambda: f"count-{next(numbers):06d}"
             )
         self._ids = itertools.count(1)
-        self._prefix = f"id{random.Random(id(self)).getrandbits(40):x}"
+        self._prefix = f"id{next(_processes):06x}"
         self.epoch = RetryEpoch(self.clock, lambda: f"{self._prefix}-{next(self._ids):06d}")
 
     def fork(self) -> World:
@@ -206,7 +210,7 @@ class World:
         """Somebody else has used a retired certificate of this identity."""
         now = self.clock.now()
         active, retired = (IdentityUse("CN=Test CA", serial, now, now, "192.0.2.9") for serial in ("a1", "b2"))
-        self.database.identities[name] = KnownIdentity(name, active, now, (retired,), contest=retired)
+        self.database.put_identity(KnownIdentity(name, active, now, (retired,), contest=retired))
 
     def change_profile(self, **changes: object) -> None:
         """Reload policy with another `shop`."""

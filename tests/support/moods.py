@@ -34,10 +34,9 @@ from certplane.sandbox.acme_endpoints import FINALIZE, NEW_ORDER
 from certplane.sandbox.fault_proxy import FaultProxy
 from certplane.sandbox.pebble import Pebble
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
-from tests.fakes.database import FakeDatabase
 from tests.fakes.dns import FakeChallengeSolver, FakeDns
 from tests.fakes.policy import FakePolicy, FakePolicySource
-from tests.fakes.stores import FakeStores
+from tests.support.memory_store import MemoryDatabase, MemoryStores
 from tests.support.waiting import until
 
 _SHORT = Backoff(timedelta(milliseconds=40), timedelta(milliseconds=200), floor=timedelta(milliseconds=10))
@@ -64,7 +63,7 @@ class Moody:
 
     def __post_init__(self) -> None:
         clock = SystemClock()
-        self.database = FakeDatabase(clock)
+        self.database = MemoryDatabase(clock)
         self.policies = FakePolicySource(FakePolicy.of())
         self.meter = FakeMeter()
         self._profiles: dict[tuple[str, ...], Profile] = {}
@@ -75,7 +74,7 @@ class Moody:
         self.authority = self._new_authority()
 
     def _new_authority(self) -> RegistrationAuthority:
-        stores = FakeStores.over(self.database)
+        stores = MemoryStores.over(self.database)
         ports = IssuancePorts(
             policies=self.policies,
             orders=stores.orders,

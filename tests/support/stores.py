@@ -1,4 +1,4 @@
-"""The store behind its ports, as a fake, on SQLite and on PostgreSQL: what the contract suites run on."""
+"""The store behind its ports, over SQLite in memory, on SQLite and on PostgreSQL: what the contract suites run on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from certplane.broker.model import CertificateRecord, Order, OrderDraft
 from certplane.broker.ports import DurableLimits
 from certplane.broker.store import open_stores
 from tests.fakes.clock import ManualClock
-from tests.fakes.stores import FakeStores
+from tests.support.memory_store import MemoryStores
 from tests.support.waiting import HANG
 
 NO_LIMITS = DurableLimits()
@@ -39,7 +39,7 @@ CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT,
 
 @dataclass(frozen=True)
 class StorePlace:
-    """Where a store is: a kind (`fake`, `sqlite`, `postgresql`), and a path or URL."""
+    """Where a store is: a kind (`memory`, `sqlite`, `postgresql`), and a path or URL."""
 
     kind: str
     path: Path
@@ -103,7 +103,7 @@ class StoreHarness:
     @contextmanager
     def audit_broken(self) -> Iterator[None]:
         """No audit event can be written, and no repeated one counted."""
-        if self.place.kind == "fake":
+        if self.place.kind == "memory":
             self.stores.database.audit_down = True
             yield
             self.stores.database.audit_down = False
@@ -170,7 +170,7 @@ def certificate(order: Order, certificate_id: str, now: datetime, lasts: timedel
     )
 
 
-@pytest.fixture(params=["fake", "sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
 def store_place(request: pytest.FixtureRequest, tmp_path: Path) -> StorePlace:
     """Each kind of store in turn."""
     url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
@@ -187,8 +187,8 @@ def failure_mode() -> str:
 async def store(store_place: StorePlace, failure_mode: Callable[[], str]) -> AsyncIterator[StoreHarness]:
     """An open, empty store of each kind."""
     clock = ManualClock()
-    if store_place.kind == "fake":
-        yield StoreHarness(store_place, clock, FakeStores.open(clock, failure_mode=failure_mode))  # type: ignore[arg-type]
+    if store_place.kind == "memory":
+        yield StoreHarness(store_place, clock, MemoryStores.open(clock, failure_mode=failure_mode))  # type: ignore[arg-type]
         return
     async with store_place.open(clock, failure_mode) as stores:
         yield StoreHarness(store_place, clock, stores)

@@ -1,6 +1,7 @@
 """What is old is removed in small batches, and little room is told in time."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from certplane.broker.retention import Retention, Room, little_room
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
-from tests.fakes.stores import FakeStores
+from tests.support.memory_store import MemoryStores
 from tests.support.waiting import until
 
 DAY = timedelta(days=1)
@@ -28,7 +29,9 @@ MIB = 1 << 20
 class Setting:
     def __init__(self, folder: Path) -> None:
         self.clock = ManualClock()
-        self.stores = FakeStores.open(self.clock)
+        self.numbers = itertools.count()
+        self.stores = MemoryStores.open(self.clock)
+        self.stores.upkeep.size = self.size  # type: ignore[method-assign]  # a database in memory has no file
         self.meter = FakeMeter()
         self.files = BlockingPool("files", 1)
         self.retention = Retention(
@@ -41,10 +44,13 @@ class Setting:
             files=self.files,
         )
 
+    async def size(self) -> int:
+        return 1000 * len(self.stores.database.events)
+
     async def write(self, count: int) -> None:
         now = self.clock.now()
         await self.stores.audit.append(
-            [AuditEvent(f"{now}-{n}", now, AuditEventType.CERTIFICATE_CACHE_HIT) for n in range(count)]
+            [AuditEvent(f"event-{next(self.numbers)}", now, AuditEventType.CERTIFICATE_CACHE_HIT) for _ in range(count)]
         )
 
     @asynccontextmanager
@@ -71,19 +77,18 @@ async def test_what_is_due_goes_a_batch_at_a_time(tmp_path: Path) -> None:
     await s.write(300)
     s.clock.advance(31 * DAY)
     await s.write(5)
-    events = s.stores.database.events
     async with s.running(s.retention.prune()):
-        assert len(events) == 305 - 128
+        assert len(s.stores.database.events) == 305 - 128
         s.clock.advance(timedelta(seconds=1))
         await settled()
-        assert len(events) == 305 - 256
+        assert len(s.stores.database.events) == 305 - 256
         s.clock.advance(timedelta(seconds=1))
         await settled()
-        assert len(events) == 5
+        assert len(s.stores.database.events) == 5
         assert s.meter.total(metrics.ROWS_PRUNED, table="audit_events") == 300
         s.clock.advance(31 * DAY)
         await settled()
-        assert events == []
+        assert s.stores.database.events == []
 
 
 async def test_a_store_that_is_down_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

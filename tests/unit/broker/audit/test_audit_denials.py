@@ -13,7 +13,7 @@ from certplane.broker.audit.windows import Windows
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType
 from certplane.errors import RefusalError
 from tests.fakes.clock import ManualClock
-from tests.fakes.stores import FakeStores
+from tests.support.memory_store import MemoryStores
 
 MINUTE = timedelta(seconds=60)
 
@@ -21,7 +21,7 @@ MINUTE = timedelta(seconds=60)
 class Setting:
     def __init__(self, **windows: Any) -> None:
         self.clock = ManualClock()
-        self.stores = FakeStores.open(self.clock)
+        self.stores = MemoryStores.open(self.clock)
         self._numbers = iter(range(1, 1_000_000))
         self.denials = DenialCoalescer(self.stores.audit, self.clock, self.new_id, Windows(MINUTE, **windows))
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from certplane.broker import metrics
+from certplane.broker.audit.fallback import FailureMode
 from certplane.broker.audit.repeats import RepeatCoalescer
 from certplane.broker.audit.windows import WindowBudget, Windows
 from certplane.broker.events import AuditEvent, AuditEventType, EventKind
 from certplane.errors import Reason, RefusalError
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
-from tests.fakes.database import FailureMode
-from tests.fakes.stores import FakeStores
+from tests.support.memory_store import MemoryStores
 
 WEB1 = "spiffe://example.org/host/web1"
 LENGTH = timedelta(minutes=10)
@@ -24,7 +24,7 @@ SECOND = timedelta(seconds=1)
 class Setting:
     def __init__(self, *, failure_mode: FailureMode = "fail_closed", burst: int = 100, most: int = 1000) -> None:
         self.clock = ManualClock()
-        self.stores = FakeStores.open(self.clock, failure_mode=failure_mode)
+        self.stores = MemoryStores.open(self.clock, failure_mode=failure_mode)
         self.meter = FakeMeter()
         self.burst, self.most = burst, most
         self._numbers = iter(range(1, 1_000_000))

@@ -1,7 +1,7 @@
 """The audit log's contract with its readers: which events each story leaves, and exactly what each of them says.
 
-`tests/cases/audit/events.json` holds the records as the broker of 452d001 wrote them; ids and hashes are replaced by
-what they are. A field may be added there, and none may change or go.
+`tests/cases/audit/events.json` holds the records as the broker of 452d001 wrote them, but for the words of some reasons,
+which are for people; ids and hashes are replaced by what they are. A field may be added, and none may change or go.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unittest.mock import AsyncMock, MagicMock, patch
 import pytest
 
 from certplane import __version__
-from certplane.broker import account_commands, app, commands
+from certplane.broker import account_commands, app, identity_commands
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.events import report_events
@@ -52,8 +52,8 @@ from certplane.v1 import enrollment_pb2 as pb
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder
 from tests.fakes.clock import ManualClock
 from tests.fakes.issuer import FakeIssuer
-from tests.fakes.stores import FakeStores
 from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, settle, unavailable
+from tests.support.memory_store import MemoryStores
 
 GOLDEN = json.loads(Path("tests/cases/audit/events.json").read_text())
 _IDS = re.compile(r"\b(id[0-9a-f]+-\d{6}|order-\d{6}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})")
@@ -191,13 +191,13 @@ async def coalesced() -> list[AuditEvent]:
 @story
 async def edge() -> list[AuditEvent]:
     """What the edge records: a first use, a retired certificate, a refused call, an enrollment."""
-    clock, stores, numbers = ManualClock(), FakeStores.open(ManualClock()), count(1)
+    clock, stores, numbers = ManualClock(), MemoryStores.open(ManualClock()), count(1)
 
     trail = AuditTrail(clock, lambda: f"event-{next(numbers)}")
     first_use = FirstUse(ledger=stores.identities, clock=clock, trail=trail)
     peer = Peer(b"", b"", "TLSv1.3", session_reused=False, source_ip="192.0.2.9", user_agent="test/2")
     control = SimpleNamespace(clock=clock)
-    call = Call(control, "/certplane.v1.Service/Method", None, peer, "req-1", stream=False)  # type: ignore[arg-type]
+    call = Call(control, "/certplane.v1.Service/Method", None, peer, "req-1", is_stream=False)  # type: ignore[arg-type]
     call.caller = caller()
     old, new = caller(), replace(caller(), serial_number="b2", not_before=clock.now())
     for host in (old, new):
@@ -211,7 +211,7 @@ async def edge() -> list[AuditEvent]:
         await retired
     denied = FakeDenialRecorder()
     await Denials(denied, trail).note(call, caught.value, by_edge=False)
-    unknown = Call(control, call.method, None, peer, "req-1", stream=False)  # type: ignore[arg-type]
+    unknown = Call(control, call.method, None, peer, "req-1", is_stream=False)  # type: ignore[arg-type]
     await Denials(denied, trail).note(unknown, RefusalError(Reason.RATE_LIMITED, "too fast"), by_edge=False)
     servicer = EnrollmentServicer(
         trust=SimpleNamespace(),  # type: ignore[arg-type]  # not asked
@@ -248,7 +248,7 @@ async def fleet() -> list[AuditEvent]:
     degraded = replace(serving_it, state=CertificateState.DEGRADED, last_error="the probe saw another")
     reports = [Report(number, status) for number, status in enumerate((serving_it, failed, degraded), 1)]
     told = report_events(caller(), "req-1", reports, trail)
-    stores = FakeStores.open(clock)
+    stores = MemoryStores.open(clock)
     requests = RenewalRequests(
         RenewalPlans(stores.renewal_plans), stores.fleet, clock, trail, why_none=lambda _host: ""
     )
@@ -313,13 +313,15 @@ async def operators() -> list[AuditEvent]:
         await Reloader._reject(reloader, "trust", AuditEventType.TRUST_REJECTED, wrong)
         await Reloader._reject(reloader, "policy", AuditEventType.POLICY_REJECTED, wrong)
         await Reloader._drop_ended(reloader)
-    stores = FakeStores.open(clock)
+    stores = MemoryStores.open(clock)
     broker: Any = MagicMock(stores=stores, server=AsyncMock(), authority=AsyncMock(), hub=AsyncMock())
     await app._stop(broker, AuditTrail(clock, lambda: "event-3"))
     return [
-        commands._event(trail, DenyEntry(name="web1.test"), AuditEventType.IDENTITY_DENIED, AuditDecision.DENY),
-        commands._event(trail, entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW),
-        *commands._settlement_events(settlement, trail),
+        identity_commands._event(
+            trail, DenyEntry(name="web1.test"), AuditEventType.IDENTITY_DENIED, AuditDecision.DENY
+        ),
+        identity_commands._event(trail, entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW),
+        *identity_commands._settlement_events(settlement, trail),
         account_commands._key_event(trail, ca, "the account's key was replaced"),
         account_commands._revocation_event(trail, AuditEventType.CERTIFICATE_REVOKED, issued.certificate, revocation),
         *reloads,

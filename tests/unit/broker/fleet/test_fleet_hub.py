@@ -15,10 +15,10 @@ import pytest
 
 from certplane.broker import metrics
 from certplane.broker.audit import RepeatCoalescer
-from certplane.broker.events import AuditEvent, AuditTrail
+from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing, Welcome
-from certplane.broker.fleet.model import HostRecord, HostStream
+from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.fleet.stream import ServedStream
 from certplane.broker.renewal.model import RenewalPlan
@@ -33,47 +33,47 @@ from certplane.fleet_report.model import (
 )
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
-from tests.fakes.stores import FakeFleetStore, FakeStores
 from tests.support.callers import caller
+from tests.support.memory_store import MemoryStores
 
 SECOND = timedelta(seconds=1)
 
 
-class FaultyStore(FakeFleetStore):
-    """A store that brings out faults of ours, for those hosts that are named here."""
+class FaultyStore:
+    """A `FleetStore` that brings out bugs of ours, for those hosts that are named here."""
 
     unreadable: frozenset[str] = frozenset()
     unwritable: frozenset[str] = frozenset()
     uncountable = False
     held: asyncio.Event | None = None
 
-    async def list_hosts(
-        self, *, after: str = "", limit: int = 500, hosts: Sequence[str] | None = None
-    ) -> Sequence[HostRecord]:
+    def __init__(self, fleet: Any) -> None:
+        self._fleet = fleet
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fleet, name)
+
+    async def list_hosts(self, *, hosts: Sequence[str] | None = None, **which: Any) -> Sequence[HostRecord]:
         if self.unreadable & set(hosts or ()):
             raise ValueError("a row of a newer release")
-        return await super().list_hosts(after=after, limit=limit, hosts=hosts)
+        found: Sequence[HostRecord] = await self._fleet.list_hosts(hosts=hosts, **which)
+        return found
 
     async def record_reports(
-        self,
-        host: str,
-        epoch: str,
-        reports: Sequence[Report],
-        events: Mapping[int, AuditEvent] | None = None,
-        *,
-        names: Sequence[str] | None = None,
-        stream: HostStream | None = None,
+        self, host: str, epoch: str, reports: Sequence[Report], *events: Any, **more: Any
     ) -> RecordedReports:
         if self.held is not None:
             await self.held.wait()
         if reports and host in self.unwritable:
             raise ValueError("a report that can't be encoded")
-        return await super().record_reports(host, epoch, reports, events, names=names, stream=stream)
+        recorded: RecordedReports = await self._fleet.record_reports(host, epoch, reports, *events, **more)
+        return recorded
 
     async def count_states(self) -> Mapping[CertificateState, int]:
         if self.uncountable:
             raise ValueError("a state of a newer release")
-        return await super().count_states()
+        counted: Mapping[CertificateState, int] = await self._fleet.count_states()
+        return counted
 
 
 class World:
@@ -81,8 +81,8 @@ class World:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.stores = FakeStores.open(self.clock)
-        self.store = FaultyStore(self.stores.database)
+        self.stores = MemoryStores.open(self.clock)
+        self.store = FaultyStore(self.stores.fleet)
         self.meter = FakeMeter()
         self.hashes = ("p0", "t0", "e0")
         numbers = itertools.count(1)

@@ -24,8 +24,8 @@ from certplane.fleet_report.model import (
     Report,
 )
 from tests.fakes.clock import ManualClock
-from tests.fakes.stores import FakeStores
 from tests.support.callers import caller
+from tests.support.memory_store import MemoryStores
 from tests.support.stores import StoreHarness, StorePlace
 
 OPERATOR = caller(name="admin.example", kind=IdentityKind.OPERATOR)
@@ -37,8 +37,8 @@ class Desk:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.stores = FakeStores.open(self.clock)
-        self.harness = StoreHarness(StorePlace("fake", None), self.clock, self.stores)  # type: ignore[arg-type]  # no path
+        self.stores = MemoryStores.open(self.clock)
+        self.harness = StoreHarness(StorePlace("memory", None), self.clock, self.stores)  # type: ignore[arg-type]  # no path
         self.told: list[RenewalPlan] = []
         self.plans = RenewalPlans(self.stores.renewal_plans)
         self.plans.subscribe(self.told.extend)
@@ -100,7 +100,7 @@ async def test_asked_again_it_changes_nothing(desk: Desk) -> None:
 async def test_asked_again_after_a_crash_before_it_was_recorded(desk: Desk) -> None:
     """What the first try has planned keeps its time."""
     await desk.requests.request(OPERATOR, order(spread=HOUR))
-    desk.stores.database.requests.clear()
+    desk.stores.database.forget("renewal_requests")
     desk.clock.advance(timedelta(minutes=1))
     again, _ = await desk.requests.request(OPERATOR, order(spread=HOUR))
     assert again.changed_count == 0
@@ -111,7 +111,7 @@ async def test_a_dry_run_does_nothing(desk: Desk) -> None:
     """It says what would be."""
     requested, _ = await desk.requests.request(OPERATOR, order(dry_run=True))
     assert requested.changed_count == 4
-    assert (desk.told, desk.stores.database.events, desk.stores.database.requests) == ([], [], {})
+    assert (desk.told, desk.stores.database.events, desk.stores.database.request_count) == ([], [], 0)
 
 
 async def test_what_is_due_earlier_keeps_its_time(desk: Desk) -> None:

@@ -25,8 +25,8 @@ from certplane.pki.identity import TrustBundle
 from tests.fakes.audit import FakeDenialRecorder
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource
-from tests.fakes.stores import FakeStores
 from tests.support.ca import PrivateCa
+from tests.support.memory_store import MemoryStores
 
 HOST = "web1.example"
 ISSUING = Access(frozenset({IdentityKind.HOST}), issuing=True)
@@ -41,7 +41,7 @@ class Door:
         self.ca = PrivateCa("internal", now=self.clock.now())
         self.bundle = TrustBundle.from_pem(self.ca.root_pem)
         self.policy = FakePolicySource(FakePolicy.of([Grant(HOST, IdentityKind.HOST, "web1")]))
-        self.stores = FakeStores.open(self.clock)
+        self.stores = MemoryStores.open(self.clock)
         trail = AuditTrail(self.clock, lambda: "event")
         self.recorder = FakeDenialRecorder()
         self.denials = Denials(self.recorder, trail)

@@ -16,8 +16,8 @@ from certplane.errors import Reason, RefusalError
 from certplane.pki.identity import TrustBundle
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource
-from tests.fakes.stores import FakeStores
 from tests.support.ca import Leaf, PrivateCa
+from tests.support.memory_store import MemoryStores
 
 HOST = "web1.example"
 
@@ -34,7 +34,7 @@ class Gate:
                 [Grant(HOST, IdentityKind.HOST, "web1", ("web",), ("role",)), Grant("b", IdentityKind.HOST, "b")]
             )
         )
-        self.stores = FakeStores.open(self.clock)
+        self.stores = MemoryStores.open(self.clock)
         self.authenticator = Authenticator(
             trust=self,
             policy=self.policy,
@@ -104,14 +104,14 @@ def test_an_admission_stands_until_something_it_rested_on_changes(gate: Gate) ->
     stands = gate.authenticator.stands
     assert stands(admission)
 
-    gate.stores.database.denied.append(DenyEntry(name=HOST))
+    gate.stores.database.shut_out(DenyEntry(name=HOST))
     assert not stands(admission)
-    gate.stores.database.denied.clear()
-    gate.stores.database.denied.append(
+    gate.stores.database.let_in()
+    gate.stores.database.shut_out(
         DenyEntry(issuer=admission.caller.issuer, serial_number=admission.caller.serial_number)
     )
     assert not stands(admission)
-    gate.stores.database.denied.clear()
+    gate.stores.database.let_in()
 
     policy, gate.policy.policy = gate.policy.policy, FakePolicy.of()
     assert not stands(admission)
@@ -132,9 +132,9 @@ def test_nothing_is_remembered_that_could_change(gate: Gate) -> None:
     peer = gate.peer()
     assert gate.authenticator.admit(peer).caller.name == HOST
 
-    gate.stores.database.denied.append(DenyEntry(name=HOST))
+    gate.stores.database.shut_out(DenyEntry(name=HOST))
     assert gate.reason(peer) is Reason.IDENTITY_REVOKED
-    gate.stores.database.denied.clear()
+    gate.stores.database.let_in()
 
     policy, gate.policy.policy = gate.policy.policy, FakePolicy.of()
     assert gate.reason(peer) is Reason.IDENTITY_UNKNOWN
@@ -152,7 +152,7 @@ def test_nothing_is_remembered_that_could_change(gate: Gate) -> None:
 def test_denied_by_serial(gate: Gate) -> None:
     """One certificate can be shut out; the same identity's others are let in."""
     leaf = gate.ca.issue([HOST])
-    gate.stores.database.denied.append(DenyEntry(issuer=leaf.issuer, serial_number=leaf.serial_number))
+    gate.stores.database.shut_out(DenyEntry(issuer=leaf.issuer, serial_number=leaf.serial_number))
     assert gate.reason(gate.peer(leaf)) is Reason.IDENTITY_REVOKED
     assert gate.authenticator.admit(gate.peer()).caller.name == HOST
 
@@ -199,7 +199,7 @@ def test_intermediate_that_ends_first(gate: Gate) -> None:
 def test_no_path_is_searched_for_a_denied_certificate(gate: Gate) -> None:
     """Who is denied by issuer and serial number is refused before its chain is looked at, whatever that is."""
     leaf = gate.ca.issue([HOST])
-    gate.stores.database.denied.append(DenyEntry(issuer=leaf.issuer, serial_number=leaf.serial_number))
+    gate.stores.database.shut_out(DenyEntry(issuer=leaf.issuer, serial_number=leaf.serial_number))
     for number in range(100):
         with pytest.raises(AuthenticationError) as caught:
             gate.authenticator.admit(gate.peer(leaf, chain_pem=b"junk %d" % number))

@@ -30,15 +30,12 @@ def deny_by_serial(world: World) -> None:
 
 
 def _deny(world: World, entry: DenyEntry) -> None:
-    now = world.clock.now()
-    world.database.denied.append(replace(entry, create_time=now))
-    world.database.events += world.database.ended_by(entry, now)
-    world.database.end_orders(entry, now)
+    world.database.deny(entry)
 
 
 def deny_in_memory_alone(world: World) -> None:
     """The entry is seen before the orders that it ended are."""
-    world.database.denied.append(DenyEntry(name=HOST))
+    world.database.shut_out(DenyEntry(name=HOST))
 
 
 def remove_ca(world: World) -> None:
@@ -54,11 +51,11 @@ def take_profile(world: World) -> None:
 
 
 def block_key(world: World) -> None:
-    world.database.keys[key_hash()] = KeyUse(HOST, blocked=True)
+    world.database.put_key(key_hash(), KeyUse(HOST, blocked=True))
 
 
 def spend_key(world: World) -> None:
-    world.database.keys[key_hash()] = KeyUse(HOST, blocked=False, spent=True)
+    world.database.put_key(key_hash(), KeyUse(HOST, blocked=False, spent=True))
 
 
 ENDS = [
@@ -195,8 +192,8 @@ async def test_an_order_of_an_older_release_is_known_by_its_serial_number() -> N
     await settle()
     other = world.fork()
     order = replace(other.order, identity_issuer="", identity_anchor="")
-    other.database.orders[order.order_id] = order
-    other.database.denied.append(DenyEntry(issuer="CN=Test CA", serial_number="a1"))
+    other.database.put_order(order)
+    other.database.shut_out(DenyEntry(issuer="CN=Test CA", serial_number="a1"))
     gate.set()
 
     await other.started()

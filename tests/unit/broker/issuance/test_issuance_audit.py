@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
+from certplane.broker.audit.fallback import FailureMode
 from certplane.broker.events import AuditEventType
 from certplane.broker.model import OrderState, RevocationReason
 from certplane.errors import Reason, RefusalError
-from tests.fakes.database import FailureMode
 from tests.support.issuance import NO_WAIT, World, caller, issue, settle
 
 both_modes = pytest.mark.parametrize("mode", ["fail_closed", "fail_open"])

@@ -6,6 +6,7 @@ A kill is a copy of the world (database, CA, DNS) at a failpoint; another regist
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -208,10 +209,7 @@ async def test_orders_that_the_ca_knows_go_first_after_a_restart() -> None:
     first, second = world.orders
     url = world.ca.create(second.dns_names).url
     after = world.fork()
-    after.database.orders[second.order_id] = type(second)(
-        **{name: getattr(second, name) for name in second.__dataclass_fields__}
-        | {"acme_order_url": url, "state": OrderState.AUTHORIZED}
-    )
+    after.database.put_order(replace(second, acme_order_url=url, state=OrderState.AUTHORIZED))
 
     await after.started()
     await after.run_on()
@@ -256,10 +254,7 @@ async def test_a_sweep_leaves_the_records_that_a_resumed_order_needs() -> None:
     await settle()
     after = world.fork()
     running = next(order for order in after.orders if order.state.is_open)
-    after.database.orders[running.order_id] = type(running)(
-        **{name: getattr(running, name) for name in running.__dataclass_fields__}
-        | {"txt_records": (*running.txt_records, *leftover)}
-    )
+    after.database.put_order(replace(running, txt_records=(*running.txt_records, *leftover)))
     after.issuer.faults.hold("get_order")
 
     await after.started()

@@ -97,11 +97,11 @@ async def test_an_order_of_whom_is_shut_out_moves_nowhere(world: World, seen: bo
     authority = await world.started()
     await authority.issue(caller(), issue(wait=timedelta()))
     await settle()
-    entry, now = DenyEntry(name="web1.test"), world.clock.now()
-    world.database.denied.append(entry)
-    if not seen:
-        world.database.events += world.database.ended_by(entry, now)
-        world.database.end_orders(entry, now)
+    entry = DenyEntry(name="web1.test")
+    if seen:
+        world.database.shut_out(entry)
+    else:
+        world.database.deny(entry)
     await world.run_on(timedelta(seconds=2))
     assert world.order.error is not None
     assert world.order.error.reason is Reason.IDENTITY_REVOKED

@@ -540,7 +540,7 @@ def profile_edited(world: World) -> None:
 
 
 def key_blocked(world: World) -> None:
-    world.database.keys[key_hash()] = KeyUse("web1.test", blocked=True)
+    world.database.put_key(key_hash(), KeyUse("web1.test", blocked=True))
 
 
 def identity_contested(world: World) -> None:
@@ -782,9 +782,7 @@ async def test_an_order_that_somebody_else_has_ended_is_left_alone(operation: st
     await settle()
     answered = world.issuer.faults.count("answer_challenges")
     refusal = Refusal(Reason.INTERNAL, "by hand")
-    world.database.orders[world.order.order_id] = replace(
-        world.order, state=OrderState.FAILED, error=refusal, retry_time=world.clock.now()
-    )
+    world.database.put_order(replace(world.order, state=OrderState.FAILED, error=refusal, retry_time=world.clock.now()))
     gate.set()
     await settle()
 

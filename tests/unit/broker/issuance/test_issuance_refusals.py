@@ -33,11 +33,11 @@ def nothing_was_done(world: World) -> bool:
 
 
 def blocked(world: World) -> None:
-    world.database.keys[key_hash()] = KeyUse("web1.test", blocked=True)
+    world.database.put_key(key_hash(), KeyUse("web1.test", blocked=True))
 
 
 def anothers(world: World) -> None:
-    world.database.keys[key_hash()] = KeyUse("web2.test", blocked=False)
+    world.database.put_key(key_hash(), KeyUse("web2.test", blocked=False))
 
 
 def accounts(world: World) -> None:
@@ -128,7 +128,7 @@ async def test_a_contested_identity_keeps_what_it_has() -> None:
     assert error.refusal.reason is Reason.IDENTITY_CONTESTED
     assert len(world.orders) == 1
     settled = world.database.identities["web1.test"]
-    world.database.identities["web1.test"] = replace(settled, contest=None)
+    world.database.put_identity(replace(settled, contest=None))
     assert (await authority.issue(caller(), issue("two"))).order.state is OrderState.ISSUED
 
 

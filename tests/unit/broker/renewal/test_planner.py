@@ -25,7 +25,7 @@ from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.renewal import FakeRenewalInfoSource
-from tests.fakes.stores import FakeStores
+from tests.support.memory_store import MemoryStores
 from tests.support.stores import StoreHarness, StorePlace
 
 DAY = timedelta(days=1)
@@ -39,8 +39,8 @@ class World:
 
     def __init__(self, *issuers: str) -> None:
         self.clock = ManualClock()
-        self.stores = FakeStores.open(self.clock)
-        self.harness = StoreHarness(StorePlace("fake", None), self.clock, self.stores)  # type: ignore[arg-type]
+        self.stores = MemoryStores.open(self.clock)
+        self.harness = StoreHarness(StorePlace("memory", None), self.clock, self.stores)  # type: ignore[arg-type]
         self.sources = {issuer: FakeRenewalInfoSource(self.window(60)) for issuer in issuers or ("acme",)}
         self.source = next(iter(self.sources.values()))
         self.policies = FakePolicySource(FakePolicy.of())
@@ -61,7 +61,7 @@ class World:
         record = await self.harness.issue(**values)
         # The fakes' certificates have one text for all; here each is asked about by its own.
         record = replace(record, certificate_pem=record.certificate_id)
-        self.stores.database.certificates[record.certificate_id] = record
+        self.stores.database.put_certificate(record)
         self.plans.note_issued(record)
         return record
 
@@ -345,7 +345,7 @@ async def test_plans_learnt_while_the_store_is_read_are_newer() -> None:
     await world.plans.set_plans(
         [RenewalPlan(record.certificate_id, record.identity, world.clock.now(), RenewalCause.OPERATOR)]
     )
-    world.stores.database.plans.clear()
+    world.stores.database.forget("renewal_plans")
     gate.set()
     await refresh
     assert world.plans.renew_time(record) == world.clock.now()

@@ -8,7 +8,7 @@ from certplane.broker.model import CertificateRecord, RevocationReason
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.renewal.revocations import Revocations
 from tests.fakes.clock import ManualClock
-from tests.fakes.stores import FakeStores
+from tests.support.memory_store import MemoryStores
 from tests.support.stores import StoreHarness, StorePlace
 
 
@@ -17,8 +17,8 @@ class World:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.stores = FakeStores.open(self.clock)
-        self.harness = StoreHarness(StorePlace("fake", None), self.clock, self.stores)  # type: ignore[arg-type]
+        self.stores = MemoryStores.open(self.clock)
+        self.harness = StoreHarness(StorePlace("memory", None), self.clock, self.stores)  # type: ignore[arg-type]
         self.plans = RenewalPlans(self.stores.renewal_plans)
         self.told: list[str] = []
         self.plans.subscribe_revoked(lambda record: self.told.append(record.certificate_id))
