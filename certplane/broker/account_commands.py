@@ -18,8 +18,9 @@ from certplane.broker import adapters
 from certplane.broker.commands import Row, certificate_row, operator
 from certplane.broker.database import locating, open_store, secret_source
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
-from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer, DirectoryError
+from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.acme_settings import AcmeCaSettings
 from certplane.broker.model import CertificateRecord, RevocationReason
 from certplane.broker.settings import BrokerSettings
@@ -128,9 +129,13 @@ async def _need_key(settings: BrokerSettings, ca: _Ca) -> None:
     if adapters.account_key_file(settings, ca.name).exists:
         return
     message = f"there is no account key at {ca.acme.account_key} yet"
-    found = await adapters.read_directories(settings, [ca.name], _BRIEFLY, SystemClock(), random.SystemRandom())
-    if isinstance(error := found[ca.name], DirectoryError):
+    acme = locating(settings, lambda: adapters.ca(settings, ca.name, SystemClock()))
+    try:
+        await acme.read_directory(_BRIEFLY)
+    except AcmeError as error:
         message += f", and the CA's directory can't be read: {error.refusal.message}"
+    finally:
+        await acme.close()
     raise OperationError(message, remedy="the broker makes the key when it starts")
 
 
@@ -142,13 +147,11 @@ async def _issuer(settings: BrokerSettings, ca: _Ca, clock: Clock) -> AsyncItera
         account = await pool.run(lambda: locating(settings, load))
         secrets = secret_source(settings, pool, clock)
         rng = random.SystemRandom()
-        issuer = locating(
-            settings, lambda: adapters.issuer(settings, ca.name, account, secrets=secrets, clock=clock, rng=rng)
-        )
+        acme = locating(settings, lambda: adapters.ca(settings, ca.name, clock))
         try:
-            yield issuer
+            yield adapters.issuer(settings, ca.name, acme, account, secrets=secrets, files=pool, rng=rng)
         finally:
-            issuer.close()
+            await acme.close()
     finally:
         pool.close()
 

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar
 
 from certplane import __version__
 from certplane.broker.database import locating
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer, DirectoryError
+from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.acme_directory import AcmeDirectory
+from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.acme_registration import ExternalAccount
 from certplane.broker.issuers.attempts import all_of
 from certplane.broker.issuers.caa_identity import DirectoryCaaIdentity
 from certplane.broker.issuers.dns.preflight import DnsPreflight
 from certplane.broker.issuers.dns.routing import Routing
 from certplane.broker.issuers.dns.solver import DnsSolver
-from certplane.broker.issuers.outgoing import trusted_roots
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
-from certplane.broker.ports import CaaIdentitySource, KeepsSecrets, SecretSource
+from certplane.broker.ports import KeepsSecrets, SecretSource
 from certplane.broker.settings import BrokerSettings
-from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
 
 T = TypeVar("T")
 
@@ -49,91 +49,25 @@ def account_key_file(settings: BrokerSettings, name: str) -> AccountKeyFile:
     return AccountKeyFile(settings.cas[name].account_key, f"{settings.ca_section(name)}.account_key")
 
 
-def issuers(
-    settings: BrokerSettings,
-    accounts: Mapping[str, AccountKey],
-    secrets: SecretSource,
-    clock: Clock,
-    rng: random.Random,
-) -> dict[str, AcmeIssuer]:
-    """The public CAs by name, the default one first; nothing is sent yet.
+@asynccontextmanager
+async def cas(settings: BrokerSettings, clock: Clock) -> AsyncIterator[dict[str, AcmeCa]]:
+    """The public CAs by issuer, the default one first; nothing is sent yet. Closes their connections.
 
     Raises:
         ConfigurationError: a URL, an allowed host or a bundle of roots can't be used.
     """
-    return {
-        name: locating(
-            settings, functools.partial(issuer, settings, name, accounts[name], secrets=secrets, clock=clock, rng=rng)
-        )
-        for name in settings.cas
-    }
+    async with AsyncExitStack() as stack:
+        made: dict[str, AcmeCa] = {}
+        for name in settings.cas:
+            made[name] = locating(settings, functools.partial(ca, settings, name, clock))
+            stack.push_async_callback(made[name].close)
+        yield made
 
 
-def renewal_infos(
-    settings: BrokerSettings, accounts: Mapping[str, AccountKey], clock: Clock
-) -> dict[str, AcmeRenewalInfo]:
-    """What the public CAs say about renewals, by issuer, without those that aren't to be asked; nothing is asked yet.
-
-    Raises:
-        ForbiddenUrlError: none that `issuers` hasn't found before.
-    """
-    return {
-        name: AcmeRenewalInfo(_server(settings, name), accounts[name], clock=clock)
-        for name, acme in settings.cas.items()
-        if acme.renewal_info.enabled
-    }
-
-
-def issuer(
-    settings: BrokerSettings,
-    name: str,
-    account: AccountKey,
-    *,
-    secrets: SecretSource,
-    clock: Clock,
-    rng: random.Random,
-) -> AcmeIssuer:
-    """One public CA; nothing is sent yet. Raises as `issuers`, without the line."""
-    acme, key_file = settings.cas[name], account_key_file(settings, name)
-    if acme.ca_bundle is not None:
-        trusted_roots(acme.ca_bundle, f"{settings.ca_section(name)}.ca_bundle")
-    external = None
-    if (eab := acme.eab) is not None:
-        external = ExternalAccount(eab.kid, functools.partial(secrets.read, eab.hmac_secret), eab.algorithm.value)
-    server = _server(settings, name)
-    return AcmeIssuer(name, server, account, clock=clock, rng=rng, key_file=key_file, external=external)
-
-
-async def read_directories(
-    settings: BrokerSettings, names: Iterable[str], timeout: timedelta, clock: Clock, rng: random.Random
-) -> dict[str, AcmeDirectory | DirectoryError]:
-    """The directories of the issuers `names`, all asked at once and each once; whatever can't be read is its error.
-
-    No account is looked up, and no secret read: what signs is thrown away.
-
-    Raises:
-        ConfigurationError: a URL, an allowed host or a bundle of roots can't be used.
-    """
-    key = AccountKey.from_pem(private_key_pem(generate_private_key(KeyType.EC_P256)), Path())
-
-    async def read(name: str) -> AcmeDirectory | DirectoryError:
-        made = locating(
-            settings, lambda: AcmeIssuer(name, _server(settings, name), key, clock=clock, rng=rng, workers=1)
-        )
-        try:
-            return await made.read_directory(timeout)
-        except DirectoryError as error:
-            return error
-        finally:
-            made.close()
-
-    wanted = list(names)
-    return dict(zip(wanted, await all_of(read(name) for name in wanted), strict=True))
-
-
-def _server(settings: BrokerSettings, name: str) -> AcmeServer:
+def ca(settings: BrokerSettings, name: str, clock: Clock) -> AcmeCa:
+    """The public CA of the issuer `name`, to be closed; nothing is sent yet. Raises as `cas`, without the line."""
     acme = settings.cas[name]
-    return AcmeServer(
+    server = AcmeServer(
         directory_url=acme.directory_url,
         account_email=acme.account_email,
         preferred_chain=acme.preferred_chain,
@@ -142,6 +76,42 @@ def _server(settings: BrokerSettings, name: str) -> AcmeServer:
         user_agent=f"certplane-broker/{__version__}",
         section=settings.ca_section(name),
     )
+    return AcmeCa(server, clock)
+
+
+def issuer(
+    settings: BrokerSettings,
+    name: str,
+    ca: AcmeCa,
+    account: AccountKey,
+    *,
+    secrets: SecretSource,
+    files: BlockingPool,
+    rng: random.Random,
+) -> AcmeIssuer:
+    """What orders from a public CA; `files` reads the account's key again where it was changed."""
+    external = None
+    if (eab := settings.cas[name].eab) is not None:
+        external = ExternalAccount(eab.kid, functools.partial(secrets.read, eab.hmac_secret), eab.algorithm.value)
+    key_file = account_key_file(settings, name)
+    return AcmeIssuer(name, ca, account, rng=rng, key_file=key_file, files=files, external=external)
+
+
+def renewal_infos(settings: BrokerSettings, cas: Mapping[str, AcmeCa]) -> dict[str, AcmeRenewalInfo]:
+    """What the public CAs say about renewals, by issuer, without those that aren't to be asked."""
+    return {name: AcmeRenewalInfo(ca) for name, ca in cas.items() if settings.cas[name].renewal_info.enabled}
+
+
+async def read_directories(cas: Mapping[str, AcmeCa], timeout: timedelta) -> dict[str, AcmeDirectory | AcmeError]:
+    """The CAs' directories, all asked at once and each once; whatever can't be read is its error."""
+
+    async def read(ca: AcmeCa) -> AcmeDirectory | AcmeError:
+        try:
+            return await ca.read_directory(timeout)
+        except AcmeError as error:
+            return error
+
+    return dict(zip(cas, await all_of(read(ca) for ca in cas.values()), strict=True))
 
 
 def solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsSolver:
@@ -159,23 +129,17 @@ def solver(settings: BrokerSettings, secrets: SecretSource, clock: Clock, rng: r
     )
 
 
-@asynccontextmanager
-async def preflight(
-    settings: BrokerSettings, made: DnsSolver, issuers: Mapping[str, AcmeIssuer], clock: Clock
-) -> AsyncIterator[DnsPreflight]:
+def preflight(
+    made: DnsSolver, cas: Mapping[str, AcmeCa], issuers: Mapping[str, AcmeIssuer], clock: Clock
+) -> DnsPreflight:
     """What looks at orders before they are spent, with the solver's own routes.
 
     `issuers` tell their accounts' URLs; without them what CAA says of accounts stays undecided.
     """
-    async with AsyncExitStack() as stack:
-        cas: dict[str, CaaIdentitySource] = {}
-        for name in settings.cas:
-            source = DirectoryCaaIdentity(
-                _server(settings, name), functools.partial(_account_url, issuers.get(name)), clock
-            )
-            stack.push_async_callback(source.close)
-            cas[name] = source
-        yield DnsPreflight(made.routes, made.delegations, cas, clock)
+    sources = {
+        name: DirectoryCaaIdentity(ca, functools.partial(_account_url, issuers.get(name))) for name, ca in cas.items()
+    }
+    return DnsPreflight(made.routes, made.delegations, sources, clock)
 
 
 def _account_url(issuer: AcmeIssuer | None) -> str:

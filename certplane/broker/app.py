@@ -126,9 +126,11 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         plans = RenewalPlans(stores.renewal_plans)
         await plans.refresh(clock.now())
         accounts = await files.run(adapters.account_keys, settings)
-        issuers = adapters.issuers(settings, accounts, secrets, clock, rng)
-        for issuer in issuers.values():
-            stack.callback(issuer.close)
+        cas = await stack.enter_async_context(adapters.cas(settings, clock))
+        issuers = {
+            name: adapters.issuer(settings, name, ca, accounts[name], secrets=secrets, files=files, rng=rng)
+            for name, ca in cas.items()
+        }
         solver = adapters.solver(settings, secrets, clock, rng)
         stack.push_async_callback(solver.close)
         trust = TrustInForce(prepared.trust, clock.now())
@@ -147,7 +149,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 issuers=issuers,
                 revokers=issuers,
                 solver=solver,
-                preflight=await stack.enter_async_context(adapters.preflight(settings, solver, issuers, clock)),
+                preflight=adapters.preflight(solver, cas, issuers, clock),
                 epoch=epoch,
                 clock=clock,
                 renewals=plans,
@@ -224,9 +226,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         await server.start()
         _log_started(prepared, broker)
         await stack.enter_async_context(running(reloader.run(), "reload"))
-        sources = adapters.renewal_infos(settings, accounts, clock)
-        for source in sources.values():
-            stack.callback(source.close)
+        sources = adapters.renewal_infos(settings, cas)
         planner = RenewalPlanner(plans, sources, prepared.policy, clock=clock, rng=rng, trail=trail, meter=meter)
         health = HealthWatch(
             view=view,

@@ -9,16 +9,16 @@ forgotten.
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime, timedelta
-from typing import TypeVar
 
 from certplane.broker import adapters
 from certplane.broker.database import locating, look_at_server, secret_source
-from certplane.broker.issuers.acme import AcmeIssuer, DirectoryError
-from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_ca import AcmeCa
+from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.ports import SecretSource
 from certplane.broker.prepared import Prepared, prepare
 from certplane.broker.secrets.env import EnvSecrets
@@ -31,11 +31,8 @@ from certplane.broker.surroundings import (
     unreadable_secrets,
 )
 from certplane.errors import ConfigurationError, ConfigurationProblem
-from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
-
-T = TypeVar("T")
 
 _DIRECTORY_TIME = timedelta(seconds=10)
 
@@ -57,7 +54,7 @@ async def check(
     rng = random.SystemRandom()
     problems: list[ConfigurationProblem] = []
     doubts: list[ConfigurationProblem] = []
-    usable: list[str] = []
+    usable: dict[str, AcmeCa] = {}
     folders: set[str] = set()
     prepared: Prepared | None = None
     nothing = EnvSecrets({})
@@ -74,12 +71,16 @@ async def check(
                 if not acme.account_key.parent.is_dir():
                     folders.add(missing_folder(settings, f"{settings.ca_section(name)}.account_key", acme.account_key))
             with _gathering(problems):
-                locating(settings, _trial(settings, name, secrets, clock, rng)).close()
-                usable.append(name)
+                key_file = adapters.account_key_file(settings, name)
+                if key_file.exists:
+                    locating(settings, key_file.load)
+            with _gathering(problems):
+                usable[name] = locating(settings, functools.partial(adapters.ca, settings, name, clock))
+                stack.push_async_callback(usable[name].close)
         with _gathering(problems):
             solver = adapters.solver(settings, secrets, clock, rng)
             stack.push_async_callback(solver.close)
-        wrong, away = await _directories(settings, () if offline else usable, clock, rng)
+        wrong, away = await _directories(settings, {} if offline else usable)
         with _gathering(problems):
             folders.update([] if offline else await look_at_server(settings, secrets, pool))
         unread = [] if secrets is nothing else await unreadable_secrets(settings, prepared, secrets)
@@ -116,17 +117,16 @@ def require_agent_cas(prepared: Prepared, now: datetime) -> None:
 
 
 async def _directories(
-    settings: BrokerSettings, names: Iterable[str], clock: Clock, rng: random.Random
+    settings: BrokerSettings, cas: Mapping[str, AcmeCa]
 ) -> tuple[list[ConfigurationProblem], list[ConfigurationProblem]]:
     """What is wrong with the CAs' directories, and which can't be read at this hour."""
     wrong: list[ConfigurationProblem] = []
     away: list[ConfigurationProblem] = []
-    for name, found in (await adapters.read_directories(settings, names, _DIRECTORY_TIME, clock, rng)).items():
-        if not isinstance(found, DirectoryError):
+    for name, found in (await adapters.read_directories(cas, _DIRECTORY_TIME)).items():
+        if not isinstance(found, AcmeError):
             continue
-
         key = f"{settings.ca_section(name)}.directory_url"
-        (wrong if found.wrong else away).append(settings.source.problem(key, found.refusal.message))
+        (wrong if found.suspects_configuration else away).append(settings.source.problem(key, found.refusal.message))
     return wrong, away
 
 
@@ -136,20 +136,3 @@ def _gathering(problems: list[ConfigurationProblem]) -> Iterator[None]:
         yield
     except ConfigurationError as error:
         problems += error.problems
-
-
-def _trial(
-    settings: BrokerSettings, name: str, secrets: SecretSource, clock: Clock, rng: random.Random
-) -> Callable[[], AcmeIssuer]:
-    """What makes an issuer, with the account's key or, where there is none yet, one that is thrown away."""
-
-    def make() -> AcmeIssuer:
-        key_file = adapters.account_key_file(settings, name)
-        if key_file.exists:
-            account = key_file.load()
-        else:
-            pem = private_key_pem(generate_private_key(KeyType.EC_P256))
-            account = AccountKey.from_pem(pem, settings.cas[name].account_key)
-        return adapters.issuer(settings, name, account, secrets=secrets, clock=clock, rng=rng)
-
-    return make

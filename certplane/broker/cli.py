@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -45,11 +42,6 @@ so too, and says what came of it.
 
 _ENTRY_COLUMNS: Final = ("name", "issuer", "serial_number", "since", "reason")
 _IDENTITY_COLUMNS: Final = ("state", "name", "issuer", "serial_number", "since", "source_ip", "reason")
-
-_LAST_CALLS: Final = 1.0
-"""Seconds that threads get to end by themselves when all else has: idle ones need none."""
-
-_logger = logging.getLogger("certplane.broker")
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -191,27 +183,7 @@ def _serve(options: argparse.Namespace) -> int:
     # Not within the `except`: its exception would be the one that everything meanwhile sees as being handled.
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(serve(settings))
-    _leave_calls_behind()
     return 0
-
-
-def _leave_calls_behind() -> None:
-    """End a stopped broker although calls to a CA or DNS API still hang on their threads.
-
-    Their orders are parked and the store is closed: nobody waits for them any more but Python, which would for as long
-    as their time limit lasts, while the service manager could not start the next broker.
-    """
-    others = [each for each in threading.enumerate() if each is not threading.current_thread() and not each.daemon]
-    for thread in others:
-        thread.join(_LAST_CALLS / len(others))
-    hanging = [thread.name for thread in others if thread.is_alive()]
-    if hanging:
-        _logger.info("calls under way are left behind", extra={"fields": {"threads": " ".join(hanging)}})
-        with contextlib.suppress(OSError, ValueError):
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(0)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 
 from certplane.broker import adapters
 from certplane.broker.database import locating, secret_source
-from certplane.broker.issuers.acme import DirectoryError
 from certplane.broker.issuers.acme_directory import AcmeDirectory, no_such_profile
+from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.acme_settings import AcmeCaSettings
 from certplane.broker.model import PreflightCheck, PreflightResult, Profile
 from certplane.broker.policy.source import FilePolicySource
@@ -52,19 +52,18 @@ async def preflight(settings: BrokerSettings, profile_name: str, *, clock: Clock
         solver = adapters.solver(settings, secrets, clock, rng)
         stack.push_async_callback(solver.close)
         names = profile.issuers or (next(iter(settings.cas)),)
-        looking = await stack.enter_async_context(adapters.preflight(settings, solver, {}, clock))
-        directories = await adapters.read_directories(settings, names, _DIRECTORY_TIME, clock, rng)
+        cas = await stack.enter_async_context(adapters.cas(settings, clock))
+        looking = adapters.preflight(solver, cas, {}, clock)
+        directories = await adapters.read_directories({name: cas[name] for name in names}, _DIRECTORY_TIME)
         rows = [_directory(name, profile, settings.cas[name], found) for name, found in directories.items()]
         return [*rows, *await looking.report(profile, names, _TIMEOUT)]
 
 
-def _directory(
-    name: str, profile: Profile, ca: AcmeCaSettings, found: AcmeDirectory | DirectoryError
-) -> PreflightCheck:
+def _directory(name: str, profile: Profile, ca: AcmeCaSettings, found: AcmeDirectory | AcmeError) -> PreflightCheck:
     """Whether the CA's directory is there and offers what the profile's orders ask for."""
     subject = f"{name} ({ca.directory_url})"
-    if isinstance(found, DirectoryError):
-        result = PreflightResult.FAILED if found.wrong else PreflightResult.UNKNOWN
+    if isinstance(found, AcmeError):
+        result = PreflightResult.FAILED if found.suspects_configuration else PreflightResult.UNKNOWN
         return PreflightCheck("directory", subject, result, found.refusal.message)
     if profile.acme_profile and (missing := no_such_profile(profile.acme_profile, found)) is not None:
         remedy = "correct acme.profile of the profile in the policy"

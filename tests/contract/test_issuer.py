@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
+from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, Profile, RevocationReason, TxtRecord
 from certplane.broker.ports import Issuer, Revoker
 from certplane.errors import Reason, RefusalError
@@ -87,9 +89,8 @@ class FakeWorld:
 
 
 class PebbleWorld:
-    def __init__(self, pebble: Pebble, dns: DnsEndpoint, folder: Path) -> None:
-        self.pebble, self.dns, self.folder = pebble, dns, folder
-        self.opened: list[AcmeIssuer] = []
+    def __init__(self, pebble: Pebble, dns: DnsEndpoint, folder: Path, opened: list[AcmeCa]) -> None:
+        self.pebble, self.dns, self.folder, self.opened = pebble, dns, folder, opened
         acme = self.reopened()
         self.issuer: Issuer = acme
         self.revoker: Revoker = acme
@@ -97,9 +98,9 @@ class PebbleWorld:
     def reopened(self) -> AcmeIssuer:
         server = AcmeServer(self.pebble.directory_url, "ops@certplane.test", ca_bundle=self.pebble.https_roots_file)
         key = AccountKey.load_or_create(self.folder / "account.key")
-        issuer = AcmeIssuer("pebble", server, key, clock=SystemClock(), rng=random.Random(), settling=BRIEFLY)
-        self.opened.append(issuer)
-        return issuer
+        ca = AcmeCa(server, SystemClock())
+        self.opened.append(ca)
+        return AcmeIssuer("pebble", ca, key, rng=random.Random(), settling=BRIEFLY)
 
     async def publish(self, challenges: Iterable[DnsChallenge]) -> None:
         for challenge in challenges:
@@ -115,17 +116,22 @@ class PebbleWorld:
         return await self.pebble.is_revoked(serial)
 
 
+@pytest_asyncio.fixture
+async def opened() -> AsyncIterator[list[AcmeCa]]:
+    """Collects what is to be closed."""
+    opened: list[AcmeCa] = []
+    yield opened
+    for ca in opened:
+        await ca.close()
+
+
 @pytest.fixture(params=["fake", pytest.param("pebble", marks=pytest.mark.integration)])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, tmp_path: Path, opened: list[AcmeCa]) -> World:
     if request.param == "fake":
-        yield FakeWorld()
-        return
+        return FakeWorld()
     pebble: Pebble = request.getfixturevalue("pebble")
     dns: DnsServer = request.getfixturevalue("dns_server")
-    world = PebbleWorld(pebble, dns.endpoint, tmp_path)
-    yield world
-    for issuer in world.opened:
-        issuer.close()
+    return PebbleWorld(pebble, dns.endpoint, tmp_path, opened)
 
 
 class Request:

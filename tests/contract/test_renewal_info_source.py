@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+import pytest_asyncio
 
-from certplane.broker.issuers.acme import AcmeServer
-from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoError, RenewalInfoUnsupportedError
 from certplane.broker.renewal.ports import RenewalInfoSource
@@ -83,17 +83,16 @@ class HttpsWorld:
         self.ca.renewal_info = False
 
 
-@pytest.fixture(params=["fake", "https"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+@pytest_asyncio.fixture(params=["fake", "https"])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     if request.param == "fake":
         yield FakeWorld()
         return
     with ScriptedAcme(tmp_path) as ca:
         ca.renewal_info = True
-        key = AccountKey.load_or_create(tmp_path / "account.key")
-        source = AcmeRenewalInfo(AcmeServer(ca.directory_url, ca_bundle=ca.roots_file), key, clock=SystemClock())
-        yield HttpsWorld(ca, source)
-        source.close()
+        asked = AcmeCa(AcmeServer(ca.directory_url, ca_bundle=ca.roots_file), SystemClock())
+        yield HttpsWorld(ca, AcmeRenewalInfo(asked))
+        await asked.close()
 
 
 @pytest.fixture(scope="module")

@@ -151,11 +151,8 @@ async def test_key_rollover_beside_a_running_broker(tmp_path: Path, pebble_of_pr
         order = await running.issue(f"www.{own_name}")
         assert order.state is OrderState.ISSUED
         assert running.issuer.account_key_sha256 == after.key_sha256
-        session = await running.issuer._workers.session(_deadline(running))
-        found = await running.issuer._workers.call(
-            lambda client: client.find_account(session.directory, old), _deadline(running)
-        )
-        assert found is None
+        session = await running.issuer._exchanges.session(_deadline(running))
+        assert await running.issuer._registration.client(session.directory, old).find_account() is None
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
+from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.dns.cloudflare import CloudflareSettings
 from certplane.broker.issuers.dns.cloudflare.provider import CloudflareProvider
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
@@ -85,13 +86,13 @@ async def laboratory(
         preferred = "" if preferred_root is None else common_name((await pebble.root(preferred_root)).subject)
         server = AcmeServer(pebble.directory_url, preferred_chain=preferred, ca_bundle=pebble.https_roots_file)
         key = AccountKey.load_or_create(folder / "account.key")
-        issuer = AcmeIssuer("pebble", server, key, clock=SystemClock(), rng=random.Random())
+        issuer = AcmeIssuer("pebble", AcmeCa(server, SystemClock()), key, rng=random.Random())
         address = HostPort(dns.addresses[0], dns.port)
         provider = Rfc2136Provider(
             Rfc2136Settings(address, dns.key.name, "tsig"), FakeSecretSource({"tsig": dns.key.secret}), random.Random()
         )
         yield Laboratory(pebble, dns, issuer, dns_solver(provider, [address]))
-        issuer.close()
+        await issuer.ca.close()
 
 
 def common_name(name: x509.Name) -> str:
@@ -139,7 +140,7 @@ async def test_through_cloudflare(pebble: Pebble, cloudflare_api: CloudflareApi,
     """The seed's way: records written with Cloudflare's SDK are what the CA sees, and are gone afterwards."""
     key = AccountKey.load_or_create(tmp_path / "account.key")
     server = AcmeServer(pebble.directory_url, ca_bundle=pebble.https_roots_file)
-    issuer = AcmeIssuer("pebble", server, key, clock=SystemClock(), rng=random.Random())
+    issuer = AcmeIssuer("pebble", AcmeCa(server, SystemClock()), key, rng=random.Random())
     settings = CloudflareSettings(cloudflare_api.base_url, "cf")
     secrets = FakeSecretSource({"cf": cloudflare_api.token})
     provider = CloudflareProvider(
@@ -149,7 +150,7 @@ async def test_through_cloudflare(pebble: Pebble, cloudflare_api: CloudflareApi,
     lab = Laboratory(pebble, dns, issuer, dns_solver(provider, [HostPort(dns.addresses[0], dns.port)]))
     await lab.issue(own_name, f"*.{own_name}")
     await lab.solver.close()
-    issuer.close()
+    await issuer.ca.close()
     assert cloudflare_api.records("certplane.test") == []
     assert cloudflare_api.count("POST", r"/zones/[0-9a-f]{32}/dns_records/batch") == 2  # written, and removed
 

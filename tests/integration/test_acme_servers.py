@@ -12,8 +12,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
+from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKeyFile
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
 from certplane.broker.issuers.dns.rfc2136.provider import Rfc2136Provider
 from certplane.broker.issuers.dns.solver import DnsSolver
@@ -23,6 +24,7 @@ from certplane.pki.chain import check_issued_chain
 from certplane.pki.csr import build_csr, parse_csr
 from certplane.pki.keys import KeyType, generate_private_key
 from certplane.runtime.clock import SystemClock
+from certplane.runtime.pool import BlockingPool
 from certplane.sandbox.acme2certifier import Acme2certifier
 from certplane.sandbox.acme_endpoints import FINALIZE, NEW_ORDER, OTHER
 from certplane.sandbox.dns_endpoint import DnsEndpoint
@@ -50,11 +52,12 @@ async def adapters(
     with FaultProxy(folder / "proxy", directory_url, roots_file=roots_file) as proxy:
         key_file = AccountKeyFile(folder / "account.key")
         server = AcmeServer(proxy.url, "operator@certplane.test", ca_bundle=proxy.roots_file)
-        issuer = AcmeIssuer(
-            "other", server, key_file.load(), clock=SystemClock(), rng=random.Random(), key_file=key_file
-        )
+        files = BlockingPool("files", 1)
+        ca = AcmeCa(server, SystemClock())
+        issuer = AcmeIssuer("other", ca, key_file.load(), rng=random.Random(), key_file=key_file, files=files)
         yield issuer, dns_solver(provider, [address]), proxy
-        issuer.close()
+        await ca.close()
+        files.close()
 
 
 async def issue(issuer: AcmeIssuer, solver: DnsSolver, *names: str) -> tuple[str, x509.Certificate]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
+from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.dns.http_client import new_http_client
-from certplane.broker.issuers.outgoing import AllowedHosts, trusted_roots
+from certplane.broker.issuers.outgoing import trusted_roots
 from certplane.errors import ConfigurationError
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.certificates import CertificateAuthority
@@ -28,14 +27,11 @@ Get = Callable[[str, Path], Awaitable[int]]
 
 async def acme(url: str, bundle: Path) -> int:
     """As the calls of the CA are made."""
-    clock = SystemClock()
-    key = AccountKey.load_or_create(bundle.parent / "account.key")
-    network = AcmeNetwork(key, AllowedHosts(url), clock, user_agent="test", ca_bundle=str(bundle))
-    network.deadline = clock.monotonic() + 5
+    ca = AcmeCa(AcmeServer(url, ca_bundle=bundle), SystemClock())
     try:
-        return (await asyncio.to_thread(network.fetch, url)).status_code
+        return (await ca.http.send("GET", url)).status
     finally:
-        network.close()
+        await ca.close()
 
 
 async def dns_api(url: str, bundle: Path) -> int:

@@ -22,8 +22,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.broker.app import Broker, open_broker
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
+from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.model import Profile
 from certplane.broker.prepared import prepare
@@ -216,16 +217,15 @@ async def asked(tmp_path: Path) -> AsyncIterator[Asked]:
         clock = SystemClock()
         server = AcmeServer(pebble.directory_url, ca_bundle=pebble.https_roots_file, user_agent="certplane/test")
         key = AccountKey.load_or_create(tmp_path / "account.key")
-        issuer = AcmeIssuer("pebble", server, key, clock=clock, rng=random.Random())
+        ca = AcmeCa(server, clock)
+        issuer = AcmeIssuer("pebble", ca, key, rng=random.Random())
         csr_der = x509.load_pem_x509_csr(csr_pem().encode()).public_bytes(Encoding.DER)
         order = await issuer.create_order(csr_der, Profile("web", "multi_san", (NAME,), "hash"), SOON)
         order = await issuer.finalize(await issuer.answer_challenges(order, SOON), csr_der, SOON)
         chain = await issuer.download(order, SOON)
-        issuer.close()
         leaf = x509.load_pem_x509_certificates(chain.encode())[0].public_bytes(Encoding.PEM).decode()
-        source = AcmeRenewalInfo(server, key, clock=clock)
-        yield Asked(pebble, source, leaf)
-        source.close()
+        yield Asked(pebble, AcmeRenewalInfo(ca), leaf)
+        await ca.close()
 
 
 BODIES = {

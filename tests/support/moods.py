@@ -20,8 +20,9 @@ from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
+from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKeyFile
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.acme_registration import ExternalAccount
 from certplane.broker.model import Caller, Grant, IdentityKind, Order, OrderState, Profile
 from certplane.errors import Refusal
@@ -30,6 +31,7 @@ from certplane.pki.keys import KeyType, generate_private_key
 from certplane.rpc.status import refusal_from_status, status_from_refusal
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import SystemClock
+from certplane.runtime.pool import BlockingPool
 from certplane.sandbox.acme_endpoints import FINALIZE, NEW_ORDER
 from certplane.sandbox.fault_proxy import FaultProxy
 from certplane.sandbox.pebble import Pebble
@@ -161,7 +163,7 @@ class Moody:
     async def __aexit__(self, *_: object) -> None:
         await self.authority.drain(timedelta())
         for issuer in self._issuers.values():
-            issuer.close()
+            await issuer.ca.close()
 
 
 def told(order: Order) -> Refusal:
@@ -215,17 +217,19 @@ def _behind_a_proxy(
     own = folder / f"proxy-{next(_numbers)}"
     with FaultProxy(own, pebble.directory_url, roots_file=pebble.https_roots_file, seed=11) as proxy:
         key_file = AccountKeyFile(folder / "account.key")
+        files = BlockingPool("files", 1)
         yield (
             proxy,
             AcmeIssuer(
                 name,
-                AcmeServer(proxy.url, email, ca_bundle=proxy.roots_file),
+                AcmeCa(AcmeServer(proxy.url, email, ca_bundle=proxy.roots_file), SystemClock()),
                 key_file.load(),
-                clock=SystemClock(),
                 rng=random.Random(3),
                 repeat_waits=repeat_waits,
                 key_file=key_file,
+                files=files,
                 external=external,
                 settling=settling,
             ),
         )
+        files.close()

@@ -3,10 +3,10 @@
 Rules:
 
 - The CA decides which key the account has. A change of the key is durable as `<account_key>.next` before the CA is
-  asked; whoever opens a session while that file stands asks the CA which of the two it knows, and switches to it if it
-  is the new one. So a crash at any moment, or another broker's change, ends with the key that works; and never with a
-  second account, which asking for one with the old key would make.
-- The key that was replaced stands until the CA has answered to the new one.
+  asked; whoever opens a session while that file exists asks the CA which of the two it knows, and switches to the new
+  one if it is that. So a crash at any moment, or another broker's change, ends with the key that works, and never with
+  a second account, which a request for one with the old key would make.
+- The old key is kept until the CA has answered to the new one.
 - An account that must be bound (7.3.4) is looked for first: bindings of some CAs are good for one account only.
 - A contact that can't be updated stops nothing.
 """
@@ -20,12 +20,13 @@ from datetime import timedelta
 from typing import Protocol, TypeVar
 
 from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
-from certplane.broker.issuers.acme_client import ACTION_REQUIRED, AcmeClient, AcmeSession, Binding
+from certplane.broker.issuers.acme_ca import AcmeCa
+from certplane.broker.issuers.acme_client import AcmeClient, AcmeSession, Binding
 from certplane.broker.issuers.acme_directory import AcmeDirectory
-from certplane.broker.issuers.acme_network import AcmeError
-from certplane.broker.issuers.acme_settling import Settling
+from certplane.broker.issuers.acme_errors import ACTION_REQUIRED, AcmeError
+from certplane.broker.issuers.acme_settling import SETTLING, Settling
+from certplane.broker.issuers.acme_signing import SignedRequests
 from certplane.errors import ConfigurationError, ProblemDocument, Reason, RefusalError
-from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 
 T = TypeVar("T")
@@ -44,50 +45,53 @@ class ExternalAccount:
     algorithm: str = "HS256"
 
 
-class Exchanges(Protocol):
-    """Runs exchanges that are safe to repeat until they succeed or time is up. Raises `AcmeError`."""
+class Run(Protocol):
+    """Runs an attempt that is safe to repeat until it succeeds or time is up. Raises `AcmeError`."""
 
-    async def __call__(self, exchange: Callable[[AcmeClient], T], session: AcmeSession | None = None) -> T:
-        """Run one, without an account if `session` is None."""
+    async def __call__(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Run it."""
         ...
 
 
 class Registration:
-    """The account of one issuer. Used by one caller at a time."""
+    """The account of one issuer. Used by one caller at a time, but for `client` and `has_another_key`."""
 
     def __init__(
         self,
-        directory_url: str,
-        email: str,
+        ca: AcmeCa,
         key: AccountKey,
         *,
         key_file: AccountKeyFile | None = None,
+        files: BlockingPool | None = None,
         external: ExternalAccount | None = None,
-        clock: Clock,
-        section: str,
+        settling: timedelta = SETTLING,
     ) -> None:
         """Nothing is sent yet.
 
         Args:
-            directory_url: the CA's directory.
-            email: the contact; empty leaves it as it is.
+            ca: the CA; its server's `account_email` is the contact, and empty leaves it as it is.
             key: the account's, as last known.
             key_file: where the key is; without one, the key never changes.
+            files: reads and writes `key_file`; needed with it.
             external: what a new account is bound to.
-            clock: for how long a wrong directory is borne.
-            section: the configuration's section of the issuer.
+            settling: for how long the CA may not know what it has named itself.
         """
-        self.directory_url, self._email, self._key_file, self._external = directory_url, email, key_file, external
         self.key = key
-        self._section = section
-        self._wrong = Settling(clock, _BRIEFLY)
+        self._ca, self._key_file, self._files, self._external = ca, key_file, files, external
+        self._requests = SignedRequests(ca.http)
+        self._settling = Settling(ca.clock, settling)
+        self._wrong = Settling(ca.clock, _BRIEFLY)
         self._was_read = False
         self._trouble = False
 
-    async def open(self, run: Exchanges, files: BlockingPool) -> AcmeSession:
+    def client(self, directory: AcmeDirectory, key: AccountKey | None = None, account_url: str = "") -> AcmeClient:
+        """What makes exchanges signed by `key`, or by the account's."""
+        return AcmeClient(self._ca, self._requests, self._settling, directory, key or self.key, account_url)
+
+    async def open(self, run: Run) -> AcmeSession:
         """Find the account, or make it, and bring its contact up to date."""
         directory = await self.directory(run)
-        await self._settle_key(directory, run, files)
+        await self._settle_key(directory, run)
         try:
             session = await self._register(directory, run)
         except AcmeError as error:
@@ -104,44 +108,45 @@ class Registration:
         await self._update_contact(session, run)
         return session
 
-    async def find(self, run: Exchanges, files: BlockingPool) -> AcmeSession | None:
+    async def find(self, run: Run) -> AcmeSession | None:
         """The account if there is one."""
         directory = await self.directory(run)
-        await self._settle_key(directory, run, files)
+        await self._settle_key(directory, run)
         return await self._find(self.key, directory, run)
 
-    async def directory(self, run: Exchanges) -> AcmeDirectory:
+    async def directory(self, run: Run) -> AcmeDirectory:
         """The directory as it is now.
 
         What isn't one is a refusal after some seconds, for a person, unless it was one before: then it may be again.
         """
         return await run(self._fetch_directory)
 
-    def _fetch_directory(self, client: AcmeClient) -> AcmeDirectory:
+    async def _fetch_directory(self) -> AcmeDirectory:
+        url = self._ca.server.directory_url
         try:
-            directory = client.fetch_directory(self.directory_url)
+            directory = await self._ca.fetch_directory()
         except AcmeError as error:
             if not self._trouble:  # once, not with each try of each order
                 self._trouble = True
                 _log.warning("the CA's directory can't be read: %s", error.refusal.message)
-            if error.misplaced and (self._was_read or self._wrong.missing(self.directory_url)):
+            if error.misplaced and (self._was_read or self._wrong.missing(url)):
                 error.refusal = replace(error.refusal, reason=Reason.ISSUER_UNAVAILABLE, problems=())
             raise
-        self._wrong.found(self.directory_url)
+        self._wrong.found(url)
         if self._trouble:
-            _log.info("the CA's directory can be read again", extra={"fields": {"url": self.directory_url}})
+            _log.info("the CA's directory can be read again", extra={"fields": {"url": url}})
         self._was_read, self._trouble = True, False
         return directory
 
-    async def has_another_key(self, files: BlockingPool) -> bool:
+    async def has_another_key(self) -> bool:
         """Whether somebody has changed the key meanwhile, or is about to."""
         if self._key_file is None:
             return False
-        if await files.run(self._key_file.pending) is not None:
+        if await self._on_disk(self._key_file.pending) is not None:
             return True
-        return (await self._read(files)).public_key_sha256 != self.key.public_key_sha256
+        return (await self._read()).public_key_sha256 != self.key.public_key_sha256
 
-    async def roll_over(self, session: AcmeSession, run: Exchanges, files: BlockingPool) -> AccountKey:
+    async def roll_over(self, session: AcmeSession, run: Run) -> AccountKey:
         """Give the account a new key (7.3.5), which is the key in the file from then on.
 
         Raises:
@@ -151,49 +156,55 @@ class Registration:
         if self._key_file is None:
             raise RuntimeError("a key without a file can't be changed")
         key_file, directory = self._key_file, session.directory
-        new = await files.run(key_file.prepare)
+        new = await self._on_disk(key_file.prepare)
         try:
-            await run(lambda client: client.change_key(new), session)
+            await run(lambda: self.client(directory, account_url=session.account_url).change_key(new))
         except AcmeError as error:
             # A repeat after a lost answer is refused: the old key is nobody's by then.
             if await self._find(new, directory, run) is None:
                 if error.refusal.reason is Reason.ISSUER_REJECTED:
-                    await files.run(key_file.discard)
+                    await self._on_disk(key_file.discard)
                 raise
         found = await self._find(new, directory, run)
         if found is None or found.account_url != session.account_url:
             raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it does not know the new key yet; change the key again")
-        await files.run(key_file.confirm)
+        await self._on_disk(key_file.confirm)
         self.key = new
         return new
 
-    async def _settle_key(self, directory: AcmeDirectory, run: Exchanges, files: BlockingPool) -> None:
+    async def _settle_key(self, directory: AcmeDirectory, run: Run) -> None:
         key_file = self._key_file
         if key_file is None:
             return
-        pending = await files.run(key_file.pending)
+        pending = await self._on_disk(key_file.pending)
         if pending is not None and await self._find(pending, directory, run) is not None:
-            await files.run(key_file.confirm)
-            _log.warning("a change of the account's key had been cut off after the CA took it: it is completed now")
-        self.key = await self._read(files)
+            await self._on_disk(key_file.confirm)
+            _log.warning("a change of the account's key was interrupted after the CA took it; it is complete now")
+        self.key = await self._read()
 
-    async def _read(self, files: BlockingPool) -> AccountKey:
+    async def _read(self) -> AccountKey:
         key_file = self._key_file
-        if key_file is None or not await files.run(lambda: key_file.exists):
+        if key_file is None or not await self._on_disk(lambda: key_file.exists):
             return self.key  # a file that was taken away while the broker runs is no reason for another account
         try:
-            return await files.run(key_file.load)
+            return await self._on_disk(key_file.load)
         except ConfigurationError as error:
             raise AcmeError(
                 Reason.ISSUER_UNAVAILABLE, f"the account's key can't be read: {error}", unsent=True
             ) from error
 
-    async def _find(self, key: AccountKey, directory: AcmeDirectory, run: Exchanges) -> AcmeSession | None:
-        return await run(lambda client: client.find_account(directory, key))
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        if self._files is None:
+            raise RuntimeError("a key's file needs a pool that reads it")
+        return await self._files.run(work)
 
-    async def _register(self, directory: AcmeDirectory, run: Exchanges) -> AcmeSession:
+    async def _find(self, key: AccountKey, directory: AcmeDirectory, run: Run) -> AcmeSession | None:
+        return await run(self.client(directory, key).find_account)
+
+    async def _register(self, directory: AcmeDirectory, run: Run) -> AcmeSession:
+        email = self._ca.server.account_email
         if self._external is None:
-            return await run(lambda client: client.register(directory, self._email))
+            return await run(lambda: self.client(directory).register(email))
         found = await self._find(self.key, directory, run)
         if found is not None:
             return found
@@ -206,17 +217,18 @@ class Registration:
             message = f"the account's binding can't be made: {error.refusal.message}"
             raise AcmeError(reason, message, retry_after=error.refusal.retry_after, unsent=True) from error
         binding = Binding(external.kid, hmac, external.algorithm)
-        return await run(lambda client: client.register(directory, self._email, binding))
+        return await run(lambda: self.client(directory).register(email, binding))
 
-    async def _update_contact(self, session: AcmeSession, run: Exchanges) -> None:
-        wanted = f"mailto:{self._email}"
-        if not self._email or session.created or session.contact == (wanted,):
+    async def _update_contact(self, session: AcmeSession, run: Run) -> None:
+        email = self._ca.server.account_email
+        wanted = f"mailto:{email}"
+        if not email or session.created or session.contact == (wanted,):
             return
         try:
-            await run(lambda client: client.update_contact(self._email), session)
+            await run(lambda: self.client(session.directory, account_url=session.account_url).update_contact(email))
         except AcmeError as error:
             wrong = error.refusal.reason is Reason.ISSUER_REJECTED
-            remedy = f"; correct {self._section}.account_email" if wrong else ""
+            remedy = f"; correct {self._ca.server.section}.account_email" if wrong else ""
             _log.warning("the account's contact can't be updated: %s%s", error.refusal.message, remedy)
         else:
-            _log.info("the account's contact is now %s", self._email)
+            _log.info("the account's contact is now %s", email)

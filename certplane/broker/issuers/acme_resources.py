@@ -7,9 +7,11 @@ missing is a `MalformedAnswerError`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from acme import challenges
 from josepy.errors import DeserializationError
@@ -30,6 +32,18 @@ _MOST_AUTHORIZATIONS = 100
 
 class MalformedAnswerError(ValueError):
     """An answer lacks what the protocol promises; the text is ours."""
+
+
+def parse_json(body: bytes) -> Any:
+    """What the JSON in `body` says.
+
+    Raises:
+        MalformedAnswerError: it isn't JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedAnswerError("a body that isn't JSON") from error
 
 
 @dataclass(frozen=True, slots=True)

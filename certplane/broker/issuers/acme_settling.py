@@ -6,7 +6,6 @@ A CA whose answers come from read replicas may say 404 for seconds about what it
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 
 from certplane.runtime.clock import Clock
@@ -20,7 +19,7 @@ _MOST_KEPT = 10_000
 
 
 class Settling:
-    """Since when each URL has been missing. Safe for concurrent use by threads."""
+    """Since when each URL has been missing. One event loop's."""
 
     def __init__(self, clock: Clock, patience: timedelta = SETTLING) -> None:
         """Nothing is missing yet.
@@ -31,7 +30,6 @@ class Settling:
         """
         self._clock, self._patience = clock, patience
         self._missing: dict[str, tuple[float, float]] = {}
-        self._lock = threading.Lock()
 
     @property
     def patience(self) -> timedelta:
@@ -40,20 +38,17 @@ class Settling:
 
     def found(self, url: str) -> None:
         """It is there."""
-        if self._missing:
-            with self._lock:
-                self._missing.pop(url, None)
+        self._missing.pop(url, None)
 
     def missing(self, url: str) -> bool:
         """It isn't there: whether it may still turn up. After a False the next time is a first time again."""
         now, patience = self._clock.monotonic(), self._patience.total_seconds()
-        with self._lock:
-            since, last = self._missing.pop(url, (now, now))
-            if now - last > _FORGOTTEN.total_seconds():
-                since = now  # nobody asked meanwhile: it isn't known to have been missing for all that time
-            if now - since >= patience:
-                return False
-            while len(self._missing) >= _MOST_KEPT:
-                del self._missing[next(iter(self._missing))]
-            self._missing[url] = (since, now)
+        since, last = self._missing.pop(url, (now, now))
+        if now - last > _FORGOTTEN.total_seconds():
+            since = now  # nobody asked meanwhile: it isn't known to have been missing for all that time
+        if now - since >= patience:
+            return False
+        while len(self._missing) >= _MOST_KEPT:
+            del self._missing[next(iter(self._missing))]
+        self._missing[url] = (since, now)
         return True

@@ -6,6 +6,7 @@ a host that its operator did not choose.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import ssl
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
 
 from certplane.config.bundles import read_ca_bundle
 from certplane.errors import ConfigurationError, ConfigurationProblem
@@ -40,7 +42,7 @@ class AllowedHosts:
         Raises:
             ForbiddenUrlError: `url` isn't an https URL with a host, or an entry isn't a host.
         """
-        self._allowed = frozenset([_authority(url), *(_authority(f"https://{entry}/") for entry in also)])
+        self._allowed = frozenset([authority(url), *(authority(f"https://{entry}/") for entry in also)])
 
     def check(self, url: object) -> str:
         """Return `url` if it may be called.
@@ -50,7 +52,7 @@ class AllowedHosts:
         """
         if not isinstance(url, str):
             raise ForbiddenUrlError("a URL is missing")
-        host, port = _authority(url)
+        host, port = authority(url)
         if (host, port) not in self._allowed:
             raise ForbiddenUrlError(f"a URL on {host}:{port}, which is neither the directory's host nor allowed")
         return url
@@ -67,7 +69,7 @@ def check_endpoint(url: str, *, secret: bool = True, private_http: bool = False)
     Raises:
         ForbiddenUrlError: it may not.
     """
-    host, _ = _authority(url, schemes=("https", "http"))
+    host, _ = authority(url, schemes=("https", "http"))
     if not url.lower().startswith("http:") or _is_loopback(host) or not secret:
         return url
     if not private_http:
@@ -89,6 +91,28 @@ def configured_endpoint(url: str, key: str, *, secret: bool = True, private_http
         return check_endpoint(url, secret=secret, private_http=private_http)
     except ForbiddenUrlError as error:
         raise ConfigurationError([ConfigurationProblem("", None, key, str(error), "use an https URL")]) from error
+
+
+def environment_proxy(host: str, port: int) -> str:
+    """The URL of the proxy that the environment names for https to this host, empty for none.
+
+    `https_proxy`, else `all_proxy`, unless `no_proxy` has the host, a domain above it, or a network that it is in.
+    """
+    proxies = getproxies_environment()
+    proxy = proxies.get("https") or proxies.get("all") or ""
+    if not proxy or any(_matches(entry, host, port) for entry in proxies.get("no", "").lower().split(",")):
+        return ""
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _matches(entry: str, host: str, port: int) -> bool:
+    """Whether an entry of `no_proxy` has the host: `*`, a network, or a name or address with or without a port."""
+    entry = entry.strip()
+    if "/" in entry:
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    name = entry.lstrip(".")
+    return name == "*" or (bool(name) and f".{host}:{port}".endswith((f".{name}", f".{name}:{port}")))
 
 
 def trusted_roots(ca_bundle: Path | None, key: str) -> ssl.SSLContext:
@@ -121,7 +145,12 @@ def roots_context(ca_bundle: Path | None) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=roots.decode("ascii"))
 
 
-def _authority(url: str, schemes: tuple[str, ...] = ("https",)) -> tuple[str, int]:
+def authority(url: str, schemes: tuple[str, ...] = ("https",)) -> tuple[str, int]:
+    """The host, in lower case, and the port of `url`.
+
+    Raises:
+        ForbiddenUrlError: it isn't of these schemes, or names no plain host.
+    """
     # What parsers are known to read differently never gets to a second parser.
     if not url.isascii() or any(character <= " " or character in '\\<>"^`{|}\x7f' for character in url):
         raise ForbiddenUrlError("a URL with characters that no URL has")

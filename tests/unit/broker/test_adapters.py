@@ -291,19 +291,23 @@ def test_account_key_is_made_once(files: BrokerFiles) -> None:
     assert _issuance_settings(made, [first]).account_keys_sha256 == {first.public_key_sha256}
 
 
-def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
+async def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
     """Further issuers come after the default one, each with its directory and a key of its own."""
     other = {"directory_url": "https://other.test/directory", "account_key": str(files.directory / "other.key")}
     made = settings(files, issuers={"other": {"acme": other}})
     accounts = adapters.account_keys(made)
-    issuers = adapters.issuers(made, accounts, FakeSecretSource({}), ManualClock(), random.Random(1))
+    secrets, rng, files_pool = FakeSecretSource({}), random.Random(1), BlockingPool("files", 1)
+    async with adapters.cas(made, ManualClock()) as cas:
+        issuers = {
+            name: adapters.issuer(made, name, ca, accounts[name], secrets=secrets, files=files_pool, rng=rng)
+            for name, ca in cas.items()
+        }
+    files_pool.close()
     assert [(name, issuer.name) for name, issuer in issuers.items()] == [("default", "default"), ("other", "other")]
     assert issuers["other"].directory == "https://other.test/directory"
     keys = {account.public_key_sha256 for account in accounts.values()}
     assert len(keys) == 2
     assert _issuance_settings(made, accounts.values()).account_keys_sha256 == keys
-    for issuer in issuers.values():
-        issuer.close()
 
 
 def test_what_is_wrong_with_a_further_issuer_is_told_of_it(files: BrokerFiles) -> None:

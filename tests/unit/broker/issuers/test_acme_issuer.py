@@ -7,20 +7,22 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.broker.issuance.outcome import Consequence, classify, fails_over
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
+from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.acme_network import LARGEST_BODY
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
+from certplane.broker.issuers.acme_http import LARGEST_BODY
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Profile, RevocationReason
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.pki.csr import build_csr
@@ -57,21 +59,21 @@ def key(tmp_path: Path) -> AccountKey:
     return AccountKey.load_or_create(tmp_path / "account.key")
 
 
-@pytest.fixture
-def issuer(ca: ScriptedAcme, key: AccountKey) -> Iterator[AcmeIssuer]:
+@pytest_asyncio.fixture
+async def issuer(ca: ScriptedAcme, key: AccountKey) -> AsyncIterator[AcmeIssuer]:
     server = AcmeServer(ca.directory_url, "ops@certplane.test", ca_bundle=ca.roots_file, user_agent="certplane/test")
-    issuer = AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1), settling=SETTLING)
+    issuer = AcmeIssuer("scripted", AcmeCa(server, SystemClock()), key, rng=random.Random(1), settling=SETTLING)
     yield issuer
-    issuer.close()
+    await issuer.ca.close()
 
 
 def with_preferred(ca: ScriptedAcme, key: AccountKey, preferred: str) -> AcmeIssuer:
     server = AcmeServer(ca.directory_url, preferred_chain=preferred, ca_bundle=ca.roots_file)
-    return AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1), settling=SETTLING)
+    return AcmeIssuer("scripted", AcmeCa(server, SystemClock()), key, rng=random.Random(1), settling=SETTLING)
 
 
-async def ready_order(issuer: AcmeIssuer) -> IssuerOrder:
-    created = await issuer.create_order(csr_der(), PROFILE, LONG)
+async def ready_order(issuer: AcmeIssuer, *names: str) -> IssuerOrder:
+    created = await issuer.create_order(csr_der(*names), PROFILE, LONG)
     return await issuer.answer_challenges(created, LONG)
 
 
@@ -98,7 +100,7 @@ async def test_issues_through_every_step(ca: ScriptedAcme, issuer: AcmeIssuer) -
 
 
 async def test_account_is_registered_once(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
-    """All workers share one account, made with contact and agreement on the first call."""
+    """All calls share one account, made with contact and agreement on the first call."""
     await issuer.create_order(csr_der(), PROFILE, LONG)
     await issuer.create_order(csr_der(), PROFILE, LONG)
     registrations = [seen for seen in ca.requests if seen.path == "/newAccount"]
@@ -113,7 +115,7 @@ async def test_known_account_is_found_again(ca: ScriptedAcme, key: AccountKey, i
     await issuer.create_order(csr_der(), PROFILE, LONG)
     again = with_preferred(ca, key, "")
     await again.create_order(csr_der(), PROFILE, LONG)
-    again.close()
+    await again.ca.close()
     assert list(ca.accounts.values()) == [1]
 
 
@@ -170,10 +172,10 @@ async def test_profile_is_passed_on(ca: ScriptedAcme, issuer: AcmeIssuer) -> Non
 async def test_bad_nonces_are_tried_five_times(ca: ScriptedAcme, key: AccountKey) -> None:
     """Four bad nonces in a row cost no failure, and each retry takes the nonce that the refusal brought."""
     server = AcmeServer(ca.directory_url, ca_bundle=ca.roots_file)
-    issuer = AcmeIssuer("one worker", server, key, clock=SystemClock(), rng=random.Random(1), workers=1)
+    issuer = AcmeIssuer("one nonce", AcmeCa(server, SystemClock()), key, rng=random.Random(1))
     ca.fail("POST /newOrder", *[problem("badNonce")] * 4)
-    await issuer.create_order(csr_der(), PROFILE, LONG)
-    issuer.close()
+    await issuer.create_order(csr_der("certplane.test"), PROFILE, LONG)  # one name: one request at a time
+    await issuer.ca.close()
     assert ca.count("POST /newOrder") == 5
     assert ca.count("HEAD /newNonce") == 1
     assert len(ca.orders) == 1
@@ -413,7 +415,7 @@ async def test_order_is_resumed_from_its_url(ca: ScriptedAcme, key: AccountKey, 
     created = await issuer.create_order(csr_der(), PROFILE, LONG)
     again = with_preferred(ca, key, "")
     assert await again.get_order(created.url, LONG) == created
-    again.close()
+    await again.ca.close()
 
 
 async def test_unknown_order_is_rejected(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
@@ -653,15 +655,15 @@ async def test_finalised_order_takes_no_second_csr(ca: ScriptedAcme, issuer: Acm
 
 
 async def test_failing_before_the_csr_is_sent_is_repeated(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
-    """No nonce to be had means that no CSR was sent, so that another try is safe."""
-    ready = await ready_order(issuer)
+    """A CA that gives no nonce got no CSR, so that another try is safe."""
+    ready = await ready_order(issuer, "certplane.test")  # one name, one request at a time: one nonce in stock
     order = IssuerOrder(ready.url, ready.status)  # where the CSR goes isn't known: the order is looked at
     # That brings no nonce here, so that one has to be fetched.
     look = Answer(raw=_http(ca, ca.orders[1].number))
     ca.fail("POST /order/1", look)
     ca.fail("HEAD /newNonce", HTML, LOST)
     nonces = ca.count("HEAD /newNonce")
-    await issuer.finalize(order, csr_der(), LONG)
+    await issuer.finalize(order, csr_der("certplane.test"), LONG)
     assert (ca.count("HEAD /newNonce") - nonces, ca.count("POST /finalize/1"), ca.csrs) == (3, 1, 1)
 
 
@@ -793,7 +795,7 @@ async def test_preferred_chain(ca: ScriptedAcme, key: AccountKey, preferred: str
     issuer = with_preferred(ca, key, preferred)
     order = await issuer.finalize(await ready_order(issuer), csr_der(), LONG)
     chain = x509.load_pem_x509_certificates((await issuer.download(order, LONG)).encode())
-    issuer.close()
+    await issuer.ca.close()
     assert chain[-1].issuer == ca.issuers[root].certificate.subject
 
 
@@ -821,7 +823,7 @@ async def test_default_chain_that_cannot_be_used(
     ca.fail("POST /cert/1", Answer(200, body, "application/pem-certificate-chain"))
     assert await issuer.download(order, LONG) == ca.chains(1)[1]
     assert await issuer.download(order, LONG) == body.decode()
-    issuer.close()
+    await issuer.ca.close()
     assert "the CA's default chain can't be used: " in caplog.text
 
 
@@ -834,7 +836,7 @@ async def test_preferred_chain_with_a_stranger_in_it(ca: ScriptedAcme, key: Acco
     body = ca.chains(1)[1].encode() + CertificateAuthority.root("Elsewhere").pem + junk
     ca.fail("POST /cert/1/1", Answer(200, body, "application/pem-certificate-chain"))
     assert (await issuer.download(order, LONG)).startswith(ca.chains(1)[1])
-    issuer.close()
+    await issuer.ca.close()
 
 
 async def test_alternate_chain_that_cannot_be_had(ca: ScriptedAcme, key: AccountKey) -> None:
@@ -844,7 +846,7 @@ async def test_alternate_chain_that_cannot_be_had(ca: ScriptedAcme, key: Account
     order = await issuer.finalize(await ready_order(issuer), csr_der(), LONG)
     ca.fail("POST /cert/1/1", *[problem("malformed", status=404)] * 9)
     chain = x509.load_pem_x509_certificates((await issuer.download(order, LONG)).encode())
-    issuer.close()
+    await issuer.ca.close()
     assert chain[-1].issuer == ca.issuers[0].certificate.subject
 
 
@@ -877,9 +879,9 @@ async def test_revoking_again_is_success(ca: ScriptedAcme, issuer: AcmeIssuer) -
 
 async def test_untrusted_ca_is_said(ca: ScriptedAcme, key: AccountKey) -> None:
     """A CA whose HTTPS certificate isn't trusted is not talked to, and the message says TLS."""
-    issuer = AcmeIssuer("x", AcmeServer(ca.directory_url), key, clock=SystemClock(), rng=random.Random(1))
+    issuer = AcmeIssuer("x", AcmeCa(AcmeServer(ca.directory_url), SystemClock()), key, rng=random.Random(1))
     refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, SHORT))
-    issuer.close()
+    await issuer.ca.close()
     assert (refusal.reason, "TLS failed" in refusal.message) == (Reason.ISSUER_UNAVAILABLE, True)
     assert not ca.requests
 
@@ -889,25 +891,25 @@ async def test_environment_does_not_weaken_trust(
 ) -> None:
     """REQUESTS_CA_BUNDLE is not looked at: who is trusted stands in the configuration."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(ca.roots_file))
-    issuer = AcmeIssuer("x", AcmeServer(ca.directory_url), key, clock=SystemClock(), rng=random.Random(1))
+    issuer = AcmeIssuer("x", AcmeCa(AcmeServer(ca.directory_url), SystemClock()), key, rng=random.Random(1))
     refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, SHORT))
-    issuer.close()
+    await issuer.ca.close()
     assert "TLS failed" in refusal.message
 
 
 async def test_absent_ca_is_unavailable(key: AccountKey) -> None:
     """Nobody listens: ISSUER_UNAVAILABLE with the cause."""
-    issuer = AcmeIssuer("x", AcmeServer("https://127.0.0.1:1/dir"), key, clock=SystemClock(), rng=random.Random(1))
+    issuer = AcmeIssuer("x", AcmeCa(AcmeServer("https://127.0.0.1:1/dir"), SystemClock()), key, rng=random.Random(1))
     refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, SHORT))
-    issuer.close()
+    await issuer.ca.close()
     assert "Connection refused" in refusal.message
 
 
 @pytest.mark.parametrize("url", ["http://ca.test/dir", "ca.test", "https:///dir", "https://a@b/dir"])
-def test_directory_must_be_https(url: str, key: AccountKey) -> None:
+def test_directory_must_be_https(url: str) -> None:
     """A directory that isn't https is a configuration error."""
     with pytest.raises(ConfigurationError, match=r"issuer\.acme\.directory_url"):
-        AcmeIssuer("x", AcmeServer(url), key, clock=SystemClock(), rng=random.Random(1))
+        AcmeCa(AcmeServer(url), SystemClock())
 
 
 async def test_nothing_secret_is_logged(ca: ScriptedAcme, issuer: AcmeIssuer, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer
+from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.model import IssuerOrderStatus, Profile
 from certplane.errors import Reason, RefusalError
@@ -35,14 +37,14 @@ def ca(tmp_path: Path) -> Iterator[ScriptedAcme]:
         yield ca
 
 
-@pytest.fixture
-def issuer(ca: ScriptedAcme, tmp_path: Path) -> Iterator[AcmeIssuer]:
+@pytest_asyncio.fixture
+async def issuer(ca: ScriptedAcme, tmp_path: Path) -> AsyncIterator[AcmeIssuer]:
     key = AccountKey.load_or_create(tmp_path / "account.key")
     server = AcmeServer(ca.directory_url, ca_bundle=ca.roots_file)
     waits = Backoff(first=timedelta(milliseconds=20), most=timedelta(milliseconds=40))
-    issuer = AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1), repeat_waits=waits)
+    issuer = AcmeIssuer("scripted", AcmeCa(server, SystemClock()), key, rng=random.Random(1), repeat_waits=waits)
     yield issuer
-    issuer.close()
+    await issuer.ca.close()
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.broker.issuance.outcome import Consequence, classify, fails_over
 from certplane.broker.issuers import acme_registration
-from certplane.broker.issuers.acme import AcmeIssuer, AcmeServer, DirectoryError
+from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
+from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.model import Profile
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.pki.csr import build_csr
@@ -49,7 +51,7 @@ def issuer_at(
     key = AccountKey.load_or_create(ca.roots_file.with_name("account.key"))
     bundle = ca.roots_file if trusted else None
     server = AcmeServer(url or ca.directory_url, email, ca_bundle=bundle, section=section)
-    return AcmeIssuer("scripted", server, key, clock=SystemClock(), rng=random.Random(1))
+    return AcmeIssuer("scripted", AcmeCa(server, SystemClock()), key, rng=random.Random(1))
 
 
 def csr_der() -> bytes:
@@ -93,15 +95,15 @@ async def test_something_else_than_a_directory(
     ca: ScriptedAcme, answer: Answer, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An order ends soon, for a person, with URL and remedy; the look without an order says so at once; one warning."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "certplane")
     ca.fail("GET /directory", *[answer] * 99)
     issuer = issuer_at(ca)
-    with pytest.raises(DirectoryError) as caught:
-        await issuer.read_directory(LONG)
-    assert (caught.value.wrong, ca.count("GET /directory")) == (True, 1)
+    with pytest.raises(AcmeError) as caught:
+        await issuer.ca.read_directory(LONG)
+    assert (caught.value.suspects_configuration, ca.count("GET /directory")) == (True, 1)
     assert caplog.records == []
     told = (caught.value.refusal, await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG)))
-    issuer.close()
+    await issuer.ca.close()
     for refusal in told:
         assert (refusal.reason, classify(refusal)) == (Reason.ISSUER_REJECTED, Consequence.ASK_PERSON)
         assert f"{ca.directory_url} is no ACME directory: " in refusal.message
@@ -123,7 +125,7 @@ async def test_outage(ca: ScriptedAcme, answer: Answer, caplog: pytest.LogCaptur
     refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, SHORT))
     assert (refusal.reason, ca.directory_url in refusal.message) == (Reason.ISSUER_UNAVAILABLE, True)
     await issuer.create_order(csr_der(), PROFILE, LONG)
-    issuer.close()
+    await issuer.ca.close()
     texts = [record.message.partition(":")[0] for record in caplog.records]
     assert texts[:2] == ["the CA's directory can't be read", "the CA's directory can be read again"]
     assert len(ca.orders) == 1
@@ -134,7 +136,7 @@ async def test_rate_limit_is_one(ca: ScriptedAcme) -> None:
     ca.fail("GET /directory", problem("rateLimited", status=429, retry_after="30"))
     issuer = issuer_at(ca)
     refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
-    issuer.close()
+    await issuer.ca.close()
     assert refusal.reason is Reason.ISSUER_RATE_LIMITED
 
 
@@ -145,11 +147,11 @@ async def test_nobody_there(ca: ScriptedAcme) -> None:
         port = free.getsockname()[1]
     for url in (f"https://127.0.0.1:{port}/directory", "https://ca.invalid/directory"):
         issuer = issuer_at(ca, url)
-        with pytest.raises(DirectoryError) as caught:
-            await issuer.read_directory(LONG)
+        with pytest.raises(AcmeError) as caught:
+            await issuer.ca.read_directory(LONG)
         order = await refusal_of(issuer.create_order(csr_der(), PROFILE, SHORT))
-        issuer.close()
-        assert (caught.value.wrong, order.reason) == (True, Reason.ISSUER_UNAVAILABLE)
+        await issuer.ca.close()
+        assert (caught.value.suspects_configuration, order.reason) == (True, Reason.ISSUER_UNAVAILABLE)
         for refusal in (caught.value.refusal, order):
             assert url in refusal.message
             assert "check host and port of issuer.acme.directory_url" in refusal.message
@@ -160,11 +162,11 @@ async def test_tls(ca: ScriptedAcme, mismatch: bool) -> None:
     """A server of another name, or one that isn't trusted, is told at once; an order waits, since it may be put right."""
     url = ca.directory_url.replace("127.0.0.1", "localhost") if mismatch else ca.directory_url
     issuer = issuer_at(ca, url, trusted=mismatch)
-    with pytest.raises(DirectoryError) as caught:
-        await issuer.read_directory(LONG)
+    with pytest.raises(AcmeError) as caught:
+        await issuer.ca.read_directory(LONG)
     order = await refusal_of(issuer.create_order(csr_der(), PROFILE, SHORT))
-    issuer.close()
-    assert (caught.value.wrong, order.reason) == (True, Reason.ISSUER_UNAVAILABLE)
+    await issuer.ca.close()
+    assert (caught.value.suspects_configuration, order.reason) == (True, Reason.ISSUER_UNAVAILABLE)
     for refusal in (caught.value.refusal, order):
         assert f"{url}: no answer: TLS failed" in refusal.message
         assert "issuer.acme.ca_bundle" in refusal.message
@@ -175,7 +177,7 @@ async def test_page_that_passes(ca: ScriptedAcme) -> None:
     ca.fail("GET /directory", Answer(200, b"<html>", "text/html"))
     issuer = issuer_at(ca)
     assert (await issuer.create_order(csr_der(), PROFILE, LONG)).challenges
-    issuer.close()
+    await issuer.ca.close()
 
 
 async def test_directory_that_was_there(ca: ScriptedAcme) -> None:
@@ -185,7 +187,7 @@ async def test_directory_that_was_there(ca: ScriptedAcme) -> None:
     ca.fail("GET /directory", *[Answer(404)] * 99)
     missing = Profile("web", "multi_san", NAMES, "hash", acme_profile="new")
     refusal = await refusal_of(issuer.create_order(csr_der(), missing, timedelta(seconds=3)))
-    issuer.close()
+    await issuer.ca.close()
     assert (refusal.reason, refusal.problems) == (Reason.ISSUER_UNAVAILABLE, ())
 
 
@@ -194,7 +196,7 @@ async def test_look_at_the_account(ca: ScriptedAcme) -> None:
     ca.fail("GET /directory", Answer(404))
     issuer = issuer_at(ca)
     refusal = await refusal_of(issuer.account(LONG))
-    issuer.close()
+    await issuer.ca.close()
     assert (ca.directory_url in refusal.message, ca.count("GET /directory")) == (True, 1)
 
 
@@ -205,7 +207,7 @@ async def test_look_at_the_start(ca: ScriptedAcme, caplog: pytest.LogCaptureFixt
     await issuer.note_directory(LONG)
     assert ca.count("GET /directory") == 1
     await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
-    issuer.close()
+    await issuer.ca.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
@@ -224,7 +226,7 @@ async def test_a_further_issuer_names_its_own_keys(ca: ScriptedAcme, request_: s
     ca.fail(request_, *[answer] * 99)
     issuer = issuer_at(ca, section="issuers.second.acme", email="ops@certplane.test")
     refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, LONG))
-    issuer.close()
+    await issuer.ca.close()
     assert f"issuers.second.acme.{key}" in refusal.message
     assert "issuer.acme" not in refusal.message
 
@@ -233,7 +235,7 @@ async def test_a_further_issuer_that_is_not_reached_names_its_own_keys(ca: Scrip
     """The same of one whose server isn't trusted, and of an address that can't be used."""
     issuer = issuer_at(ca, trusted=False, section="issuers.second.acme")
     refusal = await refusal_of(issuer.create_order(csr_der(), PROFILE, SHORT))
-    issuer.close()
+    await issuer.ca.close()
     assert "issuers.second.acme.ca_bundle" in refusal.message
     with pytest.raises(ConfigurationError) as caught:
         issuer_at(ca, "http://ca.test/directory", section="issuers.second.acme")
@@ -246,11 +248,11 @@ async def test_a_contact_that_is_refused_later_names_its_own_key(
     """An account that is there whose contact can't be changed: the log names the further issuer's key."""
     first = issuer_at(ca)
     await first.create_order(csr_der(), PROFILE, LONG)
-    first.close()
+    await first.ca.close()
     ca.fail("POST /account/1", problem("invalidContact"))
     again = issuer_at(ca, section="issuers.second.acme", email="ops@certplane.test")
     await again.create_order(csr_der(), PROFILE, LONG)
-    again.close()
+    await again.ca.close()
     assert "correct issuers.second.acme.account_email" in caplog.text
 
 

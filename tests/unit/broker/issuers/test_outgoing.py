@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from urllib3.util import parse_url
 
-from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.acme_network import AcmeError, AcmeNetwork
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
+from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.dns.http_client import new_http_client
-from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError, check_endpoint, trusted_roots
+from certplane.broker.issuers.outgoing import (
+    AllowedHosts,
+    ForbiddenUrlError,
+    check_endpoint,
+    environment_proxy,
+    trusted_roots,
+)
 from certplane.errors import ConfigurationError
 from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 from certplane.runtime.clock import SystemClock
@@ -81,8 +86,8 @@ def test_what_is_allowed_leads_there(tail: str) -> None:
         url = HOSTS.check(f"https://{tail}")
     except ForbiddenUrlError:
         return
-    parsed = parse_url(url)
-    host = (parsed.host or "").rstrip(".")
+    parsed = httpx.URL(url)
+    host = parsed.host.rstrip(".")
     assert (host, parsed.port or 443) in {("acme.test", 443), ("cdn.acme.test", 443), ("other.test", 8443)}
 
 
@@ -127,6 +132,44 @@ def test_endpoints_in_the_clear(url: str, secret: bool, private_http: bool, good
         check_endpoint(url, secret=secret, private_http=private_http)
 
 
+@pytest.mark.parametrize(
+    ("environment", "proxied"),
+    [
+        pytest.param({}, False, id="none"),
+        pytest.param({"HTTP_PROXY": "http://proxy.test"}, False, id="http-alone"),
+        pytest.param({"HTTPS_PROXY": "http://proxy.test"}, True, id="https"),
+        pytest.param({"https_proxy": "proxy.test"}, True, id="without-a-scheme"),
+        pytest.param({"all_proxy": "http://proxy.test"}, True, id="all"),
+        pytest.param({"https_proxy": "http://proxy.test", "NO_PROXY": "*"}, False, id="never"),
+        pytest.param({"https_proxy": "http://proxy.test", "no_proxy": "other.test, ACME.test"}, False, id="host"),
+        pytest.param({"https_proxy": "http://proxy.test", "no_proxy": ".test"}, False, id="domain"),
+        pytest.param({"https_proxy": "http://proxy.test", "no_proxy": "me.test"}, True, id="end-of-a-label"),
+        pytest.param({"https_proxy": "http://proxy.test", "no_proxy": "acme.test:14000"}, False, id="port"),
+        pytest.param({"https_proxy": "http://proxy.test", "no_proxy": "acme.test:443"}, True, id="another-port"),
+        pytest.param({"https_proxy": "http://proxy.test", "no_proxy": ",,10.0.0.0/8,/"}, True, id="nothing-of-use"),
+    ],
+)
+def test_proxies(environment: dict[str, str], proxied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy is the environment's, but for hosts that it excepts."""
+    for name in ("https_proxy", "http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert environment_proxy("acme.test", 14000) == ("http://proxy.test" if proxied else "")
+
+
+@pytest.mark.parametrize(
+    ("address", "proxied"),
+    [("10.1.2.3", False), ("11.1.2.3", True), ("fd00::1", False), ("fe00::1", True), ("127.0.0.1", True)],
+)
+def test_networks_without_a_proxy(address: str, proxied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`no_proxy` may name networks."""
+    monkeypatch.setenv("https_proxy", "http://proxy.test")
+    monkeypatch.setenv("no_proxy", "10.0.0.0/8,fd00::/8")
+    assert environment_proxy(address, 443) == ("http://proxy.test" if proxied else "")
+
+
 AS_TOOLS_WRITE_THEM = [
     pytest.param(lambda pem: pem, id="plain"),
     pytest.param(lambda pem: b"\xef\xbb\xbf" + pem, id="byte-order-mark"),
@@ -140,40 +183,33 @@ def _answer(tls: ssl.SSLSocket, _request: bytes) -> None:
     tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
 
 
-def _fetch(server: ScriptedHttps, roots: Path) -> str:
-    account = AccountKey.from_pem(private_key_pem(generate_private_key(KeyType.EC_P256)), Path("account.key"))
-    network = AcmeNetwork(
-        account, AllowedHosts(server.url), SystemClock(), user_agent="test", ca_bundle=str(roots)
-    )  # fmt: skip
-    network.deadline = SystemClock().monotonic() + 10
+async def _fetch(server: ScriptedHttps, roots: Path) -> str:
+    url = f"{server.url}/directory"
+    ca = AcmeCa(AcmeServer(url, ca_bundle=roots), SystemClock())
     try:
-        return network.fetch(f"{server.url}/directory").text
+        return (await ca.http.send("GET", url)).text
     finally:
-        network.close()
+        await ca.close()
 
 
 @pytest.mark.parametrize("change", AS_TOOLS_WRITE_THEM)
-def test_roots_as_tools_write_them(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+async def test_roots_as_tools_write_them(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
     """The roots of a private CA and of an API are read by the one reader of PEM, whoever wrote the file."""
     roots = tmp_path / "roots.pem"
     with ScriptedHttps(tmp_path, _answer).running() as server:
         roots.write_bytes(change(server.ca.pem))
-        assert _fetch(server, roots) == "{}"
-
-        async def get() -> str:
-            async with new_http_client(timedelta(seconds=5), roots) as client:
-                return (await client.get(server.url)).text
-
-        assert asyncio.run(get()) == "{}"
+        assert await _fetch(server, roots) == "{}"
+        async with new_http_client(timedelta(seconds=5), roots) as client:
+            assert (await client.get(server.url)).text == "{}"
 
 
-def test_roots_are_the_only_ones(tmp_path: Path) -> None:
+async def test_roots_are_the_only_ones(tmp_path: Path) -> None:
     """Whoever names a file of roots trusts these and no public ones beside them."""
     roots = tmp_path / "roots.pem"
     roots.write_bytes(Authority().root_pem)
     assert trusted_roots(roots, "issuer.acme.ca_bundle").cert_store_stats()["x509_ca"] == 1
     with ScriptedHttps(tmp_path, _answer).running() as server, pytest.raises(AcmeError, match="certificate"):
-        _fetch(server, roots)
+        await _fetch(server, roots)
 
 
 @pytest.mark.parametrize(

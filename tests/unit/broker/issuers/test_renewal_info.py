@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64decode
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,9 +20,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certplane.broker.issuers.acme import AcmeServer
-from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.acme_network import LARGEST_BODY
+from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
+from certplane.broker.issuers.acme_http import LARGEST_BODY
 from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo, parse_renewal_info
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoError, RenewalInfoUnsupportedError
@@ -154,13 +154,12 @@ def ca(tmp_path: Path) -> Iterator[ScriptedAcme]:
         yield ca
 
 
-@pytest.fixture
-def source(ca: ScriptedAcme, tmp_path: Path) -> Iterator[AcmeRenewalInfo]:
+@pytest_asyncio.fixture
+async def source(ca: ScriptedAcme) -> AsyncIterator[AcmeRenewalInfo]:
     server = AcmeServer(ca.directory_url, ca_bundle=ca.roots_file, user_agent="certplane/test")
-    key = AccountKey.load_or_create(tmp_path / "account.key")
-    source = AcmeRenewalInfo(server, key, clock=SystemClock(), workers=2)
-    yield source
-    source.close()
+    asked = AcmeCa(server, SystemClock())
+    yield AcmeRenewalInfo(asked)
+    await asked.close()
 
 
 def said(body: Any = None, status: int = 200, **headers: str) -> Answer:
@@ -222,7 +221,7 @@ async def test_row_10_an_answer_that_cannot_be_used(
 
 
 async def test_a_slow_answer_is_not_waited_for(ca: ScriptedAcme, source: AcmeRenewalInfo) -> None:
-    """The deadline holds, and the next question has a worker."""
+    """The deadline holds, and the next question is asked."""
     ca.fail(ASK, Answer(200, json.dumps(WINDOW).encode(), delay=1.0))
     with pytest.raises(RenewalInfoError) as failed:
         await source.renewal_info(PEM, timedelta(milliseconds=200))
@@ -245,7 +244,8 @@ async def test_a_ca_without_renewal_information_is_asked_for_its_directory_alone
 @pytest.mark.parametrize("url", ["http://127.0.0.1/ari", "https://169.254.169.254/ari", 7], ids=["http", "host", "no"])
 async def test_a_url_that_is_not_allowed_is_not_called(ca: ScriptedAcme, source: AcmeRenewalInfo, url: object) -> None:
     """The directory's word doesn't lead the broker elsewhere (design, fixed decision 15)."""
-    ca.fail("GET /directory", said({"renewalInfo": url}))
+    urls = {name: f"{ca.url}/{name}" for name in ("newNonce", "newAccount", "newOrder", "revokeCert")}
+    ca.fail("GET /directory", said({**urls, "renewalInfo": url}))
     with pytest.raises(RenewalInfoError) as failed:
         await source.renewal_info(PEM, SOON)
     assert not failed.value.temporary
