@@ -11,13 +11,14 @@ import socket
 import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import httpcore
 from typing_extensions import override
 
-_FIRST_ADDRESSES = 5.0
-"""Seconds for an address of a host that has another: a machine may have IPv6 that leads nowhere."""
+_FIRST_ADDRESSES = timedelta(seconds=5)
+"""For an address of a host that has another: a machine may have IPv6 that leads nowhere."""
 
 
 class Sockets(httpcore.AsyncNetworkBackend):
@@ -101,7 +102,7 @@ async def _connect(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.
     *others, last = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for address in others:
         try:
-            async with asyncio.timeout(_FIRST_ADDRESSES):
+            async with asyncio.timeout(_FIRST_ADDRESSES.total_seconds()):
                 return await _open(address)
         except OSError:  # a TimeoutError is one
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from datetime import timedelta
 from typing import Any
 
 import httpcore
@@ -38,6 +39,7 @@ class Listener:
         self.port = server.sockets[0].getsockname()[1]
         yield self
         server.close()
+        await asyncio.sleep(0.01)  # the loop closes transports in its next rounds
 
 
 async def test_cancelled_handshake_closes_its_connection() -> None:
@@ -58,7 +60,7 @@ async def test_cancelled_handshake_closes_its_connection() -> None:
 @pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])
 async def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch, silent: bool) -> None:
     """A host whose first address leads nowhere is reached by its second."""
-    monkeypatch.setattr(acme_sockets, "_FIRST_ADDRESSES", 0.1)
+    monkeypatch.setattr(acme_sockets, "_FIRST_ADDRESSES", timedelta(seconds=0.1))
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         async with Listener().running() as listener:
@@ -93,4 +95,6 @@ async def test_failures_are_the_engines() -> None:
         stream = await Sockets().connect_tcp("127.0.0.1", listener.port)
         with pytest.raises(httpcore.ReadTimeout):
             await stream.read(10, timeout=0.05)
-        await stream.aclose()
+        async with no_hang():
+            await stream.aclose()
+            await listener.gone.wait()
