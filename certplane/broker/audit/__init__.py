@@ -7,8 +7,9 @@
     windows.py    which of many equal events are written, and which counted; pure
     coalescing.py when summaries are written
 
-The rows themselves are written by the store, in the transaction of the change that they tell of; it knows this
-package by the ports `AuditFallback` and `AuditImport` alone.
+The events themselves, and the trail that makes them, are in `certplane.broker.events`. Their rows are written by the
+store, in the transaction of the change that they record; it knows this package by the ports `AuditFallback` and
+`AuditImport` alone.
 """
 
 from certplane.broker.audit.denials import DenialCoalescer

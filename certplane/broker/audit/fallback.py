@@ -68,7 +68,7 @@ class SpillFallback(AuditFallback):
                 self._spill.append(records)
             except OSError as error:
                 self.lost += len(records)
-                _log.error("%d audit events are in this log alone, they can't be spilled: %s", len(records), error)
+                _log.error("could not spill %d audit events; this log is their only copy: %s", len(records), error)
                 to = "log"
             else:
                 self.spilled += len(records)

@@ -80,7 +80,7 @@ async def import_spill(path: Path, log: AuditImport, clock: Clock) -> int:
     try:
         return await _import(path, log, clock, pool)
     except (OSError, RefusalError) as error:
-        _log.error("spilled audit events can't be imported now, %s stays: %s", path, error)
+        _log.error("could not import spilled audit events, %s stays for the next start: %s", path, error)
         return 0
     finally:
         pool.close()
@@ -101,7 +101,7 @@ async def _import(path: Path, log: AuditImport, clock: Clock, pool: BlockingPool
             "the audit log had a gap: %d spilled events found, %d imported, kept as %s", len(records), new, done
         )
         if torn:
-            _log.error("%d lines of %s are not audit events, and were not imported", torn, done)
+            _log.error("%d lines of %s are not audit events and were not imported", torn, done)
         total += new
     return total
 

@@ -67,7 +67,7 @@ class SqlRepeatCounts(RepeatCounts):
                 raise audit_unavailable() from error
             # They are counted in memory all the same, and their summary is written or spilled when it is due.
             if self._keeping:  # not once for each call while the database is down
-                _log.error("counts of repeated events are not in the database for now: %s", error)
+                _log.error("could not store counts of repeated events; keeping them in memory: %s", error)
             self._keeping = False
         else:
             self._keeping = True

@@ -130,7 +130,7 @@ async def test_an_import_that_can_not_be_made_is_for_the_next_start(
     log = FakeImport()
     log.away = True
     assert await import_spill(spill_path, log, ManualClock()) == 0
-    assert "can't be imported now" in caplog.text
+    assert "could not import spilled audit events" in caplog.text
     log.away = False
     assert await import_spill(spill_path, log, ManualClock()) == 1
 
@@ -190,7 +190,7 @@ def test_events_that_can_not_be_spilled_are_logged_and_told_lost(
     fallback.rescue([record(1)], RuntimeError("disk full"))
     assert (fallback.spilled, fallback.lost) == (0, 1)
     assert meter.total(metrics.EVENTS_RESCUED, to="log") == 1
-    assert "in this log alone" in caplog.text
+    assert "this log is their only copy" in caplog.text
 
 
 @pytest.mark.parametrize("mirror", [True, False])

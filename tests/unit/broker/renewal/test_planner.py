@@ -34,7 +34,7 @@ LOOK = timedelta(seconds=30)
 DOWN = RefusalError(Reason.STORE_UNAVAILABLE, "down")
 
 
-class World:
+class PlannerSetting:
     """A store with certificates, a CA or two, and a planner between them."""
 
     def __init__(self, *issuers: str) -> None:
@@ -109,7 +109,7 @@ class World:
 
 async def test_a_certificate_is_asked_about_right_after_it_was_issued() -> None:
     """Not at the next look: its holder's first answer may have the CA's time already."""
-    world = World()
+    world = PlannerSetting()
     async with world.planning():
         record = await world.issue()
         await world.settle()
@@ -123,7 +123,7 @@ async def test_a_certificate_is_asked_about_right_after_it_was_issued() -> None:
 
 async def test_it_is_asked_again_when_the_ca_said() -> None:
     """Once, and not before."""
-    world = World()
+    world = PlannerSetting()
     world.source.answer = world.window(60, retry_after=3 * HOUR)
     async with world.planning():
         await world.issue()
@@ -137,7 +137,7 @@ async def test_it_is_asked_again_when_the_ca_said() -> None:
 
 async def test_a_moved_window_is_audited_and_told() -> None:
     """With what was and what will be; an incident as a warning with the CA's explanation."""
-    world = World()
+    world = PlannerSetting()
     async with world.planning():
         record = await world.issue()
         await world.settle()
@@ -160,7 +160,7 @@ async def test_a_moved_window_is_audited_and_told() -> None:
 
 async def test_a_restart_goes_on_with_what_is_stored() -> None:
     """The same moment, and no question before its time."""
-    world = World()
+    world = PlannerSetting()
     async with world.planning():
         record = await world.issue()
         await world.settle()
@@ -178,7 +178,7 @@ async def test_a_restart_goes_on_with_what_is_stored() -> None:
 
 async def test_one_slow_ca_does_not_stop_another() -> None:
     """Nor more than a few of its own certificates."""
-    world = World("acme", "second")
+    world = PlannerSetting("acme", "second")
     gate = world.source.faults.hold("renewal_info")
     async with world.planning():
         slow = [await world.issue() for _ in range(10)]
@@ -194,7 +194,7 @@ async def test_one_slow_ca_does_not_stop_another() -> None:
 
 async def test_a_great_many_are_asked_about_one_after_the_other() -> None:
     """A first start with an old store works through all of them, each once."""
-    world = World()
+    world = PlannerSetting()
     records = [await world.issue() for _ in range(150)]
     async with world.planning():
         for _ in range(5):
@@ -205,7 +205,7 @@ async def test_a_great_many_are_asked_about_one_after_the_other() -> None:
 
 async def test_row_10_a_ca_that_is_down_leaves_the_lifetime_s_rule() -> None:
     """Fault row 10: it is asked with backoff, and the certificate keeps its own time until there is a window."""
-    world = World()
+    world = PlannerSetting()
     world.source.faults.fail_always("renewal_info", RenewalInfoError("no answer", temporary=True))
     async with world.planning():
         record = await world.issue()
@@ -223,7 +223,7 @@ async def test_row_10_a_ca_that_is_down_leaves_the_lifetime_s_rule() -> None:
 
 async def test_a_ca_that_asks_for_patience_is_left_alone() -> None:
     """Its other certificates wait too, and then are asked about."""
-    world = World()
+    world = PlannerSetting()
     world.source.faults.fail("renewal_info", RenewalInfoError("limit", temporary=True, retry_after=2 * HOUR))
     async with world.planning():
         await world.issue()
@@ -238,7 +238,7 @@ async def test_a_ca_that_asks_for_patience_is_left_alone() -> None:
 
 async def test_what_an_operator_asks_for_meanwhile_is_kept() -> None:
     """The CA's answer is planned with what stands then."""
-    world = World()
+    world = PlannerSetting()
     gate = world.source.faults.hold("renewal_info")
     async with world.planning():
         record = await world.issue()
@@ -257,7 +257,7 @@ async def test_what_an_operator_asks_for_meanwhile_is_kept() -> None:
 
 async def test_a_certificate_that_is_replaced_meanwhile_gets_no_plan() -> None:
     """Nor is it asked about again; so with one that is revoked."""
-    world = World()
+    world = PlannerSetting()
     gate = world.source.faults.hold("renewal_info")
     async with world.planning():
         old = await world.issue()
@@ -279,7 +279,7 @@ async def test_a_certificate_that_is_replaced_meanwhile_gets_no_plan() -> None:
 
 async def test_a_plan_that_cannot_be_stored_is_made_later() -> None:
     """Nobody is told of it, and the CA isn't asked all the time."""
-    world = World()
+    world = PlannerSetting()
     world.stores.database.faults.fail("replace_plan", DOWN)
     async with world.planning():
         record = await world.issue()
@@ -295,7 +295,7 @@ async def test_a_plan_that_cannot_be_stored_is_made_later() -> None:
 
 async def test_a_store_that_is_down_is_waited_for() -> None:
     """The planner ends for nothing."""
-    world = World()
+    world = PlannerSetting()
     async with world.planning():
         world.stores.database.down = True
         await world.pass_time(2 * HOUR)
@@ -307,7 +307,7 @@ async def test_a_store_that_is_down_is_waited_for() -> None:
 
 async def test_a_certificate_that_brings_out_a_fault_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     """It is left out for a while, with a trace in the log, and then tried again."""
-    world = World()
+    world = PlannerSetting()
     world.source.faults.fail("renewal_info", ZeroDivisionError())
     async with world.planning():
         bad = await world.issue()
@@ -323,7 +323,7 @@ async def test_a_certificate_that_brings_out_a_fault_stops_no_other(caplog: pyte
 
 async def test_the_policy_of_the_moment_bounds_the_plan() -> None:
     """A profile's renew_before, set after the certificate was issued."""
-    world = World()
+    world = PlannerSetting()
     async with world.planning():
         record = await world.issue()
         await world.settle()
@@ -337,7 +337,7 @@ async def test_the_policy_of_the_moment_bounds_the_plan() -> None:
 
 async def test_plans_learnt_while_the_store_is_read_are_newer() -> None:
     """A refresh doesn't bring back what it began with."""
-    world = World()
+    world = PlannerSetting()
     record = await world.issue()
     gate = world.stores.database.faults.hold("standing")
     refresh = asyncio.create_task(world.plans.refresh(world.clock.now()))

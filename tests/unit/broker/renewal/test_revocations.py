@@ -12,7 +12,7 @@ from tests.support.memory_store import MemoryStores
 from tests.support.stores import StoreHarness, StorePlace
 
 
-class World:
+class RevocationSetting:
     """A broker beside a database that others write to as well."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class World:
 
 async def test_what_another_program_revokes_is_told_once() -> None:
     """When the feed tells of it; told again, or read again, it says nothing."""
-    world = World()
+    world = RevocationSetting()
     first, second, third = [await world.issue() for _ in range(3)]
     await world.revoke(first)
     assert world.told == []
@@ -54,7 +54,7 @@ async def test_what_another_program_revokes_is_told_once() -> None:
 
 async def test_what_this_broker_revokes_is_told_once() -> None:
     """At once, by the one who revoked; reading it again says nothing."""
-    world = World()
+    world = RevocationSetting()
     record = await world.issue()
     world.plans.note_revoked(await world.revoke(record))
     await world.revocations.reread(world.clock.now())
@@ -63,7 +63,7 @@ async def test_what_this_broker_revokes_is_told_once() -> None:
 
 async def test_a_clock_that_is_behind_hides_nothing() -> None:
     """A revocation that another machine dates minutes back is found when everything is read again; an old one isn't."""
-    world = World()
+    world = RevocationSetting()
     old, record = [await world.issue() for _ in range(2)]
     await world.revoke(old)
     world.clock.advance(timedelta(minutes=6))
@@ -76,6 +76,6 @@ async def test_a_clock_that_is_behind_hides_nothing() -> None:
 
 async def test_a_certificate_that_is_gone_is_passed_over() -> None:
     """It may have been pruned since the feed told of it."""
-    world = World()
+    world = RevocationSetting()
     await world.revocations.changed(["no such certificate"])
     assert world.told == []

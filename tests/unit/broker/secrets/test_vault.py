@@ -27,7 +27,7 @@ TIMEOUT = timedelta(seconds=5)
 
 
 @dataclass
-class World:
+class VaultSetting:
     vault: VaultServer
     clock: ManualClock
     pool: BlockingPool
@@ -60,19 +60,19 @@ def pool() -> Iterator[BlockingPool]:
     pool.close()
 
 
-def opened(version: int, pool: BlockingPool) -> Iterator[World]:
+def opened(version: int, pool: BlockingPool) -> Iterator[VaultSetting]:
     entries: dict[str, dict[str, Any] | None] = {NAME: {"value": "s3cret", "port": 53, "empty": ""}}
     with VaultServer(version=version, entries=entries) as vault:
-        yield World(vault, ManualClock(), pool)
+        yield VaultSetting(vault, ManualClock(), pool)
 
 
 @pytest.fixture(params=[1, 2])
-def world(request: pytest.FixtureRequest, pool: BlockingPool) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, pool: BlockingPool) -> Iterator[VaultSetting]:
     yield from opened(request.param, pool)
 
 
 @pytest.fixture
-def first(pool: BlockingPool) -> Iterator[World]:
+def first(pool: BlockingPool) -> Iterator[VaultSetting]:
     """For what doesn't depend on the store's version."""
     yield from opened(1, pool)
 
@@ -87,14 +87,14 @@ async def refusal_of(source: VaultSecrets, name: str = NAME) -> Refusal:
     return refusal
 
 
-async def test_reads_an_entry(world: World) -> None:
+async def test_reads_an_entry(world: VaultSetting) -> None:
     """The entry below the mount, in the envelope of the store's version, by the configured field."""
     assert await world.source().read(NAME) == "s3cret"
     data = "data/" if world.vault.version == 2 else ""
     assert world.vault.requests == [f"/v1/secret/{data}{NAME}"]
 
 
-async def test_mount_of_several_parts_and_namespace(world: World) -> None:
+async def test_mount_of_several_parts_and_namespace(world: VaultSetting) -> None:
     """A mount may be a path, a namespace goes in its header, and odd characters of a name are quoted."""
     world.vault.mount, world.vault.namespace = "team/kv", "ops/eu"
     world.vault.entries["dns/gr\u00fcn ?#%2f"] = {"token": "s3cret\n"}
@@ -104,14 +104,14 @@ async def test_mount_of_several_parts_and_namespace(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["../sys/mounts", "a/../b", "a//b", "", "/a", "a/", ".", "a\nb", "a\0b"])
-async def test_names_that_lead_elsewhere(first: World, name: str) -> None:
+async def test_names_that_lead_elsewhere(first: VaultSetting, name: str) -> None:
     """A policy's author reads entries below the mount, and nothing else of the vault's API."""
     refusal = await refusal_of(first.source(), name)
     assert (refusal.reason, "is no name" in refusal.message) == (Reason.DNS_REJECTED, True)
     assert not first.vault.requests
 
 
-async def test_token_file_is_read_at_each_request(first: World, tmp_path: Path) -> None:
+async def test_token_file_is_read_at_each_request(first: VaultSetting, tmp_path: Path) -> None:
     """An agent of the vault replaces the file when the token ends."""
     sink = tmp_path / "sink"
     sink.write_text("hvs.old\n")
@@ -136,7 +136,7 @@ async def test_token_file_is_read_at_each_request(first: World, tmp_path: Path) 
     ],
 )
 async def test_token_files_that_are_none(
-    first: World, tmp_path: Path, content: str | None, mode: int, message: str
+    first: VaultSetting, tmp_path: Path, content: str | None, mode: int, message: str
 ) -> None:
     """A file without a token is told by its path, and nothing is sent."""
     if content is not None:
@@ -157,7 +157,7 @@ async def test_token_files_that_are_none(
         pytest.param("openbao", ["VAULT_TOKEN"], True, id="openbao-as-its-clients"),
     ],
 )
-async def test_token_from_the_environment(first: World, product: str, variables: list[str], found: bool) -> None:
+async def test_token_from_the_environment(first: VaultSetting, product: str, variables: list[str], found: bool) -> None:
     """Each product's variable, OpenBao's own before Vault's."""
     source = first.source(product=product, environ=dict.fromkeys(variables, first.vault.token))
     if found:
@@ -166,14 +166,14 @@ async def test_token_from_the_environment(first: World, product: str, variables:
         assert "VAULT_TOKEN holds no token" in (await refusal_of(source)).message
 
 
-async def test_missing_entry(world: World) -> None:
+async def test_missing_entry(world: VaultSetting) -> None:
     """No such entry is a person's job; the message says where it was looked for."""
     refusal = await refusal_of(world.source(), "cloudflare/other")
     assert refusal.reason is Reason.DNS_REJECTED
     assert "there is no entry secret/cloudflare/other; write it" in refusal.message
 
 
-async def test_deleted_version(world: World) -> None:
+async def test_deleted_version(world: VaultSetting) -> None:
     """A deleted version is told from an entry that never was, where the store knows."""
     world.vault.entries[NAME] = None
     told = "is deleted; restore it" if world.vault.version == 2 else "there is no entry"
@@ -181,20 +181,20 @@ async def test_deleted_version(world: World) -> None:
     assert (refusal.reason, told in refusal.message) == (Reason.DNS_REJECTED, True)
 
 
-async def test_wrong_mount(world: World) -> None:
+async def test_wrong_mount(world: VaultSetting) -> None:
     """A mount that isn't there is told from an entry that isn't there."""
     refusal = await refusal_of(world.source(mount_path="kv"))
     assert (refusal.reason, "nothing is mounted at kv" in refusal.message) == (Reason.DNS_REJECTED, True)
 
 
-async def test_wrong_version(world: World) -> None:
+async def test_wrong_version(world: VaultSetting) -> None:
     """A store of the other version holds no such entry, and the message doubts the version."""
     refusal = await refusal_of(world.source(kv_version=3 - world.vault.version))
     assert (refusal.reason, "kv_version" in refusal.message) == (Reason.DNS_REJECTED, True)
 
 
 @pytest.mark.parametrize("key", ["other", "port", "empty"])
-async def test_field_that_is_no_secret(world: World, key: str) -> None:
+async def test_field_that_is_no_secret(world: VaultSetting, key: str) -> None:
     """A field that is missing, empty or no text is told by its name."""
     refusal = await refusal_of(world.source(key=key))
     assert (refusal.reason, f"no text in the field {key!r}" in refusal.message) == (Reason.DNS_REJECTED, True)
@@ -220,7 +220,7 @@ async def test_field_that_is_no_secret(world: World, key: str) -> None:
     ],
 )
 async def test_answers(
-    first: World, answer: tuple[int, tuple[tuple[str, str], ...], bytes], reason: Reason, message: str
+    first: VaultSetting, answer: tuple[int, tuple[tuple[str, str], ...], bytes], reason: Reason, message: str
 ) -> None:
     """What passes is told from what a person must mend; nothing of the body is quoted."""
     first.vault.script.append(answer)
@@ -229,14 +229,14 @@ async def test_answers(
     assert len(first.vault.requests) == 1
 
 
-async def test_nobody_there(first: World) -> None:
+async def test_nobody_there(first: VaultSetting) -> None:
     """A vault that can't be reached is waited for by whoever needs the secret."""
     refusal = await refusal_of(first.source(address="http://127.0.0.1:1"))
     assert (refusal.reason, "ConnectError" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
-async def test_no_proxy_sees_the_token(first: World, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+async def test_no_proxy_sees_the_token(first: VaultSetting, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """Plain http is for this machine: a proxy of the environment doesn't carry token and secret elsewhere."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -247,14 +247,14 @@ async def test_no_proxy_sees_the_token(first: World, monkeypatch: pytest.MonkeyP
 async def test_private_authority(tmp_path: Path, pool: BlockingPool) -> None:
     """A private CA's server is spoken to with its roots, and not without."""
     with VaultServer(tmp_path, entries={NAME: {"value": "s3cret"}}) as vault:
-        world = World(vault, ManualClock(), pool)
+        world = VaultSetting(vault, ManualClock(), pool)
         trusted = ssl.create_default_context(cafile=str(vault.roots))
         assert await world.source(new_client=lambda: new_http_client(TIMEOUT, trusted)).read(NAME) == "s3cret"
         assert (await refusal_of(world.source())).reason is Reason.DNS_UNAVAILABLE
     assert len(vault.requests) == 1
 
 
-async def test_is_kept_briefly(first: World) -> None:
+async def test_is_kept_briefly(first: VaultSetting) -> None:
     """One request serves for the time that it is kept, and a new secret is seen after it."""
     source = first.source(cache=timedelta(seconds=30))
     assert [await source.read(NAME) for _ in range(3)] == ["s3cret"] * 3
@@ -266,7 +266,7 @@ async def test_is_kept_briefly(first: World) -> None:
     assert await source.read(NAME) == "rotated"
 
 
-async def test_forgets_what_was_refused(first: World) -> None:
+async def test_forgets_what_was_refused(first: VaultSetting) -> None:
     """What was read more than a moment ago is read again, once, however many were refused with it."""
     source = first.source()
     assert isinstance(source, KeepsSecrets)
@@ -284,14 +284,14 @@ async def test_forgets_what_was_refused(first: World) -> None:
     assert len(first.vault.requests) == 2
 
 
-async def test_nothing_is_kept(first: World) -> None:
+async def test_nothing_is_kept(first: VaultSetting) -> None:
     """With no time to keep, each read asks."""
     source = first.source(cache=timedelta())
     assert [await source.read(NAME) for _ in range(2)] == ["s3cret"] * 2
     assert len(first.vault.requests) == 2
 
 
-async def test_failures_are_not_kept(first: World) -> None:
+async def test_failures_are_not_kept(first: VaultSetting) -> None:
     """A secret that can't be read any more isn't handed out, and one that can again is."""
     source = first.source()
     await source.read(NAME)
@@ -304,7 +304,7 @@ async def test_failures_are_not_kept(first: World) -> None:
     assert len(first.vault.requests) == 4
 
 
-async def test_concurrent_readers_ask_once(first: World) -> None:
+async def test_concurrent_readers_ask_once(first: VaultSetting) -> None:
     """A burst of orders makes one request, and who stops waiting takes nothing from the others."""
     source = first.source()
     readers = [asyncio.create_task(source.read(NAME)) for _ in range(20)]
