@@ -72,7 +72,7 @@ async def hoard(target: Target, seconds: float) -> Counter[str]:
             for _ in range(_PER_CONNECTION):
                 if number % 2:
                     health = health_pb2_grpc.HealthStub(channel)
-                    held.append(health.Watch(health_pb2.HealthCheckRequest()))
+                    held.append(health.Watch(health_pb2.HealthCheckRequest()))  # type: ignore[attr-defined] # its stubs leave it out
                 else:
                     stream = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
                     held.append(stream)

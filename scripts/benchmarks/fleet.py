@@ -35,8 +35,9 @@ from benchmarks.reference import broker_loop
 from certplane.broker.app import Broker, open_broker
 from certplane.broker.descriptors import raise_file_limit
 from certplane.broker.prepared import prepare
-from certplane.broker.renewal.model import RenewalCause, RenewalPlan
+from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.settings import load_settings
+from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.logging import setup
 from certplane.sandbox.certificates import CertificateAuthority, write_private
 from certplane.sandbox.loopback import LOOPBACK
@@ -57,6 +58,7 @@ class Process:
     """A program that answers each line it is given with a line of JSON."""
 
     def __init__(self, *arguments: str, log: Path | None = None) -> None:
+        self._name = " ".join(arguments[:2])
         with contextlib.ExitStack() as opened:
             errors = opened.enter_context(log.open("ab")) if log is not None else None
             self.child = subprocess.Popen(
@@ -91,7 +93,7 @@ class Process:
         line = self.child.stdout.readline()
         answer: dict[str, Any] = json.loads(line or '{"error": "it has ended"}')
         if "error" in answer:
-            raise RuntimeError(f"{' '.join(self.child.args[2:4])}: {answer['error']}")
+            raise RuntimeError(f"{self._name}: {answer['error']}")
         return answer
 
     def ask(self, command: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.wire import Closed, Connection, client_context, opening
-from certplane.agent.link.session import End
+from certplane.agent.link.ending import StreamEnd
 from certplane.agent.link.stream import reopening_wait
 from certplane.broker.descriptors import raise_file_limit
 from certplane.rpc.channel import CHANNEL_OPTIONS
@@ -345,7 +345,7 @@ class Fleet:
             self._away += 1
             host.failures = 1
             # The stream's own wait, after which the channel is asked for: it connects at once, the first time.
-            wait = reopening_wait(End(str(error)), 1, lambda backoff, count: backoff.wait(count, self._rng))
+            wait = reopening_wait(StreamEnd(str(error)), 1, lambda backoff, count: backoff.wait(count, self._rng))
             self._later(wait.total_seconds(), lambda: self._come_back(host))
             return
         ceiling = min(_FIRST_RETRY * _GRPC_MULTIPLIER ** (host.failures - 1), _MOST_RETRY)

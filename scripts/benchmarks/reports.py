@@ -117,5 +117,6 @@ def _reports(
             served=held, renew_time=now, renew_reason="a third of its life is left", update_time=now,
         )  # fmt: skip
         report = Report(call + 1, status)
-        made.append((report, report_events(caller, "01a207ff-6a12-7c3e-9d1f-3f1c5f1f6a10", [report], trail)))
+        told = report_events(caller, "01a207ff-6a12-7c3e-9d1f-3f1c5f1f6a10", [report], trail)
+        made.append((report, {sequence: one.event for sequence, one in told.items()}))
     return made
