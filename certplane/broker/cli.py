@@ -173,15 +173,16 @@ def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
     setup(settings.logging.level, settings.logging.format, settings.logging.destination)
     from certplane.broker.serving import serve
+    from certplane.runtime.lookups import loop_with_lookups
 
     try:
         import uvloop
     except ImportError:
-        new_event_loop = asyncio.new_event_loop
+        loop: type[asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
     else:
-        new_event_loop = uvloop.new_event_loop
+        loop = uvloop.Loop
     # Not within the `except`: its exception would be the one that everything meanwhile sees as being handled.
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=loop_with_lookups(loop)) as runner:
         runner.run(serve(settings))
     return 0
 
