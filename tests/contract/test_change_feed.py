@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from certplane.broker.model import ChangeKind, DenyEntry, IdentityUse, RevocationReason
 from certplane.broker.ports import ChangeFollower
+from certplane.broker.store.session import Fault, SqlError
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import StoreHarness
 from tests.support.waiting import until
@@ -181,6 +182,52 @@ async def test_old_rows_are_removed(store: StoreHarness, follower: Follower, bes
         await other.deny_list.deny(DenyEntry(name="new"), [])
         await store.stores.changes.look()
         assert (follower.told, len(follower.rereads)) == (["old", "new"], rereads)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_what_a_restored_database_has_lost_is_read_again(
+    store: StoreHarness, follower: Follower, beside: Open, left: int
+) -> None:
+    """A standby that took over without the last transactions: an entry that isn't there is in force no longer, once."""
+    async with beside() as other:
+        for name in ("web1", "web2"):
+            await other.deny_list.deny(DenyEntry(name=name), [])
+        await store.stores.changes.look()
+        assert store.stores.deny_list.denied("web2", "", "")
+        store.place.execute("DELETE FROM deny_entries WHERE name = 'web2'")
+        store.place.execute(f"DELETE FROM changes WHERE number > {left}")  # noqa: S608 - a number
+        await store.stores.changes.look()
+        assert store.stores.deny_list.denied("web2", "", "") is None
+        assert store.stores.deny_list.denied("web1", "", "")
+        rereads = len(follower.rereads)
+        async with beside() as another:
+            await another.deny_list.deny(DenyEntry(name="web3"), [])
+            await store.stores.changes.look()
+        assert len(follower.rereads) == rereads
+        assert store.stores.deny_list.denied("web3", "", "")
+
+
+async def test_after_a_look_that_failed_everything_is_read_again(
+    store: StoreHarness, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows what the server went through meanwhile; the broker isn't ready until it was looked at."""
+    changes = store.stores.changes
+
+    async def fail(*_: object) -> None:
+        raise SqlError(Fault.LOST, "the server went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(changes._database, "one", fail)
+        await changes.look()
+        assert not store.stores.ready()
+    store.place.execute(
+        "INSERT INTO deny_entries (name, issuer, serial_number, reason, create_time) VALUES ('web1', '', '', '', 0)"
+    )
+    rereads = len(follower.rereads)
+    await changes.look()
+    assert store.stores.ready()
+    assert len(follower.rereads) == rereads + 1
+    assert store.stores.deny_list.denied("web1", "", "")
 
 
 async def test_a_change_is_told_within_half_a_second(store: StoreHarness, follower: Follower, beside: Open) -> None:

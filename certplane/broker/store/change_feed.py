@@ -7,8 +7,9 @@ writes, so its numbers become visible in their order, and no lock is shared betw
 
 Readers keep one position for each writer (`SqlChangeFeed`) and look four times a second: one indexed query that asks
 for the newest number of every writer. What can't be told from the rows is read again as a whole: at the start, after a
-gap in a writer's numbers (a transaction that was undone leaves one), and after a pause so long that rows may have been
-removed unread.
+gap in a writer's numbers (a transaction that was undone leaves one), after a pause so long that rows may have been
+removed unread, after a look that failed, and when rows that were there are gone (a database server that was restored,
+or whose standby took over without the last transactions).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -102,6 +104,8 @@ class SqlChangeFeed(ChangeFeed):
         self._clock = clock
         self._followings: list[_Following] = []
         self._positions: dict[str, int] = {}
+        self._moves: dict[str, float] = {}
+        """When each writer's number was last seen to change, monotonic."""
         self._heads = ""
         self._look_time: tuple[datetime, float] | None = None
         """When the newest numbers were read last, by the wall clock and monotonic."""
@@ -167,18 +171,34 @@ class SqlChangeFeed(ChangeFeed):
         """Note for each follower what it has to read."""
         row = await self._database.one(self._newest, {"own": self._writer_id})
         heads: str = (row and row[0]) or ""
-        late = self._is_late()
+        late = self._is_late() or not self._well
         self._look_time = (self._clock.now(), self._clock.monotonic())
-        if late:
-            self._expect_everything()
-            self._positions |= _parse(heads)
-        elif heads != self._heads:
-            for writer, newest in _parse(heads).items():
-                if newest > self._positions.get(writer, 0):
-                    await self._read_writer(writer, newest)
+        if late or heads != self._heads:
+            await self._read_writers(_parse(heads), late=late)
         self._heads = heads
+
+    async def _read_writers(self, newest: Mapping[str, int], *, late: bool) -> None:
+        now = self._clock.monotonic()
+        if late or self._is_undone(newest, now):
+            self._expect_everything()
+            self._positions = {**newest}
+            self._moves = dict.fromkeys(newest, now)
+            return
+        for writer, number in newest.items():
+            if number > self._positions.get(writer, 0):
+                self._moves[writer] = now
+                await self._read_writer(writer, number)
         if len(self._positions) > _MOST_POSITIONS:
-            self._positions = _parse(heads)
+            self._positions = {**newest}
+            self._moves = {writer: self._moves.get(writer, now) for writer in newest}
+
+    def _is_undone(self, newest: Mapping[str, int], now: float) -> bool:
+        """Whether rows are gone that nobody has removed yet: transactions that were seen have not happened any more."""
+        young = now - _KEEP.total_seconds() / 2
+        return any(
+            newest[writer] < position if writer in newest else self._moves.get(writer, young) > young
+            for writer, position in self._positions.items()
+        )
 
     async def _read_writer(self, writer: str, newest: int) -> None:
         position = self._positions.get(writer, 0)
