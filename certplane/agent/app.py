@@ -165,7 +165,7 @@ class Agent:
         try:
             await self._report()
         except CertplaneError as error:
-            logger.warning("the broker has not heard of this host's identity: %s", error)
+            logger.warning("could not tell the broker of this host's identity: %s", error)
         errors |= await self._settle_all(self._certificates.values(), statuses)
         if self._stream is not None:
             # In timer mode this is when the host hears of a revocation, of an operator, of another policy or epoch.
@@ -285,7 +285,7 @@ class Agent:
                 self._to_report.set()
                 failures += 1
                 wait = _REPORT.wait(failures, self._host.rng)
-                logger.warning("the broker has not heard of this host's identity: %s; next try in %s", error, wait)
+                logger.warning("could not tell the broker of this host's identity: %s; next try in %s", error, wait)
                 await self._host.clock.sleep(wait)
             except Exception:  # a fault of ours must not end the certificates' renewals
                 logger.exception("the identity can't be reported")
@@ -311,7 +311,7 @@ class Agent:
         """`renew` for the control socket, which hears of `progress`."""
         runner = self._certificates.get(name)
         if runner is None:
-            return Outcome(ok=False, text="the agent that runs has no certificate of that name; restart it")
+            return Outcome(ok=False, text="the running agent has no certificate of that name; restart it")
         try:
             before = await self._newest(name)
             status = await runner.renew_now()

@@ -70,7 +70,7 @@ async def findings(host: Host, connect: Callable[[], BrokerLink] | None = None) 
         for finding in answer.findings:
             yield finding
     else:
-        yield Finding("broker", Level.FAIL, "not asked: without an identity it lets nobody in")
+        yield Finding("broker", Level.FAIL, "not checked: the broker accepts no call without an identity")
     for certificate in settings.certificates:
         for finding in await host.disk.run(_of_outputs, host, certificate):
             yield finding
@@ -124,7 +124,7 @@ class _Answer:
 async def _internal_ca(host: Host) -> Finding:
     authority = host.authority()
     try:
-        return Finding("internal CA", Level.OK, f"{await authority.check()} is the pinned one and is well")
+        return Finding("internal CA", Level.OK, f"{await authority.check()} is the pinned CA and is healthy")
     except CertplaneError as error:
         return failed("internal CA", error)
     finally:

@@ -74,12 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     run = commands.add_parser("run", parents=[common, output], help="keep the identity and all certificates renewed")
     run.add_argument(
-        "--once", action="store_true", help="do what is due and end: status 0 if all is well, 1 if something failed"
+        "--once", action="store_true", help="do what is due, then exit: status 0 if all is well, 1 if something failed"
     )
     commands.add_parser(
         "check", parents=[common, output], help="check that everything needed for renewal is in place; changes nothing"
     )
-    status = commands.add_parser("status", parents=[common], help="what this host has and when it is renewed")
+    status = commands.add_parser(
+        "status", parents=[common], help="show this host's certificates and when they are renewed"
+    )
     status.add_argument("--json", action="store_true", help="one JSON object")
     renew = commands.add_parser("renew", parents=[common, output], help="renew one certificate now")
     renew.add_argument("name", metavar="NAME", help="the certificate's name in agent.yml")

@@ -172,7 +172,7 @@ async def ask(state_dir: Path, request: dict[str, str], progress: Progress) -> O
         raise OperationError(f"the connection to the running agent broke: {error}") from error
     finally:
         writer.close()
-    raise OperationError("the running agent ended meanwhile", remedy="look at its log, then try again")
+    raise OperationError("the running agent ended meanwhile", remedy="check its log, then try again")
 
 
 async def _events(reader: asyncio.StreamReader) -> AsyncIterator[Any]:

@@ -119,7 +119,9 @@ class HostDirectives(DirectiveTaker):
         after = max(min(wanted) - self._clock.now(), timedelta())
         for name, status in await self._statuses():
             if status.failures:
-                self._try_again(name, "an operator wants a certificate that this host doesn't have", after=after)
+                self._try_again(
+                    name, "an operator asked to renew a certificate that this host doesn't have", after=after
+                )
 
     def _is_expecting(self) -> bool:
         for lineage in self._lineages.values():
@@ -131,7 +133,7 @@ class HostDirectives(DirectiveTaker):
     def _wake(self, changed: Mapping[str, DirectedRenewal]) -> None:
         for name, directed in changed.items():
             when = f"{directed.renew_time:%Y-%m-%d %H:%M:%S} UTC"
-            logger.info("%s: to be renewed at %s: %s", name, when, explanation(directed))
+            logger.info("%s: will be renewed at %s: %s", name, when, explanation(directed))
             runner = self._runners[name]
             if directed.cause is not RenewalCause.LIFETIME and directed.renew_time <= self._clock.now():
                 runner.try_again()  # somebody wants it now: our own patience isn't a reason against
@@ -177,7 +179,7 @@ class HostDirectives(DirectiveTaker):
     async def connected(self) -> None:
         for name, status in await self._statuses():
             if is_unreached(status):
-                self._try_again(name, "the broker is there again")
+                self._try_again(name, "the broker is reachable again")
 
     @override
     async def policy_changed(self, policy_hash: str) -> None:
@@ -199,7 +201,7 @@ class HostDirectives(DirectiveTaker):
         for name, status in await self._statuses():
             if not first and status.failures:
                 after = _SPREAD * self._rng.random()
-                self._try_again(name, "what failed at the broker may succeed now", after=after)
+                self._try_again(name, "requests that failed at the broker may succeed now", after=after)
         self._on_retry_epoch(retry_epoch)
 
     def _try_again(self, name: str, why: str, *, after: timedelta = timedelta()) -> None:

@@ -98,8 +98,8 @@ def act_as_owner(host: Host) -> Finding | None:
         except (KeyError, OSError):
             pass
         else:
-            return Finding("user", Level.OK, f"looks as {name}, whom {host.state_dir} belongs to")
-    text = f"this looks as {this_user()}, but {host.state_dir} belongs to {name}; look as the agent does"
+            return Finding("user", Level.OK, f"runs as {name}, the owner of {host.state_dir}")
+    text = f"this check runs as {this_user()}, but {host.state_dir} belongs to {name}; run it as {name}"
     line = as_user(owner.st_uid, f"certplane-agent -c {host.settings.source.file} check")
     return Finding("user", Level.WARN, f"{text}: {line}")
 

@@ -183,7 +183,7 @@ class LineageRunner:
                 case Activate():
                     if requested:  # what is due again at once has too short a life; the next run goes on
                         return status
-        raise RuntimeError(f"the plan of {self.name} comes to no end")
+        raise RuntimeError(f"the plan of {self.name} does not terminate")
 
     async def renew_now(self) -> LineageStatus:
         """Make the lineage renew now while `run` is at work, and wait until it has nothing more to do at once.
@@ -262,7 +262,9 @@ class LineageRunner:
         if abs(jump) < _JUMP:
             jump = timedelta()
         else:
-            logger.warning("%s: the clock was set by %.0f s; its waits move along", self.name, jump.total_seconds())
+            logger.warning(
+                "%s: the clock was set by %.0f s; its wait times move with it", self.name, jump.total_seconds()
+            )
         await self._lineage.disk.run(self._lineage.settle_waits, now, jump)
         return await self._lineage.facts(now)
 

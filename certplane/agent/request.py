@@ -45,7 +45,7 @@ _MOST_TOLD = 50
 _STATES = {
     "PENDING": "the order waits for its turn",
     "AUTHORIZED": "the CA has accepted the order",
-    "VALIDATING": "DNS records are written and looked for",
+    "VALIDATING": "DNS records are written and checked",
     "FINALIZING": "the CA signs",
 }
 
@@ -154,7 +154,9 @@ class BrokerRequest:
             if error.refusal.reason is not Reason.CERTIFICATE_NOT_FOUND or not pending.replaces_certificate_id:
                 raise
         # What it replaces is of another profile now, or the broker has forgotten it: then it is a first certificate.
-        logger.info("%s: the broker doesn't know what is to be replaced; asking for a first one", self._lineage.name)
+        logger.info(
+            "%s: the broker doesn't know the certificate to replace; requesting a first one", self._lineage.name
+        )
         return await self._ask(pending.csr_pem, "")
 
     async def _ask(self, csr_pem: str, replaces_certificate_id: str) -> OrderView:
@@ -177,7 +179,7 @@ class BrokerRequest:
                 wait = max(told, _POLL.wait(tries, self._rng))
                 if self._clock.monotonic() + wait.total_seconds() > until:
                     raise
-            self._progress.step(self._lineage.name, "waiting: the broker takes no more requests at once")
+            self._progress.step(self._lineage.name, "waiting: the broker accepts no more requests at the same time")
             await self._clock.sleep(wait)
 
     async def _followed(self, order: OrderView) -> IssuedCertificate:
@@ -205,7 +207,7 @@ class BrokerRequest:
         if order.error is None:
             raise OperationError(
                 f"the broker's order {order.order_id} is {order.state} without a certificate",
-                remedy="look at the broker's log",
+                remedy="check the broker's log",
             )
         raise OrderFailedError(RefusalError.of(order.error), order.retry_time)
 

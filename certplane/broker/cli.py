@@ -32,12 +32,12 @@ _DEFAULT_CONFIG: Final = Path("/etc/certplane/broker.yml")
 _EPILOG: Final = """\
 exit statuses:
   0  done (serve: stopped as asked)
-  1  it could not be done: the store, a port or another broker is in the way (preflight: a check has failed)
+  1  failed: the store, a port or another running broker prevents it (preflight: a check has failed)
   2  the configuration, the policy or an argument is wrong; each problem is a line on standard error
 
 With output that isn't a terminal, or with --json, lists are JSON, one object a line.
 Signals of `serve`: TERM and INT stop it, HUP reads policy, server certificate and agent CA bundle again; `reload` does
-so too, and says what came of it.
+the same, and prints the result.
 """
 
 _ENTRY_COLUMNS: Final = ("name", "issuer", "serial_number", "since", "reason")
@@ -325,7 +325,7 @@ def _deny(options: argparse.Namespace) -> int:
     row = asyncio.run(deny_identity(settings, entry))
     if others:
         notice = f"denied, but no certificate in use and no CA of the bundle has the issuer {entry.issuer}"
-        say(f"certplane-broker: {notice}: nobody may be shut out by it; known issuers: {'; '.join(others)}")
+        say(f"certplane-broker: {notice}: the entry may match nobody; known issuers: {'; '.join(others)}")
     if entry.name and is_stranger(settings, entry.name):
         notice = f"denied, but the policy knows no identity {entry.name}: check that it is the one you mean"
         say(f"certplane-broker: {notice}")
@@ -334,7 +334,7 @@ def _deny(options: argparse.Namespace) -> int:
         say(f"certplane-broker: {notice}; `certplane-broker certs revoke ID --reason keyCompromise`")
     if orders := row["orders_at_the_ca"]:
         notice = f"the CA may issue for orders that it has already: {' '.join(orders)}"
-        remedy = "nobody gets such a certificate; revoke it once `certplane-broker certs list` shows it"
+        remedy = "the broker hands such a certificate to nobody; revoke it once `certplane-broker certs list` shows it"
         say(f"certplane-broker: {notice}; {remedy}")
     return _print_rows(options, [row], _ENTRY_COLUMNS)
 

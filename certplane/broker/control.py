@@ -119,14 +119,14 @@ async def request_reload(path: Path) -> ReloadResult:
         remedy = "start it, or give the same -c FILE as it has"
         raise OperationError(f"no broker with this configuration listens at {path}", remedy=remedy) from error
     except (OSError, TimeoutError) as error:
-        remedy = denied_remedy(path, "look at its log")
+        remedy = denied_remedy(path, "check its log")
         raise OperationError(f"the broker at {path} can't be asked: {error}", remedy=remedy) from error
     try:
         writer.write(b'{"command": "reload"}\n')
         async with asyncio.timeout(_RELOAD_PATIENCE):
             answer = json.loads(await reader.readline() or b"null")
     except (OSError, TimeoutError, ValueError) as error:
-        raise OperationError(f"the broker gave no answer: {error}", remedy="look at its log") from error
+        raise OperationError(f"the broker gave no answer: {error}", remedy="check its log") from error
     finally:
         writer.close()
     return _result(answer)
@@ -136,7 +136,7 @@ def _result(answer: Any) -> ReloadResult:
     match answer:
         case {"ok": bool(ok), "lines": list(lines)}:
             return ReloadResult(ok, tuple(str(line) for line in lines))
-    raise OperationError("the broker ended meanwhile", remedy="look at its log")
+    raise OperationError("the broker ended meanwhile", remedy="check its log")
 
 
 @contextlib.contextmanager

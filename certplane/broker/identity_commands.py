@@ -167,8 +167,8 @@ async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: C
         found = _find_contested(entry, await stores.identities.identities(), clock.now())
         if found is None:
             if not denied:
-                remedy = "`identity list` shows what there is"
-                raise OperationError("nothing denies it, and it isn't contested", remedy=remedy)
+                remedy = "`identity list` shows all entries"
+                raise OperationError("it is neither denied nor contested", remedy=remedy)
             event = _event(AuditTrail(clock), entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW)
             await stores.deny_list.allow(entry, [event])
             return {**_entry_row(entry), "result": "let in again"}
@@ -248,7 +248,7 @@ def _settlement_row(settlement: Settlement) -> Row:
         "serial_number": active.serial_number,
         "since": shown_time(active.time),
         "reason": "",
-        "result": f"is the active one; shut out: {others}" if others else "is the active one; no longer contested",
+        "result": f"is the active one; denied: {others}" if others else "is the active one; no longer contested",
     }
 
 

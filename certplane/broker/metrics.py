@@ -62,7 +62,7 @@ RPC_SECONDS: Final = Histogram(
 RPC_IN_FLIGHT: Final = Gauge("certplane_rpc_in_flight", "Calls being served.")
 LOOP_LAG: Final = Histogram(
     "certplane_event_loop_lag_seconds",
-    "How late the event loop came to what was due: what every call waits beside.",
+    "How late the event loop starts work that is due: a delay that every call shares.",
 )
 DRAINING: Final = Gauge("certplane_draining", "1 while the broker shuts down.")
 RELOADS: Final = Counter(
@@ -93,7 +93,9 @@ LIMITS_REACHED: Final = Counter(
     "certplane_limits_reached_total", "Requests that a limit of rate_limits has refused, by its key.", ("limit",)
 )
 PROFILES_BLOCKED: Final = Gauge(
-    "certplane_profiles_blocked", "1 while the last order of a profile ended for a person to mend.", ("profile",)
+    "certplane_profiles_blocked",
+    "1 while the last order of a profile failed with an error that only a person can fix.",
+    ("profile",),
 )
 ORDERS_OPENED: Final = Counter(
     "certplane_orders_opened_total",
@@ -163,9 +165,7 @@ DIRECTIVE_SECONDS: Final = Histogram(
 CERTIFICATES: Final = Gauge(
     "certplane_host_certificates", "Certificates of all hosts, by the state that was reported last.", ("state",)
 )
-HEALTH: Final = Gauge(
-    "certplane_fleet_certificates", "Certificates of all hosts, by how bad it is with them.", ("health",)
-)
+HEALTH: Final = Gauge("certplane_fleet_certificates", "Certificates of all hosts, by health.", ("health",))
 SOONEST_END: Final = Gauge(
     "certplane_fleet_soonest_not_after_timestamp_seconds",
     "The soonest end of what hosts use, Unix time; +Inf for none.",
@@ -181,7 +181,7 @@ STORE_GROUP: Final = Histogram(
 ROWS_PRUNED: Final = Counter(
     "certplane_store_rows_pruned_total", "Rows that were removed because they had ended long ago.", ("table",)
 )
-STORE_SIZE: Final = Gauge("certplane_store_size_bytes", "Octets that the database takes.")
+STORE_SIZE: Final = Gauge("certplane_store_size_bytes", "Size of the database on disk, in octets.")
 STORE_GROWTH: Final = Gauge("certplane_store_growth_bytes", "Octets that the database has grown by in the last hour.")
 FREE_SPACE: Final = Gauge(
     "certplane_free_space_bytes",

@@ -320,7 +320,7 @@ class Reloader:
         if not self._trust.refresh(self._clock.now()):
             return
         self._note_trust()
-        reason = "a certificate of the agent CA bundle or of the server chain ended or began: handshakes follow"
+        reason = "a certificate of agent CA bundle or server chain expired or became valid; handshakes follow"
         _logger.warning("%s", reason, extra={"fields": trust_fields(self._trust.current)})
         await self._record(self._trail.event(AuditEventType.TRUST_RELOADED, reason=reason[:_LONGEST_REASON]))
 

@@ -61,10 +61,10 @@ def little_room(places: Mapping[str, Room], growth: int) -> str:
     for place, room in places.items():
         if room.free < min(_LEAST_SHARE * room.total, _LEAST_FREE):
             free = f"{room.free >> 20} MiB are free for the {_NAMES[place]}"
-            return f"{free}: make room, or shorten audit.keep or store.keep"
+            return f"{free}: free space, or shorten audit.keep or store.keep"
         if place == "store" and growth > 0 and growth * hours > room.free:
             left = f"{room.free >> 20} MiB are free, enough for {room.free // growth} hours"
-            return f"{_grown(growth)}, and {left}: {_CULPRIT}, and shut it out or make room"
+            return f"{_grown(growth)}, and {left}: {_CULPRIT}, and deny it, or free space"
     if growth > _FAST:
         return f"{_grown(growth)}: {_CULPRIT}"
     return ""
@@ -105,7 +105,7 @@ class Retention:
             try:
                 await self._prune_all()
             except RefusalError as error:
-                _logger.warning("what is old could not be removed from the database: %s; next try in an hour", error)
+                _logger.warning("could not remove old rows from the database: %s; next try in an hour", error)
             await self._clock.sleep(_INTERVAL)
 
     async def watch(self) -> None:
@@ -114,7 +114,7 @@ class Retention:
             try:
                 await self._look()
             except (RefusalError, OSError) as error:
-                _logger.warning("the room that is left could not be found out: %s", error)
+                _logger.warning("could not measure the free space: %s", error)
             await self._clock.sleep(_LOOK)
 
     async def _prune_all(self) -> None:
@@ -135,7 +135,7 @@ class Retention:
                 break
             await self._clock.sleep(_PAUSE)
         if any(total.values()):
-            _logger.info("what was old is removed from the database", extra={"fields": total})
+            _logger.info("removed old rows from the database", extra={"fields": total})
 
     async def _look(self) -> None:
         size = await self._upkeep.size()
@@ -151,7 +151,7 @@ class Retention:
         if problem and not self._said:
             _logger.error("%s", problem)
         elif self._said and not problem:
-            _logger.info("there is enough room again")
+            _logger.info("there is enough free space again")
         self._said = problem
 
 

@@ -199,7 +199,7 @@ class _Builder:
         if (node := self._anchors.get(name)) is not None:
             return self._copied(event, node, key, depth)
         if name in self._anchors:
-            self._fail(event, key, f"is an alias of what it stands in (*{name})", "write the value out")
+            self._fail(event, key, f"is an alias of a value that contains it (*{name})", "write the value out")
         else:
             self._fail(
                 event,

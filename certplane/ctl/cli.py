@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"certplanectl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    fleet = commands.add_parser("fleet", parents=[common, output], help="all hosts and where their certificates are")
+    fleet = commands.add_parser(
+        "fleet", parents=[common, output], help="all hosts, with the health and state of their certificates"
+    )
     fleet.add_argument(
         "--state",
         action="append",
@@ -107,14 +109,14 @@ def _parser() -> argparse.ArgumentParser:
     watch = commands.add_parser("watch", parents=[common, output], help="the fleet, live, until Ctrl-C")
     watch.add_argument("hosts", nargs="*", metavar="HOST", help="only these hosts, by name or label")
 
-    host = commands.add_parser("host", parents=[common, output], help="one host with all that is known of it")
+    host = commands.add_parser("host", parents=[common, output], help="all that the broker knows of one host")
     host.add_argument("name", metavar="NAME", help="the host's identity name, or its label in the policy")
 
     renew = commands.add_parser(
         "renew",
         parents=[common, output],
         help="have certificates renewed",
-        description="Has the certificates renewed that match every kind of option given.",
+        description="Renews the certificates that match every kind of option given.",
     )
     renew.add_argument("--all", action="store_true", help="every certificate in force")
     for option, metavar, text in (
@@ -125,12 +127,12 @@ def _parser() -> argparse.ArgumentParser:
         ("name", "DNS-NAME", "with this DNS name"),
     ):
         renew.add_argument(f"--{option}", action="append", default=[], metavar=metavar, help=f"{text}; may be repeated")
-    renew.add_argument("--reason", required=True, help="why: hosts log it, and so does the audit log")
+    renew.add_argument("--reason", required=True, help="the reason, for the hosts' logs and the audit log")
     renew.add_argument(
         "--spread", default="0s", metavar="DURATION", help="spread the renewals over this time, such as 30m or 24h"
     )
-    renew.add_argument("--dry-run", action="store_true", help="say what would be renewed, and do nothing")
-    renew.add_argument("--yes", action="store_true", help="don't ask before it begins")
+    renew.add_argument("--dry-run", action="store_true", help="show what would be renewed; change nothing")
+    renew.add_argument("--yes", action="store_true", help="don't ask for confirmation")
     return parser
 
 
@@ -267,7 +269,9 @@ def _selection(options: argparse.Namespace) -> fleet_pb2.Selection:
 async def _agreed(question: str) -> bool:
     """Whether a person at the terminal says yes; without one nobody can."""
     if not sys.stdin.isatty():
-        raise _misuse(f"{question}; there is no terminal to ask at", "add --yes, or --dry-run to only look")
+        raise _misuse(
+            f"{question}; there is no terminal to ask at", "add --yes, or --dry-run to only show what would be renewed"
+        )
     print(f"{question}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
     # Not on a thread: it would be waited for at the end of the program, and Ctrl-C wait for the Enter key.
     loop, typed = asyncio.get_running_loop(), asyncio.Event()

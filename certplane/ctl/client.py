@@ -48,7 +48,7 @@ _REMEDIES: Final = {
 _OPERATORS_REMEDIES: Final = {
     Reason.ROLE_REQUIRED: "use another identity in ctl.yml, or give this one the role in policy.yml",
     Reason.IDENTITY_UNKNOWN: "add it to the operators in policy.yml, with a role",
-    Reason.IDENTITY_EXPIRED: "get a new one from the internal CA, as the first one was had",
+    Reason.IDENTITY_EXPIRED: "get a new one from the internal CA in the same way as the first one",
 }
 """What an operator can do about a refusal whose message is for any caller."""
 
@@ -174,7 +174,7 @@ class FleetClient:
             return RefusalError.of(replace(refusal, message=f"{refusal.message}; {remedy}") if remedy else refusal)
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return await self._files.run(self._why_unreachable, words_of(error))
-        late = "look at the broker's log and its load, or raise timeout in ctl.yml"
+        late = "check the broker's log and its load, or raise timeout in ctl.yml"
         return failed_call(error, self._settings.broker.url, late=late)
 
     def _why_unreachable(self, said: str) -> CertplaneError:

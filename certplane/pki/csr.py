@@ -229,7 +229,7 @@ def _dns_names(csr: x509.CertificateSigningRequest, known: Collection[str] | Non
         elif not _asks_for_nothing(extension.value):
             raise _invalid(
                 f"the CSR asks for the extension {_oid_name(extension.oid)}; only subjectAltName is allowed, since "
-                "policy and the CA decide the rest and a wish would be dropped without a word: make the CSR without "
+                "policy and the CA decide the rest and a wish would be dropped silently: make the CSR without "
                 "it, such as with `openssl req`"
             )
     if not names:

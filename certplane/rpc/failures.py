@@ -25,5 +25,5 @@ def failed_call(error: grpc.aio.AioRpcError, url: object, *, late: str) -> Opera
             remedy = "check that broker.url is a Certplane broker; if it is, upgrade it: it is older than this program"
             return OperationError(f"the broker at {url} doesn't know this call ({words_of(error)})", remedy=remedy)
         case _:
-            remedy = "check that broker.url is a Certplane broker, and look at its log"
+            remedy = "check that broker.url is a Certplane broker, and check its log"
             return OperationError(f"{url} answered {words_of(error)}", remedy=remedy)

@@ -33,7 +33,7 @@ _MEANINGS = {
         "mount the directory that it lies in, not the single file",
     ),
     errno.EXDEV: ("lies on another file system than its directory", "mount the whole directory"),
-    errno.EIO: ("can't be read or written: the disk has an error", "look at the kernel's log"),
+    errno.EIO: ("can't be read or written: the disk has an error", "check the kernel's log"),
     errno.ESTALE: ("is gone from its file server", "mount the file system anew"),
     errno.EMFILE: ("can't be opened: the process has too many files open", "raise its limit (LimitNOFILE=)"),
 }

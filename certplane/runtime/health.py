@@ -75,7 +75,7 @@ PERSONS_REASONS: Final = frozenset(
 )
 """Refusals of a request that stand until a person has changed policy, identity or request."""
 
-REMEDY_FOR_SERVICE: Final = "see that the service reads the configured files, and reload it"
+REMEDY_FOR_SERVICE: Final = "check that the service reads the configured files, and reload it"
 
 
 def is_persons(error: str) -> bool:

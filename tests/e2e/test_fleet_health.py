@@ -92,7 +92,7 @@ async def test_expired_and_served_is_an_alarm(tmp_path: Path) -> None:
         assert "connected" not in web1
         assert (web["state"], web["health"]) == ("STATE_SERVING", "HEALTH_EXPIRED")
         assert "last heard at" in web["healthReason"]
-        assert "see that the host" in web["healthRemedy"]
+        assert "check that the host" in web["healthRemedy"]
         assert (await alice.run("fleet")).status == 0
 
         async with told_by_hand(deployment, host, "second", datetime.now(UTC) + timedelta(days=80)):

@@ -420,7 +420,7 @@ async def test_row_8_a_chain_that_leads_nowhere(world: Moody, own_name: str, tim
     order = await world.ask(command, wait=1 if times > 9 else 20)
     if times > 9:
         assert (order.state, order.error) == (OrderState.FINALIZING, None)
-        assert "what it sent can't be used" in order.trouble
+        assert "its answer can't be used" in order.trouble
         world.proxy.clear()
         order = await world.ask(command)
     assert order.state is OrderState.ISSUED

@@ -269,7 +269,7 @@ async def test_a_host_that_is_down_says_nothing_and_its_certificate_expires(edge
     (expired,) = (each for each in host.certificates if each.health == EXPIRED)
     assert expired.health_reason.startswith("expired at ")
     assert "down, last heard at" in expired.health_reason
-    assert expired.health_remedy == "see that the host and its certplane-agent run"
+    assert expired.health_remedy == "check that the host and its certplane-agent run"
     assert (await listed(fleet, healths=[EXPIRED, renewal_pb2.HEALTH_OVERDUE]))[0] == [HOST]
     answer = await refused(fleet.ListHosts(pb.ListHostsRequest(healths=[99]), timeout=HANG))  # type: ignore[list-item]  # open enum
     assert answer.reason is Reason.REQUEST_INVALID

@@ -59,7 +59,7 @@ def accept_certificate(
         detail = str(error) if isinstance(error, READ_ERRORS) else "it has no valid path to the internal CA's root"
         raise EnrollmentError(
             f"the certificate from the internal CA is not usable: {detail}",
-            remedy="look at the provisioner's template, at the CA's intermediate and at identity.issuer_ca_bundle",
+            remedy="check the provisioner's template, the CA's intermediate and identity.issuer_ca_bundle",
         ) from error
     return IssuedCertificate(certificate_pem=leaf_pem.decode(), chain_pem=chain_pem.decode())
 
@@ -73,7 +73,7 @@ def sign_refused(reply: Reply, origin: str) -> RefusedError:
     elif reply.status < 500:
         remedy = f"compare identity.name with what the CA's provisioner allows, then {NEW_TOKEN}"
     else:
-        remedy = f"look at the CA's log, then {NEW_TOKEN}"
+        remedy = f"check the CA's log, then {NEW_TOKEN}"
     message = f"the internal CA at {origin} refused to enroll this host: {said}"
     return RefusedError(message, status=reply.status, said=said, remedy=remedy, token_spent=True)
 
@@ -83,11 +83,11 @@ def renewal_refused(reply: Reply, origin: str) -> RefusedError:
     said = reply.said or f"HTTP {reply.status}"
     if reply.status == _UNAUTHORIZED:
         remedy = (
-            "the identity is revoked, or expired where the CA doesn't renew that, or its provisioner renews nothing: "
-            f"{_RE_ENROLL}"
+            "the identity is revoked, or has expired and the CA renews no expired ones, or its provisioner "
+            f"allows no renewal: {_RE_ENROLL}"
         )
     else:
-        remedy = f"look at the CA's log; if that doesn't help, {_RE_ENROLL}"
+        remedy = f"check the CA's log; if that doesn't help, {_RE_ENROLL}"
     message = f"the internal CA at {origin} refused to renew this host's identity: {said}"
     return RefusedError(message, status=reply.status, said=said, remedy=remedy)
 

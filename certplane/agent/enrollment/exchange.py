@@ -186,7 +186,7 @@ def _lost(endpoint: Endpoint, method: str, route: str, error: Exception, seconds
     if seconds is not None or isinstance(error, TimeoutError):
         return EnrollmentError(
             f"{call}: the CA didn't answer in time",
-            remedy="look at the CA's log; identity.step_ca.timeout is the limit",
+            remedy="check the CA's log; identity.step_ca.timeout is the limit",
         )
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
         # TLS 1.3 refuses a client certificate only after the handshake, on the first read
@@ -194,7 +194,7 @@ def _lost(endpoint: Endpoint, method: str, route: str, error: Exception, seconds
             f"{call}: the CA refused this host's certificate: {ssl_reason(error)}",
             remedy="the identity has expired, or comes from another CA: `certplane-agent check` says which",
         )
-    return EnrollmentError(f"{call}: the answer was lost ({_text(error)})", remedy="look at the CA's log")
+    return EnrollmentError(f"{call}: the answer was lost ({_text(error)})", remedy="check the CA's log")
 
 
 def _text(error: Exception) -> str:

@@ -153,8 +153,8 @@ class StepCaAuthority(IdentityAuthority):
         reply = self._exchange("GET", "/health", roots.context())
         if reply.status != 200 or reply.json().get("status") != "ok":
             raise EnrollmentError(
-                f"the internal CA at {self._endpoint.origin} is not well (HTTP {reply.status})",
-                remedy="look at the CA's log, and check that identity.step_ca.url is step-ca's",
+                f"the internal CA at {self._endpoint.origin} is not healthy (HTTP {reply.status})",
+                remedy="check the CA's log, and that identity.step_ca.url is step-ca's",
             )
         return self._endpoint.origin
 

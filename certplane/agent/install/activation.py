@@ -69,7 +69,7 @@ class ActivationOutcome(StrEnum):
 
 
 _SAYS = {
-    ActivationOutcome.ROLLED_BACK: "was taken back",
+    ActivationOutcome.ROLLED_BACK: "was rolled back",
     ActivationOutcome.KEPT_UNCONFIRMED: "stays in place, unconfirmed",
     ActivationOutcome.NOT_INSTALLED: "is not installed",
 }

@@ -21,7 +21,7 @@ class JsonDirectiveFile(DirectiveFile):
         Args:
             directory: The lineage's directory, absolute; made (0755) when it is first needed.
         """
-        self._file = LineageJson(directory, "directive.json", if_unreadable="counts for nothing")
+        self._file = LineageJson(directory, "directive.json", if_unreadable="is ignored")
 
     @override
     def load(self) -> DirectedRenewal | None:

@@ -57,7 +57,7 @@ def _import(versions: VersionDirectories, files: Mapping[Part, bytes], permissio
     try:
         everything = complete(files)
     except NoPairError as error:
-        _LOG.warning("what stands at %s is no pair to go back to: %s", ", ".join(sorted(files)), error)
+        _LOG.warning("the files at %s are not a pair that can be restored: %s", ", ".join(sorted(files)), error)
         return False
     versions.add(IMPORTED, everything, Metadata(), permissions)
     return True
@@ -81,7 +81,7 @@ def _put_aside(lineage: Path, files: Mapping[Part, bytes], permissions: Mapping[
             new.sync()
         kept.rename(_NEW, str(number))
         kept.sync()
-    _LOG.warning("what stood at the configured paths is kept in %s", lineage / _REPLACED / str(number))
+    _LOG.warning("the previous files of the configured paths are kept in %s", lineage / _REPLACED / str(number))
     return f"{_REPLACED}/{number}"
 
 

@@ -57,9 +57,9 @@ class PasswordFile:
         """
         password = self.read().decode()
         if password != password.strip():
-            what = "spaces at an end"
+            what = "leading or trailing spaces"
         elif not password.isprintable():
-            what = "characters that nobody sees, such as a space without width"
+            what = "invisible characters, such as a zero-width space"
         elif len(password) > 1 and password[0] == password[-1] and password[0] in "\"'":
             what = "quotes around the password"
         else:

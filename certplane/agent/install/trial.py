@@ -88,7 +88,7 @@ def own_obstacles(folder: Path, *, files: Sequence[str], folders: Sequence[str])
                 is_right = stat.S_ISREG if name in files else stat.S_ISDIR
                 if not is_right(status.st_mode):
                     what = "file" if name in files else "folder"
-                    yield Obstacle("state_dir", f"{path} is no {what}, as the agent keeps it there", "move it away")
+                    yield Obstacle("state_dir", f"{path} is not a {what}, as the agent expects there", "move it away")
                 elif name in files and directory.is_fixed(name):
                     yield Obstacle("state_dir", f"{path} is immutable or append-only", f"chattr -i -a {path}")
     except (OSError, UnsafeDirectoryError):  # told by the folder's own trial, or still to be made

@@ -123,7 +123,7 @@ class VersionDirectories:
             try:
                 self._restore(number)
             except (OSError, OperationError, NoPairError) as error:
-                _say_once(f"{self._path / str(number)} can't be made whole: {error}")
+                _say_once(f"{self._path / str(number)} can't be repaired: {error}")
 
     def _restore(self, number: int) -> None:
         with open_directory(self._path / str(number)) as directory:
@@ -142,7 +142,7 @@ class VersionDirectories:
                 document = encode(Metadata(key_type=_key_type(files[Part.CERT])))
                 directory.replace(_METADATA, document, mode=0o644)
             if names:
-                _LOG.warning("%s had lost %s; made again from its other files", directory.path, ", ".join(names))
+                _LOG.warning("%s lacked %s; restored from its other files", directory.path, ", ".join(names))
 
     def read(self, number: int) -> dict[Part, bytes]:
         """The files of a version."""
@@ -321,5 +321,5 @@ def _metadata(directory: Directory) -> Metadata | None:
     except FileNotFoundError:
         raise
     except (OSError, StateError) as error:
-        _LOG.warning("%s can't be read and counts for nothing: %s", directory.path / _METADATA, error)
+        _LOG.warning("%s can't be read and is ignored: %s", directory.path / _METADATA, error)
         return None

@@ -250,7 +250,7 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         identity = self._identity
         if identity is not None and self._is_no_connection(error):
             return await self.why_unreachable(words_of(error))
-        return failed_call(error, self._url, late="look at the broker's log and its load")
+        return failed_call(error, self._url, late="check the broker's log and its load")
 
     def _is_no_connection(self, error: grpc.aio.AioRpcError) -> bool:
         """Whether the call never reached the broker, as far as the channel knows."""
@@ -271,7 +271,7 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         except PairError as error:
             raise OperationError(
                 f"the identity in {identity.path} can't be used: {error}",
-                remedy="restart the agent, which makes lost files again where others hold the same; else run "
+                remedy="restart the agent, which restores lost files from others with the same content; else run "
                 "`certplane-agent enroll --force` with a new token",
             ) from error
         except OSError as error:

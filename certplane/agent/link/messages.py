@@ -77,7 +77,7 @@ def directed_renewals(directive: pb.StreamRenewalStatusResponse.Directive) -> li
     renewals = []
     for number, each in enumerate(directive.renewals[:_MOST_RENEWALS]):
         if _ID.fullmatch(each.certificate_id) is None:
-            wrong.append(Violation(f"renewals[{number}].certificate_id", "is none: 1 to 128 printable octets"))
+            wrong.append(Violation(f"renewals[{number}].certificate_id", "must be 1 to 128 printable octets"))
             continue
         when = time_of(each.renew_time) if each.HasField("renew_time") else None
         if when is None or when < _EARLIEST:
@@ -95,7 +95,7 @@ def directed_renewals(directive: pb.StreamRenewalStatusResponse.Directive) -> li
             )
         )
     if wrong:
-        raise RefusalError(Reason.REQUEST_INVALID, "the directive isn't one", violations=wrong)
+        raise RefusalError(Reason.REQUEST_INVALID, "the directive is malformed", violations=wrong)
     return renewals
 
 

@@ -98,7 +98,7 @@ def _late(spec: LineageSpec, facts: LineageFacts, now: datetime, *, identity: bo
     current, status = facts.current, facts.status
     remedy = _renew_remedy(spec, identity=identity)
     if status.failures and needs_person(status):
-        return Health(HealthWord.WONT_HEAL, status.request_error or status.last_error, f"mend the cause; then {remedy}")
+        return Health(HealthWord.WONT_HEAL, status.request_error or status.last_error, f"fix the cause; then {remedy}")
     tries = [status.next_attempt_time] if status.failures else []
     tries += [status.next_activation_time] if status.activation_failures else []
     soonest = min((each for each in tries if each is not None), default=None)
@@ -143,5 +143,8 @@ def _with_error(text: str, facts: LineageFacts) -> str:
 
 def _renew_remedy(spec: LineageSpec, *, identity: bool) -> str:
     if identity:
-        return "see that the agent runs and reaches the internal CA; else `certplane-agent enroll --force`, a new token"
-    return f"`certplane-agent renew {spec.name}` tries at once and says what stands in the way"
+        return (
+            "check that the agent runs and reaches the internal CA; "
+            "else run `certplane-agent enroll --force` with a new token"
+        )
+    return f"`certplane-agent renew {spec.name}` tries at once and says why it fails"

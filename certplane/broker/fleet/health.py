@@ -121,7 +121,7 @@ def _late(status: CertificateStatus, host: HostKnowledge, now: datetime) -> Heal
         return Health(HealthWord.WONT_HEAL, f"its host gets no certificates: {host.why_none}", remedy)
     if status.request_failures and is_persons(status.last_error):
         renewal = _of_renewal(HealthWord.WONT_HEAL, "", status, host)
-        return Health(HealthWord.WONT_HEAL, status.last_error, f"mend the cause; then {renewal.remedy}")
+        return Health(HealthWord.WONT_HEAL, status.last_error, f"fix the cause; then {renewal.remedy}")
     end = None if (held := in_use(status)) is None else held.not_after
     if end is None:
         return None
@@ -138,7 +138,7 @@ def _late(status: CertificateStatus, host: HostKnowledge, now: datetime) -> Heal
 def _failing(status: CertificateStatus, host: HostKnowledge) -> Health | None:
     if status.request_failures or status.activation_failures or status.state in _ILL:
         step = status.failed_step or status.state
-        return Health(HealthWord.FAILING, f"{step}: {status.last_error or 'it said no more'}", _gone(host))
+        return Health(HealthWord.FAILING, f"{step}: {status.last_error or 'it gave no details'}", _gone(host))
     if in_use(status) is None and not host.heard:
         return Health(HealthWord.FAILING, NONE_YET.text, _gone(host))
     return None
@@ -179,10 +179,10 @@ def _of_renewal(word: HealthWord, text: str, status: CertificateStatus, host: Ho
     error = f"; {'waits' if status.state is CertificateState.REQUESTING else 'last error'}: {status.last_error}"
     gone = _gone(host)
     if status.name == _IDENTITY:  # without one its host is down, whatever runs there
-        first = gone or "see that its agent reaches the internal CA"
-        remedy = f"{first}; else `certplane-agent enroll --force` there, a new token"
+        first = gone or "check that its agent reaches the internal CA"
+        remedy = f"{first}; else run `certplane-agent enroll --force` there with a new token"
     else:
-        remedy = gone or f"`certplane-agent renew {status.name}` there tries at once and says what stands in the way"
+        remedy = gone or f"`certplane-agent renew {status.name}` there tries at once and says why it fails"
     return Health(word, f"{text}{_silence(host)}{error if status.last_error else ''}", remedy)
 
 
@@ -198,7 +198,7 @@ def _silence(host: HostKnowledge) -> str:
 
 
 def _gone(host: HostKnowledge) -> str:
-    return "" if host.heard else "see that the host and its certplane-agent run"
+    return "" if host.heard else "check that the host and its certplane-agent run"
 
 
 def _revocation(revoked: RevokedCertificate) -> str:

@@ -269,4 +269,4 @@ class FleetHub:
             "displaced_serial_number": old.caller.serial_number,
             "displaced_source_ip": old.caller.source_ip,
         }
-        self.context.log(logging.INFO, "a host's stream has displaced another one", fields)
+        self.context.log(logging.INFO, "a new stream of a host has displaced its previous one", fields)

@@ -85,11 +85,11 @@ class FleetView:
         if grant is None:
             return "the policy no longer has it"
         if self._deny_list.denied(name, "", "") is not None:
-            return "an operator has shut it out (`certplane-broker identity list`)"
+            return "an operator has denied its identity (`certplane-broker identity list`)"
         if grant.kind is not IdentityKind.HOST:
             return "it is a service, which can't be told to renew: it renews when it asks"
         if known is not None and known.contest is not None:
-            return "two hold its identity; decide with `certplane-broker identity allow`"
+            return "two holders use its identity; decide with `certplane-broker identity allow`"
         return ""
 
     async def host(self, name_or_label: str) -> HostView:

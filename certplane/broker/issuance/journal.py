@@ -110,7 +110,7 @@ class Journal:
                 self._ports.meter.count(metrics.JOURNAL_RETRIES)
                 if failures == 1:
                     logger.warning(
-                        "the store can't take an order's journal, trying on: %s",
+                        "could not write an order's journal to the store; retrying: %s",
                         error.refusal.message,
                         extra={"fields": {"order_id": self.order.order_id, "reason": error.refusal.reason.value}},
                     )

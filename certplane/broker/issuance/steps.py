@@ -364,7 +364,7 @@ class OrderSteps:
         """Fetch it again for a while where that may help: another order would bring the same, and cost one more."""
         if not error.may_heal:
             return Over(_rejected(error.refusal.message), unaccounted=True)
-        said = f"the CA has issued, but what it sent can't be used: {error.refusal.message}"
+        said = f"the CA has issued, but its answer can't be used: {error.refusal.message}"
         now, patience = self._ports.clock.monotonic(), self._settings.chain_patience
         if self._unusable_since is None:
             self._unusable_since = now

@@ -205,7 +205,7 @@ class AcmeClient:
         with malformed_as_acme_errors():
             # Nobody needs what it says, but whoever says anything else is not the CA, which then has not been told.
             if not isinstance(body := answer.json(), dict) or "status" not in body:
-                raise MalformedAnswerError("a challenge that isn't one")
+                raise MalformedAnswerError("a malformed challenge")
 
     async def send_csr(self, order_url: str, finalize_url: str, csr_der: bytes) -> AcmeOrder:
         """POST to an order's finalize URL (7.4)."""
@@ -228,7 +228,7 @@ class AcmeClient:
             raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it sent a page of HTML in place of a certificate")
         if passed:
             fields = {"url": one_line(url, LONGEST_URL), "blocks": passed}
-            _log.warning("passed over what is no certificate in the CA's chain", extra={"fields": fields})
+            _log.warning("ignored content in the CA's chain that is not a certificate", extra={"fields": fields})
         failpoint("acme.download.fetched")
         return chain, answer.links("alternate")
 
@@ -261,7 +261,9 @@ class AcmeClient:
             yield
         except AcmeError as error:
             if error.missing and self.settling.missing(url):
-                message = f"{error.refusal.message}; it named {one_line(url, LONGEST_URL)} itself, and is asked again"
+                message = (
+                    f"{error.refusal.message}; it named {one_line(url, LONGEST_URL)}itself; it will be asked again"
+                )
                 error.refusal = replace(error.refusal, reason=Reason.ISSUER_UNAVAILABLE, message=message)
             elif error.missing:
                 spent = self.settling.patience.total_seconds()

@@ -98,7 +98,7 @@ class Registration:
             if error.refusal.reason is Reason.ISSUER_REJECTED:
                 # Whatever was wrong, no order of the account gets further: a person is called, once for all orders,
                 # and other issuers may do meanwhile.
-                said = ProblemDocument(ACTION_REQUIRED, "there is no account to order with")
+                said = ProblemDocument(ACTION_REQUIRED, "there is no account to create orders with")
                 error.refusal = replace(error.refusal, problems=(*error.refusal.problems, said))
             raise
         what = "made" if session.created else "found"

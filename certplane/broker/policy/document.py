@@ -227,7 +227,7 @@ class PolicyDocument(Policy):
         """
         if not self._grants:
             message = "gives nothing to anybody: it has no hosts, no services and no operators"
-            remedy = "add the first host or operator, or look at what wrote the file"
+            remedy = "add the first host or operator, or check what wrote the file"
             raise ConfigurationError([ConfigurationProblem(self._source.file, None, "", message, remedy)])
 
     def check_issuers(self, known: Collection[str]) -> None:

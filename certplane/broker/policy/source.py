@@ -35,11 +35,11 @@ def check_removal(before: PolicyDocument, after: PolicyDocument, file: str) -> N
     left = [grant for grant in after.grants if grant.kind is not IdentityKind.OPERATOR]
     message = ""
     if served and not left:
-        message = f"would shut out all {len(served)} hosts and services of the policy in force"
+        message = f"would lock out all {len(served)} hosts and services of the policy in force"
     elif any(grant.profiles for grant in served) and not any(grant.profiles for grant in left):
         message = "would leave no host or service a profile, so that nobody gets a certificate any more"
     if message:
-        remedy = "look at what wrote the file; if it is meant, restart the broker with it"
+        remedy = "check what wrote the file; if this is intended, restart the broker with it"
         raise ConfigurationError([ConfigurationProblem(file, None, "", message, remedy)])
 
 

@@ -130,7 +130,7 @@ class RenewalPlanner:
                 await self._check(certificate, source)
             except Exception:
                 # A fault of ours that one certificate brings out must not end the planning of all others.
-                logger.exception("a renewal can't be planned", extra=_fields(certificate))
+                logger.exception("could not plan a renewal", extra=_fields(certificate))
                 self._left_out.add(certificate.certificate_id)
             finally:
                 running.discard(certificate.certificate_id)
@@ -158,7 +158,7 @@ class RenewalPlanner:
         try:
             return await self._plans.to_check(issuer, self._clock.now(), _BATCH)
         except RefusalError as error:
-            logger.warning("which renewals are to be checked can't be read: %s", error)
+            logger.warning("could not read which renewals are due for a check: %s", error)
             return ()
 
     async def _idle(self, wake: asyncio.Event) -> None:

@@ -101,7 +101,7 @@ def _on_answer(
         moment, cause, reason = _pick(info, now, rng)
     if latest < moment:
         moment, cause = latest, RenewalCause.LIFETIME
-        reason = f"before the CA's window {_span(info)} ends: later than this is not waited"
+        reason = f"before the CA's window {_span(info)} ends: the latest time that the lifetime allows"
     request = ""
     if plan is not None and plan.cause in _OTHERS_CAUSES:
         cause, request = plan.cause, plan.renewal_request_id

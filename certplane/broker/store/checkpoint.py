@@ -121,7 +121,7 @@ class Checkpointer:
             return
         if frames > max(copied, _LARGE_PAGES):
             if not self._warned:
-                _log.warning("the write-ahead log has %d MiB: a reader holds it", frames * _PAGE >> 20)
+                _log.warning("the write-ahead log has %d MiB: a reader prevents its truncation", frames * _PAGE >> 20)
             self._warned = True
         else:
             self._warned = False

@@ -83,7 +83,7 @@ async def test_who_waits_hears_what_is_in_the_way(make_world: MakeWorld, caplog:
     world.broker.trouble = "DNS_UNAVAILABLE: ns2.example lacks the record"
     assert is_well((await world.agent().run_once())["web"])
     shown = [line for line in world.progress.lines if "ns2.example lacks the record" in line]
-    assert any("DNS records are written and looked for (DNS_UNAVAILABLE" in line for line in shown)
+    assert any("DNS records are written and checked (DNS_UNAVAILABLE" in line for line in shown)
     logged = [record.message for record in caplog.records if "ns2.example lacks the record" in record.message]
     assert len(logged) == 1
     assert logged[0].startswith("web: ")

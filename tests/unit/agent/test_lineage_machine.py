@@ -239,7 +239,7 @@ class LineageMachine(RuleBasedStateMachine):
                 return max(plan.step.until - self.clock.now(), timedelta(seconds=1))
             if isinstance(plan.step, Request) and self.status.state is CertificateState.REQUESTING:
                 return 5 * MINUTE  # under way: the daemon's own pause
-        raise AssertionError("the plan comes to no end")
+        raise AssertionError("the plan does not terminate")
 
     def check_failure_waits(self) -> None:
         """Each wait is the CA's, or a share of the life that is left."""

@@ -80,7 +80,7 @@ async def test_a_wait_for_a_turn_is_no_failure(world: AgentWorld, after: timedel
     begun = world.clock.monotonic()
     assert is_well((await run_through(world))["web"])
     assert world.clock.monotonic() - begun >= 2 * after.total_seconds()
-    assert "waiting: the broker takes no more requests at once" in "\n".join(world.progress.lines)
+    assert "waiting: the broker accepts no more requests at the same time" in "\n".join(world.progress.lines)
 
 
 async def test_a_wait_for_a_turn_has_an_end(world: AgentWorld) -> None:

@@ -263,11 +263,11 @@ def test_a_renewal_tells_what_holds_certificates_up() -> None:
     answer = fleet_pb2.RequestRenewalResponse(certificate_count=9, changed_count=2, held_up_count=5)
     waits = answer.held_up.add(host="web1.test", certificate_name="web", reason="RATE_LIMITED: 2 in a day")
     waits.next_attempt_time.FromDatetime(NOW)
-    answer.held_up.add(host="web2.test", reason="two hold its identity")
+    answer.held_up.add(host="web2.test", reason="two holders use its identity")
     assert "(the others are due earlier anyway)" in renewal_line(answer, dry_run=False)
     assert held_up_lines(answer, dry_run=False) == [
         f"web1.test: web waited until {NOW:%Y-%m-%d %H:%M:%S}Z and is told to try now: RATE_LIMITED: 2 in a day",
-        "web2.test gets no certificate: two hold its identity",
+        "web2.test gets no certificate: two holders use its identity",
         "and 3 more",
     ]
     assert "would be told to try now" in held_up_lines(answer, dry_run=True)[0]

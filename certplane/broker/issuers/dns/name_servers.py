@@ -69,7 +69,7 @@ class NameServers:
             async with asyncio.timeout(deadline.left.total_seconds()):
                 await turn.acquire()
         except TimeoutError as error:
-            raise NoDnsAnswerError(f"{server.name} is slow: its turn to be asked did not come in time") from error
+            raise NoDnsAnswerError(f"{server.name} is slow: earlier queries to it took all the time") from error
         try:
             return await self._ask_in_turn(server, name, kind, deadline, recursive=recursive)
         finally:

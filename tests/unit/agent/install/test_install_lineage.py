@@ -292,7 +292,7 @@ def test_a_version_outlives_what_is_noted_of_it(host: Host, junk: str, caplog: p
     (version.path / "metadata.json").write_text(junk)
     with caplog.at_level(logging.WARNING):
         assert host.store.current() == replace(version, certificate_id="", renew_time=None)
-    assert "metadata.json can't be read and counts for nothing" in caplog.text
+    assert "metadata.json can't be read and is ignored" in caplog.text
     host.store.activate(version)
     assert host.renew().number == 2
 

@@ -35,18 +35,18 @@ def test_passwords(tmp_path: Path, content: bytes, password: str) -> None:
     """One line, without its end, to the character."""
     file = password_file(tmp_path, content)
     assert file.read() == password.encode()
-    assert ("spaces at an end" in file.warning()) == (password != password.strip())
+    assert ("leading or trailing spaces" in file.warning()) == (password != password.strip())
 
 
 @pytest.mark.parametrize(
     ("password", "words"),
     [
-        pytest.param("secret ", "spaces at an end", id="space"),
-        pytest.param("\u00a0secret", "spaces at an end", id="no-break space"),
-        pytest.param("sec\u200bret", "that nobody sees", id="space without width"),
-        pytest.param("sec\ufeffret", "that nobody sees", id="byte order mark inside"),
-        pytest.param("sec\u202eret", "that nobody sees", id="right-to-left override"),
-        pytest.param("sec\u2028ret", "that nobody sees", id="line separator"),
+        pytest.param("secret ", "leading or trailing spaces", id="space"),
+        pytest.param("\u00a0secret", "leading or trailing spaces", id="no-break space"),
+        pytest.param("sec\u200bret", "invisible", id="zero-width space"),
+        pytest.param("sec\ufeffret", "invisible", id="byte order mark inside"),
+        pytest.param("sec\u202eret", "invisible", id="right-to-left override"),
+        pytest.param("sec\u2028ret", "invisible", id="line separator"),
         pytest.param('"secret"', "quotes around", id="quotes"),
         pytest.param("'", "", id="one quote"),
         pytest.param("grüße \U0001f600", "", id="letters, a space and a picture"),

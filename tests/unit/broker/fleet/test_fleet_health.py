@@ -71,7 +71,7 @@ CASES = {
     "expired and served": Case(HealthWord.EXPIRED, well(-HOUR), UP, ("expired at 2026-11-28 02:00",), "renew web"),
     "expires this moment": Case(HealthWord.EXPIRED, well(timedelta())),
     "expired, and its host is down": Case(
-        HealthWord.EXPIRED, well(-HOUR, state=CertificateState.WAITING), DOWN, ("last heard at 2026-11-26",), "see that the host"
+        HealthWord.EXPIRED, well(-HOUR, state=CertificateState.WAITING), DOWN, ("last heard at 2026-11-26",), "check that the host"
     ),
     "expired, and its host never came back": Case(HealthWord.EXPIRED, well(-HOUR), HostKnowledge(heard=False), ("is down",)),
     "expired, and limited": Case(HealthWord.EXPIRED, well(-HOUR, **LIMITED), UP, ("RATE_LIMITED",)),
@@ -109,14 +109,14 @@ CASES = {
         HealthWord.OK, well(issued=FOREIGN, installed=FOREIGN, served=FOREIGN)
     ),
     "policy doesn't have the host": Case(HealthWord.WONT_HEAL, well(), knowing(why_none=SHUT_OUT), (SHUT_OUT,), "policy.yml"),
-    "policy says no": Case(HealthWord.WONT_HEAL, well(**REFUSED), UP, ("NAMES_NOT_ALLOWED",), "mend the cause"),
+    "policy says no": Case(HealthWord.WONT_HEAL, well(**REFUSED), UP, ("NAMES_NOT_ALLOWED",), "fix the cause"),
     "the next try comes after the end": Case(HealthWord.WONT_HEAL, well(HOUR / 2, **LIMITED), UP, ("next try",)),
     "the next activation comes after the end": Case(HealthWord.WONT_HEAL, well(HOUR / 2, **NOT_INSTALLED)),
     "the identity of a host that gets nothing": Case(
         HealthWord.OK, replace(well(), name="identity", profile=""), knowing(why_none=SHUT_OUT)
     ),
     "the renewal is late": Case(HealthWord.OVERDUE, well(14 * DAY), UP, ("ends at",), "renew web"),
-    "the renewal is late, since its host is down": Case(HealthWord.OVERDUE, well(14 * DAY), DOWN, ("is down",), "see that"),
+    "the renewal is late, since its host is down": Case(HealthWord.OVERDUE, well(14 * DAY), DOWN, ("is down",), "check that"),
     "late, and failing": Case(HealthWord.OVERDUE, well(14 * DAY, **LIMITED), UP, ("RATE_LIMITED",)),
     "due, and not late": Case(HealthWord.OK, well(16 * DAY, state=CertificateState.DUE)),
     "late by the rule for all: the host said no time": Case(HealthWord.OVERDUE, well(10 * DAY, renew_time=None)),

@@ -191,11 +191,11 @@ async def test_a_host_that_waits_with_what_is_due_is_told_to_try_now(desk: Desk)
 
 async def test_who_gets_no_certificate_before_a_person_has_acted_is_named(desk: Desk) -> None:
     """The renewal is ordered all the same, and the answer doesn't promise it."""
-    desk.why_none["web2.example"] = "two hold its identity"
+    desk.why_none["web2.example"] = "two holders use its identity"
     requested, _ = await desk.requests.request(OPERATOR, order())
     assert requested.changed_count == 4
     assert [(one.host, one.reason, one.next_attempt_time) for one in requested.held_up] == [
-        ("web2.example", "two hold its identity", None)
+        ("web2.example", "two holders use its identity", None)
     ]
     assert requested.held_up_count == 1
 

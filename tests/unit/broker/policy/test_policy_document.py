@@ -73,7 +73,7 @@ def test_a_policy_for_nobody_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "policy.yml"
     path.write_text(text)
     with pytest.raises(
-        ConfigurationError, match=r"gives nothing to anybody: it has no hosts.*look at what wrote"
+        ConfigurationError, match=r"gives nothing to anybody: it has no hosts.*check what wrote"
     ) as caught:
         load_policy(path)
     assert caught.value.problems[0].file == str(path)

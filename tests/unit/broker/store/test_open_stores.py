@@ -220,10 +220,10 @@ async def test_a_reader_that_holds_the_log_is_told(sqlite_place: StorePlace, cap
 
             async def told() -> bool:
                 await stores.audit.append([store.event(reason="x" * 10_000)])
-                return "a reader holds it" in caplog.text
+                return "a reader prevents its truncation" in caplog.text
 
             await until(told)
-        assert caplog.text.count("a reader holds it") == 1
+        assert caplog.text.count("a reader prevents its truncation") == 1
         assert len(await store.event_ids()) > 80
 
 
