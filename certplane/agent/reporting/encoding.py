@@ -1,9 +1,13 @@
 """Reports as the JSON of the spool's files, and back. What can't be read is a `StateError`."""
 
-from typing import Any
+from typing import Any, Final
 
 from certplane.fleet_report.model import CertificateStatus, Report
 from certplane.runtime.json_state import StateError, decode_object, encode_object, members_of, value_of
+
+# What the message of a report holds: one more, and no stream could send it, nor anything after it.
+_MOST_SEQUENCE: Final = 2**53  # with room to count on
+_MOST_FAILURES: Final = 2**31 - 1
 
 
 def encode_reports(epoch: str, reports: list[Report]) -> bytes:
@@ -33,7 +37,11 @@ def _told(members: dict[str, Any]) -> dict[str, Any]:
 
 def _report(members: Any) -> Report:
     certificate = value_of(CertificateStatus, members)
+    if certificate.update_time is None:
+        raise StateError("a report without a time")
+    if not all(0 <= each <= _MOST_FAILURES for each in (certificate.request_failures, certificate.activation_failures)):
+        raise StateError("not a number of failures")
     sequence = members.get("sequence")
-    if not isinstance(sequence, int) or sequence < 1:
+    if type(sequence) is not int or not 1 <= sequence <= _MOST_SEQUENCE:
         raise StateError("a report without a sequence")
     return Report(sequence, certificate)

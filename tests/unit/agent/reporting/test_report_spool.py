@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -215,6 +216,30 @@ def test_reports_that_cannot_be_read_are_made_anew(tmp_path: Path, epochs: Epoch
     again = open_spool(tmp_path, epochs)
     again.add(waiting(1))
     assert [each for _, each in said(again)] == [waiting(2, "spool"), waiting(1)]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"update_time": None},
+        {"sequence": True},
+        {"sequence": 2**70},
+        {"sequence": 2**53 + 1},
+        {"request_failures": 2**31},
+        {"activation_failures": -1},
+    ],
+)
+def test_a_report_that_no_stream_could_send_is_made_anew(
+    tmp_path: Path, epochs: Epochs, members: dict[str, Any]
+) -> None:
+    """Or the junk of one file would end every stream of this host."""
+    spool = open_spool(tmp_path, epochs)
+    spool.add(waiting(1))
+    file = tmp_path / "reports" / "api.json"
+    document = json.loads(file.read_bytes())
+    document["reports"][0] |= members
+    file.write_text(json.dumps(document))
+    assert said(open_spool(tmp_path, epochs)) == []
 
 
 def test_reading_alone_writes_nothing(tmp_path: Path, epochs: Epochs) -> None:
