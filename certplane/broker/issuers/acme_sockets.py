@@ -55,7 +55,7 @@ class _Reader(asyncio.StreamReader):
     fed = 0
 
     @override
-    def feed_data(self, data: bytes) -> None:
+    def feed_data(self, data: Any) -> None:
         self.fed += len(data)
         super().feed_data(data)
 
