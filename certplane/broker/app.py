@@ -115,7 +115,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         stack.callback(files.close)
         epoch = RetryEpoch(clock, new_id)
         secrets = watched(
-            secret_source(settings, files, clock), lambda name: epoch.move(f"the secret {name} is another one")
+            secret_source(settings, files, clock), lambda name: epoch.move(f"the secret {name} has changed")
         )
         stores = await stack.enter_async_context(open_stores(settings, secrets, clock, meter, exclusive=True))
         if settings.audit.enabled:

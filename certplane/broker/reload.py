@@ -188,9 +188,9 @@ class Reloader:
                 self._take_limits(after.rate_limits.durable_limits)
             self._settings = before = replace(before, logging=after.logging, rate_limits=after.rate_limits)
         waiting = waiting_keys(before, after)
-        lines = [f"{before.source.file}: taken: {', '.join(taken)}"] if taken else []
+        lines = [f"{before.source.file}: applied: {', '.join(taken)}"] if taken else []
         if waiting:
-            lines.append(f"{before.source.file}: not in force before a restart: {', '.join(waiting)}")
+            lines.append(f"{before.source.file}: takes effect after a restart: {', '.join(waiting)}")
         for line in lines:
             _logger.log(logging.WARNING if waiting else logging.INFO, "%s", line)
         return lines

@@ -119,12 +119,12 @@ def test_names_the_keys_that_wait_for_a_restart(files: BrokerFiles) -> None:
         files.settings["dns"] = {"resolvers": ["127.0.0.1:5353"]}
         files.settings["server"]["drain_timeout"] = "3s"
         files.config.write_text(yaml.safe_dump(files.settings))
-        waiting = f"{files.config}: not in force before a restart: dns.resolvers, server.drain_timeout"
+        waiting = f"{files.config}: takes effect after a restart: dns.resolvers, server.drain_timeout"
         assert waiting in _reloaded(files)
         program.wait_for(lambda line: line["level"] == "warning" and line["message"] == waiting)
         files.settings["logging"]["level"] = "error"
         files.config.write_text(yaml.safe_dump(files.settings))
-        assert f"{files.config}: taken: logging.level" in _reloaded(files)
+        assert f"{files.config}: applied: logging.level" in _reloaded(files)
         quiet = len(program.lines())
         assert waiting in _reloaded(files)
         assert program.stop() == 0

@@ -185,7 +185,7 @@ class FleetHub:
         if directive is None:
             self._meter.count(metrics.STREAM_MISUSES)
             if session.misuses > self.context.settings.misuses:
-                problem = "repeatedly answers no directive of this stream"
+                problem = "repeatedly answers directives that this stream has not sent"
                 raise invalid("directive_result.nonce", problem)
             return
         waited = timedelta(seconds=self._clock.monotonic() - session.asked_time)

@@ -318,7 +318,7 @@ class OrderSteps:
         asked = {name.removeprefix("*.") for name in self.order.dns_names}
         for challenge in acme.challenges:
             if challenge.domain not in asked:
-                message = f"the CA wants proof for {challenge.domain}, which wasn't asked for"
+                message = f"the CA wants proof for {challenge.domain}, which was not requested"
                 raise RefusalError(Reason.ISSUER_UNAVAILABLE, message)
 
     async def _complete(self, acme: IssuerOrder, ending: End | None) -> Outcome:

@@ -142,7 +142,9 @@ class AcmeIssuer(Issuer, Revoker):
                 return IssuerOrder(order.url, order.status, trouble=replace(error.refusal, message=message))
             asked = {name.removeprefix("*.") for name in names}
             if strange := [challenge.domain for challenge in created.challenges if challenge.domain not in asked]:
-                raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it wants proof for {strange[0]!r}, which wasn't asked for")
+                raise AcmeError(
+                    Reason.ISSUER_UNAVAILABLE, f"it wants to validate {strange[0]!r}, which was not requested"
+                )
         log_step(order.url, f"order made at the CA: {order.status}, {len(created.challenges)} challenges to meet")
         return created
 

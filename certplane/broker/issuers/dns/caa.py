@@ -94,12 +94,12 @@ def _judge_issuers(name: str, owner: str, asked: Sequence[CaaRecord], identity: 
     """By the properties that say who may issue: one that names the CA is enough."""
     quoted = ", ".join(map(str, asked[:3]))
     if not identity.names:
-        return CaaVerdict(Verdict.UNKNOWN, f"CAA of {owner} ({quoted}) can't be judged: the CA doesn't say its name")
+        return CaaVerdict(Verdict.UNKNOWN, f"CAA of {owner} ({quoted}) can't be evaluated: the CA doesn't say its name")
     obstacles = {record: next(_obstacles(record, identity), "") for record in asked}
     if allowing := [record for record, why in obstacles.items() if why == ""]:
         return CaaVerdict(Verdict.ALLOWED, f"CAA of {owner} allows it: {allowing[0]}")
     if None in obstacles.values():
-        message = f"CAA of {owner} ({quoted}) can't be judged: the account's URL isn't known"
+        message = f"CAA of {owner} ({quoted}) can't be evaluated: the account's URL isn't known"
         return CaaVerdict(Verdict.UNKNOWN, message)
     reasons = "; ".join(why for why in list(obstacles.values())[:3] if why)
     remedy = f'add `{owner}. CAA 0 {asked[0].tag} "{identity.names[0]}"`, or use a CA that the records name'
