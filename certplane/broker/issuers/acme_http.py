@@ -39,9 +39,10 @@ _MOST_PIECES: Final = 10_000
 _WAIT: Final = {"connect": 30, "read": 30, "write": 30, "pool": None}
 """Seconds for connecting and for each wait on the socket."""
 
-_CONNECTIONS: Final = 10
-"""More than are in use at once: four for orders (`acme_signing`), four for renewal information, one for the directory.
-So nobody waits for another's connection."""
+_IDLE: Final = 10
+"""Idle connections that are kept: more than are in use at once, four for orders (`acme_signing`), four for renewal
+information, one for the directory. Those bounds are the callers': the engine's own would count connections whose
+request was cancelled before they were opened, for ever, until there is none left to be had."""
 _KEPT: Final = 60
 """Seconds for which an idle connection is kept."""
 
@@ -102,8 +103,8 @@ class AcmeHttp:
                 pool = self._pools[proxy] = httpcore.AsyncConnectionPool(
                     self._roots,
                     proxy=_proxy(proxy) if proxy else None,
-                    max_connections=_CONNECTIONS,
-                    max_keepalive_connections=_CONNECTIONS,
+                    max_connections=None,
+                    max_keepalive_connections=_IDLE,
                     keepalive_expiry=_KEPT,
                     network_backend=Sockets(),
                 )
