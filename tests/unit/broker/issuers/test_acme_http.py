@@ -168,11 +168,11 @@ async def test_endless_answer_ends(tmp_path: Path, head: bytes, pieces: bytes, s
 
 
 async def test_cancelled_requests_leave_room(tmp_path: Path) -> None:
-    """However many requests are cancelled, and wherever, the next one is sent."""
+    """However many requests are cancelled at once, and wherever, the next one is sent."""
     server = Https(tmp_path, _to_each(_WHOLE))
     async with server.running() as ca:
         for turns in range(30):
-            asking = [asyncio.create_task(ca.http.send("GET", server.url)) for _ in range(4)]
+            asking = [asyncio.create_task(ca.http.send("GET", server.url)) for _ in range(12)]
             for _ in range(turns % 8):
                 await asyncio.sleep(0)
             for each in asking:
