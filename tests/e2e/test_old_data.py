@@ -24,6 +24,8 @@ from tests.support.parts import need_part
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 _HOSTS = ("web1", "db1", "api1", "new1")
+_KNOWN = ("web1", "db1", "api1", "gone1")
+"""Hosts that the broker has heard of."""
 
 
 @dataclass
@@ -33,6 +35,8 @@ class OldFleet:
     deployment: Deployment
     shown: dict[str, Finished]
     """What `status --json` said of each host before anything else ran."""
+    told: dict[str, list[dict[str, Any]]]
+    """What the broker told of them before any of them ran, by command."""
 
     def host(self, name: str) -> Host:
         return Host(self.deployment, f"{name}.certplane.test")
@@ -66,9 +70,15 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OldFl
         for name in (*_HOSTS, "admin"):
             _point_to(deployment, lay_out(name, deployment.folder))
         write_private(deployment.broker_folder / "audit-spill.jsonl", (DATA / "spill.jsonl").read_bytes())
-        fleet = OldFleet(deployment, {})
+        fleet = OldFleet(deployment, {}, {})
         fleet.shown = {name: await fleet.host(name).run("status", "--json") for name in _HOSTS}
         await deployment.start_broker()
+        fleet.told = {
+            "fleet": await fleet.ctl("fleet"),
+            "identity list": await fleet.broker("identity", "list"),
+            "certs list": await fleet.broker("certs", "list"),
+            **{name: await fleet.ctl("host", f"{name}.certplane.test") for name in _KNOWN},
+        }
         yield fleet
 
 
@@ -101,13 +111,13 @@ async def test_an_agent_shows_what_it_showed(fleet: OldFleet, name: str) -> None
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_broker_shows_what_it_showed(fleet: OldFleet) -> None:
     """Hosts, their certificates and statuses, the contested and the denied identity."""
-    assert missing(old_lines("fleet.jsonl"), await fleet.ctl("fleet")) == []
-    for name in ("web1", "db1", "api1", "gone1"):
+    assert missing(old_lines("fleet.jsonl"), fleet.told["fleet"]) == []
+    for name in _KNOWN:
         expected = json.loads((DATA / "shown" / f"{name}-host.json").read_text())
-        assert missing([expected], await fleet.ctl("host", f"{name}.certplane.test")) == []
-    assert missing(old_lines("identity-list.jsonl"), await fleet.broker("identity", "list")) == []
-    old, now = old_lines("certs-list.jsonl"), await fleet.broker("certs", "list")
-    known = {each["certificate_id"]: each for each in now}
+        assert missing([expected], fleet.told[name]) == []
+    assert missing(old_lines("identity-list.jsonl"), fleet.told["identity list"]) == []
+    old = old_lines("certs-list.jsonl")
+    known = {each["certificate_id"]: each for each in fleet.told["certs list"]}
     assert missing(old, [known[each["certificate_id"]] for each in old]) == []
 
 
