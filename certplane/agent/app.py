@@ -115,7 +115,7 @@ class Agent:
         }
 
     async def run(self, stop: asyncio.Event, events: FanOut, show: Shows | None = None) -> None:
-        """Keep everything renewed until `stop`; what has begun and can't be had twice is finished first.
+        """Keep everything renewed until `stop`; what has begun and can be done only once is finished first.
 
         Args:
             stop: ends it.
@@ -287,7 +287,7 @@ class Agent:
                 wait = _REPORT.wait(failures, self._host.rng)
                 logger.warning("could not tell the broker of this host's identity: %s; next try in %s", error, wait)
                 await self._host.clock.sleep(wait)
-            except Exception:  # a fault of ours must not end the certificates' renewals
+            except Exception:  # a bug must not end the certificates' renewals
                 logger.exception("the identity can't be reported")
 
     async def _report(self) -> None:

@@ -363,7 +363,7 @@ class DnsChallenge:
 class IssuerOrder:
     """An order as the CA has it; `challenges` are those not yet valid, empty unless the order is pending.
 
-    `trouble` is why the challenges of a new order could not be had: the order is made and stands all the same.
+    `trouble` is why the challenges of a new order could not be fetched: the order is made and stands all the same.
     `finalize_url`, `certificate_url` (empty: not told) and `retry_after` (how long it wants to be left alone) are the
     CA's words that came with the status, so that the issuer's next step needn't ask for them again.
     """

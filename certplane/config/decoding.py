@@ -92,7 +92,7 @@ def decode(document: Document, section: type[T]) -> T:
 
 
 class Decoder:
-    """Decodes nodes of one file, collecting problems. A value that can't be had is None, its problem noted."""
+    """Decodes nodes of one file, collecting problems. A value that can't be decoded is None, its problem noted."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

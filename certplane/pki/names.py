@@ -1,7 +1,7 @@
 """DNS names in one canonical form: lower case, A-labels, no trailing dot.
 
 Two names are the same name exactly when their canonical texts are equal, so policy, CSRs, orders and certificates
-compare strings and nothing else. Syntax only: whether a name may be had (`*.com`, `printer.local`) is policy's to say.
+compare strings and nothing else. Syntax only: policy decides whether a name may be issued (`*.com`, `printer.local`).
 
 Raw Unicode is refused, not converted: which A-label a U-label becomes depends on the IDNA version of whoever converts
 it. An A-label must be one that IDNA 2008 allows (RFC 5890 to 5893, the contextual rules for joiners, middle dots and

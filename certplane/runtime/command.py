@@ -94,7 +94,7 @@ def check_text_arguments(program: str, options: argparse.Namespace) -> None:
 
 
 async def interruptible(work: Coroutine[Any, Any, int]) -> int:
-    """Run a command so that SIGTERM ends it as Ctrl-C does: what can't be had twice is finished first."""
+    """Run a command so that SIGTERM ends it as Ctrl-C does: what can be done only once is finished first."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     terminated = False

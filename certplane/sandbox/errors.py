@@ -17,7 +17,7 @@ class SandboxError(CertplaneError):
 
 
 class PartMissingError(SandboxError):
-    """A real part can't be had here."""
+    """A real part isn't available here."""
 
     def __init__(self, part: str, reason: str) -> None:
         super().__init__(f"{part} is left out: {reason}")

@@ -1,4 +1,4 @@
-"""The sandbox's own identity CA: step-ca's HTTPS interface, as far as an agent uses it, where no step-ca can be had.
+"""The sandbox's own identity CA: step-ca's HTTPS interface, as far as an agent uses it, where there is no step-ca.
 
 An agent runs the same code against either. Served, with and without the prefix /1.0: GET /health, /version,
 /root/{sha}, /roots, /roots.pem, /intermediates, /provisioners; POST /sign, /renew, /rekey, /revoke.

@@ -3,7 +3,7 @@
 `Fleet` makes thousands of identities of a CA of its own and a broker that knows them all, without anything else: no
 public CA is asked, so none runs. The broker runs as an operator's would (SQLite with synchronous=FULL, `fail_closed`,
 uvloop where it is installed), wired by `certplane.broker.app`, in a process of its own that also takes a command, so
-that the moment in which it learns that a directive is wanted can be had.
+that the moment in which it learns that a directive is wanted is known.
 
 `python -m benchmarks.fleet CONFIG` is that process.
 """

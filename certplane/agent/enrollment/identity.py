@@ -167,7 +167,7 @@ class HostIdentity:
         )
 
     async def _obtain(self, work: str, request: Coroutine[Any, Any, IssuedCertificate]) -> Version:
-        """Send the request and store its answer, which can't be had a second time."""
+        """Send the request and store its answer, which comes only once."""
         failpoint(f"{work}.request.before")
         issued = await request
         failpoint(f"{work}.request.after")

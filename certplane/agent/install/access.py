@@ -1,7 +1,7 @@
 """Who may read an output: what the configuration says, over what a file had before.
 
-Users and groups are looked up when a version is put in place, since a host may know them only after its start. Whatever
-can't be had is an error here and stops the activation: a service that can't read its key is worse off than with the
+Users and groups are looked up when a version is put in place, since a host may know them only after its start. What
+can't be set is an error and stops the activation: a service that can't read its key is worse off than with the
 certificate before.
 """
 
@@ -22,7 +22,7 @@ _NO_ID = 2**32 - 1
 
 
 class AccessError(OperationError):
-    """A configured owner, group or mode can't be had."""
+    """A configured owner, group or mode can't be set."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ _WAIT: Final = {"connect": 30, "read": 30, "write": 30, "pool": None}
 _IDLE: Final = 10
 """Idle connections that are kept: more than are in use at once, four for orders (`acme_signing`), four for renewal
 information, one for the directory. Those bounds are the callers': the engine's own would count connections whose
-request was cancelled before they were opened, for ever, until there is none left to be had."""
+request was cancelled before they were opened, for ever, until none is left."""
 _KEPT: Final = 60
 """Seconds for which an idle connection is kept."""
 

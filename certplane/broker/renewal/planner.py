@@ -129,7 +129,7 @@ class RenewalPlanner:
             try:
                 await self._check(certificate, source)
             except Exception:
-                # A fault of ours that one certificate brings out must not end the planning of all others.
+                # A bug that one certificate brings out must not end the planning of all others.
                 logger.exception("could not plan a renewal", extra=_fields(certificate))
                 self._left_out.add(certificate.certificate_id)
             finally:

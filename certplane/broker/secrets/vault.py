@@ -230,7 +230,7 @@ class VaultSecrets(SecretSource, KeepsSecrets):
             why = "it redirects, which isn't followed with a token; name the active server in secrets.vault.address"
             return RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: {why}")
         if status in _BUSY or status >= 500:
-            return RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: it answered with status {status}; it is tried again")
+            return RefusalError(Reason.DNS_UNAVAILABLE, f"{what}: it answered with status {status}; will retry")
         why = f"it answered with status {status}; check address, namespace and mount_path in secrets.vault"
         return RefusalError(Reason.DNS_REJECTED, f"{what}: {why}")
 

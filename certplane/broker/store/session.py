@@ -21,7 +21,7 @@ class Fault(Enum):
     FULL = auto()
     """No space."""
     UNREACHABLE = auto()
-    """No connection can be had; nothing was begun."""
+    """There is no connection; nothing was begun."""
     LOST = auto()
     """The connection went away; what was being committed may be durable or not."""
     BROKEN = auto()

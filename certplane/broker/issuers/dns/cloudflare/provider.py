@@ -270,7 +270,7 @@ class CloudflareProvider(DnsProvider, CheckableProvider):
     async def _standing(self, account: _Account, zone: Zone, deadline: Deadline) -> Mapping[tuple[str, str], str]:
         """The broker's own records of a zone by name and value: after a batch whose answer was lost they are all there.
 
-        Only one page, and nothing if it can't be had: what isn't found here is found one by one.
+        Only one page, and nothing if it can't be read: what isn't found here is found one by one.
         """
 
         async def find() -> dict[tuple[str, str], str]:
