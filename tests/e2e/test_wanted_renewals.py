@@ -131,7 +131,7 @@ async def test_a_raised_limit_and_a_reload_free_who_waits(story: Story) -> None:
     try:
         reloaded = await story.deployment.run_broker("reload")
         assert reloaded.status == 0, reloaded.stderr
-        assert "taken: rate_limits.new_keys_per_identity_profile_per_day" in reloaded.stdout
+        assert "applied: rate_limits.new_keys_per_identity_profile_per_day" in reloaded.stdout
         await story.renewed("shop", before)
     finally:  # the other tests are about the default
         story.deployment.write_broker_config()

@@ -15,7 +15,6 @@ or whose standby took over without the last transactions).
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,12 +54,13 @@ class ChangeLog:
     def __init__(self, compiler: Compiler, writer_id: str, clock: Clock) -> None:
         self._writer_id = writer_id
         self._clock = clock
-        self._numbers = itertools.count(1)
+        self._number = 0
         self._insert = compiler(compiler.insert(changes), [column.name for column in changes.c])
 
     def add(self, session: Session, kind: ChangeKind, key: str) -> None:
         """Record, with the transaction that is open, that the thing of this key has changed."""
-        row = (self._writer_id, next(self._numbers), str(kind), key, to_micros(self._clock.now()))
+        self._number += 1
+        row = (self._writer_id, self._number, str(kind), key, to_micros(self._clock.now()))
         session.execute(self._insert, row)
 
 

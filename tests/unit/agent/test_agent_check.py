@@ -324,7 +324,7 @@ def test_root_looks_as_the_agents_user() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG)
         assert done.returncode == 1, done.stderr
         found = {line["subject"]: line for line in map(json.loads, done.stdout.splitlines())}
-        assert found["user"]["text"] == f"looks as user nobody, whom {folder / 'state'} belongs to"
+        assert found["user"]["text"] == f"runs as user nobody, the owner of {folder / 'state'}"
         assert "can't be read by this user" in found["broker.server_ca_bundle"]["text"]
         assert "chown root" not in done.stdout
     finally:

@@ -58,7 +58,7 @@ def test_nothing_is_imported_as_another_user(tmp_path: Path) -> None:
     (tmp_path / "agent.yml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-c", _PROGRAM, "-c", str(tmp_path / "agent.yml"), "check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "looks as user nobody" in done.stdout
+    assert "runs as user nobody" in done.stdout
     assert "imported later" not in done.stdout
     assert "the bootstrap token is not a step-ca token" in done.stdout
     assert "Traceback" not in done.stderr

@@ -59,7 +59,10 @@ def test_a_deny_names_the_orders_that_the_ca_may_still_issue_for(
     assert main(["-c", str(files.config), "identity", "deny", *arguments, "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["orders_at_the_ca"] == [order_id]
-    assert f"the CA may issue for orders that it has already: {order_id}; nobody gets such a certificate" in said.err
+    assert (
+        f"the CA may issue for orders that it has already: {order_id}; the broker hands such a certificate to nobody"
+        in said.err
+    )
 
 
 def _deny(files: BrokerFiles, issuer: str, command: str = "deny") -> int:

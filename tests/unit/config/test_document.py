@@ -63,7 +63,7 @@ LAUGHS = "k0: &k0 [x, x]\n"
             "a: *x\n", ['x.yml:1: a: is an alias of nothing (*x); a text that begins with * needs quotes: "*x"; else write &x above'],
             id="alias-of-nothing",
         ),
-        pytest.param("a: &x [*x]\n", ["x.yml:1: a[0]: is an alias of what it stands in (*x); write the value out"], id="alias-of-itself"),
+        pytest.param("a: &x [*x]\n", ["x.yml:1: a[0]: is an alias of a value that contains it (*x); write the value out"], id="alias-of-itself"),
         pytest.param(
             "a: &x 1\nb: &x 2\n", ["x.yml:2: b: has an anchor that is there already (&x); name it differently"], id="anchor-twice"
         ),

@@ -15,7 +15,7 @@ from certplane.broker.issuers import acme_sockets
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.acme_sockets import Sockets
 from certplane.runtime.clock import SystemClock
-from tests.support.waiting import no_hang
+from tests.support.waiting import HANG, no_hang
 
 
 class Listener:
@@ -79,7 +79,7 @@ async def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch, silent
             monkeypatch.setattr(loop, "getaddrinfo", addresses)
             monkeypatch.setattr(loop, "sock_connect", connecting)
             async with no_hang():
-                stream = await Sockets().connect_tcp("ca.test", 443, timeout=30)
+                stream = await Sockets().connect_tcp("ca.test", 443, timeout=HANG)
                 await listener.came.wait()
                 await stream.aclose()
                 await listener.gone.wait()
@@ -90,7 +90,7 @@ async def test_failures_are_the_engines() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         with pytest.raises(httpcore.ConnectError):
-            await Sockets().connect_tcp(*nobody.getsockname(), timeout=30)
+            await Sockets().connect_tcp(*nobody.getsockname(), timeout=HANG)
     async with Listener().running() as listener:
         stream = await Sockets().connect_tcp("127.0.0.1", listener.port)
         with pytest.raises(httpcore.ReadTimeout):
