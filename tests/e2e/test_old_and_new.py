@@ -18,7 +18,10 @@ from tests.support.killing import assert_issued_once, begin, ended, killing_at, 
 from tests.support.parts import need_part
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(900),  # the first one may have to build the old release's environment
+]
 
 _NAME, _ADMIN = "web1.certplane.test", "admin.certplane.test"
 _POLICY = {

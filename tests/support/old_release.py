@@ -1,8 +1,8 @@
 """An earlier release in an environment of its own: its wheel, built from git's history, with the packages of its day.
 
-Made once per user, beside the parts that `scripts/setup` builds. Where history or packages can't be had, the tests that
-need it are skipped and say why; where all parts are required that is a failure, except in a shallow clone, which can't
-have the history.
+Made once per user, beside the parts that `scripts/setup` builds. Where history or packages are missing, the tests that
+need it are skipped and say why. Where all parts are required, missing packages are a failure; history is no part: a
+shallow clone or an archive of the tree can't have it.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ _LOCKED_BY = "65c7d4a"
 _REPOSITORY = Path(__file__).parents[2]
 
 
-class _NotHadError(Exception):
+class _MissingError(Exception):
     """There is no such environment, for this reason."""
 
     def __init__(self, reason: str, *, excused: bool = False) -> None:
@@ -35,7 +35,7 @@ def old_python() -> str:
     """The Python of an environment with the programs of `COMMIT`."""
     try:
         return str(_environment() / "bin" / "python")
-    except _NotHadError as error:
+    except _MissingError as error:
         if parts.all_required() and not error.excused:
             pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
@@ -78,12 +78,8 @@ def _need_history() -> None:
         for commit in (COMMIT, _LOCKED_BY):
             _git("cat-file", "-e", f"{commit}^{{commit}}")
     except (OSError, subprocess.CalledProcessError):
-        try:
-            shallow = _git("rev-parse", "--is-shallow-repository").strip() == b"true"
-        except (OSError, subprocess.CalledProcessError):
-            raise _NotHadError(f"{COMMIT} can't be had: this is no git repository", excused=True) from None
-        hint = "a shallow clone; `git fetch --unshallow` gets it" if shallow else "though the clone isn't shallow"
-        raise _NotHadError(f"git's history doesn't reach {COMMIT}: {hint}", excused=shallow) from None
+        reason = f"git's history isn't here, or doesn't reach {COMMIT} (`git fetch --unshallow` gets it)"
+        raise _MissingError(reason, excused=True) from None
 
 
 def _git(*arguments: str) -> bytes:
@@ -94,4 +90,4 @@ def _pip(python: str, *arguments: str) -> None:
     command = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
-        raise _NotHadError(f"{COMMIT} can't be installed: {finished.stderr.strip()[-1000:]}")
+        raise _MissingError(f"{COMMIT} could not be installed: {finished.stderr.strip()[-1000:]}")
