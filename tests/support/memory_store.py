@@ -53,8 +53,17 @@ T = TypeVar("T")
 _AUDIT_TABLES: Final = ("audit_events", "audit_repeats")
 
 
+class _Connection(sqlite3.Connection):
+    """Closes itself with the last who uses it: tests end in the middle of things. Python 3.13 warns of others."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def _connect(name: str = ":memory:") -> sqlite3.Connection:
-    connection = sqlite3.connect(name, uri=True, isolation_level=None, check_same_thread=False, cached_statements=512)
+    connection = sqlite3.connect(
+        name, uri=True, isolation_level=None, check_same_thread=False, cached_statements=512, factory=_Connection
+    )
     connection.execute("PRAGMA foreign_keys = ON")
     return connection
 
