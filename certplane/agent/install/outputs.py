@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -137,10 +138,12 @@ def _look_at_linked(output: Output) -> Output:
             if status is not None and (kind := _odd_kind(status)) is None:
                 return _read(directory, where.name, output)
         problem = f"{here}, which {kind if status is not None else 'is gone'}"
-    except (FileNotFoundError, RuntimeError):  # RuntimeError: a loop of links
+    except (FileNotFoundError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
         problem = f"{here}, which isn't there"
     except OSError as error:
         problem = f"{here}, which can't be followed: {explain(error, output.path)[0]}"
+        if error.errno == errno.ELOOP:
+            problem = f"{here}, which isn't there"
     except UnsafeDirectoryError as error:
         problem = f"{here}, which isn't followed: {error.message}"
     return replace(output, standing=Standing.FOREIGN, problem=problem)
