@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ from tests.fakes.renewal import FakeRenewalInfoSource
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
 from tests.support.edge import HOST, OPERATOR, ShiftedClock, serve_edge
-from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, settle, unavailable
+from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, lose_order, settle, unavailable
 from tests.support.memory_store import MemoryStores
 from tests.support.stores import StoreHarness, StorePlace
 from tests.support.streams import HostStreamClient
@@ -87,16 +86,7 @@ async def an_issuer_out_of_reach(_folder: Path) -> Collection[Metric]:
 async def an_order_lost_by_its_ca(_folder: Path) -> Collection[Metric]:
     """It is given up, and another one made."""
     world = World()
-    gate = world.issuer.faults.hold("answer_challenges")
-    world.issuer.faults.fail("answer_challenges", unavailable())
-    authority = await world.started()
-    await authority.issue(caller(), issue(wait=NO_WAIT))
-    await settle()
-    (url,) = world.ca.orders
-    world.ca.orders["https://ca.test/order/0"] = replace(world.ca.orders[url], url="https://ca.test/order/0")
-    world.ca.forget(url)
-    gate.set()
-    await world.run_on()
+    await lose_order(world)
     return world.meter.moved
 
 

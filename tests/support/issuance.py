@@ -21,7 +21,17 @@ from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import Caller, Grant, IdentityKind, IdentityUse, KnownIdentity, Order, OrderState, Profile
+from certplane.broker.model import (
+    Caller,
+    Grant,
+    IdentityKind,
+    IdentityUse,
+    IssuerOrderStatus,
+    KnownIdentity,
+    Order,
+    OrderState,
+    Profile,
+)
 from certplane.broker.ports import EventRecorder
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.errors import Reason, RefusalError
@@ -263,6 +273,24 @@ def issue(
         wait=wait,
         replaces_certificate_id=replaces,
     )
+
+
+async def lose_order(world: World, status: IssuerOrderStatus | None = None) -> str:
+    """Have the CA lose an order before its CSR is sent, or `status` for it; all runs on to the end. Its URL."""
+    gate = world.issuer.faults.hold("answer_challenges")
+    world.issuer.faults.fail("answer_challenges", unavailable())
+    authority = await world.started()
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    (url,) = world.ca.orders
+    if status is None:
+        world.ca.orders["https://ca.test/order/0"] = replace(world.ca.orders[url], url="https://ca.test/order/0")
+        world.ca.forget(url)
+    else:
+        world.ca.set_status(url, status)
+    gate.set()
+    await world.run_on()
+    return url
 
 
 def ended(order: Order) -> bool:

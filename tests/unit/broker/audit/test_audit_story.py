@@ -52,7 +52,7 @@ from certplane.v1 import enrollment_pb2 as pb
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder
 from tests.fakes.clock import ManualClock
 from tests.fakes.issuer import FakeIssuer
-from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, settle, unavailable
+from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, lose_order, unavailable
 from tests.support.memory_store import MemoryStores
 
 GOLDEN = json.loads(Path("tests/cases/audit/events.json").read_text())
@@ -155,16 +155,7 @@ def replace_issuers(world: World) -> Any:
 async def abandoned() -> list[AuditEvent]:
     """The CA forgets an order before its CSR is sent: another is made."""
     world = World()
-    gate = world.issuer.faults.hold("answer_challenges")
-    world.issuer.faults.fail("answer_challenges", unavailable())
-    authority = await world.started()
-    await authority.issue(caller(), issue(wait=NO_WAIT))
-    await settle()
-    (url,) = world.ca.orders
-    world.ca.orders["https://ca.test/order/0"] = replace(world.ca.orders[url], url="https://ca.test/order/0")
-    world.ca.forget(url)
-    gate.set()
-    await world.run_on()
+    await lose_order(world)
     return world.database.events
 
 

@@ -18,7 +18,19 @@ from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError
 from tests.fakes.issuer import CaOrder
 from tests.support.authority import Authority, certificate_pem
 from tests.support.csr import SAN, ec_key, sequence, tlv
-from tests.support.issuance import NO_WAIT, World, caller, csr, ended, issue, key_hash, policy, settle, unavailable
+from tests.support.issuance import (
+    NO_WAIT,
+    World,
+    caller,
+    csr,
+    ended,
+    issue,
+    key_hash,
+    lose_order,
+    policy,
+    settle,
+    unavailable,
+)
 
 MINUTE = timedelta(minutes=1)
 
@@ -402,20 +414,8 @@ async def test_an_order_that_was_not_finalised_may_be_abandoned_and_is_counted(
 ) -> None:
     """The CA lost it or somebody else used it before our CSR was sent: another is made, the first is on record."""
     world = World()
-    gate = world.issuer.faults.hold("answer_challenges")
-    world.issuer.faults.fail("answer_challenges", unavailable())
-    authority = await world.started()
-    await authority.issue(caller(), issue(wait=NO_WAIT))
-    await settle()
-    (url,) = world.ca.orders
-    if status is None:
-        world.ca.orders["https://ca.test/order/0"] = replace(world.ca.orders[url], url="https://ca.test/order/0")
-        world.ca.forget(url)
-    else:
-        world.ca.set_status(url, status)
-    gate.set()
 
-    await world.run_on()
+    url = await lose_order(world, status)
 
     assert world.order.state is OrderState.ISSUED
     assert world.order.acme_order_url != url
