@@ -141,9 +141,8 @@ def _look_at_linked(output: Output) -> Output:
     except (FileNotFoundError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
         problem = f"{here}, which isn't there"
     except OSError as error:
-        problem = f"{here}, which can't be followed: {explain(error, output.path)[0]}"
-        if error.errno == errno.ELOOP:
-            problem = f"{here}, which isn't there"
+        why = "isn't there" if error.errno == errno.ELOOP else f"can't be followed: {explain(error, output.path)[0]}"
+        problem = f"{here}, which {why}"
     except UnsafeDirectoryError as error:
         problem = f"{here}, which isn't followed: {error.message}"
     return replace(output, standing=Standing.FOREIGN, problem=problem)
