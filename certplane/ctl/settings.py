@@ -77,7 +77,7 @@ def find_settings() -> Path:
         if candidate.exists():
             return candidate
     message = "there is no ctl.yml"
-    remedy = f"write {own} or {_SYSTEM_FILE}, or name one with --config or ${_VARIABLE} (docs/operations.md shows one)"
+    remedy = f"write {own} or {_SYSTEM_FILE}, or name one with --config or ${_VARIABLE} (docs/configuration.md)"
     raise ConfigurationError([ConfigurationProblem("certplanectl", None, "", message, remedy)])
 
 
