@@ -8,8 +8,6 @@ A certificate that its holder gets again and again is audited at once the first 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from certplane.broker import metrics
 from certplane.broker.events import AuditEvent, EventKind
 from certplane.broker.issuance.authorisation import AuthorisedRequest, CallAuthorisation
@@ -29,10 +27,10 @@ class Delivery:
     async def from_cache(
         self, caller: Caller, asked: AuthorisedRequest, record: CertificateRecord, events: CallEvents
     ) -> None:
-        """A stored certificate answers a request: one durable wait for all its events."""
+        """A stored certificate answers a request: one event tells of request, decision and hand-out."""
         self._authorisation.ask_at_hand_out(caller, record, asked.policy)
-        batch = (events.received(), events.authorized("hit", record.issuer), events.cache_hit(record))
-        await self._record(events.handing_out(record, batch[-1]), record, batch)
+        event = events.cache_hit(record)
+        await self._record(events.handing_out(record, event), record, event)
         self._ports.meter.count(metrics.DELIVERIES, source="cache")
 
     async def of_order(self, caller: Caller, order: Order, events: CallEvents) -> CertificateRecord:
@@ -51,20 +49,20 @@ class Delivery:
         policy = await self._authorisation.ask_again(caller, record)
         events.learn_policy(policy, policy.find_profile(record.profile))
         event = events.delivered(record)
-        await self._record(events.handing_out(record, event), record, (event,))
+        await self._record(events.handing_out(record, event), record, event)
         self._ports.meter.count(metrics.DELIVERIES, source=source)
 
-    async def _record(self, kind: EventKind, record: CertificateRecord, batch: Sequence[AuditEvent]) -> None:
+    async def _record(self, kind: EventKind, record: CertificateRecord, event: AuditEvent) -> None:
         """Make the hand-out durable: the first one of a certificate with its time, any further one as an event."""
         repeats, now = self._ports.repeats, self._ports.clock.now()
         if record.deliver_time is not None:
-            await repeats.record(kind, batch)
-        elif not repeats.begin(kind, batch[-1]):  # another call is handing it out at this moment
-            await repeats.record(kind, batch)
+            await repeats.record(kind, (event,))
+        elif not repeats.begin(kind, event):  # another call is handing it out at this moment
+            await repeats.record(kind, (event,))
             await self._ports.certificates.mark_delivered(record.certificate_id, now, ())
         else:
             try:
-                await self._ports.certificates.mark_delivered(record.certificate_id, now, batch)
+                await self._ports.certificates.mark_delivered(record.certificate_id, now, (event,))
             except RefusalError:
-                repeats.withdraw(kind, batch[-1])
+                repeats.withdraw(kind, event)
                 raise

@@ -79,7 +79,7 @@ class CallEvents:
         return self._trail.event(AuditEventType.CERTIFICATE_REQUEST_RECEIVED)
 
     def authorized(self, cache_result: str, issuer: str) -> AuditEvent:
-        """Policy allows it; `cache_result` is hit, miss or joined, `issuer` whose certificate it will be."""
+        """Policy allows an order for it; `cache_result` is miss or joined, `issuer` whose certificate it will be."""
         return self._trail.event(
             AuditEventType.CERTIFICATE_AUTHORIZED,
             decision=AuditDecision.ALLOW,
@@ -89,9 +89,12 @@ class CallEvents:
         )
 
     def cache_hit(self, record: CertificateRecord) -> AuditEvent:
-        """A stored certificate is handed out as the answer."""
+        """A request, that policy allows it, and that a stored certificate is handed out as its answer (ADR 0023)."""
         return self._trail.of_certificate(record).event(
-            AuditEventType.CERTIFICATE_CACHE_HIT, decision=AuditDecision.CACHE_HIT, cache_result="hit"
+            AuditEventType.CERTIFICATE_CACHE_HIT,
+            decision=AuditDecision.CACHE_HIT,
+            cache_result="hit",
+            issuer_directory=self._directories.get(record.issuer, ""),
         )
 
     def delivered(self, record: CertificateRecord) -> AuditEvent:

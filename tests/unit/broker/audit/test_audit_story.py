@@ -2,6 +2,7 @@
 
 `tests/cases/audit/events.json` holds the records as the broker of 452d001 wrote them, but for the words of some reasons,
 which are for people; ids and hashes are replaced by what they are. A field may be added, and none may change or go.
+An answer from the cache was three events until ADR 0023: `answer-from-the-cache-70820d2.json` holds them.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, lose
 from tests.support.memory_store import MemoryStores
 
 GOLDEN = json.loads(Path("tests/cases/audit/events.json").read_text())
+THREE = json.loads(Path("tests/cases/audit/answer-from-the-cache-70820d2.json").read_text())
+"""Request, decision and hand-out of `issuance`'s second call, as they were written each."""
 _IDS = re.compile(r"\b(id[0-9a-f]+-\d{6}|order-\d{6}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _HASHES = re.compile(r"\b[0-9a-f]{64}\b")
 _SERIALS = re.compile(r"\b[0-9a-f]{35,40}\b")
@@ -339,3 +342,35 @@ def test_the_stories_meet_every_kind_of_event() -> None:
     """A type that no story meets could change unnoticed."""
     met = {record["event_type"] for told in GOLDEN.values() for record in told}
     assert {str(kind) for kind in AuditEventType} - met == set()
+
+
+async def test_one_event_of_an_answer_from_the_cache_says_all_that_three_said() -> None:
+    """Every field of the old three with the same value; only what tells events apart, and `allow`, is said by it."""
+    (one,) = (record for record in records(await issuance()) if record["request_id"] == "req-2")
+
+    said: dict[str, Any] = {}
+    for record in THREE:
+        for name, value in record.items():
+            said.setdefault(name, []).append(value)
+    assert said.pop("event_type") == [
+        "certificate_request_received",
+        "certificate_authorized",
+        "certificate_cache_hit",
+    ]
+    assert one["event_type"] == "certificate_cache_hit"
+    assert said.pop("decision") == ["allow", "cache_hit"]
+    assert one["decision"] == "cache_hit"
+    assert {name: {json.dumps(value) for value in values} for name, values in said.items()} == {
+        name: {json.dumps(one[name])} for name in said
+    }
+    assert one.keys() == said.keys() | {"event_type", "decision"}
+
+
+async def test_a_log_of_before_shows_the_three_events_of_an_answer_as_they_stand() -> None:
+    """Rows that an older broker wrote are read as they are, and those of a spill file are taken in."""
+    stores = MemoryStores.open(ManualClock())
+    before = [json.dumps(record | {"event_id": f"event-{n}"}) for n, record in enumerate(THREE)]
+
+    assert await stores.audit.import_records(before) == len(THREE)
+
+    assert [json.dumps(record) for record in await stores.audit.tail(10)] == before
