@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from josepy.json_util import encode_b64jose
 from josepy.jwa import ES256, ES384, RS256, JWASignature
 from josepy.jwk import JWK, JWKEC, JWKRSA
 
@@ -42,11 +44,15 @@ class AccountKey:
 
     Attributes:
         public_key_sha256: SHA-256 of its SubjectPublicKeyInfo; a CSR with this key must be refused (RFC 8555 11.1).
+        public_jwk: the JSON of its public part (RFC 7517 4).
+        thumbprint: SHA-256 of that in base64url (RFC 7638), for key authorizations (RFC 8555 8.1).
     """
 
     jwk: JWK = field(repr=False)
     algorithm: JWASignature = field(repr=False)
     public_key_sha256: str
+    public_jwk: Mapping[str, str] = field(repr=False, compare=False)
+    thumbprint: str = field(repr=False, compare=False)
 
     @classmethod
     def load_or_create(cls, path: Path, setting: str = _SETTING) -> AccountKey:
@@ -78,10 +84,18 @@ class AccountKey:
         except PrivateKeyError as error:
             remedy = "put the account's key there, or move the file away to get a new account"
             raise _problem(path, f"can't be used: {error}", remedy, setting) from error
+        jwk: JWK = JWKRSA(key=key)
+        algorithm: JWASignature = RS256
         if isinstance(key, ec.EllipticCurvePrivateKey):
-            algorithm = ES256 if isinstance(key.curve, ec.SECP256R1) else ES384
-            return cls(JWKEC(key=key), algorithm, public_key_sha256(key.public_key()))
-        return cls(JWKRSA(key=key), RS256, public_key_sha256(key.public_key()))
+            jwk, algorithm = JWKEC(key=key), ES256 if isinstance(key.curve, ec.SECP256R1) else ES384
+        public = jwk.public_key()
+        return cls(
+            jwk,
+            algorithm,
+            public_key_sha256(key.public_key()),
+            public_jwk=public.to_json(),
+            thumbprint=encode_b64jose(public.thumbprint()),
+        )
 
 
 class AccountKeyFile:

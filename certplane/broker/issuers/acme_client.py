@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import msgspec
 from acme import jws, messages
 from cryptography import x509
 from josepy.interfaces import JSONDeSerializable
@@ -27,7 +28,7 @@ from certplane.broker.issuers.acme_errors import LONGEST_URL, AcmeAnswer, AcmeEr
 from certplane.broker.issuers.acme_limits import ACCOUNT, limited_scopes
 from certplane.broker.issuers.acme_resources import AcmeAuthorization, AcmeOrder, MalformedAnswerError
 from certplane.broker.issuers.acme_settling import Settling
-from certplane.broker.issuers.acme_signing import SignedRequests
+from certplane.broker.issuers.acme_signing import SignedRequests, base64url
 from certplane.broker.issuers.answers import one_line
 from certplane.errors import Reason
 from certplane.pki.chain import MOST_CAME, found_chain
@@ -67,12 +68,6 @@ class _KeyChange(JSONObjectWithFields):
 
     account: str = json_field("account")
     old_key: JWK = json_field("oldKey", encoder=JWK.to_partial_json)
-
-
-class _ReplacingOrder(messages.NewOrder):
-    """A newOrder object that names the certificate it replaces (RFC 9773 5), which `acme` doesn't know."""
-
-    replaces: str | None = json_field("replaces", omitempty=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +163,13 @@ class AcmeClient:
 
     async def create_order(self, names: Sequence[str], profile: str, replaces: str = "") -> AcmeOrder:
         """POST newOrder (7.4); `replaces` is a certificate's name at the CA (RFC 9773 4.1), which must take such."""
-        identifiers = [messages.Identifier(typ=messages.IDENTIFIER_FQDN, value=name) for name in names]
-        order = _ReplacingOrder(identifiers=identifiers, profile=profile or None, replaces=replaces or None)
+        order: dict[str, object] = {"identifiers": [{"type": "dns", "value": name} for name in names]}
+        order |= {name: value for name, value in (("profile", profile), ("replaces", replaces)) if value}
         url = self.directory.new_order
         try:
             # Where it names what it replaces, a 404 is about that.
             with nullcontext() if replaces else self._named_by_ca(url):
-                answer = await self._post(url, _json(order))
+                answer = await self._post(url, msgspec.json.encode(order))
         except AcmeError as error:
             problems = error.refusal.problems
             if problems:
@@ -195,7 +190,7 @@ class AcmeClient:
         with self._named_by_ca(url):
             answer = await self._post(url, _AS_GET)
         with malformed_as_acme_errors():
-            return AcmeAuthorization.parse(url, answer.json(), self.key.jwk)
+            return AcmeAuthorization.parse(url, answer.json(), self.key.thumbprint)
 
     async def answer(self, challenge_url: str) -> None:
         """POST to a challenge: its record stands (7.5.1). The payload is `{}`."""
@@ -209,10 +204,9 @@ class AcmeClient:
 
     async def send_csr(self, order_url: str, finalize_url: str, csr_der: bytes) -> AcmeOrder:
         """POST to an order's finalize URL (7.4)."""
-        request = messages.CertificateRequest(csr=x509.load_der_x509_csr(csr_der))
         failpoint("acme.finalize.before")
         with self._named_by_ca(finalize_url):
-            answer = await self._post(finalize_url, _json(request))
+            answer = await self._post(finalize_url, msgspec.json.encode({"csr": base64url(csr_der)}))
         failpoint("acme.finalize.sent")
         return _order(order_url, answer)
 

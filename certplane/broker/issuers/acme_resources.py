@@ -7,15 +7,14 @@ missing is a `MalformedAnswerError`.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
-
-from acme import challenges
-from josepy.errors import DeserializationError
-from josepy.jwk import JWK
+from typing import Any, Final
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.model import DnsChallenge, IssuerOrderStatus
@@ -26,6 +25,9 @@ _LONGEST_TYPE = 200
 _LONGEST_DETAIL = 500
 MOST_PROBLEMS = 10
 """With the lengths above they fit into a gRPC status (8 KiB of metadata)."""
+_DNS01: Final = "dns-01"
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{22,512}", re.ASCII)
+"""Of at least 128 bits (RFC 8555 8.4)."""
 _MOST_AUTHORIZATIONS = 100
 """Names in a certificate of a public CA."""
 
@@ -96,8 +98,8 @@ class AcmeAuthorization:
     problems: tuple[ProblemDocument, ...]
 
     @classmethod
-    def parse(cls, url: str, body: object, key: JWK) -> AcmeAuthorization:
-        """Read it; `key` is the account's, for the TXT value.
+    def parse(cls, url: str, body: object, thumbprint: str) -> AcmeAuthorization:
+        """Read it; `thumbprint` is that of the account's key, for the TXT value.
 
         Raises:
             MalformedAnswerError: no such thing.
@@ -111,13 +113,13 @@ class AcmeAuthorization:
             raise MalformedAnswerError("an authorization for something that isn't a DNS name") from error
         found = fields.get("challenges")
         offered = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
-        dns = [entry for entry in offered if entry.get("type") == challenges.DNS01.typ]
+        dns = [entry for entry in offered if entry.get("type") == _DNS01]
         problems = [problem for entry in offered for problem in problem_documents(entry.get("error"), domain=domain)]
         return cls(
             url=url,
             domain=domain,
             status=_text(fields, "status"),
-            challenge=_dns_challenge(url, domain, dns[0], key) if dns else None,
+            challenge=_dns_challenge(url, domain, dns[0], thumbprint) if dns else None,
             problems=tuple(problems[:MOST_PROBLEMS]),
         )
 
@@ -150,18 +152,20 @@ def _problem_document(body: Mapping[str, object], status: int | None, domain: st
     )
 
 
-def _dns_challenge(url: str, domain: str, fields: Mapping[str, object], key: JWK) -> DnsChallenge:
-    try:
-        challenge = challenges.DNS01.from_json({"type": challenges.DNS01.typ, "token": _text(fields, "token")})
-    except DeserializationError as error:
-        raise MalformedAnswerError("a challenge with a bad token") from error
+def _dns_challenge(url: str, domain: str, fields: Mapping[str, object], thumbprint: str) -> DnsChallenge:
+    """RFC 8555 8.1 and 8.4."""
+    token = _text(fields, "token").rstrip("=")
+    if not _TOKEN.fullmatch(token):
+        raise MalformedAnswerError("a challenge with a bad token")
+    authorization = f"{token}.{thumbprint}"
+    digest = urlsafe_b64encode(hashlib.sha256(authorization.encode("ascii")).digest())
     return DnsChallenge(
         domain=domain,
-        record_name=challenge.validation_domain_name(domain),
-        record_value=challenge.validation(key),
+        record_name=f"_acme-challenge.{domain}",
+        record_value=digest.decode("ascii").rstrip("="),
         authorization_url=url,
         challenge_url=_text(fields, "url"),
-        key_authorization=challenge.key_authorization(key),
+        key_authorization=authorization,
     )
 
 

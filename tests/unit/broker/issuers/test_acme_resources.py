@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from josepy.jwk import JWKEC
 
 from certplane.broker.issuers.acme_resources import (
     AcmeAuthorization,
@@ -17,9 +16,8 @@ from certplane.broker.issuers.acme_resources import (
     problem_documents,
 )
 from certplane.broker.model import IssuerOrderStatus
-from certplane.pki.keys import KeyType, generate_private_key
 
-KEY = JWKEC(key=generate_private_key(KeyType.EC_P256))
+THUMBPRINT = "LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ"  # a thumbprint: RFC 8555 8.1
 TOKEN = "DGyRejmCefe7v4NfDGDKfA"  # RFC 8555 8.4
 ORDER = {
     "status": "valid",
@@ -77,7 +75,7 @@ def test_order_that_makes_no_sense(change: dict[str, Any]) -> None:
 
 def test_authorization() -> None:
     """The dns-01 challenge with its record; the name canonical, the value that of RFC 8555 8.4."""
-    authorization = AcmeAuthorization.parse("https://ca/a", AUTHORIZATION, KEY)
+    authorization = AcmeAuthorization.parse("https://ca/a", AUTHORIZATION, THUMBPRINT)
     challenge = authorization.challenge
     assert challenge is not None
     assert (challenge.domain, challenge.record_name) == ("example.test", "_acme-challenge.example.test")
@@ -87,7 +85,7 @@ def test_authorization() -> None:
 
 def test_authorization_without_dns_challenge() -> None:
     """A CA that offers other challenges only is shown as such."""
-    assert AcmeAuthorization.parse("https://ca/a", AUTHORIZATION | {"challenges": []}, KEY).challenge is None
+    assert AcmeAuthorization.parse("https://ca/a", AUTHORIZATION | {"challenges": []}, THUMBPRINT).challenge is None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +102,7 @@ def test_authorization_without_dns_challenge() -> None:
 def test_authorization_that_makes_no_sense(change: dict[str, Any]) -> None:
     """Nothing that can't be a record's name and value comes out."""
     with pytest.raises(MalformedAnswerError):
-        AcmeAuthorization.parse("https://ca/a", AUTHORIZATION | change, KEY)
+        AcmeAuthorization.parse("https://ca/a", AUTHORIZATION | change, THUMBPRINT)
 
 
 @given(json_values)
@@ -117,7 +115,7 @@ def test_nothing_else_is_raised(body: Any) -> None:
             with contextlib.suppress(MalformedAnswerError):
                 AcmeOrder.parse("https://ca/o", base | {member: body, "error": body}, None)
             with contextlib.suppress(MalformedAnswerError):
-                AcmeAuthorization.parse("https://ca/a", base | {member: body}, KEY)
+                AcmeAuthorization.parse("https://ca/a", base | {member: body}, THUMBPRINT)
 
 
 @pytest.mark.parametrize(
