@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -122,7 +121,7 @@ def parse_csr(pem: str, *, known: Collection[str] | None = None) -> CertificateR
         RefusalError: CSR_INVALID or KEY_WEAK, with the violated field `csr_pem`.
     """
     try:
-        ((_, der),) = decode_pem(pem, _LABEL, max_blocks=1, max_length=MAX_CSR_LENGTH)
+        der = decode_csr(pem)
     except PemError as error:
         raise _invalid(f"the CSR {error}") from error
     try:
@@ -152,6 +151,16 @@ def parse_csr(pem: str, *, known: Collection[str] | None = None) -> CertificateR
     )
 
 
+def decode_csr(pem: str) -> bytes:
+    """The DER of a CSR's text, whatever it is.
+
+    Raises:
+        PemError: not exactly one PEM block of a CSR, or too long.
+    """
+    ((_, der),) = decode_pem(pem, _LABEL, max_blocks=1, max_length=MAX_CSR_LENGTH)
+    return der
+
+
 def build_csr(key: PrivateKey, *, common_name: str = "", sans: Sequence[str] = ()) -> str:
     """A CSR in PEM, signed with SHA-256 (SHA-384 for P-384).
 
@@ -169,36 +178,6 @@ def build_csr(key: PrivateKey, *, common_name: str = "", sans: Sequence[str] = (
     p384 = isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp384r1"
     csr = builder.sign(key, hashes.SHA384() if p384 else hashes.SHA256())
     return csr.public_bytes(serialization.Encoding.PEM).decode("ascii")
-
-
-class CsrCache:
-    """The last verified CSRs by their text, so that a retry costs a hash. For one thread; refusals aren't kept.
-
-    Safe because a CSR's meaning depends on nothing but its bytes: what may be issued for it is asked each time.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._requests: OrderedDict[bytes, CertificateRequest] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def parse(self, pem: str, *, known: Collection[str] | None = None) -> CertificateRequest:
-        """As `parse_csr`."""
-        if len(pem) > MAX_CSR_LENGTH:
-            return parse_csr(pem, known=known)  # which refuses it, without hashing whatever was sent
-        # A lone surrogate can't be encoded and isn't base64 either: its text must end in a refusal like any other.
-        key = hashlib.sha256(pem.encode("utf-8", "surrogatepass")).digest()
-        request = self._requests.get(key)
-        if request is None:
-            request = parse_csr(pem, known=known)
-            self._requests[key] = request
-            if len(self._requests) > self._size:
-                self._requests.popitem(last=False)
-        else:
-            self._requests.move_to_end(key)
-        return request
 
 
 def _check_attributes(csr: x509.CertificateSigningRequest) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from certplane.errors import CertplaneError
 
 INTEGER = 0x02
+BIT_STRING = 0x03
 OCTET_STRING = 0x04
 SEQUENCE = 0x30
 

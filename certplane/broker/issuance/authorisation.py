@@ -19,11 +19,12 @@ from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import CallEvents
 from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuance.verified_csrs import VerifiedCsrs
 from certplane.broker.model import Caller, CertificateRecord, IdentityKind, Order, Profile
 from certplane.broker.policy.decision import decide, decide_again
 from certplane.broker.ports import Policy
 from certplane.errors import Reason, RefusalError
-from certplane.pki.csr import CertificateRequest, CsrCache
+from certplane.pki.csr import CertificateRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class CallAuthorisation:
     def __init__(self, ports: IssuancePorts, settings: IssuanceSettings) -> None:
         self._ports = ports
         self._account_keys_sha256 = settings.account_keys_sha256
-        self._requests = CsrCache(settings.csr_cache_size)
+        self._requests = VerifiedCsrs(settings.csr_cache_size)
 
     async def authorise(self, caller: Caller, command: IssueCommand, events: CallEvents) -> AuthorisedRequest:
         """Whether `caller` may have what it asks for; `events` learns what is found on the way.
@@ -58,7 +59,8 @@ class CallAuthorisation:
         profile = policy.find_profile(command.profile)
         try:
             # Whose profile it is comes later; here it only spares validating names that policy has.
-            request = self._requests.parse(command.csr_pem, known=profile.dns_names if profile else ())
+            known = profile.dns_names if profile else ()
+            request = self._requests.parse(command.csr_pem, known=known, owner=caller.name)
         except RefusalError:
             events.learn_unreadable_csr(command.csr_pem)
             raise

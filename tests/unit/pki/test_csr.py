@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certplane.errors import Reason, RefusalError
-from certplane.pki.csr import MAX_CSR_LENGTH, CsrCache, build_csr, parse_csr
+from certplane.pki.csr import build_csr, parse_csr
 from certplane.pki.keys import KeyType, generate_private_key, public_key_sha256
 from certplane.pki.names import _a_label_problem
 from tests.support.bad_csrs import BAD_CSRS, GOOD_CSR, BadCsr, common_name_as, named
@@ -224,34 +224,6 @@ def test_never_raises_anything_else(text: str) -> None:
     """Any text ends in a request or a refusal."""
     with contextlib.suppress(RefusalError):
         parse_csr(text)
-
-
-class TestCsrCache:
-    def test_returns_the_verified_request_again(self) -> None:
-        """The same text is the same value, without a second verification."""
-        cache = CsrCache(2)
-        first = cache.parse(GOOD_CSR)
-        assert cache.parse(GOOD_CSR) is first
-        assert first == parse_csr(GOOD_CSR)
-
-    def test_keeps_no_refusal(self) -> None:
-        """What was refused is checked anew and takes no place."""
-        cache = CsrCache(2)
-        for text in ("junk", "\ud800", GOOD_CSR + GOOD_CSR, "x" * (MAX_CSR_LENGTH + 1)):
-            with pytest.raises(RefusalError):
-                cache.parse(text)
-        assert len(cache) == 0
-
-    def test_forgets_the_least_used(self) -> None:
-        """It holds as many as it was made for and drops the one unused for longest."""
-        cache = CsrCache(2)
-        texts = [pem(craft(names=[f"w{n}.example.test"])) for n in range(3)]
-        kept, dropped = cache.parse(texts[0]), cache.parse(texts[1])
-        cache.parse(texts[0])
-        cache.parse(texts[2])
-        assert len(cache) == 2
-        assert cache.parse(texts[0]) is kept
-        assert cache.parse(texts[1]) is not dropped
 
 
 def _a_label(number: int) -> str:
