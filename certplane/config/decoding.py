@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -117,75 +118,62 @@ class Decoder:
             self.add(node.key, "must be keys with values", "indent its keys below it")
             return None
         before = len(self._problems)
-        expected = _fields(section)
-        values: dict[str, Any] = {
-            name: self._source for name, (annotation, _) in expected.items() if annotation is Source
-        }
-        for name in values:
-            del expected[name]
-        self._report_unknown(node, expected.keys())
-        for name, (annotation, spec) in expected.items():
+        form = _form(typing.cast("Any", section))
+        values: dict[str, Any] = dict.fromkeys(form.sources, self._source)
+        if not node.entries.keys() <= form.keys.keys():
+            self._report_unknown(node, form.keys)
+        for name, key in form.keys.items():
             entry = node.entries.get(name)
-            path = _join(node.key, name)
             if entry is None or (isinstance(entry.value, ScalarNode) and entry.value.is_null):
-                self._take_default(path, annotation, spec, values)
+                self._take_default(node.key, key, values)
                 continue
-            value = self.value(entry.value, annotation)
+            value = key.read(self, entry.value)
             if value is None:
                 continue
-            if value == "" and spec.default is MISSING:
-                self.add(path, "must not be empty")
+            if value == "" and key.required:
+                self.add(_join(node.key, name), "must not be empty")
                 continue
             values[name] = value
         if len(self._problems) > before:
             return None
         decoded = section(**values)
-        if isinstance(decoded, Checked):
-            for found in decoded.problems():
+        if form.checked:
+            for found in typing.cast("Checked", decoded).problems():
                 self.add(_join(node.key, found.key), found.message, found.remedy)
         return decoded if len(self._problems) == before else None
 
     def value(self, node: Node, annotation: Any) -> Any:
         """The value at `node` as `annotation` says, None if it is wrong."""
-        origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-        if origin is Annotated:
-            return self._checked(node, *arguments)
-        if origin in {types.UnionType, typing.Union}:
-            (annotation,) = (argument for argument in arguments if argument is not types.NoneType)
-            return self.value(node, annotation)
-        if origin is tuple:
-            return self._items(node, arguments[0])
-        if origin is Mapping:
-            return self._mapping(node, arguments[1])
-        if dataclasses.is_dataclass(annotation) and not hasattr(annotation, "parse"):
-            assert isinstance(annotation, type)
-            return self.section(node, annotation)
-        return self._scalar(node, annotation)
+        return _reader(annotation)(self, node)
 
-    def _checked(self, node: Node, annotation: Any, *extras: Any) -> Any:
-        value = self.value(node, annotation)
-        for extra in extras:
-            if value is not None and isinstance(extra, Check) and (problem := extra.rule(value)) is not None:
+    def checked(self, node: Node, read: _Read, checks: Iterable[Check]) -> Any:
+        """What `read` makes of it, None if one of `checks` finds it wrong."""
+        value = read(self, node)
+        for check in checks:
+            if value is not None and (problem := check.rule(value)) is not None:
                 self.add(node.key, problem)
                 return None
         return value
 
-    def _items(self, node: Node, annotation: Any) -> tuple[Any, ...] | None:
+    def items(self, node: Node, read: _Read) -> tuple[Any, ...] | None:
+        """A list, each item by `read`."""
         if not isinstance(node, SequenceNode):
             remedy = glued_item(node.text) if isinstance(node, ScalarNode) else glued_item("")
             self.add(node.key, "must be a list", remedy)
             return None
-        values = tuple(self.value(item, annotation) for item in node.items)
+        values = tuple([read(self, item) for item in node.items])
         return None if any(value is None for value in values) else values
 
-    def _mapping(self, node: Node, annotation: Any) -> Mapping[str, Any] | None:
+    def mapping(self, node: Node, read: _Read) -> Mapping[str, Any] | None:
+        """Names with values, each by `read`."""
         if not isinstance(node, MappingNode):
             self.add(node.key, "must be names with values", "indent its names below it")
             return None
-        values = {name: self.value(entry.value, annotation) for name, entry in node.entries.items()}
+        values = {name: read(self, entry.value) for name, entry in node.entries.items()}
         return None if any(value is None for value in values.values()) else values
 
-    def _scalar(self, node: Node, annotation: Any) -> Any:
+    def scalar(self, node: Node, annotation: Any) -> Any:
+        """A text, or what is read from one."""
         if not isinstance(node, ScalarNode):
             kind = "a list" if isinstance(node, SequenceNode) else "keys with values"
             self.add(node.key, f"must be {_describe(annotation)}, not {kind}")
@@ -196,14 +184,15 @@ class Decoder:
             self.add(node.key, str(error))
             return None
 
-    def _take_default(self, path: str, annotation: Any, spec: dataclasses.Field[Any], values: dict[str, Any]) -> None:
+    def _take_default(self, section: str, key: _Key, values: dict[str, Any]) -> None:
         """Leave the key to the dataclass's default; a section that isn't written is one without keys."""
-        if spec.default is not MISSING or spec.default_factory is not MISSING:
+        if not key.required:
             return
-        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and not hasattr(annotation, "parse"):
-            values[spec.name] = self.section(MappingNode(0, path, {}), annotation)
+        path = _join(section, key.name)
+        if _is_section(key.annotation):
+            values[key.name] = self.section(MappingNode(0, path, {}), key.annotation)
             return
-        self.add(path, "is required", f"add `{path.rpartition('.')[2]}: ...`")
+        self.add(path, "is required", f"add `{key.name}: ...`")
 
     def _report_unknown(self, node: MappingNode, known: Iterable[str]) -> None:
         names = list(known)
@@ -214,10 +203,69 @@ class Decoder:
                 self.add(_join(node.key, name), "is not a known key", remedy)
 
 
-def _fields(section: type[Any]) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
-    """A section's keys: its dataclass's constructor fields with their resolved annotations."""
+_Read = Callable[[Decoder, Node], Any]
+"""Reads the value at a node, None if it is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One key of a section; without a default it is required."""
+
+    name: str
+    annotation: Any
+    required: bool
+    read: _Read
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a section's dataclass says: its keys, the fields that get the file's own `Source`, whether it has rules."""
+
+    keys: Mapping[str, _Key]
+    sources: tuple[str, ...]
+    checked: bool
+
+
+@functools.cache
+def _form(section: Any) -> _Form:
+    """The form of a section. Found once: resolving annotations costs more than reading a host of a policy."""
     hints = typing.get_type_hints(section, include_extras=True)
-    return {spec.name: (hints[spec.name], spec) for spec in dataclasses.fields(section) if spec.init}
+    specs = [spec for spec in dataclasses.fields(section) if spec.init]
+    keys = [
+        _Key(
+            spec.name,
+            hints[spec.name],
+            spec.default is MISSING and spec.default_factory is MISSING,
+            _reader(hints[spec.name]),
+        )
+        for spec in specs
+        if hints[spec.name] is not Source
+    ]
+    sources = tuple(spec.name for spec in specs if hints[spec.name] is Source)
+    return _Form({key.name: key for key in keys}, sources, issubclass(section, Checked))
+
+
+@functools.cache
+def _reader(annotation: Any) -> _Read:
+    """What reads the values of an annotation, found once as well."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        checks = tuple(extra for extra in arguments[1:] if isinstance(extra, Check))
+        return functools.partial(Decoder.checked, read=_reader(arguments[0]), checks=checks)
+    if origin in {types.UnionType, typing.Union}:
+        (annotation,) = (argument for argument in arguments if argument is not types.NoneType)
+        return _reader(annotation)
+    if origin is tuple:
+        return functools.partial(Decoder.items, read=_reader(arguments[0]))
+    if origin is Mapping:
+        return functools.partial(Decoder.mapping, read=_reader(arguments[1]))
+    if _is_section(annotation):
+        return functools.partial(Decoder.section, section=annotation)
+    return functools.partial(Decoder.scalar, annotation=annotation)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and not hasattr(annotation, "parse")
 
 
 def _read_scalar(node: ScalarNode, annotation: Any) -> Any:
@@ -227,9 +275,10 @@ def _read_scalar(node: ScalarNode, annotation: Any) -> Any:
     if hasattr(annotation, "parse"):
         return annotation.parse(node.text)
     assert issubclass(annotation, StrEnum), annotation
-    if node.text in set(annotation):
+    try:
         return annotation(node.text)
-    raise ValueError(f"is {node.text[:40]!a}, must be one of {', '.join(annotation)}")
+    except ValueError:
+        raise ValueError(f"is {node.text[:40]!a}, must be one of {', '.join(annotation)}") from None
 
 
 def _read_text(node: ScalarNode) -> str:

@@ -28,6 +28,7 @@ from certplane.config.values import DnsName, IdentityName, PositiveSpan, canonic
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.csr import MAX_DNS_NAMES
 from certplane.pki.keys import KeyType
+from certplane.runtime.turns import let_go
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _ROLE = re.compile(r"[a-z][a-z_-]{0,63}", re.ASCII)
@@ -197,8 +198,9 @@ class _PolicyFile:
 class PolicyDocument(Policy):
     """A loaded policy, immutable; implements `certplane.broker.ports.Policy`."""
 
-    def __init__(self, source: Source, profiles: Mapping[str, Profile], grants: Mapping[str, Grant]) -> None:
-        self._source = source
+    def __init__(self, file: str, sha256: str, profiles: Mapping[str, Profile], grants: Mapping[str, Grant]) -> None:
+        self._file = file
+        self._sha256 = sha256
         self._profiles = dict(profiles)
         self._grants = dict(grants)
         self._hosts = {grant.label: grant for grant in grants.values() if grant.kind is IdentityKind.HOST}
@@ -207,7 +209,7 @@ class PolicyDocument(Policy):
     @property
     @override
     def hash(self) -> str:
-        return self._source.sha256
+        return self._sha256
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
@@ -228,26 +230,7 @@ class PolicyDocument(Policy):
         if not self._grants:
             message = "gives nothing to anybody: it has no hosts, no services and no operators"
             remedy = "add the first host or operator, or check what wrote the file"
-            raise ConfigurationError([ConfigurationProblem(self._source.file, None, "", message, remedy)])
-
-    def check_issuers(self, known: Collection[str]) -> None:
-        """Whether the issuers that profiles name are among `known`, those of broker.yml.
-
-        Raises:
-            ConfigurationError: those that aren't.
-        """
-        problems = [
-            self._source.problem(
-                f"profiles.{profile.name}.acme.issuers[{number}]",
-                f"is {name}, which is no issuer of the broker's",
-                f"use one of: {', '.join(known)}",
-            )
-            for profile in self.profiles
-            for number, name in enumerate(profile.issuers)
-            if name not in known
-        ]
-        if problems:
-            raise ConfigurationError(problems)
+            raise ConfigurationError([ConfigurationProblem(self._file, None, "", message, remedy)])
 
     @override
     def find_grant(self, identity: str) -> Grant | None:
@@ -302,7 +285,33 @@ def read_policy(document: Document, private_issuers: Collection[str] | None = ()
         ),
         *(Grant(e.identity, IdentityKind.OPERATOR, label, (), e.roles) for label, e in file.operators.items()),
     ]
-    return PolicyDocument(document.source, profiles, {grant.name: grant for grant in grants})
+    read = [*file.profiles.values(), *file.hosts.values()]
+    del file
+    let_go(read)
+    source = document.source
+    return PolicyDocument(source.file, source.sha256, profiles, {grant.name: grant for grant in grants})
+
+
+def check_issuers(policy: PolicyDocument, source: Source, known: Collection[str]) -> None:
+    """Whether the issuers that profiles name are among `known`, those of broker.yml.
+
+    Apart from the policy, which doesn't keep its lines: of a large one they are a hundred megabytes.
+
+    Raises:
+        ConfigurationError: those that aren't.
+    """
+    problems = [
+        source.problem(
+            f"profiles.{profile.name}.acme.issuers[{number}]",
+            f"is {name}, which is no issuer of the broker's",
+            f"use one of: {', '.join(known)}",
+        )
+        for profile in policy.profiles
+        for number, name in enumerate(profile.issuers)
+        if name not in known
+    ]
+    if problems:
+        raise ConfigurationError(problems)
 
 
 def _once(profiles: tuple[str, ...]) -> tuple[str, ...]:

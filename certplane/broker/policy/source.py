@@ -13,11 +13,12 @@ from pathlib import Path
 from typing_extensions import override
 
 from certplane.broker.model import IdentityKind
-from certplane.broker.policy.document import PolicyDocument, read_policy
+from certplane.broker.policy.document import PolicyDocument, check_issuers, read_policy
 from certplane.broker.ports import PolicySource
 from certplane.config.document import MAX_BYTES, Document
 from certplane.config.files import read_file
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+from certplane.runtime.turns import let_go, short_turns
 
 
 def check_removal(before: PolicyDocument, after: PolicyDocument, file: str) -> None:
@@ -81,14 +82,24 @@ class FilePolicySource(PolicySource):
         Raises:
             ConfigurationError: it doesn't load, or shuts everybody out; what was in force stays so.
         """
-        content = read_file(self._path, max_bytes=MAX_BYTES)
+        with short_turns():
+            return self._load(read_file(self._path, max_bytes=MAX_BYTES))
+
+    def _load(self, content: bytes) -> PolicyDocument:
         self._seen = hashlib.sha256(content).hexdigest()
-        policy = read_policy(Document.parse(content, str(self._path)), self._private_issuers)
+        document = Document.parse(content, str(self._path))
+        policy = read_policy(document, self._private_issuers)
         if self._issuers is not None:
-            policy.check_issuers(self._issuers)
+            check_issuers(policy, document.source, self._issuers)
         if self._current is not None:
             check_removal(self._current, policy, str(self._path))
+        # What a large one and its text were is freed in pieces: the event loop has its turn between them.
+        left: list[object] = [*document.entries()]
+        if self._current is not None:
+            left += (*self._current.profiles, *self._current.grants)
         self._current = policy
+        del document
+        let_go(left)
         return policy
 
     def changed(self) -> bool:

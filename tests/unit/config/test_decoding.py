@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -244,3 +245,30 @@ def test_never_raises_anything_else(entries: dict[str, str]) -> None:
         assert isinstance(_decode(text), Section)
     except ConfigurationError as error:
         assert error.problems  # noqa: PT017 - both ends are right; an error without a problem is not
+
+
+def test_a_sections_form_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resolving annotations costs more than reading an entry, and a policy has a hundred thousand of one section."""
+
+    @dataclass(frozen=True, slots=True)
+    class Entry:
+        name: str
+        spans: tuple[timedelta, ...] = ()
+
+    @dataclass(frozen=True, slots=True)
+    class File:
+        entries: Mapping[str, Entry]
+
+    asked: list[object] = []
+    resolve = typing.get_type_hints
+
+    def counted(section: type[object], **how: bool) -> dict[str, object]:
+        asked.append(section)
+        names = {"Entry": Entry, "Mapping": Mapping, "timedelta": timedelta}
+        return resolve(section, localns=names, **how)
+
+    monkeypatch.setattr(typing, "get_type_hints", counted)
+    text = "entries:\n" + "".join(f"  n{number}: {{name: x, spans: [1h]}}\n" for number in range(100))
+    file = decode(Document.parse(text.encode(), "x.yml"), File)
+    assert len(file.entries) == 100
+    assert asked == [File, Entry]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def test_what_is_written_wins_over_what_is_merged() -> None:
 def test_a_billion_laughs_end_early(text: str) -> None:
     """What aliases make is counted, so that a small file stays a small document."""
     (line,) = _problems(text)
-    assert "over 100000 values by aliases" in line or "nested deeper than 20 levels" in line
+    assert f"over {document.MAX_COPIES} values by aliases" in line or "nested deeper than 20 levels" in line
 
 
 def _plain(node: object) -> Any:
@@ -339,3 +340,25 @@ def test_never_raises_anything_else(content: str | bytes) -> None:
     assert all(line.isprintable() for line in lines)
     with contextlib.suppress(ConfigurationError):
         assert Document.parse(data, "x.yml") == Document.parse(data, "x.yml")
+
+
+def test_values_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes alone don't bound memory: those that aliases add count as well as those that are written."""
+    monkeypatch.setattr(document, "MAX_NODES", 40)
+    assert len(Document.parse(b"a: [" + b"x, " * 30 + b"]", "x.yml").root.entries) == 1
+    for content in (b"a: [" + b"x, " * 45 + b"]", b"a: &a [" + b"x, " * 20 + b"]\nb: *a\nc: *a\n"):
+        with pytest.raises(ConfigurationError, match="has over 40 values"):
+            Document.parse(content, "x.yml")
+
+
+def test_nodes_are_nothing_to_the_garbage_collector() -> None:
+    """A large policy makes a million of them, and a collection that goes through them holds every thread."""
+    root = Document.parse(b"a: {b: [c, &x {d: e}], f: *x}", "x.yml").root
+    found: list[object] = [root]
+    for node in found:
+        assert not gc.is_tracked(node)
+        if isinstance(node, SequenceNode):
+            found += node.items
+        elif isinstance(node, MappingNode):
+            found += [entry.value for entry in node.entries.values()]
+    assert len(found) == 8

@@ -172,3 +172,12 @@ def test_a_start_may_have_operators_only(path: Path) -> None:
     """Who means to take everybody's certificates away restarts the broker: a start takes what is there."""
     path.write_text(OPERATORS)
     assert FilePolicySource(path).reload().host_names == ()
+
+
+def test_who_holds_a_snapshot_keeps_all_of_it(path: Path) -> None:
+    """What a policy is made of is let go in pieces when it is replaced, and not what somebody still has."""
+    source = FilePolicySource(path)
+    before = source.reload()
+    path.write_text(TWO)
+    source.reload()
+    assert [profile.name for profile in before.profiles] == ["one"]
