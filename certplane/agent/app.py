@@ -11,13 +11,12 @@ import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from certplane.agent.control import ControlServer, FanOut, Outcome
 from certplane.agent.host import Host
 from certplane.agent.install.activation import ActivationResult, Activator, Reload, command_reload
 from certplane.agent.install.hook import ShellHookRunner
-from certplane.agent.install.probe import TlsProbe, server_name_of
 from certplane.agent.lineage import Lineage
 from certplane.agent.lineage_runner import Activates, LineageRunner, Requester
 from certplane.agent.link.broker import GrpcBroker
@@ -36,6 +35,9 @@ from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 from certplane.runtime.processes import reap_as_init
 from certplane.runtime.progress import Progress
+
+if TYPE_CHECKING:  # a host that has no service looked at needs no probe
+    from certplane.agent.install.probe import TlsProbe
 
 _REPORT = Backoff(first=timedelta(seconds=10), most=timedelta(minutes=30), floor=timedelta(seconds=1))
 _REFRESH = timedelta(seconds=30)
@@ -409,6 +411,8 @@ def probe_of(settings: CertificateSettings, clock: Clock) -> TlsProbe | None:
     verify = settings.verify
     if verify is None:
         return None
+    from certplane.agent.install.probe import TlsProbe, server_name_of  # noqa: PLC0415 - where a service is looked at
+
     return TlsProbe(
         verify.connect.host,
         verify.connect.port,

@@ -25,15 +25,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from certplane.agent.enrollment.identity import HostIdentity
 from certplane.agent.faults import as_error
 from certplane.agent.install.access import FileAccess
 from certplane.agent.install.directive import JsonDirectiveFile
 from certplane.agent.install.lineage import FileVersionStore
 from certplane.agent.install.lock import StateLock
 from certplane.agent.install.material import Outputs, Part
-from certplane.agent.install.password import PasswordFile
-from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.install.trial import Obstacle
 from certplane.agent.install.versions import Permission
@@ -57,8 +54,11 @@ from certplane.runtime.pool import BlockingPool
 from certplane.runtime.progress import Progress
 from certplane.runtime.text import printable
 
-if TYPE_CHECKING:  # a running agent loads no HTTP client before it asks the internal CA
+if TYPE_CHECKING:  # loaded where the internal CA is asked, or a PKCS#12 file is configured
+    from certplane.agent.enrollment.identity import HostIdentity
     from certplane.agent.enrollment.stepca import StepCaAuthority
+    from certplane.agent.install.password import PasswordFile
+    from certplane.agent.install.pkcs12 import Pkcs12Maker
 
 IDENTITY = "identity"
 """The identity's lineage by name, in status and in the log."""
@@ -414,6 +414,8 @@ def _password_file(settings: AgentSettings, number: int) -> PasswordFile | None:
     pkcs12 = settings.certificates[number].pkcs12
     if pkcs12 is None:
         return None
+    from certplane.agent.install.password import PasswordFile  # noqa: PLC0415 - few hosts have such a file
+
     key = f"certificates[{number}].pkcs12.password_file"
     return PasswordFile(pkcs12.password_file, functools.partial(settings.source.problem, key))
 
@@ -424,6 +426,8 @@ def _pkcs12(settings: AgentSettings, number: int) -> Pkcs12Maker | None:
     password = _password_file(settings, number)
     if certificate.pkcs12 is None or password is None:
         return None
+    from certplane.agent.install.pkcs12 import Pkcs12Maker  # noqa: PLC0415 - few hosts have such a file
+
     return Pkcs12Maker(password.read, certificate.pkcs12.friendly_name or certificate.name)
 
 

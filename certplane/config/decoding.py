@@ -17,7 +17,6 @@ one of a few words, so that a secret written in the wrong place is not repeated.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import re
 import types
@@ -198,6 +197,8 @@ class Decoder:
         names = list(known)
         for name in node.entries:
             if name not in names:
+                import difflib  # noqa: PLC0415 - a file without a mistake needs none of it
+
                 nearest = difflib.get_close_matches(name, names, n=1)
                 remedy = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(names)}"
                 self.add(_join(node.key, name), "is not a known key", remedy)

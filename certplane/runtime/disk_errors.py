@@ -7,7 +7,6 @@ itself is no help at night.
 import errno
 import os
 import pwd
-import shlex
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,6 +83,8 @@ def user_text(uid: int) -> str:
 
 def as_user(uid: int, command: str) -> str:
     """The line by which a person runs a command as this user."""
+    import shlex  # noqa: PLC0415 - nothing has failed, most of the time
+
     return f"sudo -u {shlex.quote(user_name(uid))} {command}"
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
@@ -13,7 +14,6 @@ from certplane.agent.install.access import FileAccess
 from certplane.agent.install.copying import CopiedOutputs
 from certplane.agent.install.linking import LinkedOutputs
 from certplane.agent.install.material import Outputs, Part, compose
-from certplane.agent.install.pkcs12 import Pkcs12Maker
 from certplane.agent.install.pointers import CURRENT, HELD, Pointers
 from certplane.agent.install.steps import step
 from certplane.agent.install.trial import Obstacle, find_obstacles
@@ -26,6 +26,9 @@ from certplane.pki.chain_path import ChainError
 from certplane.pki.keys import load_private_key, public_key_sha256
 from certplane.runtime.disk_errors import explain
 from certplane.runtime.files import temporary_name
+
+if TYPE_CHECKING:  # a host without such a file loads nothing of PKCS#12
+    from certplane.agent.install.pkcs12 import Pkcs12Maker
 
 _LOG = logging.getLogger(__name__)
 
