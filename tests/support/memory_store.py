@@ -69,7 +69,7 @@ def _connect(name: str = ":memory:") -> sqlite3.Connection:
 
 
 @cache
-def _empty() -> sqlite3.Connection:
+def migrated() -> sqlite3.Connection:
     """A database that the migrations have made, once for all tests of a process."""
     name = f"file:{uuid.uuid4()}?mode=memory&cache=shared"
     connection = _connect(name)
@@ -200,7 +200,7 @@ class MemoryDatabase:
         self.down = False
         self.commits = 0
         self.connection = _connect()
-        _empty().backup(self.connection)
+        migrated().backup(self.connection)
         self._audit_down = False
         self._spill = _Spill(failure_mode)
         self.stores: Stores

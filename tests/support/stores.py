@@ -22,7 +22,10 @@ from certplane.broker.ports import DurableLimits
 from certplane.broker.store import open_stores
 from tests.fakes.clock import ManualClock
 from tests.support.memory_store import MemoryStores
+from tests.support.query_plans import check_new, record_statements
 from tests.support.waiting import HANG
+
+record_statements()
 
 NO_LIMITS = DurableLimits()
 IMPATIENT = {"busy_timeout": timedelta(milliseconds=300)}
@@ -185,10 +188,11 @@ def failure_mode() -> str:
 
 @pytest_asyncio.fixture
 async def store(store_place: StorePlace, failure_mode: Callable[[], str]) -> AsyncIterator[StoreHarness]:
-    """An open, empty store of each kind."""
+    """An open, empty store of each kind; each statement that a test was the first to need is an index search."""
     clock = ManualClock()
     if store_place.kind == "memory":
         yield StoreHarness(store_place, clock, MemoryStores.open(clock, failure_mode=failure_mode))  # type: ignore[arg-type]
-        return
-    async with store_place.open(clock, failure_mode) as stores:
-        yield StoreHarness(store_place, clock, stores)
+    else:
+        async with store_place.open(clock, failure_mode) as stores:
+            yield StoreHarness(store_place, clock, stores)
+    check_new(store_place.kind, store_place.url)

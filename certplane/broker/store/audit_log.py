@@ -19,7 +19,7 @@ from certplane.broker.store.batch import AuditTable, Done, store_unavailable
 from certplane.broker.store.rows import EventRow, event_row, record_row
 from certplane.broker.store.schema import audit_events
 from certplane.broker.store.session import Database, Session, SqlError
-from certplane.broker.store.statements import Compiler, Statement
+from certplane.broker.store.statements import Compiler, Statement, limited_to
 from certplane.broker.store.writer import Writer
 
 _log = logging.getLogger("certplane.store")
@@ -81,7 +81,7 @@ class SqlAuditLog(AuditLog, AuditImport):
         self._writer = writer
         self._rows = rows
         self._enabled = enabled
-        newest = select(audit_events.c.record).order_by(audit_events.c.sequence.desc()).limit(bindparam("most"))
+        newest = select(audit_events.c.record).order_by(audit_events.c.sequence.desc()).suffix_with(limited_to())
         self._tail = database.compiler(newest)
 
     def encode(self, events: Sequence[AuditEvent]) -> Sequence[EventRow]:
@@ -95,8 +95,8 @@ class SqlAuditLog(AuditLog, AuditImport):
     @override
     async def tail(self, limit: int) -> Sequence[dict[str, object]]:
         with reading():
-            rows = await self._database.all(self._tail, {"most": max(0, limit)})
-        return [json.loads(record) for (record,) in reversed(rows)]
+            rows = await self._database.all(self._tail.at_most(limit), {})
+        return [json.loads(record) for (record,) in reversed(rows[: max(0, limit)])]
 
     @override
     async def import_records(self, records: Sequence[str]) -> int:

@@ -20,6 +20,7 @@ from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import certificates, keys
 from certplane.broker.store.session import Database, Session
+from certplane.broker.store.statements import limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
 
@@ -51,7 +52,7 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
             # By the time alone: with the id as well the planner goes through an identity's whole history in that order,
             # instead of using the index that is made for this. No two of one key are of one microsecond.
             .order_by(certificates.c.create_time.desc())
-            .limit(1)
+            .suffix_with(limited_to(1))
         )
         which = certificates.c.certificate_id == bindparam("certificate_id")
         self._by_id = compiler(row.where(which))
@@ -66,13 +67,13 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
             "usable": and_(certificates.c.revoke_time.is_(None), certificates.c.not_after > bindparam("usable_at")),
             "after": place < mark.correlate(certificates).scalar_subquery(),
         }
-        page = row.where(certificates.c.identity == bindparam("identity")).order_by(*newest).limit(bindparam("most"))
+        page = row.where(certificates.c.identity == bindparam("identity")).order_by(*newest).suffix_with(limited_to())
         # One statement for each combination, so that each has the plan that its index allows.
         self._pages = {
             wanted: compiler(page.where(*(c for c, want in zip(conditions.values(), wanted, strict=True) if want)))
             for wanted in itertools.product((False, True), repeat=3)
         }
-        self._newest = compiler(row.order_by(*newest).limit(bindparam("most")))
+        self._newest = compiler(row.order_by(*newest).suffix_with(limited_to()))
         self._revoked = compiler(
             row.where(
                 text("revoke_time IS NOT NULL"),  # word for word the index's condition
@@ -135,17 +136,16 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
             "profile": query.profile,
             "usable_at": None if query.usable_at is None else to_micros(query.usable_at),
             "after": query.after,
-            "most": max(0, query.limit),
         }
         with reading():
-            rows = await self._database.all(statement, values)
-        return [CERTIFICATE.value(row) for row in rows]
+            rows = await self._database.all(statement.at_most(query.limit), values)
+        return [CERTIFICATE.value(row) for row in rows[: max(0, query.limit)]]
 
     async def newest_certificates(self, limit: int) -> Sequence[CertificateRecord]:
         """The newest certificates of all identities: for an operator at the database, not for a caller."""
         with reading():
-            rows = await self._database.all(self._newest, {"most": max(0, limit)})
-        return [CERTIFICATE.value(row) for row in rows]
+            rows = await self._database.all(self._newest.at_most(limit), {})
+        return [CERTIFICATE.value(row) for row in rows[: max(0, limit)]]
 
     @override
     async def revoked_since(self, time: datetime, now: datetime) -> Sequence[CertificateRecord]:

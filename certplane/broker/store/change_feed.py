@@ -30,7 +30,7 @@ from certplane.broker.store.batch import Done
 from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import changes
 from certplane.broker.store.session import Database, Session, SqlError
-from certplane.broker.store.statements import Compiler, Statement
+from certplane.broker.store.statements import Compiler, Statement, limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
@@ -122,8 +122,8 @@ class SqlChangeFeed(ChangeFeed):
         old = changes.c.time < bindparam("before")
         which = tuple_(changes.c.writer, changes.c.number)
         oldest = select(changes.c.writer, changes.c.number).where(old).order_by(changes.c.time)
-        self._any_old = compiler(select(changes.c.number).where(old).limit(1))
-        self._remove = compiler(delete(changes).where(which.in_(oldest.limit(_REMOVE_AT_ONCE))))
+        self._any_old = compiler(select(changes.c.number).where(old).suffix_with(limited_to(1)))
+        self._remove = compiler(delete(changes).where(which.in_(oldest.suffix_with(limited_to(_REMOVE_AT_ONCE)))))
 
     @property
     def current(self) -> bool:

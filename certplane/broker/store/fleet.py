@@ -39,7 +39,7 @@ from certplane.broker.store.schema import (
     report_sequences,
 )
 from certplane.broker.store.session import Database, Fault, Session, SqlError
-from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
+from certplane.broker.store.statements import HOSTS, Row, hosts_parameters, limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import Refusal, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, Report
@@ -74,12 +74,8 @@ class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
             report_sequences.c.acknowledged_sequence,
         ).outerjoin_from(host_streams, report_sequences, report_sequences.c.host == host_streams.c.host)
         self._one = compiler(streams.where(host_streams.c.host == bindparam("host")))
-        host, status_host = (
-            # By code point in either database, as Python sorts: PostgreSQL's own order is its locale's.
-            column if compiler.driver == "sqlite" else column.collate("C")
-            for column in (host_streams.c.host, certificate_statuses.c.host)
-        )
-        self._page = compiler(streams.where(host > bindparam("after")).order_by(host).limit(bindparam("most")))
+        host, status_host = host_streams.c.host, certificate_statuses.c.host
+        self._page = compiler(streams.where(host > bindparam("after")).order_by(host).suffix_with(limited_to()))
         statuses = select(certificate_statuses.c.host, certificate_statuses.c.status).order_by(
             certificate_statuses.c.host, certificate_statuses.c.name
         )
@@ -152,7 +148,8 @@ class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
     ) -> Sequence[HostRecord]:
         with reading():
             if hosts is None:
-                rows = await self._database.all(self._page, {"after": after, "most": max(0, limit)})
+                rows = await self._database.all(self._page.at_most(limit), {"after": after})
+                rows = rows[: max(0, limit)]
                 bounds: dict[str, object] = {"first": rows[0][0], "last": rows[-1][0]} if rows else {}
                 found = await self._database.all(self._statuses, bounds) if rows else []
             else:

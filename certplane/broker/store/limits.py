@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import BindParameter, and_, bindparam, func, or_, select, text
+from sqlalchemy import and_, bindparam, func, or_, select, text
 
 from certplane.broker.model import OrderCause, OrderDraft
 from certplane.broker.policy.limits import AHEAD, DAY, Counted, Limit, ReachedLimit, limit_refusal, limits_on
@@ -18,7 +18,7 @@ from certplane.broker.ports import DurableLimits
 from certplane.broker.store.rows import from_micros, names_sha256, to_micros
 from certplane.broker.store.schema import certificates, orders
 from certplane.broker.store.session import Session
-from certplane.broker.store.statements import Compiler
+from certplane.broker.store.statements import Compiler, limited_to
 
 _MOST: Final = 2**31
 """Rows: a higher limit is never reached, and no number for a database."""
@@ -37,8 +37,7 @@ class LimitCheck:
         unasked = and_(*(cause != each for each in _ASKED_FOR))
         spent = text("(end_time IS NULL OR finalize_time IS NOT NULL)")  # word for word the index's condition
         same_names = (orders.c.names_sha256 == bindparam("names_sha256"), *inside)
-        nth: BindParameter[int] = bindparam("nth")
-        newest = select(time).order_by(time.desc()).limit(1).offset(nth)
+        newest = select(time).order_by(time.desc()).suffix_with(limited_to(1, skip=True))
         last_use = func.max(time)
         self._statements = {
             counted.name: compiler(statement)
@@ -49,15 +48,14 @@ class LimitCheck:
                 .where(*same_profile, unasked)
                 .group_by(orders.c.public_key_sha256)
                 .order_by(last_use.desc())
-                .limit(1)
-                .offset(nth),
+                .suffix_with(limited_to(1, skip=True)),
                 Counted.CERTIFICATES_OF_PROFILE: newest.where(*same_profile, unasked, spent),
                 Counted.EARLY_OF_PROFILE: newest.where(*same_profile, cause == str(OrderCause.EARLY), spent),
                 Counted.CERTIFICATES_OF_NAMES: newest.where(*same_names, cause != str(OrderCause.ISSUER), spent),
                 Counted.ASKED_FOR_OF_PROFILE: newest.where(*same_profile, asked_for),
             }.items()
         }
-        any_order = select(orders.c.order_id).limit(1)
+        any_order = select(orders.c.order_id).suffix_with(limited_to(1))
         self._known_key = compiler(
             any_order.where(*same_profile, orders.c.public_key_sha256 == bindparam("public_key_sha256"))
         )
@@ -80,7 +78,9 @@ class LimitCheck:
         )
         followed = select(cause, orders.c.replaces_certificate_id, time)
         self._follower = compiler(
-            followed.where(*same_profile, spent, time > born.scalar_subquery()).order_by(time).limit(1)
+            followed.where(*same_profile, spent, time > born.scalar_subquery())
+            .order_by(time)
+            .suffix_with(limited_to(1))
         )
 
     def cause(self, session: Session, draft: OrderDraft, now: datetime) -> OrderCause:
@@ -133,7 +133,7 @@ class LimitCheck:
         span = {
             "since": to_micros(now - limit.window),
             "until": to_micros(now + ahead),
-            "nth": min(limit.most, _MOST) - 1,
         }
-        row = session.one(self._statements[limit.counted.name], {**values, **span})
+        nth = self._statements[limit.counted.name].skipping(min(limit.most, _MOST) - 1)
+        row = session.one(nth, {**values, **span})
         return None if row is None else ReachedLimit(limit, from_micros(row[0]) + limit.window)

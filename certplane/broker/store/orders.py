@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import bindparam, func, select, text, update
+from sqlalchemy import bindparam, func, literal_column, select, text, update
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
@@ -28,6 +28,7 @@ from certplane.broker.store.order_rows import SELECT_ORDER, OrderRows, order_not
 from certplane.broker.store.rows import names_sha256, to_micros
 from certplane.broker.store.schema import certificates, keys, orders
 from certplane.broker.store.session import Database, Session
+from certplane.broker.store.statements import limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
@@ -65,13 +66,15 @@ class SqlOrderStore(OrderStore):
         self._open_one = compiler(row.where(*same_work, orders.c.end_time.is_(None)))
         self._failed = compiler(
             row.where(
-                *same_work,
+                *same_work[1:],
+                # Not by the identity's own index: one that asks often has many orders, a key has few.
+                orders.c.identity.concat(literal_column("''")) == bindparam("identity"),
                 orders.c.state == bindparam("failed"),
                 orders.c.retry_time > bindparam("now"),
                 orders.c.update_time <= bindparam("until"),
             )
             .order_by(orders.c.create_time.desc(), orders.c.order_id.desc())
-            .limit(_MOST_FAILED)
+            .suffix_with(limited_to(_MOST_FAILED))
         )
         self._unfinished = compiler(
             row.where(text("(end_time IS NULL OR txt_records IS NOT NULL)")).order_by(
@@ -81,7 +84,7 @@ class SqlOrderStore(OrderStore):
         self._last_ended = compiler(
             row.where(orders.c.profile == bindparam("profile"), orders.c.end_time.is_not(None))
             .order_by(orders.c.end_time.desc(), orders.c.order_id.desc())
-            .limit(_LAST_ENDED)
+            .suffix_with(limited_to(_LAST_ENDED))
         )
         self._insert_certificate = compiler(compiler.insert(certificates), CERTIFICATE.names)
         self._key = compiler(_KEY)

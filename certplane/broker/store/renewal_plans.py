@@ -22,7 +22,7 @@ from certplane.broker.store.cells import PLAN, decode_names
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import certificates, orders, renewal_plans
 from certplane.broker.store.session import Database, Session
-from certplane.broker.store.statements import HOSTS, Row, hosts_parameters
+from certplane.broker.store.statements import HOSTS, Row, hosts_parameters, limited_to
 from certplane.broker.store.writer import Writer
 
 _CERTIFICATE_COLUMNS: Final = (
@@ -64,10 +64,10 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
         self._unplanned = compiler(
             standing.where(of_issuer, renewal_plans.c.next_check_time.is_(None))
             .order_by(certificates.c.create_time)
-            .limit(bindparam("most"))
+            .suffix_with(limited_to())
         )
         self._due = compiler(
-            _due(row).where(of_issuer).order_by(renewal_plans.c.next_check_time).limit(bindparam("most"))
+            _due(row).where(of_issuer).order_by(renewal_plans.c.next_check_time).suffix_with(limited_to())
         )
         plan = select(*(renewal_plans.c[name] for name in PLAN.names))
         self._plan = compiler(plan.where(renewal_plans.c.certificate_id == bindparam("certificate_id")))
@@ -122,11 +122,11 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
     @override
     async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[InForce]:
         most = max(0, limit)
-        values: dict[str, object] = {"issuer": issuer, "now": to_micros(now), "most": most}
+        values: dict[str, object] = {"issuer": issuer, "now": to_micros(now)}
         with reading():
-            rows = await self._database.all(self._unplanned, values)
-            rows += await self._database.all(self._due, {**values, "most": most - len(rows)})
-        return [_in_force_from_row(row) for row in rows]
+            rows = await self._database.all(self._unplanned.at_most(most), values)
+            rows += await self._database.all(self._due.at_most(most - len(rows)), values)
+        return [_in_force_from_row(row) for row in rows[:most]]
 
     @override
     async def replace_plan(

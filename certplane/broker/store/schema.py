@@ -2,6 +2,8 @@
 
 Rules it keeps:
 
+- Texts compare by their octets in both databases, as Python sorts them: PostgreSQL's own order is its locale's, and no
+  index of that order answers a query for this one.
 - Times are whole microseconds since 1970 UTC: they sort, compare and subtract alike in both databases.
 - Structured values that are only read back whole (names, TXT records, errors) are JSON in a text column.
 - What a query looks for has an index that answers it; each index says which query it is for.
@@ -29,7 +31,7 @@ from sqlalchemy import (
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0009"
+SCHEMA_REVISION: Final = "0010"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -41,41 +43,42 @@ metadata = MetaData(
     }
 )
 
+_Text = Text().with_variant(Text(collation="C"), "postgresql")
 _Time = BigInteger().with_variant(Integer(), "sqlite")
 _Sequence = BigInteger().with_variant(Integer(), "sqlite")
 
 orders = Table(
     "orders",
     metadata,
-    Column("order_id", Text, primary_key=True),
-    Column("identity", Text, nullable=False),
-    Column("identity_serial", Text, nullable=False),
-    Column("profile", Text, nullable=False),
-    Column("profile_hash", Text, nullable=False),
-    Column("dns_names", Text, nullable=False),
+    Column("order_id", _Text, primary_key=True),
+    Column("identity", _Text, nullable=False),
+    Column("identity_serial", _Text, nullable=False),
+    Column("profile", _Text, nullable=False),
+    Column("profile_hash", _Text, nullable=False),
+    Column("dns_names", _Text, nullable=False),
     # A hash, since a hundred names are more than PostgreSQL takes into one index entry (2,704 bytes).
-    Column("names_sha256", Text, nullable=False),
-    Column("public_key_sha256", Text, nullable=False),
+    Column("names_sha256", _Text, nullable=False),
+    Column("public_key_sha256", _Text, nullable=False),
     Column("csr_der", LargeBinary, nullable=False),
-    Column("issuer", Text, nullable=False),
-    Column("request_id", Text, nullable=False),
-    Column("replaces_certificate_id", Text, nullable=False),
-    Column("state", Text, nullable=False),
+    Column("issuer", _Text, nullable=False),
+    Column("request_id", _Text, nullable=False),
+    Column("replaces_certificate_id", _Text, nullable=False),
+    Column("state", _Text, nullable=False),
     Column("create_time", _Time, nullable=False),
     Column("update_time", _Time, nullable=False),
     # NULL while the order is open: an index's condition that a query can repeat word for word.
     Column("end_time", _Time),
-    Column("acme_order_url", Text, nullable=False),
-    Column("txt_records", Text),
-    Column("certificate_id", Text, nullable=False),
-    Column("error", Text),
+    Column("acme_order_url", _Text, nullable=False),
+    Column("txt_records", _Text),
+    Column("certificate_id", _Text, nullable=False),
+    Column("error", _Text),
     Column("retry_time", _Time),
     # Of the identity's certificate that asked, with identity_serial; empty in rows of before.
-    Column("identity_issuer", Text, nullable=False, server_default=""),
-    Column("identity_anchor", Text, nullable=False, server_default=""),
-    Column("cause", Text, nullable=False, server_default="ordinary"),
+    Column("identity_issuer", _Text, nullable=False, server_default=""),
+    Column("identity_anchor", _Text, nullable=False, server_default=""),
+    Column("cause", _Text, nullable=False, server_default="ordinary"),
     Column("ask_time", _Time),
-    Column("retry_epoch", Text, nullable=False, server_default=""),
+    Column("retry_epoch", _Text, nullable=False, server_default=""),
     Column("finalize_time", _Time),
     sqlite_strict=True,
 )
@@ -127,25 +130,25 @@ Index(
 certificates = Table(
     "certificates",
     metadata,
-    Column("certificate_id", Text, primary_key=True),
-    Column("order_id", Text, ForeignKey("orders.order_id"), nullable=False, unique=True),
-    Column("identity", Text, nullable=False),
-    Column("profile", Text, nullable=False),
-    Column("profile_hash", Text, nullable=False),
-    Column("issuer", Text, nullable=False),
-    Column("dns_names", Text, nullable=False),
-    Column("public_key_sha256", Text, nullable=False),
-    Column("serial_number", Text, nullable=False),
-    Column("certificate_pem", Text, nullable=False),
-    Column("chain_pem", Text, nullable=False),
+    Column("certificate_id", _Text, primary_key=True),
+    Column("order_id", _Text, ForeignKey("orders.order_id"), nullable=False, unique=True),
+    Column("identity", _Text, nullable=False),
+    Column("profile", _Text, nullable=False),
+    Column("profile_hash", _Text, nullable=False),
+    Column("issuer", _Text, nullable=False),
+    Column("dns_names", _Text, nullable=False),
+    Column("public_key_sha256", _Text, nullable=False),
+    Column("serial_number", _Text, nullable=False),
+    Column("certificate_pem", _Text, nullable=False),
+    Column("chain_pem", _Text, nullable=False),
     Column("not_before", _Time, nullable=False),
     Column("not_after", _Time, nullable=False),
     Column("renew_time", _Time, nullable=False),
     Column("create_time", _Time, nullable=False),
-    Column("acme_order_url", Text, nullable=False),
+    Column("acme_order_url", _Text, nullable=False),
     Column("deliver_time", _Time),
     Column("revoke_time", _Time),
-    Column("revocation_reason", Text),
+    Column("revocation_reason", _Text),
     Column("withdrawn", Integer, nullable=False, server_default="0"),
     sqlite_strict=True,
 )
@@ -180,17 +183,17 @@ Index(
 renewal_plans = Table(
     "renewal_plans",
     metadata,
-    Column("certificate_id", Text, ForeignKey("certificates.certificate_id"), primary_key=True),
-    Column("host", Text, nullable=False),
+    Column("certificate_id", _Text, ForeignKey("certificates.certificate_id"), primary_key=True),
+    Column("host", _Text, nullable=False),
     Column("renew_time", _Time, nullable=False),
-    Column("cause", Text, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("explanation_url", Text, nullable=False),
+    Column("cause", _Text, nullable=False),
+    Column("reason", _Text, nullable=False),
+    Column("explanation_url", _Text, nullable=False),
     Column("window_start", _Time),
     Column("window_end", _Time),
     Column("next_check_time", _Time),
     Column("check_failures", Integer, nullable=False),
-    Column("renewal_request_id", Text, nullable=False),
+    Column("renewal_request_id", _Text, nullable=False),
     sqlite_strict=True,
 )
 
@@ -199,8 +202,8 @@ Index("ix_renewal_plans_next_check_time", renewal_plans.c.next_check_time)  # wh
 keys = Table(
     "keys",
     metadata,
-    Column("public_key_sha256", Text, primary_key=True),
-    Column("identity", Text, nullable=False),
+    Column("public_key_sha256", _Text, primary_key=True),
+    Column("identity", _Text, nullable=False),
     Column("first_use_time", _Time, nullable=False),
     Column("block_time", _Time),
     Column("spend_time", _Time),
@@ -211,10 +214,10 @@ deny_entries = Table(
     "deny_entries",
     metadata,
     Column("entry_id", _Sequence, primary_key=True, autoincrement=True),
-    Column("name", Text, nullable=False),
-    Column("issuer", Text, nullable=False),
-    Column("serial_number", Text, nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("name", _Text, nullable=False),
+    Column("issuer", _Text, nullable=False),
+    Column("serial_number", _Text, nullable=False),
+    Column("reason", _Text, nullable=False),
     Column("create_time", _Time, nullable=False),
     UniqueConstraint("name", "issuer", "serial_number"),
     sqlite_autoincrement=True,
@@ -224,15 +227,15 @@ deny_entries = Table(
 identities = Table(
     "identities",
     metadata,
-    Column("name", Text, primary_key=True),
-    Column("issuer", Text, nullable=False),
-    Column("serial_number", Text, nullable=False),
+    Column("name", _Text, primary_key=True),
+    Column("issuer", _Text, nullable=False),
+    Column("serial_number", _Text, nullable=False),
     Column("not_before", _Time, nullable=False),
     Column("activate_time", _Time, nullable=False),
-    Column("source_ip", Text, nullable=False),
+    Column("source_ip", _Text, nullable=False),
     Column("newest_not_before", _Time, nullable=False),
-    Column("retired", Text),
-    Column("contest", Text),
+    Column("retired", _Text),
+    Column("contest", _Text),
     Column("displaced_count", _Sequence, nullable=False),
     Column("displace_time", _Time),
     # How often the row was written, or, until an older release, a number that grew with each identity's change.
@@ -244,10 +247,10 @@ changes = Table(
     # Every program that writes numbers its own rows (`change_feed`).
     "changes",
     metadata,
-    Column("writer", Text, primary_key=True),
+    Column("writer", _Text, primary_key=True),
     Column("number", _Sequence, primary_key=True, autoincrement=False),
-    Column("kind", Text, nullable=False),
-    Column("key", Text, nullable=False),
+    Column("kind", _Text, nullable=False),
+    Column("key", _Text, nullable=False),
     Column("time", _Time, nullable=False),
     sqlite_strict=True,
 )
@@ -257,27 +260,29 @@ Index("ix_changes_time", changes.c.time)  # which every reader has read long ago
 enrollment_reports = Table(
     "enrollment_reports",
     metadata,
-    Column("identity", Text, primary_key=True),
-    Column("agent_version", Text, nullable=False),
-    Column("host_facts", Text, nullable=False),
-    Column("identity_serial_number", Text, nullable=False),
+    Column("identity", _Text, primary_key=True),
+    Column("agent_version", _Text, nullable=False),
+    Column("host_facts", _Text, nullable=False),
+    Column("identity_serial_number", _Text, nullable=False),
     Column("record_time", _Time, nullable=False),
     sqlite_strict=True,
 )
 
+Index("ix_enrollment_reports_record_time", enrollment_reports.c.record_time)  # which are old enough to be pruned
+
 host_streams = Table(
     "host_streams",
     metadata,
-    Column("host", Text, primary_key=True),
-    Column("agent_version", Text, nullable=False),
-    Column("identity_serial_number", Text, nullable=False),
+    Column("host", _Text, primary_key=True),
+    Column("agent_version", _Text, nullable=False),
+    Column("identity_serial_number", _Text, nullable=False),
     Column("identity_not_after", _Time, nullable=False),
-    Column("source_ip", Text, nullable=False),
+    Column("source_ip", _Text, nullable=False),
     Column("connect_time", _Time, nullable=False),
     Column("last_seen_time", _Time, nullable=False),
     Column("end_time", _Time),
     Column("clock_skew", _Time),
-    Column("directive_error", Text),
+    Column("directive_error", _Text),
     sqlite_strict=True,
 )
 
@@ -285,8 +290,8 @@ report_sequences = Table(
     # Apart from host_streams, since every report changes it: a short row is a short write.
     "report_sequences",
     metadata,
-    Column("host", Text, primary_key=True),
-    Column("epoch", Text, nullable=False),
+    Column("host", _Text, primary_key=True),
+    Column("epoch", _Text, nullable=False),
     Column("acknowledged_sequence", _Sequence, nullable=False),
     sqlite_strict=True,
 )
@@ -294,12 +299,12 @@ report_sequences = Table(
 certificate_statuses = Table(
     "certificate_statuses",
     metadata,
-    Column("host", Text, primary_key=True),
-    Column("name", Text, primary_key=True),
-    Column("state", Text, nullable=False),
-    Column("status", Text, nullable=False),
+    Column("host", _Text, primary_key=True),
+    Column("name", _Text, primary_key=True),
+    Column("state", _Text, nullable=False),
+    Column("status", _Text, nullable=False),
     # The last one that wasn't empty: what was audited last.
-    Column("outcome", Text, nullable=False),
+    Column("outcome", _Text, nullable=False),
     sqlite_strict=True,
 )
 
@@ -307,25 +312,27 @@ renewal_requests = Table(
     # What operators asked for, by the id that they chose: asked again, it changes nothing.
     "renewal_requests",
     metadata,
-    Column("requester", Text, primary_key=True),
-    Column("request_id", Text, primary_key=True),
+    Column("requester", _Text, primary_key=True),
+    Column("request_id", _Text, primary_key=True),
     Column("create_time", _Time, nullable=False),
     Column("certificate_count", _Sequence, nullable=False),
     Column("changed_count", _Sequence, nullable=False),
     Column("last_renew_time", _Time),
-    Column("held_up", Text),
+    Column("held_up", _Text),
     Column("held_up_count", _Sequence, nullable=False, server_default="0"),
     sqlite_strict=True,
 )
+
+Index("ix_renewal_requests_create_time", renewal_requests.c.create_time)  # which are old enough to be pruned
 
 audit_events = Table(
     "audit_events",
     metadata,
     Column("sequence", _Sequence, primary_key=True, autoincrement=True),
     # Makes the import of spilled events happen once. Ids that sort by age keep its index an append.
-    Column("event_id", Text, nullable=False, unique=True),
+    Column("event_id", _Text, nullable=False, unique=True),
     Column("create_time", _Time, nullable=False),
-    Column("record", Text, nullable=False),
+    Column("record", _Text, nullable=False),
     sqlite_strict=True,
 )
 
@@ -333,8 +340,8 @@ audit_repeats = Table(
     # Counts of repeated events while they grow. Rows of `audit_events` one day, so they look like them.
     "audit_repeats",
     metadata,
-    Column("event_id", Text, primary_key=True),
+    Column("event_id", _Text, primary_key=True),
     Column("create_time", _Time, nullable=False),
-    Column("record", Text, nullable=False),
+    Column("record", _Text, nullable=False),
     sqlite_strict=True,
 )

@@ -33,7 +33,7 @@ from certplane.broker.store.schema import (
     report_sequences,
 )
 from certplane.broker.store.session import Database, Session
-from certplane.broker.store.statements import Row, Statement
+from certplane.broker.store.statements import Row, Statement, limited_to
 from certplane.broker.store.writer import Writer
 
 _IDS: Final = 64
@@ -52,8 +52,9 @@ class SqlUpkeep(Upkeep):
         self._path = path
         self._passed_over = 0
         """The sequence of the last event that is dated in the future and stands before older ones."""
+        self._host_passed = ""
+        """The last host that was looked at, while a look at all of them is under way."""
         compiler = database.compiler
-        most: BindParameter[int] = bindparam("most")
         before: BindParameter[Any] = bindparam("before")
         replaced = certificates.alias("replaced")
         finished = (
@@ -69,7 +70,7 @@ class SqlUpkeep(Upkeep):
             select(certificates.c.certificate_id, certificates.c.order_id)
             .join(orders, orders.c.order_id == certificates.c.order_id)
             .where(certificates.c.not_after < before, needless, *finished)
-            .limit(most)
+            .suffix_with(limited_to())
         )
         self._expired = [
             # Word for word the conditions of the indexes that answer them.
@@ -82,23 +83,31 @@ class SqlUpkeep(Upkeep):
             select(orders.c.order_id)
             .where(*finished, failed, without_certificate)
             .order_by(orders.c.end_time)
-            .limit(most)
+            .suffix_with(limited_to())
         )
-        self._hosts = compiler(select(host_streams.c.host).where(host_streams.c.last_seen_time < before).limit(most))
+        # Likewise: an index of when each was seen last would be written whenever one is seen.
+        self._next_hosts = compiler(
+            select(host_streams.c.host, host_streams.c.last_seen_time)
+            .where(host_streams.c.host > bindparam("after"))
+            .order_by(host_streams.c.host)
+            .suffix_with(limited_to())
+        )
         self._reports = compiler(
-            select(enrollment_reports.c.identity).where(enrollment_reports.c.record_time < before).limit(most)
+            select(enrollment_reports.c.identity)
+            .where(enrollment_reports.c.record_time < before)
+            .suffix_with(limited_to())
         )
         self._requests = compiler(
             select(renewal_requests.c.requester, renewal_requests.c.request_id)
             .where(renewal_requests.c.create_time < before)
-            .limit(most)
+            .suffix_with(limited_to())
         )
         # The first rows and their times, not the rows of a time: no index of the times has to be kept for it.
         self._first_events = compiler(
             select(audit_events.c.sequence, audit_events.c.create_time)
             .where(audit_events.c.sequence > bindparam("after"))
             .order_by(audit_events.c.sequence)
-            .limit(most)
+            .suffix_with(limited_to())
         )
         self._delete_events = compiler(
             delete(audit_events).where(
@@ -130,9 +139,9 @@ class SqlUpkeep(Upkeep):
             removed["audit_events"] = await self._prune_events(before.audit, before.now, most)
         if before.ended is not None:
             counted = min(before.ended, before.now - _COUNTED)
-            values = {"before": to_micros(counted), "now": to_micros(before.now), "most": most}
+            values = {"before": to_micros(counted), "now": to_micros(before.now)}
             removed |= await self._prune_orders(values, most)
-            removed |= await self._prune_hosts({**values, "before": to_micros(before.ended)})
+            removed |= await self._prune_hosts({"before": to_micros(before.ended)}, most)
         return removed
 
     @override
@@ -147,7 +156,7 @@ class SqlUpkeep(Upkeep):
 
     async def _prune_events(self, before: datetime, now: datetime, most: int) -> int:
         while True:
-            first = await self._rows(self._first_events, {"after": self._passed_over, "most": most})
+            first = await self._rows(self._first_events, {"after": self._passed_over}, most)
             old = [sequence for sequence, time in first if from_micros(time) < before]
             if old:
                 break
@@ -166,8 +175,8 @@ class SqlUpkeep(Upkeep):
     async def _prune_orders(self, values: Mapping[str, object], most: int) -> dict[str, int]:
         issued: list[Row] = []
         for statement in self._expired:
-            issued += await self._rows(statement, {**values, "most": most - len(issued)})
-        failed = await self._rows(self._failed, values)
+            issued += await self._rows(statement, values, most - len(issued))
+        failed = await self._rows(self._failed, values, most)
         certificate_ids = [row[0] for row in issued]
         order_ids = [row[1] for row in issued] + [row[0] for row in failed]
 
@@ -181,10 +190,10 @@ class SqlUpkeep(Upkeep):
             certificate_count, order_count = await self._writer.write(change, ())
         return {"certificates": certificate_count, "orders": order_count}
 
-    async def _prune_hosts(self, values: Mapping[str, object]) -> dict[str, int]:
-        hosts = [row[0] for row in await self._rows(self._hosts, values)]
-        reports = [row[0] for row in await self._rows(self._reports, values)]
-        requests = await self._rows(self._requests, values)
+    async def _prune_hosts(self, values: Mapping[str, int], most: int) -> dict[str, int]:
+        hosts = await self._old_hosts(values["before"], most)
+        reports = [row[0] for row in await self._rows(self._reports, values, most)]
+        requests = await self._rows(self._requests, values, most)
 
         def change(session: Session) -> Done[dict[str, int]]:
             counts = {
@@ -200,9 +209,20 @@ class SqlUpkeep(Upkeep):
             return {"host_streams": 0, "enrollment_reports": 0, "renewal_requests": 0}
         return await self._writer.write(change, ())
 
-    async def _rows(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
+    async def _old_hosts(self, before: int, most: int) -> list[str]:
+        """Some hosts that were seen last before then; none when all have been looked at."""
+        while rows := await self._rows(self._next_hosts, {"after": self._host_passed}, most):
+            self._host_passed = rows[-1][0]
+            old = [host for host, last_seen in rows if last_seen < before]
+            if old:
+                return old
+        self._host_passed = ""
+        return []
+
+    async def _rows(self, statement: Statement, values: Mapping[str, object], most: int) -> list[Row]:
         with reading():
-            return await self._database.all(statement, values)
+            rows = await self._database.all(statement.at_most(most), values)
+        return rows[:most]
 
     def _deleting(self, table: Table, key: str, *also: ColumnElement[bool]) -> Statement:
         ids: list[BindParameter[Any]] = [bindparam(f"id_{n}") for n in range(_IDS)]

@@ -8,7 +8,6 @@ import sqlite3
 import stat
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from alembic import command
@@ -20,7 +19,6 @@ from sqlalchemy import create_engine, text
 
 from certplane.broker.store import migrate, schema
 from certplane.broker.store.files import open_writer
-from certplane.broker.store.statements import Statement
 from tests.fakes.clock import ManualClock
 from tests.support.stores import StorePlace
 
@@ -70,6 +68,13 @@ async def test_migrations_make_the_schema_on_postgresql(postgres_url: str, tmp_p
     engine = create_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+        by_locale = connection.execute(
+            text(
+                "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public' "
+                "AND data_type = 'text' AND collation_name IS DISTINCT FROM 'C'"
+            )
+        )
+        assert by_locale.fetchall() == []
     engine.dispose()
 
 
@@ -156,58 +161,3 @@ async def test_a_database_open_to_others_is_made_private(
     async with sqlite_place.open(ManualClock()):
         assert stat.S_IMODE(sqlite_place.path.stat().st_mode) == 0o600
     assert "other users had access to it (mode 644)" in caplog.text
-
-
-def statements_of(part: Any) -> dict[str, Statement]:
-    found = {name: value for name, value in vars(part).items() if isinstance(value, Statement)}
-    for name, value in vars(part).items():
-        if isinstance(value, dict):
-            found |= {f"{name}{key}": one for key, one in value.items() if isinstance(one, Statement)}
-    return found
-
-
-ALLOWED_SCANS = {"_all", "_forget"}
-"""Deny-list and identities are read whole; so are the plans, of which there are none but for certificates in force."""
-
-
-async def test_every_query_is_answered_by_an_index(sqlite_place: StorePlace) -> None:
-    """No statement reads a table from end to end, however large it becomes."""
-    seen = 0
-    async with sqlite_place.open(ManualClock()) as stores:
-        parts = [
-            stores.orders,
-            stores.orders._limits,
-            stores.orders._rows,
-            stores.deny_list._rows,
-            stores.certificates,
-            stores.keys,
-            stores.deny_list,
-            stores.identities,
-            stores.changes,
-            stores.renewal_plans,
-            stores.audit,
-        ]
-        with contextlib.closing(sqlite3.connect(sqlite_place.path)) as connection:
-            for part in parts:
-                for name, statement in statements_of(part).items():
-                    if name in ALLOWED_SCANS or statement.sql.startswith("INSERT"):
-                        continue
-                    seen += 1
-                    plan = connection.execute(
-                        f"EXPLAIN QUERY PLAN {statement.sql}", [1] * len(statement.names)
-                    ).fetchall()
-                    steps = [row[3] for row in plan]
-                    scans = [step for step in steps if step.startswith("SCAN") and "INDEX" not in step]
-                    scans = [step for step in scans if step != "SCAN writers"]  # made by the query itself
-                    # The newest rows by primary key are the end of the table, not the whole of it.
-                    if statement.sql.endswith("OFFSET ?") and "audit_events.sequence DESC" in statement.sql:
-                        scans = []
-                    assert not scans, (name, steps)
-                    if name == "_due":
-                        assert "ix_renewal_plans_next_check_time" in steps[0], steps
-                    if part is stores.renewal_plans and "NOT (EXISTS" in statement.sql:
-                        assert any("ix_orders_replaces" in step for step in steps), (name, steps)
-                    if name == "_cached":
-                        assert "ix_certificates_cached" in steps[0], steps
-                    assert not [s for s in steps if "ORDER BY" in s and name in {"_cached", "_open_one"}], (name, steps)
-    assert seen > 15

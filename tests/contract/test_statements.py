@@ -1,0 +1,109 @@
+"""What every statement of the store keeps: it is an index search on SQLite and on PostgreSQL (`query_plans`).
+
+The other contract suites look at the statements that are compiled only when they are needed, each at its test's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from certplane.broker.store import schema
+from certplane.broker.store.statements import Statement
+from tests.fakes.clock import ManualClock
+from tests.support.query_plans import (
+    ALLOWED,
+    collecting,
+    postgresql_to_explain,
+    scans,
+    sqlite_to_explain,
+    steps,
+)
+from tests.support.stores import StorePlace
+
+INDEXES = sorted(str(index.name) for table in schema.metadata.sorted_tables for index in table.indexes)
+STAND_INS = {
+    "ix_certificates_cached", "ix_certificates_create_time", "ix_certificates_identity", "ix_orders_end_time",
+    "ix_orders_identity", "ix_orders_identity_profile", "ix_orders_profile", "ix_orders_spent",
+    "ix_renewal_plans_next_check_time", "uq_orders_open",
+}  # fmt: skip
+"""Where another index begins with the same column: a statement without one of these is slower, and no scan."""
+
+
+@dataclass
+class Planning:
+    """A database that makes plans, and the statements that stores of its kind always compile."""
+
+    database: Any
+    statements: list[Statement]
+
+    def scans(self) -> list[str]:
+        return scans(self.database, self.statements)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> StorePlace:
+    """Where a database of each kind is made."""
+    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
+    return StorePlace(request.param, tmp_path / "broker.db", url)
+
+
+@pytest_asyncio.fixture
+async def planning(place: StorePlace) -> AsyncIterator[Planning]:
+    """Of each kind."""
+    with collecting(place.kind) as statements:
+        async with place.open(ManualClock()):
+            pass
+    with postgresql_to_explain(place.url) if place.url else sqlite_to_explain() as database:
+        yield Planning(database, statements)
+
+
+async def test_every_statement_is_an_index_search(planning: Planning) -> None:
+    """However large a table becomes, no call and no chore reads it from end to end."""
+    assert len(planning.statements) > 60
+    assert planning.scans() == []
+
+
+async def test_each_allowed_scan_is_one(planning: Planning, place: StorePlace) -> None:
+    """An allowance that nothing needs any more, in either database, would hide the next scan."""
+    whole = {
+        allowed
+        for statement in planning.statements
+        for step in steps(planning.database, statement)
+        if step.whole
+        for allowed in ALLOWED
+        if allowed.of in step.of and allowed.sql in statement.sql
+    }
+    assert {allowed for allowed in ALLOWED if place.kind in allowed.drivers} == whole
+
+
+async def test_each_index_answers_a_statement(planning: Planning) -> None:
+    """One that answers none costs each write and is missed by nobody."""
+    used = {name for one in planning.statements for step in steps(planning.database, one) for name in step.of}
+    assert sorted(set(INDEXES) - used - {"uq_orders_open", "ix_renewal_plans_next_check_time"}) == []
+
+
+@pytest.mark.parametrize("index", [index for index in INDEXES if index not in STAND_INS])
+async def test_a_missing_index_is_noticed(planning: Planning, index: str) -> None:
+    """Without one a statement reads a table from end to end, and is found."""
+    planning.database.execute(f"DROP INDEX {index}")
+    assert planning.scans() != []
+
+
+@pytest.mark.parametrize(
+    ("sql", "index"),
+    [
+        pytest.param("certificates.profile_hash = ", "ix_certificates_cached", id="answer from the cache"),
+        pytest.param("orders.retry_time > ", "ix_orders_key", id="failed order of a key"),
+    ],
+)
+async def test_where_two_indexes_fit_the_narrow_one_is_taken(planning: Planning, sql: str, index: str) -> None:
+    """An identity may have any number of certificates and orders: its own index would grow with them."""
+    (statement,) = [one for one in planning.statements if sql in one.sql and one.sql.startswith("SELECT")]
+    table = index.split("_")[1]
+    assert index in {name for step in steps(planning.database, statement) for name in step.of if f"_{table}_" in name}
