@@ -14,7 +14,8 @@
 | `cloudflare`, `rfc2136`, `httpreq`, `acme_dns`, `exec`, `lexicon` | the providers, each with its section |
 | `lexicon_call` | the process that calls lexicon |
 | `propagation` | the look at every authoritative server |
-| `dns_messages` | one question to one server; `http_client`: the guarded client of the HTTP providers |
+| `asking` | one question to one server; `dns_wire`: its bytes, and the reader of most answers |
+| `dns_messages` | what an answer means; `http_client`: the guarded client of the HTTP providers |
 
 A provider is added by one module with its section and adapter, a field of `providers.ProviderSections`, and its keys in
 docs/configuration.md. Only a provider whose package is large or slow to load is two: its section in a package's

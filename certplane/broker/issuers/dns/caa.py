@@ -14,7 +14,6 @@ from datetime import timedelta
 from enum import StrEnum
 
 import dns.name
-import dns.rcode
 import dns.rdatatype
 import dns.rdtypes.ANY.CAA
 

@@ -15,17 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-import dns.asyncresolver
-import dns.flags
-import dns.message
 import dns.name
-import dns.nameserver
-import dns.rcode
 import dns.rdatatype
-import dns.resolver
 
 from certplane.broker.issuers.attempts import Deadline, all_of
-from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, alias_in, referral_in
+from certplane.broker.issuers.dns.dns_messages import Answer, NoDnsAnswerError, alias_in, referral_in
 from certplane.broker.issuers.dns.name_servers import Kept, NameServer, NameServers, servers_at
 from certplane.broker.issuers.dns.resolvers import LOOKUP_TIMEOUT, Resolvers
 from certplane.config.values import HostPort
@@ -101,7 +95,7 @@ class DnsLookup:
         zone, _, servers = await self._look(name, dns.rdatatype.CNAME, deadline)
         return zone, servers
 
-    async def look(self, name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline) -> dns.message.Message:
+    async def look(self, name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline) -> Answer:
         """What the first authoritative server that can be asked answers; NOERROR or NXDOMAIN.
 
         Raises:
@@ -158,7 +152,7 @@ class DnsLookup:
             raise failures[0] from error
         if (cut := referral_in(answer, name)) is not None and cut.is_subdomain(above) and cut != above:
             return cut
-        if not answer.flags & dns.flags.AA:
+        if not answer.authoritative:
             raise failures[0]
         if alias_in(answer, name):
             return above
@@ -166,24 +160,24 @@ class DnsLookup:
         owners = [rrset.name for rrset in answer.authority if rrset.rdtype == dns.rdatatype.SOA]
         return next((owner for owner in owners if name.is_subdomain(owner) and owner.is_subdomain(above)), above)
 
-    async def _soa(self, name: dns.name.Name, deadline: Deadline) -> dns.message.Message | None:
+    async def _soa(self, name: dns.name.Name, deadline: Deadline) -> Answer | None:
         if not self._configured:
             return await self.resolvers.resolve(name, dns.rdatatype.SOA, deadline)
         answer, _ = await self.name_servers.ask_first(
             await self.servers_of(name, deadline), name, dns.rdatatype.SOA, deadline
         )
-        return answer if answer.flags & dns.flags.AA else None
+        return answer if answer.authoritative else None
 
     async def _look(
         self, name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline
-    ) -> tuple[dns.name.Name, dns.message.Message, list[NameServer]]:
+    ) -> tuple[dns.name.Name, Answer, list[NameServer]]:
         zone = dns.name.root if self._configured else await self.zone_of(name.parent(), deadline)
         for _ in range(_MOST_CUTS):
             servers = await self.servers_of(zone, deadline)
             answer, server = await self.name_servers.ask_first(servers, name, kind, deadline)
             cut = referral_in(answer, name)
             if cut is None:
-                if not answer.flags & dns.flags.AA:
+                if not answer.authoritative:
                     text = name.to_text(omit_final_dot=True)
                     raise NoDnsAnswerError(f"{server.name} isn't authoritative for {text}")
                 return zone, answer, servers

@@ -6,18 +6,18 @@ A server has few questions at a time to answer: when hundreds of orders look at 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-import dns.message
 import dns.name
-import dns.rcode
 import dns.rdatatype
 
 from certplane.broker.issuers.attempts import Deadline, all_of
-from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, addresses_of, ask
+from certplane.broker.issuers.dns.asking import addresses_of, ask
+from certplane.broker.issuers.dns.dns_messages import Answer, NoDnsAnswerError
 from certplane.config.values import HostPort
 from certplane.runtime.clock import Clock
 
@@ -46,7 +46,7 @@ class NameServers:
     def __init__(self) -> None:
         """Nothing is known of any yet."""
         self._reachable: dict[NameServer, str] = {}
-        self._asking: dict[NameServer, asyncio.Semaphore] = {}
+        self._asking: dict[NameServer, Turns] = {}
 
     async def ask(
         self,
@@ -56,7 +56,7 @@ class NameServers:
         deadline: Deadline,
         *,
         recursive: bool = False,
-    ) -> tuple[str, dns.message.Message]:
+    ) -> tuple[str, Answer]:
         """Ask one reachable address of `server`; returns that address and the answer, whatever its rcode.
 
         Raises:
@@ -64,20 +64,15 @@ class NameServers:
         """
         if len(self._asking) >= _MOST_KEPT:
             self._asking.clear()  # who waits still has the old one
-        turn = self._asking.setdefault(server, asyncio.Semaphore(_ASKED_AT_ONCE))
-        try:
-            async with asyncio.timeout(deadline.left.total_seconds()):
-                await turn.acquire()
-        except TimeoutError as error:
-            raise NoDnsAnswerError(f"{server.name} is slow: earlier queries to it took all the time") from error
-        try:
+        turn = self._asking.get(server)
+        if turn is None:
+            turn = self._asking[server] = Turns(_ASKED_AT_ONCE)
+        async with turn.within(deadline, server.name):
             return await self._ask_in_turn(server, name, kind, deadline, recursive=recursive)
-        finally:
-            turn.release()
 
     async def ask_first(
         self, servers: Sequence[NameServer], name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline
-    ) -> tuple[dns.message.Message, NameServer]:
+    ) -> tuple[Answer, NameServer]:
         """The answer of the first server that gives one; those that answered before are asked before the others.
 
         Raises:
@@ -90,9 +85,9 @@ class NameServers:
             except NoDnsAnswerError as error:
                 failures.append(str(error))
                 continue
-            if answer.rcode() in {dns.rcode.NOERROR, dns.rcode.NXDOMAIN}:
+            if answer.usable:
                 return answer, server
-            failures.append(f"{server.name} ({address}) answers {dns.rcode.to_text(answer.rcode())}")
+            failures.append(f"{server.name} ({address}) answers {answer.rcode_text}")
         raise NoDnsAnswerError("; ".join(failures[:3]) or "the zone has no name servers")
 
     async def _ask_in_turn(
@@ -103,7 +98,7 @@ class NameServers:
         deadline: Deadline,
         *,
         recursive: bool,
-    ) -> tuple[str, dns.message.Message]:
+    ) -> tuple[str, Answer]:
         known = self._reachable.get(server)
         addresses = sorted(server.addresses, key=lambda address: address != known)
         failures: list[str] = []
@@ -118,6 +113,34 @@ class NameServers:
             return address, answer
         reason = "; ".join(failures) or server.trouble or "it has no address"
         raise NoDnsAnswerError(f"{server.name} can't be asked ({reason})")
+
+
+class Turns:
+    """Places for questions under way to one server."""
+
+    def __init__(self, places: int) -> None:
+        """All are free."""
+        self._free = asyncio.Semaphore(places)
+
+    @contextlib.asynccontextmanager
+    async def within(self, deadline: Deadline, server: str) -> AsyncIterator[None]:
+        """Hold a place.
+
+        Raises:
+            NoDnsAnswerError: none is free before the deadline.
+        """
+        if self._free.locked():
+            try:
+                async with asyncio.timeout(deadline.left.total_seconds()):
+                    await self._free.acquire()
+            except TimeoutError as error:
+                raise NoDnsAnswerError(f"{server} is slow: earlier queries to it took all the time") from error
+        else:
+            await self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 class Kept(Generic[T]):

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
-import dns.rcode
 import dns.rdatatype
 import dns.rdtypes.ANY.SOA
 from typing_extensions import override
@@ -178,10 +177,9 @@ class DnsPreflight(OrderPreflight):
             return str(error), None
         for rrset in answer.answer:
             for soa in rrset:
-                if isinstance(soa, dns.rdtypes.ANY.SOA.SOA) and answer.flags & dns.flags.AA:
+                if isinstance(soa, dns.rdtypes.ANY.SOA.SOA) and answer.authoritative:
                     return server.name, soa.serial
-        rcode = dns.rcode.to_text(answer.rcode())
-        return f"{server.name} ({address}) isn't authoritative for the zone ({rcode})", None
+        return f"{server.name} ({address}) isn't authoritative for the zone ({answer.rcode_text})", None
 
 
 def _disagreement(found: Sequence[tuple[str, int | None]]) -> str:

@@ -28,7 +28,8 @@ from typing_extensions import override
 
 from certplane.broker.issuers.answers import one_line
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.dns_messages import MALFORMED, NoDnsAnswerError, addresses_of, alias_in, name_of
+from certplane.broker.issuers.dns.asking import addresses_of
+from certplane.broker.issuers.dns.dns_messages import MALFORMED, Answer, NoDnsAnswerError, alias_in, name_of
 from certplane.broker.issuers.dns.provider import (
     AccountFinding,
     CheckableProvider,
@@ -126,7 +127,7 @@ class Rfc2136Provider(DnsProvider, CheckableProvider):
                 candidate = candidate.parent()
                 continue
             # What stands beside a CNAME (a wildcard's, say) is about its target, which may be in another zone.
-            is_alias = bool(alias_in(answer, candidate))
+            is_alias = bool(alias_in(Answer.of(answer), candidate))
             if answer.rcode() in _NAME_RCODES and answer.flags & dns.flags.AA and not is_alias:
                 # The zone's own SOA: as the answer at its apex, else beside the answer that there is nothing.
                 for rrset in (*answer.answer, *answer.authority):

@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from datetime import timedelta
 
-import dns.message
 import dns.name
 import dns.rdatatype
 import pytest
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.caa import CaaRecord, ParentRecords, Verdict, judge, relevant_records
-from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError
+from certplane.broker.issuers.dns.dns_messages import Answer, NoDnsAnswerError
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.resolvers import Resolvers
 from certplane.broker.ports import CaaIdentity
@@ -132,9 +131,7 @@ class CountedResolvers(Resolvers):
         self.asked: Counter[str] = Counter()
         self.away = False
 
-    async def resolve(
-        self, name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline
-    ) -> dns.message.Message | None:
+    async def resolve(self, name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline) -> Answer | None:
         self.asked[name.to_text(omit_final_dot=True)] += 1
         await asyncio.sleep(0)
         if self.away:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.dns_messages import MALFORMED, alias_in, lacking_txt, name_of
+from certplane.broker.issuers.dns.dns_messages import MALFORMED, Answer, alias_in, lacking_txt, name_of
 from certplane.broker.issuers.dns.lookup import DnsLookup
 from certplane.broker.issuers.dns.propagation import PropagationCheck
 from certplane.broker.issuers.dns.settings import Mode
@@ -405,7 +405,7 @@ def test_damaged_answers_raise_nothing_else(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 6))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
     try:
-        answer = dns.message.from_wire(bytes(wire))
+        answer = Answer.of(dns.message.from_wire(bytes(wire)))
     except MALFORMED:
         return
     lacking_txt(answer, name_of(NAME), frozenset({"wanted"}))
