@@ -33,8 +33,8 @@ from certplane.config.files import read_file
 from certplane.config.values import canonical_identity_name
 from certplane.errors import ConfigurationError, OperationError
 from certplane.pki.bundle import BundleError
-from certplane.pki.identity import TrustBundle
 from certplane.pki.issuer_name import find_name, parse_name
+from certplane.pki.trust_bundle import TrustBundle
 from certplane.runtime.clock import Clock, SystemClock
 
 _MAX_REASON = 256

@@ -8,43 +8,32 @@ What a stranger presents must not cost more than it says. Of the certificates be
 only those that the bundle's CAs have signed, directly or through one another, reach the path search: a handful of
 signature checks with the CAs' own keys, whatever else is presented. Names are compared, not validated.
 
-`IdentityVerifier` remembers facts, never a decision: which path was found and from when to when it holds, and for some
-seconds that none was. The time is looked at on every call, and a bundle with other content is another key, so that
-neither an expiry nor a removed CA hides behind a remembered success. Who a name is, and whether it is denied, is
-policy's and the deny-list's.
+`IdentityVerifier` remembers facts, never a decision: which path was found and from when to when it holds, over which
+CAs it leads (`issuer_path`: the next host's is one signature), and for some seconds that none was. The time is looked
+at on every call, and a bundle with other content is another key, so that neither an expiry nor a removed CA hides
+behind a remembered success. Who a name is, and whether it is denied, is policy's and the deny-list's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, NameOID
-from cryptography.x509.verification import (
-    Criticality,
-    ExtensionPolicy,
-    Policy,
-    PolicyBuilder,
-    Store,
-    VerificationError,
-)
+from cryptography.x509.verification import VerificationError
 
 from certplane.errors import Reason, Refusal, RefusalError
-from certplane.pki.bundle import BundleError, CaBundle
 from certplane.pki.der import INTEGER, OCTET_STRING, SEQUENCE, DerError, read_element, read_sequence
+from certplane.pki.issuer_path import Issuers, KnownIssuers, leading_cas, verify_issuers
 from certplane.pki.names import has_dns_syntax
 from certplane.pki.pem import PemError, decode_pem
 from certplane.pki.reading import READ_ERRORS
+from certplane.pki.trust_bundle import TrustBundle
 
 PROVISIONER_OID = x509.ObjectIdentifier("1.3.6.1.4.1.37476.9000.64.1")
 """step-ca's record of the provisioner that authorised a certificate."""
@@ -61,8 +50,6 @@ _MAX_CHAIN_LENGTH = 16 * 1024
 """Characters of PEM beside the leaf: three certificates of RSA-4096 CAs are 8,000."""
 _MOST_SAID = 200
 """Octets of the path search's own words."""
-_MAX_DEPTH = 4
-"""Intermediates between leaf and anchor."""
 _MAX_NAMES = 100
 """Of one identity, which has one or two."""
 
@@ -70,49 +57,10 @@ _MAX_REFUSALS = 10_000
 _REFUSAL_STANDS = timedelta(seconds=5)
 """How long a refusal is remembered: a host that asks in a loop costs once, and a mended one waits no longer."""
 
-_MIN_RSA_BITS, _MAX_RSA_BITS, _RSA_EXPONENT = 2048, 4096, 65537
-
 _AUTHORITY = "://"
 """What a policy tells its URIs by (`certplane.config.values`); no DNS name holds it."""
 
 _LABEL = "CERTIFICATE"
-
-
-class TrustBundle:
-    """The internal CA's certificates that clients are verified against. Immutable.
-
-    `hash` is over the certificates' content, whatever their order and the comments between them.
-    """
-
-    def __init__(self, certificates: tuple[x509.Certificate, ...]) -> None:
-        if not certificates:
-            raise BundleError("holds no certificate")
-        self.certificates = certificates
-        self.hash = hashlib.sha256(b"".join(sorted({_fingerprint(entry) for entry in certificates}))).hexdigest()
-
-    @classmethod
-    def from_pem(cls, pem: bytes) -> TrustBundle:
-        """The bundle of a PEM file (`certplane.pki.bundle`).
-
-        Raises:
-            BundleError: no certificate in it, or something else than certificates of CAs.
-        """
-        return cls(CaBundle.from_pem(pem).certificates)
-
-    @cached_property
-    def anchors(self) -> frozenset[str]:
-        """What `anchor_of` says of its certificates."""
-        return frozenset(map(anchor_of, self.certificates))
-
-    @cached_property
-    def store(self) -> Store:
-        """The anchors as the verifier takes them."""
-        return Store(list(self.certificates))
-
-    @cached_property
-    def by_subject(self) -> Mapping[x509.Name, Sequence[x509.Certificate]]:
-        """The anchors by their names."""
-        return _by_subject(self.certificates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +122,7 @@ class IdentityVerifier:
         self._size = size
         self._paths: OrderedDict[bytes, VerifiedPath] = OrderedDict()
         self._refusals: OrderedDict[bytes, tuple[datetime, Refusal]] = OrderedDict()
+        self._issuers = KnownIssuers()
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -211,7 +160,7 @@ class IdentityVerifier:
         if permit is not None:
             permit(presented)
         try:
-            path = _verify_path(leaf, chain_pem, bundle, now)
+            path = _verify_path(leaf, chain_pem, bundle, now, self._issuers.verify)
         except RefusalError as error:
             self._remember_refusal(key, now, error.refusal)
             raise
@@ -249,7 +198,7 @@ def verify_identity(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle, now:
     """
     _check_lengths(leaf_pem, chain_pem)
     leaf, _ = _presented_leaf(leaf_pem)
-    return _verify_path(leaf, chain_pem, bundle, now).identity
+    return _verify_path(leaf, chain_pem, bundle, now, verify_issuers).identity
 
 
 def _check_lengths(leaf_pem: bytes, chain_pem: bytes) -> None:
@@ -262,7 +211,13 @@ def _check_lengths(leaf_pem: bytes, chain_pem: bytes) -> None:
         )
 
 
-def _verify_path(leaf: x509.Certificate, chain_pem: bytes, bundle: TrustBundle, now: datetime) -> VerifiedPath:
+def _verify_path(
+    leaf: x509.Certificate,
+    chain_pem: bytes,
+    bundle: TrustBundle,
+    now: datetime,
+    verify: Callable[[x509.Certificate, tuple[x509.Certificate, ...], TrustBundle, datetime], Issuers],
+) -> VerifiedPath:
     if now > leaf.not_valid_after_utc:
         raise RefusalError(
             Reason.IDENTITY_EXPIRED,
@@ -270,12 +225,10 @@ def _verify_path(leaf: x509.Certificate, chain_pem: bytes, bundle: TrustBundle, 
         )
     if now < leaf.not_valid_before_utc:
         raise _unknown(f"the client certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}")
-    intermediates = _leading(chain_pem, bundle) if chain_pem.strip() else ()
+    between = _between(chain_pem, bundle) if chain_pem.strip() else ()
     try:
         _check_named(leaf)
-        policy = PolicyBuilder().extension_policies(ca_policy=_CA_EXTENSIONS, ee_policy=_LEAF_EXTENSIONS)
-        verifier = policy.store(bundle.store).time(now).max_chain_depth(_MAX_DEPTH).build_client_verifier()
-        path = verifier.verify(leaf, list(intermediates)).chain
+        issuers = verify(leaf, between, bundle, now)
         identity = _identity(leaf)
     except RefusalError:
         raise
@@ -288,88 +241,20 @@ def _verify_path(leaf: x509.Certificate, chain_pem: bytes, bundle: TrustBundle, 
         raise _unreadable("client certificate", error) from error
     return VerifiedPath(
         identity=identity,
-        not_before=max(certificate.not_valid_before_utc for certificate in path),
-        not_after=min(certificate.not_valid_after_utc for certificate in path),
-        anchor=anchor_of(path[-1]),
+        not_before=max(leaf.not_valid_before_utc, issuers.not_before),
+        not_after=min(leaf.not_valid_after_utc, issuers.not_after),
+        anchor=issuers.anchor,
     )
 
 
-def _check_constraints(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
-    if not constraints.ca:
-        raise ValueError("no CA")
-
-
-def _check_key_usage(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | None) -> None:
-    if usage is not None and not usage.key_cert_sign:
-        raise ValueError("not for signing certificates")
-
-
-_CA_EXTENSIONS = (
-    ExtensionPolicy.webpki_defaults_ca()
-    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _check_constraints)
-    .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _check_key_usage)
-    .may_be_present(x509.AuthorityKeyIdentifier, Criticality.AGNOSTIC, None)
-)
-"""Of the CAs on a path, as RFC 5280 6.1.4 asks for it: `cryptography`'s own rules, which are those of public CAs, want
-keyUsage, criticality and key identifiers that internal CAs often lack (openssl's roots have no keyUsage, easy-rsa's no
-critical basicConstraints)."""
-_LEAF_EXTENSIONS = ExtensionPolicy.webpki_defaults_ee().may_be_present(
-    x509.AuthorityKeyIdentifier, Criticality.AGNOSTIC, None
-)
-
-
-def anchor_of(certificate: x509.Certificate) -> str:
-    """What stays of a CA when its certificate is renewed: SHA-256 over its name and its key."""
-    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(certificate.subject.public_bytes() + key).hexdigest()
-
-
 @lru_cache(maxsize=64)
-def _leading(chain_pem: bytes, bundle: TrustBundle) -> tuple[x509.Certificate, ...]:
-    """Of what was presented, the CAs that the bundle's have signed, directly or through one another.
+def _between(chain_pem: bytes, bundle: TrustBundle) -> tuple[x509.Certificate, ...]:
+    """What was presented and leads to the bundle.
 
-    Done once for all the hosts that present the same, which nearly all do; what can't be read is read again. Each
-    signature is checked with the key of a CA that is trusted, once for each pair: no more than nine and as many as the
-    bundle has CAs of one name, whereas a path search tries what leads nowhere as well.
+    Found once for all the hosts that present the same, which nearly all do; what can't be read is read again. It takes
+    no more than nine signatures, and as many as the bundle has CAs of one name.
     """
-    waiting = list(dict.fromkeys(_presented(chain_pem, "client certificate's chain", _MAX_PRESENTED)))
-    leading: list[x509.Certificate] = []
-    issuers = bundle.by_subject
-    while issuers and waiting:
-        found = [entry for entry in waiting if _is_issued(entry, issuers)]
-        leading += found
-        waiting = [entry for entry in waiting if entry not in found]
-        issuers = _by_subject(found)
-    return tuple(leading)
-
-
-def _is_issued(certificate: x509.Certificate, issuers: Mapping[x509.Name, Sequence[x509.Certificate]]) -> bool:
-    """Whether one of `issuers` has signed it, and it is a CA's and its key of a kind that internal CAs have."""
-    try:
-        candidates = issuers.get(certificate.issuer, ())
-        if not candidates or not _is_ca(certificate) or not _is_usual(certificate.public_key()):
-            return False
-    except READ_ERRORS:
-        return False
-    for issuer in candidates:
-        with contextlib.suppress(InvalidSignature, *READ_ERRORS):
-            certificate.verify_directly_issued_by(issuer)
-            return True
-    return False
-
-
-def _by_subject(certificates: Iterable[x509.Certificate]) -> Mapping[x509.Name, Sequence[x509.Certificate]]:
-    found: dict[x509.Name, list[x509.Certificate]] = {}
-    for certificate in certificates:
-        found.setdefault(certificate.subject, []).append(certificate)
-    return found
-
-
-def _is_usual(key: object) -> bool:
-    """Keys that cost whoever verifies with them little."""
-    if isinstance(key, rsa.RSAPublicKey):
-        return _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS and key.public_numbers().e == _RSA_EXPONENT
-    return isinstance(key, ec.EllipticCurvePublicKey)
+    return leading_cas(_presented(chain_pem, "client certificate's chain", _MAX_PRESENTED), bundle)
 
 
 def _presented_leaf(pem: bytes) -> tuple[x509.Certificate, PresentedLeaf]:
@@ -480,17 +365,6 @@ def _read_provisioner(der: bytes) -> tuple[int, str]:
     if sequence.end != len(der) or tags != [SEQUENCE, INTEGER, OCTET_STRING, OCTET_STRING]:
         raise DerError("not the provisioner's structure")
     return int.from_bytes(fields[0].value, "big", signed=True), fields[1].value.decode("utf-8")
-
-
-def _is_ca(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False
-
-
-def _fingerprint(certificate: x509.Certificate) -> bytes:
-    return certificate.fingerprint(hashes.SHA256())
 
 
 def _presented_hash(leaf_pem: bytes, chain_pem: bytes, bundle: TrustBundle) -> bytes:

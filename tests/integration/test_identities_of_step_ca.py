@@ -6,7 +6,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.errors import Reason, RefusalError
-from certplane.pki.identity import IdentityCertificate, TrustBundle, verify_identity
+from certplane.pki.identity import IdentityCertificate, verify_identity
+from certplane.pki.trust_bundle import TrustBundle
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.certificates import Credential
 from certplane.sandbox.ports import OTHER_JWK_PROVISIONER, PROVISIONER, X5C_PROVISIONER, IdentityCa

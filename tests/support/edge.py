@@ -33,7 +33,7 @@ from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import LoadedTrust, TrustInForce
 from certplane.pki.chain import leaf_facts
-from certplane.pki.identity import TrustBundle
+from certplane.pki.trust_bundle import TrustBundle
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.runtime.clock import SystemClock

@@ -17,9 +17,10 @@ from cryptography.x509.oid import NameOID
 from certplane.agent.enrollment.errors import EnrollmentError, RefusedError
 from certplane.agent.model import IssuedCertificate
 from certplane.errors import CertplaneError
-from certplane.pki.identity import TrustBundle, verify_identity
+from certplane.pki.identity import verify_identity
 from certplane.pki.keys import public_key_sha256
 from certplane.pki.reading import READ_ERRORS
+from certplane.pki.trust_bundle import TrustBundle
 
 if TYPE_CHECKING:  # a running agent loads no HTTP client before it asks the internal CA
     from certplane.agent.enrollment.exchange import Reply

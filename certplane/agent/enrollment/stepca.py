@@ -26,9 +26,9 @@ from certplane.agent.enrollment.trust import PinnedRoots, Trust, pinned_roots
 from certplane.agent.model import IssuedCertificate, Version
 from certplane.agent.ports import IdentityAuthority
 from certplane.errors import CertplaneError, OperationError
-from certplane.pki.identity import TrustBundle
 from certplane.pki.keys import load_private_key, public_key_sha256
 from certplane.pki.reading import READ_ERRORS
+from certplane.pki.trust_bundle import TrustBundle
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool

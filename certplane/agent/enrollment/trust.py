@@ -21,8 +21,8 @@ from certplane.agent.enrollment.errors import EnrollmentError, RefusedError, Unr
 from certplane.agent.enrollment.exchange import Endpoint, exchange
 from certplane.config.bundles import read_ca_bundle, require_in_force
 from certplane.errors import ConfigurationError, ConfigurationProblem
-from certplane.pki.identity import TrustBundle
 from certplane.pki.reading import READ_ERRORS
+from certplane.pki.trust_bundle import TrustBundle
 
 _ROOT_BUNDLE_KEY = "identity.step_ca.root_ca_bundle"
 _ISSUER_BUNDLE_KEY = "identity.issuer_ca_bundle"

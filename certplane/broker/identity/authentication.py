@@ -22,13 +22,8 @@ from certplane.broker.identity.standing import shut_out
 from certplane.broker.model import Caller, Grant
 from certplane.broker.ports import DenyList, Policy, PolicySource
 from certplane.errors import Reason, RefusalError, Violation
-from certplane.pki.identity import (
-    PROVISIONER_OID,
-    IdentityCertificate,
-    IdentityVerifier,
-    PresentedLeaf,
-    TrustBundle,
-)
+from certplane.pki.identity import PROVISIONER_OID, IdentityCertificate, IdentityVerifier, PresentedLeaf
+from certplane.pki.trust_bundle import TrustBundle
 from certplane.runtime.clock import Clock
 
 _REMEMBERED_PATHS: Final = 20_000

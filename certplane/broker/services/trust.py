@@ -28,9 +28,9 @@ from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.bundle import BundleError, CaBundle, encode_certificates, presentable
 from certplane.pki.chain import CertificateFacts, leaf_facts, split_chain
 from certplane.pki.chain_path import ChainError
-from certplane.pki.identity import TrustBundle
 from certplane.pki.keys import PrivateKeyError, load_private_key, private_key_pem, public_key_sha256
 from certplane.pki.pem import PemError, pem_text
+from certplane.pki.trust_bundle import TrustBundle
 from certplane.rpc.credentials import KeyPair, ServerTls
 
 Locate = Callable[[str], ConfigurationProblem]

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from certplane.errors import Reason, RefusalError
 from certplane.pki.bundle import BundleError
-from certplane.pki.identity import IdentityVerifier, PresentedLeaf, TrustBundle, verify_identity
+from certplane.pki.identity import IdentityVerifier, PresentedLeaf, verify_identity
+from certplane.pki.trust_bundle import TrustBundle
 from tests.support.authority import NOW, PROVISIONER, Authority, IssuedLeaf, certificate_pem, provisioner_extension
 from tests.support.csr import integer, octets, pem, sequence, tlv
 

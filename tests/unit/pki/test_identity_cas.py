@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certplane.errors import RefusalError
-from certplane.pki.identity import TrustBundle, verify_identity
+from certplane.pki.identity import verify_identity
+from certplane.pki.trust_bundle import TrustBundle
 from tests.support.authority import NOW
 
 DAY = timedelta(days=1)

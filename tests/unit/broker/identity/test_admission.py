@@ -21,7 +21,7 @@ from certplane.broker.identity.authentication import Authenticator, Peer
 from certplane.broker.identity.denials import Denials
 from certplane.broker.model import DenyEntry, Grant, IdentityKind
 from certplane.errors import Reason, RefusalError
-from certplane.pki.identity import TrustBundle
+from certplane.pki.trust_bundle import TrustBundle
 from tests.fakes.audit import FakeDenialRecorder
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource

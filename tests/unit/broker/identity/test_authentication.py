@@ -13,7 +13,7 @@ from certplane.broker.identity.authentication import AuthenticationError, Authen
 from certplane.broker.model import DenyEntry, Grant, IdentityKind
 from certplane.broker.services.interceptors.peer import peer_of
 from certplane.errors import Reason, RefusalError
-from certplane.pki.identity import TrustBundle
+from certplane.pki.trust_bundle import TrustBundle
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.support.ca import Leaf, PrivateCa
