@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from certplane.broker.events import AuditSeverity
-from certplane.broker.issuers.acme_http import LARGEST_BODY
+from certplane.broker.issuers.acme_connection import LARGEST_BODY
 from certplane.broker.model import OrderState, Profile
 from certplane.errors import ProblemDocument, Reason, RefusalError
 from certplane.pki.csr import parse_csr

@@ -23,6 +23,7 @@ _NO_WAITS = {
     "broker/issuers/attempts.py",  # sleeps by the REPEAT of whoever calls
     "broker/issuance/waiting.py",  # a caller's wait for an event
     "broker/store/identities.py",  # gives the loop a turn
+    "broker/issuers/acme_connection.py",  # the same
     "broker/services/renewal_convert.py",  # a message's field
 }
 

@@ -9,7 +9,8 @@
 | `acme_client` | one exchange a method, and the messages |
 | `acme_signing` | JWS, nonces, badNonce |
 | `acme_ca` | `AcmeCa`: one CA as configured; its connections and its directory, for all that ask it |
-| `acme_http` | what goes over the wire (httpx), and limits on what a CA may send back |
+| `acme_http` | what goes over the wire, and the connections that are kept |
+| `acme_connection`, `acme_sockets` | one connection (h11), and limits on what a CA may send back; how it is opened |
 | `acme_errors` | `AcmeError`, and what a refusal means |
 | `acme_directory`, `acme_resources` | a CA's JSON as checked values |
 | `acme_account` | the account key's file |

@@ -2,8 +2,8 @@
 
 A CA is not trusted further than its answers are checked:
 
-- only https, only allowed hosts (`outgoing`), HTTP/1.1; httpx's engine alone (`httpcore`), so that there are no
-  redirects, cookies or rules of the environment to be switched off;
+- only https, only allowed hosts (`outgoing`), HTTP/1.1 (`acme_connection`); there are no redirects, cookies or rules of
+  the environment to be switched off;
 - bodies of at most 1 MiB, not compressed;
 - the roots of `ca_bundle` alone where one is configured, else the public ones; of the environment, only the proxy is
   read, nothing about trust;
@@ -18,36 +18,29 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from base64 import b64encode
 from typing import Final
+from urllib.parse import urlsplit
 
+import h11
 import httpcore
 import httpx
 
+from certplane.broker.issuers.acme_connection import Connection, ProxyRefusedError, RawAnswer
 from certplane.broker.issuers.acme_errors import AcmeAnswer, AcmeError
-from certplane.broker.issuers.acme_sockets import Sockets, Stream
+from certplane.broker.issuers.acme_sockets import Proxy, bracketed, connect
 from certplane.broker.issuers.answers import one_line, parse_retry_after
-from certplane.broker.issuers.outgoing import AllowedHosts, ForbiddenUrlError, authority, environment_proxy
+from certplane.broker.issuers.outgoing import HTTPS_PORT, AllowedHosts, ForbiddenUrlError, environment_proxy
 from certplane.errors import Reason
 from certplane.runtime.clock import Clock
 
-LARGEST_BODY: Final = 1024 * 1024
-"""Chains, orders and directories of real CAs stay below 64 KiB."""
-
-_MOST_PIECES: Final = 10_000
-"""Of a body; each takes the event loop 30 us, however small."""
-
-_WAIT: Final = {"connect": 30, "read": 30, "write": 30, "pool": None}
-"""Seconds for connecting and for each wait on the socket."""
-
 _IDLE: Final = 10
 """Idle connections that are kept: more than are in use at once, four for orders (`acme_signing`), four for renewal
-information, one for the directory. Those bounds are the callers': the engine's own would count connections whose
-request was cancelled before they were opened, for ever, until none is left."""
+information, one for the directory."""
 _KEPT: Final = 60
 """Seconds for which an idle connection is kept."""
 
-_WRAPPING: Final = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError)
-_OTHERS: Final = (httpcore.ProxyError, httpcore.UnsupportedProtocol, OSError, ValueError)
+_FAILURES: Final = (OSError, h11.ProtocolError, ProxyRefusedError)
 
 
 class AcmeHttp:
@@ -64,102 +57,122 @@ class AcmeHttp:
         """
         self.hosts = hosts
         self._roots, self._clock = roots, clock
-        self._headers = {"User-Agent": user_agent, "Accept-Encoding": "identity"}
-        self._pools: dict[str, httpcore.AsyncConnectionPool] = {}
-        """By the proxy's URL, empty for none: one, unless NO_PROXY has only some of the hosts."""
-        self._routes: dict[tuple[str, int], str] = {}
+        self._roots.set_alpn_protocols(["http/1.1"])
+        self._headers = [(b"User-Agent", user_agent.encode()), (b"Accept-Encoding", b"identity")]
+        self._idle: list[Connection] = []
+        """Those that wait for another request, the longest first."""
+        self._routes: dict[tuple[str, int], Proxy | None] = {}
+        self._closed = False
 
     async def close(self) -> None:
-        """Close the connections."""
-        for pool in self._pools.values():
-            await pool.aclose()
+        """Close the connections; one that is under way ends with its exchange."""
+        self._closed = True
+        while self._idle:
+            await self._idle.pop().close()
 
     async def send(self, method: str, url: str, content: bytes | None = None, content_type: str = "") -> AcmeAnswer:
         """One exchange, whatever status the answer has. Raises `AcmeError` unless a whole answer came."""
         try:
-            self.hosts.check(url)
+            where = self.hosts.place(url)
         except ForbiddenUrlError as error:
             raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"its answer held {error}", unsent=True) from error
-        headers = {**self._headers, "Content-Type": content_type} if content_type else self._headers
+        target, headers = self._request(url, where, content, content_type)
+        connection = await self._connection(where)
         try:
-            async with self._pool(url).stream(
-                method, url, headers=list(headers.items()), content=content, extensions={"timeout": _WAIT}
-            ) as response:
-                answered = httpx.Headers(response.headers)
-                body = await _read(answered, response)
-        except AcmeError:
-            raise
-        except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, *_OTHERS) as error:
-            raise _failure(error) from error
-        retry_after = parse_retry_after(answered.get("Retry-After"), self._clock.now())
-        return AcmeAnswer(method, response.status, answered, body, retry_after)
+            answer = await connection.exchange(method, target, headers, content)
+        except _FAILURES as error:
+            raise _failure(error, sent=True) from error
+        finally:
+            self._keep(connection)
+        return self._checked(method, answer)
 
-    def _pool(self, url: str) -> httpcore.AsyncConnectionPool:
-        host = authority(url)
-        if (proxy := self._routes.get(host)) is None:
-            proxy = self._routes[host] = environment_proxy(*host)
-        if (pool := self._pools.get(proxy)) is None:
+    def _request(
+        self, url: str, where: tuple[str, int], content: bytes | None, content_type: str
+    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """Target and headers."""
+        host, port = where
+        parts = urlsplit(url)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        host = bracketed(host) if port == HTTPS_PORT else f"{bracketed(host)}:{port}"
+        headers = [(b"Host", host.encode("ascii")), *self._headers]
+        if content is not None:
+            headers.append((b"Content-Length", str(len(content)).encode("ascii")))
+        if content_type:
+            headers.append((b"Content-Type", content_type.encode("ascii")))
+        return target.encode("ascii"), headers
+
+    async def _connection(self, where: tuple[str, int]) -> Connection:
+        """The newest that is idle, or a new one."""
+        too_old = self._clock.monotonic() - _KEPT
+        while self._idle and self._idle[0].idle_since < too_old:
+            self._idle.pop(0).abort()
+        for connection in self._idle[::-1]:
+            if connection.where == where:
+                self._idle.remove(connection)
+                if connection.usable:
+                    return connection
+                connection.abort()
+        try:
+            return await connect(*where, self._roots, self._proxy(where))
+        except _FAILURES as error:
+            raise _failure(error, sent=False) from error
+
+    def _keep(self, connection: Connection) -> None:
+        """For the next request, if this one has ended as it should."""
+        if self._closed or not connection.usable:
+            connection.abort()
+            return
+        connection.idle_since = self._clock.monotonic()
+        self._idle.append(connection)
+        while len(self._idle) > _IDLE:
+            self._idle.pop(0).abort()
+
+    def _checked(self, method: str, answer: RawAnswer) -> AcmeAnswer:
+        headers: dict[str, str] = {}
+        for name, value in answer.headers:
+            key, text = name.decode("ascii"), value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        if headers.get("content-encoding", "identity") != "identity":
+            raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it sent a compressed body that was not asked for")
+        retry_after = parse_retry_after(headers.get("retry-after"), self._clock.now())
+        return AcmeAnswer(method, answer.status, headers, answer.body, retry_after)
+
+    def _proxy(self, where: tuple[str, int]) -> Proxy | None:
+        if where not in self._routes:
             try:
-                pool = self._pools[proxy] = httpcore.AsyncConnectionPool(
-                    self._roots,
-                    proxy=_proxy(proxy) if proxy else None,
-                    max_connections=None,
-                    max_keepalive_connections=_IDLE,
-                    keepalive_expiry=_KEPT,
-                    network_backend=Sockets(),
-                )
-            except (httpx.InvalidURL, ImportError, RuntimeError, ValueError) as error:
+                url = environment_proxy(*where)
+                self._routes[where] = _proxy(url) if url else None
+            except (httpx.InvalidURL, ValueError) as error:
                 # Not its text, which may hold the proxy's password.
                 message = f"no answer: the environment names a proxy that can't be used ({type(error).__name__})"
                 raise AcmeError(Reason.ISSUER_UNAVAILABLE, message, unsent=True) from error
-        return pool
+        return self._routes[where]
 
 
-def _proxy(url: str) -> httpcore.Proxy:
+def _proxy(url: str) -> Proxy:
     """An `http` or `https` proxy, with the user and password of its URL."""
     proxy = httpx.Proxy(url)
     if proxy.url.scheme not in {"http", "https"}:
         raise ValueError(proxy.url.scheme)
-    where = httpcore.URL(scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=proxy.url.port, target=b"/")
-    return httpcore.Proxy(where, auth=proxy.raw_auth)
+    headers = []
+    if proxy.raw_auth is not None:
+        headers.append((b"Proxy-Authorization", b"Basic " + b64encode(b":".join(proxy.raw_auth))))
+    roots = httpcore.default_ssl_context() if proxy.url.scheme == "https" else None
+    return Proxy(proxy.url.host, proxy.url.port or (80 if roots is None else HTTPS_PORT), roots, headers)
 
 
-async def _read(headers: httpx.Headers, response: httpcore.Response) -> bytes:
-    if headers.get("Content-Encoding", "identity") != "identity":
-        raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it sent a compressed body that was not asked for")
-    body, pieces = bytearray(), 0
-    async for chunk in response.aiter_stream():
-        body += chunk
-        pieces += 1
-        if len(body) > LARGEST_BODY:
-            raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it sent a body of more than {LARGEST_BODY} bytes")
-        if pieces > _MOST_PIECES:
-            raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it sent a body in more than {_MOST_PIECES} pieces")
-    stream = response.extensions["network_stream"]
-    if isinstance(stream, Stream):
-        stream.expect_end(bytes(body) if body and "Transfer-Encoding" not in headers else b"\r\n\r\n")
-    return bytes(body)
-
-
-def _failure(error: Exception) -> AcmeError:
-    cause = _first_cause(error)
-    shown = one_line(_shown(cause), 200)
-    if isinstance(error, httpcore.TimeoutException):
+def _failure(error: Exception, *, sent: bool) -> AcmeError:
+    """`sent` says whether the request may have arrived."""
+    shown = one_line(_shown(error), 200)
+    if isinstance(error, TimeoutError):
         shown = "it took too long"
-    elif isinstance(cause, ssl.SSLError):
+    elif isinstance(error, ssl.SSLError):
         shown = f"TLS failed ({shown})"
-    unconnected = isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout | httpcore.ProxyError)
-    failure = AcmeError(Reason.ISSUER_UNAVAILABLE, f"no answer: {shown}", unsent=unconnected)
+    failure = AcmeError(Reason.ISSUER_UNAVAILABLE, f"no answer: {shown}", unsent=not sent)
     # A timeout may pass by itself; a name without an address, a refused connection and a wrong certificate rarely do.
-    failure.unreachable = isinstance(error, httpcore.ConnectError) or isinstance(cause, ssl.SSLError)
+    unconnected = not sent and isinstance(error, OSError) and not isinstance(error, TimeoutError)
+    failure.unreachable = unconnected or isinstance(error, ssl.SSLError)
     return failure
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What `httpcore` wraps: as the cause, or, where its pool has cut that off, as it was caught."""
-    while (cause := error.__cause__ or (error.__context__ if isinstance(error, _WRAPPING) else None)) is not None:
-        error = cause
-    return error
 
 
 def _shown(error: BaseException) -> str:

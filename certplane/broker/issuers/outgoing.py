@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import re
 import ssl
 from collections.abc import Iterable
 from dataclasses import replace
@@ -21,7 +22,9 @@ from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.bundle import encode_certificates
 from certplane.runtime.clock import SystemClock
 
-_HTTPS_PORT = 443
+HTTPS_PORT = 443
+
+_NO_URL = re.compile(r"""[\x00-\x20\\<>"^`{|}\x7f]""")
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +55,15 @@ class AllowedHosts:
         """
         if not isinstance(url, str):
             raise ForbiddenUrlError("a URL is missing")
-        host, port = authority(url)
-        if (host, port) not in self._allowed:
-            raise ForbiddenUrlError(f"a URL on {host}:{port}, which is neither the directory's host nor allowed")
+        self.place(url)
         return url
+
+    def place(self, url: str) -> tuple[str, int]:
+        """The host and port of `url`, if it may be called. Raises as `check`."""
+        host, port = where = authority(url)
+        if where not in self._allowed:
+            raise ForbiddenUrlError(f"a URL on {host}:{port}, which is neither the directory's host nor allowed")
+        return where
 
 
 def check_endpoint(url: str, *, secret: bool = True, private_http: bool = False) -> str:
@@ -152,7 +160,7 @@ def authority(url: str, schemes: tuple[str, ...] = ("https",)) -> tuple[str, int
         ForbiddenUrlError: it isn't of these schemes, or names no plain host.
     """
     # What parsers are known to read differently never gets to a second parser.
-    if not url.isascii() or any(character <= " " or character in '\\<>"^`{|}\x7f' for character in url):
+    if not url.isascii() or _NO_URL.search(url):
         raise ForbiddenUrlError("a URL with characters that no URL has")
     try:
         parts = urlsplit(url)
@@ -163,7 +171,7 @@ def authority(url: str, schemes: tuple[str, ...] = ("https",)) -> tuple[str, int
         raise ForbiddenUrlError(f"a URL that isn't {schemes[0]}")
     if not host or "@" in parts.netloc or "%" in parts.netloc:
         raise ForbiddenUrlError("a URL without a plain host")
-    return host.rstrip("."), port or (_HTTPS_PORT if parts.scheme == "https" else 80)
+    return host.rstrip("."), port or (HTTPS_PORT if parts.scheme == "https" else 80)
 
 
 def _is_loopback(host: str) -> bool:

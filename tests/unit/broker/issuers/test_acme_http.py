@@ -107,9 +107,9 @@ async def test_what_comes_unasked_is_no_answer(tmp_path: Path) -> None:
     server = Https(tmp_path, serving)
     async with server.running() as ca:
         await ca.http.send("GET", server.url)
-        (pool,) = ca.http._pools.values()
+        (connection,) = ca.http._idle
         said.set()
-        await until(pool.connections[0].has_expired)
+        await until(lambda: not connection.usable)
         assert (await ca.http.send("GET", server.url)).status == 200
     assert server.connections == 2
 
@@ -132,6 +132,91 @@ async def test_data_before_tls_is_no_answer(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(AcmeError, match="data in the clear where TLS was to begin") as caught:
             await ca.http.send("GET", server.url)
         assert caught.value.unsent
+
+
+async def test_proxy_that_is_reached_by_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS to the CA runs inside that to the proxy, which is told its user and password, and the CA is not."""
+    heads: list[bytes] = []
+    ended = asyncio.Event()
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        port = int(heads[0].split(b" ")[1].rpartition(b":")[2])
+        onward, away = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_OK + b"\r\n")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_pipe(reader, away))
+            group.create_task(_pipe(onward, writer))
+        ended.set()
+
+    async def serving(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(_WHOLE)
+        await writer.drain()
+
+    (tmp_path / "proxy").mkdir()
+    between, server = Https(tmp_path / "proxy", proxy), Https(tmp_path, serving)
+    trusting = ssl.create_default_context(cafile=str(between.roots))
+    monkeypatch.setattr("httpcore.default_ssl_context", lambda: trusting)
+    async with between.running():
+        async with server.running() as ca:
+            monkeypatch.setenv("https_proxy", between.url.replace("https://", "https://who:word@"))
+            assert (await ca.http.send("GET", server.url)).text == "whole"
+        await ended.wait()
+    tunnel, request = heads
+    assert b"Proxy-Authorization: Basic d2hvOndvcmQ=\r\n" in tunnel
+    assert b"Proxy" not in request
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+    writer.close()
+
+
+async def test_a_request_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Head and body leave in one TLS record: a second one costs as much again as the signature."""
+
+    async def serving(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"payload"):
+            writer.write(_WHOLE)
+
+    written: list[bytes] = []
+    write = ssl.SSLObject.write
+
+    def writing(tls: ssl.SSLObject, data: bytes) -> int:
+        if not tls.server_side:
+            written.append(bytes(data))
+        return write(tls, data)
+
+    monkeypatch.setattr(ssl.SSLObject, "write", writing)
+    server = Https(tmp_path, serving)
+    async with server.running() as ca:
+        for _ in range(3):
+            assert (await ca.http.send("POST", server.url, b"payload", "application/jose+json")).status == 200
+    assert len(written) == 3
+    host = server.url.split("/")[2].encode()
+    assert written[0].startswith(b"POST / HTTP/1.1\r\nHost: " + host + b"\r\n")
+    assert written[0].endswith(b"\r\nContent-Length: 7\r\nContent-Type: application/jose+json\r\n\r\npayload")
+
+
+async def test_hints_come_before_the_answer(tmp_path: Path) -> None:
+    """An informational answer is none (RFC 9110 15.2)."""
+    server = Https(tmp_path, _to_each(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + _WHOLE))
+    async with server.running() as ca:
+        assert [(await ca.http.send("GET", server.url)).text for _ in range(2)] == ["whole"] * 2
+    assert server.connections == 1
+
+
+async def test_headers_that_come_twice(tmp_path: Path) -> None:
+    """One value, as a list (RFC 9110 5.2); names in lower case."""
+    answer = _OK + b"LINK: <a>;rel=up\r\nLink: <b>;rel=alternate\r\nContent-Length: 0\r\n\r\n"
+    server = Https(tmp_path, _to_each(answer))
+    async with server.running() as ca:
+        seen = await ca.http.send("GET", server.url)
+    assert seen.headers["link"] == "<a>;rel=up, <b>;rel=alternate"
+    assert seen.links("alternate") == ("b",)
 
 
 @pytest.mark.parametrize(

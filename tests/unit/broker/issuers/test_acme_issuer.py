@@ -22,7 +22,7 @@ from certplane.broker.issuance.outcome import Consequence, classify, fails_over
 from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
-from certplane.broker.issuers.acme_http import LARGEST_BODY
+from certplane.broker.issuers.acme_connection import LARGEST_BODY
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Profile, RevocationReason
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.pki.csr import build_csr

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from datetime import timedelta
 from typing import Any
 
-import httpcore
 import pytest
 
-from certplane.broker.issuers import acme_sockets
+from certplane.broker.issuers import acme_connection, acme_sockets
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
-from certplane.broker.issuers.acme_sockets import Sockets
+from certplane.broker.issuers.acme_errors import AcmeError
+from certplane.broker.issuers.acme_sockets import connect
 from certplane.runtime.clock import SystemClock
-from tests.support.waiting import HANG, no_hang
+from tests.support.waiting import no_hang
 
 
 class Listener:
@@ -64,12 +65,12 @@ async def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch, silent
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         async with Listener().running() as listener:
-            connect = asyncio.get_running_loop().sock_connect
+            sock_connect = asyncio.get_running_loop().sock_connect
 
             async def connecting(sock: socket.socket, where: tuple[str, int]) -> None:
                 if where == full.getsockname() and silent:
                     await asyncio.Event().wait()
-                await connect(sock, where)
+                await sock_connect(sock, where)
 
             async def addresses(*_: object, **__: object) -> list[tuple[Any, ...]]:
                 kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
@@ -79,22 +80,32 @@ async def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch, silent
             monkeypatch.setattr(loop, "getaddrinfo", addresses)
             monkeypatch.setattr(loop, "sock_connect", connecting)
             async with no_hang():
-                stream = await Sockets().connect_tcp("ca.test", 443, timeout=HANG)
+                asking = asyncio.create_task(connect("ca.test", 443, ssl.create_default_context()))
                 await listener.came.wait()
-                await stream.aclose()
+                asking.cancel()
                 await listener.gone.wait()
 
 
-async def test_failures_are_the_engines() -> None:
-    """A refused connection, and one that takes too long, are told apart."""
+async def test_what_takes_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused connection, and a server that says nothing, are told apart; neither has seen the request."""
+    monkeypatch.setattr(acme_connection, "_WAIT", 0.05)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        with pytest.raises(httpcore.ConnectError):
-            await Sockets().connect_tcp(*nobody.getsockname(), timeout=HANG)
+        refused = await _failure_at(nobody.getsockname()[1])
+    assert (refused.unsent, refused.unreachable) == (True, True)
+    assert "ConnectionRefusedError" in refused.refusal.message
     async with Listener().running() as listener:
-        stream = await Sockets().connect_tcp("127.0.0.1", listener.port)
-        with pytest.raises(httpcore.ReadTimeout):
-            await stream.read(10, timeout=0.05)
+        silent = await _failure_at(listener.port)
         async with no_hang():
-            await stream.aclose()
             await listener.gone.wait()
+    assert (silent.unsent, silent.unreachable) == (True, False)
+    assert "it took too long" in silent.refusal.message
+
+
+async def _failure_at(port: int) -> AcmeError:
+    url = f"https://127.0.0.1:{port}/directory"
+    ca = AcmeCa(AcmeServer(url), SystemClock())
+    with pytest.raises(AcmeError) as caught:
+        await ca.http.send("GET", url)
+    await ca.close()
+    return caught.value

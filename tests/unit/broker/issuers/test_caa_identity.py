@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
-from certplane.broker.issuers.acme_http import LARGEST_BODY
+from certplane.broker.issuers.acme_connection import LARGEST_BODY
 from certplane.broker.issuers.caa_identity import DirectoryCaaIdentity
 from certplane.errors import Reason, RefusalError
 from tests.fakes.clock import ManualClock

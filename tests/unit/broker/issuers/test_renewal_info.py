@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
-from certplane.broker.issuers.acme_http import LARGEST_BODY
+from certplane.broker.issuers.acme_connection import LARGEST_BODY
 from certplane.broker.issuers.certificate_ids import certificate_id
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo, parse_renewal_info
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoError, RenewalInfoUnsupportedError
