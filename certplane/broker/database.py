@@ -19,7 +19,7 @@ from certplane.broker.ports import AuditFallback, Meter, NullMeter, SecretSource
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.secrets.files import FileSecrets
 from certplane.broker.secrets.source import open_secrets
-from certplane.broker.secrets.vault import VaultSettings
+from certplane.broker.secrets.vault_settings import VaultSettings
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store import Stores, open_stores
 from certplane.errors import ConfigurationError, RefusalError

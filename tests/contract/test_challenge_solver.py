@@ -14,7 +14,8 @@ import pytest
 
 from certplane.broker.issuers.dns.cloudflare import CloudflareSettings
 from certplane.broker.issuers.dns.cloudflare.provider import CloudflareProvider
-from certplane.broker.issuers.dns.httpreq import HttpreqMode, HttpreqProvider, HttpreqSettings
+from certplane.broker.issuers.dns.httpreq import HttpreqMode, HttpreqSettings
+from certplane.broker.issuers.dns.httpreq.provider import HttpreqProvider
 from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
 from certplane.broker.issuers.dns.rfc2136.provider import Rfc2136Provider

@@ -13,7 +13,8 @@ from certplane.broker.issuers.dns.http_client import new_http_client
 from certplane.broker.ports import SecretSource
 from certplane.broker.secrets.env import EnvSecrets, variable_name
 from certplane.broker.secrets.files import FileSecrets
-from certplane.broker.secrets.vault import VaultSecrets, VaultSettings
+from certplane.broker.secrets.vault import VaultSecrets
+from certplane.broker.secrets.vault_settings import VaultSettings
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock

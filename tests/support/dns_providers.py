@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from certplane.broker.issuers.dns.acme_dns import AcmeDnsProvider, AcmeDnsSettings
+from certplane.broker.issuers.dns.acme_dns import AcmeDnsSettings
+from certplane.broker.issuers.dns.acme_dns.provider import AcmeDnsProvider
 from certplane.broker.issuers.dns.exec import ExecProvider, ExecSettings
 from certplane.broker.issuers.dns.lexicon import LexiconProvider, LexiconSettings
 from certplane.broker.issuers.dns.provider import DnsProvider

@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-
-import httpx
+from typing import TYPE_CHECKING, TypeAlias
 
 from certplane.broker.ports import SecretSource
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.secrets.files import FileSecrets, FileSecretsSettings
-from certplane.broker.secrets.vault import TOKEN_VARIABLES, VaultSecrets, VaultSettings
+from certplane.broker.secrets.vault_settings import TOKEN_VARIABLES, VaultSettings
 from certplane.config.values import HttpUrl
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
+
+if TYPE_CHECKING:  # a broker without a vault loads no HTTP client for one
+    import httpx
 
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 """Set by systemd for a unit with `LoadCredential=` (systemd.exec(5))."""
@@ -24,7 +26,7 @@ CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 DEFAULT_DIRECTORY = Path("/etc/certplane/secrets")
 _ADDRESS_VARIABLES = {"vault": ("VAULT_ADDR",), "openbao": ("BAO_ADDR", "VAULT_ADDR")}
 
-VaultClients = Callable[[VaultSettings], Callable[[], httpx.AsyncClient]]
+VaultClients: TypeAlias = "Callable[[VaultSettings], Callable[[], httpx.AsyncClient]]"
 """Checks the address, reads the roots, and returns what makes a client for one request (`VaultSecrets`).
 
 Raises ConfigurationError: one of them can't be used.
@@ -88,6 +90,8 @@ def open_secrets(
         case SecretsProvider.FILE:
             return _files(settings.file, environ, pool)
         case product:
+            from certplane.broker.secrets.vault import VaultSecrets  # noqa: PLC0415 - see above
+
             vault = _completed(settings.vault or VaultSettings(), product, environ)
             return VaultSecrets(
                 product, vault, environ=environ, new_client=vault_clients(vault), pool=pool, clock=clock

@@ -247,7 +247,7 @@ import sys
 from pathlib import Path
 from certplane.broker.settings import load_settings
 load_settings(Path({str(EXAMPLE)!r}))
-print({{"cloudflare", "dns", "lexicon", "acme", "sqlalchemy"}} & sys.modules.keys())
+print({{"cloudflare", "dns", "lexicon", "acme", "sqlalchemy", "httpx"}} & sys.modules.keys())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

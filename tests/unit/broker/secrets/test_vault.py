@@ -16,7 +16,8 @@ import pytest
 
 from certplane.broker.issuers.dns.http_client import new_http_client
 from certplane.broker.ports import KeepsSecrets
-from certplane.broker.secrets.vault import VaultSecrets, VaultSettings
+from certplane.broker.secrets.vault import VaultSecrets
+from certplane.broker.secrets.vault_settings import VaultSettings
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from certplane.broker.issuers.attempts import Deadline
-from certplane.broker.issuers.dns.acme_dns import AcmeDnsProvider
 from certplane.broker.issuers.dns.acme_dns import AcmeDnsSettings as Settings
+from certplane.broker.issuers.dns.acme_dns.provider import AcmeDnsProvider
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock

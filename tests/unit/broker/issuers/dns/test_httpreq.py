@@ -11,7 +11,8 @@ import pytest
 
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.http_client import LARGEST_BODY
-from certplane.broker.issuers.dns.httpreq import HttpreqMode, HttpreqProvider, HttpreqSettings
+from certplane.broker.issuers.dns.httpreq import HttpreqMode, HttpreqSettings
+from certplane.broker.issuers.dns.httpreq.provider import HttpreqProvider
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock

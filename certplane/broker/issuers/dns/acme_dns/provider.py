@@ -20,20 +20,18 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
-from typing import ClassVar
 
 import httpx
 from typing_extensions import override
 
 from certplane.broker.issuers.answers import parse_retry_after
 from certplane.broker.issuers.attempts import Deadline
+from certplane.broker.issuers.dns.acme_dns import AcmeDnsSettings
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
-from certplane.broker.issuers.dns.provider import DnsProvider, NoSuchZoneError, ProviderSettings, while_unavailable
+from certplane.broker.issuers.dns.provider import DnsProvider, NoSuchZoneError, while_unavailable
 from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
 from certplane.broker.model import TxtRecord
 from certplane.broker.ports import SecretSource
-from certplane.config.values import HttpUrl, PositiveSpan
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
@@ -45,27 +43,6 @@ _SPACING = timedelta(seconds=1)
 """How finely the server tells the age of values."""
 
 _FIELDS = ("username", "password", "subdomain", "fulldomain")
-
-
-@dataclass(frozen=True, slots=True)
-class AcmeDnsSettings(ProviderSettings):
-    """`issuer.acme.acme_dns`; `endpoint` is the server's URL without `/update`: https, or http to this machine.
-
-    `accounts` names the secret with the accounts in JSON, for profiles that name none: one as `/register` answers it,
-    or an object of those by any names, as lego and cert-manager keep them. `ca_bundle` has the roots of a private
-    server.
-    """
-
-    profiles_key: ClassVar[str] = "accounts"
-
-    endpoint: HttpUrl
-    accounts: str = "acme-dns/accounts"
-    ca_bundle: Path | None = None
-    http_timeout: PositiveSpan = timedelta(seconds=10)
-
-    @override
-    def make(self, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
-        return AcmeDnsProvider(self, secrets, clock, rng)
 
 
 class AcmeDnsProvider(DnsProvider):

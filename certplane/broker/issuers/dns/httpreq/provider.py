@@ -9,11 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import timedelta
-from enum import StrEnum
-from typing import Self
 
 import httpx
 from typing_extensions import override
@@ -21,59 +16,15 @@ from typing_extensions import override
 from certplane.broker.issuers.answers import parse_retry_after
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.http_client import AnswerTooLargeError, new_http_client
-from certplane.broker.issuers.dns.provider import DnsProvider, ProviderSettings, while_unavailable
+from certplane.broker.issuers.dns.httpreq import HttpreqMode, HttpreqSettings
+from certplane.broker.issuers.dns.provider import DnsProvider, while_unavailable
 from certplane.broker.issuers.outgoing import configured_endpoint
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import SecretSource
-from certplane.config.decoding import KeyProblem
-from certplane.config.values import DnsServerAddress, HttpUrl, PositiveSpan
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
 
 _LABEL = "_acme-challenge."
-
-
-class HttpreqMode(StrEnum):
-    """What an endpoint is sent: name and value, or what they derive from."""
-
-    DEFAULT = "default"
-    RAW = "raw"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Empty is `default`; case doesn't matter (others write RAW)."""
-        mode = text.lower() or "default"
-        if mode not in set(cls):
-            raise ValueError(f"is {text[:40]!a}, must be one of {', '.join(cls)}")
-        return cls(mode)
-
-
-@dataclass(frozen=True, slots=True)
-class HttpreqSettings(ProviderSettings):
-    """`issuer.acme.httpreq`; the two secrets, if named, are the endpoint's basic authentication.
-
-    `endpoint` is https, or http to this machine or without authentication. `recursive_nameservers` are who must show a
-    record, unless another key says who.
-    """
-
-    endpoint: HttpUrl
-    mode: HttpreqMode = HttpreqMode.DEFAULT
-    username_secret: str = ""
-    password_secret: str = ""
-    propagation_timeout: PositiveSpan | None = field(default=timedelta(seconds=30), kw_only=True)
-    polling_interval: PositiveSpan | None = field(default=timedelta(seconds=2), kw_only=True)
-    http_timeout: PositiveSpan = timedelta(seconds=10)
-    recursive_nameservers: tuple[DnsServerAddress, ...] = ()
-
-    def problems(self) -> Iterator[KeyProblem]:
-        """Basic authentication has two halves."""
-        if bool(self.username_secret) != bool(self.password_secret):
-            missing = "password_secret" if self.username_secret else "username_secret"
-            yield KeyProblem(missing, "is required beside the other one", "name both secrets, or neither")
-
-    @override
-    def make(self, secrets: SecretSource, clock: Clock, rng: random.Random) -> DnsProvider:
-        return HttpreqProvider(self, secrets, clock, rng)
 
 
 class HttpreqProvider(DnsProvider):
