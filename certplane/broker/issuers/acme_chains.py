@@ -22,7 +22,12 @@ _MOST_ALTERNATES = 10
 async def choose_chain(
     exchanges: AcmeExchanges, wanted: str, chain: str, alternates: Sequence[str], deadline: Deadline
 ) -> str:
-    """The default chain; the preferred one where there is one, or any other where the default one is of no use."""
+    """The default chain; the preferred one where there is one, or any other where the default one is of no use.
+
+    Where there is no other and none is preferred, the default one isn't looked at: whoever keeps it says what is wrong.
+    """
+    if not wanted and not alternates:
+        return chain
     usable = ""
     for url in ("", *alternates[:_MOST_ALTERNATES]):
         try:
