@@ -59,6 +59,7 @@ from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer, PortError, Servicer
 from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings, StoreDriver
+from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
 from certplane.errors import OperationError, RefusalError
@@ -236,6 +237,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             meter=meter,
             settings=hub.context.settings,
         )
+        soundness = SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter)
         retention = _retention(settings, stores, files, clock=clock, meter=meter)
         for name, work in (
             ("renewal plans", planner.run()),
@@ -246,6 +248,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ("event loop", watch_loop(meter, clock)),
             ("retention", retention.prune()),
             ("free space", retention.watch()),
+            ("soundness of the database", soundness.run()),
             ("DNS accounts", check_dns_accounts(solver, prepared.policy)),
             ("CA directories", check_directories(issuers.values())),
         ):

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,8 @@ _DEFAULT_CONFIG: Final = Path("/etc/certplane/broker.yml")
 _EPILOG: Final = """\
 exit statuses:
   0  done (serve: stopped as asked)
-  1  failed: the store, a port or another running broker prevents it (preflight: a check has failed)
+  1  failed: the store, a port or another running broker prevents it (preflight: a check has failed; store check:
+     the database is damaged)
   2  the configuration, the policy or an argument is wrong; each problem is a line on standard error
 
 With output that isn't a terminal, or with --json, lists are JSON, one object a line.
@@ -114,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     audit = group("audit", "show the audit log")
     tail = command(audit, "tail", _tail_audit, "show the last audit events, oldest first")
     tail.add_argument("--limit", type=_positive, default=20, metavar="N", help="number of events (default: 20)")
+
+    store = group("store", "check the database")
+    text = "read the database from end to end and show what is damaged; changes nothing, and the broker may run"
+    reading = command(store, "check", _check_store, text)
+    reading.add_argument("--full", action="store_true", help="also compare indexes with their tables; takes longer")
 
     identity = group("identity", "deny identities, or allow them again")
     deny = command(
@@ -202,6 +209,19 @@ def _check(options: argparse.Namespace) -> int:
         **trust_fields(prepared.trust),
     }
     return _print_record(options, row)
+
+
+def _check_store(options: argparse.Namespace) -> int:
+    from certplane.broker import store_commands
+
+    # SQLite reads in one piece, in which Python hears no signal; a command that only reads may end anywhere.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    rows = asyncio.run(store_commands.check_store(_settings(options), full=options.full))
+    _print_rows(options, rows, store_commands.COLUMNS)
+    if store_commands.damaged(rows):
+        say(f"certplane-broker: the database is damaged: {store_commands.REMEDY}")
+        return 1
+    return 0
 
 
 def _reload(options: argparse.Namespace) -> int:

@@ -191,6 +191,11 @@ FREE_SPACE: Final = Gauge(
 SPACE_LOW: Final = Gauge(
     "certplane_space_low", "1 while the database or the spill file has little room left, or grows fast."
 )
+STORE_CHECKED: Final = Gauge(
+    "certplane_store_check_timestamp_seconds",
+    "When the database was last read from end to end, Unix time; 0 before the first time since the start.",
+)
+STORE_DAMAGED: Final = Gauge("certplane_store_damaged", "1 if the last look from end to end found damage.")
 EVENTS_COALESCED: Final = Counter(
     "certplane_audit_events_coalesced_total",
     "Repeated audit events that were counted instead of written.",

@@ -476,6 +476,21 @@ class Upkeep(Protocol):
         ...
 
 
+class Soundness(Protocol):
+    """Whether the database is whole."""
+
+    async def damage(self) -> Sequence[str]:
+        """What is damaged, a line each, some twenty at most; nothing if all can be read that the database holds.
+
+        Takes minutes where the database is large, and disturbs no other use of it. Cancellation stops the waiting; the
+        look itself ends when the store is closed.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE: it could not be told.
+        """
+        ...
+
+
 class Meter(Protocol):
     """Counts and times what `certplane.broker.metrics` declares, with exactly its labels. Never raises, never waits."""
 

@@ -38,6 +38,8 @@ _COMMANDS = {
         "certs revoke",
         "audit",
         "audit tail",
+        "store",
+        "store check",
         "identity",
         "identity deny",
         "identity allow",

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.metrics import Metric
 from certplane.broker.model import Grant, IdentityKind, Profile, RevocationReason
-from certplane.broker.ports import DurableLimits, PruneBefore, Upkeep
+from certplane.broker.ports import DurableLimits, PruneBefore, Soundness, Upkeep
 from certplane.broker.prepared import prepare
 from certplane.broker.renewal.model import RenewalInfo, RenewalPlan
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.retention import Retention
 from certplane.broker.settings import load_settings
+from certplane.broker.soundness import SoundnessWatch
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
 from certplane.rpc.channel import open_channel
@@ -221,6 +222,26 @@ async def a_full_disk(folder: Path) -> Collection[Metric]:
     return meter.moved
 
 
+class DamagedStore(Soundness):
+    """A page is broken."""
+
+    @override
+    async def damage(self) -> Sequence[str]:
+        return ["Tree 9 page 12: btreeInitPage() returns error code 11"]
+
+
+async def a_damaged_database(_folder: Path) -> Collection[Metric]:
+    """The look from end to end finds a page that can't be read."""
+    clock, meter = ManualClock(), FakeMeter()
+    stores = MemoryStores.open(clock)
+    watch = SoundnessWatch(DamagedStore(), audit=stores.audit, trail=AuditTrail(clock), clock=clock, meter=meter)
+    async with beside(watch.run()):
+        await until(lambda: clock.sleepers == 1)
+        clock.advance(HOUR)
+        await until(lambda: metrics.STORE_DAMAGED in meter.moved)
+    return meter.moved
+
+
 async def an_event_without_a_database(folder: Path) -> Collection[Metric]:
     """It goes to the spill file."""
     meter = FakeMeter()
@@ -291,6 +312,7 @@ MOVED: dict[Scenario, set[Metric]] = {
     a_full_disk: {
         metrics.ROWS_PRUNED, metrics.STORE_SIZE, metrics.STORE_GROWTH, metrics.SPACE_LOW,
     },
+    a_damaged_database: {metrics.STORE_CHECKED, metrics.STORE_DAMAGED},
     an_event_without_a_database: {metrics.EVENTS_RESCUED},
     a_broker: {
         metrics.RPC_CALLS, metrics.RPC_SECONDS, metrics.LOOP_LAG, metrics.DRAINING,

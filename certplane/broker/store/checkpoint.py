@@ -60,6 +60,11 @@ class Checkpointer:
         self._warned = False
         self._thread = threading.Thread(target=self._run, name="store-checkpoint", daemon=True)
 
+    @property
+    def database(self) -> int:
+        """The descriptor of the database file."""
+        return self._database
+
     def start(self) -> None:
         """Begin to watch."""
         self._thread.start()

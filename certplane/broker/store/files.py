@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import stat
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from certplane.broker.store import sqlite
 from certplane.broker.store.migrate import SchemaError, check_current, check_known, migrate, upgrade_notices
 from certplane.broker.store.schema import APPLICATION_ID
+from certplane.broker.store.soundness import QUICK_AT_START, broken_pages, broken_references
 from certplane.config.files import denied_remedy
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.files import give_to_service
@@ -76,8 +78,8 @@ def _open_lock(path: Path) -> int:
 def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Connection:
     """The connection that writes, to a database that was checked and has the program's schema.
 
-    `exclusive`: the caller holds the lock, so the database is made if there is none, checked from end to end, and
-    migrated.
+    `exclusive`: the caller holds the lock, so the database is made if there is none and migrated. A small one is
+    checked from end to end too; of a large one that would take minutes, and is done beside the work (`soundness`).
 
     Raises:
         ConfigurationError: the path, the file's owner or kind, or its schema is wrong.
@@ -97,7 +99,8 @@ def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Conn
             connection = sqlite.connect_to_write(path, wait)
             undo.callback(connection.close)
             if exclusive:
-                _check_pages(connection, path)
+                if path.stat().st_size <= QUICK_AT_START:
+                    _check_pages(connection, path)
                 migrate("sqlite://", lambda: sqlite.connect_to_write(path, wait), _revision(connection))
             else:
                 check_current(_revision(connection))
@@ -141,13 +144,48 @@ def look_at(path: Path) -> list[str]:
     """
     if not path.exists():
         return []
+    with _beside(path) as connection:
+        _check_owner(connection, path, new=True)
+        return upgrade_notices(str(path), _revision(connection))
+
+
+def look_through(path: Path, *, full: bool) -> list[str]:
+    """What is damaged of the database at `path`, nothing if it is whole; read from end to end, as `look_at` reads.
+
+    Args:
+        path: The file.
+        full: See `broken_pages`.
+
+    Raises:
+        ConfigurationError: there is none, or it is none of ours.
+        OperationError: it can't be read at all.
+    """
+    in_use = _in_use(path)
+    with _beside(path) as connection:
+        _check_owner(connection, path, new=False)
+        found = broken_pages(connection, full=full) or broken_references(connection)
+    if found and not in_use and _in_use(path):
+        return look_through(path, full=full)  # a broker was started meanwhile, and changed what we took for fixed
+    return found
+
+
+def _in_use(path: Path) -> bool:
+    return path.with_name(f"{path.name}-wal").exists()
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that changes and makes nothing: beside whoever writes, or to the file that nobody has open.
+
+    Raises:
+        ConfigurationError: a start would refuse it.
+        OperationError: it is corrupt.
+    """
     _check_file(path)
-    in_use = path.with_name(f"{path.name}-wal").exists()
     try:
-        uri = f"{path.absolute().as_uri()}?{'mode=ro' if in_use else 'immutable=1'}"
+        uri = f"{path.absolute().as_uri()}?{'mode=ro' if _in_use(path) else 'immutable=1'}"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-            _check_owner(connection, path, new=True)
-            return upgrade_notices(str(path), _revision(connection))
+            yield connection
     except SchemaError as error:
         raise _configuration(path, *error.args) from error
     except sqlite3.Error as error:
@@ -194,10 +232,8 @@ def _mark(connection: sqlite3.Connection) -> None:
 
 
 def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        verdict = " ".join(str(verdict).split())
-        raise OperationError(f"{path}: the database is corrupt ({verdict})", remedy=_RESTORE)
+    if damage := broken_pages(connection, full=False):
+        raise OperationError(f"{path}: the database is corrupt ({damage[0]})", remedy=_RESTORE)
 
 
 def _revision(connection: sqlite3.Connection) -> str | None:

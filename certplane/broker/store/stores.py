@@ -31,6 +31,7 @@ from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
 from certplane.broker.store.repeats import SqlRepeatCounts
 from certplane.broker.store.session import Database, Session
+from certplane.broker.store.soundness import ServerSoundness, SqliteSoundness
 from certplane.broker.store.statements import Driver
 from certplane.broker.store.upkeep import SqlUpkeep
 from certplane.broker.store.writer import Writer
@@ -73,6 +74,7 @@ class Stores:
     repeats: SqlRepeatCounts
     upkeep: SqlUpkeep
     changes: SqlChangeFeed
+    soundness: SqliteSoundness | ServerSoundness
     writer: Writer
 
     def ready(self) -> bool:
@@ -153,7 +155,9 @@ async def open_stores(
             meter=meter,
             new_id=new_id or TimeOrderedIds(clock),
             path=path if driver == "sqlite" else None,
+            database=checkpointer.database if checkpointer else None,
         )
+        stack.push_async_callback(stores.soundness.close)
         await stores.changes.look()
         if not stores.changes.current:  # nobody is served by a deny-list or a ledger that is empty only in memory
             raise OperationError("the deny-list or the identities can't be read", remedy="see the log for the cause")
@@ -172,6 +176,7 @@ def assemble(
     meter: Meter,
     new_id: Callable[[], str],
     path: Path | None = None,
+    database: int | None = None,
 ) -> Stores:
     """The stores over a database that is open; deny-list and identities are empty until `changes` looks.
 
@@ -184,6 +189,7 @@ def assemble(
         meter: Counts.
         new_id: Makes order ids.
         path: SQLite's file, whose size is asked for.
+        database: A descriptor of it (`SqliteSoundness`).
     """
     log = SqlAuditLog(reader, writer, rows, enabled=audit is not None)
     writer_id = str(uuid.uuid4())
@@ -202,6 +208,7 @@ def assemble(
         repeats=SqlRepeatCounts(reader, writer, log, audit or _NoAudit()),
         upkeep=SqlUpkeep(reader, writer, path),
         changes=feed,
+        soundness=ServerSoundness(reader) if path is None else SqliteSoundness(path, database),
         writer=writer,
     )
 
