@@ -160,6 +160,19 @@ def _typed_as(
     return lambda method: cast("Callable[Concatenate[AuditTrail, _P], AuditEvent]", method)
 
 
+def certificate_facts(record: CertificateRecord) -> dict[str, Any]:
+    """What events say of a stored certificate."""
+    return {
+        "certificate_id": record.certificate_id,
+        "order_id": record.order_id,
+        "issuer_name": record.issuer,
+        "acme_order_url": record.acme_order_url,
+        "cert_serial_number": record.serial_number,
+        "cert_not_before": record.not_before,
+        "cert_not_after": record.not_after,
+    }
+
+
 class AuditTrail:
     """Makes events, each with an id and the time; all of them carry the facts that the trail has."""
 
@@ -175,6 +188,10 @@ class AuditTrail:
         """A trail whose events have these fields too."""
         return AuditTrail(self._clock, self._new_id, **{**self._facts, **facts})
 
+    def learn(self, **facts: Any) -> None:
+        """Have the events that this trail makes from now on carry these too."""
+        self._facts.update(facts)
+
     def of_caller(self, caller: Caller, request_id: str) -> AuditTrail:
         """The trail of one call."""
         return self.carrying(
@@ -183,15 +200,7 @@ class AuditTrail:
 
     def of_certificate(self, record: CertificateRecord) -> AuditTrail:
         """The trail of what is done with a stored certificate."""
-        return self.carrying(
-            certificate_id=record.certificate_id,
-            order_id=record.order_id,
-            issuer_name=record.issuer,
-            acme_order_url=record.acme_order_url,
-            cert_serial_number=record.serial_number,
-            cert_not_before=record.not_before,
-            cert_not_after=record.not_after,
-        )
+        return self.carrying(**certificate_facts(record))
 
     def revoking(self, record: CertificateRecord, reason: RevocationReason) -> AuditTrail:
         """The trail of a certificate's revocation."""

@@ -29,7 +29,7 @@ class PrometheusMeter(Meter):
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
         self._collectors = {metric: self._declare(metric) for metric in metrics.METRICS}
-        self._children: dict[tuple[object, ...], Any] = {}
+        self._children: dict[tuple[Metric, tuple[str, ...]], Any] = {}
 
     @override
     def count(self, counter: Counter, **labels: str) -> None:
@@ -46,11 +46,13 @@ class PrometheusMeter(Meter):
     def _child(self, metric: Metric, labels: dict[str, str]) -> Any:
         if not labels:
             return self._collectors[metric]
-        # Several are counted for each call, and looking a child up by its labels costs four times what counting does.
-        key = (metric, *labels.items())
-        child = self._children.get(key)
+        # Several are counted for each call, and the library's own way to a child costs four times what counting does.
+        values = tuple(labels.values())
+        if tuple(labels) != metric.labels:  # in another order, or not its labels at all
+            return self._collectors[metric].labels(**labels)
+        child = self._children.get((metric, values))
         if child is None:
-            child = self._children[key] = self._collectors[metric].labels(**labels)
+            child = self._children[metric, values] = self._collectors[metric].labels(*values)
         return child
 
     def _declare(self, metric: Metric) -> Any:

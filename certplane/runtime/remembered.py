@@ -26,11 +26,13 @@ class Remembered(Generic[K, V]):
         self._weights: OrderedDict[K, tuple[int, str]] = OrderedDict()  # by age, as the keys of each owner are
         self._owned: dict[str, OrderedDict[K, None]] = {}
         self.octets = 0
-        self.get = self._entries.get
-        """The value of a key, or None."""
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def get(self, key: K) -> V | None:
+        """The value of a key, if it is remembered."""
+        return self._entries.get(key)
 
     def put(self, key: K, value: V, octets: int, owner: str = "") -> None:
         """Remember a value of about so many octets for `owner`, in place of the key's last one."""

@@ -54,7 +54,8 @@ class RepeatCoalescer(Coalescing, EventRecorder):
         self._counts = counts
         self._meter = meter or NullMeter()
         self._changed: dict[tuple[str, ...], Window] = {}
-        self._keeping: asyncio.Task[RefusalError | None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        self._keeping: asyncio.Task[None] | None = None
         self._unwritten: list[Window] = []
         self._failed = 0.0
         self._writing = asyncio.Lock()
@@ -89,24 +90,31 @@ class RepeatCoalescer(Coalescing, EventRecorder):
     async def _keep(self, window: Window) -> None:
         """Return when the window's count is durable with this repeat; those that come meanwhile share a write."""
         self._changed[window.key] = window
-        keeping = self._keeping
-        if keeping is None:
-            keeping = self._keeping = asyncio.create_task(self._keep_changed(), name="audit-repeats")
-        error = await asyncio.shield(keeping)
-        if error is not None:
-            raise RefusalError.of(error.refusal) from error  # one of its own for each caller
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(kept)
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep_changed(), name="audit-repeats")
+        await kept
 
-    async def _keep_changed(self) -> RefusalError | None:
+    async def _keep_changed(self) -> None:
         async with self._writing:
             self._keeping = None  # who comes from now on is of the next write
             changed, self._changed = self._changed, {}
+            waiting, self._waiting = self._waiting, []
             kept = [self._named(window) for window in changed.values() if not window.written]
             try:
                 if kept:
                     await self._counts.keep(kept)
-            except RefusalError as error:
-                return error
-            return None
+            except BaseException as error:
+                for future in waiting:
+                    if not future.done():
+                        _fail(future, error)
+                if not isinstance(error, RefusalError):
+                    raise
+            else:
+                for future in waiting:
+                    if not future.done():  # else its caller has gone
+                        future.set_result(None)
 
     def _next_end(self) -> float | None:
         end = self._windows.next_end()
@@ -147,3 +155,15 @@ class RepeatCoalescer(Coalescing, EventRecorder):
             reason=reason,
             count=window.repeats,
         )
+
+
+def _fail(future: asyncio.Future[None], error: BaseException) -> None:
+    """Tell one of those who wait why they wait in vain; a refusal is one of its own for each caller."""
+    if isinstance(error, RefusalError):
+        refused = RefusalError.of(error.refusal)
+        refused.__cause__ = error
+        future.set_exception(refused)
+    elif isinstance(error, Exception):
+        future.set_exception(error)
+    else:
+        future.cancel()

@@ -5,9 +5,10 @@ hours, through expiry, revocation, and a CA that was taken out of the bundle, so
 but what only it can know: which certificate the peer holds the key of, the TLS version, and whether the session was
 resumed (a resumed one skipped the verification, so it proves nothing and is refused).
 
-What is remembered between calls are facts of a certificate (`certplane.pki.identity.IdentityVerifier`), never a
-decision. An open call keeps what its admission rested on (`Admission`): while bundle and policy are still the same
-objects, the time and the deny-list are all that can have changed, and all that is checked.
+What is remembered of a certificate are facts (`certplane.pki.identity.IdentityVerifier`), and of a decision what it
+rested on (`Admission`): while a peer is the same in all that its connection says, and bundle and policy are still the
+same objects, the time and the deny-list are all that can have changed, and all that is checked (`stands`). Open calls
+keep theirs; for new ones the last of each certificate is kept.
 """
 
 from __future__ import annotations
@@ -25,9 +26,18 @@ from certplane.errors import Reason, RefusalError, Violation
 from certplane.pki.identity import PROVISIONER_OID, IdentityCertificate, IdentityVerifier, PresentedLeaf
 from certplane.pki.trust_bundle import TrustBundle
 from certplane.runtime.clock import Clock
+from certplane.runtime.remembered import Remembered
 
 _REMEMBERED_PATHS: Final = 20_000
 """Twice the connections that one broker is meant for; an entry is a few hundred bytes."""
+
+_KEPT: Final = 4096
+"""Admissions of those that called last; with what they presented some 16 MB at most. Streams keep their own."""
+_KEPT_OCTETS: Final = 16 << 20
+_KEPT_OF_ONE: Final = 16
+"""Certificates of one identity: it has one, and a new one beside it while that takes over."""
+_CALLER_OCTETS: Final = 1024
+"""A caller and what is around it, about."""
 
 _SEARCHES: Final = 10
 """Searches for a path that one certificate may cause at once: it has one path, and that is remembered."""
@@ -116,6 +126,9 @@ class Authenticator:
         self._clock = clock
         self._provisioner_names = frozenset(kind for kind in provisioners if kind)
         self._verifier = IdentityVerifier(_REMEMBERED_PATHS)
+        self._kept: Remembered[bytes, tuple[Peer, Admission]] = Remembered(
+            entries=_KEPT, octets=_KEPT_OCTETS, of_one_owner=_KEPT_OF_ONE
+        )
         self._searches = TokenBuckets(rate=1, burst=_SEARCHES, monotonic=clock.monotonic)
 
     def stands(self, admission: Admission) -> bool:
@@ -129,12 +142,21 @@ class Authenticator:
         )
 
     def admit(self, peer: Peer) -> Admission:
-        """The caller with what that rests on, or why there is none.
+        """The caller with what that rests on, or why there is none: as decided for an equal peer if that stands.
 
         Raises:
             AuthenticationError: IDENTITY_UNKNOWN, IDENTITY_EXPIRED or IDENTITY_REVOKED.
             RefusalError: POLICY_UNAVAILABLE.
         """
+        kept = self._kept.get(peer.leaf_pem)
+        if kept is not None and kept[0] == peer and self.stands(kept[1]):
+            return kept[1]
+        admission = self._decide(peer)
+        octets = len(peer.leaf_pem) + len(peer.chain_pem) + _CALLER_OCTETS
+        self._kept.put(peer.leaf_pem, (peer, admission), octets, admission.caller.name)
+        return admission
+
+    def _decide(self, peer: Peer) -> Admission:
         if not peer.leaf_pem:
             raise AuthenticationError(Reason.IDENTITY_UNKNOWN, "no client certificate was presented")
         if peer.session_reused:

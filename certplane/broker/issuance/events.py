@@ -13,7 +13,15 @@ from typing import Any
 
 import msgspec
 
-from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail, EventKind
+from certplane.broker.events import (
+    AuditDecision,
+    AuditEvent,
+    AuditEventType,
+    AuditSeverity,
+    AuditTrail,
+    EventKind,
+    certificate_facts,
+)
 from certplane.broker.model import Caller, CertificateRecord, Order, Profile, RevocationReason
 from certplane.broker.ports import Policy
 from certplane.errors import Reason, Refusal
@@ -36,7 +44,8 @@ class EventFactory:
 
     def of_call(self, caller: Caller, request_id: str, profile_name: str = "") -> CallEvents:
         """The events of one call."""
-        trail = self._trail.of_caller(caller, request_id).carrying(profile_name=profile_name[:_LONGEST_QUOTE])
+        trail = self._trail.of_caller(caller, request_id)
+        trail.learn(profile_name=profile_name[:_LONGEST_QUOTE])
         return CallEvents(trail, self._directories)
 
     def of_order(self, order: Order) -> OrderEvents:
@@ -56,7 +65,7 @@ class CallEvents:
 
     def learn_csr(self, request: CertificateRequest) -> None:
         """The CSR was read."""
-        self._trail = self._trail.carrying(
+        self._trail.learn(
             csr_sha256=request.sha256,
             csr_public_key_sha256=request.public_key_sha256,
             csr_dns_names=request.dns_names,
@@ -65,14 +74,14 @@ class CallEvents:
     def learn_unreadable_csr(self, csr_pem: str) -> None:
         """The CSR was refused: there is no DER to hash, so the hash is over the text as it was sent."""
         digest = hashlib.sha256(csr_pem.encode("utf-8", "surrogatepass")).hexdigest()
-        self._trail = self._trail.carrying(csr_sha256=digest)
+        self._trail.learn(csr_sha256=digest)
 
     def learn_policy(self, policy: Policy, profile: Profile | None) -> None:
         """Policy was asked; `profile` is what it has of the wanted name, granted or not."""
-        self._trail = self._trail.carrying(policy_hash=policy.hash)
+        self._trail.learn(policy_hash=policy.hash)
         if profile is not None:
             self._knows_profile = True
-            self._trail = self._trail.carrying(profile_hash=profile.hash, expected_dns_names=profile.dns_names)
+            self._trail.learn(profile_hash=profile.hash, expected_dns_names=profile.dns_names)
 
     def received(self) -> AuditEvent:
         """A request came and could be read."""
@@ -90,8 +99,9 @@ class CallEvents:
 
     def cache_hit(self, record: CertificateRecord) -> AuditEvent:
         """A request, that policy allows it, and that a stored certificate is handed out as its answer (ADR 0023)."""
-        return self._trail.of_certificate(record).event(
+        return self._trail.event(
             AuditEventType.CERTIFICATE_CACHE_HIT,
+            **certificate_facts(record),
             decision=AuditDecision.CACHE_HIT,
             cache_result="hit",
             issuer_directory=self._directories.get(record.issuer, ""),

@@ -8,6 +8,8 @@ result is turned into messages. The edge has authenticated the caller and maps w
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import grpc
@@ -15,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.commands import IssueCommand, IssueResult
-from certplane.broker.model import CertificateRecord
+from certplane.broker.model import CertificateRecord, Order
 from certplane.broker.ports import CertificateQuery, RenewalTimes, StoredRenewalTimes
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import (
@@ -31,6 +33,7 @@ from certplane.broker.services.convert import (
     wait_of,
 )
 from certplane.runtime.clock import Clock
+from certplane.runtime.remembered import Remembered
 from certplane.v1 import certificate_pb2 as pb
 from certplane.v1 import certificate_pb2_grpc
 
@@ -49,6 +52,21 @@ _SOURCES: Final = {
 }
 
 
+_KEPT: Final = 1024
+_KEPT_OCTETS: Final = 16 << 20
+"""Answers from the cache that were given last, and what they take as messages: twice what is sent, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A message, which nobody changes, and all that it was made of."""
+
+    order: Order
+    record: CertificateRecord
+    renew_time: datetime
+    message: pb.IssueCertificateResponse
+
+
 class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
     """See the proto file: the comment of each method there is its contract."""
 
@@ -58,6 +76,9 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
         self._authority = authority
         self._clock = clock
         self._renewals = renewals or StoredRenewalTimes()
+        self._answers: Remembered[str, _Answer] = Remembered(
+            entries=_KEPT, octets=_KEPT_OCTETS, of_one_owner=_KEPT // 8
+        )
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve it there."""
@@ -75,11 +96,7 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
             wait=wait_of(_wait_duration(request), context.time_remaining()),
         )
         result = await self._authority.issue(caller, command)
-        return pb.IssueCertificateResponse(
-            order=order_message(result.order),
-            certificate=self._certificate(result),
-            source=_SOURCES[result.source],
-        )
+        return self._issued(result)
 
     async def RenewCertificate(
         self, request: pb.RenewCertificateRequest, context: RpcContext
@@ -161,11 +178,33 @@ class CertificateServicer(certificate_pb2_grpc.CertificateServiceServicer):
         record = await self._authority.revoke(caller, request_id, certificate_id, reason)
         return pb.RevokeCertificateResponse(certificate=self._message(record, with_pem=False))
 
+    def _issued(self, result: IssueResult) -> pb.IssueCertificateResponse:
+        """The answer; one from the cache is made once for as long as it is the same.
+
+        Whether it is depends on values that never change in themselves, so that the same objects make the same message.
+        """
+        record = result.certificate
+        if record is None or result.source != "cache":
+            return _issue_response(result, self._certificate(result))
+        renew_time = self._renewals.renew_time(record)
+        kept = self._answers.get(record.certificate_id)
+        if kept is None or kept.record is not record or kept.order is not result.order or kept.renew_time != renew_time:
+            message = _issue_response(result, certificate_message(record, renew_time=renew_time))
+            kept = _Answer(result.order, record, renew_time, message)
+            self._answers.put(record.certificate_id, kept, 2 * message.ByteSize(), record.identity)
+        return kept.message
+
     def _certificate(self, result: IssueResult) -> pb.Certificate | None:
         return None if result.certificate is None else self._message(result.certificate)
 
     def _message(self, record: CertificateRecord, *, with_pem: bool = True) -> pb.Certificate:
         return certificate_message(record, renew_time=self._renewals.renew_time(record), with_pem=with_pem)
+
+
+def _issue_response(result: IssueResult, certificate: pb.Certificate | None) -> pb.IssueCertificateResponse:
+    return pb.IssueCertificateResponse(
+        order=order_message(result.order), certificate=certificate, source=_SOURCES[result.source]
+    )
 
 
 def _csr(pem: str) -> str:

@@ -1,10 +1,16 @@
-"""Certificates in the database. `find_cached` answers most calls: one indexed read in the event loop."""
+"""Certificates in the database. `find_cached` answers most calls: one indexed read in the event loop.
+
+What never changes in a row is kept of those that were found last, so that the read fetches the certificate's id and
+what may be another by now: the row decides on every call whether there is an answer, whoever has revoked, and when it
+was handed out first.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, exists, func, or_, select, text, tuple_, update
 from typing_extensions import override
@@ -23,6 +29,13 @@ from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
+from certplane.runtime.remembered import Remembered
+
+_KEPT: Final = 2048
+"""Answers that were found last, for those who ask again and again; some 8 MB."""
+_KEPT_OCTETS: Final = 16 << 20
+_RECORD_OCTETS: Final = 1024
+"""A record without its PEM, about."""
 
 
 class SqlCertificateStore(CertificateStore, RevokedCertificates):
@@ -40,19 +53,26 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
             keys.c.public_key_sha256 == bindparam("public_key_sha256"),
             or_(keys.c.identity != bindparam("identity"), keys.c.block_time.is_not(None)),
         )
-        self._cached = compiler(
-            row.where(
-                ~unusable_key,
-                certificates.c.public_key_sha256 == bindparam("public_key_sha256"),
-                certificates.c.profile_hash == bindparam("profile_hash"),
-                certificates.c.identity == bindparam("identity"),
-                certificates.c.issuer == bindparam("issuer"),
-                text("revoke_time IS NULL"),  # word for word the index's condition
+        self._kept: Remembered[tuple[str, str, str, str], tuple[CertificateRecord, int | None]] = Remembered(
+            entries=_KEPT, octets=_KEPT_OCTETS, of_one_owner=_KEPT // 8
+        )
+        """Of a question of `find_cached`: its last answer, and the `deliver_time` of it as the column has it."""
+        self._cached, self._cached_now = (
+            compiler(
+                columns.where(
+                    ~unusable_key,
+                    certificates.c.public_key_sha256 == bindparam("public_key_sha256"),
+                    certificates.c.profile_hash == bindparam("profile_hash"),
+                    certificates.c.identity == bindparam("identity"),
+                    certificates.c.issuer == bindparam("issuer"),
+                    text("revoke_time IS NULL"),  # word for word the index's condition
+                )
+                # By the time alone: with the id as well the planner goes through an identity's whole history in that
+                # order, instead of using the index that is made for this. No two of one key are of one microsecond.
+                .order_by(certificates.c.create_time.desc())
+                .suffix_with(limited_to(1))
             )
-            # By the time alone: with the id as well the planner goes through an identity's whole history in that order,
-            # instead of using the index that is made for this. No two of one key are of one microsecond.
-            .order_by(certificates.c.create_time.desc())
-            .suffix_with(limited_to(1))
+            for columns in (row, select(certificates.c.certificate_id, certificates.c.deliver_time))
         )
         which = certificates.c.certificate_id == bindparam("certificate_id")
         self._by_id = compiler(row.where(which))
@@ -110,17 +130,29 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
     async def find_cached(
         self, identity: str, profile_hash: str, issuer: str, public_key_sha256: str
     ) -> CertificateRecord | None:
+        values = {
+            "identity": identity,
+            "profile_hash": profile_hash,
+            "issuer": issuer,
+            "public_key_sha256": public_key_sha256,
+        }
+        question = (identity, profile_hash, issuer, public_key_sha256)
+        kept = self._kept.get(question)
         with reading():
-            row = await self._database.one(
-                self._cached,
-                {
-                    "identity": identity,
-                    "profile_hash": profile_hash,
-                    "issuer": issuer,
-                    "public_key_sha256": public_key_sha256,
-                },
-            )
-        return None if row is None else CERTIFICATE.value(row)
+            if kept is not None:
+                now = await self._database.one(self._cached_now, values)
+                if now is None:
+                    return None
+                if now == (kept[0].certificate_id, kept[1]):
+                    return kept[0]
+            row = await self._database.one(self._cached, values)
+        if row is None:
+            return None
+        record = CERTIFICATE.value(row)
+        delivered = None if record.deliver_time is None else to_micros(record.deliver_time)
+        octets = len(record.certificate_pem) + len(record.chain_pem) + _RECORD_OCTETS
+        self._kept.put(question, (record, delivered), octets, identity)
+        return record
 
     @override
     async def get_certificate(self, certificate_id: str) -> CertificateRecord | None:
