@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from certplane.broker.app import Broker, open_broker
 from certplane.broker.control import ControlServer, ReloadResult, control_socket
 from certplane.broker.descriptors import raise_file_limit, too_few
 from certplane.broker.model import IdentityKind
-from certplane.broker.prepared import prepare
+from certplane.broker.prepared import Prepared, prepare
 from certplane.broker.settings import BrokerSettings
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.notify import ServiceNotifier
 
 _logger = logging.getLogger("certplane.broker")
+
+_LONGEST_START: Final = timedelta(hours=1)
+"""A migration of a large database, the recovery of a large write-ahead log, a cold disk: systemd waits so long."""
+_STOP_REST: Final = timedelta(seconds=30)
+"""After the orders have ended: calls end, hosts hear goodbye, what waits is written and copied into the database."""
 
 
 async def serve(settings: BrokerSettings) -> None:
@@ -35,13 +43,12 @@ async def serve(settings: BrokerSettings) -> None:
     for notice in settings.notices:
         _logger.warning("%s", notice)
     clock = SystemClock()
-    prepared = prepare(settings)
-    hosts = sum(grant.kind is IdentityKind.HOST for grant in prepared.policy.current.grants)
-    if problem := too_few(raise_file_limit(), hosts):
-        _logger.warning("%s", problem)
-    if not hosts:
-        _logger.warning("the policy has no hosts: no agent can connect until one is added and the policy is reloaded")
-    async with open_broker(prepared, clock=clock) as broker, ServiceNotifier(clock) as notifier:
+    notifier = ServiceNotifier(clock, stop_time=settings.server.drain_timeout + _STOP_REST)
+    async with AsyncExitStack() as stack:
+        with notifier.extending(_LONGEST_START):
+            prepared = _prepared(settings)
+            broker = await stack.enter_async_context(open_broker(prepared, clock=clock))
+        await stack.enter_async_context(notifier)
         reloading = _Reloading(broker, notifier)
         loop.add_signal_handler(signal.SIGHUP, reloading.signalled)
         path = control_socket(settings.spill_path.parent, Path(settings.source.file))
@@ -49,6 +56,17 @@ async def serve(settings: BrokerSettings) -> None:
             notifier.ready(reloading.status)
             await stop.wait()
         _logger.info("stopping", extra={"fields": {"drain_timeout": str(settings.server.drain_timeout)}})
+
+
+def _prepared(settings: BrokerSettings) -> Prepared:
+    """The files of the settings, with what they say about the number of hosts."""
+    prepared = prepare(settings)
+    hosts = sum(grant.kind is IdentityKind.HOST for grant in prepared.policy.current.grants)
+    if problem := too_few(raise_file_limit(), hosts):
+        _logger.warning("%s", problem)
+    if not hosts:
+        _logger.warning("the policy has no hosts: no agent can connect until one is added and the policy is reloaded")
+    return prepared
 
 
 class _Reloading:

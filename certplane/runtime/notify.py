@@ -3,7 +3,8 @@
 Datagrams of `NAME=value` lines to the socket that NOTIFY_SOCKET names, a path or an abstract name (`@`). Without the
 variable nothing is sent. Nothing is raised and nothing blocks: a service doesn't fail because nobody listens to it.
 
-The watchdog's beat comes from a task on the event loop: a loop that hangs doesn't beat, and is restarted.
+The watchdog's beat comes from a task on the event loop: a loop that hangs doesn't beat, and is restarted. A start may
+hold the loop (a large policy is read before anything is served), so the asking for more time comes from a thread.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Self
+from typing import Final, Self
 
 from certplane.runtime.clock import Clock
 from certplane.runtime.text import printable
 
 _MOST_STATUS = 1000
+_MORE: Final = timedelta(seconds=60)
+_BETWEEN: Final = timedelta(seconds=10)
+"""A start that goes on asks for a minute more every ten seconds: one that has died is noticed a minute later."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +37,15 @@ class ServiceNotifier:
     Args:
         clock: for the beat, and for the time that a reload begins.
         environment: NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID; the process's own unless given.
+        stop_time: how long the stop may take after the end of the block, where that is known.
     """
 
-    def __init__(self, clock: Clock, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, clock: Clock, environment: Mapping[str, str] | None = None, *, stop_time: timedelta | None = None
+    ) -> None:
         environment = os.environ if environment is None else environment
         self._clock = clock
+        self._stop_time = stop_time
         self._address = environment.get("NOTIFY_SOCKET", "")
         if self._address.startswith("@"):  # unix(7): an abstract name begins with a zero byte
             self._address = f"\0{self._address[1:]}"
@@ -48,11 +58,37 @@ class ServiceNotifier:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._send(b"STOPPING=1")
+        more = b"" if self._stop_time is None else b"\n" + _extension(self._stop_time)
+        self._send(b"STOPPING=1" + more)
         if self._beating is not None:
             self._beating.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([self._beating])
+
+    @contextmanager
+    def extending(self, most: timedelta) -> Iterator[None]:
+        """Ask for more time to start in, again and again while the block runs: `TimeoutStartSec=` doesn't end it.
+
+        For `most` in all: a start that never ends is ended by the service manager after that.
+        """
+        if not self._address:
+            yield
+            return
+        ended = threading.Event()
+        thread = threading.Thread(target=self._extend, args=(ended, most), name="notify", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _extend(self, ended: threading.Event, most: timedelta) -> None:
+        for _ in range(most // _BETWEEN):
+            self._send(_extension(_MORE))
+            if ended.wait(_BETWEEN.total_seconds()):
+                return
+        logger.error("the start has taken %s: the service manager isn't asked for more time any more", most)
 
     def ready(self, status: str) -> None:
         """The service serves, or does so again after a reload; `status` is one line for `systemctl status`."""
@@ -81,6 +117,10 @@ class ServiceNotifier:
                 sender.sendto(message, socket.MSG_NOSIGNAL, self._address)
         except (OSError, ValueError) as error:
             logger.debug("the service manager can't be told %s: %s", message, error)
+
+
+def _extension(span: timedelta) -> bytes:
+    return f"EXTEND_TIMEOUT_USEC={span // timedelta(microseconds=1)}".encode()
 
 
 def _watchdog(environment: Mapping[str, str]) -> timedelta | None:

@@ -6,14 +6,17 @@ import asyncio
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from certplane.runtime import notify
 from certplane.runtime.notify import ServiceNotifier
 from tests.fakes.clock import ManualClock
+from tests.support.waiting import blocking_until
 
 SECOND = timedelta(seconds=1)
 
@@ -106,3 +109,33 @@ async def test_nobody_listens(environment: dict[str, str]) -> None:
         notifier.ready("serving")
         notifier.reloading()
         await asyncio.sleep(0)
+
+
+async def test_a_start_that_takes_long_asks_for_more_time(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Again and again while the loop is held, no longer once the block has ended, and not for ever."""
+    monkeypatch.setattr(notify, "_BETWEEN", timedelta(milliseconds=1))
+    notifier = ServiceNotifier(ManualClock(), {"NOTIFY_SOCKET": manager.address})
+    heard: list[str] = []
+    with notifier.extending(timedelta(hours=1)):
+        blocking_until(lambda: heard.extend(manager.heard()) or len(heard) > 3)
+    heard += manager.heard()
+    assert set(heard) == {"EXTEND_TIMEOUT_USEC=60000000"}
+    with notifier.extending(timedelta(milliseconds=5)):
+        blocking_until(lambda: "isn't asked for more time" in caplog.text)
+    assert len(manager.heard()) == 5
+
+
+async def test_a_stop_says_how_long_it_may_take(manager: Manager) -> None:
+    """A drain time that was raised needs no other unit."""
+    environment = {"NOTIFY_SOCKET": manager.address}
+    async with ServiceNotifier(ManualClock(), environment, stop_time=timedelta(minutes=5)):
+        pass
+    assert manager.heard() == ["STOPPING=1\nEXTEND_TIMEOUT_USEC=300000000"]
+
+
+async def test_without_a_manager_nobody_is_asked() -> None:
+    """No thread is made."""
+    with ServiceNotifier(ManualClock(), {}).extending(timedelta(hours=1)):
+        assert "notify" not in {thread.name for thread in threading.enumerate()}
