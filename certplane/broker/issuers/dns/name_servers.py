@@ -6,8 +6,7 @@ A server has few questions at a time to answer: when hundreds of orders look at 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
@@ -67,8 +66,11 @@ class NameServers:
         turn = self._asking.get(server)
         if turn is None:
             turn = self._asking[server] = Turns(_ASKED_AT_ONCE)
-        async with turn.within(deadline, server.name):
+        await turn.take(deadline, server.name)
+        try:
             return await self._ask_in_turn(server, name, kind, deadline, recursive=recursive)
+        finally:
+            turn.give_back()
 
     async def ask_first(
         self, servers: Sequence[NameServer], name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline
@@ -122,25 +124,24 @@ class Turns:
         """All are free."""
         self._free = asyncio.Semaphore(places)
 
-    @contextlib.asynccontextmanager
-    async def within(self, deadline: Deadline, server: str) -> AsyncIterator[None]:
-        """Hold a place.
+    async def take(self, deadline: Deadline, server: str) -> None:
+        """Take one, to be given back.
 
         Raises:
             NoDnsAnswerError: none is free before the deadline.
         """
-        if self._free.locked():
-            try:
-                async with asyncio.timeout(deadline.left.total_seconds()):
-                    await self._free.acquire()
-            except TimeoutError as error:
-                raise NoDnsAnswerError(f"{server} is slow: earlier queries to it took all the time") from error
-        else:
-            await self._free.acquire()
+        if not self._free.locked():
+            await self._free.acquire()  # at once
+            return
         try:
-            yield
-        finally:
-            self._free.release()
+            async with asyncio.timeout(deadline.left.total_seconds()):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise NoDnsAnswerError(f"{server} is slow: earlier queries to it took all the time") from error
+
+    def give_back(self) -> None:
+        """Whoever waits first gets it."""
+        self._free.release()
 
 
 class Kept(Generic[T]):

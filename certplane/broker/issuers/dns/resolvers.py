@@ -89,12 +89,20 @@ class Resolvers:
         """
         manner = self._manner or await self._manner_now()
         try:
-            async with self._turns.within(deadline, "the resolver"):
-                answer = await _resolve(manner, name, kind, deadline.earlier(LOOKUP_TIMEOUT))
+            answer = await self._in_turn(manner, name, kind, deadline)
         except NoDnsAnswerError as error:
             what = f"{dns.rdatatype.to_text(kind)} of {name.to_text(omit_final_dot=True)}"
             raise NoDnsAnswerError(f"{what} can't be looked up ({error})") from error
         return None if answer.rcode == dns.rcode.NXDOMAIN else answer
+
+    async def _in_turn(
+        self, manner: _Manner, name: dns.name.Name, kind: dns.rdatatype.RdataType, deadline: Deadline
+    ) -> Answer:
+        await self._turns.take(deadline, "the resolver")
+        try:
+            return await _resolve(manner, name, kind, deadline.earlier(LOOKUP_TIMEOUT))
+        finally:
+            self._turns.give_back()
 
     async def _manner_now(self) -> _Manner:
         if not self._named:
