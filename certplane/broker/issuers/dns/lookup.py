@@ -12,6 +12,7 @@ AAAA records can't be looked up. Answers of the walk are kept for a minute.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -67,7 +68,9 @@ class DnsLookup:
         self._configured, self._port = tuple(servers), port
         self.name_servers = NameServers()
         self.resolvers = Resolvers(resolvers, clock, key=key, named=named_resolvers, needed=not servers)
-        self._zones = Kept[dns.name.Name](clock)
+        self._apexes = Kept[bool](clock)
+        self._passed = Kept[dns.name.Name](clock)
+        """Zones of names above which something had to be passed over."""
         self._servers = Kept[list[NameServer]](clock)
 
     async def zone_of(self, name: dns.name.Name, deadline: Deadline) -> dns.name.Name:
@@ -77,7 +80,7 @@ class DnsLookup:
             RefusalError: DNS_REJECTED: nothing above it is a zone.
             NoDnsAnswerError: it can't be told now.
         """
-        return await self._zones.get(name, lambda: self._walk(name, deadline))
+        return self._passed.fresh(name) or await self._walk(name, deadline)
 
     async def servers_of(self, zone: dns.name.Name, deadline: Deadline) -> list[NameServer]:
         """The authoritative servers of a zone, by name: its NS set, or those that are configured.
@@ -87,8 +90,8 @@ class DnsLookup:
             NoDnsAnswerError: it can't be told now.
         """
         if self._configured:
-            return await self._servers.get(dns.name.root, lambda: servers_at(self._configured))
-        return await self._servers.get(zone, lambda: self._name_servers(zone, deadline))
+            return await self._servers.get(dns.name.root, lambda: servers_at(self._configured), deadline)
+        return await self._servers.get(zone, lambda: self._name_servers(zone, deadline), deadline)
 
     async def locate(self, name: dns.name.Name, deadline: Deadline) -> tuple[dns.name.Name, list[NameServer]]:
         """The zone that holds `name` and its servers, found without asking a resolver for it. Raises as `look`."""
@@ -115,15 +118,15 @@ class DnsLookup:
         failures: list[NoDnsAnswerError] = []
         while candidate != dns.name.root and len(failures) <= _MOST_PASSED:
             try:
-                answer = await self._soa(candidate, deadline.earlier(_AFTER_FAILURE) if failures else deadline)
+                found = await self._is_apex(candidate, deadline.earlier(_AFTER_FAILURE) if failures else deadline)
             except NoDnsAnswerError as error:
                 failures.append(error)
-                answer = None
-            # A name that answers with a CNAME is no zone's apex, whatever the CNAME leads to.
-            if answer is not None and not alias_in(answer, candidate):
-                for rrset in answer.answer:
-                    if rrset.rdtype == dns.rdatatype.SOA and rrset.name == candidate:
-                        return await self._zone_by_servers(candidate, name, deadline, failures)
+                found = False
+            if found and failures:
+                by_servers = functools.partial(self._zone_by_servers, candidate, name, deadline, failures)
+                return await self._passed.find(name, by_servers)
+            if found:
+                return candidate
             candidate = candidate.parent()
         if failures:
             raise failures[0]
@@ -138,12 +141,7 @@ class DnsLookup:
     async def _zone_by_servers(
         self, above: dns.name.Name, name: dns.name.Name, deadline: Deadline, failures: Sequence[NoDnsAnswerError]
     ) -> dns.name.Name:
-        """The zone of `name` below the apex `above`, where the names between were passed over: its servers know.
-
-        Without `failures` nothing was passed over, and it is `above`.
-        """
-        if not failures:
-            return above
+        """The zone of `name` below the apex `above`, where names between were passed over: its servers know."""
         try:
             answer, _ = await self.name_servers.ask_first(
                 await self.servers_of(above, deadline), name, dns.rdatatype.CNAME, deadline.earlier(LOOKUP_TIMEOUT)
@@ -159,6 +157,16 @@ class DnsLookup:
         # A server that has the zone above and the one below says by the SOA beside its answer which one that is from.
         owners = [rrset.name for rrset in answer.authority if rrset.rdtype == dns.rdatatype.SOA]
         return next((owner for owner in owners if name.is_subdomain(owner) and owner.is_subdomain(above)), above)
+
+    async def _is_apex(self, name: dns.name.Name, deadline: Deadline) -> bool:
+        return await self._apexes.get(name, lambda: self._has_soa(name, deadline), deadline)
+
+    async def _has_soa(self, name: dns.name.Name, deadline: Deadline) -> bool:
+        answer = await self._soa(name, deadline)
+        # A name that answers with a CNAME is no zone's apex, whatever the CNAME leads to.
+        if answer is None or alias_in(answer, name):
+            return False
+        return any(rrset.rdtype == dns.rdatatype.SOA and rrset.name == name for rrset in answer.answer)
 
     async def _soa(self, name: dns.name.Name, deadline: Deadline) -> Answer | None:
         if not self._configured:

@@ -145,24 +145,57 @@ class Turns:
 
 
 class Kept(Generic[T]):
-    """What was found out about names, kept for a minute."""
+    """What was found out about names, kept for a minute from when it was asked for."""
 
     def __init__(self, clock: Clock) -> None:
         """`clock` says how old an entry is."""
         self._clock = clock
         self._entries: dict[dns.name.Name, tuple[float, T]] = {}
+        self._asking: dict[dns.name.Name, asyncio.Future[T | None]] = {}
 
-    async def get(self, name: dns.name.Name, find: Callable[[], Awaitable[T]]) -> T:
-        """What is kept of `name`, else what `find` finds."""
+    def fresh(self, name: dns.name.Name) -> T | None:
+        """What is kept of `name`."""
         entry = self._entries.get(name)
+        if entry is None or self._clock.monotonic() - entry[0] >= _FRESH.total_seconds():
+            return None
+        return entry[1]
+
+    async def find(self, name: dns.name.Name, find: Callable[[], Awaitable[T]]) -> T:
+        """What `find` finds, to be kept."""
         now = self._clock.monotonic()
-        if entry is not None and now - entry[0] < _FRESH.total_seconds():
-            return entry[1]
         found = await find()
         if len(self._entries) >= _MOST_KEPT:
             self._entries.clear()
         if not _incomplete(found):  # a server that is missing for a moment isn't left out for a minute
             self._entries[name] = (now, found)
+        return found
+
+    async def get(self, name: dns.name.Name, find: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
+        """What is kept of `name`, else what somebody else is just finding, else what `find` finds.
+
+        Hundreds of orders that begin together would else ask for the same hundreds of times. Where somebody else fails,
+        or stops, everybody finds it out alone: another's deadline is none of theirs.
+
+        Raises:
+            NoDnsAnswerError: somebody else takes longer than the deadline; and what `find` raises.
+        """
+        if (kept := self.fresh(name)) is not None:
+            return kept
+        if (other := self._asking.get(name)) is not None:
+            try:
+                async with asyncio.timeout(deadline.left.total_seconds()):
+                    found = await asyncio.shield(other)
+            except TimeoutError as error:
+                what = name.to_text(omit_final_dot=True)
+                raise NoDnsAnswerError(f"{what} can't be looked up: the time is up") from error
+            return found if found is not None else await self.find(name, find)
+        mine = self._asking[name] = asyncio.get_running_loop().create_future()
+        found = None
+        try:
+            found = await self.find(name, find)
+        finally:
+            del self._asking[name]
+            mine.set_result(found)
         return found
 
 

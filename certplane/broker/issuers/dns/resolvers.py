@@ -76,7 +76,8 @@ class Resolvers:
     async def servers(self) -> list[NameServer]:
         """All of them; one whose name has no address now is there without any."""
         if self._named:
-            return await self._addresses.get(dns.name.empty, lambda: servers_at(self._named))
+            kept = self._addresses.fresh(dns.name.empty)
+            return kept or await self._addresses.find(dns.name.empty, lambda: servers_at(self._named))
         if self._manner is None:
             return []
         return [NameServer("resolver", (server.host,), server.port) for server in self._manner.servers]

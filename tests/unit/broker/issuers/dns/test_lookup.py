@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from datetime import timedelta
 
 import dns.flags
@@ -13,13 +15,14 @@ import pytest
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import NoDnsAnswerError, name_of
 from certplane.broker.issuers.dns.lookup import DnsLookup
-from certplane.broker.issuers.dns.name_servers import NameServer
+from certplane.broker.issuers.dns.name_servers import Kept, NameServer
 from certplane.config.values import HostPort
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.dns import SandboxDnsServer
 from tests.fakes.clock import ManualClock
 from tests.support.scripted_dns import Reply, ScriptedDns
+from tests.support.waiting import until
 
 
 def soon() -> Deadline:
@@ -234,6 +237,86 @@ async def test_answers_are_kept_for_a_minute(sandbox_dns: SandboxDnsServer) -> N
     clock.advance(timedelta(seconds=61))
     await made.locate(name_of("_acme-challenge.www.certplane.test"), soon())
     assert asked("NS") == 2
+
+
+async def test_orders_that_begin_together_ask_once(sandbox_dns: SandboxDnsServer) -> None:
+    """Fifty names of a zone: its SOA, NS set and addresses are asked for once; of each name, whether it is a zone."""
+    made = lookup_at(sandbox_dns.endpoint.port)
+    names = [name_of(f"_acme-challenge.h{number}.certplane.test") for number in range(50)]
+    found = await asyncio.gather(*(made.locate(name, soon()) for name in names))
+    assert {str(zone) for zone, _ in found} == {"certplane.test."}
+    asked = Counter((question.name.rstrip("."), question.record_type) for question in sandbox_dns.questions)
+    wanted = [
+        ("certplane.test", "SOA"),
+        ("certplane.test", "NS"),
+        ("ns1.certplane.test", "A"),
+        ("h7.certplane.test", "SOA"),
+    ]
+    assert [asked[one] for one in wanted] == [1, 1, 1, 1]
+
+
+class Finding:
+    """Something to be found out, which takes until `end`."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.end = asyncio.Event()
+        self.trouble: Exception | None = None
+
+    async def __call__(self) -> str:
+        self.asked += 1
+        await self.end.wait()
+        if self.trouble is not None:
+            trouble, self.trouble = self.trouble, None
+            raise trouble
+        return "found"
+
+
+async def test_what_somebody_else_is_finding_is_waited_for() -> None:
+    """It is asked for once, and kept for a minute."""
+    clock, finding = ManualClock(), Finding()
+    kept = Kept[str](clock)
+    waiting = [asyncio.ensure_future(kept.get(name_of("a.test"), finding, soon())) for _ in range(3)]
+    await asyncio.sleep(0)
+    finding.end.set()
+    assert await asyncio.gather(*waiting, kept.get(name_of("a.test"), finding, soon())) == ["found"] * 4
+    assert finding.asked == 1
+    clock.advance(timedelta(seconds=60))
+    assert await kept.get(name_of("a.test"), finding, soon()) == "found"
+    assert finding.asked == 2
+
+
+@pytest.mark.parametrize("stop", [pytest.param(True, id="cancelled"), pytest.param(False, id="failed")])
+async def test_who_asks_for_others_and_fails_fails_alone(stop: bool) -> None:
+    """The others find it out themselves."""
+    finding = Finding()
+    kept = Kept[str](ManualClock())
+    first = asyncio.ensure_future(kept.get(name_of("a.test"), finding, soon()))
+    await until(lambda: finding.asked == 1, what="the first one's question")
+    others = [asyncio.ensure_future(kept.get(name_of("a.test"), finding, soon())) for _ in range(2)]
+    await asyncio.sleep(0)
+    if stop:
+        first.cancel()
+    else:
+        finding.trouble = NoDnsAnswerError("its own")
+        finding.end.set()
+    await asyncio.wait([first])
+    finding.end.set()
+    assert await asyncio.gather(*others) == ["found", "found"]
+    with pytest.raises(asyncio.CancelledError if stop else NoDnsAnswerError):
+        await first
+
+
+async def test_nobody_waits_for_another_beyond_the_own_time() -> None:
+    """Who has less time than who asks ends in time; the question goes on."""
+    finding = Finding()
+    kept = Kept[str](SystemClock())
+    first = asyncio.ensure_future(kept.get(name_of("a.test"), finding, soon()))
+    await until(lambda: finding.asked == 1, what="the first one's question")
+    with pytest.raises(NoDnsAnswerError, match=r"a\.test can't be looked up: the time is up"):
+        await kept.get(name_of("a.test"), finding, Deadline.after(timedelta(milliseconds=20), SystemClock()))
+    finding.end.set()
+    assert await first == "found"
 
 
 async def test_configured_servers_need_no_resolver(sandbox_dns: SandboxDnsServer) -> None:
