@@ -161,8 +161,10 @@ class Connection(asyncio.Protocol):
             sent += self._http.send(h11.Data(content)) or b""
         self._http.send(h11.EndOfMessage())
         self._transport.write(sent)
-        while not isinstance(event := await self._next(), h11.Response):
-            pass  # an informational one (RFC 9110 15.2)
+        while isinstance(event := await self._next(), h11.InformationalResponse):  # RFC 9110 15.2
+            pass
+        if not isinstance(event, h11.Response):
+            raise ConnectionError("the server ended its answer before it began")
         return event
 
     async def _next(self) -> Any:

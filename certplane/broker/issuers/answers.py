@@ -26,7 +26,9 @@ def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
     Returns:
         Between nothing and `LONGEST_RETRY_AFTER`; None if the header is absent or makes no sense.
     """
-    text = (value or "").strip()
+    if value is None:
+        return None
+    text = value.strip()
     if text.isascii() and text.isdigit():
         if len(text.lstrip("0")) > _MOST_DIGITS:
             return LONGEST_RETRY_AFTER
