@@ -1,40 +1,88 @@
-"""Runs the sections and prints their figures as a table and as JSON (see the package's docstring)."""
+"""Runs the sections and prints their figures (see the package's docstring).
+
+    scripts/bench issue orders          measure these sections
+    scripts/bench goals                 print the goals with what was measured last; measures nothing
+    scripts/bench --python /usr/bin/python3 issue    the same with another Python, in an environment of its own
+
+What is measured is kept in build/bench.json, section by section, with the Python it was measured with.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
-from benchmarks import agent, audit, issue, load, orders, streams
+from benchmarks import agent, audit, issue, load, orders, result, start, streams
+from benchmarks.interpreter import describe
 from benchmarks.result import Figure
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SECTIONS = ("issue", "audit", "agent", "orders", "streams")
+GOALS: Final = "goals"
+
+WANTED: Final = (
+    ("issue", "cached issue, CSR verified, req/s to echo", ">= 0.45"),
+    ("issue", "cached issue, CSR seen before, req/s to echo", ">= 0.72"),
+    ("issue", "cached issue alone, mean latency to echo's", "<= 2.9"),
+    ("orders", "event loop, ms late at p99 during 200 orders", "<= 10"),
+    ("orders", "cached issue beside 200 orders, req/s to nothing beside", ">= 0.80"),
+    ("orders", "processor time an order, all the broker's processes, ms", "<= 18"),
+    ("streams", "streams opened/s to OpenSSL's handshakes/s", ">= 0.52"),
+    ("streams", "memory of an idle stream above a bare one, KB", "<= 8"),
+    ("streams", "a directive to all, last receipt to bare", "<= 1.3"),
+    ("reports", "a renewal's reports/s to audit events/s", ">= 0.88"),
+    ("reports", "reports with an event each/s to audit events/s", ">= 0.48"),
+    ("start", "broker, start with an existing database to first accept, s", "<= 0.8"),
+    ("start", "broker idle, resident memory, MB", "<= 85"),
+    ("agent", "agent, run --once with nothing due, processor time, ms", "<= 200"),
+    ("agent", "agent idle, resident memory, MB", "<= 50"),
+)
+"""Section, figure and goal. The largest fleet's (start, longest hold of the loop) are `growth`'s own to print."""
 
 
-def _issue(folder: Path, rounds: int, seconds: float) -> list[Figure]:
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was asked for; `share` is of the streams' numbers."""
+
+    rounds: int
+    seconds: float
+    share: float
+
+
+def _issue(folder: Path, wish: Wish) -> list[Figure]:
     ghz = load.find_ghz()
     if ghz is None:
         print("left out: issue (there is no ghz; scripts/bench builds it where there is Go)", file=sys.stderr)
         return []
-    return issue.figures(asyncio.run(issue.measure(folder, ghz, _protoset(folder), rounds=rounds, seconds=seconds)))
+    measured = issue.measure(folder, ghz, _protoset(folder), rounds=wish.rounds, seconds=wish.seconds)
+    return issue.figures(asyncio.run(measured))
 
 
-def _orders(folder: Path, rounds: int, _seconds: float) -> list[Figure]:
-    ghz, certbot = load.find_ghz(), shutil.which("certbot")
+def _orders(folder: Path, wish: Wish) -> list[Figure]:
+    ghz = load.find_ghz()
     if ghz is None:
         print("left out: cached issues beside orders (there is no ghz)", file=sys.stderr)
+    return orders.figures(asyncio.run(orders.measure(folder, ghz, _protoset(folder), rounds=wish.rounds)))
+
+
+def _bad_day(folder: Path, wish: Wish) -> list[Figure]:
+    return orders.bad_day_figures(asyncio.run(orders.measure_bad_day(folder, rounds=wish.rounds)))
+
+
+def _certbot(folder: Path, _: Wish) -> list[Figure]:
+    certbot = shutil.which("certbot")
     if certbot is None:
-        print("left out: certbot (scripts/bench orders installs it where it can)", file=sys.stderr)
-    peer = Path(certbot) if certbot else None
-    return orders.figures(asyncio.run(orders.measure(folder, ghz, _protoset(folder), peer, rounds=rounds)))
+        print("left out: certbot (scripts/bench installs it where it can)", file=sys.stderr)
+        return []
+    return orders.peer_figures(asyncio.run(orders.measure_peer(folder, Path(certbot))))
 
 
 def _protoset(folder: Path) -> Path:
@@ -43,47 +91,95 @@ def _protoset(folder: Path) -> Path:
     return protoset
 
 
-def _agent(folder: Path, rounds: int, _seconds: float) -> list[Figure]:
-    return agent.figures(asyncio.run(agent.measure(folder, rounds=rounds)))
+def _agent(folder: Path, wish: Wish) -> list[Figure]:
+    return agent.figures(asyncio.run(agent.measure(folder, rounds=wish.rounds)))
 
 
-def _audit(folder: Path, rounds: int, seconds: float) -> list[Figure]:
-    return audit.figures(audit.measure(folder, rounds=rounds, seconds=seconds))
+def _start(folder: Path, wish: Wish) -> list[Figure]:
+    return start.figures(asyncio.run(start.measure(folder, rounds=wish.rounds)))
 
 
-def _streams(folder: Path, rounds: int, seconds: float, *, share: float) -> list[Figure]:
+def _audit(folder: Path, wish: Wish) -> list[Figure]:
+    return audit.figures(audit.measure(folder, rounds=wish.rounds, seconds=wish.seconds))
+
+
+def _streams(folder: Path, wish: Wish) -> list[Figure]:
     ghz = load.find_ghz()
     if ghz is None:
         print("left out: unary calls beside idle streams (there is no ghz)", file=sys.stderr)
-    return streams.figures(streams.measure(folder, ghz, _protoset(folder), rounds=rounds, seconds=seconds, share=share))
+    rounds = streams.measure(folder, ghz, _protoset(folder), rounds=wish.rounds, seconds=wish.seconds, share=wish.share)
+    return streams.figures(rounds)
+
+
+def _held(folder: Path, wish: Wish) -> list[Figure]:
+    return streams.held_figures(folder, share=wish.share)
+
+
+def _returns(folder: Path, wish: Wish) -> list[Figure]:
+    return streams.return_figures(folder, rounds=wish.rounds, share=wish.share)
+
+
+def _reports(folder: Path, wish: Wish) -> list[Figure]:
+    return streams.report_figures(folder, rounds=wish.rounds, share=wish.share)
+
+
+SECTIONS: Final[Mapping[str, Callable[[Path, Wish], list[Figure]]]] = {
+    "issue": _issue,
+    "audit": _audit,
+    "agent": _agent,
+    "start": _start,
+    "orders": _orders,
+    "bad-day": _bad_day,
+    "certbot": _certbot,
+    "streams": _streams,
+    "held": _held,
+    "returns": _returns,
+    "reports": _reports,
+}
+"""Each by itself takes a few minutes with three rounds; certbot ten."""
 
 
 def main() -> None:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(_SECTIONS)}; all when none is named")
-    parser.add_argument("--rounds", type=int, default=3, help="A and B in turn, this often (default 3)")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        help=f"of {', '.join(SECTIONS)} (all but certbot when none is named), or {GOALS}: see above",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="A and B in turn, this often; median of 5 for a goal")
     parser.add_argument("--seconds", type=float, default=5, help="length of one run (default 5)")
     parser.add_argument("--share", type=float, default=1, help="of the streams' numbers: 0.1 is ten times fewer")
     parser.add_argument("--json", type=Path, default=_ROOT / "build" / "bench.json", help="where the figures go too")
+    # Taken by scripts/bench, which makes the environment; here for --help.
+    parser.add_argument("--python", metavar="PROGRAM", help="what runs everything, such as /usr/bin/python3")
     arguments = parser.parse_args()
-    unknown = set(arguments.sections) - set(_SECTIONS)
+    unknown = set(arguments.sections) - {*SECTIONS, GOALS}
     if unknown:
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(_SECTIONS)}")
-    measures = {"issue": _issue, "agent": _agent, "audit": _audit, "orders": _orders}
-    measures["streams"] = functools.partial(_streams, share=arguments.share)
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)} and {GOALS}")
+    sections = [name for name in arguments.sections if name != GOALS]
+    if not arguments.sections:
+        sections = [name for name in SECTIONS if name != "certbot"]
+    if sections:
+        _measure(sections, Wish(arguments.rounds, arguments.seconds, arguments.share), arguments.json)
+    if GOALS in arguments.sections:
+        print("\n".join(result.goals(result.kept(arguments.json), WANTED)))
+
+
+def _measure(sections: list[str], wish: Wish, kept: Path) -> None:
+    python = describe()
+    print(python)
     figures: list[Figure] = []
-    for section in arguments.sections or _SECTIONS:
+    for section in sections:
         print(f"measuring {section} ...", file=sys.stderr)
         # Not in /tmp, which may be memory: durable writes are part of what is measured.
         with tempfile.TemporaryDirectory(dir=_ROOT / "build", prefix="bench-") as folder:
-            figures += measures[section](Path(folder), arguments.rounds, arguments.seconds)
-    width = max((len(str(row["figure"])) for row in figures), default=6)
-    print(f"{'figure':{width}}  {'median':>7}  {'least':>7}  {'most':>7}  goal")
-    for row in figures:
-        print(f"{row['figure']:{width}}  {row['median']:7.2f}  {row['least']:7.2f}  {row['most']:7.2f}  {row['goal']}")
-    arguments.json.parent.mkdir(exist_ok=True)
-    arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+            found = SECTIONS[section](Path(folder), wish)
+        result.keep(kept, section, python, datetime.now(UTC).isoformat(timespec="seconds"), found)
+        figures += found
+    print("\n".join(result.table(figures)))
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from benchmarks.hosts import identity_file
+from benchmarks.processes import memory, processor_seconds
 from benchmarks.reference import broker_loop
 from certplane.broker.app import Broker, open_broker
 from certplane.broker.descriptors import raise_file_limit
@@ -48,12 +48,6 @@ _PORTS = range(10_240, 32_768)
 """Below those that the kernel gives to outgoing connections: nobody takes the port of a broker that is down."""
 
 
-def processor_seconds(pid: int) -> float:
-    """What a process has used of the processors so far, its threads together."""
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
-
-
 class Process:
     """A program that answers each line it is given with a line of JSON."""
 
@@ -69,12 +63,12 @@ class Process:
 
     @property
     def resident(self) -> int:
-        """Its resident memory in bytes."""
-        return int(psutil.Process(self.child.pid).memory_info().rss)
+        """Its resident memory in bytes, its child processes' too."""
+        return memory(self.child.pid).resident
 
     @property
     def processor(self) -> float:
-        """Its processor time so far, in seconds."""
+        """Its processor time so far, in seconds, its child processes' too."""
         return processor_seconds(self.child.pid)
 
     def tell(self, command: str) -> None:

@@ -9,13 +9,13 @@ signatures differ), so that no cache of verified CSRs can answer; for "seen befo
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import load
+from benchmarks.processes import processor_seconds
 from benchmarks.result import Figure, figure
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, PrivateKey, generate_private_key
@@ -92,12 +92,12 @@ async def measure(folder: Path, ghz: Path, protoset: Path, *, rounds: int, secon
                 def run(target: load.Target, data: Path, connections: int, streams: int) -> Run:
                     if data == fresh:
                         _write_requests(fresh, key, CSRS_OF_A_RUN)
-                    before = _cpu_seconds(pids[target])
+                    before = processor_seconds(pids[target])
                     result = load.run(
                         ghz, target, data, protoset, seconds=seconds, connections=connections, streams=streams
                     )
                     calls = result.calls + connections * streams  # those that ghz leaves out of its report
-                    return Run(*astuple(result), (_cpu_seconds(pids[target]) - before) / calls * 1e6)
+                    return Run(**asdict(result), cpu_us=(processor_seconds(pids[target]) - before) / calls * 1e6)
 
                 run(echo, seen, 8, 8)
                 run(broker, seen, 8, 8)
@@ -118,12 +118,6 @@ async def measure(folder: Path, ghz: Path, protoset: Path, *, rounds: int, secon
 def _write_requests(path: Path, key: PrivateKey, count: int) -> None:
     csrs = [build_csr(key, sans=NAMES) for _ in range(count)]
     path.write_text(json.dumps([{"profile": "bench", "csrPem": csr} for csr in csrs]))
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far, its threads' (proc(5): utime and stime after the name in brackets)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def figures(rounds: list[Round]) -> list[Figure]:

@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import load, reports
-from benchmarks.fleet import Fleet, HostProcesses, Process, processor_seconds, push
+from benchmarks.fleet import Fleet, HostProcesses, Process, push
+from benchmarks.processes import processor_seconds
 from benchmarks.result import Figure, figure
 from certplane.sandbox.loopback import LOOPBACK, free_port
 
@@ -78,41 +79,62 @@ class Return:
     resident: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """All of it."""
-
-    held: int
-    resident: int
-    rounds: list[Round]
-    returns: list[Return]
-    reports: list[reports.Reports]
-    end_to_end: float
+def measure(
+    folder: Path, ghz: Path | None, protoset: Path, *, rounds: int, seconds: float, share: float
+) -> list[Round]:
+    """Idle streams; `share` makes it smaller, for the one who works on it."""
+    count = _count(IDLE, share)
+    fleet = Fleet(folder / "fleet", count)
+    return [_round(fleet, ghz, protoset, count, seconds) for _ in range(rounds)]
 
 
-def measure(folder: Path, ghz: Path | None, protoset: Path, *, rounds: int, seconds: float, share: float) -> Measured:
-    """Run all of it; `share` makes it smaller, for the one who works on it."""
-    held, idle, returning, reporting = (max(4, int(n * share)) for n in (HELD, IDLE, RETURNING, REPORTING))
-    fleet = Fleet(folder / "fleet", held)
-    resident = _held(fleet, held)
-    _say(f"{held} streams: {resident / 1e6:.0f} MB")
-    measured = [_round(fleet, ghz, protoset, idle, seconds) for _ in range(rounds)]
-    returns = [_return(fleet, returning) for _ in range(rounds)]
-    end_to_end = _storm(fleet, reporting)
-    stored = [asyncio.run(reports.measure(folder, reporting)) for _ in range(rounds)]
-    return Measured(held, resident, measured, returns, stored, end_to_end)
+def held_figures(folder: Path, *, share: float) -> list[Figure]:
+    """Many streams at once, none of them with an error."""
+    count = _count(HELD, share)
+    resident = _held(Fleet(folder / "fleet", count), count)
+    return [figure(f"{count} status streams on one broker, GB", [resident / 1e9], "")]
 
 
-def figures(measured: Measured) -> list[Figure]:
+def return_figures(folder: Path, *, rounds: int, share: float) -> list[Figure]:
+    """Hosts that come back after a kill."""
+    count = _count(RETURNING, share)
+    fleet = Fleet(folder / "fleet", count)
+    returns = [_return(fleet, count) for _ in range(rounds)]
+    return [
+        figure("95 % back after a kill, to the connects alone", [r.back / r.expected for r in returns], "<= 1.3"),
+        figure("memory after a return to before the kill", [r.resident[1] / r.resident[0] for r in returns], ""),
+    ]
+
+
+def report_figures(folder: Path, *, rounds: int, share: float) -> list[Figure]:
+    """Reports in the store alone, and over gRPC with the broker killed in the midst of them."""
+    count = _count(REPORTING, share)
+    stored = [asyncio.run(reports.measure(folder, count)) for _ in range(rounds)]
+    end_to_end = _storm(Fleet(folder / "fleet", count), count)
+    return [
+        figure("a renewal's reports/s to audit events/s", [r.steps / r.events for r in stored], ">= 0.88"),
+        figure("reports with an event each/s to audit events/s", [r.outcomes / r.events for r in stored], ">= 0.48"),
+        figure("reports acknowledged/s over gRPC, absolute", [end_to_end], ""),
+    ]
+
+
+def _count(full: int, share: float) -> int:
+    return max(4, int(full * share))
+
+
+def figures(rounds: list[Round]) -> list[Figure]:
     """The goals' figures."""
-    rounds, returns, stored = measured.rounds, measured.returns, measured.reports
     found = [
-        figure(f"{measured.held} status streams on one broker, GB", [measured.resident / 1e9], "<= 1.0"),
-        figure("memory of an idle stream to bare", [r.ours.bytes_each / r.bare.bytes_each for r in rounds], "<= 1.1"),
+        figure(
+            "memory of an idle stream above a bare one, KB",
+            [(r.ours.bytes_each - r.bare.bytes_each) / 1024 for r in rounds],
+            "<= 8",
+        ),
+        figure("memory of an idle stream to bare", [r.ours.bytes_each / r.bare.bytes_each for r in rounds], ""),
         figure(
             "streams opened/s to OpenSSL's handshakes/s",
             [r.ours.connects / r.openssl.per_second for r in rounds],
-            ">= 0.9",
+            ">= 0.52",
         ),
         figure(
             "the bare server's streams opened/s to them",
@@ -124,16 +146,13 @@ def figures(measured: Measured) -> list[Figure]:
             [r.openssl.processor / r.ours.processor for r in rounds],
             "",
         ),
-        figure("a directive to all, last receipt to bare", [r.ours.push / r.bare.push for r in rounds], "<= 1.1"),
-        figure("95 % back after a kill, to the connects alone", [r.back / r.expected for r in returns], "<= 1.3"),
-        figure("memory after a return to before the kill", [r.resident[1] / r.resident[0] for r in returns], ""),
-        figure("a renewal's reports/s to audit events/s", [r.steps / r.events for r in stored], ">= 0.8"),
-        figure("reports with an event each/s to audit events/s", [r.outcomes / r.events for r in stored], ""),
-        figure("reports acknowledged/s over gRPC, absolute", [measured.end_to_end], ""),
+        figure("processor time a stream opened, the broker's, ms", [r.ours.processor * 1e3 for r in rounds], ""),
+        figure("the same of the bare server, ms", [r.bare.processor * 1e3 for r in rounds], ""),
+        figure("a directive to all, last receipt to bare", [r.ours.push / r.bare.push for r in rounds], "<= 1.3"),
     ]
     unary = [r.unary[1] / r.unary[0] for r in rounds if r.unary is not None]
     if unary:
-        found.insert(6, figure("unary req/s beside idle streams to without", unary, ">= 0.97"))
+        found.append(figure("unary req/s beside idle streams to without", unary, ">= 0.97"))
     return found
 
 
