@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 _MOST_BUCKETS = 100_000
+_FORGOTTEN_AT_ONCE = 2
+"""Full buckets that each use of another one drops: more than it can add, so that those of quiet callers go."""
 _LONGEST_DEBT = 600.0
 """Seconds: whatever one call has cost, its caller isn't refused for longer."""
 
@@ -25,8 +27,8 @@ class _Bucket:
 class TokenBuckets:
     """Buckets of `burst` tokens that refill at `rate` a second. For one thread.
 
-    There are at most a hundred thousand; then the one unused for longest is forgotten, which is full but for a caller
-    that could be anybody.
+    One that is full again is forgotten, since a new one is full too: ten thousand quiet hosts have none. There are at
+    most a hundred thousand; then the one unused for longest is forgotten, which could be anybody's.
     """
 
     def __init__(self, *, rate: float, burst: int, monotonic: Callable[[], float], most: int = _MOST_BUCKETS) -> None:
@@ -64,6 +66,7 @@ class TokenBuckets:
 
     def _filled(self, name: str) -> _Bucket:
         now = self._monotonic()
+        self._forget_full(now)
         bucket = self._buckets.get(name)
         if bucket is None:
             if len(self._buckets) >= self._most:
@@ -74,3 +77,14 @@ class TokenBuckets:
             bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.time) * self._rate)
             bucket.time = now
         return bucket
+
+    def _forget_full(self, now: float) -> None:
+        """Drop some that are full by now, of those unused for longest; one in debt keeps those behind it until then."""
+        for _ in range(_FORGOTTEN_AT_ONCE):
+            oldest = next(iter(self._buckets), None)
+            if oldest is None:
+                return
+            bucket = self._buckets[oldest]
+            if bucket.tokens + (now - bucket.time) * self._rate < self._burst:
+                return
+            del self._buckets[oldest]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import override
 
 from certplane.broker.identity.buckets import TokenBuckets
 from tests.fakes.clock import ManualClock
@@ -94,3 +97,51 @@ def test_senseless_buckets_are_a_mistake(rate: float, burst: int) -> None:
     """A bucket that would never give a token can't be made."""
     with pytest.raises(ValueError, match="bucket"):
         TokenBuckets(rate=rate, burst=burst, monotonic=lambda: 0.0)
+
+
+def test_buckets_of_quiet_callers_are_forgotten(buckets: TokenBuckets, clock: ManualClock) -> None:
+    """Ten thousand hosts that each said something have no bucket soon after; one in debt keeps its own."""
+    for number in range(100):
+        buckets.take(f"host-{number}")
+    buckets.charge("in debt", 20)
+    clock.advance(timedelta(seconds=1))
+    for _ in range(60):
+        buckets.take("one")
+    assert len(buckets) == 2
+    assert buckets.in_debt("in debt")
+
+
+class _Keeping(TokenBuckets):
+    """The plain form: it forgets none that is full."""
+
+    @override
+    def _forget_full(self, now: float) -> None:
+        pass
+
+
+USES = st.one_of(
+    st.tuples(st.just("take"), st.sampled_from("abc"), st.sampled_from([1, 1, 2, 3, 4])),
+    st.tuples(st.just("charge"), st.sampled_from("abc"), st.sampled_from([0, 0.5, 2, 7])),
+    st.tuples(st.just("in_debt"), st.sampled_from("abc"), st.just(0)),
+    st.tuples(st.just("wait"), st.just(""), st.sampled_from([0.1, 0.5, 1, 1.5, 5])),
+)
+
+
+@given(st.lists(USES, max_size=60))
+def test_a_forgotten_bucket_was_as_good_as_none(uses: list[tuple[str, str, float]]) -> None:
+    """Whatever is taken and charged at whatever times, the answers are those of buckets that are all kept."""
+    clock = ManualClock()
+    kept = _Keeping(rate=2, burst=3, monotonic=clock.monotonic)
+    buckets = TokenBuckets(rate=2, burst=3, monotonic=clock.monotonic)
+
+    def use(each: TokenBuckets, what: str, name: str, tokens: float) -> object:
+        if what == "take":
+            return each.take(name, tokens)
+        return each.charge(name, tokens) if what == "charge" else each.in_debt(name)
+
+    for what, name, amount in uses:
+        if what == "wait":
+            clock.advance(timedelta(seconds=amount))
+        else:
+            assert use(buckets, what, name, amount) == use(kept, what, name, amount)
+    assert len(buckets) <= len(kept)
