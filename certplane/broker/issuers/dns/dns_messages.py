@@ -18,7 +18,8 @@ MALFORMED = (dns.exception.DNSException, OSError, EOFError, ValueError)
 """What dnspython raises on answers that are late, broken or cut off."""
 
 _ANSWERING = frozenset({int(dns.rcode.NOERROR), int(dns.rcode.NXDOMAIN)})
-_MOST_NAMES = 4096
+_MOST_NAMES = 1024
+"""Those of the orders that are under way: each is looked at a dozen times."""
 
 
 class NoDnsAnswerError(Exception):
@@ -39,15 +40,23 @@ class Answer:
         authoritative: the AA bit.
         edns: whether it has an OPT record.
         texts: the TXT values at the name that was asked for, if the answer section holds nothing else; None if it does.
+        alias: where the CNAME at that name points to, if the answer section is known to hold nothing else.
     """
 
-    __slots__ = ("_message", "_wire", "authoritative", "edns", "rcode", "texts")
+    __slots__ = ("_message", "_wire", "alias", "authoritative", "edns", "rcode", "texts")
 
     def __init__(
-        self, rcode: int, *, authoritative: bool, edns: bool, texts: frozenset[bytes] | None, wire: bytes
+        self,
+        rcode: int,
+        *,
+        authoritative: bool,
+        edns: bool,
+        wire: bytes,
+        texts: frozenset[bytes] | None = None,
+        alias: str = "",
     ) -> None:
         """`wire` is the whole answer, and is known to be readable."""
-        self.rcode, self.authoritative, self.edns, self.texts = rcode, authoritative, edns, texts
+        self.rcode, self.authoritative, self.edns, self.texts, self.alias = rcode, authoritative, edns, texts, alias
         self._wire = wire
         self._message: dns.message.Message | None = None
 
@@ -55,7 +64,7 @@ class Answer:
     def of(cls, message: dns.message.Message) -> Answer:
         """The same of an answer that dnspython has read."""
         authoritative = bool(message.flags & dns.flags.AA)
-        made = cls(int(message.rcode()), authoritative=authoritative, edns=message.edns >= 0, texts=None, wire=b"")
+        made = cls(int(message.rcode()), authoritative=authoritative, edns=message.edns >= 0, wire=b"")
         made._message = message
         return made
 
@@ -141,8 +150,8 @@ def lacking_txt(answer: Answer, name: dns.name.Name, values: frozenset[str]) -> 
 
 def alias_in(answer: Answer, name: dns.name.Name) -> str:
     """Where a CNAME at `name` points to; empty if there is none."""
-    if answer.texts is not None:
-        return ""
+    if answer.texts is not None or answer.alias:
+        return answer.alias
     for rrset in answer.answer:
         if rrset.name == name and rrset.rdtype == dns.rdatatype.CNAME and len(rrset):
             return str(next(iter(rrset)))
@@ -151,7 +160,9 @@ def alias_in(answer: Answer, name: dns.name.Name) -> str:
 
 def renaming_in(answer: Answer, name: dns.name.Name) -> bool:
     """Whether a DNAME above `name` made its CNAME (RFC 6672 3.1)."""
-    return answer.texts is None and any(
+    if answer.texts is not None or answer.alias:
+        return False
+    return any(
         rrset.rdtype == dns.rdatatype.DNAME and rrset.name != name and name.is_subdomain(rrset.name)
         for rrset in answer.answer
     )

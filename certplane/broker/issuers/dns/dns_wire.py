@@ -1,14 +1,15 @@
 """Questions and answers as bytes (RFC 1035 4). Pure: nothing is sent here.
 
-Most answers that a broker gets say that there is nothing yet, or show the one TXT record that it looks for. Those are
-read here, by a reader that knows only them, in a tenth of the time. It has no opinion of its own: what it isn't sure of
-(another type of record, an option, a name written in an unusual way, any damage) is read by dnspython, and where it is
-sure it says what dnspython would; the tests hold it to that.
+Most answers that a broker gets say that there is nothing yet, or show the one TXT record that it looks for, or the
+CNAME of a challenge name. Those are read here, by a reader that knows only them, in a tenth of the time. It has no
+opinion of its own: what it isn't sure of (another type of record, an option, a name written in an unusual way, any
+damage) is read by dnspython, and where it is sure it says what dnspython would; the tests hold it to that.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 
 import dns.exception
@@ -28,7 +29,8 @@ _HEADER = struct.Struct("!2sHHHHH")
 _RECORD = struct.Struct("!HHIH")
 """Type, class, TTL and size of what follows; the name is before it."""
 _POINTER_TO_QUESTION = b"\xc0\x0c"
-_LONGEST_NAME = 255
+_LONGEST_NAME, _LONGEST_LABEL = 255, 63
+_PLAIN_NAME = re.compile(rb"[A-Za-z0-9_.-]+")
 _MOST_POINTERS = 8
 """In one name, one leading to the next; dnspython takes twice as many."""
 _MOST_RECORDS = 40
@@ -40,6 +42,7 @@ _KNOWN_BITS = _RESPONSE | 0x7800 | int(dns.flags.TC)
 """Of which only one value is read here: a response, of the opcode QUERY (0), not cut off."""
 _IN = int(dns.rdataclass.IN)
 _NS, _SOA, _TXT = int(dns.rdatatype.NS), int(dns.rdatatype.SOA), int(dns.rdatatype.TXT)
+_CNAME = int(dns.rdatatype.CNAME)
 _OPT, _ADDRESS_SIZES = int(dns.rdatatype.OPT), {int(dns.rdatatype.A): 4, int(dns.rdatatype.AAAA): 16}
 _SOA_NUMBERS = 20
 """Bytes of an SOA record's data after its two names: the serial and four times."""
@@ -117,7 +120,7 @@ def read(wire: bytes, question: Question) -> Answer | None:
 
 
 def read_plain(wire: bytes, question: Question) -> Answer:
-    """The answer, if it has no records or TXT records alone and is written in the ordinary way.
+    """The answer, if it has no records, or TXT records or one CNAME alone, and is written in the ordinary way.
 
     Raises:
         UnsureError: it isn't; ask dnspython what it is.
@@ -160,7 +163,9 @@ class _Reader:
         rcode = flags & _RCODE
         if answers and rcode:
             raise UnsureError
-        texts = frozenset([self._text() for _ in range(answers)])
+        alias, texts = self._alias() if answers == 1 else "", None
+        if not alias:
+            texts = frozenset([self._text() for _ in range(answers)])
         for _ in range(authorities):
             self._skip_authority()
         edns = False
@@ -168,7 +173,30 @@ class _Reader:
             edns = self._skip_additional(edns=edns)
         if self._position != len(self._wire):
             raise UnsureError
-        return Answer(rcode, authoritative=bool(flags & _AA), edns=edns, texts=texts, wire=self._wire)
+        return Answer(rcode, authoritative=bool(flags & _AA), edns=edns, texts=texts, alias=alias, wire=self._wire)
+
+    def _alias(self) -> str:
+        """Where a CNAME at the name that was asked for points to, as zone files have it; empty if this is another."""
+        wire, position = self._wire, self._position
+        kind, where, _, size = _RECORD.unpack_from(wire, position + 2)
+        if kind != _CNAME:
+            return ""
+        begin = position + 2 + _RECORD.size
+        self._position = begin
+        self._skip_name()
+        if wire[position : position + 2] != _POINTER_TO_QUESTION or where != _IN or self._position != begin + size:
+            raise UnsureError
+        labels, at = [], begin
+        while length := wire[at]:
+            if length > _LONGEST_LABEL:
+                at = (length << 8 | wire[at + 1]) - 0xC000
+            else:
+                labels.append(wire[at + 1 : at + 1 + length])
+                at += 1 + length
+        text = b".".join(labels)
+        if _PLAIN_NAME.fullmatch(text) is None or text.count(b".") != len(labels) - 1:
+            raise UnsureError  # the root, or letters that zone files escape
+        return text.decode() + "."
 
     def _text(self) -> bytes:
         """The strings of a TXT record at the name that was asked for, as one."""
@@ -224,7 +252,7 @@ class _Reader:
         wire, position, begun, length = self._wire, self._position, [], 0
         while True:
             size = wire[position]
-            if size > 63:
+            if size > _LONGEST_LABEL:
                 break
             begun.append((position, length))
             length += size + 1

@@ -217,7 +217,7 @@ def messages(draw: st.DrawFn) -> bytes:
             1: lambda: b"1234",
             28: lambda: b"1234567890123456",
         }.get(kind, lambda: b"")()
-        owner = b"\0" if kind == 41 else b"\xc0\x0c" if kind == 16 and draw(st.booleans()) else name()
+        owner = b"\0" if kind == 41 else b"\xc0\x0c" if kind in (16, 5) and draw(st.booleans()) else name()
         size = len(content) + draw(st.sampled_from([0] * 12 + [-1, 1]))
         where, ttl = (1232, 0) if kind == 41 else (1, draw(st.integers(0, 2**32 - 1)))
         where = draw(st.sampled_from([where] * 9 + [3]))

@@ -6,6 +6,7 @@ import asyncio
 import random
 import struct
 from datetime import timedelta
+from typing import Any
 
 import dns.flags
 import dns.message
@@ -23,6 +24,7 @@ from certplane.broker.model import TxtRecord
 from certplane.config.values import HostPort
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
+from certplane.sandbox.bind import BindServer
 from certplane.sandbox.dns import SandboxDnsServer
 from tests.support.scripted_dns import Reply, ScriptedDns
 from tests.support.waiting import HANG, until
@@ -490,3 +492,32 @@ async def test_wait_mode_asks_nobody() -> None:
         await wait(check, RECORD)
         assert clock.monotonic() - started >= 0.2
     assert not server.queries
+
+
+@pytest.mark.integration
+async def test_looks_of_an_order_make_no_messages(
+    bind: BindServer, own_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an order asks of a real server again and again is read without dnspython: reading is what a look costs."""
+    read: list[bytes] = []
+    by_dnspython = dns.message.from_wire
+
+    def counted(wire: bytes, **settings: Any) -> dns.message.Message:
+        read.append(wire)
+        return by_dnspython(wire, **settings)
+
+    name = f"_acme-challenge.{own_name}"
+    lookup = DnsLookup(servers=[HostPort(bind.endpoint.addresses[0], bind.endpoint.port)])
+    check = PropagationCheck(lookup, interval=timedelta(milliseconds=50))
+    await bind.endpoint.add(f"alias.{own_name}", "CNAME", f"{name}.")
+    monkeypatch.setattr(dns.message, "from_wire", counted)
+    soon = Deadline.after(timedelta(seconds=HANG), SystemClock())
+    assert await lookup.alias_of(name_of(name), soon) == ""
+    assert await lookup.alias_of(name_of(f"alias.{own_name}"), soon) == name
+    assert "doesn't exist" in (await refusal_of(check, TxtRecord(own_name, name, "wanted"))).message
+    assert read == []
+    monkeypatch.undo()
+    await bind.endpoint.add(name, "TXT", "wanted")
+    monkeypatch.setattr(dns.message, "from_wire", counted)
+    await wait(check, TxtRecord(own_name, name, "wanted"))
+    assert read == []
