@@ -1,22 +1,25 @@
 """An ACME client: each method is one exchange with the CA (RFC 8555 7), and returns checked values.
 
-Nothing here waits or repeats but for a bad nonce, and everything that fails is an `AcmeError`.
+Nothing here waits or repeats but for a bad nonce, and everything that fails is an `AcmeError`. Messages and signatures
+are those of the packages `acme` and `josepy`.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
+from acme import jws, messages
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from josepy.errors import DeserializationError
-from josepy.json_util import decode_b64jose
+from josepy.interfaces import JSONDeSerializable
+from josepy.json_util import JSONObjectWithFields
+from josepy.json_util import field as json_field
+from josepy.jwk import JWK
 
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_ca import AcmeCa
@@ -25,7 +28,7 @@ from certplane.broker.issuers.acme_errors import LONGEST_URL, AcmeAnswer, AcmeEr
 from certplane.broker.issuers.acme_limits import ACCOUNT, limited_scopes
 from certplane.broker.issuers.acme_resources import AcmeAuthorization, AcmeOrder, MalformedAnswerError
 from certplane.broker.issuers.acme_settling import Settling
-from certplane.broker.issuers.acme_signing import SignedRequests, base64url, bound, signed
+from certplane.broker.issuers.acme_signing import SignedRequests, base64url
 from certplane.broker.issuers.answers import one_line
 from certplane.errors import Reason
 from certplane.pki.chain import MOST_CAME, found_chain
@@ -36,7 +39,6 @@ _log = logging.getLogger(__name__)
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]{4,}={0,2}", re.ASCII)
 _MOST_CONTACTS = 10
 _END = "-----END CERTIFICATE-----"
-_json: Final = msgspec.json.encode
 _AS_GET: Final = b""
 """The payload of a POST-as-GET (6.3)."""
 
@@ -59,6 +61,13 @@ class AcmeSession:
     status: str = "valid"
     contact: tuple[str, ...] = ()
     created: bool = False
+
+
+class _KeyChange(JSONObjectWithFields):
+    """What a new key signs to take over an account (7.3.5)."""
+
+    account: str = json_field("account")
+    old_key: JWK = json_field("oldKey", encoder=JWK.to_partial_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +95,21 @@ class AcmeClient:
 
         Safe to repeat: the key is the account. The contact is the one given when the account is made.
         """
-        wanted: dict[str, object] = {"termsOfServiceAgreed": True}
-        if email:
-            wanted["contact"] = [f"mailto:{email}"]
+        bound = None
         if binding is not None:
-            url, mac_key = self.directory.new_account, _mac_key(binding.hmac)
-            made = bound(self.key, kid=binding.kid, mac_key=mac_key, algorithm=binding.algorithm, url=url)
-            wanted["externalAccountBinding"] = msgspec.Raw(made)
+            if not _BASE64URL.fullmatch(binding.hmac):  # what decodes it passes over what it doesn't know
+                message = "the account's binding can't be made: its MAC key isn't base64url"
+                raise AcmeError(Reason.ISSUER_REJECTED, message, unsent=True)
+            bound = messages.ExternalAccountBinding.from_data(
+                self.key.jwk.public_key(),
+                binding.kid,
+                binding.hmac.rstrip("="),
+                messages.Directory({"newAccount": self.directory.new_account}),
+                binding.algorithm,
+            )
+        wanted = messages.NewRegistration.from_data(
+            email=email or None, terms_of_service_agreed=True, external_account_binding=bound
+        )
         session = await self._new_account(wanted)
         failpoint("acme.register.sent")
         return session
@@ -100,7 +117,7 @@ class AcmeClient:
     async def find_account(self) -> AcmeSession | None:
         """The account that this key has, None if it has none (7.3.1)."""
         try:
-            return await self._new_account({"onlyReturnExisting": True})
+            return await self._new_account(messages.NewRegistration(only_return_existing=True))
         except AcmeError as error:
             if error.is_problem("accountDoesNotExist"):
                 return None
@@ -108,19 +125,20 @@ class AcmeClient:
 
     async def update_contact(self, email: str) -> None:
         """POST the account's URL (7.3.2)."""
-        await self._post(self.account_url, _json({"contact": [f"mailto:{email}"]}))
+        await self._post(self.account_url, _json(messages.UpdateRegistration(contact=(f"mailto:{email}",))))
 
     async def change_key(self, new: AccountKey) -> None:
         """POST keyChange (7.3.5): signed by the old key, around what the new one signs."""
         url = self.directory.key_change
         if not url:
             raise AcmeError(Reason.ISSUER_REJECTED, "it doesn't offer to change an account's key", unsent=True)
-        content = _json({"account": self.account_url, "oldKey": self.key.public_jwk})
+        content = _json(_KeyChange(account=self.account_url, old_key=self.key.jwk.public_key()))
+        inner = jws.JWS.sign(content, key=new.jwk, alg=new.algorithm, nonce=None, url=url)
         failpoint("acme.change_key.before")
-        await self._post(url, signed(content, new, url=url))
+        await self._post(url, _json(inner))
         failpoint("acme.change_key.sent")
 
-    async def _new_account(self, wanted: Mapping[str, object]) -> AcmeSession:
+    async def _new_account(self, wanted: messages.NewRegistration) -> AcmeSession:
         url, section = self.directory.new_account, self.ca.server.section
         try:
             with self._named_by_ca(url):
@@ -151,7 +169,7 @@ class AcmeClient:
         try:
             # Where it names what it replaces, a 404 is about that.
             with nullcontext() if replaces else self._named_by_ca(url):
-                answer = await self._post(url, _json(order))
+                answer = await self._post(url, msgspec.json.encode(order))
         except AcmeError as error:
             problems = error.refusal.problems
             if problems:
@@ -188,7 +206,7 @@ class AcmeClient:
         """POST to an order's finalize URL (7.4)."""
         failpoint("acme.finalize.before")
         with self._named_by_ca(finalize_url):
-            answer = await self._post(finalize_url, _json({"csr": base64url(csr_der)}))
+            answer = await self._post(finalize_url, msgspec.json.encode({"csr": base64url(csr_der)}))
         failpoint("acme.finalize.sent")
         return _order(order_url, answer)
 
@@ -212,7 +230,7 @@ class AcmeClient:
         self, certificate: x509.Certificate, reason_code: int, key: AccountKey | None = None
     ) -> None:
         """POST revokeCert (7.6), signed by the account's key, or by `key`: the certificate's own."""
-        request = {"certificate": base64url(certificate.public_bytes(Encoding.DER)), "reason": reason_code}
+        request = messages.Revocation(certificate=certificate, reason=reason_code)
         await self._post(self.directory.revoke_cert, _json(request), key)
         failpoint("acme.revoke.sent")
 
@@ -248,12 +266,8 @@ class AcmeClient:
         self.settling.found(url)
 
 
-def _mac_key(text: str) -> bytes:
-    with suppress(DeserializationError):
-        if _BASE64URL.fullmatch(text):  # what decodes it passes over what it doesn't know
-            return decode_b64jose(text.rstrip("="))
-    message = "the account's binding can't be made: its MAC key isn't base64url"
-    raise AcmeError(Reason.ISSUER_REJECTED, message, unsent=True)
+def _json(message: JSONDeSerializable) -> bytes:
+    return message.json_dumps().encode()
 
 
 def _order(url: str, answer: AcmeAnswer) -> AcmeOrder:

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+from acme import errors
+from josepy.errors import Error as JoseError
+
 from certplane.broker.issuers.acme_limits import ACCOUNT, NAME_SET
 from certplane.broker.issuers.acme_resources import MalformedAnswerError, parse_json, problem_documents
 from certplane.broker.issuers.answers import one_line
@@ -149,8 +152,8 @@ def malformed_as_acme_errors() -> Iterator[None]:
         raise
     except (MalformedAnswerError, ForbiddenUrlError) as error:
         raise AcmeError(Reason.ISSUER_UNAVAILABLE, f"it sent {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # JSON of another shape than was looked for.
+    except (errors.Error, JoseError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # What `acme` and `josepy` raise on JSON that they didn't expect.
         message = f"it sent something unreadable ({type(error).__name__})"
         raise AcmeError(Reason.ISSUER_UNAVAILABLE, message) from error
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-UNUSED = {"acme", "alembic", "cloudflare", "lexicon", "psycopg", "requests"}
-"""Migrations that are not due, DNS providers that are not configured, the driver of the other database,
-and the client for ACME that tests compare ours with."""
+UNUSED = {"alembic", "cloudflare", "lexicon", "psycopg"}
+"""Migrations that are not due, DNS providers that are not configured, the driver of the other database."""
 
 
 def test_a_broker_loads_no_package_that_its_configuration_does_not_use() -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
-from acme import challenges, jws, messages
+from acme import challenges, jws
 from hypothesis import given
 from hypothesis import strategies as st
 from josepy.json_util import decode_b64jose, encode_b64jose
-from josepy.jwk import JWKOct
 
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_resources import AcmeAuthorization
-from certplane.broker.issuers.acme_signing import base64url, bound, signed
+from certplane.broker.issuers.acme_signing import base64url, signed
 from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 
 KEYS = {kind: AccountKey.from_pem(private_key_pem(generate_private_key(kind)), Path("account.key")) for kind in KeyType}
@@ -67,36 +65,3 @@ def test_key_that_is_sent_has_no_secret(kind: KeyType) -> None:
     """A request without an account carries the public key, and nothing more of it."""
     shown = KEYS[kind].public_jwk
     assert set(shown) in ({"kty", "crv", "x", "y"}, {"kty", "n", "e"})
-
-
-@pytest.mark.parametrize("kind", list(KEYS))
-@pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
-def test_bound_as_acme_binds(kind: KeyType, algorithm: str) -> None:
-    """The binding to an external account is the one that `acme.messages` makes (RFC 8555 7.3.4)."""
-    key, mac_key, url = KEYS[kind], b"a secret of the CA's customer!!!", "https://ca.test/new-account"
-    ours = json.loads(bound(key, kid="customer", mac_key=mac_key, algorithm=algorithm, url=url))
-    theirs = messages.ExternalAccountBinding.from_data(
-        key.jwk.public_key(),
-        "customer",
-        encode_b64jose(mac_key),
-        messages.Directory({"newAccount": url}),
-        algorithm,
-    )
-    for made in (ours, theirs):
-        assert jws.JWS.from_json(made).verify(JWKOct(key=mac_key))
-    read = [(jws.JWS.from_json(made).signature.combined, _payload(made)) for made in (ours, theirs)]
-    assert read[0] == read[1]
-
-
-@pytest.mark.parametrize("kind", list(KEYS))
-def test_new_key_signs_without_a_nonce(kind: KeyType) -> None:
-    """What takes over an account has the new key and the URL in its header, and no nonce (RFC 8555 7.3.5)."""
-    key, url = KEYS[kind], "https://ca.test/key-change"
-    ours = jws.JWS.json_loads(signed(b"{}", key, url=url))
-    theirs = jws.JWS.sign(b"{}", key=key.jwk, alg=key.algorithm, nonce=None, url=url)
-    assert ours.signature.combined == theirs.signature.combined
-    assert ours.verify(key.jwk.public_key())
-
-
-def _payload(made: dict[str, str]) -> object:
-    return json.loads(decode_b64jose(made["payload"]))
