@@ -16,6 +16,7 @@ from certplane.broker.descriptors import raise_file_limit, too_few
 from certplane.broker.model import IdentityKind
 from certplane.broker.prepared import Prepared, prepare
 from certplane.broker.settings import BrokerSettings
+from certplane.runtime import garbage
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.notify import ServiceNotifier
 
@@ -48,6 +49,7 @@ async def serve(settings: BrokerSettings) -> None:
         with notifier.extending(_LONGEST_START):
             prepared = _prepared(settings)
             broker = await stack.enter_async_context(open_broker(prepared, clock=clock))
+        garbage.settled()
         await stack.enter_async_context(notifier)
         reloading = _Reloading(broker, notifier)
         loop.add_signal_handler(signal.SIGHUP, reloading.signalled)

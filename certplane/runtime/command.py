@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import atexit
 import contextlib
 import errno
-import gc
 import io
 import os
 import signal
@@ -22,6 +20,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TextIO
 
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem
+from certplane.runtime import garbage
 from certplane.runtime.secrecy import keep_memory_private
 from certplane.runtime.text import printable
 
@@ -30,10 +29,6 @@ FAILED: Final = 1
 MISUSED: Final = 2
 _MOST_TEXT: Final = 8000
 """Octets of one error; a peer's words may be in it."""
-
-_YOUNG_OBJECTS: Final = 10_000
-"""How many new objects bring the collector on. Python's own number, 700, has it look through what a start makes, nearly
-all of which stays, a hundred and fifty times."""
 
 _CLOSED_OUTPUT: Final = 128 + signal.SIGPIPE
 
@@ -52,10 +47,7 @@ def main(
     environment asks for more. That must be settled before grpc is imported, which `parser` and `run` may do.
     """
     keep_memory_private()
-    gc.set_threshold(_YOUNG_OBJECTS)
-    # Python looks through everything for cycles at its end, thrice; frozen, there is nothing to look through. That was
-    # an eighth of the processor time of a `run --once` with nothing due.
-    atexit.register(gc.freeze)
+    garbage.seldom()
     os.environ.setdefault("GRPC_VERBOSITY", grpc_verbosity)
 
     def command() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import threading
@@ -53,6 +54,7 @@ async def test_a_slow_migration_keeps_asking_for_time(tmp_path: Path, monkeypatc
         await until(lambda: listen() and heard[-1].startswith("READY=1"), by=serving)
         signal.raise_signal(signal.SIGTERM)
         await serving
+        gc.unfreeze()  # which the program does not, since it ends
         listen()
     most = settings.server.drain_timeout + timedelta(seconds=30)
     assert heard[-1] == f"STOPPING=1\nEXTEND_TIMEOUT_USEC={most // timedelta(microseconds=1)}"
