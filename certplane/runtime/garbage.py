@@ -32,7 +32,7 @@ def settled() -> None:
     """For a service that has started: what there is stays for as long as the process, and isn't looked at any more.
 
     Modules, statements, the policy, the ledger of identities. What of it is replaced later is freed all the same when
-    nobody refers to it. The cycles that a start leaves stay with it, some hundred objects: to look for them would take a
-    tenth of the start's time.
+    nobody refers to it. The cycles that a start leaves stay with it, some hundred objects: to look for them would take
+    a tenth of the start's time.
     """
     gc.freeze()

@@ -58,6 +58,10 @@ ALLOWED: Final = (
         "ix_orders_unfinished", "end_time IS NULL", "partial: orders under way, for a start and for who is shut out"
     ),
     Allowed("ix_certificates_revoke_time", "revoke_time IS NOT NULL", "partial: the revoked ones", ("postgresql",)),
+    *(
+        Allowed(of, "FROM pg_", "what the server knows of its own damage: its catalogue, once a day", ("postgresql",))
+        for of in ("pg_class", "pg_database", "pg_index", "pg_class_oid_index", "pg_index_indrelid_index")
+    ),
     Allowed("renewal_plans", "renewal_plans", "the plans of the certificates in force, each hour"),
 )
 

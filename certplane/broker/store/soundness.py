@@ -146,6 +146,16 @@ class SqliteSoundness(Soundness):
                 return
 
 
+_FAILURES: Final = text(
+    "SELECT coalesce(checksum_failures, 0) FROM pg_stat_database WHERE datname = current_database()"
+)
+_INVALID: Final = text(
+    "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class ON pg_class.oid = indrelid"
+    " WHERE relnamespace = current_schema()::regnamespace AND NOT (indisvalid AND indisready) ORDER BY 1"
+)
+"""Compiled when they are asked, once a day: they are PostgreSQL's alone."""
+
+
 class ServerSoundness(Soundness):
     """`Soundness` of a PostgreSQL database: what the server has noticed by itself, which is all that a client can tell.
 
@@ -156,21 +166,12 @@ class ServerSoundness(Soundness):
     def __init__(self, database: Database) -> None:
         """Ask through `database`."""
         self._database = database
-        self._failures = database.compiler(
-            text("SELECT coalesce(checksum_failures, 0) FROM pg_stat_database WHERE datname = current_database()")
-        )
-        self._invalid = database.compiler(
-            text(
-                "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class ON pg_class.oid = indrelid"
-                " WHERE relnamespace = current_schema()::regnamespace AND NOT (indisvalid AND indisready) ORDER BY 1"
-            )
-        )
 
     @override
     async def damage(self) -> Sequence[str]:
         with reading():
-            failures = await self._database.one(self._failures, {})
-            invalid = await self._database.all(self._invalid, {})
+            failures = await self._database.one(self._database.compiler(_FAILURES), {})
+            invalid = await self._database.all(self._database.compiler(_INVALID), {})
         found = [f"the index {row[0]} is invalid" for row in invalid[:MOST_FINDINGS]]
         if failures is not None and failures[0]:
             found.append(f"the server has read {failures[0]} pages whose checksum is wrong")
