@@ -506,6 +506,13 @@ class Meter(Protocol):
         """Set what now is."""
         ...
 
+    def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
+        """Ask `read`, from any thread, what now is whenever somebody looks: for a gauge that every call moves.
+
+        The gauge has no labels.
+        """
+        ...
+
 
 class NullMeter(Meter):
     """A `Meter` that nobody reads."""
@@ -520,6 +527,10 @@ class NullMeter(Meter):
 
     @override
     def level(self, gauge: Gauge, value: float, **labels: str) -> None:
+        pass
+
+    @override
+    def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
         pass
 
 

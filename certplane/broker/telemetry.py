@@ -5,6 +5,7 @@ Beside what others measure it measures the event loop itself (`watch_loop`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
@@ -42,6 +43,10 @@ class PrometheusMeter(Meter):
     @override
     def level(self, gauge: Gauge, value: float, **labels: str) -> None:
         self._child(gauge, labels).set(value)
+
+    @override
+    def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
+        self._collectors[gauge].set_function(read)
 
     def _child(self, metric: Metric, labels: dict[str, str]) -> Any:
         if not labels:

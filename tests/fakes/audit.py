@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from typing_extensions import override
@@ -50,27 +50,38 @@ class FakeMeter(Meter):
         self.counts: Counter[tuple[Metric, tuple[tuple[str, str], ...]]] = Counter()
         self.spans: dict[Metric, list[timedelta]] = {}
         self.levels: dict[Metric, float] = {}
-        self.moved: set[Metric] = set()
-        """What was counted, timed, or set to something else than 0, though only for a while."""
+        self.watched: dict[Metric, Callable[[], float]] = {}
+        self._moved: set[Metric] = set()
+
+    @property
+    def moved(self) -> set[Metric]:
+        """What was counted, timed, set to something else than 0, though only for a while, or isn't 0 at this look."""
+        self._moved |= {gauge for gauge, read in self.watched.items() if read()}
+        return self._moved
 
     @override
     def count(self, counter: CounterMetric, **labels: str) -> None:
         self._check(counter, labels)
         self.counts[counter, tuple(sorted(labels.items()))] += 1
-        self.moved.add(counter)
+        self._moved.add(counter)
 
     @override
     def observe(self, histogram: Histogram, span: timedelta, **labels: str) -> None:
         self._check(histogram, labels)
         self.spans.setdefault(histogram, []).append(span)
-        self.moved.add(histogram)
+        self._moved.add(histogram)
 
     @override
     def level(self, gauge: Gauge, value: float, **labels: str) -> None:
         self._check(gauge, labels)
         self.levels[gauge] = value
         if value:
-            self.moved.add(gauge)
+            self._moved.add(gauge)
+
+    @override
+    def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
+        self._check(gauge, {})
+        self.watched[gauge] = read
 
     def total(self, counter: CounterMetric, **labels: str) -> int:
         """How often `counter` was counted with these labels among its own."""

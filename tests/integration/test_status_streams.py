@@ -623,7 +623,7 @@ async def test_rapid_resets_leave_nothing(edge: EdgeServer) -> None:
         await other.report()
         await other.acknowledged(1)
         await until(lambda: len(list(edge.hub.registry)) == 1)
-        await until(lambda: edge.meter.levels[metrics.RPC_IN_FLIGHT] == 1)
+        await until(lambda: edge.meter.watched[metrics.RPC_IN_FLIGHT]() == 1)
 
 
 # --- those who watch --------------------------------------------------------------------------------------------------
@@ -695,7 +695,7 @@ async def test_a_watcher_that_never_reads_is_ended(edge: EdgeServer) -> None:
                     break
             await until(lambda: not len(edge.hub.watchers))
             await until(
-                lambda: edge.meter.levels[metrics.RPC_IN_FLIGHT] == 1
+                lambda: edge.meter.watched[metrics.RPC_IN_FLIGHT]() == 1
             )  # the host's stream: the call has ended too
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
                 while await call.read() is not grpc.aio.EOF:

@@ -111,6 +111,7 @@ class Edge(grpc.aio.ServerInterceptor):
         self._denials = Denials(denials, trail)
         self._meter = meter
         self._in_flight = 0
+        meter.watch(metrics.RPC_IN_FLIGHT, lambda: self._in_flight)
         self._clock = clock
         self._open_streams = OpenStreams(clock, recheck)
         self._handlers: dict[str, RpcHandler] = {}
@@ -162,7 +163,7 @@ class Edge(grpc.aio.ServerInterceptor):
         async def serving(argument: Any, context: RpcContext) -> Any:
             started = self._clock.monotonic()
             call = self._begin(rpc, context)
-            call.work.steps = self._serve(rpc, argument, context, call)
+            call.work.steps = self._serve(rpc, argument, context, call, started)
             try:
                 return await call.work
             finally:
@@ -172,8 +173,7 @@ class Edge(grpc.aio.ServerInterceptor):
 
         return serving
 
-    async def _serve(self, rpc: _Rpc, argument: Any, context: RpcContext, call: Call) -> Any:
-        started = self._clock.monotonic()
+    async def _serve(self, rpc: _Rpc, argument: Any, context: RpcContext, call: Call, started: float) -> Any:
         checked: CheckedContext | None = None
         try:
             caller = await call.enter()
@@ -212,12 +212,12 @@ class Edge(grpc.aio.ServerInterceptor):
                 user_agent = str(value)
             elif key == REQUEST_ID_KEY and is_request_id(str(value)):
                 request_id = str(value)
-        self._note_in_flight(1)
+        self._in_flight += 1
         peer = peer_of(context.auth_context(), context.peer(), user_agent)
         return Call(self._admission, rpc.method, rpc.access, peer, request_id, not rpc.brief)
 
     def _end(self, call: Call, context: RpcContext, seconds: float, *, brief: bool) -> None:
-        self._note_in_flight(-1)
+        self._in_flight -= 1
         code = code_name(context.code(), sys.exc_info()[1])
         self._meter.count(metrics.RPC_CALLS, method=call.method, code=code, reason=call.reason)
         if brief:  # how long a stream was open says nothing of how fast anything was
@@ -233,10 +233,6 @@ class Edge(grpc.aio.ServerInterceptor):
                 "ms": round(seconds * 1000, 1),
             }
             self._access_log.note(fields)
-
-    def _note_in_flight(self, change: int) -> None:
-        self._in_flight += change
-        self._meter.level(metrics.RPC_IN_FLIGHT, self._in_flight)
 
 
 def _open(call: Call, request: Any) -> Any:

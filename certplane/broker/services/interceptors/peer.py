@@ -41,7 +41,9 @@ def _shared(pem: bytes) -> bytes:
 
 
 def _first(auth_context: Mapping[str, Iterable[bytes]], key: str) -> bytes:
-    return next(iter(auth_context.get(key, ())), b"")
+    for value in auth_context.get(key, ()):
+        return value
+    return b""
 
 
 def _ip_of(address: str) -> str:
