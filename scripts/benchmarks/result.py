@@ -43,13 +43,13 @@ def figure(name: str, ratios: Sequence[float], goal: str) -> Figure:
     }
 
 
-def met(row: Figure) -> bool | None:
+def met(median: float, goal: str) -> bool | None:
     """Whether the median meets the goal; None where the goal is no number."""
-    found = _GOAL.fullmatch(row["goal"])
+    found = _GOAL.fullmatch(goal)
     if found is None:
         return None
     limit = float(found["number"])
-    return row["median"] <= limit if found["sign"] == "<=" else row["median"] >= limit
+    return median <= limit if found["sign"] == "<=" else median >= limit
 
 
 def table(rows: Sequence[Figure]) -> list[str]:
@@ -57,7 +57,7 @@ def table(rows: Sequence[Figure]) -> list[str]:
     width = max((len(row["figure"]) for row in rows), default=6)
     lines = [f"{'figure':{width}}  {'median':>9}  {'least':>9}  {'most':>9}  rounds  goal"]
     for row in rows:
-        word = {True: "met", False: "missed", None: ""}[met(row)]
+        word = {True: "met", False: "missed", None: ""}[met(row["median"], row["goal"])]
         numbers = "  ".join(f"{_text(row[key]):>9}" for key in ("median", "least", "most"))
         lines.append(f"{row['figure']:{width}}  {numbers}  {row['rounds']:6}  {row['goal']:8} {word}".rstrip())
     return lines
@@ -77,7 +77,7 @@ def goals(kept: Iterable[Kept], wanted: Sequence[tuple[str, str, str]]) -> list[
         if row is None:
             lines.append(f"| {name} | not measured: `scripts/bench {section}` | {goal} | | |")
             continue
-        word = {True: "met", False: "missed", None: ""}[met({**row, "goal": goal})]
+        word = {True: "met", False: "missed", None: ""}[met(row["median"], goal)]
         spread = f"{_text(row['median'])} ({_text(row['least'])} to {_text(row['most'])})"
         lines.append(f"| {name} | {spread} | {goal} | {word} | {row['python'].partition(',')[0]}, {row['rounds']} |")
     return lines

@@ -26,7 +26,7 @@ from benchmarks.load import LoadResult
 )
 def test_a_goal_is_met_by_the_median(goal: str, value: float, expected: bool | None) -> None:
     """The least and the most say how far to trust it, not whether it is met."""
-    assert result.met(result.figure("a", [value, value, 1000.0], goal)) is expected
+    assert result.met(result.figure("a", [value, value, 1000.0], goal)["median"], goal) is expected
 
 
 def test_goals_tell_what_is_met_and_what_was_not_measured(tmp_path: Path) -> None:
