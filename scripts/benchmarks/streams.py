@@ -309,6 +309,8 @@ def _storm(fleet: Fleet, count: int) -> float:
 
 def _forget_reports(fleet: Fleet) -> None:
     """So that those of the storm can be counted."""
+    if not (fleet.folder / "broker.db").exists():
+        return
     with closing(sqlite3.connect(fleet.folder / "broker.db")) as database:
         for table in ("report_sequences", "certificate_statuses"):
             database.execute(f"DELETE FROM {table}")  # noqa: S608 - names from here
