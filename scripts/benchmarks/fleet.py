@@ -204,10 +204,12 @@ class Fleet:
         (bare / "server.pem").write_bytes(server.chain_pem)
         write_private(bare / "server.key", server.key_pem)
         (bare / "root.pem").write_bytes(agents.pem)
-        one = signer.issue(NAME.format(0), [NAME.format(0)], key=ec.generate_private_key(ec.SECP256R1()))
+        # Of a host by itself, for unary calls: a second certificate of one of the others would end that one's stream.
+        name = NAME.format(count)
+        one = signer.issue(name, [name], key=ec.generate_private_key(ec.SECP256R1()))
         (folder / "client.pem").write_bytes(one.chain_pem)
         write_private(folder / "client.key", one.key_pem)
-        names = [NAME.format(number) for number in range(count)]
+        names = [NAME.format(number) for number in range(count + 1)]
         profile = {"type": "multi_san", "dns_names": ["www.certplane.test"], "acme": {"challenge": "dns-01"}}
         policy = {
             "version": 1,
