@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from certplane.broker import adapters
 from certplane.broker.commands import Row, certificate_row, operator
-from certplane.broker.database import locating, open_store, secret_source
+from certplane.broker.configured import locating, secret_source
+from certplane.broker.database import open_store
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey

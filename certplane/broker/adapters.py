@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from certplane import __version__
-from certplane.broker.database import locating
+from certplane.broker.configured import locating
 from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer

@@ -20,10 +20,9 @@ from datetime import timedelta
 from typing import Final
 
 from certplane import __version__
-from certplane.broker import adapters
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer, import_spill
 from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
-from certplane.broker.database import secret_source
+from certplane.broker.configured import secret_source
 from certplane.broker.database import stores as open_stores
 from certplane.broker.descriptors import most_connections
 from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
@@ -39,8 +38,10 @@ from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.issuers.acme_account import AccountKey
-from certplane.broker.issuers.dns.routing import propagation_limit
+from certplane.broker.issuers.dns.settings import propagation_limit
+from certplane.broker.issuing import messages
+from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
+from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
 from certplane.broker.ports import Meter
@@ -50,7 +51,6 @@ from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.renewal.revocations import Revocations
 from certplane.broker.retention import Retention
-from certplane.broker.secrets.watch import watched
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
@@ -115,9 +115,14 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         files = BlockingPool("broker-files", 2)
         stack.callback(files.close)
         epoch = RetryEpoch(clock, new_id)
-        secrets = watched(
-            secret_source(settings, files, clock), lambda name: epoch.move(f"the secret {name} has changed")
+        secrets = secret_source(settings, files, clock)  # for the database's password; all others are the process's
+        issuing = IssuingProcess(
+            messages.Begin(settings.source.file, settings.source.text, settings.logging.level),
+            meter=meter,
+            secret_changed=lambda name: epoch.move(f"the secret {name} has changed"),
+            started_again=lambda: epoch.move("the issuing process was started again"),
         )
+        issuing_started = await stack.enter_async_context(issuing.running())
         stores = await stack.enter_async_context(open_stores(settings, secrets, clock, meter, exclusive=True))
         if settings.audit.enabled:
             await import_spill(settings.spill_path, stores.audit, clock)
@@ -126,14 +131,9 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
 
         plans = RenewalPlans(stores.renewal_plans)
         await plans.refresh(clock.now())
-        accounts = await files.run(adapters.account_keys, settings)
-        cas = await stack.enter_async_context(adapters.cas(settings, clock))
-        issuers = {
-            name: adapters.issuer(settings, name, ca, accounts[name], secrets=secrets, files=files, rng=rng)
-            for name, ca in cas.items()
-        }
-        solver = adapters.solver(settings, secrets, clock, rng)
-        stack.push_async_callback(solver.close)
+        accounts = await issuing_started
+        issuers = {name: RemoteIssuer(issuing, name, ca.directory_url) for name, ca in settings.cas.items()}
+        solver = RemoteSolver(issuing, clock)
         trust = TrustInForce(prepared.trust, clock.now())
         authority = RegistrationAuthority(
             IssuancePorts(
@@ -150,7 +150,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 issuers=issuers,
                 revokers=issuers,
                 solver=solver,
-                preflight=adapters.preflight(solver, cas, issuers, clock),
+                preflight=RemotePreflight(issuing),
                 epoch=epoch,
                 clock=clock,
                 renewals=plans,
@@ -220,14 +220,18 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             trail=trail,
             ask_again=epoch.ask_again,
             take_limits=authority.take_limits,
+            take_level=issuing.set_level,
         )
         broker = Broker(settings, server, stores, trust, reloader, meter, authority, plans, hub, listener)
+        issuing.in_trouble = lambda: authority.in_trouble
         await authority.start([profile.name for profile in prepared.policy.current.profiles])
         stack.push_async_callback(_stop, broker, trail)
         await server.start()
         _log_started(prepared, broker)
         await stack.enter_async_context(running(reloader.run(), "reload"))
-        sources = adapters.renewal_infos(settings, cas)
+        sources = {
+            name: RemoteRenewalInfo(issuing, name) for name, ca in settings.cas.items() if ca.renewal_info.enabled
+        }
         planner = RenewalPlanner(plans, sources, prepared.policy, clock=clock, rng=rng, trail=trail, meter=meter)
         health = HealthWatch(
             view=view,
@@ -243,8 +247,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ("renewal plans", planner.run()),
             ("streams", hub.supervision.run()),
             ("health of the fleet", health.run()),
-            ("readiness", watch_readiness(server, authority, stores, prepared.policy, clock)),
-            ("secrets", secrets.watch(clock, lambda: authority.in_trouble)),
+            ("readiness", watch_readiness(server, authority, stores, prepared.policy, issuing=issuing, clock=clock)),
             ("event loop", watch_loop(meter, clock)),
             ("retention", retention.prune()),
             ("free space", retention.watch()),
@@ -293,13 +296,13 @@ def _retention(
     )
 
 
-def _issuance_settings(settings: BrokerSettings, accounts: Iterable[AccountKey]) -> IssuanceSettings:
+def _issuance_settings(settings: BrokerSettings, account_keys_sha256: Iterable[str]) -> IssuanceSettings:
     defaults = IssuanceSettings()
     # The check ends by itself at its own limit, with the server's name in its error; this one only backs it.
     propagation_timeout = propagation_limit(settings.issuer.acme, settings.dns) + timedelta(seconds=10)
     return IssuanceSettings(
         limits=settings.rate_limits.durable_limits,
-        account_keys_sha256=frozenset(account.public_key_sha256 for account in accounts),
+        account_keys_sha256=frozenset(account_keys_sha256),
         propagation_timeout=propagation_timeout,
         order_time_limit=max(defaults.order_time_limit, 2 * propagation_timeout),
     )

@@ -11,8 +11,8 @@ from datetime import timedelta
 from typing import Any, Final
 
 from certplane.broker.issuance.authority import RegistrationAuthority
-from certplane.broker.issuers.acme import AcmeIssuer
-from certplane.broker.issuers.dns.solver import DnsSolver
+from certplane.broker.issuing.remote import RemoteIssuer, RemoteSolver
+from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.store import Stores
@@ -46,13 +46,20 @@ def _report_end(task: asyncio.Task[None]) -> None:
 
 
 async def watch_readiness(
-    server: BrokerServer, authority: RegistrationAuthority, stores: Stores, policy: FilePolicySource, clock: Clock
+    server: BrokerServer,
+    authority: RegistrationAuthority,
+    stores: Stores,
+    policy: FilePolicySource,
+    *,
+    issuing: IssuingProcess,
+    clock: Clock,
 ) -> None:
     """Let health say whether the store can be written: calls that need it would be refused.
 
-    Beside it whether every profile can have certificates, which is for alarms: nobody is kept away for it.
+    Beside it whether every profile can have certificates, and whether there is a process that orders them, which is for
+    alarms: nobody is kept away for it.
     """
-    ready = True
+    ready = well = True
     blocked: Collection[str] = ()
     while True:
         await clock.sleep(_READY_INTERVAL)
@@ -61,7 +68,10 @@ async def watch_readiness(
             blocked = now_blocked
             names = ", ".join(sorted(blocked)) or "none"
             _logger.log(logging.ERROR if blocked else logging.INFO, "profiles blocked until a person acts: %s", names)
-            await server.set_issuing(well=not blocked)
+        now_well = not blocked and not issuing.out
+        if now_well != well:
+            well = now_well
+            await server.set_issuing(well=well)
         now_ready = stores.ready()
         if now_ready != ready:
             ready = now_ready
@@ -69,14 +79,14 @@ async def watch_readiness(
             await server.set_ready(ready=ready)
 
 
-async def check_directories(issuers: Iterable[AcmeIssuer]) -> None:
+async def check_directories(issuers: Iterable[RemoteIssuer]) -> None:
     """Say at the start, not at the first order, which CA's directory can't be read. Holds nothing up."""
     async with asyncio.TaskGroup() as group:
         for issuer in issuers:
             group.create_task(issuer.note_directory(_ACCOUNT_CHECK))
 
 
-async def check_dns_accounts(solver: DnsSolver, policy: FilePolicySource) -> None:
+async def check_dns_accounts(solver: RemoteSolver, policy: FilePolicySource) -> None:
     """Say at the start, not at the first renewal weeks later, what DNS credentials can't do. Holds nothing up."""
     for finding in await solver.check_accounts(policy.current.profiles, _ACCOUNT_CHECK):
         level = logging.ERROR if finding.fatal else logging.WARNING

@@ -16,7 +16,8 @@ from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime, timedelta
 
 from certplane.broker import adapters
-from certplane.broker.database import locating, look_at_server, secret_source
+from certplane.broker.configured import locating, secret_source
+from certplane.broker.database import look_at_server
 from certplane.broker.issuers.acme_ca import AcmeCa
 from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.ports import SecretSource

@@ -180,16 +180,9 @@ def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
     setup(settings.logging.level, settings.logging.format, settings.logging.destination)
     from certplane.broker.serving import serve
-    from certplane.runtime.lookups import loop_with_lookups
+    from certplane.runtime.lookups import service_loop
 
-    try:
-        import uvloop
-    except ImportError:
-        loop: type[asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
-    else:
-        loop = uvloop.Loop
-    # Not within the `except`: its exception would be the one that everything meanwhile sees as being handled.
-    with asyncio.Runner(loop_factory=loop_with_lookups(loop)) as runner:
+    with asyncio.Runner(loop_factory=service_loop()) as runner:
         runner.run(serve(settings))
     return 0
 

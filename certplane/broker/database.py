@@ -3,83 +3,25 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
-import httpx
-
 from certplane.broker.audit import SpillFallback
-from certplane.broker.issuers.dns.http_client import new_http_client
-from certplane.broker.issuers.outgoing import configured_endpoint, trusted_roots
+from certplane.broker.configured import located, secret_source
 from certplane.broker.ports import AuditFallback, Meter, NullMeter, SecretSource
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.secrets.files import FileSecrets
-from certplane.broker.secrets.source import open_secrets
-from certplane.broker.secrets.vault_settings import VaultSettings
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store import Stores, open_stores
 from certplane.errors import ConfigurationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
 
-T = TypeVar("T")
-
 _LOOK = timedelta(seconds=5)
 
 _logger = logging.getLogger("certplane.broker")
-
-
-def locating(settings: BrokerSettings, make: Callable[[], T], *, key: str = "") -> T:
-    """Make an adapter; what it finds wrong with a key is told with the line where that key stands.
-
-    Args:
-        settings: Which file has that line.
-        make: Makes the adapter.
-        key: What a problem is about that names a file and no key.
-    """
-    with _located(settings, key):
-        return make()
-
-
-@contextmanager
-def _located(settings: BrokerSettings, key: str = "") -> Iterator[None]:
-    """Adapters know a key, or the file that it names; a user wants both, and the line of broker.yml."""
-    try:
-        yield
-    except ConfigurationError as error:
-        problems = []
-        for problem in error.problems:
-            about = problem.key or key
-            if problem.line is None and about:
-                message = f"{problem.file}: {problem.message}" if problem.file else problem.message
-                problems.append(settings.source.problem(about, message, problem.remedy))
-            else:
-                problems.append(problem)
-        raise ConfigurationError(problems) from error
-
-
-def secret_source(settings: BrokerSettings, pool: BlockingPool, clock: Clock) -> SecretSource:
-    """Where secrets are read; `pool` is where files are.
-
-    Raises:
-        ConfigurationError: a directory isn't there, or a vault can't be used as configured.
-    """
-    return locating(
-        settings,
-        lambda: open_secrets(
-            settings.secrets, environ=os.environ, vault_clients=_vault_clients, pool=pool, clock=clock
-        ),
-    )
-
-
-def _vault_clients(vault: VaultSettings) -> Callable[[], httpx.AsyncClient]:
-    configured_endpoint(str(vault.address), "secrets.vault.address", private_http=vault.allow_http)
-    trusted = trusted_roots(vault.ca_bundle, "secrets.vault.ca_bundle")
-    return lambda: new_http_client(vault.timeout, trusted)
 
 
 @asynccontextmanager
@@ -113,7 +55,7 @@ async def stores(
         meter=meter,
     )
     async with AsyncExitStack() as stack:
-        with _located(settings):
+        with located(settings):
             opened = await stack.enter_async_context(opening)
         yield opened
 
@@ -133,7 +75,7 @@ async def look_at_server(settings: BrokerSettings, secrets: SecretSource, pool: 
         url = await _database_url(settings, secrets)
     except ConfigurationError:
         return []  # that the secret can't be read is told for all secrets alike
-    with _located(settings):
+    with located(settings):
         return await pool.run(postgresql.look_at, url, _LOOK)
 
 

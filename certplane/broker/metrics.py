@@ -132,6 +132,21 @@ SERVERS_SILENT: Final = Counter(
     "records.",
 )
 
+# The process that does ACME and DNS.
+
+ISSUING_UP: Final = Gauge("certplane_issuing_process_up", "1 while there is a process that does ACME and DNS.")
+ISSUING_RESTARTS: Final = Counter(
+    "certplane_issuing_process_restarts_total",
+    "Processes for ACME and DNS that took another one's place: it had ended, or grown (memory).",
+    ("reason",),
+)
+ISSUING_MEMORY: Final = Gauge(
+    "certplane_issuing_process_resident_bytes", "Memory of the process that does ACME and DNS, in octets."
+)
+ISSUING_CALLS: Final = Gauge(
+    "certplane_issuing_calls_in_flight", "Calls of the process that does ACME and DNS that are under way."
+)
+
 # Identities, renewals and the fleet.
 
 IDENTITIES_CONTESTED: Final = Gauge(

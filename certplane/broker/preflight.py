@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from certplane.broker import adapters
-from certplane.broker.database import locating, secret_source
+from certplane.broker.configured import locating, secret_source
 from certplane.broker.issuers.acme_directory import AcmeDirectory, no_such_profile
 from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.acme_settings import AcmeCaSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from certplane.broker.database import locating
+from certplane.broker.configured import locating
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.services.trust import LoadedTrust, TrustFiles, TrustText
 from certplane.broker.settings import BrokerSettings

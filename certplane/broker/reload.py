@@ -96,13 +96,15 @@ class Reloader:
         ask_again: Callable[[str], None] | None = None,
         settings: BrokerSettings | None = None,
         take_limits: Callable[[DurableLimits], None] | None = None,
+        take_level: Callable[[str], None] | None = None,
         interval: timedelta = _INTERVAL,
         settle: timedelta = _SETTLE,
     ) -> None:
         """Take what is in force; `loaded` is the text that it was made of.
 
         `ask_again` is called when a person had everything read again: what hosts wait for may be mended.
-        `settings` are those in force; without them broker.yml is not looked at. `take_limits` puts its limits in force.
+        `settings` are those in force; without them broker.yml is not looked at. `take_limits` puts its limits in force,
+        `take_level` the log's level where this process isn't all that logs.
         """
         self._trust = trust
         self._files = files
@@ -121,6 +123,7 @@ class Reloader:
         self._waiting: list[asyncio.Future[ReloadResult]] = []
         self._settings = settings
         self._take_limits = take_limits
+        self._take_level = take_level
         self._refused: dict[str, str] = {}
         self.on_refused: Callable[[tuple[str, ...]], None] | None = None
         """Called with `refused` whenever it changes, whoever had the files read."""
@@ -184,6 +187,8 @@ class Reloader:
         self._accept("configuration")
         if taken := [key for key in changed_keys(before, after) if key in TAKEN]:
             take_logging(after)
+            if self._take_level is not None:
+                self._take_level(after.logging.level)
             if self._take_limits is not None:
                 self._take_limits(after.rate_limits.durable_limits)
             self._settings = before = replace(before, logging=after.logging, rate_limits=after.rate_limits)

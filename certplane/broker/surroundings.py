@@ -14,7 +14,7 @@ from typing import Final
 
 import yaml
 
-from certplane.broker.database import locating
+from certplane.broker.configured import locating
 from certplane.broker.ports import SecretSource
 from certplane.broker.prepared import Prepared
 from certplane.broker.secrets.env import EnvSecrets

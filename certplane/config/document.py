@@ -91,6 +91,8 @@ class Source:
     file: str
     sha256: str
     lines: Mapping[str, int] = field(repr=False, compare=False)
+    text: bytes = field(default=b"", repr=False, compare=False)
+    """The file's bytes, for whoever has to read them again; empty unless that was asked for."""
 
     def problem(self, key: str, message: str, remedy: str = "") -> ConfigurationProblem:
         """A problem with the value of `key`, at its line, or at that of the nearest key above it which stands there."""
@@ -113,17 +115,18 @@ class Document:
         return [entry for section in sections if isinstance(section, MappingNode) for entry in section.entries.values()]
 
     @classmethod
-    def read(cls, path: Path) -> Document:
-        """Read and parse a file; `-` is standard input.
+    def read(cls, path: Path, *, keep_text: bool = False) -> Document:
+        """Read and parse a file; `-` is standard input. `keep_text`: the source has its bytes.
 
         Raises:
             ConfigurationError: it can't be read, or isn't what this module accepts.
         """
-        return cls.parse(read_argument(path, max_bytes=MAX_BYTES), "standard input" if is_input(path) else str(path))
+        name = "standard input" if is_input(path) else str(path)
+        return cls.parse(read_argument(path, max_bytes=MAX_BYTES), name, keep_text=keep_text)
 
     @classmethod
-    def parse(cls, content: bytes, file: str) -> Document:
-        """Parse a file's content; `file` is the name that problems carry.
+    def parse(cls, content: bytes, file: str, *, keep_text: bool = False) -> Document:
+        """Parse a file's content; `file` is the name that problems carry, `keep_text` as in `read`.
 
         Raises:
             ConfigurationError: as `read`.
@@ -138,7 +141,8 @@ class Document:
             raise ConfigurationError([problem]) from error
         builder = _Builder(file, text)
         root = builder.build()
-        return cls(Source(file, hashlib.sha256(content).hexdigest(), builder.lines), root)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return cls(Source(file, sha256, builder.lines, content if keep_text else b""), root)
 
 
 class _Builder:

@@ -4,8 +4,9 @@ A failpoint does nothing unless the environment of the process says so when it s
 
     CERTPLANE_FAILPOINTS="order.finalize.before=kill,install.switched=kill"
 
-`kill` ends the process by SIGKILL, as a power cut or the OOM killer would; `kill@3` does so at the third pass; `hang`
-blocks the calling thread for good. A name that no code passes is not an error, since it may belong to the other
+`kill` ends the program by SIGKILL, as a power cut would; `kill@3` does so at the third pass; `crash` ends the process
+alone that passes, as the OOM killer would, which is another thing where that is a part of a program (`belong_to`);
+`hang` blocks the calling thread for good. A name that no code passes is not an error, since it may belong to the other
 program. The names in use are listed by the tests that walk them (tests/e2e).
 """
 
@@ -21,6 +22,15 @@ _armed = dict(entry.split("=", 1) for entry in os.environ.get(_VARIABLE, "").spl
 _passes: Counter[str] = Counter()
 
 
+_program = 0
+
+
+def belong_to(program: int) -> None:
+    """This process is a part of the program of this process id, which `kill` ends with it."""
+    global _program  # noqa: PLW0603 - a fact of the process, told once
+    _program = program
+
+
 def failpoint(name: str) -> None:
     """Pass the failpoint `name`; one dictionary look-up when nothing is armed."""
     action = _armed.get(name)
@@ -30,7 +40,9 @@ def failpoint(name: str) -> None:
     what, _, nth = action.partition("@")
     if _passes[name] < int(nth or 1):
         return
-    if what == "kill":
+    if what == "kill" and _program:
+        os.kill(_program, signal.SIGKILL)
+    if what in {"kill", "crash"}:
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "hang":
         threading.Event().wait()

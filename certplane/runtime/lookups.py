@@ -22,6 +22,18 @@ def loop_with_lookups(loop: type[asyncio.AbstractEventLoop]) -> Callable[[], asy
     return type("Loop", (_Lookups, loop), {})
 
 
+def service_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """The factory of a service's event loop: uvloop's where that is installed, with lookups as above."""
+    try:
+        import uvloop  # noqa: PLC0415 - an extra
+    except ImportError:
+        loop: type[asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
+    else:
+        loop = uvloop.Loop
+    # Not within the `except`: its exception would be the one that everything meanwhile sees as being handled.
+    return loop_with_lookups(loop)
+
+
 class _Lookups(asyncio.AbstractEventLoop):
     """Looks each name up once at a time, on a daemon thread of its own, however many ask and whoever still waits.
 

@@ -1,4 +1,7 @@
-"""The `ChallengeSolver` contract, on the fake and on `DnsSolver` with every provider and a real DNS server."""
+"""The `ChallengeSolver` contract, on the fake and on `DnsSolver` with every provider and a real DNS server.
+
+And once on that by the messages of the issuing process, which know no provider.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from certplane.broker.issuers.dns.httpreq.provider import HttpreqProvider
 from certplane.broker.issuers.dns.provider import DnsProvider
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
 from certplane.broker.issuers.dns.rfc2136.provider import Rfc2136Provider
+from certplane.broker.issuing.remote import RemoteSolver
 from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.broker.ports import ChallengeSolver
 from certplane.config.values import HostPort
@@ -32,6 +36,7 @@ from tests.fakes.secrets import FakeSecretSource
 from tests.support.dns_providers import MAKERS
 from tests.support.dns_solver import dns_solver
 from tests.support.httpreq_endpoint import HttpreqServer
+from tests.support.issuing_wire import Wire
 from tests.support.sandbox import ZONES
 
 SOON = timedelta(seconds=20)
@@ -115,6 +120,23 @@ class RealWorld:
         self.solver = self.real = dns_solver(self.provider, [*self.servers, closed], patience=patience)
 
 
+class MessagesWorld(RealWorld):
+    """The same as the broker has it: by messages of its issuing process."""
+
+    def __init__(self, provider: DnsProvider, dns: DnsEndpoint, secrets: FakeSecretSource) -> None:
+        super().__init__(provider, dns, secrets)
+        self.wires: list[Wire] = []
+        self._wrap()
+
+    def _wrap(self) -> None:
+        self.wires.append(Wire(solver=self.real))
+        self.solver = RemoteSolver(self.wires[-1], SystemClock())
+
+    def add_silent_server(self) -> None:
+        super().add_silent_server()
+        self._wrap()
+
+
 def _provider(kind: str, dns: DnsEndpoint, request: pytest.FixtureRequest) -> tuple[DnsProvider, FakeSecretSource]:
     if kind == "cloudflare":
         api: CloudflareApi = request.getfixturevalue("cloudflare_api")
@@ -140,11 +162,14 @@ def _provider(kind: str, dns: DnsEndpoint, request: pytest.FixtureRequest) -> tu
 REAL = ["cloudflare", "rfc2136", "httpreq", "httpreq-raw", *MAKERS]
 
 
-@pytest.fixture(params=["fake", *(pytest.param(kind, marks=pytest.mark.integration) for kind in REAL)])
+@pytest.fixture(params=["fake", *(pytest.param(kind, marks=pytest.mark.integration) for kind in (*REAL, "messages"))])
 def made(request: pytest.FixtureRequest) -> FakeWorld | RealWorld:
     if request.param == "fake":
         return FakeWorld()
     dns: DnsServer = request.getfixturevalue("dns_server")
+    if request.param == "messages":
+        provider, secrets = _provider("rfc2136", dns.endpoint, request)
+        return MessagesWorld(provider, dns.endpoint, secrets)
     provider, secrets = _provider(request.param, dns.endpoint, request)
     return RealWorld(provider, dns.endpoint, secrets, deletes=request.param != "acme-dns")
 
@@ -152,6 +177,9 @@ def made(request: pytest.FixtureRequest) -> FakeWorld | RealWorld:
 @pytest.fixture
 async def world(made: FakeWorld | RealWorld) -> AsyncIterator[World]:
     yield made
+    if isinstance(made, MessagesWorld):
+        for wire in made.wires:
+            await wire.close()
     if isinstance(made, RealWorld):
         await made.real.close()
 

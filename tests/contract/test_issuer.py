@@ -1,4 +1,4 @@
-"""The `Issuer` and `Revoker` contracts, on the fakes and on `AcmeIssuer` with a real Pebble."""
+"""The `Issuer` and `Revoker` contracts, on the fakes, on `AcmeIssuer` with a real Pebble, and on that by messages."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
+from certplane.broker.issuing.remote import RemoteIssuer
 from certplane.broker.model import DnsChallenge, IssuerOrder, IssuerOrderStatus, Profile, RevocationReason, TxtRecord
 from certplane.broker.ports import Issuer, Revoker
 from certplane.errors import Reason, RefusalError
@@ -30,6 +31,7 @@ from certplane.sandbox.pebble import Pebble
 from certplane.sandbox.ports import DnsServer
 from tests.fakes.dns import FakeDns
 from tests.fakes.issuer import FakeCa, FakeIssuer, FakeRevoker
+from tests.support.issuing_wire import Wire
 
 SOON = timedelta(seconds=30)
 BRIEFLY = timedelta(seconds=1)
@@ -89,13 +91,16 @@ class FakeWorld:
 
 
 class PebbleWorld:
-    def __init__(self, pebble: Pebble, dns: DnsEndpoint, folder: Path, opened: list[AcmeCa]) -> None:
+    def __init__(self, pebble: Pebble, dns: DnsEndpoint, folder: Path, opened: list[AcmeCa | Wire]) -> None:
         self.pebble, self.dns, self.folder, self.opened = pebble, dns, folder, opened
         acme = self.reopened()
         self.issuer: Issuer = acme
         self.revoker: Revoker = acme
 
-    def reopened(self) -> AcmeIssuer:
+    def reopened(self) -> AcmeIssuer | RemoteIssuer:
+        return self._acme()
+
+    def _acme(self) -> AcmeIssuer:
         server = AcmeServer(self.pebble.directory_url, "ops@certplane.test", ca_bundle=self.pebble.https_roots_file)
         key = AccountKey.load_or_create(self.folder / "account.key")
         ca = AcmeCa(server, SystemClock())
@@ -116,22 +121,39 @@ class PebbleWorld:
         return await self.pebble.is_revoked(serial)
 
 
+class MessagesWorld(PebbleWorld):
+    """The same as the broker has it: by messages of its issuing process."""
+
+    def reopened(self) -> RemoteIssuer:
+        acme = self._acme()
+        wire = Wire(issuers={acme.name: acme})
+        self.opened.append(wire)
+        return RemoteIssuer(wire, acme.name, acme.directory)
+
+
 @pytest_asyncio.fixture
-async def opened() -> AsyncIterator[list[AcmeCa]]:
+async def opened() -> AsyncIterator[list[AcmeCa | Wire]]:
     """Collects what is to be closed."""
-    opened: list[AcmeCa] = []
+    opened: list[AcmeCa | Wire] = []
     yield opened
-    for ca in opened:
-        await ca.close()
+    for each in reversed(opened):
+        await each.close()
 
 
-@pytest.fixture(params=["fake", pytest.param("pebble", marks=pytest.mark.integration)])
-def world(request: pytest.FixtureRequest, tmp_path: Path, opened: list[AcmeCa]) -> World:
+@pytest.fixture(
+    params=[
+        "fake",
+        pytest.param("pebble", marks=pytest.mark.integration),
+        pytest.param("messages", marks=pytest.mark.integration),
+    ]
+)
+def world(request: pytest.FixtureRequest, tmp_path: Path, opened: list[AcmeCa | Wire]) -> World:
     if request.param == "fake":
         return FakeWorld()
     pebble: Pebble = request.getfixturevalue("pebble")
     dns: DnsServer = request.getfixturevalue("dns_server")
-    return PebbleWorld(pebble, dns.endpoint, tmp_path, opened)
+    kind = PebbleWorld if request.param == "pebble" else MessagesWorld
+    return kind(pebble, dns.endpoint, tmp_path, opened)
 
 
 class Request:

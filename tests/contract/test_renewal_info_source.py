@@ -1,4 +1,4 @@
-"""What `RenewalInfoSource` promises, asked of the fake and of `AcmeRenewalInfo` over real HTTPS."""
+"""What `RenewalInfoSource` promises: of the fake, of `AcmeRenewalInfo` over real HTTPS, and of that by messages."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import pytest_asyncio
 
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
+from certplane.broker.issuing.remote import RemoteRenewalInfo
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoError, RenewalInfoUnsupportedError
 from certplane.broker.renewal.ports import RenewalInfoSource
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.certificates import CertificateAuthority
 from tests.fakes.renewal import FakeRenewalInfoSource
+from tests.support.issuing_wire import Wire
 from tests.support.scripted_acme import Answer, ScriptedAcme
 
 SOON = timedelta(seconds=20)
@@ -65,7 +67,7 @@ class FakeWorld:
 
 
 class HttpsWorld:
-    def __init__(self, ca: ScriptedAcme, source: AcmeRenewalInfo) -> None:
+    def __init__(self, ca: ScriptedAcme, source: RenewalInfoSource) -> None:
         self.ca = ca
         self.source: RenewalInfoSource = source
 
@@ -83,7 +85,7 @@ class HttpsWorld:
         self.ca.renewal_info = False
 
 
-@pytest_asyncio.fixture(params=["fake", "https"])
+@pytest_asyncio.fixture(params=["fake", "https", "messages"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     if request.param == "fake":
         yield FakeWorld()
@@ -91,7 +93,9 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     with ScriptedAcme(tmp_path) as ca:
         ca.renewal_info = True
         asked = AcmeCa(AcmeServer(ca.directory_url, ca_bundle=ca.roots_file), SystemClock())
-        yield HttpsWorld(ca, AcmeRenewalInfo(asked))
+        wire = Wire(renewal_infos={"acme": AcmeRenewalInfo(asked)})
+        yield HttpsWorld(ca, RemoteRenewalInfo(wire, "acme") if request.param == "messages" else AcmeRenewalInfo(asked))
+        await wire.close()
         await asked.close()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import random
+import signal
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +24,8 @@ from certplane.broker.audit.fallback import SpillFallback
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuing import messages
+from certplane.broker.issuing.supervision import Bounds, IssuingProcess
 from certplane.broker.metrics import Metric
 from certplane.broker.model import Grant, IdentityKind, Profile, RevocationReason
 from certplane.broker.ports import DurableLimits, PruneBefore, Soundness, Upkeep
@@ -242,6 +246,26 @@ async def a_damaged_database(_folder: Path) -> Collection[Metric]:
     return meter.moved
 
 
+async def an_issuing_process_that_ends(folder: Path) -> Collection[Metric]:
+    """It is asked, killed, and another one takes its place."""
+    settings, meter, again = load_settings(BrokerFiles(folder).config), FakeMeter(), asyncio.Event()
+    begin = messages.Begin(settings.source.file, settings.source.text, "info")
+    process = IssuingProcess(
+        begin,
+        meter=meter,
+        secret_changed=lambda _: None,
+        started_again=again.set,
+        bounds=Bounds(beat=timedelta(milliseconds=100), most_unanswered=1000),
+    )
+    async with process.running() as starting, asyncio.timeout(HANG):
+        await starting
+        await process.ask(messages.NoteDirectory(HOUR, issuer=settings.issuer.name))
+        await until(lambda: metrics.ISSUING_MEMORY in meter.moved)
+        os.kill(process.pid, signal.SIGKILL)
+        await again.wait()
+    return meter.moved
+
+
 async def an_event_without_a_database(folder: Path) -> Collection[Metric]:
     """It goes to the spill file."""
     meter = FakeMeter()
@@ -313,6 +337,9 @@ MOVED: dict[Scenario, set[Metric]] = {
         metrics.ROWS_PRUNED, metrics.STORE_SIZE, metrics.STORE_GROWTH, metrics.SPACE_LOW,
     },
     a_damaged_database: {metrics.STORE_CHECKED, metrics.STORE_DAMAGED},
+    an_issuing_process_that_ends: {
+        metrics.ISSUING_UP, metrics.ISSUING_RESTARTS, metrics.ISSUING_MEMORY, metrics.ISSUING_CALLS,
+    },
     an_event_without_a_database: {metrics.EVENTS_RESCUED},
     a_broker: {
         metrics.RPC_CALLS, metrics.RPC_SECONDS, metrics.LOOP_LAG, metrics.DRAINING,

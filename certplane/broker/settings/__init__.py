@@ -19,8 +19,8 @@ What an adapter takes stands beside the adapter, so that nothing is copied from 
 import this package.
 """
 
-from certplane.broker.settings.file import BrokerSettings, load_settings
+from certplane.broker.settings.file import BrokerSettings, load_settings, parse_settings
 from certplane.broker.settings.records import RateLimitSettings, StoreDriver
 from certplane.broker.settings.server import LoggingSettings
 
-__all__ = ["BrokerSettings", "LoggingSettings", "RateLimitSettings", "StoreDriver", "load_settings"]
+__all__ = ["BrokerSettings", "LoggingSettings", "RateLimitSettings", "StoreDriver", "load_settings", "parse_settings"]

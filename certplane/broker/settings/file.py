@@ -101,4 +101,13 @@ def load_settings(path: Path) -> BrokerSettings:
     Raises:
         ConfigurationError: everything that is wrong with it.
     """
-    return decode(Document.read(path), BrokerSettings)
+    return decode(Document.read(path, keep_text=True), BrokerSettings)
+
+
+def parse_settings(text: bytes, file: str) -> BrokerSettings:
+    """The settings of a broker.yml that another process has read.
+
+    Raises:
+        ConfigurationError: everything that is wrong with it.
+    """
+    return decode(Document.parse(text, file), BrokerSettings)

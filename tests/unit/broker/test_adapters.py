@@ -17,8 +17,7 @@ from certplane.broker.checking import check
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import name_of
 from certplane.broker.issuers.dns.providers import ProviderSections
-from certplane.broker.issuers.dns.routing import propagation_limit
-from certplane.broker.issuers.dns.settings import Follow, Mode
+from certplane.broker.issuers.dns.settings import Follow, Mode, propagation_limit
 from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import PreflightResult
 from certplane.broker.preflight import preflight
@@ -288,7 +287,7 @@ def test_account_key_is_made_once(files: BrokerFiles) -> None:
     first = adapters.account_keys(made)["default"]
     assert adapters.account_keys(made)["default"].public_key_sha256 == first.public_key_sha256
     assert (files.directory / "account.key").stat().st_mode & 0o777 == 0o600
-    assert _issuance_settings(made, [first]).account_keys_sha256 == {first.public_key_sha256}
+    assert _issuance_settings(made, [first.public_key_sha256]).account_keys_sha256 == {first.public_key_sha256}
 
 
 async def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
@@ -307,7 +306,7 @@ async def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
     assert issuers["other"].directory == "https://other.test/directory"
     keys = {account.public_key_sha256 for account in accounts.values()}
     assert len(keys) == 2
-    assert _issuance_settings(made, accounts.values()).account_keys_sha256 == keys
+    assert _issuance_settings(made, [key.public_key_sha256 for key in accounts.values()]).account_keys_sha256 == keys
 
 
 def test_what_is_wrong_with_a_further_issuer_is_told_of_it(files: BrokerFiles) -> None:

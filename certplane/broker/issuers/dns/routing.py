@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 
 from certplane.broker.issuers.dns.httpreq import HttpreqSettings
 from certplane.broker.issuers.dns.lookup import DnsLookup
@@ -131,11 +130,3 @@ class Routing:
         if not isinstance(section, HttpreqSettings) or not section.recursive_nameservers:
             return False
         return not (self._dns.resolvers or self._dns.authoritative_servers or self._acme.propagation.nameservers)
-
-
-def propagation_limit(acme: ChallengeSettings, dns: DnsSettings) -> timedelta:
-    """The longest that the records of any zone are looked for, settling included."""
-    said = [(acme.dns_provider, dns.propagation)]
-    said += [(zone.provider or acme.dns_provider, zone.propagation.over(dns.propagation)) for zone in dns.zones]
-    effective = [propagation.applied(acme.propagation_of(provider)) for provider, propagation in said]
-    return max(one.timeout + one.settle for one in effective)

@@ -194,3 +194,11 @@ _SETTLE = "add `settle: 2m`, as long as the zone's servers need"
 
 def _waits_for_nothing(propagation: DnsPropagationSettings) -> bool:
     return propagation.mode is Mode.WAIT and not propagation.settle
+
+
+def propagation_limit(acme: ChallengeSettings, dns: DnsSettings) -> timedelta:
+    """The longest that the records of any zone are looked for, settling included."""
+    said = [(acme.dns_provider, dns.propagation)]
+    said += [(zone.provider or acme.dns_provider, zone.propagation.over(dns.propagation)) for zone in dns.zones]
+    effective = [propagation.applied(acme.propagation_of(provider)) for provider, propagation in said]
+    return max(one.timeout + one.settle for one in effective)

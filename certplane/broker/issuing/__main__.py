@@ -1,0 +1,6 @@
+"""`python -m certplane.broker.issuing DESCRIPTOR PARENT`: started by the broker, and of no use to anybody else."""
+
+from certplane.broker.issuing.program import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""The issuing process itself: started, asked, killed, stopped, grown, and never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from certplane.broker import adapters, metrics
+from certplane.broker.issuing import messages as m
+from certplane.broker.issuing.child import ChildEndedError
+from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
+from certplane.broker.issuing.supervision import Bounds, IssuingProcess
+from certplane.broker.model import TxtRecord
+from certplane.broker.renewal.model import RenewalInfoError
+from certplane.broker.settings import load_settings
+from certplane.errors import ConfigurationError, OperationError, Reason, RefusalError
+from certplane.runtime.backoff import Backoff
+from certplane.runtime.clock import SystemClock
+from certplane.runtime.logging import request_id
+from tests.fakes.audit import FakeMeter
+from tests.support.broker_files import BrokerFiles
+from tests.support.waiting import HANG, until
+
+pytestmark = pytest.mark.integration
+
+SOON = timedelta(seconds=5)
+QUICKLY = Bounds(
+    beat=timedelta(milliseconds=100),
+    most_unanswered=30,
+    start=timedelta(seconds=HANG),
+    restart=Backoff(timedelta(milliseconds=20), timedelta(milliseconds=100)),
+    for_a_child=timedelta(seconds=HANG),
+)
+RECORD = TxtRecord("", "_acme-challenge.a.certplane.test", "value")
+
+
+class Silent:
+    """A CA that takes connections and says nothing: calls of it are under way until they are cut off."""
+
+    def __init__(self) -> None:
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+
+
+@pytest.fixture
+def silent() -> AsyncIterator[Silent]:  # type: ignore[misc]
+    server = Silent()
+    yield server  # type: ignore[misc]
+    server.server.close()
+
+
+@pytest.fixture
+def files(tmp_path: Path, silent: Silent) -> BrokerFiles:
+    files = BrokerFiles(tmp_path)
+    files.settings["issuer"]["acme"]["directory_url"] = f"https://127.0.0.1:{silent.port}/directory"
+    files.write()
+    return files
+
+
+class Running:
+    def __init__(self, files: BrokerFiles, bounds: Bounds, environment: dict[str, str] | None = None) -> None:
+        settings = load_settings(files.config)
+        self.meter = FakeMeter()
+        self.changed: list[str] = []
+        self.again = 0
+        self.process = IssuingProcess(
+            m.Begin(settings.source.file, settings.source.text, "info"),
+            meter=self.meter,
+            secret_changed=self.changed.append,
+            started_again=self._count,
+            environment=environment,
+            bounds=bounds,
+        )
+        self.name = next(iter(settings.cas))
+        self.issuer = RemoteIssuer(self.process, self.name, "")
+
+    def _count(self) -> None:
+        self.again += 1
+
+    def call(self) -> asyncio.Task[object]:
+        """A call that ends when it is cut off."""
+        return asyncio.create_task(self.issuer.get_order("https://ca.test/1", timedelta(seconds=HANG)))
+
+    async def under_way(self, calls: int = 1) -> None:
+        child = self.process._child
+        assert child is not None
+        await until(lambda: child.calls == calls, what="the call")
+
+
+@asynccontextmanager
+async def running(
+    files: BrokerFiles, bounds: Bounds = QUICKLY, environment: dict[str, str] | None = None
+) -> AsyncIterator[Running]:
+    run = Running(files, bounds, environment)
+    async with run.process.running() as starting:
+        await starting
+        yield run
+
+
+def seen_in_proc(pid: int) -> tuple[list[str], list[bytes]]:
+    """What its descriptors are, and its environment."""
+    process = Path(f"/proc/{pid}")
+    links = [str(entry.readlink()) for entry in (process / "fd").iterdir()]
+    return links, (process / "environ").read_bytes().split(b"\0")
+
+
+def gone(pid: int) -> Callable[[], bool]:
+    return lambda: not Path(f"/proc/{pid}").exists()
+
+
+async def test_one_life(files: BrokerFiles, caplog: pytest.LogCaptureFixture) -> None:
+    """It makes the account's key, tells its hash, inherits nothing, heeds no signal meant for the broker, and goes."""
+    leaked = socket.create_server(("127.0.0.1", 0))
+    leaked.set_inheritable(True)
+    environment = {**os.environ, "NOTIFY_SOCKET": "/nowhere", "CLOUDFLARE_TOKEN": "secret"}
+    run = Running(files, QUICKLY, environment)
+    with leaked:
+        inode = os.fstat(leaked.fileno()).st_ino
+        async with run.process.running() as starting:
+            accounts = await starting
+            settings = load_settings(files.config)
+            assert accounts == {name: key.public_key_sha256 for name, key in adapters.account_keys(settings).items()}
+            pid = run.process.pid
+            links, variables = seen_in_proc(pid)
+            assert f"socket:[{inode}]" not in links
+            assert b"CLOUDFLARE_TOKEN=secret" in variables
+            assert not [each for each in variables if each.startswith(b"NOTIFY_SOCKET")]
+            assert os.getpgid(pid) != os.getpgid(0)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(pid, number)
+            token = request_id.set("order-7")
+            with caplog.at_level(logging.INFO), pytest.raises(RefusalError) as refused:
+                await run.issuer.get_order("https://ca.test/1", timedelta(milliseconds=300))
+            request_id.reset(token)
+            assert refused.value.refusal.reason is Reason.ISSUER_UNAVAILABLE
+            assert "did not show the order" in refused.value.refusal.message
+            assert run.process.pid == pid
+    assert gone(pid)()
+
+
+async def test_killed_in_a_call(files: BrokerFiles, caplog: pytest.LogCaptureFixture) -> None:
+    """The call is cut off as each port says, another process takes its place, and the next call waits for it."""
+    async with running(files) as run:
+        pid, call = run.process.pid, run.call()
+        await run.under_way()
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(RefusalError) as cut:
+            await call
+        assert cut.value.refusal.reason is Reason.ISSUER_UNAVAILABLE
+        assert "ended" in cut.value.refusal.message
+        with pytest.raises(RefusalError, match="did not show the order"):
+            await run.issuer.get_order("https://ca.test/1", SOON)
+        await until(lambda: run.again == 1, what="the news")
+        assert run.process.pid not in (0, pid)
+    assert metrics.ISSUING_RESTARTS in run.meter.moved
+    assert "killed by signal 9" in caplog.text
+
+
+async def test_each_port_says_in_its_way_that_a_call_was_cut_off(files: BrokerFiles) -> None:
+    """A solver's is DNS_UNAVAILABLE, a preflight's no reason, a question about renewals has no answer for now."""
+    async with running(files) as run:
+        process = run.process
+    solver = RemoteSolver(process, SystemClock())
+    with pytest.raises(RefusalError) as cut:
+        await solver.present([RECORD], timedelta(milliseconds=10))
+    assert cut.value.refusal.reason is Reason.DNS_UNAVAILABLE
+    assert await solver.remove([RECORD], timedelta(milliseconds=10)) == [RECORD]
+    await RemotePreflight(process).check_order(["a.test"], run.name, timedelta(milliseconds=10))
+    with pytest.raises(RenewalInfoError) as no_answer:
+        await RemoteRenewalInfo(process, run.name).renewal_info("", timedelta(milliseconds=10))
+    assert no_answer.value.temporary
+
+
+async def test_a_removal_is_repeated_by_the_next_process(files: BrokerFiles) -> None:
+    """Else the records would stand until the broker's next start. Here nobody answers the update: they are left."""
+    async with running(files, environment={**os.environ, "DNS_TSIG": "b25l"}) as run:
+        pid = run.process.pid
+        removal = asyncio.create_task(RemoteSolver(run.process, SystemClock()).remove([RECORD], SOON))
+        await run.under_way()
+        os.kill(pid, signal.SIGKILL)
+        assert await removal == [RECORD]
+        assert run.process.pid != pid
+
+
+async def test_one_that_hangs_is_killed(files: BrokerFiles, caplog: pytest.LogCaptureFixture) -> None:
+    """Stopped, it gives no sign of life; its call is cut off, and the next one is another process's."""
+    async with running(files) as run:
+        pid, call = run.process.pid, run.call()
+        await run.under_way()
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(RefusalError):
+            await call
+        await until(lambda: run.process.pid not in (0, pid), what="another process")
+        assert gone(pid)()
+    assert "gave no sign of life" in caplog.text
+
+
+async def test_one_that_has_grown_is_replaced_in_order(files: BrokerFiles) -> None:
+    """New calls are the next one's, the old one ends when its call has."""
+    async with running(files, Bounds(beat=QUICKLY.beat, large=1, stable=timedelta(minutes=5))) as run:
+        old, call = run.process.pid, run.call()
+        await run.under_way()
+        await until(lambda: run.process.pid != old, what="another process")
+        assert not gone(old)()
+        assert not call.done()
+        call.cancel()
+        await until(gone(old), what="the end of the old one")
+    assert run.again == 1
+
+
+async def test_one_that_has_grown_beyond_measure_is_killed(
+    files: BrokerFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before the kernel looks for whom to kill."""
+    async with running(files, Bounds(beat=QUICKLY.beat, too_large=1, restart=QUICKLY.restart)) as run:
+        await until(lambda: run.again > 0, what="another process")
+    assert "MiB of memory and was killed" in caplog.text
+
+
+async def test_garbage_ends_it(files: BrokerFiles, caplog: pytest.LogCaptureFixture) -> None:
+    """What isn't a message isn't guessed at; another one is started."""
+    async with running(files) as run:
+        pid = run.process.pid
+        child = run.process._child
+        assert child is not None
+        assert child._connection is not None
+        child._connection.send(b"\xc1garbage")
+        await until(gone(pid), what="its end")
+        await until(lambda: run.process.pid != 0, what="another process")
+    assert "exit status 0" in caplog.text
+
+
+async def test_a_start_that_fails_is_told_by_the_start(files: BrokerFiles) -> None:
+    """A program that can't run at all."""
+    run = Running(files, QUICKLY, {"PYTHONHOME": "/nowhere"})
+    async with run.process.running() as starting:
+        with pytest.raises(OperationError, match="can't be started: exit status 1"):
+            await starting
+    assert not run.process.up
+
+
+async def test_what_is_wrong_with_the_settings_is_told_in_the_same_words(files: BrokerFiles) -> None:
+    """With file and line, as the adapters of the broker's own process tell it."""
+    key = files.directory / "account.key"
+    key.write_text("x")
+    key.chmod(0o644)
+    with pytest.raises(ConfigurationError) as here:
+        adapters.account_keys(load_settings(files.config))
+    run = Running(files, QUICKLY)
+    async with run.process.running() as starting:
+        with pytest.raises(ConfigurationError) as there:
+            await starting
+    assert there.value.problems == here.value.problems
+    assert there.value.problems[0].line is not None
+
+
+async def test_one_that_can_not_be_started_again_is_tried_until_it_can(
+    files: BrokerFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Meanwhile the broker says that nothing is issued, and what is wrong."""
+    key = files.directory / "account.key"
+    async with running(files, Bounds(restart=QUICKLY.restart, for_a_child=timedelta())) as run:
+        key.chmod(0o644)
+        os.kill(run.process.pid, signal.SIGKILL)
+        await until(lambda: "can't be started, no certificate is issued" in caplog.text, what="the line")
+        assert "can be read or changed by others" in caplog.text
+        assert not run.process.up
+        assert run.process.out
+        with pytest.raises(ChildEndedError):
+            await run.process.ask(m.NoteDirectory(SOON, issuer=run.name))
+        key.chmod(0o600)
+        await until(lambda: run.process.up, what="another process")
+
+
+async def test_its_settings_are_those_that_the_broker_has_read(files: BrokerFiles) -> None:
+    """A file that has been edited since is no other configuration, for its successor neither."""
+    async with running(files) as run:
+        files.config.write_text("edited: true\n")
+        os.kill(run.process.pid, signal.SIGKILL)
+        await until(lambda: run.again == 1, what="another process")
+
+
+async def test_a_secret_that_has_changed_is_told_by_its_name(files: BrokerFiles) -> None:
+    """While something is in trouble; what the secret is stays there."""
+    folder = files.directory / "secrets"
+    folder.mkdir()
+    secret = folder / "dns-tsig"
+    secret.write_text("b25l")
+    secret.chmod(0o600)
+    files.settings["secrets"] = {"provider": "file", "file": {"directory": str(folder)}}
+    files.settings["issuer"]["acme"]["rfc2136"]["tsig_secret"] = "dns-tsig"
+    files.write()
+    async with running(files) as run:
+        solver = RemoteSolver(run.process, SystemClock())
+        await solver.remove([RECORD], timedelta(milliseconds=500))
+        secret.write_text("dHdv")
+        await solver.remove([RECORD], timedelta(milliseconds=500))
+        await until(lambda: run.changed == ["dns-tsig"], what="the news")
