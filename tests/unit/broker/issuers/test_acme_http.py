@@ -201,6 +201,23 @@ async def test_a_request_is_one_write(tmp_path: Path, monkeypatch: pytest.Monkey
     assert written[0].endswith(b"\r\nContent-Length: 7\r\nContent-Type: application/jose+json\r\n\r\npayload")
 
 
+@pytest.mark.parametrize(
+    ("url", "host", "target"),
+    [
+        ("https://CA.test", b"ca.test", b"/"),
+        ("https://ca.test:443/a;b?c=d", b"ca.test", b"/a;b?c=d"),
+        ("https://ca.test:14000/dir", b"ca.test:14000", b"/dir"),
+        ("https://[::1]/dir", b"[::1]", b"/dir"),
+        ("https://[::1]:14000/dir", b"[::1]:14000", b"/dir"),
+    ],
+)
+def test_where_a_request_goes(url: str, host: bytes, target: bytes) -> None:
+    """`Host` as URLs have it, without the port that everybody knows (RFC 9110 7.2)."""
+    http = AcmeCa(AcmeServer(url), SystemClock()).http
+    asked, headers = http._request(url, http.hosts.place(url), None, "")
+    assert (asked, headers[0]) == (target, (b"Host", host))
+
+
 async def test_hints_come_before_the_answer(tmp_path: Path) -> None:
     """An informational answer is none (RFC 9110 15.2)."""
     server = Https(tmp_path, _to_each(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + _WHOLE))
