@@ -74,6 +74,7 @@ async def test_external_account(tmp_path: Path, dns_server: DnsServer, own_name:
             ("other-key", bound(MAC_KEY[::-1]), "unauthorized"),
             ("other-kid", bound(MAC_KEY, "kid-2"), "unauthorized"),
             ("no-base64", bound("?"), "isn't base64url"),
+            ("cut-off", bound("abcde"), "isn't base64url"),
         ):
             async with moody(tmp_path / folder, pebble, external=wrong) as world:
                 order = await world.issue(f"{folder}.{own_name}")

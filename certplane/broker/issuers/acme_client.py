@@ -36,7 +36,8 @@ from certplane.runtime.failpoints import failpoint
 
 _log = logging.getLogger(__name__)
 
-_BASE64URL = re.compile(r"[A-Za-z0-9_-]{4,}={0,2}", re.ASCII)
+_BASE64URL = re.compile(r"([A-Za-z0-9_-]{4})+([A-Za-z0-9_-]{2,3})?={0,2}", re.ASCII)
+"""No octets end in a single character."""
 _MOST_CONTACTS = 10
 _END = "-----END CERTIFICATE-----"
 _AS_GET: Final = b""
