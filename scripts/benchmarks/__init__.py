@@ -13,6 +13,7 @@ or more, and reports the median of the rounds' ratios with their extremes.
     streams.py    status streams: how many, what they cost, how fast a fleet is told, comes back and reports
     reports.py    their reports, in the store alone
     fleet.py      a fleet's files, its broker, and the processes (hosts.py, over wire.py) that play its hosts
+    growth.py     start and calls with a large fleet's store, and how long each holds the event loop
     growth_fill.py  a store as large as a fleet's after years, made once and kept
     orders.py     orders at a CA: many at once, what CA and DNS API get of them, and certbot over the same
 """
