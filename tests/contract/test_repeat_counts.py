@@ -80,3 +80,15 @@ async def test_fail_open_goes_on_counting(store: StoreHarness, caplog: pytest.Lo
     assert len([record for record in caplog.records if "counts of repeated" in record.message]) <= 1
     await store.stores.repeats.close([summary(store, count=2)])
     assert await counts(store) == [("summary-0000", 2)]
+
+
+async def test_a_count_alone_is_one_step_of_the_database(store: StoreHarness) -> None:
+    """Each step gives up the interpreter's lock, and a busy event loop gives it back late: no BEGIN, no COMMIT."""
+    if store.place.kind != "memory":
+        pytest.skip("what is executed is seen where the test holds the connection")
+    steps: list[str] = []
+    await store.stores.repeats.keep([summary(store)])
+    store.stores.database.connection.set_trace_callback(steps.append)
+    await store.stores.repeats.keep([summary(store, count=2)])
+    store.stores.database.connection.set_trace_callback(None)
+    assert [step.split()[0] for step in steps] == ["INSERT"]

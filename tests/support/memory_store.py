@@ -139,8 +139,8 @@ class _Writer:
     def broken(self) -> str:
         return self._commit.broken
 
-    async def write(self, change: Change[T], events: Sequence[EventRow]) -> T:
-        value: T = self._run(Job(change, events, None))  # type: ignore[arg-type]  # nobody waits for it
+    async def write(self, change: Change[T], events: Sequence[EventRow], *, single: bool = False) -> T:
+        value: T = self._run(Job(change, events, None, single))  # type: ignore[arg-type]  # nobody waits for it
         return value
 
     async def append(self, events: Sequence[EventRow]) -> None:

@@ -68,7 +68,7 @@ class IssuanceSettings:
     """How long a stopping broker lets the storing of an issued certificate go on after its time is up."""
 
     csr_cache_size: int = 4096
-    """Verified CSRs, about 1 KB each."""
+    """Verified CSRs, some 2 KB each, and as many of what they say; 32 MB at most."""
 
     order_cache_size: int = 4096
     """Ended orders, which never change again, about 2 KB each."""

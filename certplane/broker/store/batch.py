@@ -4,6 +4,7 @@ How a batch is written:
 
 - Events alone (every answer from the cache): one INSERT of all rows in a transaction of its own. That is a single
   step of the database, so that the interpreter's lock is given up once and not once a row.
+- One change of one statement, without events (a count of repeats): that statement alone, for the same reason.
 - With changes: one transaction, a SAVEPOINT around each change, then the events of all changes that went well.
 - Whatever the savepoints can't contain (an event refused, the commit failed, the database ended the transaction)
   undoes everything, and the jobs are tried singly, each in a transaction of its own. So a job's failure is never its
@@ -62,6 +63,8 @@ class Job:
     change: Change[Any] | None
     events: Sequence[EventRow]
     future: asyncio.Future[Any]
+    single: bool = False
+    """Whether the change is one statement, and can be a transaction of its own; it has no events then."""
     value: Any = None
     audited: bool = True
     error: Exception | None = None
@@ -250,7 +253,8 @@ class GroupCommit:
                 step = _Step.EVENTS
                 self._audit.insert(self._session, job.events, again=again)
                 return
-            self._session.begin()
+            if not job.single:
+                self._session.begin()
             try:
                 done = job.change(self._session)
             except SqlError:
@@ -260,6 +264,8 @@ class GroupCommit:
                 job.error = error
                 return
             job.take(done)
+            if job.single:
+                return
             if job.events and job.audited:
                 step = _Step.EVENTS
                 if rescue is None:

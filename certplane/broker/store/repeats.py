@@ -55,13 +55,15 @@ class SqlRepeatCounts(RepeatCounts):
         if not rows:
             return
 
+        chunks = _chunks(rows)
+
         def change(session: Session) -> Done[None]:
-            for chunk in _chunks(rows):
+            for chunk in chunks:
                 session.execute(self._upsert(len(chunk)), tuple(itertools.chain.from_iterable(chunk)))
             return Done(None)
 
         try:
-            await self._writer.write(change, ())
+            await self._writer.write(change, (), single=len(chunks) == 1)
         except RefusalError as error:
             if not self._fallback.fail_open:
                 raise audit_unavailable() from error

@@ -96,15 +96,17 @@ class Writer:
         """Why nothing is written any more; empty while all is well."""
         return self._commit.broken
 
-    async def write(self, change: Change[T], events: Sequence[EventRow]) -> T:
+    async def write(self, change: Change[T], events: Sequence[EventRow], *, single: bool = False) -> T:
         """Make a change and record its events, in one durable transaction.
+
+        `single` says that the change is one statement, and has no events: left alone it is written in one step.
 
         Raises:
             RefusalError: the change's own; STORE_UNAVAILABLE; AUDIT_UNAVAILABLE (`fail_closed`).
         """
         if self._closed or self._waiting >= self._limit:
             raise store_unavailable(self._why_not())
-        value: T = await self._put(Job(change, events, self._loop.create_future()))
+        value: T = await self._put(Job(change, events, self._loop.create_future(), single))
         return value
 
     async def append(self, events: Sequence[EventRow]) -> None:
