@@ -56,23 +56,25 @@ async def ask(
     seconds = timeout.total_seconds()
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
+    by_tcp = ""
     try:
         with _Exchange(address, port, end, loop) as exchange:
             exchange.send(Question(name, kind, recursive=recursive, edns=edns))
             cut_off = await exchange.answer
             if isinstance(cut_off, Answer):
                 return cut_off
+        by_tcp = " over TCP, and over UDP it is cut off"
         async with asyncio.timeout_at(end):
             answer = await _over_tcp(cut_off, address, port, end - loop.time())
             if cut_off.edns and _refuses_edns(answer):
                 answer = await _over_tcp(cut_off.without_edns(), address, port, end - loop.time())
             return answer
     except (TimeoutError, dns.exception.Timeout) as error:
-        raise SilentServerError(f"no answer in {seconds:.0f} s") from error
-    except ConnectionRefusedError as error:
-        raise SilentServerError("nothing listens there") from error
+        raise SilentServerError(f"no answer in {seconds:.0f} s{by_tcp}") from error
     except MALFORMED as error:
-        raise NoDnsAnswerError(f"no readable answer ({type(error).__name__})") from error
+        if isinstance(error, ConnectionRefusedError) and not by_tcp:
+            raise SilentServerError("nothing listens there") from error
+        raise NoDnsAnswerError(f"no readable answer{by_tcp} ({type(error).__name__})") from error
 
 
 class _Exchange:

@@ -246,6 +246,21 @@ async def test_edns_that_is_refused_over_tcp_only() -> None:
     assert [str(record) for record in answer.answer[0]] == ['"whole"']
 
 
+async def test_answer_that_is_cut_off_where_tcp_is_closed() -> None:
+    """A firewall that lets UDP through alone is told, at once if it refuses: nobody would look for it."""
+
+    def play(one: Hostile, query: bytes, to: tuple[str, int]) -> None:
+        one.send(cut_off(query), to)
+
+    async with hostile(play) as server:
+        with pytest.raises(NoDnsAnswerError, match=r"over TCP, and over UDP it is cut off \(ConnectionRefusedError\)"):
+            await ask_it(server, timedelta(hours=1))
+    with ScriptedDns(lambda query, tcp: None if tcp else cut_off(query)) as server_without_answers:
+        port = server_without_answers.port
+        with pytest.raises(NoDnsAnswerError, match="over TCP, and over UDP it is cut off"):
+            await ask(NAME, dns.rdatatype.TXT, "127.0.0.1", port, timedelta(seconds=1))
+
+
 async def test_forged_truncation_costs_a_connection_alone() -> None:
     """What TCP says counts, not what was in the datagram."""
 
