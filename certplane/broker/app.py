@@ -130,7 +130,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         await stores.audit.append(_start_events(prepared, trail))
 
         plans = RenewalPlans(stores.renewal_plans)
-        await plans.refresh(clock.now())
+        await plans.refresh()
         accounts = await issuing_started
         issuers = {name: RemoteIssuer(issuing, name, ca.directory_url) for name, ca in settings.cas.items()}
         solver = RemoteSolver(issuing, clock)

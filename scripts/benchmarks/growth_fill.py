@@ -214,7 +214,7 @@ class Filling:
             window_end=due + timedelta(days=1),
             next_check_time=self.now + _LONG / 2,
         )
-        return PLAN.values(plan)
+        return {**PLAN.values(plan), "issuer": "acme", "not_after": to_micros(self.now + _LONG)}
 
     def _key(self, index: int) -> dict[str, Any]:
         turn, number = divmod(index, self.size.hosts)

@@ -19,7 +19,6 @@ from psycopg.rows import dict_row
 
 from certplane.broker.audit import import_spill
 from certplane.broker.ports import CertificateQuery
-from certplane.broker.renewal.model import Selection
 from tests.fakes.clock import ManualClock
 from tests.support.old_data import DATA, make_postgresql, make_sqlite, missing, plain
 from tests.support.stores import StorePlace
@@ -189,7 +188,9 @@ async def test_revoked_certificates_of_hosts(old: OldStore) -> None:
 
 async def test_renewal_plans_and_requests(old: OldStore) -> None:
     """When each certificate is to be renewed and who wants it; an operator's request is not made twice."""
-    chosen = await old.stores.renewal_plans.select(Selection(all=True), old.clock.now())
+    chosen = await old.stores.renewal_plans.in_force_of(
+        [row["host"] for row in old.rows["renewal_plans"]], old.clock.now()
+    )
     plans = {each.certificate_id: each.plan for each in chosen if each.plan is not None}
     assert plans.keys() == {row["certificate_id"] for row in old.rows["renewal_plans"]}
     for row in old.rows["renewal_plans"]:

@@ -13,6 +13,7 @@ from certplane.broker.events import AuditEventType
 from certplane.broker.model import CertificateRecord, OrderState, RevocationReason
 from certplane.broker.ports import OrderChange
 from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.store import renewal_plans
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
 from tests.support.stores import StoreHarness
@@ -49,7 +50,8 @@ async def in_force(store: StoreHarness, host: str = WEB1) -> list[InForce]:
 
 async def ids_to_check(store: StoreHarness, limit: int = 100) -> list[str]:
     found = await store.stores.renewal_plans.to_check("acme", store.clock.now(), limit)
-    return [one.certificate_id for one in found]
+    assert all("BEGIN CERTIFICATE" in one.certificate_pem for one in found)
+    return [one.certificate.certificate_id for one in found]
 
 
 async def selected(store: StoreHarness, **values: Any) -> list[str]:
@@ -67,7 +69,6 @@ async def test_a_stored_certificate_is_in_force_with_its_own_renewal_time(store:
             profile=record.profile,
             issuer=record.issuer,
             dns_names=record.dns_names,
-            certificate_pem=record.certificate_pem,
             not_before=record.not_before,
             not_after=record.not_after,
             lifetime_renew_time=record.renew_time,
@@ -113,6 +114,15 @@ async def test_a_plan_that_says_nothing_of_the_next_check_keeps_what_the_ca_said
         next_check_time=theirs.next_check_time,
         check_failures=theirs.check_failures,
     )
+
+
+async def test_the_first_plan_is_taken_whole(store: StoreHarness) -> None:
+    """Without a next check too: there is nothing of the CA to keep."""
+    record = await store.issue()
+    plan = plan_of(record, next_check_time=None)
+    await store.stores.renewal_plans.set_plans([plan])
+    (found,) = await in_force(store)
+    assert found.plan == plan
 
 
 async def test_several_plans_and_their_events_are_one_transaction(store: StoreHarness) -> None:
@@ -280,14 +290,58 @@ async def test_of_two_plans_at_once_one_is_written(store: StoreHarness) -> None:
     assert found.plan == plans[done.index(True)]
 
 
-async def test_standing_plans_are_those_of_certificates_in_force(store: StoreHarness) -> None:
-    """The others are dropped, so that the plans never outgrow the fleet."""
-    old, kept, gone = await store.issue(), await store.issue(), await store.issue()
-    await store.stores.renewal_plans.set_plans([plan_of(record) for record in (old, kept, gone)])
-    await store.issue(replaces_certificate_id=old.certificate_id)
+async def test_plans_end_with_the_time_of_their_certificates(store: StoreHarness) -> None:
+    """The ones that are revoked, replaced or expired have none any more, so that the plans never outgrow the fleet."""
+    old, kept, revoked = await store.issue(), await store.issue(), await store.issue()
+    expired = [await store.issue(lasts=DAY) for _ in range(3)]
+    plans = store.stores.renewal_plans
+    await plans.set_plans([plan_of(record) for record in (old, kept, revoked, *expired)])
+    new = await store.issue(replaces_certificate_id=old.certificate_id)
     await store.stores.certificates.mark_revoked(
-        gone.certificate_id, RevocationReason.SUPERSEDED, store.clock.now(), []
+        revoked.certificate_id, RevocationReason.SUPERSEDED, store.clock.now(), []
     )
-    assert await store.stores.renewal_plans.standing(store.clock.now()) == [plan_of(kept)]
-    assert not await store.stores.renewal_plans.replace_plan(plan_of(gone), plan_of(gone, reason="again"))
-    assert await store.stores.renewal_plans.replace_plan(None, plan_of(gone))
+    await plans.forget_expired(store.clock.now())
+    left = [(kept.certificate_id, plan_of(kept).renew_time)]
+    left += [(record.certificate_id, plan_of(record).renew_time) for record in expired]
+    assert await plans.renew_times("", 100) == [*left, (new.certificate_id, None)]
+    store.clock.advance(DAY)
+    await plans.forget_expired(store.clock.now())
+    assert await plans.renew_times("", 100) == [left[0], (new.certificate_id, None)]
+    for gone in (old, revoked, expired[0]):
+        assert not await plans.replace_plan(plan_of(gone), plan_of(gone, reason="again"))
+        assert not await plans.replace_plan(None, plan_of(gone))
+
+
+async def test_times_are_read_in_pages(store: StoreHarness) -> None:
+    """Each begins after the last one of the page before; an operator's plan has a time too."""
+    records = [await store.issue() for _ in range(3)]
+    await store.stores.renewal_plans.set_plans(
+        [RenewalPlan(records[1].certificate_id, WEB1, store.clock.now(), RenewalCause.OPERATOR)]
+    )
+    first = await store.stores.renewal_plans.renew_times("", 2)
+    assert first == [(records[0].certificate_id, None), (records[1].certificate_id, store.clock.now())]
+    assert await store.stores.renewal_plans.renew_times(first[-1][0], 2) == [(records[2].certificate_id, None)]
+    assert await store.stores.renewal_plans.renew_times(records[2].certificate_id, 2) == []
+
+
+async def test_what_a_clock_has_lost_is_found_again(store: StoreHarness) -> None:
+    """One that ran ahead has everything expired; set right, all that is in force is to be found and checked."""
+    records = [await store.issue() for _ in range(3)]
+    await store.issue(replaces_certificate_id=records[0].certificate_id)
+    plans = store.stores.renewal_plans
+    await plans.forget_expired(store.clock.now() + 3650 * DAY)
+    assert (await in_force(store), await selected(store, all=True), await ids_to_check(store)) == ([], [], [])
+    assert await plans.adopt(store.clock.now()) == 3
+    assert await plans.adopt(store.clock.now()) == 0
+    assert len(await in_force(store)) == len(await selected(store, all=True)) == len(await ids_to_check(store)) == 3
+
+
+async def test_a_large_selection_is_read_in_pages(store: StoreHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, each once, and by host, however many pages and certificates of one host there are."""
+    monkeypatch.setattr(renewal_plans, "_PAGE", 2)
+    hosts = [f"spiffe://example.org/host/web{number % 3}" for number in range(11)]
+    records = [await store.issue(identity=host, profile="api" if n == 5 else "web") for n, host in enumerate(hosts)]
+    wanted = sorted((record.identity, record.certificate_id) for record in records)
+    found = await store.stores.renewal_plans.select(Selection(all=True), store.clock.now())
+    assert [(one.host, one.certificate_id) for one in found] == wanted
+    assert await selected(store, profiles=("api",)) == [records[5].certificate_id]

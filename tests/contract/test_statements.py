@@ -30,7 +30,7 @@ INDEXES = sorted(str(index.name) for table in schema.metadata.sorted_tables for 
 STAND_INS = {
     "ix_certificates_cached", "ix_certificates_create_time", "ix_certificates_identity", "ix_orders_end_time",
     "ix_orders_identity", "ix_orders_identity_profile", "ix_orders_profile", "ix_orders_spent",
-    "ix_renewal_plans_next_check_time", "uq_orders_open",
+    "ix_renewal_plans_check", "ix_renewal_plans_host", "uq_orders_open",
 }  # fmt: skip
 """Where another index begins with the same column: a statement without one of these is slower, and no scan."""
 
@@ -85,7 +85,7 @@ async def test_each_allowed_scan_is_one(planning: Planning, place: StorePlace) -
 async def test_each_index_answers_a_statement(planning: Planning) -> None:
     """One that answers none costs each write and is missed by nobody."""
     used = {name for one in planning.statements for step in steps(planning.database, one) for name in step.of}
-    assert sorted(set(INDEXES) - used - {"uq_orders_open", "ix_renewal_plans_next_check_time"}) == []
+    assert sorted(set(INDEXES) - used - {"uq_orders_open"}) == []
 
 
 @pytest.mark.parametrize("index", [index for index in INDEXES if index not in STAND_INS])
@@ -99,14 +99,14 @@ async def test_a_missing_index_is_noticed(planning: Planning, index: str) -> Non
     ("sql", "index"),
     [
         pytest.param("certificates.profile_hash = ", "ix_certificates_cached", id="answer from the cache"),
+        pytest.param("next_check_time IS NULL", "ix_renewal_plans_check", id="certificate never asked about"),
+        pytest.param("next_check_time <= ", "ix_renewal_plans_check", id="certificate to be asked about"),
         pytest.param("orders.retry_time > ", "ix_orders_key", id="failed order of a key"),
     ],
 )
 async def test_where_two_indexes_fit_the_narrow_one_is_taken(planning: Planning, sql: str, index: str) -> None:
     """An identity may have any number of certificates and orders: its own index would grow with them."""
     found = [one for one in planning.statements if sql in one.sql and one.sql.startswith("SELECT")]
-    table = index.split("_")[1]
     assert found
     for statement in found:
-        used = {name for step in steps(planning.database, statement) for name in step.of if f"_{table}_" in name}
-        assert index in used
+        assert any(index in step.of for step in steps(planning.database, statement))

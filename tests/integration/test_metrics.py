@@ -131,7 +131,7 @@ async def a_ca_that_moves_a_renewal(_folder: Path) -> Collection[Metric]:
     record = await harness.issue()
     plans = RenewalPlans(stores.renewal_plans)
     plans.note_issued(record)
-    await plans.refresh(clock.now())
+    await plans.refresh()
     source = FakeRenewalInfoSource(RenewalInfo(clock.now() + 60 * DAY, clock.now() + 61 * DAY))
     planner = RenewalPlanner(
         plans,

@@ -296,7 +296,7 @@ class MemoryDatabase:
     @property
     def plans(self) -> dict[str, RenewalPlan]:
         """All renewal plans, by the certificate's id."""
-        rows = self._all(f"SELECT {', '.join(PLAN.names)} FROM renewal_plans")  # noqa: S608 - names of columns
+        rows = self._all(f"SELECT {', '.join(PLAN.names)} FROM renewal_plans WHERE cause <> ''")  # noqa: S608 - names of columns
         return {plan.certificate_id: plan for plan in map(PLAN.value, rows)}
 
     @property
@@ -323,6 +323,7 @@ class MemoryDatabase:
     def put_certificate(self, record: CertificateRecord) -> None:
         """Store a certificate as it is."""
         self._put(schema.certificates, "certificate_id", CERTIFICATE.values(record))
+        run(self.stores.renewal_plans.adopt(self.clock.now()))
 
     def put_key(self, public_key_sha256: str, use: KeyUse) -> None:
         """Store what is known of a key."""

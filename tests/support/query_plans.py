@@ -58,7 +58,6 @@ ALLOWED: Final = (
         "ix_orders_unfinished", "end_time IS NULL", "partial: orders under way, for a start and for who is shut out"
     ),
     Allowed("ix_certificates_revoke_time", "revoke_time IS NOT NULL", "partial: the revoked ones", ("postgresql",)),
-    Allowed("renewal_plans", "renewal_plans", "the plans of the certificates in force, each hour"),
 )
 
 
@@ -180,9 +179,8 @@ def _postgresql_steps(server: psycopg.Connection[Any], statement: Statement) -> 
 def prepare_to_explain(server: psycopg.Connection[Any]) -> None:
     """Fill and analyse the tables of a PostgreSQL database, and have it plan as described above."""
     for table in schema.metadata.sorted_tables:
-        columns = [column for column in table.c if column.server_default is None or column.primary_key]
-        values = ", ".join(_value(column) for column in columns)
-        names = ", ".join(column.name for column in columns)
+        values = ", ".join(map(_value, table.c))
+        names = ", ".join(table.c.keys())
         server.execute(
             f"INSERT INTO {table.name} ({names}) SELECT {values} FROM generate_series(1, {_ROWS}) AS n "  # noqa: S608 - ours
             "ON CONFLICT DO NOTHING".encode()

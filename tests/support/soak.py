@@ -341,7 +341,9 @@ class Soak:
         await self.deployment.pebble.set_renewal_info(self.host.output(name, "cert").read_text(), body)
         async with open_store(load_settings(self.deployment.broker_config)) as stores:
             now = datetime.now(UTC)
-            (certificate,) = await stores.renewal_plans.select(Selection(profiles=(name,)), now)
+            (selected,) = await stores.renewal_plans.select(Selection(profiles=(name,)), now)
+            certificate = await stores.renewal_plans.find(selected.certificate_id, now)
+            assert certificate is not None
             assert certificate.plan is not None
             asked = replace(certificate.plan, next_check_time=now)
             assert await stores.renewal_plans.replace_plan(certificate.plan, asked)

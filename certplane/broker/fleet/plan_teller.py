@@ -24,7 +24,7 @@ from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.ports import FleetStore
 from certplane.broker.fleet.settings import RETRY
 from certplane.broker.model import CertificateRecord
-from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.renewal.model import InForce, RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
@@ -147,7 +147,7 @@ class PlanTeller:
 
     async def _tell(self, hosts: tuple[str, ...]) -> None:
         in_force = defaultdict(list)
-        for certificate in await self._plans.select(Selection(hosts=hosts), self._clock.now()):
+        for certificate in await self._plans.in_force_of(hosts, self._clock.now()):
             in_force[certificate.host].append(certificate)
         for record in await self._store.list_hosts(hosts=hosts):
             plans = await self._plans_for(record, in_force[record.host])

@@ -7,16 +7,17 @@ try now, and one that gets no certificate before a person has acted is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.model import HeldUp, HostRecord, RequestedRenewal
 from certplane.broker.fleet.ports import FleetStore, RenewalRequestLog
 from certplane.broker.model import Caller
-from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.renewal.model import RenewalPlan, Selected, Selection
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.clock import Clock
@@ -25,6 +26,10 @@ MOST_HELD_UP: Final = 20
 """That are named; the rest is counted."""
 _READ: Final = 128
 """Hosts that are read about together."""
+_AT_ONCE: Final = 256
+"""Certificates that are looked at before the loop has its turn: about a millisecond."""
+
+T = TypeVar("T")
 
 
 class _Fleet(FleetStore, RenewalRequestLog, Protocol):
@@ -43,48 +48,50 @@ class RenewalRequest:
     dry_run: bool = False
 
 
+def waits_for_renewal(one: Selected, now: datetime, request_id: str) -> bool:
+    """Whether it has a place in the spread: what is due already, or was planned by this very request, has none."""
+    return one.renew_time > now and one.renewal_request_id != request_id
+
+
 def spread_renewals(
-    picked: Sequence[InForce],
+    picked: Iterable[Selected],
+    waiting: int,
     spread: timedelta,
     now: datetime,
     *,
     reason: str,
     request_id: str,
-    stuck: Collection[str] = (),
-) -> list[RenewalPlan]:
-    """The new plans, the times evenly spread from `now` on; none for what is due as early anyway.
+    stuck: Container[str] = (),
+) -> Iterator[RenewalPlan | None]:
+    """For each of `picked` the new plan, the times evenly spread from `now` on; None for what is due as early anyway.
 
-    What is due already takes no place in the spread, and neither does what this very request has planned before.
-    `stuck` are certificates that are due and whose hosts wait all the same: those are asked for now.
+    `waiting` of them take a place in the spread (`waits_for_renewal`). `stuck` are certificates that are due and whose
+    hosts wait all the same: those are asked for now.
     """
-    waiting = [
-        one
-        for one in picked
-        if one.renew_time > now and (one.plan is None or one.plan.renewal_request_id != request_id)
-    ]
-    times = [(one, now + spread * index / len(waiting)) for index, one in enumerate(waiting)]
-    earlier = [(one, time) for one, time in times if time < one.renew_time]
-    again = [
-        (one, now)
-        for one in picked
-        if one.certificate_id in stuck and (one.plan is None or one.plan.renewal_request_id != request_id)
-    ]
-    return [
-        RenewalPlan(
-            certificate_id=one.certificate_id,
-            host=one.host,
-            renew_time=renew_time,
-            cause=RenewalCause.OPERATOR,
-            reason=reason,
-            renewal_request_id=request_id,
-        )
-        for one, renew_time in (*earlier, *again)
-    ]
+    index = 0
+    for one in picked:
+        renew_time = now
+        if waits_for_renewal(one, now, request_id):
+            renew_time += spread * index / waiting
+            index += 1
+            asked = renew_time < one.renew_time
+        else:
+            asked = one.certificate_id in stuck and one.renewal_request_id != request_id
+        if not asked:
+            yield None
+        else:
+            yield RenewalPlan(
+                certificate_id=one.certificate_id,
+                host=one.host,
+                renew_time=renew_time,
+                cause=RenewalCause.OPERATOR,
+                reason=reason,
+                renewal_request_id=request_id,
+            )
 
 
-def stuck_renewals(picked: Iterable[InForce], hosts: Iterable[HostRecord], now: datetime) -> list[HeldUp]:
-    """Of these certificates, those that are due and whose hosts wait after a failure, as far as they have reported."""
-    due = {one.certificate_id for one in picked if one.renew_time <= now}
+def stuck_renewals(due: Container[str], hosts: Iterable[HostRecord], now: datetime) -> list[HeldUp]:
+    """Of the certificates that are due those whose hosts wait after a failure, as far as they have reported."""
     return [
         HeldUp(record.host, held.certificate_id, status.last_error, status.name, status.next_attempt_time)
         for record in hosts
@@ -93,6 +100,28 @@ def stuck_renewals(picked: Iterable[InForce], hosts: Iterable[HostRecord], now: 
         for held in (status.installed or status.issued,)
         if held is not None and held.certificate_id in due
     ]
+
+
+async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
+    """`items`, with a turn for everybody else now and then: a whole fleet's would hold the event loop for a second."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+
+
+class _HeldUp:
+    """The first certificates that are held up, and the number of all."""
+
+    def __init__(self) -> None:
+        self.named: list[HeldUp] = []
+        self.count = 0
+
+    def add(self, one: HeldUp) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.named) < MOST_HELD_UP:
+            self.named.append(one)
 
 
 class RenewalRequests:
@@ -130,23 +159,34 @@ class RenewalRequests:
                 return found, frozenset()
         picked = await self._plans.select(order.selection, now)
         stuck = await self._stuck(picked, now)
-        plans = spread_renewals(
+        held_up = _HeldUp()
+        waiting = 0
+        reasons: dict[str, str] = {}
+        async for one in _in_turns(picked):
+            waiting += waits_for_renewal(one, now, order.request_id)
+            if one.host not in reasons:
+                reasons[one.host] = self._why_none(one.host)
+            if reasons[one.host]:
+                held_up.add(HeldUp(one.host, one.certificate_id, reasons[one.host]))
+        for held in stuck:
+            held_up.add(held)
+        renewals = spread_renewals(
             picked,
+            waiting,
             order.spread,
             now,
             reason=order.reason,
             request_id=order.request_id,
             stuck={one.certificate_id for one in stuck},
         )
-        times = [plan.renew_time for plan in plans]
-        held_up = [*self._shut_out(picked), *stuck]
+        plans = [plan async for plan in _in_turns(renewals) if plan is not None]
         requested = RequestedRenewal(
             order.request_id,
             len(picked),
             len(plans),
-            max(times, default=None),
-            tuple(held_up[:MOST_HELD_UP]),
-            len(held_up),
+            max((plan.renew_time for plan in plans), default=None),
+            tuple(held_up.named),
+            held_up.count,
         )
         if not order.dry_run:
             await self._plans.set_plans(plans, [self._event(caller, order, requested)])
@@ -154,17 +194,14 @@ class RenewalRequests:
                 await self._fleet.record_request(caller.name, requested, now)
         return requested, frozenset(plan.host for plan in plans)
 
-    async def _stuck(self, picked: Sequence[InForce], now: datetime) -> list[HeldUp]:
-        hosts = sorted({one.host for one in picked if one.renew_time <= now})
+    async def _stuck(self, picked: Sequence[Selected], now: datetime) -> list[HeldUp]:
+        due = {one.certificate_id: one.host async for one in _in_turns(picked) if one.renew_time <= now}
+        hosts = sorted(set(due.values()))
         found: list[HeldUp] = []
         for start in range(0, len(hosts), _READ):
             records = await self._fleet.list_hosts(hosts=hosts[start : start + _READ])
-            found += stuck_renewals(picked, records, now)
+            found += stuck_renewals(due, records, now)
         return found
-
-    def _shut_out(self, picked: Sequence[InForce]) -> list[HeldUp]:
-        reasons = {host: self._why_none(host) for host in {one.host for one in picked}}
-        return [HeldUp(one.host, one.certificate_id, reason) for one in picked if (reason := reasons[one.host])]
 
     def _event(self, caller: Caller, order: RenewalRequest, requested: RequestedRenewal) -> AuditEvent:
         spread = f", spread over {order.spread}" if order.spread else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -84,7 +85,6 @@ class InForce:
     profile: str
     issuer: str
     dns_names: tuple[str, ...]
-    certificate_pem: str
     not_before: datetime
     not_after: datetime
     lifetime_renew_time: datetime
@@ -94,6 +94,27 @@ class InForce:
     def renew_time(self) -> datetime:
         """When it should be renewed, as far as is known now."""
         return self.lifetime_renew_time if self.plan is None else self.plan.renew_time
+
+
+@dataclass(frozen=True, slots=True)
+class DueCheck:
+    """A certificate in force that its CA should be asked about, and what it is asked with (PEM, the leaf alone)."""
+
+    certificate: InForce
+    certificate_pem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """Of a certificate in force, as much as is needed where a whole fleet may be selected.
+
+    `renewal_request_id` is of the operator's request that planned it last, empty without one.
+    """
+
+    certificate_id: str
+    host: str
+    renew_time: datetime
+    renewal_request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +128,21 @@ class Selection:
     certificate_ids: tuple[str, ...] = ()
     dns_names: tuple[str, ...] = ()
 
-    def matches(self, certificate: InForce) -> bool:
-        """Whether it is selected; of several `dns_names` one that the certificate has is enough."""
-        wanted: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-            (self.hosts, (certificate.host,)),
-            (self.profiles, (certificate.profile,)),
-            (self.issuers, (certificate.issuer,)),
-            (self.certificate_ids, (certificate.certificate_id,)),
-            (self.dns_names, certificate.dns_names),
+    def matcher(self) -> Callable[[str, str, str, str, Sequence[str]], bool]:
+        """Says whether a certificate's id, host, profile, issuer and names are what is selected."""
+        ids, hosts, profiles, issuers, names = map(
+            frozenset, (self.certificate_ids, self.hosts, self.profiles, self.issuers, self.dns_names)
         )
-        asked = [(some, has) for some, has in wanted if some]
-        return (self.all or bool(asked)) and all(any(one in some for one in has) for some, has in asked)
+        some = self.all or bool(ids or hosts or profiles or issuers or names)
+
+        def matches(certificate_id: str, host: str, profile: str, issuer: str, dns_names: Sequence[str]) -> bool:
+            return (
+                some
+                and (not ids or certificate_id in ids)
+                and (not hosts or host in hosts)
+                and (not profiles or profile in profiles)
+                and (not issuers or issuer in issuers)
+                and (not names or not names.isdisjoint(dns_names))
+            )
+
+        return matches

@@ -24,6 +24,7 @@ from certplane.broker.events import AuditEvent, AuditEventType, AuditSeverity, A
 from certplane.broker.model import CertificateRecord
 from certplane.broker.ports import Meter, NullMeter, PolicySource
 from certplane.broker.renewal.model import (
+    DueCheck,
     InForce,
     RenewalInfo,
     RenewalInfoError,
@@ -111,23 +112,28 @@ class RenewalPlanner:
 
     async def _tidy(self) -> None:
         while True:
+            try:
+                await self._plans.tidy(self._clock.now())
+            except RefusalError as error:
+                logger.warning("the plans of certificates that are gone could not be dropped: %s", error)
             await self._clock.sleep(_TIDY)
             self._left_out.clear()
             try:
-                await self._plans.refresh(self._clock.now())
+                await self._plans.refresh()
             except RefusalError as error:
-                logger.warning("the plans of certificates that are gone could not be dropped: %s", error)
+                logger.warning("the renewal plans could not be read again: %s", error)
 
     async def _watch(self, issuer: str, source: RenewalInfoSource) -> None:
         """Keep up to `_AT_ONCE` questions to one CA under way: the one that takes long holds up no other."""
         wake = self._wake[issuer]
-        waiting: deque[InForce] = deque()
+        waiting: deque[DueCheck] = deque()
         running: set[str] = set()
         more = False
 
-        async def check(certificate: InForce) -> None:
+        async def check(due: DueCheck) -> None:
+            certificate = due.certificate
             try:
-                await self._check(certificate, source)
+                await self._check(due, source)
             except Exception:
                 # A bug that one certificate brings out must not end the planning of all others.
                 logger.exception("could not plan a renewal", extra=_fields(certificate))
@@ -144,17 +150,17 @@ class RenewalPlanner:
                     waiting.clear()
                 elif not waiting and len(running) < _AT_ONCE:
                     due = await self._due(issuer)
-                    waiting.extend(one for one in due if one.certificate_id not in running | self._left_out)
+                    waiting.extend(one for one in due if one.certificate.certificate_id not in running | self._left_out)
                     more = len(due) == _BATCH
                 else:
                     more = True  # there may be: it was not looked
                 while waiting and len(running) < _AT_ONCE:
-                    certificate = waiting.popleft()
-                    running.add(certificate.certificate_id)
-                    group.create_task(check(certificate))
+                    one = waiting.popleft()
+                    running.add(one.certificate.certificate_id)
+                    group.create_task(check(one))
                 await self._idle(wake)
 
-    async def _due(self, issuer: str) -> Sequence[InForce]:
+    async def _due(self, issuer: str) -> Sequence[DueCheck]:
         try:
             return await self._plans.to_check(issuer, self._clock.now(), _BATCH)
         except RefusalError as error:
@@ -171,10 +177,11 @@ class RenewalPlanner:
             sleeping.cancel()
             woken.cancel()
 
-    async def _check(self, certificate: InForce, source: RenewalInfoSource) -> None:
+    async def _check(self, due: DueCheck, source: RenewalInfoSource) -> None:
+        certificate = due.certificate
         answer: RenewalInfo | RenewalInfoError
         try:
-            answer = await source.renewal_info(certificate.certificate_pem, _TIMEOUT)
+            answer = await source.renewal_info(due.certificate_pem, _TIMEOUT)
         except RenewalInfoError as error:
             answer = error
         self._meter.count(metrics.RENEWAL_CHECKS, issuer=certificate.issuer, result=_result(answer))
@@ -201,8 +208,7 @@ class RenewalPlanner:
                     self._meter.count(metrics.RENEWAL_PLANS_MOVED, issuer=current.issuer)
                     logger.info("the CA has moved a renewal window", extra=_fields(current, plan))
                 return
-            standing = await self._plans.in_force(certificate.host, self._clock.now())
-            current = next((one for one in standing if one.certificate_id == certificate.certificate_id), None)
+            current = await self._plans.find(certificate.certificate_id, self._clock.now())
 
     def _renew_before(self, certificate: InForce) -> timedelta | None:
         try:

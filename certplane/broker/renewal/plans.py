@@ -7,21 +7,33 @@ it is durable. Another broker's plans are seen at the next `refresh`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import CertificateRecord, OrderCause
 from certplane.broker.ports import RenewalTimes
-from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.renewal.model import DueCheck, InForce, RenewalPlan, Selected, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 from certplane.fleet_report.model import RenewalCause
 
+_logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 _SKEW: Final = timedelta(minutes=5)
 """A host's clock may be ahead of ours: what it thinks due by so much is."""
+
+
+_PAGE: Final = 512
+"""Plans that are read at a time: about a millisecond of the loop."""
+_AT_ONCE: Final = 64
+"""Plans that are told before the loop has its turn: each may make a stream write, which takes 0.1 ms."""
 
 
 class _Store(RenewalPlanStore, RenewalChecks, Protocol):
@@ -37,6 +49,9 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks):
         self._times: dict[str, datetime] = {}
         self._learnt: dict[str, datetime] = {}
         """Since the last refresh began: what it reads may be older."""
+        self._learning = asyncio.Lock()
+        self._working: set[asyncio.Task[Any]] = set()
+        self._tidied: datetime | None = None
         self._on_change: list[Callable[[Sequence[RenewalPlan]], None]] = []
         self._on_issue: list[Callable[[CertificateRecord], None]] = []
         self._on_revoke: list[Callable[[CertificateRecord], None]] = []
@@ -59,8 +74,8 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks):
 
     @override
     async def wanted(self, certificate: CertificateRecord, now: datetime) -> tuple[OrderCause, datetime] | None:
-        chosen = await self._store.select(Selection(certificate_ids=(certificate.certificate_id,)), now)
-        plan = chosen[0].plan if chosen else None
+        found = await self._store.find(certificate.certificate_id, now)
+        plan = None if found is None else found.plan
         if plan is not None and plan.window_start is not None and plan.window_start <= now:
             return OrderCause.ISSUER, plan.window_start
         asked = plan is not None and plan.cause is RenewalCause.OPERATOR
@@ -81,49 +96,110 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks):
         for on_revoke in self._on_revoke:
             on_revoke(certificate)
 
-    async def refresh(self, now: datetime) -> None:
-        """Take what the store has, and forget, there too, the plans of certificates that are no longer in force.
+    async def refresh(self) -> None:
+        """Take what the store has, a page at a time.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE; what was known stays.
         """
         self._learnt = {}
-        plans = await self._store.standing(now)
-        self._times = {plan.certificate_id: plan.renew_time for plan in plans} | self._learnt
+        times: dict[str, datetime] = {}
+        after = ""
+        while page := await self._store.renew_times(after, _PAGE):
+            times.update((certificate_id, time) for certificate_id, time in page if time is not None)
+            after = page[-1][0]
+        self._times = times | self._learnt
+
+    async def tidy(self, now: datetime) -> None:
+        """Have the store forget what has expired; at first, and after a clock was set back, it finds what it lost.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        tidied, self._tidied = self._tidied, None
+        await self._store.forget_expired(now)
+        if tidied is None or now < tidied:
+            adopted = await self._store.adopt(now)
+            if adopted:
+                _logger.warning("%d certificates in force were not among the renewal plans; now they are", adopted)
+        self._tidied = now
 
     @override
     async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
+        await self._to_its_end(self._set_plans(plans, events))
+
+    async def _set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent]) -> None:
         await self._store.set_plans(plans, events)
-        self._learn(plans)
+        await self._learn(plans)
 
     @override
     async def in_force(self, host: str, now: datetime) -> Sequence[InForce]:
         return await self._store.in_force(host, now)
 
     @override
-    async def select(self, selection: Selection, now: datetime) -> Sequence[InForce]:
+    async def in_force_of(self, hosts: Sequence[str], now: datetime) -> Sequence[InForce]:
+        return await self._store.in_force_of(hosts, now)
+
+    @override
+    async def find(self, certificate_id: str, now: datetime) -> InForce | None:
+        return await self._store.find(certificate_id, now)
+
+    @override
+    async def select(self, selection: Selection, now: datetime) -> Sequence[Selected]:
         return await self._store.select(selection, now)
 
     @override
-    async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[InForce]:
+    async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[DueCheck]:
         return await self._store.to_check(issuer, now, limit)
 
     @override
     async def replace_plan(
         self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
     ) -> bool:
+        return await self._to_its_end(self._replace_plan(before, after, events))
+
+    async def _replace_plan(self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent]) -> bool:
         replaced = await self._store.replace_plan(before, after, events)
         if replaced and (before is None or before.told != after.told):
-            self._learn([after])
+            await self._learn([after])
         return replaced
 
     @override
-    async def standing(self, now: datetime) -> Sequence[RenewalPlan]:
-        return await self._store.standing(now)
+    async def renew_times(self, after: str, limit: int) -> Sequence[tuple[str, datetime | None]]:
+        return await self._store.renew_times(after, limit)
 
-    def _learn(self, plans: Sequence[RenewalPlan]) -> None:
-        times = {plan.certificate_id: plan.renew_time for plan in plans}
-        self._times |= times
-        self._learnt |= times
-        for on_change in self._on_change:
-            on_change(plans)
+    @override
+    async def forget_expired(self, now: datetime) -> None:
+        await self._store.forget_expired(now)
+
+    @override
+    async def adopt(self, now: datetime) -> int:
+        return await self._store.adopt(now)
+
+    async def _learn(self, plans: Sequence[RenewalPlan]) -> None:
+        """Take plans in and tell of them, some at a time: a whole fleet's would hold the event loop for seconds.
+
+        One after the other, so that of two plans for one certificate the one that was durable last is told last.
+        """
+        async with self._learning:
+            for start in range(0, len(plans), _AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)
+                some = plans[start : start + _AT_ONCE]
+                times = {plan.certificate_id: plan.renew_time for plan in some}
+                self._times |= times
+                self._learnt |= times
+                for on_change in self._on_change:
+                    on_change(some)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Who goes away while it is written doesn't keep what is durable from being known and told."""
+        task = asyncio.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._note_end)
+        return await asyncio.shield(task)
+
+    def _note_end(self, task: asyncio.Task[Any]) -> None:
+        self._working.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller's to see, if there still is one

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import CertificateRecord
-from certplane.broker.renewal.model import InForce, RenewalInfo, RenewalPlan, Selection
+from certplane.broker.renewal.model import DueCheck, InForce, RenewalInfo, RenewalPlan, Selected, Selection
 
 
 class RenewalPlanStore(Protocol):
@@ -29,15 +29,26 @@ class RenewalPlanStore(Protocol):
         """The certificates in force of one identity, with their plans."""
         ...
 
-    async def select(self, selection: Selection, now: datetime) -> Sequence[InForce]:
-        """The certificates in force that match, by host."""
+    async def in_force_of(self, hosts: Sequence[str], now: datetime) -> Sequence[InForce]:
+        """Those of several identities, by host."""
+        ...
+
+    async def find(self, certificate_id: str, now: datetime) -> InForce | None:
+        """The certificate, with its plan; None if it isn't in force."""
+        ...
+
+    async def select(self, selection: Selection, now: datetime) -> Sequence[Selected]:
+        """The certificates in force that match, by host; of several `dns_names` one that a certificate has is enough.
+
+        However many there are, the event loop is held for a millisecond or two at a time.
+        """
         ...
 
 
 class RenewalChecks(Protocol):
     """The same plans, for the one who asks the CAs about them."""
 
-    async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[InForce]:
+    async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[DueCheck]:
         """Those of an issuer that it should be asked about now, oldest first.
 
         That is: in force, and never asked about, or with a `next_check_time` that is past. The former come first.
@@ -49,15 +60,30 @@ class RenewalChecks(Protocol):
     ) -> bool:
         """Put `after` in the place of `before` (None: there was none), durable, in one transaction with the events.
 
-        False, and nothing is written, if the certificate's plan isn't `before` any more: somebody else has planned.
+        False, and nothing is written, if the certificate's plan isn't `before` any more: somebody else has planned, or
+        it is in force no longer.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
         """
         ...
 
-    async def standing(self, now: datetime) -> Sequence[RenewalPlan]:
-        """All plans of certificates in force; those of others are dropped for good.
+    async def renew_times(self, after: str, limit: int) -> Sequence[tuple[str, datetime | None]]:
+        """The next certificates after one, by their ids, with the time of the plan; None where nothing is planned."""
+        ...
+
+    async def forget_expired(self, now: datetime) -> None:
+        """Drop the plans of certificates that have expired; those revoked or replaced have none.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def adopt(self, now: datetime) -> int:
+        """See that every certificate in force can be found here, and say how many could not.
+
+        One that is issued can be; one that was forgotten as expired, by a clock that ran ahead, can not.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.

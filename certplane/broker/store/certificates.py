@@ -23,6 +23,7 @@ from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import CERTIFICATE
 from certplane.broker.store.change_feed import ChangeLog
+from certplane.broker.store.plan_rows import PlanRows
 from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import certificates, keys
 from certplane.broker.store.session import Database, Session
@@ -46,6 +47,7 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
         self._writer = writer
         self._audit = audit
         self._changes = changes
+        self._plans = PlanRows(database.compiler)
         compiler = database.compiler
         row = select(*(certificates.c[name] for name in CERTIFICATE.names))
         newest = (certificates.c.create_time.desc(), certificates.c.certificate_id.desc())
@@ -228,6 +230,7 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
             record = CERTIFICATE.value(row)
             blocked = micros if reason is RevocationReason.KEY_COMPROMISE else None
             session.execute(self._end_key, (record.public_key_sha256, record.identity, micros, blocked, micros))
+            self._plans.end(session, certificate_id)
             self._changes.add(session, ChangeKind.CERTIFICATE_REVOKED, certificate_id)
             return Done(record)
 

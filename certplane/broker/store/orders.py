@@ -25,6 +25,7 @@ from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import CERTIFICATE, ORDER
 from certplane.broker.store.limits import LimitCheck
 from certplane.broker.store.order_rows import SELECT_ORDER, OrderRows, order_not_found
+from certplane.broker.store.plan_rows import PlanRows
 from certplane.broker.store.rows import names_sha256, to_micros
 from certplane.broker.store.schema import certificates, keys, orders
 from certplane.broker.store.session import Database, Session
@@ -54,6 +55,7 @@ class SqlOrderStore(OrderStore):
         compiler = database.compiler
         self._limits = LimitCheck(compiler)
         self._rows = OrderRows(compiler)
+        self._plans = PlanRows(compiler)
         row = SELECT_ORDER
         same_work = (
             orders.c.identity == bindparam("identity"),
@@ -177,6 +179,7 @@ class SqlOrderStore(OrderStore):
                 finalize_time=order.finalize_time or now,
             )
             self._rows.put(session, finished)
+            self._plans.begin(session, certificate, order.replaces_certificate_id)
             return Done(finished)
 
         return await self._writer.write(change, self._audit.encode(events))

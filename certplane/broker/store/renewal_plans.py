@@ -1,24 +1,39 @@
 """Renewal plans in the database, and which certificates are in force.
 
 *In force* is asked of the committed rows each time: a certificate that expired, was revoked, or was replaced by an
-issued order leaves every answer by itself. Its plan stays until `standing` drops it.
+issued order leaves every answer by itself. Each one that is in force has a row among the plans (`plan_rows`), by which
+it is found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, case, delete, exists, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    null,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
-from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.renewal.model import DueCheck, InForce, RenewalPlan, Selected, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import PLAN, decode_names
+from certplane.broker.store.plan_rows import BEGUN, PlanRows
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import certificates, orders, renewal_plans
 from certplane.broker.store.session import Database, Session
@@ -31,13 +46,14 @@ _CERTIFICATE_COLUMNS: Final = (
     "profile",
     "issuer",
     "dns_names",
-    "certificate_pem",
     "not_before",
     "not_after",
     "renew_time",
 )
-_OF_THE_CA: Final = ("window_start", "window_end", "next_check_time", "check_failures")
-"""What a plan that isn't the CA's leaves as it was."""
+_PAGE: Final = 512
+"""Rows of one read where all are wanted: a few milliseconds of the read thread, one or two of the loop."""
+_AT_ONCE: Final = 512
+"""Rows of one transaction of a chore."""
 
 
 class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
@@ -48,50 +64,81 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
         self._writer = writer
         self._audit = audit
         compiler = database.compiler
-        planned = certificates.outerjoin(renewal_plans, renewal_plans.c.certificate_id == certificates.c.certificate_id)
-        row = select(
-            *(certificates.c[name] for name in _CERTIFICATE_COLUMNS), *(renewal_plans.c[name] for name in PLAN.names)
+        self._rows = PlanRows(compiler)
+        plans = renewal_plans.c
+        planned = renewal_plans.join(certificates, certificates.c.certificate_id == plans.certificate_id)
+        plan = tuple(plans[name] for name in PLAN.names)
+        row = (*(certificates.c[name] for name in _CERTIFICATE_COLUMNS), *plan)
+        standing = select(*row).select_from(planned).where(_in_force(renewal_plans))
+        self._of_host = compiler(standing.where(plans.host == bindparam("host")).order_by(plans.certificate_id))
+        self._of_hosts = compiler(standing.where(plans.host.in_(HOSTS)))
+        self._of_certificate = compiler(standing.where(plans.certificate_id == bindparam("certificate_id")))
+        selected = (
+            select(
+                plans.certificate_id,
+                plans.host,
+                certificates.c.profile,
+                certificates.c.issuer,
+                certificates.c.dns_names,
+                plans.renew_time,
+                plans.renewal_request_id,
+            )
+            .select_from(planned)
+            .where(_in_force(renewal_plans))
         )
-        standing = row.select_from(planned).where(_in_force())
-        by_host = (certificates.c.identity, certificates.c.certificate_id)
-        of_issuer = certificates.c.issuer == bindparam("issuer")
-        self._of_host = compiler(
-            standing.where(certificates.c.identity == bindparam("host")).order_by(certificates.c.certificate_id)
+        by_host = (plans.host, plans.certificate_id)
+        self._selected_of_hosts = compiler(selected.where(plans.host.in_(HOSTS)))
+        self._selected = compiler(selected.where(plans.certificate_id.in_(HOSTS)))
+        self._selected_after = compiler(
+            selected.where(
+                plans.host >= bindparam("host"),  # what an index finds; SQLite's reads a pair by its first
+                tuple_(*by_host) > tuple_(bindparam("host"), bindparam("certificate_id")),
+            )
+            .order_by(*by_host)
+            .suffix_with(limited_to())
         )
-        self._of_hosts = compiler(standing.where(certificates.c.identity.in_(HOSTS)))
-        self._of_certificate = compiler(standing.where(certificates.c.certificate_id == bindparam("certificate_id")))
-        self._every = compiler(standing.order_by(*by_host))
-        self._unplanned = compiler(
-            standing.where(of_issuer, renewal_plans.c.next_check_time.is_(None))
-            .order_by(certificates.c.create_time)
+        to_check = select(certificates.c.certificate_pem, *row).select_from(planned).where(_in_force(renewal_plans))
+        of_issuer = to_check.where(plans.issuer == bindparam("issuer"))
+        self._unchecked = compiler(
+            of_issuer.where(plans.next_check_time.is_(null()))
+            .order_by(plans.certificate_id)  # which sort by age
             .suffix_with(limited_to())
         )
         self._due = compiler(
-            _due(row).where(of_issuer).order_by(renewal_plans.c.next_check_time).suffix_with(limited_to())
+            of_issuer.where(plans.next_check_time <= bindparam("now"))
+            .order_by(plans.next_check_time, plans.certificate_id)
+            .suffix_with(limited_to())
         )
-        plan = select(*(renewal_plans.c[name] for name in PLAN.names))
-        self._plan = compiler(plan.where(renewal_plans.c.certificate_id == bindparam("certificate_id")))
-        self._all = compiler(plan)
-        insert = compiler.insert(renewal_plans)
-        theirs = {name: insert.excluded[name] for name in PLAN.names if name != "certificate_id"}
-        unsaid = insert.excluded.next_check_time.is_(None)
-        kept = {name: case((unsaid, renewal_plans.c[name]), else_=theirs[name]) for name in _OF_THE_CA}
-        which = ["certificate_id"]
-        self._set = compiler(insert.on_conflict_do_update(index_elements=which, set_=theirs | kept), PLAN.names)
-        self._replace = compiler(insert.on_conflict_do_update(index_elements=which, set_=theirs), PLAN.names)
-        self._forget = compiler(
-            delete(renewal_plans).where(
-                ~exists().where(certificates.c.certificate_id == renewal_plans.c.certificate_id, _in_force())
-            )
+        self._plan = compiler(select(*plan).where(plans.certificate_id == bindparam("certificate_id")))
+        self._replace = compiler(
+            update(renewal_plans).where(plans.certificate_id == bindparam("which")),
+            [name for name in PLAN.names if name != "certificate_id"],
+        )
+        self._times = compiler(
+            select(plans.certificate_id, plans.renew_time, plans.cause)
+            .where(plans.certificate_id > bindparam("after"))
+            .order_by(plans.certificate_id)
+            .suffix_with(limited_to())
+        )
+        expired = (
+            select(plans.certificate_id)
+            .where(plans.not_after <= bindparam("now"))
+            .order_by(plans.not_after)
+            .suffix_with(limited_to(_AT_ONCE))
+        )
+        self._forget = compiler(delete(renewal_plans).where(plans.certificate_id.in_(expired)))
+        own = exists().where(plans.certificate_id == certificates.c.certificate_id)
+        self._lost = compiler(
+            select(*(certificates.c[name] for name in BEGUN))
+            .where(_in_force(certificates), ~own)
+            .suffix_with(limited_to(_AT_ONCE))
         )
 
     @override
     async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
-        rows = [self._set.arguments(PLAN.values(plan)) for plan in plans]
 
         def change(session: Session) -> Done[None]:
-            for arguments in rows:
-                session.execute(self._set, arguments)
+            self._rows.set(session, plans)
             return Done(None)
 
         await self._writer.write(change, self._audit.encode(events))
@@ -103,41 +150,66 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
         return [_in_force_from_row(row) for row in rows]
 
     @override
-    async def select(self, selection: Selection, now: datetime) -> Sequence[InForce]:
-        """The narrowest index is used: certificates, then hosts, then all."""
-        micros = to_micros(now)
-        rows: list[Row] = []
+    async def in_force_of(self, hosts: Sequence[str], now: datetime) -> Sequence[InForce]:
+        found: list[InForce] = []
         with reading():
-            if selection.certificate_ids:
-                for certificate_id in sorted(set(selection.certificate_ids)):
-                    values = {"certificate_id": certificate_id, "now": micros}
-                    rows += await self._database.all(self._of_certificate, values)
-            elif selection.hosts:
-                for hosts in hosts_parameters(sorted(set(selection.hosts))):
-                    rows += await self._database.all(self._of_hosts, {**hosts, "now": micros})
-            elif selection != Selection():
-                rows = await self._database.all(self._every, {"now": micros})
-        return sorted((one for one in map(_in_force_from_row, rows) if selection.matches(one)), key=_place)
+            for some in hosts_parameters(sorted(set(hosts))):
+                rows = await self._database.all(self._of_hosts, {**some, "now": to_micros(now)})
+                found += map(_in_force_from_row, rows)
+        return sorted(found, key=_place)
 
     @override
-    async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[InForce]:
+    async def find(self, certificate_id: str, now: datetime) -> InForce | None:
+        values = {"certificate_id": certificate_id, "now": to_micros(now)}
+        with reading():
+            rows = await self._database.all(self._of_certificate, values)
+        return _in_force_from_row(rows[0]) if rows else None
+
+    @override
+    async def select(self, selection: Selection, now: datetime) -> Sequence[Selected]:
+        """The narrowest index is used: certificates, then hosts, then all, a page at a time."""
+        if selection == Selection():
+            return []
+        now_values = {"now": to_micros(now)}
+        matches = selection.matcher()
+        found: list[Selected] = []
+        with reading():
+            if selection.certificate_ids or selection.hosts:
+                ids = selection.certificate_ids
+                statement = self._selected if ids else self._selected_of_hosts
+                for some in hosts_parameters(sorted(set(ids or selection.hosts))):
+                    rows = await self._database.all(statement, {**some, **now_values})
+                    found += sorted(_matching(rows, matches), key=_place)
+                return sorted(found, key=_place)  # of hosts it is sorted already
+            host = certificate_id = ""
+            while True:
+                place = {"host": host, "certificate_id": certificate_id, **now_values}
+                rows = await self._database.all(self._selected_after.at_most(_PAGE), place)
+                found += _matching(rows, matches)
+                if len(rows) < _PAGE:
+                    return found
+                certificate_id, host = rows[-1][:2]
+
+    @override
+    async def to_check(self, issuer: str, now: datetime, limit: int) -> Sequence[DueCheck]:
         most = max(0, limit)
         values: dict[str, object] = {"issuer": issuer, "now": to_micros(now)}
         with reading():
-            rows = await self._database.all(self._unplanned.at_most(most), values)
+            rows = await self._database.all(self._unchecked.at_most(most), values)
             rows += await self._database.all(self._due.at_most(most - len(rows)), values)
-        return [_in_force_from_row(row) for row in rows[:most]]
+        return [DueCheck(_in_force_from_row(row), pem) for pem, *row in rows[:most]]
 
     @override
     async def replace_plan(
         self, before: RenewalPlan | None, after: RenewalPlan, events: Sequence[AuditEvent] = ()
     ) -> bool:
-        arguments = self._replace.arguments(PLAN.values(after))
+        values = PLAN.values(after)
+        arguments = self._replace.arguments({**values, "which": values["certificate_id"]})
 
         def change(session: Session) -> Done[bool]:
             row = session.one(self._plan, {"certificate_id": after.certificate_id})
-            stored = None if row is None else PLAN.value(row)
-            if stored not in (before, after):  # `after`: an earlier try was committed, and the answer was lost
+            # `after`: an earlier try was committed, and the answer was lost.
+            if row is None or _plan_from_row(row) not in (before, after):
                 return Done(False, audited=False)
             session.execute(self._replace, arguments)
             return Done(True)
@@ -145,48 +217,76 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
         return await self._writer.write(change, self._audit.encode(events))
 
     @override
-    async def standing(self, now: datetime) -> Sequence[RenewalPlan]:
+    async def renew_times(self, after: str, limit: int) -> Sequence[tuple[str, datetime | None]]:
+        most = max(0, limit)
+        with reading():
+            rows = await self._database.all(self._times.at_most(most), {"after": after})
+        return [(certificate_id, from_micros(time) if cause else None) for certificate_id, time, cause in rows[:most]]
+
+    @override
+    async def forget_expired(self, now: datetime) -> None:
         arguments = self._forget.arguments({"now": to_micros(now)})
 
-        def change(session: Session) -> Done[None]:
-            session.execute(self._forget, arguments)
-            return Done(None)
+        def change(session: Session) -> Done[int]:
+            return Done(session.execute(self._forget, arguments))
 
-        await self._writer.write(change, ())
-        with reading():
-            rows = await self._database.all(self._all, {})
-        return [PLAN.value(row) for row in rows]
+        while await self._writer.write(change, ()) == _AT_ONCE:
+            pass
+
+    @override
+    async def adopt(self, now: datetime) -> int:
+        adopted = 0
+        while True:
+            with reading():
+                lost = await self._database.all(self._lost, {"now": to_micros(now)})
+            if not lost:
+                return adopted
+            await self._writer.write(functools.partial(self._adopt, lost), ())
+            adopted += len(lost)
+
+    def _adopt(self, lost: Sequence[Row], session: Session) -> Done[None]:
+        for row in lost:
+            self._rows.adopt(session, row)
+        return Done(None)
 
 
-def _in_force() -> ColumnElement[bool]:
-    """Of a row of `certificates`; conditions of partial indexes stand word for word."""
+def _in_force(dated: Table) -> ColumnElement[bool]:
+    """Of a row of `certificates`; conditions of partial indexes stand word for word.
+
+    `dated` is the table whose `not_after` is looked at: the one that the query begins with, or PostgreSQL might begin
+    with the index of the other.
+    """
     replacement = exists().where(
         orders.c.replaces_certificate_id == certificates.c.certificate_id, text("state = 'ISSUED'")
     )
-    return and_(text("revoke_time IS NULL"), certificates.c.not_after > bindparam("now"), ~replacement)
+    return and_(text("revoke_time IS NULL"), dated.c.not_after > bindparam("now"), ~replacement)
 
 
-def _due(row: Select[*tuple[object, ...]]) -> Select[*tuple[object, ...]]:
-    joined = renewal_plans.join(certificates, certificates.c.certificate_id == renewal_plans.c.certificate_id)
-    return row.select_from(joined).where(renewal_plans.c.next_check_time <= bindparam("now"), _in_force())
+def _place(one: InForce | Selected) -> tuple[str, str]:
+    return (one.host, one.certificate_id)
 
 
-def _in_force_from_row(row: Row) -> InForce:
-    certificate_id, host, profile, issuer, dns_names, pem, not_before, not_after, renew_time = row[:9]
-    plan = None if row[9] is None else PLAN.value(row[9:])
+def _matching(rows: Sequence[Row], matches: Callable[[str, str, str, str, Sequence[str]], bool]) -> Iterator[Selected]:
+    for certificate_id, host, profile, issuer, dns_names, renew_time, request_id in rows:
+        if matches(certificate_id, host, profile, issuer, decode_names(dns_names)):
+            yield Selected(certificate_id, host, from_micros(renew_time), request_id)
+
+
+def _in_force_from_row(row: Sequence[Any]) -> InForce:
+    certificate_id, host, profile, issuer, dns_names, not_before, not_after, renew_time = row[:8]
     return InForce(
         certificate_id,
         host,
         profile,
         issuer,
         decode_names(dns_names),
-        pem,
         from_micros(not_before),
         from_micros(not_after),
         from_micros(renew_time),
-        plan,
+        _plan_from_row(row[8:]),
     )
 
 
-def _place(one: InForce) -> tuple[str, str]:
-    return (one.host, one.certificate_id)
+def _plan_from_row(row: Sequence[Any]) -> RenewalPlan | None:
+    plan = PLAN.value(row)
+    return plan if plan.cause else None

@@ -31,7 +31,7 @@ from sqlalchemy import (
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0010"
+SCHEMA_REVISION: Final = "0011"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -194,10 +194,20 @@ renewal_plans = Table(
     Column("next_check_time", _Time),
     Column("check_failures", Integer, nullable=False),
     Column("renewal_request_id", _Text, nullable=False),
+    # The certificate's, for the indexes.
+    Column("issuer", _Text, nullable=False, server_default=""),
+    Column("not_after", _Time, nullable=False, server_default="0"),
     sqlite_strict=True,
 )
 
-Index("ix_renewal_plans_next_check_time", renewal_plans.c.next_check_time)  # whose CA is asked next
+Index("ix_renewal_plans_host", renewal_plans.c.host, renewal_plans.c.certificate_id)  # a host's, and pages of all
+Index(
+    "ix_renewal_plans_check",  # which certificates their CA is asked about next
+    renewal_plans.c.issuer,
+    renewal_plans.c.next_check_time,
+    renewal_plans.c.certificate_id,
+)
+Index("ix_renewal_plans_not_after", renewal_plans.c.not_after)  # which have expired
 
 keys = Table(
     "keys",

@@ -259,7 +259,7 @@ async def planning() -> list[AuditEvent]:
     now = clock.now()
     plan = RenewalPlan("c-1", "web1.test", now + timedelta(days=60), RenewalCause.LIFETIME)
     certificate = InForce(
-        "c-1", "web1.test", "shop", "acme", ("www.test",), "PEM", now, now + timedelta(days=90), plan.renew_time, plan
+        "c-1", "web1.test", "shop", "acme", ("www.test",), now, now + timedelta(days=90), plan.renew_time, plan
     )
     planner = SimpleNamespace(_clock=clock, _trail=AuditTrail(clock, lambda: "event-1"))
     moved = replace(

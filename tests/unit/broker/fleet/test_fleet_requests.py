@@ -122,7 +122,8 @@ async def test_what_is_due_earlier_keeps_its_time(desk: Desk) -> None:
     past = RenewalPlan(picked[1].certificate_id, picked[1].host, desk.clock.now() - HOUR, RenewalCause.REVOKED)
     await desk.plans.set_plans([early, past])
     picked = await desk.plans.select(Selection(all=True), desk.clock.now())
-    plans = spread_renewals(picked, 3 * HOUR, desk.clock.now(), reason="x", request_id="r-2")
+    spread = spread_renewals(picked, 3, 3 * HOUR, desk.clock.now(), reason="x", request_id="r-2")
+    plans = [plan for plan in spread if plan is not None]
     assert past.certificate_id not in {plan.certificate_id for plan in plans}
     times = {plan.certificate_id: plan.renew_time for plan in plans}
     assert times.get(early.certificate_id, soon) <= soon

@@ -213,7 +213,7 @@ def held(certificate_id: str, renew: datetime | None) -> CertificateStatus:
 
 def in_force(wanted: RenewalPlan | None) -> InForce:
     times = (T0 - timedelta(days=1), T0 + timedelta(days=89), T0 + timedelta(days=60))
-    return InForce("certificate-1", "web1.example", "web", "acme", ("a.example",), "PEM", *times, wanted)
+    return InForce("certificate-1", "web1.example", "web", "acme", ("a.example",), *times, wanted)
 
 
 @pytest.mark.parametrize(

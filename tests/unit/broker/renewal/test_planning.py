@@ -42,7 +42,7 @@ NONE = RenewalInfoUnsupportedError("no renewal information")
 
 
 def in_force(plan: RenewalPlan | None = None) -> InForce:
-    return InForce("certificate-1", "web1", "web", "acme", ("example.org",), "PEM", START, START + LIFE, DEFAULT, plan)
+    return InForce("certificate-1", "web1", "web", "acme", ("example.org",), START, START + LIFE, DEFAULT, plan)
 
 
 def planned(
