@@ -40,6 +40,7 @@ from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.calls import serving
 from certplane.broker.services.enrollment import EnrollmentServicer
+from certplane.broker.soundness import SoundnessWatch
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.fleet_report.model import (
     CertificateState,
@@ -50,7 +51,7 @@ from certplane.fleet_report.model import (
     Report,
 )
 from certplane.v1 import enrollment_pb2 as pb
-from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder
+from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.issuer import FakeIssuer
 from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, lose_order, unavailable
@@ -309,6 +310,9 @@ async def operators() -> list[AuditEvent]:
         await Reloader._drop_ended(reloader)
     stores = MemoryStores.open(clock)
     broker: Any = MagicMock(stores=stores, server=AsyncMock(), authority=AsyncMock(), hub=AsyncMock())
+    damaged: Any = SimpleNamespace(damage=AsyncMock(return_value=["the index uq_orders_open is invalid"]))
+    trail_4 = AuditTrail(clock, lambda: "event-4")
+    await SoundnessWatch(damaged, audit=stores.audit, trail=trail_4, clock=clock, meter=FakeMeter())._look()
     await app._stop(broker, AuditTrail(clock, lambda: "event-3"))
     return [
         identity_commands._event(
