@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.processes import Memory, memory
 from benchmarks.result import Figure, figure
-from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 
 IDENTITY = "agent1.certplane.test"
 POLICY = {
@@ -65,12 +65,7 @@ class Round:
 async def measure(folder: Path, *, rounds: int) -> list[Round]:
     """Give a host its certificate, run its agent, put the bare server in the broker's place, start client and agent."""
     async with Deployment(folder / "deployment", DeploymentOptions(POLICY)) as deployment:
-        await deployment.start_broker()
-        host = deployment.add_host(IDENTITY, [{"name": "web", "profile": "web", "dns_names": [IDENTITY]}])
-        for command in (["enroll"], ["run", "--once"]):
-            done = await host.run(*command)
-            if done.status != 0:
-                raise RuntimeError(f"certplane-agent {' '.join(command)}: {done.stderr}")
+        host = await certified_host(deployment)
         once = [
             (
                 _run([deployment.python, "-c", IMPORTS]),
@@ -91,6 +86,17 @@ async def measure(folder: Path, *, rounds: int) -> list[Round]:
             Round(_start(client, echo, port), _start(host.command("run"), echo, port), *runs)
             for runs in once
         ]  # fmt: skip
+
+
+async def certified_host(deployment: Deployment) -> Host:
+    """Start the broker, and have a host enrolled that gets its certificate; needs `POLICY`."""
+    await deployment.start_broker()
+    host = deployment.add_host(IDENTITY, [{"name": "web", "profile": "web", "dns_names": [IDENTITY]}])
+    for command in (["enroll"], ["run", "--once"]):
+        done = await host.run(*command)
+        if done.status != 0:
+            raise RuntimeError(f"certplane-agent {' '.join(command)}: {done.stderr}")
+    return host
 
 
 def figures(rounds: list[Round]) -> list[Figure]:

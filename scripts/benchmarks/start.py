@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.agent import IDENTITY, POLICY
+from benchmarks.agent import POLICY, certified_host
 from benchmarks.processes import Memory, memory, processor_seconds
 from benchmarks.result import Figure, figure
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
@@ -47,12 +47,7 @@ class Start:
 async def measure(folder: Path, *, rounds: int) -> list[Start]:
     """Have a certificate issued, then start the broker again and again."""
     async with Deployment(folder / "deployment", DeploymentOptions(POLICY)) as deployment:
-        await deployment.start_broker()
-        host = deployment.add_host(IDENTITY, [{"name": "web", "profile": "web", "dns_names": [IDENTITY]}])
-        for command in (["enroll"], ["run", "--once"]):
-            done = await host.run(*command)
-            if done.status != 0:
-                raise RuntimeError(f"certplane-agent {' '.join(command)}: {done.stderr}")
+        await certified_host(deployment)
         await deployment.stop_broker()
         command = [deployment.python, "-P", "-m", "certplane.broker", "-c", str(deployment.broker_config), "serve"]
         _start(command, deployment)  # what a first start does once: Python's compiled files
