@@ -40,12 +40,14 @@ WANTED: Final = (
     ("streams", "a directive to all, last receipt to bare", "<= 1.3"),
     ("reports", "a renewal's reports/s to audit events/s", ">= 0.88"),
     ("reports", "reports with an event each/s to audit events/s", ">= 0.48"),
+    ("growth", "start with 100000 hosts, cold, s", "<= 5"),
+    ("growth", "longest hold of the loop by a call, ms", "<= 30"),
     ("start", "broker, start with an existing database to first accept, s", "<= 0.8"),
     ("start", "broker idle, resident memory, MB", "<= 85"),
     ("agent", "agent, run --once with nothing due, processor time, ms", "<= 200"),
     ("agent", "agent idle, resident memory, MB", "<= 50"),
 )
-"""Section, figure and goal. The largest fleet's (start, longest hold of the loop) are `growth`'s own to print."""
+"""Section, figure and goal."""
 
 
 @dataclass(frozen=True, slots=True)
