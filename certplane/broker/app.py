@@ -1,10 +1,10 @@
 """The broker's one place where adapters are wired: who gets which clock, store, policy, issuer and key.
 
 A start goes in this order, and ends at the first step that fails: configuration and the files it names (all their
-problems at once), the store with its lock, spilled audit events, `broker_started` in the audit log, the issuer, the
-port, the orders of the run before, then calls. A stop goes backwards: health says NOT_SERVING, calls that issue are
-told to come back, running orders end or are parked, hosts hear goodbye, the port closes, `broker_stopped` is written,
-the store closes.
+problems at once), the store with its lock, spilled audit events, `broker_started` in the audit log, the issuing process
+(which starts beside all that), the port, the orders of the run before, then calls. A stop goes backwards: health says
+NOT_SERVING, calls that issue are told to come back, running orders end or are parked, hosts hear goodbye, the port
+closes, `broker_stopped` is written, the store closes, the issuing process ends.
 
 `serving.serve` is the program; `background` has what runs beside the calls.
 """

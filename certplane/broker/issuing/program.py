@@ -28,7 +28,7 @@ from certplane.broker.issuing.log_lines import LineSender
 from certplane.broker.secrets.watch import WatchedSecrets, watched
 from certplane.broker.settings import BrokerSettings, parse_settings
 from certplane.errors import ConfigurationError
-from certplane.runtime import failpoints
+from certplane.runtime import failpoints, garbage
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.logging import setup
 from certplane.runtime.lookups import service_loop
@@ -50,6 +50,7 @@ _STATM: Final = Path("/proc/self/statm")
 def main() -> None:
     """All of the process."""
     keep_memory_private()
+    garbage.seldom()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _unheard)  # not SIG_IGN, which programs that this one starts would inherit
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
@@ -102,6 +103,7 @@ class _Program:
                 return
             self._answering = Answering(made, self._send_octets)
             self._send(m.Ready(accounts))
+            garbage.settled()
             watching = asyncio.create_task(
                 secrets.watch(SystemClock(), lambda: self._in_trouble), name="secrets of the issuing process"
             )
