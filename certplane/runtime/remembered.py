@@ -47,6 +47,13 @@ class Remembered(Generic[K, V]):
         while len(self._entries) > self._most or self.octets > self._most_octets:
             self.forget(next(iter(self._weights)))
 
+    def clear(self) -> None:
+        """Remember nothing."""
+        self._entries.clear()
+        self._weights.clear()
+        self._owned.clear()
+        self.octets = 0
+
     def forget(self, key: K) -> None:
         """Remember nothing of this key."""
         if key not in self._entries:

@@ -151,6 +151,8 @@ class Call:
 
     def end(self, *, open_for: float = 0.0) -> None:
         """The call has ended, and is paid for; a stream of answers was `open_for` seconds open."""
+        # Tasks that it has begun, such as an order's, have the call in their context for hours, and with it the policy.
+        self._admission = None
         allowances, caller = self._control.allowances, self.caller
         if caller is not None:
             if self._in_flight:

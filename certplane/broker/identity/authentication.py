@@ -8,11 +8,13 @@ resumed (a resumed one skipped the verification, so it proves nothing and is ref
 What is remembered of a certificate are facts (`certplane.pki.identity.IdentityVerifier`), and of a decision what it
 rested on (`Admission`): while a peer is the same in all that its connection says, and bundle and policy are still the
 same objects, the time and the deny-list are all that can have changed, and all that is checked (`stands`). Open calls
-keep theirs; for new ones the last of each certificate is kept.
+keep theirs; for new ones the last of each certificate is kept, and none of another bundle or policy than the last one
+was decided under: a policy may take 100 MB, and hosts that don't call again would keep each of them alive.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -129,6 +131,8 @@ class Authenticator:
         self._kept: Remembered[bytes, tuple[Peer, Admission]] = Remembered(
             entries=_KEPT, octets=_KEPT_OCTETS, of_one_owner=_KEPT_OF_ONE
         )
+        self._kept_bundle: TrustBundle | None = None
+        self._kept_policy: Policy | None = None
         self._searches = TokenBuckets(rate=1, burst=_SEARCHES, monotonic=clock.monotonic)
 
     def stands(self, admission: Admission) -> bool:
@@ -151,10 +155,20 @@ class Authenticator:
         kept = self._kept.get(peer.leaf_pem)
         if kept is not None and kept[0] == peer and self.stands(kept[1]):
             return kept[1]
+        self._drop_outdated()
         admission = self._decide(peer)
         octets = len(peer.leaf_pem) + len(peer.chain_pem) + _CALLER_OCTETS
         self._kept.put(peer.leaf_pem, (peer, admission), octets, admission.caller.name)
         return admission
+
+    def _drop_outdated(self) -> None:
+        """Keep nothing of another bundle or policy than those in force, whatever is decided of this peer by them."""
+        bundle, policy = self._trust.bundle, None
+        with contextlib.suppress(RefusalError):  # there is none: nothing is decided by it either
+            policy = self._policy.current
+        if bundle is not self._kept_bundle or policy is not self._kept_policy:
+            self._kept.clear()
+            self._kept_bundle, self._kept_policy = bundle, policy
 
     def _decide(self, peer: Peer) -> Admission:
         if not peer.leaf_pem:

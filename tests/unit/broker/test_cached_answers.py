@@ -107,7 +107,7 @@ class Broker:
     @classmethod
     async def over(cls, world: World, trust: TrustInForce) -> Broker:
         world.trusts = trust.trusts  # type: ignore[method-assign]
-        await world.plans.refresh(world.clock.now())
+        await world.plans.refresh()
         authority = world.authority()
         await authority.start()
         running.append(authority)

@@ -6,6 +6,8 @@ That all of it holds on a real connection is tests/integration/test_broker_edge.
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -165,3 +167,17 @@ async def test_who_calls_too_often_is_told_slowly(door: Door) -> None:
     assert not waiting.done()
     door.clock.advance(timedelta(seconds=1))
     await waiting
+
+
+async def test_an_ended_call_holds_no_policy() -> None:
+    """Tasks that it began, such as an order's, have it in their context for hours; a policy may take 100 MB."""
+    door = Door()
+    call = door.call()
+    await call.enter()
+    call.end()
+    door.policy.policy, old = FakePolicy.of([Grant(HOST, IdentityKind.HOST, "web1")]), weakref.ref(door.policy.policy)  # type: ignore[arg-type] # it isn't None
+    await door.call().enter()
+
+    gc.collect()
+    assert call.caller is not None
+    assert old() is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -13,6 +15,7 @@ from certplane.broker.identity.authentication import AuthenticationError, Authen
 from certplane.broker.model import DenyEntry, Grant, IdentityKind
 from certplane.broker.services.interceptors.peer import peer_of
 from certplane.errors import Reason, RefusalError
+from certplane.pki import identity
 from certplane.pki.trust_bundle import TrustBundle
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource
@@ -125,6 +128,27 @@ def test_an_admission_stands_until_something_it_rested_on_changes(gate: Gate) ->
     assert stands(admission)
     gate.clock.advance(timedelta(days=2))
     assert not stands(admission)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("what", ["policy", "bundle"])
+def test_what_was_in_force_before_a_reload_is_let_go_at_the_next_call(gate: Gate, what: str, refused: bool) -> None:
+    """A policy may take 100 MB: hosts that don't call again keep none alive, nor does a call that is refused now."""
+    gate.authenticator.admit(gate.peer(gate.ca.issue(["b"])))  # and never again
+    gate.authenticator.admit(gate.peer())
+
+    if what == "policy":
+        gate.policy.policy, old = replace(gate.policy.policy), weakref.ref(gate.policy.policy)  # type: ignore[type-var]
+    else:
+        gate.bundle, old = TrustBundle.from_pem(gate.ca.root_pem), weakref.ref(gate.bundle)  # type: ignore[assignment]
+        identity._between.cache_clear()  # keeps the last few, of at most 4 MiB each
+    if refused:
+        gate.reason(gate.peer(session_reused=True))
+    else:
+        gate.authenticator.admit(gate.peer())
+
+    gc.collect()
+    assert old() is None
 
 
 def test_nothing_is_remembered_that_could_change(gate: Gate) -> None:
