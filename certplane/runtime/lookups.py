@@ -59,6 +59,8 @@ class _Lookups(asyncio.AbstractEventLoop):
     def _look_up(self, asked: tuple[Any, ...], found: asyncio.Future[Any]) -> None:
         try:
             tell = partial(found.set_result, socket.getaddrinfo(*asked))
+        except UnicodeError:  # an empty label, or one too long: to those who wait it is a name without an address
+            tell = partial(found.set_exception, socket.gaierror(socket.EAI_NONAME, "Not a host name"))
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait get it
             tell = partial(found.set_exception, error)
 

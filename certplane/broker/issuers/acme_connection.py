@@ -139,6 +139,9 @@ class Connection(asyncio.Protocol):
         """
         if self._came or self._http.trailing_data[0]:
             raise ConnectionError("data in the clear where TLS was to begin")
+        if self._ended or self._transport.is_closing():
+            # asyncio would wait for a handshake for ever, or say that there was one and give no transport.
+            raise ConnectionError("the connection was closed where TLS was to begin")
         self._http = _engine()
         async with asyncio.timeout(_WAIT):
             loop = asyncio.get_running_loop()

@@ -120,3 +120,15 @@ def test_program_ends_while_a_lookup_hangs(loop: type[asyncio.AbstractEventLoop]
     program = _PROGRAM.format(loop=f"{loop.__module__} {loop.__name__}")
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended\n", "")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", ["ca..test", f"{64 * 'x'}.test", ".test"], ids=["empty", "long", "first"])
+def test_what_is_no_host_name_has_no_address(loop: type[asyncio.AbstractEventLoop], name: str) -> None:
+    """What Python can't even ask the resolver for is told as the resolver tells of an unknown name: an OSError."""
+
+    async def main(running: asyncio.AbstractEventLoop) -> None:
+        with pytest.raises(socket.gaierror):
+            await running.getaddrinfo(name, 443)
+
+    _run(loop, main)

@@ -134,6 +134,25 @@ async def test_data_before_tls_is_no_answer(tmp_path: Path, monkeypatch: pytest.
         assert caught.value.unsent
 
 
+@pytest.mark.parametrize("reads", [2, 4])
+async def test_a_proxy_that_closes_where_tls_was_to_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
+    """A tunnel that is granted and closed ends the request at once: whether its head came by two reads, or by more."""
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(_OK + b"X-Padding: " + b"x" * 4096 * (reads - 1) + b"\r\n\r\n")
+        await writer.drain()
+
+    server = Https(tmp_path, proxy, proxied=True)
+    async with server.running() as ca:
+        monkeypatch.setenv("https_proxy", server.url.replace("https", "http"))
+        with pytest.raises(AcmeError, match="the connection was closed where TLS was to begin") as caught:
+            await ca.http.send("GET", server.url)
+        assert caught.value.unsent
+
+
 async def test_proxy_that_is_reached_by_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TLS to the CA runs inside that to the proxy, which is told its user and password, and the CA is not."""
     heads: list[bytes] = []
