@@ -288,7 +288,11 @@ class IdentityLedger(Protocol):
     """
 
     def known(self, name: str) -> KnownIdentity | None:
-        """What is known of the identity, from memory: called on every call of a host."""
+        """What is known of the identity, from memory: called on every call of a host.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE: something is, but can't be read.
+        """
         ...
 
     async def activate(self, name: str, use: IdentityUse, events: Sequence[AuditEvent]) -> KnownIdentity:

@@ -47,6 +47,9 @@ class FirstUse:
     def begin(self, caller: Caller, request_id: Callable[[], str]) -> Coroutine[None, None, None] | None:
         """What a new call has to wait for before it goes on; None if nothing. `request_id` is of its audit events.
 
+        Raises:
+            RefusalError: STORE_UNAVAILABLE: what is stored of the caller can't be read.
+
         Raises (the coroutine):
             AuthenticationError: IDENTITY_RETIRED.
             RefusalError: STORE_UNAVAILABLE or AUDIT_UNAVAILABLE: a first use can't be recorded.

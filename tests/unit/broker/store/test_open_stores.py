@@ -16,13 +16,16 @@ import pytest
 import pytest_asyncio
 
 from certplane.broker import metrics
+from certplane.broker.events import AuditTrail
+from certplane.broker.identity.activation import FirstUse
 from certplane.broker.model import DenyEntry, OrderState, RevocationReason
 from certplane.broker.ports import OrderChange
 from certplane.broker.store import checkpoint
 from certplane.broker.store.session import Fault, SqlError
-from certplane.errors import Reason, RefusalError
+from certplane.errors import OperationError, Reason, RefusalError
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
+from tests.support.callers import caller
 from tests.support.stores import NO_LIMITS, StoreHarness, StorePlace, certificate, draft
 from tests.support.waiting import until
 
@@ -308,3 +311,41 @@ async def test_a_row_that_cannot_be_read_ends_no_looking(
     await pass_until(stores.ready)
     change("INSERT INTO deny_entries VALUES (7, 'web9.example', '', '', '', 0)", "deny_entry")
     await pass_until(lambda: stores.deny_list.denied("web9.example", "", ""))
+
+
+async def test_who_has_a_row_that_cannot_be_read_does_not_pass_for_new(
+    sqlite_place: StorePlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The caller is told to come back and whom to tell, the log has the name; the row stays, and the others are known."""
+    async with sqlite_place.open(ManualClock()):
+        pass
+    row = "('{}', 'CN=ca', '1f', {}, 0, '', 0, NULL, NULL, 0, NULL, 1)"
+    rows = (row.format("web7.example", 0), row.format("web8.example", 9_000_000_000_000_000_000))
+    sqlite_place.execute(f"INSERT INTO identities VALUES {', '.join(rows)}")
+    clock = ManualClock()
+    async with sqlite_place.open(clock) as stores:
+        first_use = FirstUse(ledger=stores.identities, clock=clock, trail=AuditTrail(clock))
+        for _ in range(2):
+            with pytest.raises(RefusalError, match="an operator of the broker has to mend the database") as caught:
+                first_use.begin(caller(name="web8.example"), str)
+            assert caught.value.refusal.reason is Reason.STORE_UNAVAILABLE
+        assert stores.identities.known("web7.example") is not None
+        assert await stores.audit.tail(10) == []
+    assert len(sqlite_place.query("SELECT 1 FROM identities WHERE not_before = 9000000000000000000")) == 1
+    (line, _again) = [record for record in caplog.records if "row of an identity" in record.getMessage()]
+    assert getattr(line, "fields", None) == {"name": "web8.example"}
+
+
+async def test_a_start_refuses_an_identity_that_cannot_be_read(
+    sqlite_place: StorePlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever starts the broker learns of it, and of which, not the host that calls a week later."""
+    async with sqlite_place.open(ManualClock()):
+        pass
+    sqlite_place.execute(
+        "INSERT INTO identities VALUES ('web8.example', 'CN=ca', '1f', 0, 0, '', 0, '[', NULL, 0, NULL, 1)"
+    )
+    with pytest.raises(OperationError, match="identities can't be read"):
+        async with sqlite_place.open(ManualClock()):
+            pass
+    assert "the row of web8.example can't be read" in caplog.text
