@@ -8,8 +8,8 @@ about the row as it is committed (`certplane.broker.identity.first_use`). Each r
 only over the count that was decided about: where another writer was faster, the new row is decided about.
 
 Of a large fleet the rows are read a page at a time, and kept packed until somebody asks for the identity: a start with
-a hundred thousand takes a fifth of the time and of the memory that their values would. A row that can't be read is found
-when it is taken in: a start refuses it, and a running broker isn't ready until it is mended.
+a hundred thousand takes a fifth of the time and of the memory that their values would. A row that can't be read is
+found when it is taken in: a start refuses it, and a running broker isn't ready until it is mended.
 """
 
 from __future__ import annotations

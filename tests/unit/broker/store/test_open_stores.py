@@ -319,9 +319,11 @@ async def test_who_has_a_row_that_cannot_be_read_does_not_pass_for_new(
     """The caller is told to come back and whom to tell, the log has the name; the row stays, and the others are known."""
     async with sqlite_place.open(ManualClock()):
         pass
-    row = "('{}', 'CN=ca', '1f', {}, 0, '', 0, NULL, NULL, 0, NULL, 1)"
-    rows = (row.format("web7.example", 0), row.format("web8.example", 9_000_000_000_000_000_000))
-    sqlite_place.execute(f"INSERT INTO identities VALUES {', '.join(rows)}")
+    sqlite_place.execute(
+        "INSERT INTO identities VALUES ('web7.example', 'CN=ca', '1f', 0, 0, '', 0, NULL, NULL, 0, NULL, 1);"
+        "INSERT INTO identities SELECT 'web8.example', issuer, serial_number, 9000000000000000000, activate_time, "
+        "source_ip, newest_not_before, retired, contest, displaced_count, displace_time, change_sequence FROM identities"
+    )
     clock = ManualClock()
     async with sqlite_place.open(clock) as stores:
         first_use = FirstUse(ledger=stores.identities, clock=clock, trail=AuditTrail(clock))
