@@ -5,6 +5,7 @@ The other contract suites look at the statements that are compiled only when the
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,3 +111,20 @@ async def test_where_two_indexes_fit_the_narrow_one_is_taken(planning: Planning,
     assert found
     for statement in found:
         assert any(index in step.of for step in steps(planning.database, statement))
+
+
+async def test_what_is_kept_of_a_certificates_row_never_changes_there(planning: Planning) -> None:
+    """`find_cached` keeps records: of all columns that any statement changes, its narrow read asks for by what it says.
+
+    `revocation_reason` and `withdrawn` change with `revoke_time` alone, and that is its condition.
+    """
+    set_ = re.compile(r"UPDATE certificates SET (.*) WHERE ", re.DOTALL)
+    changes = [found[1] for one in planning.statements if (found := set_.match(one.sql)) is not None]
+    columns = {name for change in changes for name in re.findall(r"(?:^|, )(\w+)\s?=", change)}
+    assert columns == {"deliver_time", "revoke_time", "revocation_reason", "withdrawn"}
+    assert [change for change in changes if "withdrawn" in change or "reason" in change] == [
+        change for change in changes if "revoke_time=" in change.replace(" ", "")
+    ]
+    inserted = [one.sql for one in planning.statements if one.sql.startswith("INSERT INTO certificates ")]
+    assert inserted
+    assert not any("ON CONFLICT" in sql for sql in inserted)

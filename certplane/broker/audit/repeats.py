@@ -109,7 +109,7 @@ class RepeatCoalescer(Coalescing, EventRecorder):
                 for future in waiting:
                     if not future.done():
                         _fail(future, error)
-                if not isinstance(error, RefusalError):
+                if not isinstance(error, Exception):  # an exception is theirs: raised here too, it is logged twice
                     raise
             else:
                 for future in waiting:

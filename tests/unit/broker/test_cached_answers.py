@@ -23,12 +23,11 @@ from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
 from certplane.broker.identity.allowances import Allowances
 from certplane.broker.identity.authentication import Admission, Authenticator, Peer
-from certplane.broker.model import CertificateRecord, DenyEntry, Grant, IdentityKind, Profile
+from certplane.broker.model import DenyEntry, Grant, IdentityKind, Profile
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.trust import TrustInForce
-from certplane.broker.store.cells import CERTIFICATE
 from certplane.fleet_report.model import RenewalCause
 from certplane.pki.csr import build_csr
 from certplane.runtime.remembered import Remembered
@@ -345,14 +344,3 @@ def test_histories_change_all_that_admitting_rests_on() -> None:
     assert [field.name for field in fields(Admission)] == ["caller", "bundle", "policy", "not_before", "not_after"]
     # All of a peer is compared.
     assert all(field.compare for field in fields(Peer))
-
-
-def test_what_is_kept_of_a_row_never_changes() -> None:
-    """The narrow read asks for the rest: by its condition, or by value."""
-    asked = {"deliver_time", "revoke_time", "revocation_reason", "withdrawn"}  # the last two change with `revoke_time`
-    fixed = set(CERTIFICATE.names) - asked
-    assert asked < {field.name for field in fields(CertificateRecord)}
-    source = inspect.getsource(__import__("certplane.broker.store.certificates", fromlist=["_"]))
-    assert source.count("update(certificates)") == 1
-    changed = {name for part in source.split("change.values(")[1:] for name in fixed | asked if f"{name}=func" in part}
-    assert changed <= asked

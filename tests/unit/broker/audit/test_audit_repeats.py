@@ -1,6 +1,7 @@
 """Repeated reports and hand-outs counted together, durably."""
 
 import asyncio
+import gc
 from datetime import timedelta
 from typing import Any
 
@@ -121,6 +122,57 @@ async def test_a_repeat_that_can_not_be_counted_is_refused() -> None:
     assert len({id(error) for error in refused}) == 3
     s.stores.database.audit_down = False
     await s.hand_out()
+
+
+class _Slow:
+    """Counts that are kept when the test says so, or not."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+        self.go = asyncio.Event()
+        self.kept: list[AuditEvent] = []
+
+    async def keep(self, events: list[AuditEvent]) -> None:
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        self.kept += events
+
+
+async def test_who_goes_meanwhile_takes_nobody_along() -> None:
+    """A call that is cancelled leaves the write, and those who wait for it, as they are."""
+    s = Setting()
+    await s.hand_out()
+    slow = s.repeats._counts = _Slow(None)  # type: ignore[assignment] # a part of it
+    calls = [asyncio.create_task(s.hand_out()) for _ in range(3)]
+    await settled()
+    calls[0].cancel()
+    await settled()
+    assert [call.done() for call in calls] == [True, False, False]
+
+    slow.go.set()
+    assert await asyncio.gather(*calls[1:]) == [None, None]
+    assert [event.count for event in slow.kept] == [3]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(RuntimeError("broken"), RuntimeError), (asyncio.CancelledError(), asyncio.CancelledError)]
+)
+async def test_whatever_happens_to_the_write_each_of_its_callers_is_told(
+    error: BaseException, told: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody is answered without a count, nobody waits for ever, and the next one tries again."""
+    s = Setting()
+    await s.hand_out()
+    counts, s.repeats._counts = s.repeats._counts, _Slow(error)  # type: ignore[assignment] # a part of it
+    s.repeats._counts.go.set()  # type: ignore[attr-defined]
+    calls = [asyncio.create_task(s.hand_out()) for _ in range(3)]
+    assert [type(end) for end in await asyncio.gather(*calls, return_exceptions=True)] == [told] * 3
+
+    s.repeats._counts = counts
+    await s.hand_out()
+    gc.collect()
+    assert caplog.records == []
 
 
 async def test_fail_open_counts_on_without_the_database() -> None:
