@@ -16,7 +16,7 @@ import pytest
 
 from certplane.broker import adapters, metrics
 from certplane.broker.issuing import messages as m
-from certplane.broker.issuing.child import ChildEndedError
+from certplane.broker.issuing.child import Child, ChildEndedError
 from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
 from certplane.broker.issuing.supervision import Bounds, IssuingProcess
 from certplane.broker.model import TxtRecord
@@ -28,7 +28,7 @@ from certplane.runtime.clock import SystemClock
 from certplane.runtime.logging import request_id
 from tests.fakes.audit import FakeMeter
 from tests.support.broker_files import BrokerFiles
-from tests.support.waiting import HANG, until
+from tests.support.waiting import HANG, no_hang, until
 
 pytestmark = pytest.mark.integration
 
@@ -213,6 +213,38 @@ async def test_one_that_has_grown_is_replaced_in_order(files: BrokerFiles) -> No
         assert not call.done()
         call.cancel()
         await until(gone(old), what="the end of the old one")
+    assert run.again == 1
+
+
+async def test_one_that_ends_while_the_next_is_started(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel kills one that has grown before another is ready: calls wait for that, and none holds the loop."""
+    may_start, starting, started = asyncio.Event(), asyncio.Event(), IssuingProcess._started
+
+    async def start(process: IssuingProcess) -> Child | None:
+        starting.set()
+        await may_start.wait()
+        return await started(process)
+
+    monkeypatch.setattr(IssuingProcess, "_started", start)
+    bounds = Bounds(beat=QUICKLY.beat, large=1, stable=timedelta(minutes=5), for_a_child=timedelta(seconds=HANG))
+    async with running(files, bounds) as run:
+        call, pid = run.call(), run.process.pid
+        await run.under_way()
+        async with no_hang():
+            await starting.wait()
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(RefusalError):
+            await call
+        assert not run.process.up
+        removing = asyncio.create_task(
+            RemoteSolver(run.process, SystemClock()).remove([RECORD], timedelta(seconds=HANG))
+        )
+        await asyncio.sleep(0)
+        may_start.set()
+        await until(lambda: run.process.up, what="another process")
+        assert run.process.pid != pid
+        removing.cancel()
+        await asyncio.wait([removing])
     assert run.again == 1
 
 

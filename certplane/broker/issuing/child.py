@@ -66,6 +66,8 @@ class Child:
         self.how = ""
         """How it ended, when `start` has failed."""
         self.ended = asyncio.Event()
+        self.on_end: Callable[[Child], None] = lambda _: None
+        """Hears of its end before any of its calls does."""
         self.resident = 0
         """Octets of memory, as it last said."""
         self.unanswered = 0
@@ -224,6 +226,7 @@ class Child:
         """The connection has ended: so has the process, or it does now (`reap`)."""
         self._why = self._why or why
         self.ended.set()
+        self.on_end(self)
         error = ChildEndedError(self._why or "it ended")
         if not self._ready.done():
             self._ready.set_exception(error)

@@ -117,7 +117,9 @@ class IssuingProcess(Calls):
         self._clock = clock or SystemClock()
         self._rng = rng or random.SystemRandom()
         self._child: Child | None = None
+        """The one that is watched; it may have ended a moment ago."""
         self._there = asyncio.Event()
+        """Whether it takes calls."""
         self._left = self._clock.monotonic()
         """Since when there is none."""
         self._old: dict[Child, asyncio.Task[None]] = {}
@@ -128,12 +130,12 @@ class IssuingProcess(Calls):
     @property
     def up(self) -> bool:
         """Whether there is a child that takes calls."""
-        return self._child is not None
+        return self._there.is_set()
 
     @property
     def out(self) -> bool:
         """Whether there has been none for longer than calls wait for one."""
-        return self._child is None and self._clock.monotonic() - self._left > self._bounds.for_a_child.total_seconds()
+        return not self.up and self._clock.monotonic() - self._left > self._bounds.for_a_child.total_seconds()
 
     @property
     def pid(self) -> int:
@@ -289,12 +291,23 @@ class IssuingProcess(Calls):
 
     def _put(self, child: Child | None) -> None:
         self._child = child
-        if child is None:
-            self._there.clear()
+        if child is None or child.ended.is_set():
+            self._note_gone()
+            return
+        child.on_end = self._ended
+        self._there.set()
+        self._meter.level(metrics.ISSUING_UP, 1)
+
+    def _ended(self, child: Child) -> None:
+        """Calls wait for the next one from now on, even where the next one is being started already (`_replace`)."""
+        if child is self._child:
+            self._note_gone()
+
+    def _note_gone(self) -> None:
+        if self._there.is_set():
             self._left = self._clock.monotonic()
-        else:
-            self._there.set()
-        self._meter.level(metrics.ISSUING_UP, int(child is not None))
+        self._there.clear()
+        self._meter.level(metrics.ISSUING_UP, 0)
 
     def _count(self, change: int) -> None:
         self._calls += change
