@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import socket
 import ssl
@@ -16,6 +18,7 @@ import grpc
 import pytest
 
 from certplane.broker.app import Broker, open_broker
+from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.prepared import prepare
 from certplane.broker.settings import load_settings
 from certplane.errors import ConfigurationError, OperationError, Reason
@@ -25,7 +28,7 @@ from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import channel_credentials
 from certplane.rpc.status import refusal_from_error
 from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
-from tests.support.broker_files import BrokerFiles
+from tests.support.broker_files import POLICY, BrokerFiles
 from tests.support.bundles import DAY, named_root, pem
 from tests.support.ca import Leaf, PrivateCa
 from tests.support.waiting import HANG, until
@@ -278,6 +281,33 @@ async def test_policy_is_read_again(files: BrokerFiles, watch: bool) -> None:
         kinds = [event["event_type"] for event in await events(broker)]
     assert kinds.count("policy_loaded") == 3
     assert kinds.count("policy_rejected") == 1
+
+
+async def test_only_the_policy_in_force_stays_in_memory(files: BrokerFiles) -> None:
+    """It may take 100 MB: neither hosts that don't call again, nor an order that still waits, keep an old one alive."""
+
+    def in_memory() -> int:
+        gc.collect()
+        return sum(isinstance(each, PolicyDocument) for each in gc.get_objects())
+
+    files.policy.write_text(
+        POLICY.replace("operators:", "  web2: {identity: web2.certplane.test, profiles: [web]}\noperators:")
+    )
+    before = in_memory()  # of other tests in this process
+    async with running(files) as broker, connected(broker, files) as channel:
+        async with connected(broker, files, files.ca.issue(["web2.certplane.test"])) as quiet:
+            await get_identity(quiet)
+        for count in range(2, 5):
+            csr = build_csr(generate_private_key(KeyType.EC_P256), sans=["a.certplane.test", "b.certplane.test"])
+            request = certificate_pb2.IssueCertificateRequest(profile="web", csr_pem=csr)
+            request.wait_duration.seconds = 0  # the CA is away: the order waits
+            with contextlib.suppress(grpc.aio.AioRpcError):  # the third is above a limit
+                await certificate_pb2_grpc.CertificateServiceStub(channel).IssueCertificate(request, timeout=HANG)
+            files.policy.write_text(f"{files.policy.read_text()}# {count}\n")
+            broker.reloader.request()
+            await until(lambda count=count: reload_count(broker, "policy", "loaded") == count)  # type: ignore[misc]
+            await get_identity(channel)
+        await until(lambda: in_memory() == before + 1)
 
 
 async def test_denials_are_in_the_audit_log_once(files: BrokerFiles) -> None:
