@@ -10,6 +10,10 @@ from typing import Final
 _PR_SET_PDEATHSIG: Final = 1
 """prctl(2). It is about the thread that started this process, which must be the program's main thread."""
 
+FOR_THE_PROGRAM: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What a service manager may send to all processes of a service at once, and the program's own process answers. A part
+of it is started with these blocked: the default for them, until it has handlers of its own, would be its end."""
+
 
 def end_with_parent(parent: int) -> bool:
     """Have the kernel kill this process when its parent ends; False if `parent`, a process id, has ended already.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -111,6 +113,13 @@ def seen_in_proc(pid: int) -> tuple[list[str], list[bytes]]:
     process = Path(f"/proc/{pid}")
     links = [str(entry.readlink()) for entry in (process / "fd").iterdir()]
     return links, (process / "environ").read_bytes().split(b"\0")
+
+
+def own_children() -> set[int]:
+    """Processes that this one has started."""
+    return {
+        int(pid) for thread in Path("/proc/self/task").iterdir() for pid in (thread / "children").read_text().split()
+    }
 
 
 def gone(pid: int) -> Callable[[], bool]:
@@ -336,3 +345,94 @@ async def test_a_secret_that_has_changed_is_told_by_its_name(files: BrokerFiles)
         secret.write_text("dHdv")
         await solver.remove([RECORD], timedelta(milliseconds=500))
         await until(lambda: run.changed == ["dns-tsig"], what="the news")
+
+
+async def test_a_stop_of_the_whole_service_in_a_start(files: BrokerFiles) -> None:
+    """SIGTERM to each process of a service while the child loads what it needs: it is the broker's to answer."""
+    run = Running(files, QUICKLY)
+    before = own_children()
+    async with run.process.running() as starting:
+        await until(lambda: own_children() > before, what="the process")
+        (pid,) = own_children() - before
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(pid, number)
+        await starting
+        assert run.process.pid == pid
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()).isdisjoint({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+async def test_no_descriptor_is_left_for_another_one(
+    files: BrokerFiles, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again: a flood of connections passes."""
+
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with running(files) as run:
+        with monkeypatch.context() as full:
+            full.setattr("certplane.broker.issuing.child.socket.socketpair", none_left)
+            os.kill(run.process.pid, signal.SIGKILL)
+            await until(lambda: "can't be started: Too many open files" in caplog.text, what="the line")
+        await until(lambda: run.process.up and run.again == 1, what="another process")
+
+
+async def test_an_old_one_that_hangs_is_killed(files: BrokerFiles, caplog: pytest.LogCaptureFixture) -> None:
+    """One that was replaced is watched until it has ended, and so is one in whose place another one is being started."""
+    bounds = Bounds(beat=QUICKLY.beat, most_unanswered=10, large=1, stable=timedelta(minutes=5))
+    async with running(files, bounds) as run:
+        old, call = run.process.pid, run.call()
+        await run.under_way()
+        await until(lambda: run.process.pid != old, what="another process")
+        os.kill(old, signal.SIGSTOP)
+        with pytest.raises(RefusalError):
+            await call
+        await until(lambda: not run.process._old, what="the end of the old one")
+        assert gone(old)()
+    assert "that was replaced has ended before its calls: it gave no sign of life" in caplog.text
+
+
+async def test_a_call_after_the_end_waits_for_the_next_one(files: BrokerFiles) -> None:
+    """Even where the end hasn't been seen yet by who starts another one."""
+    async with running(files) as run:
+        child = run.process._child
+        assert child is not None
+        os.kill(child.pid, signal.SIGKILL)
+        await child.ended.wait()
+        await run.process.ask(m.NoteDirectory(timedelta(seconds=HANG / 2), issuer=run.name))
+        assert run.process.pid not in (0, child.pid)
+
+
+async def test_a_level_that_comes_into_force_in_a_start(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that is being started then began with the one before."""
+    told: list[str] = []
+    monkeypatch.setattr(Child, "set_level", lambda _, level: told.append(level))
+    run = Running(files, QUICKLY)
+    async with run.process.running() as starting:
+        await asyncio.sleep(0)
+        run.process.set_level("debug")
+        await starting
+        assert told == ["debug"]
+
+
+async def test_another_version_that_was_installed_meanwhile(
+    files: BrokerFiles, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The two would misunderstand each other: it says what is to be done."""
+    monkeypatch.setattr("certplane.broker.issuing.child.__version__", "0.0.1")
+    run = Running(files, QUICKLY)
+    async with run.process.running() as starting:
+        with pytest.raises(OperationError, match="exit status 1"):
+            await starting
+    assert "while a broker of version 0.0.1 runs: restart the broker" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "flags"), [("-I", "-P -I -E -s"), ("-E", "-P -E"), ("-s", "-P -s"), ("-B", "-P")])
+async def test_the_childs_interpreter_imports_where_the_brokers_does(flag: str, flags: str) -> None:
+    """Whoever keeps PYTHONPATH or a user's packages out of the broker keeps them out of both."""
+    program = "from certplane.broker.issuing.child import _flags; print(*_flags())"
+    asked = await asyncio.create_subprocess_exec(
+        sys.executable, flag, "-c", program, stdout=asyncio.subprocess.PIPE, env={}
+    )
+    output, _ = await asked.communicate()
+    assert output.decode().split() == flags.split()

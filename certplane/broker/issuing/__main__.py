@@ -1,4 +1,4 @@
-"""`python -m certplane.broker.issuing DESCRIPTOR PARENT`: started by the broker, and of no use to anybody else."""
+"""`python -m certplane.broker.issuing DESCRIPTOR PARENT VERSION`: started by the broker, of no use to anybody else."""
 
 from certplane.broker.issuing.program import main
 

@@ -135,7 +135,8 @@ class Answering:
         return self._adapters.issuers[name]
 
     async def _findings(self, call: m.CheckAccounts) -> tuple[AccountFinding, ...]:
-        return tuple(await self._adapters.solver.check_accounts(call.profiles, call.timeout))
+        profiles = [Profile("", "", names, "", credentials=credentials) for credentials, names in call.names.items()]
+        return tuple(await self._adapters.solver.check_accounts(profiles, call.timeout))
 
     def _tell(self, number: int, text: str) -> None:
         with contextlib.suppress(TooLargeError):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
+from certplane import __version__
 from certplane.broker.issuing import messages as m
 from certplane.broker.issuing.connection import Connection, connect
 from certplane.broker.issuing.log_lines import write_line
@@ -25,6 +26,7 @@ from certplane.broker.renewal.model import RenewalInfoError, RenewalInfoUnsuppor
 from certplane.errors import ConfigurationError, OperationError, RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.logging import request_id
+from certplane.runtime.parent import FOR_THE_PROGRAM
 
 R = TypeVar("R")
 
@@ -36,6 +38,9 @@ _ENDING: Final = timedelta(seconds=3)
 """For a process whose connection has ended: it takes two at most by itself."""
 
 _REAP_LOOK: Final = timedelta(milliseconds=10)
+
+_MOST_WAITING: Final = 8 * 1024 * 1024
+"""Octets that the child hasn't read: calls are refused then, until it reads or is killed for giving no sign of life."""
 
 
 class ChildEndedError(Exception):
@@ -108,25 +113,31 @@ class Child:
         return ready
 
     async def _spawn(self, environment: Mapping[str, str]) -> None:
-        own, its = socket.socketpair()
-        with its:
-            try:
-                self._process = _start(its, environment)
-            except OSError as error:
-                own.close()
-                raise ChildEndedError(f"it can't be started: {error.strerror}") from error
-        self._connection = await connect(own, self._take, self._lost)
+        try:
+            own, its = socket.socketpair()
+            with its:
+                try:
+                    self._process = _start(its, environment)
+                    self._connection = await connect(own, self._take, self._lost)
+                except BaseException:
+                    own.close()
+                    raise
+        except OSError as error:  # no descriptor, no process, no memory: for now
+            self._why = f"it can't be started: {error.strerror or error}"
+            raise ChildEndedError(self._why) from error
 
     async def ask(self, call: m.Call[R], tell: Callable[[str], object] | None = None) -> R:
         """Make a call; `tell` hears what it is waiting for. A cancellation is passed on and not waited for.
 
         Raises:
-            ChildEndedError: the child ended, or the answer was none.
+            ChildEndedError: the child ended, the answer was none, or it doesn't read what is sent.
             RefusalError, RenewalInfoError: what the adapter raised.
             RuntimeError: it raised something else, which is in the log.
         """
         if self.ended.is_set():
             raise ChildEndedError(self._why)
+        if self._connection is not None and self._connection.waiting > _MOST_WAITING:
+            raise ChildEndedError("it doesn't read what is sent")
         self._last = number = self._last + 1
         waiting = _Waiting(call, asyncio.get_running_loop().create_future(), tell)
         self._waiting[number] = waiting
@@ -150,9 +161,14 @@ class Child:
         """Log at this level from now on."""
         self._send(m.SetLevel(level))
 
+    @property
+    def writes(self) -> bool:
+        """Whether a call is under way that writes DNS records."""
+        return any(waiting.call.writes_dns for waiting in self._waiting.values())
+
     async def quiet(self, *, writes_alone: bool = False) -> None:
         """Return when no call is under way; `writes_alone`: none that writes DNS records."""
-        while any(waiting.call.writes_dns or not writes_alone for waiting in self._waiting.values()):
+        while self.writes or (self._waiting and not writes_alone):
             self._changed.clear()
             await self._changed.wait()
 
@@ -162,12 +178,12 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
 
-    async def close(self, within: timedelta) -> None:
-        """Let it end by itself, as it does when its connection ends, but no longer than `within`."""
+    async def close(self, within: timedelta) -> str:
+        """Let it end by itself, as it does when its connection ends, but no longer than `within`; as `reap`."""
         self._why = self._why or "it was closed"
         if self._connection is not None:
             self._connection.close()
-        await self.reap(within)
+        return await self.reap(within)
 
     async def reap(self, patience: timedelta = _ENDING) -> str:
         """Wait until the process is gone, killed after `patience`; returns how it ended."""
@@ -237,15 +253,25 @@ class Child:
 
 def _start(its: socket.socket, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the program with its end of the pair. Takes a millisecond: the interpreter starts beside."""
-    return subprocess.Popen(
-        # -P: the working directory is no place to import from.
-        [sys.executable, "-P", "-m", _MODULE, str(its.fileno()), str(os.getpid())],
-        stdin=subprocess.DEVNULL,
-        stdout=2,
-        env={name: value for name, value in environment.items() if name not in _BROKERS_OWN},
-        pass_fds=(its.fileno(),),
-        process_group=0,
-    )
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PROGRAM)
+    try:
+        return subprocess.Popen(
+            [sys.executable, *_flags(), "-m", _MODULE, str(its.fileno()), str(os.getpid()), __version__],
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            env={name: value for name, value in environment.items() if name not in _BROKERS_OWN},
+            pass_fds=(its.fileno(),),
+            process_group=0,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _flags() -> list[str]:
+    """What keeps this interpreter from importing elsewhere keeps the child's; the working directory is no place."""
+    flags = sys.flags
+    own = (("-I", flags.isolated), ("-E", flags.ignore_environment), ("-s", flags.no_user_site))
+    return ["-P", *(flag for flag, on in own if on)]
 
 
 def _no_renewal_info(message: m.NoRenewalInfo) -> RenewalInfoError:

@@ -40,16 +40,19 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._why = ""
 
-    def send(self, message: bytes) -> None:
-        """Send, or drop what nobody is there for.
+    def send(self, message: bytes) -> bool:
+        """Send, or drop what nobody is there for; whether it was sent.
 
         Raises:
             TooLargeError: nothing is sent.
         """
         if len(message) > MOST_OCTETS:
             raise TooLargeError(f"a message of {len(message)} octets, of which {MOST_OCTETS} are allowed")
-        if self._transport is not None:
-            self._transport.write(len(message).to_bytes(_LENGTH, "big") + message)
+        # A transport that closes says of each write that it can't: a line of the log, which would be sent as well.
+        if self._transport is None or self._transport.is_closing():
+            return False
+        self._transport.write(len(message).to_bytes(_LENGTH, "big") + message)
+        return True
 
     @property
     def waiting(self) -> int:

@@ -110,9 +110,12 @@ class Remove(Call[tuple[TxtRecord, ...]], frozen=True, kw_only=True):
 
 
 class CheckAccounts(Call[tuple[AccountFinding, ...]], frozen=True, kw_only=True):
-    """`DnsSolver.check_accounts`."""
+    """`DnsSolver.check_accounts`: of profiles, the names that are written with each credentials' name.
 
-    profiles: tuple[Profile, ...]
+    The profiles of a large policy would be more than a message may hold; each of these names is in the policy's text.
+    """
+
+    names: dict[str, tuple[str, ...]]
 
 
 class CheckOrder(Call[None], frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ needed until the broker has drained, and ends with the connection, or is killed 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -19,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from certplane import __version__
 from certplane.broker import adapters
 from certplane.broker.configured import secret_source
 from certplane.broker.issuing import messages as m
@@ -32,7 +34,7 @@ from certplane.runtime import failpoints, garbage
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.logging import setup
 from certplane.runtime.lookups import service_loop
-from certplane.runtime.parent import end_with_parent
+from certplane.runtime.parent import FOR_THE_PROGRAM, end_with_parent
 from certplane.runtime.pool import BlockingPool
 from certplane.runtime.secrecy import keep_memory_private
 
@@ -51,9 +53,12 @@ def main() -> None:
     """All of the process."""
     keep_memory_private()
     garbage.seldom()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in FOR_THE_PROGRAM:
         signal.signal(number, _unheard)  # not SIG_IGN, which programs that this one starts would inherit
-    descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PROGRAM)
+    descriptor, parent, version = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    if version != __version__:
+        sys.exit(f"version {__version__} was installed while a broker of version {version} runs: restart the broker")
     if not end_with_parent(parent):
         return
     failpoints.belong_to(parent)
@@ -61,7 +66,8 @@ def main() -> None:
     own.set_inheritable(False)
     with asyncio.Runner(loop_factory=service_loop()) as runner:
         runner.run(_Program(own).run())
-        sys.stderr.flush()
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # it was closed, here or by who read it
+            sys.stderr.flush()
         os._exit(0)  # whatever still waits for a resolver or a disk is nobody's any more
 
 
@@ -150,10 +156,9 @@ class _Program:
         if self._connection is None or self._connection.waiting > _MOST_WAITING:
             return False
         try:
-            self._connection.send(m.encode(line))
+            return self._connection.send(m.encode(line))
         except (*m.NOT_A_MESSAGE, TypeError, TooLargeError):
             return False
-        return True
 
     def _send(self, message: m.ToBroker) -> None:
         self._send_octets(m.encode(message))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Protocol, TypeVar
@@ -16,6 +17,7 @@ from typing_extensions import override
 from certplane.broker.issuers.dns.provider import AccountFinding
 from certplane.broker.issuing import messages as m
 from certplane.broker.issuing.child import ChildEndedError
+from certplane.broker.issuing.connection import TooLargeError
 from certplane.broker.model import DnsChallenge, IssuerOrder, Profile, RevocationReason, TxtRecord
 from certplane.broker.ports import ChallengeSolver, Issuer, OrderPreflight, Revoker
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoError
@@ -26,6 +28,7 @@ from certplane.runtime.clock import Clock
 R = TypeVar("R")
 _logger = logging.getLogger(__name__)
 
+_AGAIN = timedelta(milliseconds=100)
 _CUT_OFF = "the broker's process for CAs and DNS has ended; it is started again"
 
 
@@ -129,16 +132,27 @@ class RemoteSolver(ChallengeSolver):
                 if self._clock.monotonic() >= until:
                     _logger.warning("TXT records not removed: %s: %s", _CUT_OFF, error)
                     return list(records)
+                await self._clock.sleep(min(_AGAIN, left))  # it may be cut off at once, and again
             except RuntimeError:
                 _logger.exception("TXT records not removed")
                 return list(records)
 
     async def check_accounts(self, profiles: Iterable[Profile], timeout: timedelta) -> Sequence[AccountFinding]:
         """What is wrong with the credentials of these profiles' records. Never raises a refusal."""
+        names: defaultdict[str, set[str]] = defaultdict(set)
+        for profile in profiles:
+            names[profile.credentials].update(profile.dns_names)
+        call = m.CheckAccounts(timeout, names={credentials: tuple(used) for credentials, used in names.items()})
         try:
-            return await self._calls.ask(m.CheckAccounts(timeout, profiles=tuple(profiles)))
+            return await self._calls.ask(call)
         except ChildEndedError:
             return [AccountFinding(f"credentials can't be checked: {_CUT_OFF}", "none, if it passes")]
+        except TooLargeError as error:  # the same names with many credentials, through aliases
+            return [
+                AccountFinding(
+                    f"credentials can't be checked: {error}", "none: an order says what its credentials can't do"
+                )
+            ]
 
     async def _ask(self, call: m.Call[R], tell: Callable[[str], object] | None = None) -> R:
         try:

@@ -6,8 +6,8 @@ Rules it keeps:
   there is none. Calls wait for the next one, but not for long; calls under way are cut off.
 - A child that gives no sign of life is killed. Beats are counted, not time: a broker that was held up itself, or a
   machine that slept, kills nobody.
-- One that has grown is replaced: the next one takes all new calls, the old one ends when its calls have. One that has
-  grown beyond measure is killed.
+- One that has grown is replaced: the next one takes all new calls, the old one ends when its calls have, and is watched
+  until then. There is one old one at most. One that has grown beyond measure is killed.
 - Two children never write DNS records at the same time.
 """
 
@@ -16,13 +16,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from typing_extensions import override
@@ -163,21 +164,21 @@ class IssuingProcess(Calls):
 
     @override
     async def ask(self, call: m.Call[R], tell: Callable[[str], object] | None = None) -> R:
-        if not self._there.is_set():
+        if not self.up:
             began = self._clock.monotonic()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(self._bounds.for_a_child, call.timeout).total_seconds()):
                     await self._there.wait()
             waited = timedelta(seconds=self._clock.monotonic() - began)
             call = msgspec.structs.replace(call, timeout=max(call.timeout - waited, timedelta()))
-        child = self._child
-        if child is None:
-            raise ChildEndedError("there is none")
         self._count(1)
         try:
             async with asyncio.timeout((call.timeout + _LATE).total_seconds()):
-                if call.writes_dns and self._old:
-                    await self._no_other_writes()
+                while call.writes_dns and (writing := [child for child in self._old if child.writes]):
+                    await writing[0].quiet(writes_alone=True)
+                # Chosen after that wait: the child of before may be an old one by now, or none.
+                if (child := self._child) is None or not self.up:
+                    raise ChildEndedError("there is none")
                 return await child.ask(call, tell)
         except TimeoutError as error:
             raise ChildEndedError("it gave no answer in time") from error
@@ -206,27 +207,28 @@ class IssuingProcess(Calls):
         """Keep one there until cancelled, from the first one on."""
         with contextlib.suppress(Exception):  # whoever waits for the start is told
             await asyncio.shield(starting)
-        soon, not_before = 0, 0.0
-        while self._child is not None:
-            child, began = self._child, self._clock.monotonic()
-            if await self._watch(child, not_before):
-                await self._replace(child)
+        child, soon, not_before = self._child, 0, 0.0
+        while child is not None:
+            began = self._clock.monotonic()
+            if await self._watch(child, may_be_replaced=not_before):
+                child = await self._replace(child) or child
                 not_before = self._clock.monotonic() + self._bounds.stable.total_seconds()
                 continue
             self._put(None)
             how = await child.reap()
             soon = 0 if self._clock.monotonic() - began >= self._bounds.stable.total_seconds() else soon + 1
             _logger.error("the issuing process has ended and is started again: %s", how)
-            await self._again(soon)
+            child = await self._again(soon)
 
-    async def _again(self, failures: int) -> None:
+    async def _again(self, failures: int) -> Child:
         """Start until one is ready."""
-        while self._child is None:
+        while True:
             await self._clock.sleep(self._bounds.restart.wait(max(failures, 1), self._rng))
             if (child := await self._started()) is not None:
                 self._put(child)
                 self._meter.count(metrics.ISSUING_RESTARTS, reason="ended")
                 self._started_again()
+                return child
             failures += 1
 
     async def _started(self) -> Child | None:
@@ -243,51 +245,61 @@ class IssuingProcess(Calls):
             return child
         return None
 
-    async def _watch(self, child: Child, not_before: float) -> bool:
-        """Return when the child has ended; True if it goes on, and is to be replaced.
+    async def _watch(
+        self, child: Child, *, may_be_replaced: float = math.inf, beside: asyncio.Future[Any] | None = None
+    ) -> bool:
+        """Ask for signs of life until the child has ended, or `beside` has; True if it has grown and is to be replaced.
 
-        Not before that moment (monotonic): if no other one can be started, this one goes on for a while.
+        The last not before that moment (monotonic): if no other one can be started, this one goes on for a while.
         """
         bounds = self._bounds
-        while not child.ended.is_set():
-            self._meter.level(metrics.ISSUING_MEMORY, child.resident)
-            if child.unanswered >= bounds.most_unanswered:
-                child.kill(f"it gave no sign of life for {bounds.most_unanswered} beats and was killed")
-            elif child.resident > bounds.too_large:
-                child.kill(f"it had {child.resident >> 20} MiB of memory and was killed")
-            elif child.resident > bounds.large and self._clock.monotonic() >= not_before:
-                return True
-            child.beat(in_trouble=self.in_trouble())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(bounds.beat.total_seconds()):
-                    await child.ended.wait()
+        ended = asyncio.ensure_future(child.ended.wait())
+        until = {ended} if beside is None else {ended, beside}
+        try:
+            while not any(future.done() for future in until) and not child.ended.is_set():
+                if child is self._child:
+                    self._meter.level(metrics.ISSUING_MEMORY, child.resident)
+                if child.unanswered >= bounds.most_unanswered:
+                    child.kill(f"it gave no sign of life for {bounds.most_unanswered} beats and was killed")
+                elif child.resident > bounds.too_large:
+                    child.kill(f"it had {child.resident >> 20} MiB of memory and was killed")
+                elif child.resident > bounds.large and not self._old and self._clock.monotonic() >= may_be_replaced:
+                    return True
+                child.beat(in_trouble=self.in_trouble())
+                await asyncio.wait(until, timeout=bounds.beat.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
         return False
 
-    async def _replace(self, old: Child) -> None:
-        """Have another child take the place of one that has grown."""
+    async def _replace(self, old: Child) -> Child | None:
+        """Have another child take the place of one that has grown, which is watched until it is gone."""
         _logger.warning("the issuing process has %d MiB of memory and is replaced", old.resident >> 20)
-        child = await self._started()
-        if child is None:
-            return
-        self._old[old] = asyncio.create_task(self._retire(old), name="issuing process: the old one")
-        self._put(child)
-        self._meter.count(metrics.ISSUING_RESTARTS, reason="memory")
-        self._started_again()
+        async with asyncio.TaskGroup() as both:
+            starting = both.create_task(self._started(), name="issuing process: another one")
+            await self._watch(old, beside=starting)
+        child = starting.result()
+        if child is not None:
+            self._old[old] = asyncio.create_task(self._retire(old), name="issuing process: the old one")
+            self._put(child)
+            self._meter.count(metrics.ISSUING_RESTARTS, reason="memory")
+            self._started_again()
+        return child
 
     async def _retire(self, child: Child) -> None:
         """Let the calls of a child that was replaced end, then the child."""
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._bounds.retiring.total_seconds()):
-                    await child.quiet()
-            await child.close(_CLOSE)
-        finally:
-            if child.ended.is_set():
-                del self._old[child]
+        async with asyncio.TaskGroup() as both:
+            quiet = both.create_task(self._quiet(child), name="issuing process: calls of the old one")
+            await self._watch(child, beside=quiet)
+        lost = child.ended.is_set()
+        how = await child.close(_CLOSE)
+        if lost:
+            _logger.error("the issuing process that was replaced has ended before its calls: %s", how)
+        del self._old[child]
 
-    async def _no_other_writes(self) -> None:
-        for child in list(self._old):
-            await child.quiet(writes_alone=True)
+    async def _quiet(self, child: Child) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._bounds.retiring.total_seconds()):
+                await child.quiet()
 
     def _put(self, child: Child | None) -> None:
         self._child = child
@@ -295,6 +307,7 @@ class IssuingProcess(Calls):
             self._note_gone()
             return
         child.on_end = self._ended
+        child.set_level(self._begin.level)  # another one may have come into force while it started
         self._there.set()
         self._meter.level(metrics.ISSUING_UP, 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
@@ -12,6 +13,7 @@ import pytest
 from certplane.broker.issuing import messages as m
 from certplane.broker.issuing.child import Child, ChildEndedError
 from certplane.broker.issuing.connection import MOST_OCTETS, Connection, TooLargeError, connect
+from certplane.broker.model import Profile
 from tests.support.waiting import HANG, until
 
 SOON = timedelta(seconds=5)
@@ -143,3 +145,39 @@ async def test_an_answer_that_nobody_waits_for_is_passed_over(pair: tuple[socket
     child._take(m.encode(m.Broke(1, "late")))
     child._take(m.encode(m.Told(7, "never asked")))
     assert not child.ended.is_set()
+
+
+async def test_lines_about_a_connection_that_closes_make_no_more_lines(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """A transport logs each write that it can't do; such a line is another write, and so on."""
+    connection = await End().open(pair[0])
+    connection.close()
+    sent: list[bool] = []
+
+    class Sender(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            sent.append(connection.send(b"a line"))
+
+    logger, sender = logging.getLogger("asyncio"), Sender()
+    logger.addHandler(sender)
+    try:
+        for _ in range(10):
+            logger.warning("of a call")
+    finally:
+        logger.removeHandler(sender)
+    assert sent == [False] * 10
+
+
+async def test_what_a_child_does_not_read_is_bounded(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Calls are refused, until it reads again or is killed: they are repeated, the broker's memory isn't."""
+    child = await child_at(pair[0])
+    call = m.CreateOrder(SOON, issuer="a", csr_der=bytes(1024 * 1024), profile=Profile("a", "", (), ""), replaces="")
+    calls = [asyncio.create_task(child.ask(call)) for _ in range(100)]
+    await until(lambda: any(task.done() for task in calls), what="a refusal")
+    assert child._connection is not None
+    assert child._connection.waiting < 10 * 1024 * 1024
+    assert "doesn't read" in str(calls[-1].exception())
+    pair[1].close()
+    await until(child.ended.is_set, what="the end")
+    await asyncio.wait(calls)

@@ -39,7 +39,7 @@ CALLS: list[m.Call[typing.Any]] = [
     m.Present(SPAN, records=(RECORD,)),
     m.WaitUntilVisible(SPAN, records=(RECORD,)),
     m.Remove(SPAN, records=(RECORD,)),
-    m.CheckAccounts(SPAN, profiles=(PROFILE,)),
+    m.CheckAccounts(SPAN, names={"": ("a.test",), "other": ("*.b.test",)}),
     m.CheckOrder(SPAN, dns_names=("a.test",), issuer="one"),
     m.AskRenewalInfo(SPAN, issuer="one", certificate_pem="pem"),
 ]
