@@ -91,6 +91,36 @@ def test_connection_that_proves_nothing(gate: Gate, changes: dict[str, Any]) -> 
     assert gate.reason(gate.peer(**changes)) is Reason.IDENTITY_UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"chain_pem": b""}, {}),
+        ({"chain_pem": b"junk"}, {}),
+        ({"session_reused": True}, {}),
+        ({"tls_version": "TLSv1.2"}, {"min_tls_version": "1.3"}),
+        ({"tls_version": ""}, {}),
+    ],
+)
+def test_another_connection_of_an_admitted_certificate_proves_itself(
+    changes: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """The same leaf with another chain, TLS version or a resumed session is decided anew, and takes no place."""
+    gate = Gate(**options)
+    peer = gate.peer()
+    admission = gate.authenticator.admit(peer)
+    assert gate.authenticator.admit(replace(peer)) is admission
+    assert gate.reason(replace(peer, **changes)) is Reason.IDENTITY_UNKNOWN
+    assert gate.authenticator.admit(replace(peer)) is admission
+
+
+def test_what_is_audited_of_a_caller_is_its_own_connections(gate: Gate) -> None:
+    """Two hosts behind one certificate, a copy: address and agent are those of each call."""
+    leaf = gate.ca.issue([HOST])
+    for source_ip, user_agent in [("192.0.2.1", "a/1"), ("192.0.2.2", "a/1"), ("192.0.2.1", "b/2")] * 2:
+        caller = gate.authenticator.admit(gate.peer(leaf, source_ip=source_ip, user_agent=user_agent)).caller
+        assert (caller.source_ip, caller.user_agent) == (source_ip, user_agent)
+
+
 def test_minimum_version(gate: Gate) -> None:
     """`1.3` refuses TLS 1.2, `1.2` lets it in."""
     peer = gate.peer(tls_version="TLSv1.2")
