@@ -247,14 +247,16 @@ def _verify_path(
     )
 
 
-@lru_cache(maxsize=64)
 def _between(chain_pem: bytes, bundle: TrustBundle) -> tuple[x509.Certificate, ...]:
     """What was presented and leads to the bundle.
 
     Found once for all the hosts that present the same, which nearly all do; what can't be read is read again. It takes
-    no more than nine signatures, and as many as the bundle has CAs of one name.
+    no more than nine signatures, and as many as the bundle has CAs of one name. It is the bundle that remembers it,
+    so that neither outlives the other.
     """
-    return leading_cas(_presented(chain_pem, "client certificate's chain", _MAX_PRESENTED), bundle)
+    return bundle.leading(
+        chain_pem, lambda: leading_cas(_presented(chain_pem, "client certificate's chain", _MAX_PRESENTED), bundle)
+    )
 
 
 def _presented_leaf(pem: bytes) -> tuple[x509.Certificate, PresentedLeaf]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -13,9 +15,12 @@ from cryptography.x509.verification import Store
 
 from certplane.pki.bundle import BundleError, CaBundle
 
+_MAX_CHAINS: Final = 64
+"""Presented chains of which is remembered what leads to a bundle: nearly all hosts present the same."""
+
 
 class TrustBundle:
-    """The internal CA's certificates that clients are verified against. Immutable.
+    """The internal CA's certificates that clients are verified against. Immutable, but for what it remembers.
 
     `hash` is over the certificates' content, whatever their order and the comments between them.
     """
@@ -24,6 +29,7 @@ class TrustBundle:
         if not certificates:
             raise BundleError("holds no certificate")
         self.certificates = certificates
+        self._leading: OrderedDict[bytes, tuple[x509.Certificate, ...]] = OrderedDict()
         self.hash = hashlib.sha256(b"".join(sorted({_fingerprint(entry) for entry in certificates}))).hexdigest()
 
     @classmethod
@@ -49,6 +55,18 @@ class TrustBundle:
     def by_subject(self) -> Mapping[x509.Name, Sequence[x509.Certificate]]:
         """The anchors by their names."""
         return by_subject(self.certificates)
+
+    def leading(
+        self, chain_pem: bytes, find: Callable[[], tuple[x509.Certificate, ...]]
+    ) -> tuple[x509.Certificate, ...]:
+        """The CAs of a presented chain that lead here, as `find` says; it isn't asked for the last few again."""
+        found = self._leading.get(chain_pem)
+        if found is None:
+            found = self._leading[chain_pem] = find()
+            if len(self._leading) > _MAX_CHAINS:
+                self._leading.popitem(last=False)
+        self._leading.move_to_end(chain_pem)
+        return found
 
 
 def anchor_of(certificate: x509.Certificate) -> str:

@@ -15,7 +15,6 @@ from certplane.broker.identity.authentication import AuthenticationError, Authen
 from certplane.broker.model import DenyEntry, Grant, IdentityKind
 from certplane.broker.services.interceptors.peer import peer_of
 from certplane.errors import Reason, RefusalError
-from certplane.pki import identity
 from certplane.pki.trust_bundle import TrustBundle
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource
@@ -171,7 +170,6 @@ def test_what_was_in_force_before_a_reload_is_let_go_at_the_next_call(gate: Gate
         gate.policy.policy, old = replace(gate.policy.policy), weakref.ref(gate.policy.policy)  # type: ignore[type-var]
     else:
         gate.bundle, old = TrustBundle.from_pem(gate.ca.root_pem), weakref.ref(gate.bundle)  # type: ignore[assignment]
-        identity._between.cache_clear()  # keeps the last few, of at most 4 MiB each
     if refused:
         gate.reason(gate.peer(session_reused=True))
     else:
