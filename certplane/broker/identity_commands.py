@@ -166,11 +166,11 @@ async def allow_identity(settings: BrokerSettings, entry: DenyEntry, *, clock: C
         denied = any(_same(entry, other) for other in await stores.deny_list.entries())
         found = _find_contested(entry, await stores.identities.identities(), clock.now())
         if found is None:
-            if not denied:
+            event = _event(AuditTrail(clock), entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW)
+            # Another operator may have taken it back a moment ago.
+            if not denied or not await stores.deny_list.allow(entry, [event]):
                 remedy = "`identity list` shows all entries"
                 raise OperationError("it is neither denied nor contested", remedy=remedy)
-            event = _event(AuditTrail(clock), entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW)
-            await stores.deny_list.allow(entry, [event])
             return {**_entry_row(entry), "result": "let in again"}
         seen, settlement = found
         settled = await stores.identities.settle(

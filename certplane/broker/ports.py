@@ -230,7 +230,7 @@ class DenyList(Protocol):
         ...
 
     async def allow(self, entry: DenyEntry, events: Sequence[AuditEvent]) -> bool:
-        """Remove the entry of the same name, or issuer and serial; False if there was none."""
+        """Remove the entry of the same name, or issuer and serial; False, without the events, if there was none."""
         ...
 
     async def entries(self) -> Sequence[DenyEntry]:

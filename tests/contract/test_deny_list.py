@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
@@ -64,6 +65,15 @@ async def test_allowing_what_is_not_denied_says_so(store: StoreHarness) -> None:
     assert not await store.stores.deny_list.allow(DenyEntry(name="other"), [])
     assert not await store.stores.deny_list.allow(DenyEntry(issuer=ISSUER, serial_number="1f"), [])
     assert store.stores.deny_list.denied(NAME, ISSUER, "1f")
+
+
+async def test_only_one_of_two_lets_in(store: StoreHarness) -> None:
+    """Of two who take back the same entry at once, the other one is told that there is none, and nothing is audited."""
+    entry, deny_list = DenyEntry(name=NAME), store.stores.deny_list
+    await deny_list.deny(entry, [])
+    events = [store.event(AuditEventType.IDENTITY_ALLOWED) for _ in range(2)]
+    assert sorted(await asyncio.gather(*(deny_list.allow(entry, [event]) for event in events))) == [False, True]
+    assert len(await store.event_ids()) == 1
 
 
 async def test_denying_twice_keeps_the_first_entry(store: StoreHarness) -> None:

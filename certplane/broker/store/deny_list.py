@@ -150,7 +150,7 @@ class SqlDenyList(DenyList, ChangeFollower):
             nonlocal removed
             # `or`: an earlier try of this change may have been committed, and the answer lost.
             removed = self._rows.delete(session, entry) or removed
-            return Done(removed)
+            return Done(removed, audited=removed)
 
         found = await self._writer.write(change, self._audit.encode(events))
         await self._feed.reread(ChangeKind.DENY_ENTRY)
