@@ -15,7 +15,9 @@ from certplane.broker.control import ControlServer, ReloadResult, control_socket
 from certplane.broker.descriptors import raise_file_limit, too_few
 from certplane.broker.model import IdentityKind
 from certplane.broker.prepared import Prepared, prepare
-from certplane.broker.settings import BrokerSettings
+from certplane.broker.settings import BrokerSettings, StoreDriver
+from certplane.broker.store.soundness import corrupt
+from certplane.errors import RefusalError
 from certplane.runtime import garbage
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.notify import ServiceNotifier
@@ -48,7 +50,11 @@ async def serve(settings: BrokerSettings) -> None:
     async with AsyncExitStack() as stack:
         with notifier.extending(_LONGEST_START):
             prepared = _prepared(settings)
-            broker = await stack.enter_async_context(open_broker(prepared, clock=clock))
+            try:
+                broker = await stack.enter_async_context(open_broker(prepared, clock=clock))
+            except RefusalError as error:  # of what a start reads, which is not the whole database
+                place = str(settings.store.path) if settings.store.driver is StoreDriver.SQLITE else "store.url"
+                raise corrupt(place, error) or error from error.__cause__
         garbage.settled()
         await stack.enter_async_context(notifier)
         reloading = _Reloading(broker, notifier)

@@ -7,6 +7,7 @@ of a right configuration (a port, another broker, a broken database) is one line
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -23,6 +24,8 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from certplane.broker.store.files import open_writer
+from certplane.broker.store.soundness import QUICK_AT_START
 from certplane.pki.keys import private_key_pem
 from certplane.runtime.clock import SystemClock
 from certplane.sandbox.certificates import CertificateAuthority, write_private
@@ -314,6 +317,25 @@ def test_corrupt_database(tmp_path: Path) -> None:
     assert line.startswith(f"certplane-broker: {tmp_path}/broker.db: the database is corrupt")
     assert "docs/operations.md" in line
     assert (tmp_path / "broker.db").read_bytes().endswith(b"\xa5")  # nothing was tried on it
+
+
+@pytest.mark.parametrize("part", ["deny_entries", "sqlite_autoindex_identities_1", "sqlite_autoindex_renewal_plans_1"])
+def test_damaged_part_of_a_large_database(tmp_path: Path, part: str) -> None:
+    """Such a file isn't read as a whole by a start; where what is read is broken, the words are the same."""
+    place = broker_place(tmp_path)
+    path = tmp_path / "broker.db"
+    with contextlib.closing(open_writer(path, timedelta(seconds=HANG), exclusive=True)) as connection:
+        connection.execute("INSERT INTO deny_entries VALUES (1, 'web8.example', '', '', hex(zeroblob(9000000)), 0)")
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (part,)).fetchone()
+    assert path.stat().st_size > QUICK_AT_START
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 4096)
+    result = place.run()
+    assert result.returncode == 1
+    line = lines_of(result)[-1]
+    assert line.startswith(f"certplane-broker: {path}: the database is corrupt")
+    assert "docs/operations.md, 'Restore'" in line
 
 
 def test_second_program_on_the_same_state(tmp_path: Path) -> None:

@@ -76,7 +76,12 @@ class _Following:
     """The last moment of which it is known that nothing was missed."""
     everything: bool = True
     keys: set[str] = field(default_factory=set)
-    well: bool = True
+    error: Exception | None = None
+
+    @property
+    def well(self) -> bool:
+        """Whether it has taken in all that the last look found."""
+        return self.error is None
 
     async def catch_up(self, now: datetime) -> None:
         """Let the follower take in what waits; what fails waits for the next time."""
@@ -88,9 +93,9 @@ class _Following:
         except Exception as error:  # noqa: BLE001 - bugs too: or nobody would look again, and nothing show it
             if self.well:
                 _log_failure(self.what, error)
-            self.well = False
+            self.error = error
             return
-        self.since, self.everything, self.well = now, False, True
+        self.since, self.everything, self.error = now, False, None
         self.keys.clear()
 
 
@@ -109,7 +114,7 @@ class SqlChangeFeed(ChangeFeed):
         self._heads = ""
         self._look_time: tuple[datetime, float] | None = None
         """When the newest numbers were read last, by the wall clock and monotonic."""
-        self._well = True
+        self._error: Exception | None = None
         self._lock = asyncio.Lock()
         compiler = database.compiler
         self._newest = _newest_numbers(compiler)
@@ -128,7 +133,13 @@ class SqlChangeFeed(ChangeFeed):
     @property
     def current(self) -> bool:
         """Whether what decides about callers is as the last look found it; if not, what is in memory stays in force."""
-        return self._well and all(following.well for following in self._followings if following.vital)
+        return self.trouble is None
+
+    @property
+    def trouble(self) -> Exception | None:
+        """What the last look could not read of that; None if it is `current`."""
+        errors = (following.error for following in self._followings if following.vital)
+        return self._error or next(filter(None, errors), None)
 
     @override
     def follow(self, kind: ChangeKind, follower: ChangeFollower, *, what: str, vital: bool = False) -> None:
@@ -141,13 +152,13 @@ class SqlChangeFeed(ChangeFeed):
             try:
                 await self._read()
             except Exception as error:  # noqa: BLE001 - see `catch_up`
-                if self._well:
+                if self._error is None:
                     _log_failure("recent changes", error)
-                self._well = False
+                self._error = error
             else:
-                self._well = True
+                self._error = None
             for following in self._followings:
-                await following.catch_up(now if self._well else following.since)
+                await following.catch_up(now if self._error is None else following.since)
 
     async def reread(self, kind: ChangeKind) -> None:
         """Let the followers of `kind` read everything again: this program has changed it."""
@@ -171,7 +182,7 @@ class SqlChangeFeed(ChangeFeed):
         """Note for each follower what it has to read."""
         row = await self._database.one(self._newest, {"own": self._writer_id})
         heads: str = (row and row[0]) or ""
-        late = self._is_late() or not self._well
+        late = self._is_late() or self._error is not None
         self._look_time = (self._clock.now(), self._clock.monotonic())
         if late or heads != self._heads:
             await self._read_writers(_parse(heads), late=late)

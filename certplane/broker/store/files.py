@@ -21,16 +21,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from certplane.broker.store import sqlite
 from certplane.broker.store.migrate import SchemaError, check_current, check_known, migrate, upgrade_notices
 from certplane.broker.store.schema import APPLICATION_ID
-from certplane.broker.store.soundness import QUICK_AT_START, broken_pages, broken_references
+from certplane.broker.store.soundness import QUICK_AT_START, RESTORE, broken_pages, broken_references
 from certplane.config.files import denied_remedy
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.files import give_to_service
 from certplane.runtime.pid_lock import HeldError, lock_with_pid
 
 _log = logging.getLogger("certplane.store")
-
-_RESTORE: Final = "stop the broker and restore the database: docs/operations.md, 'Restore'"
-
 
 _DENIED: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 
@@ -233,7 +230,7 @@ def _mark(connection: sqlite3.Connection) -> None:
 
 def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
     if damage := broken_pages(connection, full=False):
-        raise OperationError(f"{path}: the database is corrupt ({damage[0]})", remedy=_RESTORE)
+        raise OperationError(f"{path}: the database is corrupt ({damage[0]})", remedy=RESTORE)
 
 
 def _revision(connection: sqlite3.Connection) -> str | None:
@@ -246,7 +243,7 @@ def _explain(path: Path, error: sqlite3.Error) -> CertplaneError:
     """One line for what SQLite said while the database was opened."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return OperationError(f"{path}: the database is corrupt ({error})", remedy=_RESTORE)
+        return OperationError(f"{path}: the database is corrupt ({error})", remedy=RESTORE)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return OperationError(
             f"{path}: another program holds a lock on the database", remedy="end it, then start again"

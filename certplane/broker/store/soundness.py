@@ -26,8 +26,8 @@ from typing_extensions import override
 from certplane.broker.ports import Soundness
 from certplane.broker.store import sqlite
 from certplane.broker.store.audit_log import reading
-from certplane.broker.store.session import Database, Fault
-from certplane.errors import Reason, RefusalError
+from certplane.broker.store.session import Database, Fault, SqlError
+from certplane.errors import OperationError, Reason, RefusalError
 from certplane.runtime.pool import BlockingPool
 
 QUICK_AT_START: Final = 16 << 20
@@ -41,6 +41,17 @@ _AGAIN: Final = 0.02
 """Seconds between interrupts."""
 
 
+RESTORE: Final = "stop the broker and restore the database: docs/operations.md, 'Restore'"
+
+
+def corrupt(place: str, error: BaseException) -> OperationError | None:
+    """What a start says of a read that failed because the database at `place` is damaged; None for other failures."""
+    cause = error if isinstance(error, SqlError) else error.__cause__
+    if not isinstance(cause, SqlError) or cause.fault is not Fault.BROKEN:
+        return None
+    return OperationError(f"{place}: the database is corrupt ({cause})", remedy=RESTORE)
+
+
 def broken_pages(connection: sqlite3.Connection, *, full: bool) -> list[str]:
     """What is wrong with a database's pages, nothing if it is whole.
 
@@ -52,7 +63,17 @@ def broken_pages(connection: sqlite3.Connection, *, full: bool) -> list[str]:
         sqlite3.Error: it can't be read so far.
     """
     pragma = "integrity_check" if full else "quick_check"
-    return _findings(connection, f"PRAGMA {pragma}({MOST_FINDINGS})")
+    try:
+        found = _findings(connection, f"PRAGMA {pragma}({MOST_FINDINGS})")
+    except sqlite3.DatabaseError as error:
+        if sqlite.fault_of(error).fault is not Fault.BROKEN:
+            raise
+        found = [str(error)]
+    if not found:
+        return []
+    # SQLite tells pages, and ends where it can't go on: which tables are hurt each tells by itself.
+    named = [line for table in _tables(connection) for line in _table_findings(connection, table)]
+    return list(dict.fromkeys(named + found))[:MOST_FINDINGS]
 
 
 def broken_references(connection: sqlite3.Connection) -> list[str]:
@@ -63,6 +84,21 @@ def broken_references(connection: sqlite3.Connection) -> list[str]:
     """
     rows = connection.execute("PRAGMA foreign_key_check").fetchmany(MOST_FINDINGS)
     return [f"row {rowid} of {table} refers to a row of {parent} that isn't there" for table, rowid, parent, _ in rows]
+
+
+def _tables(connection: sqlite3.Connection) -> list[str]:
+    return [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+
+
+def _table_findings(connection: sqlite3.Connection, table: str) -> list[str]:
+    """What is wrong with a table and its indexes, with its name where SQLite gives up and says none."""
+    try:
+        return _findings(connection, f"PRAGMA quick_check('{table}')")
+    except sqlite3.DatabaseError as error:
+        fault = sqlite.fault_of(error)
+        if fault.fault is not Fault.BROKEN:
+            raise
+        return [f"the table {table}: {fault}"]
 
 
 def _findings(connection: sqlite3.Connection, sql: str) -> list[str]:
@@ -108,13 +144,12 @@ class SqliteSoundness(Soundness):
             with self._reading() as connection:
                 if connection is None:
                     return []
-                tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
                 found: list[str] = []
-                for table in tables:
+                for table in _tables(connection):
                     if self._stopping.is_set():
                         break
                     # A table at a time: a snapshot that is kept keeps the write-ahead log from being started over.
-                    found += _findings(connection, f"PRAGMA quick_check('{table}')")
+                    found += _table_findings(connection, table)
                 return found[:MOST_FINDINGS]
         except sqlite3.Error as error:
             if self._stopping.is_set():

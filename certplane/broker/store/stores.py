@@ -31,7 +31,7 @@ from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
 from certplane.broker.store.repeats import SqlRepeatCounts
 from certplane.broker.store.session import Database, Session
-from certplane.broker.store.soundness import ServerSoundness, SqliteSoundness
+from certplane.broker.store.soundness import ServerSoundness, SqliteSoundness, corrupt
 from certplane.broker.store.statements import Driver
 from certplane.broker.store.upkeep import SqlUpkeep
 from certplane.broker.store.writer import Writer
@@ -159,8 +159,9 @@ async def open_stores(
         )
         stack.push_async_callback(stores.soundness.close)
         await stores.changes.look()
-        if not stores.changes.current:  # nobody is served by a deny-list or a ledger that is empty only in memory
-            raise OperationError("the deny-list or the identities can't be read", remedy="see the log for the cause")
+        if (trouble := stores.changes.trouble) is not None:  # none is served by a ledger that is empty only in memory
+            unread = OperationError("the deny-list or the identities can't be read", remedy="see the log for the cause")
+            raise corrupt("store.url" if path is None else str(path), trouble) or unread from trouble
         following = asyncio.create_task(stores.changes.run(remove=exclusive), name="change feed")
         stack.push_async_callback(_end, following)
         yield stores

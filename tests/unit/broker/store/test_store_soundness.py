@@ -194,3 +194,21 @@ def test_store_check_without_a_database(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["-c", str(broker.config), "store", "check"]) == 2
     assert "there is no such database" in capsys.readouterr().err
     assert not (broker.directory / "broker.db").exists()
+
+
+@pytest.mark.parametrize("full", [[], ["--full"]], ids=["quick", "full"])
+async def test_a_damaged_table_is_named(place: StorePlace, monkeypatch: pytest.MonkeyPatch, full: list[str]) -> None:
+    """Where SQLite gives up in the middle, and tells no table, and beside a broker too; the others are looked at."""
+    await fill(place)
+    place.execute("INSERT INTO keys VALUES ('k', 'web1.example', 0, NULL, NULL)")
+    for table in ("audit_events", "keys"):
+        ((root,),) = place.query(f"SELECT rootpage FROM sqlite_schema WHERE name = '{table}'")  # noqa: S608 - ours
+        with place.path.open("r+b") as file:
+            file.seek((root - 1) * PAGE)
+            file.write(b"\xff" * PAGE)
+    told = "\n".join(files.look_through(place.path, full=bool(full)))
+    assert "audit_events" in told
+    assert "keys" in told
+    monkeypatch.setattr(files, "QUICK_AT_START", 0)
+    async with place.open(ManualClock()) as stores:
+        assert "keys" in "\n".join(await stores.soundness.damage())
