@@ -6,8 +6,10 @@ left. What becomes of an order when the broker itself is killed is `test_broker_
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,6 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certplane.pki.keys import load_private_key
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.sandbox.loopback import LOOPBACK
+from certplane.sandbox.pebble import PebbleOptions
 from tests.e2e.test_broker_kill import LOSE_AN_ORDER, OUTSIDE, Lane, names_of, profile_of
 from tests.support.killing import assert_issued_once, begin, ended, leaf_of, settle_on_a_port
 from tests.support.limits import UNLIMITED
@@ -28,6 +32,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 STOPPED = "dns-present-stopped"
 LEFT = "left-behind"
+STOPPED_WHOLE = "stopped-whole"
+TWICE = "killed-twice"
+REGISTERED = "registered"
+SECRET = "secret"
+MAC_KEY = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
 KINDS = ("cloudflare", "rfc2136")
 
 
@@ -35,7 +44,7 @@ KINDS = ("cloudflare", "rfc2136")
 async def lane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lane]:
     """A broker with one of the DNS providers, and an enrolled host."""
     need_part("pebble")
-    profiles = [*map(profile_of, OUTSIDE), STOPPED, LEFT]
+    profiles = [*map(profile_of, OUTSIDE), STOPPED, LEFT, STOPPED_WHOLE, TWICE, REGISTERED]
     policy = {
         "version": 1,
         "profiles": {name: {"type": "mixed", "dns_names": names_of(name)} for name in profiles},
@@ -117,6 +126,128 @@ async def test_a_killed_broker_leaves_none_behind(lane: Lane) -> None:
     assert await ended(agent) == 0
     await assert_issued_once(deployment, leaf_of(host, LEFT))
     await deployment.stop_broker()
+
+
+async def test_a_stop_of_all_processes_in_an_order(lane: Lane) -> None:
+    """SIGTERM to each of a service, as systemd sends it: the issuing process outlives the orders, and goes with the broker."""
+    deployment, host = lane.deployment, lane.host
+    host.write_config([{"name": STOPPED_WHOLE, "profile": STOPPED_WHOLE, "dns_names": names_of(STOPPED_WHOLE)}])
+    await deployment.start_broker()
+    pid = issuing_process(deployment)
+    agent = await begin(host, "run", "--once")
+    await until(lambda: "TXT record written" in deployment.broker_process.log_text(), what="the record")
+    for each in (pid, deployment.broker_process.pid, pid):
+        os.kill(each, signal.SIGTERM)
+    assert await ended(deployment.broker_process) == 0
+    assert command_of(str(pid)) == b""
+    log = deployment.broker_process.log_text()
+    assert "stopped" in log.splitlines()[-1]
+    assert "issuing process has ended" not in log
+    await deployment.start_broker()
+    if await ended(agent) != 0:
+        assert (await host.run("renew", STOPPED_WHOLE)).status == 0
+    await assert_issued_once(deployment, leaf_of(host, STOPPED_WHOLE))
+    await deployment.stop_broker()
+
+
+async def test_two_that_are_killed_in_a_row(lane: Lane) -> None:
+    """The second one as soon as it is there: the order waits for the third."""
+    deployment, host = lane.deployment, lane.host
+    host.write_config([{"name": TWICE, "profile": TWICE, "dns_names": names_of(TWICE)}])
+    await deployment.start_broker()
+    agent = await begin(host, "run", "--once")
+    await until(lambda: "TXT record written" in deployment.broker_process.log_text(), what="the record")
+    first = issuing_process(deployment)
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: issuing_process(deployment) not in (0, first), what="the second one")
+    os.kill(issuing_process(deployment), signal.SIGKILL)
+    assert await ended(agent) == 0
+    await assert_issued_once(deployment, leaf_of(host, TWICE))
+    await deployment.stop_broker()
+
+
+async def test_one_that_is_killed_when_the_account_was_made(lane: Lane) -> None:
+    """The CA has it, nobody has its URL: the next process finds it by its key."""
+    deployment, host = lane.deployment, lane.host
+    host.write_config([{"name": REGISTERED, "profile": REGISTERED, "dns_names": names_of(REGISTERED)}])
+    (deployment.broker_folder / "account.key").unlink()
+    await deployment.start_broker({"CERTPLANE_FAILPOINTS": "acme.register.sent=crash"})
+    finished = await host.run("run", "--once")
+    assert finished.status == 0, finished.stderr
+    assert "is started again: killed by signal 9" in deployment.broker_process.log_text()
+    await assert_issued_once(deployment, leaf_of(host, REGISTERED))
+    await deployment.stop_broker()
+
+
+async def test_a_start_that_is_refused_leaves_none(lane: Lane) -> None:
+    """The port is another program's: the broker says so, and ends with its issuing process."""
+    deployment = lane.deployment
+    with socket.create_server((LOOPBACK, deployment.broker_port)):
+        refused = await deployment.run_broker("serve")
+    assert refused.status != 0
+    assert "in use" in refused.stderr
+    # Each deployment has a token of its own, which its programs have in their environment.
+    token = f"CLOUDFLARE_SANDBOX={deployment.cloudflare.token}".encode()
+    assert processes_with(token) == []
+
+
+def processes_with(variable: bytes) -> list[Path]:
+    """Those that have it in their environment."""
+    found = []
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdecimal() and variable in (process / "environ").read_bytes().split(b"\0"):
+                found.append(process)
+    return found
+
+
+class WithSecretFiles(Deployment):
+    """A broker whose secrets are files, and whose account is bound by a MAC key."""
+
+    @property
+    def broker_environment(self) -> dict[str, str]:
+        return {}
+
+
+async def test_secrets_of_files_are_not_in_the_brokers_memory(tmp_path: Path) -> None:
+    """Neither the DNS provider's token nor the MAC key of the account, which was made with this order."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may read the memory of a process that has said that it isn't to be read")
+    need_part("pebble")
+    policy = {
+        "version": 1,
+        "profiles": {SECRET: {"type": "mixed", "dns_names": names_of(SECRET)}},
+        "hosts": {"host": {"identity": "web1.certplane.test", "profiles": [SECRET]}},
+    }
+    secrets = tmp_path / "secrets"
+    broker = {
+        "secrets": {"provider": "file", "file": {"directory": str(secrets)}},
+        "issuer": {
+            "acme": {
+                "eab": {"kid": "kid-1", "hmac_secret": "mac-key"},
+                "cloudflare": {"credentials": "dns-token"},
+                "rfc2136": None,
+            }
+        },
+    }
+    pebble = PebbleOptions(external_account_keys={"kid-1": MAC_KEY})
+    async with WithSecretFiles(
+        tmp_path / "all", DeploymentOptions(policy, "cloudflare", broker, pebble=pebble)
+    ) as all_:
+        secrets.mkdir(0o700)
+        for name, secret in (("mac-key", MAC_KEY), ("dns-token", all_.cloudflare.token)):
+            (secrets / name).write_text(secret)
+            (secrets / name).chmod(0o600)
+        settle_on_a_port(all_)
+        host = all_.add_host("web1.certplane.test")
+        await all_.start_broker()
+        assert (await host.run("enroll")).status == 0
+        host.write_config([{"name": SECRET, "profile": SECRET, "dns_names": names_of(SECRET)}])
+        finished = await host.run("run", "--once")
+        assert finished.status == 0, finished.stderr
+        assert in_memory(issuing_process(all_), all_.cloudflare.token.encode())
+        for secret in (MAC_KEY, all_.cloudflare.token):
+            assert not in_memory(all_.broker_process.pid, secret.encode())
 
 
 async def test_secrets_of_the_account_are_not_in_the_brokers_memory(lane: Lane) -> None:
