@@ -110,6 +110,26 @@ async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
             await asyncio.sleep(0)
 
 
+async def _all_of(renewals: Iterable[RenewalPlan | None]) -> tuple[list[RenewalPlan], set[str], datetime | None]:
+    """The plans that there are, their hosts, and the last one's time."""
+    plans: list[RenewalPlan] = []
+    hosts: set[str] = set()
+    last: datetime | None = None
+    async for plan in _in_turns(renewals):
+        if plan is not None:
+            plans.append(plan)
+            hosts.add(plan.host)
+            last = plan.renew_time if last is None else max(last, plan.renew_time)
+    return plans, hosts, last
+
+
+async def _let_go(things: list[T]) -> None:
+    """Free what a list has the last references to, in turns: at once, a whole fleet's takes a tenth of a second."""
+    while things:
+        del things[-_AT_ONCE:]
+        await asyncio.sleep(0)
+
+
 class _HeldUp:
     """The first certificates that are held up, and the number of all."""
 
@@ -157,7 +177,7 @@ class RenewalRequests:
             found = await self._fleet.find_request(caller.name, order.request_id)
             if found is not None:
                 return found, frozenset()
-        picked = await self._plans.select(order.selection, now)
+        picked = [*await self._plans.select(order.selection, now)]
         stuck = await self._stuck(picked, now)
         held_up = _HeldUp()
         waiting = 0
@@ -179,24 +199,21 @@ class RenewalRequests:
             request_id=order.request_id,
             stuck={one.certificate_id for one in stuck},
         )
-        plans = [plan async for plan in _in_turns(renewals) if plan is not None]
+        plans, hosts, last = await _all_of(renewals)
         requested = RequestedRenewal(
-            order.request_id,
-            len(picked),
-            len(plans),
-            max((plan.renew_time for plan in plans), default=None),
-            tuple(held_up.named),
-            held_up.count,
+            order.request_id, len(picked), len(plans), last, tuple(held_up.named), held_up.count
         )
         if not order.dry_run:
             await self._plans.set_plans(plans, [self._event(caller, order, requested)])
             if order.chosen_id:
                 await self._fleet.record_request(caller.name, requested, now)
-        return requested, frozenset(plan.host for plan in plans)
+        await _let_go(plans)
+        await _let_go(picked)
+        return requested, frozenset(hosts)
 
     async def _stuck(self, picked: Sequence[Selected], now: datetime) -> list[HeldUp]:
         due = {one.certificate_id: one.host async for one in _in_turns(picked) if one.renew_time <= now}
-        hosts = sorted(set(due.values()))
+        hosts = [*dict.fromkeys(due.values())]
         found: list[HeldUp] = []
         for start in range(0, len(hosts), _READ):
             records = await self._fleet.list_hosts(hosts=hosts[start : start + _READ])
