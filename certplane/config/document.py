@@ -4,7 +4,7 @@ Read from the parser's events, not from its objects: a scalar stays the text tha
 and nothing is resolved or constructed. Anchors, aliases and merge keys (`<<`) are followed, as far as `MAX_COPIES`
 nodes: what is named twice stands once, with the line where it is written. Refused: tags, several documents, duplicate
 keys, keys that aren't texts, characters that can't be seen, other encodings than UTF-8, more than `MAX_BYTES`, than
-`MAX_NODES` values, than `MAX_DEPTH` levels.
+`MAX_NODES` values, than `MAX_DEPTH` levels, than `MAX_PATHS` characters of paths.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ MAX_NODES = 2_000_000
 
 MAX_COPIES = 400_000
 """Of these, what aliases and merge keys may add: four for each host of a large policy, and no billion."""
+
+MAX_PATHS = 256 * 1024 * 1024
+"""Characters of all values' paths (`policy.profiles.web`) together, which hold the keys above each value: thrice what a
+large policy has. One long key above many values takes more than all else."""
 
 _MAX_PROBLEMS = 100
 
@@ -154,7 +158,7 @@ class _Builder:
         self._text = text
         self._all_ascii = text.isascii()
         self._anchors: dict[str, Node | None] = {}
-        self._nodes = 0
+        self._nodes = self._paths = 0
         self._copies = 0
         self._problems: list[ConfigurationProblem] = []
 
@@ -207,6 +211,10 @@ class _Builder:
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise ConfigurationError([self._problem(event, key, f"has over {MAX_NODES} values")])
+        self._paths += len(key)
+        if self._paths > MAX_PATHS:
+            remedy = "shorten the longest key above it"
+            raise ConfigurationError([self._problem(event, key, "has too many values below long keys", remedy)])
 
     def _value(self, event: yaml.Event, events: Iterator[yaml.Event], key: str, depth: int) -> Node:
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:

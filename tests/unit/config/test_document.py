@@ -351,6 +351,20 @@ def test_values_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             Document.parse(content, "x.yml")
 
 
+def test_a_long_key_above_many_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value keeps its path, so that one key of a megabyte above ten thousand values would take ten gigabytes."""
+    monkeypatch.setattr(document, "MAX_PATHS", 10_000)
+    long = b"k" * 400
+    assert len(Document.parse(long + b": [" + b"x, " * 20 + b"]", "x.yml").root.entries) == 1
+    for content in (
+        long + b": [" + b"x, " * 30 + b"]",
+        b"a: &a [" + b"x, " * 30 + b"]\n" + long + b": *a\n",
+        b"a: &a {" + b"".join(b"x%d: y, " % number for number in range(30)) + b"}\n" + long + b": {<<: *a}\n",
+    ):
+        with pytest.raises(ConfigurationError, match="has too many values below long keys"):
+            Document.parse(content, "x.yml")
+
+
 def test_nodes_are_nothing_to_the_garbage_collector() -> None:
     """A large policy makes a million of them, and a collection that goes through them holds every thread."""
     root = Document.parse(b"a: {b: [c, &x {d: e}], f: *x}", "x.yml").root
