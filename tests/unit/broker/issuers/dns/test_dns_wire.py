@@ -163,9 +163,12 @@ def test_questions_are_written_as_dnspython_writes_them(
 
 
 def test_ids_are_the_kernels() -> None:
-    """All 16 bits of an id vary, and no two questions' ids hang together."""
-    idents = {Question(dns.name.root, dns.rdatatype.NS, recursive=False, edns=True).ident for _ in range(2000)}
-    assert len(idents) > 1900
+    """All 16 bits of an id vary, and no two questions' ids hang together.
+
+    Of 20,000, some 17,200 are different, and a byte that is missing has the odds of 1 to 10^31.
+    """
+    idents = {Question(dns.name.root, dns.rdatatype.NS, recursive=False, edns=True).ident for _ in range(20_000)}
+    assert len(idents) > 16_500
     assert len({ident[0] for ident in idents}) == len({ident[1] for ident in idents}) == 256
 
 
