@@ -43,8 +43,10 @@ _INTERVAL: Final = timedelta(seconds=5)
 """Between looks at the files: certificates are renewed hours before they end."""
 
 _SETTLE: Final = timedelta(seconds=1)
-_LONGEST_REASON: Final = 1000
 """A changed file must stand still for this long."""
+
+_LONGEST_REASON: Final = 1000
+"""Characters of an audit event's reason."""
 
 
 class ExpiryLevel(IntEnum):

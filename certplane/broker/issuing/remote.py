@@ -29,6 +29,8 @@ R = TypeVar("R")
 _logger = logging.getLogger(__name__)
 
 _AGAIN = timedelta(milliseconds=100)
+"""Before a removal of TXT records that was cut off is tried again."""
+
 _CUT_OFF = "the broker's process for CAs and DNS has ended; it is started again"
 
 
