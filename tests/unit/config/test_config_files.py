@@ -138,4 +138,4 @@ def test_leaves_no_descriptor_open(key: Path, tmp_path: Path) -> None:
     key.chmod(0o644)
     _problem(key, private=True)
     _problem(tmp_path)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before  # another test may leave one to be closed just now

@@ -164,7 +164,7 @@ async def test_shell_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
     with pytest.raises(OperationError, match="/bin/sh can't be started"):
         await runner().run("true", LONG, {})
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 @pytest.fixture(autouse=True)
