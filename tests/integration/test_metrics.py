@@ -259,7 +259,10 @@ async def an_issuing_process_that_ends(folder: Path) -> Collection[Metric]:
     )
     async with process.running() as starting, asyncio.timeout(HANG):
         await starting
-        await process.ask(messages.NoteDirectory(HOUR, issuer=settings.issuer.name))
+        asking = asyncio.create_task(process.ask(messages.NoteDirectory(HOUR, issuer=settings.issuer.name)))
+        await asyncio.sleep(0)
+        assert metrics.ISSUING_CALLS in meter.moved
+        await asking
         await until(lambda: metrics.ISSUING_MEMORY in meter.moved)
         os.kill(process.pid, signal.SIGKILL)
         await again.wait()

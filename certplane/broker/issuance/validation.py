@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -48,10 +49,15 @@ class ChallengeRecords:
         self._ports = ports
         self._settings = settings
         self._needed: dict[str, frozenset[tuple[str, str]]] = {}
+        self._users = Counter[tuple[str, str]]()
+        """How many orders need a record: to look at each order for each record grows with the square of a burst."""
 
     def need(self, order_id: str, records: Iterable[TxtRecord]) -> None:
         """The order is about to use these records: nobody else removes them."""
-        self._needed[order_id] = frozenset((record.name, record.value) for record in records)
+        self.release(order_id)
+        if needed := frozenset((record.name, record.value) for record in records):
+            self._needed[order_id] = needed
+            self._users.update(needed)
 
     async def publish(
         self,
@@ -92,7 +98,10 @@ class ChallengeRecords:
 
     def release(self, order_id: str) -> None:
         """The order uses no record any more."""
-        self._needed.pop(order_id, None)
+        for record in self._needed.pop(order_id, ()):
+            self._users[record] -= 1
+            if not self._users[record]:
+                del self._users[record]
 
     async def remove(self, order: Order) -> tuple[TxtRecord, ...]:
         """Remove what `order` lists and nobody else needs; returns what still stands and is the order's to remove."""
@@ -101,8 +110,7 @@ class ChallengeRecords:
 
     async def _remove_unneeded(self, order: Order) -> tuple[TxtRecord, ...]:
         """As `remove`, but what the order itself needs stays, and isn't returned."""
-        needed = frozenset[tuple[str, str]]().union(*self._needed.values())
-        mine = [record for record in order.txt_records if (record.name, record.value) not in needed]
+        mine = [record for record in order.txt_records if (record.name, record.value) not in self._users]
         if not mine:
             return ()
         left: Sequence[TxtRecord] = await self._ports.solver.remove(mine, self._settings.dns_timeout)

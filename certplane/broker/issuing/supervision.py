@@ -125,6 +125,7 @@ class IssuingProcess(Calls):
         """Since when there is none."""
         self._old: dict[Child, asyncio.Task[None]] = {}
         self._calls = 0
+        meter.watch(metrics.ISSUING_CALLS, lambda: self._calls)
         self.in_trouble: Callable[[], bool] = lambda: False
         """Whether something has failed for which a secret may be to blame."""
 
@@ -171,7 +172,7 @@ class IssuingProcess(Calls):
                     await self._there.wait()
             waited = timedelta(seconds=self._clock.monotonic() - began)
             call = msgspec.structs.replace(call, timeout=max(call.timeout - waited, timedelta()))
-        self._count(1)
+        self._calls += 1
         try:
             async with asyncio.timeout((call.timeout + _LATE).total_seconds()):
                 while call.writes_dns and (writing := [child for child in self._old if child.writes]):
@@ -183,7 +184,7 @@ class IssuingProcess(Calls):
         except TimeoutError as error:
             raise ChildEndedError("it gave no answer in time") from error
         finally:
-            self._count(-1)
+            self._calls -= 1
 
     def set_level(self, level: str) -> None:
         """Log at this level from now on."""
@@ -321,10 +322,6 @@ class IssuingProcess(Calls):
             self._left = self._clock.monotonic()
         self._there.clear()
         self._meter.level(metrics.ISSUING_UP, 0)
-
-    def _count(self, change: int) -> None:
-        self._calls += change
-        self._meter.level(metrics.ISSUING_CALLS, self._calls)
 
     async def _close_all(self) -> None:
         children = [child for child in (self._child, *self._old) if child is not None]
