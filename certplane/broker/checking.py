@@ -31,6 +31,7 @@ from certplane.broker.surroundings import (
     seen_as_root,
     unreadable_secrets,
 )
+from certplane.config.files import is_there
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
@@ -69,7 +70,7 @@ async def check(
             secrets = secret_source(settings, pool, clock)
         for name, acme in settings.cas.items():
             with _gathering(problems):
-                if not acme.account_key.parent.is_dir():
+                if not is_there(acme.account_key.parent, folder=True):
                     folders.add(missing_folder(settings, f"{settings.ca_section(name)}.account_key", acme.account_key))
             with _gathering(problems):
                 key_file = adapters.account_key_file(settings, name)

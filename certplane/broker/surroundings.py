@@ -22,6 +22,7 @@ from certplane.broker.secrets.files import FileSecrets
 from certplane.broker.secrets.source import CREDENTIALS_VARIABLE, SecretsProvider
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store.files import look_at
+from certplane.config.files import is_there
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
 
 STATE_DIRECTORY: Final = Path("/var/lib/certplane")
@@ -84,7 +85,7 @@ def look_at_store(settings: BrokerSettings) -> list[str]:
     if settings.store.driver is not StoreDriver.SQLITE:
         return []
     path = settings.store.path
-    if not path.parent.is_dir():
+    if not is_there(path.parent, folder=True):
         return [missing_folder(settings, "store.path", path)]
     try:
         return locating(settings, lambda: look_at(path), key="store.path")

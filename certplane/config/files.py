@@ -173,6 +173,20 @@ def _as_user(number: int) -> str:
     return f"run the command as that user: sudo -u {name if name != 'uid' else f'#{number}'} ..."
 
 
+def is_there(path: Path, *, folder: bool = False) -> bool:
+    """Whether something is at `path`, or a `folder` is.
+
+    True as well where this user isn't told: whoever opens it is told why, with a remedy, and `Path.exists` would raise.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True
+    return stat.S_ISDIR(mode) or not folder
+
+
 def denied_remedy(path: Path, otherwise: str) -> str:
     """What lets this user use `path`, which it may not: to be its owner, or, where that is root, to be let in.
 

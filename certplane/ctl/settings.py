@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from certplane.config.decoding import KeyProblem, RelativePath, decode
 from certplane.config.document import Document, Source
+from certplane.config.files import is_there
 from certplane.config.values import HttpsUrl, PositiveSpan
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.rpc.proxy import ProxyUse
@@ -74,7 +75,7 @@ def find_settings() -> Path:
     configuration = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     own = Path(configuration) / "certplane" / "ctl.yml"
     for candidate in (own, _SYSTEM_FILE):
-        if candidate.exists():
+        if is_there(candidate):
             return candidate
     message = "there is no ctl.yml"
     remedy = f"write {own} or {_SYSTEM_FILE}, or name one with --config or ${_VARIABLE} (docs/configuration.md)"

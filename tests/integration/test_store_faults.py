@@ -22,8 +22,10 @@ import pytest
 import pytest_asyncio
 
 from certplane.broker.audit import SpillFallback, import_spill
+from certplane.broker.store import files
 from certplane.errors import CertplaneError, ConfigurationError, OperationError, Reason, RefusalError
 from tests.fakes.clock import ManualClock
+from tests.support.old_data import make_sqlite
 from tests.support.stores import IMPATIENT, NO_LIMITS, StoreHarness, StorePlace, draft
 from tests.support.waiting import until
 
@@ -150,6 +152,23 @@ async def test_an_order_that_does_not_fit_is_refused_also_fail_open(
     assert len(await store.stores.orders.unfinished_orders()) == 1
 
 
+@pytest.mark.parametrize("left", [0, PAGE, 4 * PAGE, 16 * PAGE])
+async def test_a_full_disk_at_the_start_that_migrates(small_disk: SmallDisk, left: int) -> None:
+    """It is the disk that is told, whichever file has no room first; the database stays as it was, and goes on later."""
+    place = StorePlace("sqlite", small_disk.folder / "broker.db")
+    make_sqlite(place.path)
+    before = place.query("SELECT version_num FROM alembic_version")
+    small_disk.leave(left)
+    with pytest.raises(OperationError, match=r"(?s)(disk is full|disk that is full|no space).*(room|space|df)"):
+        async with place.open(ManualClock()):
+            pass
+    small_disk.make_room()
+    assert place.query("SELECT version_num FROM alembic_version") == before
+    async with place.open(ManualClock()):
+        assert place.query("SELECT version_num FROM alembic_version") != before
+    assert place.query("PRAGMA integrity_check") == [("ok",)]
+
+
 # Row 18: another connection holds the lock
 
 
@@ -224,6 +243,42 @@ async def test_a_corrupt_database_refuses_the_start(sqlite_place: StorePlace, da
     assert str(sqlite_place.path) in text
     assert "docs/operations.md, 'Restore'" in text
     assert hashlib.sha256(sqlite_place.path.read_bytes()).digest() == before
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+async def test_an_empty_file_is_no_new_database(sqlite_place: StorePlace, *, exclusive: bool) -> None:
+    """It is what a full disk or a broken copy left: taken for a new one, it would let in whom the deny-list kept out."""
+    sqlite_place.path.touch(0o600)
+    with pytest.raises(OperationError, match=r"corrupt \(the file is empty\).*'Restore'"):
+        async with sqlite_place.open(ManualClock(), exclusive=exclusive):
+            pass
+    assert sqlite_place.path.read_bytes() == b""
+
+
+class _EndedError(Exception):
+    """The end of the process, as far as the database's file is concerned."""
+
+
+def _end(*_: object) -> None:
+    raise _EndedError
+
+
+@pytest.mark.parametrize("left", [b"", b"half a page"])
+async def test_a_first_start_that_was_killed_is_begun_again(
+    sqlite_place: StorePlace, left: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was about: the database is there with its first page, or not at all."""
+    sqlite_place.path.with_name(".broker.db.new").write_bytes(left)
+    sqlite_place.path.with_name(".broker.db.new-journal").write_bytes(left)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "migrate", _end)
+        with pytest.raises(_EndedError):
+            async with sqlite_place.open(ManualClock()):
+                pass
+    assert sqlite_place.path.stat().st_size >= PAGE
+    async with sqlite_place.open(ManualClock()) as stores:
+        assert stores.ready()
+    assert sorted(file.name for file in sqlite_place.path.parent.iterdir()) == ["broker.db", "broker.db.lock"]
 
 
 def other_program(path: Path) -> None:

@@ -19,7 +19,7 @@ from josepy.json_util import encode_b64jose
 from josepy.jwa import ES256, ES384, RS256, JWASignature
 from josepy.jwk import JWK, JWKEC, JWKRSA
 
-from certplane.config.files import denied_remedy, private_remedy
+from certplane.config.files import denied_remedy, is_there, private_remedy
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.pki.keys import (
     KeyType,
@@ -112,7 +112,7 @@ class AccountKeyFile:
     @property
     def exists(self) -> bool:
         """Whether there is a key."""
-        return self._path.exists()
+        return is_there(self._path)
 
     def load(self) -> AccountKey:
         """The key, made if there is none."""

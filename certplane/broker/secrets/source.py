@@ -12,6 +12,7 @@ from certplane.broker.ports import SecretSource
 from certplane.broker.secrets.env import EnvSecrets
 from certplane.broker.secrets.files import FileSecrets, FileSecretsSettings
 from certplane.broker.secrets.vault_settings import TOKEN_VARIABLES, VaultSettings
+from certplane.config.files import is_there
 from certplane.config.values import HttpUrl
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime.clock import Clock
@@ -102,7 +103,7 @@ def _files(settings: FileSecretsSettings, environ: Mapping[str, str], pool: Bloc
     given = environ.get(CREDENTIALS_VARIABLE)
     credentials = Path(given) if given else None
     directory = settings.directory or credentials or DEFAULT_DIRECTORY
-    if not directory.is_dir():
+    if not is_there(directory, folder=True):
         raise _problem("secrets.file.directory", f"{directory} isn't a directory", "make it, owned by the broker")
     return FileSecrets(directory, pool, flat=directory == credentials)
 

@@ -7,6 +7,7 @@ remedy.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
@@ -22,13 +23,16 @@ from certplane.broker.store import sqlite
 from certplane.broker.store.migrate import SchemaError, check_current, check_known, migrate, upgrade_notices
 from certplane.broker.store.schema import APPLICATION_ID
 from certplane.broker.store.soundness import QUICK_AT_START, RESTORE, broken_pages, broken_references
-from certplane.config.files import denied_remedy
+from certplane.config.files import denied_remedy, is_there
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
+from certplane.runtime.disk_errors import disk_error
 from certplane.runtime.files import give_to_service
 from certplane.runtime.pid_lock import HeldError, lock_with_pid
 
 _log = logging.getLogger("certplane.store")
 
+_FAILING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What comes and goes with the machine, and is no mistake of the configuration."""
 _DENIED: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 
 
@@ -42,7 +46,7 @@ class StateLock:
         """Take the lock.
 
         Raises:
-            OperationError: another broker has it.
+            OperationError: another broker has it, or the disk is full or fails.
             ConfigurationError: the file can't be made.
         """
         path = database.with_name(database.name + ".lock")
@@ -82,14 +86,14 @@ def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Conn
         ConfigurationError: the path, the file's owner or kind, or its schema is wrong.
         OperationError: the database is corrupt, or somebody else has it locked.
     """
-    created = exclusive and _create(path)
-    if not created:
-        _check_file(path)
     try:
+        if exclusive:
+            _create(path)
+        _check_file(path)
         with contextlib.closing(sqlite.connect_to_look(path, wait)) as connection:
-            _check_owner(connection, path, new=exclusive)
+            _check_owner(connection, path)
             check_known(_revision(connection))
-            _mark(connection)
+            _check_writable(connection)
         if exclusive:
             _make_private(path)  # not before: a file that is refused is left as it is
         with contextlib.ExitStack() as undo:
@@ -113,21 +117,30 @@ def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Conn
         raise
 
 
-def _create(path: Path) -> bool:
-    """Make an empty, private file; False if there is one."""
+def _create(path: Path) -> None:
+    """Make a private database of ours without tables, if there is none.
+
+    In one step: an empty file is what is left of a database, never one that a start began to make. Taken for a new one
+    it would let those in whom the deny-list of the old one keeps out.
+    """
+    if os.path.lexists(path):
+        return
+    making = path.with_name(f".{path.name}.new")
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return False
+        for left in (making, making.with_name(f"{making.name}-journal")):  # by a start that was killed
+            left.unlink(missing_ok=True)
+        descriptor = os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        give_to_service(descriptor, path.parent)
+        os.close(descriptor)
+        with contextlib.closing(sqlite3.connect(making)) as connection:
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        making.rename(path)
     except OSError as error:
         raise _unusable(path, error) from error
-    give_to_service(descriptor, path.parent)
-    os.close(descriptor)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with contextlib.suppress(OSError):  # a file system without it keeps its own promises
         os.fsync(folder)
     os.close(folder)
-    return True
 
 
 def look_at(path: Path) -> list[str]:
@@ -139,10 +152,10 @@ def look_at(path: Path) -> list[str]:
         ConfigurationError: a start would refuse it.
         OperationError: it is corrupt.
     """
-    if not path.exists():
+    if not is_there(path):
         return []
     with _beside(path) as connection:
-        _check_owner(connection, path, new=True)
+        _check_owner(connection, path)
         return upgrade_notices(str(path), _revision(connection))
 
 
@@ -157,9 +170,10 @@ def look_through(path: Path, *, full: bool) -> list[str]:
         ConfigurationError: there is none, or it is none of ours.
         OperationError: it can't be read at all.
     """
+    _check_file(path)
     in_use = _in_use(path)
     with _beside(path) as connection:
-        _check_owner(connection, path, new=False)
+        _check_owner(connection, path)
         found = broken_pages(connection, full=full) or broken_references(connection)
     if found and not in_use and _in_use(path):
         return look_through(path, full=full)  # a broker was started meanwhile, and changed what we took for fixed
@@ -167,7 +181,7 @@ def look_through(path: Path, *, full: bool) -> list[str]:
 
 
 def _in_use(path: Path) -> bool:
-    return path.with_name(f"{path.name}-wal").exists()
+    return is_there(path.with_name(f"{path.name}-wal"))
 
 
 @contextlib.contextmanager
@@ -204,28 +218,27 @@ def _check_file(path: Path) -> None:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise _configuration(path, "is not a file", "set store.path to the database's file")
+        if not status.st_size:
+            remedy = f"{RESTORE}; only if no broker has ever used it, remove the file"
+            raise OperationError(f"{path}: the database is corrupt (the file is empty)", remedy=remedy)
     except FileNotFoundError as error:
         raise _configuration(path, "there is no such database", "set store.path, or start the broker once") from error
     except OSError as error:
         raise _unusable(path, error) from error
 
 
-def _check_owner(connection: sqlite3.Connection, path: Path, *, new: bool) -> None:
-    """Refuse another program's database before anything is set in it; an empty one may be taken as a `new` one."""
-    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    if application_id != APPLICATION_ID and (application_id or tables or not new):
+def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse another program's database before anything is set in it."""
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise _configuration(
             path, "is a database of another program", "set store.path to Certplane's, or to a file that doesn't exist"
         )
 
 
-def _mark(connection: sqlite3.Connection) -> None:
-    """Mark the database as ours."""
-    connection.execute("BEGIN IMMEDIATE")  # fails on a file, or a file system, that can be read only
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute("COMMIT")
+def _check_writable(connection: sqlite3.Connection) -> None:
+    """Take the lock once: it fails on a file, or a file system, that can be read only."""
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("ROLLBACK")
 
 
 def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
@@ -250,13 +263,20 @@ def _explain(path: Path, error: sqlite3.Error) -> CertplaneError:
         )
     if code == sqlite3.SQLITE_FULL:
         return OperationError(f"{path}: there is no space left for the database", remedy="make space, then start again")
+    if code == sqlite3.SQLITE_IOERR:
+        return OperationError(
+            f"{path}: the database can't be read or written ({error})",
+            remedy="the disk is full or has an error (df, and the kernel's log): mend that, then start again",
+        )
     remedy = "its file and folder must be the broker's own and writable"
     if code in _DENIED:
         remedy = denied_remedy(path, remedy)
     return _configuration(path, f"the database can't be used ({error})", remedy)
 
 
-def _unusable(path: Path, error: OSError) -> ConfigurationError:
+def _unusable(path: Path, error: OSError) -> CertplaneError:
+    if error.errno in _FAILING:
+        return disk_error(OperationError, "the database can't be opened", error, path)
     remedy = denied_remedy(path, "its folder must be the broker's own and writable")
     if isinstance(error, FileNotFoundError):
         remedy = f"create the folder {path.parent}, owned by the broker's user"

@@ -12,16 +12,17 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 from psycopg import conninfo, errors, pq
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from typing_extensions import override
 
 from certplane.broker.store.migrate import SchemaError, check_current, migrate, upgrade_notices
 from certplane.broker.store.schema import metadata
 from certplane.broker.store.session import Database, Fault, SqlError
+from certplane.broker.store.soundness import RESTORE
 from certplane.broker.store.statements import Compiler, Row, Statement
 from certplane.broker.store.transactions import SqlSession
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
@@ -55,6 +56,17 @@ _NOT_OURS: Final = """
 """
 
 _Connection = psycopg.Connection[Row]
+
+_ONCE_MORE: Final = "see that the server runs and can be reached, then start again"
+_REMEDIES: Final = {
+    Fault.BUSY: "end the session that holds a lock on the broker's tables (see pg_stat_activity: a pg_dump or an open "
+    "transaction, say), then start again",
+    Fault.FULL: "make space on the server, then start again",
+    Fault.BROKEN: RESTORE,
+    Fault.LOST: _ONCE_MORE,
+    Fault.UNREACHABLE: _ONCE_MORE,
+}
+"""Of a start that failed; other faults are the configuration's."""
 
 _FAULTS: Final[tuple[tuple[type[psycopg.Error], Fault], ...]] = (
     (errors.DiskFull, Fault.FULL),
@@ -95,7 +107,8 @@ def _connect(url: str, wait: timedelta, *, read_only: bool = False) -> _Connecti
             connect_timeout=int(_CONNECT.total_seconds()),
             application_name="certplane-broker",
             client_encoding=_ENCODING,  # whatever the URL says
-            options=f"-c lock_timeout={milliseconds} -c statement_timeout={4 * milliseconds}",
+            # After the URL's own, a search_path say: the last one counts.
+            options=f"{said.get('options', '')} -c lock_timeout={milliseconds} -c statement_timeout={4 * milliseconds}",
         )
         connection.execute(setting)
     except psycopg.Error as error:
@@ -175,9 +188,9 @@ class PostgresqlSession(SqlSession):
                 _log.warning("store.url: the server runs with fsync=off, so a power cut can undo what was acknowledged")
         except SqlError as error:
             self.close()
+            remedy = "it must be the broker's own: make its user the owner of the database and of all that is in it"
             raise OperationError(
-                f"store.url: the database can't be used ({error})",
-                remedy="it must be the broker's own: make its user the owner of the database and of all that is in it",
+                f"store.url: the database can't be used ({error})", remedy=_REMEDIES.get(error.fault, remedy)
             ) from error
         except BaseException:
             self.close()
@@ -278,14 +291,28 @@ class PostgresqlSession(SqlSession):
         except SchemaError as error:
             raise _configuration(*error.args) from error
         except SQLAlchemyError as error:
-            cause = str(error.__cause__ or error).partition("\n")[0]
+            cause = error.__cause__
+            remedy = "the database must be the broker's own: its user must be able to create tables"
+            if isinstance(error, DBAPIError) and isinstance(cause, psycopg.Error):
+                if isinstance(cause, psycopg.OperationalError):  # what the server can't do, not what it refuses
+                    remedy = _ONCE_MORE
+                cause = fault_of(cause, lost=error.connection_invalidated)
+                remedy = _REMEDIES.get(cause.fault, remedy)
             raise OperationError(
-                f"store.url: the schema can't be brought up to date ({cause})",
-                remedy="the database must be the broker's own: its user must be able to create tables",
+                f"store.url: the schema can't be brought up to date ({cause or error})", remedy=remedy
             ) from error
 
-    def _connect_to_migrate(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self._url, client_encoding=_ENCODING)
+    def _connect_to_migrate(self) -> _Connection:
+        """A connection that waits for another's lock as every other does: a migration locks whole tables.
+
+        A session that reads one and never ends its transaction would hold up the start without a word. What the
+        migration itself does takes the time that it takes, whatever the server's defaults are.
+        """
+        connection = _connect(self._url, self._wait)
+        for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.execute(f"SET {name} = 0".encode())
+        connection.autocommit = False  # SQLAlchemy begins no transaction by itself: the driver does
+        return connection
 
 
 class PostgresqlReader(Database):

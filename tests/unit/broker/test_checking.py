@@ -113,12 +113,13 @@ async def test_a_database_that_a_start_refuses(files: BrokerFiles, make: Callabl
 
 
 async def test_a_database_of_ours_is_left_as_it_is(files: BrokerFiles) -> None:
-    """An empty file and no file are both beginnings, and neither is touched."""
+    """No file is a beginning, an empty one is what was left of a database; neither is touched."""
     path = files.directory / "broker.db"
     assert "store" not in await _notices(files)
     assert not path.exists()
     path.touch(0o644)
-    await check(_settings(files), offline=True)
+    with pytest.raises(ConfigurationError, match="the file is empty"):
+        await check(_settings(files), offline=True)
     assert path.stat().st_size == 0
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg import sql
 
 from certplane.broker.store.postgresql import PostgresqlSession, look_at
 from certplane.errors import CertplaneError
+from tests.support.old_data import make_postgresql
 
 pytestmark = pytest.mark.integration
 
@@ -130,3 +132,72 @@ def test_a_database_that_can_only_be_read(server: Server) -> None:
     url = server.database("certplane_read_only", "TEMPLATE template0")
     server.execute(sql.SQL("ALTER DATABASE certplane_read_only SET default_transaction_read_only = on"))
     assert "the database can only be read: a standby, or default_transaction_read_only is on" in _refusal(url)
+
+
+def _revision(url: str) -> object:
+    with closing(psycopg.connect(url, autocommit=True, options="-c statement_timeout=0")) as connection:
+        return connection.execute("SELECT version_num FROM alembic_version").fetchone()
+
+
+def test_a_migration_beside_an_open_transaction(server: Server) -> None:
+    """It locks whole tables: a session that reads one and doesn't end is told of, not waited for for ever."""
+    url = server.database("certplane_read_beside", "TEMPLATE template0")
+    make_postgresql(url)
+    before = _revision(url)
+    with closing(psycopg.connect(url)) as reader:
+        reader.execute("SELECT count(*) FROM orders")
+        with pytest.raises(CertplaneError) as caught:
+            PostgresqlSession(url, timedelta(milliseconds=300), exclusive=True).close()
+        assert "lock timeout" in str(caught.value)
+        assert "end the session that holds a lock" in str(caught.value)
+        assert _revision(url) == before
+    PostgresqlSession(url, WAIT, exclusive=True).close()
+    assert _revision(url) != before
+
+
+@pytest.mark.parametrize("setting", ["statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout"])
+def test_the_server_s_time_limits_end_no_migration(server: Server, setting: str) -> None:
+    """Those that an operator gave the database for the statements of people."""
+    name = f"certplane_{setting}"
+    url = server.database(name, "TEMPLATE template0")
+    make_postgresql(url)
+    before = _revision(url)
+    server.execute(sql.SQL("ALTER DATABASE {} SET {} = '1ms'").format(sql.Identifier(name), sql.Identifier(setting)))
+    PostgresqlSession(url, WAIT, exclusive=True).close()
+    assert _revision(url) != before
+
+
+def test_a_migration_that_loses_its_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remedy is the server, not the rights; nothing of it stands, and the next start makes all of it."""
+    url = server.database("certplane_lost", "TEMPLATE template0")
+    make_postgresql(url)
+    before = _revision(url)
+    connect = PostgresqlSession._connect_to_migrate
+
+    def losing(self: PostgresqlSession) -> psycopg.Connection[Any]:
+        connection = connect(self)
+        connection.execute("UPDATE alembic_version SET version_num = version_num")
+        with closing(psycopg.connect(url, autocommit=True)) as operator:
+            operator.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresqlSession, "_connect_to_migrate", losing)
+        said = _refusal(url)
+    assert "see that the server runs" in said
+    assert _revision(url) == before
+    PostgresqlSession(url, WAIT, exclusive=True).close()
+    assert _revision(url) != before
+
+
+def test_a_search_path_of_the_url(server: Server) -> None:
+    """Migrations, writes and looks are all in the schema that it names."""
+    url = server.database("certplane_search_path", "TEMPLATE template0")
+    server.execute(sql.SQL("CREATE SCHEMA ours"), "certplane_search_path")
+    there = f"{url}?options=-c%20search_path%3Dours"
+    PostgresqlSession(there, WAIT, exclusive=True).close()
+    PostgresqlSession(there, WAIT, exclusive=False).close()
+    assert look_at(there, WAIT) == []
+    with closing(psycopg.connect(url)) as connection:
+        found = connection.execute("SELECT DISTINCT schemaname FROM pg_tables WHERE tablename = 'orders'").fetchall()
+    assert found == [("ours",)]

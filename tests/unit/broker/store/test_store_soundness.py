@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -194,6 +195,39 @@ def test_store_check_without_a_database(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["-c", str(broker.config), "store", "check"]) == 2
     assert "there is no such database" in capsys.readouterr().err
     assert not (broker.directory / "broker.db").exists()
+
+
+@pytest.mark.parametrize("command", [["store", "check"], ["check", "--offline"]], ids=" ".join)
+@pytest.mark.parametrize("closed", ["folder", "file"])
+def test_store_check_without_rights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str], closed: str
+) -> None:
+    """Who may not read it is told what to do, beside all else that is wrong, and no script takes it for damage."""
+    broker = BrokerFiles(tmp_path)
+    folder = tmp_path / "state"
+    folder.mkdir()
+    broker.settings["store"]["path"] = str(folder / "broker.db")
+    broker.settings["issuer"]["acme"]["account_key"] = str(folder / "account.key")
+    broker.write()
+    asyncio.run(fill(StorePlace("sqlite", folder / "broker.db")))
+    look, connect = Path.stat, sqlite3.connect
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if closed == "folder" and path.parent == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    def refuse(database: str, **options: Any) -> sqlite3.Connection:
+        there = closed == "folder" or str(folder) not in database
+        return connect(database if there else f"file:{tmp_path}/none?mode=ro", **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    assert main(["-c", str(broker.config), *command]) == 2
+    told = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in told if "store.path" in line]
+    assert "; " in line, "no remedy"
+    assert "Permission denied: " not in line
 
 
 @pytest.mark.parametrize("full", [[], ["--full"]], ids=["quick", "full"])
