@@ -5,6 +5,9 @@ policy has; all others are one, or a caller that invents names would fill the lo
 audited at once. For a minute from then on further ones are only counted, and at its end, if there were any, one
 `denials_coalesced` event says how many. So an agent that asks in vain every second costs two events a minute instead of
 sixty, and the log still says all of it.
+
+Addresses cost nothing (one IPv6 network has more than a disk has room), so strangers share a budget of windows: beyond
+it all their denials of a reason are counted together, whatever the address.
 """
 
 from __future__ import annotations
@@ -16,13 +19,17 @@ from typing import Final
 from typing_extensions import override
 
 from certplane.broker.audit.coalescing import Coalescing
-from certplane.broker.audit.windows import Window, Windows
+from certplane.broker.audit.windows import Window, WindowBudget, Windows
 from certplane.broker.events import AuditEvent, AuditEventType, EventKind
 from certplane.broker.ports import AuditLog, DenialRecorder
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
 _WINDOW: Final = timedelta(seconds=60)
+_BURST: Final = 1_000
+"""Addresses of strangers at once: a whole fleet of a CA that the broker doesn't know yet."""
+_REFILL: Final = timedelta(seconds=5)
+"""Then 17,280 windows a day, with their summaries some 40 MB."""
 
 
 class DenialCoalescer(Coalescing, DenialRecorder):
@@ -31,7 +38,7 @@ class DenialCoalescer(Coalescing, DenialRecorder):
     def __init__(
         self, audit: AuditLog, clock: Clock, new_id: Callable[[], str], windows: Windows | None = None
     ) -> None:
-        super().__init__(clock, new_id, windows or Windows(_WINDOW))
+        super().__init__(clock, new_id, windows or Windows(_WINDOW, budget=WindowBudget(_BURST, _REFILL)))
         self._audit = audit
 
     @override
@@ -71,16 +78,16 @@ class DenialCoalescer(Coalescing, DenialRecorder):
             profile_name=_known_profile(first),
             reason_code=first.reason_code,
             reason=f"{first.event_type} was repeated; the first has event_id {first.event_id}",
-            source_ip=first.source_ip,
+            source_ip=first.source_ip if window.key[1] else "",
             count=window.repeats,
         )
 
 
 def denial_kind(event: AuditEvent) -> EventKind:
     """Which denials are counted together."""
-    identity = event.identity or event.source_ip
-    key = (event.event_type, identity, event.reason_code, _known_profile(event))
-    return EventKind(identity, key, key)
+    profile = _known_profile(event)
+    key = (event.event_type, event.identity or event.source_ip, event.reason_code, profile)
+    return EventKind(event.identity, key, key if event.identity else (event.event_type, "", event.reason_code, profile))
 
 
 def _known_profile(event: AuditEvent) -> str:

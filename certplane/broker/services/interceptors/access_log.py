@@ -4,7 +4,8 @@ Equal are calls of one identity (of an unknown one: address) that ended for the 
 those that failed without one, as calls do that their caller gives up. The first is logged at once; for a minute further
 ones are only counted, and at its end one line says how many there were. Calls that were answered have a line each, as
 many as an identity makes that isn't in a loop; above that they are counted together in the same way. A host that asks
-in a loop would otherwise fill a disk, and journald's limit would drop the lines of others.
+in a loop would otherwise fill a disk, and journald's limit would drop the lines of others. One who is unknown and comes
+from ever another address has as many lines as all who are unknown have together; above that the address doesn't count.
 
 For the event loop's thread.
 """
@@ -30,6 +31,10 @@ _LINES: Final = 1000
 _LINES_PER_SECOND: Final = 0.5
 """Then: half a megabyte an hour, and more calls than any host makes that asks for what it needs."""
 
+_STRANGERS: Final = 1000
+"""Addresses of unknown callers at once."""
+_STRANGERS_PER_SECOND: Final = 0.2
+
 _ANSWERED: Final = grpc.StatusCode.OK.name
 
 _logger = logging.getLogger("certplane.broker.access")
@@ -50,6 +55,7 @@ class AccessLog:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lines = TokenBuckets(rate=_LINES_PER_SECOND, burst=_LINES, monotonic=clock.monotonic)
+        self._strangers = TokenBuckets(rate=_STRANGERS_PER_SECOND, burst=_STRANGERS, monotonic=clock.monotonic)
         self._windows: OrderedDict[_Key, _Window] = OrderedDict()  # by their end, since all are of one length
         self._closing: asyncio.Task[None] | None = None
 
@@ -67,6 +73,8 @@ class AccessLog:
         key = (who, why)
         now = self._clock.monotonic()
         self._close_ended(now)
+        if not fields["identity"] and key not in self._windows and self._strangers.take("") is not None:
+            key = ("", why)
         window = self._windows.get(key)
         if window is not None:
             window.repeats += 1

@@ -128,6 +128,20 @@ async def test_unknown_identities_are_told_apart_by_their_address() -> None:
     assert [event.source_ip for event in s.events] == ["192.0.2.1", "192.0.2.2"]
 
 
+async def test_a_stranger_with_ever_another_address_fills_no_disk() -> None:
+    """Addresses are free for who has an IPv6 network: above a budget they are counted together, none is lost."""
+    s = Setting()
+    s.denials = DenialCoalescer(s.stores.audit, s.clock, s.new_id)
+    for number in range(3_000):
+        await s.deny(identity="", source_ip=f"2001:db8::{number:x}", reason_code="RATE_LIMITED")
+    assert len(s.events) == 1_001
+    await s.deny()
+    assert s.events[-1].identity == "spiffe://example.org/host/web1", "who has a name has budget of its own"
+    async with s.denials.running():
+        pass
+    assert (s.events[-1].count, s.events[-1].reason_code, s.events[-1].source_ip) == (1_999, "RATE_LIMITED", "")
+
+
 async def test_the_end_of_the_broker_writes_what_is_counted() -> None:
     """A stop in the middle of a window loses no count."""
     s = Setting()

@@ -75,6 +75,18 @@ async def test_what_differs_has_its_own_line(log: AccessLog, caplog: pytest.LogC
     assert len(lines(caplog)) == 5
 
 
+async def test_a_stranger_with_ever_another_address_is_counted(
+    log: AccessLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Addresses are free for who has an IPv6 network; a caller that is known has its line all the same."""
+    for number in range(3000):
+        note(log, identity="", source_ip=f"2001:db8::{number:x}")
+    note(log)
+    assert len(lines(caplog)) == 1002
+    log.close()
+    assert lines(caplog)[-1] == ("", "RATE_LIMITED", 1999)
+
+
 async def test_every_call_that_was_answered_has_its_line(log: AccessLog, caplog: pytest.LogCaptureFixture) -> None:
     """As many as a host with a thousand certificates makes at once."""
     for _ in range(1000):
