@@ -4,7 +4,8 @@ The rule itself is `certplane.broker.identity.first_use`. Here it is asked with 
 
 - A new call of the active certificate, nearly every one, costs one look-up in a dictionary.
 - A certificate that comes into use is durable and audited before its first call goes on; whether a failed audit write
-  stops it is the audit mode's, and without a durable ledger the call is refused.
+  stops it is the audit mode's, and without a durable ledger the call is refused. A host may have its internal CA make
+  new ones all day: more than any agent does are refused, since each is a row that is never counted together.
 - A new call with a retired certificate, its five minutes over, is refused, and makes the identity contested. The
   refusal stands whether or not the contest can be written: the next such call tries again.
 - An open stream is only checked. It ends with its certificate's five minutes, and contests nothing: it may be
@@ -15,15 +16,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
+from typing import Final
 
 from certplane.broker import metrics
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.identity.authentication import AuthenticationError
+from certplane.broker.identity.buckets import TokenBuckets
 from certplane.broker.identity.first_use import Verdict, judge
 from certplane.broker.model import Caller, IdentityKind, IdentityUse, KnownIdentity
 from certplane.broker.ports import IdentityLedger, Meter, NullMeter
-from certplane.errors import Reason, RefusalError
+from certplane.errors import Reason, RefusalError, Violation
 from certplane.runtime.clock import Clock
+
+_AT_ONCE: Final = 60
+_PER_SECOND: Final = 1 / 60
+"""First uses of one identity's certificates: some 2 MB of audit log a day. Short-lived ones take minutes each."""
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +50,7 @@ class FirstUse:
         self._clock = clock
         self._trail = trail
         self._meter = meter or NullMeter()
+        self._first_uses = TokenBuckets(rate=_PER_SECOND, burst=_AT_ONCE, monotonic=clock.monotonic)
 
     def begin(self, caller: Caller, request_id: Callable[[], str]) -> Coroutine[None, None, None] | None:
         """What a new call has to wait for before it goes on; None if nothing. `request_id` is of its audit events.
@@ -52,7 +60,7 @@ class FirstUse:
 
         Raises (the coroutine):
             AuthenticationError: IDENTITY_RETIRED.
-            RefusalError: STORE_UNAVAILABLE or AUDIT_UNAVAILABLE: a first use can't be recorded.
+            RefusalError: RATE_LIMITED; STORE_UNAVAILABLE or AUDIT_UNAVAILABLE: a first use can't be recorded.
         """
         if caller.kind is not IdentityKind.HOST:
             return None
@@ -77,6 +85,7 @@ class FirstUse:
         use = self._use(caller)
         verdict = judge(known, use)
         if verdict is Verdict.ACTIVATE:
+            self._count_first_use(caller.name)
             known = await self._ledger.activate(caller.name, use, [self._activated(caller, known, request_id())])
             # Another certificate may have been faster, at another broker too; then this one is judged after it.
             verdict = judge(known, use)
@@ -90,6 +99,13 @@ class FirstUse:
             except RefusalError:
                 _logger.exception("a contested identity could not be recorded", extra={"fields": {"name": caller.name}})
         raise _retired(caller, known)
+
+    def _count_first_use(self, name: str) -> None:
+        wait = self._first_uses.take(name)
+        if wait is not None:
+            violation = Violation("identity_certificates_per_identity", f"{_AT_ONCE} at once, then one a minute")
+            message = "this host keeps coming with another identity certificate; renew the identity less often"
+            raise RefusalError(Reason.RATE_LIMITED, message, retry_after=wait, violations=[violation])
 
     def _use(self, caller: Caller) -> IdentityUse:
         return IdentityUse(caller.issuer, caller.serial_number, caller.not_before, self._clock.now(), caller.source_ip)

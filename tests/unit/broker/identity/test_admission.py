@@ -44,7 +44,7 @@ class Door:
         self.bundle = TrustBundle.from_pem(self.ca.root_pem)
         self.policy = FakePolicySource(FakePolicy.of([Grant(HOST, IdentityKind.HOST, "web1")]))
         self.stores = MemoryStores.open(self.clock)
-        trail = AuditTrail(self.clock, lambda: "event")
+        trail = AuditTrail(self.clock)
         self.recorder = FakeDenialRecorder()
         self.denials = Denials(self.recorder, trail)
         self.allowances = Allowances(AllowanceSettings(calls_per_second=1, calls_burst=2), self.clock)
@@ -101,6 +101,34 @@ async def test_a_call_that_is_let_in_has_its_caller_and_leaves_nothing_in_flight
     assert door.allowances._calls_in_flight == {HOST: 1}
     call.end()
     assert door.allowances._calls_in_flight == {}
+
+
+async def test_a_host_that_renews_its_identity_in_a_loop_writes_no_row_each_time(door: Door) -> None:
+    """A first use is a durable row of its own: above what any agent does it is refused, and comes in later."""
+    door.allowances = Allowances(AllowanceSettings(), door.clock)
+    door.control.allowances = door.allowances
+
+    async def renewed() -> Call:
+        door.clock.advance(timedelta(seconds=1))
+        leaf = door.ca.issue([HOST], not_before=door.clock.now())
+        return door.call(leaf_pem=leaf.certificate_pem, chain_pem=leaf.chain_pem)
+
+    events = 0
+    for _ in range(100):
+        call = await renewed()
+        try:
+            await call.enter()
+        except RefusalError as error:
+            refusal = error.refusal
+            await door.denials.note(call, error, by_edge=False)
+        else:
+            events += 1
+        call.end()
+    assert events == 61, "60 at once, and one in the minute and a half"
+    assert [each.subject for each in refusal.violations] == ["identity_certificates_per_identity"]
+    assert refusal.retry_after is not None
+    door.clock.advance(refusal.retry_after)
+    await (await renewed()).enter()
 
 
 REFUSED: dict[str, tuple[Callable[[Door], Call], Reason]] = {
