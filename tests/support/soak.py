@@ -281,14 +281,26 @@ class Soak:
     async def assert_served_and_paired(self) -> None:
         """Each service serves a certificate that is valid, and the files that it reads belong together."""
         for name, service in self.services.items():
-            pair = self.pair(name)
-            cert, chain = self.host.output(name, "cert"), self.host.output(name, "chain")
-            outputs = Outputs(key=pair / "web.key", fullchain=pair / "web.pem", cert=cert, chain=chain)
-            assert pair_problem(outputs) == "", name
-            leaf = x509.load_pem_x509_certificate(cert.read_bytes())
-            leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(chain.read_bytes()))
-            assert leaf.not_valid_before_utc <= datetime.now(UTC) < leaf.not_valid_after_utc, name
-            assert await served_serial(service.port) == format(leaf.serial_number, "x"), name
+
+            async def served_as_filed(name: str = name, port: int = service.port) -> bool:
+                pair = self.pair(name)
+                cert, chain = self.host.output(name, "cert"), self.host.output(name, "chain")
+                outputs = Outputs(key=pair / "web.key", fullchain=pair / "web.pem", cert=cert, chain=chain)
+                files = [path.resolve() for path in outputs.paths().values()]
+                problem = pair_problem(outputs)
+                leaf = x509.load_pem_x509_certificate(cert.read_bytes())
+                issuer = x509.load_pem_x509_certificate(chain.read_bytes())
+                served = await served_serial(port)
+                if files != [
+                    path.resolve() for path in outputs.paths().values()
+                ]:  # renewals go on: one came while this was read
+                    return False
+                assert problem == "", name
+                leaf.verify_directly_issued_by(issuer)
+                assert leaf.not_valid_before_utc <= datetime.now(UTC) < leaf.not_valid_after_utc, name
+                return served == format(leaf.serial_number, "x")  # the service reloads after its files are there
+
+            await until(served_as_filed, poll=0.3, what=f"{name} served as its files say")
 
     async def assert_one_order_a_key(self) -> None:
         """Every certificate that the CA has made is for a key of its own, by one finalisation, and the broker has it."""
