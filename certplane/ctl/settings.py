@@ -72,14 +72,23 @@ def find_settings() -> Path:
     named = os.environ.get(_VARIABLE)
     if named:
         return Path(named)
-    configuration = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    own = Path(configuration) / "certplane" / "ctl.yml"
-    for candidate in (own, _SYSTEM_FILE):
+    candidates = [*_own_files(), _SYSTEM_FILE]
+    for candidate in candidates:
         if is_there(candidate):
             return candidate
     message = "there is no ctl.yml"
-    remedy = f"write {own} or {_SYSTEM_FILE}, or name one with --config or ${_VARIABLE} (docs/configuration.md)"
+    files = " or ".join(map(str, candidates))
+    remedy = f"write {files}, or name one with --config or ${_VARIABLE} (docs/configuration.md)"
     raise ConfigurationError([ConfigurationProblem("certplanectl", None, "", message, remedy)])
+
+
+def _own_files() -> list[Path]:
+    """The user's own file; none for a number without an entry in passwd(5), as containers run programs."""
+    configuration = os.environ.get("XDG_CONFIG_HOME")
+    try:
+        return [(Path(configuration) if configuration else Path.home() / ".config") / "certplane" / "ctl.yml"]
+    except RuntimeError:
+        return []
 
 
 def load_settings(path: Path) -> CtlSettings:

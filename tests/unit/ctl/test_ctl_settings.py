@@ -55,3 +55,16 @@ def test_the_nearest_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert find_settings() == own
     monkeypatch.setenv("CERTPLANECTL_CONFIG", "/somewhere/else.yml")
     assert find_settings() == Path("/somewhere/else.yml")
+
+
+def test_a_user_without_a_home_is_told_of_the_systems_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that runs as a number which passwd(5) doesn't have has neither HOME nor a home there."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("CERTPLANECTL_CONFIG", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ConfigurationError, match=r"write /etc/certplane/ctl.yml, or name one"):
+        find_settings()

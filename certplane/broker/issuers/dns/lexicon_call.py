@@ -3,7 +3,7 @@
 A call in JSON comes on standard input (`LexiconProvider` makes it), the result leaves as the last line of standard
 output: `{"result": "done"}`, or `unavailable` or `rejected` with a `message`. Providers print what they like: that goes
 to standard error. A message may quote a provider and holds no credential: their texts are cut out, and of HTTP errors,
-whose URL may hold a key, only status and host are told.
+whose URL may hold a key, only status and host are told. A crash leaves no dump with the credentials, as nowhere.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from contextlib import redirect_stdout
 from typing import Any
 from urllib.parse import quote, quote_plus, urlsplit
 
+from certplane.runtime.secrecy import keep_memory_private
+
 _SHORTEST_SECRET = 4
 """Shorter texts are left standing: cutting out every `1` would leave nothing of a message."""
 
 
 def main() -> None:
     """Do what standard input says."""
+    keep_memory_private()  # before a credential is read
     call = json.load(sys.stdin)
     with redirect_stdout(sys.stderr):
         result = _result(call)

@@ -202,3 +202,16 @@ LexiconProvider(LexiconSettings("powerdns", "x"), None, random.Random())
 sys.exit("lexicon" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=HANG).returncode == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel by prctl(2)")
+def test_a_crash_leaves_no_dump_with_the_credentials() -> None:
+    """The process is another program than the broker: execve(2) has made it dumpable again."""
+    code = (
+        "import ctypes\n"
+        "from certplane.broker.issuers.dns import lexicon_call\n"
+        "lexicon_call._result = lambda call: {'dumpable': ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)}\n"
+        "lexicon_call.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], input=b"{}", capture_output=True, timeout=HANG, check=True)
+    assert json.loads(ended.stdout) == {"dumpable": 0}
