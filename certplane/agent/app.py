@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
+from certplane.agent.broker_settings import BrokerUrl
 from certplane.agent.control import ControlServer, FanOut, Outcome
 from certplane.agent.host import Host
 from certplane.agent.install.activation import ActivationResult, Activator, Reload, command_reload
@@ -97,7 +98,7 @@ class Agent:
         self._host = host
         self._progress = progress
         if broker is None:
-            broker = channels = link(settings, host)
+            broker = channels = link(settings, host, moved=self._channel_changed)
         self._broker: Link = broker
         self._channels = channels
         self._stream: StatusStream | None = None
@@ -234,8 +235,12 @@ class Agent:
         await self._broker.use_identity(identity)
         self._in_use = identity
         self._to_report.set()
+        self._channel_changed()
+
+    def _channel_changed(self) -> None:
+        """Another channel is in use: the stream is to follow."""
         if self._stream is not None:
-            self._stream.identity_changed()
+            self._stream.channel_changed()
 
     async def use_current_identity(self) -> None:
         """Make the channel's identity the one in force, whatever an activation tried meanwhile."""
@@ -302,8 +307,8 @@ class Agent:
         while True:
             await self._host.clock.sleep(_REFRESH)
             try:
-                if await self._broker.refresh() and self._stream is not None:
-                    self._stream.identity_changed()
+                if await self._broker.refresh():
+                    self._channel_changed()
             except CertplaneError as error:
                 logger.warning("the link to the broker can't be renewed: %s", error)
             except Exception:  # a bug must not end the certificates' renewals
@@ -394,15 +399,19 @@ class _IdentityActivator:
         return await self._activator.verify(step, status)
 
 
-def link(settings: AgentSettings, host: Host) -> GrpcBroker:
-    """The broker of `settings`, without a channel yet."""
+def link(
+    settings: AgentSettings, host: Host, urls: Sequence[BrokerUrl] = (), *, moved: Callable[[], None] = lambda: None
+) -> GrpcBroker:
+    """The brokers of `settings`, or of `urls` alone, without a channel yet; `moved` is `GrpcBroker`'s."""
     return GrpcBroker(
-        str(settings.broker.url),
+        [str(url) for url in urls or settings.broker.all_urls],
         server_ca_bundle=settings.broker.server_ca_bundle,
         timeout=settings.broker.timeout,
         clock=host.clock,
         disk=host.disk,
         proxy=settings.broker.proxy,
+        rng=host.rng,
+        moved=moved,
     )
 
 

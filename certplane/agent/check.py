@@ -8,16 +8,19 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from certplane.agent.app import link
+from certplane.agent.broker_settings import BrokerUrl
 from certplane.agent.host import Host
 from certplane.agent.inspection import (
     Finding,
     Level,
+    address_findings,
     bundles,
     certificate_findings,
     failed,
     identity_findings,
     identity_outputs,
     outputs,
+    warned,
 )
 from certplane.agent.model import IdentityView, Version
 from certplane.agent.ports import CertificateLookup
@@ -45,14 +48,14 @@ class BrokerLink(CertificateLookup, Protocol):
         ...
 
 
-async def findings(host: Host, connect: Callable[[], BrokerLink] | None = None) -> AsyncIterator[Finding]:
+async def findings(host: Host, connect: Callable[[BrokerUrl], BrokerLink] | None = None) -> AsyncIterator[Finding]:
     """Look at all that a renewal needs: configuration and its files, identity, internal CA, broker, each certificate.
 
     Of files and hooks only what is wrong is told.
 
     Args:
         host: the host.
-        connect: makes the link to the broker; the settings' when not given.
+        connect: makes the link to a broker; the settings' when not given.
     """
     settings = host.settings
     count = f"{len(settings.certificates)} certificate{'' if len(settings.certificates) == 1 else 's'}"
@@ -66,7 +69,7 @@ async def findings(host: Host, connect: Callable[[], BrokerLink] | None = None) 
         identified = identified and not (finding.subject == "identity" and finding.level is Level.FAIL)
     answer = _Answer()
     if identified:
-        await answer.ask(host, connect or (lambda: link(settings, host)))
+        await answer.ask(host, connect or (lambda url: link(settings, host, [url])))
         for finding in answer.findings:
             yield finding
     else:
@@ -85,30 +88,43 @@ def _of_outputs(host: Host, certificate: CertificateSettings) -> list[Finding]:
 
 
 class _Answer:
-    """What the broker says: `view` is None where it can't be asked, `revoked` has since when, by certificate."""
+    """What the brokers say: `view` is None where none can be asked, `revoked` has since when, by certificate."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self.view: IdentityView | None = None
         self.revoked: dict[str, datetime] = {}
 
-    async def ask(self, host: Host, connect: Callable[[], BrokerLink]) -> None:
-        try:
-            identity = await host.current_identity()
-            assert identity is not None
-            broker = connect()
+    async def ask(self, host: Host, connect: Callable[[BrokerUrl], BrokerLink]) -> None:
+        """Ask each; one that fails is a warning where another one answers."""
+        urls = host.settings.broker.all_urls
+        for url in urls:
+            subject = "broker" if len(urls) == 1 else f"broker {url}"
             try:
-                await broker.use_identity(identity)
-                self.view = await broker.get_identity()
+                await self._ask_one(host, subject, url, connect(url))
+            except CertplaneError as error:
+                self.findings.append(failed(subject, error))
+        if self.view is not None:
+            if len(urls) > 1 and any(each.level is Level.OK for each in self.findings):
+                self.findings = [warned(each) for each in self.findings]
+            self.findings += _about_host(host, self.view)
+
+    async def _ask_one(self, host: Host, subject: str, url: BrokerUrl, broker: BrokerLink) -> None:
+        identity = await host.current_identity()
+        assert identity is not None
+        try:
+            await broker.use_identity(identity)
+            view = await broker.get_identity()
+            known = f"{url} (release {view.broker_version}) knows this host as {view.kind} {view.name}"
+            self.findings.append(Finding(subject, Level.OK, known))
+            self.findings += await host.disk.run(address_findings, host, subject, url, identity)
+            if self.view is None:
+                self.view = view
                 for name, lineage in host.certificates.items():
                     current = await host.disk.run(lineage.versions.current)
                     await self._ask_revoked(broker, name, current)
-            finally:
-                await broker.close()
-        except CertplaneError as error:
-            self.findings.append(failed("broker", error))
-        if self.view is not None:
-            self.findings += _broker_view(host, self.view)
+        finally:
+            await broker.close()
 
     async def _ask_revoked(self, broker: BrokerLink, name: str, current: Version | None) -> None:
         if current is None or not current.certificate_id:
@@ -131,9 +147,8 @@ async def _internal_ca(host: Host) -> Finding:
         authority.close()
 
 
-def _broker_view(host: Host, view: IdentityView) -> list[Finding]:
-    known = f"{host.settings.broker.url} (release {view.broker_version}) knows this host as {view.kind} {view.name}"
-    found = [Finding("broker", Level.OK, known)]
+def _about_host(host: Host, view: IdentityView) -> list[Finding]:
+    found = []
     if view.contest_time is not None:
         text = (
             f"two holders use this host's identity, since {view.contest_time:%Y-%m-%d %H:%M} UTC, and it gets no new "

@@ -15,10 +15,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from certplane.agent.app import not_enrolled, probe_of
+from certplane.agent.broker_settings import BrokerUrl
 from certplane.agent.host import IDENTITY, Host
 from certplane.agent.install.hook_programs import hook_problem
 from certplane.agent.install.trial import Obstacle, own_obstacles
 from certplane.agent.lineage import Lineage
+from certplane.agent.link.diagnosis import connection_error
+from certplane.agent.link.server_cas import ServerCas
 from certplane.agent.model import ServiceView, Version
 from certplane.agent.renewal.facts import LineageFacts
 from certplane.agent.renewal.health import lineage_health
@@ -28,6 +31,7 @@ from certplane.agent.settings import CertificateSettings
 from certplane.config.bundles import read_ca_bundle
 from certplane.config.files import read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, OperationError
+from certplane.rpc.proxy import proxy_for
 from certplane.runtime.disk_errors import as_user, this_user, user_text
 from certplane.runtime.health import Health, HealthWord, Severity
 
@@ -73,6 +77,11 @@ def failed(subject: str, error: CertplaneError) -> Finding:
     if isinstance(error, ConfigurationError):
         return Finding(subject, Level.FAIL, "; ".join(str(problem) for problem in error.problems))
     return Finding(subject, Level.FAIL, str(error))
+
+
+def warned(finding: Finding) -> Finding:
+    """The same as a warning, where it is a failure."""
+    return replace(finding, level=Level.WARN) if finding.level is Level.FAIL else finding
 
 
 def act_as_owner(host: Host) -> Finding | None:
@@ -124,6 +133,31 @@ def bundles(host: Host) -> Iterator[Finding]:
             yield Finding(key, Level.FAIL, f"{path} {problem}; put the CA's present certificate there")
         for warning in bundle.warnings(now) if not problem else ():
             yield Finding(key, Level.WARN, f"{path}: {warning}")
+
+
+def address_findings(host: Host, subject: str, url: BrokerUrl, identity: Version) -> list[Finding]:
+    """What a handshake finds at each address of a broker's name that has several of a family. Blocks.
+
+    An address that isn't well is a warning: the agent goes to another one.
+    """
+    if proxy_for(url.host, host.settings.broker.proxy) is not None:  # which asks for the name itself
+        return []
+    try:
+        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # a resolver that answered a moment ago: the calls say more
+        return []
+    families = {str(where[0]): family for family, *_, where in found}
+    addresses = [address for address, family in families.items() if [*families.values()].count(family) > 1]
+    if not addresses:  # one broker may have an address of each family, and listen on one of them
+        return []
+    cas = ServerCas(host.settings.broker.server_ca_bundle).read(host.clock.now())
+    errors = {address: connection_error(str(url), cas, identity, address=address) for address in addresses}
+    findings = []
+    for address, error in errors.items():
+        place = f"{subject} at {address}"
+        well = Finding(place, Level.OK, "its name, its CA and this host's identity are accepted")
+        findings.append(well if error is None else warned(failed(place, error)))
+    return findings
 
 
 def outputs(host: Host, certificate: CertificateSettings) -> Iterator[Finding]:

@@ -14,8 +14,8 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
+from certplane.agent.broker_settings import BrokerLinkSettings
 from certplane.agent.install.material import KEY_PARTS, Part
 from certplane.agent.model import InstallMode
 from certplane.agent.renewal.window import ActivationWindow
@@ -34,12 +34,10 @@ from certplane.config.values import (
     PositiveSpan,
 )
 from certplane.pki.keys import KeyType
-from certplane.rpc.proxy import ProxyUse
 
 _LINEAGE_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,63}", re.ASCII)
 _MOST_ACCOUNT_NAME = 256
 _FILE_MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
-_DEFAULT_HTTPS_PORT = 443
 
 _KEY_KINDS = frozenset(part.setting for part in KEY_PARTS)
 _KEY_BITS, _PUBLIC_BITS = 0o640, 0o644
@@ -120,32 +118,6 @@ class FileMode(int):
 
 
 @dataclass(frozen=True, slots=True)
-class BrokerUrl:
-    """Where the broker is; `https://host:port` because that is what the public format has."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """`https://host:port`, with or without a final slash; the port is 443 when it isn't written."""
-        parts = urlsplit(HttpsUrl.parse(text))
-        if parts.path not in {"", "/"} or parts.query:
-            raise ValueError("must be https://host:port without a path")
-        assert parts.hostname is not None
-        return cls(parts.hostname, parts.port or _DEFAULT_HTTPS_PORT)
-
-    @property
-    def target(self) -> str:
-        """The address as gRPC dials it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"https://{self.target}"
-
-
-@dataclass(frozen=True, slots=True)
 class StepCaSettings:
     """The internal CA. Its root is trusted by `fingerprint`, by `root_ca_bundle`, or, both given, by both."""
 
@@ -184,16 +156,6 @@ class IdentitySettings:
     warn_before: PositiveSpan | None = None
     key_type: KeyType = KeyType.EC_P256
     rekey: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerLinkSettings:
-    """The broker; `server_ca_bundle` verifies its certificate, `proxy` says whether the environment's proxy is used."""
-
-    url: BrokerUrl
-    server_ca_bundle: InputPath
-    timeout: PositiveSpan = timedelta(seconds=30)
-    proxy: ProxyUse = ProxyUse.NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ class LinkReport:
 
     `phase` is a `link.state.LinkPhase` by value, `idle` when no agent runs. `clock_skew_seconds` is this host's clock
     less the broker's; None before it was measured. `unacknowledged_reports` wait on disk until the broker has them.
+    `broker_url` is the broker that has the stream, or had it last.
     """
 
     phase: str
@@ -92,6 +93,7 @@ class LinkReport:
     last_connected_time: datetime | None
     broker_version: str
     clock_skew_seconds: float | None
+    broker_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,7 @@ def link_report(state: LinkState, *, running: bool, unacknowledged: int) -> Link
         last_connected_time=state.last_connected_time,
         broker_version=state.broker_version,
         clock_skew_seconds=None if state.clock_skew is None else state.clock_skew.total_seconds(),
+        broker_url=state.broker_url,
     )
 
 
@@ -210,7 +213,8 @@ def _link_lines(report: StatusReport, now: datetime) -> list[str]:
     if report.running and link.since is not None:
         error = f": {link.last_error}" if link.last_error else ""
         then = "" if link.next_attempt_time is None else f" (next try {_moment(link.next_attempt_time, now)})"
-        lines.append(f"broker: {link.phase} since {_moment(link.since, now)}{error}{then}")
+        to = f" to {link.broker_url}" if link.phase == LinkPhase.CONNECTED and link.broker_url else ""
+        lines.append(f"broker: {link.phase}{to} since {_moment(link.since, now)}{error}{then}")
     if link.unacknowledged_reports:
         lines.append(f"reports: {link.unacknowledged_reports} wait for the broker")
     skew = timedelta(seconds=link.clock_skew_seconds or 0)

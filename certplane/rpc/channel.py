@@ -7,6 +7,7 @@ configuration asks for it (`certplane.rpc.proxy`).
 
 from __future__ import annotations
 
+import json
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,7 +18,17 @@ from certplane.rpc.proxy import ProxyUse
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 """Largest message of the protocol, either way (design, fixed decision 1)."""
 
-CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+_PICK: Final = json.dumps({"loadBalancingConfig": [{"pick_first": {"shuffleAddressList": True}}]})
+"""One connection, to an address of the name by chance (gRFC A62), so that a fleet spreads over all of them.
+
+Names are asked for anew before each new connection: what changes in DNS is followed. TLS is checked against the name.
+"""
+
+CHANNEL_OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
+    ("grpc.service_config", _PICK),
+    # A new channel is a new connection, also to a broker to which an older channel has one: else nobody who is sent
+    # away would get to another address.
+    ("grpc.use_local_subchannel_pool", 1),
     # A dead peer or a NAT that forgot us is noticed in time for the next call. The broker accepts pings every 30 s.
     ("grpc.keepalive_time_ms", 90_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -70,7 +81,7 @@ def channel_options(
         user_agent: Put before grpc's own, such as `certplane-agent/0.1.0`.
         proxy: Whether the environment's proxy is used; grpc would, whenever there is one.
     """
-    options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
+    options = list(CHANNEL_OPTIONS)
     options.append(("grpc.enable_http_proxy", int(proxy is ProxyUse.ENVIRONMENT)))
     if server_name:
         options += [("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name)]

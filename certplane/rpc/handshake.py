@@ -38,7 +38,13 @@ class HandshakeFailure:
 
 
 def handshake_failure(
-    url: str, *, server_ca_pem: bytes, chain: Path, key: Path, proxy: ProxyUse = ProxyUse.NONE
+    url: str,
+    *,
+    server_ca_pem: bytes,
+    chain: Path,
+    key: Path,
+    proxy: ProxyUse = ProxyUse.NONE,
+    address: str = "",
 ) -> HandshakeFailure | None:
     """Make a handshake and say what is wrong with it; None if nothing is. Blocks.
 
@@ -48,9 +54,10 @@ def handshake_failure(
         chain: what the caller presents, PEM, leaf first.
         key: its key, PEM, not encrypted.
         proxy: whether gRPC uses the environment's proxy.
+        address: the one of the name's addresses to go to; the first that answers if empty. The name is checked still.
     """
     parts = urlsplit(url)
-    where = (parts.hostname or "", parts.port or 443)
+    name = parts.hostname or ""
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.set_alpn_protocols(["h2"])
@@ -60,8 +67,8 @@ def handshake_failure(
         return HandshakeFailure(str(error), files=True)
     try:
         with (
-            _connected(*where, proxy) as plain,
-            context.wrap_socket(plain, server_hostname=where[0]) as tls,
+            _connected(address or name, parts.port or 443, proxy) as plain,
+            context.wrap_socket(plain, server_hostname=name) as tls,
         ):
             return HandshakeFailure(refused=True) if _refuses(tls) else None
     except ProxyError as error:

@@ -57,7 +57,7 @@ async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     pool = BlockingPool("disk", 1)
     async with BrokerServer(broker, agent_ca, server_ca.issue("broker", ["localhost"])).running() as server:
         link = GrpcBroker(
-            server.url,
+            [server.url],
             server_ca_bundle=tmp_path / "server-ca.crt",
             timeout=timedelta(seconds=5),
             clock=clock,

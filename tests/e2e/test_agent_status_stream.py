@@ -188,7 +188,7 @@ async def test_both_programs_tell_systemd_what_they_do(world: World, tmp_path: P
         await hear("READY=1")
         agent = await world.host.start({"NOTIFY_SOCKET": environment["NOTIFY_SOCKET"]})
         await hear("READY=1\nSTATUS=certificates: 1")
-        await hear("STATUS=certificates: 1; connected to the broker since")
+        await hear("STATUS=certificates: 1; connected to https://")
         os.kill(agent.pid, signal.SIGTERM)
         await hear("STOPPING=1")
         await world.deployment.stop_broker()

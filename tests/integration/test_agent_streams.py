@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import grpc
 import pytest
+from typing_extensions import override
 
 from certplane.agent.link.open_stream import StreamParts
 from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.link.stream import StatusStream
-from certplane.agent.model import DirectedRenewal
 from certplane.agent.reporting.spool import FileReportSpool
-from certplane.errors import CertplaneError, OperationError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import channel_credentials
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.pool import BlockingPool
+from tests.support.agent_streams import OneBroker, Taker
 from tests.support.ca import Leaf, PrivateCa
 from tests.support.edge import HOST, EdgeServer, serve_edge
 from tests.support.waiting import until
@@ -30,30 +30,11 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.integration
 
 
-class Taker:
-    """`DirectiveTaker` that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.taken: list[DirectedRenewal] = []
-        self.hashes: list[str] = []
-        self.epochs: list[str] = []
-
-    async def renew(self, renewals: Sequence[DirectedRenewal]) -> None:
-        self.taken += renewals
-
-    async def connected(self) -> None: ...
-
-    async def policy_changed(self, policy_hash: str) -> None:
-        self.hashes.append(policy_hash)
-
-    async def retry_epoch_changed(self, retry_epoch: str) -> None:
-        self.epochs.append(retry_epoch)
-
-
-class Agent:
+class Agent(OneBroker):
     """A host's end: a spool, a stream, and the identity in use."""
 
     def __init__(self, folder: Path, edge: EdgeServer, identity: Leaf) -> None:
+        super().__init__()
         self.edge = edge
         self.opened: list[grpc.aio.Channel] = []
         self.disk = BlockingPool("disk", 1)
@@ -78,16 +59,14 @@ class Agent:
         self.use(identity)
 
     @property
+    @override
     def channel(self) -> grpc.aio.Channel:
         return self.opened[-1]
-
-    async def why_unreachable(self, said: str) -> CertplaneError:
-        return OperationError(said)
 
     def use(self, identity: Leaf) -> None:
         credentials = channel_credentials(self.edge.ca.root_pem, identity.pair)
         self.opened.append(open_channel(self.edge.url, credentials))
-        self.stream.identity_changed()
+        self.stream.channel_changed()
 
     async def add(self, state: CertificateState, version: int = 1) -> None:
         now = SystemClock().now()

@@ -161,7 +161,7 @@ async def test_nothing_that_a_broker_says_reaches_a_terminal_or_raises(
         for command in ("run", "renew", "check"):
             host = world.start()
             link = GrpcBroker(
-                server.url,
+                [server.url],
                 server_ca_bundle=tmp_path / "broker-ca.crt",
                 timeout=timedelta(seconds=5),
                 clock=world.clock,

@@ -1,8 +1,10 @@
 """`Broker` over gRPC: one persistent channel with this host's identity, a deadline on every call.
 
-A channel keeps its certificate and its CAs for life, so a renewed identity is a new channel, and so is another bundle:
-the next call uses it, and the old one ends when its calls have. Nothing is retried here: a call that failed is the
-caller's to repeat, which is safe since the same request joins the same order.
+A channel keeps its certificate and its CAs for life, so a renewed identity is a new channel, and so are another bundle
+and another broker: the next call uses it, and the old one ends when its calls have. Of several brokers one is in use,
+for calls and stream alike. A call that it doesn't take, or refuses for a reason of its own (`choice.OF_ONE_BROKER`), is
+made at the next one, once at each, which is safe since the same request joins the same order. Nothing else is repeated
+here: a call that failed is the caller's to repeat.
 """
 
 from __future__ import annotations
@@ -10,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
+import random
 import secrets
-import sys
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -22,8 +23,10 @@ import grpc
 from typing_extensions import override
 
 from certplane import __version__
+from certplane.agent.link.choice import AVOID, OF_ONE_BROKER, BrokerChoice
 from certplane.agent.link.convert import identity_view, moment, order_view
-from certplane.agent.link.diagnosis import expired_identity, unreachable
+from certplane.agent.link.diagnosis import expired_identity, none_reachable, unreachable
+from certplane.agent.link.host_facts import host_facts
 from certplane.agent.link.server_cas import ServerCas
 from certplane.agent.model import IdentityView, OrderView, Version
 from certplane.agent.ports import Broker, CertificateLookup, OrderFollower
@@ -36,7 +39,6 @@ from certplane.rpc.proxy import ProxyUse
 from certplane.rpc.status import refusal_from_error
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
-from certplane.runtime.text import printable
 from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
 
 T = TypeVar("T")
@@ -45,34 +47,39 @@ logger = logging.getLogger(__name__)
 
 _GRACE = timedelta(minutes=1)
 """What calls under way get when a new identity takes over; longer than any call but a long wait for an order."""
-_MOST_FACT_BYTES = 256
-"""The broker's limit for a host fact."""
+_MOST_HOLD = timedelta(days=1)
+"""Whatever a broker says."""
 
 
 class GrpcBroker(Broker, OrderFollower, CertificateLookup):
     """`Broker` and `OrderFollower`. On one event loop; nothing works before the first `use_identity`.
 
     Args:
-        url: `https://host[:port]`.
+        urls: `https://host[:port]` of each broker.
         server_ca_bundle: PEM file with the CAs that the broker's certificate may come from; read at `use_identity`, at
             `refresh` and when no connection comes about.
         timeout: of a call, beyond what it is asked to wait.
         clock: says what is over: the own identity, a CA.
         disk: the pool for reading files and for looking into a failed connection.
         proxy: whether the environment's proxy is used.
+        rng: draws the broker to use; the same on all hosts would be no choice.
+        moved: called when a call has gone on at another broker: the stream is to follow.
     """
 
     def __init__(
         self,
-        url: str,
+        urls: Sequence[str],
         *,
         server_ca_bundle: Path,
         timeout: timedelta,
         clock: Clock,
         disk: BlockingPool,
         proxy: ProxyUse = ProxyUse.NONE,
+        rng: random.Random | None = None,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
-        self._url = url
+        self._choice = BrokerChoice(urls, rng or random.SystemRandom())
+        self._moved = moved
         self._server_cas = ServerCas(server_ca_bundle)
         self._server_ca_pem = b""
         self._proxy = proxy
@@ -115,7 +122,6 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
 
     @override
     async def issue(self, *, profile: str, csr_pem: str, replaces_certificate_id: str, wait: timedelta) -> OrderView:
-        service = self._certificates()
         timeout = self._seconds(wait)
         if replaces_certificate_id:
             renewal = certificate_pb2.RenewCertificateRequest(
@@ -125,35 +131,43 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
                 csr_pem=csr_pem,
             )
             renewal.wait_duration.FromTimedelta(wait)
-            renewed = await self._answer(service.RenewCertificate(renewal, timeout=timeout))
+            renewed = await self._answer(
+                lambda channel: _certificates(channel).RenewCertificate(renewal, timeout=timeout)
+            )
             return order_view(renewed.order, renewed.certificate if renewed.HasField("certificate") else None)
         request = certificate_pb2.IssueCertificateRequest(request_id=_request_id(), profile=profile, csr_pem=csr_pem)
         request.wait_duration.FromTimedelta(wait)
-        issued = await self._answer(service.IssueCertificate(request, timeout=timeout))
+        issued = await self._answer(lambda channel: _certificates(channel).IssueCertificate(request, timeout=timeout))
         return order_view(issued.order, issued.certificate if issued.HasField("certificate") else None)
 
     @override
     async def watch_order(self, order_id: str, wait: timedelta) -> AsyncGenerator[OrderView, None]:
         request = certificate_pb2.WatchOrderRequest(request_id=_request_id(), order_id=order_id)
-        call = self._certificates().WatchOrder(request, timeout=wait.total_seconds())
+        channel = self._open()
+        call = _certificates(channel).WatchOrder(request, timeout=wait.total_seconds())
         try:
             async for response in call:
                 yield order_view(response.order, response.certificate if response.HasField("certificate") else None)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise await self._error(error) from error
+                await self._go_elsewhere(channel, error)  # where the caller follows the order on
+                raise await self._error(channel, error) from error
         finally:
             call.cancel()
 
     @override
     async def get_identity(self) -> IdentityView:
         request = enrollment_pb2.GetIdentityRequest(request_id=_request_id())
-        return identity_view(await self._answer(self._enrollment().GetIdentity(request, timeout=self._seconds())))
+        return identity_view(
+            await self._answer(lambda channel: _enrollment(channel).GetIdentity(request, timeout=self._seconds()))
+        )
 
     @override
     async def revoke_time(self, certificate_id: str) -> datetime | None:
         request = certificate_pb2.GetCertificateRequest(request_id=_request_id(), certificate_id=certificate_id)
-        response = await self._answer(self._certificates().GetCertificate(request, timeout=self._seconds()))
+        response = await self._answer(
+            lambda channel: _certificates(channel).GetCertificate(request, timeout=self._seconds())
+        )
         return moment(response.certificate, "revoke_time")
 
     @override
@@ -161,10 +175,10 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         request = enrollment_pb2.ReportEnrollmentRequest(
             request_id=_request_id(),
             agent_version=__version__,
-            host_facts=_host_facts(),
+            host_facts=host_facts(),
             identity_serial_number=identity_serial_number,
         )
-        await self._answer(self._enrollment().ReportEnrollment(request, timeout=self._seconds()))
+        await self._answer(lambda channel: _enrollment(channel).ReportEnrollment(request, timeout=self._seconds()))
 
     @property
     def channel(self) -> grpc.aio.Channel:
@@ -175,8 +189,53 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         """
         return self._open()
 
+    @property
+    def url(self) -> str:
+        """The broker that `channel` goes to."""
+        return self._choice.url
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one broker."""
+        return self._choice.several
+
+    async def leave(
+        self, channel: grpc.aio.Channel, hold: timedelta, *, reconnect: bool = False, tell: bool = False
+    ) -> bool:
+        """Use another broker than that of `channel`, and leave that one alone for `hold`.
+
+        Args:
+            channel: The one that failed; where another one is in use by now, nothing is left to do.
+            hold: How long.
+            reconnect: Make a new connection in any case: a name may have other addresses.
+            tell: Call `moved` if another channel is in use now.
+
+        Returns:
+            Whether the one that is in use now is to be tried at once. If not, it is the only one, or has failed too:
+            a round is over.
+        """
+        async with self._replacing:
+            if channel is not self._channel or self._identity is None:
+                return True
+            url = self._choice.url
+            fresh = self._choice.leave(hold, self._clock.monotonic())
+            if self._choice.url != url or reconnect:
+                try:
+                    await self._replace(self._identity, connect=False)
+                except OperationError as error:
+                    self._choice.url = url
+                    logger.warning("no new connection to a broker: %s", error)
+                    return False
+                if tell:
+                    self._moved()
+            return fresh
+
+    def answered(self, url: str) -> None:
+        """The broker at `url` is well."""
+        self._choice.answered(url)
+
     async def why_unreachable(self, said: str) -> CertplaneError:
-        """Why no connection comes about, by a handshake of its own; `said` is for when that finds nothing wrong."""
+        """Why no connection comes about, by handshakes of its own; `said` is for when those find nothing wrong."""
         identity = self._identity
         if identity is None:
             raise RuntimeError("use_identity comes before any call")
@@ -195,11 +254,13 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
             )
         if present != self._server_ca_pem:
             return OperationError(
-                f"the broker at {self._url} wasn't reached by the CAs that {self._server_cas.path} had before",
+                f"the broker at {self.url} wasn't reached by the CAs that {self._server_cas.path} had before",
                 remedy="the file has changed since; its present content is taken up within a minute",
             )
         look = functools.partial(unreachable, proxy=self._proxy)
-        return await self._disk.run(look, self._url, self._server_ca_pem, identity, said)
+        return none_reachable(
+            [await self._disk.run(look, url, self._server_ca_pem, identity, said) for url in self._choice.urls]
+        )
 
     async def close(self) -> None:
         """End the channel and those that are still ending, calls included."""
@@ -210,23 +271,17 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
             task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
-    async def _replace(self, identity: Version) -> None:
+    async def _replace(self, identity: Version, *, connect: bool = True) -> None:
         credentials, server_ca_pem = await self._disk.run(self._credentials, identity)
         old = self._channel
         self._server_ca_pem = server_ca_pem
         self._channel = open_channel(
-            self._url, credentials, user_agent=f"certplane-agent/{__version__}", proxy=self._proxy
+            self.url, credentials, user_agent=f"certplane-agent/{__version__}", proxy=self._proxy
         )
-        self._channel.get_state(try_to_connect=True)
+        self._channel.get_state(try_to_connect=connect)
         self._identity = identity
         if old is not None:
             self._end(old, _GRACE)
-
-    def _certificates(self) -> certificate_pb2_grpc.CertificateServiceStub:
-        return certificate_pb2_grpc.CertificateServiceStub(self._open())
-
-    def _enrollment(self) -> enrollment_pb2_grpc.EnrollmentServiceStub:
-        return enrollment_pb2_grpc.EnrollmentServiceStub(self._open())
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
@@ -236,28 +291,55 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
     def _seconds(self, wait: timedelta = timedelta()) -> float:
         return (self._timeout + wait).total_seconds()
 
-    async def _answer(self, call: Awaitable[T]) -> T:
-        try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise await self._error(error) from error
+    async def _answer(self, call: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+        """What the broker in use says; or the next one, where that one can't answer."""
+        left = len(self._choice.urls)
+        while True:
+            channel, url = self._open(), self.url
+            try:
+                answer = await call(channel)
+            except grpc.aio.AioRpcError as error:
+                left -= 1
+                if await self._go_elsewhere(channel, error) and left:
+                    continue
+                raise await self._error(channel, error) from error
+            self._choice.answered(url)
+            return answer
 
-    async def _error(self, error: grpc.aio.AioRpcError) -> CertplaneError:
+    async def _go_elsewhere(self, channel: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> bool:
+        """Use another broker where a call's failure says that this one is unwell; whether to repeat the call there."""
+        refusal = refusal_from_error(error)
+        identity = self._identity
+        late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if refusal is not None:
+            unwell = refusal.reason in OF_ONE_BROKER
+        else:
+            unwell = late or self._is_no_connection(channel, error)
+        if not unwell or not self.several or identity is None or expired_identity(identity, self._clock.now()):
+            return False
+        told = None if refusal is None else refusal.retry_after
+        left = self.url
+        fresh = await self.leave(channel, max(AVOID, min(told or AVOID, _MOST_HOLD)), tell=True)
+        if fresh:
+            said = words_of(error) if refusal is None else f"{refusal.reason}: {refusal.message}"
+            logger.info("%s doesn't take a call (%s); going on at %s", left, said, self.url)
+        return fresh and not late  # a second wait would be longer than the caller asked for
+
+    async def _error(self, channel: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> CertplaneError:
         """What a failed call means to the agent."""
         refusal = refusal_from_error(error)
         if refusal is not None:
             return RefusalError.of(refusal)
-        identity = self._identity
-        if identity is not None and self._is_no_connection(error):
+        if self._identity is not None and self._is_no_connection(channel, error):
             return await self.why_unreachable(words_of(error))
-        return failed_call(error, self._url, late="check the broker's log and its load")
+        return failed_call(error, self.url, late="check the broker's log and its load")
 
-    def _is_no_connection(self, error: grpc.aio.AioRpcError) -> bool:
+    def _is_no_connection(self, channel: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> bool:
         """Whether the call never reached the broker, as far as the channel knows."""
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return True
         late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        return late and self._open().get_state() is not grpc.ChannelConnectivity.READY
+        return late and channel.get_state() is not grpc.ChannelConnectivity.READY
 
     def _credentials(self, identity: Version) -> tuple[grpc.ChannelCredentials, bytes]:
         now = self._clock.now()
@@ -286,27 +368,13 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         task.add_done_callback(self._closing.discard)
 
 
+def _certificates(channel: grpc.aio.Channel) -> certificate_pb2_grpc.CertificateServiceStub:
+    return certificate_pb2_grpc.CertificateServiceStub(channel)
+
+
+def _enrollment(channel: grpc.aio.Channel) -> enrollment_pb2_grpc.EnrollmentServiceStub:
+    return enrollment_pb2_grpc.EnrollmentServiceStub(channel)
+
+
 def _request_id() -> str:
     return secrets.token_hex(16)
-
-
-def _host_facts() -> dict[str, str]:
-    """What the broker may know of this host; nothing that names its users or its addresses."""
-    system = os.uname()
-    facts = {
-        "os": _os_release() or system.sysname,
-        "kernel": system.release,
-        "machine": system.machine,
-        "python": ".".join(str(part) for part in sys.version_info[:3]),
-    }
-    return {name: value.encode()[:_MOST_FACT_BYTES].decode(errors="ignore") for name, value in facts.items() if value}
-
-
-def _os_release() -> str:
-    """PRETTY_NAME of os-release(5); empty where there is none."""
-    try:
-        lines = Path("/etc/os-release").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    names = [line.partition("=")[2].strip("\"'") for line in lines if line.startswith("PRETTY_NAME=")]
-    return printable(names[0], _MOST_FACT_BYTES) if names else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from urllib.parse import urlsplit
 
@@ -52,16 +53,34 @@ def unreachable(
         said: gRPC's own words, for when the handshake finds nothing wrong.
         proxy: whether gRPC uses the environment's proxy.
     """
-    chain, key = identity.path / "fullchain.pem", identity.path / "privkey.pem"
-    failure = handshake_failure(url, server_ca_pem=server_ca_pem, chain=chain, key=key, proxy=proxy)
-    broker = f"the broker at {url}"
-    if failure is None:
+    error = connection_error(url, server_ca_pem, identity, proxy=proxy)
+    if error is None:
         by = proxy_for(urlsplit(url).hostname or "", proxy)
         way = "" if by is None else f" through the proxy {by}"
         return OperationError(
-            f"{broker} didn't take the call{way} ({said}), though a TLS handshake there succeeds",
+            f"the broker at {url} didn't take the call{way} ({said}), though a TLS handshake there succeeds",
             remedy="try again; if it keeps failing, see the broker's log",
         )
+    return error
+
+
+def connection_error(
+    url: str, server_ca_pem: bytes, identity: Version, *, proxy: ProxyUse = ProxyUse.NONE, address: str = ""
+) -> OperationError | None:
+    """What a TLS handshake with a broker finds wrong: the address, the name, trust, the identity; blocks.
+
+    Args:
+        url: `https://host[:port]` of the broker.
+        server_ca_pem: the CAs that its certificate may come from, as gRPC has them.
+        identity: what this host presents.
+        proxy: whether gRPC uses the environment's proxy.
+        address: which of the name's addresses; the first that answers if empty.
+    """
+    chain, key = identity.path / "fullchain.pem", identity.path / "privkey.pem"
+    failure = handshake_failure(url, server_ca_pem=server_ca_pem, chain=chain, key=key, proxy=proxy, address=address)
+    broker = f"the broker at {url}, address {address}," if address else f"the broker at {url}"
+    if failure is None:
+        return None
     if failure.refused:
         return IdentityNotAcceptedError(
             f"{broker} doesn't accept this host's identity (serial {identity.serial_number}, until "
@@ -74,3 +93,16 @@ def unreachable(
             remedy=f"check broker.server_ca_bundle and {identity.path}",
         )
     return OperationError(f"{broker} {failure.phrase}", remedy=_REMEDIES[failure.kind])
+
+
+def none_reachable(errors: Sequence[OperationError]) -> OperationError:
+    """One error for several brokers, each with its cause and remedy; an identity that any of them refuses is refused.
+
+    Args:
+        errors: `unreachable` of each.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    kind = next((IdentityNotAcceptedError for each in errors if isinstance(each, IdentityNotAcceptedError)), None)
+    text = "; ".join(f"({number}) {error}" for number, error in enumerate(errors, 1))
+    return (kind or OperationError)(f"none of {len(errors)} brokers takes the call: {text}")

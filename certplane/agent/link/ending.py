@@ -8,6 +8,7 @@ from typing import Final, Self
 
 import grpc
 
+from certplane.agent.link.choice import AVOID, OF_ONE_BROKER
 from certplane.errors import Refusal
 from certplane.rpc.failures import words_of
 from certplane.rpc.status import refusal_from_error
@@ -21,13 +22,18 @@ _MOST_REASON: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
-    """How a stream ended: `code` is gRPC's, if it failed; `retry_after` the broker's word on when to come back."""
+    """How a stream ended.
+
+    `code` is gRPC's, if it failed; `retry_after` the broker's word on when to come back; `unwell` says that the broker
+    went silent, or can't be reached.
+    """
 
     text: str
     code: grpc.StatusCode | None = None
     refusal: Refusal | None = None
     retry_after: timedelta | None = None
     goodbye: bool = False
+    unwell: bool = False
 
     @classmethod
     def by_error(cls, error: grpc.aio.AioRpcError) -> Self:
@@ -42,6 +48,18 @@ class StreamEnd:
         """The broker ends the stream on purpose."""
         text = printable(goodbye.reason, _MOST_REASON) or "no reason given"
         return cls(f"the broker said goodbye: {text}", retry_after=span_of(goodbye.reconnect_delay), goodbye=True)
+
+    @property
+    def hold(self) -> timedelta | None:
+        """How long to leave this broker for another; None where the others would do no better.
+
+        A goodbye says it; what the broker says with a refusal can only make the usual time longer.
+        """
+        if self.goodbye:
+            return AVOID if self.retry_after is None else self.retry_after
+        if self.refusal is not None:
+            return max(AVOID, self.retry_after or AVOID) if self.refusal.reason in OF_ONE_BROKER else None
+        return AVOID if self.unwell or self.code is grpc.StatusCode.UNAVAILABLE else None
 
     @property
     def is_lost(self) -> bool:

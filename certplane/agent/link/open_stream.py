@@ -162,7 +162,7 @@ class OpenStream:
 
     async def _lose_patience(self) -> None:
         await self._parts.clock.sleep(self._patience)
-        self._finish(StreamEnd("the broker didn't answer hello in time"))
+        self._finish(StreamEnd("the broker didn't answer hello in time", unwell=True))
 
     async def _read(self) -> StreamEnd:
         while True:
@@ -230,7 +230,7 @@ class OpenStream:
             await clock.sleep(session.interval * (0.8 + 0.2 * self._parts.rng.random()))
             silence = timedelta(seconds=clock.monotonic() - self._heard_at)
             if session.is_silent(silence):
-                self._finish(StreamEnd(f"the broker was silent for {silence.total_seconds():.0f} s"))
+                self._finish(StreamEnd(f"the broker was silent for {silence.total_seconds():.0f} s", unwell=True))
                 return
             session.beat()
             self._to_write.set()

@@ -32,7 +32,8 @@ class LinkPhase(StrEnum):
 class LinkState:
     """What is known of the link.
 
-    `clock_skew` is this host's clock less the broker's. `policy_hash` and `retry_epoch` are what the broker last told.
+    `broker_url` is the broker that has the stream, or had it last. `clock_skew` is this host's clock less the broker's.
+    `policy_hash` and `retry_epoch` are what the broker last told.
     """
 
     phase: LinkPhase = LinkPhase.IDLE
@@ -44,12 +45,13 @@ class LinkState:
     clock_skew: timedelta | None = None
     policy_hash: str = ""
     retry_epoch: str = ""
+    broker_url: str = ""
 
     def __str__(self) -> str:
         """In a few words, for a person."""
         match self.phase:
             case LinkPhase.CONNECTED:
-                return f"connected to the broker since {self.since:%Y-%m-%d %H:%M:%S} UTC"
+                return f"connected to {self.broker_url or 'the broker'} since {self.since:%Y-%m-%d %H:%M:%S} UTC"
             case LinkPhase.WAITING:
                 return f"not connected to the broker: {self.last_error or 'no answer'}"
             case LinkPhase.UNSUPPORTED:

@@ -1,5 +1,8 @@
 """The status stream of this host, kept open: one at a time, on the channel of the identity in use.
 
+Where there are several brokers, one that is unwell or says goodbye is left for another within seconds (a goodbye's time
+to come back holds for who said it), and the waits that follow come once each of them has failed.
+
 A stream that ends is opened again after a wait of its own, apart from the channel's (which has half a second to half a
 minute between its tries to connect, and is waited for here without end): full jitter from a second to a minute, longer
 where the broker says no, and what the broker says (`RetryInfo`, goodbye) where it says more. The count of failures is
@@ -37,6 +40,8 @@ _STABLE: Final = timedelta(minutes=1)
 _SOON: Final = Backoff(first=timedelta(seconds=1), most=timedelta(minutes=1))
 _LATER: Final = Backoff(first=timedelta(minutes=1), most=timedelta(minutes=30), floor=timedelta(seconds=10))
 """Where somebody has to change something first: the identity, the policy, a limit."""
+_SPREAD: Final = timedelta(seconds=1), timedelta(seconds=10)
+"""Within which the hosts of one broker go to others: drawn up to what its goodbye said, between these."""
 _HOURLY: Final = Backoff(first=timedelta(minutes=75), most=timedelta(minutes=75), floor=timedelta(minutes=45))
 _MOST_WAIT: Final = timedelta(days=1)
 """Whatever the broker says."""
@@ -56,7 +61,31 @@ class ChannelSource(Protocol):
 
     @property
     def channel(self) -> grpc.aio.Channel:
-        """The one of the identity in use."""
+        """The one of the identity and the broker in use."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """The broker that `channel` goes to."""
+        ...
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others."""
+        ...
+
+    async def leave(self, channel: grpc.aio.Channel, hold: timedelta, *, reconnect: bool = False) -> bool:
+        """Use another broker than that of `channel` for as long as `hold`; whether that is to be tried at once.
+
+        Args:
+            channel: The one that failed.
+            hold: How long.
+            reconnect: Make a new connection even if there is no other broker.
+        """
+        ...
+
+    def answered(self, url: str) -> None:
+        """The broker at `url` is well."""
         ...
 
     async def why_unreachable(self, said: str) -> CertplaneError:
@@ -69,6 +98,8 @@ class _Attempt:
     """One stream: `stream` from when the channel is connected."""
 
     task: asyncio.Task[StreamEnd] = field(init=False)
+    channel: grpc.aio.Channel
+    url: str
     stream: OpenStream | None = None
     welcome: bool = False
     began: float = 0.0
@@ -120,7 +151,7 @@ class StatusStream:
         self._failures = 0
         self._rotated = asyncio.Event()
         self._delivered, self._directed = asyncio.Event(), asyncio.Event()
-        self._explained = False
+        self._explained = ""
         self._lost = False
         self._attempts: list[_Attempt] = []
         self._watcher: Callable[[LinkState], None] | None = None
@@ -150,7 +181,7 @@ class StatusStream:
             if attempt.stream is not None:
                 attempt.stream.report()
 
-    def identity_changed(self) -> None:
+    def channel_changed(self) -> None:
         """Another channel is in use: speak there."""
         self._rotated.set()
 
@@ -200,7 +231,7 @@ class StatusStream:
             await self._end_all()
 
     def _begin(self) -> _Attempt:
-        attempt = _Attempt()
+        attempt = _Attempt(self._channels.channel, self._channels.url)
         self._attempts.append(attempt)
         attempt.task = asyncio.create_task(self._attempt(attempt), name="status stream")
         attempt.task.add_done_callback(lambda _: self._attempts.remove(attempt))
@@ -219,11 +250,18 @@ class StatusStream:
         if self._state.phase is not LinkPhase.CONNECTED:
             now = self._parts.clock.now()
             self.note(replace(self._state, phase=LinkPhase.CONNECTING, since=now, next_attempt_time=None))
-        channel = self._channels.channel
-        ready = asyncio.ensure_future(channel.channel_ready())
+        channel = attempt.channel
+        no_connection = StreamEnd(f"no connection to {attempt.url}", unwell=True)
+        ready: asyncio.Future[Any] = asyncio.ensure_future(
+            _connected(channel) if self._channels.several else channel.channel_ready()
+        )
         while not await self._first(ready, self._parts.clock.sleep(self._patience)):
+            if self._channels.several:
+                ready.cancel()
+                return no_connection
             await self._explain()  # and go on: the channel has waits of its own between its tries
-        ready.result()
+        if ready.result() is False:
+            return no_connection
         attempt.began = self._parts.clock.monotonic()
 
         def welcome(version: str) -> None:
@@ -243,8 +281,9 @@ class StatusStream:
 
     def _welcomed(self, attempt: _Attempt, version: str) -> None:
         now = self._parts.clock.now()
-        self._explained = False
-        logger.info("the broker (version %s) is connected", version)
+        self._explained = ""
+        self._channels.answered(attempt.url)
+        logger.info("the broker %s (version %s) is connected", attempt.url, printable(version, _MOST_VERSION))
         self.note(
             replace(
                 self._state,
@@ -254,6 +293,7 @@ class StatusStream:
                 last_error="",
                 next_attempt_time=None,
                 broker_version=printable(version, _MOST_VERSION),
+                broker_url=attempt.url,
             )
         )
         for older in self._attempts:
@@ -271,9 +311,18 @@ class StatusStream:
         clock = self._parts.clock
         if attempt.welcome and clock.monotonic() - attempt.began >= _STABLE.total_seconds():
             self._failures = 0
-        self._failures += 1
         self._lost = end.is_lost and not attempt.welcome
-        wait = reopening_wait(end, self._failures, lambda backoff, count: backoff.wait(count, self._parts.rng))
+        hold = None if end.hold is None else min(end.hold, _MOST_WAIT)
+        moves = hold is not None and await self._channels.leave(attempt.channel, hold, reconnect=end.goodbye)
+        if moves:
+            least, most = _SPREAD
+            spread = least if end.retry_after is None else min(max(end.retry_after, least), most)
+            wait = self._parts.rng.random() * spread
+        else:
+            self._failures += 1
+            wait = reopening_wait(end, self._failures, lambda backoff, count: backoff.wait(count, self._parts.rng))
+            if self._channels.several and end.unwell:  # a round is over
+                end = replace(end, text=await self._explain())
         unsupported = end.code is grpc.StatusCode.UNIMPLEMENTED and end.refusal is None
         if unsupported:
             level = logging.INFO if self._state.phase is LinkPhase.UNSUPPORTED else logging.WARNING
@@ -281,7 +330,9 @@ class StatusStream:
         elif end.refusal is not None and end.refusal.reason is Reason.STREAM_DISPLACED:
             logger.warning("another agent uses this host's identity; is it a copy? %s", end.text)
         elif end.text != self._state.last_error and not self._lost:  # the next one will know better
-            logger.warning("the status stream ended: %s; reconnecting in %.0f s", end.text, wait.total_seconds())
+            then = f"going on at {self._channels.url}" if moves else "reconnecting"
+            level = logging.INFO if end.goodbye else logging.WARNING
+            logger.log(level, "the status stream ended: %s; %s in %.0f s", end.text, then, wait.total_seconds())
         now = clock.now()
         self.note(
             replace(
@@ -294,14 +345,13 @@ class StatusStream:
         )
         await clock.sleep(wait)
 
-    async def _explain(self) -> None:
-        """Say why there is no connection: looked into once in an outage, since that costs the broker a handshake."""
-        if self._explained:
-            return
-        self._explained = True
-        why = str(await self._channels.why_unreachable("no connection in time"))
-        logger.warning("no status stream: %s", why)
-        self.note(replace(self._state, last_error=why))
+    async def _explain(self) -> str:
+        """Why there is no connection: looked into once in an outage, since that costs each broker a handshake."""
+        if not self._explained:
+            self._explained = str(await self._channels.why_unreachable("no connection in time"))
+            logger.warning("no status stream: %s", self._explained)
+            self.note(replace(self._state, last_error=self._explained))
+        return self._explained
 
     async def _first(self, task: asyncio.Future[Any], *others: Awaitable[object]) -> bool:
         """Wait until one of them is done; whether `task` is. It alone goes on, unless the caller is cancelled."""
@@ -321,6 +371,17 @@ class StatusStream:
         while saved != self._state:
             saved = self._state
             await self._save(saved)
+
+
+async def _connected(channel: grpc.aio.Channel) -> bool:
+    """Whether the channel connects: False after its first try, or that of each address, where it would go on."""
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+            return False
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+    return True
 
 
 async def _outcome(attempt: _Attempt) -> StreamEnd:

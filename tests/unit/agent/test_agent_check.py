@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,15 +17,21 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 
+from certplane.agent.broker_settings import BrokerUrl
 from certplane.agent.check import findings
-from certplane.agent.inspection import Finding, Level
+from certplane.agent.inspection import Finding, Level, address_findings
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.model import ServedLeaf, ServiceView, Version
-from certplane.errors import OperationError
+from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.runtime.health import HealthWord
+from certplane.sandbox.certificates import CertificateAuthority
+from certplane.sandbox.loopback import free_port
+from tests.fakes.agent_broker import FakeBroker
 from tests.support.agent_world import AgentWorld
 from tests.support.bundles import DAY, pem, root
+from tests.support.lineages import LocalIssuer
 from tests.support.waiting import HANG
 
 MakeWorld = Callable[..., AgentWorld]
@@ -48,7 +55,7 @@ async def look(world: AgentWorld) -> dict[str, Finding]:
     world.broker.calls.clear()
     found: dict[str, Finding] = {}
     order = [Level.OK, Level.WARN, Level.FAIL]
-    async for finding in findings(world.start(), lambda: world.broker):
+    async for finding in findings(world.start(), lambda _: world.broker):
         before = found.get(finding.subject)
         if before is None or order.index(before.level) < order.index(finding.level):
             found[finding.subject] = finding
@@ -329,3 +336,90 @@ def test_root_looks_as_the_agents_user() -> None:
         assert "chown root" not in done.stdout
     finally:
         shutil.rmtree(folder)
+
+
+SEVERAL = {"urls": ["https://b1.example:8443", "https://b2.example:8443"]}
+
+
+async def look_at_several(world: AgentWorld, *errors: CertplaneError | None) -> dict[str, Finding]:
+    """The findings where each broker answers, or fails with its error."""
+    path = world.folder / "agent.yml"
+    settings = yaml.safe_load(path.read_text())
+    settings["broker"] = {key: value for key, value in settings["broker"].items() if key != "url"} | SEVERAL
+    path.write_text(yaml.safe_dump(settings))
+    answers = dict(zip(SEVERAL["urls"], errors, strict=True))
+
+    def connect(url: BrokerUrl) -> FakeBroker:
+        error = answers[str(url)]
+        if error is None:
+            return world.broker
+        failing = FakeBroker(world.clock, LocalIssuer())
+        failing.errors = [error]
+        return failing
+
+    return {finding.subject: finding async for finding in findings(world.start(), connect)}
+
+
+async def test_each_of_several_brokers_has_its_line(make_world: MakeWorld) -> None:
+    """All of them are asked: one that would not do is found before it is needed."""
+    found = await look_at_several(await ready(make_world), None, None)
+    assert failures(found) == []
+    for url in SEVERAL["urls"]:
+        assert found[f"broker {url}"].text.startswith(f"{url} (release 0.1.0) knows this host as host ")
+    assert found["clock"].level is Level.OK
+
+
+@pytest.mark.parametrize(
+    "error", [OperationError("the broker can't be reached"), RefusalError(Reason.IDENTITY_UNKNOWN, "?")]
+)
+async def test_a_broker_that_fails_beside_one_that_answers_is_a_warning(
+    make_world: MakeWorld, error: CertplaneError
+) -> None:
+    """The host is served; whoever looks learns which broker isn't well, and why."""
+    found = await look_at_several(await ready(make_world), error, None)
+    assert failures(found) == []
+    first, second = (found[f"broker {url}"] for url in SEVERAL["urls"])
+    assert (first.level, second.level) == (Level.WARN, Level.OK)
+    assert str(error) in first.text
+
+
+async def test_brokers_that_all_fail_are_failures(make_world: MakeWorld) -> None:
+    """Nobody serves the host."""
+    away = OperationError("the broker can't be reached")
+    found = await look_at_several(await ready(make_world), away, away)
+    assert failures(found) == [f"broker {url}" for url in SEVERAL["urls"]]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "looked_at"),
+    [
+        pytest.param(["127.0.0.1", "127.0.0.2"], ["127.0.0.1", "127.0.0.2"], id="two"),
+        pytest.param(["127.0.0.1", "127.0.0.1"], [], id="one twice"),
+        pytest.param(["127.0.0.1", "::1"], [], id="one of each family"),
+        pytest.param(["::1", "127.0.0.1", "127.0.0.2"], ["127.0.0.1", "127.0.0.2"], id="several of one family"),
+    ],
+)
+async def test_each_address_of_a_name_is_looked_at(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, addresses: list[str], looked_at: list[str]
+) -> None:
+    """Behind a name with several there are several brokers; one that isn't well is a warning, with its address."""
+    world = await ready(make_world)
+    host, port = world.start(), free_port()
+    host.settings.broker.server_ca_bundle.write_bytes(CertificateAuthority.root("Servers").pem)
+    identity = await host.current_identity()
+    assert identity is not None
+    families = {".": socket.AF_INET, ":": socket.AF_INET6}
+    found = [
+        (families[sign], socket.SOCK_STREAM, 6, "", (address, port))
+        for address in addresses
+        for sign in families
+        if sign in address
+    ]
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        url = BrokerUrl("brokers.example", port)
+        result = [
+            (finding.subject, finding.level, f"{url}, address {address}, can't be reached" in finding.text)
+            for address, finding in zip(looked_at, address_findings(host, "broker", url, identity), strict=True)
+        ]
+    assert result == [(f"broker at {address}", Level.WARN, True) for address in looked_at]

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from certplane.agent.broker_settings import BrokerUrl
 from certplane.agent.model import InstallMode
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.agent.settings import (
     AccountName,
     ActivateSettings,
     AgentSettings,
-    BrokerUrl,
     FileMode,
     FileSettings,
     KeyRotation,
@@ -126,7 +126,19 @@ def test_the_example_has_every_key() -> None:
         for name in (spec.name for spec in dataclasses.fields(section))
         if name != "source"
     }
-    assert expected - document_keys == set()
+    assert expected - document_keys == {"broker.urls"}, "which takes the place of broker.url"
+
+
+URLS = "urls: [https://b1.example:8443, 'https://[2001:db8::1]:8443', https://b2.example]"
+
+
+def test_several_brokers(tmp_path: Path) -> None:
+    """`urls` takes the place of `url`; what the agent goes by is the list of either."""
+    settings = _load(tmp_path, MINIMAL.replace("url: https://broker.example:8443", URLS))
+    assert [str(url) for url in settings.broker.all_urls] == [
+        "https://b1.example:8443", "https://[2001:db8::1]:8443", "https://b2.example:443",
+    ]  # fmt: skip
+    assert [str(url) for url in _load(tmp_path, MINIMAL).broker.all_urls] == ["https://broker.example:8443"]
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -174,6 +186,37 @@ CERTIFICATE = "certificates:\n- name: www\n  profile: p\n  dns_names: [a.example
         ),
         pytest.param(
             MINIMAL.replace(":8443", ":8443/v1"), "7: broker.url: must be https://host:port without a path", id="path"
+        ),
+        pytest.param(
+            MINIMAL.replace("url: https://broker.example:8443", "proxy: none"),
+            "6: broker.url: is required; write https://host:port, or a list of them as `urls`", id="no-broker",
+        ),
+        pytest.param(
+            MINIMAL.replace("url: https://broker.example:8443", "urls: []"),
+            "6: broker.url: is required; write https://host:port, or a list of them as `urls`", id="no-brokers",
+        ),
+        pytest.param(
+            MINIMAL + f"  {URLS}\n",
+            "9: broker.urls: goes without `url`; put that URL into the list, and drop `url`", id="url-and-urls",
+        ),
+        pytest.param(
+            MINIMAL.replace("url: https://broker.example:8443", "urls: [https://b.example, https://B.example:443/]"),
+            "7: broker.urls[1]: is the same broker as urls[0]; name each broker once", id="broker-twice",
+        ),
+        pytest.param(
+            MINIMAL.replace("url: https://broker.example:8443", "urls: [https://b.example, http://b2.example]"),
+            "7: broker.urls[1]: must be a URL https://...", id="urls-http",
+        ),
+        pytest.param(
+            MINIMAL.replace("url: https://broker.example:8443", "urls: [https://b.example/v1]"),
+            "7: broker.urls[0]: must be https://host:port without a path", id="urls-path",
+        ),
+        pytest.param(
+            MINIMAL.replace(
+                "url: https://broker.example:8443", f"urls: [{', '.join(f'https://b{n}.example' for n in range(33))}]"
+            ),
+            "7: broker.urls: names 33 brokers, at most 32 are allowed; give them one DNS name with several addresses",
+            id="too-many-brokers",
         ),
         pytest.param(
             MINIMAL.replace("web1.example", "'*.example'"), "2: identity.name: is a wildcard; an identity is one DNS name or URI",

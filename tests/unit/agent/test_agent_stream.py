@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from typing_extensions import override
 
 from certplane.agent.app import Agent
 from certplane.agent.link.state import LinkState
@@ -19,6 +20,7 @@ from certplane.rpc.status import refusal_from_status
 from certplane.runtime.files import temporary_name
 from certplane.v1 import renewal_pb2 as pb
 from tests.fakes.clock import ManualClock
+from tests.support.agent_streams import OneBroker
 from tests.support.agent_world import AgentWorld
 from tests.support.renewal_server import RenewalServer
 from tests.support.waiting import HANG, until
@@ -27,14 +29,17 @@ HOUR = timedelta(hours=1)
 State = pb.CertificateStatus.State
 
 
-class PlainChannels:
+class PlainChannels(OneBroker):
     """`ChannelSource` to a scripted broker."""
 
     def __init__(self, port: int) -> None:
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
+        super().__init__()
+        self.opened = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
 
-    async def why_unreachable(self, said: str) -> CertplaneError:
-        return OperationError(said)
+    @property
+    @override
+    def channel(self) -> grpc.aio.Channel:
+        return self.opened
 
 
 @pytest.fixture

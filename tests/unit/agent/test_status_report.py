@@ -109,6 +109,7 @@ def test_json_has_every_field_and_times_as_rfc_3339() -> None:
         "clock_skew_seconds": None,
         "next_attempt_time": None,
         "unacknowledged_reports": 0,
+        "broker_url": "",
     }
     (web,) = document["certificates"]
     assert web == {

@@ -57,7 +57,7 @@ class Links:
     def link_by_proxy(self, url: str) -> GrpcBroker:
         """A link that takes the proxy of the environment."""
         return GrpcBroker(
-            url,
+            [url],
             server_ca_bundle=self.bundle,
             timeout=HANG * SECOND,
             clock=self.clock,
@@ -74,7 +74,7 @@ class Links:
     ) -> OperationError:
         """What a call to `url` fails with."""
         link = GrpcBroker(
-            url, server_ca_bundle=bundle or self.bundle, timeout=timeout, clock=self.clock, disk=self.pool
+            [url], server_ca_bundle=bundle or self.bundle, timeout=timeout, clock=self.clock, disk=self.pool
         )
         try:
             with pytest.raises(OperationError) as failed:
@@ -250,7 +250,7 @@ async def test_a_broker_that_comes_back_is_found_again(links: Links) -> None:
     async with links.server() as server:
         port = server.port
         link = GrpcBroker(
-            server.url, server_ca_bundle=links.bundle, timeout=HANG * SECOND, clock=links.clock, disk=links.pool
+            [server.url], server_ca_bundle=links.bundle, timeout=HANG * SECOND, clock=links.clock, disk=links.pool
         )
         await link.use_identity(links.identity)
         await link.get_identity()
@@ -273,7 +273,7 @@ async def test_a_broker_that_comes_back_is_found_again(links: Links) -> None:
 async def test_no_call_before_an_identity(links: Links) -> None:
     """Misuse, not a failure."""
     link = GrpcBroker(
-        "https://localhost:1", server_ca_bundle=links.bundle, timeout=SECOND, clock=links.clock, disk=links.pool
+        ["https://localhost:1"], server_ca_bundle=links.bundle, timeout=SECOND, clock=links.clock, disk=links.pool
     )
     with pytest.raises(RuntimeError):
         await link.get_identity()
@@ -307,7 +307,7 @@ async def test_bundles_as_people_keep_them(links: Links, content: Callable[[Link
     links.bundle.write_bytes(content(links))
     async with links.server() as server:
         link = GrpcBroker(
-            server.url, server_ca_bundle=links.bundle, timeout=HANG * SECOND, clock=links.clock, disk=links.pool
+            [server.url], server_ca_bundle=links.bundle, timeout=HANG * SECOND, clock=links.clock, disk=links.pool
         )
         await links.call(link, links.identity)
         await link.close()
@@ -335,7 +335,7 @@ async def test_another_bundle_needs_no_restart(links: Links) -> None:
     links.bundle.write_bytes(CertificateAuthority.root("Another").pem)
     async with links.server() as server:
         link = GrpcBroker(
-            server.url, server_ca_bundle=links.bundle, timeout=HANG * SECOND, clock=links.clock, disk=links.pool
+            [server.url], server_ca_bundle=links.bundle, timeout=HANG * SECOND, clock=links.clock, disk=links.pool
         )
         await link.use_identity(links.identity)
         assert not await link.refresh()
@@ -355,7 +355,7 @@ async def test_an_ended_ca_counts_no_longer(links: Links) -> None:
     clock = ManualClock(links.clock.now())
     links.bundle.write_bytes(pem(root(links.server_ca, begins=-DAY, ends=DAY)) + CertificateAuthority.root("Other").pem)
     link = GrpcBroker(
-        "https://localhost:1", server_ca_bundle=links.bundle, timeout=SECOND, clock=clock, disk=links.pool
+        ["https://localhost:1"], server_ca_bundle=links.bundle, timeout=SECOND, clock=clock, disk=links.pool
     )
     await link.use_identity(links.identity)
     assert not await link.refresh()
@@ -370,7 +370,7 @@ async def test_no_proxy_is_used_unless_told(links: Links, monkeypatch: pytest.Mo
     monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
     async with links.server() as server:
         link = GrpcBroker(
-            server.url, server_ca_bundle=links.bundle, timeout=HANG * SECOND, clock=links.clock, disk=links.pool
+            [server.url], server_ca_bundle=links.bundle, timeout=HANG * SECOND, clock=links.clock, disk=links.pool
         )
         await links.call(link, links.identity)
         await link.close()

@@ -45,7 +45,16 @@ def test_numbers_that_are_no_times_are_none() -> None:
 def test_the_links_file_keeps_every_field(tmp_path: Path) -> None:
     """And what can't be read is a link of which nothing is known."""
     state = LinkState(
-        LinkPhase.WAITING, NOW, "no answer", NOW + DAY, NOW - DAY, "1.2.3", timedelta(seconds=-4.5), "ab", "e1"
+        LinkPhase.WAITING,
+        NOW,
+        "no answer",
+        NOW + DAY,
+        NOW - DAY,
+        "1.2.3",
+        timedelta(seconds=-4.5),
+        "ab",
+        "e1",
+        "https://b1.example:8443",
     )
     assert all(getattr(state, name) for name in LinkState.__slots__)
     file = LinkFile(tmp_path)

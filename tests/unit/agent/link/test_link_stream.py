@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 import pytest_asyncio
+from typing_extensions import override
 
 from certplane.agent.link.ending import StreamEnd
 from certplane.agent.link.open_stream import OpenStream, StreamParts
@@ -26,6 +27,7 @@ from certplane.runtime.pool import BlockingPool
 from certplane.sandbox.loopback import free_port
 from certplane.v1 import renewal_pb2 as pb
 from tests.fakes.clock import ManualClock
+from tests.support.agent_streams import OneBroker
 from tests.support.logs import of_certplane
 from tests.support.renewal_server import Answer, RenewalServer
 from tests.support.waiting import no_hang, until
@@ -69,10 +71,11 @@ class Taker:
         self.epochs.append(retry_epoch)
 
 
-class Channels:
+class Channels(OneBroker):
     """`ChannelSource` in plain text: `change` is a new identity."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.port = 1
         self.opened: list[grpc.aio.Channel] = []
         self.asked: list[str] = []
@@ -86,9 +89,11 @@ class Channels:
         )
 
     @property
+    @override
     def channel(self) -> grpc.aio.Channel:
         return self.opened[-1]
 
+    @override
     async def why_unreachable(self, said: str) -> CertplaneError:
         self.asked.append(said)
         return OperationError("the broker can't be reached")
@@ -525,7 +530,7 @@ async def test_a_new_identity_is_heard_before_the_old_one_leaves(world: World) -
         await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
         server.greets = False
         world.channels.change()
-        world.stream.identity_changed()
+        world.stream.channel_changed()
         await until(lambda: len(server.streams) == 2)
         assert not server.streams[0].ended.is_set()
         await world.add(report(1))
@@ -546,7 +551,7 @@ async def test_a_waiting_stream_is_opened_at_once_by_a_new_identity(world: World
         await until(lambda: world.stream.state.phase is LinkPhase.WAITING)
         server.refusal = None
         world.channels.change()
-        world.stream.identity_changed()
+        world.stream.channel_changed()
         await until(lambda: world.stream.state.phase is LinkPhase.CONNECTED)
 
 
