@@ -29,6 +29,7 @@ from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
+from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
@@ -56,13 +57,13 @@ from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.renewal import RenewalServicer
-from certplane.broker.services.server import BrokerServer, PortError, Servicer
+from certplane.broker.services.server import BrokerServer, Servicer
 from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
-from certplane.errors import OperationError, RefusalError
+from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 from certplane.runtime.pool import BlockingPool
@@ -173,6 +174,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             meter=meter,
             rng=rng,
             trail=trail,
+            settings=StreamSettings(age=settings.server.stream_age.span),
         )
         _tell_hub(hub, plans, stores, clock)
         view = FleetView(
@@ -337,17 +339,14 @@ def _admission(
 
 
 def _listening(settings: BrokerSettings, trust: TrustInForce, edge: Edge, *servicers: Servicer) -> BrokerServer:
-    try:
-        return BrokerServer(
-            address=settings.server.address.target,
-            connections=most_connections(),
-            tls=trust.tls,
-            edge=edge,
-            servicers=servicers,
-        )
-    except PortError as error:
-        remedy = "stop the other program, or change server.address"
-        raise OperationError(str(error), remedy=remedy) from error
+    return BrokerServer(
+        address=settings.server.address.target,
+        reuse_port=settings.server.reuse_port,
+        connections=most_connections(),
+        tls=trust.tls,
+        edge=edge,
+        servicers=servicers,
+    )
 
 
 def _start_events(prepared: Prepared, trail: AuditTrail) -> list[AuditEvent]:

@@ -68,6 +68,13 @@ class ControlServer:
                 self._path.parent.mkdir(mode=0o700)
                 give_to_service(self._path.parent, self._path.parent.parent)
             self._path.parent.chmod(0o700)
+            if _answers(self._path):
+                _logger.warning(
+                    "`certplane-broker reload` won't reach this broker: another one with the same configuration file "
+                    "listens at %s; give each its own file",
+                    self._path,
+                )
+                return self
             self._path.unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX)
             with _short(self._path) as address:
@@ -103,6 +110,15 @@ class ControlServer:
             _logger.debug("a control connection ended: %s", error)
         finally:
             writer.close()
+
+
+def _answers(path: Path) -> bool:
+    """Whether a broker listens there, which is not to lose its socket to another one."""
+    with contextlib.suppress(OSError), _short(path) as address, socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        probe.connect(address)
+        return True
+    return False
 
 
 async def request_reload(path: Path) -> ReloadResult:

@@ -28,7 +28,7 @@ from certplane.broker import metrics
 from certplane.broker.identity.allowances import AllowanceSettings
 from certplane.broker.issuance.commands import IssueResult
 from certplane.broker.model import DenyEntry, Grant, IdentityKind, OrderState, Profile
-from certplane.broker.services.server import SERVER_OPTIONS, PortError
+from certplane.broker.services.server import PortError, server_options
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from certplane.rpc.channel import target_from_url
 from certplane.rpc.credentials import channel_credentials
@@ -1161,7 +1161,7 @@ async def test_taken_port(edge: EdgeServer) -> None:
 
 async def test_port_is_not_shared(edge: EdgeServer) -> None:
     """A server with the broker's options can't take half of another's connections (grpc shares ports by default)."""
-    other = grpc.aio.server(options=SERVER_OPTIONS)
+    other = grpc.aio.server(options=server_options(reuse_port=False))
     with pytest.raises(RuntimeError, match="bind"):
         other.add_insecure_port(f"127.0.0.1:{edge.port}")
 

@@ -85,6 +85,7 @@ class EdgeServer:
     allowances: AllowanceSettings = GENEROUS
     recheck: timedelta = timedelta(milliseconds=200)
     address: str = "127.0.0.1:0"
+    reuse_port: bool = False
     connections: int | None = None
     streams: StreamSettings = field(default_factory=lambda: StreamSettings(tick=timedelta(milliseconds=50)))
     meter: FakeMeter = field(default_factory=FakeMeter)
@@ -154,6 +155,7 @@ class EdgeServer:
         )
         self.server = BrokerServer(
             address=self.address,
+            reuse_port=self.reuse_port,
             connections=self.connections,
             tls=self.trust.tls,
             edge=self.edge,

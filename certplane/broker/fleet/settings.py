@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -10,6 +12,10 @@ from certplane.runtime.backoff import Backoff
 
 RETRY: Final = Backoff(timedelta(seconds=1), timedelta(seconds=30))
 """Between tries at what the store refuses, or a bug has ended."""
+
+
+AGE_JITTER: Final = 0.15
+"""Of a stream's age: ten thousand hosts that came together go over half an hour, six a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,7 @@ class StreamSettings:
         figures_interval: How often the certificates of the fleet are counted.
         watchers: How many may watch the fleet at once.
         tick: How often all streams are checked.
+        age: After about which time a stream is told to come back, here or at another broker; None is never.
     """
 
     heartbeat_interval: timedelta = timedelta(minutes=1)
@@ -41,8 +48,13 @@ class StreamSettings:
     figures_interval: timedelta = timedelta(minutes=1)
     watchers: int = 64
     tick: timedelta = timedelta(seconds=1)
+    age: timedelta | None = None
 
     @property
     def silence(self) -> timedelta:
         """How long a stream may say nothing, and leave a directive unanswered."""
         return 3 * self.heartbeat_interval
+
+    def draw_age(self, rng: random.Random) -> float:
+        """How long a stream that begins now lasts, in seconds: less than `age` by chance, so that none end together."""
+        return math.inf if self.age is None else self.age.total_seconds() * (1 - AGE_JITTER * rng.random())

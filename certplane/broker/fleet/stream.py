@@ -74,6 +74,7 @@ class ServedStream:
         heard_time: When the host said something; monotonic, as all times here.
         recorded_time: When it was last recorded that it is there.
         writing_time: Since when a message waits for its reader; 0 if none does.
+        age_time: When it has lasted long enough; infinite for never.
         ended: Whether it was ended, or has ended.
         end_reason: What the host is refused with at its end; None if it ended well.
     """
@@ -86,6 +87,7 @@ class ServedStream:
     heard_time: float = 0.0
     recorded_time: float = 0.0
     writing_time: float = 0.0
+    age_time: float = 0.0
     ended: bool = False
     end_reason: RefusalError | None = None
     _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
@@ -95,6 +97,7 @@ class ServedStream:
 
     def __post_init__(self) -> None:
         self.heard_time = self.recorded_time = self._context.clock.monotonic()
+        self.age_time = self.heard_time + self._context.settings.draw_age(self._context.rng)
 
     @property
     def host(self) -> str:

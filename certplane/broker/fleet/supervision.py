@@ -1,19 +1,23 @@
 """Time passing for all streams: one task checks each of them every second, and ends those past their limits.
 
-Who is silent, who doesn't answer, who doesn't read, whether policy, trust or the retry epoch changed; now and then it
-is recorded that a host is there. Beside it hosts that have come are told their plans, and the states of certificates
-are counted. A bug that one host brings out ends the stream of that host, and is logged: all others go on.
+Who is silent, who doesn't answer, who doesn't read, whose stream has lasted long enough, whether policy, trust or the
+retry epoch changed; now and then it is recorded that a host is there. Beside it hosts that have come are told their
+plans, and the states of certificates are counted. A bug that one host brings out ends the stream of that host, and is
+logged: all others go on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from certplane.broker import metrics
+from certplane.broker.fleet.messages import Goodbye
 from certplane.broker.fleet.plan_teller import PlanTeller
 from certplane.broker.fleet.ports import FleetFigures
 from certplane.broker.fleet.refusals import failed, invalid, timed_out
@@ -25,6 +29,8 @@ from certplane.fleet_report.model import CertificateState
 
 _logger = logging.getLogger("certplane.broker.fleet")
 
+_COME_BACK: Final = Goodbye(timedelta(), "this stream has lasted for hours; the next one may be at another broker")
+"""No time to stay away, so that a host takes any of its brokers, this one too: that evens their streams out."""
 _SLICE: Final = 512
 """Streams that are checked before others get their turn: about a millisecond."""
 
@@ -80,7 +86,13 @@ class StreamSupervision:
         unseen = now - stream.recorded_time
         if (error := overdue(stream, settings, now)) is not None:
             stream.end(error)
-        elif stream.session.connect_time is not None and unseen > settings.seen_interval.total_seconds():
+        elif stream.session.connect_time is None:
+            return
+        elif now > stream.age_time and stream.session.unanswered is None:
+            stream.age_time = math.inf
+            stream.session.say_goodbye(_COME_BACK)
+            stream.wake()
+        elif unseen > settings.seen_interval.total_seconds():
             stream.record_seen()
 
     def record_taken_back(self) -> None:

@@ -17,14 +17,13 @@ from grpc_health.v1 import health_pb2
 
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.operations import add_operations
+from certplane.errors import OperationError
 from certplane.rpc.channel import MAX_MESSAGE_BYTES
 from certplane.rpc.credentials import ServerTls
 
 _MINUTE_MS: Final = 60_000
 
 SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
-    # A second broker on the port fails instead of getting half of the connections.
-    ("grpc.so_reuseport", 0),
     # A dead peer is noticed after 60 s + 20 s. keepalive_timeout_ms alone has no effect on a server: the wait for the
     # answer is http2.ping_timeout_ms.
     ("grpc.keepalive_time_ms", _MINUTE_MS),
@@ -56,11 +55,14 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 ISSUING: Final = "certplane.issuance"
 """Not a service but a condition, asked for by health checks as one."""
 
+_OTHER_ADDRESS: Final = "stop the other program, or change server.address"
+_SHARE: Final = "brokers of one user share a port if each has `server.reuse_port: true`"
+
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class PortError(OSError):
+class PortError(OperationError):
     """The address can't be listened on."""
 
 
@@ -77,13 +79,19 @@ class Servicer(Protocol):
         ...
 
 
+def server_options(*, reuse_port: bool) -> tuple[tuple[str, int], ...]:
+    """The options of a server; without `reuse_port` a second broker on its port fails instead of sharing it."""
+    return (*SERVER_OPTIONS, ("grpc.so_reuseport", int(reuse_port)))
+
+
 class BrokerServer:
-    """One server: bound when made, serving from `start` to `stop`."""
+    """One server: bound when made, or, where it shares its port, at `start`; serving from `start` to `stop`."""
 
     def __init__(
         self,
         *,
         address: str,
+        reuse_port: bool = False,
         connections: int | None,
         tls: ServerTls,
         edge: Edge,
@@ -91,15 +99,16 @@ class BrokerServer:
     ) -> None:
         """Build the server and bind the port.
 
-        Each method of `servicers` needs its row in the access table. `connections` is how many may be open, those
-        included that are still shaking hands; one more is closed at once, and its client tries again. None: as many as
-        come.
+        Each method of `servicers` needs its row in the access table. With `reuse_port` other brokers of this user may
+        listen on the same port, if they have it too: the kernel gives each connection to one of them. `connections` is
+        how many may be open, those included that are still shaking hands; one more is closed at once, and its client
+        tries again. None: as many as come.
 
         Raises:
             PortError: the port is taken, or the address isn't this machine's.
         """
         self._edge = edge
-        options = SERVER_OPTIONS
+        options = server_options(reuse_port=reuse_port)
         if connections is not None:
             options = (*options, ("grpc.max_allowed_incoming_connections", connections))
         self._server = grpc.aio.server(interceptors=(edge,), options=options)
@@ -107,14 +116,21 @@ class BrokerServer:
             servicer.add_to(self._server)
         self._services = [servicer.service for servicer in servicers]
         self._health = add_operations(self._server, self._services)
-        _check_free(address)
-        try:
-            self.port = self._server.add_secure_port(address, tls.credentials())
-        except RuntimeError as error:
-            raise PortError(f"can't listen on {address}") from error
+        self._address, self._tls, self._reuse_port = address, tls, reuse_port
+        self.port = 0
+        """What is listened on; 0 before that."""
+        _check_free(address, reuse_port=reuse_port)
+        if not reuse_port:
+            self._bind()
 
     async def start(self) -> None:
-        """Serve; health says SERVING."""
+        """Serve; health says SERVING.
+
+        Raises:
+            PortError: as when made, where the port is shared.
+        """
+        if self._reuse_port:
+            self._bind()  # from here on the kernel gives it connections, which nobody would answer before
         await self._server.start()
         await self.set_ready(ready=True)
         await self.set_issuing(well=True)
@@ -138,9 +154,18 @@ class BrokerServer:
         await self._server.stop(grace.total_seconds())
         self._edge.close()
 
+    def _bind(self) -> None:
+        try:
+            self.port = self._server.add_secure_port(self._address, self._tls.credentials())
+        except RuntimeError as error:
+            raise PortError(f"can't listen on {self._address}", remedy=_OTHER_ADDRESS) from error
 
-def _check_free(address: str) -> None:
-    """Find out why an address can't be listened on: grpc's core knows, but writes it to standard error alone."""
+
+def _check_free(address: str, *, reuse_port: bool) -> None:
+    """Find out why an address can't be listened on: grpc's core knows, but writes it to standard error alone.
+
+    With `reuse_port` without listening, or the kernel would give connections to this socket, and close them with it.
+    """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
@@ -149,9 +174,13 @@ def _check_free(address: str) -> None:
         )
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             probe.bind(where)
-            probe.listen(1)
+            if not reuse_port:
+                probe.listen(1)
     except OSError as error:
         if host == "::" and error.errno == errno.EAFNOSUPPORT:
             return  # a machine without IPv6: grpc takes every IPv4 address instead
-        raise PortError(f"can't listen on {address}: {error.strerror or error}") from error
+        remedy = f"{_OTHER_ADDRESS}; {_SHARE}" if error.errno == errno.EADDRINUSE else _OTHER_ADDRESS
+        raise PortError(f"can't listen on {address}: {error.strerror or error}", remedy=remedy) from error

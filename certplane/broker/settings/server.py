@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
 from certplane.config.decoding import Check, InputPath
+from certplane.config.durations import DurationError, format_duration, parse_duration
 from certplane.config.values import ListenAddress, LogDestination, LogFormat, LogLevel, PositiveNumber
 from certplane.pki.identity import PROVISIONER_KINDS
 
@@ -51,6 +52,33 @@ class MtlsSettings:
         return (*self.provisioners, "") if self.allow_missing_provisioner else self.provisioners
 
 
+_LEAST_AGE, _MOST_AGE = timedelta(minutes=10), timedelta(hours=3, minutes=30)
+"""Connections are made anew after four hours, less ten percent by chance, and streams are to end before (ADR 0032)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAge:
+    """How long a host's stream lasts at most; None is as long as its connection."""
+
+    span: timedelta | None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A duration, or `never`."""
+        if text == "never":
+            return cls(None)
+        try:
+            span = parse_duration(text)
+        except DurationError as error:
+            raise ValueError("must be a duration, like 3h, or never") from error
+        if not _LEAST_AGE <= span <= _MOST_AGE:
+            raise ValueError("must be from 10m to 3h30m, or never: connections themselves last four hours")
+        return cls(span)
+
+    def __str__(self) -> str:
+        return "never" if self.span is None else format_duration(self.span)
+
+
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
     """The gRPC server. The four HTTP timeouts are the format's and have no effect here."""
@@ -65,6 +93,8 @@ class ServerSettings:
     calls_per_identity_per_second: PositiveNumber = 20
     calls_burst: PositiveNumber = 40
     drain_timeout: timedelta = timedelta(seconds=30)
+    stream_age: StreamAge = StreamAge(_MOST_AGE)
+    reuse_port: bool = False
 
 
 @dataclass(frozen=True, slots=True)

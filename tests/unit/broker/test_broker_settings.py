@@ -19,6 +19,7 @@ from certplane.broker.issuers.dns.settings import DnsPropagationSettings, DnsZon
 from certplane.broker.ports import DurableLimits
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.broker.settings.records import Keep
+from certplane.broker.settings.server import StreamAge
 from certplane.config.values import DnsServerAddress, HostPort, ListenAddress
 from certplane.errors import ConfigurationError
 
@@ -96,6 +97,8 @@ EXPECTED = {
     "server.calls_per_identity_per_second": 7,
     "server.calls_burst": 9,
     "server.drain_timeout": _seconds(45),
+    "server.stream_age": StreamAge(_seconds(7200)),
+    "server.reuse_port": True,
     "policy.path": Path("/etc/certplane/policy.yml"),
     "policy.watch": True,
     "issuers.second.provider": "acme",
@@ -261,6 +264,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.server.mtls.provisioners == ("JWK",)
     assert settings.server.mtls.allow_missing_provisioner is False
     assert (settings.server.calls_per_identity_per_second, settings.server.drain_timeout) == (20, _seconds(30))
+    assert (settings.server.stream_age, settings.server.reuse_port) == (StreamAge(timedelta(hours=3.5)), False)
     assert settings.policy.watch is False
     assert (settings.issuer.name, settings.issuer.provider) == ("default", "acme")
     acme = settings.issuer.acme
@@ -462,6 +466,20 @@ def _with(**replaced: str) -> str:
         pytest.param(
             MINIMAL + "store: {keep: 24h}\n",
             "11: store.keep: must be at least 192h (8 days): the weekly limits count what is younger", id="keep-too-short",
+        ),
+        pytest.param(
+            MINIMAL.replace("server:\n", "server:\n  stream_age: 4h\n"),
+            "2: server.stream_age: must be from 10m to 3h30m, or never: connections themselves last four hours",
+            id="stream-age-too-long",
+        ),
+        pytest.param(
+            MINIMAL.replace("server:\n", "server:\n  stream_age: 0s\n"),
+            "2: server.stream_age: must be from 10m to 3h30m, or never: connections themselves last four hours",
+            id="stream-age-zero",
+        ),
+        pytest.param(
+            MINIMAL.replace("server:\n", "server:\n  stream_age: forever\n"),
+            "2: server.stream_age: must be a duration, like 3h, or never", id="stream-age-no-duration",
         ),
         pytest.param(
             MINIMAL + "audit: {keep: 400d}\n",

@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parents[3] / "packaging" / "systemd"
 UNITS = sorted(path.name for path in FOLDER.iterdir() if path.suffix in {".service", ".timer"})
 MOST_EXPOSURE = {
     "certplane-broker.service": 1.1,
+    "certplane-broker@.service": 1.1,
     "certplane-agent.service": 1.4,
     "certplane-agent-once.service": 1.4,
 }
@@ -95,6 +96,27 @@ def test_the_agents_units_differ_in_nothing_but_how_they_run() -> None:
         for name in ("certplane-agent", "certplane-agent-once")
     )
     assert daemon == once
+
+
+def test_one_of_several_brokers_is_in_the_sandbox_of_a_single_one() -> None:
+    """The template differs in the lines that name the instance alone; each has its own configuration and folder."""
+    single, template = (
+        [line for line in (FOLDER / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        for name in ("certplane-broker.service", "certplane-broker@.service")
+    )
+    assert len(single) == len(template)
+    differing = {after: before for before, after in zip(single, template, strict=True) if before != after}
+    assert all("%i" in line for line in differing)
+    assert [line for line in template if line.startswith("StateDirectory=")] == [
+        "StateDirectory=certplane certplane/broker-%i"
+    ]
+    for line, before in differing.items():
+        assert (
+            line.replace("broker-%i.yml", "broker.yml")
+            .replace(" certplane/broker-%i", "")
+            .replace("broker %i", "broker")
+            == before
+        )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")

@@ -17,9 +17,10 @@ from certplane.broker import metrics
 from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.hub import FleetHub
-from certplane.broker.fleet.messages import Directive, DirectiveResult, Hello, Outgoing, Welcome
+from certplane.broker.fleet.messages import Directive, DirectiveResult, Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.ports import RecordedReports
+from certplane.broker.fleet.settings import AGE_JITTER, StreamSettings
 from certplane.broker.fleet.stream import ServedStream
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
@@ -79,7 +80,7 @@ class FaultyStore:
 class World:
     """A hub and its hosts."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: StreamSettings | None = None) -> None:
         self.clock = ManualClock()
         self.stores = MemoryStores.open(self.clock)
         self.store = FaultyStore(self.stores.fleet)
@@ -99,6 +100,7 @@ class World:
             meter=self.meter,
             rng=random.Random(1),
             trail=AuditTrail(self.clock, lambda: f"event-{next(numbers)}"),
+            settings=settings,
         )
 
     async def pass_time(self, span: timedelta, step: timedelta = SECOND) -> None:
@@ -372,3 +374,56 @@ async def test_a_flood_of_reports_is_counted(world: World, name: str) -> None:
 
 async def _say_nothing(_message: Outgoing) -> None:
     pass
+
+
+AGE = timedelta(seconds=100)
+"""Less than the silence after which a host is taken for gone."""
+
+
+def goodbye_of(host: Host) -> Goodbye | None:
+    return next((message for message in host.told if isinstance(message, Goodbye)), None)
+
+
+async def test_streams_that_have_lasted_long_enough_end_one_by_one() -> None:
+    """Each at a time of its own, with no time to stay away, and well: it is no refusal."""
+    world = World(StreamSettings(age=AGE))
+    async with running(world, *(f"web{number}.example" for number in range(20))) as hosts:
+        await world.pass_time(AGE * (1 - AGE_JITTER) - SECOND)
+        assert not any(goodbye_of(host) for host in hosts)
+        ended = [0]
+        while ended[-1] < len(hosts):
+            await world.pass_time(SECOND)
+            ended.append(sum(host.task.done() for host in hosts))
+        assert len(ended) <= AGE_JITTER * AGE.total_seconds() + 4, "in all"
+        assert max(later - earlier for earlier, later in itertools.pairwise(ended)) < 8, "not together"
+        for host in hosts:
+            said = goodbye_of(host)
+            assert said is not None
+            assert said.reconnect_delay == timedelta()
+            assert host.end is None
+        assert len(world.hub.registry) == 0
+
+
+async def test_a_directive_is_answered_before_a_stream_ends_for_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer would be lost, and the same thing said again on the next stream."""
+    world = World(StreamSettings(age=AGE))
+
+    async def plans_for(record: HostRecord, _in_force: object) -> list[RenewalPlan]:
+        return [plan(record.host)]
+
+    monkeypatch.setattr(world.hub._teller, "_plans_for", plans_for)
+    async with running(world, "web1.example") as (host,):
+        await world.pass_time(AGE + 10 * SECOND)
+        assert len(host.directives) == 1
+        assert goodbye_of(host) is None
+        await host.answer()
+        await world.pass_time(2 * SECOND)
+        assert goodbye_of(host) is not None
+
+
+async def test_streams_without_an_age_go_on(world: World) -> None:
+    """`server.stream_age: never`: as long as the connection does."""
+    async with running(world, "web1.example") as (host,):
+        await world.pass_time(AGE + 10 * SECOND)
+        assert goodbye_of(host) is None
+        assert not host.task.done()
