@@ -6,7 +6,8 @@ Rules it keeps:
   changed, the policy too with `policy.watch`. A change is taken when the files stand still, so that one written in two
   steps isn't half read.
 - What doesn't load is refused, logged and audited, and the last good one stays in force. So is a certificate that has
-  expired already, and a bundle of which everything has ended.
+  expired already, a bundle of which everything has ended, and a file that can't be read for longer than a replacement
+  takes: it may be the renewed one, and what is in force ends meanwhile.
 - What is in force, and until when, is in the log with its hashes.
 
 The broker's own certificate is looked at all the time: its end is announced in the log a quarter and an eighth of its
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -44,6 +46,9 @@ _INTERVAL: Final = timedelta(seconds=5)
 
 _SETTLE: Final = timedelta(seconds=1)
 """A changed file must stand still for this long."""
+
+_PATIENCE: Final = timedelta(minutes=1)
+"""How long a file may be away or unreadable, as in the middle of a replacement, before that is told."""
 
 _LONGEST_REASON: Final = 1000
 """Characters of an audit event's reason."""
@@ -127,6 +132,8 @@ class Reloader:
         self._take_limits = take_limits
         self._take_level = take_level
         self._refused: dict[str, str] = {}
+        self._unreadable: dict[str, float] = {}
+        """Since when, in monotonic seconds; infinity once it was told."""
         self.on_refused: Callable[[tuple[str, ...]], None] | None = None
         """Called with `refused` whenever it changes, whoever had the files read."""
         self._announced = ("", ExpiryLevel.FINE)
@@ -207,6 +214,7 @@ class Reloader:
         try:
             text = await self._pool.run(self._files.read)
         except ConfigurationError as error:
+            self._unreadable["trust"] = math.inf
             await self._reject("trust", AuditEventType.TRUST_REJECTED, error)
             return False
         return await self._take(text)
@@ -243,20 +251,39 @@ class Reloader:
             again = await self._read_changed_trust()
             if again is not None and again.fingerprint == text.fingerprint:
                 await self._take(again)
-        if self._watch_policy and await self._pool.run(self._policy.changed):
+        if self._watch_policy and await self._has_policy_changed():
             await self._clock.sleep(self._settle)
             await self.reload_policy()
 
     async def _read_changed_trust(self) -> TrustText | None:
-        """The files' text if it is another than when it was last taken or refused.
-
-        A file that can't be read for a moment, as in the middle of a replacement, hasn't changed; SIGHUP tells why.
-        """
+        """The files' text if it is another than when it was last taken or refused; None too if it can't be read."""
         try:
             text = await self._pool.run(self._files.read)
-        except ConfigurationError:
+        except ConfigurationError as error:
+            await self._note_unreadable("trust", AuditEventType.TRUST_REJECTED, error)
             return None
+        if self._is_readable_again("trust"):
+            self._seen = ""  # judged anew, so that the refusal ends, or says what is wrong now
         return None if text.fingerprint == self._seen else text
+
+    async def _has_policy_changed(self) -> bool:
+        try:
+            changed = await self._pool.run(self._policy.changed)
+        except ConfigurationError as error:
+            await self._note_unreadable("policy", AuditEventType.POLICY_REJECTED, error)
+            return False
+        return self._is_readable_again("policy") or changed
+
+    async def _note_unreadable(self, what: str, event_type: AuditEventType, error: ConfigurationError) -> None:
+        """Tell of what stays unreadable, once."""
+        now = self._clock.monotonic()
+        if now - self._unreadable.setdefault(what, now) >= _PATIENCE.total_seconds():
+            self._unreadable[what] = math.inf
+            await self._reject(what, event_type, error)
+
+    def _is_readable_again(self, what: str) -> bool:
+        """Whether it was told that it isn't."""
+        return self._unreadable.pop(what, 0.0) == math.inf
 
     async def _take(self, text: TrustText) -> bool:
         self._seen = text.fingerprint

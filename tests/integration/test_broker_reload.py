@@ -258,6 +258,45 @@ async def test_key_that_others_can_read_is_refused_on_request(files: BrokerFiles
     assert "chmod 600" in event["reason"]
 
 
+async def test_renewed_pair_that_can_not_be_read_is_told(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renewal that leaves the key closed to the broker must not stay unsaid until the certificate in force ends."""
+    monkeypatch.setattr("certplane.broker.reload._PATIENCE", timedelta(milliseconds=300))
+    async with running(files) as broker:
+        (files.directory / "server.key").chmod(0o644)
+        await until(lambda: reload_count(broker, "trust", "rejected") == 1)
+        assert "chmod 600" in broker.reloader.refused[0]
+        await asyncio.sleep(0.5)
+        assert reload_count(broker, "trust", "rejected") == 1, "once"
+        (files.directory / "server.key").chmod(0o600)
+        await until(lambda: not broker.reloader.refused)
+        assert [event["event_type"] for event in await events(broker)].count("trust_rejected") == 1
+
+
+async def test_refused_reload_of_what_can_not_be_read_ends_by_itself(files: BrokerFiles) -> None:
+    """The status says what is refused now: not what was closed at a reload and is open again, unchanged."""
+    async with running(files) as broker:
+        (files.directory / "server.key").chmod(0o644)
+        broker.reloader.request()
+        await until(lambda: broker.reloader.refused)
+        (files.directory / "server.key").chmod(0o600)
+        await until(lambda: not broker.reloader.refused)
+
+
+async def test_watched_policy_that_can_not_be_read_is_told(files: BrokerFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that went away stays in force, and not without a word."""
+    monkeypatch.setattr("certplane.broker.reload._PATIENCE", timedelta(milliseconds=300))
+    files.settings["policy"]["watch"] = True
+    files.write()
+    async with running(files) as broker:
+        text = files.policy.read_text()
+        files.policy.unlink()
+        await until(lambda: reload_count(broker, "policy", "rejected") == 1)
+        assert "does not exist" in broker.reloader.refused[0]
+        files.policy.write_text(text)
+        await until(lambda: not broker.reloader.refused)
+        assert reload_count(broker, "policy", "rejected") == 1
+
+
 @pytest.mark.parametrize("watch", [False, True])
 async def test_policy_is_read_again(files: BrokerFiles, watch: bool) -> None:
     """A changed policy is in force after a request, and by itself with `policy.watch` only."""

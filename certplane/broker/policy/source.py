@@ -105,10 +105,8 @@ class FilePolicySource(PolicySource):
     def changed(self) -> bool:
         """Whether the file's content is another than when `reload` last read it, good or bad. Blocks.
 
-        A file that can't be read hasn't changed: a reload would only say so again.
+        Raises:
+            ConfigurationError: it can't be read.
         """
-        try:
-            content = read_file(self._path, max_bytes=MAX_BYTES)
-        except ConfigurationError:
-            return False
+        content = read_file(self._path, max_bytes=MAX_BYTES)
         return hashlib.sha256(content).hexdigest() != self._seen

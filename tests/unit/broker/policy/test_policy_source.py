@@ -67,11 +67,12 @@ def test_the_last_good_one_stays(path: Path, content: bytes) -> None:
 
 
 def test_a_missing_file(path: Path) -> None:
-    """A file that went away is no change; asked to load it, the source says so and keeps the last one."""
+    """A file that went away is told, whether it is asked for a change or to load it; the last one stays."""
     source = FilePolicySource(path)
     good = source.reload()
     path.unlink()
-    assert not source.changed()
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        source.changed()
     with pytest.raises(ConfigurationError, match="does not exist"):
         source.reload()
     assert source.current is good
