@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from certplane.broker.audit import SpillFallback
@@ -48,7 +49,8 @@ async def stores(
     opening = open_stores(
         driver=settings.store.driver.value,
         path=settings.store.path if sqlite else None,
-        url="" if sqlite else await _database_url(settings, secrets),
+        url="" if sqlite else await _database_url(settings, secrets, settings.store.url),
+        direct_url="" if sqlite else await _database_url(settings, secrets, settings.store.direct_url),
         audit=fallback,
         exclusive=exclusive,
         clock=clock,
@@ -72,24 +74,25 @@ async def look_at_server(settings: BrokerSettings, secrets: SecretSource, pool: 
     from certplane.broker.store import postgresql  # noqa: PLC0415 - not without it
 
     try:
-        url = await _database_url(settings, secrets)
+        url = await _database_url(settings, secrets, settings.store.direct_url or settings.store.url)
     except ConfigurationError:
         return []  # that the secret can't be read is told for all secrets alike
     with located(settings):
-        return await pool.run(postgresql.look_at, url, _LOOK)
+        key = "store.direct_url" if settings.store.direct_url else "store.url"
+        return await pool.run(partial(postgresql.look_at, url, _LOOK, key=key))
 
 
-async def _database_url(settings: BrokerSettings, secrets: SecretSource) -> str:
-    """The URL with its password, which the configuration names and doesn't hold."""
+async def _database_url(settings: BrokerSettings, secrets: SecretSource, url: str) -> str:
+    """One of the URLs, with the password that the configuration names and doesn't hold."""
     name = settings.store.password_secret
-    if not name:
-        return settings.store.url
+    if not name or not url:
+        return url
     try:
         password = await secrets.read(name)
     except RefusalError as error:
         problem = settings.source.problem("store.password_secret", error.refusal.message, "provide the secret")
         raise ConfigurationError([problem]) from error
-    parts = urlsplit(settings.store.url)
+    parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
 

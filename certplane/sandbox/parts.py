@@ -125,6 +125,15 @@ KINDS = (
         before_path=True,
     ),
     PartKind(
+        name="pgbouncer",
+        program="pgbouncer",
+        used_for="a pooler before the database",
+        had_by="scripts/setup installs Debian's pgbouncer as root",
+        minimum=(1, 15),
+        version_arguments=("--version",),
+        extra_folders=("/usr/sbin", "/usr/local/sbin"),
+    ),
+    PartKind(
         name="grpcurl",
         program="grpcurl",
         used_for="operations over gRPC",

@@ -4,6 +4,9 @@ Its data is in a folder of its own directly under the temporary folder: PostgreS
 it runs as must reach the folder, and a unix socket's path may have about 100 bytes only. It asks for no password, and
 listens on loopback and on that socket. Commits don't wait for the disk: what survives a power cut is not to be tested
 with it.
+
+A cluster may be another's streaming standby, which is promoted when it is told to. What a cluster has at some moment
+can be kept, and restored later.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import pwd
 import shutil
 import signal
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,7 +29,8 @@ from certplane.sandbox.errors import SandboxError
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.process import ServerProcess, start_on_free_port
 
-_SUPERUSER = "certplane"
+SUPERUSER = "certplane"
+"""Whom its clients are."""
 _UNPRIVILEGED = ("postgres", "nobody")
 _SETTINGS = {
     "fsync": "off",
@@ -40,19 +45,40 @@ _SETTINGS = {
 class PostgresCluster:
     """A running PostgreSQL. Use it as an async context manager."""
 
-    def __init__(self, *, part: parts.Part | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        part: parts.Part | None = None,
+        standby_of: PostgresCluster | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         """Nothing runs yet.
 
         Args:
             part: the `postgres` to run, with `initdb` beside it; default: the one on this machine.
+            standby_of: a running one whose changes it follows, as `standby`; default: it begins empty.
+            settings: the server's, beside or in place of its own.
 
         Raises:
             PartMissingError: there is no PostgreSQL.
         """
         self._part = part or parts.require("postgresql")
+        self._primary = standby_of
+        self._settings = {**_SETTINGS, **(settings or {})}
         self._folder: Path | None = None
         self._port: int | None = None
         self._process: ServerProcess | None = None
+
+    @property
+    def port(self) -> int:
+        """Its port on loopback.
+
+        Raises:
+            RuntimeError: it was not started.
+        """
+        if self._port is None:
+            raise RuntimeError("PostgreSQL was not started")
+        return self._port
 
     @property
     def folder(self) -> Path:
@@ -67,9 +93,29 @@ class PostgresCluster:
         Raises:
             RuntimeError: it was not started.
         """
-        if self._port is None:
-            raise RuntimeError("PostgreSQL was not started")
-        return f"postgresql://{_SUPERUSER}@{LOOPBACK}:{self._port}/{database}"
+        return f"postgresql://{SUPERUSER}@{LOOPBACK}:{self.port}/{database}"
+
+    async def execute(self, statement: str) -> None:
+        """Run a statement of its operator."""
+        async with await psycopg.AsyncConnection.connect(self.url(), autocommit=True) as connection:
+            await connection.execute(statement.encode())
+
+    async def promote(self) -> None:
+        """Let a standby become a primary; returns when it can be written."""
+        await self.execute("SELECT pg_promote()")
+
+    async def keep_copy(self) -> None:
+        """Keep what it has now. It must be stopped."""
+        await self._copy(self.folder / "data", self.folder / "copy")
+
+    async def restore_copy(self) -> None:
+        """Have again what was kept, and nothing of what came after. It must be stopped."""
+        await self._copy(self.folder / "copy", self.folder / "data")
+
+    async def _copy(self, source: Path, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        copy = ServerProcess("cp", ["cp", "-a", source, target], log=self.folder / "copy.log", user=other_user())
+        await copy.run_to_end()
 
     async def create_database(self, name: str) -> str:
         """Make an empty database and return its URL."""
@@ -90,7 +136,7 @@ class PostgresCluster:
             ServerStartError: it can't be made, or doesn't come up.
         """
         self._folder = Path(tempfile.mkdtemp(prefix="certplane-pg-"))
-        user = _other_user()
+        user = other_user()
         if user is not None:
             os.chown(self._folder, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
         try:
@@ -111,9 +157,14 @@ class PostgresCluster:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def stop(self) -> None:
-        """Stop it at once, as a failed machine would; `start` brings it back with its data."""
+        """Stop it, cutting its clients off; `start` brings it back with its data."""
         if self._process is not None:
             await self._process.stop()
+
+    def crash(self) -> None:
+        """End it without a word to anybody, as a machine that fails."""
+        if self._process is not None:
+            self._process.kill()
 
     async def start(self) -> None:
         """Start it again after `stop`, on the same port."""
@@ -122,12 +173,15 @@ class PostgresCluster:
         await self._process.start(self._takes_connections)
 
     async def _initialise(self, user: str | None) -> None:
+        if self._primary is not None:
+            await self._follow(self._primary, user)
+            return
         initdb = ServerProcess(
             "initdb",
             [
                 self._part.path.parent / "initdb",
                 f"--pgdata={self.folder / 'data'}",
-                f"--username={_SUPERUSER}",
+                f"--username={SUPERUSER}",
                 "--auth=trust",
                 "--encoding=UTF8",
                 "--locale=C",
@@ -139,10 +193,27 @@ class PostgresCluster:
         )
         await initdb.run_to_end()
 
+    async def _follow(self, primary: PostgresCluster, user: str | None) -> None:
+        """Begin as a copy of a primary that goes on to follow it."""
+        backup = ServerProcess(
+            "pg_basebackup",
+            [
+                self._part.path.parent / "pg_basebackup",
+                f"--pgdata={self.folder / 'data'}",
+                f"--dbname=host={LOOPBACK} port={primary.port} user={SUPERUSER} application_name=standby",
+                "--write-recovery-conf",
+                "--checkpoint=fast",
+                "--no-sync",
+            ],
+            log=self.folder / "basebackup.log",
+            user=user,
+        )
+        await backup.run_to_end()
+
     async def _start(self, port: int, user: str | None) -> ServerProcess:
         self._port = port
         settings = {
-            **_SETTINGS,
+            **self._settings,
             "listen_addresses": LOOPBACK,
             "port": str(port),
             "unix_socket_directories": str(self.folder),
@@ -170,7 +241,7 @@ class PostgresCluster:
             return False
 
 
-def _other_user() -> str | None:
+def other_user() -> str | None:
     """Whom to run as: None for ourselves, or an unprivileged user when we are root.
 
     Raises:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
 import pytest
 from msgspec.structs import replace
 
@@ -191,3 +192,95 @@ async def test_a_hundred_changes_of_one_group_are_all_durable(store: StoreHarnes
     results = await write_together(store, [denies(store, f"n{number}") for number in range(100)])
     assert results == [f"n{number}" for number in range(100)]
     assert len(await names(store)) == len(await store.event_ids()) == 100
+
+
+# A transaction that the database undid for another's sake
+
+
+class UndoneAtFirst:
+    """A good change whose transaction PostgreSQL undoes, as of a conflict with another, the first `times`."""
+
+    def __init__(self, store: StoreHarness, name: str, times: int) -> None:
+        self._good = denies(store, name)
+        self._raise = Statement("DO $$ BEGIN RAISE serialization_failure; END $$", (), {})
+        self._left = times
+        self.runs = 0
+
+    def __call__(self, session: Session) -> Done[str]:
+        self.runs += 1
+        done = self._good(session)
+        if self._left:
+            self._left -= 1
+            session.execute(self._raise, ())
+        return done
+
+
+@pytest.fixture
+def conflicting_store(store: StoreHarness) -> StoreHarness:
+    if store.place.kind != "postgresql":
+        pytest.skip("SQLite has one writer at a time")
+    return store
+
+
+@pytest.mark.parametrize("neighbours", [0, 2])
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_transaction_that_was_undone_is_begun_again(
+    conflicting_store: StoreHarness, neighbours: int, times: int
+) -> None:
+    """Nobody hears of a conflict that was over at the next try; each change and each event is there once."""
+    store = conflicting_store
+    undone = UndoneAtFirst(store, "undone", times)
+    others = [denies(store, f"other-{number}") for number in range(neighbours)]
+    outcomes = await write_together(store, [undone, *others])
+    assert outcomes == ["undone", *(f"other-{number}" for number in range(neighbours))]
+    assert sorted(await names(store)) == sorted(outcomes)
+    assert len(await store.event_ids()) == 1 + neighbours
+    assert undone.runs == times + 1
+
+
+@pytest.mark.parametrize("neighbours", [0, 2])
+async def test_a_transaction_that_is_always_undone_is_refused_in_the_end(
+    conflicting_store: StoreHarness, neighbours: int
+) -> None:
+    """After a bounded number of tries its caller hears STORE_UNAVAILABLE; its neighbours are written."""
+    store = conflicting_store
+    undone = UndoneAtFirst(store, "undone", 1_000)
+    others = [denies(store, f"other-{number}") for number in range(neighbours)]
+    outcome, *rest = await write_together(store, [undone, *others])
+    assert isinstance(outcome, RefusalError)
+    assert outcome.refusal.reason is Reason.STORE_UNAVAILABLE
+    assert rest == [f"other-{number}" for number in range(neighbours)]
+    assert sorted(await names(store)) == rest
+    assert undone.runs == (8 if neighbours else 4)
+
+
+async def test_a_deadlock_costs_nobody_an_answer(conflicting_store: StoreHarness) -> None:
+    """Two rows that a command locks the other way round: PostgreSQL ends the writer's transaction, which passes then."""
+    store = conflicting_store
+    for name in ("first", "second"):
+        await store.stores.writer.write(denies(store, name), ())
+    lock = "UPDATE deny_entries SET reason = %s WHERE name = %s"
+    took_first, go_on = threading.Event(), threading.Event()
+    runs = 0
+
+    def change(session: Session) -> Done[str]:
+        nonlocal runs
+        runs += 1
+        session.execute(Statement(lock, (), {}), ("writer", "first"))
+        took_first.set()
+        go_on.wait(HANG)
+        session.execute(Statement(lock, (), {}), ("writer", "second"))
+        return Done("written")
+
+    async with await psycopg.AsyncConnection.connect(store.place.url) as command:
+        await command.execute("SET deadlock_timeout = '1h'")  # so that it is the writer who is found in it
+        writing = asyncio.create_task(store.stores.writer.write(change, ()))
+        await until(took_first.is_set)
+        await command.execute(lock, ("command", "second"))
+        go_on.set()
+        await command.execute(lock, ("command", "first"))  # waits until the writer's is undone
+        await command.commit()
+    assert await writing == "written"
+    assert runs >= 2
+    rows = store.place.query("SELECT reason FROM deny_entries ORDER BY name")
+    assert rows == [("writer",), ("writer",)]

@@ -117,6 +117,11 @@ class _Reader(Database):
         self._database = database
         self._session = SqliteSession(database.connection)
 
+    @property
+    @override
+    def standing(self) -> int:
+        return 0
+
     @override
     async def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
         self._database.check()

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Final, Self
+from urllib.parse import parse_qs, urlsplit
 
 from certplane.broker.ports import DurableLimits
 from certplane.config.decoding import Check, KeyProblem
@@ -60,35 +60,53 @@ _DEFAULT_KEEP = Keep(timedelta(days=400))
 class StoreSettings:
     """The database: a file for SQLite, `url` and the name of its password's secret for PostgreSQL.
 
+    `direct_url` leads past a pooler that `url` leads to, with the same password.
     `keep` is for ended orders and expired certificates, and for what silent hosts reported, from their end on.
     """
 
     driver: StoreDriver = StoreDriver.SQLITE
     path: Path = Path("/var/lib/certplane/broker.db")
     url: str = ""
+    direct_url: str = ""
     password_secret: str = ""
     keep: Keep = _DEFAULT_KEEP
 
     def problems(self) -> Iterator[KeyProblem]:
-        """A URL goes with PostgreSQL and holds no password."""
+        """URLs go with PostgreSQL and hold no password."""
         if self.driver is StoreDriver.SQLITE:
-            if self.url or self.password_secret:
-                key = "url" if self.url else "password_secret"
-                yield KeyProblem(key, "goes with driver: postgresql only", "use `path` for SQLite")
+            for key in ("url", "direct_url", "password_secret"):
+                if getattr(self, key):
+                    yield KeyProblem(key, "goes with driver: postgresql only", "use `path` for SQLite")
+                    return
             return
         if not self.url:
-            yield KeyProblem("url", "is required with driver: postgresql", "write postgresql://user@host:5432/database")
+            yield KeyProblem("url", "is required with driver: postgresql", _WRITE)
             return
-        try:
-            parts = urlsplit(self.url)
-            has_password = parts.password is not None or "password=" in parts.query
-            good_scheme = parts.scheme in {"postgresql", "postgres"}
-        except ValueError:
-            has_password = good_scheme = False
-        if has_password:
-            yield KeyProblem("url", "must not hold a password", "store it as a secret and name it in password_secret")
-        elif not good_scheme:
-            yield KeyProblem("url", "must be a URL postgresql://...", "write postgresql://user@host:5432/database")
+        for key in ("url", "direct_url"):
+            if url := getattr(self, key):
+                yield from _url_problems(key, url)
+
+
+_WRITE: Final = "write postgresql://user@host:5432/database"
+_WRITABLE: Final = ("read-write", "primary")
+
+
+def _url_problems(key: str, url: str) -> Iterator[KeyProblem]:
+    try:
+        parts = urlsplit(url)
+        has_password = parts.password is not None or "password=" in parts.query
+        good_scheme = parts.scheme in {"postgresql", "postgres"}
+    except ValueError:
+        yield KeyProblem(key, "must be a URL postgresql://...", _WRITE)
+        return
+    asked = parse_qs(parts.query).get("target_session_attrs", [_WRITABLE[0]])[-1]
+    if has_password:
+        yield KeyProblem(key, "must not hold a password", "store it as a secret and name it in password_secret")
+    elif not good_scheme:
+        yield KeyProblem(key, "must be a URL postgresql://...", _WRITE)
+    elif asked not in _WRITABLE:
+        message = f"asks for a server with target_session_attrs={asked[:20]}, and the broker writes"
+        yield KeyProblem(key, message, f"leave it out, or write {' or '.join(_WRITABLE)}")
 
 
 @dataclass(frozen=True, slots=True)

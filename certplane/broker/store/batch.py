@@ -9,6 +9,8 @@ How a batch is written:
 - Whatever the savepoints can't contain (an event refused, the commit failed, the database ended the transaction)
   undoes everything, and the jobs are tried singly, each in a transaction of its own. So a job's failure is never its
   neighbour's.
+- A transaction that the database undid for another's sake (UNDONE) is begun again, `_TRIES` times in all, before its
+  caller hears of it: the other program has gone on by then.
 
 How a job's events fail is the audit mode's. `fail_closed`: the change is undone, AUDIT_UNAVAILABLE. `fail_open`: the
 change is made again in a new transaction, without the events, which are rescued before it is committed: a crash in
@@ -39,6 +41,10 @@ T = TypeVar("T")
 
 _RETRY_AFTER: Final = timedelta(seconds=2)
 """A lock is usually gone by then; a full disk isn't, but a call every two seconds costs nobody anything."""
+
+_TRIES: Final = 4
+"""Of one transaction. PostgreSQL finds a deadlock after a second (`deadlock_timeout`) and ends one of those in it, so
+that the other's transaction is over soon; who meets four in a row has a fault that no fifth try mends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,8 @@ class _StepError(Exception):
 
 _SHARED: Final = frozenset({Fault.BUSY, Fault.UNREACHABLE, Fault.BROKEN})
 """Faults that the next job would meet too: nobody is made to wait for them once more."""
+_WHOLE: Final = frozenset({Fault.LOST, Fault.BROKEN, Fault.UNDONE})
+"""Faults of a whole transaction, whatever a savepoint could contain."""
 
 
 class GroupCommit:
@@ -159,14 +167,11 @@ class GroupCommit:
         fault: SqlError | None = SqlError(Fault.BROKEN, self.broken) if self.broken else None
         again = False
         if fault is None and len(jobs) > 1:
-            try:
-                self._together(jobs)
+            failure = self._all_at_once(jobs)
+            if failure is None:
                 return
-            except SqlError as error:
-                self._session.rollback()
-                self._note(error)
-                again = error.fault is Fault.LOST
-                fault = error if error.fault in _SHARED else None
+            again = failure.fault is Fault.LOST
+            fault = failure if failure.fault in _SHARED else None
         for job in jobs:
             job.reset()
             if fault is not None:
@@ -174,6 +179,24 @@ class GroupCommit:
                 continue
             failure = self._alone(job, again=again)
             fault = failure if failure is not None and failure.fault in _SHARED else None
+
+    def _all_at_once(self, jobs: Sequence[Job]) -> SqlError | None:
+        """All jobs in one transaction, begun again if it was undone; returns what the database did wrong, if anything.
+
+        Nothing was written then, or (LOST, while committing) nobody knows.
+        """
+        for left in reversed(range(_TRIES)):
+            try:
+                self._together(jobs)
+                return None
+            except SqlError as error:
+                self._session.rollback()
+                self._note(error)
+                if error.fault is not Fault.UNDONE or not left:
+                    return error
+            for job in jobs:
+                job.reset()
+        raise AssertionError("unreachable")
 
     def _together(self, jobs: Sequence[Job]) -> None:
         """All jobs in one transaction.
@@ -205,7 +228,7 @@ class GroupCommit:
         try:
             done = job.change(self._session)
         except SqlError as error:
-            if not self._session.in_transaction or error.fault in (Fault.LOST, Fault.BROKEN):
+            if not self._session.in_transaction or error.fault in _WHOLE:
                 raise
             self._session.rollback_to_savepoint()
             job.error = _store_refusal(error)
@@ -221,25 +244,36 @@ class GroupCommit:
 
         `again`: an earlier try may have been committed after all.
         """
-        try:
-            self._transact(job, again=again)
-            return None
-        except _StepError as failed:
-            self._note(failed.error)
-            if failed.error.fault is Fault.LOST and not again:
-                job.reset()
-                return self._alone(job, again=True)
-            events_to_blame = failed.step is not _Step.CHANGE and job.change is not None and job.audited and job.events
-            if events_to_blame and self._fallback.fail_open and failed.error.fault not in (Fault.LOST, Fault.BROKEN):
-                try:
-                    self._transact(job, rescue=failed.error)
-                except _StepError as second:
-                    self._note(second.error)
-                    failed = _StepError(_Step.CHANGE, second.error)
-                else:
-                    return None
-            self._refuse(job, failed)
-            return failed.error
+        undone = 0
+        while True:
+            try:
+                self._transact(job, again=again)
+                return None
+            except _StepError as failed:
+                self._note(failed.error)
+                undone += failed.error.fault is Fault.UNDONE
+                if failed.error.fault is Fault.LOST and not again:
+                    again = True
+                elif failed.error.fault is not Fault.UNDONE or undone == _TRIES:
+                    return self._give_up(job, failed)
+            job.reset()
+
+    def _give_up(self, job: Job, failed: _StepError) -> SqlError | None:
+        """A job whose transaction can't be had: its change without its events (`fail_open`), or its refusal.
+
+        Returns what the database did wrong; None if the change was made.
+        """
+        events_to_blame = failed.step is not _Step.CHANGE and job.change is not None and job.audited and job.events
+        if events_to_blame and self._fallback.fail_open and failed.error.fault not in (Fault.LOST, Fault.BROKEN):
+            try:
+                self._transact(job, rescue=failed.error)
+            except _StepError as second:
+                self._note(second.error)
+                failed = _StepError(_Step.CHANGE, second.error)
+            else:
+                return None
+        self._refuse(job, failed)
+        return failed.error
 
     def _transact(self, job: Job, *, again: bool = False, rescue: SqlError | None = None) -> None:
         """The job's change and events, durable; or the change alone, and its events rescued.

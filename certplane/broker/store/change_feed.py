@@ -8,8 +8,9 @@ writes, so its numbers become visible in their order, and no lock is shared betw
 Readers keep one position for each writer (`SqlChangeFeed`) and look four times a second: one indexed query that asks
 for the newest number of every writer. What can't be told from the rows is read again as a whole: at the start, after a
 gap in a writer's numbers (a transaction that was undone leaves one), after a pause so long that rows may have been
-removed unread, after a look that failed, and when rows that were there are gone (a database server that was restored,
-or whose standby took over without the last transactions).
+removed unread, after a look that failed, when rows that were there are gone (a database server that was restored, or
+whose standby took over without the last transactions), and when a connection to the server was lost, since then the
+rows that this program wrote itself may be gone too.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ class SqlChangeFeed(ChangeFeed):
         self._moves: dict[str, float] = {}
         """When each writer's number was last seen to change, monotonic."""
         self._heads = ""
+        self._standing = 0
         self._look_time: tuple[datetime, float] | None = None
         """When the newest numbers were read last, by the wall clock and monotonic."""
         self._error: Exception | None = None
@@ -180,9 +182,11 @@ class SqlChangeFeed(ChangeFeed):
 
     async def _read(self) -> None:
         """Note for each follower what it has to read."""
+        standing = self._database.standing  # before the question, during which it may change again
         row = await self._database.one(self._newest, {"own": self._writer_id})
         heads: str = (row and row[0]) or ""
-        late = self._is_late() or self._error is not None
+        late = self._is_late() or self._error is not None or standing != self._standing
+        self._standing = standing
         self._look_time = (self._clock.now(), self._clock.monotonic())
         if late or heads != self._heads:
             await self._read_writers(_parse(heads), late=late)

@@ -18,6 +18,9 @@ class Fault(Enum):
 
     BUSY = auto()
     """Somebody else holds the lock, and went on holding it for the whole busy timeout."""
+    UNDONE = auto()
+    """The database undid the transaction for another's sake (a deadlock, a serialization failure) or can't write it on
+    this server any more (a demoted primary): the same transaction may well pass when it is begun again."""
     FULL = auto()
     """No space."""
     UNREACHABLE = auto()
@@ -97,6 +100,14 @@ class Database(Protocol):
 
     compiler: Compiler
     """Makes this database's statements."""
+
+    @property
+    def standing(self) -> int:
+        """Another number than before when a connection was lost and made anew: what was read may be undone since.
+
+        A server was restored from a copy perhaps, or a standby took over that lacked the last transactions.
+        """
+        ...
 
     async def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
         """The row of a query that an index answers."""

@@ -175,6 +175,12 @@ class SqliteReader(Database):
         self._pool = BlockingPool("store-read", 1)
         self._cursor = self._quick.cursor()
 
+    @property
+    @override
+    def standing(self) -> int:
+        """A file that is open stays the file that it is."""
+        return 0
+
     @override
     async def one(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
         rows = _fetch(self._cursor, statement, values)

@@ -92,6 +92,7 @@ async def open_stores(
     driver: Driver = "sqlite",
     path: Path | None = None,
     url: str = "",
+    direct_url: str = "",
     audit: AuditFallback | None,
     exclusive: bool = True,
     clock: Clock | None = None,
@@ -105,6 +106,7 @@ async def open_stores(
         driver: `sqlite` needs `path`, `postgresql` needs `url` (libpq's form).
         path: The database file; made if there is none.
         url: The database server, with credentials: it appears in no message.
+        direct_url: The server past the pooler that `url` leads to; empty if there is none.
         audit: The audit mode (`certplane.broker.audit`); None writes no audit events at all.
         exclusive: The broker's own use: takes the lock, checks and migrates. Without it: a command beside a running
             broker, on a database that is there and current.
@@ -128,7 +130,7 @@ async def open_stores(
                     raise ValueError("sqlite needs a path")
                 session, reader, checkpointer = await opener.run(_open_sqlite, path, busy_timeout, exclusive, stack)
             else:
-                session, reader = await opener.run(_open_postgresql, url, busy_timeout, exclusive, stack)
+                session, reader = await opener.run(_open_postgresql, url, direct_url, busy_timeout, exclusive, stack)
                 checkpointer = None
         stack.push_async_callback(reader.close)
         rows = AuditRows(reader.compiler)
@@ -233,13 +235,17 @@ def _open_sqlite(
     return session, sqlite.SqliteReader(path), checkpointer
 
 
-def _open_postgresql(url: str, wait: timedelta, exclusive: bool, stack: AsyncExitStack) -> tuple[Session, _Reader]:
+def _open_postgresql(
+    url: str, direct_url: str, wait: timedelta, exclusive: bool, stack: AsyncExitStack
+) -> tuple[Session, _Reader]:
     # Only who uses PostgreSQL loads its driver.
-    from certplane.broker.store import postgresql  # noqa: PLC0415
+    from certplane.broker.store import postgresql, postgresql_reader  # noqa: PLC0415
 
-    session = postgresql.PostgresqlSession(url, wait, exclusive=exclusive)
+    standing = postgresql_reader.Standing()
+    key = "store.direct_url" if direct_url else "store.url"
+    session = postgresql.PostgresqlSession(direct_url or url, wait, exclusive=exclusive, standing=standing, key=key)
     stack.callback(session.close)
-    return session, postgresql.PostgresqlReader(url, wait)
+    return session, postgresql_reader.PostgresqlReader(url, wait, standing=standing, pooled=bool(direct_url))
 
 
 async def _end(task: asyncio.Task[None]) -> None:

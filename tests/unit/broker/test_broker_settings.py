@@ -211,6 +211,7 @@ EXPECTED = {
     "store.driver": "postgresql",
     "store.path": Path("/srv/certplane/broker.db"),
     "store.url": "postgresql://certplane@db.example:5432/certplane",
+    "store.direct_url": "postgresql://certplane@db1.example,db2.example:5433/certplane",
     "store.password_secret": "postgresql/certplane",
     "store.keep": Keep(timedelta(days=200)),
     "audit.enabled": True,
@@ -404,6 +405,18 @@ def _with(**replaced: str) -> str:
         pytest.param(
             MINIMAL + "store: {driver: postgresql}\n",
             "11: store.url: is required with driver: postgresql; write postgresql://user@host:5432/database", id="no-url",
+        ),
+        pytest.param(
+            MINIMAL + "store: {direct_url: 'postgresql://h/d'}\n",
+            "11: store.direct_url: goes with driver: postgresql only; use `path` for SQLite", id="direct-url-with-sqlite",
+        ),
+        pytest.param(
+            MINIMAL + "store: {driver: postgresql, url: 'postgresql://h/d', direct_url: 'postgresql://u:hush@h/d'}\n",
+            "11: store.direct_url: must not hold a password; store it as a secret and name it in password_secret", id="direct-password",
+        ),
+        pytest.param(
+            MINIMAL + "store: {driver: postgresql, url: 'postgresql://a,b/d?target_session_attrs=prefer-standby'}\n",
+            "11: store.url: asks for a server with target_session_attrs=prefer-standby, and the broker writes; leave it out, or write read-write or primary", id="standby",
         ),
         pytest.param(
             MINIMAL + "store: {driver: postgresql, url: 'postgresql://u:hush@h/d'}\n",

@@ -131,7 +131,7 @@ def test_a_database_that_can_only_be_read(server: Server) -> None:
     """A standby, or a database that is set to read only, is told at the start."""
     url = server.database("certplane_read_only", "TEMPLATE template0")
     server.execute(sql.SQL("ALTER DATABASE certplane_read_only SET default_transaction_read_only = on"))
-    assert "the database can only be read: a standby, or default_transaction_read_only is on" in _refusal(url)
+    assert "can only be read: a standby, or default_transaction_read_only is on" in _refusal(url)
 
 
 def _revision(url: str) -> object:
