@@ -36,6 +36,8 @@ class SoundnessWatch:
         self._trail = trail
         self._clock = clock
         self._meter = meter
+        self._audited = ""
+        """The damage that is in the audit log: it is recorded when it changes, not each day that it lasts."""
 
     async def run(self) -> None:
         """Look, until cancelled."""
@@ -53,16 +55,18 @@ class SoundnessWatch:
         self._meter.level(metrics.STORE_CHECKED, self._clock.now().timestamp())
         self._meter.level(metrics.STORE_DAMAGED, 1 if damage else 0)
         if not damage:
+            self._audited = ""
             seconds = round(self._clock.monotonic() - begun)
             _logger.info("the database was read from end to end: no damage", extra={"fields": {"seconds": seconds}})
             return
         shown = "; ".join(damage[:_SHOWN])
         more = f" (and {len(damage) - _SHOWN} more)" if len(damage) > _SHOWN else ""
         _logger.critical("the database is damaged: %s%s", shown, more, extra={"fields": {"remedy": _REMEDY}})
+        reason = f"the database is damaged: {shown}{more}"[:1000]
+        if reason == self._audited:
+            return
         event = self._trail.event(
-            AuditEventType.STORE_DAMAGED,
-            severity=AuditSeverity.ERROR,
-            decision=AuditDecision.ERROR,
-            reason=f"the database is damaged: {shown}{more}"[:1000],
+            AuditEventType.STORE_DAMAGED, severity=AuditSeverity.ERROR, decision=AuditDecision.ERROR, reason=reason
         )
         await self._audit.append([event])
+        self._audited = reason

@@ -31,6 +31,8 @@ _logger = logging.getLogger("certplane.broker.fleet")
 
 _COME_BACK: Final = Goodbye(timedelta(), "this stream has lasted for hours; the next one may be at another broker")
 """No time to stay away, so that a host takes any of its brokers, this one too: that evens their streams out."""
+_LASTED: Final = timedelta(minutes=5)
+"""Work that ran for as long was well: what ends it afterwards is said, and waited for, as if it were the first time."""
 _SLICE: Final = 512
 """Streams that are checked before others get their turn: about a millisecond."""
 
@@ -53,16 +55,19 @@ class StreamSupervision:
 
     async def _keep_up(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do what never ends, and begin it again after a bug."""
-        failures, said = 0, ""
+        clock, failures, said = self.context.clock, 0, ""
         while True:
+            began = clock.monotonic()
             try:
                 await work()
             except Exception as error:
+                if clock.monotonic() - began >= _LASTED.total_seconds():
+                    failures, said = 0, ""
                 if repr(error) != said:
                     _logger.exception("stream supervision failed; restarting it shortly")
                 said = repr(error)
             failures += 1
-            await self.context.clock.sleep(RETRY.wait(failures, self.context.rng))
+            await clock.sleep(RETRY.wait(failures, self.context.rng))
 
     async def _check_all(self) -> None:
         while True:

@@ -61,3 +61,23 @@ async def test_damage_is_told_to_all_who_can_act(caplog: pytest.LogCaptureFixtur
     assert "could not be checked" in caplog.text
     task.cancel()
     await asyncio.wait({task})
+
+
+async def test_the_same_damage_is_one_event(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says each day that it is still there; what the audit log couldn't take is recorded at the next look."""
+    clock = ManualClock()
+    stores = MemoryStores.open(clock)
+    looks = Looks(["page 1"], ["page 1"], ["page 1"], ["page 1", "page 2"], [], ["page 1"])
+    watch = SoundnessWatch(looks, audit=stores.audit, trail=AuditTrail(clock), clock=clock, meter=FakeMeter())
+    stores.database.audit_down = True
+    task = asyncio.create_task(watch.run())
+    await until(lambda: clock.sleepers == 1)
+    for left, wait in reversed(list(enumerate([*[timedelta(days=1)] * 5, timedelta(hours=1)]))):
+        clock.advance(wait)
+        await until(lambda done=left: len(looks.answers) == done and clock.sleepers == 1)  # type: ignore[misc]
+        stores.database.audit_down = False
+    reasons = [str(event["reason"]).partition(": ")[2] for event in await stores.audit.tail(10)]
+    assert sorted(reasons) == ["page 1", "page 1", "page 1; page 2"]
+    assert len([record for record in caplog.records if record.levelno == logging.CRITICAL]) == 5
+    task.cancel()
+    await asyncio.wait({task})

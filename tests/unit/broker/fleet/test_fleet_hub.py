@@ -202,6 +202,22 @@ async def test_a_fault_in_counting_does_not_end_what_looks_after_the_streams(
     assert "stream supervision failed" in caplog.text
 
 
+async def test_a_fault_that_comes_back_after_a_good_while_is_said_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that lasts is said once; one of next week is another one, and is tried again as soon."""
+    said = "stream supervision failed"
+    async with running(world, "web1.example"):
+        world.store.uncountable = True
+        await world.pass_time(timedelta(minutes=4))
+        assert caplog.text.count(said) == 1
+        world.store.uncountable = False
+        await world.pass_time(timedelta(minutes=10))
+        world.store.uncountable = True
+        await world.pass_time(timedelta(minutes=4))
+    assert caplog.text.count(said) == 2
+
+
 async def test_one_host_that_cannot_be_read_keeps_no_other_from_its_plans(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
