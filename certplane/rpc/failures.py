@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 
 from certplane.errors import OperationError
@@ -27,3 +29,9 @@ def failed_call(error: grpc.aio.AioRpcError, url: object, *, late: str) -> Opera
         case _:
             remedy = "check that broker.url is a Certplane broker, and check its log"
             return OperationError(f"{url} answered {words_of(error)}", remedy=remedy)
+
+
+def is_cancelled() -> bool:
+    """Whether a cancellation that has come is the task's own; a call raises the same when its channel is closed."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from certplane.broker import metrics
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
@@ -188,6 +189,11 @@ class EdgeServer:
     @property
     def port(self) -> int:
         return self.server.port
+
+    @property
+    def calls(self) -> int:
+        """How many calls have been answered."""
+        return sum(count for (metric, _), count in self.meter.counts.items() if metric is metrics.RPC_CALLS)
 
     @property
     def url(self) -> str:

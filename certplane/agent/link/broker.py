@@ -34,7 +34,7 @@ from certplane.errors import CertplaneError, OperationError, RefusalError
 from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import PairError, channel_credentials, client_pair
-from certplane.rpc.failures import failed_call, words_of
+from certplane.rpc.failures import failed_call, is_cancelled, words_of
 from certplane.rpc.proxy import ProxyUse
 from certplane.rpc.status import refusal_from_error
 from certplane.runtime.clock import Clock
@@ -79,6 +79,7 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         moved: Callable[[], None] = lambda: None,
     ) -> None:
         self._choice = BrokerChoice(urls, rng or random.SystemRandom())
+        self._url = self._choice.url
         self._moved = moved
         self._server_cas = ServerCas(server_ca_bundle)
         self._server_ca_pem = b""
@@ -143,7 +144,7 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
     @override
     async def watch_order(self, order_id: str, wait: timedelta) -> AsyncGenerator[OrderView, None]:
         request = certificate_pb2.WatchOrderRequest(request_id=_request_id(), order_id=order_id)
-        channel = self._open()
+        channel, url = self._open(), self.url
         call = _certificates(channel).WatchOrder(request, timeout=wait.total_seconds())
         try:
             async for response in call:
@@ -151,7 +152,11 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 await self._go_elsewhere(channel, error)  # where the caller follows the order on
-                raise await self._error(channel, error) from error
+                raise await self._error(channel, url, error) from error
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise _closed(url) from None
         finally:
             call.cancel()
 
@@ -192,7 +197,7 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
     @property
     def url(self) -> str:
         """The broker that `channel` goes to."""
-        return self._choice.url
+        return self._url
 
     @property
     def several(self) -> bool:
@@ -216,14 +221,13 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         """
         async with self._replacing:
             if channel is not self._channel or self._identity is None:
-                return True
-            url = self._choice.url
+                return self.several
             fresh = self._choice.leave(hold, self._clock.monotonic())
-            if self._choice.url != url or reconnect:
+            if self._choice.url != self._url or reconnect:
                 try:
                     await self._replace(self._identity, connect=False)
                 except OperationError as error:
-                    self._choice.url = url
+                    self._choice.url = self._url
                     logger.warning("no new connection to a broker: %s", error)
                     return False
                 if tell:
@@ -275,8 +279,9 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
         credentials, server_ca_pem = await self._disk.run(self._credentials, identity)
         old = self._channel
         self._server_ca_pem = server_ca_pem
+        self._url = self._choice.url
         self._channel = open_channel(
-            self.url, credentials, user_agent=f"certplane-agent/{__version__}", proxy=self._proxy
+            self._url, credentials, user_agent=f"certplane-agent/{__version__}", proxy=self._proxy
         )
         self._channel.get_state(try_to_connect=connect)
         self._identity = identity
@@ -302,7 +307,11 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
                 left -= 1
                 if await self._go_elsewhere(channel, error) and left:
                     continue
-                raise await self._error(channel, error) from error
+                raise await self._error(channel, url, error) from error
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                raise _closed(url) from None
             self._choice.answered(url)
             return answer
 
@@ -325,14 +334,14 @@ class GrpcBroker(Broker, OrderFollower, CertificateLookup):
             logger.info("%s doesn't take a call (%s); going on at %s", left, said, self.url)
         return fresh and not late  # a second wait would be longer than the caller asked for
 
-    async def _error(self, channel: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> CertplaneError:
-        """What a failed call means to the agent."""
+    async def _error(self, channel: grpc.aio.Channel, url: str, error: grpc.aio.AioRpcError) -> CertplaneError:
+        """What a failed call at `url` means to the agent."""
         refusal = refusal_from_error(error)
         if refusal is not None:
             return RefusalError.of(refusal)
         if self._identity is not None and self._is_no_connection(channel, error):
             return await self.why_unreachable(words_of(error))
-        return failed_call(error, self.url, late="check the broker's log and its load")
+        return failed_call(error, url, late="check the broker's log and its load")
 
     def _is_no_connection(self, channel: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> bool:
         """Whether the call never reached the broker, as far as the channel knows."""
@@ -374,6 +383,14 @@ def _certificates(channel: grpc.aio.Channel) -> certificate_pb2_grpc.Certificate
 
 def _enrollment(channel: grpc.aio.Channel) -> enrollment_pb2_grpc.EnrollmentServiceStub:
     return enrollment_pb2_grpc.EnrollmentServiceStub(channel)
+
+
+def _closed(url: str) -> OperationError:
+    """The error of a call that outlived its channel by the grace that it had."""
+    return OperationError(
+        f"the connection was closed on which {url} was asked, since another one is in use",
+        remedy="nothing has to be done: it is asked again on that",
+    )
 
 
 def _request_id() -> str:

@@ -28,6 +28,7 @@ from certplane.agent.link.pacing import Pace
 from certplane.agent.link.session import StreamSession
 from certplane.agent.ports import ReportSpool
 from certplane.fleet_report.model import HostFacts
+from certplane.rpc.failures import is_cancelled
 from certplane.rpc.times import time_of
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
@@ -190,8 +191,7 @@ class OpenStream:
         except grpc.aio.AioRpcError as error:
             return self._end or StreamEnd.by_error(error)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_cancelled():
                 raise
             return self._end or StreamEnd("the connection was closed")  # gRPC cancels those who wait for it then
         if isinstance(message, pb.StreamRenewalStatusResponse):

@@ -32,6 +32,7 @@ from certplane.agent.link.open_stream import OpenStream, StreamParts
 from certplane.agent.link.state import LinkPhase, LinkState
 from certplane.agent.renewal.failures import FailureKind, kind_of
 from certplane.errors import CertplaneError, Reason
+from certplane.rpc.failures import is_cancelled
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2_grpc
@@ -389,8 +390,7 @@ async def _outcome(attempt: _Attempt) -> StreamEnd:
     try:
         return await attempt.task
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_cancelled():
             raise
         return StreamEnd("the connection was closed")
     except Exception:

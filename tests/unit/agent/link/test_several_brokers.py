@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -11,13 +12,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 
+from certplane.agent.link import broker
 from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.choice import AVOID
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError, connection_error
-from certplane.errors import OperationError, Reason, RefusalError
+from certplane.agent.link.ending import StreamEnd
+from certplane.errors import OperationError, Reason, Refusal, RefusalError
 from certplane.pki.csr import build_csr
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.pool import BlockingPool
@@ -28,7 +32,7 @@ from tests.fakes.clock import ManualClock
 from tests.support.broker_server import BrokerServer
 from tests.support.identities import identity_version, new_key
 from tests.support.lineages import LocalIssuer
-from tests.support.waiting import HANG
+from tests.support.waiting import HANG, until
 
 SECOND = timedelta(seconds=1)
 
@@ -239,3 +243,71 @@ async def test_an_address_is_checked_by_the_urls_name(fleet: Fleet) -> None:
         assert await error(server, "127.0.0.1") == "None"
         assert "address 127.0.0.2, can't be reached" in await error(server, "127.0.0.2")
         assert "address 127.0.0.1, is not trusted: Hostname mismatch" in await error(wrong, "127.0.0.1")
+
+
+async def test_a_broker_that_gives_no_answer_is_left_for_the_next_call(fleet: Fleet) -> None:
+    """One that was stopped, or cut off, with its connection open: the call has used up its time, the next one hasn't."""
+    async with contextlib.AsyncExitStack() as stack:
+        silent, second = await fleet.start(stack), await fleet.start(stack)
+        never = asyncio.Event()
+        silent.broker.get_identity = never.wait  # type: ignore[method-assign, assignment]
+        async with fleet.link() as link:
+            link._timeout = SECOND
+            with pytest.raises(OperationError, match=f"{silent.url} didn't answer in time"):
+                await link.get_identity()
+            assert second.calls == []
+            assert (link.url, fleet.moves) == (second.url, 1)
+            link._timeout = HANG * SECOND
+            assert (await link.get_identity()).name == "web1.example"
+        never.set()
+
+
+@pytest.mark.parametrize(
+    ("end", "hold"),
+    [
+        pytest.param(StreamEnd("x", retry_after=20 * SECOND, goodbye=True), 20 * SECOND, id="goodbye"),
+        pytest.param(StreamEnd("x", retry_after=timedelta(), goodbye=True), timedelta(), id="goodbye for its age"),
+        pytest.param(StreamEnd("x", goodbye=True), AVOID, id="goodbye with a time that is none"),
+        pytest.param(StreamEnd("x", grpc.StatusCode.UNAVAILABLE), AVOID, id="lost"),
+        pytest.param(StreamEnd("x", unwell=True), AVOID, id="silent"),
+        pytest.param(StreamEnd("x"), None, id="ended"),
+        pytest.param(StreamEnd("x", grpc.StatusCode.UNIMPLEMENTED), None, id="older release"),
+        pytest.param(StreamEnd("x", grpc.StatusCode.INTERNAL), None, id="a fault"),
+    ],
+)
+def test_what_the_end_of_a_stream_says_of_its_broker(end: StreamEnd, hold: timedelta | None) -> None:
+    """How long it is left for another; None where the others would do no better."""
+    assert end.hold == hold
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_only_what_a_broker_says_of_itself_sends_a_host_away(reason: Reason) -> None:
+    """Of all refusals four; a broker's time can make the hold longer, not shorter."""
+    of_one = {Reason.DRAINING, Reason.STORE_UNAVAILABLE, Reason.AUDIT_UNAVAILABLE, Reason.POLICY_UNAVAILABLE}
+    holds = [
+        StreamEnd("x", grpc.StatusCode.UNAVAILABLE, Refusal(reason, "x"), after).hold
+        for after in (None, SECOND, 10 * AVOID)
+    ]
+    assert holds == ([AVOID, AVOID, 10 * AVOID] if reason in of_one else [None, None, None])
+
+
+async def test_an_order_that_is_followed_where_a_host_has_left_is_followed_on(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old connection ends after its grace: that is an error of the watch, and never the end of who follows."""
+    monkeypatch.setattr(broker, "_GRACE", timedelta(seconds=0.1))
+    async with contextlib.AsyncExitStack() as stack:
+        first, second = await fleet.start(stack), await fleet.start(stack)
+        first.broker.states, first.broker.stall = ["PENDING", "PENDING"], asyncio.Event()
+        async with fleet.link() as link:
+            order = await link.issue(profile="web", csr_pem=csr(), replaces_certificate_id="", wait=timedelta())
+
+            async def follow() -> list[str]:
+                return [view.state async for view in link.watch_order(order.order_id, HANG * SECOND)]
+
+            following = asyncio.create_task(follow())
+            await until(lambda: any(method == "WatchOrder" for method, *_ in first.calls))
+            await link.leave(link.channel, timedelta(seconds=20))
+            assert link.url == second.url
+            with pytest.raises(OperationError, match="the connection was closed"):
+                await following
