@@ -21,14 +21,18 @@ from certplane.agent.link.broker import GrpcBroker
 from certplane.agent.link.choice import AVOID
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError, connection_error
 from certplane.agent.link.ending import StreamEnd
+from certplane.agent.renewal.plan import RenewReason, Request
+from certplane.agent.request import BrokerRequest
 from certplane.errors import OperationError, Reason, Refusal, RefusalError
 from certplane.pki.csr import build_csr
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.pool import BlockingPool
+from certplane.runtime.progress import SilentProgress
 from certplane.sandbox.certificates import CertificateAuthority
 from certplane.sandbox.loopback import free_port
 from tests.fakes.agent_broker import FakeBroker
 from tests.fakes.clock import ManualClock
+from tests.support.agent_world import AgentWorld
 from tests.support.broker_server import BrokerServer
 from tests.support.identities import identity_version, new_key
 from tests.support.lineages import LocalIssuer
@@ -311,3 +315,42 @@ async def test_an_order_that_is_followed_where_a_host_has_left_is_followed_on(
             assert link.url == second.url
             with pytest.raises(OperationError, match="the connection was closed"):
                 await following
+
+
+async def test_an_order_goes_on_at_another_broker_of_the_same_fleet(fleet: Fleet, tmp_path: Path) -> None:
+    """The broker that took the request is killed: the same order is followed at the other one, with the pending key."""
+    shared = fleet.brokers[1] = fleet.brokers[0]
+    shared.states, shared.stall = ["PENDING", "PENDING"], asyncio.Event()
+    world = AgentWorld(tmp_path, [{"name": "web"}])
+    async with contextlib.AsyncExitStack() as stack, contextlib.AsyncExitStack() as killed:
+        first, second = await fleet.start(killed), await fleet.start(stack)
+        async with fleet.link() as link:
+            request = BrokerRequest(
+                world.start().certificates["web"],
+                profile="web",
+                reuse_key=False,
+                broker=link,
+                orders=link,
+                clock=fleet.clock,
+                rng=random.Random(1),
+                progress=SilentProgress(),
+            )
+            asking = asyncio.create_task(request(Request(RenewReason.FIRST, None)))
+            await until(lambda: any(method == "WatchOrder" for method, *_ in first.calls))
+            await killed.aclose()
+            shared.stall.set()
+
+            def ended() -> bool:
+                fleet.clock.advance(SECOND)
+                return asking.done()
+
+            await until(ended)
+            version = await asking
+            assert (version.number, link.url) == (1, second.url)
+            assert len({call[1].csr_pem for call in first.calls if call[0] == "IssueCertificate"}) == 1
+            orders = {
+                call[1].order_id for server in (first, second) for call in server.calls if call[0] == "WatchOrder"
+            }
+            assert orders == {"order-1"}
+            assert shared.issued == ["certificate-1"]
+    world.close()
