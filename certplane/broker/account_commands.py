@@ -25,6 +25,7 @@ from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.acme_settings import AcmeCaSettings
 from certplane.broker.model import CertificateRecord, RevocationReason
 from certplane.broker.settings import BrokerSettings
+from certplane.broker.store import Stores
 from certplane.config.files import read_argument
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.clock import Clock, SystemClock
@@ -82,31 +83,50 @@ async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
     return _row(ca, account)
 
 
-async def revoke_certificate(settings: BrokerSettings, revocation: RevocationCommand) -> Row:
-    """Revoke a certificate at the CA, then here. Doing it again completes what was cut off.
+async def revoke_certificate(settings: BrokerSettings, revocation: RevocationCommand) -> list[Row]:
+    """Revoke a certificate at the CA, then here; of a compromised key the identity's others too.
+
+    Doing it again completes what was cut off. The rows are of what was revoked, the certificate that was named first.
 
     Raises:
         ConfigurationError: the key's file can't be used, or isn't that certificate's key.
-        OperationError: there is no such certificate.
+        OperationError: there is no such certificate, or its issuer isn't configured any more.
         RefusalError: what the CA said, AUDIT_UNAVAILABLE or STORE_UNAVAILABLE.
     """
     clock = SystemClock()
-    trail = AuditTrail(clock)
-    async with open_store(settings, clock=clock) as stores, AsyncExitStack() as stack:
-        record = await stores.certificates.get_certificate(revocation.certificate_id)
-        if record is None:
+    async with open_store(settings, clock=clock) as stores:
+        named = await stores.certificates.get_certificate(revocation.certificate_id)
+        if named is None:
             raise OperationError("there is no such certificate", remedy="`certs list` shows their ids")
-        issuer = await stack.enter_async_context(_issuer(settings, _ca(settings, record.issuer), clock))
-        key = None if revocation.key_file is None else _certificate_key(revocation.key_file, record)
-        authorized = _revocation_event(trail, AuditEventType.CERTIFICATE_REVOCATION_AUTHORIZED, record, revocation)
+        key = None if revocation.key_file is None else _certificate_key(revocation.key_file, named)
+        rows = [await _revoke(settings, stores, named, revocation.reason, key)]
+        if revocation.reason is RevocationReason.KEY_COMPROMISE:
+            others = await stores.certificates.usable_of_key(named.identity, named.public_key_sha256, clock.now())
+            rows += [await _revoke(settings, stores, other, revocation.reason, key) for other in others]
+    return rows
+
+
+async def _revoke(
+    settings: BrokerSettings,
+    stores: Stores,
+    record: CertificateRecord,
+    reason: RevocationReason,
+    key: AccountKey | None,
+) -> Row:
+    """Revoke one certificate, with its own `key` or the account's."""
+    clock = SystemClock()
+    trail = AuditTrail(clock)
+    async with AsyncExitStack() as stack:
+        try:
+            issuer = await stack.enter_async_context(_issuer(settings, _ca(settings, record.issuer), clock))
+        except OperationError as error:
+            message = f"{record.certificate_id} can't be revoked: {error.message}"
+            raise OperationError(message, remedy=error.remedy) from error
+        authorized = _revocation_event(trail, AuditEventType.CERTIFICATE_REVOCATION_AUTHORIZED, record, reason, key)
         await stores.audit.append([authorized])
-        await issuer.revoke(record.certificate_pem, revocation.reason, _CA_TIME, certificate_key=key)
-        revoked = await stores.certificates.mark_revoked(
-            record.certificate_id,
-            revocation.reason,
-            clock.now(),
-            [_revocation_event(trail, AuditEventType.CERTIFICATE_REVOKED, record, revocation)],
-        )
+        await issuer.revoke(record.certificate_pem, reason, _CA_TIME, certificate_key=key)
+        events = [_revocation_event(trail, AuditEventType.CERTIFICATE_REVOKED, record, reason, key)]
+        revoked = await stores.certificates.mark_revoked(record.certificate_id, reason, clock.now(), events)
     return certificate_row(revoked)
 
 
@@ -193,10 +213,14 @@ def _key_event(trail: AuditTrail, ca: _Ca, what: str) -> AuditEvent:
 
 
 def _revocation_event(
-    trail: AuditTrail, event_type: AuditEventType, record: CertificateRecord, revocation: RevocationCommand
+    trail: AuditTrail,
+    event_type: AuditEventType,
+    record: CertificateRecord,
+    reason: RevocationReason,
+    key: AccountKey | None,
 ) -> AuditEvent:
-    signed = "the account's key" if revocation.key_file is None else "the certificate's own key"
-    return trail.revoking(record, revocation.reason).event(
+    signed = "the account's key" if key is None else "the certificate's own key"
+    return trail.revoking(record, reason).event(
         event_type,
         severity=AuditSeverity.WARNING,
         decision=AuditDecision.ALLOW,

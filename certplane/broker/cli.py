@@ -306,8 +306,10 @@ def _revoke_certificate(options: argparse.Namespace) -> int:
         wanted = f"is {text[:40]!a}, must be one of {', '.join(RevocationReason)}"
         raise ConfigurationError([ConfigurationProblem("certplane-broker", None, "--reason", wanted)])
     revocation = RevocationCommand(options.certificate_id, RevocationReason(text), options.key)
-    row = asyncio.run(revoke_certificate(_settings(options), revocation))
-    return _print_rows(options, [row], ("certificate_id", "identity", "profile", "serial_number", "revoked", "state"))
+    rows = asyncio.run(revoke_certificate(_settings(options), revocation))
+    if rows[1:]:
+        say("certplane-broker: the key is compromised, so that its other certificates are revoked too")
+    return _print_rows(options, rows, ("certificate_id", "identity", "profile", "serial_number", "revoked", "state"))
 
 
 def _show_account(options: argparse.Namespace) -> int:

@@ -180,6 +180,10 @@ class CertificateStore(Protocol):
         """A page."""
         ...
 
+    async def usable_of_key(self, identity: str, public_key_sha256: str, now: datetime) -> Sequence[CertificateRecord]:
+        """The identity's certificates of this key that are neither revoked nor expired at `now`, oldest first."""
+        ...
+
     async def mark_delivered(self, certificate_id: str, time: datetime, events: Sequence[AuditEvent]) -> None:
         """Record the first hand-out (later times are ignored) and the events, in one durable transaction.
 

@@ -249,6 +249,23 @@ async def test_a_compromised_key_is_blocked(
     assert await store.stores.keys.key_use("key-a") == KeyUse(WEB1, blocked=blocked, spent=True)
 
 
+async def test_the_certificates_of_one_key(store: StoreHarness) -> None:
+    """Those of the identity that are of use: not another's, nor of another key, revoked or expired."""
+    first, second = await store.issue(key="key-a"), await store.issue(key="key-a", profile_hash="other")
+    await store.issue(key="key-b")
+
+    async def found(identity: str = WEB1, now: datetime | None = None) -> list[str]:
+        records = await store.stores.certificates.usable_of_key(identity, "key-a", now or store.clock.now())
+        return [record.certificate_id for record in records]
+
+    assert await found() == [first.certificate_id, second.certificate_id]
+    assert await found("web2") == []
+    assert await found(now=first.not_after) == []
+    now = store.clock.now()
+    await store.stores.certificates.mark_revoked(first.certificate_id, RevocationReason.SUPERSEDED, now, [])
+    assert await found() == [second.certificate_id]
+
+
 @pytest.mark.parametrize(
     ("by_holder", "withdrawn"),
     [

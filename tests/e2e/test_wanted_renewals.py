@@ -83,8 +83,8 @@ class Story:
         return await self.until(name, lambda status: status["state"] == "STATE_FAILED")
 
 
-def _certificate(name: str) -> dict[str, Any]:
-    return {"name": name, "profile": name, "dns_names": [f"{name}.certplane.test"]}
+def _certificate(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "profile": name, "dns_names": [f"{name}.certplane.test"], **more}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -235,4 +235,29 @@ async def test_a_mended_secret_frees_who_waits(tmp_path: Path) -> None:
         secret.write_text(deployment.cloudflare.token)
         for name in ("web", "shop"):
             await story.until(name, lambda status: status["state"] == "STATE_WAITING")
+        await story.host.stop()
+
+
+async def test_a_key_that_was_kept_leaves_service_whichever_of_its_certificates_is_revoked(tmp_path: Path) -> None:
+    """With `key_rotation: reuse` the certificate in use may have the key of an old one, which somebody has found."""
+    need_part("pebble")
+    async with Deployment(tmp_path / "sandbox", DeploymentOptions(_POLICY)) as deployment:
+        story = Story(deployment)
+        story.host.write_config([_certificate("web", key_rotation="reuse")])
+        await deployment.start_broker()
+        for enrolled in (await story.host.run("enroll"), await story.alice.enroll()):
+            assert enrolled.status == 0, enrolled.stderr
+        await story.host.start()
+        await story.host.until_running()
+        old = await story.until("web", lambda status: status["state"] == "STATE_WAITING")
+        asked = await story.alice.run("renew", "--host", "web1", "--reason", "drill", "--yes")
+        assert asked.status == 0, asked.stderr
+        new = await story.renewed("web", old)
+
+        first, second = (status["installed"]["certificateId"] for status in (old, new))
+        revoked = await deployment.run_broker("certs", "revoke", first, "--reason", "keyCompromise")
+        assert revoked.status == 0, revoked.stderr
+        assert [json.loads(line)["certificate_id"] for line in revoked.stdout.splitlines()] == [first, second]
+        assert "its other certificates are revoked too" in revoked.stderr
+        await story.renewed("web", new)
         await story.host.stop()

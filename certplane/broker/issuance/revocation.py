@@ -3,11 +3,14 @@
 The decision is durable in the audit log before the CA is asked, and the revocation before the caller learns of it.
 
 A revoked certificate is no cache answer any more, and its key is spent: nobody gets a new certificate of it.
-`keyCompromise` blocks the key altogether, also when the certificate was revoked for another reason before. Whoever
+`keyCompromise` blocks the key altogether, also when the certificate was revoked for another reason before, and takes
+the identity's other certificates of that key with it (`key_rotation: reuse`): who has the key can use them all. Whoever
 holds a certificate may revoke it, whatever policy says by now.
 """
 
 from __future__ import annotations
+
+import logging
 
 from certplane.broker import metrics
 from certplane.broker.issuance.authorisation import CallAuthorisation
@@ -16,6 +19,8 @@ from certplane.broker.issuance.events import CallEvents
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import Caller, CertificateRecord, RevocationReason
 from certplane.errors import Reason, RefusalError
+
+logger = logging.getLogger(__name__)
 
 
 class Revocation:
@@ -29,7 +34,7 @@ class Revocation:
     async def revoke(
         self, caller: Caller, certificate_id: str, reason: RevocationReason, events: CallEvents
     ) -> CertificateRecord:
-        """Revoke, and record it. Doing it again answers as the first time did.
+        """Revoke, and record it. Doing it again answers as the first time did, and completes what was cut off.
 
         Raises:
             RefusalError: CERTIFICATE_NOT_FOUND (another's too), what the CA said, AUDIT_UNAVAILABLE or
@@ -38,8 +43,22 @@ class Revocation:
         """
         record = await self._authorisation.own_certificate(caller, certificate_id)
         compromised = reason is RevocationReason.KEY_COMPROMISE
-        if record.revoke_time is not None and (not compromised or record.revocation_reason is reason):
-            return record
+        if record.revoke_time is None or (compromised and record.revocation_reason is not reason):
+            record = await self._revoke(record, reason, events)
+        if compromised:
+            now = self._ports.clock.now()
+            others = await self._ports.certificates.usable_of_key(caller.name, record.public_key_sha256, now)
+            for other in others:
+                if other.issuer in self._ports.revokers:
+                    await self._revoke(other, reason, events)
+                else:
+                    fields = {"identity": caller.name, "certificate_id": other.certificate_id, "issuer": other.issuer}
+                    logger.error("a certificate of a compromised key can't be revoked here", extra={"fields": fields})
+        return record
+
+    async def _revoke(
+        self, record: CertificateRecord, reason: RevocationReason, events: CallEvents
+    ) -> CertificateRecord:
         revoker = self._ports.revokers.get(record.issuer)
         if revoker is None:
             raise RefusalError(
@@ -50,7 +69,7 @@ class Revocation:
         await self._ports.repeats.record(events.revoking(record, authorized), [authorized])
         await revoker.revoke(record.certificate_pem, reason, self._settings.revocation_timeout)
         revoked = await self._ports.certificates.mark_revoked(
-            certificate_id, reason, self._ports.clock.now(), [events.revoked(record, reason)], by_holder=True
+            record.certificate_id, reason, self._ports.clock.now(), [events.revoked(record, reason)], by_holder=True
         )
         self._ports.renewals.note_revoked(revoked)
         self._ports.meter.count(metrics.REVOCATIONS, reason=reason.value)

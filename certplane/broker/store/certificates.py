@@ -103,6 +103,14 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
                 certificates.c.not_after > bindparam("now"),
             ).order_by(certificates.c.revoke_time, certificates.c.certificate_id)
         )
+        self._of_key = compiler(
+            row.where(
+                certificates.c.public_key_sha256 == bindparam("public_key_sha256"),
+                certificates.c.identity == bindparam("identity"),
+                text("revoke_time IS NULL"),  # word for word the index's condition
+                certificates.c.not_after > bindparam("now"),
+            ).order_by(certificates.c.create_time)
+        )
         change = update(certificates).where(which)
         self._deliver = compiler(
             change.values(deliver_time=func.coalesce(certificates.c.deliver_time, bindparam("time")))
@@ -185,6 +193,13 @@ class SqlCertificateStore(CertificateStore, RevokedCertificates):
     async def revoked_since(self, time: datetime, now: datetime) -> Sequence[CertificateRecord]:
         with reading():
             rows = await self._database.all(self._revoked, {"since": to_micros(time), "now": to_micros(now)})
+        return [CERTIFICATE.value(row) for row in rows]
+
+    @override
+    async def usable_of_key(self, identity: str, public_key_sha256: str, now: datetime) -> Sequence[CertificateRecord]:
+        values = {"identity": identity, "public_key_sha256": public_key_sha256, "now": to_micros(now)}
+        with reading():
+            rows = await self._database.all(self._of_key, values)
         return [CERTIFICATE.value(row) for row in rows]
 
     @override

@@ -295,3 +295,29 @@ async def test_a_key_that_is_spent_keeps_its_other_certificates() -> None:
 
     shown = await authority.get_certificate(caller(), "req-3", second.certificate.certificate_id)
     assert shown.serial_number == second.certificate.serial_number
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+async def test_a_compromised_key_takes_its_other_certificates_with_it(cut_off: bool) -> None:
+    """Where a renewal kept the key, the certificate in use is as bad as the old one; what is cut off is completed."""
+    world = World()
+    authority = await world.started()
+    first = await authority.issue(caller(), issue())
+    assert first.certificate is not None
+    world.clock.advance(first.certificate.renew_time - world.clock.now())
+    second = await authority.issue(caller(), issue(replaces=first.certificate.certificate_id))
+    assert second.certificate is not None
+    old, new = first.certificate.certificate_id, second.certificate.certificate_id
+    assert world.database.certificates[old].public_key_sha256 == world.database.certificates[new].public_key_sha256
+
+    await authority.revoke(caller(), "req-2", old, RevocationReason.SUPERSEDED)
+    assert world.database.certificates[new].revoke_time is None
+    if cut_off:
+        now = world.clock.now()
+        await world.stores.certificates.mark_revoked(old, RevocationReason.KEY_COMPROMISE, now, [])
+    answer = await authority.revoke(caller(), "req-3", old, RevocationReason.KEY_COMPROMISE)
+
+    assert answer.certificate_id == old
+    assert world.database.certificates[new].revocation_reason is RevocationReason.KEY_COMPROMISE
+    again = await authority.issue(caller(), issue("two", replaces=new))
+    assert again.order.state is OrderState.ISSUED
