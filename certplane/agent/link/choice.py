@@ -4,7 +4,7 @@ A broker that failed, or that asked to be left alone, is held for a while; the n
 held, so that the hosts of a broker that ends spread over all others. One that said goodbye with no wait (its stream had
 lasted long enough) is drawn among the others, itself included: that evens streams out, where "any but this one" would
 send all hosts of one broker to the next together. When each has failed, a round is over: who calls backs off, and then
-tries the one whose hold ends first.
+tries the one whose hold ends first, which is another one in any case.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class BrokerChoice:
         if free:
             self.url = self._rng.choice(free)
             return self.several
-        self.url = min(self.urls, key=lambda url: self._held_until[url])
+        others = [url for url in self.urls if url != self.url] or self.urls
+        self.url = min(others, key=lambda url: self._held_until[url])
         return False
 
     def answered(self, url: str) -> None:

@@ -62,6 +62,15 @@ def test_a_goodbye_holds_for_the_broker_that_said_it() -> None:
     assert brokers.url == first
 
 
+def test_who_has_just_said_goodbye_is_not_the_next_one() -> None:
+    """However soon it wants to be asked again: of the other one it is only guessed that it is still away."""
+    brokers = choice(URLS[:2])
+    assert brokers.leave(AVOID, 0)
+    second = brokers.url
+    assert not brokers.leave(SECOND, 5)
+    assert brokers.url != second
+
+
 def test_a_goodbye_without_a_wait_evens_streams_out() -> None:
     """All brokers are drawn from, this one included: of a fleet at one broker a third stays."""
     stayed = 0

@@ -1,0 +1,146 @@
+"""One agent and two brokers as programs: what the host does when one is killed, comes back, and the other one stops.
+
+The brokers have a database each. What a host has at one of them the other has never seen, and it goes on all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+
+from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
+from certplane.sandbox.loopback import LOOPBACK, free_port
+from certplane.sandbox.process import ServerProcess, accepts_tcp
+from tests.support.killing import settle_on_a_port
+from tests.support.limits import UNLIMITED
+from tests.support.parts import need_part
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.e2e
+
+NAME = "web1.certplane.test"
+POLICY = {
+    "version": 1,
+    "profiles": {"web": {"type": "multi_san", "dns_names": ["web.certplane.test"]}},
+    "hosts": {"web1": {"identity": NAME, "profiles": ["web"]}},
+}
+WEB = {"name": "web", "profile": "web", "dns_names": ["web.certplane.test"]}
+
+
+class Broker:
+    """One of the two, by its configuration; `url` is what agent.yml has."""
+
+    def __init__(self, deployment: Deployment, number: int) -> None:
+        self.deployment = deployment
+        self.folder = deployment.broker_folder / str(number)
+        self.folder.mkdir()
+        self.port = deployment.broker_port if number == 1 else free_port()
+        self.url = f"https://localhost:{self.port}"
+        settings: dict[str, Any] = yaml.safe_load(deployment.broker_config.read_text())
+        settings["server"]["address"] = f"{LOOPBACK}:{self.port}"
+        settings["store"]["path"] = str(self.folder / "broker.db")
+        settings["issuer"]["acme"]["account_key"] = str(self.folder / "account.key")
+        self.config = self.folder / "broker.yml"
+        self.config.write_text(yaml.safe_dump(settings))
+        self.process = self._process()
+
+    def _process(self) -> ServerProcess:
+        return ServerProcess(
+            "certplane-broker",
+            [self.deployment.python, "-P", "-m", "certplane.broker", "-c", self.config, "serve"],
+            self.folder / "broker.log",
+            environment=self.deployment.broker_environment,
+        )
+
+    async def start(self) -> None:
+        self.process = self._process()
+        await self.process.start(lambda: accepts_tcp(LOOPBACK, self.port))
+
+
+class World:
+    """The servers, both brokers, and a host that knows them."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.brokers = [Broker(deployment, number) for number in (1, 2)]
+        urls = [broker.url for broker in self.brokers]
+        changes = {"identity": {"cert": None, "key": None}, "broker": {"url": None, "urls": urls}}
+        self.host: Host = deployment.add_host(NAME, [WEB], agent=changes)
+
+    async def connected_to(self) -> Broker | None:
+        """The broker that has the stream, as `status` names it."""
+        finished = await self.host.run("status", "--json")
+        link = json.loads(finished.stdout)["broker"]
+        connected = link["phase"] == "connected" and not link["unacknowledged_reports"]
+        return next((each for each in self.brokers if connected and each.url == link["broker_url"]), None)
+
+    async def moves_to(self, broker: Broker) -> None:
+        async def moved() -> bool:
+            return await self.connected_to() is broker
+
+        await until(moved, poll=0.2, what=f"the stream at {broker.url}")
+
+    async def check(self) -> tuple[int, dict[str, str]]:
+        """The status of `check`, and how each broker is."""
+        finished = await self.host.run("check", "--json")
+        found = [json.loads(line) for line in finished.stdout.splitlines()]
+        return finished.status, {each["subject"]: each["level"] for each in found if "broker http" in each["subject"]}
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    need_part("pebble")
+    options = DeploymentOptions(POLICY, dns_provider="rfc2136", broker={"rate_limits": UNLIMITED})
+    async with Deployment(tmp_path, options) as deployment:
+        settle_on_a_port(deployment)
+        made = World(deployment)
+        for broker in made.brokers:
+            await broker.start()
+        enrolled = await made.host.run("enroll")
+        assert enrolled.status == 0, enrolled.stderr
+        try:
+            yield made
+        finally:
+            await made.host.stop()
+            for broker in made.brokers:
+                await broker.process.stop()
+
+
+async def test_a_host_goes_on_at_the_broker_that_is_there(world: World) -> None:
+    """Killed, restarted, stopped: the stream moves each time, certificates are renewed, and `check` says which is away."""
+    await world.host.start()
+
+    found: list[Broker] = []
+
+    async def somewhere() -> bool:
+        found.extend(broker for broker in (await world.connected_to(),) if broker is not None)
+        return bool(found)
+
+    await until(somewhere, poll=0.2, what="the first stream")
+    here = found[0]
+    (there,) = [broker for broker in world.brokers if broker is not here]
+    names = {broker: f"broker {broker.url}" for broker in world.brokers}
+    assert await world.check() == (0, {names[here]: "ok", names[there]: "ok"})
+    shown = await world.host.run("status")
+    assert f"broker: connected to {here.url} since" in shown.stdout
+
+    here.process.kill()
+    await world.moves_to(there)
+    assert await world.check() == (0, {names[here]: "warn", names[there]: "ok"})
+    renewed = await world.host.run("renew", "web")
+    assert renewed.status == 0, renewed.stderr + renewed.stdout
+
+    await here.start()
+    await there.process.stop()  # which says goodbye
+    await world.moves_to(here)
+    renewed = await world.host.run("renew", "web")
+    assert renewed.status == 0, renewed.stderr + renewed.stdout
+    log = (world.host.folder / "agent.log").read_text()
+    assert "the broker said goodbye: the broker is shutting down" in log
+    assert f"going on at {there.url}" in log
+    assert "Traceback" not in log
