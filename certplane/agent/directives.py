@@ -91,10 +91,12 @@ class HostDirectives(DirectiveTaker):
         for look in range(_LOOKS):
             # Asked first: a certificate that comes in between is found.
             expected = await self._disk.run(self._is_expecting)
-            (changed, unknown, fault), cost = await self._disk.run(_measured, self._keep, missing)
+            (changed, left, unknown, fault), cost = await self._disk.run(_measured, self._keep, missing)
             if cost > _CHEAP:  # a host with many certificates: whoever directs it much gets a tenth of a processor
                 await self._clock.sleep(cost * _REST)
             self._wake(changed)
+            for certificate_id, name in left.items():
+                self._runners[name].note_revoked(certificate_id)
             if fault is not None:
                 raise fault
             missing = [each for each in missing if each.certificate_id in unknown]
@@ -142,13 +144,14 @@ class HostDirectives(DirectiveTaker):
 
     def _keep(
         self, renewals: Sequence[DirectedRenewal]
-    ) -> tuple[dict[str, DirectedRenewal], list[str], OperationError | None]:
-        """Save what is new; returns it by lineage, the certificates that aren't this host's, and what the disk refuses.
+    ) -> tuple[dict[str, DirectedRenewal], dict[str, str], list[str], OperationError | None]:
+        """Save what is new; returns it by lineage, what is revoked and not the newest, what isn't here, and a fault.
 
-        A lineage that can't be read or written keeps no other one from what is meant for it.
+        What is revoked may be in use, where the newest waits for its window or couldn't be installed. A fault is the
+        disk's: a lineage that can't be read or written keeps no other one from what is meant for it.
         """
         newest: dict[str, str] = {}
-        known: set[str] = set()
+        known: dict[str, str] = {}
         unread: OperationError | None = None
         for name, lineage in self._lineages.items():
             try:
@@ -156,7 +159,7 @@ class HostDirectives(DirectiveTaker):
             except OperationError as error:
                 unread = error
                 continue
-            known |= {each.certificate_id for each in versions}
+            known |= {each.certificate_id: name for each in versions}
             version = newest_version(versions)
             if version is not None and version.certificate_id:
                 newest[version.certificate_id] = name
@@ -173,7 +176,12 @@ class HostDirectives(DirectiveTaker):
                 else:
                     changed[name] = directed
         unknown = [each.certificate_id for each in renewals if each.certificate_id not in known]
-        return changed, unknown, unwritten or (unread if unknown else None)
+        left = {
+            each.certificate_id: known[each.certificate_id]
+            for each in renewals
+            if each.cause is RenewalCause.REVOKED and each.certificate_id in known.keys() - newest.keys()
+        }
+        return changed, left, unknown, unwritten or (unread if unknown else None)
 
     @override
     async def connected(self) -> None:

@@ -38,6 +38,7 @@ from certplane.agent.renewal.status import (
     request_failed,
     request_succeeded,
     requesting,
+    revoked,
 )
 from certplane.agent.renewal.waiting import LEAST_WAIT
 from certplane.errors import CertplaneError, RefusalError
@@ -115,6 +116,7 @@ class LineageRunner:
         self._forgiven_at = -math.inf
         self._unseen = True
         self._last: tuple[datetime, float] | None = None
+        self._revoked: set[str] = set()
         self._settled: list[asyncio.Future[LineageStatus]] = []
 
     @property
@@ -208,6 +210,11 @@ class LineageRunner:
         self._again_at = at if self._again_at is None else min(self._again_at, at)
         self._woken.set()
 
+    def note_revoked(self, certificate_id: str) -> None:
+        """A version that a newer one is to follow was revoked: it is left at once, and nothing goes back to it."""
+        self._revoked.add(certificate_id)
+        self._woken.set()
+
     @property
     def wants_again(self) -> bool:
         """Whether `try_again` was asked for and nothing was planned since."""
@@ -266,7 +273,26 @@ class LineageRunner:
                 "%s: the clock was set by %.0f s; its wait times move with it", self.name, jump.total_seconds()
             )
         await self._lineage.disk.run(self._lineage.settle_waits, now, jump)
-        return await self._lineage.facts(now)
+        facts = await self._lineage.facts(now)
+        return await self._without_revoked(facts, now) if self._revoked else facts
+
+    async def _without_revoked(self, facts: LineageFacts, now: datetime) -> LineageFacts:
+        """The facts with the versions marked that `note_revoked` has told of: durable, so that a restart knows too."""
+        noted, status = set(self._revoked), facts.status
+        for version in facts.versions:
+            if version.certificate_id in noted and version.number not in status.revoked_versions:
+                status = revoked(status, version.number, now)
+                if facts.current is not None and facts.current.number == version.number:
+                    logger.warning(
+                        "%s: version %d is in use and was revoked; the newer one takes its place at once",
+                        self.name,
+                        version.number,
+                    )
+                    status = replace(status, next_activation_time=None)
+        if status is not facts.status:
+            facts = replace(facts, status=await self._lineage.save(status))
+        self._revoked -= noted
+        return facts
 
     async def _request(self, request: Request, facts: LineageFacts, status: LineageStatus) -> LineageStatus:
         self._progress.step(self.name, f"requesting: {request.reason}")

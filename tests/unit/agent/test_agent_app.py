@@ -15,12 +15,13 @@ from cryptography import x509
 
 from certplane.agent.app import Agent
 from certplane.agent.control import ask
+from certplane.agent.directives import HostDirectives
 from certplane.agent.link.diagnosis import IdentityNotAcceptedError
-from certplane.agent.model import LineageStatus, Version
+from certplane.agent.model import DirectedRenewal, LineageStatus, Version
 from certplane.agent.renewal.status import is_well
 from certplane.agent.reporting.recording import ReportedStatusFile
 from certplane.errors import ConfigurationError, OperationError, Reason, Refusal, RefusalError
-from certplane.fleet_report.model import CertificateState, RenewalStep
+from certplane.fleet_report.model import CertificateState, RenewalCause, RenewalStep
 from certplane.sandbox.loopback import free_port
 from tests.support.agent_world import AgentWorld, Recorder
 from tests.support.lineages import LocalIssuer
@@ -547,6 +548,38 @@ async def test_a_renewal_in_the_daytime_is_used_at_night(make_world: MakeWorld) 
     status = (await world.agent().run_once())["web"]
     assert (status.state, status.installed_version, status.activate_after) == (CertificateState.WAITING, 2, None)
     assert leaf_at(world.folder / "tls" / "web.pem").serial_number == int(second.serial_number, 16)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["the one in use", "both"])
+async def test_no_window_keeps_a_revoked_certificate_in_use(make_world: MakeWorld, both: bool) -> None:
+    """It is revoked while the next one waits for its window: that one is used at once, or what follows it."""
+    world = make_world()
+    await world.enroll()
+    await world.agent().run_once()
+    world.configure([window_from(world, 5)], {})
+    await world.agent().renew("web")
+    versions = await world.versions("web")
+    agent = world.agent()
+    await agent._start()
+    directives = HostDirectives(
+        world.host.certificates,
+        agent._certificates,
+        disk=world.host.disk,
+        clock=world.clock,
+        policy_hash="",
+        on_policy=lambda _: None,
+        retry_epoch="",
+        on_retry_epoch=lambda _: None,
+        rng=world.host.rng,
+    )
+    revoked = versions if both else versions[:1]
+    await directives.renew(
+        [DirectedRenewal(each.certificate_id, world.clock.now(), RenewalCause.REVOKED) for each in revoked]
+    )
+    status = await agent._certificates["web"].settle()
+    assert status.installed_version == (3 if both else 2)
+    assert (await world.status("web")).confirmed_version == status.installed_version
+    await agent.close()
 
 
 async def test_a_first_certificate_waits_for_no_window(make_world: MakeWorld) -> None:
