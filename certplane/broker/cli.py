@@ -117,10 +117,18 @@ def _parser() -> argparse.ArgumentParser:
     tail = command(audit, "tail", _tail_audit, "show the last audit events, oldest first")
     tail.add_argument("--limit", type=_positive, default=20, metavar="N", help="number of events (default: 20)")
 
-    store = group("store", "check the database")
+    store = group("store", "check the database, or copy it into another one")
     text = "read the database from end to end and show what is damaged; changes nothing, and the broker may run"
     reading = command(store, "check", _check_store, text)
     reading.add_argument("--full", action="store_true", help="also compare indexes with their tables; takes longer")
+    text = (
+        "copy every row into the empty database of another configuration: from SQLite to PostgreSQL, or back. Both "
+        "brokers must be stopped. If interrupted, the target is empty as before."
+    )
+    copying = command(store, "copy", _copy_store, text)
+    copying.add_argument(
+        "--to", type=Path, required=True, metavar="CONFIG", help="the broker.yml whose `store` is the target"
+    )
 
     identity = group("identity", "deny identities, or allow them again")
     deny = command(
@@ -215,6 +223,16 @@ def _check_store(options: argparse.Namespace) -> int:
         say(f"certplane-broker: the database is damaged: {store_commands.REMEDY}")
         return 1
     return 0
+
+
+def _copy_store(options: argparse.Namespace) -> int:
+    from certplane.broker import copy_command
+    from certplane.broker.settings import load_settings
+
+    source = asyncio.run(copy_command.place(_settings(options)))
+    target = asyncio.run(copy_command.place(load_settings(options.to)))
+    rows = copy_command.copy_store(source, target, lambda line: say(f"certplane-broker: {line}"))
+    return _print_rows(options, rows, copy_command.COLUMNS)
 
 
 def _reload(options: argparse.Namespace) -> int:

@@ -49,8 +49,8 @@ async def stores(
     opening = open_stores(
         driver=settings.store.driver.value,
         path=settings.store.path if sqlite else None,
-        url="" if sqlite else await _database_url(settings, secrets, settings.store.url),
-        direct_url="" if sqlite else await _database_url(settings, secrets, settings.store.direct_url),
+        url="" if sqlite else await database_url(settings, secrets, settings.store.url),
+        direct_url="" if sqlite else await database_url(settings, secrets, settings.store.direct_url),
         audit=fallback,
         exclusive=exclusive,
         clock=clock,
@@ -74,7 +74,7 @@ async def look_at_server(settings: BrokerSettings, secrets: SecretSource, pool: 
     from certplane.broker.store import postgresql  # noqa: PLC0415 - not without it
 
     try:
-        url = await _database_url(settings, secrets, settings.store.direct_url or settings.store.url)
+        url = await database_url(settings, secrets, settings.store.direct_url or settings.store.url)
     except ConfigurationError:
         return []  # that the secret can't be read is told for all secrets alike
     with located(settings):
@@ -82,8 +82,12 @@ async def look_at_server(settings: BrokerSettings, secrets: SecretSource, pool: 
         return await pool.run(partial(postgresql.look_at, url, _LOOK, key=key))
 
 
-async def _database_url(settings: BrokerSettings, secrets: SecretSource, url: str) -> str:
-    """One of the URLs, with the password that the configuration names and doesn't hold."""
+async def database_url(settings: BrokerSettings, secrets: SecretSource, url: str) -> str:
+    """One of the URLs, with the password that the configuration names and doesn't hold.
+
+    Raises:
+        ConfigurationError: the secret can't be read.
+    """
     name = settings.store.password_secret
     if not name or not url:
         return url

@@ -72,6 +72,7 @@ class AuditEventType(StrEnum):
     RENEWAL_REQUESTED = "renewal_requested"
     RENEWAL_WINDOW_MOVED = "renewal_window_moved"
     RPC_DENIED = "rpc_denied"
+    STORE_COPIED = "store_copied"
     STORE_DAMAGED = "store_damaged"
     TRUST_RELOADED = "trust_reloaded"
     TRUST_REJECTED = "trust_rejected"

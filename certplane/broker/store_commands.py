@@ -1,4 +1,7 @@
-"""`certplane-broker store check`: whether the database is whole. It changes nothing, and a broker may run meanwhile."""
+"""`certplane-broker store`: whether the database is whole (`check`), and the same rows in another database (`copy`).
+
+`check` changes nothing, and a broker may run meanwhile. `copy` needs both databases to itself.
+"""
 
 from __future__ import annotations
 

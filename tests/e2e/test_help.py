@@ -40,6 +40,7 @@ _COMMANDS = {
         "audit tail",
         "store",
         "store check",
+        "store copy",
         "identity",
         "identity deny",
         "identity allow",

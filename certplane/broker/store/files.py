@@ -117,6 +117,46 @@ def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Conn
         raise
 
 
+@contextlib.contextmanager
+def alone(path: Path, wait: timedelta, *, empty: bool) -> Iterator[sqlite3.Connection]:
+    """A connection to a database that this process alone has, for a copy.
+
+    Args:
+        path: The file; made if `empty`.
+        wait: For another's lock.
+        empty: It is to have no tables; nothing is begun. Else it has the program's schema, and a transaction is begun
+            that keeps every other writer out.
+
+    Raises:
+        ConfigurationError: it is none of ours, has another schema, or isn't empty.
+        OperationError: a broker or another program has it, or it is corrupt.
+    """
+    with contextlib.ExitStack() as stack:
+        if not empty:
+            _check_file(path)
+        stack.callback(StateLock(path).release)
+        try:
+            if empty:
+                _create(path)
+                _check_file(path)
+            connection = stack.enter_context(contextlib.closing(sqlite.connect_to_look(path, wait)))
+            _check_owner(connection, path)
+            if not empty:
+                check_current(_revision(connection))
+            elif connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                raise _configuration(path, "there is something in the target database", "name a file that isn't there")
+            else:
+                connection.close()
+                connection = stack.enter_context(contextlib.closing(sqlite.connect_to_write(path, wait)))
+            if not empty:
+                connection.execute("BEGIN IMMEDIATE")
+            yield connection
+        except SchemaError as error:
+            raise _configuration(path, *error.args) from error
+        except sqlite3.Error as error:
+            raise _explain(path, error) from error
+
+
 def _create(path: Path) -> None:
     """Make a private database of ours without tables, if there is none.
 

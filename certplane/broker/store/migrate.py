@@ -58,13 +58,16 @@ def upgrade_notices(place: str, revision: str | None) -> list[str]:
     return [f"{place}: the next start brings the schema from {revision} to {SCHEMA_REVISION}; make a copy before it"]
 
 
-def migrate(dialect: str, connect: Callable[[], Any], revision: str | None) -> None:
+def migrate(
+    dialect: str, connect: Callable[[], Any], revision: str | None, *, fill: Callable[[Any], None] | None = None
+) -> None:
     """Run the migrations that are missing, all in one transaction.
 
     Args:
         dialect: SQLAlchemy's URL of the dialect, `sqlite://` or `postgresql+psycopg://`.
         connect: Makes a driver's connection, which is closed afterwards.
         revision: What the database has, None for an empty one.
+        fill: Called with the driver's connection in the same transaction; what it raises undoes everything.
 
     Raises:
         SchemaError: nothing was changed.
@@ -85,6 +88,8 @@ def migrate(dialect: str, connect: Callable[[], Any], revision: str | None) -> N
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        if fill is not None:
+            fill(connection.connection.driver_connection)
     engine.dispose()
     _log.info("the store's schema went from %s to %s", revision or "nothing", SCHEMA_REVISION)
 

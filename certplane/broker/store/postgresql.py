@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -59,6 +59,7 @@ _NOT_OURS: Final = """
 """
 
 
+_ANYTHING: Final = "SELECT count(*) FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
 _ONCE_MORE: Final = "see that the server runs and can be reached, then start again"
 _REMEDIES: Final = {
     Fault.BUSY: "end the session that holds a lock on the broker's tables (see pg_stat_activity: a pg_dump or an open "
@@ -125,6 +126,105 @@ def _revision(connection: Connection) -> str | None:
     return None if found is None else str(found[0])
 
 
+def _open_session(url: str, wait: timedelta, *, exclusive: bool) -> Connection:
+    """A connection whose session is its own, and holds the lock if it is to have the database to itself.
+
+    Raises:
+        SqlError: UNREACHABLE, or BUSY if another broker has the lock.
+    """
+    connection = connect(url, wait)
+    try:
+        refuse_shared_session(connection, url, wait)
+        own_session(connection, wait)
+        query = "SELECT pg_try_advisory_lock(%s)"
+        row = connection.execute(query, (_LOCK,)).fetchone() if exclusive else (True,)
+    except psycopg.Error as error:
+        connection.close()
+        raise SqlError(Fault.UNREACHABLE, first_line(error)) from error
+    except SqlError:
+        connection.close()
+        raise
+    if row is None or not row[0]:
+        connection.close()
+        raise SqlError(Fault.BUSY, "another broker holds the database's lock")
+    return connection
+
+
+def _explain(error: SqlError, key: str) -> CertplaneError:
+    """What is said of a connection that a start doesn't get."""
+    if error.fault is Fault.BUSY:
+        return OperationError(
+            f"{key}: another broker uses this database",
+            remedy="stop it first, or give this one a database of its own",
+        )
+    if isinstance(error, PoolerError):
+        return _pooled(error, key)
+    if isinstance(error, ReadOnlyServerError):
+        return OperationError(
+            f"{key}: {error}",
+            remedy=f"name the primary server in {key}, all servers that may become it, or let the broker's user write",
+        )
+    return OperationError(f"{key}: the database can't be reached ({error})", remedy=f"check {key} and the server")
+
+
+@contextlib.contextmanager
+def alone(url: str, wait: timedelta, key: str, *, empty: bool) -> Iterator[Connection]:
+    """A connection to a database that this process alone has, for a copy: in no transaction, and without time limits.
+
+    Args:
+        url: Of the server itself.
+        wait: For others' locks.
+        key: Where the URL stands in the configuration.
+        empty: It is to have no tables. Else it has the program's schema, and no row changes until the connection's
+            transaction ends, which has begun.
+
+    Raises:
+        ConfigurationError: it has another schema or encoding, isn't empty, or is behind a pooler.
+        OperationError: a broker has it, or it can't be reached.
+    """
+    try:
+        connection = _open_session(url, wait, exclusive=True)
+    except SqlError as error:
+        raise _explain(error, key) from error
+    with contextlib.closing(connection):
+        try:
+            _check_encoding(connection, key)
+            _without_limits(connection)
+            if empty:
+                if connection.execute(_ANYTHING).fetchone() != (0,):
+                    text = "there is something in the target database"
+                    raise _configuration(text, "make an empty one: createdb --owner USER NAME", key=key)
+            else:
+                check_current(_revision(connection))
+                connection.autocommit = False
+                connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+                connection.execute(f"LOCK TABLE {', '.join(sorted(metadata.tables))} IN EXCLUSIVE MODE".encode())
+            yield connection
+        except SchemaError as error:
+            raise _configuration(*error.args, key=key) from error
+        except psycopg.Error as error:
+            raise OperationError(
+                f"{key}: {first_line(error)}", remedy="see the server's log, then try again"
+            ) from error
+
+
+def _without_limits(connection: Connection) -> None:
+    """What is done here takes the time that it takes, whatever the server's defaults are."""
+    for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+        connection.execute(f"SET {name} = 0".encode())
+
+
+def connect_to_migrate(url: str, wait: timedelta) -> Connection:
+    """A connection that waits for another's lock as every other does: a migration locks whole tables.
+
+    A session that reads one and never ends its transaction would hold up the start without a word.
+    """
+    connection = connect(url, wait)
+    _without_limits(connection)
+    connection.autocommit = False  # SQLAlchemy begins no transaction by itself: the driver does
+    return connection
+
+
 class PostgresqlSession(SqlSession):
     """`Session` over one connection that is made again when it was lost."""
 
@@ -152,7 +252,7 @@ class PostgresqlSession(SqlSession):
         try:
             self._connection = self._open()
         except SqlError as error:
-            raise self._explain(error) from error
+            raise _explain(error, key) from error
         try:
             _check_encoding(self._connection, self._key)
             if exclusive:
@@ -205,27 +305,7 @@ class PostgresqlSession(SqlSession):
             self._connection.close()
 
     def _open(self) -> Connection:
-        """A connection that holds the lock.
-
-        Raises:
-            SqlError: UNREACHABLE, or BUSY if another broker has the lock.
-        """
-        connection = connect(self._url, self._wait)
-        try:
-            refuse_shared_session(connection, self._url, self._wait)
-            own_session(connection, self._wait)
-            query = "SELECT pg_try_advisory_lock(%s)"
-            row = connection.execute(query, (_LOCK,)).fetchone() if self._exclusive else (True,)
-        except psycopg.Error as error:
-            connection.close()
-            raise SqlError(Fault.UNREACHABLE, first_line(error)) from error
-        except SqlError:
-            connection.close()
-            raise
-        if row is None or not row[0]:
-            connection.close()
-            raise SqlError(Fault.BUSY, "another broker holds the database's lock")
-        return connection
+        return _open_session(self._url, self._wait, exclusive=self._exclusive)
 
     def _ensure(self) -> None:
         if self._connection.closed:
@@ -244,25 +324,6 @@ class PostgresqlSession(SqlSession):
             raise fault_of(error, lost=False) from error
         except psycopg.Error as error:
             raise fault_of(error, lost=self._connection.closed) from error
-
-    def _explain(self, error: SqlError) -> CertplaneError:
-        """What a start says of a connection that it doesn't get."""
-        if error.fault is Fault.BUSY:
-            return OperationError(
-                f"{self._key}: another broker uses this database",
-                remedy="stop it first, or give this one a database of its own",
-            )
-        if isinstance(error, PoolerError):
-            return _pooled(error, self._key)
-        if isinstance(error, ReadOnlyServerError):
-            return OperationError(
-                f"{self._key}: {error}",
-                remedy=f"name the primary server in {self._key}, all servers that may become it, or let the broker's"
-                " user write",
-            )
-        return OperationError(
-            f"{self._key}: the database can't be reached ({error})", remedy=f"check {self._key} and the server"
-        )
 
     def _warn(self) -> None:
         """Log what the server may lose that it has acknowledged."""
@@ -310,16 +371,7 @@ class PostgresqlSession(SqlSession):
             ) from error
 
     def _connect_to_migrate(self) -> Connection:
-        """A connection that waits for another's lock as every other does: a migration locks whole tables.
-
-        A session that reads one and never ends its transaction would hold up the start without a word. What the
-        migration itself does takes the time that it takes, whatever the server's defaults are.
-        """
-        connection = connect(self._url, self._wait)
-        for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
-            connection.execute(f"SET {name} = 0".encode())
-        connection.autocommit = False  # SQLAlchemy begins no transaction by itself: the driver does
-        return connection
+        return connect_to_migrate(self._url, self._wait)
 
 
 def _pooled(error: PoolerError, key: str) -> CertplaneError:

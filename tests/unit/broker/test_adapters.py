@@ -413,10 +413,10 @@ async def test_database_password_is_a_secret(files: BrokerFiles) -> None:
             "password_secret": "db/pw",
         },
     )
-    url = await database._database_url(made, FakeSecretSource({"db/pw": "p@ss/word"}), made.store.url)
+    url = await database.database_url(made, FakeSecretSource({"db/pw": "p@ss/word"}), made.store.url)
     assert url == "postgresql://broker:p%40ss%2Fword@db.example:5432/certplane"
     with pytest.raises(ConfigurationError) as caught:
-        await database._database_url(made, FakeSecretSource({}), made.store.url)
+        await database.database_url(made, FakeSecretSource({}), made.store.url)
     assert caught.value.problems[0].key == "store.password_secret"
 
 
