@@ -217,8 +217,8 @@ class LineageRunner:
 
     @property
     def wants_again(self) -> bool:
-        """Whether `try_again` was asked for and nothing was planned since."""
-        return self._again_at is not None
+        """Whether `try_again` was asked for, or a version was revoked, and nothing was planned since."""
+        return self._again_at is not None or bool(self._revoked)
 
     @property
     def is_requesting(self) -> bool:

@@ -576,7 +576,9 @@ async def test_no_window_keeps_a_revoked_certificate_in_use(make_world: MakeWorl
     await directives.renew(
         [DirectedRenewal(each.certificate_id, world.clock.now(), RenewalCause.REVOKED) for each in revoked]
     )
+    assert agent._certificates["web"].wants_again, "`run --once` does it in the same run"
     status = await agent._certificates["web"].settle()
+    assert not agent._certificates["web"].wants_again
     assert status.installed_version == (3 if both else 2)
     assert (await world.status("web")).confirmed_version == status.installed_version
     await agent.close()
