@@ -6,6 +6,8 @@ The brokers have a database each. What a host has at one of them the other has n
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -69,14 +71,15 @@ class World:
     def __init__(self, deployment: Deployment) -> None:
         self.brokers = [Broker(deployment, number) for number in (1, 2)]
         urls = [broker.url for broker in self.brokers]
-        changes = {"identity": {"cert": None, "key": None}, "broker": {"url": None, "urls": urls}}
+        changes = {"identity": {"cert": None, "key": None}, "broker": {"url": None, "urls": urls, "timeout": "3s"}}
         self.host: Host = deployment.add_host(NAME, [WEB], agent=changes)
 
     async def connected_to(self) -> Broker | None:
-        """The broker that has the stream, as `status` names it."""
+        """The broker that has the stream, as `status` names it, once the certificate is in use and all is told."""
         finished = await self.host.run("status", "--json")
-        link = json.loads(finished.stdout)["broker"]
-        connected = link["phase"] == "connected" and not link["unacknowledged_reports"]
+        report = json.loads(finished.stdout)
+        link, (web,) = report["broker"], report["certificates"]
+        connected = link["phase"] == "connected" and not link["unacknowledged_reports"] and web["state"] == "waiting"
         return next((each for each in self.brokers if connected and each.url == link["broker_url"]), None)
 
     async def moves_to(self, broker: Broker) -> None:
@@ -111,10 +114,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 await broker.process.stop()
 
 
-async def test_a_host_goes_on_at_the_broker_that_is_there(world: World) -> None:
-    """Killed, restarted, stopped: the stream moves each time, certificates are renewed, and `check` says which is away."""
+async def begun(world: World) -> tuple[Broker, Broker]:
+    """The broker that the started agent has its stream at, and the other one."""
     await world.host.start()
-
     found: list[Broker] = []
 
     async def somewhere() -> bool:
@@ -122,8 +124,30 @@ async def test_a_host_goes_on_at_the_broker_that_is_there(world: World) -> None:
         return bool(found)
 
     await until(somewhere, poll=0.2, what="the first stream")
-    here = found[0]
-    (there,) = [broker for broker in world.brokers if broker is not here]
+    (there,) = [broker for broker in world.brokers if broker is not found[0]]
+    return found[0], there
+
+
+async def test_a_broker_that_stands_still_is_left(world: World) -> None:
+    """SIGSTOP, or a network that swallows what is sent: one call waits in vain, and then calls and stream are elsewhere."""
+    here, there = await begun(world)
+    os.kill(here.process.pid, signal.SIGSTOP)
+    try:
+        asked = await world.host.run("renew", "web")
+        assert asked.status == 1
+        assert f"the broker at {here.url} didn't answer in time" in asked.stdout + asked.stderr
+        await world.moves_to(there)
+        renewed = await world.host.run("renew", "web")
+        assert renewed.status == 0, renewed.stderr + renewed.stdout
+        assert await world.check() == (0, {f"broker {here.url}": "warn", f"broker {there.url}": "ok"})
+    finally:
+        os.kill(here.process.pid, signal.SIGCONT)
+    await world.moves_to(there)
+
+
+async def test_a_host_goes_on_at_the_broker_that_is_there(world: World) -> None:
+    """Killed, restarted, stopped: the stream moves each time, certificates are renewed, and `check` says which is away."""
+    here, there = await begun(world)
     names = {broker: f"broker {broker.url}" for broker in world.brokers}
     assert await world.check() == (0, {names[here]: "ok", names[there]: "ok"})
     shown = await world.host.run("status")
