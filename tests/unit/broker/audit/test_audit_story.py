@@ -289,7 +289,6 @@ async def operators() -> list[AuditEvent]:
     world = World()
     issued = await (await world.started()).issue(caller(), issue())
     assert issued.certificate is not None
-    revocation: Any = SimpleNamespace(reason=RevocationReason.KEY_COMPROMISE, key_file=None)
     prepared: Any = SimpleNamespace(
         policy=SimpleNamespace(current=SimpleNamespace(hash="policy"), path="policy.yml"),
         trust=SimpleNamespace(server=SimpleNamespace(serial_number="0c"), bundle=SimpleNamespace(hash="bundle")),
@@ -321,7 +320,9 @@ async def operators() -> list[AuditEvent]:
         identity_commands._event(trail, entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW),
         *identity_commands._settlement_events(settlement, trail),
         account_commands._key_event(trail, ca, "the account's key was replaced"),
-        account_commands._revocation_event(trail, AuditEventType.CERTIFICATE_REVOKED, issued.certificate, revocation),
+        account_commands._revocation_event(
+            trail, AuditEventType.CERTIFICATE_REVOKED, issued.certificate, RevocationReason.KEY_COMPROMISE, None
+        ),
         *reloads,
         *app._start_events(prepared, AuditTrail(clock, lambda: "event-2")),
         *stores.database.events,
