@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from certplane import __version__
+from certplane.broker import metrics
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer, import_spill
 from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
 from certplane.broker.configured import secret_source
@@ -43,8 +45,12 @@ from certplane.broker.issuers.dns.settings import propagation_limit
 from certplane.broker.issuing import messages
 from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
 from certplane.broker.issuing.supervision import IssuingProcess
+from certplane.broker.members.membership import Membership
+from certplane.broker.members.model import Member
+from certplane.broker.members.ports import LastingLease
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
+from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import Meter
 from certplane.broker.prepared import Prepared
 from certplane.broker.reload import Reloader, trust_fields
@@ -82,6 +88,7 @@ class Broker:
     """A running broker."""
 
     settings: BrokerSettings
+    policy: FilePolicySource
     server: BrokerServer
     stores: Stores
     trust: TrustInForce
@@ -90,6 +97,7 @@ class Broker:
     authority: RegistrationAuthority
     renewal_plans: RenewalPlans
     hub: FleetHub
+    start_time: datetime
     metrics_listener: MetricsListener | None = None
 
     @property
@@ -132,10 +140,10 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
 
         plans = RenewalPlans(stores.renewal_plans)
         await plans.refresh()
-        accounts = await issuing_started
         issuers = {name: RemoteIssuer(issuing, name, ca.directory_url) for name, ca in settings.cas.items()}
         solver = RemoteSolver(issuing, clock)
         trust = TrustInForce(prepared.trust, clock.now())
+        membership = _membership(settings, stores, lambda: _member(broker), clock=clock, meter=meter)
         authority = RegistrationAuthority(
             IssuancePorts(
                 policies=prepared.policy,
@@ -152,6 +160,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 revokers=issuers,
                 solver=solver,
                 preflight=RemotePreflight(issuing),
+                lease=membership or LastingLease(),
                 epoch=epoch,
                 clock=clock,
                 renewals=plans,
@@ -159,7 +168,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 rng=rng,
                 new_id=new_id,
             ),
-            _issuance_settings(settings, accounts.values()),
+            _issuance_settings(settings, (await issuing_started).values()),
         )
         admission = _admission(prepared, trust, stores, clock=clock, trail=trail, meter=meter)
         edge = Edge(admission=admission, denials=denials, meter=meter, clock=clock, trail=trail)
@@ -205,10 +214,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 view, RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none), hub.registry
             ),
         )
-        listener = None
-        if settings.metrics.address is not None:
-            listener = MetricsListener(settings.metrics.address, meter.registry)
-            stack.callback(listener.close)
+        listener = stack.enter_context(_metrics(settings, meter))
         reloader = Reloader(
             trust=trust,
             files=prepared.trust_files,
@@ -224,8 +230,22 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             take_limits=authority.take_limits,
             take_level=issuing.set_level,
         )
-        broker = Broker(settings, server, stores, trust, reloader, meter, authority, plans, hub, listener)
+        broker = Broker(
+            settings,
+            prepared.policy,
+            server,
+            stores,
+            trust,
+            reloader,
+            meter,
+            authority,
+            plans,
+            hub,
+            clock.now(),
+            listener,
+        )
         issuing.in_trouble = lambda: authority.in_trouble
+        await stack.enter_async_context(_among_others(membership, broker))
         await authority.start([profile.name for profile in prepared.policy.current.profiles])
         stack.push_async_callback(_stop, broker, trail)
         await server.start()
@@ -249,7 +269,18 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ("renewal plans", planner.run()),
             ("streams", hub.supervision.run()),
             ("health of the fleet", health.run()),
-            ("readiness", watch_readiness(server, authority, stores, prepared.policy, issuing=issuing, clock=clock)),
+            (
+                "readiness",
+                watch_readiness(
+                    broker.server,
+                    authority,
+                    stores,
+                    prepared.policy,
+                    lease=membership or LastingLease(),
+                    issuing=issuing,
+                    clock=clock,
+                ),
+            ),
             ("event loop", watch_loop(meter, clock)),
             ("retention", retention.prune()),
             ("free space", retention.watch()),
@@ -259,6 +290,55 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         ):
             await stack.enter_async_context(running(work, name))
         yield broker
+
+
+@contextmanager
+def _metrics(settings: BrokerSettings, meter: PrometheusMeter) -> Iterator[MetricsListener | None]:
+    """The listener for metrics, where there is to be one."""
+    if settings.metrics.address is None:
+        yield None
+        return
+    with closing(MetricsListener(settings.metrics.address, meter.registry)) as listener:
+        yield listener
+
+
+def _membership(
+    settings: BrokerSettings, stores: Stores, me: Callable[[], Member], *, clock: Clock, meter: Meter
+) -> Membership | None:
+    """This broker's, where others can open the same database."""
+    if settings.store.driver is StoreDriver.SQLITE:
+        meter.level(metrics.LEASE, 1)  # the file's lock is its lease
+        return None
+    return Membership(stores.members, me, clock, meter)
+
+
+@asynccontextmanager
+async def _among_others(membership: Membership | None, broker: Broker) -> AsyncIterator[None]:
+    """Have a lease for the length of the block, and hear of the orders that others run."""
+    if membership is None:
+        yield
+        return
+    elsewhere = broker.authority.orders_elsewhere
+    broker.stores.changes.follow(ChangeKind.ORDER, elsewhere, what="other brokers' orders")
+    await membership.join()
+    async with running(membership.run(), "lease"):
+        yield
+    await membership.leave()
+
+
+def _member(broker: Broker) -> Member:
+    """What the broker says of itself to others."""
+    return Member(
+        broker_id=broker.stores.members.broker_id,
+        name=socket.gethostname(),
+        address=str(broker.settings.server.address),
+        version=__version__,
+        start_time=broker.start_time,
+        policy_hash=broker.policy.current.hash,
+        trust_hash=broker.trust.current.bundle.hash,
+        configuration_hash=broker.settings.hash,
+        stream_count=len(broker.hub.registry),
+    )
 
 
 def _tell_hub(hub: FleetHub, plans: RenewalPlans, stores: Stores, clock: Clock) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuing.remote import RemoteIssuer, RemoteSolver
 from certplane.broker.issuing.supervision import IssuingProcess
+from certplane.broker.members.ports import Lease
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.store import Stores
@@ -51,10 +52,11 @@ async def watch_readiness(
     stores: Stores,
     policy: FilePolicySource,
     *,
+    lease: Lease,
     issuing: IssuingProcess,
     clock: Clock,
 ) -> None:
-    """Let health say whether the store can be written: calls that need it would be refused.
+    """Let health say whether the store can be written, and the lease on it stands: calls that need it are refused.
 
     Beside it whether every profile can have certificates, and whether there is a process that orders them, which is for
     alarms: nobody is kept away for it.
@@ -72,7 +74,7 @@ async def watch_readiness(
         if now_well != well:
             well = now_well
             await server.set_issuing(well=well)
-        now_ready = stores.ready()
+        now_ready = stores.ready() and lease.stands()
         if now_ready != ready:
             ready = now_ready
             _logger.log(logging.INFO if ready else logging.ERROR, "the store is %s", "ready" if ready else "not ready")

@@ -46,6 +46,12 @@ class Histogram(Metric):
     buckets: tuple[float, ...] = _SECONDS
 
 
+# The broker among others.
+
+LEASE: Final = Gauge(
+    "certplane_lease", "1 while this broker holds its lease on the database, and may issue."
+)
+
 # Calls and the process.
 
 RPC_CALLS: Final = Counter(

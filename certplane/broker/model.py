@@ -196,6 +196,10 @@ class Order(OrderDraft):
     retry_time: datetime | None = None
     finalize_time: datetime | None = None
     """When it was decided to send the CSR: from then on there may be a certificate of it."""
+    holder: str = ""
+    """The broker that runs it (`members`); empty if it was given back."""
+    epoch: int = 0
+    """How often it was taken. Who writes on it says which take was theirs: nobody else's write counts any more."""
     trouble: str = field(default="", metadata={"stored": False})
     """Why its last step failed and is tried again; known to the process alone that works on it, and not stored."""
 
@@ -320,6 +324,8 @@ class ChangeKind(StrEnum):
     """An entry of the deny-list; the key is its name, or its serial number and issuer."""
     CERTIFICATE_REVOKED = "certificate_revoked"
     """The key is the certificate_id."""
+    ORDER = "order"
+    """An order has another state, or another holder; the key is its order_id. Told where brokers share a database."""
 
 
 @dataclass(frozen=True, slots=True)

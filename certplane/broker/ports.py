@@ -81,6 +81,14 @@ class OpenedOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheLook:
+    """What a caller has found in the cache before it opens an order: the newest of these issuers, empty for none."""
+
+    issuers: tuple[str, ...]
+    certificate_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class OrderChange:
     """What to write on an order; None leaves a field as it is."""
 
@@ -104,14 +112,26 @@ class OrderStore(Protocol):
     fails: STORE_UNAVAILABLE, nothing changed.
     """
 
-    async def open_order(self, draft: OrderDraft, limits: DurableLimits, events: Sequence[AuditEvent]) -> OpenedOrder:
+    holder: str
+    """This broker, as orders name who runs them."""
+
+    async def open_order(
+        self,
+        draft: OrderDraft,
+        limits: DurableLimits,
+        events: Sequence[AuditEvent],
+        *,
+        look: CacheLook | None = None,
+    ) -> OpenedOrder | None:
         """Join the open (or failed and not yet retryable) order of the same key, else check limits and make one.
 
-        One transaction: two callers at once get one order. Events are written only when an order is created; those
-        that name no order get its id. What was asked for once is taken once: if another order, open or finalised,
-        has taken it already, the new one is ORDINARY. That is one of the same `replaces_certificate_id`, or, without
-        it, one of the same identity and profile since `ask_time`; one without it takes the newest certificate. Times
-        further ahead than `policy.limits.AHEAD` are of a clock that was set back, and count for nothing.
+        One transaction: two callers at once, of two brokers too, get one order. None, and nothing is done, if the cache
+        has had a certificate for the key since the caller's `look`: look again. Events are written only when an order
+        is created; those that name no order get its id. What was asked for once is taken once: if another order, open
+        or finalised, has taken it already, the new one is ORDINARY. That is one of the same `replaces_certificate_id`,
+        or, without it, one of the same identity and profile since `ask_time`; one without it takes the newest
+        certificate. Times further ahead than `policy.limits.AHEAD` are of a clock that was set back, and count for
+        nothing.
         CERTIFICATE_AUTHORIZED gets the order's cause.
 
         Raises:
@@ -120,18 +140,46 @@ class OrderStore(Protocol):
         """
         ...
 
-    async def change_order(self, order_id: str, change: OrderChange, events: Sequence[AuditEvent] = ()) -> Order:
+    async def change_order(self, order: Order, change: OrderChange, events: Sequence[AuditEvent] = ()) -> Order:
         """Write `change` on an open order and return it as it is now.
 
         An ended order takes a change of `txt_records` alone, since records are removed after the end.
 
+        Args:
+            order: As who runs it knows it; its id and its epoch count.
+            change: What to write.
+            events: Go with it.
+
         Raises:
-            RefusalError: ORDER_NOT_FOUND for an unknown order, and for any other change of an ended one.
+            RefusalError: ORDER_NOT_FOUND for an unknown order, for one that was taken since (another epoch), and for
+                any other change of an ended one.
         """
         ...
 
-    async def finish_order(self, certificate: CertificateRecord, events: Sequence[AuditEvent]) -> Order:
-        """Store the certificate and set its order ISSUED, in one transaction. Doing it again changes nothing."""
+    async def finish_order(self, order: Order, certificate: CertificateRecord, events: Sequence[AuditEvent]) -> Order:
+        """Store the certificate and set its order ISSUED, in one transaction. Doing it again changes nothing.
+
+        Raises:
+            RefusalError: ORDER_NOT_FOUND, as `change_order`.
+        """
+        ...
+
+    async def take_orders(self, limit: int) -> Sequence[Order]:
+        """Take unfinished orders that no living broker holds, the oldest first; their epoch rises, durable.
+
+        Of two brokers that ask at once, each gets others. None is left when fewer than `limit` come back.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def give_back_orders(self) -> None:
+        """Let others take what this broker holds and hasn't finished.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
         ...
 
     async def get_order(self, order_id: str) -> Order | None:
@@ -143,7 +191,7 @@ class OrderStore(Protocol):
         ...
 
     async def unfinished_orders(self) -> Sequence[Order]:
-        """Open orders and ended ones that still list TXT records, oldest first: what a start must pick up."""
+        """Open orders and ended ones that still list TXT records, oldest first, whoever holds them."""
         ...
 
 

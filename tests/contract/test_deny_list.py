@@ -192,7 +192,7 @@ async def test_what_the_ca_may_have_issued_stays_open(store: StoreHarness) -> No
     """An order that is FINALIZING is followed to its end; one that has ended stays as it is."""
     await store.open_order(identity=NAME)
     (order,) = await store.stores.orders.unfinished_orders()
-    await store.stores.orders.change_order(order.order_id, FINALIZING)
+    await store.stores.orders.change_order(order, FINALIZING)
     await store.stores.deny_list.deny(DenyEntry(name=NAME), [store.event()])
     (found,) = await store.stores.orders.unfinished_orders()
     assert found.state is OrderState.FINALIZING

@@ -304,7 +304,7 @@ async def test_revoked_certificates_that_have_not_expired(store: StoreHarness) -
         draft = a_draft(identity=host, dns_names=(f"n{number}.example",), public_key_sha256=f"key-{number}")
         order = (await store.stores.orders.open_order(draft, NO_LIMITS, [])).order
         record = certificate(order, f"certificate-{number}", now, timedelta(days=days))
-        await store.stores.orders.finish_order(record, [])
+        await store.stores.orders.finish_order(order, record, [])
         records.append(record)
     reason = RevocationReason.KEY_COMPROMISE
     for record in records[:3]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -102,7 +103,7 @@ async def test_a_failed_order_is_joined_until_it_may_be_tried_again(store: Store
     """Before a failed order's retry_time its key gets that order; from then on a new one."""
     order = await store.open_order()
     failed = OrderChange(state=OrderState.FAILED, error=REFUSAL, retry_time=store.clock.now() + HOUR)
-    await store.stores.orders.change_order(order.order_id, failed)
+    await store.stores.orders.change_order(order, failed)
     store.clock.advance(HOUR - timedelta(microseconds=1))
     again = await store.stores.orders.open_order(draft(), NO_LIMITS, [])
     assert not again.created
@@ -116,7 +117,7 @@ async def test_a_failed_order_is_joined_until_it_may_be_tried_again(store: Store
 async def test_a_failed_order_without_a_retry_time_is_not_joined(store: StoreHarness) -> None:
     """An order that failed with no word on when to come back makes way at once."""
     order = await store.open_order()
-    await store.stores.orders.change_order(order.order_id, OrderChange(state=OrderState.FAILED, error=REFUSAL))
+    await store.stores.orders.change_order(order, OrderChange(state=OrderState.FAILED, error=REFUSAL))
     assert (await store.stores.orders.open_order(draft(), NO_LIMITS, [])).created
 
 
@@ -162,9 +163,7 @@ async def test_a_blocked_key_is_refused_even_where_an_order_is_open(store: Store
 async def test_an_ending_can_block_the_key(store: StoreHarness) -> None:
     """For what a CA may have issued and nobody stored: the order ends and its key is spent, in one transaction."""
     order = await store.open_order()
-    failed = await store.stores.orders.change_order(
-        order.order_id, OrderChange(state=OrderState.FAILED, block_key=True)
-    )
+    failed = await store.stores.orders.change_order(order, OrderChange(state=OrderState.FAILED, block_key=True))
     assert failed.state is OrderState.FAILED
     use = await store.stores.keys.key_use(failed.public_key_sha256)
     assert use is not None
@@ -243,7 +242,7 @@ async def test_a_key_that_was_used_today_is_not_a_new_key(store: StoreHarness) -
     """Trying again with the same key isn't stopped by the limit on new keys."""
     limits = DurableLimits(new_keys_per_identity_profile_per_day=1)
     order = await store.open_order(limits=limits)
-    await store.stores.orders.change_order(order.order_id, OrderChange(state=OrderState.FAILED))
+    await store.stores.orders.change_order(order, OrderChange(state=OrderState.FAILED))
     assert (await store.stores.orders.open_order(draft(), limits, [])).created
     other = draft(public_key_sha256="key-b")
     assert (await refused(store.stores.orders.open_order(other, limits, []))).reason is Reason.RATE_LIMITED
@@ -270,7 +269,7 @@ async def test_a_limit_on_certificates_counts_what_may_be_one(
     """Whatever its key, an order that is open or was finalised; one that failed before has cost the CA no certificate."""
     order = await store.open_order(limits=limits)
     for state in states:
-        await store.stores.orders.change_order(order.order_id, OrderChange(state=state))
+        await store.stores.orders.change_order(order, OrderChange(state=state))
     again = draft(replaces_certificate_id="another")  # of the same key
     if counts:
         refusal = await refused(store.stores.orders.open_order(again, limits, []))
@@ -315,7 +314,7 @@ async def test_what_was_asked_for_once_is_taken_once(
     facts: dict[str, Any] = {"cause": cause, "ask_time": store.clock.now(), "replaces_certificate_id": replaces}
     store.clock.advance(timedelta(seconds=1))
     failed = await store.open_order(public_key_sha256="key-0", **facts)
-    await store.stores.orders.change_order(failed.order_id, OrderChange(state=OrderState.FAILED))
+    await store.stores.orders.change_order(failed, OrderChange(state=OrderState.FAILED))
     if issued:
         await store.issue(key="key-1", **facts)
     else:
@@ -384,7 +383,7 @@ async def test_a_failure_that_a_clock_ahead_has_dated_does_not_answer_for_good(s
     store.clock.advance(timedelta(days=365))
     order = await store.open_order()
     failed = OrderChange(state=OrderState.FAILED, error=REFUSAL, retry_time=store.clock.now() + HOUR)
-    await store.stores.orders.change_order(order.order_id, failed)
+    await store.stores.orders.change_order(order, failed)
     store.clock.advance(-timedelta(days=365))
     assert (await store.stores.orders.open_order(draft(), NO_LIMITS, [])).created
 
@@ -446,10 +445,10 @@ async def test_a_change_writes_what_it_names_and_leaves_the_rest(store: StoreHar
     records = (TxtRecord("example.org", "_acme-challenge.example.org", "value-1", "id-7", "dns/one"),)
     store.clock.advance(timedelta(seconds=1))
     first = await store.stores.orders.change_order(
-        order.order_id, OrderChange(acme_order_url="https://ca.example/1", txt_records=records), [store.event()]
+        order, OrderChange(acme_order_url="https://ca.example/1", txt_records=records), [store.event()]
     )
     assert (first.update_time, first.state) == (order.update_time, OrderState.PENDING)
-    second = await store.stores.orders.change_order(order.order_id, OrderChange(state=OrderState.VALIDATING))
+    second = await store.stores.orders.change_order(order, OrderChange(state=OrderState.VALIDATING))
     assert second.update_time == store.clock.now()
     assert (second.acme_order_url, second.txt_records) == ("https://ca.example/1", records)
     assert await store.stores.orders.get_order(order.order_id) == second
@@ -460,7 +459,7 @@ async def test_an_error_is_read_back_as_it_was_written(store: StoreHarness) -> N
     """A refusal with its violations, problem documents and times survives the store."""
     order = await store.open_order()
     change = OrderChange(state=OrderState.FAILED, error=REFUSAL, retry_time=store.clock.now() + HOUR)
-    await store.stores.orders.change_order(order.order_id, change)
+    await store.stores.orders.change_order(order, change)
     found = await store.stores.orders.get_order(order.order_id)
     assert found is not None
     assert found.error == REFUSAL
@@ -469,7 +468,9 @@ async def test_an_error_is_read_back_as_it_was_written(store: StoreHarness) -> N
 
 async def test_an_unknown_order_can_not_be_changed(store: StoreHarness) -> None:
     """ORDER_NOT_FOUND, and no event of it is written."""
-    change = store.stores.orders.change_order("none", OrderChange(state=OrderState.FAILED), [store.event()])
+    change = store.stores.orders.change_order(
+        replace(await store.open_order(), order_id="none"), OrderChange(state=OrderState.FAILED), [store.event()]
+    )
     assert (await refused(change)).reason is Reason.ORDER_NOT_FOUND
     assert await store.event_ids() == []
 
@@ -479,26 +480,26 @@ async def test_an_ended_order_takes_a_change_of_its_txt_records_alone(store: Sto
     """Records are removed after the end; nothing else of an ended order changes."""
     order = await store.open_order()
     records = (TxtRecord("example.org", "_acme-challenge.example.org", "value-1"),)
-    await store.stores.orders.change_order(order.order_id, OrderChange(txt_records=records))
+    await store.stores.orders.change_order(order, OrderChange(txt_records=records))
     if end is OrderState.ISSUED:
         await store.stores.orders.finish_order(
-            certificate(order, "certificate-1", store.clock.now(), timedelta(days=90)), []
+            order, certificate(order, "certificate-1", store.clock.now(), timedelta(days=90)), []
         )
     else:
-        await store.stores.orders.change_order(order.order_id, OrderChange(state=end))
+        await store.stores.orders.change_order(order, OrderChange(state=end))
     for change in (OrderChange(state=OrderState.FAILED), OrderChange(txt_records=(), acme_order_url="x")):
-        refusal = await refused(store.stores.orders.change_order(order.order_id, change))
+        refusal = await refused(store.stores.orders.change_order(order, change))
         assert refusal.reason is Reason.ORDER_NOT_FOUND
-    changed = await store.stores.orders.change_order(order.order_id, OrderChange(txt_records=()))
+    changed = await store.stores.orders.change_order(order, OrderChange(txt_records=()))
     assert (changed.txt_records, changed.state) == ((), end)
 
 
 async def test_an_order_does_not_go_back(store: StoreHarness) -> None:
     """A state before the present one is a mistake of the program."""
     order = await store.open_order()
-    await store.stores.orders.change_order(order.order_id, OrderChange(state=OrderState.FINALIZING))
+    await store.stores.orders.change_order(order, OrderChange(state=OrderState.FINALIZING))
     with pytest.raises(RuntimeError):
-        await store.stores.orders.change_order(order.order_id, OrderChange(state=OrderState.VALIDATING))
+        await store.stores.orders.change_order(order, OrderChange(state=OrderState.VALIDATING))
     found = await store.stores.orders.get_order(order.order_id)
     assert found is not None
     assert found.state is OrderState.FINALIZING
@@ -509,7 +510,7 @@ async def test_finishing_stores_the_certificate_and_issues_the_order(store: Stor
     order = await store.open_order()
     store.clock.advance(timedelta(minutes=1))
     record = certificate(order, "certificate-1", store.clock.now(), timedelta(days=90))
-    finished = await store.stores.orders.finish_order(record, [store.event()])
+    finished = await store.stores.orders.finish_order(order, record, [store.event()])
     assert (finished.state, finished.certificate_id) == (OrderState.ISSUED, "certificate-1")
     assert finished.update_time == store.clock.now()
     assert await store.stores.certificates.get_certificate("certificate-1") == record
@@ -520,9 +521,9 @@ async def test_finishing_again_changes_nothing(store: StoreHarness) -> None:
     """The order keeps its first certificate, and is audited once."""
     order = await store.open_order()
     record = certificate(order, "certificate-1", store.clock.now(), timedelta(days=90))
-    first = await store.stores.orders.finish_order(record, [store.event()])
+    first = await store.stores.orders.finish_order(order, record, [store.event()])
     other = certificate(order, "certificate-2", store.clock.now(), timedelta(days=90))
-    assert await store.stores.orders.finish_order(other, [store.event()]) == first
+    assert await store.stores.orders.finish_order(order, other, [store.event()]) == first
     assert await store.stores.certificates.get_certificate("certificate-2") is None
     assert await store.event_ids() == ["event-000001"]
 
@@ -530,9 +531,9 @@ async def test_finishing_again_changes_nothing(store: StoreHarness) -> None:
 async def test_a_failed_order_can_not_be_finished(store: StoreHarness) -> None:
     """ORDER_NOT_FOUND, and no certificate is stored."""
     order = await store.open_order()
-    await store.stores.orders.change_order(order.order_id, OrderChange(state=OrderState.FAILED))
+    await store.stores.orders.change_order(order, OrderChange(state=OrderState.FAILED))
     record = certificate(order, "certificate-1", store.clock.now(), timedelta(days=90))
-    assert (await refused(store.stores.orders.finish_order(record, []))).reason is Reason.ORDER_NOT_FOUND
+    assert (await refused(store.stores.orders.finish_order(order, record, []))).reason is Reason.ORDER_NOT_FOUND
     assert await store.stores.certificates.get_certificate("certificate-1") is None
 
 
@@ -540,9 +541,9 @@ async def test_unfinished_orders_are_the_open_ones_and_those_with_records_oldest
     """What a start must pick up: open orders, and ended ones that still list TXT records."""
     left, failed, pending = [await store.open_order(public_key_sha256=f"key-{number}") for number in range(3)]
     records = OrderChange(txt_records=(TxtRecord("example.org", "_acme-challenge.example.org", "value-1"),))
-    await store.stores.orders.change_order(left.order_id, records)
+    await store.stores.orders.change_order(left, records)
     for order in (left, failed):
-        await store.stores.orders.change_order(order.order_id, OrderChange(state=OrderState.FAILED))
+        await store.stores.orders.change_order(order, OrderChange(state=OrderState.FAILED))
     store.clock.advance(timedelta(seconds=1))
     late = await store.open_order(public_key_sha256="key-late")
     found = [order.order_id for order in await store.stores.orders.unfinished_orders()]
@@ -572,7 +573,7 @@ async def test_fail_closed_leaves_an_order_as_it_was(store: StoreHarness) -> Non
     """A change whose event can't be written is not made."""
     order = await store.open_order()
     with store.audit_broken():
-        change = store.stores.orders.change_order(order.order_id, OrderChange(state=OrderState.FAILED), [store.event()])
+        change = store.stores.orders.change_order(order, OrderChange(state=OrderState.FAILED), [store.event()])
         assert (await refused(change)).reason is Reason.AUDIT_UNAVAILABLE
     assert await store.stores.orders.get_order(order.order_id) == order
 
@@ -581,7 +582,7 @@ async def test_what_has_no_event_needs_no_audit_log(store: StoreHarness) -> None
     """A change without events is made while the audit log can't be written."""
     order = await store.open_order()
     with store.audit_broken():
-        changed = await store.stores.orders.change_order(order.order_id, OrderChange(acme_order_url="x"))
+        changed = await store.stores.orders.change_order(order, OrderChange(acme_order_url="x"))
     assert changed.acme_order_url == "x"
 
 

@@ -174,7 +174,7 @@ async def test_a_certificate_is_in_force_until_its_replacement_is_issued(store: 
     """An order that is open, or has failed, replaces nothing."""
     old = await store.issue()
     failed = await store.open_order(public_key_sha256="key-f", replaces_certificate_id=old.certificate_id)
-    await store.stores.orders.change_order(failed.order_id, OrderChange(state=OrderState.FAILED))
+    await store.stores.orders.change_order(failed, OrderChange(state=OrderState.FAILED))
     await store.open_order(public_key_sha256="key-o", replaces_certificate_id=old.certificate_id)
     assert [one.certificate_id for one in await in_force(store)] == [old.certificate_id]
     new = await store.issue(replaces_certificate_id=old.certificate_id)

@@ -35,7 +35,7 @@ async def fail(store: StoreHarness, order: Order, **changes: Any) -> None:
     error = Refusal(Reason.ISSUER_REJECTED, "no")
     values = {"retry_time": store.clock.now() + DAY, **changes}
     change = OrderChange(state=OrderState.FAILED, error=error, **values)
-    await store.stores.orders.change_order(order.order_id, change)
+    await store.stores.orders.change_order(order, change)
 
 
 async def test_an_empty_store(store: StoreHarness) -> None:

@@ -62,7 +62,7 @@ async def issue(edge: EdgeServer, host: str = HOST, name: str = "a.example") -> 
     wanted = draft(identity=host, dns_names=(name,), public_key_sha256=f"key-{host}-{name}")
     order = (await edge.stores.orders.open_order(wanted, NO_LIMITS, [])).order
     record = certificate(order, f"certificate-{order.order_id}", edge.clock.now(), timedelta(days=90))
-    await edge.stores.orders.finish_order(record, [])
+    await edge.stores.orders.finish_order(order, record, [])
     return record
 
 

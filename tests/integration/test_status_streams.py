@@ -163,7 +163,7 @@ async def issue(edge: EdgeServer, **values: Any) -> CertificateRecord:
     """A certificate of the host's, in the store."""
     order = (await edge.stores.orders.open_order(draft(identity=HOST, **values), NO_LIMITS, [])).order
     record = certificate(order, f"certificate-{order.order_id}", edge.clock.now(), timedelta(days=90))
-    await edge.stores.orders.finish_order(record, [])
+    await edge.stores.orders.finish_order(order, record, [])
     return record
 
 

@@ -21,6 +21,7 @@ from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.members.ports import LastingLease, Lease
 from certplane.broker.model import (
     Caller,
     Grant,
@@ -179,7 +180,7 @@ class World:
         other.connect()
         return other
 
-    def authority(self) -> RegistrationAuthority:
+    def authority(self, *, lease: Lease | None = None) -> RegistrationAuthority:
         """A broker's registration authority in this world."""
         ports = IssuancePorts(
             policies=self.policies,
@@ -196,6 +197,7 @@ class World:
             revokers={self.issuer.name: self.revoker},
             solver=self.solver,
             preflight=self.preflight,
+            lease=lease or LastingLease(),
             epoch=self.epoch,
             clock=self.clock,
             renewals=self.plans,

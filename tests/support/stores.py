@@ -132,7 +132,7 @@ class StoreHarness:
         number = next(self.numbers)
         order = await self.open_order(public_key_sha256=key or f"key-{number}", **values)
         record = certificate(order, f"certificate-{number:06d}", self.clock.now(), lasts)
-        await self.stores.orders.finish_order(record, [])
+        await self.stores.orders.finish_order(order, record, [])
         return record
 
 

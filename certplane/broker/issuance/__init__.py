@@ -11,7 +11,8 @@ nor SQL. Read in this order:
 | `wants` | why an order is wanted, and who hears that a limit holds it up |
 | `caching` | pure: which stored certificate answers a request |
 | `dispatch` | who runs the orders: a task each, resumed at the start, parked at the stop |
-| `flights` | the orders under way in this process, and those who wait for them |
+| `flights` | the orders under way, and those who wait for them |
+| `elsewhere` | orders that another broker runs, for those who wait for them here |
 | `execution` | one order's run to its end: step after step, and what follows from each outcome |
 | `steps` | the steps at the CA, each journalled before the next, and their outcomes; `FAILPOINTS` |
 | `failover` | which issuer an order goes to, and which ones are out |

@@ -27,7 +27,8 @@ from certplane.broker.issuance.caching import answers, answers_again
 from certplane.broker.issuance.commands import IssueCommand, IssueResult
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.delivery import Delivery
-from certplane.broker.issuance.dispatch import OrderDispatcher, draining_refusal
+from certplane.broker.issuance.dispatch import OrderDispatcher, draining_refusal, leaseless_refusal
+from certplane.broker.issuance.elsewhere import OrdersElsewhere
 from certplane.broker.issuance.events import CallEvents, EventFactory
 from certplane.broker.issuance.flights import Flight
 from certplane.broker.issuance.revocation import Revocation
@@ -35,7 +36,7 @@ from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.waiting import within
 from certplane.broker.issuance.wants import LimitsTold, Wants
 from certplane.broker.model import Caller, CertificateRecord, Order, OrderDraft, OrderState, RevocationReason
-from certplane.broker.ports import CertificateQuery, DenialRecorder, DurableLimits
+from certplane.broker.ports import CacheLook, CertificateQuery, DenialRecorder, DurableLimits
 from certplane.errors import Reason, RefusalError
 
 _NO_DECISION = frozenset(
@@ -94,6 +95,11 @@ class RegistrationAuthority:
     def blocked(self, profiles: Collection[str]) -> Collection[str]:
         """Which of these profiles can't have certificates until a person has acted, as far as is known."""
         return self._dispatcher.condition.blocked(profiles)
+
+    @property
+    def orders_elsewhere(self) -> OrdersElsewhere:
+        """Hears of the orders that other brokers run."""
+        return self._dispatcher.elsewhere
 
     @property
     def in_trouble(self) -> bool:
@@ -159,18 +165,16 @@ class RegistrationAuthority:
         """
         events = self._events.of_call(caller, request_id)
         order = await self._own_order(caller, order_id, events)
-        flight = self._dispatcher.flights.find(order_id)
+        flight = self._dispatcher.find(order_id)
         if flight is None and order.state.is_open:
-            if self._dispatcher.draining:
-                raise draining_refusal()
-            flight = self._dispatcher.run(order)
+            flight = self._dispatcher.see(order)
         if flight is None:
             yield await self._result(caller, order, events)
             return
         async for state in flight.follow():
             yield await self._result(caller, state, events)
         if flight.order.state.is_open:
-            raise draining_refusal()
+            raise draining_refusal() if self._dispatcher.draining else leaseless_refusal()
 
     async def get_certificate(self, caller: Caller, request_id: str, certificate_id: str) -> CertificateRecord:
         """A certificate of the caller.
@@ -208,10 +212,8 @@ class RegistrationAuthority:
         self, caller: Caller, command: IssueCommand, asked: AuthorisedRequest, events: CallEvents
     ) -> IssueResult | Flight:
         """The answer if there is one by now, else the order to wait for."""
-        flights = self._dispatcher.flights
         while True:
-            issued = flights.issued
-            cached = await self._find_cached(caller, asked)
+            look, cached = await self._find_cached(caller, asked)
             if cached is not None:
                 record, order = cached
                 await self._delivery.from_cache(caller, asked, record, events)
@@ -220,24 +222,26 @@ class RegistrationAuthority:
             # The cache had no answer for a key that fails this either.
             await self._authorisation.check_new_key(caller, asked.request)
             draft = self._draft(caller, command, asked)
-            flight = flights.find_open(draft.key)
-            if flight is not None or issued == flights.issued:
-                break  # else an order has brought a certificate since the cache was asked: look again
-        if flight is None:
+            flight = self._dispatcher.find_open(draft.key)
+            if flight is not None:
+                order = flight.order
+                break
             self._authorisation.check_uncontested(caller)
             claim = await self._wants.claim(draft, asked.replaced)
             authorised = (events.received(), events.authorized("miss", draft.issuer))
             try:
-                opened, flight = await self._dispatcher.open(claim.draft, authorised)
+                result = await self._dispatcher.open(claim.draft, authorised, look)
             except RefusalError as error:
                 raise self._wants.hasten(error, claim) from None
+            if result is None:  # an order has brought a certificate since the cache was asked
+                continue
+            opened, flight = result
             if opened.created and flight is not None:
                 self._count(asked, "opened")
                 self._ports.meter.count(metrics.ORDERS_OPENED, cause=opened.order.cause.value)
                 return flight
             order = opened.order
-        else:
-            order = flight.order
+            break
         joined = events.authorized("joined", order.issuer)
         await self._ports.repeats.record(events.joining(order, joined), (events.received(), joined))
         self._count(asked, "joined")
@@ -260,9 +264,13 @@ class RegistrationAuthority:
             retry_epoch=self._ports.epoch.current,
         )
 
-    async def _find_cached(self, caller: Caller, asked: AuthorisedRequest) -> tuple[CertificateRecord, Order] | None:
+    async def _find_cached(
+        self, caller: Caller, asked: AuthorisedRequest
+    ) -> tuple[CacheLook, tuple[CertificateRecord, Order] | None]:
+        """What was found in the cache, and what of it answers the request."""
         record = None
-        for issuer in self._ports.issuers_of(asked.profile):
+        issuers = self._ports.issuers_of(asked.profile)
+        for issuer in issuers:
             found = await self._ports.certificates.find_cached(
                 caller.name, asked.profile.hash, issuer, asked.request.public_key_sha256
             )
@@ -270,13 +278,14 @@ class RegistrationAuthority:
             if found is not None and (record is None or found.create_time > record.create_time):
                 record = found
         if record is None:
-            return None
+            return CacheLook(issuers, ""), None
+        look = CacheLook(issuers, record.certificate_id)
         now, replaced = self._ports.clock.now(), asked.replaces_certificate_id
         fresh = answers(record, now, self._ports.renewals.renew_time(record), replaced)
         if not fresh and not replaced:
-            return None
+            return look, None
         order = await self._issued_order(record.order_id)
-        return (record, order) if fresh or answers_again(record, order, now, replaced) else None
+        return look, (record, order) if fresh or answers_again(record, order, now, replaced) else None
 
     async def _issued_order(self, order_id: str) -> Order:
         """The order that brought a certificate; an ISSUED order never changes again, so it is kept."""
@@ -294,7 +303,7 @@ class RegistrationAuthority:
 
     async def _own_order(self, caller: Caller, order_id: str, events: CallEvents) -> Order:
         async with self._audited_refusals(events, order_id=order_id):
-            flight = self._dispatcher.flights.find(order_id)
+            flight = self._dispatcher.find(order_id)
             order = flight.order if flight is not None else await self._ports.orders.get_order(order_id)
             if order is None or order.identity != caller.name:
                 raise RefusalError(Reason.ORDER_NOT_FOUND, "you have no such order")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from certplane.broker.issuance.epoch import RetryEpoch
+from certplane.broker.members.ports import LastingLease, Lease
 from certplane.broker.model import CertificateRecord, Order, Profile
 from certplane.broker.ports import (
     AuditLog,
@@ -61,6 +62,7 @@ class IssuancePorts:
     new_id: Callable[[], str]
     renewals: RenewalTimes = field(default_factory=StoredRenewalTimes)
     preflight: OrderPreflight = field(default_factory=NoPreflight)
+    lease: Lease = field(default_factory=LastingLease)
     meter: Meter = field(default_factory=NullMeter)
     rng: random.Random = field(default_factory=random.SystemRandom)
 

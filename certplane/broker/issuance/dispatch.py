@@ -2,20 +2,23 @@
 
 Rules:
 
-- `start` picks up every open order where its journal left it, those first that the CA already knows, and removes TXT
-  records that ended orders have left.
+- `start` takes every open order that no living broker holds, and picks it up where its journal left it, those first
+  that the CA already knows; and removes TXT records that ended orders have left. Where brokers share a database, what
+  another one leaves is taken within a second.
+- Without its lease a broker runs and opens no order: all are parked, and taken anew when the lease stands again.
 - An order is run by at most one task. Work that a call has begun and that must not be torn by the call's cancellation
   runs here too (`protect`).
 - An order whose identity was shut out, by whatever program, or whose CA isn't trusted any more, is stopped within a
   second: what it waits for is given up, and what the store says by then, or asking again, ends it.
-- `drain` lets running orders finish for a while, parks the rest (their journal is all they need) and takes no new ones.
+- `drain` lets running orders finish for a while, parks the rest (their journal is all they need), gives them back to
+  other brokers and takes no new ones.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,18 +27,19 @@ from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.authorisation import OrderAuthorisation
 from certplane.broker.issuance.condition import IssuanceCondition, tells_condition
 from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.elsewhere import OrdersElsewhere
 from certplane.broker.issuance.events import EventFactory
 from certplane.broker.issuance.execution import OrderExecution
 from certplane.broker.issuance.failover import IssuerChoice
-from certplane.broker.issuance.flights import Flight, Flights
-from certplane.broker.issuance.journal import Journal
+from certplane.broker.issuance.flights import Flight, Flights, OrderKey
+from certplane.broker.issuance.journal import Journal, OrderTakenError
 from certplane.broker.issuance.queue import OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.issuance.steps import OrderContext
+from certplane.broker.issuance.steps import LeaseLostError, OrderContext
 from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.issuance.waiting import see_through, within
 from certplane.broker.model import Order, OrderDraft, OrderState, Profile
-from certplane.broker.ports import OpenedOrder
+from certplane.broker.ports import CacheLook, OpenedOrder
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.logging import request_id
 
@@ -48,6 +52,10 @@ _COME_BACK = timedelta(seconds=5)
 
 _LOOK = timedelta(seconds=1)
 """Between looks at whether the identities that have asked still stand: from memory."""
+
+
+_TAKEN_AT_ONCE = 256
+"""Orders of one transaction."""
 
 
 class OrderDispatcher:
@@ -71,6 +79,9 @@ class OrderDispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self.flights = Flights()
+        self.elsewhere = OrdersElsewhere(ports.orders)
+        self._lost = False
+        """Whether the lease was lost, and the orders are still to be taken anew."""
         self.limits = settings.limits
         """What new orders have to keep: a reload may change it."""
         self.draining = False
@@ -83,20 +94,32 @@ class OrderDispatcher:
         """
         if self._supervisor is not None:
             raise RuntimeError("orders are already being run")
-        unfinished = await self._ports.orders.unfinished_orders()
+        taken = await self._take()
         for profile in profiles:
             await self._remember(profile)
         started = asyncio.Event()
         self._supervisor = asyncio.create_task(self._supervise(started), name="orders")
         await started.wait()
-        # Known to the CA first: a CA that hands back pending orders would give theirs to a new one of the same names.
-        for order in sorted(
-            (order for order in unfinished if order.state.is_open),
-            key=lambda order: (not order.acme_order_url, order.create_time),
-        ):
-            self.run(order)
-        for order in unfinished:
-            if not order.state.is_open:
+        self._run_all(taken)
+
+    async def _take(self) -> list[Order]:
+        """What no living broker holds, ours from now on."""
+        taken: list[Order] = []
+        while True:
+            some = await self._ports.orders.take_orders(_TAKEN_AT_ONCE)
+            taken += some
+            if len(some) < _TAKEN_AT_ONCE:
+                return taken
+
+    def _run_all(self, taken: Iterable[Order]) -> None:
+        """Go on with orders that were just taken.
+
+        Known to the CA first: a CA that hands back pending orders would give theirs to a new one of the same names.
+        """
+        for order in sorted(taken, key=lambda order: (not order.acme_order_url, order.create_time)):
+            if order.state.is_open:
+                self.run(order)
+            else:
                 self._owner.create_task(self._sweep(order))
 
     async def _remember(self, name: str) -> None:
@@ -112,19 +135,47 @@ class OrderDispatcher:
         for order in reversed(said):
             self.condition.order_ended(order)
 
-    async def open(self, draft: OrderDraft, events: Sequence[AuditEvent]) -> tuple[OpenedOrder, Flight | None]:
+    async def open(
+        self, draft: OrderDraft, events: Sequence[AuditEvent], look: CacheLook
+    ) -> tuple[OpenedOrder, Flight | None] | None:
         """Make or join the order of `draft` and see that it runs; the flight is None when the joined one has failed.
+
+        None if the cache has had a certificate since the `look` into it.
 
         Raises:
             RefusalError: DRAINING, RATE_LIMITED, KEY_REUSED, AUDIT_UNAVAILABLE or STORE_UNAVAILABLE.
         """
         if self.draining:
             raise draining_refusal()
-        return await self.protect(self._open(draft, events))
+        if not self._ports.lease.stands():
+            raise leaseless_refusal()
+        return await self.protect(self._open(draft, events, look))
 
-    async def _open(self, draft: OrderDraft, events: Sequence[AuditEvent]) -> tuple[OpenedOrder, Flight | None]:
-        opened = await self._ports.orders.open_order(draft, self.limits, events)
-        return opened, self.run(opened.order) if opened.order.state.is_open else None
+    async def _open(
+        self, draft: OrderDraft, events: Sequence[AuditEvent], look: CacheLook
+    ) -> tuple[OpenedOrder, Flight | None] | None:
+        opened = await self._ports.orders.open_order(draft, self.limits, events, look=look)
+        if opened is None:
+            return None
+        return opened, self.see(opened.order) if opened.order.state.is_open else None
+
+    def find(self, order_id: str) -> Flight | None:
+        """The flight of an order under way, here or elsewhere."""
+        return self.flights.find(order_id) or self.elsewhere.flights.find(order_id)
+
+    def find_open(self, key: OrderKey) -> Flight | None:
+        """The flight of the open order of `key`, here or elsewhere, as far as is known here."""
+        return self.flights.find_open(key) or self.elsewhere.flights.find_open(key)
+
+    def see(self, order: Order) -> Flight:
+        """The flight of an open order: it runs here if it is ours; if not, its broker is followed.
+
+        Raises:
+            RefusalError: DRAINING.
+        """
+        if self.draining:
+            raise draining_refusal()
+        return self.run(order) if order.holder == self._ports.orders.holder else self.elsewhere.see(order)
 
     def choose_issuer(self, profile: Profile) -> str:
         """The issuer for a new order of `profile`: the first of its list that isn't known to be out."""
@@ -133,11 +184,11 @@ class OrderDispatcher:
         return self._choice.choose(issuers, profile.dns_names, profile.acme_profile, now)
 
     def run(self, order: Order) -> Flight:
-        """See that an open order runs here; its flight, the same one for the same order."""
+        """See that an open order of ours runs; its flight, the same one for the same order."""
         flight = self.flights.find(order.order_id)
         if flight is not None:
             return flight
-        flight = self.flights.add(order)
+        flight = self.flights.add(order, self.elsewhere.take_over(order))
         self._records.need(order.order_id, order.txt_records)
         self._note_level()
         flight.task = self._owner.create_task(self._fly(flight), name=f"order {order.order_id}")
@@ -168,6 +219,7 @@ class OrderDispatcher:
     async def drain(self, timeout: timedelta) -> None:
         """Take no new orders; return when all have ended or are parked, at the latest a grace after `timeout`."""
         self.draining = True
+        self.elsewhere.land_all()
         if self._supervisor is None:
             return
         for flight in self.flights:
@@ -182,6 +234,12 @@ class OrderDispatcher:
         await asyncio.wait({self._supervisor})
         if not self._supervisor.cancelled():
             self._supervisor.result()
+        try:
+            await self._ports.orders.give_back_orders()
+        except RefusalError as error:
+            logger.warning(
+                "orders could not be given back; they are taken when this broker's lease has ended: %s", error
+            )
 
     async def _supervise(self, started: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -189,12 +247,32 @@ class OrderDispatcher:
             started.set()
             while True:  # for good: `drain` cancels this task and with it whatever is left
                 await self._ports.clock.sleep(_LOOK)
+                await self._keep_orders()
                 for flight in self.flights:
                     if flight.order.state is not OrderState.FINALIZING and not self._authorisation.stands(flight.order):
                         _stop(flight)
 
+    async def _keep_orders(self) -> None:
+        """Take what other brokers leave, and let go of what is ours without the lease."""
+        if not self._ports.lease.shared or self.draining:
+            return
+        if not self._ports.lease.stands():
+            self._lost = True
+            for flight in self.flights:
+                _park(flight)
+            return
+        if self._lost and len(self.flights):
+            return  # what was parked hasn't ended yet
+        try:
+            if self._lost:
+                await self._ports.orders.give_back_orders()
+                self._lost = False
+            self._run_all(await self._take())
+        except RefusalError as error:
+            logger.debug("could not look for orders that others have left: %s", error)
+
     def _execution(self, flight: Flight) -> OrderExecution:
-        journal = Journal(self._ports, self.flights, flight, self._owner, self._settings.store_retry)
+        journal = Journal(self._ports, flight, self._owner, self._settings.store_retry)
         return OrderExecution(self._context, journal, self._events.of_order(flight.order), flight)
 
     async def _fly(self, flight: Flight) -> None:
@@ -204,6 +282,11 @@ class OrderDispatcher:
         try:
             while not await self._finished(flight, execution):
                 execution = self._execution(flight)
+        except OrderTakenError:
+            logger.warning("another broker has taken an order", extra={"fields": {"order_id": flight.order.order_id}})
+            self._hand_over(flight)
+        except LeaseLostError:
+            pass  # parked: whoever has a lease takes it
         except Exception:
             logger.exception(
                 "an order failed on an unexpected error", extra={"fields": {"order_id": flight.order.order_id}}
@@ -211,8 +294,15 @@ class OrderDispatcher:
             await self._contain(flight, execution)
         finally:
             self._records.release(flight.order.order_id)
-            self.flights.remove(flight)
+            if self.flights.find(flight.order.order_id) is flight:
+                self.flights.remove(flight)
             self._note_level()
+
+    def _hand_over(self, flight: Flight) -> None:
+        """Those who wait for the order here stay with it, wherever it is run."""
+        if flight.order.state.is_open and not self.draining:
+            self.flights.let_go(flight)
+            self.elsewhere.see(flight.order, flight)
 
     async def _finished(self, flight: Flight, execution: OrderExecution) -> bool:
         """Take the order to its end; False if it was stopped, and is to be looked at anew."""
@@ -233,6 +323,10 @@ class OrderDispatcher:
         refusal = Refusal(Reason.INTERNAL, f"internal error; when you report it, quote order {order.order_id}")
         try:
             await execution.fail(refusal)
+        except OrderTakenError:
+            self._hand_over(flight)
+        except LeaseLostError:
+            pass
         except Exception:
             logger.exception("an order could not be failed", extra={"fields": {"order_id": order.order_id}})
 
@@ -240,6 +334,8 @@ class OrderDispatcher:
         """Remove the records that an ended order has left."""
         try:
             await self._execution(Flight(order)).clean_up()
+        except (OrderTakenError, LeaseLostError):
+            pass  # somebody else's by now, or taken again soon
         except Exception:
             logger.exception(
                 "leftover TXT records could not be removed", extra={"fields": {"order_id": order.order_id}}
@@ -262,6 +358,12 @@ class OrderDispatcher:
 def draining_refusal() -> RefusalError:
     """The broker is stopping."""
     return RefusalError(Reason.DRAINING, "the broker is stopping; ask again", retry_after=_COME_BACK)
+
+
+def leaseless_refusal() -> RefusalError:
+    """This broker can't know whether it alone would run an order."""
+    message = "this broker has lost its lease on the database: another one, or this one in some seconds, can answer"
+    return RefusalError(Reason.STORE_UNAVAILABLE, message, retry_after=_COME_BACK)
 
 
 def _stop(flight: Flight) -> None:

@@ -1,4 +1,4 @@
-"""The orders under way in this process, and those who wait for them.
+"""The orders under way, in this process or seen from it at another broker, and those who wait for them.
 
 An order's work runs as a task of its own, never inside a call: a follower that comes or leaves changes nothing for the
 order. A follower sees every state that the order goes through, however slow it is.
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
-from certplane.broker.model import Order, OrderState
+from certplane.broker.model import Order
 
 OrderKey = tuple[str, str, tuple[str, ...], str, str]
 
@@ -83,13 +83,11 @@ class Flight:
 
 
 class Flights:
-    """All orders under way in this process, by id and by what makes them unique."""
+    """Orders under way, by id and by what makes them unique."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, Flight] = {}
         self._by_key: dict[OrderKey, Flight] = {}
-        self.issued = 0
-        """How many orders have become ISSUED here: who looked into the cache before must look again."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -106,9 +104,12 @@ class Flights:
         flight = self._by_key.get(key)
         return flight if flight is not None and flight.order.state.is_open else None
 
-    def add(self, order: Order) -> Flight:
-        """A new flight."""
-        flight = Flight(order)
+    def add(self, order: Order, flight: Flight | None = None) -> Flight:
+        """A new flight, or one that goes on: those who follow it stay with it."""
+        if flight is None:
+            flight = Flight(order)
+        else:
+            flight.publish(order)
         self._by_id[order.order_id] = flight
         self._by_key[order.key] = flight
         return flight
@@ -116,13 +117,11 @@ class Flights:
     def remove(self, flight: Flight) -> None:
         """Its work is over."""
         flight.land()
+        self.let_go(flight)
+
+    def let_go(self, flight: Flight) -> None:
+        """It goes on elsewhere."""
         order = flight.order
         self._by_id.pop(order.order_id, None)
         if self._by_key.get(order.key) is flight:
             del self._by_key[order.key]
-
-    def publish(self, flight: Flight, order: Order) -> None:
-        """A change of `order` is durable."""
-        if order.state is OrderState.ISSUED and flight.order.state is not OrderState.ISSUED:
-            self.issued += 1
-        flight.publish(order)

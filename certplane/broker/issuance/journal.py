@@ -14,7 +14,7 @@ from typing import TypeVar
 from certplane.broker import metrics
 from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.context import IssuancePorts
-from certplane.broker.issuance.flights import Flight, Flights
+from certplane.broker.issuance.flights import Flight
 from certplane.broker.issuance.waiting import see_through
 from certplane.broker.model import CertificateRecord, Order
 from certplane.broker.ports import OrderChange
@@ -32,14 +32,15 @@ class OrderEndedError(Exception):
     """Somebody else has ended the order meanwhile; it was published as it is. Never leaves this package."""
 
 
+class OrderTakenError(Exception):
+    """Another broker runs the order by now: nothing more is done here, nothing undone. Never leaves this package."""
+
+
 class Journal:
     """Writes one order's changes and publishes them."""
 
-    def __init__(
-        self, ports: IssuancePorts, flights: Flights, flight: Flight, group: asyncio.TaskGroup, backoff: Backoff
-    ) -> None:
+    def __init__(self, ports: IssuancePorts, flight: Flight, group: asyncio.TaskGroup, backoff: Backoff) -> None:
         self._ports = ports
-        self._flights = flights
         self._flight = flight
         self._group = group
         self._backoff = backoff
@@ -54,39 +55,65 @@ class Journal:
         return self._flight.tell(trouble)
 
     async def refresh(self) -> None:
-        """Read the order anew: it may have waited long for its turn, and have ended meanwhile."""
+        """Read the order anew: it may have waited long for its turn, and have ended meanwhile.
+
+        Raises:
+            OrderTakenError: another broker runs it by now.
+        """
         order_id = self.order.order_id
         order = await self._persist(lambda: self._ports.orders.get_order(order_id))
         if order is None:
             raise RuntimeError(f"order {order_id} is not in the store any more")
-        self._flights.publish(self._flight, order)
+        if order.epoch != self.order.epoch:
+            self._flight.publish(order)
+            raise OrderTakenError
+        self._flight.publish(order)
 
     async def write(self, change: OrderChange, events: Sequence[AuditEvent] = ()) -> None:
         """Make `change` durable, with its events.
 
         Raises:
             OrderEndedError: nothing was written, and there is nothing more to do for the order.
+            OrderTakenError: nothing was written, and another broker does what there is to do.
         """
-        order_id = self.order.order_id
+        before = self.order
         try:
-            order = await self._persist(lambda: self._ports.orders.change_order(order_id, change, events))
+            order = await self._persist(lambda: self._ports.orders.change_order(before, change, events))
         except RefusalError as error:
-            if error.refusal.reason is not Reason.ORDER_NOT_FOUND:
-                raise
-            found = await self._persist(lambda: self._ports.orders.get_order(order_id))
-            if found is None or found.state.is_open:
-                raise
-            self._publish(found)
-            raise OrderEndedError from error
+            await self._explain(error, before)
+            raise
         self._publish(order)
 
     async def finish(self, record: CertificateRecord, events: Sequence[AuditEvent]) -> None:
-        """Store an issued certificate, even if the order's task is cancelled meanwhile."""
+        """Store an issued certificate, even if the order's task is cancelled meanwhile.
+
+        Raises:
+            OrderEndedError, OrderTakenError: see `write`.
+        """
         await see_through(self._group, self._finish(record, events))
 
     async def _finish(self, record: CertificateRecord, events: Sequence[AuditEvent]) -> None:
-        order = await self._persist(lambda: self._ports.orders.finish_order(record, events))
+        before = self.order
+        try:
+            order = await self._persist(lambda: self._ports.orders.finish_order(before, record, events))
+        except RefusalError as error:
+            await self._explain(error, before)
+            raise
         self._publish(order)
+
+    async def _explain(self, error: RefusalError, before: Order) -> None:
+        """Why the order as it was `before` could not be written; returns if nobody else has done anything with it."""
+        if error.refusal.reason is not Reason.ORDER_NOT_FOUND:
+            return
+        found = await self._persist(lambda: self._ports.orders.get_order(before.order_id))
+        if found is None:
+            return
+        if found.epoch != before.epoch and found.holder != self._ports.orders.holder:
+            self._publish(found)
+            raise OrderTakenError from error
+        if not found.state.is_open:
+            self._publish(found)
+            raise OrderEndedError from error
 
     def _publish(self, order: Order) -> None:
         if order.state is not self.order.state:
@@ -96,7 +123,7 @@ class Journal:
                 fields["reason"] = order.error.reason.value
             shown = {name: value for name, value in fields.items() if value}
             logger.info("order %s", order.state.value, extra={"fields": shown})
-        self._flights.publish(self._flight, order)
+        self._flight.publish(order)
 
     async def _persist(self, write: Callable[[], Awaitable[_T]]) -> _T:
         failures = 0

@@ -55,7 +55,14 @@ STEPS = (
 
 FAILPOINTS = tuple(f"order.{step}.{edge}" for step in STEPS for edge in ("before", "after"))
 
+_OUTSIDE = frozenset({"create", "present", "answer", "finalize", "remove"})
+"""What can't be undone, at the CA or in the DNS. What is known already is written down all the same."""
+
 _SHORTEST_TIMEOUT = timedelta(seconds=1)
+
+
+class LeaseLostError(Exception):
+    """This broker may do nothing outside before its lease stands again. Never leaves this package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,13 @@ class OrderContext:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """A step of `STEPS`: its failpoints, and its time when it succeeds."""
+        """A step of `STEPS`: its failpoints, and its time when it succeeds.
+
+        Raises:
+            LeaseLostError: it would do something outside, where another broker may be at work on the order by now.
+        """
+        if name in _OUTSIDE and not self.ports.lease.stands():
+            raise LeaseLostError
         failpoint(f"order.{name}.before")
         started = self.ports.clock.monotonic()
         yield

@@ -55,6 +55,7 @@ class ChangeLog:
     def __init__(self, compiler: Compiler, writer_id: str, clock: Clock) -> None:
         self._writer_id = writer_id
         self._clock = clock
+        self._shared = compiler.driver != "sqlite"
         self._number = 0
         self._insert = compiler(compiler.insert(changes), [column.name for column in changes.c])
 
@@ -63,6 +64,11 @@ class ChangeLog:
         self._number += 1
         row = (self._writer_id, self._number, str(kind), key, to_micros(self._clock.now()))
         session.execute(self._insert, row)
+
+    def add_shared(self, session: Session, kind: ChangeKind, key: str) -> None:
+        """The same for what only other brokers follow: beside one on SQLite there is none."""
+        if self._shared:
+            self.add(session, kind, key)
 
 
 @dataclass(slots=True)

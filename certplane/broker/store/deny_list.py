@@ -39,7 +39,7 @@ class DenyRows:
 
     def __init__(self, compiler: Compiler, changes: ChangeLog) -> None:
         self._changes = changes
-        self._orders = OrderRows(compiler)
+        self._orders = OrderRows(compiler, changes)
         row = SELECT_ORDER.where(
             text("end_time IS NULL"),  # word for word the index's condition
             orders.c.state != bindparam("finalizing"),

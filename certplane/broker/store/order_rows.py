@@ -1,16 +1,19 @@
 """Rows of orders: every write of a running order passes through `OrderRows.put`.
 
-That is the place for what will fence them when brokers share a database: `AND epoch = ?`, of the order's own epoch.
+It is fenced: each take of an order raises its epoch, and a write says under which one it was decided. What a broker
+writes that was stopped for longer than its lease, and whose orders others have taken, finds no row.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import bindparam, select, update
 
-from certplane.broker.model import Order, OrderDraft
+from certplane.broker.model import ChangeKind, Order, OrderDraft
 from certplane.broker.store.cells import ORDER
+from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.rows import names_sha256, to_micros
 from certplane.broker.store.schema import orders
 from certplane.broker.store.session import Session
@@ -27,29 +30,48 @@ SELECT_ORDER: Final = select(*(orders.c[name] for name in ORDER.names))
 class OrderRows:
     """How orders are written, inside the transaction of whoever writes them."""
 
-    def __init__(self, compiler: Compiler) -> None:
+    def __init__(self, compiler: Compiler, changes: ChangeLog) -> None:
+        self._changes = changes
         # Locked on PostgreSQL, so that no other program changes it between this look and what is written after it.
         self._locked = compiler(SELECT_ORDER.where(orders.c.order_id == bindparam("order_id")).with_for_update())
-        self._insert = compiler(compiler.insert(orders), [column.name for column in orders.c])
-        self._update = compiler(update(orders).where(orders.c.order_id == bindparam("which")), _CHANGING)
+        self._insert = compiler(compiler.insert(orders).on_conflict_do_nothing(), [column.name for column in orders.c])
+        self._update = compiler(
+            update(orders).where(orders.c.order_id == bindparam("which"), orders.c.epoch == bindparam("decided_under")),
+            _CHANGING,
+        )
 
     def get(self, session: Session, order_id: str) -> Order | None:
         """The order, to be changed by this transaction alone."""
         row = session.one(self._locked, {"order_id": order_id})
         return None if row is None else ORDER.value(row)
 
-    def add(self, session: Session, order: Order) -> None:
-        """Write a new order."""
-        session.execute(self._insert, self._insert.arguments(_values(order)))
+    def add(self, session: Session, order: Order) -> bool:
+        """Write a new order; False if another broker has just opened an equal one."""
+        return bool(session.execute(self._insert, self._insert.arguments(_values(order))))
 
     def put(self, session: Session, order: Order) -> None:
         """Write what may change of an order.
 
         Raises:
-            RefusalError: ORDER_NOT_FOUND: the row is gone; later also, the order is another broker's by now.
+            RefusalError: ORDER_NOT_FOUND: the row is gone, or the order was taken since.
         """
-        if not session.execute(self._update, self._update.arguments({**_values(order), "which": order.order_id})):
+        self._put(session, order, order.epoch)
+
+    def take(self, session: Session, order: Order, holder: str) -> Order:
+        """Let `holder` run the order from now on.
+
+        Raises:
+            RefusalError: ORDER_NOT_FOUND, as `put`.
+        """
+        taken = replace(order, holder=holder, epoch=order.epoch + 1)
+        self._put(session, taken, order.epoch)
+        return taken
+
+    def _put(self, session: Session, order: Order, decided_under: int) -> None:
+        values = {**_values(order), "which": order.order_id, "decided_under": decided_under}
+        if not session.execute(self._update, self._update.arguments(values)):
             raise order_not_found()
+        self._changes.add_shared(session, ChangeKind.ORDER, order.order_id)
 
 
 def order_not_found() -> RefusalError:

@@ -1,7 +1,7 @@
 """Orders in the database: single flight, durable limits and the key ledger, each decided inside one transaction.
 
-The one writer makes "look, then insert" safe; the unique index over open orders says the same once more, so that a
-mistake here is an error and not a second order.
+One broker's writer makes "look, then insert" safe. Of several brokers that share a database the unique index over open
+orders decides: who comes second joins.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from operator import itemgetter
 from typing import Final
 
-from sqlalchemy import bindparam, func, literal_column, select, text, update
+from sqlalchemy import bindparam, exists, func, literal_column, select, text, update
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
@@ -19,17 +20,19 @@ from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
 from certplane.broker.model import CertificateRecord, KeyUse, Order, OrderDraft, OrderState
 from certplane.broker.policy.limits import AHEAD
-from certplane.broker.ports import DurableLimits, KeyLedger, OpenedOrder, OrderChange, OrderStore
+from certplane.broker.ports import CacheLook, DurableLimits, KeyLedger, OpenedOrder, OrderChange, OrderStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading
-from certplane.broker.store.batch import Done
+from certplane.broker.store.batch import Done, store_unavailable
 from certplane.broker.store.cells import CERTIFICATE, ORDER
+from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.limits import LimitCheck
+from certplane.broker.store.members import database_time
 from certplane.broker.store.order_rows import SELECT_ORDER, OrderRows, order_not_found
 from certplane.broker.store.plan_rows import PlanRows
 from certplane.broker.store.rows import names_sha256, to_micros
-from certplane.broker.store.schema import certificates, keys, orders
+from certplane.broker.store.schema import brokers, certificates, keys, orders
 from certplane.broker.store.session import Database, Session
-from certplane.broker.store.statements import limited_to
+from certplane.broker.store.statements import Row, limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.clock import Clock
@@ -38,6 +41,8 @@ _MOST_FAILED: Final = 16
 """Failed orders of one key that are looked at: its CSR was mended as often, and each may be the answer."""
 _LAST_ENDED: Final = 32
 """Of a profile: most that fail say nothing of it, and one that does is soon among so many."""
+_UNFINISHED: Final = "(end_time IS NULL OR txt_records IS NOT NULL)"
+"""Word for word the condition of the index of what a start, or the heir of another broker, picks up."""
 _RANK: Final = {state: rank for rank, state in enumerate(OrderState)}
 
 
@@ -45,8 +50,17 @@ class SqlOrderStore(OrderStore):
     """`OrderStore` over the database."""
 
     def __init__(
-        self, database: Database, writer: Writer, audit: SqlAuditLog, clock: Clock, new_id: Callable[[], str]
+        self,
+        database: Database,
+        writer: Writer,
+        audit: SqlAuditLog,
+        clock: Clock,
+        new_id: Callable[[], str],
+        *,
+        holder: str,
+        changes: ChangeLog,
     ) -> None:
+        self.holder = holder
         self._database = database
         self._writer = writer
         self._audit = audit
@@ -54,7 +68,7 @@ class SqlOrderStore(OrderStore):
         self._new_id = new_id
         compiler = database.compiler
         self._limits = LimitCheck(compiler)
-        self._rows = OrderRows(compiler)
+        self._rows = OrderRows(compiler, changes)
         self._plans = PlanRows(compiler)
         row = SELECT_ORDER
         same_work = (
@@ -78,15 +92,35 @@ class SqlOrderStore(OrderStore):
             .order_by(orders.c.create_time.desc(), orders.c.order_id.desc())
             .suffix_with(limited_to(_MOST_FAILED))
         )
-        self._unfinished = compiler(
-            row.where(text("(end_time IS NULL OR txt_records IS NOT NULL)")).order_by(
-                orders.c.create_time, orders.c.order_id
-            )
-        )
+        self._unfinished = compiler(row.where(text(_UNFINISHED)).order_by(orders.c.create_time, orders.c.order_id))
         self._last_ended = compiler(
             row.where(orders.c.profile == bindparam("profile"), orders.c.end_time.is_not(None))
             .order_by(orders.c.end_time.desc(), orders.c.order_id.desc())
             .suffix_with(limited_to(_LAST_ENDED))
+        )
+        self._give_back = compiler(
+            update(orders)
+            .where(text(_UNFINISHED), orders.c.holder == bindparam("which"))
+            .values(holder="", epoch=orders.c.epoch + 1)
+        )
+        alive = exists().where(brokers.c.broker_id == orders.c.holder, brokers.c.lease_until > database_time(compiler))
+        self._left = compiler(
+            row.where(text(_UNFINISHED), orders.c.holder != bindparam("holder"), ~alive)
+            .order_by(orders.c.create_time, orders.c.order_id)
+            .suffix_with(limited_to())
+            .with_for_update(skip_locked=True, of=orders)
+        )
+        self._newest_of_issuer = compiler(
+            select(certificates.c.certificate_id, certificates.c.create_time)
+            .where(
+                certificates.c.public_key_sha256 == bindparam("public_key_sha256"),
+                certificates.c.profile_hash == bindparam("profile_hash"),
+                certificates.c.identity == bindparam("identity"),
+                certificates.c.issuer == bindparam("issuer"),
+                text("revoke_time IS NULL"),
+            )
+            .order_by(certificates.c.create_time.desc())
+            .suffix_with(limited_to(1))
         )
         self._insert_certificate = compiler(compiler.insert(certificates), CERTIFICATE.names)
         self._key = compiler(_KEY)
@@ -100,35 +134,68 @@ class SqlOrderStore(OrderStore):
         )
 
     @override
-    async def open_order(self, draft: OrderDraft, limits: DurableLimits, events: Sequence[AuditEvent]) -> OpenedOrder:
+    async def open_order(
+        self,
+        draft: OrderDraft,
+        limits: DurableLimits,
+        events: Sequence[AuditEvent],
+        *,
+        look: CacheLook | None = None,
+    ) -> OpenedOrder | None:
         now = self._clock.now()
         fresh = Order(
             **{name: getattr(draft, name) for name in OrderDraft.__dataclass_fields__},
             order_id=self._new_id(),
             create_time=now,
             update_time=now,
+            holder=self.holder,
+            epoch=1,
         )
 
-        def change(session: Session) -> Done[OpenedOrder]:
-            known = session.one(self._key, {"public_key_sha256": draft.public_key_sha256})
-            if known is not None and (known[1] is not None or known[0] != draft.identity):
-                raise RefusalError(Reason.KEY_REUSED, "this key can't be used: make a new one")
+        def change(session: Session) -> Done[OpenedOrder | None]:
+            known = self._usable_key(session, draft)
             joined = self._find(session, draft, now)
             if joined is not None:
                 # Its own id: an earlier try of this very change was committed, and the answer was lost.
                 return Done(OpenedOrder(joined, created=joined.order_id == fresh.order_id), audited=False)
             if known is not None and known[2] is not None:
                 raise RefusalError(Reason.KEY_REUSED, "this key can't be used: make a new one")
+            if look is not None and self._newest_cached(session, draft, look.issuers) != look.certificate_id:
+                return Done(None, audited=False)
             order = replace(fresh, cause=self._limits.cause(session, draft, now))
             self._limits.check(session, order, limits, now)
-            self._rows.add(session, order)
-            session.execute(self._insert_key, (draft.public_key_sha256, draft.identity, to_micros(now)))
+            if not self._rows.add(session, order):
+                joined = self._find(session, draft, now)
+                if joined is None:  # it has ended in between
+                    raise store_unavailable("another broker has just worked on an equal order")
+                return Done(OpenedOrder(joined, created=False), audited=False)
+            key = (draft.public_key_sha256, draft.identity, to_micros(now))
+            if not session.execute(self._insert_key, key) and known is None:
+                self._usable_key(session, draft)  # another broker has just met it, of another identity perhaps
             return Done(OpenedOrder(order, created=True), events=self._audit.encode(because(order, events)))
 
         return await self._writer.write(change, ())
 
+    def _usable_key(self, session: Session, draft: OrderDraft) -> Row | None:
+        """What is known of the draft's key.
+
+        Raises:
+            RefusalError: KEY_REUSED: it is blocked, or another identity's.
+        """
+        known = session.one(self._key, {"public_key_sha256": draft.public_key_sha256})
+        if known is not None and (known[1] is not None or known[0] != draft.identity):
+            raise RefusalError(Reason.KEY_REUSED, "this key can't be used: make a new one")
+        return known
+
+    def _newest_cached(self, session: Session, draft: OrderDraft, issuers: Sequence[str]) -> str:
+        """The newest certificate of the draft's key, as `CacheLook` names it."""
+        values = {name: getattr(draft, name) for name in ("public_key_sha256", "profile_hash", "identity")}
+        rows = [session.one(self._newest_of_issuer, {**values, "issuer": issuer}) for issuer in issuers]
+        newest = max(filter(None, rows), key=itemgetter(1), default=None)
+        return "" if newest is None else str(newest[0])
+
     @override
-    async def change_order(self, order_id: str, change: OrderChange, events: Sequence[AuditEvent] = ()) -> Order:
+    async def change_order(self, order: Order, change: OrderChange, events: Sequence[AuditEvent] = ()) -> Order:
         """As the port describes, with these errors.
 
         Raises:
@@ -141,48 +208,69 @@ class SqlOrderStore(OrderStore):
 
         def write(session: Session) -> Done[Order]:
             nonlocal made
-            order = self._rows.get(session, order_id)
-            if order is not None and order == made:  # an earlier try was committed, and the answer was lost
-                return Done(order)
-            if order is None or not (order.state.is_open or change == OrderChange(txt_records=change.txt_records)):
+            found = self._rows.get(session, order.order_id)
+            if found is not None and found == made:  # an earlier try was committed, and the answer was lost
+                return Done(found)
+            if found is None or found.epoch != order.epoch:
                 raise order_not_found()
-            made = changed = _changed(order, change, now)
-            if _RANK[changed.state] < _RANK[order.state]:
-                raise RuntimeError(f"an order doesn't go back from {order.state} to {changed.state}")
+            if not (found.state.is_open or change == OrderChange(txt_records=change.txt_records)):
+                raise order_not_found()
+            made = changed = _changed(found, change, now)
+            if _RANK[changed.state] < _RANK[found.state]:
+                raise RuntimeError(f"an order doesn't go back from {found.state} to {changed.state}")
             self._rows.put(session, changed)
             if change.block_key:
                 session.execute(
                     self._block_key,
-                    self._block_key.arguments({"key": order.public_key_sha256, "time": to_micros(now)}),
+                    self._block_key.arguments({"key": found.public_key_sha256, "time": to_micros(now)}),
                 )
             return Done(changed)
 
         return await self._writer.write(write, self._audit.encode(events))
 
     @override
-    async def finish_order(self, certificate: CertificateRecord, events: Sequence[AuditEvent]) -> Order:
+    async def finish_order(self, order: Order, certificate: CertificateRecord, events: Sequence[AuditEvent]) -> Order:
         now = self._clock.now()
 
         def change(session: Session) -> Done[Order]:
-            order = self._rows.get(session, certificate.order_id)
-            if order is not None and order.state is OrderState.ISSUED:
-                return Done(order, audited=False)
-            if order is None or not order.state.is_open:
+            found = self._rows.get(session, order.order_id)
+            if found is not None and found.state is OrderState.ISSUED:
+                return Done(found, audited=False)
+            if found is None or not found.state.is_open or found.epoch != order.epoch:
                 raise order_not_found()
             values = CERTIFICATE.values(certificate)
             session.execute(self._insert_certificate, self._insert_certificate.arguments(values))
             finished = replace(
-                order,
+                found,
                 state=OrderState.ISSUED,
                 certificate_id=certificate.certificate_id,
                 update_time=now,
-                finalize_time=order.finalize_time or now,
+                finalize_time=found.finalize_time or now,
             )
             self._rows.put(session, finished)
-            self._plans.begin(session, certificate, order.replaces_certificate_id)
+            self._plans.begin(session, certificate, found.replaces_certificate_id)
             return Done(finished)
 
         return await self._writer.write(change, self._audit.encode(events))
+
+    @override
+    async def take_orders(self, limit: int) -> Sequence[Order]:
+        statement = self._left.at_most(limit)
+        values = {"holder": self.holder, "clock": to_micros(self._clock.now())}
+
+        def take(session: Session) -> Done[Sequence[Order]]:
+            left = map(ORDER.value, session.all(statement, values)[:limit])
+            return Done([self._rows.take(session, order, self.holder) for order in left])
+
+        return await self._writer.write(take, ())
+
+    @override
+    async def give_back_orders(self) -> None:
+        def give_back(session: Session) -> Done[None]:
+            session.execute(self._give_back, self._give_back.arguments({"which": self.holder}))
+            return Done(None)
+
+        await self._writer.write(give_back, ())
 
     @override
     async def get_order(self, order_id: str) -> Order | None:

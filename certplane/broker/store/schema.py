@@ -31,7 +31,7 @@ from sqlalchemy import (
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0011"
+SCHEMA_REVISION: Final = "0012"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -80,6 +80,9 @@ orders = Table(
     Column("ask_time", _Time),
     Column("retry_epoch", _Text, nullable=False, server_default=""),
     Column("finalize_time", _Time),
+    # Whose it is to run, and how often it was taken: writes of whoever ran it before are refused (`order_rows`).
+    Column("holder", _Text, nullable=False, server_default=""),
+    Column("epoch", _Sequence, nullable=False, server_default="0"),
     sqlite_strict=True,
 )
 
@@ -266,6 +269,23 @@ changes = Table(
 )
 
 Index("ix_changes_time", changes.c.time)  # which every reader has read long ago
+
+brokers = Table(
+    "brokers",
+    metadata,
+    Column("broker_id", _Text, primary_key=True),
+    Column("name", _Text, nullable=False),
+    Column("address", _Text, nullable=False),
+    Column("version", _Text, nullable=False),
+    Column("start_time", _Time, nullable=False),
+    Column("policy_hash", _Text, nullable=False),
+    Column("trust_hash", _Text, nullable=False),
+    Column("configuration_hash", _Text, nullable=False),
+    Column("stream_count", _Sequence, nullable=False),
+    # By the database's clock, where brokers share a database.
+    Column("lease_until", _Time, nullable=False),
+    sqlite_strict=True,
+)
 
 enrollment_reports = Table(
     "enrollment_reports",

@@ -27,6 +27,7 @@ from certplane.broker.store.enrollments import SqlEnrollmentStore
 from certplane.broker.store.files import StateLock, open_writer
 from certplane.broker.store.fleet import SqlFleetStore
 from certplane.broker.store.identities import SqlIdentityLedger
+from certplane.broker.store.members import SqlMemberStore
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
 from certplane.broker.store.repeats import SqlRepeatCounts
@@ -63,6 +64,7 @@ class Stores:
     """The broker's database through its ports."""
 
     orders: SqlOrderStore
+    members: SqlMemberStore
     certificates: SqlCertificateStore
     keys: SqlKeyLedger
     deny_list: SqlDenyList
@@ -195,11 +197,12 @@ def assemble(
         database: A descriptor of it (`SqliteSoundness`).
     """
     log = SqlAuditLog(reader, writer, rows, enabled=audit is not None)
-    writer_id = str(uuid.uuid4())
+    writer_id = str(uuid.uuid4())  # also this broker's among the others
     changes = ChangeLog(reader.compiler, writer_id, clock)
     feed = SqlChangeFeed(reader, writer, writer_id, clock)
     return Stores(
-        orders=SqlOrderStore(reader, writer, log, clock, new_id),
+        orders=SqlOrderStore(reader, writer, log, clock, new_id, holder=writer_id, changes=changes),
+        members=SqlMemberStore(reader, writer, clock, writer_id),
         certificates=SqlCertificateStore(reader, writer, log, changes),
         keys=SqlKeyLedger(reader),
         deny_list=SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed),

@@ -52,7 +52,7 @@ def test_a_deny_names_the_orders_that_the_ca_may_still_issue_for(
             harness = StoreHarness(place, clock, stores)
             await harness.open_order(public_key_sha256="pending", **identity)
             order = await harness.open_order(public_key_sha256="sent", **identity)
-            await stores.orders.change_order(order.order_id, OrderChange(state=OrderState.FINALIZING))
+            await stores.orders.change_order(order, OrderChange(state=OrderState.FINALIZING))
             return order.order_id
 
     order_id = asyncio.run(make())

@@ -336,8 +336,8 @@ async def test_an_order_that_was_joined_but_has_ended_meanwhile_is_not_run_again
     original = world.stores.orders.open_order
     late = asyncio.Event()
 
-    async def overtaken(*args: Any) -> OpenedOrder:
-        opened = await original(*args)
+    async def overtaken(*args: Any, **options: Any) -> OpenedOrder | None:
+        opened = await original(*args, **options)
         if not opened.created:
             await late.wait()
         return opened

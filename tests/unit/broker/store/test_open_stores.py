@@ -64,13 +64,12 @@ async def test_lost_answers_are_found_again(sqlite_store: StoreHarness) -> None:
     with answer_lost(store):
         opened = await stores.orders.open_order(draft(), NO_LIMITS, [store.event()])
     assert opened.created
-    order_id = opened.order.order_id
     with answer_lost(store):
         change = OrderChange(state=OrderState.FINALIZING, acme_order_url="x")
-        assert (await stores.orders.change_order(order_id, change, [store.event()])).acme_order_url == "x"
+        assert (await stores.orders.change_order(opened.order, change, [store.event()])).acme_order_url == "x"
     record = certificate(opened.order, "certificate-000001", store.clock.now(), timedelta(days=90))
     with answer_lost(store):
-        assert (await stores.orders.finish_order(record, [store.event()])).state is OrderState.ISSUED
+        assert (await stores.orders.finish_order(opened.order, record, [store.event()])).state is OrderState.ISSUED
     with answer_lost(store):
         await stores.certificates.mark_delivered(record.certificate_id, store.clock.now(), [store.event()])
     with answer_lost(store):
@@ -86,7 +85,7 @@ async def test_lost_answers_are_found_again(sqlite_store: StoreHarness) -> None:
     assert await store.event_ids() == [f"event-{number:06d}" for number in range(1, 8)]
     failed = await store.open_order(public_key_sha256="key-b")
     with answer_lost(store):
-        ended = await stores.orders.change_order(failed.order_id, OrderChange(state=OrderState.FAILED))
+        ended = await stores.orders.change_order(failed, OrderChange(state=OrderState.FAILED))
     assert ended.state is OrderState.FAILED
     assert await stores.orders.unfinished_orders() == []
 

@@ -117,6 +117,8 @@ OLD_ORDER = {
     "create_time": 1,
     "update_time": 1_700_000_000_000_001,
     "acme_order_url": "https://ca.example/1",
+    "holder": "",
+    "epoch": 0,
     "txt_records": '[["example.org","_acme-challenge.example.org","v","7","c"]]',
     "certificate_id": "",
     "error": (

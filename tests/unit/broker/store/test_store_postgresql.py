@@ -54,9 +54,7 @@ async def test_an_order_that_another_program_ends_meanwhile_stays_ended(postgres
 
         with psycopg.connect(postgres_url) as command:
             command.execute("UPDATE orders SET state = 'FAILED', end_time = 1")
-            step = asyncio.create_task(
-                stores.orders.change_order(order.order_id, OrderChange(state=OrderState.VALIDATING))
-            )
+            step = asyncio.create_task(stores.orders.change_order(order, OrderChange(state=OrderState.VALIDATING)))
             await until(waits, by=step)
         with pytest.raises(RefusalError) as caught:
             await step

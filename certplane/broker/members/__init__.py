@@ -1,0 +1,8 @@
+"""The brokers that share a database, and this one's place among them (design-brokers, parts 1 and 2).
+
+| module | owns |
+|---|---|
+| `model` | `Member`: what a broker says of itself |
+| `ports` | `MemberStore`, the rows; `Lease`, what issuance asks before each step |
+| `membership` | keeping the lease, and saying when it is lost |
+"""

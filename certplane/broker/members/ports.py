@@ -1,0 +1,68 @@
+"""What membership needs from outside, and what others need of it. The rules of `certplane.broker.ports` hold here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Protocol
+
+from typing_extensions import override
+
+from certplane.broker.members.model import Member
+
+
+class Lease(Protocol):
+    """This broker's right to run orders. From memory: asked before each step."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other brokers may take orders that this one leaves, and leave some."""
+        ...
+
+    def stands(self) -> bool:
+        """Whether no other broker can have taken this one's orders: what can't be undone may be done."""
+        ...
+
+
+class LastingLease(Lease):
+    """`Lease` of the one broker of a database that nobody else can open."""
+
+    @property
+    @override
+    def shared(self) -> bool:
+        return False
+
+    @override
+    def stands(self) -> bool:
+        return True
+
+
+class MemberStore(Protocol):
+    """The brokers, in the database that they share. Times of leases are the database's."""
+
+    broker_id: str
+    """This broker's."""
+
+    async def renew(self, member: Member, span: timedelta) -> bool:
+        """Say that the member is there for `span` from now, durable; whether its last lease had not ended.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE; whether the lease was renewed isn't known.
+        """
+        ...
+
+    async def leave(self) -> None:
+        """Say that this broker has gone: what it held can be taken at once.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def living(self) -> Sequence[Member]:
+        """The members whose lease stands, by their start.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...

@@ -1,0 +1,297 @@
+"""Orders of several brokers on one database: who runs them, who waits for them, and what a stopped one may still do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from typing_extensions import override
+
+from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.members.model import Member
+from certplane.broker.members.ports import Lease
+from certplane.broker.model import ChangeKind, OrderState
+from certplane.errors import Reason, RefusalError
+from tests.support.issuance import NO_WAIT, World, caller, ended, issue, kill_all, running, settle, unavailable
+
+SECOND = timedelta(seconds=1)
+LONG = timedelta(hours=1)
+
+
+class SharedLease(Lease):
+    """A lease that a test gives and takes."""
+
+    def __init__(self) -> None:
+        self.held = True
+
+    @property
+    @override
+    def shared(self) -> bool:
+        return True
+
+    @override
+    def stands(self) -> bool:
+        return self.held
+
+
+class Broker:
+    """One of several: a process of its own in the world that they share."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        world.connect()
+        self.lease = SharedLease()
+        self.orders, self.members, self.issuer = world.stores.orders, world.stores.members, world.issuer
+        self.database_stores = world.database.stores
+        for changes in (self.database_stores.certificates._changes,):
+            changes._shared = True  # as on PostgreSQL
+        number = f"b{random.Random(self.members.broker_id).getrandbits(32):08x}"
+        ids = iter(range(1, 1_000_000))
+        self.database_stores.orders._new_id = lambda: f"{number}-{next(ids):06d}"
+        self.authority: RegistrationAuthority = world.authority(lease=self.lease)
+
+    async def start(self) -> Broker:
+        await self.renew(LONG)
+        self.database_stores.changes.follow(ChangeKind.ORDER, self.authority.orders_elsewhere, what="orders")
+        await self.authority.start(list(self.world.policies.policy.profiles))
+        running.append(self.authority)
+        return self
+
+    async def renew(self, span: timedelta) -> None:
+        now = self.world.clock.now()
+        await self.members.renew(Member("", "machine", "[::]:8443", "1", now, "p", "t", "c"), span)
+
+    async def look(self) -> None:
+        """Hear of the other brokers, as the feed lets it four times a second."""
+        await self.database_stores.changes.look()
+
+    async def stop_for(self) -> None:
+        """Stopped for longer than its lease: others may take what it has."""
+        await self.renew(timedelta())
+        self.lease.held = False
+
+    def kill(self) -> None:
+        supervisor = self.authority._dispatcher._supervisor
+        assert supervisor is not None
+        supervisor.cancel()
+        running.remove(self.authority)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest_asyncio.fixture
+async def brokers(world: World) -> AsyncIterator[tuple[Broker, Broker]]:
+    """Two that run."""
+    yield await Broker(world).start(), await Broker(world).start()
+    await kill_all()
+
+
+async def tick(world: World, *brokers: Broker, seconds: int = 1) -> None:
+    """Let time pass, and each broker hear of the others."""
+    for _ in range(seconds):
+        world.clock.advance(SECOND)
+        await settle()
+        for broker in brokers:
+            await broker.look()
+        await settle()
+
+
+async def test_who_asks_another_broker_waits_for_the_same_order(world: World, brokers: tuple[Broker, Broker]) -> None:
+    """One order at the CA; both callers get its certificate as soon as it is there."""
+    first, second = brokers
+    gate = first.issuer.faults.hold("finalize")
+    calls = [asyncio.create_task(first.authority.issue(caller(), issue()))]
+    await settle()
+    calls.append(asyncio.create_task(second.authority.issue(caller(), issue())))
+    await settle()
+    assert not any(call.done() for call in calls)
+    gate.set()
+    await settle()
+    await second.look()
+    results = await asyncio.gather(*calls)
+    assert {result.order.state for result in results} == {OrderState.ISSUED}
+    assert len({result.certificate.certificate_id for result in results if result.certificate}) == 1
+    assert len(world.orders) == 1
+    assert world.ca.finalisations == 1
+
+
+async def test_an_order_is_watched_from_another_broker(world: World, brokers: tuple[Broker, Broker]) -> None:
+    """Each change of its state that is heard of, and the certificate."""
+    first, second = brokers
+    gate = first.issuer.faults.hold("finalize")
+    await first.authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+
+    async def watch() -> list[OrderState]:
+        watched = second.authority.watch_order(caller(), "r", world.order.order_id)
+        return [result.order.state async for result in watched]
+
+    watching = asyncio.create_task(watch())
+    await settle()
+    gate.set()
+    await settle()
+    await second.look()
+    assert await watching == [OrderState.FINALIZING, OrderState.ISSUED]
+
+
+@pytest.mark.parametrize("operation", ["create_order", "answer_challenges", "finalize", "download"])
+async def test_an_order_of_a_killed_broker_goes_on_elsewhere(
+    world: World, brokers: tuple[Broker, Broker], operation: str
+) -> None:
+    """After its lease, and within a second; who waits for it at the other broker gets its certificate."""
+    first, second = brokers
+    first.issuer.faults.hold(operation)
+    await first.authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    waiting = asyncio.create_task(second.authority.issue(caller(), issue()))
+    await settle()
+    first.kill()
+    await tick(world, second, seconds=2)
+    assert not waiting.done()
+    await first.renew(timedelta())
+    for _ in range(100):
+        await tick(world, second)
+    result = await waiting
+    assert result.order.state is OrderState.ISSUED
+    assert world.ca.finalisations == 1
+    assert ended(world.order)
+
+
+async def test_a_broker_that_stops_gives_its_orders_back(world: World, brokers: tuple[Broker, Broker]) -> None:
+    """The other one goes on within a second, whatever is left of the lease."""
+    first, second = brokers
+    gate = first.issuer.faults.hold("finalize")
+    await first.authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    draining = asyncio.create_task(first.authority.drain(NO_WAIT))
+    await settle()
+    world.clock.advance(timedelta(minutes=1))
+    await draining
+    gate.set()
+    await tick(world, second, seconds=2)
+    assert world.order.holder == second.orders.holder
+    for _ in range(100):
+        await tick(world, second)
+    assert world.order.state is OrderState.ISSUED
+    assert world.ca.finalisations == 1
+
+
+async def test_a_broker_without_its_lease_opens_no_order(brokers: tuple[Broker, Broker]) -> None:
+    """It says what it has lost, and that another one can answer."""
+    first, _ = brokers
+    first.lease.held = False
+    with pytest.raises(RefusalError) as caught:
+        await first.authority.issue(caller(), issue())
+    assert caught.value.refusal.reason is Reason.STORE_UNAVAILABLE
+    assert "lease" in caught.value.refusal.message
+    assert caught.value.refusal.retry_after is not None
+
+
+async def test_a_broker_that_has_lost_its_lease_starts_no_step(world: World, brokers: tuple[Broker, Broker]) -> None:
+    """What it waited for comes, and it does nothing more; the other one ends the order, by one finalisation."""
+    first, second = brokers
+    gate = first.issuer.faults.hold("answer_challenges")
+    await first.authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    await first.stop_for()
+    gate.set()
+    await settle()
+    assert first.issuer.faults.count("finalize") == 0
+    for _ in range(100):
+        await tick(world, first, second)
+    assert world.order.state is OrderState.ISSUED
+    assert first.issuer.faults.count("finalize") == 0
+    assert world.ca.finalisations == 1
+
+
+@pytest.mark.parametrize("operation", ["create_order", "finalize"])
+async def test_a_broker_that_wakes_up_writes_on_no_order_that_was_taken(
+    world: World, brokers: tuple[Broker, Broker], operation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was stopped while the CA worked. Who waits for the order at it is told how it ended elsewhere."""
+    first, second = brokers
+    gate = first.issuer.faults.hold(operation)
+    waiting = asyncio.create_task(first.authority.issue(caller(), issue()))
+    await settle()
+    await first.renew(timedelta())  # as if it had stood still: it doesn't know
+    await tick(world, second, seconds=2)
+    assert world.order.holder == second.orders.holder
+    gate.set()
+    await settle()
+    for _ in range(100):
+        await tick(world, first, second)
+    result = await waiting
+    assert result.order.state is OrderState.ISSUED
+    assert world.ca.finalisations == 1
+    assert len(world.database.certificates) == 1
+    # After a finalisation the CA tells it how the order ended, before it has anything to write.
+    assert ("another broker has taken an order" in caplog.text) == (operation == "create_order")
+
+
+async def test_orders_are_taken_anew_when_the_lease_is_back(world: World, brokers: tuple[Broker, Broker]) -> None:
+    """What nobody has taken meanwhile goes on where it was, under another epoch."""
+    first, _ = brokers
+    first.issuer.faults.fail_always("get_order", unavailable())
+    gate = first.issuer.faults.hold("answer_challenges")
+    await first.authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    epoch = world.order.epoch
+    first.lease.held = False
+    await tick(world, first, seconds=3)
+    assert len(first.authority._dispatcher.flights) == 0
+    gate.set()
+    first.issuer.faults.heal()
+    first.lease.held = True
+    for _ in range(100):
+        await tick(world, first)
+    assert world.order.state is OrderState.ISSUED
+    assert world.order.epoch > epoch
+    assert world.ca.finalisations == 1
+
+
+async def disturb(rng: random.Random, broker: Broker, calls: list[asyncio.Task[Any]]) -> None:
+    """One of the things that may happen to a broker."""
+    match rng.randrange(5):
+        case 0 | 1:
+            name = rng.choice(("one", "two"))
+            calls.append(asyncio.create_task(broker.authority.issue(caller(), issue(name, wait=NO_WAIT))))
+            await settle(rng.randrange(200))
+        case 2:
+            await broker.renew(timedelta())  # it stands still, and doesn't know
+        case 3:
+            broker.lease.held = not broker.lease.held
+        case _:
+            await broker.renew(LONG if broker.lease.held else timedelta())
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_pauses_and_lost_leases_at_any_moment(world: World, brokers: tuple[Broker, Broker], seed: int) -> None:
+    """Whichever broker stops, wakes up, or is asked: never two finalised orders for a key, and each order ends."""
+    rng = random.Random(seed)
+    calls: list[asyncio.Task[Any]] = []
+    for broker in brokers:
+        for operation in ("create_order", "answer_challenges", "finalize", "download"):
+            broker.issuer.faults.fail(operation, unavailable(), times=2)
+    for _ in range(60):
+        await disturb(rng, rng.choice(brokers), calls)
+        await tick(world, *brokers, seconds=rng.randrange(1, 4))
+    for broker in brokers:
+        broker.lease.held = True
+        await broker.renew(LONG)
+    for _ in range(300):
+        await tick(world, *brokers)
+        if all(ended(order) for order in world.orders):
+            break
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert all(ended(order) for order in world.orders)
+    issued = [order for order in world.orders if order.state is OrderState.ISSUED]
+    assert len({order.public_key_sha256 for order in issued}) == len(issued) == world.ca.finalisations
+    assert world.dns.records == {}
