@@ -27,10 +27,12 @@ from certplane.pki.keys import KeyType, generate_private_key
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import channel_credentials
 from certplane.rpc.status import refusal_from_error
+from certplane.runtime.clock import Clock
 from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
 from tests.support.broker_files import POLICY, BrokerFiles
 from tests.support.bundles import DAY, named_root, pem
 from tests.support.ca import Leaf, PrivateCa
+from tests.support.edge import ShiftedClock
 from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
@@ -42,9 +44,9 @@ def files(tmp_path: Path) -> BrokerFiles:
 
 
 @asynccontextmanager
-async def running(files: BrokerFiles) -> AsyncIterator[Broker]:
+async def running(files: BrokerFiles, clock: Clock | None = None) -> AsyncIterator[Broker]:
     """The broker of these files, looking at them every 50 ms."""
-    async with open_broker(prepare(load_settings(files.config))) as broker:
+    async with open_broker(prepare(load_settings(files.config)), clock=clock) as broker:
         broker.reloader._interval = timedelta(milliseconds=50)
         broker.reloader._settle = timedelta(milliseconds=20)
         broker.reloader.request()  # ends the first, long wait
@@ -161,12 +163,13 @@ async def test_ended_root_before_its_successor(files: BrokerFiles) -> None:
 async def test_root_that_ends_while_the_broker_runs(files: BrokerFiles, caplog: pytest.LogCaptureFixture) -> None:
     """It was announced, is dropped when it ends, and its hosts go on by its successor, which stands behind it."""
     caplog.set_level(logging.INFO)
-    ends = datetime.now(UTC) + timedelta(seconds=4)
+    ends, clock = datetime.now(UTC) + timedelta(minutes=30), ShiftedClock()
     ending = renewed_root(files.ca, begins=-DAY, ends=ends - datetime.now(UTC))
     other = PrivateCa("other")
     (files.directory / "agent-ca.pem").write_bytes(ending + other.root_pem)
-    async with running(files) as broker:
+    async with running(files, clock) as broker:
         assert f"ends at {ends:%Y-%m-%dT%H:%M:%SZ}; add its successor" in caplog.text
+        clock.shift = timedelta(minutes=30)
         await until(lambda: "is passed over; remove it" in caplog.text)
         assert ending.decode() not in broker.trust.agent_ca_bundle_pem
         assert "trust_reloaded" in [event["event_type"] for event in await events(broker)]

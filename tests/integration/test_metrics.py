@@ -26,6 +26,8 @@ from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuing import messages
 from certplane.broker.issuing.supervision import Bounds, IssuingProcess
+from certplane.broker.members.membership import Membership
+from certplane.broker.members.model import Member
 from certplane.broker.metrics import Metric
 from certplane.broker.model import Grant, IdentityKind, Profile, RevocationReason
 from certplane.broker.ports import DurableLimits, PruneBefore, Soundness, Upkeep
@@ -76,6 +78,14 @@ async def an_order(_folder: Path) -> Collection[Metric]:
     assert result.certificate is not None
     await authority.revoke(caller(), "r", result.certificate.certificate_id, RevocationReason.SUPERSEDED)
     return world.meter.moved
+
+
+async def a_member(_folder: Path) -> Collection[Metric]:
+    """A broker joins those of its database."""
+    clock, meter = ManualClock(), FakeMeter()
+    me = Member("", "machine", "[::]:8443", "1", clock.now(), "policy", "trust", "configuration")
+    await Membership(MemoryStores.open(clock).members, lambda: me, clock, meter).join()
+    return meter.moved
 
 
 async def an_issuer_out_of_reach(_folder: Path) -> Collection[Metric]:
@@ -325,6 +335,7 @@ MOVED: dict[Scenario, set[Metric]] = {
         metrics.REQUESTS, metrics.DELIVERIES, metrics.REVOCATIONS, metrics.ORDERS_OPENED, metrics.ORDERS_OPEN,
         metrics.ORDERS_ENDED, metrics.ORDER_DURATION, metrics.STEP_DURATION,
     },
+    a_member: {metrics.LEASE},
     an_issuer_out_of_reach: {metrics.FAILOVERS, metrics.STEP_FAILURES},
     an_order_lost_by_its_ca: {metrics.ORDERS_ABANDONED},
     a_store_and_a_dns_in_trouble: {metrics.JOURNAL_RETRIES, metrics.SERVERS_SILENT, metrics.RECORDS_LEFT},
