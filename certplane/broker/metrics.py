@@ -48,9 +48,7 @@ class Histogram(Metric):
 
 # The broker among others.
 
-LEASE: Final = Gauge(
-    "certplane_lease", "1 while this broker holds its lease on the database, and may issue."
-)
+LEASE: Final = Gauge("certplane_lease", "1 while this broker holds its lease on the database, and may issue.")
 
 # Calls and the process.
 
