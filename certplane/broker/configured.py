@@ -15,7 +15,7 @@ from certplane.errors import ConfigurationError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a broker without a vault loads no HTTP client for one
     import httpx
 
 T = TypeVar("T")

@@ -34,6 +34,7 @@ STOPPED = "dns-present-stopped"
 LEFT = "left-behind"
 STOPPED_WHOLE = "stopped-whole"
 TWICE = "killed-twice"
+DRAINING = "killed-in-a-drain"
 REGISTERED = "registered"
 SECRET = "secret"
 MAC_KEY = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
@@ -44,7 +45,7 @@ KINDS = ("cloudflare", "rfc2136")
 async def lane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lane]:
     """A broker with one of the DNS providers, and an enrolled host."""
     need_part("pebble")
-    profiles = [*map(profile_of, OUTSIDE), STOPPED, LEFT, STOPPED_WHOLE, TWICE, REGISTERED]
+    profiles = [*map(profile_of, OUTSIDE), STOPPED, LEFT, STOPPED_WHOLE, TWICE, DRAINING, REGISTERED]
     policy = {
         "version": 1,
         "profiles": {name: {"type": "mixed", "dns_names": names_of(name)} for name in profiles},
@@ -163,6 +164,26 @@ async def test_two_that_are_killed_in_a_row(lane: Lane) -> None:
     os.kill(issuing_process(deployment), signal.SIGKILL)
     assert await ended(agent) == 0
     await assert_issued_once(deployment, leaf_of(host, TWICE))
+    await deployment.stop_broker()
+
+
+async def test_one_that_is_killed_while_the_broker_stops(lane: Lane) -> None:
+    """The order under way still has the time of the drain, and a process for it."""
+    deployment, host = lane.deployment, lane.host
+    host.write_config([{"name": DRAINING, "profile": DRAINING, "dns_names": names_of(DRAINING)}])
+    await deployment.start_broker()
+    agent = await begin(host, "run", "--once")
+    await until(lambda: "TXT record written" in deployment.broker_process.log_text(), what="the record")
+    os.kill(deployment.broker_process.pid, signal.SIGTERM)
+    os.kill(issuing_process(deployment), signal.SIGKILL)
+    assert await ended(deployment.broker_process) == 0
+    log = deployment.broker_process.log_text()
+    assert "is started again: killed by signal 9" in log
+    assert "stopped" in log.splitlines()[-1]
+    await deployment.start_broker()
+    if await ended(agent) != 0:
+        assert (await host.run("renew", DRAINING)).status == 0
+    await assert_issued_once(deployment, leaf_of(host, DRAINING))
     await deployment.stop_broker()
 
 

@@ -108,11 +108,6 @@ class DnsLookup:
         _, answer, _ = await self._look(name, kind, deadline)
         return answer
 
-    async def alias_of(self, name: dns.name.Name, deadline: Deadline) -> str:
-        """Where a CNAME at `name` leads, without the final dot; empty if there is none. Raises as `look`."""
-        answer = await self.look(name, dns.rdatatype.CNAME, deadline)
-        return alias_in(answer, name).rstrip(".").lower()
-
     async def _walk(self, name: dns.name.Name, deadline: Deadline) -> dns.name.Name:
         candidate = name
         failures: list[NoDnsAnswerError] = []
