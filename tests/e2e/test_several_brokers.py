@@ -10,18 +10,15 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
-import yaml
 
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
-from certplane.sandbox.loopback import LOOPBACK, free_port
-from certplane.sandbox.process import ServerProcess, accepts_tcp
 from tests.support.killing import settle_on_a_port
 from tests.support.limits import UNLIMITED
 from tests.support.parts import need_part
+from tests.support.several_brokers import Broker
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.e2e
@@ -33,36 +30,6 @@ POLICY = {
     "hosts": {"web1": {"identity": NAME, "profiles": ["web"]}},
 }
 WEB = {"name": "web", "profile": "web", "dns_names": ["web.certplane.test"]}
-
-
-class Broker:
-    """One of the two, by its configuration; `url` is what agent.yml has."""
-
-    def __init__(self, deployment: Deployment, number: int) -> None:
-        self.deployment = deployment
-        self.folder = deployment.broker_folder / str(number)
-        self.folder.mkdir()
-        self.port = deployment.broker_port if number == 1 else free_port()
-        self.url = f"https://localhost:{self.port}"
-        settings: dict[str, Any] = yaml.safe_load(deployment.broker_config.read_text())
-        settings["server"]["address"] = f"{LOOPBACK}:{self.port}"
-        settings["store"]["path"] = str(self.folder / "broker.db")
-        settings["issuer"]["acme"]["account_key"] = str(self.folder / "account.key")
-        self.config = self.folder / "broker.yml"
-        self.config.write_text(yaml.safe_dump(settings))
-        self.process = self._process()
-
-    def _process(self) -> ServerProcess:
-        return ServerProcess(
-            "certplane-broker",
-            [self.deployment.python, "-P", "-m", "certplane.broker", "-c", self.config, "serve"],
-            self.folder / "broker.log",
-            environment=self.deployment.broker_environment,
-        )
-
-    async def start(self) -> None:
-        self.process = self._process()
-        await self.process.start(lambda: accepts_tcp(LOOPBACK, self.port))
 
 
 class World:
