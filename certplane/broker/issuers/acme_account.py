@@ -7,6 +7,7 @@ P-384 or RSA.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from certplane.pki.keys import (
     private_key_pem,
     public_key_sha256,
 )
+from certplane.runtime.disk_errors import explain
 from certplane.runtime.files import give_to_service
 
 _SETTING = "issuer.acme.account_key"
@@ -191,6 +193,8 @@ def _unreadable(path: Path, error: OSError, setting: str) -> ConfigurationError:
     remedy = "check the folder and its owner"
     if isinstance(error, PermissionError):
         remedy = denied_remedy(path, remedy)
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # whose the folder is doesn't matter
+        remedy = explain(error, path)[1]
     return _problem(path, f"can't be read or made: {error.strerror}", remedy, setting)
 
 

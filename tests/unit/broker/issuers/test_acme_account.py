@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -107,6 +108,20 @@ def test_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
     """The folder is the operator's to make."""
     with pytest.raises(ConfigurationError, match="No such file"):
         AccountKey.load_or_create(tmp_path / "nowhere" / "account.key")
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No half of a key stands, and the remedy is room, not the folder's owner."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigurationError, match="No space left on device; make room on the disk"):
+            AccountKey.load_or_create(tmp_path / "account.key")
+    assert list(tmp_path.iterdir()) == []
+    AccountKey.load_or_create(tmp_path / "account.key")
 
 
 def test_refuses_what_is_no_file(tmp_path: Path) -> None:
