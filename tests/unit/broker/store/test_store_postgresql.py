@@ -42,6 +42,31 @@ def test_a_server_that_is_gone_without_a_word_is_noticed(monkeypatch: pytest.Mon
     assert (parameters["keepalives_idle"], parameters["tcp_user_timeout"]) == (idle, "20000")
 
 
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        pytest.param("postgresql://u@db.example/certplane", None, id="one host"),
+        pytest.param("postgresql://u@db1.example:5432,db2.example:5433/certplane", "read-write", id="several"),
+        pytest.param("postgresql://u@/certplane?hostaddr=192.0.2.1,192.0.2.2", "read-write", id="several addresses"),
+        pytest.param("postgresql://u@a,b/certplane?target_session_attrs=primary", "primary", id="the URL's own"),
+    ],
+)
+def test_of_several_hosts_the_one_that_can_be_written_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, url: str, wanted: str | None
+) -> None:
+    """A standby is of no use: libpq goes on to the next host."""
+    called: list[str] = []
+
+    def connect(conninfo: str, **_options: object) -> None:
+        called.append(conninfo)
+        raise psycopg.OperationalError("nobody is there")
+
+    monkeypatch.setattr(psycopg, "connect", connect)
+    with pytest.raises(OperationError):
+        PostgresqlSession(url, timedelta(seconds=5), exclusive=True)
+    assert conninfo_to_dict(called[0]).get("target_session_attrs") == wanted
+
+
 @pytest.mark.integration
 async def test_an_order_that_another_program_ends_meanwhile_stays_ended(postgres_url: str, tmp_path: Path) -> None:
     """A step of a running order waits for a command that is denying its identity, and then finds it ended."""
