@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from certplane.broker.configured import located, secret_source
 from certplane.broker.database import database_url
-from certplane.broker.events import AuditEvent, AuditEventType
+from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store import files, sqlite
 from certplane.broker.store.copying import CopiedTable, Database, PostgresqlDatabase, SqliteDatabase, copy_all
@@ -80,15 +80,7 @@ def copy_store(
     def event(tables: Sequence[CopiedTable]) -> EventRow | None:
         if not target.settings.audit.enabled:
             return None
-        rows = sum(each.rows for each in tables)
-        digest = hashlib.sha256("".join(each.sha256 for each in tables).encode()).hexdigest()
-        said = AuditEvent(
-            TimeOrderedIds(clock)(),
-            clock.now(),
-            AuditEventType.STORE_COPIED,
-            reason=f"{rows} rows of {len(tables)} tables copied from {source.name}, SHA-256 {digest}",
-        )
-        return event_row(said)
+        return event_row(_event(AuditTrail(clock, TimeOrderedIds(clock)), source.name, tables))
 
     copied: list[CopiedTable] = []
     with _reading(source) as rows, located(target.settings):
@@ -98,6 +90,13 @@ def copy_store(
 
         _fill(target, fill)
     return [{"table": each.table, "rows": each.rows, "sha256": each.sha256} for each in copied]
+
+
+def _event(trail: AuditTrail, source: str, tables: Sequence[CopiedTable]) -> AuditEvent:
+    rows = sum(each.rows for each in tables)
+    digest = hashlib.sha256("".join(each.sha256 for each in tables).encode()).hexdigest()
+    reason = f"{rows} rows of {len(tables)} tables copied from {source}, SHA-256 {digest}"
+    return trail.event(AuditEventType.STORE_COPIED, reason=reason)
 
 
 def _check_spill(path: Path) -> None:

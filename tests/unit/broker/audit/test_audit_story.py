@@ -21,7 +21,7 @@ from unittest.mock import AsyncMock, MagicMock, patch
 import pytest
 
 from certplane import __version__
-from certplane.broker import account_commands, app, identity_commands
+from certplane.broker import account_commands, app, copy_command, identity_commands
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.events import report_events
@@ -41,6 +41,7 @@ from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.calls import serving
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.soundness import SoundnessWatch
+from certplane.broker.store.copying import CopiedTable
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
 from certplane.fleet_report.model import (
     CertificateState,
@@ -326,6 +327,7 @@ async def operators() -> list[AuditEvent]:
         *reloads,
         *app._start_events(prepared, AuditTrail(clock, lambda: "event-2")),
         *stores.database.events,
+        copy_command._event(AuditTrail(clock, lambda: "event-5"), "broker.db", [CopiedTable("orders", 7, "0c")]),
     ]
 
 
