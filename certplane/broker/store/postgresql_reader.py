@@ -123,7 +123,7 @@ class PostgresqlReader(Database):
             return old, number
         if old is not None:
             old.close()
-        new = connect(self._url, self._wait, pooled=self._pooled)
+        new = connect(self._url, self._wait, reads=True, pooled=self._pooled)
         try:
             if not self._pooled:
                 own_session(new, self._wait, read_only=True)

@@ -1,7 +1,7 @@
 """Connections to PostgreSQL: which of the servers of a URL, whether a pooler stands between, and what errors mean.
 
-A connection is always one to a server that can be written, also where it only reads: a standby is behind, and a primary
-that has been demoted is further behind each minute. Of several hosts of a URL libpq takes the first that says that it
+A connection is always one to a primary, also where it only reads: a standby is behind, and a primary that has been
+demoted is further behind each minute. Of several hosts of a URL libpq takes the first that says that it
 can (`target_session_attrs=read-write`); what it then finds is asked once more here, with cause and remedy.
 
 How long a statement and a lock may take is said with the connection, so that no default of the server ends the first
@@ -63,6 +63,7 @@ _FAULTS: Final[tuple[tuple[type[psycopg.Error], Fault], ...]] = (
 _SESSION: Final = """
     SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false), set_config(%s, %s, false)
 """
+_STANDBY: Final = "SELECT CASE WHEN pg_is_in_recovery() THEN 'on' ELSE 'off' END"
 _STANDBYS: Final = """
     SELECT application_name, sync_state FROM pg_stat_replication AS standby
     WHERE state IS DISTINCT FROM 'backup' AND NOT EXISTS (
@@ -104,14 +105,15 @@ def place(connection: Connection) -> str:
     return f"{connection.info.host}:{connection.info.port}"
 
 
-def connect(url: str, wait: timedelta, *, pooled: bool = False) -> Connection:
-    """A connection to a server that can be written, in autocommit mode: transactions are begun and ended by us alone.
+def connect(url: str, wait: timedelta, *, reads: bool = False, pooled: bool = False) -> Connection:
+    """A connection to the primary, in autocommit mode: transactions are begun and ended by us alone.
 
     Nothing is set in its session, and nothing prepared: both are `own_session`'s.
 
     Args:
         url: libpq's.
         wait: For locks; four times as long for a statement.
+        reads: It is to read alone: a primary that takes no writes for a while will do, where it is the only host.
         pooled: A pooler is expected, which has no place for these limits.
 
     Raises:
@@ -121,11 +123,11 @@ def connect(url: str, wait: timedelta, *, pooled: bool = False) -> Connection:
     """
     if not pooled:
         with contextlib.suppress(PoolerError):
-            return _connect(url, wait)
-    return _connect(url, None)
+            return _connect(url, wait, reads=reads)
+    return _connect(url, None, reads=reads)
 
 
-def _connect(url: str, wait: timedelta | None) -> Connection:
+def _connect(url: str, wait: timedelta | None, *, reads: bool) -> Connection:
     try:
         said = conninfo.conninfo_to_dict(url)
         wanted: dict[str, str | int | None] = {**_LOST, **said}
@@ -149,11 +151,11 @@ def _connect(url: str, wait: timedelta | None) -> Connection:
         raise kind(Fault.UNREACHABLE, text) from error
     try:
         with _cut_off(connection):
-            read_only = connection.execute("SHOW transaction_read_only").fetchone()
+            unfit = connection.execute(_STANDBY if reads else "SHOW transaction_read_only").fetchone()
     except psycopg.Error as error:
         connection.close()
         raise SqlError(Fault.UNREACHABLE, first_line(error)) from error
-    if read_only == ("on",):
+    if unfit == ("on",):
         where = place(connection)
         connection.close()
         text = f"the server at {where} can only be read: a standby, or default_transaction_read_only is on"
