@@ -68,6 +68,10 @@ async def patiently(store: StoreHarness, write: Any) -> Any:
     return await until(once, what="an acknowledged write")
 
 
+_BACK_OFF = 0.05
+"""Seconds before a refused caller asks again, which is load and no wait for anything."""
+
+
 class Callers:
     """Callers that write all the time, and remember what was acknowledged."""
 
@@ -94,7 +98,7 @@ class Callers:
                     self.orders[key] = opened.order.order_id
             except RefusalError as error:
                 self.refusals.append(error.refusal.reason)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(_BACK_OFF)
 
     def end(self) -> None:
         self._ended.set()
