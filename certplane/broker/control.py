@@ -61,6 +61,7 @@ class ControlServer:
         self._path = path
         self._reload = reload
         self._server: asyncio.Server | None = None
+        self._conversations: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         try:
@@ -76,9 +77,7 @@ class ControlServer:
                 )
                 return self
             self._path.unlink(missing_ok=True)
-            listener = socket.socket(socket.AF_UNIX)
-            with _short(self._path) as address:
-                listener.bind(address)
+            listener = _bound(self._path)
         except OSError as error:
             _logger.warning(
                 "`certplane-broker reload` won't reach this broker: no socket in %s: %s", self._path.parent, error
@@ -93,8 +92,16 @@ class ControlServer:
         self._server.close()
         with contextlib.suppress(OSError):
             self._path.unlink()
+        for conversation in self._conversations:
+            conversation.cancel()
+        if self._conversations:
+            await asyncio.wait(self._conversations)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversation = asyncio.current_task()
+        assert conversation is not None
+        self._conversations.add(conversation)
+        conversation.add_done_callback(self._conversations.discard)
         try:
             async with asyncio.timeout(_PATIENCE):
                 line = await reader.readline()
@@ -109,7 +116,30 @@ class ControlServer:
         except (OSError, TimeoutError, ValueError) as error:
             _logger.debug("a control connection ended: %s", error)
         finally:
-            writer.close()
+            await _close(writer)
+
+
+def _bound(path: Path) -> socket.socket:
+    """A socket that has the path.
+
+    Raises:
+        OSError: it can't be had.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        with _short(path) as address:
+            listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """End the connection, and return when its descriptor is closed."""
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 def _answers(path: Path) -> bool:
@@ -144,7 +174,7 @@ async def request_reload(path: Path) -> ReloadResult:
     except (OSError, TimeoutError, ValueError) as error:
         raise OperationError(f"the broker gave no answer: {error}", remedy="check its log") from error
     finally:
-        writer.close()
+        await _close(writer)
     return _result(answer)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from certplane.broker.control import ControlServer, ReloadResult, control_socket, request_reload
+from certplane.broker.control import ControlServer, ReloadResult, _short, control_socket, request_reload
 from certplane.broker.services.server import PortError
 from tests.support.ca import PrivateCa
 from tests.support.deployed_broker import get_identity
@@ -112,9 +112,8 @@ async def test_two_brokers_of_one_file_keep_the_firsts_socket(tmp_path: Path, ca
             assert (await request_reload(path)).lines == ("first",)
         assert "give each its own file" in caplog.text
         assert (await request_reload(path)).lines == ("first",)
-    left = socket.socket(socket.AF_UNIX)
-    left.bind(str(path))  # as a broker that was killed leaves it
-    left.close()
+    with _short(path) as address, socket.socket(socket.AF_UNIX) as left:
+        left.bind(address)  # as a broker that was killed leaves it
     async with ControlServer(path, second):
         assert (await request_reload(path)).lines == ("second",)
     assert control_socket(tmp_path, tmp_path / "broker-2.yml") != path
