@@ -39,11 +39,15 @@ _TELL: Final = 100_000
 Progress = Callable[[str], None]
 
 
+class WholeTables(Compiler):
+    """Makes statements that read whole tables, which is what a copy is: the tests of query plans pass over them."""
+
+
 class Database(ABC):
     """A database inside a transaction that somebody else begins and ends."""
 
     def __init__(self, driver: Driver) -> None:
-        self._compiler = Compiler(driver)
+        self._compiler = WholeTables(driver)
 
     def select(self, table: Table) -> str:
         """The query of all rows of a table in the order of its primary key."""
