@@ -43,6 +43,9 @@ class BrokerFiles:
                 "tls": {"cert": str(self.directory / "server.crt"), "key": str(self.directory / "server.key")},
                 "mtls": {"agent_ca_bundle": str(self.directory / "agent-ca.pem")},
                 "drain_timeout": "2s",
+                # In a test's process a call may meet a collection of all that other tests have left: 200 ms and more.
+                "calls_per_identity_per_second": 1000,
+                "calls_burst": 1000,
             },
             "policy": {"path": str(self.directory / "policy.yml")},
             "issuer": {
