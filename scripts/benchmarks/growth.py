@@ -114,8 +114,9 @@ def _calls(broker: Broker, policy: FilePolicySource, hosts: int) -> Calls:
         key = sha256(f"new {time.time_ns()} {turn}")
         draft = OrderDraft(name, profile, sha256(profile), ("x.certplane.test",), key, b"csr", "acme", "bench")
         opened = await stores.orders.open_order(draft, DurableLimits(), [])
+        assert opened is not None
         # The store is kept for the next run, whose start would go on with it.
-        return await stores.orders.change_order(opened.order.order_id, OrderChange(state=OrderState.FAILED))
+        return await stores.orders.change_order(opened.order, OrderChange(state=OrderState.FAILED))
 
     async def nobody(_: int) -> object:
         async with aclosing(view.hosts(states=frozenset({CertificateState.DEGRADED}))) as found:
