@@ -48,8 +48,7 @@ class Broker:
         self.lease = SharedLease()
         self.orders, self.members, self.issuer = world.stores.orders, world.stores.members, world.issuer
         self.database_stores = world.database.stores
-        for changes in (self.database_stores.certificates._changes,):
-            changes._shared = True  # as on PostgreSQL
+        self.database_stores.certificates._changes._shared = True  # as on PostgreSQL
         number = f"b{random.Random(self.members.broker_id).getrandbits(32):08x}"
         ids = iter(range(1, 1_000_000))
         self.database_stores.orders._new_id = lambda: f"{number}-{next(ids):06d}"
