@@ -320,7 +320,6 @@ async def _among_others(membership: Membership | None, broker: Broker) -> AsyncI
         return
     elsewhere = broker.authority.orders_elsewhere
     broker.stores.changes.follow(ChangeKind.ORDER, elsewhere, what="other brokers' orders")
-    await broker.stores.members.end_others()  # while one broker has the database's lock, nobody else lives
     await membership.join()
     async with running(membership.run(), "lease"):
         yield

@@ -325,7 +325,22 @@ class ChangeKind(StrEnum):
     CERTIFICATE_REVOKED = "certificate_revoked"
     """The key is the certificate_id."""
     ORDER = "order"
-    """An order has another state, or another holder; the key is its order_id. Told where brokers share a database."""
+    """An order has another state, or another holder; the key is its order_id. As all below, told where brokers share a
+    database."""
+    PLAN = "plan"
+    """A certificate's renewal plan; the key is the certificate_id."""
+    STREAM = "stream"
+    """A host's stream has begun or ended, or what is recorded of it has changed; the key is the host's name."""
+    REPORT = "report"
+    """A host has reported of its certificates; the key is the host's name."""
+    HOLD = "hold"
+    """What an issuer is not to be asked for, or that it is out of reach; the key is the issuer."""
+    RETRY_EPOCH = "retry_epoch"
+    """What was refused may succeed now; the key is empty."""
+    ACCOUNT = "account"
+    """An issuer's ACME account, or its key; the key is the issuer."""
+    MEMBER = "member"
+    """A broker has come or left, or another policy, say, is in force there; the key is its broker_id."""
 
 
 @dataclass(frozen=True, slots=True)

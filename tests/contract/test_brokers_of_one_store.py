@@ -212,14 +212,3 @@ async def test_members(store: StoreHarness, other: StoreHarness) -> None:
     await other.stores.members.renew(member(other), timedelta())
     assert await store.stores.members.living() == []
     assert not await other.stores.members.renew(member(other), SPAN)
-
-
-async def test_who_has_the_database_alone_waits_for_no_lease(store: StoreHarness, other: StoreHarness) -> None:
-    """A broker that is started again after a kill goes on with its orders at once."""
-    await other.stores.members.renew(member(other), SPAN)
-    left = await other.open_order()
-    await store.stores.members.renew(member(store), SPAN)
-    assert await store.stores.orders.take_orders(10) == []
-    await store.stores.members.end_others()
-    assert [each.broker_id for each in await store.stores.members.living()] == [store.stores.members.broker_id]
-    assert [order.order_id for order in await store.stores.orders.take_orders(10)] == [left.order_id]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from certplane.broker.model import DenyEntry
+from certplane.broker.store import postgresql
 from certplane.errors import OperationError, Reason, RefusalError
 from certplane.sandbox.postgres import PostgresCluster
 from tests.fakes.clock import ManualClock
@@ -132,9 +134,11 @@ async def test_promotion_under_load_loses_and_doubles_nothing(
         assert callers.orders.items() <= orders.items()
         assert set(callers.refusals) <= {Reason.STORE_UNAVAILABLE, Reason.AUDIT_UNAVAILABLE}
         assert f"writing goes on at 127.0.0.1:{pair.standby.port}" in caplog.text
-        with pytest.raises(OperationError, match="another broker"):  # the lock is held at the new primary
-            async with pair.place.open(ManualClock()):
-                pass
+        with (
+            pytest.raises(OperationError, match="a broker uses this database"),  # the lock is held at the new primary
+            postgresql.alone(pair.place.url, timedelta(seconds=5), "store.url", empty=False),
+        ):
+            pass
 
 
 async def test_a_primary_that_was_demoted_is_left(pair: ServerPair, caplog: pytest.LogCaptureFixture) -> None:

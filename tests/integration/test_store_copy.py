@@ -152,8 +152,8 @@ async def test_a_running_broker_is_refused(copies: Copies) -> None:
         assert "another broker" in await copies.refusal(copies.sqlite, copies.postgresql)
     assert is_empty(copies.postgresql.url)
     async with copies.postgresql.open(ManualClock()):
-        assert "another broker" in await copies.refusal(copies.sqlite, copies.postgresql)
-        assert "another broker" in await copies.refusal(copies.postgresql, copies.back)
+        assert "a broker uses" in await copies.refusal(copies.sqlite, copies.postgresql)
+        assert "a broker uses" in await copies.refusal(copies.postgresql, copies.back)
 
 
 async def test_a_target_with_anything_in_it_is_refused(copies: Copies) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pytest
 import pytest_asyncio
 
 from certplane.broker.audit import SpillFallback, import_spill
-from certplane.broker.store import files
+from certplane.broker.store import files, postgresql
 from certplane.errors import CertplaneError, ConfigurationError, OperationError, Reason, RefusalError
 from tests.fakes.clock import ManualClock
 from tests.support.old_data import make_sqlite
@@ -352,8 +353,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> StorePlace:
     return StorePlace(request.param, tmp_path / "broker.db", url)
 
 
-async def test_a_second_broker_is_refused_while_the_first_runs(place: StorePlace) -> None:
+async def test_a_second_broker_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     """Row 28: one line and a remedy; a command may come in beside; after the first has ended the next may start."""
+    place = StorePlace("sqlite", tmp_path / "broker.db")
     async with place.open(ManualClock()):
         with pytest.raises(OperationError, match="another broker") as caught:
             async with place.open(ManualClock()):
@@ -363,6 +365,25 @@ async def test_a_second_broker_is_refused_while_the_first_runs(place: StorePlace
             assert await beside.audit.tail(1) == []
     async with place.open(ManualClock()):
         pass
+
+
+async def test_brokers_share_a_server_s_database(postgres_place: StorePlace) -> None:
+    """Any number of them, and commands beside; who wants it alone is refused while one is there, and the other way."""
+    wait = timedelta(seconds=5)
+    async with postgres_place.open(ManualClock()), postgres_place.open(ManualClock()):
+        async with postgres_place.open(ManualClock(), exclusive=False) as beside:
+            assert await beside.audit.tail(1) == []
+        with (
+            pytest.raises(OperationError, match="a broker uses this database") as caught,
+            postgresql.alone(postgres_place.url, wait, "store.url", empty=False),
+        ):
+            pass
+        assert "\n" not in str(caught.value)
+    with postgresql.alone(postgres_place.url, wait, "store.url", empty=False):
+        with pytest.raises(OperationError, match="to itself") as caught:
+            async with postgres_place.open(ManualClock()):
+                pass
+        assert "\n" not in str(caught.value)
 
 
 @contextlib.contextmanager
@@ -447,17 +468,19 @@ async def test_lost_connections_are_made_again(postgres_place: StorePlace) -> No
         )
         assert sorted(await store.event_ids()) == [f"event-{number:06d}" for number in range(1, 6)]
         assert len(await stores.orders.unfinished_orders()) == 6
-        with pytest.raises(OperationError, match="another broker"):
-            async with postgres_place.open(ManualClock()):
-                pass
+        with (
+            pytest.raises(OperationError, match="a broker uses this database"),
+            postgresql.alone(postgres_place.url, timedelta(seconds=5), "store.url", empty=False),
+        ):
+            pass
 
 
-async def test_a_broker_that_lost_its_lock_to_another_writes_nothing(postgres_place: StorePlace) -> None:
-    """After the connection was lost and another broker has come, the first one's writes are refused."""
+async def test_a_broker_that_lost_its_lock_to_a_copy_writes_nothing(postgres_place: StorePlace) -> None:
+    """After the connection was lost and somebody has the database alone, the broker's writes are refused."""
     async with postgres_place.open(ManualClock()) as stores:
         store = StoreHarness(postgres_place, ManualClock(), stores)
         cut_connections(postgres_place.url)
-        async with postgres_place.open(ManualClock()):
+        with postgresql.alone(postgres_place.url, timedelta(seconds=5), "store.url", empty=False):
             assert await refusal_of(store.open_order()) is Reason.STORE_UNAVAILABLE
             assert await refusal_of(stores.audit.append([store.event()])) is Reason.AUDIT_UNAVAILABLE
         await store.open_order()

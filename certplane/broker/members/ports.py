@@ -51,14 +51,6 @@ class MemberStore(Protocol):
         """
         ...
 
-    async def end_others(self) -> None:
-        """Let the leases of all others end now: of one who has the database to itself, and so knows that they are gone.
-
-        Raises:
-            RefusalError: STORE_UNAVAILABLE.
-        """
-        ...
-
     async def leave(self) -> None:
         """Say that this broker has gone: what it held can be taken at once.
 

@@ -18,7 +18,7 @@ from certplane.broker.store.cells import Columns
 from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import brokers
 from certplane.broker.store.session import Database, Session
-from certplane.broker.store.statements import Compiler, Statement
+from certplane.broker.store.statements import Compiler
 from certplane.broker.store.writer import Writer
 from certplane.runtime.clock import Clock
 
@@ -59,7 +59,6 @@ class SqlMemberStore(MemberStore):
             )
         )
         self._remove = compiler(delete(brokers).where(brokers.c.broker_id == bindparam("which")))
-        self._remove_others = compiler(delete(brokers).where(brokers.c.broker_id != bindparam("which")))
         self._remove_ended = compiler(delete(brokers).where(brokers.c.lease_until <= now - bindparam("span")))
         columns = [brokers.c[name] for name in _MEMBER.names]
         self._living = compiler(
@@ -80,16 +79,9 @@ class SqlMemberStore(MemberStore):
         return await self._writer.write(change, ())
 
     @override
-    async def end_others(self) -> None:
-        await self._write(self._remove_others)
-
-    @override
     async def leave(self) -> None:
-        await self._write(self._remove)
-
-    async def _write(self, statement: Statement) -> None:
         def change(session: Session) -> Done[None]:
-            session.execute(statement, statement.arguments({"which": self.broker_id}))
+            session.execute(self._remove, self._remove.arguments({"which": self.broker_id}))
             return Done(None)
 
         await self._writer.write(change, ())

@@ -84,4 +84,5 @@ def _values(order: Order) -> dict[str, Any]:
         **ORDER.values(order),
         "names_sha256": names_sha256(order.dns_names),
         "end_time": None if order.state.is_open else to_micros(order.update_time),
+        "lane": None,
     }

@@ -1,9 +1,9 @@
-"""PostgreSQL: the same schema on a server. One connection writes and holds the lock, a bounded pool of others reads.
+"""PostgreSQL: the same schema on a server. One connection writes, a bounded pool of others reads.
 
-The lock is a session lock of the connection that writes: it can't be left behind, and a broker that has lost it can't
-write, since it has lost the connection too. After a lost connection the session connects again and takes the lock
-again, before anything is written. A server that can't be written any more, as a primary that was demoted, is left for
-the one of the URL that can.
+The connection that writes holds a lock that all brokers of the database share, and that whoever copies the database has
+alone. It is its session's lock: it can't be left behind, and who has lost it can't write, having lost the connection
+too. After a lost connection the session connects again and takes the lock again, before anything is written. A server
+that can't be written any more, as a primary that was demoted, is left for the one of the URL that can.
 
 With a pooler in between, `direct_url` leads past it: what is a session's (the lock, a transaction that writes) goes
 there, and only what reads goes over the pooler, a transaction each and nothing kept.
@@ -22,9 +22,9 @@ from psycopg import errors, pq
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from typing_extensions import override
 
-from certplane.broker.store.migrate import SchemaError, check_current, migrate, upgrade_notices
+from certplane.broker.store.migrate import SchemaError, check_current, check_known, migrate, upgrade_notices
 from certplane.broker.store.postgresql_reader import Standing
-from certplane.broker.store.schema import metadata
+from certplane.broker.store.schema import SCHEMA_REVISION, metadata
 from certplane.broker.store.servers import (
     ENCODING,
     Connection,
@@ -49,6 +49,10 @@ _log = logging.getLogger("certplane.store")
 
 _LOCK: Final = 0x43504C4E
 """The advisory lock's number, in the database's own space: SQLite's application_id once more."""
+_MIGRATING: Final = _LOCK + 1
+"""The lock of who looks whether the schema is current and migrates it: of brokers that start together, one."""
+_AMONG_BROKERS: Final = "SELECT pg_try_advisory_lock_shared(%s)"
+_ALONE: Final = "SELECT pg_try_advisory_lock(%s)"
 
 _NOT_OURS: Final = """
     SELECT relname FROM pg_class
@@ -126,18 +130,17 @@ def _revision(connection: Connection) -> str | None:
     return None if found is None else str(found[0])
 
 
-def _open_session(url: str, wait: timedelta, *, exclusive: bool) -> Connection:
-    """A connection whose session is its own, and holds the lock if it is to have the database to itself.
+def _open_session(url: str, wait: timedelta, lock: str = "") -> Connection:
+    """A connection whose session is its own; `lock` is the query that takes the lock that it holds.
 
     Raises:
-        SqlError: UNREACHABLE, or BUSY if another broker has the lock.
+        SqlError: UNREACHABLE, or BUSY if somebody else's lock is in the way.
     """
     connection = connect(url, wait)
     try:
         refuse_shared_session(connection, url, wait)
         own_session(connection, wait)
-        query = "SELECT pg_try_advisory_lock(%s)"
-        row = connection.execute(query, (_LOCK,)).fetchone() if exclusive else (True,)
+        row = connection.execute(lock.encode(), (_LOCK,)).fetchone() if lock else (True,)
     except psycopg.Error as error:
         connection.close()
         raise SqlError(Fault.UNREACHABLE, first_line(error)) from error
@@ -146,7 +149,7 @@ def _open_session(url: str, wait: timedelta, *, exclusive: bool) -> Connection:
         raise
     if row is None or not row[0]:
         connection.close()
-        raise SqlError(Fault.BUSY, "another broker holds the database's lock")
+        raise SqlError(Fault.BUSY, "another program holds the database's lock")
     return connection
 
 
@@ -154,8 +157,8 @@ def _explain(error: SqlError, key: str) -> CertplaneError:
     """What is said of a connection that a start doesn't get."""
     if error.fault is Fault.BUSY:
         return OperationError(
-            f"{key}: another broker uses this database",
-            remedy="stop it first, or give this one a database of its own",
+            f"{key}: another program has this database to itself: a copy of it, or a broker of an older release",
+            remedy="wait for its end, or stop it first",
         )
     if isinstance(error, PoolerError):
         return _pooled(error, key)
@@ -183,8 +186,10 @@ def alone(url: str, wait: timedelta, key: str, *, empty: bool) -> Iterator[Conne
         OperationError: a broker has it, or it can't be reached.
     """
     try:
-        connection = _open_session(url, wait, exclusive=True)
+        connection = _open_session(url, wait, _ALONE)
     except SqlError as error:
+        if error.fault is Fault.BUSY:
+            raise OperationError(f"{key}: a broker uses this database", remedy="stop all its brokers first") from error
         raise _explain(error, key) from error
     with contextlib.closing(connection):
         try:
@@ -231,7 +236,7 @@ class PostgresqlSession(SqlSession):
     def __init__(
         self, url: str, wait: timedelta, *, exclusive: bool, standing: Standing | None = None, key: str = "store.url"
     ) -> None:
-        """Connect, take the lock and bring the schema up to date (`exclusive`), or see that it is.
+        """Connect, share the brokers' lock and bring the schema up to date (`exclusive`), or see that it is.
 
         Args:
             url: Of the server itself, or of a pooler that keeps sessions.
@@ -241,7 +246,7 @@ class PostgresqlSession(SqlSession):
             key: Where the URL stands in the configuration.
 
         Raises:
-            OperationError: the server can't be reached, or another broker holds the lock.
+            OperationError: the server can't be reached, or somebody has the database to itself.
             ConfigurationError: the URL or the schema is wrong.
         """
         self._url = url
@@ -305,7 +310,7 @@ class PostgresqlSession(SqlSession):
             self._connection.close()
 
     def _open(self) -> Connection:
-        return _open_session(self._url, self._wait, exclusive=self._exclusive)
+        return _open_session(self._url, self._wait, _AMONG_BROKERS if self._exclusive else "")
 
     def _ensure(self) -> None:
         if self._connection.closed:
@@ -348,14 +353,13 @@ class PostgresqlSession(SqlSession):
 
     def _bring_up_to_date(self) -> None:
         try:
-            revision = _revision(self._connection)
-        except psycopg.Error as error:
-            raise fault_of(error, lost=self._connection.closed) from error
-        try:
-            if self._exclusive:
-                migrate("postgresql+psycopg://", self._connect_to_migrate, revision)
-            else:
+            revision = self._found_revision()
+            if not self._exclusive:
                 check_current(revision)
+            elif revision != SCHEMA_REVISION:
+                check_known(revision)
+                with self._alone_migrating():
+                    migrate("postgresql+psycopg://", self._connect_to_migrate, self._found_revision())
         except SchemaError as error:
             raise _configuration(*error.args, key=self._key) from error
         except SQLAlchemyError as error:
@@ -369,6 +373,22 @@ class PostgresqlSession(SqlSession):
             raise OperationError(
                 f"{self._key}: the schema can't be brought up to date ({cause or error})", remedy=remedy
             ) from error
+
+    def _found_revision(self) -> str | None:
+        try:
+            return _revision(self._connection)
+        except psycopg.Error as error:
+            raise fault_of(error, lost=self._connection.closed) from error
+
+    @contextlib.contextmanager
+    def _alone_migrating(self) -> Iterator[None]:
+        """Be the one, of the brokers that start together, that migrates; the others wait for as long as that takes."""
+        with contextlib.closing(connect(self._url, self._wait)) as connection:
+            _without_limits(connection)
+            if connection.execute(_ALONE.encode(), (_MIGRATING,)).fetchone() != (True,):
+                _log.info("another broker brings the schema up to date; this one waits for its end")
+                connection.execute("SELECT pg_advisory_lock(%s)", (_MIGRATING,))
+            yield
 
     def _connect_to_migrate(self) -> Connection:
         return connect_to_migrate(self._url, self._wait)

@@ -31,7 +31,7 @@ from sqlalchemy import (
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0012"
+SCHEMA_REVISION: Final = "0013"
 """The newest migration: what a command that may not migrate asks for."""
 
 metadata = MetaData(
@@ -83,6 +83,8 @@ orders = Table(
     # Whose it is to run, and how often it was taken: writes of whoever ran it before are refused (`order_rows`).
     Column("holder", _Text, nullable=False, server_default=""),
     Column("epoch", _Sequence, nullable=False, server_default="0"),
+    # What a CA may take for the same order, while this one has its turn there; NULL before and after.
+    Column("lane", _Text),
     sqlite_strict=True,
 )
 
@@ -96,6 +98,13 @@ Index(
     unique=True,
     sqlite_where=text("end_time IS NULL"),
     postgresql_where=text("end_time IS NULL"),
+)
+Index(
+    "uq_orders_lane",  # one ACME order at a time for what a CA may confuse
+    orders.c.lane,
+    unique=True,
+    sqlite_where=text("lane IS NOT NULL"),
+    postgresql_where=text("lane IS NOT NULL"),
 )
 Index("ix_orders_key", orders.c.public_key_sha256, orders.c.create_time)  # joining a failed order
 Index("ix_orders_identity", orders.c.identity, orders.c.create_time)  # per_identity_per_hour
@@ -284,6 +293,60 @@ brokers = Table(
     Column("stream_count", _Sequence, nullable=False),
     # By the database's clock, where brokers share a database.
     Column("lease_until", _Time, nullable=False),
+    Column("audit_mode", _Text, nullable=False, server_default=""),
+    # The public keys of its ACME accounts: JSON, SHA-256 by issuer.
+    Column("account_keys", _Text, nullable=False, server_default=""),
+    # Its clock less the database's, when it last renewed its lease.
+    Column("clock_skew", _Time, nullable=False, server_default="0"),
+    sqlite_strict=True,
+)
+
+leases = Table(
+    # Who does what runs once for all brokers.
+    "leases",
+    metadata,
+    Column("role", _Text, primary_key=True),
+    Column("holder", _Text, nullable=False),
+    Column("epoch", _Sequence, nullable=False),
+    # By the database's clock, as `brokers.lease_until`.
+    Column("until", _Time, nullable=False),
+    sqlite_strict=True,
+)
+
+issuer_holds = Table(
+    # What a CA has asked to wait for, and CAs that are out of reach.
+    "issuer_holds",
+    metadata,
+    Column("issuer", _Text, primary_key=True),
+    Column("scope", _Text, primary_key=True),
+    # Of a scope that is about one set of names; else empty.
+    Column("names_sha256", _Text, primary_key=True),
+    Column("until", _Time, nullable=False),
+    Column("refusal", _Text, nullable=False),
+    Column("retry_epoch", _Text, nullable=False),
+    sqlite_strict=True,
+)
+
+shared_values = Table(
+    # What all brokers have in common and no table of its own: the retry epoch.
+    "shared_values",
+    metadata,
+    Column("name", _Text, primary_key=True),
+    Column("value", _Text, nullable=False),
+    Column("change_time", _Time, nullable=False),
+    sqlite_strict=True,
+)
+
+acme_accounts = Table(
+    # Which account the brokers order with, and its key where the database keeps it.
+    "acme_accounts",
+    metadata,
+    Column("issuer", _Text, primary_key=True),
+    Column("directory_url", _Text, nullable=False),
+    Column("public_key_sha256", _Text, nullable=False),
+    # AES-256-GCM under `store.seal_secret`; NULL where each broker has the key itself.
+    Column("sealed_key", LargeBinary),
+    Column("change_time", _Time, nullable=False),
     sqlite_strict=True,
 )
 
@@ -313,6 +376,9 @@ host_streams = Table(
     Column("end_time", _Time),
     Column("clock_skew", _Time),
     Column("directive_error", _Text),
+    # Which broker has the stream, and a number that rises with each hello: writes of an earlier stream are refused.
+    Column("broker_id", _Text, nullable=False, server_default=""),
+    Column("stream_epoch", _Sequence, nullable=False, server_default="0"),
     sqlite_strict=True,
 )
 
