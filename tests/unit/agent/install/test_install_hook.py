@@ -14,7 +14,7 @@ import pytest
 from certplane.agent.install.hook import OUTPUT_LIMIT, ShellHookRunner, hook_environment, readable
 from certplane.errors import OperationError
 from certplane.runtime.clock import SystemClock
-from tests.support.processes import refuse_signals
+from tests.support.processes import OthersPrograms
 from tests.support.waiting import HANG, until
 
 LONG = timedelta(seconds=30)
@@ -131,7 +131,7 @@ async def test_hook_of_another_user_is_left_behind(
 ) -> None:
     """A hook that has become root (`exec sudo ...`) can't be signalled: it is past its time, and nobody waits for it."""
     pid_file = tmp_path / "pid"
-    killpg = refuse_signals(monkeypatch)
+    programs = OthersPrograms(monkeypatch)
     task = asyncio.create_task(runner().run(f"echo $$ > {pid_file}; sleep 60", SHORT, {}))
     try:
         if cancelled:
@@ -142,7 +142,7 @@ async def test_hook_of_another_user_is_left_behind(
         else:
             assert (await asyncio.wait_for(task, HANG)).exit_status is None
     finally:
-        killpg(int(pid_file.read_text()), signal.SIGKILL)
+        await programs.kill(int(pid_file.read_text()))
     assert "another user" in caplog.text
     await all_gone([int(pid_file.read_text())])
 

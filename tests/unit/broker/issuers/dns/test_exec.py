@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -19,7 +18,7 @@ from certplane.broker.model import DnsChallenge, Profile, TxtRecord
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.runtime.clock import SystemClock
 from tests.fakes.secrets import FakeSecretSource
-from tests.support.processes import refuse_signals
+from tests.support.processes import OthersPrograms
 from tests.support.waiting import HANG, until
 
 NAME = "_acme-challenge.www.certplane.test"
@@ -165,16 +164,14 @@ async def test_program_of_another_user_is_left_behind(
 ) -> None:
     """A program that has become root (`exec sudo ...`) can't be signalled: its time ends the order's wait all the same."""
     pid_file = tmp_path / "pid"
-    killpg = refuse_signals(monkeypatch)
+    programs = OthersPrograms(monkeypatch)
     provider = make(f"echo $$ > {pid_file}; exec sleep 600", seconds=2)
     try:
         refusal = await asyncio.wait_for(refusal_of(provider), HANG)
     finally:
-        killpg(int(pid_file.read_text()), signal.SIGKILL)
+        await programs.kill(int(pid_file.read_text()))
     assert (refusal.reason, "took too long" in refusal.message) == (Reason.DNS_UNAVAILABLE, True)
     assert "another user" in caplog.text
-    process = Path(f"/proc/{pid_file.read_text().strip()}")
-    await until(lambda: not process.exists(), what="the program's end")
 
 
 async def test_the_order_has_less_time(make: Make) -> None:
