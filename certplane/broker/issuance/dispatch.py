@@ -32,6 +32,7 @@ from certplane.broker.issuance.events import EventFactory
 from certplane.broker.issuance.execution import OrderExecution
 from certplane.broker.issuance.failover import IssuerChoice
 from certplane.broker.issuance.flights import Flight, Flights, OrderKey
+from certplane.broker.issuance.holds import IssuerHolds
 from certplane.broker.issuance.journal import Journal, OrderTakenError
 from certplane.broker.issuance.queue import OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
@@ -66,12 +67,13 @@ class OrderDispatcher:
         self._settings = settings
         self._events = events
         self._authorisation = OrderAuthorisation(ports, settings.account_keys_sha256)
-        queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for, epoch=lambda: ports.epoch.current)
-        self._choice = IssuerChoice(queue, lambda: ports.epoch.current)
+        queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for)
+        holds = IssuerHolds(lambda: ports.epoch.current)
+        self._choice = IssuerChoice(holds)
         self.condition = IssuanceCondition(ports.meter, ports.epoch)
         self._records = ChallengeRecords(ports, settings)
         self._context = OrderContext(
-            ports, settings, queue, self._choice, self.condition, self._records, self._authorisation
+            ports, settings, queue, holds, self._choice, self.condition, self._records, self._authorisation
         )
         self._group: asyncio.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None

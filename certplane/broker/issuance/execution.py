@@ -216,7 +216,7 @@ class OrderExecution:
                 return ""
         issuer = self._context.next_issuer(self.order, profile, self._left)
         if issuer and self._out_since is not None:
-            self._context.choice.suspect(self.order.issuer, self._ports.clock.now(), refusal)
+            self._context.holds.suspect(self.order.issuer, self._ports.clock.now(), refusal)
         return issuer
 
     async def _move(self, elsewhere: Elsewhere) -> None:
@@ -281,7 +281,7 @@ class OrderExecution:
         self._ports.meter.count(metrics.ORDERS_ENDED, profile=self.order.profile, reason=reason)
         self._context.condition.order_ended(self.order)
         if self.order.state is OrderState.ISSUED:
-            self._context.choice.works(self.order.issuer)
+            self._context.holds.works(self.order.issuer)
         await self.clean_up()
 
     def _until_any_issuer(self, end: End) -> tuple[Refusal, timedelta]:
@@ -314,7 +314,7 @@ class OrderExecution:
         if not scopes:
             return
         until = self._ports.clock.now() + wait
-        if not self._context.queue.hold(self._lane, scopes, until, refusal):
+        if not self._context.holds.hold(self._lane, scopes, until, refusal):
             return
         concerned = " ".join(map(str, scopes))
         fields = {"order_id": self.order.order_id, "issuer": self.order.issuer, "scope": concerned}

@@ -21,6 +21,7 @@ from certplane.broker.issuance.condition import IssuanceCondition
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.failover import IssuerChoice
+from certplane.broker.issuance.holds import IssuerHolds
 from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.outcome import End, fails_over, is_told, pause_before_new_order
 from certplane.broker.issuance.queue import Lane, OrderQueue
@@ -116,6 +117,7 @@ class OrderContext:
     ports: IssuancePorts
     settings: IssuanceSettings
     queue: OrderQueue
+    holds: IssuerHolds
     choice: IssuerChoice
     condition: IssuanceCondition
     records: ChallengeRecords
@@ -249,7 +251,7 @@ class OrderSteps:
         return None
 
     def _check_held(self) -> None:
-        held = self._context.queue.held(self._lane, self._ports.clock.now())
+        held = self._context.holds.held(self._lane, self._ports.clock.now())
         if held is not None:
             until, refusal = held
             if is_told(refusal):
@@ -258,9 +260,9 @@ class OrderSteps:
 
     def _where_others_went(self, profile: Profile) -> Elsewhere | None:
         """Where others have found the issuer out of reach, this order needn't find out for itself."""
-        suspected = self._context.choice.suspected(self.order.issuer, self._ports.clock.now())
+        suspected = self._context.holds.suspected(self.order.issuer, self._ports.clock.now())
         issuer = self._context.next_issuer(self.order, profile, self._left) if suspected is not None else ""
-        return Elsewhere(issuer, suspected) if suspected is not None and issuer else None
+        return Elsewhere(issuer, suspected[1]) if suspected is not None and issuer else None
 
     async def _replaced_pem(self) -> str:
         """The certificate that the CA is told this order replaces: one of its own that shares a name (RFC 9773 5)."""

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from certplane.broker import metrics
+from certplane.broker.issuance.holds import IssuerHolds
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import IssuerOrderStatus, OrderState, Scope, ScopeKind
@@ -87,7 +88,7 @@ async def test_at_most_so_many_orders_at_once_and_a_waiting_lane_takes_no_place(
 
 async def test_a_limit_that_one_meets_spares_the_ca_the_rest() -> None:
     """Twenty orders with a turn each, two of which may ask at once: one refusal of the account, and eighteen hold back."""
-    queue, now = OrderQueue(20, asking=2), ManualClock().now()
+    queue, holds, now = OrderQueue(20, asking=2), IssuerHolds(), ManualClock().now()
     asked: list[int] = []
     until = now + timedelta(hours=1)
     limited = Refusal(Reason.ISSUER_RATE_LIMITED, "too many new orders")
@@ -96,11 +97,11 @@ async def test_a_limit_that_one_meets_spares_the_ca_the_rest() -> None:
         lane = LANE._replace(dns_names=(f"{number}.shop.test",))
         async with queue.turn(lane):
             async with queue.asking(lane):
-                if queue.held(lane, now) is not None:
+                if holds.held(lane, now) is not None:
                     return
                 asked.append(number)
                 await asyncio.sleep(0)
-            queue.hold(lane, [Scope(ScopeKind.ACCOUNT)], until, limited)
+            holds.hold(lane, [Scope(ScopeKind.ACCOUNT)], until, limited)
 
     await asyncio.gather(*(order(number) for number in range(20)))
 
@@ -138,79 +139,6 @@ async def test_one_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:
 
     assert inside == ["a", "c"]
     assert not queue._lanes._gates
-
-
-def test_a_hold_ends_by_itself() -> None:
-    """Until its time the lane is held with what the CA said; other lanes aren't."""
-    queue, now = OrderQueue(1), ManualClock().now()
-    refusal = Refusal(Reason.ISSUER_RATE_LIMITED, "later")
-    names = [Scope(ScopeKind.NAME_SET)]
-    assert queue.hold(LANE, names, now + timedelta(hours=1), refusal)
-
-    assert queue.held(LANE, now) == (now + timedelta(hours=1), refusal)
-    assert queue.held(LANE._replace(issuer="other"), now) is None
-    assert not queue.hold(LANE, names, now + timedelta(minutes=59), refusal)
-    assert queue.held(LANE, now + timedelta(minutes=59)) is not None
-    assert queue.held(LANE, now + timedelta(hours=1)) is None
-    assert not queue._holds
-
-
-@pytest.mark.parametrize(
-    ("scope", "held"),
-    [
-        pytest.param("name_set", {"set"}, id="the very set"),
-        pytest.param("name:www.shop.test", {"set", "one", "wild"}, id="a name, wildcard included"),
-        pytest.param("domain:shop.test", {"set", "one", "wild", "apex", "below"}, id="a registered domain"),
-        pytest.param("account", {"set", "one", "wild", "apex", "below", "near", "other"}, id="the account"),
-    ],
-)
-def test_a_blocked_scope_blocks_only_itself(scope: str, held: set[str]) -> None:
-    """Whoever asks for something under the scope waits, whoever doesn't may ask."""
-    sets = {
-        "set": ("shop.test", "www.shop.test"),
-        "one": ("www.shop.test",),
-        "wild": ("*.www.shop.test",),
-        "apex": ("shop.test",),
-        "below": ("a.b.shop.test", "other.test"),
-        "near": ("workshop.test",),
-        "other": ("other.test",),
-    }
-    queue, now = OrderQueue(1), ManualClock().now()
-    lanes = {name: Lane("ca", "", names) for name, names in sets.items()}
-    parsed = Scope.parse(scope)
-    assert parsed is not None
-    assert str(parsed) == scope
-    queue.hold(lanes["set"], [parsed], now + timedelta(hours=1), Refusal(Reason.ISSUER_RATE_LIMITED, "later"))
-
-    assert {name for name, lane in lanes.items() if queue.held(lane, now)} == held
-    assert not any(queue.held(lane._replace(issuer="another"), now) for lane in lanes.values())
-
-
-def test_a_hold_of_a_clock_that_was_set_back_is_none() -> None:
-    """It was for an hour, and not for a year and an hour."""
-    queue = OrderQueue(parallel=1)
-    now = ManualClock().now()
-    limited = Refusal(Reason.ISSUER_RATE_LIMITED, "later", retry_after=timedelta(hours=1))
-    queue.hold(LANE, [Scope(ScopeKind.ACCOUNT)], now + timedelta(days=365, hours=1), limited)
-    assert queue.held(LANE, now + timedelta(days=365)) is not None
-    assert queue.held(LANE, now) is None
-
-
-def test_the_longest_of_several_holds_counts() -> None:
-    """An order that falls under two limits waits for the later end, and is told that one's words."""
-    queue, now = OrderQueue(1), ManualClock().now()
-    short, long = Refusal(Reason.ISSUER_RATE_LIMITED, "short"), Refusal(Reason.ISSUER_RATE_LIMITED, "long")
-    queue.hold(LANE, [Scope(ScopeKind.ACCOUNT)], now + timedelta(minutes=1), short)
-    queue.hold(LANE, [Scope(ScopeKind.NAME, "shop.test")], now + timedelta(hours=1), long)
-
-    assert queue.held(LANE, now) == (now + timedelta(hours=1), long)
-    assert queue.held(LANE._replace(dns_names=("other.test",)), now) == (now + timedelta(minutes=1), short)
-
-
-@pytest.mark.parametrize("text", ["", "issuer", "domain", "domain:", "name_set:a", "account:x", "frequency:a"])
-def test_other_words_are_no_scope(text: str) -> None:
-    """What another version or another limit wrote as its subject is not taken for a scope."""
-    assert Scope.parse(text) is None
 
 
 @pytest.mark.parametrize("reuses_pending", [False, True])
