@@ -120,9 +120,11 @@ async def test_an_incident_at_the_ca_renews_within_seconds(world: Soak) -> None:
         return told == status[CALM]["renew_reason"] and told == known[CALM]["renewReason"]
 
     # The records take their time to be seen, so that there is a while in which the reason can be read.
-    world.deployment.cloudflare.spread_time = timedelta(seconds=6)
+    cloudflare = world.deployment.cloudflare
+    cloudflare.spread_time = timedelta(minutes=10)
     await until(shown, poll=0.1, what="the reason, here and there,")
-    world.deployment.cloudflare.spread_time = timedelta()
+    cloudflare.spread_time = timedelta()
+    await cloudflare.spread(hurry=True)
     await until(lambda: _is_replaced(world, before), poll=0.5, what="the renewal")
     await world.settle()
     assert told in world.agent.log_text()
