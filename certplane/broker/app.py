@@ -14,10 +14,11 @@ from __future__ import annotations
 import logging
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import starmap
 from typing import Final
 
 from certplane import __version__
@@ -46,7 +47,7 @@ from certplane.broker.issuing import messages
 from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
 from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.membership import Membership
-from certplane.broker.members.model import Member
+from certplane.broker.members.model import AccountKey, Member
 from certplane.broker.members.ports import LastingLease
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
@@ -98,6 +99,8 @@ class Broker:
     renewal_plans: RenewalPlans
     hub: FleetHub
     start_time: datetime
+    account_keys: Mapping[str, str]
+    """SHA-256 of the public key of each issuer's ACME account."""
     metrics_listener: MetricsListener | None = None
 
     @property
@@ -168,7 +171,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 rng=rng,
                 new_id=new_id,
             ),
-            _issuance_settings(settings, (await issuing_started).values()),
+            _issuance_settings(settings, (account_keys := await issuing_started).values()),
         )
         admission = _admission(prepared, trust, stores, clock=clock, trail=trail, meter=meter)
         edge = Edge(admission=admission, denials=denials, meter=meter, clock=clock, trail=trail)
@@ -242,6 +245,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             plans,
             hub,
             clock.now(),
+            account_keys,
             listener,
         )
         issuing.in_trouble = lambda: authority.in_trouble
@@ -321,9 +325,12 @@ async def _among_others(membership: Membership | None, broker: Broker) -> AsyncI
     elsewhere = broker.authority.orders_elsewhere
     broker.stores.changes.follow(ChangeKind.ORDER, elsewhere, what="other brokers' orders")
     await membership.join()
-    async with running(membership.run(), "lease"):
-        yield
-    await membership.leave()
+    try:
+        membership.skew.check()
+        async with running(membership.run(), "lease"):
+            yield
+    finally:
+        await membership.leave()
 
 
 def _member(broker: Broker) -> Member:
@@ -338,6 +345,9 @@ def _member(broker: Broker) -> Member:
         trust_hash=broker.trust.current.bundle.hash,
         configuration_hash=broker.settings.hash,
         stream_count=len(broker.hub.registry),
+        audit_mode=broker.settings.audit.mode,
+        account_keys=tuple(starmap(AccountKey, sorted(broker.account_keys.items()))),
+        reuse_port=broker.settings.server.reuse_port,
     )
 
 

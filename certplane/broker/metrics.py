@@ -49,6 +49,9 @@ class Histogram(Metric):
 # The broker among others.
 
 LEASE: Final = Gauge("certplane_lease", "1 while this broker holds its lease on the database, and may issue.")
+CLOCK_SKEW: Final = Gauge(
+    "certplane_clock_skew_seconds", "This machine's clock less the database's, as the last renewal of the lease showed."
+)
 
 # Calls and the process.
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from datetime import timedelta
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from typing_extensions import override
 
-from certplane.broker.members.model import Member
-from certplane.broker.model import Order, OrderState, TxtRecord
-from certplane.broker.ports import CacheLook, OrderChange
+from certplane.broker.members.model import AccountKey, Member
+from certplane.broker.model import ChangeKind, Order, OrderState, TxtRecord
+from certplane.broker.ports import CacheLook, ChangeFollower, OrderChange
 from certplane.errors import Reason, RefusalError
 from tests.support.memory_store import MemoryStores
 from tests.support.stores import NO_LIMITS, StoreHarness, certificate, draft
+from tests.support.waiting import HANG
 
 SPAN = timedelta(seconds=20)
 RECORDS = (TxtRecord("example.org", "_acme-challenge.example.org", "value-1"),)
@@ -199,16 +202,79 @@ async def test_a_certificate_that_came_since_the_look_is_found(store: StoreHarne
 async def test_members(store: StoreHarness, other: StoreHarness) -> None:
     """Who has a lease is there, with what it last said; a lease that ended, or was given back, is nobody's."""
     assert await store.stores.members.living() == []
-    assert not await store.stores.members.renew(member(store), SPAN)
-    assert await store.stores.members.renew(member(store, stream_count=7), SPAN)
+    assert not (await store.stores.members.renew(member(store), SPAN)).stood
+    facts = {
+        "stream_count": 7,
+        "audit_mode": "fail_open",
+        "account_keys": (AccountKey("first", "a1"), AccountKey("second", "b2")),
+        "clock_skew": timedelta(seconds=-3),
+        "reuse_port": True,
+    }
+    assert (await store.stores.members.renew(member(store, **facts), SPAN)).stood
     store.clock.advance(timedelta(seconds=1))
-    assert not await other.stores.members.renew(member(other), SPAN)
+    assert not (await other.stores.members.renew(member(other), SPAN)).stood
     first, second = await other.stores.members.living()
-    assert (first.broker_id, first.stream_count) == (store.stores.members.broker_id, 7)
     assert first.lease_until is not None
-    assert second.broker_id == other.stores.members.broker_id
+    start = first.start_time
+    assert replace(first, lease_until=None) == replace(member(store, **facts), start_time=start)
+    assert (second.broker_id, second.account_keys) == (other.stores.members.broker_id, ())
     await store.stores.members.leave()
     assert [each.broker_id for each in await store.stores.members.living()] == [other.stores.members.broker_id]
     await other.stores.members.renew(member(other), timedelta())
     assert await store.stores.members.living() == []
-    assert not await other.stores.members.renew(member(other), SPAN)
+    assert not (await other.stores.members.renew(member(other), SPAN)).stood
+
+
+async def test_a_renewal_tells_the_database_s_time(store: StoreHarness) -> None:
+    """From which the broker sees how far its own clock is off."""
+    before = datetime.now(UTC) if store.place.kind == "postgresql" else store.clock.now()
+    renewal = await store.stores.members.renew(member(store), SPAN)
+    (me,) = await store.stores.members.living()
+    assert me.lease_until == renewal.time + SPAN
+    assert abs(renewal.time - before) < timedelta(seconds=HANG)
+
+
+async def test_a_member_whose_lease_has_ended_is_removed(store: StoreHarness, other: StoreHarness) -> None:
+    """By whoever renews next: the table has those that run, and what died lately."""
+    await store.stores.members.renew(member(store), timedelta())
+    await other.stores.members.renew(member(other), SPAN)
+    await store.stores.members.renew(member(store), timedelta())
+    assert [each.broker_id for each in await other.stores.members.living()] == [other.stores.members.broker_id]
+
+
+class Heard(ChangeFollower):
+    """How often a store was told of its kind of change."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @override
+    async def reread(self, since: datetime) -> None:
+        pass
+
+    @override
+    async def changed(self, keys: Sequence[str]) -> None:
+        self.count += 1
+
+
+async def test_others_hear_of_what_a_member_says(store: StoreHarness, other: StoreHarness) -> None:
+    """That it came, says something else, left, or died; not how many streams it has: that would be a row each time."""
+    if store.place.kind != "postgresql":
+        pytest.skip("one broker has no others")
+    mine, heard = store.stores.members, Heard()
+    other.stores.changes.follow(ChangeKind.MEMBER, heard, what="members")
+    await other.stores.changes.look()
+
+    async def told(change: Any) -> bool:
+        before = heard.count
+        await change
+        await other.stores.changes.look()
+        return heard.count > before
+
+    assert await told(mine.renew(member(store), SPAN))
+    assert not await told(mine.renew(member(store, stream_count=9, clock_skew=SPAN), SPAN))
+    assert await told(mine.renew(member(store, audit_mode="off"), SPAN))
+    assert await told(mine.leave())
+    await other.stores.members.renew(member(other), timedelta())
+    assert await told(mine.renew(member(store), timedelta()))
+    assert await told(mine.renew(member(store), SPAN)), "its lease had ended"

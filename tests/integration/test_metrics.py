@@ -81,10 +81,10 @@ async def an_order(_folder: Path) -> Collection[Metric]:
 
 
 async def a_member(_folder: Path) -> Collection[Metric]:
-    """A broker joins those of its database."""
+    """A broker joins those of its database, whose clock is another."""
     clock, meter = ManualClock(), FakeMeter()
     me = Member("", "machine", "[::]:8443", "1", clock.now(), "policy", "trust", "configuration")
-    await Membership(MemoryStores.open(clock).members, lambda: me, clock, meter).join()
+    await Membership(MemoryStores.open(ShiftedClock()).members, lambda: me, clock, meter).join()
     return meter.moved
 
 
@@ -335,7 +335,7 @@ MOVED: dict[Scenario, set[Metric]] = {
         metrics.REQUESTS, metrics.DELIVERIES, metrics.REVOCATIONS, metrics.ORDERS_OPENED, metrics.ORDERS_OPEN,
         metrics.ORDERS_ENDED, metrics.ORDER_DURATION, metrics.STEP_DURATION,
     },
-    a_member: {metrics.LEASE},
+    a_member: {metrics.LEASE, metrics.CLOCK_SKEW},
     an_issuer_out_of_reach: {metrics.FAILOVERS, metrics.STEP_FAILURES},
     an_order_lost_by_its_ca: {metrics.ORDERS_ABANDONED},
     a_store_and_a_dns_in_trouble: {metrics.JOURNAL_RETRIES, metrics.SERVERS_SILENT, metrics.RECORDS_LEFT},

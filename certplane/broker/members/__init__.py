@@ -2,7 +2,8 @@
 
 | module | owns |
 |---|---|
-| `model` | `Member`: what a broker says of itself |
+| `model` | `Member`: what a broker says of itself; `Renewal`, what the database says to it |
 | `ports` | `MemberStore`, the rows; `Lease`, what issuance asks before each step |
 | `membership` | keeping the lease, and saying when it is lost |
+| `skew` | this machine's clock beside the database's |
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -20,6 +21,7 @@ from typing_extensions import override
 from certplane.broker import metrics
 from certplane.broker.members.model import Member
 from certplane.broker.members.ports import Lease, MemberStore
+from certplane.broker.members.skew import ClockSkew, skew_of
 from certplane.broker.ports import Meter
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
@@ -43,6 +45,7 @@ class Membership(Lease):
         self._me = me
         self._clock = clock
         self._meter = meter
+        self.skew = ClockSkew(meter)
         self._renewed: tuple[float, datetime] | None = None
         """When the renewal that stands was asked for, by both clocks: one may be set, the other may stand still."""
         self._said_lost = False
@@ -68,8 +71,9 @@ class Membership(Lease):
             RefusalError: STORE_UNAVAILABLE.
         """
         asked = self._clock.monotonic(), self._clock.now()
-        await self._store.renew(self._me(), SPAN)
+        renewal = await self._store.renew(replace(self._me(), clock_skew=self.skew.current), SPAN)
         self._renewed = asked
+        self.skew.note(skew_of(asked[1], self._clock.now(), renewal.time))
         self._meter.level(metrics.LEASE, 1)
 
     async def run(self) -> None:

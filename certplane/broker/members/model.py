@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class AccountKey:
+    """Which account a broker orders with at an issuer: the SHA-256 of the public key (SPKI), in hexadecimal."""
+
+    issuer: str
+    public_key_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +29,11 @@ class Member:
         configuration_hash: Of its broker.yml.
         stream_count: Hosts that have their stream there.
         lease_until: By the database's clock; what a member says of itself before it has a lease is without.
+        audit_mode: What happens there when an audit event can't be written, `off` without an audit log; empty of a
+            release that doesn't say.
+        account_keys: Of its issuers, by their names.
+        clock_skew: Its clock less the database's, as its last renewal has shown.
+        reuse_port: Whether other brokers of its machine may listen on its address too.
     """
 
     broker_id: str
@@ -33,3 +46,20 @@ class Member:
     configuration_hash: str
     stream_count: int = 0
     lease_until: datetime | None = None
+    audit_mode: str = ""
+    account_keys: tuple[AccountKey, ...] = ()
+    clock_skew: timedelta = timedelta()
+    reuse_port: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What the database says to the renewal of a lease.
+
+    Attributes:
+        stood: Whether the lease before had not ended; False of the first one.
+        time: The database's clock at the renewal.
+    """
+
+    stood: bool
+    time: datetime

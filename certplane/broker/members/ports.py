@@ -8,7 +8,7 @@ from typing import Protocol
 
 from typing_extensions import override
 
-from certplane.broker.members.model import Member
+from certplane.broker.members.model import Member, Renewal
 
 
 class Lease(Protocol):
@@ -43,8 +43,11 @@ class MemberStore(Protocol):
     broker_id: str
     """This broker's."""
 
-    async def renew(self, member: Member, span: timedelta) -> bool:
-        """Say that the member is there for `span` from now, durable; whether its last lease had not ended.
+    async def renew(self, member: Member, span: timedelta) -> Renewal:
+        """Say that the member is there for `span` from now, durable.
+
+        Other brokers hear of it (`ChangeKind.MEMBER`) if it is new, or says something else of itself than before; how
+        many streams it has, and how far its clock is off, may change without a word.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE; whether the lease was renewed isn't known.

@@ -119,6 +119,11 @@ class AuditSettings:
     spill_path: Path | None = None
     keep: Keep = _DEFAULT_KEEP
 
+    @property
+    def mode(self) -> str:
+        """`failure_mode`, or `off`."""
+        return self.failure_mode.value if self.enabled else "off"
+
 
 def _not_negative(value: int) -> str | None:
     return None if value >= 0 else "must not be negative; 0 is no limit"

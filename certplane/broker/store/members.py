@@ -10,12 +10,14 @@ from typing import Any, Final
 from sqlalchemy import BigInteger, ColumnElement, bindparam, cast, delete, func, select
 from typing_extensions import override
 
-from certplane.broker.members.model import Member
+from certplane.broker.members.model import Member, Renewal
 from certplane.broker.members.ports import MemberStore
+from certplane.broker.model import ChangeKind
 from certplane.broker.store.audit_log import reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import Columns
-from certplane.broker.store.rows import to_micros
+from certplane.broker.store.change_feed import ChangeLog
+from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import brokers
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Compiler
@@ -24,6 +26,9 @@ from certplane.runtime.clock import Clock
 
 _MEMBER: Final = Columns(Member)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_NO_NEWS: Final = {"broker_id", "start_time", "stream_count", "clock_skew", "lease_until"}
+_SAID: Final = tuple(name for name in _MEMBER.names if name not in _NO_NEWS)
+"""What others hear of when it changes."""
 
 
 def database_time(compiler: Compiler) -> ColumnElement[int]:
@@ -36,10 +41,11 @@ def database_time(compiler: Compiler) -> ColumnElement[int]:
 class SqlMemberStore(MemberStore):
     """`MemberStore` over the database."""
 
-    def __init__(self, database: Database, writer: Writer, clock: Clock, broker_id: str) -> None:
+    def __init__(self, database: Database, writer: Writer, clock: Clock, broker_id: str, changes: ChangeLog) -> None:
         self._database = database
         self._writer = writer
         self._clock = clock
+        self._changes = changes
         self.broker_id = broker_id
         compiler = database.compiler
         now = database_time(compiler)
@@ -47,34 +53,39 @@ class SqlMemberStore(MemberStore):
             **{name: bindparam(name) for name in _MEMBER.names if name != "lease_until"},
             lease_until=now + bindparam("span"),
         )
-        changing = ("policy_hash", "trust_hash", "configuration_hash", "stream_count", "lease_until")
-        self._stood = compiler(
-            select(brokers.c.broker_id).where(
-                brokers.c.broker_id == bindparam("broker_id"), brokers.c.lease_until > now
+        changing = (*_SAID, "stream_count", "clock_skew", "lease_until")
+        self._before = compiler(
+            select(brokers.c.lease_until > now, *(brokers.c[name] for name in _SAID)).where(
+                brokers.c.broker_id == bindparam("broker_id")
             )
         )
         self._upsert = compiler(
             insert.on_conflict_do_update(
                 index_elements=["broker_id"], set_={name: insert.excluded[name] for name in changing}
-            )
+            ).returning(brokers.c.lease_until)
         )
         self._remove = compiler(delete(brokers).where(brokers.c.broker_id == bindparam("which")))
-        self._remove_ended = compiler(delete(brokers).where(brokers.c.lease_until <= now - bindparam("span")))
+        self._remove_ended = compiler(
+            delete(brokers).where(brokers.c.lease_until <= now, brokers.c.broker_id != bindparam("broker_id"))
+        )
         columns = [brokers.c[name] for name in _MEMBER.names]
         self._living = compiler(
             select(*columns).where(brokers.c.lease_until > now).order_by(brokers.c.start_time, brokers.c.broker_id)
         )
 
     @override
-    async def renew(self, member: Member, span: timedelta) -> bool:
+    async def renew(self, member: Member, span: timedelta) -> Renewal:
         values = {**self._values(), **_MEMBER.values(replace(member, broker_id=self.broker_id))}
         values["span"] = span // _MICROSECOND
 
-        def change(session: Session) -> Done[bool]:
-            stood = session.one(self._stood, values) is not None
-            session.execute(self._upsert, self._upsert.arguments(values))
-            session.execute(self._remove_ended, self._remove_ended.arguments(values))
-            return Done(stood)
+        def change(session: Session) -> Done[Renewal]:
+            stood, *said = session.one(self._before, values) or (False,)
+            row = session.one(self._upsert, values)
+            assert row is not None
+            gone = session.execute(self._remove_ended, self._remove_ended.arguments(values))
+            if gone or not stood or said != [values[name] for name in _SAID]:
+                self._changes.add_shared(session, ChangeKind.MEMBER, self.broker_id)
+            return Done(Renewal(bool(stood), from_micros(row[0] - values["span"])))
 
         return await self._writer.write(change, ())
 
@@ -82,6 +93,7 @@ class SqlMemberStore(MemberStore):
     async def leave(self) -> None:
         def change(session: Session) -> Done[None]:
             session.execute(self._remove, self._remove.arguments({"which": self.broker_id}))
+            self._changes.add_shared(session, ChangeKind.MEMBER, self.broker_id)
             return Done(None)
 
         await self._writer.write(change, ())

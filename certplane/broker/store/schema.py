@@ -294,10 +294,11 @@ brokers = Table(
     # By the database's clock, where brokers share a database.
     Column("lease_until", _Time, nullable=False),
     Column("audit_mode", _Text, nullable=False, server_default=""),
-    # The public keys of its ACME accounts: JSON, SHA-256 by issuer.
-    Column("account_keys", _Text, nullable=False, server_default=""),
+    # The public keys of its ACME accounts: JSON, pairs of issuer and SHA-256.
+    Column("account_keys", _Text),
     # Its clock less the database's, when it last renewed its lease.
     Column("clock_skew", _Time, nullable=False, server_default="0"),
+    Column("reuse_port", Integer, nullable=False, server_default="0"),
     sqlite_strict=True,
 )
 

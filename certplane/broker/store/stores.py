@@ -202,7 +202,7 @@ def assemble(
     feed = SqlChangeFeed(reader, writer, writer_id, clock)
     return Stores(
         orders=SqlOrderStore(reader, writer, log, clock, new_id, holder=writer_id, changes=changes),
-        members=SqlMemberStore(reader, writer, clock, writer_id),
+        members=SqlMemberStore(reader, writer, clock, writer_id, changes),
         certificates=SqlCertificateStore(reader, writer, log, changes),
         keys=SqlKeyLedger(reader),
         deny_list=SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed),

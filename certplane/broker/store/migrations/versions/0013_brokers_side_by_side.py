@@ -12,7 +12,6 @@ depends_on = None
 
 _time = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
-_BROKER_COLUMNS = ("audit_mode", "account_keys")
 
 
 def upgrade() -> None:
@@ -22,9 +21,10 @@ def upgrade() -> None:
     op.create_index("uq_orders_lane", "orders", ["lane"], unique=True, sqlite_where=taken, postgresql_where=taken)
     op.add_column("host_streams", sa.Column("broker_id", _text, nullable=False, server_default=""))
     op.add_column("host_streams", sa.Column("stream_epoch", _time, nullable=False, server_default="0"))
-    for name in _BROKER_COLUMNS:
-        op.add_column("brokers", sa.Column(name, _text, nullable=False, server_default=""))
+    op.add_column("brokers", sa.Column("audit_mode", _text, nullable=False, server_default=""))
+    op.add_column("brokers", sa.Column("account_keys", _text))
     op.add_column("brokers", sa.Column("clock_skew", _time, nullable=False, server_default="0"))
+    op.add_column("brokers", sa.Column("reuse_port", sa.Integer(), nullable=False, server_default="0"))
     op.create_table(
         "leases",
         sa.Column("role", _text, nullable=False),
@@ -69,7 +69,7 @@ def downgrade() -> None:
     """An older release runs alone."""
     for table in ("acme_accounts", "shared_values", "issuer_holds", "leases"):
         op.drop_table(table)
-    for name in ("clock_skew", *reversed(_BROKER_COLUMNS)):
+    for name in ("reuse_port", "clock_skew", "account_keys", "audit_mode"):
         op.drop_column("brokers", name)
     op.drop_column("host_streams", "stream_epoch")
     op.drop_column("host_streams", "broker_id")
