@@ -23,10 +23,9 @@ from typing import Final
 
 from certplane import __version__
 from certplane.broker import metrics
-from certplane.broker.audit import DenialCoalescer, RepeatCoalescer, import_spill
+from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
 from certplane.broker.configured import secret_source
-from certplane.broker.database import stores as open_stores
 from certplane.broker.descriptors import most_connections
 from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.health_watch import HealthWatch
@@ -67,6 +66,7 @@ from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer, Servicer
 from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings, StoreDriver
+from certplane.broker.sharing import stores_of_a_broker
 from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
@@ -135,9 +135,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             started_again=lambda: epoch.move("the issuing process was started again"),
         )
         issuing_started = await stack.enter_async_context(issuing.running())
-        stores = await stack.enter_async_context(open_stores(settings, secrets, clock, meter, exclusive=True))
-        if settings.audit.enabled:
-            await import_spill(settings.spill_path, stores.audit, clock)
+        stores = await stack.enter_async_context(stores_of_a_broker(settings, secrets, clock, meter))
         denials, repeats = await stack.enter_async_context(_coalescing(stores, clock, new_id, meter))
         await stores.audit.append(_start_events(prepared, trail))
 

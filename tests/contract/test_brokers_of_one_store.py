@@ -199,6 +199,16 @@ async def test_a_certificate_that_came_since_the_look_is_found(store: StoreHarne
     assert (await store.stores.orders.open_order(wanted, NO_LIMITS, [], look=seen)).created
 
 
+async def test_a_broker_that_is_known_to_have_ended_keeps_nothing(store: StoreHarness, other: StoreHarness) -> None:
+    """Nobody waits for the end of its lease, and whoever said so is told whether it had one."""
+    await store.stores.members.renew(member(store), SPAN)
+    order = await store.open_order()
+    assert await other.stores.members.end(store.stores.members.broker_id)
+    assert not await other.stores.members.end(store.stores.members.broker_id)
+    assert await other.stores.members.living() == []
+    assert [taken.order_id for taken in await other.stores.orders.take_orders(10)] == [order.order_id]
+
+
 async def test_members(store: StoreHarness, other: StoreHarness) -> None:
     """Who has a lease is there, with what it last said; a lease that ended, or was given back, is nobody's."""
     assert await store.stores.members.living() == []

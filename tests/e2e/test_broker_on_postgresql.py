@@ -44,7 +44,7 @@ async def lane(tmp_path: Path, postgres_url: str) -> AsyncIterator[Lane]:
 
 @pytest.mark.parametrize("failpoint", ["order.create.after", "order.finalize.before", "order.download.after"])
 async def test_killed_it_goes_on_at_its_next_start(lane: Lane, failpoint: str) -> None:
-    """At once: it has the database to itself, so it waits for no lease of the one that was killed."""
+    """At once: the lock beside the spill file names the one that was killed, so it waits for no lease of that one."""
     deployment, host = lane.deployment, lane.host
     await deployment.start_broker(killing_at(failpoint))
     agent = await begin(host, "run", "--once")

@@ -2,6 +2,7 @@
 
     fallback.py   the failure modes: the log and the spill file (fail_open), the mirror in the log
     spill.py      the spill file: appended to by the fallback, taken back into the database at a start
+    spill_lock.py one broker for a spill file, and which one that was before
     denials.py    repeated denials counted together before they fill the log
     repeats.py    repeated reports and hand-outs counted together, durably
     windows.py    which of many equal events are written, and which counted; pure
@@ -16,5 +17,6 @@ from certplane.broker.audit.denials import DenialCoalescer
 from certplane.broker.audit.fallback import SpillFallback
 from certplane.broker.audit.repeats import RepeatCoalescer
 from certplane.broker.audit.spill import SpillFile, import_spill
+from certplane.broker.audit.spill_lock import SpillLock
 
-__all__ = ["DenialCoalescer", "RepeatCoalescer", "SpillFallback", "SpillFile", "import_spill"]
+__all__ = ["DenialCoalescer", "RepeatCoalescer", "SpillFallback", "SpillFile", "SpillLock", "import_spill"]

@@ -54,6 +54,14 @@ class MemberStore(Protocol):
         """
         ...
 
+    async def end(self, broker_id: str) -> bool:
+        """Say that another broker is known to have ended: what it held can be taken at once; whether it had not left.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
     async def leave(self) -> None:
         """Say that this broker has gone: what it held can be taken at once.
 

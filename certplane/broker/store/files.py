@@ -27,7 +27,7 @@ from certplane.config.files import denied_remedy, is_there
 from certplane.errors import CertplaneError, ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.disk_errors import disk_error
 from certplane.runtime.files import give_to_service
-from certplane.runtime.pid_lock import HeldError, lock_with_pid
+from certplane.runtime.pid_lock import HeldError, lock_with_pid, open_lock
 
 _log = logging.getLogger("certplane.store")
 
@@ -51,7 +51,7 @@ class StateLock:
         """
         path = database.with_name(database.name + ".lock")
         try:
-            self._descriptor = _open_lock(path)
+            self._descriptor = open_lock(path)
             lock_with_pid(self._descriptor)
         except OSError as error:
             raise _unusable(path, error) from error
@@ -64,16 +64,6 @@ class StateLock:
     def release(self) -> None:
         """Let the next one in."""
         os.close(self._descriptor)
-
-
-def _open_lock(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return os.open(path, flags)  # it is never removed
-    give_to_service(descriptor, path.parent)
-    return descriptor
 
 
 def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Connection:

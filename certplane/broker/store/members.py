@@ -90,13 +90,18 @@ class SqlMemberStore(MemberStore):
         return await self._writer.write(change, ())
 
     @override
-    async def leave(self) -> None:
-        def change(session: Session) -> Done[None]:
-            session.execute(self._remove, self._remove.arguments({"which": self.broker_id}))
-            self._changes.add_shared(session, ChangeKind.MEMBER, self.broker_id)
-            return Done(None)
+    async def end(self, broker_id: str) -> bool:
+        def change(session: Session) -> Done[bool]:
+            left = session.execute(self._remove, self._remove.arguments({"which": broker_id})) > 0
+            if left:
+                self._changes.add_shared(session, ChangeKind.MEMBER, broker_id)
+            return Done(left)
 
-        await self._writer.write(change, ())
+        return await self._writer.write(change, ())
+
+    @override
+    async def leave(self) -> None:
+        await self.end(self.broker_id)
 
     @override
     async def living(self) -> Sequence[Member]:

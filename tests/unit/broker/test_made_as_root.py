@@ -3,12 +3,13 @@
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from certplane.broker.audit.spill import SpillFile
+from certplane.broker.audit import SpillFile, SpillLock
 from certplane.broker.control import ControlServer, ReloadResult
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.store.files import StateLock, open_writer
@@ -35,9 +36,15 @@ async def listen(folder: Path) -> None:
         pass
 
 
+def lock(spill: Path) -> None:
+    with closing(SpillLock(spill)) as spill_lock:
+        spill_lock.take()
+
+
 MADE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "database": ("broker.db", lambda at: open_writer(at / "broker.db", timedelta(seconds=1), exclusive=True).close()),
     "lock": ("broker.db.lock", lambda at: StateLock(at / "broker.db").release()),
+    "spill-lock": ("spill.jsonl.lock", lambda at: lock(at / "spill.jsonl")),
     "account-key": ("account.key", lambda at: AccountKey.load_or_create(at / "account.key")),
     "spill": ("spill.jsonl", lambda at: [SpillFile(at / "spill.jsonl").append(["{}"]) for _ in range(2)]),
     "control": ("broker-control", lambda at: asyncio.run(listen(at))),

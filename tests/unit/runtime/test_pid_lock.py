@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from certplane.runtime.pid_lock import HeldError, lock_with_pid
+from certplane.runtime.pid_lock import HeldError, leave_note, lock_with_pid, open_lock
 
 
 def _open(path: Path) -> int:
@@ -42,6 +42,32 @@ def test_held(tmp_path: Path, content: bytes | None, holder: int | None) -> None
     lock_with_pid(third)
     assert path.read_text() == f"{os.getpid()}\n"
     os.close(third)
+
+
+def test_note(tmp_path: Path) -> None:
+    """Whoever has the lock next is told what the one before has left, until it leaves something else."""
+    path = tmp_path / "lock"
+    first = open_lock(path)
+    assert lock_with_pid(first) == ""
+    leave_note(first, "first\n")
+    with pytest.raises(HeldError) as caught:
+        lock_with_pid(open_lock(path))
+    assert caught.value.holder == os.getpid()
+    os.close(first)
+    for _ in range(2):  # the second one may be killed before it says anything
+        second = open_lock(path)
+        assert lock_with_pid(second) == "first"
+        os.close(second)
+    assert path.read_text() == f"{os.getpid()}\nfirst\n"
+
+
+def test_lock_is_private_and_no_link(tmp_path: Path) -> None:
+    """0600, and what a link leads to is left alone."""
+    os.close(open_lock(tmp_path / "lock"))
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "link").symlink_to(tmp_path / "lock")
+    with pytest.raises(OSError, match="symbolic links"):
+        open_lock(tmp_path / "link")
 
 
 def test_file_that_cannot_be_written() -> None:
