@@ -6,6 +6,7 @@ A failpoint does nothing unless the environment of the process says so when it s
 
 `kill` ends the program by SIGKILL, as a power cut would; `kill@3` does so at the third pass; `crash` ends the process
 alone that passes, as the OOM killer would, which is another thing where that is a part of a program (`belong_to`);
+`stop` lets the program stand still (SIGSTOP) until somebody says SIGCONT to it, as a machine does that is suspended;
 `hang` blocks the calling thread for good. A name that no code passes is not an error, since it may belong to the other
 program. The names in use are listed by the tests that walk them (tests/e2e).
 """
@@ -26,7 +27,7 @@ _program = 0
 
 
 def belong_to(program: int) -> None:
-    """This process is a part of the program of this process id, which `kill` ends with it."""
+    """This process is a part of the program of this process id, which `kill` and `stop` end or stop with it."""
     global _program  # noqa: PLW0603 - a fact of the process, told once
     _program = program
 
@@ -44,5 +45,9 @@ def failpoint(name: str) -> None:
         os.kill(_program, signal.SIGKILL)
     if what in {"kill", "crash"}:
         os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "stop" and _passes[name] == int(nth or 1):  # once: it is to go on
+        if _program:
+            os.kill(_program, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "hang":
         threading.Event().wait()

@@ -62,6 +62,8 @@ OUTSIDE = (
 
 REVOCATION = "acme.revoke.sent"
 ROLLOVER = ("acme.change_key.before", "acme.change_key.sent")
+REPORT = ("report.store.before", "report.store.written", "report.store.after")
+"""What a broker does with a report; `test_fleet_streams` walks them."""
 POINTS = (*FAILPOINTS, *OUTSIDE)
 PAIRS = [(POINTS[number], POINTS[number + 1]) for number in range(0, len(POINTS), 2)]
 
@@ -127,7 +129,7 @@ async def test_every_failpoint_of_the_broker_is_walked() -> None:
     written = {
         name for path in folder.rglob("*.py") for name in re.findall(r'failpoint\(f?"([^"]+)"\)', path.read_text())
     }
-    assert written - {"order.{name}.before", "order.{name}.after"} == {*OUTSIDE, REVOCATION, *ROLLOVER}
+    assert written - {"order.{name}.before", "order.{name}.after"} == {*OUTSIDE, REVOCATION, *ROLLOVER, *REPORT}
 
 
 @pytest.mark.parametrize("points", PAIRS, ids=" and ".join)

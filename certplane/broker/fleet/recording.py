@@ -19,6 +19,7 @@ from certplane.broker.ports import EventRecorder, Meter
 from certplane.errors import Refusal, RefusalError
 from certplane.fleet_report.model import Report
 from certplane.runtime.clock import Clock
+from certplane.runtime.failpoints import failpoint
 
 _logger = logging.getLogger("certplane.broker.fleet")
 
@@ -57,7 +58,9 @@ class Recorder:
         first = {number: one.event for number, one in told.items() if self.repeats.begin(one.kind, one.event)}
         telling: Collection[int] = ()
         try:
+            failpoint("report.store.before")
             recorded = await self.store.record_reports(caller.name, epoch, reports, first, names=names, stream=stream)
+            failpoint("report.store.after")
             telling = recorded.telling
         finally:
             for number in first.keys() - set(telling):

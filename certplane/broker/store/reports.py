@@ -27,6 +27,7 @@ from certplane.broker.store.schema import certificate_statuses, host_streams, re
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Compiler, Row, Statement
 from certplane.fleet_report.model import CertificateStatus, Report
+from certplane.runtime.failpoints import failpoint
 
 T = TypeVar("T")
 
@@ -104,6 +105,8 @@ class ReportRows:
             self._run(session, self._put_streams, stream_rows)
         self._put_answers(session, {entry.host: entry.answer[0] for entry in entries if entry.answer is not None})
         self._forget_others(session, entries, results)
+        if rows:
+            failpoint("report.store.written")  # what is locked by now, stays so until this transaction's end
         return Done(results, events=events)
 
     def _known(self, session: Session, entries: Sequence[Entry]) -> dict[str, KnownReports]:

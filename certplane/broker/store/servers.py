@@ -61,8 +61,13 @@ _FAULTS: Final[tuple[tuple[type[psycopg.Error], Fault], ...]] = (
 )
 
 _SESSION: Final = """
-    SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false), set_config(%s, %s, false)
+    SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false), set_config(%s, %s, false),
+        set_config('idle_in_transaction_session_timeout', %s, false)
 """
+_STANDS_STILL: Final = timedelta(seconds=10)
+"""How long a broker may say nothing in the midst of a transaction. One that was stopped there, or whose machine was
+suspended, would keep its locks for as long: no other broker could write these rows, and TCP sees nothing wrong. Shorter
+than a lease (`members.membership`), so that nobody who takes its orders meets them."""
 _STANDBY: Final = "SELECT CASE WHEN pg_is_in_recovery() THEN 'on' ELSE 'off' END"
 _STANDBYS: Final = """
     SELECT application_name, sync_state FROM pg_stat_replication AS standby
@@ -173,7 +178,7 @@ def own_session(connection: Connection, wait: timedelta, *, read_only: bool = Fa
     # Whatever the server's default is: a commit returns when it is on the disk.
     setting = ("default_transaction_read_only", "on") if read_only else ("synchronous_commit", "on")
     try:
-        connection.execute(_SESSION, (*_limits(wait), *setting))
+        connection.execute(_SESSION, (*_limits(wait), *setting, str(_STANDS_STILL // timedelta(milliseconds=1))))
     except psycopg.Error as error:
         raise SqlError(Fault.UNREACHABLE, first_line(error)) from error
     connection.prepare_threshold = 5  # the driver's default

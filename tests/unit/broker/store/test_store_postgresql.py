@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from psycopg.conninfo import conninfo_to_dict
 
 from certplane.broker.model import OrderState
 from certplane.broker.ports import OrderChange
+from certplane.broker.store import servers
 from certplane.broker.store.postgresql import PostgresqlSession
+from certplane.broker.store.session import Fault, SqlError
 from certplane.errors import OperationError, Reason, RefusalError
 from tests.fakes.clock import ManualClock
 from tests.support.stores import StoreHarness, StorePlace
-from tests.support.waiting import until
+from tests.support.waiting import HANG, until
 
 
 @pytest.mark.parametrize(
@@ -87,3 +90,22 @@ async def test_an_order_that_another_program_ends_meanwhile_stays_ended(postgres
         found = await stores.orders.get_order(order.order_id)
         assert found is not None
         assert found.state is OrderState.FAILED
+
+
+@pytest.mark.integration
+def test_a_broker_that_stands_still_in_a_transaction_keeps_no_locks(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends its session: others can write what it had locked, and it is told that nothing was written."""
+    monkeypatch.setattr(servers, "_STANDS_STILL", timedelta(milliseconds=200))
+    with closing(PostgresqlSession(postgres_url, timedelta(seconds=HANG), exclusive=True)) as session:
+        session.begin()
+        session._run("INSERT INTO shared_values (name, value, change_time) VALUES ('epoch', 'mine', 1)")
+        with psycopg.connect(postgres_url, autocommit=True) as other:
+            other.execute("INSERT INTO shared_values (name, value, change_time) VALUES ('epoch', 'theirs', 2)")
+            with pytest.raises(SqlError) as caught:
+                session.commit()
+            assert caught.value.fault is Fault.LOST
+            session.begin()
+            session.commit()
+            assert other.execute("SELECT value FROM shared_values").fetchall() == [("theirs",)]
