@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from certplane.sandbox.deployment import Deployment, DeploymentOptions, Finished, run_program
+from certplane.sandbox.deployment import Deployment, DeploymentOptions
 from tests.support.killing import settle_on_a_port
 from tests.support.parts import need_part
 from tests.support.several_brokers import Broker
@@ -29,13 +29,6 @@ async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
     async with Deployment(tmp_path, DeploymentOptions(POLICY, dns_provider="rfc2136")) as made:
         settle_on_a_port(made)
         yield made
-
-
-async def run(broker: Broker, command: str) -> Finished:
-    """A command of this broker's to its end."""
-    deployment = broker.deployment
-    arguments = ["-m", "certplane.broker", "-c", str(broker.config), command]
-    return await run_program(arguments, deployment.broker_environment, python=deployment.python)
 
 
 def listeners(port: int) -> int:
@@ -59,17 +52,17 @@ async def test_brokers_share_a_port_if_both_say_so(deployment: Deployment) -> No
         assert alone >= 1
         await second.start()
         await until(lambda: listeners(port) == 2 * alone, what="the second one on the port")
-        refused = await run(third, "serve")
+        refused = await third.run("serve")
         assert refused.status == 1
         assert "Address already in use" in refused.stderr
         assert "each has `server.reuse_port: true`" in refused.stderr
         for broker in (first, second):
-            reloaded = await run(broker, "reload")
+            reloaded = await broker.run("reload")
             assert reloaded.status == 0, reloaded.stderr
         await second.process.stop()
         assert listeners(port) == alone
-        assert (await run(first, "reload")).status == 0
-        assert (await run(second, "reload")).status == 1
+        assert (await first.run("reload")).status == 0
+        assert (await second.run("reload")).status == 1
     finally:
         for broker in (first, second):
             await broker.process.stop()

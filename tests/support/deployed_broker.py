@@ -97,12 +97,12 @@ class DeployedBroker:
         return self.identities[name]
 
     @asynccontextmanager
-    async def channel(self, identity: str | Credential) -> AsyncIterator[grpc.aio.Channel]:
-        """A channel of this identity, as an agent opens it."""
+    async def channel(self, identity: str | Credential, port: int = 0) -> AsyncIterator[grpc.aio.Channel]:
+        """A channel of this identity, as an agent opens it; `port` is of another broker than the deployment's own."""
         credential = await self.identity(identity) if isinstance(identity, str) else identity
         pair = KeyPair(credential.key_pem, credential.chain_pem)
         roots = (self.deployment.broker_folder / "root.crt").read_bytes()
-        url = f"https://localhost:{self.deployment.broker_port}"
+        url = f"https://localhost:{port or self.deployment.broker_port}"
         async with open_channel(url, channel_credentials(roots, pair)) as channel:
             yield channel
 

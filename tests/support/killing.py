@@ -43,15 +43,19 @@ down, and no connection to it can meet itself."""
 
 def settle_on_a_port(deployment: Deployment) -> None:
     """Give a broker, which must not have been started, a port that stays free while it is down."""
+    deployment.broker_port = steady_port()
+    deployment.write_broker_config()
+
+
+def steady_port() -> int:
+    """A port that nobody takes while the broker that has it is down."""
     for port in random.sample(_PORTS, 100):
         with socket.socket() as probe:
             try:
                 probe.bind((LOOPBACK, port))
             except OSError:
                 continue
-            deployment.broker_port = port
-            deployment.write_broker_config()
-            return
+            return port
     raise OSError("none of a hundred ports is free")
 
 
@@ -76,6 +80,11 @@ class BrokerBeside(Deployment):
 def killing_at(failpoint: str, nth: int = 1) -> dict[str, str]:
     """The environment in which a program is killed at its nth pass of a failpoint."""
     return {"CERTPLANE_FAILPOINTS": f"{failpoint}=kill@{nth}"}
+
+
+def stopping_at(failpoint: str, nth: int = 1) -> dict[str, str]:
+    """The environment in which a program stands still at its nth pass of a failpoint."""
+    return {"CERTPLANE_FAILPOINTS": f"{failpoint}=stop@{nth}"}
 
 
 async def begin(host: Host, *arguments: str, environment: Mapping[str, str] | None = None) -> ServerProcess:
