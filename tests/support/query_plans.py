@@ -54,6 +54,7 @@ ALLOWED: Final = (
     Allowed("audit_repeats", "audit_repeats", "what is being counted: bounded, and looked at by a start alone"),
     Allowed("audit_events", "ORDER BY audit_events.sequence DESC", "the newest: the end of the table, up to a limit"),
     Allowed("certificates", "ORDER BY certificates.create_time DESC", "the newest: the end of an index, up to a limit"),
+    Allowed("acme_accounts", "ORDER BY acme_accounts.issuer", "a row an issuer: read by a command that seals all anew"),
     Allowed("brokers", "brokers", "a row a broker: as many as are started within some seconds"),
     Allowed("certificate_statuses", "count(*)", "the fleet's states, each minute, on the read thread"),
     Allowed(

@@ -343,10 +343,14 @@ acme_accounts = Table(
     "acme_accounts",
     metadata,
     Column("issuer", _Text, primary_key=True),
-    Column("directory_url", _Text, nullable=False),
+    # Of the CA: another one has another account, and this one's key isn't lost when an issuer moves there and back.
+    Column("directory_url", _Text, primary_key=True),
     Column("public_key_sha256", _Text, nullable=False),
     # AES-256-GCM under `store.seal_secret`; NULL where each broker has the key itself.
     Column("sealed_key", LargeBinary),
+    # The new key while a change of the key is under way.
+    Column("next_key_sha256", _Text, nullable=False),
+    Column("sealed_next_key", LargeBinary),
     Column("change_time", _Time, nullable=False),
     sqlite_strict=True,
 )

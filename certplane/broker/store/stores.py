@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from certplane.broker.ports import AuditFallback, Meter, NullMeter
 from certplane.broker.store import sqlite
+from certplane.broker.store.accounts import SqlAccounts
 from certplane.broker.store.audit_log import AuditRows, SqlAuditLog
 from certplane.broker.store.batch import GroupCommit
 from certplane.broker.store.certificates import SqlCertificateStore
@@ -65,6 +66,7 @@ class Stores:
 
     orders: SqlOrderStore
     members: SqlMemberStore
+    accounts: SqlAccounts
     certificates: SqlCertificateStore
     keys: SqlKeyLedger
     deny_list: SqlDenyList
@@ -203,6 +205,7 @@ def assemble(
     return Stores(
         orders=SqlOrderStore(reader, writer, log, clock, new_id, holder=writer_id, changes=changes),
         members=SqlMemberStore(reader, writer, clock, writer_id, changes),
+        accounts=SqlAccounts(reader, writer, clock, changes),
         certificates=SqlCertificateStore(reader, writer, log, changes),
         keys=SqlKeyLedger(reader),
         deny_list=SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed),

@@ -59,8 +59,10 @@ def upgrade() -> None:
         sa.Column("directory_url", _text, nullable=False),
         sa.Column("public_key_sha256", _text, nullable=False),
         sa.Column("sealed_key", sa.LargeBinary()),
+        sa.Column("next_key_sha256", _text, nullable=False),
+        sa.Column("sealed_next_key", sa.LargeBinary()),
         sa.Column("change_time", _time, nullable=False),
-        sa.PrimaryKeyConstraint("issuer", name="pk_acme_accounts"),
+        sa.PrimaryKeyConstraint("issuer", "directory_url", name="pk_acme_accounts"),
         sqlite_strict=True,
     )
 
