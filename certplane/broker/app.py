@@ -162,6 +162,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 solver=solver,
                 preflight=RemotePreflight(issuing),
                 lease=membership or LastingLease(),
+                holds=stores.holds,
                 epoch=epoch,
                 clock=clock,
                 renewals=plans,
@@ -322,6 +323,7 @@ async def _among_others(membership: Membership | None, broker: Broker) -> AsyncI
         return
     elsewhere = broker.authority.orders_elsewhere
     broker.stores.changes.follow(ChangeKind.ORDER, elsewhere, what="other brokers' orders")
+    broker.stores.changes.follow(ChangeKind.HOLD, broker.authority.holds, what="what issuers are not to be asked for")
     await membership.join()
     try:
         membership.skew.check()

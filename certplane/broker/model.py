@@ -7,6 +7,7 @@ canonical (lower case, A-labels, `certplane.pki.names`) and tuples of them sorte
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -334,7 +335,7 @@ class ChangeKind(StrEnum):
     REPORT = "report"
     """A host has reported of its certificates; the key is the host's name."""
     HOLD = "hold"
-    """What an issuer is not to be asked for, or that it is out of reach; the key is the issuer."""
+    """What an issuer is not to be asked for, or that it is out of reach; the key is `issuance.holds.key_text`'s."""
     RETRY_EPOCH = "retry_epoch"
     """What was refused may succeed now; the key is empty."""
     ACCOUNT = "account"
@@ -432,17 +433,17 @@ class Scope:
         needs_value = kind in {ScopeKind.DOMAIN, ScopeKind.NAME}
         return cls(ScopeKind(kind), value) if kind in set(ScopeKind) and bool(value) is needs_value else None
 
-    def covers(self, dns_names: tuple[str, ...], refused: tuple[str, ...]) -> bool:
-        """Whether an order for `dns_names` falls under it; `refused` are the names of the order that met it."""
-        match self.kind:
-            case ScopeKind.ACCOUNT:
-                return True
-            case ScopeKind.NAME_SET:
-                return dns_names == refused
-            case ScopeKind.NAME:
-                return any(name.removeprefix("*.") == self.value for name in dns_names)
-            case ScopeKind.DOMAIN:
-                return any(f".{name}".endswith(f".{self.value}") for name in dns_names)
+    @classmethod
+    def over(cls, dns_names: tuple[str, ...]) -> Iterator[Scope]:
+        """Every scope that an order for `dns_names` falls under: each name's parents are domains, as far as we know."""
+        yield cls(ScopeKind.ACCOUNT)
+        yield cls(ScopeKind.NAME_SET)
+        for dns_name in dns_names:
+            name = dns_name.removeprefix("*.")
+            yield cls(ScopeKind.NAME, name)
+            while name:
+                yield cls(ScopeKind.DOMAIN, name)
+                name = name.partition(".")[2]
 
 
 class PreflightResult(StrEnum):

@@ -13,7 +13,9 @@ compares names with those that were checked before asks `has_dns_syntax`: it dec
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from certplane.errors import CertplaneError
@@ -127,3 +129,8 @@ def shown_name(text: str) -> str:
     """A text that should be a name, for a message: quoted, escaped, cut to a name's length."""
     shown = repr(text[: MAX_NAME_LENGTH + 1])
     return shown if len(text) <= MAX_NAME_LENGTH + 1 else f"{shown}..."
+
+
+def names_sha256(names: Sequence[str]) -> str:
+    """What stands for a set of names (canonical, sorted) where the names themselves would be too long for an index."""
+    return hashlib.sha256(",".join(names).encode()).hexdigest()

@@ -35,11 +35,12 @@ from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.store import open_stores, schema
 from certplane.broker.store.cells import CERTIFICATE, IDENTITY_USE, ORDER, PLAN, encode_json
 from certplane.broker.store.fleet_rows import encode_status
-from certplane.broker.store.rows import event_row, names_sha256, to_micros
+from certplane.broker.store.rows import event_row, to_micros
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, RenewalCause
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key
+from certplane.pki.names import names_sha256
 from certplane.sandbox.certificates import CertificateAuthority
 
 _LONG: Final = timedelta(days=1000)

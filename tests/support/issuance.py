@@ -196,6 +196,7 @@ class World:
             issuers={issuer.name: issuer for issuer in (self.issuer, *self.others)},
             revokers={self.issuer.name: self.revoker},
             solver=self.solver,
+            holds=self.stores.holds,
             preflight=self.preflight,
             lease=lease or LastingLease(),
             epoch=self.epoch,

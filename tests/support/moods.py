@@ -91,6 +91,7 @@ class Moody:
             issuers=self._issuers,
             revokers=self._issuers,
             solver=FakeChallengeSolver(self.dns),
+            holds=stores.holds,
             epoch=RetryEpoch(self._clock, lambda: f"epoch-{next(self._ids):06d}"),
             clock=self._clock,
             meter=self.meter,

@@ -31,6 +31,7 @@ from certplane.broker.issuance.dispatch import OrderDispatcher, draining_refusal
 from certplane.broker.issuance.elsewhere import OrdersElsewhere
 from certplane.broker.issuance.events import CallEvents, EventFactory
 from certplane.broker.issuance.flights import Flight
+from certplane.broker.issuance.holds import IssuerHolds
 from certplane.broker.issuance.revocation import Revocation
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.waiting import within
@@ -100,6 +101,11 @@ class RegistrationAuthority:
     def orders_elsewhere(self) -> OrdersElsewhere:
         """Hears of the orders that other brokers run."""
         return self._dispatcher.elsewhere
+
+    @property
+    def holds(self) -> IssuerHolds:
+        """What the issuers are not to be asked for; hears of what other brokers were told."""
+        return self._dispatcher.holds
 
     @property
     def in_trouble(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from certplane.broker.issuance.epoch import RetryEpoch
+from certplane.broker.issuance.holds import HoldStore
 from certplane.broker.members.ports import LastingLease, Lease
 from certplane.broker.model import CertificateRecord, Order, Profile
 from certplane.broker.ports import (
@@ -57,6 +58,7 @@ class IssuancePorts:
     issuers: Mapping[str, Issuer]
     revokers: Mapping[str, Revoker]
     solver: ChallengeSolver
+    holds: HoldStore
     epoch: RetryEpoch
     clock: Clock
     new_id: Callable[[], str]

@@ -68,12 +68,12 @@ class OrderDispatcher:
         self._events = events
         self._authorisation = OrderAuthorisation(ports, settings.account_keys_sha256)
         queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for)
-        holds = IssuerHolds(lambda: ports.epoch.current)
-        self._choice = IssuerChoice(holds)
+        self.holds = IssuerHolds(ports.holds, lambda: ports.epoch.current)
+        self._choice = IssuerChoice(self.holds)
         self.condition = IssuanceCondition(ports.meter, ports.epoch)
         self._records = ChallengeRecords(ports, settings)
         self._context = OrderContext(
-            ports, settings, queue, holds, self._choice, self.condition, self._records, self._authorisation
+            ports, settings, queue, self.holds, self._choice, self.condition, self._records, self._authorisation
         )
         self._group: asyncio.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -96,6 +96,7 @@ class OrderDispatcher:
         """
         if self._supervisor is not None:
             raise RuntimeError("orders are already being run")
+        await self.holds.reread(self._ports.clock.now())
         taken = await self._take()
         for profile in profiles:
             await self._remember(profile)
@@ -236,6 +237,7 @@ class OrderDispatcher:
         await asyncio.wait({self._supervisor})
         if not self._supervisor.cancelled():
             self._supervisor.result()
+        await self.holds.save(self._ports.clock.now())
         try:
             await self._ports.orders.give_back_orders()
         except RefusalError as error:
@@ -250,6 +252,7 @@ class OrderDispatcher:
             while True:  # for good: `drain` cancels this task and with it whatever is left
                 await self._ports.clock.sleep(_LOOK)
                 await self._keep_orders()
+                await self.holds.save(self._ports.clock.now())
                 for flight in self.flights:
                     if flight.order.state is not OrderState.FINALIZING and not self._authorisation.stands(flight.order):
                         _stop(flight)

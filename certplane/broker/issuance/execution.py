@@ -170,7 +170,7 @@ class OrderExecution:
             return True
         if isinstance(verdict, TryAgain):
             self._ending = None
-            self._hold(refusal, verdict.wait)
+            await self._hold(refusal, verdict.wait)
             await self._ports.clock.sleep(verdict.wait)
         elif finalizing:
             # The CA may have the CSR: what it says when it is looked at again decides, however long that takes.
@@ -231,7 +231,7 @@ class OrderExecution:
             extra={"fields": {"order_id": order.order_id, "issuer": order.issuer, "next_issuer": elsewhere.issuer}},
         )
         self._ports.meter.count(metrics.FAILOVERS, issuer=order.issuer, reason=refusal.reason.value)
-        self._hold(refusal, pause_before_new_order(refusal))
+        await self._hold(refusal, pause_before_new_order(refusal))
         self._left |= {order.issuer}
         self._failures = 0
         self._out_since = None
@@ -257,7 +257,7 @@ class OrderExecution:
         if asks_person:
             fields = {"order_id": order.order_id, "profile": order.profile, "reason": refusal.reason.value}
             logger.error("a person has to act: %s", refusal.message, extra={"fields": fields})
-        self._hold(refusal, over.end.pause)
+        await self._hold(refusal, over.end.pause)
         error, pause = self._until_any_issuer(over.end)
         events = [self._events.failed(error, order.acme_order_url, alarming=over.unaccounted or asks_person)]
         if over.left_open:
@@ -282,6 +282,7 @@ class OrderExecution:
         self._context.condition.order_ended(self.order)
         if self.order.state is OrderState.ISSUED:
             self._context.holds.works(self.order.issuer)
+            await self._context.holds.save(self._ports.clock.now())
         await self.clean_up()
 
     def _until_any_issuer(self, end: End) -> tuple[Refusal, timedelta]:
@@ -308,15 +309,16 @@ class OrderExecution:
             return None
         return newest.not_after - self._ports.clock.now() if newest is not None else None
 
-    def _hold(self, refusal: Refusal, wait: timedelta) -> None:
-        """Keep everybody whom the refusal concerns from asking the CA for the same answer."""
-        scopes = scopes_of(refusal)
-        if not scopes:
-            return
-        until = self._ports.clock.now() + wait
-        if not self._context.holds.hold(self._lane, scopes, until, refusal):
-            return
-        concerned = " ".join(map(str, scopes))
-        fields = {"order_id": self.order.order_id, "issuer": self.order.issuer, "scope": concerned}
-        fields["until"] = f"{until:%Y-%m-%dT%H:%M:%SZ}"
-        logger.warning("requests to the CA are paused: %s", refusal.message, extra={"fields": fields})
+    async def _hold(self, refusal: Refusal, wait: timedelta) -> None:
+        """Keep everybody whom the refusal concerns from asking the CA for the same answer: here before anything else.
+
+        What else was found out of the issuer is told the other brokers too.
+        """
+        holds, now = self._context.holds, self._ports.clock.now()
+        scopes, until = scopes_of(refusal), now + wait
+        if holds.hold(self._lane, scopes, until, refusal, now):
+            concerned = " ".join(map(str, scopes))
+            fields = {"order_id": self.order.order_id, "issuer": self.order.issuer, "scope": concerned}
+            fields["until"] = f"{until:%Y-%m-%dT%H:%M:%SZ}"
+            logger.warning("requests to the CA are paused: %s", refusal.message, extra={"fields": fields})
+        await holds.save(now)

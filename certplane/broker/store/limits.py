@@ -15,10 +15,11 @@ from sqlalchemy import and_, bindparam, func, or_, select, text
 from certplane.broker.model import OrderCause, OrderDraft
 from certplane.broker.policy.limits import AHEAD, DAY, Counted, Limit, ReachedLimit, limit_refusal, limits_on
 from certplane.broker.ports import DurableLimits
-from certplane.broker.store.rows import from_micros, names_sha256, to_micros
+from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import certificates, orders
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Compiler, limited_to
+from certplane.pki.names import names_sha256
 
 _MOST: Final = 2**31
 """Rows: a higher limit is never reached, and no number for a database."""

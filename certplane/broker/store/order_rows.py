@@ -14,11 +14,12 @@ from sqlalchemy import bindparam, select, update
 from certplane.broker.model import ChangeKind, Order, OrderDraft
 from certplane.broker.store.cells import ORDER
 from certplane.broker.store.change_feed import ChangeLog
-from certplane.broker.store.rows import names_sha256, to_micros
+from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import orders
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Compiler
 from certplane.errors import Reason, RefusalError
+from certplane.pki.names import names_sha256
 
 _FIXED: Final = frozenset(OrderDraft.__dataclass_fields__) - {"issuer"} | {"order_id", "create_time"}
 _CHANGING: Final = ("end_time", *(name for name in ORDER.names if name not in _FIXED))

@@ -29,12 +29,13 @@ from certplane.broker.store.limits import LimitCheck
 from certplane.broker.store.members import database_time
 from certplane.broker.store.order_rows import SELECT_ORDER, OrderRows, order_not_found
 from certplane.broker.store.plan_rows import PlanRows
-from certplane.broker.store.rows import names_sha256, to_micros
+from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import brokers, certificates, keys, orders
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Row, limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import Reason, RefusalError
+from certplane.pki.names import names_sha256
 from certplane.runtime.clock import Clock
 
 _MOST_FAILED: Final = 16

@@ -1,10 +1,8 @@
-"""What rows are made of: times, the hash that stands for names, audit events. Pure."""
+"""What rows are made of: times, audit events. Pure."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -25,11 +23,6 @@ def to_micros(time: datetime) -> int:
 def from_micros(micros: int) -> datetime:
     """The aware UTC time of a column."""
     return _EPOCH + timedelta(microseconds=micros)
-
-
-def names_sha256(names: Sequence[str]) -> str:
-    """What stands for a name set (canonical, sorted) in the index of open orders."""
-    return hashlib.sha256(",".join(names).encode()).hexdigest()
 
 
 # Audit events

@@ -324,9 +324,12 @@ issuer_holds = Table(
     Column("names_sha256", _Text, primary_key=True),
     Column("until", _Time, nullable=False),
     Column("refusal", _Text, nullable=False),
+    # With which one it ends; empty: the issuer named the time.
     Column("retry_epoch", _Text, nullable=False),
     sqlite_strict=True,
 )
+
+Index("ix_issuer_holds_until", issuer_holds.c.until)  # which have ended
 
 shared_values = Table(
     # What all brokers have in common and no table of its own: the retry epoch.

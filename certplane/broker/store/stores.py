@@ -27,6 +27,7 @@ from certplane.broker.store.deny_list import SqlDenyList
 from certplane.broker.store.enrollments import SqlEnrollmentStore
 from certplane.broker.store.files import StateLock, open_writer
 from certplane.broker.store.fleet import SqlFleetStore
+from certplane.broker.store.holds import SqlHoldStore
 from certplane.broker.store.identities import SqlIdentityLedger
 from certplane.broker.store.members import SqlMemberStore
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
@@ -67,6 +68,7 @@ class Stores:
     orders: SqlOrderStore
     members: SqlMemberStore
     accounts: SqlAccounts
+    holds: SqlHoldStore
     certificates: SqlCertificateStore
     keys: SqlKeyLedger
     deny_list: SqlDenyList
@@ -206,6 +208,7 @@ def assemble(
         orders=SqlOrderStore(reader, writer, log, clock, new_id, holder=writer_id, changes=changes),
         members=SqlMemberStore(reader, writer, clock, writer_id, changes),
         accounts=SqlAccounts(reader, writer, clock, changes),
+        holds=SqlHoldStore(reader, writer, changes),
         certificates=SqlCertificateStore(reader, writer, log, changes),
         keys=SqlKeyLedger(reader),
         deny_list=SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed),

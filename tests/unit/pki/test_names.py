@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certplane.pki import names
-from certplane.pki.names import DnsNameError, canonical_dns_name, has_dns_syntax
+from certplane.pki.names import DnsNameError, canonical_dns_name, has_dns_syntax, names_sha256
 
 
 def _encoded(label: str) -> str:
@@ -248,3 +248,9 @@ def test_agrees_with_idna_2008(label: str) -> None:
 def test_takes_what_people_register(label: str) -> None:
     """Letters of common scripts are not lost to the strictness: what `idna` encodes is accepted."""
     assert canonical_dns_name(idna.encode(f"{label}.example").decode("ascii"))
+
+
+def test_name_sets_are_told_apart() -> None:
+    """The hash that stands for names in the index differs with any of them."""
+    sets = [("a.example", "b.example"), ("a.example",), ("b.example", "c.example"), ("*.a.example",)]
+    assert len({names_sha256(names) for names in sets}) == len(sets)

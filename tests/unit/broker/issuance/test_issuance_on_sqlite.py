@@ -50,6 +50,7 @@ async def broker(folder: Path, ca: FakeCa) -> AsyncIterator[tuple[RegistrationAu
                 issuers={"fake-ca": FakeIssuer(ca)},
                 revokers={"fake-ca": FakeRevoker(ca)},
                 solver=FakeChallengeSolver(ca.dns),
+                holds=stores.holds,
                 epoch=RetryEpoch(clock, TimeOrderedIds(clock)),
                 clock=clock,
                 new_id=TimeOrderedIds(clock),

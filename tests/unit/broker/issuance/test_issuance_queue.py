@@ -15,6 +15,7 @@ from certplane.broker.model import IssuerOrderStatus, OrderState, Scope, ScopeKi
 from certplane.errors import Reason, Refusal
 from tests.fakes.clock import ManualClock
 from tests.support.issuance import NO_WAIT, World, caller, csr, issue, settle
+from tests.support.memory_store import MemoryStores
 from tests.support.waiting import no_hang
 
 LANE = Lane("ca", "", ("shop.test",))
@@ -88,7 +89,8 @@ async def test_at_most_so_many_orders_at_once_and_a_waiting_lane_takes_no_place(
 
 async def test_a_limit_that_one_meets_spares_the_ca_the_rest() -> None:
     """Twenty orders with a turn each, two of which may ask at once: one refusal of the account, and eighteen hold back."""
-    queue, holds, now = OrderQueue(20, asking=2), IssuerHolds(), ManualClock().now()
+    queue, now = OrderQueue(20, asking=2), ManualClock().now()
+    holds = IssuerHolds(MemoryStores.open(ManualClock()).holds, str)
     asked: list[int] = []
     until = now + timedelta(hours=1)
     limited = Refusal(Reason.ISSUER_RATE_LIMITED, "too many new orders")
@@ -101,7 +103,7 @@ async def test_a_limit_that_one_meets_spares_the_ca_the_rest() -> None:
                     return
                 asked.append(number)
                 await asyncio.sleep(0)
-            holds.hold(lane, [Scope(ScopeKind.ACCOUNT)], until, limited)
+            holds.hold(lane, [Scope(ScopeKind.ACCOUNT)], until, limited, now)
 
     await asyncio.gather(*(order(number) for number in range(20)))
 

@@ -26,12 +26,6 @@ def test_a_time_of_another_zone_is_stored_as_utc() -> None:
     assert rows.from_micros(rows.to_micros(berlin)) == datetime(2026, 7, 1, 12, tzinfo=UTC)
 
 
-def test_name_sets_are_told_apart() -> None:
-    """The hash that stands for names in the index differs with any of them."""
-    sets = [("a.example", "b.example"), ("a.example",), ("b.example", "c.example"), ("*.a.example",)]
-    assert len({rows.names_sha256(names) for names in sets}) == len(sets)
-
-
 @pytest.mark.parametrize(
     "record",
     [

@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("issuer", "scope", "names_sha256", name="pk_issuer_holds"),
         sqlite_strict=True,
     )
+    op.create_index("ix_issuer_holds_until", "issuer_holds", ["until"])
     op.create_table(
         "shared_values",
         sa.Column("name", _text, nullable=False),
