@@ -45,9 +45,11 @@ from certplane.broker.issuers.dns.settings import propagation_limit
 from certplane.broker.issuing import messages
 from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
 from certplane.broker.issuing.supervision import IssuingProcess
+from certplane.broker.members.drift import DriftWatch
 from certplane.broker.members.membership import Membership
 from certplane.broker.members.model import AccountKey, Member
 from certplane.broker.members.ports import LastingLease
+from certplane.broker.members.view import BrokersView
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
 from certplane.broker.policy.source import FilePolicySource
@@ -213,7 +215,10 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             CertificateServicer(authority, clock, plans),
             RenewalServicer(hub, view),
             FleetServicer(
-                view, RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none), hub.registry
+                view,
+                RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none),
+                hub.registry,
+                BrokersView(stores.members, lambda: _member(broker), membership or LastingLease()),
             ),
         )
         listener = stack.enter_context(_metrics(settings, meter))
@@ -311,6 +316,7 @@ def _membership(
     """This broker's, where others can open the same database."""
     if settings.store.driver is StoreDriver.SQLITE:
         meter.level(metrics.LEASE, 1)  # the file's lock is its lease
+        meter.level(metrics.BROKERS, 1)
         return None
     return Membership(stores.members, me, clock, meter)
 
@@ -324,9 +330,12 @@ async def _among_others(membership: Membership | None, broker: Broker) -> AsyncI
     elsewhere = broker.authority.orders_elsewhere
     broker.stores.changes.follow(ChangeKind.ORDER, elsewhere, what="other brokers' orders")
     broker.stores.changes.follow(ChangeKind.HOLD, broker.authority.holds, what="what issuers are not to be asked for")
+    broker.stores.changes.follow(ChangeKind.MEMBER, membership.known, what="other brokers")
+    DriftWatch(membership.known, broker.meter)
     await membership.join()
     try:
         membership.skew.check()
+        await membership.known.read()
         async with running(membership.run(), "lease"):
             yield
     finally:
@@ -343,7 +352,7 @@ def _member(broker: Broker) -> Member:
         start_time=broker.start_time,
         policy_hash=broker.policy.current.hash,
         trust_hash=broker.trust.current.bundle.hash,
-        configuration_hash=broker.settings.hash,
+        configuration_hash=broker.reloader.common_hash,
         stream_count=len(broker.hub.registry),
         audit_mode=broker.settings.audit.mode,
         account_keys=tuple(starmap(AccountKey, sorted(broker.account_keys.items()))),

@@ -49,6 +49,10 @@ class Histogram(Metric):
 # The broker among others.
 
 LEASE: Final = Gauge("certplane_lease", "1 while this broker holds its lease on the database, and may issue.")
+BROKERS: Final = Gauge("certplane_brokers", "Brokers that share the database and have a lease, this one included.")
+BROKERS_DIFFER: Final = Gauge(
+    "certplane_brokers_differ", "1 while brokers differ in something that should be alike, by what.", ("subject",)
+)
 CLOCK_SKEW: Final = Gauge(
     "certplane_clock_skew_seconds", "This machine's clock less the database's, as the last renewal of the lease showed."
 )

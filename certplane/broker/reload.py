@@ -35,6 +35,7 @@ from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import AuditLog, DurableLimits, Meter
 from certplane.broker.services.trust import LoadedTrust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings, load_settings
+from certplane.broker.settings.common import common_hash
 from certplane.errors import ConfigurationError, ConfigurationProblem, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
@@ -129,6 +130,8 @@ class Reloader:
         self._requested = asyncio.Event()
         self._waiting: list[asyncio.Future[ReloadResult]] = []
         self._settings = settings
+        self.common_hash = "" if settings is None else common_hash(settings)
+        """Of the settings in force, as brokers compare it."""
         self._take_limits = take_limits
         self._take_level = take_level
         self._refused: dict[str, str] = {}
@@ -201,6 +204,7 @@ class Reloader:
             if self._take_limits is not None:
                 self._take_limits(after.rate_limits.durable_limits)
             self._settings = before = replace(before, logging=after.logging, rate_limits=after.rate_limits)
+            self.common_hash = common_hash(before)
         waiting = waiting_keys(before, after)
         lines = [f"{before.source.file}: applied: {', '.join(taken)}"] if taken else []
         if waiting:

@@ -1,9 +1,9 @@
 """The command line of certplanectl.
 
-Exit status: 0 when all is well, 1 when something failed or `fleet --check` has found what needs a person, 2 when the
-configuration or the command line is wrong. On a terminal results are tables; piped, or with --json, they are the
-broker's messages, a JSON object a line. Errors are one line each on standard error, cause and remedy, never a
-traceback.
+Exit status: 0 when all is well, 1 when something failed, `fleet --check` has found what needs a person or `brokers`
+what differs, 2 when the configuration or the command line is wrong. On a terminal results are tables; piped, or with
+--json, they are the broker's messages, a JSON object a line. Errors are one line each on standard error, cause and
+remedy, never a traceback.
 """
 
 from __future__ import annotations
@@ -112,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     host = commands.add_parser("host", parents=[common, output], help="all that the broker knows of one host")
     host.add_argument("name", metavar="NAME", help="the host's identity name, or its label in the policy")
 
+    commands.add_parser(
+        "brokers",
+        parents=[common, output],
+        help="the brokers of the fleet; ends with 1 if they differ",
+        description="Shows the brokers that serve the fleet together. What differs though it should be alike is marked "
+        "with *, and explained below; the exit status is 1 then.",
+    )
+
     renew = commands.add_parser(
         "renew",
         parents=[common, output],
@@ -218,6 +226,22 @@ async def _watch(options: argparse.Namespace, client: FleetClient) -> int:
             await _clock.sleep(again)
 
 
+async def _brokers(options: argparse.Namespace, client: FleetClient) -> int:
+    from certplane.ctl.brokers import broker_rows, difference_lines  # noqa: PLC0415 - as in `_run`
+    from certplane.ctl.view import json_line  # noqa: PLC0415
+    from certplane.runtime.tables import table_lines  # noqa: PLC0415
+
+    answer = await client.brokers()
+    if wants_json(options):
+        lines = [json_line(each) for each in (*answer.brokers, *answer.differences)]
+    else:
+        lines = table_lines(broker_rows(answer.brokers, _clock.now()))
+        if answer.differences:
+            lines += ["", *difference_lines(answer.differences)]
+    print("\n".join(lines))
+    return FAILED if answer.differences else OK
+
+
 async def _renew(options: argparse.Namespace, client: FleetClient) -> int:
     from certplane.ctl.view import held_up_lines, json_line, renewal_line  # noqa: PLC0415 - as in `_run`
 
@@ -284,7 +308,7 @@ async def _agreed(question: str) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
-_COMMANDS: Final = {"fleet": _fleet, "watch": _watch, "host": _host, "renew": _renew}
+_COMMANDS: Final = {"fleet": _fleet, "watch": _watch, "host": _host, "brokers": _brokers, "renew": _renew}
 
 
 def _misuse(message: str, remedy: str) -> ConfigurationError:

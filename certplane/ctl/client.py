@@ -135,6 +135,21 @@ class FleetClient:
         request = fleet_pb2.GetHostRequest(request_id=_request_id(), host=name)
         return (await self._answer(self._fleet.GetHost(request, timeout=self._seconds))).host
 
+    async def brokers(self) -> fleet_pb2.ListBrokersResponse:
+        """All brokers, by their start, and in what they differ."""
+        before = fleet_pb2.ListBrokersResponse()
+        while True:
+            request = fleet_pb2.ListBrokersRequest(
+                request_id=_request_id(), page_size=_PAGE, page_token=before.next_page_token
+            )
+            answer = await self._answer(self._fleet.ListBrokers(request, timeout=self._seconds))
+            before.brokers.extend(answer.brokers)
+            if not answer.next_page_token:
+                del answer.brokers[:]
+                answer.brokers.extend(before.brokers)
+                return answer
+            before.next_page_token = answer.next_page_token
+
     async def request_renewal(
         self, selection: fleet_pb2.Selection, *, reason: str, spread: timedelta, request_id: str, dry_run: bool
     ) -> fleet_pb2.RequestRenewalResponse:

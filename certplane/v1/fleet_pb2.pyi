@@ -10,6 +10,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -336,3 +337,280 @@ class RequestRenewalResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestRenewalResponse: _TypeAlias = RequestRenewalResponse  # noqa: Y015
+
+@_typing.final
+class ListBrokersRequest(_message.Message):
+    """Request of ListBrokers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. Correlates logs, audit events and traces: up to 64 of [A-Za-z0-9._-]; the broker makes one if empty."""
+    page_size: _builtins.int
+    """Optional, default 50, at most 500. A page ends earlier where the answer would be larger than a message may be."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBrokersRequest: _TypeAlias = ListBrokersRequest  # noqa: Y015
+
+@_typing.final
+class ListBrokersResponse(_message.Message):
+    """Response of ListBrokers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BROKERS_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    BROKER_ID_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    broker_id: _builtins.str
+    """The broker that answers."""
+    next_page_token: _builtins.str
+    """For the next page; empty on the last one."""
+    @_builtins.property
+    def brokers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Broker]:
+        """The brokers whose lease stands; and the one that answers, even without a lease."""
+
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___BrokerDifference]:
+        """In what all brokers differ, on each page; empty when they are alike."""
+
+    def __init__(
+        self,
+        *,
+        brokers: _abc.Iterable[Global___Broker] | None = ...,
+        differences: _abc.Iterable[Global___BrokerDifference] | None = ...,
+        broker_id: _builtins.str = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_id", b"broker_id", "brokers", b"brokers", "differences", b"differences", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBrokersResponse: _TypeAlias = ListBrokersResponse  # noqa: Y015
+
+@_typing.final
+class Broker(_message.Message):
+    """Broker is a broker of the fleet, as it said when it renewed its lease, some seconds ago at most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AccountKey(_message.Message):
+        """An ACME account by its key."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ISSUER_FIELD_NUMBER: _builtins.int
+        PUBLIC_KEY_SHA256_FIELD_NUMBER: _builtins.int
+        issuer: _builtins.str
+        """The issuer's name in the broker's configuration."""
+        public_key_sha256: _builtins.str
+        """SHA-256 of the public key (SPKI), in hexadecimal."""
+        def __init__(
+            self,
+            *,
+            issuer: _builtins.str = ...,
+            public_key_sha256: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer", "public_key_sha256", b"public_key_sha256"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BROKER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REUSE_PORT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    LEASE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    STREAM_COUNT_FIELD_NUMBER: _builtins.int
+    POLICY_HASH_FIELD_NUMBER: _builtins.int
+    TRUST_HASH_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_HASH_FIELD_NUMBER: _builtins.int
+    AUDIT_MODE_FIELD_NUMBER: _builtins.int
+    ACCOUNT_KEYS_FIELD_NUMBER: _builtins.int
+    CLOCK_SKEW_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    DIFFERS_IN_FIELD_NUMBER: _builtins.int
+    broker_id: _builtins.str
+    """New with each start."""
+    name: _builtins.str
+    """Its machine's name."""
+    address: _builtins.str
+    """What it listens on."""
+    reuse_port: _builtins.bool
+    """Whether other brokers of its machine may listen there too."""
+    version: _builtins.str
+    """Of the program."""
+    stream_count: _builtins.int
+    """Hosts that have their stream there."""
+    policy_hash: _builtins.str
+    """SHA-256 of the policy in force there, in hexadecimal, as all hashes here."""
+    trust_hash: _builtins.str
+    """Of the CAs of the identities, as in GetTrustBundle."""
+    configuration_hash: _builtins.str
+    """Of what its broker.yml says that is to be the same at all brokers: the keys that differ from their defaults, but for
+    addresses, files, secrets, the database, logging and metrics.
+    """
+    audit_mode: _builtins.str
+    """audit.failure_mode: fail_open or fail_closed, or off without an audit log. Empty of a release that doesn't say."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """By its own clock."""
+
+    @_builtins.property
+    def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When its lease ends unless it is renewed, by the database's clock. Unset without a lease: on SQLite, whose one broker
+        needs none, and where it is lost.
+        """
+
+    @_builtins.property
+    def account_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___Broker.AccountKey]:
+        """The ACME accounts that it orders with."""
+
+    @_builtins.property
+    def clock_skew(self) -> _duration_pb2.Duration:
+        """Its clock less the database's."""
+
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it does for all brokers at present."""
+
+    @_builtins.property
+    def differs_in(self) -> _containers.RepeatedScalarFieldContainer[Global___BrokerDifference.Subject.ValueType]:
+        """In what it differs from most others."""
+
+    def __init__(
+        self,
+        *,
+        broker_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        reuse_port: _builtins.bool = ...,
+        version: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        lease_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        stream_count: _builtins.int = ...,
+        policy_hash: _builtins.str = ...,
+        trust_hash: _builtins.str = ...,
+        configuration_hash: _builtins.str = ...,
+        audit_mode: _builtins.str = ...,
+        account_keys: _abc.Iterable[Global___Broker.AccountKey] | None = ...,
+        clock_skew: _duration_pb2.Duration | None = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+        differs_in: _abc.Iterable[Global___BrokerDifference.Subject.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "lease_expire_time", b"lease_expire_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_keys", b"account_keys", "address", b"address", "audit_mode", b"audit_mode", "broker_id", b"broker_id", "clock_skew", b"clock_skew", "configuration_hash", b"configuration_hash", "differs_in", b"differs_in", "lease_expire_time", b"lease_expire_time", "name", b"name", "policy_hash", b"policy_hash", "reuse_port", b"reuse_port", "roles", b"roles", "start_time", b"start_time", "stream_count", b"stream_count", "trust_hash", b"trust_hash", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Broker: _TypeAlias = Broker  # noqa: Y015
+
+@_typing.final
+class BrokerDifference(_message.Message):
+    """BrokerDifference is something in which brokers differ though they should be alike, or that is wrong with one of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Subject:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SubjectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[BrokerDifference._Subject.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SUBJECT_UNSPECIFIED: BrokerDifference._Subject.ValueType  # 0
+        """Not used."""
+        SUBJECT_POLICY: BrokerDifference._Subject.ValueType  # 1
+        """The policy: what a host may have depends on the broker that it gets to."""
+        SUBJECT_TRUST: BrokerDifference._Subject.ValueType  # 2
+        """The CAs of the identities: who is known depends on the broker."""
+        SUBJECT_CONFIGURATION: BrokerDifference._Subject.ValueType  # 3
+        """The configuration."""
+        SUBJECT_AUDIT_MODE: BrokerDifference._Subject.ValueType  # 4
+        """What happens where an audit event can't be written."""
+        SUBJECT_ACCOUNT: BrokerDifference._Subject.ValueType  # 5
+        """The ACME account of an issuer."""
+        SUBJECT_VERSION: BrokerDifference._Subject.ValueType  # 6
+        """The program's version, as during an upgrade."""
+        SUBJECT_CLOCK: BrokerDifference._Subject.ValueType  # 7
+        """A broker's clock is off."""
+        SUBJECT_ADDRESS: BrokerDifference._Subject.ValueType  # 8
+        """Two brokers have one name and address."""
+        SUBJECT_LEASE: BrokerDifference._Subject.ValueType  # 9
+        """A broker has lost its lease: it issues nothing."""
+
+    class Subject(_Subject, metaclass=_SubjectEnumTypeWrapper):
+        """What may differ."""
+
+    SUBJECT_UNSPECIFIED: BrokerDifference.Subject.ValueType  # 0
+    """Not used."""
+    SUBJECT_POLICY: BrokerDifference.Subject.ValueType  # 1
+    """The policy: what a host may have depends on the broker that it gets to."""
+    SUBJECT_TRUST: BrokerDifference.Subject.ValueType  # 2
+    """The CAs of the identities: who is known depends on the broker."""
+    SUBJECT_CONFIGURATION: BrokerDifference.Subject.ValueType  # 3
+    """The configuration."""
+    SUBJECT_AUDIT_MODE: BrokerDifference.Subject.ValueType  # 4
+    """What happens where an audit event can't be written."""
+    SUBJECT_ACCOUNT: BrokerDifference.Subject.ValueType  # 5
+    """The ACME account of an issuer."""
+    SUBJECT_VERSION: BrokerDifference.Subject.ValueType  # 6
+    """The program's version, as during an upgrade."""
+    SUBJECT_CLOCK: BrokerDifference.Subject.ValueType  # 7
+    """A broker's clock is off."""
+    SUBJECT_ADDRESS: BrokerDifference.Subject.ValueType  # 8
+    """Two brokers have one name and address."""
+    SUBJECT_LEASE: BrokerDifference.Subject.ValueType  # 9
+    """A broker has lost its lease: it issues nothing."""
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    BROKER_IDS_FIELD_NUMBER: _builtins.int
+    subject: Global___BrokerDifference.Subject.ValueType
+    """What it is about."""
+    text: _builtins.str
+    """Which broker has what, for people."""
+    remedy: _builtins.str
+    """What to do about it, for people."""
+    @_builtins.property
+    def broker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The brokers that differ from most others; all of those that differ where there is no majority."""
+
+    def __init__(
+        self,
+        *,
+        subject: Global___BrokerDifference.Subject.ValueType = ...,
+        text: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+        broker_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_ids", b"broker_ids", "remedy", b"remedy", "subject", b"subject", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BrokerDifference: _TypeAlias = BrokerDifference  # noqa: Y015

@@ -50,6 +50,11 @@ class FleetServiceStub:
                 request_serializer=certplane_dot_v1_dot_fleet__pb2.RequestRenewalRequest.SerializeToString,
                 response_deserializer=certplane_dot_v1_dot_fleet__pb2.RequestRenewalResponse.FromString,
                 _registered_method=True)
+        self.ListBrokers = channel.unary_unary(
+                '/certplane.v1.FleetService/ListBrokers',
+                request_serializer=certplane_dot_v1_dot_fleet__pb2.ListBrokersRequest.SerializeToString,
+                response_deserializer=certplane_dot_v1_dot_fleet__pb2.ListBrokersResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
@@ -84,6 +89,15 @@ class FleetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBrokers(self, request, context):
+        """ListBrokers returns the brokers that serve the fleet together, the one that was started first at the top, and in what
+        they differ though they should be alike. Read only.
+        Callers: operators and services, with the role viewer or operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -101,6 +115,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.RequestRenewal,
                     request_deserializer=certplane_dot_v1_dot_fleet__pb2.RequestRenewalRequest.FromString,
                     response_serializer=certplane_dot_v1_dot_fleet__pb2.RequestRenewalResponse.SerializeToString,
+            ),
+            'ListBrokers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBrokers,
+                    request_deserializer=certplane_dot_v1_dot_fleet__pb2.ListBrokersRequest.FromString,
+                    response_serializer=certplane_dot_v1_dot_fleet__pb2.ListBrokersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -185,6 +204,33 @@ class FleetService:
             '/certplane.v1.FleetService/RequestRenewal',
             certplane_dot_v1_dot_fleet__pb2.RequestRenewalRequest.SerializeToString,
             certplane_dot_v1_dot_fleet__pb2.RequestRenewalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBrokers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/certplane.v1.FleetService/ListBrokers',
+            certplane_dot_v1_dot_fleet__pb2.ListBrokersRequest.SerializeToString,
+            certplane_dot_v1_dot_fleet__pb2.ListBrokersResponse.FromString,
             options,
             channel_credentials,
             insecure,

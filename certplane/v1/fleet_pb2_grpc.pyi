@@ -32,6 +32,11 @@ class FleetServiceStub:
     Idempotent for one request_id that the caller chose: asked again, it changes nothing.
     Callers: operators and services, with the role operator.
     """
+    ListBrokers: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListBrokersRequest, _fleet_pb2.ListBrokersResponse]
+    """ListBrokers returns the brokers that serve the fleet together, the one that was started first at the top, and in what
+    they differ though they should be alike. Read only.
+    Callers: operators and services, with the role viewer or operator.
+    """
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     """FleetService shows hosts and asks for renewals."""
@@ -68,6 +73,17 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         certificate that is due earlier anyway keeps its time; where its host waits after a failure it is told to try now.
         Idempotent for one request_id that the caller chose: asked again, it changes nothing.
         Callers: operators and services, with the role operator.
+        """
+
+    @_abc_1.abstractmethod
+    def ListBrokers(
+        self,
+        request: _fleet_pb2.ListBrokersRequest,
+        context: _aio.ServicerContext[_fleet_pb2.ListBrokersRequest, _abc.Awaitable[_fleet_pb2.ListBrokersResponse]],
+    ) -> _abc.Awaitable[_fleet_pb2.ListBrokersResponse]:
+        """ListBrokers returns the brokers that serve the fleet together, the one that was started first at the top, and in what
+        they differ though they should be alike. Read only.
+        Callers: operators and services, with the role viewer or operator.
         """
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _aio.Server) -> None: ...

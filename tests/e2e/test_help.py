@@ -46,7 +46,7 @@ _COMMANDS = {
         "identity allow",
         "identity list",
     ],
-    "certplane.ctl": ["", "fleet", "watch", "host", "renew"],
+    "certplane.ctl": ["", "fleet", "watch", "host", "brokers", "renew"],
     "certplane.sandbox": ["", "demo", "parts"],
 }
 

@@ -50,6 +50,7 @@ class FakeMeter(Meter):
         self.counts: Counter[tuple[Metric, tuple[tuple[str, str], ...]]] = Counter()
         self.spans: dict[Metric, list[timedelta]] = {}
         self.levels: dict[Metric, float] = {}
+        self.labelled: dict[tuple[Metric, tuple[tuple[str, str], ...]], float] = {}
         self.watched: dict[Metric, Callable[[], float]] = {}
         self._moved: set[Metric] = set()
 
@@ -75,6 +76,7 @@ class FakeMeter(Meter):
     def level(self, gauge: Gauge, value: float, **labels: str) -> None:
         self._check(gauge, labels)
         self.levels[gauge] = value
+        self.labelled[gauge, tuple(sorted(labels.items()))] = value
         if value:
             self._moved.add(gauge)
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from certplane.broker.fleet.model import HostStream
+from certplane.broker.members.comparison import Difference, Subject
+from certplane.broker.members.model import AccountKey
 from certplane.broker.model import CertificateRecord, RevocationReason
-from certplane.errors import Reason
+from certplane.broker.services.brokers_convert import difference_message
+from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, HostFacts, Report
 from certplane.v1 import fleet_pb2 as pb
 from certplane.v1 import fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 from tests.support.ca import PrivateCa
 from tests.support.calls import refused
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
+from tests.support.memory_store import MemoryStores
 from tests.support.stores import NO_LIMITS, certificate, draft
 from tests.support.streams import HostStreamClient
 from tests.support.waiting import HANG
@@ -355,3 +360,77 @@ async def test_a_host_that_another_broker_hears_is_not_down(edge: EdgeServer, fl
     assert "down" not in await reason()
     edge.clock.shift = timedelta(minutes=9)
     assert "is down, last heard at" in await reason()
+
+
+async def joined(edge: EdgeServer, number: int, **facts: Any) -> None:
+    """Another broker of the fleet, which has a lease."""
+    start = datetime(2026, 1, 2, tzinfo=UTC) + timedelta(seconds=number)
+    alike = replace(edge.me(), name=f"machine{number}", start_time=start)
+    other = MemoryStores.over(edge.stores.database)
+    await other.members.renew(replace(alike, **facts), timedelta(minutes=1))
+
+
+async def brokers_of(fleet: Any, **fields: Any) -> pb.ListBrokersResponse:
+    response: pb.ListBrokersResponse = await fleet.ListBrokers(pb.ListBrokersRequest(**fields), timeout=HANG)
+    assert response.ByteSize() < 64 * 1024
+    return response
+
+
+async def test_brokers(edge: EdgeServer, fleet: Any) -> None:
+    """Each with all that it says of itself, the first one at the top."""
+    keys = (AccountKey("default", "a1"),)
+    facts = {"account_keys": keys, "clock_skew": timedelta(seconds=-2), "reuse_port": True, "audit_mode": "off"}
+    await joined(edge, 1, stream_count=7, **facts)
+    response = await brokers_of(fleet)
+    mine, other = response.brokers
+    assert (mine.broker_id, mine.name) == (response.broker_id, "machine")
+    assert not mine.HasField("lease_expire_time")
+    assert (other.name, other.address, other.version, other.stream_count) == ("machine1", "[::]:8443", "1", 7)
+    assert (other.reuse_port, other.audit_mode, other.clock_skew.ToTimedelta()) == (True, "off", timedelta(seconds=-2))
+    assert [(key.issuer, key.public_key_sha256) for key in other.account_keys] == [("default", "a1")]
+    assert (other.policy_hash, other.trust_hash) == (edge.policy.current.hash, edge.trust.current.bundle.hash)
+    assert other.lease_expire_time.ToDatetime(UTC) > edge.clock.now()
+    assert (list(response.differences), response.next_page_token) == ([], "")
+
+
+async def test_what_differs_is_marked(edge: EdgeServer, fleet: Any) -> None:
+    """At the broker, and with words for people."""
+    await joined(edge, 1)
+    await joined(edge, 2, policy_hash="another")
+    response = await brokers_of(fleet)
+    policy = pb.BrokerDifference.SUBJECT_POLICY
+    assert [list(broker.differs_in) for broker in response.brokers] == [[], [], [policy]]
+    (difference,) = response.differences
+    assert (difference.subject, list(difference.broker_ids)) == (policy, [response.brokers[2].broker_id])
+    assert "the policy differs: " in difference.text
+    assert "certplane-broker reload" in difference.remedy
+
+
+async def test_every_subject_has_a_number() -> None:
+    """What is compared can be said on the wire."""
+    numbers = {difference_message(Difference(subject, "", "", ())).subject for subject in Subject}
+    assert numbers == set(pb.BrokerDifference.Subject.values()) - {pb.BrokerDifference.SUBJECT_UNSPECIFIED}
+
+
+async def test_brokers_come_in_pages(edge: EdgeServer, fleet: Any) -> None:
+    """Each once, as many as were asked for, or as fit into a message; the differences on each page."""
+    for number in range(1, 60):
+        await joined(edge, number, policy_hash="another" * 200)
+    for size in (7, 0, 500):
+        token, names = "", []
+        while True:
+            response = await brokers_of(fleet, page_size=size, page_token=token)
+            names += [broker.name for broker in response.brokers]
+            assert len(response.differences) == 1
+            if not (token := response.next_page_token):
+                break
+        assert names == ["machine", *(f"machine{number}" for number in range(1, 60))]
+
+
+async def test_brokers_while_the_store_is_away(edge: EdgeServer, fleet: Any) -> None:
+    """Refused, and told when to come back."""
+    edge.stores.database.faults.fail_always("living", RefusalError(Reason.STORE_UNAVAILABLE, "out of order"))
+    assert (await refused(fleet.ListBrokers(pb.ListBrokersRequest(), timeout=HANG))).reason is Reason.STORE_UNAVAILABLE
+    for bad in ({"page_size": -1}, {"page_token": "?"}):
+        wrong = await refused(fleet.ListBrokers(pb.ListBrokersRequest(**bad), timeout=HANG))
+        assert wrong.reason is Reason.REQUEST_INVALID

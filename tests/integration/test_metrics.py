@@ -9,6 +9,7 @@ import os
 import random
 import signal
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuing import messages
 from certplane.broker.issuing.supervision import Bounds, IssuingProcess
+from certplane.broker.members.drift import DriftWatch
 from certplane.broker.members.membership import Membership
 from certplane.broker.members.model import Member
 from certplane.broker.metrics import Metric
@@ -81,10 +83,14 @@ async def an_order(_folder: Path) -> Collection[Metric]:
 
 
 async def a_member(_folder: Path) -> Collection[Metric]:
-    """A broker joins those of its database, whose clock is another."""
-    clock, meter = ManualClock(), FakeMeter()
+    """A broker joins one that has another policy, and a clock that the database's isn't."""
+    clock, meter, stores = ManualClock(), FakeMeter(), MemoryStores.open(ShiftedClock())
     me = Member("", "machine", "[::]:8443", "1", clock.now(), "policy", "trust", "configuration")
-    await Membership(MemoryStores.open(ShiftedClock()).members, lambda: me, clock, meter).join()
+    await MemoryStores.over(stores.database).members.renew(replace(me, policy_hash="another"), timedelta(minutes=1))
+    membership = Membership(stores.members, lambda: me, clock, meter)
+    DriftWatch(membership.known, meter)
+    await membership.join()
+    await membership.known.read()
     return meter.moved
 
 
@@ -335,7 +341,7 @@ MOVED: dict[Scenario, set[Metric]] = {
         metrics.REQUESTS, metrics.DELIVERIES, metrics.REVOCATIONS, metrics.ORDERS_OPENED, metrics.ORDERS_OPEN,
         metrics.ORDERS_ENDED, metrics.ORDER_DURATION, metrics.STEP_DURATION,
     },
-    a_member: {metrics.LEASE, metrics.CLOCK_SKEW},
+    a_member: {metrics.LEASE, metrics.CLOCK_SKEW, metrics.BROKERS, metrics.BROKERS_DIFFER},
     an_issuer_out_of_reach: {metrics.FAILOVERS, metrics.STEP_FAILURES},
     an_order_lost_by_its_ca: {metrics.ORDERS_ABANDONED},
     a_store_and_a_dns_in_trouble: {metrics.JOURNAL_RETRIES, metrics.SERVERS_SILENT, metrics.RECORDS_LEFT},

@@ -24,6 +24,9 @@ from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
 from certplane.broker.identity.allowances import Allowances, AllowanceSettings
 from certplane.broker.identity.authentication import Authenticator
+from certplane.broker.members.model import Member
+from certplane.broker.members.ports import LastingLease, Lease
+from certplane.broker.members.view import BrokersView
 from certplane.broker.model import Grant, IdentityKind
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
@@ -91,6 +94,7 @@ class EdgeServer:
     streams: StreamSettings = field(default_factory=lambda: StreamSettings(tick=timedelta(milliseconds=50)))
     meter: FakeMeter = field(default_factory=FakeMeter)
     retry_epoch: str = "epoch-1"
+    lease: Lease = field(default_factory=LastingLease)
 
     def __post_init__(self) -> None:
         self.stores = MemoryStores.open(self.clock)
@@ -182,6 +186,7 @@ class EdgeServer:
                         why_none=self.view.why_none,
                     ),
                     self.hub.registry,
+                    BrokersView(self.stores.members, self.me, self.lease),
                 ),
             ],
         )
@@ -189,6 +194,19 @@ class EdgeServer:
     @property
     def port(self) -> int:
         return self.server.port
+
+    def me(self) -> Member:
+        """What the broker says of itself."""
+        return Member(
+            broker_id=self.stores.members.broker_id,
+            name="machine",
+            address="[::]:8443",
+            version="1",
+            start_time=datetime(2026, 1, 1, tzinfo=UTC),
+            policy_hash=self.policy.current.hash,
+            trust_hash=self.trust.current.bundle.hash,
+            configuration_hash="configuration",
+        )
 
     @property
     def calls(self) -> int:

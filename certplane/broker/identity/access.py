@@ -78,6 +78,7 @@ METHODS: Final[Mapping[str, Access]] = {
             "ListHosts": _VIEWERS,
             "GetHost": _VIEWERS,
             "RequestRenewal": Access(_STAFF, roles=frozenset({"operator"})),
+            "ListBrokers": _VIEWERS,
         },
     ),
     **_rows("grpc.health.v1.Health", {"Check": _ANYONE, "List": _ANYONE, "Watch": _ANYONE}),

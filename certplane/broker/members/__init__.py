@@ -5,5 +5,8 @@
 | `model` | `Member`: what a broker says of itself; `Renewal`, what the database says to it |
 | `ports` | `MemberStore`, the rows; `Lease`, what issuance asks before each step |
 | `membership` | keeping the lease, and saying when it is lost |
+| `known` | the other brokers, from memory |
+| `comparison`, `drift` | in what brokers differ that should be alike, and saying so |
+| `view` | what operators see of all brokers |
 | `skew` | this machine's clock beside the database's |
 """

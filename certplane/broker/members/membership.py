@@ -10,6 +10,7 @@ taken some.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import Final
 from typing_extensions import override
 
 from certplane.broker import metrics
+from certplane.broker.members.known import KnownMembers
 from certplane.broker.members.model import Member
 from certplane.broker.members.ports import Lease, MemberStore
 from certplane.broker.members.skew import ClockSkew, skew_of
@@ -46,6 +48,9 @@ class Membership(Lease):
         self._clock = clock
         self._meter = meter
         self.skew = ClockSkew(meter)
+        self.known = KnownMembers(store, me)
+        self._unread = False
+        """Whether members were removed by this broker itself, of which it hears nothing from the change feed."""
         self._renewed: tuple[float, datetime] | None = None
         """When the renewal that stands was asked for, by both clocks: one may be set, the other may stand still."""
         self._said_lost = False
@@ -74,6 +79,7 @@ class Membership(Lease):
         renewal = await self._store.renew(replace(self._me(), clock_skew=self.skew.current), SPAN)
         self._renewed = asked
         self.skew.note(skew_of(asked[1], self._clock.now(), renewal.time))
+        self._unread = self._unread or renewal.removed
         self._meter.level(metrics.LEASE, 1)
 
     async def run(self) -> None:
@@ -101,6 +107,16 @@ class Membership(Lease):
                 self._failing = True
             else:
                 self._failing = False
+                await self._tell()
+
+    async def _tell(self) -> None:
+        """Let whoever compares the brokers see what this one says of itself now, and who has gone."""
+        if not self._unread:
+            self.known.tell()
+            return
+        with contextlib.suppress(RefusalError):  # the next renewal tries again
+            await self.known.read()
+            self._unread = False
 
     async def _watch(self) -> None:
         while True:

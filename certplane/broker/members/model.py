@@ -26,7 +26,7 @@ class Member:
         start_time: By its own clock.
         policy_hash: Of the policy in force there.
         trust_hash: Of the agent CA bundle in force there.
-        configuration_hash: Of its broker.yml.
+        configuration_hash: Of what its broker.yml says that all brokers are to say alike.
         stream_count: Hosts that have their stream there.
         lease_until: By the database's clock; what a member says of itself before it has a lease is without.
         audit_mode: What happens there when an audit event can't be written, `off` without an audit log; empty of a
@@ -59,7 +59,9 @@ class Renewal:
     Attributes:
         stood: Whether the lease before had not ended; False of the first one.
         time: The database's clock at the renewal.
+        removed: Whether other members were removed with it, whose leases had ended.
     """
 
     stood: bool
     time: datetime
+    removed: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -72,6 +72,14 @@ class MemberStore(Protocol):
 
     async def living(self) -> Sequence[Member]:
         """The members whose lease stands, by their start.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def roles(self) -> Mapping[str, Sequence[str]]:
+        """What runs once for all brokers, by name: who does what, by broker_id.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.

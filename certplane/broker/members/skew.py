@@ -24,7 +24,7 @@ NOTICED: Final = timedelta(seconds=5)
 """More than machines with a time service are apart."""
 MOST: Final = GRACE
 """As long as a retired identity may still be used: with more, brokers disagree whose an identity is."""
-_REMEDY: Final = "let a time service set both machines' clocks (chronyc tracking, timedatectl)"
+REMEDY: Final = "let a time service set both machines' clocks (chronyc tracking, timedatectl)"
 
 
 def skew_of(asked: datetime, answered: datetime, told: datetime) -> timedelta:
@@ -60,7 +60,7 @@ class ClockSkew:
         self._said = level
         if level:
             text = "this machine's clock is %s: brokers decide by times that others have written"
-            logger.log(level, text, skew_text(skew), extra={"fields": {"remedy": _REMEDY}})
+            logger.log(level, text, skew_text(skew), extra={"fields": {"remedy": REMEDY}})
         else:
             logger.info("this machine's clock is right again")
 
@@ -71,4 +71,4 @@ class ClockSkew:
             OperationError: it is off by more than `MOST`.
         """
         if abs(self.current) > MOST:
-            raise OperationError(f"this machine's clock is {skew_text(self.current)}", remedy=_REMEDY)
+            raise OperationError(f"this machine's clock is {skew_text(self.current)}", remedy=REMEDY)

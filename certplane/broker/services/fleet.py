@@ -1,5 +1,5 @@
 # ruff: noqa: N802 - methods bear the names of the proto file
-"""`FleetService`: which hosts there are, what they hold, and renewals for many of them."""
+"""`FleetService`: which hosts there are, what they hold, renewals for many of them, and which brokers there are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import grpc
 from certplane.broker.fleet.registry import StreamRegistry
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
 from certplane.broker.fleet.view import FleetView
+from certplane.broker.members.view import BrokersView
+from certplane.broker.services.brokers_convert import brokers_page
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import (
     cursor_from_token,
@@ -43,8 +45,11 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
 
     service = pb.DESCRIPTOR.services_by_name["FleetService"].full_name
 
-    def __init__(self, view: FleetView, requests: RenewalRequests, streams: StreamRegistry) -> None:
+    def __init__(
+        self, view: FleetView, requests: RenewalRequests, streams: StreamRegistry, brokers: BrokersView
+    ) -> None:
         self._view = view
+        self._brokers = brokers
         self._requests = requests
         self._streams = streams
 
@@ -110,3 +115,10 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             last_renew_time=None if last is None else timestamp(last),
             renewal_request_id=requested.request_id,
         )
+
+    async def ListBrokers(self, request: pb.ListBrokersRequest, _context: RpcContext) -> pb.ListBrokersResponse:
+        """A page of brokers; it ends where another one would be too much for a message."""
+        after, most = cursor_from_token(request.page_token), page_size(request.page_size)
+        response, last = brokers_page(await self._brokers.read(), after=after, most=most)
+        response.next_page_token = token_from_cursor(last)
+        return response

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
@@ -18,7 +18,7 @@ from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import Columns
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.rows import from_micros, to_micros
-from certplane.broker.store.schema import brokers
+from certplane.broker.store.schema import brokers, leases
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Compiler
 from certplane.broker.store.writer import Writer
@@ -68,6 +68,7 @@ class SqlMemberStore(MemberStore):
         self._remove_ended = compiler(
             delete(brokers).where(brokers.c.lease_until <= now, brokers.c.broker_id != bindparam("broker_id"))
         )
+        self._roles = compiler(select(leases.c.holder, leases.c.role).order_by(leases.c.role))
         columns = [brokers.c[name] for name in _MEMBER.names]
         self._living = compiler(
             select(*columns).where(brokers.c.lease_until > now).order_by(brokers.c.start_time, brokers.c.broker_id)
@@ -85,7 +86,7 @@ class SqlMemberStore(MemberStore):
             gone = session.execute(self._remove_ended, self._remove_ended.arguments(values))
             if gone or not stood or said != [values[name] for name in _SAID]:
                 self._changes.add_shared(session, ChangeKind.MEMBER, self.broker_id)
-            return Done(Renewal(bool(stood), from_micros(row[0] - values["span"])))
+            return Done(Renewal(bool(stood), from_micros(row[0] - values["span"]), removed=gone > 0))
 
         return await self._writer.write(change, ())
 
@@ -108,6 +109,14 @@ class SqlMemberStore(MemberStore):
         with reading():
             rows = await self._database.all(self._living, self._values())
         return [_MEMBER.value(row) for row in rows]
+
+    @override
+    async def roles(self) -> Mapping[str, Sequence[str]]:
+        found: dict[str, list[str]] = {}
+        with reading():
+            for holder, role in await self._database.all(self._roles, {}):
+                found.setdefault(holder, []).append(role)
+        return found
 
     def _values(self) -> dict[str, Any]:
         return {"clock": to_micros(self._clock.now())}

@@ -1,0 +1,71 @@
+"""Brokers as certplanectl shows them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from certplane.ctl.brokers import broker_rows, difference_lines
+from certplane.rpc.times import timestamp
+from certplane.v1 import fleet_pb2 as pb
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+POLICY = pb.BrokerDifference.SUBJECT_POLICY
+
+
+def broker(**fields: object) -> pb.Broker:
+    made = pb.Broker(
+        broker_id="id-1",
+        name="machine1",
+        address="[::]:8443",
+        version="1.0",
+        start_time=timestamp(NOW - timedelta(hours=5)),
+        lease_expire_time=timestamp(NOW),
+        stream_count=7,
+        policy_hash="0123456789ab",
+        trust_hash="123456789abc",
+        configuration_hash="23456789abcd",
+        audit_mode="fail_open",
+        account_keys=[pb.Broker.AccountKey(issuer="default", public_key_sha256="3456789abcde")],
+        roles=["retention"],
+    )
+    made.clock_skew.FromTimedelta(timedelta(seconds=-7))
+    made.MergeFrom(pb.Broker(**fields))  # type: ignore[arg-type]
+    return made
+
+
+def test_a_row_for_each_broker() -> None:
+    """With all that it says of itself, hashes cut short."""
+    header, row = broker_rows([broker()], NOW)
+    assert dict(zip(header, row, strict=True)) == {
+        "BROKER": "machine1",
+        "ADDRESS": "[::]:8443",
+        "VERSION": "1.0",
+        "UP": "5h 0m",
+        "LEASE": "held",
+        "STREAMS": "7",
+        "POLICY": "01234567",
+        "TRUST": "12345678",
+        "CONFIGURATION": "23456789",
+        "AUDIT": "fail_open",
+        "ACCOUNTS": "default 3456789a",
+        "CLOCK": "-7s",
+        "RUNS FOR ALL": "retention",
+    }
+
+
+def test_what_differs_is_marked_and_explained() -> None:
+    """The one that differs, in its column; below, a line with what to do. A newer broker's subject marks nothing."""
+    header, *rows = broker_rows([broker(), broker(differs_in=[POLICY, 99], reuse_port=True)], NOW)
+    marked = [
+        (number, header[column]) for number, row in enumerate(rows) for column, cell in enumerate(row) if "*" in cell
+    ]
+    assert marked == [(1, "POLICY")]
+    assert rows[1][1] == "[::]:8443 (shared)"
+    difference = pb.BrokerDifference(subject=POLICY, text="the policy differs: a at x; b at y", remedy="reload it")
+    assert difference_lines([difference]) == ["* the policy differs: a at x; b at y; reload it"]
+
+
+def test_a_broker_that_says_little() -> None:
+    """One without a lease, or of a release that doesn't say all."""
+    _, row = broker_rows([pb.Broker(name="machine1", version="1.0")], NOW)
+    assert row == ("machine1", "", "1.0", "-", "-", "0", "-", "-", "-", "-", "-", "+0s", "-")
