@@ -56,6 +56,7 @@ ALLOWED: Final = (
     Allowed("certificates", "ORDER BY certificates.create_time DESC", "the newest: the end of an index, up to a limit"),
     Allowed("acme_accounts", "ORDER BY acme_accounts.issuer", "a row an issuer: read by a command that seals all anew"),
     Allowed("brokers", "brokers", "a row a broker: as many as are started within some seconds"),
+    Allowed("leases", "ORDER BY leases.role", "a row for each kind of work: some; read when an operator asks"),
     Allowed("issuer_holds", "ORDER BY issuer_holds.issuer", "read whole into memory: a start, a gap; they are few"),
     Allowed("certificate_statuses", "count(*)", "the fleet's states, each minute, on the read thread"),
     Allowed(
