@@ -18,9 +18,10 @@ from benchmarks.audit import make_event
 from certplane.broker.audit import SpillFallback
 from certplane.broker.events import AuditEvent, AuditTrail
 from certplane.broker.fleet.events import report_events
+from certplane.broker.fleet.model import HostStream
 from certplane.broker.model import Caller, IdentityKind
 from certplane.broker.store import Stores, open_stores
-from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, Report
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, HostFacts, Report
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.ids import TimeOrderedIds
 
@@ -58,6 +59,8 @@ async def measure(folder: Path, callers: int) -> Reports:
     gc.freeze()  # what was made beforehand is no part of what is measured
     path = folder / "reports.db"
     async with open_stores(path=path, audit=SpillFallback("fail_closed", folder / "spill")) as stores:
+        for number in range(callers):
+            await stores.fleet.record_stream(_stream(number))
 
         async def append(number: int, call: int) -> None:
             await stores.audit.append(events[number][call])
@@ -78,7 +81,7 @@ def _recording(
 ) -> Callable[[int, int], Awaitable[object]]:
     async def record(number: int, call: int) -> None:
         report, told = reports[number][call]
-        done = await stores.fleet.record_reports(_host(number), epoch, [report], told)
+        done = await stores.fleet.record_reports(_host(number), epoch, [report], told, stream_epoch=1)
         if done.acknowledged_sequence != report.sequence or done.new != (report,):
             raise RuntimeError("a report was lost or doubled")
 
@@ -96,6 +99,11 @@ async def _rate(work: Callable[[int, int], Awaitable[object]], callers: int) -> 
     begun = time.perf_counter()
     await asyncio.gather(*(caller(number, range(CALLS, 2 * CALLS)) for number in range(callers)))
     return callers * CALLS / (time.perf_counter() - begun)
+
+
+def _stream(number: int) -> HostStream:
+    now = datetime.now(UTC)
+    return HostStream(_host(number), HostFacts("1"), "1", now, "192.0.2.1", now, now)
 
 
 def _host(number: int) -> str:

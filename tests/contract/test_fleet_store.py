@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -64,6 +66,11 @@ def stream(host: str = HOST, **changes: Any) -> HostStream:
     )
 
 
+def known(fleet: FleetStore, host: str = HOST, **changes: Any) -> HostStream:
+    """A host's first stream, after it has begun."""
+    return stream(host, broker_id=fleet.broker_id, stream_epoch=1, **changes)
+
+
 def report(
     sequence: int, state: CertificateState = CertificateState.WAITING, name: str = "web", **facts: Any
 ) -> Report:
@@ -72,6 +79,12 @@ def report(
 
 def serving(sequence: int, serial: str, name: str = "web") -> Report:
     return report(sequence, CertificateState.SERVING, name, served=HeldCertificate(serial))
+
+
+async def begun(fleet: FleetStore, host: str = HOST) -> Callable[..., Awaitable[RecordedReports]]:
+    """The host's first stream begins: what records the reports that come on it."""
+    await fleet.record_stream(stream(host))
+    return functools.partial(fleet.record_reports, host, stream_epoch=1)
 
 
 @pytest.fixture
@@ -91,16 +104,17 @@ async def audited(store: StoreHarness) -> list[object]:
 
 async def test_what_was_reported_is_read_back_whole(fleet: FleetStore) -> None:
     """Every field of a status, of a stream and of a refused directive survives."""
-    ended = stream(end_time=T0 + timedelta(hours=2), clock_skew=timedelta(seconds=-3, microseconds=5))
+    says = await begun(fleet)
+    ended = known(fleet, end_time=T0 + timedelta(hours=2), clock_skew=timedelta(seconds=-3, microseconds=5))
     await fleet.record_stream(ended)
-    await fleet.record_reports(HOST, "epoch-1", [Report(7, FULL)])
+    await says("epoch-1", [Report(7, FULL)])
     error = Refusal(Reason.REQUEST_INVALID, "no such certificate")
-    await fleet.record_directive_error(HOST, error)
+    await fleet.record_directive_error(HOST, error, 1)
     record = await fleet.get_host(HOST)
     assert record is not None
     assert (record.host, record.stream, record.certificates) == (HOST, ended, (FULL,))
     assert (record.acknowledged_sequence, record.directive_error) == (7, error)
-    await fleet.record_directive_error(HOST, None)
+    await fleet.record_directive_error(HOST, None, 1)
     await fleet.record_stream(replace(ended, end_time=None))
     record = await fleet.get_host(HOST)
     assert record is not None
@@ -110,10 +124,10 @@ async def test_what_was_reported_is_read_back_whole(fleet: FleetStore) -> None:
 
 async def test_a_refused_directive_outlives_the_stream(fleet: FleetStore) -> None:
     """A new stream doesn't make the host's refusal forgotten; a host without one has none."""
-    await fleet.record_directive_error(HOST, Refusal(Reason.REQUEST_INVALID, "nobody"))
+    await fleet.record_directive_error(HOST, Refusal(Reason.REQUEST_INVALID, "nobody"), 1)
     assert await fleet.get_host(HOST) is None
     await fleet.record_stream(stream())
-    await fleet.record_directive_error(HOST, Refusal(Reason.REQUEST_INVALID, "no such certificate"))
+    await fleet.record_directive_error(HOST, Refusal(Reason.REQUEST_INVALID, "no such certificate"), 1)
     await fleet.record_stream(stream(connect_time=T0 + timedelta(hours=1)))
     record = await fleet.get_host(HOST)
     assert record is not None
@@ -123,25 +137,27 @@ async def test_a_refused_directive_outlives_the_stream(fleet: FleetStore) -> Non
 async def test_a_stream_is_kept_beside_its_reports(fleet: FleetStore) -> None:
     """What a host says with hello is one call; a stream alone needs no report."""
     recorded = await fleet.record_reports(HOST, "e", [report(3)], names=["web"], stream=stream())
-    assert recorded.acknowledged_sequence == 3
+    assert (recorded.acknowledged_sequence, recorded.stream_epoch) == (3, 1)
     record = await fleet.get_host(HOST)
     assert record is not None
-    assert (record.stream, record.certificates) == (stream(), (report(3).certificate,))
+    assert (record.stream, record.certificates) == (known(fleet), (report(3).certificate,))
     later = stream(connect_time=T0 + timedelta(hours=1))
-    assert await fleet.record_reports(HOST, "e", [], names=["web"], stream=later) == RecordedReports(3, ())
+    recorded = await fleet.record_reports(HOST, "e", [], names=["web"], stream=later)
+    assert recorded == RecordedReports(3, (), stream_epoch=2)
     record = await fleet.get_host(HOST)
     assert record is not None
-    assert (record.stream, record.certificates) == (later, (report(3).certificate,))
+    assert record.stream == replace(later, broker_id=fleet.broker_id, stream_epoch=2)
+    assert record.certificates == (report(3).certificate,)
 
 
 async def test_reports_count_once(fleet: FleetStore) -> None:
     """What was acknowledged is acknowledged again and isn't new; gaps are no matter."""
+    says = await begun(fleet)
     first, second, third = report(1), report(4, CertificateState.DUE), report(9, CertificateState.ABSENT, "mail")
-    assert await fleet.record_reports(HOST, "e", [first, second]) == RecordedReports(4, (first, second), telling=(1,))
-    assert await fleet.record_reports(HOST, "e", [first, second]) == RecordedReports(4, ())
-    assert await fleet.record_reports(HOST, "e", [report(3), third]) == RecordedReports(9, (third,))
-    assert await fleet.record_reports(HOST, "e", []) == RecordedReports(9, ())
-    await fleet.record_stream(stream())
+    assert await says("e", [first, second]) == RecordedReports(4, (first, second), telling=(1,))
+    assert await says("e", [first, second]) == RecordedReports(4, ())
+    assert await says("e", [report(3), third]) == RecordedReports(9, (third,))
+    assert await says("e", []) == RecordedReports(9, ())
     record = await fleet.get_host(HOST)
     assert record is not None
     assert record.certificates == (third.certificate, second.certificate)
@@ -149,18 +165,19 @@ async def test_reports_count_once(fleet: FleetStore) -> None:
 
 async def test_another_epoch_counts_anew(fleet: FleetStore) -> None:
     """A host with a new state directory begins at 1, and is heard."""
-    await fleet.record_reports(HOST, "before", [report(100)])
+    says = await begun(fleet)
+    await says("before", [report(100)])
     again = report(1, CertificateState.DUE)
-    assert await fleet.record_reports(HOST, "after", [again]) == RecordedReports(1, (again,))
-    assert await fleet.record_reports(HOST, "after", []) == RecordedReports(1, ())
+    assert await says("after", [again]) == RecordedReports(1, (again,))
+    assert await says("after", []) == RecordedReports(1, ())
 
 
 async def test_what_is_not_named_is_forgotten(fleet: FleetStore) -> None:
     """The names are those that the host has; other hosts keep theirs."""
-    for host in (HOST, "web2.example"):
-        await fleet.record_stream(stream(host))
-        await fleet.record_reports(host, "e", [report(1), report(2, name="mail"), report(3, name="old")])
-    await fleet.record_reports(HOST, "e", [report(4, name="new")], names=["mail", "new", "web"])
+    web, other = await begun(fleet), await begun(fleet, "web2.example")
+    for says in (web, other):
+        await says("e", [report(1), report(2, name="mail"), report(3, name="old")])
+    await web("e", [report(4, name="new")], names=["mail", "new", "web"])
     hosts = await fleet.list_hosts()
     assert [[status.name for status in host.certificates] for host in hosts] == [
         ["mail", "new", "web"],
@@ -170,23 +187,22 @@ async def test_what_is_not_named_is_forgotten(fleet: FleetStore) -> None:
 
 async def test_some_hosts_are_listed_of_many(fleet: FleetStore) -> None:
     """However many are asked for: each that is known comes once, by name, with its own certificates."""
-    known = [f"web{number:03}.example" for number in range(300)]
-    for host in known:
-        await asyncio.gather(
-            fleet.record_stream(stream(host)), fleet.record_reports(host, "e", [report(1, dns_names=(host,))])
-        )
-    wanted = [*known[::2], "nobody.example", known[0]]
+    came = [f"web{number:03}.example" for number in range(300)]
+    for host in came:
+        await fleet.record_reports(host, "e", [report(1, dns_names=(host,))], stream=stream(host))
+    wanted = [*came[::2], "nobody.example", came[0]]
     found = await fleet.list_hosts(hosts=wanted[::-1])
-    assert [record.host for record in found] == known[::2]
+    assert [record.host for record in found] == came[::2]
     assert all([status.dns_names for status in record.certificates] == [(record.host,)] for record in found)
     assert await fleet.list_hosts(hosts=[]) == []
-    assert [record.host for record in await fleet.list_hosts(hosts=known, after=known[10], limit=2)] == known[11:13]
+    assert [record.host for record in await fleet.list_hosts(hosts=came, after=came[10], limit=2)] == came[11:13]
 
 
 async def test_events_are_written_with_what_is_new_and_says_something_new(
     store: StoreHarness, fleet: FleetStore
 ) -> None:
     """A step in between, a repeated report, and an outcome that the log has already, add no event."""
+    says = await begun(fleet)
     reports = [
         report(1, CertificateState.VERIFYING),
         serving(2, "3e7"),
@@ -197,25 +213,25 @@ async def test_events_are_written_with_what_is_new_and_says_something_new(
         serving(7, "3e8"),
         serving(8, "3e8", name="mail"),
     ]
-    await fleet.record_reports(HOST, "e", reports[:3], events(store, *reports[:3]))
+    await says("e", reports[:3], events(store, *reports[:3]))
     assert await audited(store) == ["2"]
-    await fleet.record_reports(HOST, "e", reports, events(store, *reports))
+    await says("e", reports, events(store, *reports))
     assert await audited(store) == ["2", "5", "7", "8"]
-    await fleet.record_reports(HOST, "e", reports, events(store, *reports))
+    await says("e", reports, events(store, *reports))
     assert await audited(store) == ["2", "5", "7", "8"]
 
 
 async def test_a_report_that_can_not_be_audited_is_not_kept(store: StoreHarness, fleet: FleetStore) -> None:
     """Under `fail_closed` nothing of it is there, and it is new when it is sent again."""
-    await fleet.record_stream(stream())
+    says = await begun(fleet)
     decisive = serving(1, "3e7")
     with store.audit_broken(), pytest.raises(RefusalError) as caught:
-        await fleet.record_reports(HOST, "e", [decisive], events(store, decisive))
+        await says("e", [decisive], events(store, decisive))
     assert caught.value.refusal.reason is Reason.AUDIT_UNAVAILABLE
     record = await fleet.get_host(HOST)
     assert record is not None
     assert (record.certificates, record.acknowledged_sequence) == ((), 0)
-    recorded = await fleet.record_reports(HOST, "e", [decisive], events(store, decisive))
+    recorded = await says("e", [decisive], events(store, decisive))
     assert recorded == RecordedReports(1, (decisive,), telling=(1,))
     assert await audited(store) == ["1"]
 
@@ -223,15 +239,17 @@ async def test_a_report_that_can_not_be_audited_is_not_kept(store: StoreHarness,
 @pytest.mark.parametrize("failure_mode", ["fail_open"])
 async def test_under_fail_open_the_report_stands(store: StoreHarness, fleet: FleetStore) -> None:
     """Its event goes elsewhere."""
+    says = await begun(fleet)
     decisive = serving(1, "3e7")
     with store.audit_broken():
-        recorded = await fleet.record_reports(HOST, "e", [decisive], events(store, decisive))
+        recorded = await says("e", [decisive], events(store, decisive))
     assert recorded == RecordedReports(1, (decisive,), telling=(1,))
     assert await audited(store) == []
 
 
 async def test_what_tells_something_is_said_whether_it_has_an_event_or_not(fleet: FleetStore) -> None:
     """So that whoever counts repeats together counts each telling report once, and no other."""
+    says = await begun(fleet)
     reports = [
         report(1, CertificateState.REQUESTING),
         serving(2, "3e7"),
@@ -239,22 +257,23 @@ async def test_what_tells_something_is_said_whether_it_has_an_event_or_not(fleet
         report(4, CertificateState.FAILED, failed_step=RenewalStep.RELOAD),
         serving(5, "3e7"),
     ]
-    recorded = await fleet.record_reports(HOST, "e", reports)
+    recorded = await says("e", reports)
     assert recorded.telling == (2, 4, 5)
-    recorded = await fleet.record_reports(HOST, "e", [*reports, serving(6, "3e8")])
+    recorded = await says("e", [*reports, serving(6, "3e8")])
     assert recorded.telling == (6,)
 
 
 async def test_a_fleet_that_reports_at_once_is_kept_whole(store: StoreHarness, fleet: FleetStore) -> None:
-    """Three hundred hosts, each with its stream and two calls under way at once; pages list them by name."""
+    """Three hundred hosts, each with two calls beside its stream's under way at once; pages list them by name."""
     hosts = [f"web{number:03d}.example" for number in range(300)]
 
     async def live(host: str) -> list[RecordedReports]:
         first, second = serving(1, "3e7"), report(2, CertificateState.DUE)
+        says = await begun(fleet, host)
         answers = await asyncio.gather(
-            fleet.record_stream(stream(host)),
-            fleet.record_reports(host, "e", [first], events(store, first), names=["web"]),
-            fleet.record_reports(host, "e", [first, second]),
+            fleet.record_stream(known(fleet, host)),
+            says("e", [first], events(store, first), names=["web"]),
+            says("e", [first, second]),
         )
         return [answer for answer in answers if answer is not None]
 
@@ -274,11 +293,11 @@ async def test_a_fleet_that_reports_at_once_is_kept_whole(store: StoreHarness, f
 
 async def test_a_cancelled_call_is_written_all_the_same(fleet: FleetStore) -> None:
     """Who no longer waits takes nothing back."""
-    await fleet.record_stream(stream())
-    waiting = asyncio.ensure_future(fleet.record_reports(HOST, "e", [report(1)]))
+    says = await begun(fleet)
+    waiting = asyncio.ensure_future(says("e", [report(1)]))
     await asyncio.sleep(0)
     waiting.cancel()
-    assert await fleet.record_reports(HOST, "e", []) == RecordedReports(1, ())
+    assert await says("e", []) == RecordedReports(1, ())
 
 
 async def test_what_came_of_a_request_is_kept_whole(store: StoreHarness) -> None:

@@ -54,9 +54,9 @@ async def fleet(edge: EdgeServer) -> AsyncIterator[Any]:
 async def known(edge: EdgeServer, host: str, *certificates: CertificateStatus) -> None:
     """A host that had a stream once."""
     now = edge.clock.now()
-    await edge.stores.fleet.record_stream(HostStream(host, HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now, now))
+    stream = HostStream(host, HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now, now)
     reports = [Report(number, status) for number, status in enumerate(certificates, 1)]
-    await edge.stores.fleet.record_reports(host, "e", reports)
+    await edge.stores.fleet.record_reports(host, "e", reports, stream=stream)
 
 
 def status(name: str = "web", state: CertificateState = CertificateState.SERVING, error: str = "") -> CertificateStatus:
@@ -349,8 +349,8 @@ async def test_a_watcher_is_told_what_nobody_reports(edge: EdgeServer) -> None:
 async def test_a_host_that_another_broker_hears_is_not_down(edge: EdgeServer, fleet: Any) -> None:
     """What that one recorded lately counts, as long as the stream hasn't ended."""
     now = edge.clock.now()
-    await edge.stores.fleet.record_stream(HostStream(HOST, HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now))
-    await edge.stores.fleet.record_reports(HOST, "e", [Report(1, in_use(edge, timedelta()))])
+    stream = HostStream(HOST, HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now)
+    await edge.stores.fleet.record_reports(HOST, "e", [Report(1, in_use(edge, timedelta()))], stream=stream)
 
     async def reason() -> str:
         answer = await fleet.GetHost(pb.GetHostRequest(host="web1"), timeout=HANG)

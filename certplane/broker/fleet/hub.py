@@ -196,14 +196,14 @@ class FleetHub:
             fields = {"host": host, "reason": result.error.reason, "text": result.error.message}
             self.context.log(logging.WARNING, "a host has refused a directive", fields)
             session.note_refusal(stands=True)
-            self._recorder.note_directive_error(host, result.error)
+            self._recorder.note_directive_error(host, result.error, stream.stream_epoch)
         elif self._teller.take_back(host):
             session.note_refusal(stands=False)
-            self._recorder.note_directive_error(host, None)
+            self._recorder.note_directive_error(host, None, stream.stream_epoch)
         elif directive.renewals and session.refusal_may_stand:
             # One of an earlier stream may stand. Not now: a fleet that answers at once is heard first.
             session.note_refusal(stands=False)
-            self._teller.take_back_earlier(host)
+            self._teller.take_back_earlier(host, stream.stream_epoch)
         if directive.renewals or result.error is not None:
             self.watchers.host_changed(host, self._clock.now())
         stream.wake()

@@ -15,7 +15,11 @@ from certplane.fleet_report.model import CertificateStatus, HostFacts
 
 @dataclass(frozen=True, slots=True)
 class HostStream:
-    """What the broker knows of a host's last stream; `end_time` is None while it may be open."""
+    """What is known of a host's last stream; `end_time` is None while it may be open.
+
+    `stream_epoch` is its number among the host's streams; 0: it begins, and the store numbers it. `broker_id` is the
+    broker that has it; empty in rows of before.
+    """
 
     host: str
     facts: HostFacts
@@ -27,6 +31,8 @@ class HostStream:
     end_time: datetime | None = None
     clock_skew: timedelta | None = None
     """The host's clock less the broker's."""
+    broker_id: str = ""
+    stream_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class PlanTeller:
         self._clock = clock
         self._rng = rng
         self._refused: dict[str, frozenset[PlanMark]] = {}
-        self._taken_back: list[str] = []
+        self._taken_back: list[tuple[str, int]] = []
         self._postponed: dict[str, float] = {}
         """Hosts that could not take a directive over, and the monotonic time to tell them again, the soonest first."""
         self._arrived: dict[str, None] = {}
@@ -85,14 +85,17 @@ class PlanTeller:
         """Whether its host has refused this very plan."""
         return mark(plan) in self._refused.get(plan.host, ())
 
-    def take_back_earlier(self, host: str) -> None:
+    def take_back_earlier(self, host: str, stream_epoch: int) -> None:
         """The host has taken a directive: a refusal that it made on an earlier stream stands no more."""
-        self._taken_back.append(host)
+        self._taken_back.append((host, stream_epoch))
 
-    def pop_taken_back(self) -> list[str]:
-        """The hosts whose earlier refusals were taken back since this was asked, and that have made no new one."""
+    def pop_taken_back(self) -> list[tuple[str, int]]:
+        """The hosts whose earlier refusals were taken back since this was asked, and that have made no new one.
+
+        With the number of the stream on which each did.
+        """
         hosts, self._taken_back = self._taken_back, []
-        return [host for host in hosts if host not in self._refused]
+        return [one for one in hosts if one[0] not in self._refused]
 
     def take_back(self, host: str) -> bool:
         """The host has taken a directive: what it refused may be said again; whether there was something."""

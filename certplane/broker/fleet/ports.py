@@ -18,17 +18,26 @@ class RecordedReports:
     """What is durable now: all up to `acknowledged_sequence`, and of those given, which ones were `new`.
 
     `forgotten` are the names of certificates that the host no longer has. `telling` are the sequences of the new ones
-    that tell an auditor something, whether they had an event or not.
+    that tell an auditor something, whether they had an event or not. `stream_epoch` is the number of the
+    stream that began with them; 0 if none did.
     """
 
     acknowledged_sequence: int
     new: tuple[Report, ...]
     forgotten: tuple[str, ...] = ()
     telling: tuple[int, ...] = ()
+    stream_epoch: int = 0
 
 
 class FleetStore(Protocol):
-    """What hosts reported: the latest of each certificate, and each host's last stream."""
+    """What hosts reported: the latest of each certificate, and each host's last stream.
+
+    A host has one stream, at one broker: the one that began last, by the number that the store gives it. What comes on
+    another one changes nothing, whichever broker writes it and however late (ADR 0033).
+    """
+
+    broker_id: str
+    """This broker's: streams that it says to begin are there."""
 
     async def record_reports(
         self,
@@ -39,6 +48,7 @@ class FleetStore(Protocol):
         *,
         names: Sequence[str] | None = None,
         stream: HostStream | None = None,
+        stream_epoch: int = 0,
     ) -> RecordedReports:
         """Keep the reports that are new (by sequence, within `epoch`), durable, in one transaction with their events.
 
@@ -52,23 +62,29 @@ class FleetStore(Protocol):
             events: By sequence. A report's event is written if the report is telling: new, and its `outcome` is
                 another than the last one of its certificate that wasn't empty.
             names: All certificates that the host has, unless None.
-            stream: To be kept beside them, as `record_stream` does.
+            stream: The stream on which they came, to be kept beside them as `record_stream` does.
+            stream_epoch: Else, its number.
 
         Raises:
-            RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
+            RefusalError: STREAM_DISPLACED, their stream isn't the host's any more; STORE_UNAVAILABLE,
+                AUDIT_UNAVAILABLE. Nothing changed.
         """
         ...
 
     async def record_stream(self, stream: HostStream) -> None:
         """Keep what is known of a host's stream, durable; called at its begin and end, and now and then between.
 
+        One without a number begins: it takes the place of the host's last one.
+
         Raises:
-            RefusalError: STORE_UNAVAILABLE.
+            RefusalError: STREAM_DISPLACED, it isn't the host's any more; STORE_UNAVAILABLE. Nothing changed.
         """
         ...
 
-    async def record_directive_error(self, host: str, error: Refusal | None) -> None:
-        """Keep why a host refused the last directive; None: it took it. A host without a stream yet is passed over.
+    async def record_directive_error(self, host: str, error: Refusal | None, stream_epoch: int) -> None:
+        """Keep why a host refused the last directive; None: it took it.
+
+        Passed over if the stream of this number isn't the host's any more.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.

@@ -12,11 +12,11 @@ from certplane.broker import metrics
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.model import HostStream
-from certplane.broker.fleet.ports import FleetStore
+from certplane.broker.fleet.ports import FleetStore, RecordedReports
 from certplane.broker.fleet.watching import Watchers
 from certplane.broker.model import Caller
 from certplane.broker.ports import EventRecorder, Meter
-from certplane.errors import Refusal, RefusalError
+from certplane.errors import Reason, Refusal, RefusalError
 from certplane.fleet_report.model import Report
 from certplane.runtime.clock import Clock
 from certplane.runtime.failpoints import failpoint
@@ -47,11 +47,12 @@ class Recorder:
         *,
         names: tuple[str, ...] | None = None,
         stream: HostStream | None = None,
-    ) -> int:
-        """Make reports durable, and tell watchers; the last durable sequence. See `FleetStore.record_reports`.
+        stream_epoch: int = 0,
+    ) -> RecordedReports:
+        """Make reports durable, and tell watchers. See `FleetStore.record_reports`.
 
         Raises:
-            RefusalError: STORE_UNAVAILABLE or AUDIT_UNAVAILABLE.
+            RefusalError: STREAM_DISPLACED, STORE_UNAVAILABLE or AUDIT_UNAVAILABLE.
         """
         now = self.clock.now()
         told = report_events(caller, request_id, reports, self.trail)
@@ -59,7 +60,9 @@ class Recorder:
         telling: Collection[int] = ()
         try:
             failpoint("report.store.before")
-            recorded = await self.store.record_reports(caller.name, epoch, reports, first, names=names, stream=stream)
+            recorded = await self.store.record_reports(
+                caller.name, epoch, reports, first, names=names, stream=stream, stream_epoch=stream_epoch
+            )
             failpoint("report.store.after")
             telling = recorded.telling
         finally:
@@ -72,15 +75,11 @@ class Recorder:
             self.watchers.certificate_changed(caller.name, report.certificate, now)
         for name in recorded.forgotten:
             self.watchers.certificate_removed(caller.name, name, now)
-        return recorded.acknowledged_sequence
+        return recorded
 
-    def note_stream(self, stream: HostStream) -> None:
-        """Record a host's stream as it is now, in the background."""
-        self.note(self.store.record_stream(stream))
-
-    def note_directive_error(self, host: str, error: Refusal | None) -> None:
+    def note_directive_error(self, host: str, error: Refusal | None, stream_epoch: int) -> None:
         """Record why the host refused the last directive, or that it took it, in the background."""
-        self.note(self.store.record_directive_error(host, error))
+        self.note(self.store.record_directive_error(host, error, stream_epoch))
 
     def note(self, write: Awaitable[None]) -> None:
         """Record something that nobody waits for."""
@@ -102,6 +101,8 @@ class Recorder:
         try:
             await write
         except RefusalError as error:
+            if error.refusal.reason is Reason.STREAM_DISPLACED:
+                return  # who has the host's stream now records it
             if self._works:  # a store that is down is said once, not for each of ten thousand hosts
                 _logger.warning("could not record the state of a host's stream: %s", error)
             self._works = False

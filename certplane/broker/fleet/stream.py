@@ -18,13 +18,14 @@ from typing import Any, Final
 from certplane.broker import metrics
 from certplane.broker.fleet.messages import Goodbye, Hello, Outgoing
 from certplane.broker.fleet.model import HostStream
+from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.fleet.recording import Recorder
 from certplane.broker.fleet.refusals import failed
 from certplane.broker.fleet.session import HostSession, InForceHashes
 from certplane.broker.fleet.settings import RETRY, StreamSettings
 from certplane.broker.model import Caller
 from certplane.broker.ports import Meter
-from certplane.errors import RefusalError
+from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import Report
 from certplane.runtime.clock import Clock
 from certplane.runtime.rarely import Rarely
@@ -75,6 +76,7 @@ class ServedStream:
         recorded_time: When it was last recorded that it is there.
         writing_time: Since when a message waits for its reader; 0 if none does.
         age_time: When it has lasted long enough; infinite for never.
+        stream_epoch: Its number among the host's streams, as the store gave it to hello; 0 before.
         ended: Whether it was ended, or has ended.
         end_reason: What the host is refused with at its end; None if it ended well.
     """
@@ -88,6 +90,7 @@ class ServedStream:
     recorded_time: float = 0.0
     writing_time: float = 0.0
     age_time: float = 0.0
+    stream_epoch: int = 0
     ended: bool = False
     end_reason: RefusalError | None = None
     _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
@@ -114,13 +117,22 @@ class ServedStream:
         """Make durable what hello says, and that the stream is there; the last durable sequence.
 
         Raises:
-            RefusalError: STORE_UNAVAILABLE or AUDIT_UNAVAILABLE.
+            RefusalError: STREAM_DISPLACED, another stream of the host has begun since; STORE_UNAVAILABLE or
+                AUDIT_UNAVAILABLE.
         """
         reports = sorted(hello.reports, key=lambda report: report.sequence)
-        recorded = await self._record(reports[:_AT_ONCE], names=hello.certificate_names, stream=self._state())
+        first = self._record(reports[:_AT_ONCE], names=hello.certificate_names, stream=self._state())
+        beginning = asyncio.ensure_future(first)
+        try:
+            recorded = await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            # The host has hung up, and the store may call it connected all the same.
+            self._context.recorder.note(self._end_begun(beginning))
+            raise
+        self.stream_epoch = recorded.stream_epoch
         for start in range(_AT_ONCE, len(reports), _AT_ONCE):
             recorded = await self._record(reports[start : start + _AT_ONCE])
-        return recorded
+        return recorded.acknowledged_sequence
 
     async def record_pending(self) -> None:
         """See that what was taken is made durable; waits while too much of it is not."""
@@ -134,7 +146,19 @@ class ServedStream:
     def record_seen(self, *, ended: bool = False) -> None:
         """Record when the host was last heard, and whether the stream has ended."""
         self.recorded_time = self._context.clock.monotonic()
-        self._context.recorder.note_stream(self._state(ended=ended))
+        self._context.recorder.note(self._record_state(ended=ended))
+
+    async def _record_state(self, *, ended: bool) -> None:
+        try:
+            await self._context.recorder.store.record_stream(self._state(ended=ended))
+        except RefusalError as error:
+            if error.refusal.reason is Reason.STREAM_DISPLACED:
+                self.end(error)
+            raise
+
+    async def _end_begun(self, beginning: asyncio.Future[RecordedReports]) -> None:
+        self.stream_epoch = (await beginning).stream_epoch
+        await self._record_state(ended=True)
 
     def _state(self, *, ended: bool = False) -> HostStream:
         clock, session = self._context.clock, self.session
@@ -151,14 +175,22 @@ class ServedStream:
             seen,
             now if ended else None,
             session.clock_skew,
+            self._context.recorder.store.broker_id,
+            self.stream_epoch,
         )
 
     async def _record(
         self, reports: list[Report], *, names: tuple[str, ...] | None = None, stream: HostStream | None = None
-    ) -> int:
+    ) -> RecordedReports:
         session = self.session
         return await self._context.recorder.record_reports(
-            self.caller, session.request_id or self.request_id, session.epoch, reports, names=names, stream=stream
+            self.caller,
+            session.request_id or self.request_id,
+            session.epoch,
+            reports,
+            names=names,
+            stream=stream,
+            stream_epoch=self.stream_epoch,
         )
 
     async def _flush(self) -> None:
@@ -167,8 +199,11 @@ class ServedStream:
         try:
             while reports := self.session.pending:
                 try:
-                    sequence = await self._record(list(reports))
+                    recorded = await self._record(list(reports))
                 except RefusalError as error:
+                    if error.refusal.reason is Reason.STREAM_DISPLACED:
+                        self.end(error)
+                        return
                     context.meter.count(metrics.REPORTS, result="failed")
                     failures += 1
                     if self.ended or len(reports) >= context.settings.backlog:
@@ -183,7 +218,7 @@ class ServedStream:
                     self.end(failed())
                     return
                 failures = 0
-                self.session.made_durable(sequence)
+                self.session.made_durable(recorded.acknowledged_sequence)
                 self._make_room()
                 self.wake()
         finally:

@@ -102,8 +102,8 @@ class StreamSupervision:
 
     def record_taken_back(self) -> None:
         """Record of whom no refusal stands any more."""
-        for host in self.teller.pop_taken_back():
-            self.context.recorder.note_directive_error(host, None)
+        for host, stream_epoch in self.teller.pop_taken_back():
+            self.context.recorder.note_directive_error(host, None, stream_epoch)
 
     async def _count_states(self) -> None:
         context, counted = self.context, True

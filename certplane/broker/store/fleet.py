@@ -19,9 +19,11 @@ from typing_extensions import override
 from certplane.broker.events import AuditEvent
 from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
 from certplane.broker.fleet.ports import FleetFigures, FleetStore, RecordedReports, RenewalRequestLog
+from certplane.broker.fleet.refusals import displaced
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import decode_refusal, encode_refusal
+from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.fleet_rows import (
     STREAM_COLUMNS,
     decode_held_up,
@@ -57,11 +59,14 @@ _UNDER_WAY: Final = 2
 class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
     """`FleetStore`, `FleetFigures` and `RenewalRequestLog` over the database."""
 
-    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
+    def __init__(
+        self, database: Database, writer: Writer, audit: SqlAuditLog, *, broker_id: str, changes: ChangeLog
+    ) -> None:
+        self.broker_id = broker_id
         self._database = database
         self._writer = writer
         self._audit = audit
-        self._rows = ReportRows(database.compiler)
+        self._rows = ReportRows(database.compiler, changes)
         self._waiting: list[tuple[Entry, asyncio.Future[RecordedReports]]] = []
         self._writing: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -121,17 +126,19 @@ class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
         *,
         names: Sequence[str] | None = None,
         stream: HostStream | None = None,
+        stream_epoch: int = 0,
     ) -> RecordedReports:
         rows = dict(zip(events, self._audit.encode(list(events.values())), strict=False)) if events else {}
-        return await self._put(Entry(host, epoch, reports, rows, names, stream))
+        return await self._put(Entry(host, epoch, reports, rows, names, stream, stream_epoch))
 
     @override
     async def record_stream(self, stream: HostStream) -> None:
         await self._put(Entry(stream.host, stream=stream))
 
     @override
-    async def record_directive_error(self, host: str, error: Refusal | None) -> None:
-        await self._put(Entry(host, answer=(None if error is None else encode_refusal(error),)))
+    async def record_directive_error(self, host: str, error: Refusal | None, stream_epoch: int) -> None:
+        answer = (None if error is None else encode_refusal(error),)
+        await self._put(Entry(host, stream_epoch=stream_epoch, answer=answer))
 
     @override
     async def get_host(self, host: str) -> HostRecord | None:
@@ -253,7 +260,7 @@ class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
         """Write the calls together; should the database refuse a row of one, each by itself."""
         entries = [entry for entry, _ in calls]
         try:
-            results = await self._writer.write(lambda session: self._rows.write(session, entries), ())
+            results = await self._writer.write(lambda session: self._rows.write(session, entries, self.broker_id), ())
         except Exception as error:  # noqa: BLE001 - its caller's to see
             if len(calls) > 1 and _is_of_one(error):
                 for call in calls:
@@ -264,7 +271,11 @@ class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
                     future.set_exception(_own(error))
             return
         for (_, future), result in zip(calls, results, strict=True):
-            if not future.done():
+            if future.done():
+                continue
+            if result is None:
+                future.set_exception(displaced())
+            else:
                 future.set_result(result)
 
 

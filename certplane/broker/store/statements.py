@@ -7,9 +7,9 @@ and it is the event loop that does the reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from sqlalchemy import BindParameter, ClauseElement, Table, bindparam
 from sqlalchemy.dialects import postgresql, sqlite
@@ -19,6 +19,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 Driver = Literal["sqlite", "postgresql"]
 Row = tuple[Any, ...]
+T = TypeVar("T")
 
 _MOST: Final = "most_rows"
 _SKIPPED: Final = "skipped_rows"
@@ -70,6 +71,24 @@ def hosts_parameters(hosts: Sequence[str]) -> list[dict[str, object]]:
     size = len(HOSTS)
     parts = [[*hosts[start : start + size]] for start in range(0, len(hosts), size)]
     return [{f"host_{n}": (part[n] if n < len(part) else part[0]) for n in range(size)} for part in parts]
+
+
+_CHUNKS: Final = (128, 32, 8, 4, 2, 1)
+"""Rows of one statement: few sizes, since each is compiled once. At most 1,536 parameters; SQLite takes 32,766."""
+
+
+def chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """`rows` in pieces of the sizes that statements for many are made for."""
+    start = 0
+    for size in _CHUNKS:
+        while len(rows) - start >= size:
+            yield rows[start : start + size]
+            start += size
+
+
+def numbered(columns: Sequence[str], count: int) -> list[dict[str, BindParameter[Any]]]:
+    """The parameters of `count` rows: those of the first one end in `_0`."""
+    return [{name: bindparam(f"{name}_{n}") for name in columns} for n in range(count)]
 
 
 class Compiler:

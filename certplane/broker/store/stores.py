@@ -215,7 +215,7 @@ def assemble(
         identities=SqlIdentityLedger(reader, writer, log, meter, changes=changes, feed=feed),
         renewal_plans=SqlRenewalPlanStore(reader, writer, log),
         enrollments=SqlEnrollmentStore(reader, writer, log),
-        fleet=SqlFleetStore(reader, writer, log),
+        fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),
         audit=log,
         repeats=SqlRepeatCounts(reader, writer, log, audit or _NoAudit()),
         upkeep=SqlUpkeep(reader, writer, path),
