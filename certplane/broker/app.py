@@ -28,6 +28,7 @@ from certplane.broker.background import check_directories, check_dns_accounts, r
 from certplane.broker.configured import secret_source
 from certplane.broker.descriptors import most_connections
 from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
+from certplane.broker.fleet.elsewhere import hear_of_plans
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -58,7 +59,6 @@ from certplane.broker.prepared import Prepared
 from certplane.broker.reload import Reloader, trust_fields
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
-from certplane.broker.renewal.revocations import Revocations
 from certplane.broker.retention import Retention
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
@@ -142,7 +142,6 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         await stores.audit.append(_start_events(prepared, trail))
 
         plans = RenewalPlans(stores.renewal_plans)
-        await plans.refresh()
         issuers = {name: RemoteIssuer(issuing, name, ca.directory_url) for name, ca in settings.cas.items()}
         solver = RemoteSolver(issuing, clock)
         trust = TrustInForce(prepared.trust, clock.now())
@@ -189,7 +188,8 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             trail=trail,
             settings=StreamSettings(age=settings.server.stream_age.span),
         )
-        _tell_hub(hub, plans, stores, clock)
+        hear_of_plans(hub, plans, stores.certificates, stores.changes, clock)
+        await stores.changes.reread(ChangeKind.PLAN)
         view = FleetView(
             hub=hub,
             store=stores.fleet,
@@ -358,14 +358,6 @@ def _member(broker: Broker) -> Member:
         account_keys=tuple(starmap(AccountKey, sorted(broker.account_keys.items()))),
         reuse_port=broker.settings.server.reuse_port,
     )
-
-
-def _tell_hub(hub: FleetHub, plans: RenewalPlans, stores: Stores, clock: Clock) -> None:
-    """Let the hub hear of plans and of revocations, this broker's own and those of other programs."""
-    plans.subscribe(hub.plans_changed)
-    plans.subscribe_revoked(hub.certificate_revoked)
-    revocations = Revocations(stores.certificates, plans, clock)
-    stores.changes.follow(ChangeKind.CERTIFICATE_REVOKED, revocations, what="recent revocations")
 
 
 @asynccontextmanager

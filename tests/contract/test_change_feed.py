@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -15,8 +16,11 @@ from typing_extensions import override
 
 from certplane.broker.model import ChangeKind, DenyEntry, IdentityUse, RevocationReason
 from certplane.broker.ports import ChangeFollower
+from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.store.batch import Done
 from certplane.broker.store.session import Fault, SqlError
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from tests.support.stores import StoreHarness
 from tests.support.waiting import until
 
@@ -31,10 +35,13 @@ class Follower(ChangeFollower):
         self.told: list[str] = []
         self.rereads: list[datetime] = []
         self.fault: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     @override
     async def changed(self, keys: Collection[str]) -> None:
         self._check()
+        await self.gate.wait()
         self.told += keys
 
     @override
@@ -93,11 +100,13 @@ async def test_other_writers_changes_are_told_once_each(store: StoreHarness, fol
 async def test_each_kind_of_change_is_told_with_its_key(store: StoreHarness, follower: Follower, beside: Open) -> None:
     """Identities by name, entries by name or serial number and issuer, revocations by certificate; nothing else."""
     followers = {KIND: follower}
-    for kind in (ChangeKind.IDENTITY, ChangeKind.CERTIFICATE_REVOKED):
+    for kind in (ChangeKind.IDENTITY, ChangeKind.CERTIFICATE_REVOKED, ChangeKind.PLAN):
         followers[kind] = Follower()
         store.stores.changes.follow(kind, followers[kind], what=kind)
-    record = await store.issue()
+    record, planned = [await store.issue() for _ in range(2)]
     await store.stores.changes.look()
+    now = store.clock.now()
+    plan = RenewalPlan(planned.certificate_id, planned.identity, now, RenewalCause.OPERATOR)
     async with beside() as other:
         for _ in range(2):  # the second time changes nothing
             await other.deny_list.deny(DenyEntry(name="web1"), [])
@@ -105,17 +114,21 @@ async def test_each_kind_of_change_is_told_with_its_key(store: StoreHarness, fol
             await other.identities.activate("web2", use(store, "a1"), [])
         await other.deny_list.allow(DenyEntry(name="web1"), [])
         await other.deny_list.allow(DenyEntry(name="web9"), [])
-        await other.certificates.mark_revoked(record.certificate_id, RevocationReason.SUPERSEDED, store.clock.now(), [])
+        await other.certificates.mark_revoked(record.certificate_id, RevocationReason.SUPERSEDED, now, [])
+        await other.renewal_plans.set_plans([plan])
+        # What its host isn't told is nobody's business.
+        await other.renewal_plans.replace_plan(plan, replace(plan, next_check_time=now))
     await store.stores.changes.look()
     assert {kind: each.told for kind, each in followers.items()} == {
         ChangeKind.DENY_ENTRY: [f"1f {CA}", "web1"],
         ChangeKind.IDENTITY: ["web2"],
         ChangeKind.CERTIFICATE_REVOKED: [record.certificate_id],
+        ChangeKind.PLAN: [planned.certificate_id] if store.place.kind == "postgresql" else [],
     }
 
 
 async def test_what_is_undone_is_not_told(store: StoreHarness, follower: Follower, beside: Open) -> None:
-    """A change whose events can't be written leaves no row; the number that it had drawn is a gap, which is noticed."""
+    """A change whose events can't be written leaves no row, and has drawn no number that would be missed."""
     async with beside() as other:
         with store.audit_broken(), pytest.raises(RefusalError):
             await other.deny_list.deny(DenyEntry(name="undone"), [store.event()])
@@ -123,8 +136,58 @@ async def test_what_is_undone_is_not_told(store: StoreHarness, follower: Followe
         assert (follower.told, len(follower.rereads)) == ([], 1)
         await other.deny_list.deny(DenyEntry(name="done"), [])
         await store.stores.changes.look()
-        assert len(follower.rereads) == 2
+        assert (follower.told, len(follower.rereads)) == (["done"], 1)
         assert store.stores.deny_list.denied("done", "", "")
+
+
+async def test_a_gap_in_a_writers_numbers_is_noticed(store: StoreHarness, follower: Follower, beside: Open) -> None:
+    """Whatever has left it: everything is read again."""
+    async with beside() as other:
+        for name in ("web1", "web2", "web3"):
+            await other.deny_list.deny(DenyEntry(name=name), [])
+        store.place.execute("DELETE FROM changes WHERE number = 2")
+        await store.stores.changes.look()
+        assert (follower.told, len(follower.rereads)) == ([], 2)
+
+
+async def test_a_transaction_says_once_what_it_has_changed(
+    store: StoreHarness, follower: Follower, beside: Open
+) -> None:
+    """However often it did, and however much it is: more than are read at a time."""
+    keys = [f"key-{number:05d}" for number in range(2500)]
+    async with beside() as other:
+        log = other.deny_list._rows._changes
+
+        def change(session: Any) -> Done[None]:
+            for key in (*keys, *keys[:100]):
+                log.add(session, KIND, key)
+            return Done(None)
+
+        await other.writer.write(change, ())
+        await store.stores.changes.look()
+        assert (follower.told, len(follower.rereads)) == (keys, 1)
+        assert store.place.query("SELECT count(*), max(number) FROM changes") == [(2500, 2500)]
+
+
+async def test_a_slow_follower_holds_up_none_that_decides_about_callers(
+    store: StoreHarness, follower: Follower, beside: Open
+) -> None:
+    """The deny-list hears of the next entry meanwhile; the slow one hears of both."""
+    await until(lambda: store.clock.sleepers)
+
+    def denied(name: str) -> bool:
+        store.clock.advance(timedelta(milliseconds=250))
+        return store.stores.deny_list.denied(name, "", "") is not None
+
+    async with beside() as other:
+        follower.gate.clear()
+        for name in ("web1", "web2"):
+            await other.deny_list.deny(DenyEntry(name=name), [])
+            await until(lambda name=name: denied(name), what="the entry")
+        assert follower.told == []
+        follower.gate.set()
+        await until(lambda: denied("web2") and follower.told == ["web1", "web2"], what="what had waited")
+        assert len(follower.rereads) == 1
 
 
 async def test_a_follower_that_fails_misses_nothing(

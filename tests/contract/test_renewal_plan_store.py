@@ -116,6 +116,17 @@ async def test_a_plan_that_says_nothing_of_the_next_check_keeps_what_the_ca_said
     )
 
 
+async def test_plans_are_found_by_their_certificates(store: StoreHarness) -> None:
+    """Those that there are, of any number of certificates."""
+    records = [await store.issue() for _ in range(3)]
+    plans = [plan_of(record) for record in records[:2]]
+    await store.stores.renewal_plans.set_plans(plans)
+    wanted = [*(record.certificate_id for record in records), *(f"none-{number}" for number in range(200))]
+    found = await store.stores.renewal_plans.planned(wanted)
+    assert sorted(found, key=lambda plan: plan.certificate_id) == plans
+    assert await store.stores.renewal_plans.planned([]) == []
+
+
 async def test_the_first_plan_is_taken_whole(store: StoreHarness) -> None:
     """Without a next check too: there is nothing of the CA to keep."""
     record = await store.issue()

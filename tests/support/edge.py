@@ -15,6 +15,7 @@ import grpc
 
 from certplane.broker import metrics
 from certplane.broker.events import AuditTrail
+from certplane.broker.fleet.elsewhere import hear_of_plans
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -95,9 +96,11 @@ class EdgeServer:
     meter: FakeMeter = field(default_factory=FakeMeter)
     retry_epoch: str = "epoch-1"
     lease: Lease = field(default_factory=LastingLease)
+    stores: Any = None
+    """Of a database that it shares with others; else it has one in memory."""
 
     def __post_init__(self) -> None:
-        self.stores = MemoryStores.open(self.clock)
+        self.stores = self.stores or MemoryStores.open(self.clock)
         self.server_leaf = self.ca.issue_server(["localhost", "127.0.0.1"])
         self.trust = TrustInForce(trust_of(self.server_leaf, self.ca), datetime.now(UTC))
         numbers = itertools.count(1)
@@ -140,7 +143,7 @@ class EdgeServer:
             trail=trail,
             settings=self.streams,
         )
-        self.plans.subscribe(self.hub.plans_changed)
+        hear_of_plans(self.hub, self.plans, self.stores.certificates, self.stores.changes, self.clock)
         self.view = FleetView(
             hub=self.hub,
             store=self.stores.fleet,
@@ -248,6 +251,7 @@ async def serve_edge(ca: PrivateCa | None = None, **options: Any) -> AsyncIterat
     """A started edge; stopped at the end."""
     edge = EdgeServer(ca or PrivateCa("internal"), **options)
     await edge.server.start()
+    await edge.stores.changes.look()  # what was there before is known
     looking = {asyncio.create_task(edge.hub.supervision.run()), asyncio.create_task(edge.health.run())}
     try:
         yield edge

@@ -147,7 +147,7 @@ def steps(database: sqlite3.Connection | psycopg.Connection[Any], statement: Sta
 
 
 _SQLITE_STEP: Final = re.compile(r"(SCAN|SEARCH) (\w+)(?: USING (?:COVERING )?INDEX (\w+))?")
-_MADE_UP: Final = re.compile(r"SCAN (CONSTANT ROW|writers|\d+-ROW)")
+_MADE_UP: Final = re.compile(r"SCAN (CONSTANT ROW|\d+ CONSTANT ROWS|writers|\d+-ROW)")
 """Rows that the query itself makes: of VALUES, and of the recursion that hops from writer to writer."""
 
 

@@ -119,6 +119,12 @@ class FleetHub:
                 stream.session.want((plan,))
                 stream.wake()
 
+    def plans_unknown(self) -> None:
+        """Plans may have changed unheard: tell each host what it doesn't know of them."""
+        for stream in self.registry:
+            if stream.session.connect_time is not None:
+                self._teller.tell_soon(stream.host)
+
     def certificate_revoked(self, certificate: CertificateRecord) -> None:
         """Tell its holder to renew now, and watchers that it is in use, as long as it is."""
         plan = revoked_plan(certificate)

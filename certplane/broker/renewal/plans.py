@@ -2,14 +2,14 @@
 
 Everybody who plans goes through here: who asks the CAs, an operator's request, a revocation. So the answer to each call
 has the time that holds, without a look at the database, and whoever wants to tell the hosts hears of each change, after
-it is durable. Another broker's plans are seen at the next `refresh`.
+it is durable: of those of this broker at once, of those of others through the change feed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import CertificateRecord, OrderCause
-from certplane.broker.ports import RenewalTimes
+from certplane.broker.ports import ChangeFollower, RenewalTimes
 from certplane.broker.renewal.model import DueCheck, InForce, RenewalPlan, Selected, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 from certplane.fleet_report.model import RenewalCause
@@ -40,8 +40,11 @@ class _Store(RenewalPlanStore, RenewalChecks, Protocol):
     pass
 
 
-class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks):
-    """`RenewalPlanStore` and `RenewalChecks` over a store of theirs, and `RenewalTimes` from memory."""
+class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks, ChangeFollower):
+    """`RenewalPlanStore` and `RenewalChecks` over a store of theirs, and `RenewalTimes` from memory.
+
+    It follows the plans of other brokers.
+    """
 
     def __init__(self, store: _Store) -> None:
         """Nothing is known before `refresh`."""
@@ -53,12 +56,17 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks):
         self._working: set[asyncio.Task[Any]] = set()
         self._tidied: datetime | None = None
         self._on_change: list[Callable[[Sequence[RenewalPlan]], None]] = []
+        self._on_unknown: list[Callable[[], None]] = []
         self._on_issue: list[Callable[[CertificateRecord], None]] = []
         self._on_revoke: list[Callable[[CertificateRecord], None]] = []
 
     def subscribe(self, on_change: Callable[[Sequence[RenewalPlan]], None]) -> None:
         """Call `on_change` with the plans that have changed in what hosts are told; it must not raise or wait."""
         self._on_change.append(on_change)
+
+    def subscribe_unknown(self, on_unknown: Callable[[], None]) -> None:
+        """Call `on_unknown` when any plans may have changed unheard; it must not raise or wait."""
+        self._on_unknown.append(on_unknown)
 
     def subscribe_issued(self, on_issue: Callable[[CertificateRecord], None]) -> None:
         """Call `on_issue` with each certificate that was issued; it must not raise or wait."""
@@ -165,6 +173,24 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks):
         return replaced
 
     @override
+    async def planned(self, certificate_ids: Collection[str]) -> Sequence[RenewalPlan]:
+        return await self._store.planned(certificate_ids)
+
+    @override
+    async def changed(self, keys: Collection[str]) -> None:
+        certificate_ids = [*keys]
+        for start in range(0, len(certificate_ids), _AT_ONCE):
+            # Read in the turn in which it is told: a plan of this broker that is durable later is told later.
+            async with self._learning:
+                self._take(await self._store.planned(certificate_ids[start : start + _AT_ONCE]))
+
+    @override
+    async def reread(self, since: datetime) -> None:
+        await self.refresh()
+        for on_unknown in self._on_unknown:
+            on_unknown()
+
+    @override
     async def renew_times(self, after: str, limit: int) -> Sequence[tuple[str, datetime | None]]:
         return await self._store.renew_times(after, limit)
 
@@ -185,12 +211,14 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks):
             for start in range(0, len(plans), _AT_ONCE):
                 if start:
                     await asyncio.sleep(0)
-                some = plans[start : start + _AT_ONCE]
-                times = {plan.certificate_id: plan.renew_time for plan in some}
-                self._times |= times
-                self._learnt |= times
-                for on_change in self._on_change:
-                    on_change(some)
+                self._take(plans[start : start + _AT_ONCE])
+
+    def _take(self, plans: Sequence[RenewalPlan]) -> None:
+        times = {plan.certificate_id: plan.renew_time for plan in plans}
+        self._times |= times
+        self._learnt |= times
+        for on_change in self._on_change:
+            on_change(plans)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Who goes away while it is written doesn't keep what is durable from being known and told."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -66,6 +66,10 @@ class RenewalChecks(Protocol):
         Raises:
             RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
         """
+        ...
+
+    async def planned(self, certificate_ids: Collection[str]) -> Sequence[RenewalPlan]:
+        """The plans of these certificates, those that have one."""
         ...
 
     async def renew_times(self, after: str, limit: int) -> Sequence[tuple[str, datetime | None]]:

@@ -2,24 +2,31 @@
 
 Brokers answer from memory what is asked on every call, and other programs change the rows behind it: a command beside
 the broker, another broker. Each program that opens the store is a *writer* with an id of its own. It numbers its
-changes, and writes each number in the transaction of the change itself (`ChangeLog`). A writer has one connection that
-writes, so its numbers become visible in their order, and no lock is shared between writers.
+changes, and writes each number in the transaction of the change itself (`ChangeLog`), all rows of a transaction
+together at its end. A writer has one connection that writes, so its numbers become visible in their order, and no lock
+is shared between writers.
 
 Readers keep one position for each writer (`SqlChangeFeed`) and look four times a second: one indexed query that asks
 for the newest number of every writer. What can't be told from the rows is read again as a whole: at the start, after a
-gap in a writer's numbers (a transaction that was undone leaves one), after a pause so long that rows may have been
+gap in a writer's numbers (a commit that failed leaves one), after a pause so long that rows may have been
 removed unread, after a look that failed, when rows that were there are gone (a database server that was restored, or
 whose standby took over without the last transactions), and when a connection to the server was lost, since then the
 rows that this program wrote itself may be gone too.
+
+Followers take in what was found. The vital ones do so before the next look; the others go on beside it, each at its own
+pace, so that ten thousand plans of one request don't keep an entry of the deny-list waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Final
 
 from sqlalchemy import Text, bindparam, cast, delete, func, literal_column, select, tuple_
@@ -31,7 +38,7 @@ from certplane.broker.store.batch import Done
 from certplane.broker.store.rows import to_micros
 from certplane.broker.store.schema import changes
 from certplane.broker.store.session import Database, Session, SqlError
-from certplane.broker.store.statements import Compiler, Statement, limited_to
+from certplane.broker.store.statements import Compiler, Statement, chunks, limited_to, numbered
 from certplane.broker.store.writer import Writer
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
@@ -45,6 +52,8 @@ _KEEP: Final = timedelta(hours=1)
 _REMOVE_INTERVAL: Final = timedelta(minutes=1)
 _REMOVE_AT_ONCE: Final = 512
 """Rows of one transaction: some milliseconds of the writer."""
+_PAGE: Final = 1024
+"""Rows that are read at a time: about a millisecond of the loop."""
 _MOST_POSITIONS: Final = 4096
 """Every command is a writer. Beyond this the positions of writers that have no rows any more are dropped."""
 
@@ -56,19 +65,33 @@ class ChangeLog:
         self._writer_id = writer_id
         self._clock = clock
         self._shared = compiler.driver != "sqlite"
+        self._compiler = compiler
         self._number = 0
-        self._insert = compiler(compiler.insert(changes), [column.name for column in changes.c])
+        self._insert = functools.cache(self._compile)
 
     def add(self, session: Session, kind: ChangeKind, key: str) -> None:
-        """Record, with the transaction that is open, that the thing of this key has changed."""
-        self._number += 1
-        row = (self._writer_id, self._number, str(kind), key, to_micros(self._clock.now()))
-        session.execute(self._insert, row)
+        """Record, with the transaction that is open, that the thing of this key has changed; once in a transaction.
+
+        The row is written at the transaction's end, and numbered then: so what is undone draws no number.
+        """
+        session.defer(self._write, (str(kind), key))
 
     def add_shared(self, session: Session, kind: ChangeKind, key: str) -> None:
         """The same for what only other brokers follow: beside one on SQLite there is none."""
         if self._shared:
             self.add(session, kind, key)
+
+    def _write(self, session: Session, changed: Sequence[tuple[str, str]]) -> None:
+        now = to_micros(self._clock.now())
+        first = self._number + 1
+        rows = [(self._writer_id, number, kind, key, now) for number, (kind, key) in enumerate(changed, first)]
+        for some in chunks(rows):
+            session.execute(self._insert(len(some)), tuple(chain.from_iterable(some)))
+        # The commit may fail, and be durable all the same: then no number may come twice.
+        self._number += len(rows)
+
+    def _compile(self, count: int) -> Statement:
+        return self._compiler(self._compiler.insert(changes).values(numbered(changes.c.keys(), count)))
 
 
 @dataclass(slots=True)
@@ -81,29 +104,48 @@ class _Following:
     vital: bool
     since: datetime
     """The last moment of which it is known that nothing was missed."""
+    look_time: datetime
+    """When it was last looked."""
     everything: bool = True
     keys: set[str] = field(default_factory=set)
     error: Exception | None = None
+    one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def well(self) -> bool:
         """Whether it has taken in all that the last look found."""
         return self.error is None
 
-    async def catch_up(self, now: datetime) -> None:
-        """Let the follower take in what waits; what fails waits for the next time."""
-        try:
-            if self.everything:
-                await self.follower.reread(self.since)
-            elif self.keys:
-                await self.follower.changed(sorted(self.keys))
-        except Exception as error:  # noqa: BLE001 - bugs too: or nobody would look again, and nothing show it
-            if self.well:
-                _log_failure(self.what, error)
-            self.error = error
+    def go_on(self, group: asyncio.TaskGroup) -> None:
+        """Let the follower take in what waits, beside the looks; unless it does already."""
+        if self.one.locked():
             return
-        self.since, self.everything, self.error = now, False, None
-        self.keys.clear()
+        if self.everything or self.keys:
+            group.create_task(self.catch_up(), name=f"follow {self.kind}")
+        else:
+            self.since = self.look_time
+
+    async def catch_up(self) -> None:
+        """Let the follower take in what waits; what fails waits for the next time."""
+        async with self.one:  # others may find more meanwhile
+            look_time, everything, keys = self.look_time, self.everything, self.keys
+            self.everything, self.keys = False, set()
+            try:
+                if everything:
+                    await self.follower.reread(self.since)
+                elif keys:
+                    await self.follower.changed(sorted(keys))
+            except BaseException as error:
+                self.everything |= everything
+                self.keys |= keys
+                if not isinstance(error, Exception):
+                    raise
+                # Bugs too: or nobody would look again, and nothing show it.
+                if self.well:
+                    _log_failure(self.what, error)
+                self.error = error
+                return
+            self.since, self.error = look_time, None
 
 
 class SqlChangeFeed(ChangeFeed):
@@ -115,6 +157,7 @@ class SqlChangeFeed(ChangeFeed):
         self._writer_id = writer_id
         self._clock = clock
         self._followings: list[_Following] = []
+        self._of_kind: defaultdict[str, list[_Following]] = defaultdict(list)
         self._positions: dict[str, int] = {}
         self._moves: dict[str, float] = {}
         """When each writer's number was last seen to change, monotonic."""
@@ -128,9 +171,9 @@ class SqlChangeFeed(ChangeFeed):
         self._newest = _newest_numbers(compiler)
         row = select(changes.c.number, changes.c.kind, changes.c.key)
         self._after = compiler(
-            row.where(changes.c.writer == bindparam("writer"), changes.c.number > bindparam("number")).order_by(
-                changes.c.number
-            )
+            row.where(changes.c.writer == bindparam("writer"), changes.c.number > bindparam("number"))
+            .order_by(changes.c.number)
+            .suffix_with(limited_to(_PAGE))
         )
         old = changes.c.time < bindparam("before")
         which = tuple_(changes.c.writer, changes.c.number)
@@ -151,10 +194,23 @@ class SqlChangeFeed(ChangeFeed):
 
     @override
     def follow(self, kind: ChangeKind, follower: ChangeFollower, *, what: str, vital: bool = False) -> None:
-        self._followings.append(_Following(kind, what, follower, vital, self._clock.now()))
+        now = self._clock.now()
+        following = _Following(kind, what, follower, vital, now, now)
+        self._followings.append(following)
+        self._of_kind[kind].append(following)
 
     async def look(self) -> None:
         """Pass on what other writers have changed since the last look; what fails is tried again by the next."""
+        await self._look()
+        for following in self._others:
+            await following.catch_up()
+
+    @property
+    def _others(self) -> list[_Following]:
+        return [following for following in self._followings if not following.vital]
+
+    async def _look(self) -> None:
+        """The same for those that are vital; the others learn what there is for them to take in."""
         async with self._lock:  # or an older look could end after a newer one
             now = self._clock.now()
             try:
@@ -165,26 +221,30 @@ class SqlChangeFeed(ChangeFeed):
                 self._error = error
             else:
                 self._error = None
+                for following in self._followings:
+                    following.look_time = now
             for following in self._followings:
-                await following.catch_up(now if self._error is None else following.since)
+                if following.vital:
+                    await following.catch_up()
 
     async def reread(self, kind: ChangeKind) -> None:
         """Let the followers of `kind` read everything again: this program has changed it."""
-        async with self._lock:
-            for following in self._followings:
-                if following.kind is kind:
-                    following.everything = True
-                    await following.catch_up(following.since)
+        for following in self._of_kind[kind]:
+            following.everything = True
+            await following.catch_up()
 
     async def run(self, *, remove: bool) -> None:
         """Look on and on, until cancelled; with `remove`, also drop the rows that every reader has read long ago."""
         remove_time = self._clock.monotonic()
-        while True:
-            await self._clock.sleep(_INTERVAL)
-            await self.look()
-            if remove and self._clock.monotonic() >= remove_time:
-                remove_time = self._clock.monotonic() + _REMOVE_INTERVAL.total_seconds()
-                await self._remove_old()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._clock.sleep(_INTERVAL)
+                await self._look()
+                for following in self._others:
+                    following.go_on(group)
+                if remove and self._clock.monotonic() >= remove_time:
+                    remove_time = self._clock.monotonic() + _REMOVE_INTERVAL.total_seconds()
+                    await self._remove_old()
 
     async def _read(self) -> None:
         """Note for each follower what it has to read."""
@@ -224,11 +284,14 @@ class SqlChangeFeed(ChangeFeed):
     async def _read_writer(self, writer: str, newest: int) -> None:
         position = self._positions.get(writer, 0)
         gap = False
-        for number, kind, key in await self._database.all(self._after, {"writer": writer, "number": position}):
-            gap = gap or number != position + 1
-            position = number
-            for following in self._followings:
-                if following.kind == kind:
+        more = True
+        while more:
+            rows = await self._database.all(self._after, {"writer": writer, "number": position})
+            more = len(rows) == _PAGE
+            for number, kind, key in rows:
+                gap = gap or number != position + 1
+                position = number
+                for following in self._of_kind.get(kind, ()):
                     following.keys.add(key)
         if gap or position < newest:
             self._expect_everything()

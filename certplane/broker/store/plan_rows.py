@@ -21,7 +21,7 @@ from certplane.broker.renewal.model import RenewalPlan
 from certplane.broker.store.cells import CERTIFICATE, PLAN
 from certplane.broker.store.schema import certificates, renewal_plans
 from certplane.broker.store.session import Session
-from certplane.broker.store.statements import Compiler, Statement
+from certplane.broker.store.statements import Compiler, Statement, chunks
 
 UNPLANNED: Final[dict[str, Any]] = {
     "cause": "",
@@ -35,8 +35,6 @@ BEGUN: Final = ("certificate_id", "identity", "renew_time", "issuer", "not_after
 """Of a certificate: what its row is made of."""
 _OF_THE_CA: Final = ("window_start", "window_end", "next_check_time", "check_failures")
 """What a plan that isn't the CA's leaves as it was."""
-_CHUNKS: Final = (64, 8, 1)
-"""Plans of one statement: few sizes, since each is compiled once."""
 
 
 class PlanRows:
@@ -70,12 +68,9 @@ class PlanRows:
 
         What the CA said is kept where a new plan has no `next_check_time`.
         """
-        start = 0
-        for size in _CHUNKS:
-            while len(plans) - start >= size:
-                rows = [PLAN.of(plan) for plan in plans[start : start + size]]
-                session.execute(self._set(size), tuple(cell for row in rows for cell in (*row, row[0], row[0])))
-                start += size
+        for some in chunks(plans):
+            rows = map(PLAN.of, some)
+            session.execute(self._set(len(some)), tuple(cell for row in rows for cell in (*row, row[0], row[0])))
 
     def _compile_set(self, count: int) -> Statement:
         names = PLAN.names

@@ -249,6 +249,7 @@ class PostgresqlSession(SqlSession):
             OperationError: the server can't be reached, or somebody has the database to itself.
             ConfigurationError: the URL or the schema is wrong.
         """
+        super().__init__()
         self._url = url
         self._wait = wait
         self._exclusive = exclusive
@@ -283,7 +284,7 @@ class PostgresqlSession(SqlSession):
     @override
     def begin(self) -> None:
         self._ensure()
-        self._run("BEGIN")
+        super().begin()
 
     @override
     def rollback(self) -> None:

@@ -8,7 +8,7 @@ it is found.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
+    literal_column,
     null,
     select,
     text,
@@ -28,11 +29,13 @@ from sqlalchemy import (
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
+from certplane.broker.model import ChangeKind
 from certplane.broker.renewal.model import DueCheck, InForce, RenewalPlan, Selected, Selection
 from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import PLAN, decode_names
+from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.plan_rows import BEGUN, PlanRows
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import certificates, orders, renewal_plans
@@ -59,10 +62,11 @@ _AT_ONCE: Final = 512
 class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
     """`RenewalPlanStore` and `RenewalChecks` over the database."""
 
-    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog) -> None:
+    def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, changes: ChangeLog) -> None:
         self._database = database
         self._writer = writer
         self._audit = audit
+        self._changes = changes
         compiler = database.compiler
         self._rows = PlanRows(compiler)
         plans = renewal_plans.c
@@ -110,6 +114,9 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
             .suffix_with(limited_to())
         )
         self._plan = compiler(select(*plan).where(plans.certificate_id == bindparam("certificate_id")))
+        self._planned = compiler(
+            select(*plan).where(plans.certificate_id.in_(HOSTS), plans.cause != literal_column("''"))
+        )
         self._replace = compiler(
             update(renewal_plans).where(plans.certificate_id == bindparam("which")),
             [name for name in PLAN.names if name != "certificate_id"],
@@ -139,6 +146,8 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
 
         def change(session: Session) -> Done[None]:
             self._rows.set(session, plans)
+            for plan in plans:
+                self._changes.add_shared(session, ChangeKind.PLAN, plan.certificate_id)
             return Done(None)
 
         await self._writer.write(change, self._audit.encode(events))
@@ -212,9 +221,17 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
             if row is None or _plan_from_row(row) not in (before, after):
                 return Done(False, audited=False)
             session.execute(self._replace, arguments)
+            if before is None or before.told != after.told:
+                self._changes.add_shared(session, ChangeKind.PLAN, after.certificate_id)
             return Done(True)
 
         return await self._writer.write(change, self._audit.encode(events))
+
+    @override
+    async def planned(self, certificate_ids: Collection[str]) -> Sequence[RenewalPlan]:
+        with reading():
+            which = hosts_parameters([*certificate_ids])
+            return [PLAN.value(row) for some in which for row in await self._database.all(self._planned, some)]
 
     @override
     async def renew_times(self, after: str, limit: int) -> Sequence[tuple[str, datetime | None]]:

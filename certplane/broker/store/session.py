@@ -6,11 +6,13 @@ exceptions end here: both raise `SqlError` alone, which never leaves the package
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import Enum, auto
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from certplane.broker.store.statements import Compiler, Row, Statement
+
+T = TypeVar("T", bound=Hashable)
 
 
 class Fault(Enum):
@@ -72,6 +74,13 @@ class Session(Protocol):
 
     def rollback_to_savepoint(self) -> None:
         """Undo what came after the mark, and forget it."""
+        ...
+
+    def defer(self, write: Callable[[Session, Sequence[T]], None], what: T) -> None:
+        """Have `write` called once before the commit, with all that was deferred to it in this transaction, each once.
+
+        What is undone, with the transaction or to the savepoint, isn't among it.
+        """
         ...
 
     def execute(self, statement: Statement, arguments: Sequence[object]) -> int:

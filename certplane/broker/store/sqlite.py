@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import quote
 
 from typing_extensions import override
@@ -120,7 +120,11 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 class SqliteSession(SqlSession):
     """`Session` over one connection."""
 
+    BEGIN: ClassVar = "BEGIN IMMEDIATE"
+    """The lock is taken here or not at all, never in the middle."""
+
     def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__()
         self._connection = connection
         self._cursor = connection.cursor()
         self._abandoned = False
@@ -129,11 +133,6 @@ class SqliteSession(SqlSession):
     @override
     def in_transaction(self) -> bool:
         return self._connection.in_transaction
-
-    @override
-    def begin(self) -> None:
-        """IMMEDIATE: the lock is taken here or not at all, never in the middle."""
-        self._run("BEGIN IMMEDIATE")
 
     @override
     def rollback(self) -> None:

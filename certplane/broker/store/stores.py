@@ -213,7 +213,7 @@ def assemble(
         keys=SqlKeyLedger(reader),
         deny_list=SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed),
         identities=SqlIdentityLedger(reader, writer, log, meter, changes=changes, feed=feed),
-        renewal_plans=SqlRenewalPlanStore(reader, writer, log),
+        renewal_plans=SqlRenewalPlanStore(reader, writer, log, changes),
         enrollments=SqlEnrollmentStore(reader, writer, log),
         fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),
         audit=log,

@@ -1,0 +1,122 @@
+"""Two brokers over one PostgreSQL, and real mTLS: what is done at one of them reaches hosts and operators of the other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from certplane.broker.model import CertificateRecord, DenyEntry, RevocationReason
+from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.store.stores import open_stores
+from certplane.fleet_report.model import RenewalCause
+from certplane.runtime.clock import SystemClock
+from certplane.v1 import fleet_pb2 as pb
+from certplane.v1 import fleet_pb2_grpc, renewal_pb2
+from tests.support.ca import PrivateCa
+from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
+from tests.support.stores import NO_LIMITS, certificate, draft
+from tests.support.streams import HostStreamClient
+from tests.support.waiting import HANG
+
+pytestmark = pytest.mark.integration
+
+SECOND = 1.0
+"""What a directive has to reach a host of another broker; `scripts/bench brokers` measures how many don't need it."""
+
+
+@pytest.fixture(scope="module")
+def ca() -> PrivateCa:
+    return PrivateCa("internal")
+
+
+@pytest_asyncio.fixture
+async def edges(ca: PrivateCa, postgres_url: str) -> AsyncIterator[tuple[EdgeServer, EdgeServer]]:
+    clock = SystemClock()
+
+    def opened(*, exclusive: bool) -> Any:
+        return open_stores(driver="postgresql", url=postgres_url, audit=None, exclusive=exclusive, clock=clock)
+
+    async with (
+        opened(exclusive=True) as one,
+        opened(exclusive=False) as other,
+        serve_edge(ca, stores=one) as first,
+        serve_edge(ca, stores=other) as second,
+    ):
+        yield first, second
+
+
+async def issue(edge: EdgeServer, number: int = 0) -> CertificateRecord:
+    wanted = draft(identity=HOST, dns_names=(f"www{number}.example",), public_key_sha256=f"key-{number}")
+    order = (await edge.stores.orders.open_order(wanted, NO_LIMITS, [])).order
+    record = certificate(order, f"certificate-{number}", edge.clock.now(), timedelta(days=90))
+    await edge.stores.orders.finish_order(order, record, [])
+    return record
+
+
+async def request(edge: EdgeServer, **fields: Any) -> pb.RequestRenewalResponse:
+    async with edge.channel(edge.ca.issue([OPERATOR])) as channel:
+        call = fleet_pb2_grpc.FleetServiceStub(channel).RequestRenewal
+        return await call(pb.RequestRenewalRequest(reason="a drill", **fields), timeout=HANG)
+
+
+async def test_a_request_at_one_broker_reaches_a_host_of_the_other(edges: tuple[EdgeServer, EdgeServer]) -> None:
+    """Within a second, each time; and both know the time that is planned."""
+    first, second = edges
+    records = [await issue(first, number) for number in range(10)]
+    async with second.host() as channel:
+        host = HostStreamClient(channel)
+        await host.hello()
+        waits = []
+        for record in records:
+            await request(first, selection=pb.Selection(certificate_ids=[record.certificate_id]))
+            asked = perf_counter()
+            directive = await host.directive()
+            waits.append(perf_counter() - asked)
+            assert [renewal.certificate_id for renewal in directive.renewals] == [record.certificate_id]
+            assert directive.renewals[0].reason == "a drill"
+            await host.answer(directive.nonce)
+            assert second.plans.renew_time(record) == first.plans.renew_time(record) < record.renew_time
+        assert median(waits) < SECOND, waits
+
+
+async def test_what_one_broker_revokes_reaches_a_host_of_the_other(edges: tuple[EdgeServer, EdgeServer]) -> None:
+    """Whoever revokes there: a caller, or a command beside it."""
+    first, second = edges
+    record = await issue(first)
+    async with second.host() as channel:
+        host = HostStreamClient(channel)
+        await host.hello()
+        now = first.clock.now()
+        await first.stores.certificates.mark_revoked(record.certificate_id, RevocationReason.KEY_COMPROMISE, now, [])
+        directive = await host.directive()
+        assert [renewal.certificate_id for renewal in directive.renewals] == [record.certificate_id]
+        assert directive.renewals[0].cause == renewal_pb2.Renewal.CAUSE_REVOKED
+
+
+async def test_what_was_planned_unheard_is_told(edges: tuple[EdgeServer, EdgeServer]) -> None:
+    """A row that the feed has lost is a gap: the host is told what it doesn't know, read from the plans themselves."""
+    first, second = edges
+    record = await issue(first)
+    async with second.host() as channel:
+        host = HostStreamClient(channel)
+        held = renewal_pb2.CertificateStatus.Held(certificate_id=record.certificate_id, serial_number="3e7")
+        status = renewal_pb2.CertificateStatus(
+            name="web", state=renewal_pb2.CertificateStatus.STATE_SERVING, installed=held, issued=held
+        )
+        report = renewal_pb2.StreamRenewalStatusRequest.Report(sequence=1, certificate=status)
+        await host.hello(reports=[report])
+        plan = RenewalPlan(record.certificate_id, HOST, first.clock.now(), RenewalCause.OPERATOR, "unheard")
+        log = first.stores.renewal_plans._changes
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(log, "_shared", False)
+            await first.plans.set_plans([plan])
+        log._number += 1  # of the row that nobody has read
+        await first.stores.deny_list.deny(DenyEntry(name="another.example"), [])
+        directive = await host.directive()
+        assert [renewal.certificate_id for renewal in directive.renewals] == [record.certificate_id]
