@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from benchmarks import agent, audit, growth, issue, load, orders, result, start, streams
+from benchmarks import agent, audit, brokers, growth, issue, load, orders, result, start, streams
 from benchmarks.interpreter import describe
 from benchmarks.result import Figure
 
@@ -125,6 +125,10 @@ def _reports(folder: Path, wish: Wish) -> list[Figure]:
     return streams.report_figures(folder, rounds=wish.rounds, share=wish.share)
 
 
+def _brokers(folder: Path, wish: Wish) -> list[Figure]:
+    return brokers.measure(folder, rounds=wish.rounds, share=wish.share)
+
+
 def _growth(folder: Path, wish: Wish) -> list[Figure]:
     return growth.measure(folder, share=wish.share)
 
@@ -141,6 +145,7 @@ SECTIONS: Final[Mapping[str, Callable[[Path, Wish], list[Figure]]]] = {
     "held": _held,
     "returns": _returns,
     "reports": _reports,
+    "brokers": _brokers,
     "growth": _growth,
 }
 """Each by itself takes a few minutes with three rounds; certbot ten, and growth as long the first time, when it fills

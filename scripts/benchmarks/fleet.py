@@ -41,6 +41,7 @@ from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.logging import setup
 from certplane.sandbox.certificates import CertificateAuthority, write_private
 from certplane.sandbox.loopback import LOOPBACK
+from tests.support.stores import NO_LIMITS, certificate, draft
 
 NAME = "host{}.certplane.test"
 MOST = 10_000
@@ -107,15 +108,19 @@ class Process:
 class HostProcesses:
     """The hosts, in some processes."""
 
-    def __init__(self, folder: Path, port: int, count: int, processes: int = 2) -> None:
+    def __init__(
+        self, folder: Path, port: int, count: int, processes: int = 2, *, first: int = 0, others: Sequence[int] = ()
+    ) -> None:
+        """Hosts `first` and those after it; when a host loses its stream it tries the ports of `others` too."""
         each = -(-count // processes)
         self.count = count
+        ports = [str(port), *map(str, others)]
         self.processes = [
             Process(
-                "benchmarks.hosts", "--folder", str(folder), "--port", str(port), "--first", str(first),
-                "--count", str(min(each, count - first)),
+                "benchmarks.hosts", "--folder", str(folder), "--port", *ports, "--first", str(begin),
+                "--count", str(min(each, first + count - begin)),
             )
-            for first in range(0, count, each)
+            for begin in range(first, first + count, each)
         ]  # fmt: skip
 
     def ask(self, command: str) -> list[dict[str, Any]]:
@@ -149,7 +154,7 @@ class Fleet:
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         (folder / "identities").mkdir(parents=True)
         agents = CertificateAuthority.root("Bench Identity Root")
         signer = agents.intermediate("Bench Identity CA")
@@ -247,7 +252,8 @@ class Fleet:
         }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody takes while its broker is down."""
     for port in random.sample(_PORTS, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((LOOPBACK, port))
@@ -280,26 +286,58 @@ async def _serve(config: Path) -> None:
 
 
 async def _obey(broker: Broker, lines: asyncio.Queue[str]) -> None:
-    """`push`: a renewal is wanted of every host with a stream, as when its plan has become durable."""
+    """Do what each line says, until they end.
+
+    push                    a renewal is wanted of every host with a stream, as when its plan has become durable
+    certify FIRST COUNT     hosts have a certificate each, which no CA was asked for
+    want FIRST COUNT        a renewal of these is wanted, durable
+    """
     for turn in range(1_000_000):
-        command = await lines.get()
-        if not command:
-            return
-        assert command == "push\n", command
-        plans = _plans(broker, turn)
-        gc.collect()
+        command, *arguments = (await lines.get()).split() or [""]
         begun = time.monotonic()
-        broker.hub.plans_changed(plans)
+        match command:
+            case "":
+                return
+            case "push":
+                plans = _plans(broker, turn)
+                gc.collect()
+                begun = time.monotonic()
+                broker.hub.plans_changed(plans)
+            case "certify":
+                await _certify(broker, _hosts(arguments))
+            case "want":
+                when = datetime.now(UTC) + timedelta(minutes=turn)
+                await broker.renewal_plans.set_plans([_plan(f"of {host}", host, when) for host in _hosts(arguments)])
+            case _:
+                raise RuntimeError(f"no command {command}")
         print(json.dumps({"time": begun}), flush=True)
+
+
+def _hosts(arguments: Sequence[str]) -> list[str]:
+    first, count = map(int, arguments)
+    return [NAME.format(number) for number in range(first, first + count)]
+
+
+async def _certify(broker: Broker, hosts: Sequence[str]) -> None:
+    orders, now = broker.stores.orders, datetime.now(UTC)
+    for host in hosts:
+        opened = await orders.open_order(draft(identity=host, public_key_sha256=f"of {host}"), NO_LIMITS, [])
+        assert opened is not None
+        record = certificate(opened.order, f"of {host}", now, timedelta(days=90))
+        await orders.finish_order(opened.order, record, [])
 
 
 def _plans(broker: Broker, turn: int) -> Sequence[RenewalPlan]:
     when = datetime.now(UTC) + timedelta(minutes=turn)
     return [
-        RenewalPlan(f"certificate-{turn}", host, when, RenewalCause.OPERATOR, "the bench wants it so")
+        _plan(f"certificate-{turn}", host, when)
         for number in range(MOST)
         if (host := NAME.format(number)) in broker.hub.registry
     ]
+
+
+def _plan(certificate_id: str, host: str, when: datetime) -> RenewalPlan:
+    return RenewalPlan(certificate_id, host, when, RenewalCause.OPERATOR, "the bench wants it so")
 
 
 def main() -> None:

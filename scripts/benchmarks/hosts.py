@@ -2,10 +2,12 @@
 
 `python -m benchmarks.hosts --folder F --port P --first N --count M` holds hosts N to N+M-1 and does what it is told by
 lines on its standard input; each command is answered by one line of JSON. Times are the machine's monotonic clock, so
-that those of several such processes and of the broker can be compared.
+that those of several such processes and of the broker can be compared. With more than one port a host uses the first
+one until it loses its stream, then the next one at each try.
 
     connect WINDOW        all hosts, so many handshakes at a time; until each is welcome
     directives COUNT      until each host has had so many directives since it was last asked
+    directives-in-all COUNT    until all hosts together have had so many
     report COUNT          each host reports so often, the next one when the one before is acknowledged
     stay                  from now on who loses its stream comes back, as the agent does
     away                  until every host has lost its stream
@@ -101,7 +103,8 @@ class Host:
         if self.sequence > self.acknowledged:
             hello.reports.append(self._report())
         message = pb.StreamRenewalStatusRequest(hello=hello).SerializeToString()
-        self.connection = Connection(self.context, self.fleet.port, _opening_with(message), self.hear)
+        port = self.fleet.ports[self.failures % len(self.fleet.ports)]
+        self.connection = Connection(self.context, port, _opening_with(message), self.hear)
 
     def report(self) -> None:
         """Say the next step of a renewal that goes on for ever."""
@@ -160,8 +163,8 @@ class Host:
 class Fleet:
     """The hosts of this process, and the loop that serves them."""
 
-    def __init__(self, folder: Path, port: int, numbers: range) -> None:
-        self.port = port
+    def __init__(self, folder: Path, ports: list[int], numbers: range) -> None:
+        self.ports = ports
         self._selector = selectors.EpollSelector()
         roots = str(folder / "root.pem")
         self.hosts = [Host(self, n, client_context(str(identity_file(folder, n)), roots)) for n in numbers]
@@ -253,13 +256,14 @@ class Fleet:
                 self._done = lambda: len(self._times) >= wanted
                 self._answer = lambda: {"begun": begun, "times": self._times}
                 self._open_more()
-            case "directives":
-                wanted = count * len(self.hosts)
+            case "directives" | "directives-in-all":
+                wanted = count * (len(self.hosts) if command == "directives" else 1)
                 self._done = lambda: len(self._directed) >= wanted
 
                 def told() -> dict[str, object]:
                     times, self._directed = self._directed, []
-                    return {"first": min(times, default=begun), "last": max(times, default=begun), "count": len(times)}
+                    ends = {"first": min(times, default=begun), "last": max(times, default=begun)}
+                    return {**ends, "count": len(times), "times": times}
 
                 self._answer = told
             case "report":
@@ -388,7 +392,7 @@ def main() -> None:
     """Hold hosts until standard input ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True, help="root.pem and identities/N.pem")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, required=True, nargs="+")
     parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--count", type=int, required=True)
     arguments = parser.parse_args()

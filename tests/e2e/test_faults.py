@@ -641,7 +641,8 @@ async def test_agent_outlives_a_broker_that_is_away(servers: Deployment, tmp_pat
         assert "can't be reached" in finished.stderr
         assert leaf_of(host, "web") == old
         status = await status_of(host)
-        assert (status["state"], status["version"], status["failures"]) == ("failed", 1, 1)
+        assert (status["state"], status["version"]) == ("failed", 1)
+        assert status["failures"] >= 1  # a busy machine gives it time for another try
         assert status["next_attempt_time"] > status["update_time"]
         await deployment.start_broker()
         await until(lambda: len(version_leaves(host, "web")) == 2, what="the next try")
