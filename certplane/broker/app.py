@@ -253,7 +253,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             listener,
         )
         issuing.in_trouble = lambda: authority.in_trouble
-        await stack.enter_async_context(_among_others(membership, broker))
+        await stack.enter_async_context(_among_others(membership, broker, epoch))
         await authority.start([profile.name for profile in prepared.policy.current.profiles])
         stack.push_async_callback(_stop, broker, trail)
         await server.start()
@@ -322,8 +322,8 @@ def _membership(
 
 
 @asynccontextmanager
-async def _among_others(membership: Membership | None, broker: Broker) -> AsyncIterator[None]:
-    """Have a lease for the length of the block, and hear of the orders that others run."""
+async def _among_others(membership: Membership | None, broker: Broker, epoch: RetryEpoch) -> AsyncIterator[None]:
+    """Have a lease for the length of the block, and hear of the orders that others run, and of what they were told."""
     if membership is None:
         yield
         return
@@ -332,11 +332,13 @@ async def _among_others(membership: Membership | None, broker: Broker) -> AsyncI
     broker.stores.changes.follow(ChangeKind.HOLD, broker.authority.holds, what="what issuers are not to be asked for")
     broker.stores.changes.follow(ChangeKind.MEMBER, membership.known, what="other brokers")
     DriftWatch(membership.known, broker.meter)
+    await epoch.share(broker.stores.retry_epoch)
+    broker.stores.changes.follow(ChangeKind.RETRY_EPOCH, epoch, what="the retry epoch")
     await membership.join()
     try:
         membership.skew.check()
         await membership.known.read()
-        async with running(membership.run(), "lease"):
+        async with running(membership.run(), "lease"), running(epoch.run(), "retry epoch"):
             yield
     finally:
         await membership.leave()

@@ -3,51 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from typing_extensions import override
 
-from certplane.broker.members.model import AccountKey, Member
+from certplane.broker.members.model import AccountKey
 from certplane.broker.model import ChangeKind, Order, OrderState, TxtRecord
 from certplane.broker.ports import CacheLook, ChangeFollower, OrderChange
 from certplane.errors import Reason, RefusalError
-from tests.support.memory_store import MemoryStores
-from tests.support.stores import NO_LIMITS, StoreHarness, certificate, draft
+from tests.support.stores import NO_LIMITS, StoreHarness, certificate, draft, member
 from tests.support.waiting import HANG
 
 SPAN = timedelta(seconds=20)
 RECORDS = (TxtRecord("example.org", "_acme-challenge.example.org", "value-1"),)
-
-
-@pytest_asyncio.fixture
-async def other(store: StoreHarness) -> AsyncIterator[StoreHarness]:
-    """Another broker's store over the same database."""
-    if store.place.kind == "memory":
-        stores = MemoryStores.over(store.stores.database)
-        store.stores.database.stores.orders._new_id = lambda: f"other-{next(store.numbers):06d}"
-        yield StoreHarness(store.place, store.clock, stores, store.numbers)
-        return
-    async with store.place.open(store.clock, exclusive=False) as stores:
-        yield StoreHarness(store.place, store.clock, stores, store.numbers)
-
-
-def member(store: StoreHarness, **facts: Any) -> Member:
-    return Member(
-        broker_id=store.stores.members.broker_id,
-        name="machine",
-        address="[::]:8443",
-        version="1",
-        start_time=store.clock.now(),
-        policy_hash="policy",
-        trust_hash="trust",
-        configuration_hash="configuration",
-        **facts,
-    )
 
 
 async def not_found(waiting: Any) -> None:

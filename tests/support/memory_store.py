@@ -428,7 +428,9 @@ class _Parts:
         writer_id = str(uuid.uuid4())
         for part in (made.changes, made.certificates._changes):
             part._writer_id = writer_id
-        made.orders.holder = made.members.broker_id = made.fleet.broker_id = writer_id
+        for part in (made.members, made.fleet, made.retry_epoch):
+            part.broker_id = writer_id
+        made.orders.holder = writer_id
         return made
 
 

@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from certplane.broker.audit import SpillFallback
 from certplane.broker.events import AuditEvent, AuditEventType
+from certplane.broker.members.model import Member
 from certplane.broker.model import CertificateRecord, Order, OrderDraft
 from certplane.broker.ports import DurableLimits
 from certplane.broker.store import open_stores
@@ -196,3 +197,30 @@ async def store(store_place: StorePlace, failure_mode: Callable[[], str]) -> Asy
         async with store_place.open(clock, failure_mode) as stores:
             yield StoreHarness(store_place, clock, stores)
     check_new(store_place.kind, store_place.url)
+
+
+@pytest_asyncio.fixture
+async def other(store: StoreHarness) -> AsyncIterator[StoreHarness]:
+    """Another broker's store over the same database."""
+    if store.place.kind == "memory":
+        stores = MemoryStores.over(store.stores.database)
+        store.stores.database.stores.orders._new_id = lambda: f"other-{next(store.numbers):06d}"
+        yield StoreHarness(store.place, store.clock, stores, store.numbers)
+        return
+    async with store.place.open(store.clock, exclusive=False) as stores:
+        yield StoreHarness(store.place, store.clock, stores, store.numbers)
+
+
+def member(store: StoreHarness, **facts: Any) -> Member:
+    """What the broker of a store says of itself."""
+    return Member(
+        broker_id=store.stores.members.broker_id,
+        name="machine",
+        address="[::]:8443",
+        version="1",
+        start_time=store.clock.now(),
+        policy_hash="policy",
+        trust_hash="trust",
+        configuration_hash="configuration",
+        **facts,
+    )

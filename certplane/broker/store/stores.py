@@ -33,6 +33,7 @@ from certplane.broker.store.members import SqlMemberStore
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
 from certplane.broker.store.repeats import SqlRepeatCounts
+from certplane.broker.store.retry_epoch import SqlEpochStore
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.soundness import ServerSoundness, SqliteSoundness, corrupt
 from certplane.broker.store.statements import Driver
@@ -69,6 +70,7 @@ class Stores:
     members: SqlMemberStore
     accounts: SqlAccounts
     holds: SqlHoldStore
+    retry_epoch: SqlEpochStore
     certificates: SqlCertificateStore
     keys: SqlKeyLedger
     deny_list: SqlDenyList
@@ -209,6 +211,7 @@ def assemble(
         members=SqlMemberStore(reader, writer, clock, writer_id, changes),
         accounts=SqlAccounts(reader, writer, clock, changes),
         holds=SqlHoldStore(reader, writer, changes),
+        retry_epoch=SqlEpochStore(reader, writer, clock, writer_id, changes),
         certificates=SqlCertificateStore(reader, writer, log, changes),
         keys=SqlKeyLedger(reader),
         deny_list=SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed),
