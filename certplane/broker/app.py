@@ -68,7 +68,7 @@ from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer, Servicer
 from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings, StoreDriver
-from certplane.broker.sharing import stores_of_a_broker
+from certplane.broker.sharing import roles_of, stores_of_a_broker
 from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
@@ -273,6 +273,8 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         )
         soundness = SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter)
         retention = _retention(settings, stores, files, clock=clock, meter=meter)
+        lease = membership or LastingLease()
+        roles = roles_of(stores, membership, retention=retention, soundness=soundness, clock=clock, meter=meter)
         for name, work in (
             ("renewal plans", planner.run()),
             ("streams", hub.supervision.run()),
@@ -284,15 +286,14 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                     authority,
                     stores,
                     prepared.policy,
-                    lease=membership or LastingLease(),
+                    lease=lease,
                     issuing=issuing,
                     clock=clock,
                 ),
             ),
             ("event loop", watch_loop(meter, clock)),
-            ("retention", retention.prune()),
+            ("roles", roles.run()),
             ("free space", retention.watch()),
-            ("soundness of the database", soundness.run()),
             ("DNS accounts", check_dns_accounts(solver, prepared.policy)),
             ("CA directories", check_directories(issuers.values())),
         ):

@@ -36,7 +36,7 @@ class Counter(Metric):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gauge(Metric):
-    """What now is; 0 until it is set, if it has no labels."""
+    """What now is; 0 until it is set, if it has no labels and this broker is the one to tell it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +55,9 @@ BROKERS_DIFFER: Final = Gauge(
 )
 CLOCK_SKEW: Final = Gauge(
     "certplane_clock_skew_seconds", "This machine's clock less the database's, as the last renewal of the lease showed."
+)
+ROLES_HELD: Final = Gauge(
+    "certplane_role_held", "1 while this broker does what one broker does for all of its database.", ("role",)
 )
 
 # Calls and the process.

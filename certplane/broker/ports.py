@@ -490,7 +490,9 @@ class RepeatCounts(Protocol):
         ...
 
     async def recover(self) -> int:
-        """Make events of all that is kept: of a broker that was killed. Returns how many.
+        """Make events of all that is kept of brokers that have ended without closing it. Returns how many.
+
+        One that only stood still may close, or keep, the same counts later: what it says then takes the place of that.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.
@@ -562,6 +564,10 @@ class Meter(Protocol):
         """Set what now is."""
         ...
 
+    def forget(self, gauge: Gauge) -> None:
+        """Show the gauge no more, whatever its labels, until it is set again: another broker tells it."""
+        ...
+
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
         """Ask `read`, from any thread, what now is whenever somebody looks: for a gauge that every call moves.
 
@@ -583,6 +589,10 @@ class NullMeter(Meter):
 
     @override
     def level(self, gauge: Gauge, value: float, **labels: str) -> None:
+        pass
+
+    @override
+    def forget(self, gauge: Gauge) -> None:
         pass
 
     @override

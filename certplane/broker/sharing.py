@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from datetime import timedelta
+from typing import Final
 
+from certplane.broker import metrics
 from certplane.broker.audit import SpillLock, import_spill
 from certplane.broker.database import stores
-from certplane.broker.members.ports import MemberStore
-from certplane.broker.ports import Meter, SecretSource
+from certplane.broker.members.membership import Membership
+from certplane.broker.members.ports import LastingLease, MemberStore
+from certplane.broker.members.roles import SOUNDNESS, UPKEEP, Roles, SoleRoleStore
+from certplane.broker.model import ChangeKind
+from certplane.broker.ports import Meter, RepeatCounts, SecretSource
+from certplane.broker.retention import Retention
 from certplane.broker.settings import BrokerSettings
+from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
+from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
 
 _logger = logging.getLogger("certplane.broker")
+
+_LOOK: Final = timedelta(minutes=1)
+"""Between looks at the counts that killed brokers have left."""
 
 
 @asynccontextmanager
@@ -51,3 +64,44 @@ async def succeed(lock: SpillLock, members: MemberStore) -> None:
         fields = {"broker_id": before}
         _logger.info("the broker that ran here before was killed: its orders are free", extra={"fields": fields})
     lock.name(members.broker_id)
+
+
+def roles_of(
+    stores: Stores,
+    membership: Membership | None,
+    *,
+    retention: Retention,
+    soundness: SoundnessWatch,
+    clock: Clock,
+    meter: Meter,
+) -> Roles:
+    """What of this broker's work one broker does for all; without `membership` this one has its database alone."""
+    if membership is None:
+        roles = Roles(SoleRoleStore(), LastingLease(), clock, meter)
+    else:
+        roles = Roles(stores.roles, membership, clock, meter)
+        known = membership.known
+        stores.changes.follow(ChangeKind.MEMBER, roles, what="roles that other brokers have left")
+        # Beside it, since this broker hears nothing from the feed of those whose end it has found itself.
+        known.subscribe(lambda: roles.heard([member.broker_id for member in known.members]))
+
+    async def upkeep() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(retention.prune())
+            if membership is not None:
+                group.create_task(_recover_counts(stores.repeats, clock))
+
+    stores.changes.removes = lambda: roles.holds(UPKEEP)
+    roles.add(UPKEEP, upkeep)
+    roles.add(SOUNDNESS, soundness.run, (metrics.STORE_CHECKED, metrics.STORE_DAMAGED))
+    return roles
+
+
+async def _recover_counts(repeats: RepeatCounts, clock: Clock) -> None:
+    """Make events of what brokers had counted that were killed, and weren't started again where they were."""
+    while True:
+        try:
+            await repeats.recover()
+        except RefusalError as error:
+            _logger.warning("counts of repeated events of other brokers could not be closed; will retry: %s", error)
+        await clock.sleep(_LOOK)

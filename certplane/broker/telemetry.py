@@ -31,6 +31,7 @@ class PrometheusMeter(Meter):
         self.registry = prometheus.CollectorRegistry()
         self._collectors = {metric: self._declare(metric) for metric in metrics.METRICS}
         self._children: dict[tuple[Metric, tuple[str, ...]], Any] = {}
+        self._forgotten: set[Gauge] = set()
 
     @override
     def count(self, counter: Counter, **labels: str) -> None:
@@ -43,6 +44,19 @@ class PrometheusMeter(Meter):
     @override
     def level(self, gauge: Gauge, value: float, **labels: str) -> None:
         self._child(gauge, labels).set(value)
+        if gauge in self._forgotten:
+            self._forgotten.discard(gauge)
+            self.registry.register(self._collectors[gauge])
+
+    @override
+    def forget(self, gauge: Gauge) -> None:
+        if gauge in self._forgotten:
+            return
+        self._forgotten.add(gauge)
+        self.registry.unregister(self._collectors[gauge])
+        if gauge.labels:
+            self._collectors[gauge].clear()
+            self._children = {key: child for key, child in self._children.items() if key[0] is not gauge}
 
     @override
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:

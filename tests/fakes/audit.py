@@ -81,6 +81,10 @@ class FakeMeter(Meter):
             self._moved.add(gauge)
 
     @override
+    def forget(self, gauge: Gauge) -> None:
+        self.levels.pop(gauge, None)
+
+    @override
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
         self._check(gauge, {})
         self.watched[gauge] = read

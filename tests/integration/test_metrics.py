@@ -30,6 +30,8 @@ from certplane.broker.issuing.supervision import Bounds, IssuingProcess
 from certplane.broker.members.drift import DriftWatch
 from certplane.broker.members.membership import Membership
 from certplane.broker.members.model import Member
+from certplane.broker.members.ports import LastingLease
+from certplane.broker.members.roles import Roles, SoleRoleStore
 from certplane.broker.metrics import Metric
 from certplane.broker.model import Grant, IdentityKind, Profile, RevocationReason
 from certplane.broker.ports import DurableLimits, PruneBefore, Soundness, Upkeep
@@ -334,6 +336,16 @@ def exported(registry: CollectorRegistry) -> set[Metric]:
     return {metric for metric in metrics.METRICS if values & {metric.name, f"{metric.name}_count"}}
 
 
+async def a_role(_folder: Path) -> Collection[Metric]:
+    """A broker that has its database alone has all roles."""
+    meter, clock = FakeMeter(), ManualClock()
+    roles = Roles(SoleRoleStore(), LastingLease(), clock, meter)
+    roles.add("upkeep", lambda: clock.sleep(HOUR))
+    async with beside(roles.run()):
+        await until(lambda: roles.holds("upkeep"))
+    return meter.moved
+
+
 Scenario = Callable[[Path], Awaitable[Collection[Metric]]]
 
 MOVED: dict[Scenario, set[Metric]] = {
@@ -342,6 +354,7 @@ MOVED: dict[Scenario, set[Metric]] = {
         metrics.ORDERS_ENDED, metrics.ORDER_DURATION, metrics.STEP_DURATION,
     },
     a_member: {metrics.LEASE, metrics.CLOCK_SKEW, metrics.BROKERS, metrics.BROKERS_DIFFER},
+    a_role: {metrics.ROLES_HELD},
     an_issuer_out_of_reach: {metrics.FAILOVERS, metrics.STEP_FAILURES},
     an_order_lost_by_its_ca: {metrics.ORDERS_ABANDONED},
     a_store_and_a_dns_in_trouble: {metrics.JOURNAL_RETRIES, metrics.SERVERS_SILENT, metrics.RECORDS_LEFT},

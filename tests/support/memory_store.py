@@ -431,6 +431,7 @@ class _Parts:
         for part in (made.members, made.fleet, made.retry_epoch):
             part.broker_id = writer_id
         made.orders.holder = writer_id
+        made.repeats._broker_id = made.roles._broker_id = writer_id
         return made
 
 

@@ -51,10 +51,11 @@ class Allowed:
 ALLOWED: Final = (
     Allowed("deny_entries", "ORDER BY deny_entries.entry_id", "read whole into memory; as long as operators make it"),
     Allowed("identities", "ORDER BY identities.name", "read whole into memory, on the read thread: a start, a gap"),
-    Allowed("audit_repeats", "audit_repeats", "what is being counted: bounded, and looked at by a start alone"),
+    Allowed("audit_repeats", "audit_repeats", "what is being counted: bounded; looked at by a start, and each minute"),
     Allowed("audit_events", "ORDER BY audit_events.sequence DESC", "the newest: the end of the table, up to a limit"),
     Allowed("certificates", "ORDER BY certificates.create_time DESC", "the newest: the end of an index, up to a limit"),
     Allowed("acme_accounts", "ORDER BY acme_accounts.issuer", "a row an issuer: read by a command that seals all anew"),
+    Allowed("leases", "leases.holder", "a row a role: a handful, read for people"),
     Allowed("brokers", "brokers", "a row a broker: as many as are started within some seconds"),
     Allowed("leases", "ORDER BY leases.role", "a row for each kind of work: some; read when an operator asks"),
     Allowed("issuer_holds", "ORDER BY issuer_holds.issuer", "read whole into memory: a start, a gap; they are few"),

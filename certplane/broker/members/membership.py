@@ -53,6 +53,7 @@ class Membership(Lease):
         """Whether members were removed by this broker itself, of which it hears nothing from the change feed."""
         self._renewed: tuple[float, datetime] | None = None
         """When the renewal that stands was asked for, by both clocks: one may be set, the other may stand still."""
+        self._term = 0
         self._said_lost = False
         self._failing = False
 
@@ -69,6 +70,11 @@ class Membership(Lease):
         past = max(timedelta(seconds=self._clock.monotonic() - monotonic), self._clock.now() - time)
         return past < SPAN - _MARGIN
 
+    @property
+    @override
+    def term(self) -> int:
+        return self._term
+
     async def join(self) -> None:
         """Take the first lease.
 
@@ -77,6 +83,11 @@ class Membership(Lease):
         """
         asked = self._clock.monotonic(), self._clock.now()
         renewal = await self._store.renew(replace(self._me(), clock_skew=self.skew.current), SPAN)
+        if self._renewed is not None and not (renewal.stood and (self.stands() or not self._failing)):
+            # After a try that failed, the lease that stood may be that try's: it was written, and the answer lost.
+            self._term += 1
+            if not self._said_lost:
+                logger.warning("this broker's lease had ended before it was renewed; what it ran is taken anew")
         self._renewed = asked
         self.skew.note(skew_of(asked[1], self._clock.now(), renewal.time))
         self._unread = self._unread or renewal.removed

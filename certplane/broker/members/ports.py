@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -23,6 +23,11 @@ class Lease(Protocol):
         """Whether no other broker can have taken this one's orders: what can't be undone may be done."""
         ...
 
+    @property
+    def term(self) -> int:
+        """Another number whenever the lease is had anew after it had ended: what was taken before may be another's."""
+        ...
+
 
 class LastingLease(Lease):
     """`Lease` of the one broker of a database that nobody else can open."""
@@ -35,6 +40,41 @@ class LastingLease(Lease):
     @override
     def stands(self) -> bool:
         return True
+
+    @property
+    @override
+    def term(self) -> int:
+        return 0
+
+
+class RoleLease(Protocol):
+    """This broker's right to do what is done once for all brokers. From memory."""
+
+    def holds(self, role: str) -> bool:
+        """Whether this broker does it, so that no other one needs to."""
+        ...
+
+
+class RoleStore(Protocol):
+    """Who has which role, in the database that the brokers share. A role is held while its holder's lease stands."""
+
+    async def take(self, roles: Collection[str]) -> Mapping[str, int]:
+        """Of these roles, take those that no other broker holds, durable; how often each was taken by now.
+
+        Those that this broker's row says it holds are taken anew: it asks for roles that it doesn't know to be its own.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def give_back(self, roles: Collection[str]) -> None:
+        """Let others take these of this broker's roles; they hear of it (`ChangeKind.MEMBER`).
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
 
 
 class MemberStore(Protocol):

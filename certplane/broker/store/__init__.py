@@ -3,6 +3,7 @@
     stores.py          opens and closes it all: start here
     orders.py          single flight; order_rows.py every write of an order; limits.py the durable limits
     repeats.py         counts of repeated audit events
+    members.py         the brokers of the database; roles.py what one of them does for all
     upkeep.py          what is old and ended is removed
     certificates.py  deny_list.py  identities.py  enrollments.py  audit_log.py
     change_feed.py     what other programs change in the database

@@ -23,7 +23,7 @@ import asyncio
 import functools
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
@@ -167,6 +167,8 @@ class SqlChangeFeed(ChangeFeed):
         """When the newest numbers were read last, by the wall clock and monotonic."""
         self._error: Exception | None = None
         self._lock = asyncio.Lock()
+        self.removes: Callable[[], bool] = lambda: True
+        """Whether it is this program that removes old rows: of several brokers one does."""
         compiler = database.compiler
         self._newest = _newest_numbers(compiler)
         row = select(changes.c.number, changes.c.kind, changes.c.key)
@@ -310,6 +312,8 @@ class SqlChangeFeed(ChangeFeed):
             following.everything = True
 
     async def _remove_old(self) -> None:
+        if not self.removes():
+            return
         values = {"before": to_micros(self._clock.now() - _KEEP)}
 
         def change(session: Session) -> Done[int]:

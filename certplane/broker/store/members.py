@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, bindparam, cast, delete, func, select
+from sqlalchemy import BigInteger, ColumnElement, bindparam, cast, delete, exists, func, select
 from typing_extensions import override
 
 from certplane.broker.members.model import Member, Renewal
@@ -36,6 +36,11 @@ def database_time(compiler: Compiler) -> ColumnElement[int]:
     if compiler.driver == "sqlite":
         return bindparam("clock")
     return cast(func.extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
+
+
+def is_alive(compiler: Compiler, broker_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a broker's lease stands, by the database's time."""
+    return exists().where(brokers.c.broker_id == broker_id, brokers.c.lease_until > database_time(compiler))
 
 
 class SqlMemberStore(MemberStore):
@@ -78,15 +83,19 @@ class SqlMemberStore(MemberStore):
     async def renew(self, member: Member, span: timedelta) -> Renewal:
         values = {**self._values(), **_MEMBER.values(replace(member, broker_id=self.broker_id))}
         values["span"] = span // _MICROSECOND
+        ended = False
 
         def change(session: Session) -> Done[Renewal]:
+            nonlocal ended
             stood, *said = session.one(self._before, values) or (False,)
+            # Kept over the tries of this change: the lease that the second one finds may be the first one's.
+            ended = ended or not stood
             row = session.one(self._upsert, values)
             assert row is not None
             gone = session.execute(self._remove_ended, self._remove_ended.arguments(values))
             if gone or not stood or said != [values[name] for name in _SAID]:
                 self._changes.add_shared(session, ChangeKind.MEMBER, self.broker_id)
-            return Done(Renewal(bool(stood), from_micros(row[0] - values["span"]), removed=gone > 0))
+            return Done(Renewal(not ended, from_micros(row[0] - values["span"]), removed=gone > 0))
 
         return await self._writer.write(change, ())
 

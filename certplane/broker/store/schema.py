@@ -303,14 +303,12 @@ brokers = Table(
 )
 
 leases = Table(
-    # Who does what runs once for all brokers.
+    # Who does what is done once for all brokers, as long as its own lease (`brokers`) stands; none if the holder is ''.
     "leases",
     metadata,
     Column("role", _Text, primary_key=True),
     Column("holder", _Text, nullable=False),
     Column("epoch", _Sequence, nullable=False),
-    # By the database's clock, as `brokers.lease_until`.
-    Column("until", _Time, nullable=False),
     sqlite_strict=True,
 )
 
@@ -447,5 +445,7 @@ audit_repeats = Table(
     Column("event_id", _Text, primary_key=True),
     Column("create_time", _Time, nullable=False),
     Column("record", _Text, nullable=False),
+    # Who counts; empty in rows of before.
+    Column("broker_id", _Text, nullable=False, server_default=""),
     sqlite_strict=True,
 )

@@ -34,6 +34,7 @@ from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
 from certplane.broker.store.repeats import SqlRepeatCounts
 from certplane.broker.store.retry_epoch import SqlEpochStore
+from certplane.broker.store.roles import SqlRoleStore
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.soundness import ServerSoundness, SqliteSoundness, corrupt
 from certplane.broker.store.statements import Driver
@@ -71,6 +72,7 @@ class Stores:
     accounts: SqlAccounts
     holds: SqlHoldStore
     retry_epoch: SqlEpochStore
+    roles: SqlRoleStore
     certificates: SqlCertificateStore
     keys: SqlKeyLedger
     deny_list: SqlDenyList
@@ -212,6 +214,7 @@ def assemble(
         accounts=SqlAccounts(reader, writer, clock, changes),
         holds=SqlHoldStore(reader, writer, changes),
         retry_epoch=SqlEpochStore(reader, writer, clock, writer_id, changes),
+        roles=SqlRoleStore(reader, writer, clock, broker_id=writer_id, changes=changes),
         certificates=SqlCertificateStore(reader, writer, log, changes),
         keys=SqlKeyLedger(reader),
         deny_list=SqlDenyList(reader, writer, log, clock, changes=changes, feed=feed),
@@ -220,7 +223,7 @@ def assemble(
         enrollments=SqlEnrollmentStore(reader, writer, log),
         fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),
         audit=log,
-        repeats=SqlRepeatCounts(reader, writer, log, audit or _NoAudit()),
+        repeats=SqlRepeatCounts(reader, writer, log, audit or _NoAudit(), clock=clock, broker_id=writer_id),
         upkeep=SqlUpkeep(reader, writer, path),
         changes=feed,
         soundness=ServerSoundness(reader) if path is None else SqliteSoundness(path, database),

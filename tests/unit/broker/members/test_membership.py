@@ -107,6 +107,46 @@ async def test_the_time_that_an_answer_takes_counts() -> None:
     assert not broker.membership.stands()
 
 
+async def test_a_lease_that_ended_unseen_is_another_term(caplog: pytest.LogCaptureFixture) -> None:
+    """Ended and renewed between two looks of the broker's: others may have taken what it runs."""
+    async with running() as broker:
+        term = broker.membership.term
+        await broker.pass_time(2 * SPAN)
+        assert broker.membership.term == term
+        broker.stores.database.forget("brokers")
+        await broker.pass_time(5 * SECOND)
+        assert broker.membership.stands()
+        assert broker.membership.term > term
+    assert [record.message for record in caplog.records] == [
+        "this broker's lease had ended before it was renewed; what it ran is taken anew"
+    ]
+
+
+async def test_a_renewal_whose_answer_was_lost_hides_no_end() -> None:
+    """The lease had ended, and what the next renewal finds is the lost one's."""
+    async with running() as broker:
+        term = broker.membership.term
+        broker.stores.database.faults.fail_always("renew", DOWN)
+        await broker.pass_time(SPAN + SECOND)
+        await broker.stores.database.stores.members.renew(broker.me(), SPAN)
+        broker.stores.database.faults.heal()
+        await broker.pass_time(6 * SECOND)
+        assert broker.membership.stands()
+        assert broker.membership.term > term
+
+
+async def test_a_renewal_that_comes_late_keeps_the_term() -> None:
+    """The broker had given up, and nobody else can have taken anything: the database says that the lease stood."""
+    async with running() as broker:
+        term = broker.membership.term
+        gate = broker.stores.database.faults.hold("renew")
+        await broker.pass_time(SPAN - SECOND)
+        assert not broker.membership.stands()
+        gate.set()
+        await settle(20)
+        assert broker.membership.term == term
+
+
 async def test_who_leaves_has_no_lease() -> None:
     """Neither in the database nor for itself; a database that is away only makes the others wait."""
     broker = Broker()

@@ -25,12 +25,12 @@ def upgrade() -> None:
     op.add_column("brokers", sa.Column("account_keys", _text))
     op.add_column("brokers", sa.Column("clock_skew", _time, nullable=False, server_default="0"))
     op.add_column("brokers", sa.Column("reuse_port", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("audit_repeats", sa.Column("broker_id", _text, nullable=False, server_default=""))
     op.create_table(
         "leases",
         sa.Column("role", _text, nullable=False),
         sa.Column("holder", _text, nullable=False),
         sa.Column("epoch", _time, nullable=False),
-        sa.Column("until", _time, nullable=False),
         sa.PrimaryKeyConstraint("role", name="pk_leases"),
         sqlite_strict=True,
     )
@@ -74,6 +74,7 @@ def downgrade() -> None:
         op.drop_table(table)
     for name in ("reuse_port", "clock_skew", "account_keys", "audit_mode"):
         op.drop_column("brokers", name)
+    op.drop_column("audit_repeats", "broker_id")
     op.drop_column("host_streams", "stream_epoch")
     op.drop_column("host_streams", "broker_id")
     op.drop_index("uq_orders_lane", "orders")
