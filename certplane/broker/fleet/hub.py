@@ -3,13 +3,14 @@
     attach -> hello -> report, answer, heartbeat ... -> detach
 
 `session` decides what one stream says and is told, `stream` sends and records it, `registry` knows who is connected,
-`supervision` has the time pass, `plan_teller` reads what a host doesn't know; here they are put together.
+`supervision` has the time pass, `plan_teller` reads what a host doesn't know, `displacement` ends the streams of hosts
+that have come to another broker; here they are put together.
 
 Rules they keep:
 
 - Nothing is acknowledged before the store has it. While the store fails, reports wait in bounded number and are tried
   again; a host that has more to say is then sent away with the store's refusal, and keeps what wasn't acknowledged.
-- One stream a host: the one that said hello last. The other one ends with STREAM_DISPLACED.
+- One stream a host: the one that said hello last, at whichever broker. The other one ends with STREAM_DISPLACED.
 - What is wanted of a host is computed from durable state: plans when they change, or when the host comes.
 - Hosts say who they are by their certificate alone; nothing in a message names another host.
 
@@ -26,10 +27,11 @@ from typing import Final, Protocol
 
 from certplane.broker import metrics
 from certplane.broker.events import AuditTrail
+from certplane.broker.fleet.displacement import CountDisplacement, Displacement
 from certplane.broker.fleet.knowledge import revoked_plan
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.plan_teller import PlanTeller
-from certplane.broker.fleet.ports import FleetFigures, FleetStore
+from certplane.broker.fleet.ports import FleetFigures, FleetStore, StreamPlaces
 from certplane.broker.fleet.recording import Recorder
 from certplane.broker.fleet.refusals import displaced, draining, invalid
 from certplane.broker.fleet.registry import StreamRegistry
@@ -50,7 +52,7 @@ _POLL: Final = timedelta(milliseconds=20)
 """While streams end."""
 
 
-class _Store(FleetStore, FleetFigures, Protocol):
+class _Store(FleetStore, StreamPlaces, FleetFigures, Protocol):
     pass
 
 
@@ -64,7 +66,7 @@ class FleetHub:
         plans: RenewalPlanStore,
         find_certificate: Callable[[str], Awaitable[CertificateRecord | None]],
         hashes: Callable[[], tuple[str, str, str]],
-        count_displacement: Callable[[str, datetime], Awaitable[None]],
+        count_displacement: CountDisplacement,
         repeats: EventRecorder,
         clock: Clock,
         meter: Meter,
@@ -103,6 +105,7 @@ class FleetHub:
             registry=self.registry, teller=self._teller, figures=store, hashes=hashes, context=self.context
         )
         self._count_displacement = count_displacement
+        self.displacement = Displacement(store, self.registry, self.context, count_displacement)
         self._clock = clock
         self._meter = meter
         self._draining = False
@@ -253,9 +256,7 @@ class FleetHub:
         await self._recorder.finish(deadline)
 
     def _goodbye(self) -> Goodbye:
-        """With a time to come back, so that no more come at once than the broker can take."""
-        spread = max(1.0, len(self.registry) / self.context.settings.reconnects)
-        return Goodbye(timedelta(seconds=1 + spread * self.context.rng.random()), "the broker is shutting down")
+        return self.context.goodbye(len(self.registry), "the broker is shutting down")
 
     def _tell(self, host: str, plans: list[RenewalPlan]) -> None:
         """Tell a host plans that were read some moments ago: what has changed since is newer."""
@@ -266,7 +267,8 @@ class FleetHub:
 
     def _displace(self, old: ServedStream, stream: ServedStream) -> None:
         old.end(displaced())
-        if old.caller.serial_number == stream.caller.serial_number:
+        # One of a host that was at another broker in between had lost its place already.
+        if old.caller.serial_number == stream.caller.serial_number and stream.stream_epoch == old.stream_epoch + 1:
             self._recorder.note(self._count_displacement(stream.host, self._clock.now()))
         fields = {
             "host": stream.host,

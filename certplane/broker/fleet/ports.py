@@ -106,6 +106,18 @@ class FleetStore(Protocol):
         ...
 
 
+class StreamPlaces(Protocol):
+    """At which broker each host's stream is."""
+
+    async def find_streams(self, hosts: Sequence[str]) -> Sequence[HostStream]:
+        """The last streams of these hosts; of those that never had one, none.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
+
 class FleetFigures(Protocol):
     """What the fleet adds up to."""
 

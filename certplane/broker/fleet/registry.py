@@ -1,12 +1,12 @@
 """Who is connected to this broker: all open streams, and which of them is its host's.
 
 A host has one stream, the one that said hello last. This is one broker's memory: whether a host has its stream at
-another broker is in the host's record alone (`HostStream`), and a hello there has to end the stream here by `place_of`.
+another broker is in the host's record alone (`HostStream`); a hello there ends the stream here (`displacement`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from certplane.broker import metrics
 from certplane.broker.fleet.stream import ServedStream
@@ -34,6 +34,11 @@ class StreamRegistry:
         """All that are open at this moment, those included that haven't said hello or were displaced."""
         return iter(tuple(self._open))
 
+    @property
+    def hosts(self) -> Sequence[str]:
+        """Those that have a stream here at this moment."""
+        return tuple(self._places)
+
     def place_of(self, host: str) -> ServedStream | None:
         """The stream of a host; None if it has none here."""
         return self._places.get(host)
@@ -52,6 +57,10 @@ class StreamRegistry:
     def remove(self, stream: ServedStream) -> bool:
         """A stream has ended; whether it was its host's."""
         self._open.discard(stream)
+        return self.give_up(stream)
+
+    def give_up(self, stream: ServedStream) -> bool:
+        """An open stream isn't its host's any more; whether it was."""
         if self._places.get(stream.host) is not stream:
             return False
         del self._places[stream.host]

@@ -101,6 +101,7 @@ class HostSession:
     _acknowledge: bool = False
     _heartbeat: datetime | None = None
     _goodbye: Goodbye | None = None
+    _asks: bool = False
 
     # What is heard.
 
@@ -210,6 +211,15 @@ class HostSession:
         """End the stream when all else is said."""
         self._goodbye = message
 
+    def ask(self) -> None:
+        """Have the host answer a directive, whether there is something to tell it or not."""
+        self._asks = True
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the host has answered all directives, the one of `ask` included."""
+        return self.unanswered is None and not self._asks
+
     def pending_renewals(self) -> tuple[RenewalPlan, ...]:
         """What the host doesn't know yet, or hasn't answered."""
         return tuple(self._wanted.values()) if self._wanted else ()
@@ -223,7 +233,7 @@ class HostSession:
             or self._acknowledge
             or self._heartbeat is not None
             or self._goodbye is not None
-            or (self.unanswered is None and (self._wanted is not None or self._told != hashes.told))
+            or (self.unanswered is None and (self._asks or self._wanted is not None or self._told != hashes.told))
         )
 
     def next_message(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Outgoing | None:
@@ -249,8 +259,9 @@ class HostSession:
     def _directive(self, now: float, hashes: InForceHashes, new_nonce: Callable[[], str]) -> Directive | None:
         if self.unanswered is not None:
             return None
-        if self._wanted is None and self._told == hashes.told:
+        if self._wanted is None and self._told == hashes.told and not self._asks:
             return None
+        self._asks = False
         renewals = _first_due(self._wanted.values()) if self._wanted else ()
         self.unanswered = Directive(new_nonce(), renewals, *hashes.told)
         self.asked_time = now

@@ -59,6 +59,11 @@ class StreamContext:
             fields["passed_over"] = passed_over
         _logger.log(level, what, exc_info=exc_info, extra={"fields": fields})
 
+    def goodbye(self, streams: int, reason: str) -> Goodbye:
+        """To each of so many streams, with a time to come back: no more come at once than a broker can take."""
+        spread = max(1.0, streams / self.settings.reconnects)
+        return Goodbye(timedelta(seconds=1 + spread * self.rng.random()), reason)
+
     def new_nonce(self) -> str:
         """Of a directive."""
         return f"{self.rng.getrandbits(64):016x}"
@@ -106,6 +111,11 @@ class ServedStream:
     def host(self) -> str:
         """The host's identity name."""
         return self.caller.name
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether it has ended without being ended."""
+        return self.ended and self.end_reason is None
 
     def hear(self) -> None:
         """The host has said something."""

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
-from certplane.broker.fleet.ports import FleetFigures, FleetStore, RecordedReports, RenewalRequestLog
+from certplane.broker.fleet.ports import FleetFigures, FleetStore, RecordedReports, RenewalRequestLog, StreamPlaces
 from certplane.broker.fleet.refusals import displaced
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
@@ -56,8 +56,8 @@ _UNDER_WAY: Final = 2
 """One that is being written, and one that waits for it, so that the writer never waits for the loop."""
 
 
-class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
-    """`FleetStore`, `FleetFigures` and `RenewalRequestLog` over the database."""
+class SqlFleetStore(FleetStore, StreamPlaces, FleetFigures, RenewalRequestLog):
+    """`FleetStore` and the other ports of the fleet over the database."""
 
     def __init__(
         self, database: Database, writer: Writer, audit: SqlAuditLog, *, broker_id: str, changes: ChangeLog
@@ -85,6 +85,8 @@ class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
             certificate_statuses.c.host, certificate_statuses.c.name
         )
         self._statuses = compiler(statuses.where(status_host >= bindparam("first"), status_host <= bindparam("last")))
+        places = select(*(host_streams.c[name] for name in STREAM_COLUMNS))
+        self._places = compiler(places.where(host_streams.c.host.in_(HOSTS)))
         self._some = compiler(streams.where(host_streams.c.host.in_(HOSTS)).order_by(host_streams.c.host))
         self._statuses_of = compiler(statuses.where(certificate_statuses.c.host.in_(HOSTS)))
         self._count_states = compiler(
@@ -181,6 +183,12 @@ class SqlFleetStore(FleetStore, FleetFigures, RenewalRequestLog):
             (RevokedCertificate(host, serial, from_micros(time), reason or "") for host, serial, time, reason in rows),
             key=lambda each: (each.host, each.serial_number),
         )
+
+    @override
+    async def find_streams(self, hosts: Sequence[str]) -> Sequence[HostStream]:
+        with reading():
+            rows = [row for some in hosts_parameters(hosts) for row in await self._database.all(self._places, some)]
+        return [stream_from_row(row) for row in rows]
 
     @override
     async def count_states(self) -> Mapping[CertificateState, int]:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from certplane.broker import metrics
-from certplane.broker.audit import RepeatCoalescer
-from certplane.broker.events import AuditTrail
-from certplane.broker.fleet.hub import FleetHub
-from certplane.broker.fleet.messages import Directive, DirectiveResult, Goodbye, Hello, Outgoing, Welcome
+from certplane.broker.fleet.messages import Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import HostRecord
-from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.fleet.settings import AGE_JITTER, StreamSettings
-from certplane.broker.fleet.stream import ServedStream
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.fleet_report.model import (
@@ -32,154 +25,14 @@ from certplane.fleet_report.model import (
     RenewalCause,
     Report,
 )
-from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.support.callers import caller
-from tests.support.memory_store import MemoryStores
-
-SECOND = timedelta(seconds=1)
-
-
-class FaultyStore:
-    """A `FleetStore` that brings out bugs of ours, for those hosts that are named here."""
-
-    unreadable: frozenset[str] = frozenset()
-    unwritable: frozenset[str] = frozenset()
-    uncountable = False
-    held: asyncio.Event | None = None
-
-    def __init__(self, fleet: Any) -> None:
-        self._fleet = fleet
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._fleet, name)
-
-    async def list_hosts(self, *, hosts: Sequence[str] | None = None, **which: Any) -> Sequence[HostRecord]:
-        if self.unreadable & set(hosts or ()):
-            raise ValueError("a row of a newer release")
-        found: Sequence[HostRecord] = await self._fleet.list_hosts(hosts=hosts, **which)
-        return found
-
-    async def record_reports(
-        self, host: str, epoch: str, reports: Sequence[Report], *events: Any, **more: Any
-    ) -> RecordedReports:
-        if self.held is not None:
-            await self.held.wait()
-        if reports and host in self.unwritable:
-            raise ValueError("a report that can't be encoded")
-        recorded: RecordedReports = await self._fleet.record_reports(host, epoch, reports, *events, **more)
-        return recorded
-
-    async def count_states(self) -> Mapping[CertificateState, int]:
-        if self.uncountable:
-            raise ValueError("a state of a newer release")
-        counted: Mapping[CertificateState, int] = await self._fleet.count_states()
-        return counted
-
-
-class World:
-    """A hub and its hosts."""
-
-    def __init__(self, settings: StreamSettings | None = None) -> None:
-        self.clock = ManualClock()
-        self.stores = MemoryStores.open(self.clock)
-        self.store = FaultyStore(self.stores.fleet)
-        self.meter = FakeMeter()
-        self.hashes = ("p0", "t0", "e0")
-        numbers = itertools.count(1)
-        self.hub = FleetHub(
-            store=self.store,
-            plans=self.stores.renewal_plans,
-            find_certificate=self.stores.certificates.get_certificate,
-            hashes=lambda: self.hashes,
-            count_displacement=self.stores.identities.count_displacement,
-            repeats=RepeatCoalescer(
-                self.stores.audit, self.stores.repeats, self.clock, lambda: f"count-{next(numbers)}"
-            ),
-            clock=self.clock,
-            meter=self.meter,
-            rng=random.Random(1),
-            trail=AuditTrail(self.clock, lambda: f"event-{next(numbers)}"),
-            settings=settings,
-        )
-
-    async def pass_time(self, span: timedelta, step: timedelta = SECOND) -> None:
-        while span > timedelta():
-            self.clock.advance(min(step, span))
-            span -= step
-            await settled()
-
-
-class Host:
-    """A host's side of a stream, without a network: what it is told, and how its stream ended."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self.world = world
-        self.name = name
-        self.told: list[Outgoing] = []
-        self.end: BaseException | None = None
-        self.stream: ServedStream | None = None
-        self._inbox: asyncio.Queue[Report | None] = asyncio.Queue()
-        self.task = asyncio.create_task(self._live())
-
-    async def _live(self) -> None:
-        hub = self.world.hub
-
-        async def write(message: Outgoing) -> None:
-            self.told.append(message)
-
-        stream = self.stream = hub.attach(caller(name=self.name), "r-1", write)
-        try:
-            await hub.hello(stream, Hello(HostFacts("0.1.0"), "epoch-1", ("web",), (), self.world.clock.now()))
-            while (report := await self._inbox.get()) is not None:
-                await hub.report(stream, report)
-        except asyncio.CancelledError:
-            if not stream.was_ended():
-                raise
-            self.end = stream.end_reason
-        finally:
-            hub.detach(stream)
-
-    async def report(self, sequence: int) -> None:
-        self._inbox.put_nowait(Report(sequence, CertificateStatus("web", CertificateState.DUE)))
-        await settled()
-
-    async def answer(self, error: Refusal | None = None) -> None:
-        assert self.stream is not None
-        self.world.hub.answer(self.stream, DirectiveResult(self.directives[-1].nonce, error))
-        await settled()
-
-    @property
-    def directives(self) -> list[Directive]:
-        return [message for message in self.told if isinstance(message, Directive)]
-
-
-async def settled() -> None:
-    """Let everything go on that waits for nothing but its turn."""
-    for _ in range(20):
-        await asyncio.sleep(0)
+from tests.support.hub import SECOND, Host, World, running, settled
 
 
 @pytest.fixture
 def world() -> World:
     return World()
-
-
-@asynccontextmanager
-async def running(world: World, *names: str) -> AsyncIterator[list[Host]]:
-    """The hub at work, and hosts with streams."""
-    looking = asyncio.create_task(world.hub.supervision.run())
-    hosts = [Host(world, name) for name in names]
-    await settled()
-    try:
-        yield hosts
-        assert not looking.done()
-    finally:
-        tasks = {looking, *(host.task for host in hosts)}
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        await settled()
 
 
 def plan(host: str, minutes: int = 0) -> RenewalPlan:
