@@ -150,6 +150,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             IssuancePorts(
                 policies=prepared.policy,
                 orders=stores.orders,
+                shared_orders=stores.shared_orders,
                 certificates=stores.certificates,
                 keys=stores.keys,
                 identities=stores.identities,
@@ -328,9 +329,7 @@ async def _among_others(membership: Membership | None, broker: Broker, epoch: Re
     if membership is None:
         yield
         return
-    elsewhere = broker.authority.orders_elsewhere
-    broker.stores.changes.follow(ChangeKind.ORDER, elsewhere, what="other brokers' orders")
-    broker.stores.changes.follow(ChangeKind.HOLD, broker.authority.holds, what="what issuers are not to be asked for")
+    broker.authority.follow_others(broker.stores.changes)
     broker.stores.changes.follow(ChangeKind.MEMBER, membership.known, what="other brokers")
     DriftWatch(membership.known, broker.meter)
     await epoch.share(broker.stores.retry_epoch)

@@ -201,6 +201,11 @@ class Order(OrderDraft):
     """The broker that runs it (`members`); empty if it was given back."""
     epoch: int = 0
     """How often it was taken. Who writes on it says which take was theirs: nobody else's write counts any more."""
+    lane: str | None = None
+    """What a CA may take for the same order: the order waits for its turn there, or has it. Where brokers share a
+    database, until its records are removed."""
+    turn_time: datetime | None = None
+    """Since when it has its turn in its lane: no other order of any broker has then."""
     trouble: str = field(default="", metadata={"stored": False})
     """Why its last step failed and is tried again; known to the process alone that works on it, and not stored."""
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from typing_extensions import override
 
@@ -192,6 +192,48 @@ class OrderStore(Protocol):
 
     async def unfinished_orders(self) -> Sequence[Order]:
         """Open orders and ended ones that still list TXT records, oldest first, whoever holds them."""
+        ...
+
+
+class LaneTry(NamedTuple):
+    """What came of an order's try to have its turn in a lane."""
+
+    order: Order
+    """As it is now; it may have ended meanwhile."""
+    behind: str
+    """The order_id of one that has the lane, or comes first there; empty: the order has its turn, or has ended."""
+
+
+class SharedOrders(Protocol):
+    """What orders of several brokers on one database decide together; who has the database alone needs none of it."""
+
+    async def take_lane(self, order: Order, lane: str) -> LaneTry:
+        """Let the order have its turn in a lane, or wait there, durable.
+
+        At most one order of all brokers has its turn in a lane. Of those that wait, one of each living broker at most,
+        the oldest is next; a broker's own are in the order in which it asks. A turn ends with the order and its TXT
+        records (`OrderStore`), with another issuer, or by `leave_lane`; a broker that takes the order has it with the
+        order. An order that has its turn, in whatever lane, keeps it.
+
+        Args:
+            order: As who runs it knows it; its id and its epoch count.
+            lane: Names what a CA may take for the same order.
+
+        Raises:
+            RefusalError: ORDER_NOT_FOUND, as `OrderStore.change_order`; STORE_UNAVAILABLE.
+        """
+        ...
+
+    async def leave_lane(self, order: Order) -> Order:
+        """End the order's turn, or its waiting, durable; errors as `take_lane`."""
+        ...
+
+    async def needed_records(self, records: Sequence[TxtRecord], *, but: str = "") -> Collection[tuple[str, str]]:
+        """Name and value of those of `records` that an open order of any broker lists, other than the order `but`.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
         ...
 
 

@@ -1,4 +1,4 @@
-"""What `OrderStore` and `MemberStore` promise to brokers that share a database, asked of each kind of store."""
+"""What `OrderStore`, `SharedOrders` and `MemberStore` promise to brokers that share a database, asked of each kind of store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from certplane.broker.members.model import AccountKey
 from certplane.broker.model import ChangeKind, Order, OrderState, TxtRecord
-from certplane.broker.ports import CacheLook, ChangeFollower, OrderChange
+from certplane.broker.ports import CacheLook, ChangeFollower, DurableLimits, OrderChange
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import NO_LIMITS, StoreHarness, certificate, draft, member
 from tests.support.waiting import HANG
@@ -179,6 +179,197 @@ async def test_a_broker_that_is_known_to_have_ended_keeps_nothing(store: StoreHa
     assert not await other.stores.members.end(store.stores.members.broker_id)
     assert await other.stores.members.living() == []
     assert [taken.order_id for taken in await other.stores.orders.take_orders(10)] == [order.order_id]
+
+
+LANE = "lane-a"
+
+
+async def live(*stores: StoreHarness) -> None:
+    for each in stores:
+        await each.stores.members.renew(member(each), SPAN)
+
+
+async def take_lane(store: StoreHarness, order: Order, lane: str = LANE) -> tuple[Order, str]:
+    taken: tuple[Order, str] = await store.stores.shared_orders.take_lane(order, lane)
+    return taken
+
+
+async def orders_of_age(*stores: StoreHarness) -> list[Order]:
+    """An order of each broker, each younger than the one before."""
+    made = []
+    for number, each in enumerate(stores):
+        made.append(await each.open_order(public_key_sha256=f"key-{number}"))
+        each.clock.advance(timedelta(seconds=1))
+    return made
+
+
+async def test_a_lane_is_one_order_s(store: StoreHarness, other: StoreHarness) -> None:
+    """Another broker's waits behind it, and so does one more; another lane is free. Asked again, it has it still."""
+    await live(store, other)
+    first, second, third, elsewhere = await orders_of_age(store, other, other, other)
+    taken, behind = await take_lane(store, first)
+    assert (taken.lane, taken.turn_time, behind) == (LANE, store.clock.now(), "")
+    assert await store.stores.orders.get_order(first.order_id) == taken
+    assert await take_lane(store, first) == (taken, "")
+    waiting, behind = await take_lane(other, second)
+    assert (waiting.lane, waiting.turn_time, behind) == (LANE, None, first.order_id)
+    assert await other.stores.orders.get_order(second.order_id) == waiting
+    assert (await take_lane(other, third))[1] == first.order_id
+    assert (await take_lane(other, elsewhere, "lane-b"))[1] == ""
+
+
+async def test_two_that_want_a_lane_in_one_moment(store: StoreHarness, other: StoreHarness) -> None:
+    """Exactly one has it."""
+    await live(store, other)
+    for number in range(20):
+        first, second = await orders_of_age(store, other)
+        lane = f"lane-{number}"
+        tries = await asyncio.gather(take_lane(store, first, lane), take_lane(other, second, lane))
+        assert sorted(bool(behind) for _, behind in tries) == [False, True]
+        for each, (order, _) in zip((store, other), tries, strict=True):
+            await each.stores.orders.change_order(order, OrderChange(state=OrderState.FAILED))
+
+
+async def test_a_turn_ends_with_the_order_and_its_records(store: StoreHarness, other: StoreHarness) -> None:
+    """Not before they are removed; the next one has the lane then, without another word."""
+    await live(store, other)
+    first, second = await orders_of_age(store, other)
+    await take_lane(store, first)
+    change = store.stores.orders.change_order
+    await change(first, OrderChange(txt_records=RECORDS))
+    ended = await change(first, OrderChange(state=OrderState.FAILED))
+    assert ended.lane == LANE
+    assert (await take_lane(other, second))[1] == first.order_id
+    cleared = await change(first, OrderChange(txt_records=()))
+    assert (cleared.lane, cleared.turn_time) == (None, None)
+    assert await store.stores.orders.get_order(first.order_id) == cleared
+    taken, behind = await take_lane(other, second)
+    assert behind == ""
+    record = certificate(taken, "certificate-1", store.clock.now(), timedelta(days=90))
+    issued = await other.stores.orders.finish_order(taken, record, [])
+    assert (issued.lane, issued.turn_time) == (None, None)
+
+
+async def test_another_issuer_is_another_lane(store: StoreHarness, other: StoreHarness) -> None:
+    """An order that fails over leaves its lane in the same transaction."""
+    await live(store, other)
+    first, second = await orders_of_age(store, other)
+    await take_lane(store, first)
+    moved = await store.stores.orders.change_order(first, OrderChange(issuer="second", acme_order_url=""))
+    assert (moved.lane, moved.turn_time) == (None, None)
+    assert (await take_lane(other, second))[1] == ""
+    assert (await take_lane(store, moved, "lane-of-second"))[0].lane == "lane-of-second"
+
+
+async def test_a_lane_may_be_left(store: StoreHarness, other: StoreHarness) -> None:
+    """By one whose records can't be removed, say; it keeps them."""
+    await live(store, other)
+    first, second = await orders_of_age(store, other)
+    await take_lane(store, first)
+    await store.stores.orders.change_order(first, OrderChange(txt_records=RECORDS))
+    left = await store.stores.shared_orders.leave_lane(first)
+    assert (left.lane, left.turn_time, left.txt_records) == (None, None, RECORDS)
+    assert await store.stores.shared_orders.leave_lane(first) == left
+    assert (await take_lane(other, second))[1] == ""
+
+
+async def test_the_oldest_of_those_that_wait_is_next(store: StoreHarness, other: StoreHarness) -> None:
+    """Whichever broker asks first when the lane is free."""
+    await live(store, other)
+    holder, older, younger = await orders_of_age(store, store, other)
+    await take_lane(store, holder)
+    await take_lane(other, younger)
+    await take_lane(store, older)
+    await store.stores.orders.change_order(holder, OrderChange(state=OrderState.FAILED))
+    assert (await take_lane(other, younger))[1] == older.order_id
+    assert (await take_lane(store, older))[1] == ""
+
+
+async def test_one_that_waited_and_does_not_ask_any_more_holds_up_nobody(
+    store: StoreHarness, other: StoreHarness
+) -> None:
+    """Nor does one whose broker has gone. A broker's own go as it asks for them."""
+    await live(store, other)
+    holder, oldest, old, young = await orders_of_age(other, store, store, other)
+    await take_lane(other, holder)
+    await take_lane(store, oldest)
+    _, behind = await take_lane(store, old)
+    assert behind == holder.order_id
+    assert (await other.stores.orders.get_order(oldest.order_id)).lane is None
+    await other.stores.orders.change_order(holder, OrderChange(state=OrderState.FAILED))
+    assert (await take_lane(other, young))[1] == old.order_id
+    await store.stores.members.renew(member(store), timedelta())
+    assert (await take_lane(other, young))[1] == ""
+
+
+async def test_who_takes_an_order_has_its_lane(store: StoreHarness, other: StoreHarness) -> None:
+    """Its turn, not its waiting: that is asked for anew."""
+    first, second = await orders_of_age(store, store)
+    await live(store)
+    await take_lane(store, first)
+    await take_lane(store, second)
+    await store.stores.orders.give_back_orders()
+    heir = {order.order_id: order for order in await other.stores.orders.take_orders(10)}
+    assert heir[first.order_id].lane == LANE
+    assert heir[second.order_id].lane is None
+    assert (await take_lane(other, heir[first.order_id]))[1] == ""
+    assert (await take_lane(other, heir[second.order_id]))[1] == first.order_id
+    await not_found(take_lane(store, first))
+    await not_found(store.stores.shared_orders.leave_lane(second))
+
+
+async def test_an_order_that_has_ended_takes_no_lane(store: StoreHarness) -> None:
+    """Somebody else has ended it while it waited: who runs it is told."""
+    order = await store.open_order()
+    ended = await store.stores.orders.change_order(order, OrderChange(state=OrderState.FAILED))
+    assert await take_lane(store, order) == (ended, "")
+
+
+async def test_records_that_another_open_order_lists_are_needed(store: StoreHarness, other: StoreHarness) -> None:
+    """By name and value, whichever broker runs it; an order that has ended needs none."""
+    first, second = await orders_of_age(store, other)
+    records = [TxtRecord("", f"_acme-challenge.{number}.example.org", f"value_{number}") for number in range(20)]
+    alike = TxtRecord("", "_acme-challenge.0.example.org", "valueX0")  # what `_` would match in LIKE
+    needed = store.stores.shared_orders.needed_records
+    assert await needed(records) == set()
+    await store.stores.orders.change_order(first, OrderChange(txt_records=tuple(records[:15])))
+    await other.stores.orders.change_order(second, OrderChange(txt_records=(*records[10:], alike)))
+    named = [(record.name, record.value) for record in records]
+    assert await needed(records) == set(named)
+    assert await needed(records, but=first.order_id) == set(named[10:])
+    assert await needed([TxtRecord("", "another.example.org", "value_3")]) == set()
+    assert await needed([]) == set()
+    await other.stores.orders.change_order(second, OrderChange(state=OrderState.FAILED))
+    assert await needed(records, but=first.order_id) == set()
+
+
+async def test_a_limit_is_kept_by_brokers_that_are_asked_in_one_moment(
+    store: StoreHarness, other: StoreHarness
+) -> None:
+    """Of an identity, and of a name set that many identities share: exactly as many orders as it allows."""
+    tries = [(each, number) for number in range(8) for each in (store, other)]
+    limits = DurableLimits(per_identity_per_hour=3)
+    opened = await asyncio.gather(
+        *(
+            each.stores.orders.open_order(
+                draft(public_key_sha256=f"key-{each is store}-{number}", dns_names=(f"{number}.example.org",)),
+                limits,
+                [],
+            )
+            for each, number in tries
+        ),
+        return_exceptions=True,
+    )
+    assert [isinstance(one, RefusalError) for one in opened].count(False) == 3
+    limits = DurableLimits(certificates_per_name_set_per_week=5)
+    opened = await asyncio.gather(
+        *(
+            each.open_order(limits=limits, public_key_sha256=f"{each is store}-{number}", identity=f"host-{number}")
+            for each, number in tries
+        ),
+        return_exceptions=True,
+    )
+    assert [isinstance(one, RefusalError) for one in opened].count(False) == 5
 
 
 async def test_members(store: StoreHarness, other: StoreHarness) -> None:

@@ -185,6 +185,7 @@ class World:
         ports = IssuancePorts(
             policies=self.policies,
             orders=self.stores.orders,
+            shared_orders=self.stores.shared_orders,
             certificates=self.stores.certificates,
             keys=self.stores.keys,
             identities=self.stores.identities,

@@ -144,8 +144,10 @@ class _Writer:
     def broken(self) -> str:
         return self._commit.broken
 
-    async def write(self, change: Change[T], events: Sequence[EventRow], *, single: bool = False) -> T:
-        value: T = self._run(Job(change, events, None, single))  # type: ignore[arg-type]  # nobody waits for it
+    async def write(
+        self, change: Change[T], events: Sequence[EventRow], *, single: bool = False, locks: Sequence[int] = ()
+    ) -> T:
+        value: T = self._run(Job(change, events, None, single, locks))  # type: ignore[arg-type]  # nobody waits for it
         return value
 
     async def append(self, events: Sequence[EventRow]) -> None:
@@ -430,7 +432,7 @@ class _Parts:
             part._writer_id = writer_id
         for part in (made.members, made.fleet, made.retry_epoch):
             part.broker_id = writer_id
-        made.orders.holder = writer_id
+        made.orders.holder = made.shared_orders.holder = writer_id
         made.repeats._broker_id = made.roles._broker_id = writer_id
         return made
 

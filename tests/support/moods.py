@@ -80,6 +80,7 @@ class Moody:
         ports = IssuancePorts(
             policies=self.policies,
             orders=stores.orders,
+            shared_orders=stores.shared_orders,
             certificates=stores.certificates,
             keys=stores.keys,
             identities=stores.identities,

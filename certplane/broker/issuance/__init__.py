@@ -10,6 +10,7 @@ nor SQL. Read in this order:
 | `authorisation` | what is asked before anything is done: CSR, policy, the key, the certificate that is replaced |
 | `wants` | why an order is wanted, and who hears that a limit holds it up |
 | `caching` | pure: which stored certificate answers a request |
+| `tenure` | which orders are this broker's to run: taken, given back, taken anew |
 | `dispatch` | who runs the orders: a task each, resumed at the start, parked at the stop |
 | `flights` | the orders under way, and those who wait for them |
 | `elsewhere` | orders that another broker runs, for those who wait for them here |
@@ -22,6 +23,7 @@ nor SQL. Read in this order:
 | `journal` | the durable side of an order under way: every write, retried as long as it takes |
 | `epoch` | when those who wait are told to ask again |
 | `queue` | whose turn it is: one ACME order at a time per name set |
+| `lanes` | the same, among the orders of all brokers of a database |
 | `outcome` | pure: what a failure means for an order |
 | `condition` | which profiles wait for a person |
 | `delivery` | the hand-out: all is asked again, recorded, then given |

@@ -28,16 +28,14 @@ from certplane.broker.issuance.commands import IssueCommand, IssueResult
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.delivery import Delivery
 from certplane.broker.issuance.dispatch import OrderDispatcher, draining_refusal, leaseless_refusal
-from certplane.broker.issuance.elsewhere import OrdersElsewhere
 from certplane.broker.issuance.events import CallEvents, EventFactory
 from certplane.broker.issuance.flights import Flight
-from certplane.broker.issuance.holds import IssuerHolds
 from certplane.broker.issuance.revocation import Revocation
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.waiting import within
 from certplane.broker.issuance.wants import LimitsTold, Wants
 from certplane.broker.model import Caller, CertificateRecord, Order, OrderDraft, OrderState, RevocationReason
-from certplane.broker.ports import CacheLook, CertificateQuery, DenialRecorder, DurableLimits
+from certplane.broker.ports import CacheLook, CertificateQuery, ChangeFeed, DenialRecorder, DurableLimits
 from certplane.errors import Reason, RefusalError
 
 _NO_DECISION = frozenset(
@@ -97,15 +95,9 @@ class RegistrationAuthority:
         """Which of these profiles can't have certificates until a person has acted, as far as is known."""
         return self._dispatcher.condition.blocked(profiles)
 
-    @property
-    def orders_elsewhere(self) -> OrdersElsewhere:
-        """Hears of the orders that other brokers run."""
-        return self._dispatcher.elsewhere
-
-    @property
-    def holds(self) -> IssuerHolds:
-        """What the issuers are not to be asked for; hears of what other brokers were told."""
-        return self._dispatcher.holds
+    def follow_others(self, feed: ChangeFeed) -> None:
+        """Hear of the other brokers of the database."""
+        self._dispatcher.follow_others(feed)
 
     @property
     def in_trouble(self) -> bool:

@@ -31,6 +31,7 @@ from certplane.broker.ports import (
     PolicySource,
     RenewalTimes,
     Revoker,
+    SharedOrders,
     StoredRenewalTimes,
 )
 from certplane.errors import RefusalError
@@ -47,6 +48,7 @@ class IssuancePorts:
 
     policies: PolicySource
     orders: OrderStore
+    shared_orders: SharedOrders
     certificates: CertificateStore
     keys: KeyLedger
     identities: IdentityLedger

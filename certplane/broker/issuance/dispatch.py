@@ -34,13 +34,15 @@ from certplane.broker.issuance.failover import IssuerChoice
 from certplane.broker.issuance.flights import Flight, Flights, OrderKey
 from certplane.broker.issuance.holds import IssuerHolds
 from certplane.broker.issuance.journal import Journal, OrderTakenError
+from certplane.broker.issuance.lanes import SharedLanes
 from certplane.broker.issuance.queue import OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.issuance.steps import LeaseLostError, OrderContext
+from certplane.broker.issuance.steps import OrderContext
+from certplane.broker.issuance.tenure import LeaseLostError, Tenure
 from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.issuance.waiting import see_through, within
-from certplane.broker.model import Order, OrderDraft, OrderState, Profile
-from certplane.broker.ports import CacheLook, OpenedOrder
+from certplane.broker.model import ChangeKind, Order, OrderDraft, OrderState, Profile
+from certplane.broker.ports import CacheLook, ChangeFeed, OpenedOrder
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.runtime.logging import request_id
 
@@ -53,10 +55,6 @@ _COME_BACK = timedelta(seconds=5)
 
 _LOOK = timedelta(seconds=1)
 """Between looks at whether the identities that have asked still stand: from memory."""
-
-
-_TAKEN_AT_ONCE = 256
-"""Orders of one transaction."""
 
 
 class OrderDispatcher:
@@ -72,8 +70,19 @@ class OrderDispatcher:
         self._choice = IssuerChoice(self.holds)
         self.condition = IssuanceCondition(ports.meter, ports.epoch)
         self._records = ChallengeRecords(ports, settings)
+        self._tenure = Tenure(ports.orders, ports.lease)
+        self._lanes = SharedLanes(ports)
         self._context = OrderContext(
-            ports, settings, queue, self.holds, self._choice, self.condition, self._records, self._authorisation
+            ports=ports,
+            settings=settings,
+            tenure=self._tenure,
+            queue=queue,
+            lanes=self._lanes,
+            holds=self.holds,
+            choice=self._choice,
+            condition=self.condition,
+            records=self._records,
+            authorisation=self._authorisation,
         )
         self._group: asyncio.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -82,8 +91,6 @@ class OrderDispatcher:
         self._idle.set()
         self.flights = Flights()
         self.elsewhere = OrdersElsewhere(ports.orders)
-        self._lost = False
-        """Whether the lease was lost, and the orders are still to be taken anew."""
         self.limits = settings.limits
         """What new orders have to keep: a reload may change it."""
         self.draining = False
@@ -97,7 +104,7 @@ class OrderDispatcher:
         if self._supervisor is not None:
             raise RuntimeError("orders are already being run")
         await self.holds.reread(self._ports.clock.now())
-        taken = await self._take()
+        taken = await self._tenure.take()
         for profile in profiles:
             await self._remember(profile)
         started = asyncio.Event()
@@ -105,14 +112,12 @@ class OrderDispatcher:
         await started.wait()
         self._run_all(taken)
 
-    async def _take(self) -> list[Order]:
-        """What no living broker holds, ours from now on."""
-        taken: list[Order] = []
-        while True:
-            some = await self._ports.orders.take_orders(_TAKEN_AT_ONCE)
-            taken += some
-            if len(some) < _TAKEN_AT_ONCE:
-                return taken
+    def follow_others(self, feed: ChangeFeed) -> None:
+        """Hear of the other brokers of the database: of their orders, and of those that go."""
+        feed.follow(ChangeKind.ORDER, self.elsewhere, what="other brokers' orders")
+        feed.follow(ChangeKind.ORDER, self._lanes, what="whose turn it is at other brokers")
+        feed.follow(ChangeKind.HOLD, self.holds, what="what issuers are not to be asked for")
+        feed.follow(ChangeKind.MEMBER, self._tenure, what="which brokers there are")
 
     def _run_all(self, taken: Iterable[Order]) -> None:
         """Go on with orders that were just taken.
@@ -150,7 +155,7 @@ class OrderDispatcher:
         """
         if self.draining:
             raise draining_refusal()
-        if not self._ports.lease.stands():
+        if not self._tenure.stand():
             raise leaseless_refusal()
         return await self.protect(self._open(draft, events, look))
 
@@ -250,7 +255,8 @@ class OrderDispatcher:
             self._group = group
             started.set()
             while True:  # for good: `drain` cancels this task and with it whatever is left
-                await self._ports.clock.sleep(_LOOK)
+                await within(self._ports.clock, _LOOK, self._tenure.left)
+                self._tenure.left.clear()
                 await self._keep_orders()
                 await self.holds.save(self._ports.clock.now())
                 for flight in self.flights:
@@ -258,23 +264,20 @@ class OrderDispatcher:
                         _stop(flight)
 
     async def _keep_orders(self) -> None:
-        """Take what other brokers leave, and let go of what is ours without the lease."""
+        """Take what other brokers leave, and let go of what may be theirs."""
         if not self._ports.lease.shared or self.draining:
             return
-        if not self._ports.lease.stands():
-            self._lost = True
+        if not self._tenure.stand():
             for flight in self.flights:
                 _park(flight)
-            return
-        if self._lost and len(self.flights):
-            return  # what was parked hasn't ended yet
+            if len(self.flights) or not self._ports.lease.stands():
+                return  # what was parked hasn't ended yet, or nothing can be taken
         try:
-            if self._lost:
-                await self._ports.orders.give_back_orders()
-                self._lost = False
-            self._run_all(await self._take())
+            self._run_all(await self._tenure.take())
         except RefusalError as error:
             logger.debug("could not look for orders that others have left: %s", error)
+        for order_id, records in self._records.pop_late(self.flights.find):
+            self._owner.create_task(self._records.remove_late(order_id, records, self._tenure.stand))
 
     def _execution(self, flight: Flight) -> OrderExecution:
         journal = Journal(self._ports, flight, self._owner, self._settings.store_retry)
@@ -323,11 +326,12 @@ class OrderDispatcher:
     async def _contain(self, flight: Flight, execution: OrderExecution) -> None:
         """After an unexpected fault: before the finalisation the order fails; after it, it stays for another try."""
         order = flight.order
-        if not order.state.is_open or order.state is OrderState.FINALIZING:
-            return
         refusal = Refusal(Reason.INTERNAL, f"internal error; when you report it, quote order {order.order_id}")
         try:
-            await execution.fail(refusal)
+            if order.state is OrderState.FINALIZING:
+                await execution.leave_lane()
+            elif order.state.is_open:
+                await execution.fail(refusal)
         except OrderTakenError:
             self._hand_over(flight)
         except LeaseLostError:

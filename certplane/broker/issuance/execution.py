@@ -20,6 +20,7 @@ import logging
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 from certplane.broker import metrics
 from certplane.broker.events import AuditEvent
@@ -92,7 +93,8 @@ class OrderExecution:
         moved = True
         while moved:
             self._lane = self._context.lane_of(self.order)
-            async with self._context.queue.turn(self._lane) as place:
+            others = partial(self._context.lanes.take, self._journal, self._lane)
+            async with self._context.queue.turn(self._lane, others=others) as place:
                 if self._started is None:
                     self._flight.begun = True
                     self._started = self._ports.clock.monotonic()
@@ -109,13 +111,18 @@ class OrderExecution:
     async def clean_up(self) -> None:
         """Remove the records of an ended order; those that can't be removed stay journalled."""
         records = self.order.txt_records
-        if not records:
-            return
-        with self._context.step("remove"):
-            left = await self._context.records.remove(self.order)
-        if left != records:
-            with self._context.step("journal_removed"):
-                await self._journal.write(OrderChange(txt_records=left))
+        if records:
+            with self._context.step("remove"):
+                left = await self._context.records.remove(self._journal)
+            if left != records:
+                with self._context.step("journal_removed"):
+                    await self._journal.write(OrderChange(txt_records=left))
+        await self.leave_lane()  # what can't be removed must not keep others out
+
+    async def leave_lane(self) -> None:
+        """Let other brokers' orders of the same names go on."""
+        if self.order.lane is not None:
+            await self._journal.leave_lane()
 
     async def _work(self, place: Place) -> bool:
         """Work at the order's issuer until the order has ended; or return True, since it goes on at another one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
 from certplane.broker import metrics
@@ -16,7 +16,7 @@ from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.flights import Flight
 from certplane.broker.issuance.waiting import see_through
-from certplane.broker.model import CertificateRecord, Order
+from certplane.broker.model import CertificateRecord, Order, TxtRecord
 from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
@@ -76,13 +76,33 @@ class Journal:
             OrderEndedError: nothing was written, and there is nothing more to do for the order.
             OrderTakenError: nothing was written, and another broker does what there is to do.
         """
-        before = self.order
-        try:
-            order = await self._persist(lambda: self._ports.orders.change_order(before, change, events))
-        except RefusalError as error:
-            await self._explain(error, before)
-            raise
-        self._publish(order)
+        self._publish(await self._fenced(lambda order: self._ports.orders.change_order(order, change, events)))
+
+    async def take_lane(self, lane: str) -> str:
+        """Let the order have its turn in `lane`, or wait there; the order_id that it is behind, empty for its turn.
+
+        Raises:
+            OrderTakenError: see `write`.
+        """
+        tried = await self._fenced(lambda order: self._ports.shared_orders.take_lane(order, lane))
+        self._publish(tried.order)
+        return tried.behind
+
+    async def leave_lane(self) -> None:
+        """End the order's turn among the orders of all brokers.
+
+        Raises:
+            OrderTakenError: see `write`.
+        """
+        self._publish(await self._fenced(self._ports.shared_orders.leave_lane))
+
+    async def find(self, order_id: str) -> Order | None:
+        """Another order, as it durably is."""
+        return await self._persist(lambda: self._ports.orders.get_order(order_id))
+
+    async def needed_elsewhere(self, records: Sequence[TxtRecord]) -> Collection[tuple[str, str]]:
+        """Name and value of those of `records` that another open order of any broker lists."""
+        return await self._persist(lambda: self._ports.shared_orders.needed_records(records, but=self.order.order_id))
 
     async def finish(self, record: CertificateRecord, events: Sequence[AuditEvent]) -> None:
         """Store an issued certificate, even if the order's task is cancelled meanwhile.
@@ -93,13 +113,15 @@ class Journal:
         await see_through(self._group, self._finish(record, events))
 
     async def _finish(self, record: CertificateRecord, events: Sequence[AuditEvent]) -> None:
+        self._publish(await self._fenced(lambda order: self._ports.orders.finish_order(order, record, events)))
+
+    async def _fenced(self, write: Callable[[Order], Awaitable[_T]]) -> _T:
         before = self.order
         try:
-            order = await self._persist(lambda: self._ports.orders.finish_order(before, record, events))
+            return await self._persist(lambda: write(before))
         except RefusalError as error:
             await self._explain(error, before)
             raise
-        self._publish(order)
 
     async def _explain(self, error: RefusalError, before: Order) -> None:
         """Why the order as it was `before` could not be written; returns if nobody else has done anything with it."""

@@ -13,7 +13,9 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -26,6 +28,11 @@ class Lane(NamedTuple):
     issuer: str
     acme_profile: str
     dns_names: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """The lane in the rows of orders: SHA-256 in hex, since a hundred names are too long for an index."""
+        return hashlib.sha256(json.dumps(self).encode()).hexdigest()
 
 
 class Place:
@@ -58,9 +65,14 @@ class OrderQueue:
         self._lanes = KeyedLock[Lane]()
 
     @asynccontextmanager
-    async def turn(self, lane: Lane) -> AsyncIterator[Place]:
-        """Wait for the lane and a place, and keep both for the length of the block, or until the place is left."""
+    async def turn(self, lane: Lane, *, others: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[Place]:
+        """Wait for the lane and a place, and keep both for the length of the block, or until the place is left.
+
+        `others` waits until no order of another broker is in the way; of this broker's orders one a lane at a time.
+        """
         async with self._lanes.holding(lane):
+            if others is not None:
+                await others()
             await self._places.acquire()
             place = Place(self._places)
             try:

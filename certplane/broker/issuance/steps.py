@@ -23,10 +23,12 @@ from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.failover import IssuerChoice
 from certplane.broker.issuance.holds import IssuerHolds
 from certplane.broker.issuance.journal import Journal
+from certplane.broker.issuance.lanes import SharedLanes
 from certplane.broker.issuance.outcome import End, fails_over, is_told, pause_before_new_order
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.storing import record_of
+from certplane.broker.issuance.tenure import Tenure
 from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
 from certplane.broker.ports import Issuer, OrderChange
@@ -60,10 +62,6 @@ _OUTSIDE = frozenset({"create", "present", "answer", "finalize", "remove"})
 """What can't be undone, at the CA or in the DNS. What is known already is written down all the same."""
 
 _SHORTEST_TIMEOUT = timedelta(seconds=1)
-
-
-class LeaseLostError(Exception):
-    """This broker may do nothing outside before its lease stands again. Never leaves this package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +114,9 @@ class OrderContext:
 
     ports: IssuancePorts
     settings: IssuanceSettings
+    tenure: Tenure
     queue: OrderQueue
+    lanes: SharedLanes
     holds: IssuerHolds
     choice: IssuerChoice
     condition: IssuanceCondition
@@ -140,8 +140,8 @@ class OrderContext:
         Raises:
             LeaseLostError: it would do something outside, where another broker may be at work on the order by now.
         """
-        if name in _OUTSIDE and not self.ports.lease.stands():
-            raise LeaseLostError
+        if name in _OUTSIDE:
+            self.tenure.check()
         failpoint(f"order.{name}.before")
         started = self.ports.clock.monotonic()
         yield

@@ -23,8 +23,9 @@ from certplane.broker import metrics
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.model import DnsChallenge, Order, OrderState, Profile, TxtRecord
+from certplane.broker.model import DnsChallenge, OrderState, Profile, TxtRecord
 from certplane.broker.ports import OrderChange
+from certplane.errors import RefusalError
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class ChallengeRecords:
         self._needed: dict[str, frozenset[tuple[str, str]]] = {}
         self._users = Counter[tuple[str, str]]()
         """How many orders need a record: to look at each order for each record grows with the square of a burst."""
+        self._writing: dict[str, Sequence[TxtRecord]] = {}
+        """What is being written for an order, until it is known that the order was this broker's all the while."""
 
     def need(self, order_id: str, records: Iterable[TxtRecord]) -> None:
         """The order is about to use these records: nobody else removes them."""
@@ -80,12 +83,14 @@ class ChallengeRecords:
         with step("journal_records"):
             await journal.write(OrderChange(state=OrderState.VALIDATING, txt_records=journalled))
         if len(records) < len(journalled):
-            left = await self._remove_unneeded(journal.order)
+            left = await self._remove_unneeded(journal)
             await journal.write(OrderChange(txt_records=(*left, *records)))
         with step("present"):
+            self._writing[journal.order.order_id] = records
             written = await solver.present(records, timeout(settings.dns_timeout))
         with step("journal_record_ids"):
             await journal.write(OrderChange(txt_records=merge_records(journal.order.txt_records, written)))
+        self._writing.pop(journal.order.order_id, None)
         with step("propagate"):
             silent = await solver.wait_until_visible(written, timeout(settings.propagation_timeout), journal.tell)
         for line in silent:
@@ -96,6 +101,44 @@ class ChallengeRecords:
                 "a name server does not answer; the order continues without it: %s", line, extra={"fields": fields}
             )
 
+    def pop_late(self, runs: Callable[[str], object]) -> list[tuple[str, Sequence[TxtRecord]]]:
+        """What may have been written for an order after another broker had taken it; `runs` says if it hasn't.
+
+        This broker stood still between its look at its lease and the write.
+        """
+        late = [(order_id, records) for order_id, records in self._writing.items() if not runs(order_id)]
+        for order_id, _ in late:
+            del self._writing[order_id]
+        return late
+
+    async def remove_late(self, order_id: str, records: Sequence[TxtRecord], stands: Callable[[], bool]) -> None:
+        """Remove such records once no open order lists them: who has the order removes what it lists.
+
+        Nothing is done before `stands()`. Ends early when the order is run here again.
+        """
+        left, failures = list(records), 0
+        while left:
+            failures += 1
+            await self._ports.clock.sleep(self._settings.retry.wait(failures, self._ports.rng))
+            if order_id in self._needed:
+                return
+            if not stands():
+                continue
+            try:
+                needed = await self._ports.shared_orders.needed_records(left)
+            except RefusalError as error:
+                logger.debug("could not read which TXT records are needed: %s", error)
+                continue
+            late = [record for record in left if (record.name, record.value) not in {*needed, *self._users}]
+            stuck = await self._ports.solver.remove(late, self._settings.dns_timeout) if late else ()
+            for record in late:
+                logger.warning(
+                    "a TXT record was written after another broker had ended the order; it %s",
+                    "could not be removed; will retry" if record in stuck else "was removed",
+                    extra={"fields": {"order_id": order_id, "record_name": record.name, "zone": record.zone}},
+                )
+            left = [record for record in left if record not in late or record in stuck]
+
     def release(self, order_id: str) -> None:
         """The order uses no record any more."""
         for record in self._needed.pop(order_id, ()):
@@ -103,14 +146,21 @@ class ChallengeRecords:
             if not self._users[record]:
                 del self._users[record]
 
-    async def remove(self, order: Order) -> tuple[TxtRecord, ...]:
-        """Remove what `order` lists and nobody else needs; returns what still stands and is the order's to remove."""
-        self.release(order.order_id)
-        return await self._remove_unneeded(order)
+    async def remove(self, journal: Journal) -> tuple[TxtRecord, ...]:
+        """Remove what an order lists and no other needs; returns what still stands and is the order's to remove."""
+        order_id = journal.order.order_id
+        self.release(order_id)
+        left = await self._remove_unneeded(journal)
+        self._writing.pop(order_id, None)
+        return left
 
-    async def _remove_unneeded(self, order: Order) -> tuple[TxtRecord, ...]:
+    async def _remove_unneeded(self, journal: Journal) -> tuple[TxtRecord, ...]:
         """As `remove`, but what the order itself needs stays, and isn't returned."""
+        order = journal.order
         mine = [record for record in order.txt_records if (record.name, record.value) not in self._users]
+        if mine and self._ports.lease.shared:
+            needed = await journal.needed_elsewhere(mine)
+            mine = [record for record in mine if (record.name, record.value) not in needed]
         if not mine:
             return ()
         left: Sequence[TxtRecord] = await self._ports.solver.remove(mine, self._settings.dns_timeout)

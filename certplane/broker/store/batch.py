@@ -6,6 +6,8 @@ How a batch is written:
   step of the database, so that the interpreter's lock is given up once and not once a row.
 - One change of one statement, without events (a count of repeats): that statement alone, for the same reason.
 - With changes: one transaction, a SAVEPOINT around each change, then the events of all changes that went well.
+- Changes that brokers decide one after another have their locks (`locks`) before anything else. Where one can't be had
+  in time, the changes that wanted any are refused, and the others are written without them.
 - Whatever the savepoints can't contain (an event refused, the commit failed, the database ended the transaction)
   undoes everything, and the jobs are tried singly, each in a transaction of its own. So a job's failure is never its
   neighbour's.
@@ -70,7 +72,9 @@ class Job:
     events: Sequence[EventRow]
     future: asyncio.Future[Any]
     single: bool = False
-    """Whether the change is one statement, and can be a transaction of its own; it has no events then."""
+    """Whether the change is one statement, and can be a transaction of its own; it has no events and no locks then."""
+    locks: Sequence[int] = ()
+    """What the change's transaction has to have for itself (`locks`)."""
     value: Any = None
     audited: bool = True
     error: Exception | None = None
@@ -210,12 +214,36 @@ class GroupCommit:
             self._audit.insert(session, [row for job in jobs for row in job.events])
             return
         session.begin()
+        changes = self._locked(changes)
         for job in changes:
             self._contained(job)
         rows = [row for job in jobs if job.error is None and job.audited for row in job.events]
         if rows:
             self._audit.insert(session, rows)
         session.commit()
+
+    def _locked(self, changes: list[Job]) -> list[Job]:
+        """The changes that can be made: the transaction that was begun has their locks, or another was begun since.
+
+        Raises:
+            SqlError: the transaction is lost, and not for a lock.
+        """
+        session = self._session
+        keys = sorted({key for job in changes for key in job.locks})
+        if not keys:
+            return changes
+        try:
+            session.lock(keys)
+        except SqlError as error:
+            if error.fault is not Fault.BUSY:
+                raise
+            self._note(error)
+            for job in changes:
+                job.error = _store_refusal(error) if job.locks else None
+            session.rollback()
+            session.begin()
+            return [job for job in changes if job.error is None]
+        return changes
 
     def _contained(self, job: Job) -> None:
         """One change inside a savepoint; its failure is noted on the job.
@@ -289,6 +317,8 @@ class GroupCommit:
                 return
             if not job.single:
                 self._session.begin()
+            if job.locks:
+                self._session.lock(sorted(job.locks))
             try:
                 done = job.change(self._session)
             except SqlError:

@@ -7,6 +7,7 @@ leaving is what frees a place: one row answers both questions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -15,6 +16,7 @@ from sqlalchemy import and_, bindparam, func, or_, select, text
 from certplane.broker.model import OrderCause, OrderDraft
 from certplane.broker.policy.limits import AHEAD, DAY, Counted, Limit, ReachedLimit, limit_refusal, limits_on
 from certplane.broker.ports import DurableLimits
+from certplane.broker.store.locks import lock_key
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import certificates, orders
 from certplane.broker.store.session import Session
@@ -106,6 +108,17 @@ class LimitCheck:
                 if follower is not None and follower[0] in _ASKED_FOR and not follower[1]:
                     taken = follower if follower[2] > span["since"] else None
         return draft.cause if taken is None else OrderCause.ORDINARY
+
+    @staticmethod
+    def locks(draft: OrderDraft, limits: DurableLimits) -> Sequence[int]:
+        """What a transaction has to have for itself to decide on the draft: of its identity, and of a limited name set.
+
+        By the identity too where nothing is limited: what was asked for once is taken once.
+        """
+        keys = [lock_key("orders of identity", draft.identity)]
+        if limits.certificates_per_name_set_per_week is not None:
+            keys.append(lock_key("orders of names", names_sha256(draft.dns_names)))
+        return keys
 
     def check(self, session: Session, draft: OrderDraft, limits: DurableLimits, now: datetime) -> None:
         """Return if another order may be made.

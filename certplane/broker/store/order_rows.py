@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import ColumnElement, bindparam, exists, select, update
 
 from certplane.broker.model import ChangeKind, Order, OrderDraft
 from certplane.broker.store.cells import ORDER
 from certplane.broker.store.change_feed import ChangeLog
+from certplane.broker.store.members import database_time
 from certplane.broker.store.rows import to_micros
-from certplane.broker.store.schema import orders
+from certplane.broker.store.schema import brokers, orders
 from certplane.broker.store.session import Session
 from certplane.broker.store.statements import Compiler
 from certplane.errors import Reason, RefusalError
@@ -26,6 +27,8 @@ _CHANGING: Final = ("end_time", *(name for name in ORDER.names if name not in _F
 
 SELECT_ORDER: Final = select(*(orders.c[name] for name in ORDER.names))
 """Rows for `ORDER.value`."""
+UNFINISHED: Final = "(end_time IS NULL OR txt_records IS NOT NULL)"
+"""Word for word the condition of the index of what a start, or the heir of another broker, picks up."""
 
 
 class OrderRows:
@@ -50,13 +53,13 @@ class OrderRows:
         """Write a new order; False if another broker has just opened an equal one."""
         return bool(session.execute(self._insert, self._insert.arguments(_values(order))))
 
-    def put(self, session: Session, order: Order) -> None:
-        """Write what may change of an order.
+    def put(self, session: Session, order: Order) -> Order:
+        """Write what may change of an order; returned is what stands there then: without a lane if all is over.
 
         Raises:
             RefusalError: ORDER_NOT_FOUND: the row is gone, or the order was taken since.
         """
-        self._put(session, order, order.epoch)
+        return self._put(session, order, order.epoch)
 
     def take(self, session: Session, order: Order, holder: str) -> Order:
         """Let `holder` run the order from now on.
@@ -65,14 +68,24 @@ class OrderRows:
             RefusalError: ORDER_NOT_FOUND, as `put`.
         """
         taken = replace(order, holder=holder, epoch=order.epoch + 1)
-        self._put(session, taken, order.epoch)
-        return taken
+        if taken.turn_time is None:
+            taken = replace(taken, lane=None)  # it waits where its new broker has its turn for it
+        return self._put(session, taken, order.epoch)
 
-    def _put(self, session: Session, order: Order, decided_under: int) -> None:
+    def _put(self, session: Session, order: Order, decided_under: int) -> Order:
+        if not (order.state.is_open or order.txt_records):
+            order = replace(order, lane=None, turn_time=None)
         values = {**_values(order), "which": order.order_id, "decided_under": decided_under}
         if not session.execute(self._update, self._update.arguments(values)):
             raise order_not_found()
         self._changes.add_shared(session, ChangeKind.ORDER, order.order_id)
+        return order
+
+
+def holder_lives(compiler: Compiler) -> ColumnElement[bool]:
+    """Whether the broker that has an order has a lease; `clock` is a parameter on SQLite."""
+    lives = brokers.c.lease_until > database_time(compiler)
+    return exists().where(brokers.c.broker_id == orders.c.holder, lives)
 
 
 def order_not_found() -> RefusalError:
@@ -85,5 +98,4 @@ def _values(order: Order) -> dict[str, Any]:
         **ORDER.values(order),
         "names_sha256": names_sha256(order.dns_names),
         "end_time": None if order.state.is_open else to_micros(order.update_time),
-        "lane": None,
     }

@@ -12,13 +12,13 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Final
 
-from sqlalchemy import bindparam, exists, func, literal_column, select, text, update
+from sqlalchemy import bindparam, func, literal_column, select, text, update
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
-from certplane.broker.model import CertificateRecord, KeyUse, Order, OrderDraft, OrderState
+from certplane.broker.model import CertificateRecord, ChangeKind, KeyUse, Order, OrderDraft, OrderState
 from certplane.broker.policy.limits import AHEAD
 from certplane.broker.ports import CacheLook, DurableLimits, KeyLedger, OpenedOrder, OrderChange, OrderStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading
@@ -26,11 +26,10 @@ from certplane.broker.store.batch import Done, store_unavailable
 from certplane.broker.store.cells import CERTIFICATE, ORDER
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.limits import LimitCheck
-from certplane.broker.store.members import database_time
-from certplane.broker.store.order_rows import SELECT_ORDER, OrderRows, order_not_found
+from certplane.broker.store.order_rows import SELECT_ORDER, UNFINISHED, OrderRows, holder_lives, order_not_found
 from certplane.broker.store.plan_rows import PlanRows
 from certplane.broker.store.rows import to_micros
-from certplane.broker.store.schema import brokers, certificates, keys, orders
+from certplane.broker.store.schema import certificates, keys, orders
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Row, limited_to
 from certplane.broker.store.writer import Writer
@@ -42,8 +41,6 @@ _MOST_FAILED: Final = 16
 """Failed orders of one key that are looked at: its CSR was mended as often, and each may be the answer."""
 _LAST_ENDED: Final = 32
 """Of a profile: most that fail say nothing of it, and one that does is soon among so many."""
-_UNFINISHED: Final = "(end_time IS NULL OR txt_records IS NOT NULL)"
-"""Word for word the condition of the index of what a start, or the heir of another broker, picks up."""
 _RANK: Final = {state: rank for rank, state in enumerate(OrderState)}
 
 
@@ -69,6 +66,7 @@ class SqlOrderStore(OrderStore):
         self._new_id = new_id
         compiler = database.compiler
         self._limits = LimitCheck(compiler)
+        self._changes = changes
         self._rows = OrderRows(compiler, changes)
         self._plans = PlanRows(compiler)
         row = SELECT_ORDER
@@ -93,7 +91,7 @@ class SqlOrderStore(OrderStore):
             .order_by(orders.c.create_time.desc(), orders.c.order_id.desc())
             .suffix_with(limited_to(_MOST_FAILED))
         )
-        self._unfinished = compiler(row.where(text(_UNFINISHED)).order_by(orders.c.create_time, orders.c.order_id))
+        self._unfinished = compiler(row.where(text(UNFINISHED)).order_by(orders.c.create_time, orders.c.order_id))
         self._last_ended = compiler(
             row.where(orders.c.profile == bindparam("profile"), orders.c.end_time.is_not(None))
             .order_by(orders.c.end_time.desc(), orders.c.order_id.desc())
@@ -101,12 +99,11 @@ class SqlOrderStore(OrderStore):
         )
         self._give_back = compiler(
             update(orders)
-            .where(text(_UNFINISHED), orders.c.holder == bindparam("which"))
+            .where(text(UNFINISHED), orders.c.holder == bindparam("which"))
             .values(holder="", epoch=orders.c.epoch + 1)
         )
-        alive = exists().where(brokers.c.broker_id == orders.c.holder, brokers.c.lease_until > database_time(compiler))
         self._left = compiler(
-            row.where(text(_UNFINISHED), orders.c.holder != bindparam("holder"), ~alive)
+            row.where(text(UNFINISHED), orders.c.holder != bindparam("holder"), ~holder_lives(compiler))
             .order_by(orders.c.create_time, orders.c.order_id)
             .suffix_with(limited_to())
             .with_for_update(skip_locked=True, of=orders)
@@ -175,7 +172,7 @@ class SqlOrderStore(OrderStore):
                 self._usable_key(session, draft)  # another broker has just met it, of another identity perhaps
             return Done(OpenedOrder(order, created=True), events=self._audit.encode(because(order, events)))
 
-        return await self._writer.write(change, ())
+        return await self._writer.write(change, (), locks=self._limits.locks(draft, limits))
 
     def _usable_key(self, session: Session, draft: OrderDraft) -> Row | None:
         """What is known of the draft's key.
@@ -216,16 +213,16 @@ class SqlOrderStore(OrderStore):
                 raise order_not_found()
             if not (found.state.is_open or change == OrderChange(txt_records=change.txt_records)):
                 raise order_not_found()
-            made = changed = _changed(found, change, now)
+            changed = _changed(found, change, now)
             if _RANK[changed.state] < _RANK[found.state]:
                 raise RuntimeError(f"an order doesn't go back from {found.state} to {changed.state}")
-            self._rows.put(session, changed)
+            made = self._rows.put(session, changed)
             if change.block_key:
                 session.execute(
                     self._block_key,
                     self._block_key.arguments({"key": found.public_key_sha256, "time": to_micros(now)}),
                 )
-            return Done(changed)
+            return Done(made)
 
         return await self._writer.write(write, self._audit.encode(events))
 
@@ -248,7 +245,7 @@ class SqlOrderStore(OrderStore):
                 update_time=now,
                 finalize_time=found.finalize_time or now,
             )
-            self._rows.put(session, finished)
+            finished = self._rows.put(session, finished)
             self._plans.begin(session, certificate, found.replaces_certificate_id)
             return Done(finished)
 
@@ -268,7 +265,8 @@ class SqlOrderStore(OrderStore):
     @override
     async def give_back_orders(self) -> None:
         def give_back(session: Session) -> Done[None]:
-            session.execute(self._give_back, self._give_back.arguments({"which": self.holder}))
+            if session.execute(self._give_back, self._give_back.arguments({"which": self.holder})):
+                self._changes.add_shared(session, ChangeKind.MEMBER, self.holder)
             return Done(None)
 
         await self._writer.write(give_back, ())
@@ -340,4 +338,6 @@ def _changed(order: Order, change: OrderChange, now: datetime) -> Order:
         values["update_time"] = now
         if change.state is OrderState.FINALIZING:
             values["finalize_time"] = now
+    if change.issuer is not None:
+        values["lane"] = values["turn_time"] = None  # another issuer's lane is another one
     return replace(order, **values)

@@ -51,6 +51,8 @@ _LOCK: Final = 0x43504C4E
 """The advisory lock's number, in the database's own space: SQLite's application_id once more."""
 _MIGRATING: Final = _LOCK + 1
 """The lock of who looks whether the schema is current and migrates it: of brokers that start together, one."""
+_DECIDING: Final = "SELECT pg_advisory_xact_lock(%s, key) FROM unnest(%s::integer[]) AS key"
+"""Locks of decisions (`locks`), in their order. Two numbers: a space of its own, apart from the locks of one number."""
 _AMONG_BROKERS: Final = "SELECT pg_try_advisory_lock_shared(%s)"
 _ALONE: Final = "SELECT pg_try_advisory_lock(%s)"
 
@@ -233,6 +235,9 @@ def connect_to_migrate(url: str, wait: timedelta) -> Connection:
 class PostgresqlSession(SqlSession):
     """`Session` over one connection that is made again when it was lost."""
 
+    BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+    """Whatever the server's default is: who has waited for a lock then reads what others have committed meanwhile."""
+
     def __init__(
         self, url: str, wait: timedelta, *, exclusive: bool, standing: Standing | None = None, key: str = "store.url"
     ) -> None:
@@ -285,6 +290,10 @@ class PostgresqlSession(SqlSession):
     def begin(self) -> None:
         self._ensure()
         super().begin()
+
+    @override
+    def lock(self, keys: Sequence[int]) -> None:
+        self._run(_DECIDING, (_LOCK, list(keys)))
 
     @override
     def rollback(self) -> None:

@@ -83,8 +83,11 @@ orders = Table(
     # Whose it is to run, and how often it was taken: writes of whoever ran it before are refused (`order_rows`).
     Column("holder", _Text, nullable=False, server_default=""),
     Column("epoch", _Sequence, nullable=False, server_default="0"),
-    # What a CA may take for the same order, while this one has its turn there; NULL before and after.
+    # What a CA may take for the same order, while this one waits for its turn there or has it, where brokers share a
+    # database; NULL before and after.
     Column("lane", _Text),
+    # Since when it has its turn; NULL while it waits.
+    Column("turn_time", _Time),
     sqlite_strict=True,
 )
 
@@ -103,6 +106,13 @@ Index(
     "uq_orders_lane",  # one ACME order at a time for what a CA may confuse
     orders.c.lane,
     unique=True,
+    sqlite_where=text("turn_time IS NOT NULL"),
+    postgresql_where=text("turn_time IS NOT NULL"),
+)
+Index(
+    "ix_orders_lane",  # who has a lane, and who waits for it
+    orders.c.lane,
+    orders.c.create_time,
     sqlite_where=text("lane IS NOT NULL"),
     postgresql_where=text("lane IS NOT NULL"),
 )

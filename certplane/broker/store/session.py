@@ -83,6 +83,17 @@ class Session(Protocol):
         """
         ...
 
+    def lock(self, keys: Sequence[int]) -> None:
+        """Be the only transaction, of all programs, that has these locks (`locks`), until its end.
+
+        Args:
+            keys: In ascending order, and all that the transaction will ever want: so nobody waits in a circle.
+
+        Raises:
+            SqlError: BUSY if others kept one for the whole busy timeout; the transaction is lost then.
+        """
+        ...
+
     def execute(self, statement: Statement, arguments: Sequence[object]) -> int:
         """Run a statement that writes; returns how many rows it touched."""
         ...

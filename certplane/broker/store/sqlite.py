@@ -135,6 +135,10 @@ class SqliteSession(SqlSession):
         return self._connection.in_transaction
 
     @override
+    def lock(self, keys: Sequence[int]) -> None:
+        """Nobody else has a transaction that writes."""
+
+    @override
     def rollback(self) -> None:
         if self._connection.in_transaction:
             with contextlib.suppress(sqlite3.Error):

@@ -36,6 +36,7 @@ from certplane.broker.store.repeats import SqlRepeatCounts
 from certplane.broker.store.retry_epoch import SqlEpochStore
 from certplane.broker.store.roles import SqlRoleStore
 from certplane.broker.store.session import Database, Session
+from certplane.broker.store.shared_orders import SqlSharedOrders
 from certplane.broker.store.soundness import ServerSoundness, SqliteSoundness, corrupt
 from certplane.broker.store.statements import Driver
 from certplane.broker.store.upkeep import SqlUpkeep
@@ -68,6 +69,7 @@ class Stores:
     """The broker's database through its ports."""
 
     orders: SqlOrderStore
+    shared_orders: SqlSharedOrders
     members: SqlMemberStore
     accounts: SqlAccounts
     holds: SqlHoldStore
@@ -210,6 +212,7 @@ def assemble(
     feed = SqlChangeFeed(reader, writer, writer_id, clock)
     return Stores(
         orders=SqlOrderStore(reader, writer, log, clock, new_id, holder=writer_id, changes=changes),
+        shared_orders=SqlSharedOrders(reader, writer, clock, holder=writer_id, changes=changes),
         members=SqlMemberStore(reader, writer, clock, writer_id, changes),
         accounts=SqlAccounts(reader, writer, clock, changes),
         holds=SqlHoldStore(reader, writer, changes),

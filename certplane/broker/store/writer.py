@@ -96,17 +96,23 @@ class Writer:
         """Why nothing is written any more; empty while all is well."""
         return self._commit.broken
 
-    async def write(self, change: Change[T], events: Sequence[EventRow], *, single: bool = False) -> T:
+    async def write(
+        self, change: Change[T], events: Sequence[EventRow], *, single: bool = False, locks: Sequence[int] = ()
+    ) -> T:
         """Make a change and record its events, in one durable transaction.
 
-        `single` says that the change is one statement, and has no events: left alone it is written in one step.
+        Args:
+            change: What is written.
+            events: Recorded with it.
+            single: The change is one statement, and has no events and no locks: left alone it is written in one step.
+            locks: Keys of decisions that brokers make one after another (`locks`).
 
         Raises:
             RefusalError: the change's own; STORE_UNAVAILABLE; AUDIT_UNAVAILABLE (`fail_closed`).
         """
         if self._closed or self._waiting >= self._limit:
             raise store_unavailable(self._why_not())
-        value: T = await self._put(Job(change, events, self._loop.create_future(), single))
+        value: T = await self._put(Job(change, events, self._loop.create_future(), single, locks))
         return value
 
     async def append(self, events: Sequence[EventRow]) -> None:

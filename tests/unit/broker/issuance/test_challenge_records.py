@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certplane.broker.issuance.validation import ChallengeRecords
+from certplane.broker.members.ports import LastingLease
 from certplane.broker.model import TxtRecord
 
 RECORDS = [TxtRecord("", f"_acme-challenge.{label}.test", value) for label in "ab" for value in "xy"]
@@ -30,7 +31,8 @@ async def test_what_nobody_needs_is_removed_and_nothing_else(steps: list[tuple[s
     removed: set[TxtRecord] = set()
     needed: dict[str, set[TxtRecord]] = {}
     records = ChallengeRecords(
-        cast("Any", SimpleNamespace(solver=Solver())), cast("Any", SimpleNamespace(dns_timeout=None))
+        cast("Any", SimpleNamespace(solver=Solver(), lease=LastingLease())),
+        cast("Any", SimpleNamespace(dns_timeout=None)),
     )
     for order_id, wanted in steps:
         if wanted is None:
@@ -41,7 +43,7 @@ async def test_what_nobody_needs_is_removed_and_nothing_else(steps: list[tuple[s
             records.need(order_id, needed[order_id])
         removed.clear()
         ended = SimpleNamespace(order_id="an order that has ended", txt_records=tuple(RECORDS))
-        assert await records.remove(cast("Any", ended)) == ()
+        assert await records.remove(cast("Any", SimpleNamespace(order=ended))) == ()
         assert removed == set(RECORDS).difference(*needed.values())
     for order_id in list(needed):
         records.release(order_id)

@@ -15,7 +15,7 @@ from typing_extensions import override
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.members.model import Member
 from certplane.broker.members.ports import Lease
-from certplane.broker.model import ChangeKind, OrderState
+from certplane.broker.model import OrderState
 from certplane.errors import Reason, RefusalError
 from tests.support.issuance import NO_WAIT, World, caller, ended, issue, kill_all, running, settle, unavailable
 
@@ -28,6 +28,7 @@ class SharedLease(Lease):
 
     def __init__(self) -> None:
         self.held = True
+        self.number = 0
 
     @property
     @override
@@ -37,6 +38,11 @@ class SharedLease(Lease):
     @override
     def stands(self) -> bool:
         return self.held
+
+    @property
+    @override
+    def term(self) -> int:
+        return self.number
 
 
 class Broker:
@@ -56,7 +62,7 @@ class Broker:
 
     async def start(self) -> Broker:
         await self.renew(LONG)
-        self.database_stores.changes.follow(ChangeKind.ORDER, self.authority.orders_elsewhere, what="orders")
+        self.authority.follow_others(self.database_stores.changes)
         await self.authority.start(list(self.world.policies.policy.profiles))
         running.append(self.authority)
         return self

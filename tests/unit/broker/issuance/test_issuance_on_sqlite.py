@@ -39,6 +39,7 @@ async def broker(folder: Path, ca: FakeCa) -> AsyncIterator[tuple[RegistrationAu
             IssuancePorts(
                 policies=FakePolicySource(policy()),
                 orders=stores.orders,
+                shared_orders=stores.shared_orders,
                 certificates=stores.certificates,
                 keys=stores.keys,
                 identities=stores.identities,
