@@ -28,7 +28,7 @@ from certplane.broker.background import check_directories, check_dns_accounts, r
 from certplane.broker.configured import secret_source
 from certplane.broker.descriptors import most_connections
 from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
-from certplane.broker.fleet.elsewhere import hear_of_plans
+from certplane.broker.fleet.elsewhere import follow_others
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -189,7 +189,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             trail=trail,
             settings=StreamSettings(age=settings.server.stream_age.span),
         )
-        hear_of_plans(hub, plans, stores.certificates, stores.changes, clock)
+        follow_others(hub, plans, stores.certificates, stores.changes, clock)
         await stores.changes.reread(ChangeKind.PLAN)
         view = FleetView(
             hub=hub,

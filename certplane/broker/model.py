@@ -338,7 +338,8 @@ class ChangeKind(StrEnum):
     STREAM = "stream"
     """A host's stream has begun or ended, or what is recorded of it has changed; the key is the host's name."""
     REPORT = "report"
-    """A host has reported of its certificates; the key is the host's name."""
+    """A host has reported of its certificates. The key is the host's name and, each after a space, the names of the
+    certificates, unless they are many."""
     HOLD = "hold"
     """What an issuer is not to be asked for, or that it is out of reach; the key is `issuance.holds.key_text`'s."""
     RETRY_EPOCH = "retry_epoch"

@@ -334,3 +334,18 @@ async def test_revoked_certificates_that_have_not_expired(store: StoreHarness) -
     assert list(await fleet.list_revoked(later, ["web2", "web3", "web4"])) == [second]
     assert list(await fleet.list_revoked(later, [])) == []
     assert len(await fleet.list_revoked(now)) == 3
+
+
+async def test_what_hosts_report_is_told_to_other_brokers(store: StoreHarness, fleet: FleetStore) -> None:
+    """Once a host and transaction, with the names of the certificates, new and gone, unless they are many."""
+    if store.place.kind == "memory":
+        pytest.skip("nobody else follows")
+    says = await begun(fleet)
+    many = tuple(f"c{number}" for number in range(9))
+    await says("e", [report(1), report(2), report(3, name="mail")])
+    await says("e", [report(3, name="mail")])
+    await says("e", [report(4, name="c0")], names=("web", *many))
+    await says("e", [report(number, name=name) for number, name in enumerate(many, 5)])
+    told = store.place.query("SELECT key FROM changes WHERE kind = 'report' ORDER BY number")
+    shared = store.place.kind == "postgresql"
+    assert told == ([(f"{HOST} web mail",), (f"{HOST} c0 mail",), (HOST,)] if shared else [])

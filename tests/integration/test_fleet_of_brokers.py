@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from statistics import median
 from time import perf_counter
@@ -17,12 +18,12 @@ from certplane.broker.store.stores import open_stores
 from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.clock import SystemClock
 from certplane.v1 import fleet_pb2 as pb
-from certplane.v1 import fleet_pb2_grpc, renewal_pb2
+from certplane.v1 import fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 from tests.support.ca import PrivateCa
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
 from tests.support.stores import NO_LIMITS, certificate, draft
-from tests.support.streams import HostStreamClient
-from tests.support.waiting import HANG
+from tests.support.streams import HostStreamClient, report
+from tests.support.waiting import HANG, no_hang
 
 pytestmark = pytest.mark.integration
 
@@ -49,6 +50,33 @@ async def edges(ca: PrivateCa, postgres_url: str) -> AsyncIterator[tuple[EdgeSer
         serve_edge(ca, stores=other) as second,
     ):
         yield first, second
+
+
+class Watch:
+    """A watch of the fleet at a broker; `read` gives the next message, as far as a test asks for it."""
+
+    def __init__(self, channel: Any, **fields: Any) -> None:
+        request = renewal_pb2.WatchRenewalsRequest(**fields)
+        self._call = renewal_pb2_grpc.RenewalServiceStub(channel).WatchRenewals(request, timeout=HANG)
+
+    async def read(self) -> Any:
+        async with no_hang():
+            return await self._call.read()
+
+    async def until(self, seen: Callable[[Any], bool]) -> Any:
+        """The first message of which `seen` says yes; others are passed over."""
+        while not seen(message := await self.read()):
+            pass
+        return message
+
+
+@asynccontextmanager
+async def watching(edge: EdgeServer, **fields: Any) -> AsyncIterator[Watch]:
+    async with edge.channel(edge.ca.issue([OPERATOR])) as channel:
+        watch = Watch(channel, **fields)
+        if not fields.get("changes_only"):
+            await watch.until(lambda message: message.HasField("snapshot_end"))
+        yield watch
 
 
 async def issue(edge: EdgeServer, number: int = 0) -> CertificateRecord:
@@ -105,12 +133,7 @@ async def test_what_was_planned_unheard_is_told(edges: tuple[EdgeServer, EdgeSer
     record = await issue(first)
     async with second.host() as channel:
         host = HostStreamClient(channel)
-        held = renewal_pb2.CertificateStatus.Held(certificate_id=record.certificate_id, serial_number="3e7")
-        status = renewal_pb2.CertificateStatus(
-            name="web", state=renewal_pb2.CertificateStatus.STATE_SERVING, installed=held, issued=held
-        )
-        report = renewal_pb2.StreamRenewalStatusRequest.Report(sequence=1, certificate=status)
-        await host.hello(reports=[report])
+        await host.hello(reports=[report(1, certificate_id=record.certificate_id)])
         plan = RenewalPlan(record.certificate_id, HOST, first.clock.now(), RenewalCause.OPERATOR, "unheard")
         log = first.stores.renewal_plans._changes
         with pytest.MonkeyPatch.context() as patch:
@@ -120,3 +143,56 @@ async def test_what_was_planned_unheard_is_told(edges: tuple[EdgeServer, EdgeSer
         await first.stores.deny_list.deny(DenyEntry(name="another.example"), [])
         directive = await host.directive()
         assert [renewal.certificate_id for renewal in directive.renewals] == [record.certificate_id]
+
+
+async def test_who_watches_one_broker_sees_the_hosts_of_the_other(edges: tuple[EdgeServer, EdgeServer]) -> None:
+    """A host that comes, what it reports, what it has no more, and that it goes."""
+    first, second = edges
+    async with watching(first) as watch:
+        async with second.host() as channel:
+            host = HostStreamClient(channel)
+            await host.hello("web", "mail")
+            assert (await watch.until(lambda message: message.host.name == HOST)).host.agent_version == "0.1.0"
+            for state in ("DUE", "REQUESTING", "SERVING"):
+                await host.report("mail", state)
+                wanted = renewal_pb2.CertificateStatus.State.Value(f"STATE_{state}")
+                change = await watch.until(
+                    lambda message, wanted=wanted: message.certificate_change.certificate.state == wanted
+                )
+                assert (change.certificate_change.host, change.certificate_change.certificate.name) == (HOST, "mail")
+                assert change.certificate_change.certificate.health
+        await watch.until(lambda message: message.host.name == HOST and not message.host.connected)
+        async with second.host() as channel:
+            host = HostStreamClient(channel)
+            await host.hello("web")
+            gone = await watch.until(lambda message: message.certificate_change.removed)
+            assert (gone.certificate_change.host, gone.certificate_change.certificate.name) == (HOST, "mail")
+
+
+async def test_a_report_of_many_certificates_is_one_message_of_the_feed(edges: tuple[EdgeServer, EdgeServer]) -> None:
+    """Who watches elsewhere gets the host, with all of them."""
+    first, second = edges
+    names = [f"c{number:02d}" for number in range(20)]
+    async with watching(first, changes_only=True) as watch, second.host() as channel:
+        host = HostStreamClient(channel)
+        await host.hello(*names, reports=[report(number, name) for number, name in enumerate(names, 1)])
+        told = await watch.until(lambda message: len(message.host.certificates) == len(names))
+        assert [certificate.name for certificate in told.host.certificates] == names
+
+
+async def test_a_watch_misses_nothing_that_the_feed_has_lost(edges: tuple[EdgeServer, EdgeServer]) -> None:
+    """After a gap it gets the fleet again, as it is."""
+    first, second = edges
+    async with watching(first, hosts=["web1"]) as watch, second.host() as channel:
+        host = HostStreamClient(channel)
+        log = second.stores.renewal_plans._changes
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(log, "_shared", False)
+            await host.hello()
+            await host.acknowledged(await host.report("web", "FAILED"))
+        log._number += 1  # of rows that nobody has read
+        await second.stores.deny_list.deny(DenyEntry(name="another.example"), [])
+        told = await watch.until(lambda message: message.host.name == HOST)
+        assert [certificate.state for certificate in told.host.certificates] == [
+            renewal_pb2.CertificateStatus.STATE_FAILED
+        ]

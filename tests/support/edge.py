@@ -15,7 +15,7 @@ import grpc
 
 from certplane.broker import metrics
 from certplane.broker.events import AuditTrail
-from certplane.broker.fleet.elsewhere import hear_of_plans
+from certplane.broker.fleet.elsewhere import follow_others
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -143,7 +143,7 @@ class EdgeServer:
             trail=trail,
             settings=self.streams,
         )
-        hear_of_plans(self.hub, self.plans, self.stores.certificates, self.stores.changes, self.clock)
+        follow_others(self.hub, self.plans, self.stores.certificates, self.stores.changes, self.clock)
         self.view = FleetView(
             hub=self.hub,
             store=self.stores.fleet,

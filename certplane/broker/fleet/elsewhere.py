@@ -1,23 +1,65 @@
-"""What happens at other brokers that this one's streams must hear of: plans, revocations, hosts that came there."""
+"""What happens at other brokers that this one's hosts and watchers must hear of, through the change feed."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from datetime import datetime
+
+from typing_extensions import override
+
 from certplane.broker.fleet.hub import FleetHub
+from certplane.broker.fleet.watching import Watchers
 from certplane.broker.model import ChangeKind
-from certplane.broker.ports import ChangeFeed
+from certplane.broker.ports import ChangeFeed, ChangeFollower
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.renewal.ports import RevokedCertificates
 from certplane.broker.renewal.revocations import Revocations
 from certplane.runtime.clock import Clock
 
 
-def hear_of_plans(
+def follow_others(
     hub: FleetHub, plans: RenewalPlans, revoked: RevokedCertificates, feed: ChangeFeed, clock: Clock
 ) -> None:
-    """Let the hub hear of plans and of revocations, this broker's own and those of other programs; and of streams."""
+    """Let the hub hear of plans and revocations, this broker's and those of other programs, and of others' hosts."""
     plans.subscribe(hub.plans_changed)
     plans.subscribe_unknown(hub.plans_unknown)
     plans.subscribe_revoked(hub.certificate_revoked)
     feed.follow(ChangeKind.PLAN, plans, what="renewal plans")
     feed.follow(ChangeKind.CERTIFICATE_REVOKED, Revocations(revoked, plans, clock), what="recent revocations")
     feed.follow(ChangeKind.STREAM, hub.displacement, what="which hosts have gone to another broker")
+    feed.follow(ChangeKind.REPORT, ReportsElsewhere(hub.watchers, clock), what="reports to other brokers")
+    feed.follow(ChangeKind.STREAM, HostsElsewhere(hub), what="hosts at other brokers")
+
+
+class ReportsElsewhere(ChangeFollower):
+    """What hosts report to other brokers, for those who watch the fleet here."""
+
+    def __init__(self, watchers: Watchers, clock: Clock) -> None:
+        self._watchers = watchers
+        self._clock = clock
+
+    @override
+    async def changed(self, keys: Collection[str]) -> None:
+        for key in keys:
+            host, *names = key.split(" ")
+            self._watchers.recorded_elsewhere(host, names, self._clock.now())
+
+    @override
+    async def reread(self, since: datetime) -> None:
+        self._watchers.fleet_changed(self._clock.now())
+
+
+class HostsElsewhere(ChangeFollower):
+    """Hosts that come to other brokers, and leave them."""
+
+    def __init__(self, hub: FleetHub) -> None:
+        self._hub = hub
+
+    @override
+    async def changed(self, keys: Collection[str]) -> None:
+        for host in keys:
+            self._hub.was_elsewhere(host)
+
+    @override
+    async def reread(self, since: datetime) -> None:
+        """Watchers read everything again (`ReportsElsewhere`)."""

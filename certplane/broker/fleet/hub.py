@@ -128,6 +128,11 @@ class FleetHub:
             if stream.session.connect_time is not None:
                 self._teller.tell_soon(stream.host)
 
+    def was_elsewhere(self, host: str) -> None:
+        """A host has come to another broker, has left it, or has answered it: nobody here knows what it refuses now."""
+        self._teller.forget(host)
+        self.watchers.host_changed(host, self._clock.now())
+
     def certificate_revoked(self, certificate: CertificateRecord) -> None:
         """Tell its holder to renew now, and watchers that it is in use, as long as it is."""
         plan = revoked_plan(certificate)

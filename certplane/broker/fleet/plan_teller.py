@@ -1,8 +1,9 @@
 """Tells hosts that have connected the renewal plans that they don't know, except those that they have refused.
 
 Some hosts at a time, so that a fleet's return is not slowed by it. Computed from durable state, so that it is the same
-after any restart; which refusals stand is in memory, and a broker that is started again asks once more. A host that
-could not take a directive over *for now* (its disk is full) is told again after ten minutes.
+after any restart; which refusals stand is in memory, and a broker that is started again, or to which a host comes from
+another one, asks once more. A host that could not take a directive over *for now* (its disk is full) is told again
+after ten minutes.
 
 For the event loop's thread.
 """
@@ -100,6 +101,10 @@ class PlanTeller:
     def take_back(self, host: str) -> bool:
         """The host has taken a directive: what it refused may be said again; whether there was something."""
         return self._refused.pop(host, None) is not None
+
+    def forget(self, host: str) -> None:
+        """What the host refused may be said again, should it come back: it has heard another broker since."""
+        self._refused.pop(host, None)
 
     def note_refused(self, host: str, directive: Directive, reason: Reason) -> None:
         """Don't say it again; with what the host refused before, as far as that is another certificate's."""

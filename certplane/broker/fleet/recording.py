@@ -68,13 +68,14 @@ class Recorder:
         finally:
             for number in first.keys() - set(telling):
                 self.repeats.withdraw(told[number].kind, told[number].event)
-        repeated = [told[sequence] for sequence in recorded.telling if sequence not in first]
-        await asyncio.gather(*(self.repeats.record(one.kind, [one.event]) for one in repeated))
+        # At once: what the host tells another broker next must not be told to watchers before this.
         for report in recorded.new:
             self.meter.count(metrics.REPORTS, result="durable")
             self.watchers.certificate_changed(caller.name, report.certificate, now)
         for name in recorded.forgotten:
             self.watchers.certificate_removed(caller.name, name, now)
+        repeated = [told[sequence] for sequence in recorded.telling if sequence not in first]
+        await asyncio.gather(*(self.repeats.record(one.kind, [one.event]) for one in repeated))
         return recorded
 
     def note_directive_error(self, host: str, error: Refusal | None, stream_epoch: int) -> None:

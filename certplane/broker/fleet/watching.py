@@ -1,13 +1,15 @@
 """Who watches the fleet, and what each has still to be told.
 
 A watcher's changes are kept by host and certificate, the latest of each, so that one who reads slowly costs no more
-than the fleet is large and never gets an old state after a new one. Nothing is read or waited for here.
+than the fleet is large and never gets an old state after a new one. Nothing is read or waited for here: of what other
+brokers have recorded it is only noted that it is to be read, when it is told, so that it can't be older than what was
+told before.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,7 +48,23 @@ class CertificateRemoved:
     time: datetime
 
 
-Change: TypeAlias = HostChanged | CertificateChanged | CertificateRemoved
+@dataclass(frozen=True, slots=True)
+class CertificateRecorded:
+    """Another broker has recorded a host's report of a certificate, or that the host no longer has it: read it."""
+
+    host: str
+    name: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FleetChanged:
+    """Other brokers may have recorded anything unheard: read the fleet again."""
+
+    time: datetime
+
+
+Change: TypeAlias = HostChanged | CertificateChanged | CertificateRemoved | CertificateRecorded | FleetChanged
 
 
 class Watcher:
@@ -68,6 +86,11 @@ class Watcher:
             self._changes.pop(key, None)  # it comes last, so that changes are told in the order they were made
             self._changes[key] = change
             self._some.set()
+
+    def put_all(self, change: FleetChanged) -> None:
+        """Add that all is to be read, in the place of everything."""
+        self._changes = {("", ""): change}
+        self._some.set()
 
     async def next_change(self) -> Change | None:
         """The oldest change that was not told yet; waits for one. None when there will be no more."""
@@ -139,6 +162,19 @@ class Watchers:
         """A host no longer has a certificate."""
         for watcher in self._watchers:
             watcher.put((host, name), CertificateRemoved(host, name, time))
+
+    def recorded_elsewhere(self, host: str, names: Sequence[str], time: datetime) -> None:
+        """Another broker has recorded what a host reports: of the certificates of these names, or of any."""
+        if not names:
+            self.host_changed(host, time)
+        for watcher in self._watchers:
+            for name in names:
+                watcher.put((host, name), CertificateRecorded(host, name, time))
+
+    def fleet_changed(self, time: datetime) -> None:
+        """Anything may have changed at other brokers."""
+        for watcher in self._watchers:
+            watcher.put_all(FleetChanged(time))
 
     def close(self) -> None:
         """Let all of them end, and take no more."""

@@ -18,7 +18,13 @@ from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.messages import Outgoing
 from certplane.broker.fleet.stream import ServedStream
 from certplane.broker.fleet.view import FleetView, HostNotFoundError, HostView
-from certplane.broker.fleet.watching import CertificateChanged, CertificateRemoved, Change, HostChanged
+from certplane.broker.fleet.watching import (
+    CertificateChanged,
+    CertificateRecorded,
+    CertificateRemoved,
+    FleetChanged,
+    HostChanged,
+)
 from certplane.broker.services.calls import current_call, take_messages
 from certplane.broker.services.convert import invalid_request
 from certplane.broker.services.fleet_convert import add_certificates, host_message
@@ -95,29 +101,38 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
         hosts = frozenset(self._view.identity(host) for host in request.hosts)
         with self._hub.watchers.watching(hosts.__contains__ if hosts else _everything) as watcher:
             if not request.changes_only:
-                await self._send_fleet(hosts, context)
+                event = pb.WatchRenewalsResponse()
+                event.snapshot_end.host_count = await self._send_fleet(hosts, context)
+                event.event_time.CopyFrom(timestamp(self._hub.now()))
+                await self._send(event, context)
             while (change := await watcher.next_change()) is not None:
-                await self._send_change(change, context)
+                if isinstance(change, FleetChanged):
+                    await self._send_fleet(hosts, context)
+                else:
+                    await self._send_change(change, context)
         raise RefusalError(Reason.DRAINING, "the broker is shutting down; watch again shortly")
 
-    async def _send_fleet(self, hosts: frozenset[str], context: RpcContext) -> None:
+    async def _send_fleet(self, hosts: frozenset[str], context: RpcContext) -> int:
+        """Every host that is watched, as it is; how many they were."""
         count = 0
         async with aclosing(self._view.hosts()) as views:
             async for view in views:
                 if not hosts or view.record.host in hosts:
                     await self._send_host(view, self._hub.now(), context)
                     count += 1
-        event = pb.WatchRenewalsResponse(event_time=timestamp(self._hub.now()))
-        event.snapshot_end.host_count = count
-        await self._send(event, context)
+        return count
 
-    async def _send_change(self, change: Change, context: RpcContext) -> None:
+    async def _send_change(
+        self, change: HostChanged | CertificateChanged | CertificateRemoved | CertificateRecorded, context: RpcContext
+    ) -> None:
         event = pb.WatchRenewalsResponse(event_time=timestamp(change.time))
         match change:
             case HostChanged():
                 with contextlib.suppress(HostNotFoundError):
                     await self._send_host(await self._view.host(change.host), change.time, context)
                 return
+            case CertificateRecorded():
+                event.certificate_change.CopyFrom(await self._recorded(change))
             case CertificateChanged():
                 health = await self._view.health(change.host, change.certificate)
                 event.certificate_change.certificate.CopyFrom(status_message(change.certificate, health))
@@ -126,6 +141,17 @@ class RenewalServicer(renewal_pb2_grpc.RenewalServiceServicer):
                 event.certificate_change.removed = True
         event.certificate_change.host = change.host
         await self._send(event, context)
+
+    async def _recorded(self, change: CertificateRecorded) -> pb.WatchRenewalsResponse.CertificateChange:
+        """The certificate as it is by now."""
+        with contextlib.suppress(HostNotFoundError):
+            view = await self._view.host(change.host)
+            for certificate in view.record.certificates:
+                if certificate.name == change.name:
+                    status = status_message(certificate, view.health[change.name])
+                    return pb.WatchRenewalsResponse.CertificateChange(certificate=status)
+        status = pb.CertificateStatus(name=change.name)
+        return pb.WatchRenewalsResponse.CertificateChange(certificate=status, removed=True)
 
     async def _send_host(self, view: HostView, time: datetime, context: RpcContext) -> None:
         """A host, and those of its certificates that have no room beside it as changes."""

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import BindParameter, Table, and_, bindparam, delete, or_, select
 
@@ -35,6 +35,9 @@ from certplane.broker.store.statements import Compiler, Row, Statement, chunks, 
 from certplane.broker.store.stream_rows import StreamPlace, StreamRows
 from certplane.fleet_report.model import CertificateStatus, Report
 from certplane.runtime.failpoints import failpoint
+
+_NAMED: Final = 8
+"""Certificates of a host that other brokers are told by name; of more they read the whole host."""
 
 
 @dataclass(slots=True, eq=False)
@@ -137,6 +140,7 @@ class ReportRows:
         ]
         for host in dict.fromkeys(streams):
             self._changes.add_shared(session, ChangeKind.STREAM, host)
+        self._tell_others(session, statuses, entries, results)
         return Done(results, events=events)
 
     def _put_streams(self, session: Session, entries: Sequence[Entry], broker_id: str) -> Mapping[Entry, int]:
@@ -192,6 +196,24 @@ class ReportRows:
                 session.execute(self._forget, (host, name))
             _, index, result = naming[host]
             results[index] = replace(result, forgotten=tuple(names))
+
+    def _tell_others(
+        self,
+        session: Session,
+        reported: Iterable[tuple[str, str]],
+        entries: Sequence[Entry],
+        results: Sequence[RecordedReports | None],
+    ) -> None:
+        """Let other brokers hear of certificates, by host and name, that are new, other than they were, or gone."""
+        changed: defaultdict[str, list[str]] = defaultdict(list)
+        for host, name in reported:
+            changed[host].append(name)
+        for entry, result in zip(entries, results, strict=True):
+            if result is not None and result.forgotten:
+                changed[entry.host] += result.forgotten
+        for host, names in changed.items():
+            named = names if len(names) <= _NAMED else ()
+            self._changes.add_shared(session, ChangeKind.REPORT, " ".join((host, *named)))
 
     def _all(self, session: Session, make: Callable[[int], Statement], keys: Sequence[tuple[object, ...]]) -> list[Row]:
         statement = make(len(keys))

@@ -161,6 +161,22 @@ async def test_what_hosts_refuse_takes_no_more_room_with_each_change(world: Worl
         assert len(world.hub._teller._refused["web1.example"]) == 1
 
 
+async def test_what_a_host_refused_may_be_said_after_it_was_elsewhere(world: World) -> None:
+    """It has heard another broker since, and may have taken it there; until then it isn't said again."""
+    refused = plan("web1.example")
+    async with running(world, "web1.example") as (host,):
+        world.hub.plans_changed([refused])
+        await settled()
+        await host.answer(Refusal(Reason.REQUEST_INVALID, "no"))
+        world.hub.plans_changed([refused])
+        await settled()
+        assert len(host.directives) == 1
+        world.hub.was_elsewhere("web1.example")
+        world.hub.plans_changed([refused])
+        await settled()
+        assert len(host.directives) == 2
+
+
 async def test_a_host_that_refuses_in_a_loop_fills_no_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """The first are told with the host's reason; then one a minute, with how many there were."""
     async with running(world, "web1.example") as (host,):
