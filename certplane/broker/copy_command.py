@@ -19,7 +19,7 @@ from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store import files, sqlite
 from certplane.broker.store.copying import CopiedTable, Database, PostgresqlDatabase, SqliteDatabase, copy_all
-from certplane.broker.store.migrate import migrate
+from certplane.broker.store.migrate import FoundSchema, migrate
 from certplane.broker.store.rows import EventRow, event_row
 from certplane.errors import OperationError
 from certplane.runtime.clock import Clock, SystemClock
@@ -134,13 +134,13 @@ def _fill(target: Place, fill: Callable[[Any], None]) -> None:
         if target.settings.store.driver is StoreDriver.SQLITE:
             path = target.settings.store.path
             with files.alone(path, _WAIT, empty=True):
-                migrate("sqlite://", lambda: sqlite.connect_to_write(path, _WAIT), None, fill=fill)
+                migrate("sqlite://", lambda: sqlite.connect_to_write(path, _WAIT), FoundSchema(), fill=fill)
             return
-        from certplane.broker.store import postgresql  # noqa: PLC0415 - not without it
+        from certplane.broker.store import postgresql, postgresql_schema  # noqa: PLC0415 - not without it
 
         with postgresql.alone(target.url, _WAIT, target.key, empty=True):
-            connect = postgresql.connect_to_migrate
-            migrate("postgresql+psycopg://", lambda: connect(target.url, _WAIT), None, fill=fill)
+            connect = postgresql_schema.connect_to_migrate
+            migrate("postgresql+psycopg://", lambda: connect(target.url, _WAIT), FoundSchema(), fill=fill)
     except (SQLAlchemyError, sqlite3.Error, UnicodeError) as error:
         cause = str(error.__cause__ or error).partition("\n")[0]
         raise OperationError(

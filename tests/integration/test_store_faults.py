@@ -290,6 +290,7 @@ def other_program(path: Path) -> None:
 def newer_schema(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("UPDATE alembic_version SET version_num = '9999'")
+        other.execute("UPDATE shared_values SET value = '9998' WHERE name = 'schema_readable_from'")
 
 
 def a_folder(path: Path) -> None:

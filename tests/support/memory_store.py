@@ -39,7 +39,7 @@ from certplane.broker.store.audit_log import AuditRows
 from certplane.broker.store.batch import Change, GroupCommit, Job
 from certplane.broker.store.cells import CERTIFICATE, PLAN
 from certplane.broker.store.fleet import SqlFleetStore
-from certplane.broker.store.migrate import migrate
+from certplane.broker.store.migrate import FoundSchema, migrate
 from certplane.broker.store.rows import EventRow, from_micros, to_micros
 from certplane.broker.store.session import Database, Fault, SqlError
 from certplane.broker.store.sqlite import SqliteSession
@@ -73,7 +73,7 @@ def migrated() -> sqlite3.Connection:
     """A database that the migrations have made, once for all tests of a process."""
     name = f"file:{uuid.uuid4()}?mode=memory&cache=shared"
     connection = _connect(name)
-    migrate("sqlite://", lambda: _connect(name), None)
+    migrate("sqlite://", lambda: _connect(name), FoundSchema())
     return connection
 
 

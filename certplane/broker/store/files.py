@@ -20,7 +20,16 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from certplane.broker.store import sqlite
-from certplane.broker.store.migrate import SchemaError, check_current, check_known, migrate, upgrade_notices
+from certplane.broker.store.migrate import (
+    FoundSchema,
+    SchemaError,
+    check_current,
+    check_known,
+    check_whole,
+    found_schema,
+    migrate,
+    upgrade_notices,
+)
 from certplane.broker.store.schema import APPLICATION_ID
 from certplane.broker.store.soundness import QUICK_AT_START, RESTORE, broken_pages, broken_references
 from certplane.config.files import denied_remedy, is_there
@@ -82,7 +91,7 @@ def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Conn
         _check_file(path)
         with contextlib.closing(sqlite.connect_to_look(path, wait)) as connection:
             _check_owner(connection, path)
-            check_known(_revision(connection))
+            check_known(_schema(connection))
             _check_writable(connection)
         if exclusive:
             _make_private(path)  # not before: a file that is refused is left as it is
@@ -92,9 +101,9 @@ def open_writer(path: Path, wait: timedelta, *, exclusive: bool) -> sqlite3.Conn
             if exclusive:
                 if path.stat().st_size <= QUICK_AT_START:
                     _check_pages(connection, path)
-                migrate("sqlite://", lambda: sqlite.connect_to_write(path, wait), _revision(connection))
+                migrate("sqlite://", lambda: sqlite.connect_to_write(path, wait), _schema(connection))
             else:
-                check_current(_revision(connection))
+                check_current(_schema(connection))
             undo.pop_all()
             return connection
     except SchemaError as error:
@@ -132,7 +141,7 @@ def alone(path: Path, wait: timedelta, *, empty: bool) -> Iterator[sqlite3.Conne
             connection = stack.enter_context(contextlib.closing(sqlite.connect_to_look(path, wait)))
             _check_owner(connection, path)
             if not empty:
-                check_current(_revision(connection))
+                check_whole(_schema(connection))
             elif connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
                 raise _configuration(path, "there is something in the target database", "name a file that isn't there")
             else:
@@ -186,7 +195,7 @@ def look_at(path: Path) -> list[str]:
         return []
     with _beside(path) as connection:
         _check_owner(connection, path)
-        return upgrade_notices(str(path), _revision(connection))
+        return upgrade_notices(str(path), _schema(connection))
 
 
 def look_through(path: Path, *, full: bool) -> list[str]:
@@ -276,10 +285,9 @@ def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
         raise OperationError(f"{path}: the database is corrupt ({damage[0]})", remedy=RESTORE)
 
 
-def _revision(connection: sqlite3.Connection) -> str | None:
-    known = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'alembic_version'").fetchone()[0]
-    row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if known else None
-    return None if row is None else str(row[0])
+def _schema(connection: sqlite3.Connection) -> FoundSchema:
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    return found_schema(tables.__contains__, lambda query: next(iter(connection.execute(query).fetchone() or ()), None))
 
 
 def _explain(path: Path, error: sqlite3.Error) -> CertplaneError:

@@ -22,9 +22,25 @@ from psycopg import errors, pq
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from typing_extensions import override
 
-from certplane.broker.store.migrate import SchemaError, check_current, check_known, migrate, upgrade_notices
+from certplane.broker.store.migrate import (
+    FoundSchema,
+    SchemaError,
+    check_current,
+    check_known,
+    check_whole,
+    migrate,
+    shuts_out_older,
+    upgrade_notices,
+)
 from certplane.broker.store.postgresql_reader import Standing
-from certplane.broker.store.schema import SCHEMA_REVISION, metadata
+from certplane.broker.store.postgresql_schema import (
+    alone_migrating,
+    check_none_runs,
+    connect_to_migrate,
+    schema_of,
+    without_limits,
+)
+from certplane.broker.store.schema import APPLICATION_ID, SCHEMA_REVISION, metadata
 from certplane.broker.store.servers import (
     ENCODING,
     Connection,
@@ -47,10 +63,8 @@ from certplane.errors import CertplaneError, ConfigurationError, ConfigurationPr
 
 _log = logging.getLogger("certplane.store")
 
-_LOCK: Final = 0x43504C4E
-"""The advisory lock's number, in the database's own space: SQLite's application_id once more."""
-_MIGRATING: Final = _LOCK + 1
-"""The lock of who looks whether the schema is current and migrates it: of brokers that start together, one."""
+_LOCK: Final = APPLICATION_ID
+"""The advisory lock's number, in the database's own space."""
 _DECIDING: Final = "SELECT pg_advisory_xact_lock(%s, key) FROM unnest(%s::integer[]) AS key"
 """Locks of decisions (`locks`), in their order. Two numbers: a space of its own, apart from the locks of one number."""
 _AMONG_BROKERS: Final = "SELECT pg_try_advisory_lock_shared(%s)"
@@ -101,7 +115,7 @@ def look_at(url: str, wait: timedelta, *, key: str = "store.url") -> list[str]:
             refuse_shared_session(connection, url, wait)
             own_session(connection, wait)
             _check_encoding(connection, key)
-            found = _revision(connection)
+            found = schema_of(connection)
             standbys = standby_notices(connection, expected=several_hosts(url))
         except PoolerError as error:
             raise _pooled(error, key) from error
@@ -124,12 +138,6 @@ def _check_encoding(connection: Connection, key: str) -> None:
             f"make another one: createdb --encoding {ENCODING} --template template0 --owner USER NAME",
             key=key,
         )
-
-
-def _revision(connection: Connection) -> str | None:
-    row = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
-    found = connection.execute("SELECT version_num FROM alembic_version").fetchone() if row and row[0] else None
-    return None if found is None else str(found[0])
 
 
 def _open_session(url: str, wait: timedelta, lock: str = "") -> Connection:
@@ -196,13 +204,13 @@ def alone(url: str, wait: timedelta, key: str, *, empty: bool) -> Iterator[Conne
     with contextlib.closing(connection):
         try:
             _check_encoding(connection, key)
-            _without_limits(connection)
+            without_limits(connection)
             if empty:
                 if connection.execute(_ANYTHING).fetchone() != (0,):
                     text = "there is something in the target database"
                     raise _configuration(text, "make an empty one: createdb --owner USER NAME", key=key)
             else:
-                check_current(_revision(connection))
+                check_whole(schema_of(connection))
                 connection.autocommit = False
                 connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
                 connection.execute(f"LOCK TABLE {', '.join(sorted(metadata.tables))} IN EXCLUSIVE MODE".encode())
@@ -213,23 +221,6 @@ def alone(url: str, wait: timedelta, key: str, *, empty: bool) -> Iterator[Conne
             raise OperationError(
                 f"{key}: {first_line(error)}", remedy="see the server's log, then try again"
             ) from error
-
-
-def _without_limits(connection: Connection) -> None:
-    """What is done here takes the time that it takes, whatever the server's defaults are."""
-    for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
-        connection.execute(f"SET {name} = 0".encode())
-
-
-def connect_to_migrate(url: str, wait: timedelta) -> Connection:
-    """A connection that waits for another's lock as every other does: a migration locks whole tables.
-
-    A session that reads one and never ends its transaction would hold up the start without a word.
-    """
-    connection = connect(url, wait)
-    _without_limits(connection)
-    connection.autocommit = False  # SQLAlchemy begins no transaction by itself: the driver does
-    return connection
 
 
 class PostgresqlSession(SqlSession):
@@ -363,13 +354,16 @@ class PostgresqlSession(SqlSession):
 
     def _bring_up_to_date(self) -> None:
         try:
-            revision = self._found_revision()
+            found = self._found_schema()
             if not self._exclusive:
-                check_current(revision)
-            elif revision != SCHEMA_REVISION:
-                check_known(revision)
-                with self._alone_migrating():
-                    migrate("postgresql+psycopg://", self._connect_to_migrate, self._found_revision())
+                check_current(found)
+            elif found.revision != SCHEMA_REVISION:
+                check_known(found)
+                with alone_migrating(self._url, self._wait):
+                    found = self._found_schema()
+                    if shuts_out_older(found):
+                        check_none_runs(self._connection)
+                    migrate("postgresql+psycopg://", self._connect_to_migrate, found)
         except SchemaError as error:
             raise _configuration(*error.args, key=self._key) from error
         except SQLAlchemyError as error:
@@ -384,21 +378,11 @@ class PostgresqlSession(SqlSession):
                 f"{self._key}: the schema can't be brought up to date ({cause or error})", remedy=remedy
             ) from error
 
-    def _found_revision(self) -> str | None:
+    def _found_schema(self) -> FoundSchema:
         try:
-            return _revision(self._connection)
+            return schema_of(self._connection)
         except psycopg.Error as error:
             raise fault_of(error, lost=self._connection.closed) from error
-
-    @contextlib.contextmanager
-    def _alone_migrating(self) -> Iterator[None]:
-        """Be the one, of the brokers that start together, that migrates; the others wait for as long as that takes."""
-        with contextlib.closing(connect(self._url, self._wait)) as connection:
-            _without_limits(connection)
-            if connection.execute(_ALONE.encode(), (_MIGRATING,)).fetchone() != (True,):
-                _log.info("another broker brings the schema up to date; this one waits for its end")
-                connection.execute("SELECT pg_advisory_lock(%s)", (_MIGRATING,))
-            yield
 
     def _connect_to_migrate(self) -> Connection:
         return connect_to_migrate(self._url, self._wait)

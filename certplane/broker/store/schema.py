@@ -34,6 +34,13 @@ APPLICATION_ID: Final = 0x43504C4E
 SCHEMA_REVISION: Final = "0013"
 """The newest migration: what a command that may not migrate asks for."""
 
+READABLE_FROM: Final = "0013"
+"""The oldest schema whose programs can use this one, beside a newer program or in its place (ADR 0037).
+
+Migrations after it only add; a test looks at them. One that drops something, or wants it written by all, raises it to
+the first schema whose programs do without: that of the release before, so that brokers can be upgraded one by one.
+"""
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",

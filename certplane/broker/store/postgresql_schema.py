@@ -1,0 +1,94 @@
+"""The schema of a PostgreSQL database: which one it has, and who may bring it up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Final
+
+import psycopg
+
+from certplane.broker.store.migrate import FoundSchema, SchemaError, found_schema
+from certplane.broker.store.schema import APPLICATION_ID
+from certplane.broker.store.servers import Connection, connect, fault_of
+
+_log = logging.getLogger("certplane.store")
+
+_MIGRATING: Final = APPLICATION_ID + 1
+"""The advisory lock of who looks whether the schema is current and migrates it: of brokers that start together, one."""
+
+_RUNNING: Final = """
+    SELECT name || ' ' || address || ' (version ' || version || ')' FROM brokers
+    WHERE lease_until > extract(epoch FROM clock_timestamp()) * 1000000 ORDER BY start_time
+"""
+
+
+def schema_of(connection: Connection) -> FoundSchema:
+    """What the database has.
+
+    Raises:
+        psycopg.Error: it can't be read.
+    """
+
+    def first(query: str, *values: str) -> object:
+        return next(iter(connection.execute(query.encode(), values or None).fetchone() or ()), None)
+
+    return found_schema(lambda table: bool(first("SELECT to_regclass(%s) IS NOT NULL", table)), first)
+
+
+def check_none_runs(connection: Connection) -> None:
+    """Whether no broker of an older release runs, which would find rows that it can't use.
+
+    One that starts in this moment isn't seen: it has no lease yet, and serves nobody.
+
+    Raises:
+        SchemaError: one does.
+        SqlError: the database doesn't answer.
+    """
+    try:
+        running = connection.execute(_RUNNING.encode()).fetchall()
+    except psycopg.Error as error:
+        raise fault_of(error, lost=connection.closed) from error
+    if running:
+        names = ", ".join(str(row[0]) for row in running)
+        raise SchemaError(
+            f"brokers of an older release run, which can't use the new schema: {names}",
+            "stop them all, then start this one; or upgrade them one by one to a release in between first",
+        )
+
+
+@contextlib.contextmanager
+def alone_migrating(url: str, wait: timedelta) -> Iterator[None]:
+    """Be the one, of the brokers that start together, that migrates; the others wait for as long as that takes.
+
+    Raises:
+        SqlError: the database doesn't answer.
+    """
+    with contextlib.closing(connect(url, wait)) as connection:
+        try:
+            without_limits(connection)
+            if connection.execute("SELECT pg_try_advisory_lock(%s)", (_MIGRATING,)).fetchone() != (True,):
+                _log.info("another broker brings the schema up to date; this one waits for its end")
+                connection.execute("SELECT pg_advisory_lock(%s)", (_MIGRATING,))
+        except psycopg.Error as error:
+            raise fault_of(error, lost=connection.closed) from error
+        yield
+
+
+def without_limits(connection: Connection) -> None:
+    """What is done here takes the time that it takes, whatever the server's defaults are."""
+    for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+        connection.execute(f"SET {name} = 0".encode())
+
+
+def connect_to_migrate(url: str, wait: timedelta) -> Connection:
+    """A connection that waits for another's lock as every other does: a migration locks whole tables.
+
+    A session that reads one and never ends its transaction would hold up the start without a word.
+    """
+    connection = connect(url, wait)
+    without_limits(connection)
+    connection.autocommit = False  # SQLAlchemy begins no transaction by itself: the driver does
+    return connection
