@@ -275,7 +275,16 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         soundness = SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter)
         retention = _retention(settings, stores, files, clock=clock, meter=meter)
         lease = membership or LastingLease()
-        roles = roles_of(stores, membership, retention=retention, soundness=soundness, clock=clock, meter=meter)
+        roles = roles_of(
+            stores,
+            membership,
+            planner=planner,
+            health=health,
+            retention=retention,
+            soundness=soundness,
+            clock=clock,
+            meter=meter,
+        )
         for name, work in (
             ("renewal plans", planner.run()),
             ("streams", hub.supervision.run()),

@@ -7,16 +7,19 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from certplane.broker import metrics
 from certplane.broker.audit import SpillLock, import_spill
 from certplane.broker.database import stores
+from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.members.membership import Membership
 from certplane.broker.members.ports import LastingLease, MemberStore
-from certplane.broker.members.roles import SOUNDNESS, UPKEEP, Roles, SoleRoleStore
+from certplane.broker.members.roles import FLEET_HEALTH, SOUNDNESS, UPKEEP, Roles, SoleRoleStore, renewal_information
 from certplane.broker.model import ChangeKind
 from certplane.broker.ports import Meter, RepeatCounts, SecretSource
+from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.retention import Retention
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.soundness import SoundnessWatch
@@ -70,6 +73,8 @@ def roles_of(
     stores: Stores,
     membership: Membership | None,
     *,
+    planner: RenewalPlanner,
+    health: HealthWatch,
     retention: Retention,
     soundness: SoundnessWatch,
     clock: Clock,
@@ -88,12 +93,16 @@ def roles_of(
     async def upkeep() -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(retention.prune())
+            group.create_task(planner.tidy())
             if membership is not None:
                 group.create_task(_recover_counts(stores.repeats, clock))
 
     stores.changes.removes = lambda: roles.holds(UPKEEP)
     roles.add(UPKEEP, upkeep)
     roles.add(SOUNDNESS, soundness.run, (metrics.STORE_CHECKED, metrics.STORE_DAMAGED))
+    roles.add(FLEET_HEALTH, health.lead, (metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END))
+    for issuer in planner.issuers:
+        roles.add(renewal_information(issuer), partial(planner.watch, issuer))
     return roles
 
 

@@ -139,7 +139,6 @@ def _calls(broker: Broker, policy: FilePolicySource, hosts: int) -> Calls:
         "RequestRenewal of 10,000 hosts, dry run": lambda _: renew(Selection(hosts=some)),
         "RequestRenewal of all, dry run": lambda _: renew(Selection(all=True)),
         "what the planner has to ask": lambda _: plans.to_check("acme", clock.now(), 100),
-        "states of all certificates": lambda _: stores.fleet.count_states(),
     }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 from certplane.broker.renewal.model import RenewalInfo, RenewalInfoUnsupportedError
+from certplane.broker.renewal.planner import RenewalPlanner
 from tests.fakes.faults import FaultScript
 
 
@@ -37,3 +39,10 @@ class FakeRenewalInfoSource:
                 return answer
         finally:
             self._under_way -= 1
+
+
+async def plan_on(planner: RenewalPlanner) -> None:
+    """All that a planner does, as in a broker that has every role."""
+    async with asyncio.TaskGroup() as group:
+        for work in (planner.run(), planner.tidy(), *map(planner.watch, planner.issuers)):
+            group.create_task(work)

@@ -52,7 +52,7 @@ from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.issuer import FakeCa, FakeIssuer
 from tests.fakes.policy import FakePolicy, FakePolicySource
-from tests.fakes.renewal import FakeRenewalInfoSource
+from tests.fakes.renewal import FakeRenewalInfoSource, plan_on
 from tests.support.broker_files import BrokerFiles
 from tests.support.ca import Leaf
 from tests.support.edge import HOST, OPERATOR, ShiftedClock, serve_edge
@@ -160,7 +160,7 @@ async def a_ca_that_moves_a_renewal(_folder: Path) -> Collection[Metric]:
         trail=AuditTrail(clock, lambda: f"planned-{next(numbers)}"),
         meter=meter,
     )
-    async with beside(planner.run()):
+    async with beside(plan_on(planner)):
         await settle()
         source.answer = RenewalInfo(clock.now(), clock.now() + HOUR)
         for _ in range(24):

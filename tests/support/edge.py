@@ -252,7 +252,8 @@ async def serve_edge(ca: PrivateCa | None = None, **options: Any) -> AsyncIterat
     edge = EdgeServer(ca or PrivateCa("internal"), **options)
     await edge.server.start()
     await edge.stores.changes.look()  # what was there before is known
-    looking = {asyncio.create_task(edge.hub.supervision.run()), asyncio.create_task(edge.health.run())}
+    works = (edge.hub.supervision.run(), edge.health.lead(), edge.health.run())
+    looking = {asyncio.create_task(work) for work in works}
     try:
         yield edge
     finally:

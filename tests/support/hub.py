@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -33,7 +33,6 @@ class FaultyStore:
 
     unreadable: frozenset[str] = frozenset()
     unwritable: frozenset[str] = frozenset()
-    uncountable = False
     held: asyncio.Event | None = None
 
     def __init__(self, fleet: Any) -> None:
@@ -57,12 +56,6 @@ class FaultyStore:
             raise ValueError("a report that can't be encoded")
         recorded: RecordedReports = await self._fleet.record_reports(host, epoch, reports, *events, **more)
         return recorded
-
-    async def count_states(self) -> Mapping[CertificateState, int]:
-        if self.uncountable:
-            raise ValueError("a state of a newer release")
-        counted: Mapping[CertificateState, int] = await self._fleet.count_states()
-        return counted
 
 
 class World:

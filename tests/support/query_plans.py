@@ -59,7 +59,6 @@ ALLOWED: Final = (
     Allowed("brokers", "brokers", "a row a broker: as many as are started within some seconds"),
     Allowed("leases", "ORDER BY leases.role", "a row for each kind of work: some; read when an operator asks"),
     Allowed("issuer_holds", "ORDER BY issuer_holds.issuer", "read whole into memory: a start, a gap; they are few"),
-    Allowed("certificate_statuses", "count(*)", "the fleet's states, each minute, on the read thread"),
     Allowed(
         "ix_orders_unfinished", "end_time IS NULL", "partial: orders under way, for a start and for who is shut out"
     ),

@@ -2,6 +2,9 @@
 
 A host that is down reports nothing when its certificate expires. So the hosts whose health the time will change before
 the next round are noted; at that moment watchers of the fleet are told that the host has changed.
+
+Of brokers that share a database one tells the figures (`lead`), or sums would count the fleet several times. The others
+read the fleet only while somebody watches it there.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -20,7 +24,7 @@ from certplane.broker.fleet.view import FleetView
 from certplane.broker.fleet.watching import Watchers
 from certplane.broker.ports import Meter, PolicySource
 from certplane.errors import RefusalError
-from certplane.fleet_report.model import CertificateStatus
+from certplane.fleet_report.model import CertificateState, CertificateStatus
 from certplane.runtime.clock import Clock
 
 _logger = logging.getLogger("certplane.broker.fleet")
@@ -60,17 +64,30 @@ class HealthWatch:
         self._clock = clock
         self._meter = meter
         self._settings = settings
+        self._leading = False
         self._pause = settings.figures_interval
         self._due: dict[tuple[str, str], datetime] = {}
         """When time changes the health of which certificates, by host and name: those before the next round alone."""
-        self._horizon = clock.now()
+        self._horizon = self._told = clock.now()
+        """Until when such moments are noted; until when watchers were told of them, or there were none."""
         self._profiles: set[str] = set()
         watchers.listen(self._note)
+
+    async def lead(self) -> None:
+        """Tell the figures, until cancelled."""
+        self._leading = True
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._leading = False
 
     async def run(self) -> None:
         """Work until cancelled."""
         said = ""
         while True:
+            while not self._leading and not len(self._watchers):
+                self._told = self._clock.now()
+                await self._clock.sleep(self._settings.tick)
             begun = self._clock.monotonic()
             try:
                 await self._compute()
@@ -90,6 +107,7 @@ class HealthWatch:
 
     async def _compute(self) -> None:
         counts: Counter[str] = Counter()
+        states: Counter[CertificateState] = Counter()
         soonest: dict[str, datetime] = {}
         self._horizon = self._clock.now() + 2 * self._pause  # the next round may come late
         self._due.clear()
@@ -97,6 +115,7 @@ class HealthWatch:
         async for record, healths in self._view.survey():
             for status, health in zip(record.certificates, healths, strict=True):
                 counts[health.word] += 1
+                states[status.state] += 1
                 self._note(record.host, status)
                 held = in_use(status)
                 if status.profile and held is not None and held.not_after is not None:
@@ -104,6 +123,14 @@ class HealthWatch:
             number += 1
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
+        if self._leading:
+            self._show(counts, states, soonest)
+
+    def _show(
+        self, counts: Mapping[str, int], states: Mapping[CertificateState, int], soonest: Mapping[str, datetime]
+    ) -> None:
+        for state in CertificateState:
+            self._meter.level(metrics.CERTIFICATES, states[state], state=state.value)
         for word in FLEET_WORDS:
             self._meter.level(metrics.HEALTH, counts[word], health=word.value)
         policy = self._policy.current
@@ -114,8 +141,8 @@ class HealthWatch:
         self._profiles |= known
 
     def _note(self, host: str, status: CertificateStatus) -> None:
-        """Note when time will change the health of a certificate, if that is before the next round."""
-        moment = next_change(status, self._clock.now())
+        """Note when time will change the health of a certificate, if that is before the next round; or just has."""
+        moment = next_change(status, self._told)
         if moment is not None and moment <= self._horizon:
             self._due[host, status.name] = moment
 
@@ -123,7 +150,7 @@ class HealthWatch:
         """Tell watchers of those whose time comes before `deadline`, of the monotonic clock."""
         while (left := deadline - self._clock.monotonic()) > 0:
             await self._clock.sleep(min(self._settings.tick, timedelta(seconds=left)))
-            now = self._clock.now()
+            self._told = now = self._clock.now()
             changed = [key for key, moment in self._due.items() if moment <= now]
             for key in changed:
                 del self._due[key]

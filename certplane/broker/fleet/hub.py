@@ -31,7 +31,7 @@ from certplane.broker.fleet.displacement import CountDisplacement, Displacement
 from certplane.broker.fleet.knowledge import revoked_plan
 from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.plan_teller import PlanTeller
-from certplane.broker.fleet.ports import FleetFigures, FleetStore, StreamPlaces
+from certplane.broker.fleet.ports import FleetStore, StreamPlaces
 from certplane.broker.fleet.recording import Recorder
 from certplane.broker.fleet.refusals import displaced, draining, invalid
 from certplane.broker.fleet.registry import StreamRegistry
@@ -52,7 +52,7 @@ _POLL: Final = timedelta(milliseconds=20)
 """While streams end."""
 
 
-class _Store(FleetStore, StreamPlaces, FleetFigures, Protocol):
+class _Store(FleetStore, StreamPlaces, Protocol):
     pass
 
 
@@ -102,7 +102,7 @@ class FleetHub:
             store=store, plans=plans, find_certificate=find_certificate, tell=self._tell, clock=clock, rng=rng
         )
         self.supervision = StreamSupervision(
-            registry=self.registry, teller=self._teller, figures=store, hashes=hashes, context=self.context
+            registry=self.registry, teller=self._teller, hashes=hashes, context=self.context
         )
         self._count_displacement = count_displacement
         self.displacement = Displacement(store, self.registry, self.context, count_displacement)

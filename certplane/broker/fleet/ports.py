@@ -10,7 +10,7 @@ from typing import Protocol
 from certplane.broker.events import AuditEvent
 from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
 from certplane.errors import Refusal
-from certplane.fleet_report.model import CertificateState, Report
+from certplane.fleet_report.model import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +115,6 @@ class StreamPlaces(Protocol):
         Raises:
             RefusalError: STORE_UNAVAILABLE.
         """
-        ...
-
-
-class FleetFigures(Protocol):
-    """What the fleet adds up to."""
-
-    async def count_states(self) -> Mapping[CertificateState, int]:
-        """How many certificates of hosts are in each state; states without any are left out."""
         ...
 
 

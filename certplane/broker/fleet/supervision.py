@@ -2,7 +2,7 @@
 
 Who is silent, who doesn't answer, who doesn't read, whose stream has lasted long enough, whether policy, trust or the
 retry epoch changed; now and then it is recorded that a host is there. Beside it hosts that have come are told their
-plans, and the states of certificates are counted. A bug that one host brings out ends the stream of that host, and is
+plans. A bug that one host brings out ends the stream of that host, and is
 logged: all others go on.
 """
 
@@ -16,16 +16,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from certplane.broker import metrics
 from certplane.broker.fleet.messages import Goodbye
 from certplane.broker.fleet.plan_teller import PlanTeller
-from certplane.broker.fleet.ports import FleetFigures
 from certplane.broker.fleet.refusals import failed, invalid, timed_out
 from certplane.broker.fleet.registry import StreamRegistry
 from certplane.broker.fleet.settings import RETRY, StreamSettings
 from certplane.broker.fleet.stream import ServedStream, StreamContext
 from certplane.errors import RefusalError
-from certplane.fleet_report.model import CertificateState
 
 _logger = logging.getLogger("certplane.broker.fleet")
 
@@ -43,14 +40,13 @@ class StreamSupervision:
 
     registry: StreamRegistry
     teller: PlanTeller
-    figures: FleetFigures
     hashes: Callable[[], tuple[str, str, str]]
     context: StreamContext
 
     async def run(self) -> None:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for work in (self._check_all, self.teller.run, self._count_states):
+            for work in (self._check_all, self.teller.run):
                 group.create_task(self._keep_up(work), name=f"fleet-{work.__name__.strip('_')}")
 
     async def _keep_up(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -104,21 +100,6 @@ class StreamSupervision:
         """Record of whom no refusal stands any more."""
         for host, stream_epoch in self.teller.pop_taken_back():
             self.context.recorder.note_directive_error(host, None, stream_epoch)
-
-    async def _count_states(self) -> None:
-        context, counted = self.context, True
-        while True:
-            try:
-                counts = await self.figures.count_states()
-            except RefusalError as error:
-                if counted:
-                    _logger.warning("could not count the states of certificates; will retry: %s", error)
-                counted = False
-            else:
-                counted = True
-                for state in CertificateState:
-                    context.meter.level(metrics.CERTIFICATES, counts.get(state, 0), state=state.value)
-            await context.clock.sleep(context.settings.figures_interval)
 
 
 def overdue(stream: ServedStream, settings: StreamSettings, now: float) -> RefusalError | None:

@@ -2,7 +2,10 @@
 
 Rules:
 
-- All that has to be remembered is in the store: a broker that is started again goes on where the last one was.
+- All that has to be remembered is in the store: a broker that is started again goes on where the last one was, and so
+  does another one. Where several share a database, one of them asks a CA (`watch`), and one tidies up (`tidy`); what
+  they plan the others hear of (`RenewalPlans`). Two that ask at a time cost a question: a plan is replaced only if it
+  still is the one that was decided about.
 - One request a certificate and check, a few at once for each CA; CAs don't wait for each other. A CA that asks for
   patience is asked about nothing until then.
 - What was planned while the CA was asked (an operator's request) is read again and planned with, never overwritten.
@@ -15,7 +18,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -43,7 +46,7 @@ _LOOK: Final = timedelta(seconds=30)
 """Between looks at what is due: half of the shortest wait that a CA may ask for."""
 
 _TIDY: Final = timedelta(hours=1)
-"""Between looks at which plans are of certificates that are gone."""
+"""Between looks at which plans are of certificates that are gone, and at all that are known."""
 
 _BATCH: Final = 64
 """Certificates that are read at a time."""
@@ -61,7 +64,7 @@ _MOST_TRIES: Final = 3
 
 
 class RenewalPlanner:
-    """Keeps the plans of all certificates in force up to date, while `run` runs."""
+    """Keeps the plans of all certificates in force up to date, while `run`, `tidy` and each issuer's `watch` run."""
 
     def __init__(
         self,
@@ -99,23 +102,14 @@ class RenewalPlanner:
         """Certificates that the planner itself failed on, until it is tidied up."""
         plans.subscribe_issued(self._on_issue)
 
+    @property
+    def issuers(self) -> Collection[str]:
+        """The CAs that can be asked."""
+        return self._sources.keys()
+
     async def run(self) -> None:
-        """Work until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._tidy())
-            for issuer, source in self._sources.items():
-                group.create_task(self._watch(issuer, source), name=f"renewal-{issuer}")
-
-    def _on_issue(self, certificate: CertificateRecord) -> None:
-        if certificate.issuer in self._wake:
-            self._wake[certificate.issuer].set()
-
-    async def _tidy(self) -> None:
+        """Read the plans anew each hour, should one have gone unheard, until cancelled."""
         while True:
-            try:
-                await self._plans.tidy(self._clock.now())
-            except RefusalError as error:
-                logger.warning("the plans of certificates that are gone could not be dropped: %s", error)
             await self._clock.sleep(_TIDY)
             self._left_out.clear()
             try:
@@ -123,9 +117,25 @@ class RenewalPlanner:
             except RefusalError as error:
                 logger.warning("the renewal plans could not be read again: %s", error)
 
-    async def _watch(self, issuer: str, source: RenewalInfoSource) -> None:
-        """Keep up to `_AT_ONCE` questions to one CA under way: the one that takes long holds up no other."""
-        wake = self._wake[issuer]
+    def _on_issue(self, certificate: CertificateRecord) -> None:
+        if certificate.issuer in self._wake:
+            self._wake[certificate.issuer].set()
+
+    async def tidy(self) -> None:
+        """Drop the plans of certificates that are gone, now and each hour, until cancelled."""
+        while True:
+            try:
+                await self._plans.tidy(self._clock.now())
+            except RefusalError as error:
+                logger.warning("the plans of certificates that are gone could not be dropped: %s", error)
+            await self._clock.sleep(_TIDY)
+
+    async def watch(self, issuer: str) -> None:
+        """Ask one CA about its certificates as they become due, until cancelled.
+
+        Up to `_AT_ONCE` questions are under way: the one that takes long holds up no other.
+        """
+        source, wake = self._sources[issuer], self._wake[issuer]
         waiting: deque[DueCheck] = deque()
         running: set[str] = set()
         more = False

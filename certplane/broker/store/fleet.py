@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import bindparam, select, text
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
-from certplane.broker.fleet.ports import FleetFigures, FleetStore, RecordedReports, RenewalRequestLog, StreamPlaces
+from certplane.broker.fleet.ports import FleetStore, RecordedReports, RenewalRequestLog, StreamPlaces
 from certplane.broker.fleet.refusals import displaced
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
@@ -44,7 +44,7 @@ from certplane.broker.store.session import Database, Fault, Session, SqlError
 from certplane.broker.store.statements import HOSTS, Row, hosts_parameters, limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import Refusal, RefusalError
-from certplane.fleet_report.model import CertificateState, CertificateStatus, Report
+from certplane.fleet_report.model import CertificateStatus, Report
 
 _TOGETHER: Final = 512
 """Calls that are written at once: what the last of them waits longer for it stays some milliseconds."""
@@ -56,7 +56,7 @@ _UNDER_WAY: Final = 2
 """One that is being written, and one that waits for it, so that the writer never waits for the loop."""
 
 
-class SqlFleetStore(FleetStore, StreamPlaces, FleetFigures, RenewalRequestLog):
+class SqlFleetStore(FleetStore, StreamPlaces, RenewalRequestLog):
     """`FleetStore` and the other ports of the fleet over the database."""
 
     def __init__(
@@ -89,9 +89,6 @@ class SqlFleetStore(FleetStore, StreamPlaces, FleetFigures, RenewalRequestLog):
         self._places = compiler(places.where(host_streams.c.host.in_(HOSTS)))
         self._some = compiler(streams.where(host_streams.c.host.in_(HOSTS)).order_by(host_streams.c.host))
         self._statuses_of = compiler(statuses.where(certificate_statuses.c.host.in_(HOSTS)))
-        self._count_states = compiler(
-            select(certificate_statuses.c.state, func.count()).group_by(certificate_statuses.c.state)
-        )
         revoked = select(
             certificates.c.identity,
             certificates.c.serial_number,
@@ -189,12 +186,6 @@ class SqlFleetStore(FleetStore, StreamPlaces, FleetFigures, RenewalRequestLog):
         with reading():
             rows = [row for some in hosts_parameters(hosts) for row in await self._database.all(self._places, some)]
         return [stream_from_row(row) for row in rows]
-
-    @override
-    async def count_states(self) -> Mapping[CertificateState, int]:
-        with reading():
-            rows = await self._database.all(self._count_states, {})
-        return {CertificateState(state): count for state, count in rows}
 
     @override
     async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from certplane.broker import metrics
 from certplane.broker.fleet.messages import Goodbye, Hello, Outgoing, Welcome
 from certplane.broker.fleet.model import HostRecord
+from certplane.broker.fleet.plan_teller import PlanTeller
 from certplane.broker.fleet.settings import AGE_JITTER, StreamSettings
 from certplane.broker.renewal.model import RenewalPlan
 from certplane.errors import Reason, Refusal, RefusalError
@@ -40,33 +40,42 @@ def plan(host: str, minutes: int = 0) -> RenewalPlan:
     return RenewalPlan(f"certificate-of-{host}", host, time, RenewalCause.OPERATOR, "drill")
 
 
-async def test_a_fault_in_counting_does_not_end_what_looks_after_the_streams(
-    world: World, caplog: pytest.LogCaptureFixture
+def break_telling(world: World, monkeypatch: pytest.MonkeyPatch, well: asyncio.Event) -> None:
+    """Have telling hosts their plans fail, except while it is `well`."""
+
+    async def run(_teller: PlanTeller) -> None:
+        while well.is_set():
+            await world.clock.sleep(SECOND)
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(PlanTeller, "run", run)
+
+
+async def test_a_fault_in_telling_does_not_end_what_looks_after_the_streams(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A silent host is still noticed, and counting goes on once it can."""
-    world.store.uncountable = True
+    """A silent host is still noticed."""
+    break_telling(world, monkeypatch, asyncio.Event())
     async with running(world, "web1.example") as (host,):
         await world.pass_time(timedelta(minutes=4))
         assert isinstance(host.end, RefusalError)
         assert host.end.refusal.reason is Reason.STREAM_TIMED_OUT
-        world.store.uncountable = False
-        await world.pass_time(timedelta(minutes=2))
-    assert world.meter.levels[metrics.CERTIFICATES] == 0
     assert "stream supervision failed" in caplog.text
 
 
 async def test_a_fault_that_comes_back_after_a_good_while_is_said_again(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that lasts is said once; one of next week is another one, and is tried again as soon."""
     said = "stream supervision failed"
+    well = asyncio.Event()
+    break_telling(world, monkeypatch, well)
     async with running(world, "web1.example"):
-        world.store.uncountable = True
         await world.pass_time(timedelta(minutes=4))
         assert caplog.text.count(said) == 1
-        world.store.uncountable = False
+        well.set()
         await world.pass_time(timedelta(minutes=10))
-        world.store.uncountable = True
+        well.clear()
         await world.pass_time(timedelta(minutes=4))
     assert caplog.text.count(said) == 2
 

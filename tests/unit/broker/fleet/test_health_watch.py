@@ -101,15 +101,17 @@ async def settled() -> None:
 
 
 @asynccontextmanager
-async def running(world: World) -> AsyncIterator[None]:
-    task = asyncio.create_task(world.watch.run())
+async def running(world: World, *, leading: bool = True) -> AsyncIterator[None]:
+    works = (world.watch.lead(), world.watch.run()) if leading else (world.watch.run(),)
+    tasks = [asyncio.create_task(work) for work in works]
     await settled()
     try:
         yield
-        assert not task.done()
+        assert not any(task.done() for task in tasks)
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 @pytest.fixture
@@ -173,6 +175,55 @@ async def test_a_fault_is_said_once_and_tried_again(
         world.view.fault = None
         await world.pass_time(timedelta(minutes=2))
         assert world.counts == {"OK": 1}
+
+
+async def test_a_broker_that_does_not_lead_reads_the_fleet_for_its_watchers_alone(world: World) -> None:
+    """It shows no figures; who comes to watch hears of what time changes from that moment on."""
+    world.holds("first", 20 * SECOND)
+    world.holds("second", 40 * SECOND)
+    async with running(world, leading=False):
+        await world.pass_time(timedelta(minutes=5))
+        assert world.view.looks == 0
+        world.holds("first", timedelta())
+        world.holds("second", 30 * SECOND)
+        with world.watchers.watching(lambda _host: True) as watcher:
+            await world.pass_time(29 * SECOND)
+            assert world.view.looks == 1
+            assert len(watcher) == 0
+            await world.pass_time(2 * SECOND)
+            change = await watcher.next_change()
+            assert isinstance(change, HostChanged)
+            assert change.host == "second"
+        await world.pass_time(timedelta(minutes=5))
+        assert world.view.looks == 1
+        assert world.meter.registry.get_sample_value("certplane_fleet_certificates", {"health": "OK"}) is None
+
+
+async def test_what_time_changes_while_the_fleet_is_read_is_told_too(world: World) -> None:
+    """A reading takes seconds in a large fleet, and it may begin some time after the watcher came."""
+    world.view.slow = 10 * SECOND
+    async with running(world, leading=False):
+        world.holds("host", 3 * SECOND)
+        with world.watchers.watching(lambda _host: True) as watcher:
+            await world.pass_time(13 * SECOND)
+            assert isinstance(await watcher.next_change(), HostChanged)
+            assert len(watcher) == 0
+
+
+async def test_who_has_lost_the_lead_shows_nothing_more(world: World) -> None:
+    """Also when it was reading at that moment; whoever has it next shows what it has read itself."""
+    world.holds("host", timedelta(days=80))
+    world.view.slow = 10 * SECOND
+    leading = asyncio.create_task(world.watch.lead())
+    async with running(world, leading=False):
+        leading.cancel()
+        await world.pass_time(20 * SECOND)
+        assert world.meter.registry.get_sample_value("certplane_fleet_certificates", {"health": "OK"}) is None
+        again = asyncio.create_task(world.watch.lead())
+        await world.pass_time(timedelta(minutes=5))
+        assert world.counts == {"OK": 1}
+        again.cancel()
+        await asyncio.wait({again})
 
 
 async def test_a_fleet_that_takes_long_to_read_is_read_less_often(world: World) -> None:

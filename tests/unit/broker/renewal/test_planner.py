@@ -24,7 +24,7 @@ from certplane.fleet_report.model import RenewalCause
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.policy import FakePolicy, FakePolicySource
-from tests.fakes.renewal import FakeRenewalInfoSource
+from tests.fakes.renewal import FakeRenewalInfoSource, plan_on
 from tests.support.memory_store import MemoryStores
 from tests.support.stores import StoreHarness, StorePlace
 
@@ -78,7 +78,7 @@ class PlannerSetting:
             trail=AuditTrail(self.clock, lambda: f"planned-{next(self.numbers)}"),
             meter=self.meter,
         )
-        task = asyncio.create_task(planner.run())
+        task = asyncio.create_task(plan_on(planner))
         try:
             await self.settle()
             yield
