@@ -14,6 +14,7 @@ from typing_extensions import override
 from certplane.broker.members.model import AccountKey
 from certplane.broker.model import ChangeKind, Order, OrderState, TxtRecord
 from certplane.broker.ports import CacheLook, ChangeFollower, DurableLimits, OrderChange
+from certplane.broker.store.schema import SCHEMA_REVISION
 from certplane.errors import Reason, RefusalError
 from tests.support.stores import NO_LIMITS, StoreHarness, certificate, draft, member
 from tests.support.waiting import HANG
@@ -382,6 +383,7 @@ async def test_members(store: StoreHarness, other: StoreHarness) -> None:
         "account_keys": (AccountKey("first", "a1"), AccountKey("second", "b2")),
         "clock_skew": timedelta(seconds=-3),
         "reuse_port": True,
+        "schema_revision": SCHEMA_REVISION,
     }
     assert (await store.stores.members.renew(member(store, **facts), SPAN)).stood
     store.clock.advance(timedelta(seconds=1))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
+import logging
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
-from certplane.broker.store import files, migrate, postgresql
+from certplane.broker.members.model import Member
+from certplane.broker.store import files, postgresql, postgresql_schema
 from certplane.broker.store.schema import READABLE_FROM, SCHEMA_REVISION
 from certplane.errors import ConfigurationError
 from tests.fakes.clock import ManualClock
@@ -20,25 +19,11 @@ WAIT = timedelta(seconds=5)
 NEXT = "0999"
 
 
-def run(place: StorePlace, *statements: str) -> list[tuple[Any, ...]]:
-    """Do what an operator or another release does; the rows of the last statement."""
-    if place.kind == "sqlite":
-        with contextlib.closing(sqlite3.connect(place.path, isolation_level=None)) as connection:
-            return [connection.execute(statement).fetchall() for statement in statements][-1]
-    with contextlib.closing(psycopg.connect(place.url, autocommit=True)) as server:
-        found = [server.execute(statement.encode()) for statement in statements][-1]
-        return found.fetchall() if found.description else []
-
-
 def migrated_by_the_next(place: StorePlace, readable_from: str) -> None:
     """As a newer release leaves a database: more columns and tables, and who can read it."""
-    run(
-        place,
-        "ALTER TABLE orders ADD COLUMN slot TEXT",
-        "CREATE TABLE budgets (name TEXT PRIMARY KEY)",
-        f"UPDATE alembic_version SET version_num = '{NEXT}'",  # noqa: S608 - of this file
-        f"UPDATE shared_values SET value = '{readable_from}' WHERE name = 'schema_readable_from'",  # noqa: S608
-    )
+    place.execute("ALTER TABLE orders ADD COLUMN slot TEXT; CREATE TABLE budgets (name TEXT PRIMARY KEY)")
+    place.execute(f"UPDATE alembic_version SET version_num = '{NEXT}'")  # noqa: S608 - of this file
+    place.execute(f"UPDATE shared_values SET value = '{readable_from}' WHERE name = 'schema_readable_from'")  # noqa: S608
 
 
 def look_at(place: StorePlace) -> list[str]:
@@ -58,7 +43,7 @@ async def test_the_database_says_who_can_read_it(place: StorePlace) -> None:
     async with place.open(ManualClock()):
         pass
     query = "SELECT value FROM shared_values WHERE name = 'schema_readable_from'"
-    assert run(place, query) == [(READABLE_FROM,)]
+    assert place.query(query) == [(READABLE_FROM,)]
 
 
 async def test_an_older_broker_starts_on_what_a_newer_one_only_added_to(
@@ -75,8 +60,8 @@ async def test_an_older_broker_starts_on_what_a_newer_one_only_added_to(
         store = StoreHarness(place, ManualClock(), stores)
         order = await store.open_order()
         assert await beside.orders.get_order(order.order_id) == order
-    assert run(place, "SELECT version_num FROM alembic_version") == [(NEXT,)]
-    assert run(place, "SELECT slot FROM orders") == [(None,)]
+    assert place.query("SELECT version_num FROM alembic_version") == [(NEXT,)]
+    assert place.query("SELECT slot FROM orders") == [(None,)]
     assert any(NEXT in record.message and record.levelname == "WARNING" for record in caplog.records)
 
 
@@ -121,14 +106,25 @@ async def test_a_copy_is_made_by_the_newest_release_alone(place: StorePlace) -> 
         pass
 
 
-@pytest.mark.parametrize(
-    ("revision", "readable", "shut_out"),
-    [(None, "0020", False), ("0012", "0020", False), ("0019", "0020", True), ("0020", "0020", False)],
-    ids=["an empty database", "of before brokers shared one", "older than that", "just so"],
-)
-def test_whom_a_migration_shuts_out(
-    revision: str | None, readable: str, shut_out: bool, monkeypatch: pytest.MonkeyPatch
+async def test_a_migration_shuts_out_nobody_who_runs(
+    store_place: StorePlace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Brokers that run beside it, on a schema from which on programs can't use the new one."""
-    monkeypatch.setattr(migrate, "READABLE_FROM", readable)
-    assert migrate.shuts_out_older(migrate.FoundSchema(revision)) is shut_out
+    """It is refused, and names the brokers; once they have gone, or know a schema that is new enough, it runs."""
+    if store_place.kind != "postgresql":
+        pytest.skip("one broker has no others")
+    monkeypatch.setattr(postgresql_schema, "READABLE_FROM", NEXT)
+    async with store_place.open(ManualClock()) as stores:
+        member = Member("", "machine1", "[::]:8443", "1.0", stores.members._clock.now(), "p", "t", "c")
+        await stores.members.renew(member, timedelta(minutes=1))
+        store_place.execute("UPDATE alembic_version SET version_num = '0012'")
+        monkeypatch.setattr(postgresql_schema, "_SHARED_SINCE", "0012")
+        monkeypatch.setattr(postgresql, "migrate", lambda *_: logging.getLogger().warning("migrated"))
+        with pytest.raises(ConfigurationError) as caught:
+            async with store_place.open(ManualClock()):
+                pass
+        said = "brokers of an older release run that can't use the new schema: machine1 [::]:8443 (version 1.0)"
+        assert said in str(caught.value)
+        assert "migrated" not in caplog.text
+        store_place.execute(f"UPDATE brokers SET schema_revision = '{NEXT}'")  # noqa: S608 - of this file
+        async with store_place.open(ManualClock()):
+            assert "migrated" in caplog.text

@@ -34,6 +34,7 @@ class Member:
         account_keys: Of its issuers, by their names.
         clock_skew: Its clock less the database's, as its last renewal has shown.
         reuse_port: Whether other brokers of its machine may listen on its address too.
+        schema_revision: The newest schema of the database that its program knows; the store says it.
     """
 
     broker_id: str
@@ -50,6 +51,7 @@ class Member:
     account_keys: tuple[AccountKey, ...] = ()
     clock_skew: timedelta = timedelta()
     reuse_port: bool = False
+    schema_revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

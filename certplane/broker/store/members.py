@@ -18,7 +18,7 @@ from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import Columns
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.rows import from_micros, to_micros
-from certplane.broker.store.schema import brokers, leases
+from certplane.broker.store.schema import SCHEMA_REVISION, brokers, leases
 from certplane.broker.store.session import Database, Session
 from certplane.broker.store.statements import Compiler
 from certplane.broker.store.writer import Writer
@@ -81,7 +81,10 @@ class SqlMemberStore(MemberStore):
 
     @override
     async def renew(self, member: Member, span: timedelta) -> Renewal:
-        values = {**self._values(), **_MEMBER.values(replace(member, broker_id=self.broker_id))}
+        values = {
+            **self._values(),
+            **_MEMBER.values(replace(member, broker_id=self.broker_id, schema_revision=SCHEMA_REVISION)),
+        }
         values["span"] = span // _MICROSECOND
         ended = False
 

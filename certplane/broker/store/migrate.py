@@ -23,8 +23,6 @@ _log = logging.getLogger("certplane.store")
 
 _NOTE: Final = "schema_readable_from"
 """The name of its row in `shared_values`."""
-SHARED_SINCE: Final = "0013"
-"""The first schema that brokers share: those of before have their database to themselves."""
 
 
 class SchemaError(Exception):
@@ -114,11 +112,6 @@ def upgrade_notices(place: str, found: FoundSchema) -> list[str]:
     return [
         f"{place}: the next start brings the schema from {found.revision} to {SCHEMA_REVISION}; make a copy before it"
     ]
-
-
-def shuts_out_older(found: FoundSchema) -> bool:
-    """Whether brokers that run on the schema that is there could not use the program's."""
-    return found.revision is not None and SHARED_SINCE <= found.revision < READABLE_FROM
 
 
 def migrate(

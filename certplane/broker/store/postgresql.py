@@ -29,13 +29,12 @@ from certplane.broker.store.migrate import (
     check_known,
     check_whole,
     migrate,
-    shuts_out_older,
     upgrade_notices,
 )
 from certplane.broker.store.postgresql_reader import Standing
 from certplane.broker.store.postgresql_schema import (
     alone_migrating,
-    check_none_runs,
+    check_none_is_shut_out,
     connect_to_migrate,
     schema_of,
     without_limits,
@@ -361,8 +360,7 @@ class PostgresqlSession(SqlSession):
                 check_known(found)
                 with alone_migrating(self._url, self._wait):
                     found = self._found_schema()
-                    if shuts_out_older(found):
-                        check_none_runs(self._connection)
+                    check_none_is_shut_out(self._connection, found)
                     migrate("postgresql+psycopg://", self._connect_to_migrate, found)
         except SchemaError as error:
             raise _configuration(*error.args, key=self._key) from error

@@ -11,7 +11,7 @@ from typing import Final
 import psycopg
 
 from certplane.broker.store.migrate import FoundSchema, SchemaError, found_schema
-from certplane.broker.store.schema import APPLICATION_ID
+from certplane.broker.store.schema import APPLICATION_ID, READABLE_FROM
 from certplane.broker.store.servers import Connection, connect, fault_of
 
 _log = logging.getLogger("certplane.store")
@@ -19,9 +19,11 @@ _log = logging.getLogger("certplane.store")
 _MIGRATING: Final = APPLICATION_ID + 1
 """The advisory lock of who looks whether the schema is current and migrates it: of brokers that start together, one."""
 
-_RUNNING: Final = """
+_SHARED_SINCE: Final = "0013"
+"""The first schema that brokers share; a program of before has its database to itself, by its lock."""
+_SHUT_OUT: Final = """
     SELECT name || ' ' || address || ' (version ' || version || ')' FROM brokers
-    WHERE lease_until > extract(epoch FROM clock_timestamp()) * 1000000 ORDER BY start_time
+    WHERE schema_revision < %s AND lease_until > extract(epoch FROM clock_timestamp()) * 1000000 ORDER BY start_time
 """
 
 
@@ -38,8 +40,8 @@ def schema_of(connection: Connection) -> FoundSchema:
     return found_schema(lambda table: bool(first("SELECT to_regclass(%s) IS NOT NULL", table)), first)
 
 
-def check_none_runs(connection: Connection) -> None:
-    """Whether no broker of an older release runs, which would find rows that it can't use.
+def check_none_is_shut_out(connection: Connection, found: FoundSchema) -> None:
+    """Whether no broker runs whose program can't use the schema that the database is to have.
 
     One that starts in this moment isn't seen: it has no lease yet, and serves nobody.
 
@@ -47,14 +49,16 @@ def check_none_runs(connection: Connection) -> None:
         SchemaError: one does.
         SqlError: the database doesn't answer.
     """
+    if found.revision is None or found.revision < _SHARED_SINCE:
+        return
     try:
-        running = connection.execute(_RUNNING.encode()).fetchall()
+        running = connection.execute(_SHUT_OUT.encode(), (READABLE_FROM,)).fetchall()
     except psycopg.Error as error:
         raise fault_of(error, lost=connection.closed) from error
     if running:
         names = ", ".join(str(row[0]) for row in running)
         raise SchemaError(
-            f"brokers of an older release run, which can't use the new schema: {names}",
+            f"brokers of an older release run that can't use the new schema: {names}",
             "stop them all, then start this one; or upgrade them one by one to a release in between first",
         )
 

@@ -316,6 +316,8 @@ brokers = Table(
     # Its clock less the database's, when it last renewed its lease.
     Column("clock_skew", _Time, nullable=False, server_default="0"),
     Column("reuse_port", Integer, nullable=False, server_default="0"),
+    # The newest schema that its program knows: whom a migration would shut out.
+    Column("schema_revision", _Text, nullable=False, server_default=""),
     sqlite_strict=True,
 )
 

@@ -81,7 +81,7 @@ def test_revisions_sort_by_their_age() -> None:
     revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
     assert revisions == sorted(revisions, reverse=True)
     assert {len(revision) for revision in revisions} == {4}
-    assert migrate.SHARED_SINCE <= READABLE_FROM <= SCHEMA_REVISION
+    assert READABLE_FROM <= SCHEMA_REVISION
 
 
 def _op(change: Callable[[Operations], object]) -> Callable[[], None]:

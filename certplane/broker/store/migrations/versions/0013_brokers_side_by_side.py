@@ -27,6 +27,7 @@ def upgrade() -> None:
     op.add_column("brokers", sa.Column("account_keys", _text))
     op.add_column("brokers", sa.Column("clock_skew", _time, nullable=False, server_default="0"))
     op.add_column("brokers", sa.Column("reuse_port", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("brokers", sa.Column("schema_revision", _text, nullable=False, server_default=""))
     op.add_column("audit_repeats", sa.Column("broker_id", _text, nullable=False, server_default=""))
     op.create_table(
         "leases",
@@ -74,7 +75,7 @@ def downgrade() -> None:
     """An older release runs alone."""
     for table in ("acme_accounts", "shared_values", "issuer_holds", "leases"):
         op.drop_table(table)
-    for name in ("reuse_port", "clock_skew", "account_keys", "audit_mode"):
+    for name in ("schema_revision", "reuse_port", "clock_skew", "account_keys", "audit_mode"):
         op.drop_column("brokers", name)
     op.drop_column("audit_repeats", "broker_id")
     op.drop_column("host_streams", "stream_epoch")
