@@ -49,7 +49,7 @@ from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.drift import DriftWatch
 from certplane.broker.members.membership import Membership
 from certplane.broker.members.model import AccountKey, Member
-from certplane.broker.members.ports import LastingLease
+from certplane.broker.members.ports import LastingLease, NoOtherBrokers
 from certplane.broker.members.view import BrokersView
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
@@ -199,6 +199,8 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             identities=stores.identities,
             deny_list=stores.deny_list,
             clock=clock,
+            name=socket.gethostname(),
+            others=membership.known if membership else NoOtherBrokers(),
         )
         server = _listening(
             settings,
@@ -218,7 +220,6 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             FleetServicer(
                 view,
                 RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none),
-                hub.registry,
                 BrokersView(stores.members, lambda: _member(broker), membership or LastingLease()),
             ),
         )

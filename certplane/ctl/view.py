@@ -112,7 +112,8 @@ def change_line(message: renewal_pb2.WatchRenewalsResponse, now: datetime) -> st
             ill = [
                 f"{each.name} {_health(each)}" for each in _by_health(message.host.certificates) if not _is_well(each)
             ]
-            line = ", ".join([f"{message.host.label or message.host.name}: {_link(message.host, now)}", *ill])
+            at = f" at {message.host.broker_name}" if message.host.broker_name else ""
+            line = ", ".join([f"{message.host.label or message.host.name}: {_link(message.host, now)}{at}", *ill])
             return printable(line, _MOST_TEXT)
         case "certificate_change":
             change = message.certificate_change
@@ -159,6 +160,7 @@ def host_lines(host: renewal_pb2.Host, now: datetime) -> list[str]:
     facts = [
         ("host", host.name if not host.label else f"{host.name} ({host.label} in the policy)"),
         ("link", _link(host, now) + (f" from {host.source_ip}" if host.source_ip else "")),
+        *([("broker", f"{host.broker_name or 'of no name'} ({host.broker_id})")] if host.broker_id else []),
         ("agent", host.agent_version or "unknown"),
         ("identity", _identity(host, now)),
     ]

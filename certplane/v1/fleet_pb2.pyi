@@ -41,7 +41,7 @@ class ListHostsRequest(_message.Message):
     page_token: _builtins.str
     """Optional. next_page_token of the page before."""
     disconnected_only: _builtins.bool
-    """Optional. Only hosts without a stream at this broker."""
+    """Optional. Only hosts without a stream at any broker."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_renewal_pb2.CertificateStatus.State.ValueType]:
         """Optional. Only hosts that have a certificate in one of these states."""
@@ -306,7 +306,7 @@ class RequestRenewalResponse(_message.Message):
     changed_count: _builtins.int
     """How many of them got another time: an earlier one, or now, where a host waited with one that is due."""
     connected_host_count: _builtins.int
-    """How many of their hosts have a stream at this broker now."""
+    """How many of their hosts have a stream now, at whichever broker."""
     renewal_request_id: _builtins.str
     """Names this renewal."""
     held_up_count: _builtins.int

@@ -818,12 +818,14 @@ class Host(_message.Message):
     PENDING_RENEWALS_FIELD_NUMBER: _builtins.int
     DIRECTIVE_ERROR_FIELD_NUMBER: _builtins.int
     CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
+    BROKER_ID_FIELD_NUMBER: _builtins.int
+    BROKER_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its identity's name."""
     label: _builtins.str
     """Its label in the policy; empty when policy no longer knows it."""
     connected: _builtins.bool
-    """Whether it has a stream at this broker now."""
+    """Whether it has a stream now, at this broker or at another one that shares its database."""
     agent_version: _builtins.str
     """Version of its agent, as it last said."""
     identity_serial_number: _builtins.str
@@ -838,6 +840,10 @@ class Host(_message.Message):
     """How many certificates it holds. More than are listed above where they would not fit into the message: GetHost has
     them, page by page.
     """
+    broker_id: _builtins.str
+    """The broker that has its stream, as in ListBrokers; empty where it isn't connected, and of an older broker."""
+    broker_name: _builtins.str
+    """The name of that broker's machine."""
     @_builtins.property
     def identity_expire_time(self) -> _timestamp_pb2.Timestamp:
         """End of that certificate's validity."""
@@ -885,10 +891,12 @@ class Host(_message.Message):
         pending_renewals: _abc.Iterable[Global___Renewal] | None = ...,
         directive_error: _status_pb2.Status | None = ...,
         certificate_count: _builtins.int = ...,
+        broker_id: _builtins.str = ...,
+        broker_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "connect_time", b"connect_time", "directive_error", b"directive_error", "identity_expire_time", b"identity_expire_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "displaced_streams", b"displaced_streams", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "broker_id", b"broker_id", "broker_name", b"broker_name", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "displaced_streams", b"displaced_streams", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "source_ip", b"source_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

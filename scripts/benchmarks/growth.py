@@ -34,6 +34,7 @@ from certplane.broker.app import Broker, open_broker
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
 from certplane.broker.fleet.view import FleetView
+from certplane.broker.members.ports import NoOtherBrokers
 from certplane.broker.model import Caller, IdentityKind, OrderDraft, OrderState
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import DurableLimits, OrderChange
@@ -104,7 +105,7 @@ def _calls(broker: Broker, policy: FilePolicySource, hosts: int) -> Calls:
     stores, plans, clock = broker.stores, broker.renewal_plans, SystemClock()
     view = FleetView(
         hub=broker.hub, store=stores.fleet, plans=plans, policy=policy, identities=stores.identities,
-        deny_list=stores.deny_list, clock=clock,
+        deny_list=stores.deny_list, clock=clock, name="bench", others=NoOtherBrokers(),
     )  # fmt: skip
     requests = RenewalRequests(plans, stores.fleet, clock, AuditTrail(clock), why_none=view.why_none)
     middle = hosts // 2

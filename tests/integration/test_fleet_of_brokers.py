@@ -14,13 +14,11 @@ import pytest_asyncio
 
 from certplane.broker.model import CertificateRecord, DenyEntry, RevocationReason
 from certplane.broker.renewal.model import RenewalPlan
-from certplane.broker.store.stores import open_stores
 from certplane.fleet_report.model import RenewalCause
-from certplane.runtime.clock import SystemClock
 from certplane.v1 import fleet_pb2 as pb
 from certplane.v1 import fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 from tests.support.ca import PrivateCa
-from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
+from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_two_edges
 from tests.support.stores import NO_LIMITS, certificate, draft
 from tests.support.streams import HostStreamClient, report
 from tests.support.waiting import HANG, no_hang
@@ -38,18 +36,8 @@ def ca() -> PrivateCa:
 
 @pytest_asyncio.fixture
 async def edges(ca: PrivateCa, postgres_url: str) -> AsyncIterator[tuple[EdgeServer, EdgeServer]]:
-    clock = SystemClock()
-
-    def opened(*, exclusive: bool) -> Any:
-        return open_stores(driver="postgresql", url=postgres_url, audit=None, exclusive=exclusive, clock=clock)
-
-    async with (
-        opened(exclusive=True) as one,
-        opened(exclusive=False) as other,
-        serve_edge(ca, stores=one) as first,
-        serve_edge(ca, stores=other) as second,
-    ):
-        yield first, second
+    async with serve_two_edges(ca, postgres_url) as both:
+        yield both
 
 
 class Watch:

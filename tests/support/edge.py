@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,10 +25,11 @@ from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
 from certplane.broker.identity.allowances import Allowances, AllowanceSettings
 from certplane.broker.identity.authentication import Authenticator
+from certplane.broker.members.known import KnownMembers
 from certplane.broker.members.model import Member
 from certplane.broker.members.ports import LastingLease, Lease
 from certplane.broker.members.view import BrokersView
-from certplane.broker.model import Grant, IdentityKind
+from certplane.broker.model import ChangeKind, Grant, IdentityKind
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
@@ -37,6 +38,7 @@ from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import LoadedTrust, TrustInForce
+from certplane.broker.store import Stores, open_stores
 from certplane.pki.chain import leaf_facts
 from certplane.pki.trust_bundle import TrustBundle
 from certplane.rpc.channel import open_channel
@@ -96,6 +98,7 @@ class EdgeServer:
     meter: FakeMeter = field(default_factory=FakeMeter)
     retry_epoch: str = "epoch-1"
     lease: Lease = field(default_factory=LastingLease)
+    name: str = "machine"
     stores: Any = None
     """Of a database that it shares with others; else it has one in memory."""
 
@@ -144,6 +147,7 @@ class EdgeServer:
             settings=self.streams,
         )
         follow_others(self.hub, self.plans, self.stores.certificates, self.stores.changes, self.clock)
+        self.known = KnownMembers(self.stores.members, self.me)
         self.view = FleetView(
             hub=self.hub,
             store=self.stores.fleet,
@@ -152,6 +156,8 @@ class EdgeServer:
             identities=self.stores.identities,
             deny_list=self.stores.deny_list,
             clock=self.clock,
+            name=self.name,
+            others=self.known,
         )
         self.health = HealthWatch(
             view=self.view,
@@ -188,7 +194,6 @@ class EdgeServer:
                         trail,
                         why_none=self.view.why_none,
                     ),
-                    self.hub.registry,
                     BrokersView(self.stores.members, self.me, self.lease),
                 ),
             ],
@@ -202,7 +207,7 @@ class EdgeServer:
         """What the broker says of itself."""
         return Member(
             broker_id=self.stores.members.broker_id,
-            name="machine",
+            name=self.name,
             address="[::]:8443",
             version="1",
             start_time=datetime(2026, 1, 1, tzinfo=UTC),
@@ -261,3 +266,25 @@ async def serve_edge(ca: PrivateCa | None = None, **options: Any) -> AsyncIterat
         for task in looking:
             task.cancel()
         await asyncio.wait(looking)
+
+
+@asynccontextmanager
+async def serve_two_edges(ca: PrivateCa, postgres_url: str) -> AsyncIterator[tuple[EdgeServer, EdgeServer]]:
+    """Two brokers' edges over one database, which know each other."""
+    clock = SystemClock()
+
+    def opened(*, exclusive: bool) -> AbstractAsyncContextManager[Stores]:
+        return open_stores(driver="postgresql", url=postgres_url, audit=None, exclusive=exclusive, clock=clock)
+
+    async with (
+        opened(exclusive=True) as one,
+        opened(exclusive=False) as other,
+        serve_edge(ca, stores=one, name="machine-1") as first,
+        serve_edge(ca, stores=other, name="machine-2") as second,
+    ):
+        for edge in (first, second):
+            edge.stores.changes.follow(ChangeKind.MEMBER, edge.known, what="other brokers")
+            await edge.stores.members.renew(edge.me(), timedelta(hours=1))
+        for edge in (first, second):
+            await edge.known.read()
+        yield first, second

@@ -75,6 +75,7 @@ class Displacement(ChangeFollower):
             stream.wake()
         elif row.broker_id != self._context.recorder.store.broker_id:
             self._registry.give_up(stream)
+            self._context.recorder.watchers.host_changed(stream.host, self._context.clock.now())
             self._context.recorder.start(self._displace(stream, row), "fleet-displace")
 
     async def _displace(self, stream: ServedStream, row: HostStream) -> None:

@@ -36,6 +36,14 @@ class HostStream:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamBroker:
+    """The broker that has a host's stream; `name` is its machine's, for people."""
+
+    broker_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostRecord:
     """What is durably known of a host: its last stream, what it holds, and why it refused the last directive."""
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from certplane.broker.fleet.health import HostKnowledge, certificate_health
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.knowledge import unknown_plans
-from certplane.broker.fleet.model import HostRecord, RevokedCertificate
-from certplane.broker.fleet.ports import FleetStore
+from certplane.broker.fleet.model import HostRecord, RevokedCertificate, StreamBroker
+from certplane.broker.fleet.ports import FleetStore, StreamPlaces
+from certplane.broker.members.ports import OtherBrokers
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import DenyList, IdentityLedger, PolicySource
 from certplane.broker.renewal.model import RenewalPlan
@@ -43,15 +45,19 @@ class HostNotFoundError(RefusalError):
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """A host, with what only the broker that has its stream knows; `health` is that of each certificate, by name."""
+    """A host; `broker` has its stream, None if it is nowhere. `health` is that of each certificate, by name."""
 
     record: HostRecord
     label: str
-    connected: bool
+    broker: StreamBroker | None
     pending: tuple[RenewalPlan, ...]
     displaced_streams: int
     contested: bool
     health: Mapping[str, Health]
+
+
+class _Store(FleetStore, StreamPlaces, Protocol):
+    pass
 
 
 class FleetView:
@@ -61,14 +67,19 @@ class FleetView:
         self,
         *,
         hub: FleetHub,
-        store: FleetStore,
+        store: _Store,
         plans: RenewalPlanStore,
         policy: PolicySource,
         identities: IdentityLedger,
         deny_list: DenyList,
         clock: Clock,
+        name: str,
+        others: OtherBrokers,
     ) -> None:
+        """Reads with the streams of `hub`, this broker's, whose machine is called `name`, and of the `others`."""
         self._hub = hub
+        self._here = StreamBroker(store.broker_id, name)
+        self._others = others
         self._store = store
         self._plans = plans
         self._policy = policy
@@ -120,6 +131,19 @@ class FleetView:
         revoked = (await self._revoked([host]))[host]
         return certificate_health(status, self._knowledge(HostRecord(host, None), revoked), self._clock.now())
 
+    async def count_connected(self, hosts: Collection[str]) -> int:
+        """How many of these hosts have a stream, at whichever broker; where the store can't be read, at this one.
+
+        Never raises: it is said of renewals that are durable by then.
+        """
+        away = [host for host in hosts if host not in self._hub.registry]
+        count = len(hosts) - len(away)
+        if away and not self._others.alone:
+            with contextlib.suppress(RefusalError):
+                streams = await self._store.find_streams(away)
+                count += sum(self._broker_of(HostRecord(stream.host, stream)) is not None for stream in streams)
+        return count
+
     async def survey(self) -> AsyncGenerator[tuple[HostRecord, Sequence[Health]], None]:
         """All hosts that had a stream once, each with the health of its certificates, a page at a time.
 
@@ -147,7 +171,7 @@ class FleetView:
             after: The last one that isn't wanted any more.
             states: Only those with a certificate in one of these; empty for all.
             healths: Only those with a certificate of one of these; empty for all.
-            disconnected_only: Only those without a stream here.
+            disconnected_only: Only those without a stream.
         """
         expected = self._policy.current.host_names
         while True:
@@ -165,7 +189,7 @@ class FleetView:
                     await asyncio.sleep(0)
                 if states and not any(status.state in states for status in record.certificates):
                     continue
-                if disconnected_only and record.host in self._hub.registry:
+                if disconnected_only and self._broker_of(record) is not None:
                     continue
                 if healths and healths.isdisjoint(each.word for each in self._health(record, revoked[record.host])):
                     continue
@@ -184,18 +208,20 @@ class FleetView:
     def _knowledge(self, record: HostRecord, revoked: Revoked) -> HostKnowledge:
         stream = record.stream
         return HostKnowledge(
-            heard=record.host in self._hub.registry or self._is_elsewhere(record),
+            heard=self._broker_of(record) is not None,
             last_heard=None if stream is None else stream.last_seen_time,
             why_none=self.why_none(record.host),
             revoked=revoked,
         )
 
-    def _is_elsewhere(self, record: HostRecord) -> bool:
-        """Whether another broker has the host's stream, as far as is recorded."""
-        stream, settings = record.stream, self._hub.context.settings
-        if stream is None or stream.end_time is not None:
-            return False
-        return self._clock.now() - stream.last_seen_time <= settings.silence + settings.seen_interval
+    def _broker_of(self, record: HostRecord) -> StreamBroker | None:
+        """Which broker has the host's stream: this one by its memory, others by what is recorded while they live."""
+        if record.host in self._hub.registry:
+            return self._here
+        if record.stream is None or record.stream.end_time is not None:
+            return None
+        other = self._others.find(record.stream.broker_id)
+        return None if other is None else StreamBroker(other.broker_id, other.name)
 
     def _health(self, record: HostRecord, revoked: Revoked) -> Sequence[Health]:
         host, now = self._knowledge(record, revoked), self._clock.now()
@@ -215,7 +241,7 @@ class FleetView:
         return HostView(
             record=record,
             label="" if grant is None else grant.label,
-            connected=stream is not None,
+            broker=self._broker_of(record),
             pending=pending,
             displaced_streams=0 if known is None else known.displaced_count,
             contested=known is not None and known.contest is not None,

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing_extensions import override
 
 from certplane.broker.members.model import Member
-from certplane.broker.members.ports import MemberStore
+from certplane.broker.members.ports import MemberStore, OtherBrokers
 from certplane.broker.ports import ChangeFollower
 
 
-class KnownMembers(ChangeFollower):
+class KnownMembers(ChangeFollower, OtherBrokers):
     """The members whose lease stands, and this broker as it is now.
 
     How many streams the others have, and how far their clocks are off, is as of the last change of any other fact.
@@ -32,7 +32,16 @@ class KnownMembers(ChangeFollower):
 
     def is_there(self, broker_id: str) -> bool:
         """Whether this broker has a lease, as far as has been heard; this one's own is always."""
-        return broker_id == self._store.broker_id or any(other.broker_id == broker_id for other in self._others)
+        return broker_id == self._store.broker_id or self.find(broker_id) is not None
+
+    @property
+    @override
+    def alone(self) -> bool:
+        return not self._others
+
+    @override
+    def find(self, broker_id: str) -> Member | None:
+        return next((other for other in self._others if other.broker_id == broker_id), None)
 
     def subscribe(self, heard: Callable[[], None]) -> None:
         """Call `heard` when others have changed, and with each renewal of this one's lease. It must not raise."""

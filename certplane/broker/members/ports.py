@@ -77,6 +77,32 @@ class RoleStore(Protocol):
         ...
 
 
+class OtherBrokers(Protocol):
+    """The other brokers that share the database, as far as has been heard. From memory: asked for each host."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other."""
+        ...
+
+    def find(self, broker_id: str) -> Member | None:
+        """The one with this id; None if it has gone, or its lease has ended."""
+        ...
+
+
+class NoOtherBrokers(OtherBrokers):
+    """`OtherBrokers` of the one broker of a database that nobody else can open."""
+
+    @property
+    @override
+    def alone(self) -> bool:
+        return True
+
+    @override
+    def find(self, broker_id: str) -> Member | None:
+        return None
+
+
 class MemberStore(Protocol):
     """The brokers, in the database that they share. Times of leases are the database's."""
 

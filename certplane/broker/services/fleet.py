@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 
-from certplane.broker.fleet.registry import StreamRegistry
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.members.view import BrokersView
@@ -45,13 +44,10 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
 
     service = pb.DESCRIPTOR.services_by_name["FleetService"].full_name
 
-    def __init__(
-        self, view: FleetView, requests: RenewalRequests, streams: StreamRegistry, brokers: BrokersView
-    ) -> None:
+    def __init__(self, view: FleetView, requests: RenewalRequests, brokers: BrokersView) -> None:
         self._view = view
         self._brokers = brokers
         self._requests = requests
-        self._streams = streams
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve it there."""
@@ -111,7 +107,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             held_up_count=requested.held_up_count,
             certificate_count=requested.certificate_count,
             changed_count=requested.changed_count,
-            connected_host_count=sum(host in self._streams for host in hosts),
+            connected_host_count=await self._view.count_connected(hosts),
             last_renew_time=None if last is None else timestamp(last),
             renewal_request_id=requested.request_id,
         )

@@ -37,11 +37,13 @@ def host_message(view: HostView) -> renewal_pb2.Host:
     message = renewal_pb2.Host(
         name=view.record.host,
         label=view.label,
-        connected=view.connected,
+        connected=view.broker is not None,
         displaced_streams=view.displaced_streams,
         contested=view.contested,
         certificate_count=len(view.record.certificates),
     )
+    if view.broker is not None:
+        message.broker_id, message.broker_name = view.broker.broker_id, view.broker.name
     stream = view.record.stream
     if stream is not None:
         write_facts(stream.facts, message)

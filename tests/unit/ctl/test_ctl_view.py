@@ -164,6 +164,7 @@ def test_one_host_in_full() -> None:
     host.contested = True
     host.clock_skew.FromTimedelta(timedelta(hours=-1))
     host.directive_error.message = "no such certificate"
+    host.broker_id, host.broker_name = "b-1", "machine-2"
     renewal = host.pending_renewals.add(certificate_id="c-1", cause=renewal_pb2.Renewal.CAUSE_ISSUER, reason="incident")
     renewal.explanation_url = "https://ca.example/incident"
     renewal.renew_time.FromDatetime(NOW)
@@ -171,6 +172,7 @@ def test_one_host_in_full() -> None:
     for part in (
         "web1.example.test (web1 in the policy)",
         "CONTESTED, up 5m",
+        "broker     machine-2 (b-1)",
         "1h 0m behind the broker's",
         "2 streams",
         "refused    the last directive: no such certificate",
@@ -228,6 +230,9 @@ def test_changes_as_lines() -> None:
     assert change_line(Message(host=a_host("a", serving("mail"), expired())), NOW) == "a: up 5m, web EXPIRED"
     assert change_line(changed("a", failed(), removed=True), NOW) == "a: web: removed"
     assert change_line(Message(host=a_host("a")), NOW) == "a: up 5m"
+    elsewhere = a_host("a")
+    elsewhere.broker_name = "machine-2"
+    assert change_line(Message(host=elsewhere), NOW) == "a: up 5m at machine-2"
     assert change_line(Message(snapshot_end=Message.SnapshotEnd()), NOW) == ""
 
 
