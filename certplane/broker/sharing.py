@@ -12,13 +12,14 @@ from typing import Final
 
 from certplane.broker import metrics
 from certplane.broker.audit import SpillLock, import_spill
+from certplane.broker.background import running
 from certplane.broker.database import stores
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.members.membership import Membership
 from certplane.broker.members.ports import LastingLease, MemberStore
 from certplane.broker.members.roles import FLEET_HEALTH, SOUNDNESS, UPKEEP, Roles, SoleRoleStore, renewal_information
 from certplane.broker.model import ChangeKind
-from certplane.broker.ports import Meter, RepeatCounts, SecretSource
+from certplane.broker.ports import ChangeFeed, Meter, RepeatCounts, SecretSource
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.retention import Retention
 from certplane.broker.settings import BrokerSettings
@@ -85,17 +86,13 @@ def roles_of(
         roles = Roles(SoleRoleStore(), LastingLease(), clock, meter)
     else:
         roles = Roles(stores.roles, membership, clock, meter)
-        known = membership.known
-        stores.changes.follow(ChangeKind.MEMBER, roles, what="roles that other brokers have left")
-        # Beside it, since this broker hears nothing from the feed of those whose end it has found itself.
-        known.subscribe(lambda: roles.heard([member.broker_id for member in known.members]))
+        follow_members(roles, stores.changes, membership)
 
     async def upkeep() -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(retention.prune())
-            group.create_task(planner.tidy())
-            if membership is not None:
-                group.create_task(_recover_counts(stores.repeats, clock))
+        async with running(retention.prune(), "retention"), running(planner.tidy(), "plans of what is gone"):
+            if membership is None:
+                await asyncio.Event().wait()  # what it had counted itself, its next start looks at
+            await _recover_counts(stores.repeats, clock)
 
     stores.changes.removes = lambda: roles.holds(UPKEEP)
     roles.add(UPKEEP, upkeep)
@@ -104,6 +101,14 @@ def roles_of(
     for issuer in planner.issuers:
         roles.add(renewal_information(issuer), partial(planner.watch, issuer))
     return roles
+
+
+def follow_members(roles: Roles, feed: ChangeFeed, membership: Membership) -> None:
+    """Let `roles` hear of brokers that leave or give roles back, and of those whose lease has ended."""
+    known = membership.known
+    feed.follow(ChangeKind.MEMBER, roles, what="roles that other brokers have left")
+    # Beside it, since this broker hears nothing from the feed of those whose end it has found itself.
+    known.subscribe(lambda: roles.heard([member.broker_id for member in known.members]))
 
 
 async def _recover_counts(repeats: RepeatCounts, clock: Clock) -> None:

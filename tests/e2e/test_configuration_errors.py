@@ -339,9 +339,10 @@ def test_damaged_part_of_a_large_database(tmp_path: Path, part: str) -> None:
 
 
 def test_second_program_on_the_same_state(tmp_path: Path) -> None:
-    """A second broker on the same store, a second agent on the same state: one line, status 1, the first goes on."""
-    for program, locked in (("broker", "broker.db.lock"), ("agent", "state/lock")):
-        folder = tmp_path / program
+    """A second broker on the same store or spill file, a second agent on the same state: one line, status 1."""
+    locks = (("broker", "broker.db.lock"), ("broker", "audit-spill.jsonl.lock"), ("agent", "state/lock"))
+    for program, locked in locks:
+        folder = tmp_path / locked.partition("/")[0]
         folder.mkdir()
         place = PLACES[program](folder)
         (folder / locked).parent.mkdir(exist_ok=True)
