@@ -14,8 +14,10 @@ from typing_extensions import override
 from certplane.broker.members.model import AccountKey
 from certplane.broker.model import ChangeKind, Order, OrderState, TxtRecord
 from certplane.broker.ports import CacheLook, ChangeFollower, DurableLimits, OrderChange
+from certplane.broker.renewal.model import RenewalPlan, RequestedRenewal
 from certplane.broker.store.schema import SCHEMA_REVISION
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import RenewalCause
 from tests.support.stores import NO_LIMITS, StoreHarness, certificate, draft, member
 from tests.support.waiting import HANG
 
@@ -371,6 +373,28 @@ async def test_a_limit_is_kept_by_brokers_that_are_asked_in_one_moment(
         return_exceptions=True,
     )
     assert [isinstance(one, RefusalError) for one in opened].count(False) == 5
+
+
+async def test_a_request_for_renewals_at_two_brokers_is_one(store: StoreHarness, other: StoreHarness) -> None:
+    """Of those that come in the same moment one sets the plans, with its event; both have its answer."""
+    record = await store.issue()
+    now = store.clock.now()
+    for number in range(20):
+        requested = [RequestedRenewal(f"r-{number}", 1, 1, now + timedelta(hours=hours)) for hours in (1, 2)]
+        plans = [
+            RenewalPlan(record.certificate_id, record.identity, now + timedelta(hours=hours), RenewalCause.OPERATOR)
+            for hours in (1, 2)
+        ]
+        kept = await asyncio.gather(
+            *(
+                each.stores.renewal_plans.set_requested([plan], "alice", mine, now, [each.event()])
+                for each, plan, mine in zip((store, other), plans, requested, strict=True)
+            )
+        )
+        assert kept[0] == kept[1]
+        (planned,) = await store.stores.renewal_plans.planned([record.certificate_id])
+        assert planned == plans[requested.index(kept[0])]
+    assert len(await store.event_ids()) == 20
 
 
 async def test_members(store: StoreHarness, other: StoreHarness) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from certplane.broker.events import AuditEvent, AuditEventType
-from certplane.broker.fleet.model import HeldUp, HostStream, RequestedRenewal, RevokedCertificate
+from certplane.broker.fleet.model import HostStream, RevokedCertificate
 from certplane.broker.fleet.ports import FleetStore, RecordedReports
 from certplane.broker.model import RevocationReason
 from certplane.errors import Reason, Refusal, RefusalError
@@ -298,19 +298,6 @@ async def test_a_cancelled_call_is_written_all_the_same(fleet: FleetStore) -> No
     await asyncio.sleep(0)
     waiting.cancel()
     assert await says("e", []) == RecordedReports(1, ())
-
-
-async def test_what_came_of_a_request_is_kept_whole(store: StoreHarness) -> None:
-    """What held certificates up too: asked again, the answer is the same. The first of an id stays."""
-    now = store.clock.now()
-    held = (HeldUp("web1", "c1", "RATE_LIMITED: 2 in a day", "web", now), HeldUp("web2", "c2", "two hold it"))
-    first = RequestedRenewal("r-1", 9, 2, now, held, 5)
-    await store.stores.fleet.record_request("alice", first, now)
-    await store.stores.fleet.record_request("alice", RequestedRenewal("r-1", 1, 0), now)
-    assert await store.stores.fleet.find_request("alice", "r-1") == first
-    assert await store.stores.fleet.find_request("bob", "r-1") is None
-    await store.stores.fleet.record_request("bob", RequestedRenewal("r-1", 0, 0), now)
-    assert await store.stores.fleet.find_request("bob", "r-1") == RequestedRenewal("r-1", 0, 0)
 
 
 async def test_revoked_certificates_that_have_not_expired(store: StoreHarness) -> None:

@@ -196,7 +196,7 @@ async def test_renewal_plans_and_requests(old: OldStore) -> None:
     for row in old.rows["renewal_plans"]:
         assert_says(row, plans[row["certificate_id"]])
     for row in old.rows["renewal_requests"]:
-        found = await old.stores.fleet.find_request(row["requester"], row["request_id"])
+        found = await old.stores.renewal_plans.find_request(row["requester"], row["request_id"])
         names = ("request_id", "certificate_count", "changed_count", "last_renew_time")
         assert_says({name: row[name] for name in names}, found)
 

@@ -12,7 +12,7 @@ import pytest
 from certplane.broker.events import AuditEventType
 from certplane.broker.model import CertificateRecord, OrderState, RevocationReason
 from certplane.broker.ports import OrderChange
-from certplane.broker.renewal.model import InForce, RenewalPlan, Selection
+from certplane.broker.renewal.model import HeldUp, InForce, RenewalPlan, RequestedRenewal, Selection
 from certplane.broker.store import renewal_plans
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
@@ -125,6 +125,35 @@ async def test_plans_are_found_by_their_certificates(store: StoreHarness) -> Non
     found = await store.stores.renewal_plans.planned(wanted)
     assert sorted(found, key=lambda plan: plan.certificate_id) == plans
     assert await store.stores.renewal_plans.planned([]) == []
+
+
+async def test_what_came_of_a_request_is_kept_whole(store: StoreHarness) -> None:
+    """With its plans and events, and what held certificates up: asked again, nothing changes and the answer is the same."""
+    requests, now = store.stores.renewal_plans, store.clock.now()
+    record = await store.issue()
+    held = (HeldUp("web1", "c1", "RATE_LIMITED: 2 in a day", "web", now), HeldUp("web2", "c2", "two hold it"))
+    first = RequestedRenewal("r-1", 9, 2, now, held, 5)
+    assert await requests.set_requested([plan_of(record)], "alice", first, now, [store.event()]) == first
+    later = plan_of(record, renew_time=now)
+    again = RequestedRenewal("r-1", 1, 0)
+    assert await requests.set_requested([later], "alice", again, now, [store.event()]) == first
+    assert await requests.planned([record.certificate_id]) == [plan_of(record)]
+    assert len(await store.event_ids()) == 1
+    assert await requests.find_request("alice", "r-1") == first
+    assert await requests.find_request("bob", "r-1") is None
+    assert await requests.set_requested([later], "bob", again, now) == again
+    assert await requests.planned([record.certificate_id]) == [later]
+
+
+async def test_a_request_whose_plans_can_not_be_set_is_not_kept(store: StoreHarness) -> None:
+    """One transaction: asking again does it."""
+    requests, now = store.stores.renewal_plans, store.clock.now()
+    record = await store.issue()
+    requested = RequestedRenewal("r-1", 1, 1, now)
+    with store.audit_broken(), pytest.raises(RefusalError):
+        await requests.set_requested([plan_of(record)], "alice", requested, now, [store.event()])
+    assert await requests.find_request("alice", "r-1") is None
+    assert await requests.planned([record.certificate_id]) == []
 
 
 async def test_the_first_plan_is_taken_whole(store: StoreHarness) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from certplane.broker.fleet.model import HostStream, RequestedRenewal
+from certplane.broker.fleet.model import HostStream
 from certplane.broker.model import CertificateRecord, EnrollmentReport, Order, OrderState, RevocationReason, TxtRecord
 from certplane.broker.ports import OrderChange, PruneBefore
-from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.renewal.model import RenewalPlan, RequestedRenewal
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HostFacts, RenewalCause, Report
 from tests.support.stores import StoreHarness
@@ -207,14 +207,14 @@ async def test_a_host_that_is_gone_for_long_is_forgotten(store: StoreHarness) ->
 async def test_old_renewal_requests_are_forgotten(store: StoreHarness) -> None:
     """They are kept so that asking again changes nothing; nobody repeats a call after so long."""
     for name in ("first", "second"):
-        await store.stores.fleet.record_request("op", RequestedRenewal(name, 1, 1, None), store.clock.now())
+        await store.stores.renewal_plans.set_requested([], "op", RequestedRenewal(name, 1, 1), store.clock.now())
         store.clock.advance(KEEP)
     store.clock.advance(DAY)
     assert await prune(store, 1) == {"renewal_requests": 1}
     store.clock.advance(-2 * DAY)
     assert await prune(store) == {}
-    assert await store.stores.fleet.find_request("op", "first") is None
-    assert await store.stores.fleet.find_request("op", "second") is not None
+    assert await store.stores.renewal_plans.find_request("op", "first") is None
+    assert await store.stores.renewal_plans.find_request("op", "second") is not None
 
 
 async def test_size(store: StoreHarness) -> None:

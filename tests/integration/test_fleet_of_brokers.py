@@ -101,6 +101,20 @@ async def test_a_request_at_one_broker_reaches_a_host_of_the_other(edges: tuple[
         assert median(waits) < SECOND, waits
 
 
+async def test_a_request_that_is_repeated_at_the_other_broker_changes_nothing(
+    edges: tuple[EdgeServer, EdgeServer],
+) -> None:
+    """As a client does whose broker ended before it answered."""
+    first, second = edges
+    await issue(first)
+    wanted: dict[str, Any] = {"selection": pb.Selection(all=True), "request_id": "r-1"}
+    answers = [await request(edge, **wanted) for edge in (first, second)]
+    for answer in answers:
+        answer.connected_host_count = 0
+    assert answers[0] == answers[1]
+    assert answers[0].changed_count == 1
+
+
 async def test_what_one_broker_revokes_reaches_a_host_of_the_other(edges: tuple[EdgeServer, EdgeServer]) -> None:
     """Whoever revokes there: a caller, or a command beside it."""
     first, second = edges

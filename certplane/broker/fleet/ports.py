@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from certplane.broker.events import AuditEvent
-from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
+from certplane.broker.fleet.model import HostRecord, HostStream, RevokedCertificate
 from certplane.errors import Refusal
 from certplane.fleet_report.model import Report
 
@@ -111,22 +111,6 @@ class StreamPlaces(Protocol):
 
     async def find_streams(self, hosts: Sequence[str]) -> Sequence[HostStream]:
         """The last streams of these hosts; of those that never had one, none.
-
-        Raises:
-            RefusalError: STORE_UNAVAILABLE.
-        """
-        ...
-
-
-class RenewalRequestLog(Protocol):
-    """What operators have asked for, so that asking again changes nothing."""
-
-    async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:
-        """What came of the request with this id of this caller; None if there was none."""
-        ...
-
-    async def record_request(self, requester: str, requested: RequestedRenewal, time: datetime) -> None:
-        """Keep what came of a request, durable; the first of an id stays.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.

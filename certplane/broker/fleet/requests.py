@@ -14,11 +14,11 @@ from datetime import datetime, timedelta
 from typing import Final, Protocol, TypeVar
 
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
-from certplane.broker.fleet.model import HeldUp, HostRecord, RequestedRenewal
-from certplane.broker.fleet.ports import FleetStore, RenewalRequestLog
+from certplane.broker.fleet.model import HostRecord
+from certplane.broker.fleet.ports import FleetStore
 from certplane.broker.model import Caller
-from certplane.broker.renewal.model import RenewalPlan, Selected, Selection
-from certplane.broker.renewal.ports import RenewalPlanStore
+from certplane.broker.renewal.model import HeldUp, RenewalPlan, RequestedRenewal, Selected, Selection
+from certplane.broker.renewal.ports import RenewalPlanStore, RenewalRequestLog
 from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.clock import Clock
 
@@ -32,7 +32,7 @@ _AT_ONCE: Final = 256
 T = TypeVar("T")
 
 
-class _Fleet(FleetStore, RenewalRequestLog, Protocol):
+class _Plans(RenewalPlanStore, RenewalRequestLog, Protocol):
     pass
 
 
@@ -149,8 +149,8 @@ class RenewalRequests:
 
     def __init__(
         self,
-        plans: RenewalPlanStore,
-        fleet: _Fleet,
+        plans: _Plans,
+        fleet: FleetStore,
         clock: Clock,
         trail: AuditTrail,
         *,
@@ -166,15 +166,15 @@ class RenewalRequests:
     async def request(self, caller: Caller, order: RenewalRequest) -> tuple[RequestedRenewal, frozenset[str]]:
         """Do it, durable; what came of it, and the hosts of what has changed.
 
-        Asked again with an id that the caller chose, it changes nothing and has the same answer. Should the broker end
-        between the plans and the record of them, asking again keeps the times that were given.
+        Asked again with an id that the caller chose, at this broker or another one, at once even, it changes nothing
+        and has the same answer. Should the record of it be gone, for its age, the times that it gave are kept.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
         """
         now = self._clock.now()
         if order.chosen_id:
-            found = await self._fleet.find_request(caller.name, order.request_id)
+            found = await self._plans.find_request(caller.name, order.request_id)
             if found is not None:
                 return found, frozenset()
         picked = [*await self._plans.select(order.selection, now)]
@@ -203,10 +203,13 @@ class RenewalRequests:
         requested = RequestedRenewal(
             order.request_id, len(picked), len(plans), last, tuple(held_up.named), held_up.count
         )
-        if not order.dry_run:
-            await self._plans.set_plans(plans, [self._event(caller, order, requested)])
-            if order.chosen_id:
-                await self._fleet.record_request(caller.name, requested, now)
+        events = [self._event(caller, order, requested)]
+        if order.chosen_id and not order.dry_run:
+            kept = await self._plans.set_requested(plans, caller.name, requested, now, events)
+            if kept != requested:
+                requested, hosts = kept, set()
+        elif not order.dry_run:
+            await self._plans.set_plans(plans, events)
         await _let_go(plans)
         await _let_go(picked)
         return requested, frozenset(hosts)

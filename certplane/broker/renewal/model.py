@@ -146,3 +146,32 @@ class Selection:
             )
 
         return matches
+
+
+@dataclass(frozen=True, slots=True)
+class HeldUp:
+    """A certificate that something holds up.
+
+    `next_attempt_time` is until when its host waits; None if nothing comes of it before a person has acted.
+    """
+
+    host: str
+    certificate_id: str
+    reason: str
+    name: str = ""
+    next_attempt_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedRenewal:
+    """What came of an operator's request: `last_renew_time` is of those that got another time, None without any.
+
+    `held_up` are the first of those that something holds up, `held_up_count` how many they are.
+    """
+
+    request_id: str
+    certificate_count: int
+    changed_count: int
+    last_renew_time: datetime | None = None
+    held_up: tuple[HeldUp, ...] = ()
+    held_up_count: int = 0

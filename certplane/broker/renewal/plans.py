@@ -18,8 +18,8 @@ from typing_extensions import override
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import CertificateRecord, OrderCause
 from certplane.broker.ports import ChangeFollower, RenewalTimes
-from certplane.broker.renewal.model import DueCheck, InForce, RenewalPlan, Selected, Selection
-from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
+from certplane.broker.renewal.model import DueCheck, InForce, RenewalPlan, RequestedRenewal, Selected, Selection
+from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore, RenewalRequestLog
 from certplane.fleet_report.model import RenewalCause
 
 _logger = logging.getLogger(__name__)
@@ -36,11 +36,11 @@ _AT_ONCE: Final = 64
 """Plans that are told before the loop has its turn: each may make a stream write, which takes 0.1 ms."""
 
 
-class _Store(RenewalPlanStore, RenewalChecks, Protocol):
+class _Store(RenewalPlanStore, RenewalRequestLog, RenewalChecks, Protocol):
     pass
 
 
-class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks, ChangeFollower):
+class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RenewalChecks, ChangeFollower):
     """`RenewalPlanStore` and `RenewalChecks` over a store of theirs, and `RenewalTimes` from memory.
 
     It follows the plans of other brokers.
@@ -139,6 +139,34 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalChecks, ChangeFollower
     async def _set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent]) -> None:
         await self._store.set_plans(plans, events)
         await self._learn(plans)
+
+    @override
+    async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:
+        return await self._store.find_request(requester, request_id)
+
+    @override
+    async def set_requested(
+        self,
+        plans: Sequence[RenewalPlan],
+        requester: str,
+        requested: RequestedRenewal,
+        time: datetime,
+        events: Sequence[AuditEvent] = (),
+    ) -> RequestedRenewal:
+        return await self._to_its_end(self._set_requested(plans, requester, requested, time, events))
+
+    async def _set_requested(
+        self,
+        plans: Sequence[RenewalPlan],
+        requester: str,
+        requested: RequestedRenewal,
+        time: datetime,
+        events: Sequence[AuditEvent],
+    ) -> RequestedRenewal:
+        kept = await self._store.set_requested(plans, requester, requested, time, events)
+        if kept == requested:
+            await self._learn(plans)
+        return kept
 
     @override
     async def in_force(self, host: str, now: datetime) -> Sequence[InForce]:

@@ -8,7 +8,15 @@ from typing import Protocol
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import CertificateRecord
-from certplane.broker.renewal.model import DueCheck, InForce, RenewalInfo, RenewalPlan, Selected, Selection
+from certplane.broker.renewal.model import (
+    DueCheck,
+    InForce,
+    RenewalInfo,
+    RenewalPlan,
+    RequestedRenewal,
+    Selected,
+    Selection,
+)
 
 
 class RenewalPlanStore(Protocol):
@@ -41,6 +49,32 @@ class RenewalPlanStore(Protocol):
         """The certificates in force that match, by host; of several `dns_names` one that a certificate has is enough.
 
         However many there are, the event loop is held for a millisecond or two at a time.
+        """
+        ...
+
+
+class RenewalRequestLog(Protocol):
+    """What operators have asked for, so that asking again changes nothing."""
+
+    async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:
+        """What came of the request with this id of this caller; None if there was none."""
+        ...
+
+    async def set_requested(
+        self,
+        plans: Sequence[RenewalPlan],
+        requester: str,
+        requested: RequestedRenewal,
+        time: datetime,
+        events: Sequence[AuditEvent] = (),
+    ) -> RequestedRenewal:
+        """Replace plans as `set_plans` does and keep what came of the request, in one transaction with the events.
+
+        The first request of an id is the only one, at whichever broker: of a later one nothing is written, and what
+        came of the first is the answer.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
         """
         ...
 

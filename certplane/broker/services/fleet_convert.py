@@ -8,9 +8,8 @@ from typing import Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from certplane.broker.fleet.model import HeldUp
 from certplane.broker.fleet.view import HostView
-from certplane.broker.renewal.model import Selection
+from certplane.broker.renewal.model import HeldUp, Selection
 from certplane.broker.services.convert import invalid_request
 from certplane.broker.services.renewal_convert import renewal_message, status_message
 from certplane.fleet_report.messages import HEALTHS, STATES, write_facts

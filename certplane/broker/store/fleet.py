@@ -17,18 +17,15 @@ from sqlalchemy import bindparam, select, text
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
-from certplane.broker.fleet.model import HostRecord, HostStream, RequestedRenewal, RevokedCertificate
-from certplane.broker.fleet.ports import FleetStore, RecordedReports, RenewalRequestLog, StreamPlaces
+from certplane.broker.fleet.model import HostRecord, HostStream, RevokedCertificate
+from certplane.broker.fleet.ports import FleetStore, RecordedReports, StreamPlaces
 from certplane.broker.fleet.refusals import displaced
 from certplane.broker.store.audit_log import SqlAuditLog, reading
-from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import decode_refusal, encode_refusal
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.fleet_rows import (
     STREAM_COLUMNS,
-    decode_held_up,
     decode_status,
-    encode_held_up,
     stream_from_row,
 )
 from certplane.broker.store.reports import Entry, ReportRows
@@ -37,10 +34,9 @@ from certplane.broker.store.schema import (
     certificate_statuses,
     certificates,
     host_streams,
-    renewal_requests,
     report_sequences,
 )
-from certplane.broker.store.session import Database, Fault, Session, SqlError
+from certplane.broker.store.session import Database, Fault, SqlError
 from certplane.broker.store.statements import HOSTS, Row, hosts_parameters, limited_to
 from certplane.broker.store.writer import Writer
 from certplane.errors import Refusal, RefusalError
@@ -56,7 +52,7 @@ _UNDER_WAY: Final = 2
 """One that is being written, and one that waits for it, so that the writer never waits for the loop."""
 
 
-class SqlFleetStore(FleetStore, StreamPlaces, RenewalRequestLog):
+class SqlFleetStore(FleetStore, StreamPlaces):
     """`FleetStore` and the other ports of the fleet over the database."""
 
     def __init__(
@@ -100,20 +96,6 @@ class SqlFleetStore(FleetStore, StreamPlaces, RenewalRequestLog):
         )
         self._revoked = compiler(revoked.where(certificates.c.revoke_time >= 0))  # the index's column
         self._revoked_of = compiler(revoked.where(certificates.c.identity.in_(HOSTS)))
-        requests = renewal_requests.c
-        self._find_request = compiler(
-            select(
-                requests.request_id,
-                requests.certificate_count,
-                requests.changed_count,
-                requests.last_renew_time,
-                requests.held_up,
-                requests.held_up_count,
-            ).where(requests.requester == bindparam("requester"), requests.request_id == bindparam("request_id"))
-        )
-        self._insert_request = compiler(
-            compiler.insert(renewal_requests).on_conflict_do_nothing(), [column.name for column in requests]
-        )
 
     @override
     async def record_reports(
@@ -186,42 +168,6 @@ class SqlFleetStore(FleetStore, StreamPlaces, RenewalRequestLog):
         with reading():
             rows = [row for some in hosts_parameters(hosts) for row in await self._database.all(self._places, some)]
         return [stream_from_row(row) for row in rows]
-
-    @override
-    async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:
-        with reading():
-            row = await self._database.one(self._find_request, {"requester": requester, "request_id": request_id})
-        if row is None:
-            return None
-        found, certificate_count, changed_count, last, held_up, held_up_count = row
-        return RequestedRenewal(
-            found,
-            certificate_count,
-            changed_count,
-            None if last is None else from_micros(last),
-            decode_held_up(held_up),
-            held_up_count,
-        )
-
-    @override
-    async def record_request(self, requester: str, requested: RequestedRenewal, time: datetime) -> None:
-        last = requested.last_renew_time
-        arguments = (
-            requester,
-            requested.request_id,
-            to_micros(time),
-            requested.certificate_count,
-            requested.changed_count,
-            None if last is None else to_micros(last),
-            encode_held_up(requested.held_up),
-            requested.held_up_count,
-        )
-
-        def change(session: Session) -> Done[None]:
-            session.execute(self._insert_request, arguments)
-            return Done(None)
-
-        await self._writer.write(change, ())
 
     def _put(self, entry: Entry) -> asyncio.Future[RecordedReports]:
         loop = asyncio.get_running_loop()

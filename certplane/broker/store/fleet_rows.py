@@ -5,10 +5,9 @@ A certificate's status is one JSON array that is only read back whole (`cells`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
-from certplane.broker.fleet.model import HeldUp, HostStream
+from certplane.broker.fleet.model import HostStream
 from certplane.broker.store.cells import Cells, decode_json, encode_json
 from certplane.broker.store.statements import Row
 from certplane.fleet_report.model import CertificateStatus, HostFacts
@@ -20,7 +19,6 @@ STREAM_COLUMNS: Final = (_HOST, *_FACTS, *_OTHERS)
 
 _STREAM: Final = Cells(HostStream)
 _STATUS: Final = Cells(CertificateStatus)
-_HELD_UP: Final = Cells(HeldUp)
 
 
 def encode_status(status: CertificateStatus) -> str:
@@ -43,13 +41,3 @@ def stream_from_row(row: Row) -> HostStream:
     """The stream of a row of `STREAM_COLUMNS`."""
     host, *others = row
     return _STREAM.value((host, others[: len(_FACTS)], *others[len(_FACTS) :]))
-
-
-def encode_held_up(held: Sequence[HeldUp]) -> str | None:
-    """What holds up certificates of a request, as a column; None for nothing."""
-    return encode_json([_HELD_UP.of(one) for one in held]) if held else None
-
-
-def decode_held_up(text: str | None) -> tuple[HeldUp, ...]:
-    """What `encode_held_up` made a column of."""
-    return tuple(map(_HELD_UP.value, decode_json(text or "[]")))

@@ -30,13 +30,14 @@ from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import ChangeKind
-from certplane.broker.renewal.model import DueCheck, InForce, RenewalPlan, Selected, Selection
-from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore
+from certplane.broker.renewal.model import DueCheck, InForce, RenewalPlan, RequestedRenewal, Selected, Selection
+from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore, RenewalRequestLog
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import PLAN, decode_names
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.plan_rows import BEGUN, PlanRows
+from certplane.broker.store.request_rows import RequestRows, request_from_row
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import certificates, orders, renewal_plans
 from certplane.broker.store.session import Database, Session
@@ -59,8 +60,8 @@ _AT_ONCE: Final = 512
 """Rows of one transaction of a chore."""
 
 
-class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
-    """`RenewalPlanStore` and `RenewalChecks` over the database."""
+class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RenewalChecks):
+    """`RenewalPlanStore`, `RenewalRequestLog` and `RenewalChecks` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, changes: ChangeLog) -> None:
         self._database = database
@@ -69,6 +70,7 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
         self._changes = changes
         compiler = database.compiler
         self._rows = PlanRows(compiler)
+        self._requests = RequestRows(compiler)
         plans = renewal_plans.c
         planned = renewal_plans.join(certificates, certificates.c.certificate_id == plans.certificate_id)
         plan = tuple(plans[name] for name in PLAN.names)
@@ -145,12 +147,43 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalChecks):
     async def set_plans(self, plans: Sequence[RenewalPlan], events: Sequence[AuditEvent] = ()) -> None:
 
         def change(session: Session) -> Done[None]:
-            self._rows.set(session, plans)
-            for plan in plans:
-                self._changes.add_shared(session, ChangeKind.PLAN, plan.certificate_id)
+            self._set(session, plans)
             return Done(None)
 
         await self._writer.write(change, self._audit.encode(events))
+
+    @override
+    async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:
+        with reading():
+            values = {"requester": requester, "request_id": request_id}
+            row = await self._database.one(self._requests.find, values)
+        return None if row is None else request_from_row(row)
+
+    @override
+    async def set_requested(
+        self,
+        plans: Sequence[RenewalPlan],
+        requester: str,
+        requested: RequestedRenewal,
+        time: datetime,
+        events: Sequence[AuditEvent] = (),
+    ) -> RequestedRenewal:
+        values = {"requester": requester, "request_id": requested.request_id}
+
+        def change(session: Session) -> Done[RequestedRenewal]:
+            if not self._requests.add(session, requester, requested, time):
+                first = session.one(self._requests.find, values)
+                assert first is not None
+                return Done(request_from_row(first), audited=False)
+            self._set(session, plans)
+            return Done(requested)
+
+        return await self._writer.write(change, self._audit.encode(events))
+
+    def _set(self, session: Session, plans: Sequence[RenewalPlan]) -> None:
+        self._rows.set(session, plans)
+        for plan in plans:
+            self._changes.add_shared(session, ChangeKind.PLAN, plan.certificate_id)
 
     @override
     async def in_force(self, host: str, now: datetime) -> Sequence[InForce]:

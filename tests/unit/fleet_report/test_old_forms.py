@@ -14,8 +14,9 @@ from certplane.agent.keystore.pending import _Stored, _stored
 from certplane.agent.link.state import LinkFile, LinkPhase, LinkState
 from certplane.agent.model import DirectedRenewal, LineageStatus, PendingRequest
 from certplane.agent.reporting.spool import FileReportSpool
-from certplane.broker.fleet.model import HeldUp
-from certplane.broker.store.fleet_rows import decode_held_up, decode_status, encode_held_up, encode_status
+from certplane.broker.renewal.model import HeldUp
+from certplane.broker.store.fleet_rows import decode_status, encode_status
+from certplane.broker.store.request_rows import decode_held_up, encode_held_up
 from certplane.fleet_report.model import (
     CertificateState,
     CertificateStatus,

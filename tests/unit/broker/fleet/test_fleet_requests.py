@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from itertools import count
@@ -10,10 +11,10 @@ import pytest
 
 from certplane.broker.events import AuditEventType, AuditTrail
 from certplane.broker.fleet.knowledge import unknown_plans
-from certplane.broker.fleet.model import HeldUp, HostStream
+from certplane.broker.fleet.model import HostStream
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests, spread_renewals
 from certplane.broker.model import IdentityKind
-from certplane.broker.renewal.model import RenewalPlan, Selection
+from certplane.broker.renewal.model import HeldUp, RenewalPlan, Selection
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.fleet_report.model import (
     CertificateState,
@@ -97,8 +98,19 @@ async def test_asked_again_it_changes_nothing(desk: Desk) -> None:
     assert another.certificate_count == 5
 
 
-async def test_asked_again_after_a_crash_before_it_was_recorded(desk: Desk) -> None:
-    """What the first try has planned keeps its time."""
+async def test_asked_twice_at_once_it_is_one_request(desk: Desk) -> None:
+    """Both have the same answer; nobody is told twice, and it is audited once."""
+    (first, hosts), (second, others) = await asyncio.gather(
+        *(desk.requests.request(OPERATOR, order(spread=HOUR * number)) for number in (1, 2))
+    )
+    assert first == second
+    assert len(hosts) + len(others) == 4
+    assert len(desk.told) == 4
+    assert len(desk.stores.database.events) == 1
+
+
+async def test_asked_again_when_its_record_is_gone(desk: Desk) -> None:
+    """Removed for its age, or never made by an older broker that was killed: what was planned keeps its time."""
     await desk.requests.request(OPERATOR, order(spread=HOUR))
     desk.stores.database.forget("renewal_requests")
     desk.clock.advance(timedelta(minutes=1))
