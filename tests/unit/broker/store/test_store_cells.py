@@ -119,6 +119,8 @@ OLD_ORDER = {
     "acme_order_url": "https://ca.example/1",
     "holder": "",
     "epoch": 0,
+    "lane": None,
+    "turn_time": None,
     "txt_records": '[["example.org","_acme-challenge.example.org","v","7","c"]]',
     "certificate_id": "",
     "error": (
