@@ -53,6 +53,8 @@ class FakeCa:
         self.lifetime = timedelta(days=90)
         self.reuses_pending = False
         """Hands back a pending or ready order of the same names, whatever the key, as Boulder does."""
+        self.shares_challenges = False
+        """Orders of one name are given one challenge, as by a CA that hands out pending authorizations again."""
         self.reuses_authorizations = False
         """New orders are ready at once."""
         self.slow = False
@@ -92,7 +94,9 @@ class FakeCa:
         number = len(self.orders) + 1
         url = f"https://ca.test/order/{number}"
         ready = self.reuses_authorizations
-        challenges = () if ready else tuple(_challenge(number, name) for name in dns_names)
+        challenges = (
+            () if ready else tuple(_challenge(0 if self.shares_challenges else number, name) for name in dns_names)
+        )
         order = CaOrder(url, dns_names, IssuerOrderStatus.READY if ready else IssuerOrderStatus.PENDING, challenges)
         self.orders[url] = order
         return order

@@ -17,7 +17,7 @@ at the CA's order, then do what its state and ours ask for.
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -93,8 +93,7 @@ class OrderExecution:
         moved = True
         while moved:
             self._lane = self._context.lane_of(self.order)
-            others = partial(self._context.lanes.take, self._journal, self._lane)
-            async with self._context.queue.turn(self._lane, others=others) as place:
+            async with self._turn() as place:
                 if self._started is None:
                     self._flight.begun = True
                     self._started = self._ports.clock.monotonic()
@@ -102,6 +101,13 @@ class OrderExecution:
                 moved = await self._work(place)
                 if not moved:
                     await self._finish()  # its turn lasts until its records are removed
+
+    def _turn(self) -> AbstractAsyncContextManager[Place]:
+        queue = self._context.queue
+        if self._ports.lease.shared and self.order.turn_time is not None:
+            # Of a broker that has gone: here it must not queue behind those that wait for its end.
+            return queue.place()
+        return queue.turn(self._lane, others=partial(self._context.lanes.take, self._journal, self._lane))
 
     async def fail(self, refusal: Refusal) -> None:
         """End the order for a reason that lies outside of it, and remove its records."""

@@ -73,12 +73,18 @@ class OrderQueue:
         async with self._lanes.holding(lane):
             if others is not None:
                 await others()
-            await self._places.acquire()
-            place = Place(self._places)
-            try:
+            async with self.place() as place:
                 yield place
-            finally:
-                place.leave()
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[Place]:
+        """Wait for a place alone: for an order that has its lane already, among the orders of all brokers."""
+        await self._places.acquire()
+        place = Place(self._places)
+        try:
+            yield place
+        finally:
+            place.leave()
 
     @asynccontextmanager
     async def asking(self, lane: Lane) -> AsyncIterator[None]:

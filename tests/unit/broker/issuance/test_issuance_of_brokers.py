@@ -10,81 +10,13 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from typing_extensions import override
 
-from certplane.broker.issuance.authority import RegistrationAuthority
-from certplane.broker.members.model import Member
-from certplane.broker.members.ports import Lease
 from certplane.broker.model import OrderState
 from certplane.errors import Reason, RefusalError
-from tests.support.issuance import NO_WAIT, World, caller, ended, issue, kill_all, running, settle, unavailable
+from tests.support.issuance import NO_WAIT, World, caller, ended, issue, kill_all, settle, unavailable
+from tests.support.issuing_brokers import LONG, IssuingBroker, tick
 
-SECOND = timedelta(seconds=1)
-LONG = timedelta(hours=1)
-
-
-class SharedLease(Lease):
-    """A lease that a test gives and takes."""
-
-    def __init__(self) -> None:
-        self.held = True
-        self.number = 0
-
-    @property
-    @override
-    def shared(self) -> bool:
-        return True
-
-    @override
-    def stands(self) -> bool:
-        return self.held
-
-    @property
-    @override
-    def term(self) -> int:
-        return self.number
-
-
-class Broker:
-    """One of several: a process of its own in the world that they share."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        world.connect()
-        self.lease = SharedLease()
-        self.orders, self.members, self.issuer = world.stores.orders, world.stores.members, world.issuer
-        self.database_stores = world.database.stores
-        self.database_stores.certificates._changes._shared = True  # as on PostgreSQL
-        number = f"b{random.Random(self.members.broker_id).getrandbits(32):08x}"
-        ids = iter(range(1, 1_000_000))
-        self.database_stores.orders._new_id = lambda: f"{number}-{next(ids):06d}"
-        self.authority: RegistrationAuthority = world.authority(lease=self.lease)
-
-    async def start(self) -> Broker:
-        await self.renew(LONG)
-        self.authority.follow_others(self.database_stores.changes)
-        await self.authority.start(list(self.world.policies.policy.profiles))
-        running.append(self.authority)
-        return self
-
-    async def renew(self, span: timedelta) -> None:
-        now = self.world.clock.now()
-        await self.members.renew(Member("", "machine", "[::]:8443", "1", now, "p", "t", "c"), span)
-
-    async def look(self) -> None:
-        """Hear of the other brokers, as the feed lets it four times a second."""
-        await self.database_stores.changes.look()
-
-    async def stop_for(self) -> None:
-        """Stopped for longer than its lease: others may take what it has."""
-        await self.renew(timedelta())
-        self.lease.held = False
-
-    def kill(self) -> None:
-        supervisor = self.authority._dispatcher._supervisor
-        assert supervisor is not None
-        supervisor.cancel()
-        running.remove(self.authority)
+Brokers = tuple[IssuingBroker, IssuingBroker]
 
 
 @pytest.fixture
@@ -93,23 +25,13 @@ def world() -> World:
 
 
 @pytest_asyncio.fixture
-async def brokers(world: World) -> AsyncIterator[tuple[Broker, Broker]]:
+async def brokers(world: World) -> AsyncIterator[Brokers]:
     """Two that run."""
-    yield await Broker(world).start(), await Broker(world).start()
+    yield await IssuingBroker(world).start(), await IssuingBroker(world).start()
     await kill_all()
 
 
-async def tick(world: World, *brokers: Broker, seconds: int = 1) -> None:
-    """Let time pass, and each broker hear of the others."""
-    for _ in range(seconds):
-        world.clock.advance(SECOND)
-        await settle()
-        for broker in brokers:
-            await broker.look()
-        await settle()
-
-
-async def test_who_asks_another_broker_waits_for_the_same_order(world: World, brokers: tuple[Broker, Broker]) -> None:
+async def test_who_asks_another_broker_waits_for_the_same_order(world: World, brokers: Brokers) -> None:
     """One order at the CA; both callers get its certificate as soon as it is there."""
     first, second = brokers
     gate = first.issuer.faults.hold("finalize")
@@ -128,7 +50,7 @@ async def test_who_asks_another_broker_waits_for_the_same_order(world: World, br
     assert world.ca.finalisations == 1
 
 
-async def test_an_order_is_watched_from_another_broker(world: World, brokers: tuple[Broker, Broker]) -> None:
+async def test_an_order_is_watched_from_another_broker(world: World, brokers: Brokers) -> None:
     """Each change of its state that is heard of, and the certificate."""
     first, second = brokers
     gate = first.issuer.faults.hold("finalize")
@@ -148,9 +70,7 @@ async def test_an_order_is_watched_from_another_broker(world: World, brokers: tu
 
 
 @pytest.mark.parametrize("operation", ["create_order", "answer_challenges", "finalize", "download"])
-async def test_an_order_of_a_killed_broker_goes_on_elsewhere(
-    world: World, brokers: tuple[Broker, Broker], operation: str
-) -> None:
+async def test_an_order_of_a_killed_broker_goes_on_elsewhere(world: World, brokers: Brokers, operation: str) -> None:
     """After its lease, and within a second; who waits for it at the other broker gets its certificate."""
     first, second = brokers
     first.issuer.faults.hold(operation)
@@ -170,18 +90,17 @@ async def test_an_order_of_a_killed_broker_goes_on_elsewhere(
     assert ended(world.order)
 
 
-async def test_a_broker_that_stops_gives_its_orders_back(world: World, brokers: tuple[Broker, Broker]) -> None:
-    """The other one goes on within a second, whatever is left of the lease."""
+async def test_a_broker_that_stops_gives_its_orders_back(world: World, brokers: Brokers) -> None:
+    """The other one goes on as soon as it hears of it, whatever is left of the lease."""
     first, second = brokers
     gate = first.issuer.faults.hold("finalize")
     await first.authority.issue(caller(), issue(wait=NO_WAIT))
     await settle()
-    draining = asyncio.create_task(first.authority.drain(NO_WAIT))
-    await settle()
-    world.clock.advance(timedelta(minutes=1))
-    await draining
+    await first.drain()
     gate.set()
-    await tick(world, second, seconds=2)
+    await settle()
+    await second.look()
+    await settle()
     assert world.order.holder == second.orders.holder
     for _ in range(100):
         await tick(world, second)
@@ -189,7 +108,7 @@ async def test_a_broker_that_stops_gives_its_orders_back(world: World, brokers: 
     assert world.ca.finalisations == 1
 
 
-async def test_a_broker_without_its_lease_opens_no_order(brokers: tuple[Broker, Broker]) -> None:
+async def test_a_broker_without_its_lease_opens_no_order(brokers: Brokers) -> None:
     """It says what it has lost, and that another one can answer."""
     first, _ = brokers
     first.lease.held = False
@@ -200,7 +119,7 @@ async def test_a_broker_without_its_lease_opens_no_order(brokers: tuple[Broker, 
     assert caught.value.refusal.retry_after is not None
 
 
-async def test_a_broker_that_has_lost_its_lease_starts_no_step(world: World, brokers: tuple[Broker, Broker]) -> None:
+async def test_a_broker_that_has_lost_its_lease_starts_no_step(world: World, brokers: Brokers) -> None:
     """What it waited for comes, and it does nothing more; the other one ends the order, by one finalisation."""
     first, second = brokers
     gate = first.issuer.faults.hold("answer_challenges")
@@ -219,7 +138,7 @@ async def test_a_broker_that_has_lost_its_lease_starts_no_step(world: World, bro
 
 @pytest.mark.parametrize("operation", ["create_order", "finalize"])
 async def test_a_broker_that_wakes_up_writes_on_no_order_that_was_taken(
-    world: World, brokers: tuple[Broker, Broker], operation: str, caplog: pytest.LogCaptureFixture
+    world: World, brokers: Brokers, operation: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It was stopped while the CA worked. Who waits for the order at it is told how it ended elsewhere."""
     first, second = brokers
@@ -241,7 +160,7 @@ async def test_a_broker_that_wakes_up_writes_on_no_order_that_was_taken(
     assert ("another broker has taken an order" in caplog.text) == (operation == "create_order")
 
 
-async def test_orders_are_taken_anew_when_the_lease_is_back(world: World, brokers: tuple[Broker, Broker]) -> None:
+async def test_orders_are_taken_anew_when_the_lease_is_back(world: World, brokers: Brokers) -> None:
     """What nobody has taken meanwhile goes on where it was, under another epoch."""
     first, _ = brokers
     first.issuer.faults.fail_always("get_order", unavailable())
@@ -262,7 +181,7 @@ async def test_orders_are_taken_anew_when_the_lease_is_back(world: World, broker
     assert world.ca.finalisations == 1
 
 
-async def disturb(rng: random.Random, broker: Broker, calls: list[asyncio.Task[Any]]) -> None:
+async def disturb(rng: random.Random, broker: IssuingBroker, calls: list[asyncio.Task[Any]]) -> None:
     """One of the things that may happen to a broker."""
     match rng.randrange(5):
         case 0 | 1:
@@ -278,7 +197,7 @@ async def disturb(rng: random.Random, broker: Broker, calls: list[asyncio.Task[A
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_pauses_and_lost_leases_at_any_moment(world: World, brokers: tuple[Broker, Broker], seed: int) -> None:
+async def test_pauses_and_lost_leases_at_any_moment(world: World, brokers: Brokers, seed: int) -> None:
     """Whichever broker stops, wakes up, or is asked: never two finalised orders for a key, and each order ends."""
     rng = random.Random(seed)
     calls: list[asyncio.Task[Any]] = []
