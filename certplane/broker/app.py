@@ -28,7 +28,7 @@ from certplane.broker.background import check_directories, check_dns_accounts, r
 from certplane.broker.configured import secret_source
 from certplane.broker.descriptors import most_connections
 from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
-from certplane.broker.fleet.elsewhere import follow_others
+from certplane.broker.fleet.elsewhere import BrokersElsewhere, follow_others
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -342,6 +342,7 @@ async def _among_others(membership: Membership | None, broker: Broker, epoch: Re
     broker.authority.follow_others(broker.stores.changes)
     broker.stores.changes.follow(ChangeKind.MEMBER, membership.known, what="other brokers")
     DriftWatch(membership.known, broker.meter)
+    BrokersElsewhere(membership.known, broker.hub.watchers, broker.hub.context.clock)
     await epoch.share(broker.stores.retry_epoch)
     broker.stores.changes.follow(ChangeKind.RETRY_EPOCH, epoch, what="the retry epoch")
     await membership.join()

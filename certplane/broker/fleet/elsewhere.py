@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.watching import Watchers
+from certplane.broker.members.known import KnownMembers
 from certplane.broker.model import ChangeKind
 from certplane.broker.ports import ChangeFeed, ChangeFollower
 from certplane.broker.renewal.plans import RenewalPlans
@@ -63,3 +64,27 @@ class HostsElsewhere(ChangeFollower):
     @override
     async def reread(self, since: datetime) -> None:
         """Watchers read everything again (`ReportsElsewhere`)."""
+
+
+class BrokersElsewhere:
+    """Has those who watch the fleet read it again when a broker has come or gone: where it is, its hosts are.
+
+    One that was killed has recorded no end of the streams that it had.
+    """
+
+    def __init__(self, known: KnownMembers, watchers: Watchers, clock: Clock) -> None:
+        """Looks whenever `known` tells of something."""
+        self._known = known
+        self._watchers = watchers
+        self._clock = clock
+        self._there = self._ids()
+        known.subscribe(self.look)
+
+    def look(self) -> None:
+        """Look who is there now."""
+        before, self._there = self._there, self._ids()
+        if self._there != before:
+            self._watchers.fleet_changed(self._clock.now())
+
+    def _ids(self) -> frozenset[str]:
+        return frozenset(member.broker_id for member in self._known.members)

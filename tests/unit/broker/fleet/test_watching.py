@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from certplane.broker.fleet.elsewhere import BrokersElsewhere
 from certplane.broker.fleet.watching import (
     CertificateChanged,
     CertificateRecorded,
@@ -15,8 +16,12 @@ from certplane.broker.fleet.watching import (
     Watcher,
     Watchers,
 )
+from certplane.broker.members.known import KnownMembers
+from certplane.broker.members.model import Member
 from certplane.broker.ports import NullMeter
 from certplane.fleet_report.model import CertificateState, CertificateStatus
+from tests.fakes.clock import ManualClock
+from tests.support.memory_store import MemoryStores
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 WEB = CertificateStatus("web", CertificateState.DUE)
@@ -56,3 +61,26 @@ async def test_a_fleet_that_is_to_be_read_again_is_so_once(watchers: Watchers) -
         watchers.fleet_changed(NOW)
         watchers.certificate_changed("web1.example", WEB, NOW)
         assert await told(watcher) == [FleetChanged(NOW), CertificateChanged("web1.example", WEB, NOW)]
+
+
+async def test_the_fleet_is_read_again_when_a_broker_has_come_or_gone(watchers: Watchers) -> None:
+    """The hosts of one that was killed are nowhere, and nobody else says so; a renewed lease is nothing new."""
+    clock = ManualClock()
+    mine = MemoryStores.open(clock)
+    other = MemoryStores.over(mine.database)
+
+    def of(stores: MemoryStores) -> Member:
+        return Member(stores.members.broker_id, "machine", "[::]:8443", "1", clock.now(), "p", "t", "c")
+
+    known = KnownMembers(mine.members, lambda: of(mine))
+    BrokersElsewhere(known, watchers, clock)
+    with watchers.watching(lambda _: True) as watcher:
+        await other.members.renew(of(other), timedelta(seconds=20))
+        await known.read()
+        assert await told(watcher) == [FleetChanged(clock.now())]
+        await other.members.renew(of(other), timedelta(seconds=20))
+        await known.read()
+        assert await told(watcher) == []
+        clock.advance(timedelta(seconds=21))
+        await known.read()
+        assert await told(watcher) == [FleetChanged(clock.now())]
