@@ -9,6 +9,7 @@ reports a second would say how little room three brokers and their hosts have.
 - Idle hosts: the server's transactions a second (`pg_stat_database`), with hosts and without.
 - A directive: a renewal is wanted at one broker, durable; how long until the hosts of the others have it.
 - A kill: the hosts of one broker are back at the others, to what their connects alone take there.
+- Orders: see `broker_orders`.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 import yaml
 
+from benchmarks import broker_orders
 from benchmarks.fleet import Fleet, HostProcesses, Process, free_port
 from benchmarks.result import Figure, figure
 from certplane.sandbox.loopback import LOOPBACK
 from certplane.sandbox.postgres import PostgresCluster
 
-HOSTS, RETURNING, DIRECTED = 600, 2_000, 60
+HOSTS, RETURNING, DIRECTED, ORDERS = 600, 2_000, 60, 60
 REPORTS = 21
 """Of each host: three renewals."""
 SETTLE_SECONDS = 3.0
@@ -57,13 +59,14 @@ LAYOUTS = (SQLITE, *(Layout("postgresql", count) for count in (1, 2, 3)))
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one layout: processor milliseconds of a stream and of a report; transactions a second, idle.
+    """Of one layout: processor milliseconds of a stream, a report and an order; transactions a second, idle.
 
     `directives` are the seconds from the wish at one broker to each host of another one.
     """
 
     stream: float
     report: float
+    order: float = 0.0
     base: float = 0.0
     idle: float = 0.0
     directives: tuple[float, ...] = ()
@@ -83,22 +86,33 @@ def measure(folder: Path, *, rounds: int, share: float) -> list[Figure]:
 
 
 async def _measure(folder: Path, rounds: int, share: float) -> list[Figure]:
-    count, returning = max(12, int(HOSTS * share)), max(12, int(RETURNING * share))
+    count, returning, most = (max(12, int(number * share)) for number in (HOSTS, RETURNING, ORDERS))
     fleet = Fleet(folder / "fleet", max(count, returning))
     async with PostgresCluster(settings=_DURABLE) as cluster:
         runs: dict[Layout, list[Cost]] = {layout: [] for layout in LAYOUTS}
         returns = []
+        heirs: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(rounds):
             for layout in LAYOUTS:
                 place = folder / f"{turn}-{layout.driver}-{layout.brokers}"
                 url = await _database(cluster, place, layout)
-                runs[layout].append(_cost(fleet, place, layout, url, count))
+                cost = _cost(fleet, place, layout, url, count)
+                orders = await broker_orders.processor_time(place / "orders", url, layout.brokers, most)
+                runs[layout].append(replace(cost, order=orders * 1e3))
                 _say(f"{layout}: {_told(runs[layout][-1])}")
             place = folder / f"{turn}-return"
             url = await _database(cluster, place, LAYOUTS[-1])
             returns.append(_return(fleet, place, url, returning))
             _say(f"{returning} hosts, one of three killed: {returns[-1]}")
-    return _figures(runs, returns, count)
+            for orderly, waits in heirs.items():
+                place = folder / f"{turn}-heirs-{orderly}"
+                url = await _database(cluster, place, LAYOUTS[-1])
+                waits.append(await broker_orders.take_over(place / "orders", url, 12, orderly=orderly))
+            _say(f"orders of a lost broker: {heirs}")
+    found = _figures(runs, returns, count)
+    found.append(figure("a killed broker's orders go on elsewhere after, s", heirs[False], "<= 22"))
+    found.append(figure("the same after an orderly stop, s", heirs[True], "<= 1"))
+    return found
 
 
 async def _database(cluster: PostgresCluster, place: Path, layout: Layout) -> str:
@@ -109,7 +123,7 @@ async def _database(cluster: PostgresCluster, place: Path, layout: Layout) -> st
 def _figures(runs: dict[Layout, list[Cost]], returns: Sequence[Return], count: int) -> list[Figure]:
     one, two, three = LAYOUTS[1:]
     found = []
-    for what in ("stream", "report"):
+    for what in ("order", "stream", "report"):
         found.append(figure(f"processor time a {what}, 1 on SQLite, ms", _of(runs[SQLITE], what), ""))
         for layout, of, goal in ((one, SQLITE, "<= 1.3"), (two, one, ""), (three, one, "<= 1.15")):
             ratios = [a / b for a, b in zip(_of(runs[layout], what), _of(runs[of], what), strict=True)]
@@ -199,7 +213,7 @@ def _cost(fleet: Fleet, place: Path, layout: Layout, url: str, count: int) -> Co
         report = (running.processor - before) / (count * REPORTS)
         idle = _transactions(url)
         directives = _directives(running) if layout.brokers > 1 else ()
-    return Cost(stream * 1e3, report * 1e3, base, idle, directives)
+    return Cost(stream * 1e3, report * 1e3, base=base, idle=idle, directives=directives)
 
 
 def _transactions(url: str) -> float:
@@ -249,8 +263,8 @@ def _return(fleet: Fleet, place: Path, url: str, count: int) -> Return:
 
 def _told(cost: Cost) -> str:
     return (
-        f"{cost.stream:.2f} ms a stream, {cost.report:.3f} ms a report, {cost.base:.1f} transactions/s, "
-        f"{cost.idle:.1f} with hosts, {len(cost.directives)} directives"
+        f"{cost.order:.1f} ms an order, {cost.stream:.2f} a stream, {cost.report:.3f} a report; {cost.base:.1f} "
+        f"transactions/s, {cost.idle:.1f} with hosts, {len(cost.directives)} directives"
     )
 
 
