@@ -5,7 +5,8 @@ The same hosts, spread evenly, are served in turn by one broker on SQLite, and b
 processor time, of the brokers with their child processes and not of the database server: on two cores, streams or
 reports a second would say how little room three brokers and their hosts have.
 
-- A stream, a report: processor time of all brokers for each, until nothing is under way any more.
+- A stream, a report: processor time of all brokers for each, until nothing is under way any more, without what they
+  take when nobody asks for anything, which has a figure of its own.
 - Idle hosts: the server's transactions a second (`pg_stat_database`), with hosts and without.
 - A directive: a renewal is wanted at one broker, durable; how long until the hosts of the others have it.
 - A kill: the hosts of one broker are back at the others, to what their connects alone take there.
@@ -59,9 +60,13 @@ LAYOUTS = (SQLITE, *(Layout("postgresql", count) for count in (1, 2, 3)))
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one layout: processor milliseconds of a stream, a report and an order; transactions a second, idle.
+    """Of one layout: processor milliseconds of a stream, a report and an order.
 
-    `directives` are the seconds from the wish at one broker to each host of another one.
+    Attributes:
+        base: transactions a second of brokers without hosts.
+        idle: the same with hosts.
+        rest: processor milliseconds a second of all brokers without hosts.
+        directives: seconds from the wish at one broker to each host of another one.
     """
 
     stream: float
@@ -69,6 +74,7 @@ class Cost:
     order: float = 0.0
     base: float = 0.0
     idle: float = 0.0
+    rest: float = 0.0
     directives: tuple[float, ...] = ()
 
 
@@ -121,14 +127,15 @@ async def _database(cluster: PostgresCluster, place: Path, layout: Layout) -> st
 
 
 def _figures(runs: dict[Layout, list[Cost]], returns: Sequence[Return], count: int) -> list[Figure]:
-    one, two, three = LAYOUTS[1:]
+    single, two, three = LAYOUTS[1:]
     found = []
     for what in ("order", "stream", "report"):
         found.append(figure(f"processor time a {what}, 1 on SQLite, ms", _of(runs[SQLITE], what), ""))
-        for layout, of, goal in ((one, SQLITE, "<= 1.3"), (two, one, ""), (three, one, "<= 1.15")):
+        for layout, of, goal in ((single, SQLITE, "<= 1.3"), (two, single, ""), (three, single, "<= 1.15")):
             ratios = [a / b for a, b in zip(_of(runs[layout], what), _of(runs[of], what), strict=True)]
             found.append(figure(f"processor time a {what}, {layout} to {of}", ratios, goal))
-    for layout in (one, three):
+    found += [figure(f"processor time of brokers at rest, {one}, ms/s", _of(runs[one], "rest"), "") for one in LAYOUTS]
+    for layout in (single, three):
         found.append(figure(f"transactions/s without hosts, {layout}", _of(runs[layout], "base"), ""))
         added = [(run.idle - run.base) / count * 10_000 for run in runs[layout]]
         found.append(figure(f"transactions/s of 10,000 idle hosts, {layout}", added, "<= 5"))
@@ -202,32 +209,37 @@ def _configured(fleet: Fleet, folder: Path, port: int, url: str) -> Path:
 def _cost(fleet: Fleet, place: Path, layout: Layout, url: str, count: int) -> Cost:
     with _running(fleet, place, layout, url, count) as running:
         time.sleep(SETTLE_SECONDS)
-        base = _transactions(url)
-        before = running.processor
-        running.all_hosts(f"connect {max(1, 32 // layout.brokers)}")
-        time.sleep(SETTLE_SECONDS)
-        stream = (running.processor - before) / count
-        before = running.processor
-        running.all_hosts(f"report {REPORTS}")
-        time.sleep(SETTLE_SECONDS)
-        report = (running.processor - before) / (count * REPORTS)
-        idle = _transactions(url)
+        base, rest = _at_rest(running, url)
+
+        def cost(command: str) -> float:
+            begun, before = time.monotonic(), running.processor
+            running.all_hosts(command)
+            time.sleep(SETTLE_SECONDS)
+            return running.processor - before - rest * (time.monotonic() - begun)
+
+        stream = cost(f"connect {max(1, 32 // layout.brokers)}") / count
+        report = cost(f"report {REPORTS}") / (count * REPORTS)
+        idle, _ = _at_rest(running, url)
         directives = _directives(running) if layout.brokers > 1 else ()
-    return Cost(stream * 1e3, report * 1e3, base=base, idle=idle, directives=directives)
+    return Cost(stream * 1e3, report * 1e3, base=base, idle=idle, rest=rest * 1e3, directives=directives)
 
 
-def _transactions(url: str) -> float:
-    """The server's transactions a second, of all that nobody asks for."""
+def _at_rest(running: _Running, url: str) -> tuple[float, float]:
+    """When nobody asks for anything: the server's transactions, and the brokers' processor seconds, a second."""
+    time.sleep(2.0)  # what a session has done is in the server's view a second later
+    before, begun, used = _transactions(url), time.monotonic(), running.processor
+    time.sleep(IDLE_SECONDS)
+    took = time.monotonic() - begun
+    return (_transactions(url) - before) / took, (running.processor - used) / took
+
+
+def _transactions(url: str) -> int:
+    """The server's, so far, without those that ask this."""
     if not url:
-        return 0.0
+        return 0
     with psycopg.connect(url, autocommit=True) as connection:
-        counts = []
-        for wait in (2.0, IDLE_SECONDS):  # what a session has done is in the view a second later
-            time.sleep(wait)
-            row = connection.execute(_COMMITS, (connection.info.dbname,)).fetchone()
-            assert row is not None
-            counts.append(int(row[0]))
-        return (counts[1] - counts[0] - 1) / IDLE_SECONDS
+        row = connection.execute(_COMMITS, (connection.info.dbname,)).fetchone()
+        return 0 if row is None else int(row[0])
 
 
 def _directives(running: _Running) -> tuple[float, ...]:
