@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -113,7 +113,7 @@ async def holding(url: str) -> AsyncIterator[tuple[Stores, Roles]]:
             await asyncio.wait(tasks)
 
 
-async def nothing(_roles: object) -> None:
+async def nothing(roles: Collection[str]) -> None:
     pass
 
 

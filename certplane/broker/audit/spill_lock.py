@@ -66,7 +66,7 @@ class SpillLock:
             )
             return ""
         broker_id, _, where = note.partition(" ")
-        return broker_id if where == self._where else ""
+        return broker_id if self._where and where == self._where else ""
 
     def name(self, broker_id: str) -> None:
         """Leave this broker's id for the next one. What can't be written is only a slower start."""
@@ -86,5 +86,10 @@ class SpillLock:
 
 
 def _where(descriptor: int) -> str:
+    """Empty where the kernel doesn't say which boot this is: then nobody is known to have ended."""
     status = os.fstat(descriptor)
-    return f"{_BOOT.read_text().strip()} {status.st_dev}:{status.st_ino}"
+    try:
+        boot = _BOOT.read_text().strip()
+    except OSError:
+        return ""
+    return f"{boot} {status.st_dev}:{status.st_ino}"

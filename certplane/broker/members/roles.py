@@ -64,16 +64,16 @@ class Roles(RoleLease, ChangeFollower):
         self._lease = lease
         self._clock = clock
         self._meter = meter
-        self._works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
+        self._works: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {}
         self._figures: dict[str, tuple[Gauge, ...]] = {}
-        self._held: dict[str, asyncio.Task[None]] = {}
+        self._held: dict[str, asyncio.Task[object]] = {}
         self._term = lease.term
         self._looking = True
         """Whether a role may be free."""
         self._failing = False
         self._brokers: set[str] = set()
 
-    def add(self, role: str, work: Callable[[], Coroutine[Any, Any, None]], figures: Iterable[Gauge] = ()) -> None:
+    def add(self, role: str, work: Callable[[], Coroutine[Any, Any, object]], figures: Iterable[Gauge] = ()) -> None:
         """Do `work`, which doesn't end by itself, whenever this broker has the role, and cancel it when it hasn't.
 
         `figures` are shown by the broker that has the role alone, or sums over all brokers would count them twice.

@@ -90,7 +90,21 @@ def test_another_boot_or_machine(locks: Locks, spill: Path, monkeypatch: pytest.
     assert locks.start(spill).take() == ""
 
 
-@pytest.mark.parametrize("content", ["", "7", "7\n", "7\nnonsense\n", "seven\n\x00\x00", "7\nbroker-1 elsewhere 0:0\n"])
+def test_no_boot(locks: Locks, spill: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a container hides it: two brokers are still told apart, and no lease is ended."""
+    monkeypatch.setattr(spill_lock, "_BOOT", spill.with_name("absent"))
+    first = locks.start(spill)
+    first.take()
+    first.name("broker-1")
+    with pytest.raises(OperationError):
+        locks.start(spill).take()
+    first.close()
+    assert locks.start(spill).take() == ""
+
+
+@pytest.mark.parametrize(
+    "content", ["", "7", "7\n", "7\nnonsense\n", "seven\n\x00\x00", "7\nbroker-1", "7\nbroker-1 elsewhere 0:0\n"]
+)
 def test_what_is_not_ours_to_read_is_no_broker(locks: Locks, spill: Path, content: str) -> None:
     """A file that a power cut has torn, or that somebody has edited."""
     spill.with_name(f"{spill.name}.lock").write_text(content)

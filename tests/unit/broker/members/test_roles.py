@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -46,11 +47,11 @@ class Broker:
         self.stores = stores
         self.lease = FakeLease()
         self.meter = PrometheusMeter()
-        self.roles = Roles(stores.roles, self.lease, clock, self.meter)  # type: ignore[arg-type]  # with faults
+        self.roles = Roles(stores.roles, self.lease, clock, self.meter)
         self.working: set[str] = set()
         self.bug: Exception | None = None
         for role in ("health", "upkeep"):
-            self.roles.add(role, lambda role=role: self.work(role), [metrics.STORE_DAMAGED] * (role == "health"))
+            self.roles.add(role, partial(self.work, role), [metrics.STORE_DAMAGED] * (role == "health"))
 
     async def work(self, role: str) -> None:
         self.working.add(role)
