@@ -165,6 +165,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 preflight=RemotePreflight(issuing),
                 lease=membership or LastingLease(),
                 holds=stores.holds,
+                conditions=stores.conditions,
                 epoch=epoch,
                 clock=clock,
                 renewals=plans,

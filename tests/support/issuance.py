@@ -198,6 +198,7 @@ class World:
             revokers={self.issuer.name: self.revoker},
             solver=self.solver,
             holds=self.stores.holds,
+            conditions=self.stores.conditions,
             preflight=self.preflight,
             lease=lease or LastingLease(),
             epoch=self.epoch,

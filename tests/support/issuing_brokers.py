@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from datetime import timedelta
 
 from typing_extensions import override
@@ -11,6 +12,7 @@ from typing_extensions import override
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.members.model import Member
 from certplane.broker.members.ports import Lease
+from tests.fakes.issuer import FakeIssuer
 from tests.support.issuance import NO_WAIT, World, running, settle
 
 SECOND = timedelta(seconds=1)
@@ -42,12 +44,15 @@ class SharedLease(Lease):
 class IssuingBroker:
     """One of several: a process of its own in the world that they share."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, issuers: Sequence[str] = ()) -> None:
+        """With more issuers of these names, of the same CA."""
         self.world = world
         world.connect()
+        world.others = [FakeIssuer(world.ca, name=name) for name in issuers]
         self.lease = SharedLease()
         self.orders, self.members, self.issuer = world.stores.orders, world.stores.members, world.issuer
-        self.solver = world.solver
+        self.solver, self.meter, self.epoch = world.solver, world.meter, world.epoch
+        self.moving: asyncio.Task[None] | None = None
         self.database_stores = world.database.stores
         self.database_stores.certificates._changes._shared = True  # as on PostgreSQL
         number = f"b{random.Random(self.members.broker_id).getrandbits(32):08x}"

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from certplane.broker.issuance.condition import ConditionTeller
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.holds import HoldStore
 from certplane.broker.members.ports import LastingLease, Lease
@@ -61,6 +62,7 @@ class IssuancePorts:
     revokers: Mapping[str, Revoker]
     solver: ChallengeSolver
     holds: HoldStore
+    conditions: ConditionTeller
     epoch: RetryEpoch
     clock: Clock
     new_id: Callable[[], str]

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from certplane.broker import metrics
 from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.authorisation import OrderAuthorisation
-from certplane.broker.issuance.condition import IssuanceCondition, tells_condition
+from certplane.broker.issuance.condition import ConditionFollower, IssuanceCondition
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.elsewhere import OrdersElsewhere
 from certplane.broker.issuance.events import EventFactory
@@ -69,6 +69,7 @@ class OrderDispatcher:
         self.holds = IssuerHolds(ports.holds, lambda: ports.epoch.current)
         self._choice = IssuerChoice(self.holds)
         self.condition = IssuanceCondition(ports.meter, ports.epoch)
+        self._conditions = ConditionFollower(self.condition, ports.policies, ports.orders, ports.conditions)
         self._records = ChallengeRecords(ports, settings)
         self._tenure = Tenure(ports.orders, ports.lease)
         self._lanes = SharedLanes(ports)
@@ -106,17 +107,18 @@ class OrderDispatcher:
         await self.holds.reread(self._ports.clock.now())
         taken = await self._tenure.take()
         for profile in profiles:
-            await self._remember(profile)
+            await self._conditions.recall(profile)
         started = asyncio.Event()
         self._supervisor = asyncio.create_task(self._supervise(started), name="orders")
         await started.wait()
         self._run_all(taken)
 
     def follow_others(self, feed: ChangeFeed) -> None:
-        """Hear of the other brokers of the database: of their orders, and of those that go."""
+        """Hear of the other brokers of the database: of their orders, what they were told, and those that go."""
         feed.follow(ChangeKind.ORDER, self.elsewhere, what="other brokers' orders")
         feed.follow(ChangeKind.ORDER, self._lanes, what="whose turn it is at other brokers")
         feed.follow(ChangeKind.HOLD, self.holds, what="what issuers are not to be asked for")
+        feed.follow(ChangeKind.CONDITION, self._conditions, what="which profiles can have certificates")
         feed.follow(ChangeKind.MEMBER, self._tenure, what="which brokers there are")
 
     def _run_all(self, taken: Iterable[Order]) -> None:
@@ -129,19 +131,6 @@ class OrderDispatcher:
                 self.run(order)
             else:
                 self._owner.create_task(self._sweep(order))
-
-    async def _remember(self, name: str) -> None:
-        """What the last orders before this start have said of a profile; one that was edited since is another."""
-        profile = self._ports.policies.current.find_profile(name)
-        said: list[Order] = []
-        for order in await self._ports.orders.last_ended(name):
-            if profile is None or order.profile_hash != profile.hash:
-                break
-            said.append(order)
-            if tells_condition(order):
-                break
-        for order in reversed(said):
-            self.condition.order_ended(order)
 
     async def open(
         self, draft: OrderDraft, events: Sequence[AuditEvent], look: CacheLook
@@ -259,6 +248,8 @@ class OrderDispatcher:
                 self._tenure.left.clear()
                 await self._keep_orders()
                 await self.holds.save(self._ports.clock.now())
+                if self._ports.lease.shared:
+                    await self._conditions.tell()
                 for flight in self.flights:
                     if flight.order.state is not OrderState.FINALIZING and not self._authorisation.stands(flight.order):
                         _stop(flight)

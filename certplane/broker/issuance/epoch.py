@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Protocol
 
 from typing_extensions import override
 
-from certplane.broker.issuance.waiting import within
+from certplane.broker.issuance.waiting import undisturbed, within
 from certplane.broker.ports import ChangeFollower
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock
@@ -164,18 +164,13 @@ class RetryEpoch(ChangeFollower):
         return timedelta()
 
     async def _read(self) -> None:
-        """Take what is in force, read while nothing was moved here: a row of before would undo the move."""
+        """Take what is in force."""
         assert self._store is not None
-        while True:
-            moves = self._moves
-            found = await self._store.current()
-            if moves != self._moves:
-                continue
-            if not found:  # the database is an older one: it was restored
-                await self._store.move(self._current, timedelta())
-                return
-            self._take(found, "another broker says so")
+        found = await undisturbed(self._store.current, lambda: self._moves)
+        if not found:  # the database is an older one: it was restored
+            await self._store.move(self._current, timedelta())
             return
+        self._take(found, "another broker says so")
 
     def _take(self, epoch: str, why: str) -> None:
         self._move_time = self._clock.monotonic()

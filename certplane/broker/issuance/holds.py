@@ -17,24 +17,23 @@ read, what is known here stays in force, and is written later.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias
 
 from typing_extensions import override
 
 from certplane.broker.issuance.outcome import is_told
 from certplane.broker.issuance.queue import Lane
+from certplane.broker.issuance.waiting import undisturbed
 from certplane.broker.model import Scope, ScopeKind
 from certplane.broker.ports import ChangeFollower
 from certplane.errors import Refusal, RefusalError
 from certplane.pki.names import names_sha256
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _SUSPECT_FOR: Final = timedelta(minutes=5)
 
@@ -210,7 +209,7 @@ class IssuerHolds(ChangeFollower):
     @override
     async def changed(self, keys: Collection[str]) -> None:
         for key in map(parse_key, keys):
-            found = await self._unchanging(partial(self._store.find_hold, key))
+            found = await undisturbed(partial(self._store.find_hold, key), lambda: self._saves)
             if key in self._unsaved or key in self._ended:
                 continue
             known = self._holds.pop(key, None)
@@ -221,17 +220,9 @@ class IssuerHolds(ChangeFollower):
 
     @override
     async def reread(self, since: datetime) -> None:
-        rows = await self._unchanging(self._store.holds)
+        rows = await undisturbed(self._store.holds, lambda: self._saves)
         found = {hold.key: hold for hold in rows if hold.key not in self._ended}
         self._holds = {**found, **self._unsaved}
-
-    async def _unchanging(self, read: Callable[[], Awaitable[T]]) -> T:
-        """What was read while nothing was saved: rows of before would hide what has just been written."""
-        while True:
-            saves = self._saves
-            found = await read()
-            if saves == self._saves:
-                return found
 
     def _add(self, key: HoldKey, until: datetime, refusal: Refusal, now: datetime) -> bool:
         epoch = self._epoch()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,6 +23,18 @@ async def within(clock: Clock, span: timedelta, event: asyncio.Event) -> bool:
         for wait in waits:
             wait.cancel()
     return event.is_set()
+
+
+async def undisturbed(read: Callable[[], Awaitable[T]], changes: Callable[[], int]) -> T:
+    """What was read while `changes` stood still, however often that takes.
+
+    Rows of before a change of ours would hide that change from memory, and nobody would tell us of it.
+    """
+    while True:
+        before = changes()
+        found = await read()
+        if before == changes():
+            return found
 
 
 async def see_through(group: asyncio.TaskGroup, work: Coroutine[Any, Any, T]) -> T:

@@ -23,6 +23,7 @@ from certplane.broker.store.batch import GroupCommit
 from certplane.broker.store.certificates import SqlCertificateStore
 from certplane.broker.store.change_feed import ChangeLog, SqlChangeFeed
 from certplane.broker.store.checkpoint import Checkpointer
+from certplane.broker.store.conditions import SqlConditionTeller
 from certplane.broker.store.deny_list import SqlDenyList
 from certplane.broker.store.enrollments import SqlEnrollmentStore
 from certplane.broker.store.files import StateLock, open_writer
@@ -73,6 +74,7 @@ class Stores:
     members: SqlMemberStore
     accounts: SqlAccounts
     holds: SqlHoldStore
+    conditions: SqlConditionTeller
     retry_epoch: SqlEpochStore
     roles: SqlRoleStore
     certificates: SqlCertificateStore
@@ -216,6 +218,7 @@ def assemble(
         members=SqlMemberStore(reader, writer, clock, writer_id, changes),
         accounts=SqlAccounts(reader, writer, clock, changes),
         holds=SqlHoldStore(reader, writer, changes),
+        conditions=SqlConditionTeller(writer, changes),
         retry_epoch=SqlEpochStore(reader, writer, clock, writer_id, changes),
         roles=SqlRoleStore(reader, writer, clock, broker_id=writer_id, changes=changes),
         certificates=SqlCertificateStore(reader, writer, log, changes),

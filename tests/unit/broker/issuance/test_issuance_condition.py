@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -151,3 +152,18 @@ def test_what_works_again_has_those_who_wait_ask(orders: list[tuple[str, str, Re
     for profile, issuer, reason in orders:
         condition.order_ended(ended(profile, reason and Refusal(reason, "away"), issuer))
     assert (epoch.current != "epoch-1") is moves
+
+
+def test_what_was_well_before_the_trouble_is_no_news() -> None:
+    """A certificate of another profile ends the trouble of their issuer only if it came after it."""
+    clock = ManualClock()
+    condition = IssuanceCondition(FakeMeter(), epoch_())
+    well = ended("mail", None)
+    away = replace(ended("web", Refusal(Reason.ISSUER_UNAVAILABLE, "away")), update_time=clock.now() + timedelta(1))
+    condition.recall([away])
+    condition.recall([well])
+    assert condition.in_trouble
+    condition.recall([replace(well, update_time=away.update_time + timedelta(1))])
+    condition.recall([replace(ended("web", None), update_time=away.update_time + timedelta(1))])
+    assert not condition.in_trouble
+    assert not condition.changed
