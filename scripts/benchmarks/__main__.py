@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from benchmarks import agent, audit, brokers, growth, issue, load, orders, result, start, streams
+from benchmarks import agent, audit, broker_open, brokers, growth, issue, load, orders, result, start, streams
 from benchmarks.interpreter import describe
 from benchmarks.result import Figure
 
@@ -129,6 +129,10 @@ def _brokers(folder: Path, wish: Wish) -> list[Figure]:
     return brokers.measure(folder, rounds=wish.rounds, share=wish.share)
 
 
+def _store_open(folder: Path, wish: Wish) -> list[Figure]:
+    return broker_open.measure(folder, share=wish.share)
+
+
 def _growth(folder: Path, wish: Wish) -> list[Figure]:
     return growth.measure(folder, share=wish.share)
 
@@ -146,11 +150,12 @@ SECTIONS: Final[Mapping[str, Callable[[Path, Wish], list[Figure]]]] = {
     "returns": _returns,
     "reports": _reports,
     "brokers": _brokers,
+    "store-open": _store_open,
     "growth": _growth,
 }
 """Each by itself takes a few minutes with three rounds; certbot ten, and growth as long the first time, when it fills
 5 GB in the user's cache folder (`--share 0.01` is a small one)."""
-_ASKED_FOR: Final = ("certbot", "growth")
+_ASKED_FOR: Final = ("certbot", "growth", "brokers", "store-open")
 
 
 def main() -> None:
@@ -161,7 +166,7 @@ def main() -> None:
     parser.add_argument(
         "sections",
         nargs="*",
-        help=f"of {', '.join(SECTIONS)} (all but certbot and growth when none is named), or {GOALS}: see above",
+        help=f"of {', '.join(SECTIONS)} (all but {', '.join(_ASKED_FOR)} when none is named), or {GOALS}: see above",
     )
     parser.add_argument("--rounds", type=int, default=3, help="A and B in turn, this often; median of 5 for a goal")
     parser.add_argument("--seconds", type=float, default=5, help="length of one run (default 5)")
