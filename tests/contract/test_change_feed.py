@@ -119,7 +119,7 @@ async def test_each_kind_of_change_is_told_with_its_key(store: StoreHarness, fol
         # What its host isn't told is nobody's business.
         await other.renewal_plans.replace_plan(plan, replace(plan, next_check_time=now))
     await store.stores.changes.look()
-    assert {kind: each.told for kind, each in followers.items()} == {
+    assert {kind: sorted(each.told) for kind, each in followers.items()} == {
         ChangeKind.DENY_ENTRY: [f"1f {CA}", "web1"],
         ChangeKind.IDENTITY: ["web2"],
         ChangeKind.CERTIFICATE_REVOKED: [record.certificate_id],

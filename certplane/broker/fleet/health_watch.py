@@ -10,11 +10,13 @@ read the fleet only while somebody watches it there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final
 
 from certplane.broker import metrics
@@ -31,6 +33,8 @@ _logger = logging.getLogger("certplane.broker.fleet")
 
 _SHARE: Final = 20
 """A round takes at most this part of the time: a fleet that takes longer to read is read less often."""
+_TOGETHER: Final = 128
+"""Hosts that are read at once, of those that have reported to other brokers."""
 _SLICE: Final = 32
 """Hosts that are read before others get their turn: about a millisecond."""
 
@@ -70,8 +74,10 @@ class HealthWatch:
         """When time changes the health of which certificates, by host and name: those before the next round alone."""
         self._horizon = self._told = clock.now()
         """Until when such moments are noted; until when watchers were told of them, or there were none."""
+        self._unread: dict[str, None] = {}
+        """Hosts that have reported to other brokers since the round began."""
         self._profiles: set[str] = set()
-        watchers.listen(self._note)
+        watchers.listen(self._note, self._note_elsewhere)
 
     async def lead(self) -> None:
         """Tell the figures, until cancelled."""
@@ -111,6 +117,7 @@ class HealthWatch:
         soonest: dict[str, datetime] = {}
         self._horizon = self._clock.now() + 2 * self._pause  # the next round may come late
         self._due.clear()
+        self._unread.clear()
         number = 0
         async for record, healths in self._view.survey():
             for status, health in zip(record.certificates, healths, strict=True):
@@ -146,10 +153,26 @@ class HealthWatch:
         if moment is not None and moment <= self._horizon:
             self._due[host, status.name] = moment
 
+    def _note_elsewhere(self, host: str) -> None:
+        if self._leading or len(self._watchers):  # else nobody is told before the next round
+            self._unread[host] = None
+
+    async def _read_elsewhere(self) -> None:
+        """Note the same of hosts that have reported to other brokers, if there is anybody to be told."""
+        while self._unread and len(self._watchers):
+            hosts = tuple(islice(self._unread, _TOGETHER))
+            for record in await self._view.records(hosts):
+                for status in record.certificates:
+                    self._note(record.host, status)
+            for host in hosts:
+                self._unread.pop(host, None)
+
     async def _tell_until(self, deadline: float) -> None:
         """Tell watchers of those whose time comes before `deadline`, of the monotonic clock."""
         while (left := deadline - self._clock.monotonic()) > 0:
             await self._clock.sleep(min(self._settings.tick, timedelta(seconds=left)))
+            with contextlib.suppress(RefusalError):  # the next tick tries again
+                await self._read_elsewhere()
             self._told = now = self._clock.now()
             changed = [key for key, moment in self._due.items() if moment <= now]
             for key in changed:

@@ -157,6 +157,14 @@ class FleetView:
                 yield record, self._health(record, revoked[record.host])
             after = records[-1].host
 
+    async def records(self, hosts: Sequence[str]) -> Sequence[HostRecord]:
+        """What is durably known of these hosts, at most 500.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        return await self._store.list_hosts(hosts=hosts)
+
     async def hosts(
         self,
         *,

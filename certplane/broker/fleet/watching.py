@@ -115,6 +115,7 @@ class Watchers:
         self._meter = meter
         self._watchers: set[Watcher] = set()
         self._listeners: list[Callable[[str, CertificateStatus], None]] = []
+        self._listeners_elsewhere: list[Callable[[str], None]] = []
         self._closed = False
 
     def __len__(self) -> int:
@@ -142,9 +143,10 @@ class Watchers:
             self._watchers.discard(watcher)
             self._meter.level(metrics.WATCHERS, len(self._watchers))
 
-    def listen(self, on_report: Callable[[str, CertificateStatus], None]) -> None:
-        """Have it called with the host and the certificate of each report."""
+    def listen(self, on_report: Callable[[str, CertificateStatus], None], on_elsewhere: Callable[[str], None]) -> None:
+        """Have them called: with host and certificate of each report; with the host of one to another broker."""
         self._listeners.append(on_report)
+        self._listeners_elsewhere.append(on_elsewhere)
 
     def host_changed(self, host: str, time: datetime) -> None:
         """A host came, left, or answered a directive, or the health of a certificate changed."""
@@ -165,6 +167,8 @@ class Watchers:
 
     def recorded_elsewhere(self, host: str, names: Sequence[str], time: datetime) -> None:
         """Another broker has recorded what a host reports: of the certificates of these names, or of any."""
+        for on_elsewhere in self._listeners_elsewhere:
+            on_elsewhere(host)
         if not names:
             self.host_changed(host, time)
         for watcher in self._watchers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from certplane.broker.fleet.health import FLEET_WORDS, HostKnowledge, certificat
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.settings import StreamSettings
-from certplane.broker.fleet.watching import HostChanged, Watchers
+from certplane.broker.fleet.watching import CertificateRecorded, HostChanged, Watchers
 from certplane.broker.model import Profile
 from certplane.broker.ports import NullMeter
 from certplane.broker.telemetry import PrometheusMeter
@@ -37,6 +38,13 @@ class View:
         self.fault: Exception | None = None
         self.slow = timedelta()
         self.looks = 0
+        self.read: list[str] = []
+
+    async def records(self, hosts: Sequence[str]) -> Sequence[HostRecord]:
+        self.read += hosts
+        if self.fault is not None:
+            raise self.fault
+        return [HostRecord(host, None, (self.statuses[host],)) for host in hosts]
 
     async def survey(self) -> AsyncIterator[tuple[HostRecord, Sequence[Health]]]:
         self.looks += 1
@@ -197,6 +205,31 @@ async def test_a_broker_that_does_not_lead_reads_the_fleet_for_its_watchers_alon
         await world.pass_time(timedelta(minutes=5))
         assert world.view.looks == 1
         assert world.meter.registry.get_sample_value("certplane_fleet_certificates", {"health": "OK"}) is None
+
+
+@pytest.mark.parametrize("leading", [True, False])
+async def test_what_hosts_report_to_other_brokers_is_heard_of(world: World, leading: bool) -> None:
+    """A certificate that ends before the next round is told in time; whoever begins to watch before is told too."""
+    async with running(world, leading=leading):
+        if not leading:
+            world.watchers.recorded_elsewhere("web9", ["web"], world.clock.now())  # nobody is told of this one
+        with contextlib.nullcontext() if leading else world.watchers.watching(lambda _: True):
+            await world.pass_time(5 * SECOND)
+            world.holds("web1", 20 * SECOND)
+            world.watchers.recorded_elsewhere("web1", ["web"], world.clock.now())
+            await world.pass_time(10 * SECOND)
+            assert world.view.read == ([] if leading else ["web1"])
+        with world.watchers.watching(lambda _: True) as watcher:
+            world.view.fault = RefusalError(Reason.STORE_UNAVAILABLE, "no database")
+            world.watchers.recorded_elsewhere("web1", ["web"], world.clock.now())
+            await world.pass_time(2 * SECOND)
+            world.view.fault = None
+            assert isinstance(await watcher.next_change(), CertificateRecorded)
+            await world.pass_time(7 * SECOND)
+            assert not len(watcher)
+            await world.pass_time(2 * SECOND)
+            assert await watcher.next_change() == HostChanged("web1", world.clock.now() - SECOND)
+        assert world.view.looks == 1
 
 
 async def test_what_time_changes_while_the_fleet_is_read_is_told_too(world: World) -> None:
