@@ -4,50 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
 
-from certplane.broker.app import Broker, open_broker
+from certplane.broker.app import Broker
 from certplane.broker.members import membership
 from certplane.broker.members.membership import SPAN, Membership
 from certplane.broker.members.roles import Roles
 from certplane.broker.model import ChangeKind
 from certplane.broker.ports import NullMeter
-from certplane.broker.prepared import prepare
-from certplane.broker.settings import load_settings
 from certplane.broker.sharing import follow_members
 from certplane.broker.store import Stores, open_stores
 from certplane.errors import OperationError
 from certplane.runtime.clock import SystemClock
-from tests.support.broker_files import BrokerFiles
-from tests.support.ca import PrivateCa
 from tests.support.stores import StoreHarness, StorePlace, member
 from tests.support.waiting import until
+from tests.support.whole_brokers import configured, starting
 
 pytestmark = pytest.mark.integration
 
-_CA = PrivateCa("internal")
 ROLES = ["fleet_health", "renewal_information:default", "soundness", "upkeep"]
 FIGURES = (b"certplane_fleet_certificates{", b"certplane_store_damaged ")
-
-
-def configured(folder: Path, url: str) -> BrokerFiles:
-    """A broker on the database at `url`, with a spill file of its own, and all else as its neighbours have it."""
-    folder.mkdir()
-    files = BrokerFiles(folder, _CA)
-    files.settings["issuer"]["acme"]["account_key"] = str(folder.parent / "account.key")
-    files.settings["store"] = {"driver": "postgresql", "url": url}
-    files.settings["audit"] = {"spill_path": str(folder / "spill.jsonl")}
-    files.write()
-    return files
-
-
-def starting(files: BrokerFiles) -> AbstractAsyncContextManager[Broker]:
-    return open_broker(prepare(load_settings(files.config)))
 
 
 async def roles_of(stores: Stores, broker_id: str = "") -> list[str]:
