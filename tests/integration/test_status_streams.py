@@ -206,12 +206,13 @@ async def test_a_revoked_certificate_is_renewed_now(edge: EdgeServer, host: Host
 
 
 async def test_a_second_stream_takes_the_place_of_the_first(edge: EdgeServer) -> None:
-    """The first ends with STREAM_DISPLACED; with the same certificate it is counted, after a rotation it isn't."""
+    """The first ends with STREAM_DISPLACED; it is counted if it lives and has the same certificate, not a rotated one."""
     identity, renewed = edge.ca.issue([HOST]), edge.ca.issue([HOST])
     async with edge.channel(identity) as one, edge.channel(identity) as other, edge.channel(renewed) as third:
         first, second, last = HostStreamClient(one), HostStreamClient(other), HostStreamClient(third)
         await first.hello()
         await second.hello()
+        await first.answer((await first.directive()).nonce)
         assert (await ended(first)).reason is Reason.STREAM_DISPLACED
         await until(lambda: edge.stores.identities.known(HOST).displaced_count == 1)  # type: ignore[union-attr]
         await last.hello()

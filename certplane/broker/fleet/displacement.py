@@ -1,11 +1,11 @@
-"""Streams here whose hosts have said hello at another broker since: what the change feed says of them ends them.
+"""Streams that aren't their hosts' any more: the hosts have said hello again, here or at another broker.
 
-The row of a host's stream decides (ADR 0033): the broker and the number that it names have the host. Where the row is
-*older* than the stream here, the database was restored from before it: then the host is asked to come back, since only
-hello brings the row, and what was reported since, up to date.
+The row of a host's stream decides (ADR 0033): the broker and the number that it names have the host. The change feed
+says which rows to look at. Where a row is *older* than the stream here, the database was restored from before it: then
+the host is asked to come back, since only hello brings the row, and what was reported since, up to date.
 
-A host that moves is no second holder of its identity, though its first stream may stay open for minutes where a network
-was cut: what displaces it is counted only if somebody still answers on it, with the same certificate.
+A host that comes back is no second holder of its identity, though its first stream may stay open for minutes where a
+network was cut: that it was displaced is counted only if somebody still answers on it, with the same certificate.
 
 For the event loop's thread.
 """
@@ -37,7 +37,7 @@ CountDisplacement = Callable[[str, datetime], Awaitable[None]]
 
 
 class Displacement(ChangeFollower):
-    """Ends the streams of `registry` whose hosts are elsewhere."""
+    """Ends streams that have lost their place, and finds those of `registry` whose hosts are elsewhere by now."""
 
     def __init__(
         self, places: StreamPlaces, registry: StreamRegistry, context: StreamContext, count: CountDisplacement
@@ -76,22 +76,35 @@ class Displacement(ChangeFollower):
         elif row.broker_id != self._context.recorder.store.broker_id:
             self._registry.give_up(stream)
             self._context.recorder.watchers.host_changed(stream.host, self._context.clock.now())
-            self._context.recorder.start(self._displace(stream, row), "fleet-displace")
+            self.displace(stream, row.identity_serial_number, row.source_ip, row.broker_id)
 
-    async def _displace(self, stream: ServedStream, row: HostStream) -> None:
-        same = stream.caller.serial_number == row.identity_serial_number
-        if same and await self._answers(stream):
-            self._context.recorder.note(self._count(stream.host, self._context.clock.now()))
-        stream.end(displaced())
+    def displace(self, stream: ServedStream, serial_number: str, source_ip: str, broker_id: str = "") -> None:
+        """End a stream here that isn't its host's any more.
+
+        Args:
+            stream: The one that has lost its place.
+            serial_number: Of the identity certificate of the stream that has it.
+            source_ip: Where that one comes from.
+            broker_id: The broker that has it, if that is another one.
+        """
         fields = {
             "host": stream.host,
-            "serial_number": row.identity_serial_number,
-            "source_ip": row.source_ip,
-            "broker_id": row.broker_id,
+            "serial_number": serial_number,
+            "source_ip": source_ip,
+            **({"broker_id": broker_id} if broker_id else {}),
             "displaced_serial_number": stream.caller.serial_number,
             "displaced_source_ip": stream.caller.source_ip,
         }
-        self._context.log(logging.INFO, "a new stream of a host at another broker has displaced the one here", fields)
+        self._context.log(logging.INFO, "a new stream of a host has displaced its previous one", fields)
+        if serial_number == stream.caller.serial_number:
+            self._context.recorder.start(self._end_asked(stream), "fleet-displace")
+        else:
+            stream.end(displaced())
+
+    async def _end_asked(self, stream: ServedStream) -> None:
+        if await self._answers(stream):
+            self._context.recorder.note(self._count(stream.host, self._context.clock.now()))
+        stream.end(displaced())
 
     async def _answers(self, stream: ServedStream) -> bool:
         """Whether somebody is still there: who has moved says nothing more, and mostly hangs up meanwhile."""

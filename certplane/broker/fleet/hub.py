@@ -33,7 +33,7 @@ from certplane.broker.fleet.messages import DirectiveResult, Goodbye, Hello, Out
 from certplane.broker.fleet.plan_teller import PlanTeller
 from certplane.broker.fleet.ports import FleetStore, StreamPlaces
 from certplane.broker.fleet.recording import Recorder
-from certplane.broker.fleet.refusals import displaced, draining, invalid
+from certplane.broker.fleet.refusals import draining, invalid
 from certplane.broker.fleet.registry import StreamRegistry
 from certplane.broker.fleet.session import InForceHashes
 from certplane.broker.fleet.settings import StreamSettings
@@ -104,7 +104,6 @@ class FleetHub:
         self.supervision = StreamSupervision(
             registry=self.registry, teller=self._teller, hashes=hashes, context=self.context
         )
-        self._count_displacement = count_displacement
         self.displacement = Displacement(store, self.registry, self.context, count_displacement)
         self._clock = clock
         self._meter = meter
@@ -166,7 +165,7 @@ class FleetHub:
         recorded = await stream.record_hello(hello)
         old = self.registry.take_place(stream)
         if old is not None:
-            self._displace(old, stream)
+            self.displacement.displace(old, stream.caller.serial_number, stream.caller.source_ip)
         interval, hashes = self.context.settings.heartbeat_interval, self.context.hashes
         stream.session.welcome(Welcome(self._clock.now(), recorded, interval, *hashes.told))
         if self._draining:
@@ -269,17 +268,3 @@ class FleetHub:
         if stream is not None:
             stream.session.want(plans, older=True)
             stream.wake()
-
-    def _displace(self, old: ServedStream, stream: ServedStream) -> None:
-        old.end(displaced())
-        # One of a host that was at another broker in between had lost its place already.
-        if old.caller.serial_number == stream.caller.serial_number and stream.stream_epoch == old.stream_epoch + 1:
-            self._recorder.note(self._count_displacement(stream.host, self._clock.now()))
-        fields = {
-            "host": stream.host,
-            "serial_number": stream.caller.serial_number,
-            "source_ip": stream.caller.source_ip,
-            "displaced_serial_number": old.caller.serial_number,
-            "displaced_source_ip": old.caller.source_ip,
-        }
-        self.context.log(logging.INFO, "a new stream of a host has displaced its previous one", fields)

@@ -87,7 +87,7 @@ async def test_a_host_that_moved_is_let_go_and_not_counted(
         assert moved.end is None
         assert (await stream_of(here)).broker_id == there.stores.fleet.broker_id
         assert await count(here) == 0
-        assert "a new stream of a host at another broker has displaced the one here" in caplog.text
+        assert "a new stream of a host has displaced its previous one" in caplog.text
     assert (await stream_of(here)).end_time is not None
 
 
@@ -104,6 +104,16 @@ async def test_of_two_that_live_the_displaced_one_is_counted(here: World, there:
             assert reason(other) is Reason.STREAM_DISPLACED
             assert back.end is None
             assert await count(here) == 2
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["two live", "its network was cut"])
+async def test_a_second_stream_at_one_broker(here: World, *, answers: bool) -> None:
+    """The same rule: one that came back after its network was cut is no second holder."""
+    async with come(here, answers=answers) as left, come(here) as again:
+        await here.pass_time(timedelta(seconds=0.5))
+        assert reason(left) is Reason.STREAM_DISPLACED
+        assert again.end is None
+        assert await count(here) == int(answers)
 
 
 async def test_an_identity_that_was_rotated_is_not_counted(here: World, there: World) -> None:
@@ -156,7 +166,7 @@ async def test_a_host_that_is_back_stays(here: World, there: World) -> None:
         await here.pass_time(SECOND)
         assert back.end is None
         assert HOST in here.hub.registry
-        assert await count(here) == 0, "what it displaced here had lost its place to the stream there"
+        assert await count(here) == 0
 
 
 async def test_one_that_comes_while_the_rows_are_read_stays(
