@@ -1,5 +1,7 @@
 """What an operator does at the CA beside the running broker: look at the account, change its key, revoke.
 
+What is done with an account's key in the database is `account_key_commands`.
+
 Each function answers one command with values ready to be shown, as those of `commands`. What is done at the CA is in
 the audit log before it is done, and after.
 """
@@ -7,6 +9,7 @@ the audit log before it is done, and after.
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from certplane.broker import adapters
+from certplane.broker.accounts.model import Account
 from certplane.broker.commands import Row, certificate_row, operator
-from certplane.broker.configured import locating, secret_source
+from certplane.broker.configured import located, locating, secret_source
 from certplane.broker.database import open_store
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer
@@ -26,7 +30,7 @@ from certplane.broker.issuers.acme_settings import AcmeCaSettings
 from certplane.broker.model import CertificateRecord, RevocationReason
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.store import Stores
-from certplane.config.files import read_argument
+from certplane.config.files import is_there, read_argument
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.pool import BlockingPool
@@ -52,9 +56,12 @@ async def account_row(settings: BrokerSettings, name: str = "") -> Row:
         OperationError: there is no account yet.
         RefusalError: the CA can't be asked.
     """
-    ca = _ca(settings, name)
-    await _need_key(settings, ca)
-    async with _issuer(settings, ca, SystemClock()) as issuer:
+    clock, ca = SystemClock(), configured_ca(settings, name)
+    async with AsyncExitStack() as stack:
+        stores = None
+        if ca.acme.account_key.store:
+            stores = await stack.enter_async_context(open_store(settings, clock=clock))
+        issuer = await stack.enter_async_context(_issuer(settings, ca, clock, stores))
         account = await issuer.account(_CA_TIME)
     if account is None:
         raise OperationError("the CA has no account for this key", remedy="the broker creates it with its first order")
@@ -71,16 +78,47 @@ async def change_account_key(settings: BrokerSettings, name: str = "") -> Row:
         RefusalError: what the CA said, AUDIT_UNAVAILABLE or STORE_UNAVAILABLE.
     """
     clock = SystemClock()
-    ca = _ca(settings, name)
-    await _need_key(settings, ca)
-    async with open_store(settings, clock=clock) as stores, _issuer(settings, ca, clock) as issuer:
-        old = issuer.account_key_sha256
+    ca = configured_ca(settings, name)
+    if (file := ca.acme.account_key.file) is not None and not is_there(file):
+        raise await _no_key(settings, ca)  # before a database is asked for that the broker hasn't made yet either
+    async with open_store(settings, clock=clock) as stores, _issuer(settings, ca, clock, stores) as issuer:
+        await _need_one_file(ca, stores)
+        old, which = issuer.account_key_sha256, (ca.name, ca.acme.directory_url)
         trail = AuditTrail(clock)
-        await stores.audit.append([_key_event(trail, ca, f"the account's key {old} is to be replaced")])
-        account = await issuer.roll_over_account_key(_CA_TIME)
+        await stores.audit.append([key_event(trail, *which, f"the account's key {old} is to be replaced")])
+        with located(settings):
+            account = await issuer.roll_over_account_key(_CA_TIME)
+        await _record_key(ca, stores, old, account.key_sha256)
         replaced = f"the key {account.key_sha256} has taken the place of {old} for {account.url}"
-        await stores.audit.append([_key_event(trail, ca, replaced)])
+        await stores.audit.append([key_event(trail, *which, replaced)])
     return _row(ca, account)
+
+
+async def _need_one_file(ca: Ca, stores: Stores) -> None:
+    """See that no broker is left with a file of the old key, which the CA doesn't take any more.
+
+    Raises:
+        OperationError: there is one on another machine.
+    """
+    if ca.acme.account_key.file is None:
+        return
+    here = socket.gethostname()
+    if away := sorted({member.name for member in await stores.members.living() if member.name != here}):
+        remedy = (
+            "stop them, change the key, give them the new file and start them; with `account_key: {store: true}` all"
+            " brokers have one key"
+        )
+        raise OperationError(
+            f"brokers on {', '.join(away)} have the account's key in files of their own", remedy=remedy
+        )
+
+
+async def _record_key(ca: Ca, stores: Stores, old: str, new: str) -> None:
+    """Tell brokers of the new key: they read theirs again, and refuse CSRs that have it."""
+    which = ca.name, ca.acme.directory_url
+    row = await stores.accounts.find(*which)
+    if row is None or row.public_key_sha256 == old:  # sealed or not, the old key is nobody's any more
+        await stores.accounts.change(row, Account(*which, new))
 
 
 async def revoke_certificate(settings: BrokerSettings, revocation: RevocationCommand) -> list[Row]:
@@ -118,7 +156,8 @@ async def _revoke(
     trail = AuditTrail(clock)
     async with AsyncExitStack() as stack:
         try:
-            issuer = await stack.enter_async_context(_issuer(settings, _ca(settings, record.issuer), clock))
+            ca = configured_ca(settings, record.issuer)
+            issuer = await stack.enter_async_context(_issuer(settings, ca, clock, stores))
         except OperationError as error:
             message = f"{record.certificate_id} can't be revoked: {error.message}"
             raise OperationError(message, remedy=error.remedy) from error
@@ -130,26 +169,31 @@ async def _revoke(
     return certificate_row(revoked)
 
 
-class _Ca(NamedTuple):
+class Ca(NamedTuple):
+    """An issuer as configured."""
+
     name: str
     acme: AcmeCaSettings
 
 
-def _ca(settings: BrokerSettings, name: str) -> _Ca:
+def configured_ca(settings: BrokerSettings, name: str) -> Ca:
+    """The issuer `name`, the default one if empty.
+
+    Raises:
+        OperationError: there is none.
+    """
     name = name or settings.issuer.name
     acme = settings.cas.get(name)
     if acme is None:
         raise OperationError(
             f"the configuration has no issuer {name}", remedy=f"it has {', '.join(sorted(settings.cas))}"
         )
-    return _Ca(name, acme)
+    return Ca(name, acme)
 
 
-async def _need_key(settings: BrokerSettings, ca: _Ca) -> None:
-    """Whether there is a key to ask the CA with; where there is none, what would be wrong next is told too."""
-    if adapters.account_key_file(settings, ca.name).exists:
-        return
-    message = f"there is no account key at {ca.acme.account_key} yet"
+async def _no_key(settings: BrokerSettings, ca: Ca) -> OperationError:
+    """There is no key yet to ask the CA with; what would be wrong next is told too."""
+    message = f"there is no account key at {ca.acme.account_key.file or 'the database'} yet"
     acme = locating(settings, lambda: adapters.ca(settings, ca.name, SystemClock()))
     try:
         await acme.read_directory(_BRIEFLY)
@@ -157,36 +201,42 @@ async def _need_key(settings: BrokerSettings, ca: _Ca) -> None:
         message += f", and the CA's directory can't be read: {error.refusal.message}"
     finally:
         await acme.close()
-    raise OperationError(message, remedy="the broker makes the key when it starts")
+    return OperationError(message, remedy="the broker makes the key when it starts")
 
 
 @asynccontextmanager
-async def _issuer(settings: BrokerSettings, ca: _Ca, clock: Clock) -> AsyncIterator[AcmeIssuer]:
-    pool = BlockingPool("broker-files", 1)
-    try:
-        load = adapters.account_key_file(settings, ca.name).load
-        account = await pool.run(lambda: locating(settings, load))
+async def _issuer(settings: BrokerSettings, ca: Ca, clock: Clock, stores: Stores | None) -> AsyncIterator[AcmeIssuer]:
+    """The issuer, with its account's key; `stores` where the database keeps it.
+
+    Raises:
+        OperationError: there is no key yet.
+    """
+    async with AsyncExitStack() as stack:
+        pool = BlockingPool("broker-files", 1)
+        stack.callback(pool.close)
         secrets = secret_source(settings, pool, clock)
-        rng = random.SystemRandom()
+        rows = stores.accounts if stores is not None else None
+        keeper = adapters.account_keeper(settings, ca.name, secrets=secrets, files=pool, rows=rows)
+        with located(settings):
+            key = await keeper.find()
+        if key is None:
+            raise await _no_key(settings, ca)
         acme = locating(settings, lambda: adapters.ca(settings, ca.name, clock))
-        try:
-            yield adapters.issuer(settings, ca.name, acme, account, secrets=secrets, files=pool, rng=rng)
-        finally:
-            await acme.close()
-    finally:
-        pool.close()
+        stack.push_async_callback(acme.close)
+        rng = random.SystemRandom()
+        yield adapters.issuer(settings, ca.name, acme, key, keeper=keeper, secrets=secrets, rng=rng)
 
 
 def _certificate_key(path: Path, record: CertificateRecord) -> AccountKey:
     """The certificate's key as one that signs ACME requests."""
     remedy = "name the PEM file with the private key of that certificate"
-    key = AccountKey.from_pem(read_argument(path), path)
+    key = AccountKey.from_pem(read_argument(path), str(path), "--key", remedy=remedy)
     if key.public_key_sha256 != record.public_key_sha256:
         raise ConfigurationError([ConfigurationProblem(str(path), None, "--key", "is another key", remedy)])
     return key
 
 
-def _row(ca: _Ca, account: AccountInfo) -> Row:
+def _row(ca: Ca, account: AccountInfo) -> Row:
     eab = ca.acme.eab
     return {
         "issuer": ca.name,
@@ -195,19 +245,21 @@ def _row(ca: _Ca, account: AccountInfo) -> Row:
         "status": account.status,
         "contact": list(account.contact),
         "key_sha256": account.key_sha256,
+        "key_kept_in": ca.acme.account_key.place,
         "external_account": eab.kid if eab is not None else "",
         "terms_of_service": account.terms_of_service,
         "profiles": [f"{name}: {text}" if text else name for name, text in account.profiles.items()],
     }
 
 
-def _key_event(trail: AuditTrail, ca: _Ca, what: str) -> AuditEvent:
+def key_event(trail: AuditTrail, issuer: str, directory_url: str, what: str) -> AuditEvent:
+    """What is done with an account's key."""
     return trail.event(
         AuditEventType.ACCOUNT_KEY_CHANGED,
         severity=AuditSeverity.WARNING,
         decision=AuditDecision.ALLOW,
-        issuer_name=ca.name,
-        issuer_directory=ca.acme.directory_url,
+        issuer_name=issuer,
+        issuer_directory=directory_url,
         reason=f"{what}, by {operator()}",
     )
 

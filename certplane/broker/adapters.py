@@ -14,12 +14,14 @@ from datetime import timedelta
 from typing import TypeVar
 
 from certplane import __version__
-from certplane.broker.configured import locating
+from certplane.broker.accounts.ports import AccountRows
+from certplane.broker.configured import located, locating
 from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.acme_directory import AcmeDirectory
 from certplane.broker.issuers.acme_errors import AcmeError
+from certplane.broker.issuers.acme_keeping import AccountKeeper, KeptInFile, KeptInSecret, KeptInStore, Seal
 from certplane.broker.issuers.acme_registration import ExternalAccount
 from certplane.broker.issuers.attempts import all_of
 from certplane.broker.issuers.caa_identity import DirectoryCaaIdentity
@@ -29,24 +31,54 @@ from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.issuers.renewal_info import AcmeRenewalInfo
 from certplane.broker.ports import KeepsSecrets, SecretSource
 from certplane.broker.settings import BrokerSettings
+from certplane.errors import ConfigurationError, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 
 T = TypeVar("T")
 
 
-def account_keys(settings: BrokerSettings) -> dict[str, AccountKey]:
-    """The ACME accounts' keys by issuer, made on first use. Blocks.
+def account_keeper(
+    settings: BrokerSettings, name: str, *, secrets: SecretSource, files: BlockingPool, rows: AccountRows | None
+) -> AccountKeeper:
+    """What keeps the account's key of the issuer `name`; nothing is read yet.
+
+    Args:
+        settings: Where it is.
+        name: The issuer's.
+        secrets: For a key that is a secret, or sealed with one.
+        files: Reads and writes a file.
+        rows: The database's accounts, needed where a key is kept there.
+    """
+    acme, setting = settings.cas[name], f"{settings.ca_section(name)}.account_key"
+    kept = acme.account_key
+    if kept.file is not None:
+        return KeptInFile(AccountKeyFile(kept.file, setting), files)
+    if kept.secret:
+        return KeptInSecret(secrets, kept.secret, f"{setting}.secret")
+    if rows is None:
+        raise RuntimeError("a key in the database needs the database")
+    seal = Seal(secrets, settings.store.seal_secret)
+    return KeptInStore(rows, name, acme.directory_url, seal, f"{setting}.store")
+
+
+async def account_keys(settings: BrokerSettings, keepers: Mapping[str, AccountKeeper]) -> dict[str, AccountKey]:
+    """The ACME accounts' keys by issuer, made on first use where they aren't secrets.
 
     Raises:
-        ConfigurationError: a file can't be used or made.
+        ConfigurationError: it can't be used, made or unsealed, or what keeps it can't be reached.
     """
-    return {name: locating(settings, account_key_file(settings, name).load) for name in settings.cas}
+    return {name: await _account_key(settings, name, keeper) for name, keeper in keepers.items()}
 
 
-def account_key_file(settings: BrokerSettings, name: str) -> AccountKeyFile:
-    """Where the account key of the issuer `name` is; nothing is read yet."""
-    return AccountKeyFile(settings.cas[name].account_key, f"{settings.ca_section(name)}.account_key")
+async def _account_key(settings: BrokerSettings, name: str, keeper: AccountKeeper) -> AccountKey:
+    with located(settings):
+        try:
+            return await keeper.load()
+        except RefusalError as error:
+            key = f"{settings.ca_section(name)}.account_key"
+            problem = settings.source.problem(key, f"can't be read now: {error.refusal.message}", "try again")
+            raise ConfigurationError([problem]) from error
 
 
 @asynccontextmanager
@@ -85,16 +117,15 @@ def issuer(
     ca: AcmeCa,
     account: AccountKey,
     *,
+    keeper: AccountKeeper,
     secrets: SecretSource,
-    files: BlockingPool,
     rng: random.Random,
 ) -> AcmeIssuer:
-    """What orders from a public CA; `files` reads the account's key again where it was changed."""
+    """What orders from a public CA; `keeper` keeps `account`, and has it again where it was changed."""
     external = None
     if (eab := settings.cas[name].eab) is not None:
         external = ExternalAccount(eab.kid, functools.partial(secrets.read, eab.hmac_secret), eab.algorithm.value)
-    key_file = account_key_file(settings, name)
-    return AcmeIssuer(name, ca, account, rng=rng, key_file=key_file, files=files, external=external)
+    return AcmeIssuer(name, ca, account, rng=rng, keeper=keeper, external=external)
 
 
 def renewal_infos(settings: BrokerSettings, cas: Mapping[str, AcmeCa]) -> dict[str, AcmeRenewalInfo]:

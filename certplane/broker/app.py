@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +23,7 @@ from typing import Final
 
 from certplane import __version__
 from certplane.broker import metrics
+from certplane.broker.accounts.in_use import AccountsInUse
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
 from certplane.broker.configured import secret_source
@@ -44,6 +45,7 @@ from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.dns.settings import propagation_limit
 from certplane.broker.issuing import messages
+from certplane.broker.issuing.accounts import AccountAnswers
 from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
 from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.drift import DriftWatch
@@ -68,7 +70,7 @@ from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer, Servicer
 from certplane.broker.services.trust import TrustInForce
 from certplane.broker.settings import BrokerSettings, StoreDriver
-from certplane.broker.sharing import roles_of, stores_of_a_broker
+from certplane.broker.sharing import accounts_in_use, roles_of, share_accounts, stores_of_a_broker
 from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
@@ -101,8 +103,7 @@ class Broker:
     renewal_plans: RenewalPlans
     hub: FleetHub
     start_time: datetime
-    account_keys: Mapping[str, str]
-    """SHA-256 of the public key of each issuer's ACME account."""
+    accounts: AccountsInUse
     metrics_listener: MetricsListener | None = None
 
     @property
@@ -135,6 +136,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             meter=meter,
             secret_changed=lambda name: epoch.move(f"the secret {name} has changed"),
             started_again=lambda: epoch.move("the issuing process was started again"),
+            accounts=AccountAnswers(awaited=settings.stores_account_keys),
         )
         issuing_started = await stack.enter_async_context(issuing.running())
         stores = await stack.enter_async_context(stores_of_a_broker(settings, secrets, clock, meter))
@@ -145,6 +147,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         issuers = {name: RemoteIssuer(issuing, name, ca.directory_url) for name, ca in settings.cas.items()}
         solver = RemoteSolver(issuing, clock)
         trust = TrustInForce(prepared.trust, clock.now())
+        accounts = await accounts_in_use(settings, stores, issuers, issuing, issuing_started)
         membership = _membership(settings, stores, lambda: _member(broker), clock=clock, meter=meter)
         authority = RegistrationAuthority(
             IssuancePorts(
@@ -173,7 +176,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 rng=rng,
                 new_id=new_id,
             ),
-            _issuance_settings(settings, (account_keys := await issuing_started).values()),
+            _issuance_settings(settings, accounts),
         )
         admission = _admission(prepared, trust, stores, clock=clock, trail=trail, meter=meter)
         edge = Edge(admission=admission, denials=denials, meter=meter, clock=clock, trail=trail)
@@ -252,7 +255,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             plans,
             hub,
             clock.now(),
-            account_keys,
+            accounts,
             listener,
         )
         issuing.in_trouble = lambda: authority.in_trouble
@@ -336,8 +339,9 @@ def _membership(
 
 @asynccontextmanager
 async def _among_others(membership: Membership | None, broker: Broker, epoch: RetryEpoch) -> AsyncIterator[None]:
-    """Have a lease for the length of the block, and hear of the orders that others run, and of what they were told."""
+    """Have a lease for the length of the block and the others' accounts; hear of their orders and what they know."""
     if membership is None:
+        await share_accounts(broker.settings, broker.stores, broker.accounts)
         yield
         return
     broker.authority.follow_others(broker.stores.changes)
@@ -351,6 +355,7 @@ async def _among_others(membership: Membership | None, broker: Broker, epoch: Re
         membership.skew.check()
         await membership.known.read()
         async with running(membership.run(), "lease"), running(epoch.run(), "retry epoch"):
+            await share_accounts(broker.settings, broker.stores, broker.accounts)
             yield
     finally:
         await membership.leave()
@@ -369,7 +374,7 @@ def _member(broker: Broker) -> Member:
         configuration_hash=broker.reloader.common_hash,
         stream_count=len(broker.hub.registry),
         audit_mode=broker.settings.audit.mode,
-        account_keys=tuple(starmap(AccountKey, sorted(broker.account_keys.items()))),
+        account_keys=tuple(starmap(AccountKey, sorted(broker.accounts.keys.items()))),
         reuse_port=broker.settings.server.reuse_port,
     )
 
@@ -403,13 +408,13 @@ def _retention(
     )
 
 
-def _issuance_settings(settings: BrokerSettings, account_keys_sha256: Iterable[str]) -> IssuanceSettings:
+def _issuance_settings(settings: BrokerSettings, account_keys_sha256: Collection[str]) -> IssuanceSettings:
     defaults = IssuanceSettings()
     # The check ends by itself at its own limit, with the server's name in its error; this one only backs it.
     propagation_timeout = propagation_limit(settings.issuer.acme, settings.dns) + timedelta(seconds=10)
     return IssuanceSettings(
         limits=settings.rate_limits.durable_limits,
-        account_keys_sha256=frozenset(account_keys_sha256),
+        account_keys_sha256=account_keys_sha256,
         propagation_timeout=propagation_timeout,
         order_time_limit=max(defaults.order_time_limit, 2 * propagation_timeout),
     )

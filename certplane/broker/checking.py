@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from certplane.broker import adapters
 from certplane.broker.configured import locating, secret_source
 from certplane.broker.database import look_at_server
+from certplane.broker.issuers.acme_account import AccountKeyFile
 from certplane.broker.issuers.acme_ca import AcmeCa
 from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.ports import SecretSource
@@ -69,13 +70,13 @@ async def check(
         with _gathering(doubts if settings.secrets.leaves_to_environment else problems):
             secrets = secret_source(settings, pool, clock)
         for name, acme in settings.cas.items():
-            with _gathering(problems):
-                if not is_there(acme.account_key.parent, folder=True):
-                    folders.add(missing_folder(settings, f"{settings.ca_section(name)}.account_key", acme.account_key))
-            with _gathering(problems):
-                key_file = adapters.account_key_file(settings, name)
-                if key_file.exists:
-                    locating(settings, key_file.load)
+            if (file := acme.account_key.file) is not None:
+                with _gathering(problems):
+                    if not is_there(file.parent, folder=True):
+                        folders.add(missing_folder(settings, f"{settings.ca_section(name)}.account_key", file))
+                with _gathering(problems):
+                    if is_there(file):
+                        locating(settings, AccountKeyFile(file, f"{settings.ca_section(name)}.account_key").load)
             with _gathering(problems):
                 usable[name] = locating(settings, functools.partial(adapters.ca, settings, name, clock))
                 stack.push_async_callback(usable[name].close)

@@ -102,15 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "--policy", type=Path, required=True, metavar="FILE", help="the policy file; - is standard input"
     )
 
-    account = group("account", "show the account at the public CA, or change its key")
-    show = command(account, "show", _show_account, "show the account as the CA knows it, and what the CA offers")
-    text = (
-        "give the account a new key (RFC 8555 7.3.5). Running brokers pick it up. If interrupted, run again to finish."
-    )
-    rollover = command(account, "rollover", _change_account_key, text)
-    for each in (show, rollover):
-        each.add_argument("--issuer", default="", metavar="NAME", help="one of `issuers` (default: `issuer`)")
-
+    _add_account(group, command)
     _add_certificates(group, command)
 
     audit = group("audit", "show the audit log")
@@ -141,6 +133,25 @@ def _parser() -> argparse.ArgumentParser:
     identities = command(identity, "list", _list_identities, "list denied and contested identities")
     identities.add_argument("--all", action="store_true", help="also list the identity certificate that each host uses")
     return parser
+
+
+def _add_account(group: Callable[[str, str], Any], command: Callable[..., argparse.ArgumentParser]) -> None:
+    account = group("account", "show the account at the public CA, change its key, or move the key")
+    show = command(account, "show", _show_account, "show the account as the CA knows it, and what the CA offers")
+    text = (
+        "give the account a new key (RFC 8555 7.3.5). Running brokers pick it up. If interrupted, run again to finish."
+    )
+    rollover = command(account, "rollover", _change_account_key, text)
+    text = "take the account's key from a PEM file into the database, sealed (`account_key: {store: true}`)"
+    importing = command(account, "import", _import_account_key, text)
+    importing.add_argument("file", type=Path, metavar="FILE", help="the key's file; - is standard input")
+    text = "put the account's key from the database into a new file, 0600, unsealed"
+    exporting = command(account, "export", _export_account_key, text)
+    exporting.add_argument("file", type=Path, metavar="FILE", help="the new file")
+    text = "seal the keys in the database anew, with the first key of the secret of `store.seal_secret`"
+    command(account, "reseal", _reseal_account_keys, text)
+    for each in (show, rollover, importing, exporting):
+        each.add_argument("--issuer", default="", metavar="NAME", help="one of `issuers` (default: `issuer`)")
 
 
 def _add_certificates(group: Callable[[str, str], Any], command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -340,6 +351,24 @@ def _change_account_key(options: argparse.Namespace) -> int:
     from certplane.broker.account_commands import change_account_key
 
     return _print_record(options, asyncio.run(change_account_key(_settings(options), options.issuer)))
+
+
+def _import_account_key(options: argparse.Namespace) -> int:
+    from certplane.broker.account_key_commands import import_account_key
+
+    return _print_record(options, asyncio.run(import_account_key(_settings(options), options.file, options.issuer)))
+
+
+def _export_account_key(options: argparse.Namespace) -> int:
+    from certplane.broker.account_key_commands import export_account_key
+
+    return _print_record(options, asyncio.run(export_account_key(_settings(options), options.file, options.issuer)))
+
+
+def _reseal_account_keys(options: argparse.Namespace) -> int:
+    from certplane.broker.account_key_commands import RESEAL_COLUMNS, reseal_account_keys
+
+    return _print_rows(options, asyncio.run(reseal_account_keys(_settings(options))), RESEAL_COLUMNS)
 
 
 def _tail_audit(options: argparse.Namespace) -> int:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from functools import partial
 from typing import Final
 
 from certplane.broker import metrics
+from certplane.broker.accounts.in_use import AccountPlace, AccountsInUse
 from certplane.broker.audit import SpillLock, import_spill
 from certplane.broker.background import running
+from certplane.broker.configured import located
 from certplane.broker.database import stores
 from certplane.broker.fleet.health_watch import HealthWatch
+from certplane.broker.issuing.remote import RemoteIssuer
+from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.membership import Membership
 from certplane.broker.members.ports import LastingLease, MemberStore
 from certplane.broker.members.roles import FLEET_HEALTH, SOUNDNESS, UPKEEP, Roles, SoleRoleStore, renewal_information
@@ -32,6 +36,9 @@ _logger = logging.getLogger("certplane.broker")
 
 _LOOK: Final = timedelta(minutes=1)
 """Between looks at the counts that killed brokers have left."""
+
+_KEY_LOOK: Final = timedelta(seconds=10)
+"""For the issuing process to read an account's key again: from a file, a vault, or the database."""
 
 
 @asynccontextmanager
@@ -119,3 +126,38 @@ async def _recover_counts(repeats: RepeatCounts, clock: Clock) -> None:
         except RefusalError as error:
             _logger.warning("counts of repeated events of other brokers could not be closed; will retry: %s", error)
         await clock.sleep(_LOOK)
+
+
+async def accounts_in_use(
+    settings: BrokerSettings,
+    stores: Stores,
+    issuers: Mapping[str, RemoteIssuer],
+    issuing: IssuingProcess,
+    started: Awaitable[object],
+) -> AccountsInUse:
+    """The keys of the accounts, as the issuing process has found them when it has `started`.
+
+    Raises:
+        ConfigurationError: see `IssuingProcess.running`.
+        OperationError: likewise.
+    """
+    places = {
+        name: AccountPlace(ca.directory_url, f"{settings.ca_section(name)}.account_key", in_store=ca.account_key.store)
+        for name, ca in settings.cas.items()
+    }
+    accounts = AccountsInUse(stores.accounts, places, lambda name: issuers[name].look_at_account_key(_KEY_LOOK))
+    issuing.accounts.open(stores.accounts, accounts.note)
+    await started
+    return accounts
+
+
+async def share_accounts(settings: BrokerSettings, stores: Stores, accounts: AccountsInUse) -> None:
+    """See that this broker, a member already, orders with the accounts that the others have, and hear of changes.
+
+    Raises:
+        ConfigurationError: others order with another account.
+        RefusalError: STORE_UNAVAILABLE.
+    """
+    with located(settings):
+        await accounts.claim(stores.members.broker_id, stores.members.living)
+    stores.changes.follow(ChangeKind.ACCOUNT, accounts, what="the accounts at the CAs")

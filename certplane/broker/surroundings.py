@@ -14,6 +14,7 @@ from typing import Final
 
 import yaml
 
+from certplane.broker.accounts.seal import HOW_TO_MAKE, SealError, SealKeys
 from certplane.broker.configured import locating
 from certplane.broker.ports import SecretSource
 from certplane.broker.prepared import Prepared
@@ -24,6 +25,7 @@ from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.store.files import look_at
 from certplane.config.files import is_there
 from certplane.errors import ConfigurationError, ConfigurationProblem, OperationError, RefusalError
+from certplane.pki.keys import PrivateKeyError, load_private_key
 
 STATE_DIRECTORY: Final = Path("/var/lib/certplane")
 _UNIT_USER: Final = "certplane-broker"
@@ -33,15 +35,26 @@ _UNIT_USER: Final = "certplane-broker"
 async def unreadable_secrets(
     settings: BrokerSettings, prepared: Prepared | None, secrets: SecretSource
 ) -> list[ConfigurationProblem]:
-    """Secrets that are named and can't be read here; those of a vault aren't asked for."""
+    """Secrets that are named and can't be read here, or used; those of a vault aren't asked for."""
     if not isinstance(secrets, EnvSecrets | FileSecrets):
         return []
     problems = []
+    keys = {ca.account_key.secret for ca in settings.cas.values()}
     for name, at in secret_names(settings, prepared).items():
         try:
-            await secrets.read(name)
+            secret = await secrets.read(name)
+            if name == settings.store.seal_secret:
+                SealKeys(secret)
+            elif name in keys:
+                load_private_key(secret.encode())
         except RefusalError as error:
             problems.append(dataclasses.replace(at, message=error.refusal.message))
+        except SealError as error:
+            message = f"the secret {name!r} {error}"
+            problems.append(dataclasses.replace(at, message=message, remedy=HOW_TO_MAKE))
+        except PrivateKeyError as error:
+            message = f"the secret {name!r} can't be used: {error}"
+            problems.append(dataclasses.replace(at, message=message, remedy="put the account's key there, PEM"))
     return problems
 
 
@@ -54,7 +67,9 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
             names.setdefault(name, settings.source.problem(key, ""))
 
     note(settings.store.password_secret, "store.password_secret")
+    note(settings.store.seal_secret, "store.seal_secret")
     for issuer, ca in settings.cas.items():
+        note(ca.account_key.secret, f"{settings.ca_section(issuer)}.account_key.secret")
         if ca.eab is not None:
             note(ca.eab.hmac_secret, f"{settings.ca_section(issuer)}.eab.hmac_secret")
     acme = settings.issuer.acme

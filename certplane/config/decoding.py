@@ -3,7 +3,8 @@
 A section is a dataclass; its fields are the section's keys, its defaults the format's. Understood: `str` (the text as
 it stands), `bool`, `int`, `timedelta` (`certplane.config.durations`), `Path`, string enums, types with a `parse` class
 method that raises `ValueError`, nested sections, `tuple[X, ...]`, `Mapping[str, X]`, and `X | None`. A field of
-the type `Source` is no key: it gets the file's own.
+the type `Source` is no key: it gets the file's own. A section with a `shorthand` may also be written as a text, which
+is then the value of that key alone (`account_key: FILE`).
 
 A key without a value (`key:`) counts as not written. Booleans are those of YAML 1.1, which the format's files were
 written for: true/false, yes/no, on/off, unquoted. Numbers are decimal and unquoted. A text for which a section gives
@@ -28,7 +29,7 @@ from enum import StrEnum
 from pathlib import Path, PosixPath
 from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
-from certplane.config.document import Document, MappingNode, Node, ScalarNode, SequenceNode, Source
+from certplane.config.document import Document, Entry, MappingNode, Node, ScalarNode, SequenceNode, Source
 from certplane.config.durations import DurationError, parse_duration
 from certplane.config.mistakes import glued_item
 from certplane.errors import ConfigurationError, ConfigurationProblem
@@ -113,6 +114,7 @@ class Decoder:
 
     def section(self, node: Node, section: type[T]) -> T | None:
         """The section at `node`, None if anything in it is wrong."""
+        node = _written_out(node, section)
         if not isinstance(node, MappingNode):
             self.add(node.key, "must be keys with values", "indent its keys below it")
             return None
@@ -188,7 +190,7 @@ class Decoder:
         if not key.required:
             return
         path = _join(section, key.name)
-        if _is_section(key.annotation):
+        if _is_section(key.annotation) and not hasattr(key.annotation, "shorthand"):
             values[key.name] = self.section(MappingNode(0, path, {}), key.annotation)
             return
         self.add(path, "is required", f"add `{key.name}: ...`")
@@ -263,6 +265,14 @@ def _reader(annotation: Any) -> _Read:
     if _is_section(annotation):
         return functools.partial(Decoder.section, section=annotation)
     return functools.partial(Decoder.scalar, annotation=annotation)
+
+
+def _written_out(node: Node, section: type) -> Node:
+    """A text in place of a section that has a shorthand, as that section."""
+    shorthand = getattr(section, "shorthand", None)
+    if shorthand is None or not isinstance(node, ScalarNode):
+        return node
+    return MappingNode(node.line, node.key, {shorthand: Entry(node.line, node)})
 
 
 def _is_section(annotation: Any) -> bool:

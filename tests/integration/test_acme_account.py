@@ -208,7 +208,7 @@ async def test_revocation(world: Moody, own_name: str, tmp_path: Path, own_key: 
     order = await world.ask(command)
     record = world.database.certificates[order.certificate_id]
     path = tmp_path / "leaf.key"
-    signer = AccountKey.from_pem(private_key_pem(key), path) if own_key else None
+    signer = AccountKey.from_pem(private_key_pem(key), str(path)) if own_key else None
     await world.issuer.revoke(record.certificate_pem, RevocationReason.KEY_COMPROMISE, SOON, certificate_key=signer)
     await world.issuer.revoke(record.certificate_pem, RevocationReason.KEY_COMPROMISE, SOON, certificate_key=signer)
     leaf = x509.load_pem_x509_certificate(record.certificate_pem.encode())

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certplane.broker.issuers.acme import AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKeyFile
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
+from certplane.broker.issuers.acme_keeping import KeptInFile
 from certplane.broker.issuers.dns.rfc2136 import Rfc2136Settings
 from certplane.broker.issuers.dns.rfc2136.provider import Rfc2136Provider
 from certplane.broker.issuers.dns.solver import DnsSolver
@@ -54,7 +55,7 @@ async def adapters(
         server = AcmeServer(proxy.url, "operator@certplane.test", ca_bundle=proxy.roots_file)
         files = BlockingPool("files", 1)
         ca = AcmeCa(server, SystemClock())
-        issuer = AcmeIssuer("other", ca, key_file.load(), rng=random.Random(), key_file=key_file, files=files)
+        issuer = AcmeIssuer("other", ca, key_file.load(), rng=random.Random(), keeper=KeptInFile(key_file, files))
         yield issuer, dns_solver(provider, [address]), proxy
         await ca.close()
         files.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from certplane.broker import adapters, metrics
+from certplane.broker import metrics
 from certplane.broker.issuing import messages as m
 from certplane.broker.issuing.child import Child, ChildEndedError
 from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
@@ -29,7 +29,7 @@ from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.logging import request_id
 from tests.fakes.audit import FakeMeter
-from tests.support.broker_files import BrokerFiles
+from tests.support.broker_files import BrokerFiles, account_keys
 from tests.support.waiting import HANG, no_hang, until
 
 pytestmark = pytest.mark.integration
@@ -137,7 +137,8 @@ async def test_one_life(files: BrokerFiles, caplog: pytest.LogCaptureFixture) ->
         async with run.process.running() as starting:
             accounts = await starting
             settings = load_settings(files.config)
-            assert accounts == {name: key.public_key_sha256 for name, key in adapters.account_keys(settings).items()}
+            keys = await account_keys(settings)
+            assert accounts == {name: key.public_key_sha256 for name, key in keys.items()}
             pid = run.process.pid
             links, variables = seen_in_proc(pid)
             assert f"socket:[{inode}]" not in links
@@ -294,7 +295,7 @@ async def test_what_is_wrong_with_the_settings_is_told_in_the_same_words(files: 
     key.write_text("x")
     key.chmod(0o644)
     with pytest.raises(ConfigurationError) as here:
-        adapters.account_keys(load_settings(files.config))
+        await account_keys(load_settings(files.config))
     run = Running(files, QUICKLY)
     async with run.process.running() as starting:
         with pytest.raises(ConfigurationError) as there:

@@ -5,12 +5,19 @@ The public CA is one that nobody answers for: a broker sends nothing to it befor
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from certplane.broker import adapters
+from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.settings import BrokerSettings
+from certplane.runtime.pool import BlockingPool
+from tests.fakes.accounts import FakeAccounts
+from tests.fakes.secrets import FakeSecretSource
 from tests.support.ca import Leaf, PrivateCa
 
 POLICY = """\
@@ -87,3 +94,13 @@ class BrokerFiles:
     def identity(self) -> Leaf:
         """A host's identity that the policy knows."""
         return self.ca.issue([self.host])
+
+
+async def account_keys(
+    settings: BrokerSettings, *, secrets: FakeSecretSource | None = None, rows: FakeAccounts | None = None
+) -> dict[str, AccountKey]:
+    """The accounts' keys as a start of the issuing process finds or makes them."""
+    with closing(BlockingPool("files", 1)) as pool:
+        places = {"secrets": secrets or FakeSecretSource({}), "files": pool, "rows": rows or FakeAccounts()}
+        keepers = {name: adapters.account_keeper(settings, name, **places) for name in settings.cas}
+        return await adapters.account_keys(settings, keepers)

@@ -21,8 +21,9 @@ from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuers.acme import AcmeIssuer
-from certplane.broker.issuers.acme_account import AccountKeyFile
+from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
+from certplane.broker.issuers.acme_keeping import AccountKeeper, KeptInFile
 from certplane.broker.issuers.acme_registration import ExternalAccount
 from certplane.broker.model import Caller, Grant, IdentityKind, Order, OrderState, Profile
 from certplane.errors import Refusal
@@ -186,9 +187,12 @@ async def moody(
     repeat_waits: Backoff = _SHORT,
     email: str = "",
     external: ExternalAccount | None = None,
+    keeper: AccountKeeper | None = None,
 ) -> AsyncIterator[Moody]:
-    """The world, with a proxy of its own; the account is the folder's."""
-    with _behind_a_proxy(folder, pebble, "pebble", repeat_waits, email=email, external=external) as (proxy, issuer):
+    """The world, with a proxy of its own; the account is the folder's, or the keeper's."""
+    kept = None if keeper is None else (keeper, await keeper.load())
+    behind = _behind_a_proxy(folder, pebble, "pebble", repeat_waits, email=email, external=external, kept=kept)
+    with behind as (proxy, issuer):
         async with Moody(proxy, pebble, issuer, settings) as world:
             yield world
 
@@ -215,22 +219,25 @@ def _behind_a_proxy(
     email: str = "",
     external: ExternalAccount | None = None,
     settling: timedelta = timedelta(seconds=5),
+    kept: tuple[AccountKeeper, AccountKey] | None = None,
 ) -> Iterator[tuple[FaultProxy, AcmeIssuer]]:
     # A folder of its own: worlds that share an account's file don't share the proxy's certificate.
     own = folder / f"proxy-{next(_numbers)}"
     with FaultProxy(own, pebble.directory_url, roots_file=pebble.https_roots_file, seed=11) as proxy:
-        key_file = AccountKeyFile(folder / "account.key")
         files = BlockingPool("files", 1)
+        if kept is None:
+            key_file = AccountKeyFile(folder / "account.key")
+            kept = KeptInFile(key_file, files), key_file.load()
+        keeper, key = kept
         yield (
             proxy,
             AcmeIssuer(
                 name,
                 AcmeCa(AcmeServer(proxy.url, email, ca_bundle=proxy.roots_file), SystemClock()),
-                key_file.load(),
+                key,
                 rng=random.Random(3),
                 repeat_waits=repeat_waits,
-                key_file=key_file,
-                files=files,
+                keeper=keeper,
                 external=external,
                 settling=settling,
             ),

@@ -11,6 +11,7 @@ that isn't the caller's and one that doesn't exist (`certplane.broker.policy.dec
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -158,7 +159,7 @@ class CallAuthorisation:
 class OrderAuthorisation:
     """Asks again about orders under way."""
 
-    def __init__(self, ports: IssuancePorts, account_keys_sha256: frozenset[str] = frozenset()) -> None:
+    def __init__(self, ports: IssuancePorts, account_keys_sha256: Collection[str] = frozenset()) -> None:
         self._ports = ports
         self._account_keys_sha256 = account_keys_sha256
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -17,8 +18,8 @@ class IssuanceSettings:
     """Limits and times of issuance; the defaults are meant to be right for a public CA."""
 
     limits: DurableLimits = field(default_factory=DurableLimits)
-    account_keys_sha256: frozenset[str] = frozenset()
-    """Hashes of the ACME accounts' public keys, which no certificate may have."""
+    account_keys_sha256: Collection[str] = frozenset()
+    """Hashes of the ACME accounts' public keys, which no certificate may have. Grows when an account's key changes."""
 
     parallel_orders: int = 256
     """ACME orders under way at once, some 50 KB each. Nearly all of an order's time is waiting until the DNS has spread

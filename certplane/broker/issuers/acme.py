@@ -17,19 +17,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from cryptography import x509
 from typing_extensions import override
 
-from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
+from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_ca import AcmeCa
 from certplane.broker.issuers.acme_chains import choose_chain
 from certplane.broker.issuers.acme_client import AcmeSession
 from certplane.broker.issuers.acme_errors import AcmeError
 from certplane.broker.issuers.acme_exchanges import REPEAT, AcmeExchanges
+from certplane.broker.issuers.acme_keeping import AccountKeeper
 from certplane.broker.issuers.acme_orders import AcmeOrders, log_step, shown
 from certplane.broker.issuers.acme_registration import ExternalAccount, Registration
 from certplane.broker.issuers.acme_settling import SETTLING
@@ -39,7 +40,6 @@ from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Profile, Revo
 from certplane.broker.ports import Issuer, Revoker
 from certplane.errors import Reason, RefusalError
 from certplane.runtime.backoff import Backoff
-from certplane.runtime.pool import BlockingPool
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +81,7 @@ class AcmeIssuer(Issuer, Revoker):
         *,
         rng: random.Random,
         repeat_waits: Backoff = REPEAT,
-        key_file: AccountKeyFile | None = None,
-        files: BlockingPool | None = None,
+        keeper: AccountKeeper | None = None,
         external: ExternalAccount | None = None,
         settling: timedelta = SETTLING,
     ) -> None:
@@ -94,14 +93,13 @@ class AcmeIssuer(Issuer, Revoker):
             key: the account's.
             rng: for the jitter of repeats.
             repeat_waits: between tries of a call that is safe to repeat.
-            key_file: where the key is, so that it can be changed.
-            files: reads and writes `key_file`; needed with it.
+            keeper: keeps the key, so that it can be changed.
             external: what a new account is bound to, for CAs that want it.
             settling: for how long the CA may not know what it has named itself.
         """
         self.ca = ca
         self._name = name
-        self._registration = Registration(ca, key, key_file=key_file, files=files, external=external, settling=settling)
+        self._registration = Registration(ca, key, keeper=keeper, external=external, settling=settling)
         self._exchanges = AcmeExchanges(self._registration, rng=rng, repeat_waits=repeat_waits)
         self._orders = AcmeOrders(self._exchanges)
 
@@ -119,6 +117,22 @@ class AcmeIssuer(Issuer, Revoker):
     def account_key_sha256(self) -> str:
         """SHA-256 of the account key's SPKI: a CSR with this key must be refused (RFC 8555 11.1)."""
         return self._registration.key.public_key_sha256
+
+    def tell_of_keys(self, on_key: Callable[[str], None]) -> None:
+        """`on_key` hears the SHA-256 of another key when it is in use."""
+        self._registration.on_key = lambda key: on_key(key.public_key_sha256)
+
+    async def look_at_account_key(self, timeout: timedelta) -> str:
+        """Use the key that is kept: another broker or a command may have changed it. Never raises.
+
+        Returns:
+            The SHA-256 of the key in use then: that of before, where the other one can't be read.
+        """
+        try:
+            await self._exchanges.look_at_key(Deadline.after(timeout, self.ca.clock))
+        except AcmeError as error:
+            _log.warning("%s; the one of before stays in use", error.refusal.message)
+        return self.account_key_sha256
 
     @property
     def account_url(self) -> str:

@@ -35,6 +35,8 @@ from certplane.runtime.files import give_to_service
 
 _SETTING = "issuer.acme.account_key"
 """The key that names the file, for the default issuer."""
+_PUT_IT = "put the account's key there"
+_PUT_OR_MOVE = f"{_PUT_IT}, or move the file away to get a new account"
 _LARGEST_FILE = 64 * 1024
 _OTHERS = stat.S_IRWXO | stat.S_IWGRP
 """Modes that no account key may have: anything for others, writing for the group."""
@@ -68,15 +70,15 @@ class AccountKey:
         try:
             pem = _read(path, setting)
             if pem is None:
-                _create(path)
+                create_key_file(path, private_key_pem(generate_private_key(KeyType.EC_P256)))
                 pem = _read(path, setting) or b""
         except OSError as error:
-            raise _unreadable(path, error, setting) from error
-        return cls.from_pem(pem, path, setting)
+            raise unwritable(path, error, setting) from error
+        return cls.from_pem(pem, str(path), setting, remedy=_PUT_OR_MOVE)
 
     @classmethod
-    def from_pem(cls, pem: bytes, path: Path, setting: str = _SETTING) -> AccountKey:
-        """The key in `pem`; `path` and `setting` are for the error.
+    def from_pem(cls, pem: bytes, place: str, setting: str = _SETTING, *, remedy: str = _PUT_IT) -> AccountKey:
+        """The key in `pem`; where that is, which `setting` says so, and what to do are for the error.
 
         Raises:
             ConfigurationError: it isn't a usable key.
@@ -84,8 +86,7 @@ class AccountKey:
         try:
             key = load_private_key(pem)
         except PrivateKeyError as error:
-            remedy = "put the account's key there, or move the file away to get a new account"
-            raise _problem(path, f"can't be used: {error}", remedy, setting) from error
+            raise _problem(place, f"can't be used: {error}", remedy, setting) from error
         jwk: JWK = JWKRSA(key=key)
         algorithm: JWASignature = RS256
         if isinstance(key, ec.EllipticCurvePrivateKey):
@@ -98,6 +99,10 @@ class AccountKey:
             public_jwk=public.to_json(),
             thumbprint=encode_b64jose(public.thumbprint()),
         )
+
+    def pem(self) -> bytes:
+        """The private key, for whoever keeps it: PKCS#8, PEM, unencrypted."""
+        return private_key_pem(self.jwk.key)
 
 
 class AccountKeyFile:
@@ -127,8 +132,8 @@ class AccountKeyFile:
                 self._next, self._setting
             )  # never made here: the change may be confirmed by another at this moment
         except OSError as error:
-            raise _unreadable(self._next, error, self._setting) from error
-        return None if pem is None else AccountKey.from_pem(pem, self._next, self._setting)
+            raise unwritable(self._next, error, self._setting) from error
+        return None if pem is None else AccountKey.from_pem(pem, str(self._next), self._setting, remedy=_PUT_OR_MOVE)
 
     def prepare(self) -> AccountKey:
         """A new key, durable before the CA hears of it; that of a change that was cut off is used again."""
@@ -136,14 +141,20 @@ class AccountKeyFile:
 
     def confirm(self) -> None:
         """The CA answers to the new key: from now on it is the key. Again is nothing."""
-        with suppress(FileNotFoundError):
-            self._next.replace(self._path)
-        _sync_folder(self._path)
+        try:
+            with suppress(FileNotFoundError):
+                self._next.replace(self._path)
+            _sync_folder(self._path)
+        except OSError as error:
+            raise unwritable(self._path, error, self._setting) from error
 
     def discard(self) -> None:
         """The CA has refused the new key."""
-        self._next.unlink(missing_ok=True)
-        _sync_folder(self._path)
+        try:
+            self._next.unlink(missing_ok=True)
+            _sync_folder(self._path)
+        except OSError as error:
+            raise unwritable(self._next, error, self._setting) from error
 
 
 def _read(path: Path, setting: str) -> bytes | None:
@@ -161,9 +172,12 @@ def _read(path: Path, setting: str) -> bytes | None:
         return file.read(_LARGEST_FILE)
 
 
-def _create(path: Path) -> None:
-    """Put a new key at `path` in one step: a crash leaves either no file or a whole key. Leaves an existing one."""
-    pem = private_key_pem(generate_private_key(KeyType.EC_P256))
+def create_key_file(path: Path, pem: bytes) -> bool:
+    """Put a key at `path` in one step: a crash leaves either no file or a whole key.
+
+    Returns:
+        Whether it was put there: an existing file is left as it is.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     with suppress(FileNotFoundError):
         temporary.unlink()
@@ -174,11 +188,14 @@ def _create(path: Path) -> None:
             file.write(pem)
             file.flush()
             os.fsync(file.fileno())
-        with suppress(FileExistsError):  # another program was faster: its key is the key
+        try:
             os.link(temporary, path)
+        except FileExistsError:  # another program was faster: its key is the key
+            return False
     finally:
         temporary.unlink()
     _sync_folder(path)
+    return True
 
 
 def _sync_folder(path: Path) -> None:
@@ -189,7 +206,8 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _unreadable(path: Path, error: OSError, setting: str) -> ConfigurationError:
+def unwritable(path: Path, error: OSError, setting: str) -> ConfigurationError:
+    """The error of a key's file that can't be read or made."""
     remedy = "check the folder and its owner"
     if isinstance(error, PermissionError):
         remedy = denied_remedy(path, remedy)
@@ -198,5 +216,5 @@ def _unreadable(path: Path, error: OSError, setting: str) -> ConfigurationError:
     return _problem(path, f"can't be read or made: {error.strerror}", remedy, setting)
 
 
-def _problem(path: Path, message: str, remedy: str, setting: str) -> ConfigurationError:
-    return ConfigurationError([ConfigurationProblem(str(path), None, setting, f"the account key {message}", remedy)])
+def _problem(place: Path | str, message: str, remedy: str, setting: str) -> ConfigurationError:
+    return ConfigurationError([ConfigurationProblem(str(place), None, setting, f"the account key {message}", remedy)])

@@ -72,6 +72,7 @@ class AcmeExchanges:
             AcmeError: how it failed last.
         """
         session = await self.session(deadline)
+        signing = self._registration.key
         try:
             return await self._repeat(self._of(exchange, session), deadline, may_repeat)
         except AcmeError as error:
@@ -79,7 +80,7 @@ class AcmeExchanges:
             # 6.7): who has lost the account makes it again, and who has an old key reads the one that is in force.
             lost = error.is_problem("accountDoesNotExist")
             unsigned = error.is_problem("unauthorized", "malformed")
-            if not lost and not (unsigned and await self._registration.has_another_key()):
+            if not lost and not (unsigned and await self._registration.has_another_key(signing)):
                 raise
 
         def gone(error: RefusalError) -> bool:
@@ -117,6 +118,11 @@ class AcmeExchanges:
     async def note_directory(self, deadline: Deadline) -> None:
         """Ask for the directory once, for the log. Raises `AcmeError`."""
         await self._registration.directory(lambda attempt: self._once(attempt, deadline))
+
+    async def look_at_key(self, deadline: Deadline) -> None:
+        """Use the account's key that is kept now. Raises `AcmeError`."""
+        async with self._alone(deadline) as run:
+            await self._registration.look_at_key(run)
 
     async def find_account(self, deadline: Deadline) -> AcmeSession | None:
         """The account, None if there is none yet."""

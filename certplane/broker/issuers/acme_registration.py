@@ -2,10 +2,10 @@
 
 Rules:
 
-- The CA decides which key the account has. A change of the key is durable as `<account_key>.next` before the CA is
-  asked; whoever opens a session while that file exists asks the CA which of the two it knows, and switches to the new
-  one if it is that. So a crash at any moment, or another broker's change, ends with the key that works, and never with
-  a second account, which a request for one with the old key would make.
+- The CA decides which key the account has. The new key of a change is durable beside the old one (`acme_keeping`)
+  before the CA is asked; whoever opens a session while there are two asks the CA which of them it knows, and switches
+  to the new one if it is that. So a crash at any moment, or another broker's change, ends with the key that works, and
+  never with a second account, which a request for one with the old key would make.
 - The old key is kept until the CA has answered to the new one.
 - An account that must be bound (7.3.4) is looked for first: bindings of some CAs are good for one account only.
 - A contact that can't be updated stops nothing.
@@ -19,15 +19,16 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
-from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
+from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_ca import AcmeCa
 from certplane.broker.issuers.acme_client import AcmeClient, AcmeSession, Binding
 from certplane.broker.issuers.acme_directory import AcmeDirectory
 from certplane.broker.issuers.acme_errors import ACTION_REQUIRED, AcmeError
+from certplane.broker.issuers.acme_keeping import AccountKeeper
 from certplane.broker.issuers.acme_settling import SETTLING, Settling
 from certplane.broker.issuers.acme_signing import SignedRequests
 from certplane.errors import ConfigurationError, ProblemDocument, Reason, RefusalError
-from certplane.runtime.pool import BlockingPool
+from certplane.runtime.failpoints import failpoint
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -61,8 +62,7 @@ class Registration:
         ca: AcmeCa,
         key: AccountKey,
         *,
-        key_file: AccountKeyFile | None = None,
-        files: BlockingPool | None = None,
+        keeper: AccountKeeper | None = None,
         external: ExternalAccount | None = None,
         settling: timedelta = SETTLING,
     ) -> None:
@@ -71,13 +71,14 @@ class Registration:
         Args:
             ca: the CA; its server's `account_email` is the contact, and empty leaves it as it is.
             key: the account's, as last known.
-            key_file: where the key is; without one, the key never changes.
-            files: reads and writes `key_file`; needed with it.
+            keeper: keeps the key; without one, it never changes.
             external: what a new account is bound to.
             settling: for how long the CA may not know what it has named itself.
         """
         self.key = key
-        self._ca, self._key_file, self._files, self._external = ca, key_file, files, external
+        self.on_key: Callable[[AccountKey], None] = lambda _: None
+        """Hears of another key when it is in use."""
+        self._ca, self._keeper, self._external = ca, keeper, external
         self._requests = SignedRequests(ca.http)
         self._settling = Settling(ca.clock, settling)
         self._wrong = Settling(ca.clock, _BRIEFLY)
@@ -138,13 +139,23 @@ class Registration:
         self._was_read, self._trouble = True, False
         return directory
 
-    async def has_another_key(self) -> bool:
+    async def has_another_key(self, than: AccountKey) -> bool:
         """Whether somebody has changed the key meanwhile, or is about to."""
-        if self._key_file is None:
+        if self._keeper is None:
             return False
-        if await self._on_disk(self._key_file.pending) is not None:
+        if self.key.public_key_sha256 != than.public_key_sha256 or await self._kept(self._keeper.pending()) is not None:
             return True
-        return (await self._read()).public_key_sha256 != self.key.public_key_sha256
+        return (await self._read()).public_key_sha256 != than.public_key_sha256
+
+    async def look_at_key(self, run: Run) -> None:
+        """Use the key that is kept, which another broker may have changed; while a change is under way the CA decides.
+
+        The account's URL stays the same, so that a session goes on with it. Raises `AcmeError`.
+        """
+        if self._keeper is not None and await self._kept(self._keeper.pending()) is None:
+            self._use(await self._read())
+        else:
+            await self._settle_key(await self.directory(run), run)
 
     async def roll_over(self, session: AcmeSession, run: Run) -> AccountKey:
         """Give the account a new key (7.3.5), which is the key in the file from then on.
@@ -153,50 +164,66 @@ class Registration:
             AcmeError: the CA refused it, then nothing is changed; or it can't be told whether it has, then doing it
                 again, or opening a session, finds out.
         """
-        if self._key_file is None:
-            raise RuntimeError("a key without a file can't be changed")
-        key_file, directory = self._key_file, session.directory
-        new = await self._on_disk(key_file.prepare)
+        if self._keeper is None:
+            raise RuntimeError("a key that nobody keeps can't be changed")
+        keeper, directory = self._keeper, session.directory
+        new = await keeper.prepare()
+        failpoint("acme.rollover.prepared")
         try:
             await run(lambda: self.client(directory, account_url=session.account_url).change_key(new))
         except AcmeError as error:
             # A repeat after a lost answer is refused: the old key is nobody's by then.
             if await self._find(new, directory, run) is None:
                 if error.refusal.reason is Reason.ISSUER_REJECTED:
-                    await self._on_disk(key_file.discard)
+                    await keeper.settle(new, taken=False)
                 raise
         found = await self._find(new, directory, run)
         if found is None or found.account_url != session.account_url:
             raise AcmeError(Reason.ISSUER_UNAVAILABLE, "it does not know the new key yet; change the key again")
-        await self._on_disk(key_file.confirm)
-        self.key = new
+        failpoint("acme.rollover.taken")
+        await keeper.settle(new, taken=True)
+        self._use(new)
         return new
 
     async def _settle_key(self, directory: AcmeDirectory, run: Run) -> None:
-        key_file = self._key_file
-        if key_file is None:
+        if self._keeper is None:
             return
-        pending = await self._on_disk(key_file.pending)
-        if pending is not None and await self._find(pending, directory, run) is not None:
-            await self._on_disk(key_file.confirm)
-            _log.warning("a change of the account's key was interrupted after the CA took it; it is complete now")
-        self.key = await self._read()
+        pending = await self._kept(self._keeper.pending())
+        if pending is None or await self._find(pending, directory, run) is None:
+            self._use(await self._read())
+            return
+        if self._use(pending):
+            _log.warning("the CA has taken a change of the account's key that was under way: the new key is in use")
+        try:
+            await self._keeper.settle(pending, taken=True)
+        except (ConfigurationError, RefusalError) as error:
+            # The CA has decided, and says so again to whoever opens the next session.
+            _log.warning("the account has a new key, which can't be kept as the only one yet: %s", error)
+
+    def _use(self, key: AccountKey) -> bool:
+        """Sign with it from now on; whether that is another one."""
+        another = key.public_key_sha256 != self.key.public_key_sha256
+        if another:
+            self.key = key
+            _log.warning(
+                "the account's key is another one now", extra={"fields": {"key_sha256": key.public_key_sha256}}
+            )
+            self.on_key(key)
+        return another
 
     async def _read(self) -> AccountKey:
-        key_file = self._key_file
-        if key_file is None or not await self._on_disk(lambda: key_file.exists):
-            return self.key  # a file that was taken away while the broker runs is no reason for another account
-        try:
-            return await self._on_disk(key_file.load)
-        except ConfigurationError as error:
-            raise AcmeError(
-                Reason.ISSUER_UNAVAILABLE, f"the account's key can't be read: {error}", unsent=True
-            ) from error
+        if self._keeper is None:
+            return self.key
+        # A key that was taken away while the broker runs is no reason for another account.
+        return await self._kept(self._keeper.find()) or self.key
 
-    async def _on_disk(self, work: Callable[[], T]) -> T:
-        if self._files is None:
-            raise RuntimeError("a key's file needs a pool that reads it")
-        return await self._files.run(work)
+    async def _kept(self, asking: Awaitable[T]) -> T:
+        """What a keeper answers; that it can't is for now, whatever the reason."""
+        try:
+            return await asking
+        except (ConfigurationError, RefusalError) as error:
+            message = f"the account's key can't be read: {error}"
+            raise AcmeError(Reason.ISSUER_UNAVAILABLE, message, unsent=True) from error
 
     async def _find(self, key: AccountKey, directory: AcmeDirectory, run: Run) -> AcmeSession | None:
         return await run(self.client(directory, key).find_account)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
 
 from certplane.broker.contact import NO_CONTACT, ContactEmail
+from certplane.config.decoding import KeyProblem
 from certplane.config.values import HttpsUrl
 
 
@@ -34,17 +37,42 @@ class RenewalInfoSettings:
     enabled: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class AccountKeySettings:
+    """Where the account's key is: in a file, in a secret, or in the database. One of the three is set."""
+
+    shorthand: ClassVar[str] = "file"
+    file: Path | None = None
+    secret: str = ""
+    store: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        if self.store:
+            return "the database"
+        return f"the secret {self.secret}" if self.secret else str(self.file)
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """One place, and not two that could differ."""
+        named = [name for name in ("file", "secret", "store") if getattr(self, name)]
+        if not named:
+            yield KeyProblem("file", "is required", "name a file, or write `secret: NAME` or `store: true` instead")
+        for name in named[1:]:
+            yield KeyProblem(name, f"stands beside `{named[0]}`, and the key is in one place", "leave one of them out")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcmeCaSettings:
     """A public CA (RFC 8555) and our account there.
 
-    `account_key` is made on first use. `ca_bundle` is for a private CA's own HTTPS, `allowed_hosts` for hosts other
-    than the directory's that its URLs may name. `preferred_chain` is the common name of the issuer of a chain's last
-    certificate.
+    `account_key` in a file or the database is made on first use. `ca_bundle` is for a private CA's own HTTPS,
+    `allowed_hosts` for hosts other than the directory's that its URLs may name. `preferred_chain` is the common name of
+    the issuer of a chain's last certificate.
     """
 
     directory_url: HttpsUrl
-    account_key: Path
+    account_key: AccountKeySettings
     account_email: ContactEmail = NO_CONTACT
     preferred_chain: str = ""
     eab: EabSettings | None = None

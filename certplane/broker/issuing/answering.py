@@ -32,6 +32,10 @@ class NotingIssuer(Issuer, Revoker, Protocol):
         """Say it in the log if it isn't. Never raises."""
         ...
 
+    async def look_at_account_key(self, timeout: timedelta) -> str:
+        """Use the account's key that is kept now; the SHA-256 of the one in use then. Never raises."""
+        ...
+
 
 class CheckingSolver(ChallengeSolver, Protocol):
     """A solver that can say what its credentials are good for."""
@@ -116,6 +120,8 @@ class Answering:
                 return self._issuer(call.issuer).revoke(call.certificate_pem, call.reason, timeout)
             case m.NoteDirectory():
                 return self._issuer(call.issuer).note_directory(timeout)
+            case m.LookAtAccountKey():
+                return self._issuer(call.issuer).look_at_account_key(timeout)
             case m.Plan():
                 return solver.plan(call.challenges, call.profile, timeout)
             case m.Present():

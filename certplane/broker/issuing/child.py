@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 from certplane import __version__
 from certplane.broker.issuing import messages as m
+from certplane.broker.issuing.accounts import AccountAnswers
 from certplane.broker.issuing.connection import Connection, connect
 from certplane.broker.issuing.log_lines import write_line
 from certplane.broker.renewal.model import RenewalInfoError, RenewalInfoUnsupportedError
@@ -57,9 +58,19 @@ class _Waiting:
 class Child:
     """One child. For the event loop's thread."""
 
-    def __init__(self, secret_changed: Callable[[str], None], clock: Clock | None = None) -> None:
-        """Nothing is started yet; `secret_changed` hears the names of secrets that are others now."""
+    def __init__(
+        self, secret_changed: Callable[[str], None], accounts: AccountAnswers | None = None, clock: Clock | None = None
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            secret_changed: Hears the names of secrets that are others now.
+            accounts: Answers what the child asks of accounts.
+            clock: For its end.
+        """
         self._secret_changed = secret_changed
+        self._accounts = accounts or AccountAnswers()
+        self._answers: set[asyncio.Task[None]] = set()
         self._clock = clock or SystemClock()
         self._waiting: dict[int, _Waiting] = {}
         self._last = 0
@@ -210,8 +221,11 @@ class Child:
             case m.Alive():
                 self.unanswered, self.resident = 0, message.resident
             case m.Ready():
+                self._accounts.take_keys(message.accounts)
                 if not self._ready.done():
                     self._ready.set_result(message)
+            case m.AccountKey() | m.FindAccount() | m.ChangeAccount():
+                self._about_accounts(message)
             case m.Unfit():
                 if not self._ready.done():
                     self._ready.set_exception(ConfigurationError(message.problems))
@@ -219,6 +233,17 @@ class Child:
                 self._secret_changed(message.name)
             case _:
                 self._answered(message)
+
+    def _about_accounts(self, message: m.AccountKey | m.FindAccount | m.ChangeAccount) -> None:
+        if isinstance(message, m.AccountKey):
+            self._accounts.take_keys({message.issuer: message.sha256})
+            return
+        task = asyncio.create_task(self._answer(message), name="account of the issuing process")
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _answer(self, question: m.FindAccount | m.ChangeAccount) -> None:
+        self._send(await self._accounts.answer(question))
 
     def _answered(self, message: m.Returned | m.Refused | m.NoRenewalInfo | m.Broke | m.Told) -> None:
         waiting = self._waiting.get(message.number)

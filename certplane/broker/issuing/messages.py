@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from certplane.broker.accounts.model import Account
 from certplane.broker.issuers.dns.provider import AccountFinding
 from certplane.broker.model import DnsChallenge, IssuerOrder, Profile, RevocationReason, TxtRecord
 from certplane.broker.renewal.model import RenewalInfo
@@ -84,6 +85,12 @@ class NoteDirectory(Call[None], frozen=True, kw_only=True):
     issuer: str
 
 
+class LookAtAccountKey(Call[str], frozen=True, kw_only=True):
+    """`AcmeIssuer.look_at_account_key`."""
+
+    issuer: str
+
+
 class Plan(Call[tuple[TxtRecord, ...]], frozen=True, kw_only=True):
     """`ChallengeSolver.plan`."""
 
@@ -140,6 +147,7 @@ AnyCall = (
     | Download
     | Revoke
     | NoteDirectory
+    | LookAtAccountKey
     | Plan
     | Present
     | WaitUntilVisible
@@ -187,7 +195,15 @@ class SetLevel(msgspec.Struct, frozen=True, tag=True):
     level: str
 
 
-ToChild = Begin | Request | Cancel | Beat | SetLevel
+class AccountAnswer(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `FindAccount` or `ChangeAccount` of that number: a row, none, or a refusal."""
+
+    number: int
+    account: Account | None
+    refusal: Refusal | None
+
+
+ToChild = Begin | Request | Cancel | Beat | SetLevel | AccountAnswer
 
 
 # From the child to the broker.
@@ -197,6 +213,29 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The adapters are made. `accounts`: SHA-256 of the SPKI of each account's key, by issuer."""
 
     accounts: dict[str, str]
+
+
+class AccountKey(msgspec.Struct, frozen=True, tag=True):
+    """The issuer's account has another key, of this SHA-256, from now on."""
+
+    issuer: str
+    sha256: str
+
+
+class FindAccount(msgspec.Struct, frozen=True, tag=True):
+    """`AccountRows.find`: the child has no database. Keys cross sealed, and only the child reads what unseals them."""
+
+    number: int
+    issuer: str
+    directory_url: str
+
+
+class ChangeAccount(msgspec.Struct, frozen=True, tag=True):
+    """`AccountRows.change`."""
+
+    number: int
+    before: Account | None
+    after: Account
 
 
 class Unfit(msgspec.Struct, frozen=True, tag=True):
@@ -267,7 +306,21 @@ class LogLine(msgspec.Struct, frozen=True, tag=True):
     exception: str
 
 
-ToBroker = Ready | Unfit | Returned | Refused | NoRenewalInfo | Broke | Told | Alive | SecretChanged | LogLine
+ToBroker = (
+    Ready
+    | Unfit
+    | AccountKey
+    | FindAccount
+    | ChangeAccount
+    | Returned
+    | Refused
+    | NoRenewalInfo
+    | Broke
+    | Told
+    | Alive
+    | SecretChanged
+    | LogLine
+)
 
 
 def _as_text(value: object) -> str:

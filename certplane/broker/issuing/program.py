@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -22,8 +23,10 @@ from typing import Final
 
 from certplane import __version__
 from certplane.broker import adapters
+from certplane.broker.accounts.ports import AccountRows
 from certplane.broker.configured import secret_source
 from certplane.broker.issuing import messages as m
+from certplane.broker.issuing.accounts import AskedAccounts
 from certplane.broker.issuing.answering import Adapters, Answering
 from certplane.broker.issuing.connection import Connection, TooLargeError, connect
 from certplane.broker.issuing.log_lines import LineSender
@@ -84,6 +87,7 @@ class _Program:
         self._connection: Connection | None = None
         self._first: asyncio.Future[m.Begin | None] | None = None
         self._answering: Answering | None = None
+        self._accounts = AskedAccounts(self._send)
         self._ended = asyncio.Event()
         self._in_trouble = False
 
@@ -100,7 +104,9 @@ class _Program:
         self._log_by(begin.level, settings.logging.format)
         async with AsyncExitStack() as stack:
             try:
-                made, accounts, secrets = await _adapters(settings, stack, self._secret_changed)
+                made, accounts, secrets = await _adapters(
+                    settings, stack, self._accounts, self._secret_changed, self._key_changed
+                )
             except ConfigurationError as error:
                 self._send(m.Unfit(error.problems))
                 assert self._connection is not None
@@ -132,6 +138,8 @@ class _Program:
             case m.Beat(in_trouble):
                 self._in_trouble = in_trouble
                 self._send(m.Alive(_resident()))
+            case m.AccountAnswer() as answer:
+                self._accounts.take(answer)
             case m.SetLevel(level):
                 logging.getLogger().setLevel(level.upper())
             case m.Request() as request:
@@ -152,6 +160,9 @@ class _Program:
     def _secret_changed(self, name: str) -> None:
         self._send(m.SecretChanged(name))
 
+    def _key_changed(self, issuer: str, sha256: str) -> None:
+        self._send(m.AccountKey(issuer, sha256))
+
     def _send_line(self, line: m.LogLine) -> bool:
         if self._connection is None or self._connection.waiting > _MOST_WAITING:
             return False
@@ -169,7 +180,11 @@ class _Program:
 
 
 async def _adapters(
-    settings: BrokerSettings, stack: AsyncExitStack, secret_changed: Callable[[str], None]
+    settings: BrokerSettings,
+    stack: AsyncExitStack,
+    rows: AccountRows,
+    secret_changed: Callable[[str], None],
+    key_changed: Callable[[str, str], None],
 ) -> tuple[Adapters, dict[str, str], WatchedSecrets]:
     """All that is called, and the SHA-256 of each account's public key.
 
@@ -180,12 +195,17 @@ async def _adapters(
     files = BlockingPool("issuing-files", 2)
     stack.callback(files.close)
     secrets = watched(secret_source(settings, files, clock), secret_changed)
-    keys = await files.run(adapters.account_keys, settings)
+    keepers = {
+        name: adapters.account_keeper(settings, name, secrets=secrets, files=files, rows=rows) for name in settings.cas
+    }
+    keys = await adapters.account_keys(settings, keepers)
     cas = await stack.enter_async_context(adapters.cas(settings, clock))
     issuers = {
-        name: adapters.issuer(settings, name, ca, keys[name], secrets=secrets, files=files, rng=rng)
+        name: adapters.issuer(settings, name, ca, keys[name], keeper=keepers[name], secrets=secrets, rng=rng)
         for name, ca in cas.items()
     }
+    for name, issuer in issuers.items():
+        issuer.tell_of_keys(functools.partial(key_changed, name))
     solver = adapters.solver(settings, secrets, clock, rng)
     stack.push_async_callback(solver.close)
     made = Adapters(

@@ -92,6 +92,14 @@ class RemoteIssuer(Issuer, Revoker):
         with contextlib.suppress(ChildEndedError):
             await self._calls.ask(m.NoteDirectory(timeout, issuer=self._name))
 
+    async def look_at_account_key(self, timeout: timedelta) -> str:
+        """Have the account's key that is kept now used; the SHA-256 of the one in use then.
+
+        Raises:
+            RefusalError: ISSUER_UNAVAILABLE: the process has ended; the next one reads the key anyway.
+        """
+        return await self._ask(m.LookAtAccountKey(timeout, issuer=self._name))
+
     async def _ask(self, call: m.Call[R]) -> R:
         try:
             return await self._calls.ask(call)

@@ -30,6 +30,7 @@ from typing_extensions import override
 
 from certplane.broker import metrics
 from certplane.broker.issuing import messages as m
+from certplane.broker.issuing.accounts import AccountAnswers
 from certplane.broker.issuing.child import Child, ChildEndedError, not_started
 from certplane.broker.issuing.remote import Calls
 from certplane.broker.ports import Meter
@@ -94,6 +95,7 @@ class IssuingProcess(Calls):
         meter: Meter,
         secret_changed: Callable[[str], None],
         started_again: Callable[[], None],
+        accounts: AccountAnswers | None = None,
         environment: Mapping[str, str] | None = None,
         bounds: Bounds | None = None,
         clock: Clock | None = None,
@@ -106,6 +108,7 @@ class IssuingProcess(Calls):
             meter: Shows whether there is one, its memory, and calls under way.
             secret_changed: Hears the names of secrets that are others now.
             started_again: Called when a child has taken another's place: what failed may succeed.
+            accounts: Answers what children ask of accounts.
             environment: The children's; this process's own by default.
             bounds: What a child may take.
             clock: For pauses: the life of a process is measured by the machine's clock, whatever the broker's is.
@@ -113,6 +116,7 @@ class IssuingProcess(Calls):
         """
         self._begin, self._meter = begin, meter
         self._secret_changed, self._started_again = secret_changed, started_again
+        self.accounts = accounts or AccountAnswers()
         self._environment = dict(os.environ if environment is None else environment)
         self._bounds = bounds or Bounds()
         self._clock = clock or SystemClock()
@@ -194,7 +198,8 @@ class IssuingProcess(Calls):
                 child.set_level(level)
 
     async def _first(self) -> dict[str, str]:
-        child = Child(self._secret_changed)
+        await self.accounts.until_open()
+        child = Child(self._secret_changed, self.accounts)
         try:
             ready = await child.start(self._begin, self._environment, self._bounds.start)
         except ChildEndedError as error:
@@ -233,7 +238,7 @@ class IssuingProcess(Calls):
             failures += 1
 
     async def _started(self) -> Child | None:
-        child = Child(self._secret_changed)
+        child = Child(self._secret_changed, self.accounts)
         try:
             await child.start(self._begin, self._environment, self._bounds.start)
         except ChildEndedError:

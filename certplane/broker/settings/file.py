@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from certplane.broker.accounts.seal import HOW_TO_MAKE
 from certplane.broker.issuers.acme_settings import AcmeCaSettings
 from certplane.broker.issuers.dns.settings import DnsSettings
 from certplane.broker.secrets.source import SecretsSettings
@@ -38,18 +39,31 @@ class BrokerSettings:
     source: Source = field(kw_only=True)
 
     def problems(self) -> Iterator[KeyProblem]:
-        """Every issuer has a name and an account key of its own."""
-        key_files = {self.issuer.acme.account_key: "issuer"}
+        """Every issuer has a name and an account key of its own; the database's keys have a seal, and only they."""
+        key_places = {self.issuer.acme.account_key: "issuer"}
         for name, issuer in self.issuers.items():
             if not _ISSUER_NAME.fullmatch(name):
                 yield KeyProblem(f"issuers.{name}", "must be named with 1 to 64 of a-z, 0-9, '.', '_', '-'")
             if name == self.issuer.name:
                 yield KeyProblem(f"issuers.{name}", "is also the name of `issuer`", "give it another name")
-            first = key_files.setdefault(issuer.acme.account_key, f"issuers.{name}")
-            if first != f"issuers.{name}":
+            first = key_places.setdefault(issuer.acme.account_key, f"issuers.{name}")
+            if first != f"issuers.{name}" and not issuer.acme.account_key.store:
                 # An account key for one CA only: who runs one CA's directory must not be able to use the other's.
                 problem = f"is also the key of {first}"
-                yield KeyProblem(f"issuers.{name}.acme.account_key", problem, "give each issuer its own file")
+                own = "secret" if issuer.acme.account_key.secret else "file"
+                yield KeyProblem(f"issuers.{name}.acme.account_key", problem, f"give each issuer its own {own}")
+        kept = [name for name, ca in self.cas.items() if ca.account_key.store]
+        if kept and not self.store.seal_secret:
+            remedy = "name the secret that seals the key: " + HOW_TO_MAKE
+            yield KeyProblem(
+                "store.seal_secret", f"is required by {self.ca_section(kept[0])}.account_key.store", remedy
+            )
+        if self.store.seal_secret and not kept:
+            problem = "seals nothing: the database keeps no account's key"
+            remedy = (
+                "leave it out, or write `account_key: {store: true}` where the database is to keep an account's key"
+            )
+            yield KeyProblem("store.seal_secret", problem, remedy)
 
     @property
     def hash(self) -> str:
@@ -60,6 +74,11 @@ class BrokerSettings:
     def cas(self) -> dict[str, AcmeCaSettings]:
         """All issuers by name, the default one first."""
         return {self.issuer.name: self.issuer.acme, **{name: each.acme for name, each in self.issuers.items()}}
+
+    @property
+    def stores_account_keys(self) -> bool:
+        """Whether the database keeps the key of an issuer's account."""
+        return any(ca.account_key.store for ca in self.cas.values())
 
     def ca_section(self, name: str) -> str:
         """The section that the issuer `name` is configured in, as the keys below it are named to people."""

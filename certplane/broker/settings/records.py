@@ -61,6 +61,7 @@ class StoreSettings:
     """The database: a file for SQLite, `url` and the name of its password's secret for PostgreSQL.
 
     `direct_url` leads past a pooler that `url` leads to, with the same password.
+    `seal_secret` seals the ACME accounts' keys that the database keeps (`account_key: {store: true}`).
     `keep` is for ended orders and expired certificates, and for what silent hosts reported, from their end on.
     """
 
@@ -69,6 +70,7 @@ class StoreSettings:
     url: str = ""
     direct_url: str = ""
     password_secret: str = ""
+    seal_secret: str = ""
     keep: Keep = _DEFAULT_KEEP
 
     def problems(self) -> Iterator[KeyProblem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from certplane.runtime.clock import SystemClock
 from certplane.runtime.pool import BlockingPool
 from tests.fakes.clock import ManualClock
 from tests.fakes.secrets import FakeSecretSource
-from tests.support.broker_files import BrokerFiles
+from tests.support.broker_files import BrokerFiles, account_keys
 from tests.support.scripted_acme import Answer, ScriptedAcme
 from tests.support.vault_server import VaultServer
 
@@ -281,24 +282,25 @@ def test_which_cnames_are_followed(files: BrokerFiles) -> None:
     ]
 
 
-def test_account_key_is_made_once(files: BrokerFiles) -> None:
+async def test_account_key_is_made_once(files: BrokerFiles) -> None:
     """The account's key is made on first use, its own only, and never issued for."""
     made = settings(files)
-    first = adapters.account_keys(made)["default"]
-    assert adapters.account_keys(made)["default"].public_key_sha256 == first.public_key_sha256
+    first = (await account_keys(made))["default"]
+    assert (await account_keys(made))["default"].public_key_sha256 == first.public_key_sha256
     assert (files.directory / "account.key").stat().st_mode & 0o777 == 0o600
-    assert _issuance_settings(made, [first.public_key_sha256]).account_keys_sha256 == {first.public_key_sha256}
+    assert _issuance_settings(made, {first.public_key_sha256}).account_keys_sha256 == {first.public_key_sha256}
 
 
 async def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
     """Further issuers come after the default one, each with its directory and a key of its own."""
     other = {"directory_url": "https://other.test/directory", "account_key": str(files.directory / "other.key")}
     made = settings(files, issuers={"other": {"acme": other}})
-    accounts = adapters.account_keys(made)
+    accounts = await account_keys(made)
     secrets, rng, files_pool = FakeSecretSource({}), random.Random(1), BlockingPool("files", 1)
+    keep = partial(adapters.account_keeper, made, secrets=secrets, files=files_pool, rows=None)
     async with adapters.cas(made, ManualClock()) as cas:
         issuers = {
-            name: adapters.issuer(made, name, ca, accounts[name], secrets=secrets, files=files_pool, rng=rng)
+            name: adapters.issuer(made, name, ca, accounts[name], keeper=keep(name), secrets=secrets, rng=rng)
             for name, ca in cas.items()
         }
     files_pool.close()
@@ -306,14 +308,14 @@ async def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
     assert issuers["other"].directory == "https://other.test/directory"
     keys = {account.public_key_sha256 for account in accounts.values()}
     assert len(keys) == 2
-    assert _issuance_settings(made, [key.public_key_sha256 for key in accounts.values()]).account_keys_sha256 == keys
+    assert _issuance_settings(made, keys).account_keys_sha256 is keys
 
 
-def test_what_is_wrong_with_a_further_issuer_is_told_of_it(files: BrokerFiles) -> None:
+async def test_what_is_wrong_with_a_further_issuer_is_told_of_it(files: BrokerFiles) -> None:
     """Its own key and line, not those of the default one."""
     other = {"directory_url": "https://other.test/directory", "account_key": str(files.directory / "no" / "other.key")}
     with pytest.raises(ConfigurationError) as caught:
-        adapters.account_keys(settings(files, issuers={"other": {"acme": other}}))
+        await account_keys(settings(files, issuers={"other": {"acme": other}}))
     (problem,) = caught.value.problems
     assert (problem.file, problem.key) == (str(files.config), "issuers.other.acme.account_key")
     assert problem.line is not None

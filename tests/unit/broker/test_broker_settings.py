@@ -23,6 +23,7 @@ from certplane.broker.settings.server import StreamAge
 from certplane.config.values import DnsServerAddress, HostPort, ListenAddress
 from certplane.errors import ConfigurationError
 
+ISSUERS = ("issuer", "issuers.second")
 EXAMPLE = Path(__file__).parent.parent / "config" / "examples" / "broker.yml"
 
 MINIMAL = """\
@@ -106,7 +107,9 @@ EXPECTED = {
     "issuers.second.acme.eab.hmac_secret": "acme/eab-2",
     "issuers.second.acme.eab.algorithm": EabAlgorithm.HS256,
     "issuers.second.acme.directory_url": "https://second.example/directory",
-    "issuers.second.acme.account_key": Path("/var/lib/certplane/second.pem"),
+    "issuers.second.acme.account_key.file": None,
+    "issuers.second.acme.account_key.secret": "",
+    "issuers.second.acme.account_key.store": True,
     "issuers.second.acme.account_email": "ops@example.com",
     "issuers.second.acme.preferred_chain": "Other Root",
     "issuers.second.acme.ca_bundle": Path("/etc/certplane/second-ca.pem"),
@@ -116,7 +119,9 @@ EXPECTED = {
     "issuer.name": "pebble",
     "issuer.acme.directory_url": "https://acme.example/directory",
     "issuer.acme.account_email": "ops@example.com",
-    "issuer.acme.account_key": Path("/var/lib/certplane/account.pem"),
+    "issuer.acme.account_key.file": Path("/var/lib/certplane/account.pem"),
+    "issuer.acme.account_key.secret": "",
+    "issuer.acme.account_key.store": False,
     "issuer.acme.dns_provider": "httpreq",
     "issuer.acme.preferred_chain": "Example Root X1",
     "issuer.acme.ca_bundle": Path("/etc/certplane/acme-ca.pem"),
@@ -213,6 +218,7 @@ EXPECTED = {
     "store.url": "postgresql://certplane@db.example:5432/certplane",
     "store.direct_url": "postgresql://certplane@db1.example,db2.example:5433/certplane",
     "store.password_secret": "postgresql/certplane",
+    "store.seal_secret": "certplane/seal",
     "store.keep": Keep(timedelta(days=200)),
     "audit.enabled": True,
     "audit.failure_mode": "fail_closed",
@@ -239,7 +245,8 @@ def test_every_key_of_the_format() -> None:
     found = dict(leaves)
     assert found == EXPECTED
     written = set(settings.source.lines)
-    assert {key for key, _ in _sections(settings)} - written == {"secrets.vault.token"}
+    one_of_three = {f"{issuer}.acme.account_key.{place}" for issuer in ISSUERS for place in ("file", "secret", "store")}
+    assert {key for key, _ in _sections(settings)} - written - one_of_three == {"secrets.vault.token"}
     assert settings.hash == hashlib.sha256(EXAMPLE.read_bytes()).hexdigest()
     assert settings.spill_path == Path("/srv/certplane/spill.jsonl")
 
@@ -451,6 +458,39 @@ def _with(**replaced: str) -> str:
         pytest.param(MINIMAL + "issuerz: {}\n", "11: issuerz: is not a known key; did you mean `issuer`?", id="nearest"),
         pytest.param(MINIMAL + _further("default", "/b.pem"), "12: issuers.default: is also the name of `issuer`; give it another name", id="issuer-named-as-the-default"),
         pytest.param(MINIMAL + _further("b", "/a.pem"), "12: issuers.b.acme.account_key: is also the key of issuer; give each issuer its own file", id="shared-account-key"),
+        pytest.param(
+            MINIMAL.replace("/a.pem", "{secret: acme/key}") + _further("b", "{secret: acme/key}"),
+            "12: issuers.b.acme.account_key: is also the key of issuer; give each issuer its own secret", id="shared-account-secret",
+        ),
+        pytest.param(
+            MINIMAL.replace("/a.pem", "{}"),
+            "9: issuer.acme.account_key.file: is required; name a file, or write `secret: NAME` or `store: true` instead",
+            id="account-key-nowhere",
+        ),
+        pytest.param(
+            MINIMAL.replace("/a.pem", "{file: /a.pem, store: true}"),
+            "9: issuer.acme.account_key.store: stands beside `file`, and the key is in one place; leave one of them out",
+            id="account-key-in-two-places",
+        ),
+        pytest.param(
+            MINIMAL.replace("/a.pem", "a.pem"),
+            "9: issuer.acme.account_key: is a relative path, which means another file in each folder; write the whole path, from / on",
+            id="account-key-relative",
+        ),
+        pytest.param(
+            MINIMAL.replace("/a.pem", "{vault: acme/key}"),
+            "9: issuer.acme.account_key.vault: is not a known key; known here: file, secret, store", id="account-key-unknown-place",
+        ),
+        pytest.param(
+            MINIMAL.replace("/a.pem", "{store: true}"),
+            "store.seal_secret: is required by issuer.acme.account_key.store; name the secret that seals the key: make one with "
+            "`openssl rand -base64 32`", id="no-seal-secret",
+        ),
+        pytest.param(
+            MINIMAL + "store: {seal_secret: certplane/seal}\n",
+            "11: store.seal_secret: seals nothing: the database keeps no account's key; leave it out, or write "
+            "`account_key: {store: true}` where the database is to keep an account's key", id="seal-secret-of-nothing",
+        ),
         pytest.param(MINIMAL + _further("B!", "/b.pem"), "12: issuers.B!: must be named with 1 to 64 of a-z, 0-9, '.', '_', '-'", id="issuer-name"),
         pytest.param(
             MINIMAL.replace("acme:\n", "name: ''\n  acme:\n"), "7: issuer.name: must not be empty", id="empty-issuer-name"

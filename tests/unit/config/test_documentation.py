@@ -47,6 +47,8 @@ def keys(section: type, prefix: str = "") -> Iterator[tuple[str, str]]:
             continue
         path = f"{prefix}{field.name}"
         below, joint = _section_of(hints[field.name])
+        if hasattr(below, "shorthand"):  # may also be written as a text
+            yield path, _default(field)
         if below is not None:
             yield from keys(below, f"{path}{joint}.")
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import pytest
 from acme import challenges, jws
@@ -16,7 +15,7 @@ from certplane.broker.issuers.acme_resources import AcmeAuthorization
 from certplane.broker.issuers.acme_signing import base64url, signed
 from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 
-KEYS = {kind: AccountKey.from_pem(private_key_pem(generate_private_key(kind)), Path("account.key")) for kind in KeyType}
+KEYS = {kind: AccountKey.from_pem(private_key_pem(generate_private_key(kind)), "account.key") for kind in KeyType}
 urls = st.text("abcdefghijklmnopqrstuvwxyz0123456789-._~/?=&%", max_size=60).map("https://ca.test/".__add__)
 
 

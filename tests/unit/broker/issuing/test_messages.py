@@ -35,6 +35,7 @@ CALLS: list[m.Call[typing.Any]] = [
     m.Download(SPAN, issuer="one", order=ORDER),
     m.Revoke(SPAN, issuer="one", certificate_pem="pem", reason=RevocationReason.KEY_COMPROMISE),
     m.NoteDirectory(SPAN, issuer="one"),
+    m.LookAtAccountKey(SPAN, issuer="one"),
     m.Plan(SPAN, challenges=(CHALLENGE,), profile=PROFILE),
     m.Present(SPAN, records=(RECORD,)),
     m.WaitUntilVisible(SPAN, records=(RECORD,)),
@@ -63,7 +64,8 @@ def test_every_call_is_here() -> None:
         (CALLS[0], ORDER),
         (CALLS[4], "pem"),
         (CALLS[5], None),
-        (CALLS[8], (RECORD,)),
+        (CALLS[7], "hash"),
+        (CALLS[9], (RECORD,)),
         (CALLS[-1], RenewalInfo(datetime(2027, 1, 2, 3, 4, 5, 6, UTC), datetime(2027, 1, 3, tzinfo=UTC), "u", SPAN)),
     ],
 )
