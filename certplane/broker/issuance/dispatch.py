@@ -87,6 +87,7 @@ class OrderDispatcher:
         )
         self._group: asyncio.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._protected = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -247,12 +248,20 @@ class OrderDispatcher:
                 await within(self._ports.clock, _LOOK, self._tenure.left)
                 self._tenure.left.clear()
                 await self._keep_orders()
-                await self.holds.save(self._ports.clock.now())
-                if self._ports.lease.shared:
-                    await self._conditions.tell()
+                if self._telling is None or self._telling.done():
+                    self._telling = group.create_task(self._tell_others(), name="telling other brokers")
                 for flight in self.flights:
                     if flight.order.state is not OrderState.FINALIZING and not self._authorisation.stands(flight.order):
                         _stop(flight)
+
+    async def _tell_others(self) -> None:
+        """Write what this broker was told; beside all else: a database that takes its time holds up nobody."""
+        try:
+            await self.holds.save(self._ports.clock.now())
+            if self._ports.lease.shared:
+                await self._conditions.tell()
+        except Exception:
+            logger.exception("other brokers could not be told of holds, or of blocked profiles; will retry")
 
     async def _keep_orders(self) -> None:
         """Take what other brokers leave, and let go of what may be theirs."""

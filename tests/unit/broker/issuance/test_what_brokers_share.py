@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from certplane.broker import metrics
-from certplane.broker.model import ChangeKind, OrderState
+from certplane.broker.model import ChangeKind, DenyEntry, OrderState
 from certplane.errors import Reason, RefusalError, Violation
 from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, settle, unavailable
 from tests.support.issuing_brokers import LONG, IssuingBroker, tick
@@ -121,3 +121,26 @@ async def test_what_cannot_be_told_is_told_later(
     world.database.down = False
     await tick(world, first, second, seconds=2)
     assert first.authority.blocked(["shop"]) == {"shop"}
+
+
+async def test_a_database_that_hangs_lets_no_order_go_on_of_who_was_shut_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits to be told is written beside the looks at who still may ask."""
+    authority = await world.started()
+    world.issuer.faults.hold("answer_challenges")
+    await authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    holds = authority._dispatcher.holds
+    monkeypatch.setattr(holds._store, "write_holds", lambda *_: asyncio.Event().wait())
+    holds.suspect("fake-ca", world.clock.now(), unavailable().refusal)
+    for _ in range(2):
+        world.clock.advance(timedelta(seconds=1))
+        await settle()
+    world.database.shut_out(DenyEntry(name=caller().name, create_time=world.clock.now()))
+    world.clock.advance(timedelta(seconds=1))
+    await settle()
+    flight = authority._dispatcher.find(world.order.order_id)
+    assert flight is not None
+    assert flight.stopped
+    await kill_all()
