@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -198,3 +199,36 @@ async def test_a_watch_misses_nothing_that_the_feed_has_lost(edges: tuple[EdgeSe
         assert [certificate.state for certificate in told.host.certificates] == [
             renewal_pb2.CertificateStatus.STATE_FAILED
         ]
+
+
+async def test_a_watch_that_begins_while_hosts_report_elsewhere_ends_with_the_last_state(
+    edges: tuple[EdgeServer, EdgeServer],
+) -> None:
+    """Whenever it begins: what came before is in its snapshot, what comes later is told, and nothing is in between."""
+    first, second = edges
+    states = ("DUE", "REQUESTING", "ISSUED", "WAITING")
+    last = renewal_pb2.CertificateStatus.STATE_SERVING
+
+    async def follow(begins: float) -> list[Any]:
+        """The states of the certificate, up to the last one of all."""
+        await asyncio.sleep(begins)
+        seen: list[Any] = []
+        async with first.channel(first.ca.issue([OPERATOR])) as channel:
+            watch = Watch(channel)
+            while not seen or seen[-1] != last:
+                message = await watch.read()
+                told = [*message.host.certificates, message.certificate_change.certificate]
+                seen += [certificate.state for certificate in told if certificate.name == "web"]
+        return seen
+
+    async with second.host() as channel:
+        host = HostStreamClient(channel)
+        await host.hello()
+        following = [asyncio.create_task(follow(number / 20)) for number in range(10)]
+        for number in range(40):
+            await host.acknowledged(await host.report("web", states[number % len(states)]))
+            await asyncio.sleep(0.02)
+        await host.report("web", "SERVING")
+        async with no_hang():
+            seen = await asyncio.gather(*following)
+        assert max(map(len, seen)) > 2

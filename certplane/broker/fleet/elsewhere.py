@@ -63,7 +63,7 @@ class HostsElsewhere(ChangeFollower):
 
     @override
     async def reread(self, since: datetime) -> None:
-        """Watchers read everything again (`ReportsElsewhere`)."""
+        self._hub.may_have_been_elsewhere()  # watchers read everything again by `ReportsElsewhere`
 
 
 class BrokersElsewhere:

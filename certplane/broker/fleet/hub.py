@@ -132,6 +132,10 @@ class FleetHub:
         self._teller.forget(host)
         self.watchers.host_changed(host, self._clock.now())
 
+    def may_have_been_elsewhere(self) -> None:
+        """Any host may have come to another broker unheard."""
+        self._teller.forget_all()
+
     def certificate_revoked(self, certificate: CertificateRecord) -> None:
         """Tell its holder to renew now, and watchers that it is in use, as long as it is."""
         plan = revoked_plan(certificate)

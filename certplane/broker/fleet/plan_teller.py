@@ -106,6 +106,10 @@ class PlanTeller:
         """What the host refused may be said again, should it come back: it has heard another broker since."""
         self._refused.pop(host, None)
 
+    def forget_all(self) -> None:
+        """The same of all hosts."""
+        self._refused.clear()
+
     def note_refused(self, host: str, directive: Directive, reason: Reason) -> None:
         """Don't say it again; with what the host refused before, as far as that is another certificate's."""
         if reason in _FOR_NOW:

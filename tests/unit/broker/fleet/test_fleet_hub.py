@@ -184,6 +184,11 @@ async def test_what_a_host_refused_may_be_said_after_it_was_elsewhere(world: Wor
         world.hub.plans_changed([refused])
         await settled()
         assert len(host.directives) == 2
+        await host.answer(Refusal(Reason.REQUEST_INVALID, "no"))
+        world.hub.may_have_been_elsewhere()
+        world.hub.plans_changed([refused])
+        await settled()
+        assert len(host.directives) == 3
 
 
 async def test_a_host_that_refuses_in_a_loop_fills_no_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
