@@ -165,7 +165,7 @@ class _Writer:
 class _FleetStore(SqlFleetStore):
     """Streams that follow each other soon don't wait for more: that would be time that a `ManualClock` doesn't know."""
 
-    _stream_time = property(lambda _self: float("-inf"), lambda _self, _time: None)  # type: ignore[assignment]
+    _put_time = property(lambda _self: float("-inf"), lambda _self, _time: None)  # type: ignore[assignment]
 
 
 class _Spill(AuditFallback):

@@ -2,7 +2,8 @@
 
 Calls are gathered while others are being written, and then written together (`reports`): the busier the broker, the
 more of them share a statement, and a lone one waits for nobody. A host's coming and going can wait a moment for the
-next one's; a report waits for none of that.
+next one's; so can a report on PostgreSQL, where a transaction's statements each cost a round trip, and of several
+brokers each has a part of the fleet's reports to share them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _TOGETHER: Final = 512
 _LINGER: Final = 0.02
 _LATELY: Final = 0.05
 """Seconds. Streams come, go and are seen one after the other when a fleet returns: one that follows another one so soon
-waits so long for more. Each transaction costs more than what is written in it, and no report waits for a stream."""
+waits so long for more. Each transaction costs more than what is written in it."""
 _UNDER_WAY: Final = 2
 """One that is being written, and one that waits for it, so that the writer never waits for the loop."""
 
@@ -67,7 +68,8 @@ class SqlFleetStore(FleetStore, StreamPlaces):
         self._writing: set[asyncio.Task[None]] = set()
         self._scheduled = False
         self._lingering: asyncio.TimerHandle | None = None
-        self._stream_time = float("-inf")
+        self._gathers_all = database.compiler.driver != "sqlite"
+        self._put_time = float("-inf")
         compiler = database.compiler
         streams = select(
             *(host_streams.c[name] for name in STREAM_COLUMNS),
@@ -174,9 +176,9 @@ class SqlFleetStore(FleetStore, StreamPlaces):
         future: asyncio.Future[RecordedReports] = loop.create_future()
         self._waiting.append((entry, future))
         lingers = False
-        if entry.stream is not None:
-            lingers = loop.time() - self._stream_time < _LATELY
-            self._stream_time = loop.time()
+        if entry.stream is not None or self._gathers_all:
+            lingers = loop.time() - self._put_time < _LATELY
+            self._put_time = loop.time()
         if not self._scheduled and len(self._writing) < _UNDER_WAY:
             if not lingers:
                 self._scheduled = True
