@@ -70,8 +70,6 @@ class Roles(RoleLease, ChangeFollower):
         self._term = lease.term
         self._looking = True
         """Whether a role may be free."""
-        self._doubting = False
-        """Whether the rows may not be what this broker wrote: a standby may have taken over without the last ones."""
         self._failing = False
         self._brokers: set[str] = set()
 
@@ -106,7 +104,7 @@ class Roles(RoleLease, ChangeFollower):
 
     @override
     async def reread(self, since: datetime) -> None:
-        self._looking = self._doubting = True
+        self._looking = True
 
     def heard(self, brokers: Collection[str]) -> None:
         """These have a lease: who has gone since may have left roles."""
@@ -123,25 +121,20 @@ class Roles(RoleLease, ChangeFollower):
         if ended:
             await self._give_back(await self._end(ended))
         if self._looking and self._lease.stands():
-            await self._take()
+            self._looking = False
+            await self._take(self._works.keys() - self._held.keys())
 
-    async def _take(self) -> None:
-        doubting, self._looking, self._doubting = self._doubting, False, False
-        held = set() if doubting else self._held.keys()
+    async def _take(self, free: Collection[str]) -> None:
         try:
-            taken = await self._store.take(self._works.keys() - held)
+            taken = await self._store.take(free)
         except RefusalError as error:
-            self._looking, self._doubting = True, doubting
+            self._looking = True
             if not self._failing:
                 _logger.warning("could not look which roles other brokers have left; will retry: %s", error)
             self._failing = True
             return
         self._failing = False
-        if doubting:
-            await self._end(self._held.keys() - taken.keys())
         for role, epoch in taken.items():
-            if role in self._held:
-                continue
             if self._lease.shared:
                 _logger.info("this broker has the role %s", role, extra={"fields": {"epoch": epoch}})
             self._meter.level(metrics.ROLES_HELD, 1, role=role)

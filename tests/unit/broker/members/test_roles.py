@@ -165,24 +165,6 @@ async def test_a_lease_that_ended_between_two_looks_is_another(caplog: pytest.Lo
         assert first.working == {"upkeep"}
 
 
-async def test_a_database_that_forgot_who_has_a_role() -> None:
-    """A standby that took over without the last transactions: after the gap in the feed the rows are asked."""
-    async with two_brokers() as (first, second, _):
-        first.stores.database.connection.execute("DELETE FROM leases")
-        await second.stores.roles.take(["health"])
-        await first.pass_time()
-        assert first.working == {"health", "upkeep"}
-        working = first.roles._held["upkeep"]
-        first.stores.database.down = True
-        await first.roles.reread(first.clock.now())
-        await first.pass_time(2)
-        first.stores.database.down = False
-        await first.pass_time(2)
-        assert first.working == {"upkeep"}
-        assert first.roles._held["upkeep"] is working, "what it has kept goes on"
-        assert (await first.stores.members.roles())[first.stores.members.broker_id] == ["upkeep"]
-
-
 async def test_a_store_that_fails_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     """It is said once."""
     clock = ManualClock()

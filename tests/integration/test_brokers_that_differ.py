@@ -1,0 +1,109 @@
+"""Two brokers of one PostgreSQL that should be alike and aren't, as log, metrics and operators are told of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certplane.broker.app import Broker, open_broker
+from certplane.broker.prepared import prepare
+from certplane.broker.settings import load_settings
+from certplane.errors import OperationError
+from certplane.rpc.channel import open_channel
+from certplane.rpc.credentials import channel_credentials
+from certplane.sandbox.loopback import LOOPBACK, free_port
+from certplane.v1 import fleet_pb2 as pb
+from certplane.v1 import fleet_pb2_grpc
+from tests.support.broker_files import POLICY, BrokerFiles
+from tests.support.ca import PrivateCa
+from tests.support.edge import ShiftedClock
+from tests.support.waiting import HANG, until
+
+pytestmark = pytest.mark.integration
+
+_ADMIN = "admin.certplane.test"
+
+
+@pytest.fixture(scope="module")
+def ca() -> PrivateCa:
+    return PrivateCa("internal")
+
+
+class Site:
+    """A machine of a broker: its files, and the database that it shares."""
+
+    def __init__(self, folder: Path, ca: PrivateCa, url: str, **settings: Any) -> None:
+        folder.mkdir()
+        self.files = BrokerFiles(folder, ca)
+        self.files.settings |= {"store": {"driver": "postgresql", "url": url, "path": str(folder / "broker.db")}}
+        self.files.settings |= settings
+        self.files.settings["server"]["address"] = f"{LOOPBACK}:{free_port()}"
+        self.files.settings["issuer"]["acme"]["account_key"] = str(folder.parent / "account.key")
+        self.files.write()
+        self.set_policy(POLICY.replace("roles: [admin]", "roles: [operator]"))
+
+    def set_policy(self, text: str) -> None:
+        self.files.policy.write_text(text)
+
+    @asynccontextmanager
+    async def broker(self, clock: ShiftedClock | None = None) -> AsyncIterator[Broker]:
+        async with open_broker(prepare(load_settings(self.files.config)), clock=clock) as broker:
+            yield broker
+
+    async def brokers(self, broker: Broker) -> pb.ListBrokersResponse:
+        """What an operator is told there."""
+        credentials = channel_credentials(self.files.ca.root_pem, self.files.ca.issue([_ADMIN]).pair)
+        async with open_channel(f"https://localhost:{broker.port}", credentials) as channel:
+            stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
+            answer: pb.ListBrokersResponse = await stub.ListBrokers(pb.ListBrokersRequest(), timeout=HANG)
+            return answer
+
+
+def _level(broker: Broker, subject: str) -> float | None:
+    return broker.meter.registry.get_sample_value("certplane_brokers_differ", {"subject": subject})
+
+
+async def test_two_brokers_that_differ(
+    ca: PrivateCa, postgres_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In policy and audit mode: both serve, both say so, and a reload that makes the policies alike ends it."""
+    first = Site(tmp_path / "first", ca, postgres_url)
+    second = Site(tmp_path / "second", ca, postgres_url, audit={"failure_mode": "fail_closed"})
+    policy = second.files.policy.read_text()
+    second.set_policy(policy.replace("a.certplane.test, b.certplane.test", "a.certplane.test"))
+    async with first.broker() as one, second.broker() as other:
+        for site, broker in ((first, one), (second, other)):
+            answer = await site.brokers(broker)
+            assert [each.broker_id for each in answer.brokers] == [
+                one.stores.members.broker_id,
+                other.stores.members.broker_id,
+            ]
+            assert {each.policy_hash for each in answer.brokers} == {one.policy.current.hash, other.policy.current.hash}
+            assert all(each.HasField("lease_expire_time") for each in answer.brokers)
+            told = [each.subject for each in answer.differences]
+            assert told == [pb.BrokerDifference.SUBJECT_POLICY, pb.BrokerDifference.SUBJECT_AUDIT_MODE]
+        await until(lambda: _level(one, "policy") == _level(other, "policy") == 1, what="the metric at both")
+        assert sum("the policy differs" in record.message for record in caplog.records) == 2
+
+        second.set_policy(policy)
+        assert (await other.reloader.request()).ok
+        await until(lambda: _level(one, "policy") == _level(other, "policy") == 0, what="the policies alike at both")
+        assert _level(one, "audit_mode") == 1
+
+
+@pytest.mark.parametrize("shift", [timedelta(hours=1), timedelta(hours=-1)], ids=["ahead", "behind"])
+async def test_a_clock_an_hour_off(ca: PrivateCa, postgres_url: str, tmp_path: Path, shift: timedelta) -> None:
+    """No broker starts with it: the refusal says by how much, and its lease is given back at once."""
+    clock = ShiftedClock()
+    clock.shift = shift
+    with pytest.raises(OperationError, match=r"clock is \d+m (ahead of|behind) the database's") as caught:
+        async with Site(tmp_path / "first", ca, postgres_url).broker(clock):
+            pass
+    assert "let a time service set" in str(caught.value)
+    async with Site(tmp_path / "second", ca, postgres_url).broker() as broker:
+        assert [each.broker_id for each in await broker.stores.members.living()] == [broker.stores.members.broker_id]
