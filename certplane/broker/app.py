@@ -194,7 +194,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             settings=StreamSettings(age=settings.server.stream_age.span),
         )
         follow_others(hub, plans, stores.certificates, stores.changes, clock)
-        await stores.changes.reread(ChangeKind.PLAN)
+        await stores.changes.read_first(ChangeKind.PLAN)
         view = FleetView(
             hub=hub,
             store=stores.fleet,

@@ -210,6 +210,15 @@ async def test_a_follower_that_fails_misses_nothing(
     assert follower.told == ["web1", "web2"]
 
 
+async def test_what_a_start_can_not_do_without_is_read_or_raised(store: StoreHarness, follower: Follower) -> None:
+    """A broker must not serve by plans that are none only in memory."""
+    await store.stores.changes.read_first(KIND)
+    assert len(follower.rereads) == 2
+    follower.fault = RefusalError(Reason.STORE_UNAVAILABLE, "down")
+    with pytest.raises(RefusalError, match="down"):
+        await store.stores.changes.read_first(KIND)
+
+
 async def test_a_late_reader_reads_everything_since_its_last_look(
     store: StoreHarness, follower: Follower, beside: Open
 ) -> None:

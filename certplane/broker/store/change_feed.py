@@ -236,6 +236,17 @@ class SqlChangeFeed(ChangeFeed):
             following.everything = True
             await following.catch_up()
 
+    async def read_first(self, kind: ChangeKind) -> None:
+        """Let the followers of `kind` read everything, which a start can't do without.
+
+        Raises:
+            Exception: why one could not.
+        """
+        await self.reread(kind)
+        for following in self._of_kind[kind]:
+            if following.error is not None:
+                raise following.error
+
     async def run(self, *, remove: bool) -> None:
         """Look on and on, until cancelled; with `remove`, also drop the rows that every reader has read long ago."""
         remove_time = self._clock.monotonic()
