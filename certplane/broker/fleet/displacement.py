@@ -1,8 +1,8 @@
 """Streams that aren't their hosts' any more: the hosts have said hello again, here or at another broker.
 
 The row of a host's stream decides (ADR 0033): the broker and the number that it names have the host. The change feed
-says which rows to look at. Where a row is *older* than the stream here, the database was restored from before it: then
-the host is asked to come back, since only hello brings the row, and what was reported since, up to date.
+says which rows to look at. Where a row is *older* than the stream here, or than what was acknowledged on it, the
+database was restored: then the host is asked to come back, since only hello brings all that up to date.
 
 A host that comes back is no second holder of its identity, though its first stream may stay open for minutes where a
 network was cut: that it was displaced is counted only if somebody still answers on it, with the same certificate.
@@ -20,7 +20,7 @@ from typing import Final
 
 from typing_extensions import override
 
-from certplane.broker.fleet.model import HostStream
+from certplane.broker.fleet.model import RecordedStream
 from certplane.broker.fleet.ports import StreamPlaces
 from certplane.broker.fleet.refusals import displaced
 from certplane.broker.fleet.registry import StreamRegistry
@@ -61,19 +61,22 @@ class Displacement(ChangeFollower):
     async def _compare(self, hosts: Sequence[str]) -> None:
         if not hosts:
             return
-        before = {host: self._registry.place_of(host) for host in hosts}
-        found = {stream.host: stream for stream in await self._places.find_streams(hosts)}
-        for host, stream in before.items():
+        streams = [stream for host in hosts if (stream := self._registry.place_of(host)) is not None]
+        before = [(stream, stream.session.durable) for stream in streams]
+        found = {row.stream.host: row for row in await self._places.find_streams(hosts)}
+        for stream, durable in before:
             # Another one that has come meanwhile is newer than what was read.
-            if stream is not None and stream is self._registry.place_of(host):
-                self._judge(stream, found.get(host))
+            if stream is self._registry.place_of(stream.host):
+                self._judge(stream, durable, found.get(stream.host))
 
-    def _judge(self, stream: ServedStream, row: HostStream | None) -> None:
-        if row is None or row.stream_epoch < stream.stream_epoch:
-            reason = "the broker's database was restored from before this stream; say hello again"
+    def _judge(self, stream: ServedStream, durable: int, recorded: RecordedStream | None) -> None:
+        if recorded is None or _is_older(recorded, stream, durable):
+            reason = "the broker's database was restored to before what it had acknowledged; say hello again"
             stream.session.say_goodbye(self._context.goodbye(len(self._registry), reason))
             stream.wake()
-        elif row.broker_id != self._context.recorder.store.broker_id:
+            return
+        row = recorded.stream
+        if row.broker_id != self._context.recorder.store.broker_id:
             self._registry.give_up(stream)
             self._context.recorder.watchers.host_changed(stream.host, self._context.clock.now())
             self.displace(stream, row.identity_serial_number, row.source_ip, row.broker_id)
@@ -112,3 +115,10 @@ class Displacement(ChangeFollower):
         stream.wake()
         await self._context.clock.sleep(_ANSWER)
         return stream.session.has_answered and not stream.hung_up
+
+
+def _is_older(recorded: RecordedStream, stream: ServedStream, durable: int) -> bool:
+    """Whether the row is from before the stream, or from before what was acknowledged on it."""
+    if recorded.stream.stream_epoch != stream.stream_epoch:
+        return recorded.stream.stream_epoch < stream.stream_epoch
+    return recorded.epoch != stream.session.epoch or recorded.acknowledged_sequence < durable

@@ -36,6 +36,15 @@ class HostStream:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedStream:
+    """A host's last stream, and what is durable of the host's reports: all up to a sequence of one counting."""
+
+    stream: HostStream
+    epoch: str = ""
+    acknowledged_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StreamBroker:
     """The broker that has a host's stream; `name` is its machine's, for people."""
 

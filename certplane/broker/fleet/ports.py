@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from certplane.broker.events import AuditEvent
-from certplane.broker.fleet.model import HostRecord, HostStream, RevokedCertificate
+from certplane.broker.fleet.model import HostRecord, HostStream, RecordedStream, RevokedCertificate
 from certplane.errors import Refusal
 from certplane.fleet_report.model import Report
 
@@ -109,7 +109,7 @@ class FleetStore(Protocol):
 class StreamPlaces(Protocol):
     """At which broker each host's stream is."""
 
-    async def find_streams(self, hosts: Sequence[str]) -> Sequence[HostStream]:
+    async def find_streams(self, hosts: Sequence[str]) -> Sequence[RecordedStream]:
         """The last streams of these hosts; of those that never had one, none.
 
         Raises:

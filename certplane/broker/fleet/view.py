@@ -141,7 +141,8 @@ class FleetView:
         if away and not self._others.alone:
             with contextlib.suppress(RefusalError):
                 streams = await self._store.find_streams(away)
-                count += sum(self._broker_of(HostRecord(stream.host, stream)) is not None for stream in streams)
+                records = (HostRecord(found.stream.host, found.stream) for found in streams)
+                count += sum(self._broker_of(record) is not None for record in records)
         return count
 
     async def survey(self) -> AsyncGenerator[tuple[HostRecord, Sequence[Health]], None]:

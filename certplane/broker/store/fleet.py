@@ -18,7 +18,7 @@ from sqlalchemy import bindparam, select, text
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
-from certplane.broker.fleet.model import HostRecord, HostStream, RevokedCertificate
+from certplane.broker.fleet.model import HostRecord, HostStream, RecordedStream, RevokedCertificate
 from certplane.broker.fleet.ports import FleetStore, RecordedReports, StreamPlaces
 from certplane.broker.fleet.refusals import displaced
 from certplane.broker.store.audit_log import SqlAuditLog, reading
@@ -83,7 +83,11 @@ class SqlFleetStore(FleetStore, StreamPlaces):
             certificate_statuses.c.host, certificate_statuses.c.name
         )
         self._statuses = compiler(statuses.where(status_host >= bindparam("first"), status_host <= bindparam("last")))
-        places = select(*(host_streams.c[name] for name in STREAM_COLUMNS))
+        places = select(
+            *(host_streams.c[name] for name in STREAM_COLUMNS),
+            report_sequences.c.epoch,
+            report_sequences.c.acknowledged_sequence,
+        ).outerjoin_from(host_streams, report_sequences, report_sequences.c.host == host_streams.c.host)
         self._places = compiler(places.where(host_streams.c.host.in_(HOSTS)))
         self._some = compiler(streams.where(host_streams.c.host.in_(HOSTS)).order_by(host_streams.c.host))
         self._statuses_of = compiler(statuses.where(certificate_statuses.c.host.in_(HOSTS)))
@@ -166,10 +170,13 @@ class SqlFleetStore(FleetStore, StreamPlaces):
         )
 
     @override
-    async def find_streams(self, hosts: Sequence[str]) -> Sequence[HostStream]:
+    async def find_streams(self, hosts: Sequence[str]) -> Sequence[RecordedStream]:
         with reading():
             rows = [row for some in hosts_parameters(hosts) for row in await self._database.all(self._places, some)]
-        return [stream_from_row(row) for row in rows]
+        return [
+            RecordedStream(stream_from_row(tuple(stream)), epoch or "", sequence or 0)
+            for *stream, epoch, sequence in rows
+        ]
 
     def _put(self, entry: Entry) -> asyncio.Future[RecordedReports]:
         loop = asyncio.get_running_loop()

@@ -61,8 +61,8 @@ def reason(host: Host) -> Reason | None:
 
 
 async def stream_of(world: World) -> HostStream:
-    (stream,) = await world.stores.fleet.find_streams([HOST])
-    found: HostStream = stream
+    (recorded,) = await world.stores.fleet.find_streams([HOST])
+    found: HostStream = recorded.stream
     return found
 
 
@@ -224,6 +224,22 @@ async def test_a_database_of_yesterday_has_hosts_say_hello_again(here: World) ->
         assert again.stream is not None
         await again.report(1)
         assert again.stream.session.durable == 1
+
+
+async def test_a_copy_that_lacks_what_was_acknowledged_has_hosts_say_hello_again(here: World) -> None:
+    """It knows the stream, which began before the copy was made, and not all that was reported on it since."""
+    async with come(here) as host:
+        await host.report(1)
+        connection = here.stores.database.connection
+        (row,) = connection.execute("SELECT epoch, acknowledged_sequence FROM report_sequences").fetchall()
+        assert row == ("epoch-1", 1)
+        await here.hub.displacement.reread(here.clock.now())
+        await settled()
+        assert not isinstance(host.told[-1], Goodbye)
+        connection.execute("UPDATE report_sequences SET acknowledged_sequence = 0")
+        await here.hub.displacement.reread(here.clock.now())
+        await settled()
+        assert isinstance(host.told[-1], Goodbye)
 
 
 async def test_a_store_that_fails_ends_no_stream(here: World, there: World) -> None:
