@@ -259,9 +259,9 @@ def test_activating_what_is_shown_writes_nothing(host: Host, copying: Host) -> N
     for each in (host, Host(copying.root, InstallMode.COPY, name="other")):
         version = each.renew()
         assert each.outputs.key is not None
-        before = _unchanging(each.outputs.key.lstat()), (each.lineage / "current").lstat()
+        before = _unchanging(each.outputs.key.lstat()), _unchanging((each.lineage / "current").lstat())
         each.store.activate(version)
-        assert (_unchanging(each.outputs.key.lstat()), (each.lineage / "current").lstat()) == before
+        assert (_unchanging(each.outputs.key.lstat()), _unchanging((each.lineage / "current").lstat())) == before
 
 
 def test_lineage_without_paths_is_switched_all_the_same(tmp_path: Path) -> None:
