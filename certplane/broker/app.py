@@ -352,7 +352,6 @@ async def _among_others(membership: Membership | None, broker: Broker, epoch: Re
     broker.stores.changes.follow(ChangeKind.RETRY_EPOCH, epoch, what="the retry epoch")
     await membership.join()
     try:
-        membership.skew.check()
         await membership.known.read()
         async with running(membership.run(), "lease"), running(epoch.run(), "retry epoch"):
             await share_accounts(broker.settings, broker.stores, broker.accounts)

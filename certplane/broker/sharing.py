@@ -22,11 +22,12 @@ from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.membership import Membership
 from certplane.broker.members.ports import LastingLease, MemberStore
 from certplane.broker.members.roles import FLEET_HEALTH, SOUNDNESS, UPKEEP, Roles, SoleRoleStore, renewal_information
+from certplane.broker.members.skew import check_clock
 from certplane.broker.model import ChangeKind
 from certplane.broker.ports import ChangeFeed, Meter, RepeatCounts, SecretSource
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.retention import Retention
-from certplane.broker.settings import BrokerSettings
+from certplane.broker.settings import BrokerSettings, StoreDriver
 from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.errors import RefusalError
@@ -49,11 +50,13 @@ async def stores_of_a_broker(
 
     Raises:
         ConfigurationError: see `database.stores`.
-        OperationError: likewise, or another broker has the spill file.
+        OperationError: likewise, another broker has the spill file, or this machine's clock is wrong.
         RefusalError: STORE_UNAVAILABLE.
     """
     with closing(SpillLock(settings.spill_path)) as lock:  # closed after the store, which may spill until its end
         async with stores(settings, secrets, clock, meter, exclusive=True) as opened:
+            if settings.store.driver is not StoreDriver.SQLITE:  # which has no clock of its own
+                await check_clock(opened.members, clock)
             await succeed(lock, opened.members)
             if settings.audit.enabled:
                 await import_spill(settings.spill_path, opened.audit, clock)

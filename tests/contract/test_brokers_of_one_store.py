@@ -430,6 +430,7 @@ async def test_a_renewal_tells_the_database_s_time(store: StoreHarness) -> None:
     renewal = await store.stores.members.renew(member(store), SPAN)
     (me,) = await store.stores.members.living()
     assert me.lease_until == renewal.time + SPAN
+    assert timedelta() <= await store.stores.members.time() - renewal.time < timedelta(seconds=HANG)
     assert abs(renewal.time - before) < timedelta(seconds=HANG)
 
 

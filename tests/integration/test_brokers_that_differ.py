@@ -98,12 +98,14 @@ async def test_two_brokers_that_differ(
 
 @pytest.mark.parametrize("shift", [timedelta(hours=1), timedelta(hours=-1)], ids=["ahead", "behind"])
 async def test_a_clock_an_hour_off(ca: PrivateCa, postgres_url: str, tmp_path: Path, shift: timedelta) -> None:
-    """No broker starts with it: the refusal says by how much, and its lease is given back at once."""
+    """No broker starts with it: the refusal says by how much, and nothing is written with that time."""
     clock = ShiftedClock()
     clock.shift = shift
-    with pytest.raises(OperationError, match=r"clock is \d+m (ahead of|behind) the database's") as caught:
+    with pytest.raises(OperationError, match=r"clock is 1h 0m (ahead of|behind) the database's") as caught:
         async with Site(tmp_path / "first", ca, postgres_url).broker(clock):
             pass
     assert "let a time service set" in str(caught.value)
     async with Site(tmp_path / "second", ca, postgres_url).broker() as broker:
         assert [each.broker_id for each in await broker.stores.members.living()] == [broker.stores.members.broker_id]
+        started = [event for event in await broker.stores.audit.tail(100) if event["event_type"] == "broker_started"]
+        assert len(started) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from typing_extensions import override
@@ -101,6 +101,18 @@ class NoOtherBrokers(OtherBrokers):
     @override
     def find(self, broker_id: str) -> Member | None:
         return None
+
+
+class DatabaseClock(Protocol):
+    """The clock by which leases count."""
+
+    async def time(self) -> datetime:
+        """What it says now.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
 
 
 class MemberStore(Protocol):

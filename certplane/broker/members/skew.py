@@ -14,8 +14,10 @@ from typing import Final
 
 from certplane.broker import metrics
 from certplane.broker.identity.first_use import GRACE
+from certplane.broker.members.ports import DatabaseClock
 from certplane.broker.ports import Meter
 from certplane.errors import OperationError
+from certplane.runtime.clock import Clock
 from certplane.runtime.tables import span_text
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ def skew_of(asked: datetime, answered: datetime, told: datetime) -> timedelta:
 
 def skew_text(skew: timedelta) -> str:
     """`skew` for people."""
-    return f"{span_text(abs(skew))} {'ahead of' if skew > timedelta() else 'behind'} the database's"
+    span = timedelta(seconds=round(abs(skew).total_seconds()))
+    return f"{span_text(span)} {'ahead of' if skew > timedelta() else 'behind'} the database's"
 
 
 class ClockSkew:
@@ -64,11 +67,16 @@ class ClockSkew:
         else:
             logger.info("this machine's clock is right again")
 
-    def check(self) -> None:
-        """Whether a broker may start with this clock.
 
-        Raises:
-            OperationError: it is off by more than `MOST`.
-        """
-        if abs(self.current) > MOST:
-            raise OperationError(f"this machine's clock is {skew_text(self.current)}", remedy=REMEDY)
+async def check_clock(database: DatabaseClock, clock: Clock) -> None:
+    """Whether a broker may start with this clock; asked before it writes anything, which would bear a wrong time.
+
+    Raises:
+        OperationError: it is off by more than `MOST`.
+        RefusalError: STORE_UNAVAILABLE.
+    """
+    asked = clock.now()
+    told = await database.time()
+    skew = skew_of(asked, clock.now(), told)
+    if abs(skew) > MOST:
+        raise OperationError(f"this machine's clock is {skew_text(skew)}", remedy=REMEDY)

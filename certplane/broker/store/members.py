@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import BigInteger, ColumnElement, bindparam, cast, delete, exists, func, select
 from typing_extensions import override
 
 from certplane.broker.members.model import Member, Renewal
-from certplane.broker.members.ports import MemberStore
+from certplane.broker.members.ports import DatabaseClock, MemberStore
 from certplane.broker.model import ChangeKind
 from certplane.broker.store.audit_log import reading
 from certplane.broker.store.batch import Done
@@ -43,8 +43,8 @@ def is_alive(compiler: Compiler, broker_id: ColumnElement[str]) -> ColumnElement
     return exists().where(brokers.c.broker_id == broker_id, brokers.c.lease_until > database_time(compiler))
 
 
-class SqlMemberStore(MemberStore):
-    """`MemberStore` over the database."""
+class SqlMemberStore(MemberStore, DatabaseClock):
+    """`MemberStore` and `DatabaseClock` over the database."""
 
     def __init__(self, database: Database, writer: Writer, clock: Clock, broker_id: str, changes: ChangeLog) -> None:
         self._database = database
@@ -73,6 +73,7 @@ class SqlMemberStore(MemberStore):
         self._remove_ended = compiler(
             delete(brokers).where(brokers.c.lease_until <= now, brokers.c.broker_id != bindparam("broker_id"))
         )
+        self._time = compiler(select(now))
         self._roles = compiler(select(leases.c.holder, leases.c.role).order_by(leases.c.role))
         columns = [brokers.c[name] for name in _MEMBER.names]
         self._living = compiler(
@@ -129,6 +130,13 @@ class SqlMemberStore(MemberStore):
             for holder, role in await self._database.all(self._roles, {}):
                 found.setdefault(holder, []).append(role)
         return found
+
+    @override
+    async def time(self) -> datetime:
+        with reading():
+            row = await self._database.one(self._time, self._values())
+        assert row is not None
+        return from_micros(row[0])
 
     def _values(self) -> dict[str, Any]:
         return {"clock": to_micros(self._clock.now())}

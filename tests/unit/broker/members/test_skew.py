@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,8 +12,8 @@ from typing_extensions import override
 from certplane.broker import metrics
 from certplane.broker.members.membership import Membership
 from certplane.broker.members.model import Member, Renewal
-from certplane.broker.members.ports import MemberStore
-from certplane.broker.members.skew import MOST, NOTICED, ClockSkew, skew_of
+from certplane.broker.members.ports import DatabaseClock, MemberStore
+from certplane.broker.members.skew import MOST, NOTICED, ClockSkew, check_clock, skew_of
 from certplane.errors import OperationError
 from tests.fakes.audit import FakeMeter
 from tests.fakes.clock import ManualClock
@@ -46,20 +46,18 @@ def test_a_wrong_clock_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_an_hour_off_no_broker_starts() -> None:
+async def test_an_hour_off_no_broker_starts() -> None:
     """The refusal says by how much and what sets clocks; up to five minutes a broker starts."""
-    skew = ClockSkew(FakeMeter())
+    clock = ManualClock()
     for most in (MOST, -MOST):
-        skew.note(most)
-        skew.check()
+        await check_clock(OtherClock(clock, most), clock)
     for wrong in (timedelta(hours=1), -timedelta(hours=1)):
-        skew.note(wrong)
         with pytest.raises(OperationError, match=r"1h 0m (ahead of|behind) the database's") as caught:
-            skew.check()
+            await check_clock(OtherClock(clock, wrong), clock)
         assert "time service" in str(caught.value)
 
 
-class OtherClock(MemberStore):
+class OtherClock(MemberStore, DatabaseClock):
     """A database whose clock differs from the broker's by `skew`."""
 
     broker_id = "broker-1"
@@ -74,11 +72,23 @@ class OtherClock(MemberStore):
         return Renewal(stood=True, time=self._clock.now() - self._skew)
 
     @override
+    async def time(self) -> datetime:
+        return self._clock.now() - self._skew
+
+    @override
     async def leave(self) -> None:
         raise AssertionError
 
     @override
+    async def end(self, broker_id: str) -> bool:
+        raise AssertionError
+
+    @override
     async def living(self) -> Sequence[Member]:
+        raise AssertionError
+
+    @override
+    async def roles(self) -> Mapping[str, Sequence[str]]:
         raise AssertionError
 
 
