@@ -112,8 +112,8 @@ def change_line(message: renewal_pb2.WatchRenewalsResponse, now: datetime) -> st
             ill = [
                 f"{each.name} {_health(each)}" for each in _by_health(message.host.certificates) if not _is_well(each)
             ]
-            at = f" at {message.host.broker_name}" if message.host.broker_name else ""
-            line = ", ".join([f"{message.host.label or message.host.name}: {_link(message.host, now)}{at}", *ill])
+            link = _link(message.host, now) + _at(message.host)
+            line = ", ".join([f"{message.host.label or message.host.name}: {link}", *ill])
             return printable(line, _MOST_TEXT)
         case "certificate_change":
             change = message.certificate_change
@@ -139,10 +139,15 @@ def json_line(message: Message) -> str:
 
 
 def fleet_rows(hosts: Iterable[renewal_pb2.Host], now: datetime) -> list[tuple[str, ...]]:
-    """A row for each certificate, a host's worst first, and one for a host without any; the header first."""
+    """A row for each certificate, a host's worst first, and one for a host without any; the header first.
+
+    Where the hosts are at several brokers, each says at which it is.
+    """
     rows: list[tuple[str, ...]] = [HEADER]
+    hosts = list(hosts)
+    several = len({host.broker_id for host in hosts if host.broker_id}) > 1
     for host in hosts:
-        name, link = host.label or host.name, _link(host, now)
+        name, link = host.label or host.name, _link(host, now) + (_at(host) if several else "")
         if not host.certificates:
             rows.append((name, link, *["-"] * (len(HEADER) - 2)))
         for status in _by_health(host.certificates):
@@ -258,6 +263,11 @@ def _link(host: renewal_pb2.Host, now: datetime) -> str:
     known = since is not None and (not host.connected or host.HasField("connect_time"))
     span = f" {span_text(now - since)}" if since is not None and known else ""
     return f"{state}{'up' if host.connected else 'down'}{span}"
+
+
+def _at(host: renewal_pb2.Host) -> str:
+    """At which broker it is, behind a link; a broker of an older release doesn't say."""
+    return f" at {host.broker_name}" if host.broker_name else ""
 
 
 def _identity(host: renewal_pb2.Host, now: datetime) -> str:

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Collection
+from collections.abc import Awaitable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from certplane.broker.events import AuditEventType
-from certplane.broker.fleet.model import HostRecord, HostStream
+from certplane.broker.fleet.model import HostRecord, HostStream, RecordedStream
 from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.model import ChangeKind
 from certplane.errors import Reason, Refusal, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, HostFacts, Report
-from tests.support.memory_store import MemoryStores
+from tests.contract.test_change_feed import Follower
 from tests.support.stores import StoreHarness
 
 HOST = "web1.example"
 T0 = datetime(2026, 11, 23, 12, tzinfo=UTC)
 REFUSED = Refusal(Reason.REQUEST_INVALID, "no such certificate")
-
-
-@pytest_asyncio.fixture
-async def other(store: StoreHarness) -> AsyncIterator[StoreHarness]:
-    """Another broker's store over the same database."""
-    if store.place.kind == "memory":
-        stores = MemoryStores.over(store.stores.database)
-        yield StoreHarness(store.place, store.clock, stores, store.numbers)
-        return
-    async with store.place.open(store.clock, exclusive=False) as stores:
-        yield StoreHarness(store.place, store.clock, stores, store.numbers)
 
 
 def stream(host: str = HOST, **changes: Any) -> HostStream:
@@ -220,17 +208,18 @@ async def test_one_that_lost_its_place_takes_nothing_from_others(store: StoreHar
     assert len(await store.event_ids()) == 20
 
 
-class Followed:
-    """What a follower was told."""
-
-    def __init__(self) -> None:
-        self.keys: list[str] = []
-
-    async def changed(self, keys: Collection[str]) -> None:
-        self.keys += keys
-
-    async def reread(self, since: datetime) -> None:
-        pass
+async def test_where_streams_are_is_found_at_each_broker(store: StoreHarness, other: StoreHarness) -> None:
+    """Of as many hosts as are asked for, with what is durable of their reports; of one that never came, nothing."""
+    here = await hello(store, report(1), report(2))
+    there = await hello(other, host="web2.example", epoch="another")
+    for at in (store, other):
+        hosts = [*(f"web{number}.example" for number in range(3, 200)), "web2.example", HOST]
+        found = {one.stream.host: one for one in await at.stores.fleet.find_streams(hosts)}
+        assert found == {HOST: RecordedStream(here, "e", 2), "web2.example": RecordedStream(there, "another", 0)}
+    assert await store.stores.fleet.find_streams([]) == []
+    await store.stores.fleet.record_stream(stream("web3.example"))
+    (found,) = await other.stores.fleet.find_streams(["web3.example"])
+    assert (found.epoch, found.acknowledged_sequence) == ("", 0)
 
 
 async def test_other_brokers_hear_of_streams(store: StoreHarness, other: StoreHarness) -> None:
@@ -238,14 +227,14 @@ async def test_other_brokers_hear_of_streams(store: StoreHarness, other: StoreHa
 
     Where no other broker can be there is nobody to tell.
     """
-    followed = Followed()
+    followed = Follower()
     feed = other.stores.changes
     feed.follow(ChangeKind.STREAM, followed, what="streams")
     await feed.look()
 
     async def heard() -> list[str]:
         await feed.look()
-        keys, followed.keys = followed.keys, []
+        keys, followed.told = followed.told, []
         return keys
 
     shared = store.place.kind == "postgresql"

@@ -131,6 +131,19 @@ def test_what_is_worst_comes_first() -> None:
     assert [each.name for each in sorted(hosts, key=urgency)] == ["a", "old", "newer", "away", "well", "empty"]
 
 
+def test_hosts_of_several_brokers_say_where_they_are() -> None:
+    """Where all are at one, its name would only take room."""
+    one, other, away = a_host("a"), a_host("b"), a_host("c")
+    one.broker_id, one.broker_name = "1", "machine-1"
+    other.broker_id, other.broker_name = "2", "machine-2"
+    assert [row[1] for row in fleet_rows([one, other, away], NOW)[1:]] == [
+        "up 5m at machine-1",
+        "up 5m at machine-2",
+        "up 5m",
+    ]
+    assert [row[1] for row in fleet_rows([one, away], NOW)[1:]] == ["up 5m", "up 5m"]
+
+
 def test_health_with_its_cause_and_what_to_do() -> None:
     """`host` has both as lines; one that is well has neither."""
     text = "\n".join(host_lines(a_host("a", expired()), NOW))
