@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -453,7 +453,7 @@ class Heard(ChangeFollower):
         pass
 
     @override
-    async def changed(self, keys: Sequence[str]) -> None:
+    async def changed(self, keys: Collection[str]) -> None:
         self.count += 1
 
 
