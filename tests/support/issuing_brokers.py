@@ -67,9 +67,11 @@ class IssuingBroker:
         running.append(self.authority)
         return self
 
-    async def renew(self, span: timedelta) -> None:
+    async def renew(self, span: timedelta) -> bool:
+        """Have the lease for a while from now; whether the one before had not ended."""
         now = self.world.clock.now()
-        await self.members.renew(Member("", "machine", "[::]:8443", "1", now, "p", "t", "c"), span)
+        renewal = await self.members.renew(Member("", "machine", "[::]:8443", "1", now, "p", "t", "c"), span)
+        return bool(renewal.stood)
 
     async def look(self) -> None:
         """Hear of the other brokers, as the feed lets it four times a second."""
@@ -79,6 +81,11 @@ class IssuingBroker:
         """Stopped for longer than its lease: others may take what it has."""
         await self.renew(timedelta())
         self.lease.held = False
+
+    def writes_late(self) -> bool:
+        """Whether it may have written TXT records for an order that another broker has by now."""
+        dispatcher = self.authority._dispatcher
+        return any(dispatcher.flights.find(order_id) is None for order_id in dispatcher._records._writing)
 
     async def drain(self) -> None:
         """Stopped in order, with no time for what runs."""
