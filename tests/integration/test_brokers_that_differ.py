@@ -109,3 +109,24 @@ async def test_a_clock_an_hour_off(ca: PrivateCa, postgres_url: str, tmp_path: P
         assert [each.broker_id for each in await broker.stores.members.living()] == [broker.stores.members.broker_id]
         started = [event for event in await broker.stores.audit.tail(100) if event["event_type"] == "broker_started"]
         assert len(started) == 1
+
+
+async def test_a_clock_that_is_set_while_the_broker_runs(ca: PrivateCa, postgres_url: str, tmp_path: Path) -> None:
+    """By that clock its lease has ended, until the next renewal; it serves on, it is said, and no other broker minds."""
+    clock = ShiftedClock()
+    first, second = (Site(tmp_path / name, ca, postgres_url) for name in ("first", "second"))
+    async with first.broker() as one, second.broker(clock) as other:
+
+        def skew() -> float:
+            return other.meter.registry.get_sample_value("certplane_clock_skew_seconds") or 0.0
+
+        lease = other.authority._ports.lease
+        clock.shift = timedelta(hours=1)
+        assert not lease.stands()
+        await until(lambda: lease.stands() and skew() > 3000, what="a renewal by the wrong clock")
+        assert len(await one.stores.members.living()) == 2
+        subjects = [each.subject for each in (await first.brokers(one)).differences]
+        assert subjects in ([], [pb.BrokerDifference.SUBJECT_CLOCK])  # as soon as its next renewal has told it
+        clock.shift = timedelta()
+        await until(lambda: lease.stands() and abs(skew()) < 3000, what="a renewal by the right clock")
+        assert one.authority._ports.lease.stands()
