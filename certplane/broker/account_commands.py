@@ -117,7 +117,9 @@ async def _record_key(ca: Ca, stores: Stores, old: str, new: str) -> None:
     """Tell brokers of the new key: they read theirs again, and refuse CSRs that have it."""
     which = ca.name, ca.acme.directory_url
     row = await stores.accounts.find(*which)
-    if row is None or row.public_key_sha256 == old:  # sealed or not, the old key is nobody's any more
+    # What stands there may be older than `old`, where a change before this one was cut off. Sealed or not, the old key
+    # is nobody's any more.
+    if row is None or row.sealed_key is None or row.public_key_sha256 == old:
         await stores.accounts.change(row, Account(*which, new))
 
 

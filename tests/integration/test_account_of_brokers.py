@@ -6,6 +6,9 @@ import asyncio
 import base64
 import json
 import logging
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -27,7 +30,7 @@ from certplane.sandbox.ports import DnsServer
 from tests.support.broker_files import BrokerFiles
 from tests.support.parts import need_part
 from tests.support.stores import StorePlace
-from tests.support.waiting import HANG, until
+from tests.support.waiting import HANG, no_hang, until
 
 pytestmark = pytest.mark.integration
 
@@ -242,6 +245,36 @@ async def test_a_new_key_is_every_brokers_within_a_second(
         assert after in first.accounts
         assert brokers.rows() == [(after, kind != "store", "")]
     assert len(brokers.audited()) == (3 if kind == "secret" else 2)
+
+
+@pytest.mark.parametrize("kind", ["file", "secret", "store"])
+@pytest.mark.parametrize("place", ["acme.rollover.prepared", "acme.rollover.taken"])
+async def test_a_change_that_is_killed(
+    brokers: Brokers, pebble: Pebble, kind: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the CA was asked, and after it did it: brokers have the key that it knows, and the command can be repeated."""
+    brokers.acme = {"directory_url": pebble.directory_url, "ca_bundle": str(pebble.https_roots_file)}
+    account_key: Any = {"file": str(tmp_path / "account.key"), "secret": {"secret": "acme/key"}, "store": STORE}[kind]
+    old = pem()
+    async with brokers.open(1, account_key, key=old) as broker:
+        before = key_of(broker)
+        config = brokers.configuration(1, account_key, key=old)
+        if kind == "secret":
+            (next_key := config.parent / "secrets" / "acme" / "key.next").write_text(pem())
+            next_key.chmod(0o600)
+        killed = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "certplane.broker", "-c", config, "account", "rollover"),
+            env={**os.environ, "CERTPLANE_FAILPOINTS": f"{place}=kill"},
+        )
+        async with no_hang():
+            assert await killed.wait() == -signal.SIGKILL
+        assert (await look(broker) != before) is (place == "acme.rollover.taken")
+        status, after = await command(capsys, str(config), "rollover")
+        assert (status, after != before) == (0, True)
+        await until(lambda: key_of(broker) == after, what="the new key")
+        assert brokers.rows() == [(after, kind != "store", "")]
+        status, shown = await command(capsys, str(config), "show")
+        assert (status, shown) == (0, after)
 
 
 async def look(broker: Broker) -> str:

@@ -16,6 +16,7 @@ import yaml
 from sqlalchemy import select
 
 from certplane.broker import copy_command
+from certplane.broker.accounts.model import Account
 from certplane.broker.model import DenyEntry
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.broker.store import copying
@@ -78,6 +79,7 @@ async def fill(place: StorePlace) -> None:
         await stores.deny_list.deny(DenyEntry(name="b\u00fccher.example", reason='tab\t, \\ and "'), [store.event()])
         await stores.deny_list.deny(DenyEntry(name="zz.example"), [store.event()])
         await stores.deny_list.allow(DenyEntry(name="zz.example"), [store.event()])
+        await stores.accounts.change(None, Account("default", "https://ca.example", "a" * 64, bytes(range(256))))
 
 
 def all_rows(place: StorePlace) -> dict[str, list[tuple[Any, ...]]]:

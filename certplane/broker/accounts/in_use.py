@@ -11,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,10 +128,13 @@ class AccountsInUse(ChangeFollower, Collection[str]):
             Reason.STORE_UNAVAILABLE, f"the account of {issuer} can't be recorded: others do all the time"
         )
 
-    async def _read_again(self, issuer: str) -> None:
-        # Of a process that has ended the next one reads the key anyway, and tells it.
-        with contextlib.suppress(RefusalError):
+    async def _read_again(self, issuer: str) -> bool:
+        """Whether the key could be read: of a process that has ended the next one reads it anyway, and tells it."""
+        try:
             self.note(issuer, await self._look(issuer))
+        except RefusalError:
+            return False
+        return True
 
     @override
     async def changed(self, keys: Collection[str]) -> None:
@@ -151,8 +153,7 @@ class AccountsInUse(ChangeFollower, Collection[str]):
         if row is None or issuer not in self.keys or row.public_key_sha256 == self.keys[issuer]:
             self._foreign.pop(issuer, None)
             return
-        await self._read_again(issuer)
-        if self.keys[issuer] == row.public_key_sha256:
+        if not await self._read_again(issuer) or self.keys[issuer] == row.public_key_sha256:
             self._foreign.pop(issuer, None)
         elif self._foreign.get(issuer) != row.public_key_sha256:
             self._foreign[issuer] = row.public_key_sha256

@@ -51,6 +51,41 @@ async def _problems(files: BrokerFiles) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("account_key", "name", "secret", "said"),
+    [
+        (
+            {"secret": "acme/key"},
+            "acme/key",
+            "",
+            r"issuer\.acme\.account_key\.secret: the secret 'acme/key' can't be read",
+        ),
+        ({"secret": "acme/key"}, "acme/key", "tell", "the secret 'acme/key' can't be used: not a private key in PEM"),
+        ({"store": True}, "seal", "", r"store\.seal_secret: the secret 'seal' can't be read"),
+        ({"store": True}, "seal", "tell", "the secret 'seal' holds 3 octets in base64, and must hold 32; make one"),
+    ],
+)
+async def test_an_account_key_that_no_file_has(
+    files: BrokerFiles, account_key: object, name: str, secret: str, said: str
+) -> None:
+    """The secrets behind it are read, found wanting with their line, and not shown; nothing is made."""
+    folder = files.directory / "secrets"
+    for each, content in (("dns/tsig", "c2VjcmV0"), ("cloudflare/api-token", "x"), (name, secret)):
+        if content:
+            (folder / each).parent.mkdir(parents=True, exist_ok=True)
+            (folder / each).write_text(content)
+            (folder / each).chmod(0o600)
+    files.settings["secrets"] = {"provider": "file", "file": {"directory": str(folder)}}
+    files.settings["issuer"]["acme"]["account_key"] = account_key
+    if "store" in account_key:  # type: ignore[operator]
+        files.settings["store"]["seal_secret"] = name
+    found = await _problems(files)
+    assert re.search(said, found)
+    assert re.match(rf"{files.config}:\d+: ", found)
+    assert "tell" not in found
+    assert not (files.directory / "account.key").exists()
+
+
 def _foreign(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE theirs (x)")

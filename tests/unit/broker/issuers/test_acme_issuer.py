@@ -8,6 +8,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -20,17 +21,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certplane.broker.issuance.outcome import Consequence, classify, fails_over
 from certplane.broker.issuers.acme import AcmeIssuer
-from certplane.broker.issuers.acme_account import AccountKey
+from certplane.broker.issuers.acme_account import AccountKey, AccountKeyFile
 from certplane.broker.issuers.acme_ca import AcmeCa, AcmeServer
 from certplane.broker.issuers.acme_connection import LARGEST_BODY
+from certplane.broker.issuers.acme_keeping import KeptInFile
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Profile, RevocationReason
 from certplane.errors import ConfigurationError, Reason, Refusal, RefusalError
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key
 from certplane.runtime.clock import SystemClock
+from certplane.runtime.pool import BlockingPool
 from certplane.sandbox.certificates import CertificateAuthority
 from tests.support.scripted_acme import Answer, ScriptedAcme, problem
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
 SHORT = timedelta(seconds=1.5)
 LONG = timedelta(seconds=20)
@@ -133,6 +136,25 @@ async def test_forgotten_account_is_registered_again(ca: ScriptedAcme, issuer: A
     ca.accounts.clear()
     order = await issuer.create_order(csr_der(), PROFILE, LONG)
     assert order.url == f"{ca.url}/order/2"
+
+
+async def test_a_request_of_the_old_key_that_meets_the_new_one_is_repeated(ca: ScriptedAcme, tmp_path: Path) -> None:
+    """The key was changed, and taken by another call, while the request was on its way: no order fails by that."""
+    file = AccountKeyFile(tmp_path / "account.key")
+    with closing(BlockingPool("files", 1)) as pool:
+        server = AcmeServer(ca.directory_url, ca_bundle=ca.roots_file)
+        keeper = KeptInFile(file, pool)
+        issuer = AcmeIssuer("scripted", AcmeCa(server, SystemClock()), file.load(), rng=random.Random(1), keeper=keeper)
+        created = await issuer.create_order(csr_der(), PROFILE, LONG)
+        ca.fail("POST /order/1$", replace(problem("unauthorized", "no such key", 401), delay=0.5))
+        looking = asyncio.create_task(issuer.get_order(created.url, LONG))
+        asked = ca.count("POST /order/1$")
+        await until(lambda: ca.count("POST /order/1$") > asked, what="the request")
+        (tmp_path / "account.key").unlink()
+        new = await keeper.load()
+        assert await issuer.look_at_account_key(LONG) == new.public_key_sha256
+        assert (await looking).url == created.url
+        await issuer.ca.close()
 
 
 @pytest.mark.parametrize("kind", ["invalidContact", "unsupportedContact"])
