@@ -118,7 +118,7 @@ async def test_a_migration_shuts_out_nobody_who_runs(
         await stores.members.renew(member, timedelta(minutes=1))
         store_place.execute("UPDATE alembic_version SET version_num = '0012'")
         monkeypatch.setattr(postgresql_schema, "_SHARED_SINCE", "0012")
-        monkeypatch.setattr(postgresql, "migrate", lambda *_: logging.getLogger().warning("migrated"))
+        monkeypatch.setattr(postgresql_schema, "migrate", lambda *_: logging.getLogger().warning("migrated"))
         with pytest.raises(ConfigurationError) as caught:
             async with store_place.open(ManualClock()):
                 pass

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from certplane import __version__
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.operator import Operator
 from tests.support.killing import events
@@ -95,6 +96,17 @@ async def test_the_fleet_as_tables_and_as_lines(fleet: Fleet) -> None:
     status = await fleet.web()
     assert status["profile"] == "web"
     assert status["installed"]["serialNumber"] == status["issued"]["serialNumber"]
+
+
+async def test_the_brokers(fleet: Fleet) -> None:
+    """The one that there is, as a line of its message and as a table; it differs from nobody."""
+    (broker,) = await fleet.lines("brokers")
+    assert (broker["version"], broker["auditMode"], broker["streamCount"]) == (__version__, "fail_open", "1")
+    assert len(broker["policyHash"]) == len(broker["configurationHash"]) == 64
+    assert [key["issuer"] for key in broker["accountKeys"]] == ["default"]
+    shown = await on_a_terminal(fleet.bob.command("brokers"))
+    assert f":{fleet.deployment.broker_port}" in shown
+    assert "RUNS FOR ALL" in shown
 
 
 async def test_on_a_terminal_there_is_a_table(fleet: Fleet) -> None:

@@ -28,7 +28,6 @@ from certplane.broker.store.migrate import (
     check_current,
     check_known,
     check_whole,
-    migrate,
     upgrade_notices,
 )
 from certplane.broker.store.postgresql_reader import Standing
@@ -36,6 +35,7 @@ from certplane.broker.store.postgresql_schema import (
     alone_migrating,
     check_none_is_shut_out,
     connect_to_migrate,
+    migrate_beside_others,
     schema_of,
     without_limits,
 )
@@ -361,7 +361,7 @@ class PostgresqlSession(SqlSession):
                 with alone_migrating(self._url, self._wait):
                     found = self._found_schema()
                     check_none_is_shut_out(self._connection, found)
-                    migrate("postgresql+psycopg://", self._connect_to_migrate, found)
+                    migrate_beside_others(self._connect_to_migrate, found)
         except SchemaError as error:
             raise _configuration(*error.args, key=self._key) from error
         except SQLAlchemyError as error:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Final
 
 import psycopg
+from psycopg import errors
+from sqlalchemy.exc import OperationalError
 
-from certplane.broker.store.migrate import FoundSchema, SchemaError, found_schema
+from certplane.broker.store.migrate import FoundSchema, SchemaError, found_schema, migrate
 from certplane.broker.store.schema import APPLICATION_ID, READABLE_FROM
 from certplane.broker.store.servers import Connection, connect, fault_of
 
@@ -18,6 +20,9 @@ _log = logging.getLogger("certplane.store")
 
 _MIGRATING: Final = APPLICATION_ID + 1
 """The advisory lock of who looks whether the schema is current and migrates it: of brokers that start together, one."""
+
+_TRIES: Final = 4
+"""As of a transaction that the server has undone for another's sake (`batch`)."""
 
 _SHARED_SINCE: Final = "0013"
 """The first schema that brokers share; a program of before has its database to itself, by its lock."""
@@ -79,6 +84,27 @@ def alone_migrating(url: str, wait: timedelta) -> Iterator[None]:
         except psycopg.Error as error:
             raise fault_of(error, lost=connection.closed) from error
         yield
+
+
+def migrate_beside_others(connect: Callable[[], Connection], found: FoundSchema) -> None:
+    """Migrate while brokers of the release before may write.
+
+    A migration locks one table after the other, and so do they. Where the two wait for each other, the server undoes
+    one of them; if that is the migration, it is done again.
+
+    Raises:
+        SchemaError: see `migrate`.
+        sqlalchemy.exc.SQLAlchemyError: see `migrate`.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            migrate("postgresql+psycopg://", connect, found)
+        except OperationalError as error:
+            if not left or not isinstance(error.orig, errors.DeadlockDetected):
+                raise
+            _log.warning("the migration and a broker that writes waited for each other; it is done again")
+        else:
+            return
 
 
 def without_limits(connection: Connection) -> None:

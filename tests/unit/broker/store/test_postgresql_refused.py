@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from psycopg import sql
 from certplane.broker.store.postgresql import PostgresqlSession, look_at
 from certplane.errors import CertplaneError
 from tests.support.old_data import make_postgresql
+from tests.support.waiting import HANG, blocking_until
 
 pytestmark = pytest.mark.integration
 
@@ -152,6 +154,27 @@ def test_a_migration_beside_an_open_transaction(server: Server) -> None:
         assert "end the session that holds a lock" in str(caught.value)
         assert _revision(url) == before
     PostgresqlSession(url, WAIT, exclusive=True).close()
+    assert _revision(url) != before
+
+
+def test_a_migration_that_meets_a_deadlock(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """With a broker of the release before, which has one table and wants the other: the migration is done again."""
+    url = server.database("certplane_deadlock", "TEMPLATE template0")
+    make_postgresql(url)
+    before = _revision(url)
+    waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'host_streams'::regclass AND NOT granted"
+    with (
+        closing(psycopg.connect(url, options="-c deadlock_timeout=10min")) as broker,  # so the migration is undone
+        closing(psycopg.connect(url, autocommit=True)) as looking,
+        ThreadPoolExecutor(1) as other,
+    ):
+        broker.execute("LOCK TABLE host_streams IN ROW EXCLUSIVE MODE")
+        starting = other.submit(PostgresqlSession, url, WAIT, exclusive=True)
+        blocking_until(lambda: looking.execute(waiting).fetchone() == (1,), what="the migration at the table")
+        broker.execute("LOCK TABLE orders IN ROW EXCLUSIVE MODE")
+        broker.rollback()
+        starting.result(HANG).close()
+    assert "waited for each other; it is done again" in caplog.text
     assert _revision(url) != before
 
 
