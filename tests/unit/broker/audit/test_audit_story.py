@@ -320,7 +320,7 @@ async def operators() -> list[AuditEvent]:
         ),
         identity_commands._event(trail, entry, AuditEventType.IDENTITY_ALLOWED, AuditDecision.ALLOW),
         *identity_commands._settlement_events(settlement, trail),
-        account_commands._key_event(trail, ca, "the account's key was replaced"),
+        account_commands.key_event(trail, ca.name, ca.acme.directory_url, "the account's key was replaced"),
         account_commands._revocation_event(
             trail, AuditEventType.CERTIFICATE_REVOKED, issued.certificate, RevocationReason.KEY_COMPROMISE, None
         ),
