@@ -101,7 +101,7 @@ async def test_the_fleet_as_tables_and_as_lines(fleet: Fleet) -> None:
 async def test_the_brokers(fleet: Fleet) -> None:
     """The one that there is, as a line of its message and as a table; it differs from nobody."""
     (broker,) = await fleet.lines("brokers")
-    assert (broker["version"], broker["auditMode"], broker["streamCount"]) == (__version__, "fail_open", "1")
+    assert (broker["version"], broker["auditMode"], broker["streamCount"]) == (__version__, "fail_closed", "1")
     assert len(broker["policyHash"]) == len(broker["configurationHash"]) == 64
     assert [key["issuer"] for key in broker["accountKeys"]] == ["default"]
     shown = await on_a_terminal(fleet.bob.command("brokers"))

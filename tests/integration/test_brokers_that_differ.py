@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -98,17 +99,20 @@ async def test_two_brokers_that_differ(
 
 @pytest.mark.parametrize("shift", [timedelta(hours=1), timedelta(hours=-1)], ids=["ahead", "behind"])
 async def test_a_clock_an_hour_off(ca: PrivateCa, postgres_url: str, tmp_path: Path, shift: timedelta) -> None:
-    """No broker starts with it: the refusal says by how much, and nothing is written with that time."""
+    """No broker starts with it: the refusal says by how much. Nothing is written, and a broker that serves minds nothing."""
     clock = ShiftedClock()
     clock.shift = shift
-    with pytest.raises(OperationError, match=r"clock is 1h 0m (ahead of|behind) the database's") as caught:
-        async with Site(tmp_path / "first", ca, postgres_url).broker(clock):
-            pass
-    assert "let a time service set" in str(caught.value)
-    async with Site(tmp_path / "second", ca, postgres_url).broker() as broker:
+    async with Site(tmp_path / "first", ca, postgres_url).broker() as broker:
+        epoch, term = broker.authority._ports.epoch.current, broker.authority._ports.lease.term
+        events = await broker.stores.audit.tail(100)
+        with pytest.raises(OperationError, match=r"clock is 1h 0m (ahead of|behind) the database's") as caught:
+            async with Site(tmp_path / "second", ca, postgres_url).broker(clock):
+                pass
+        assert "let a time service set" in str(caught.value)
+        assert await broker.stores.audit.tail(100) == events
         assert [each.broker_id for each in await broker.stores.members.living()] == [broker.stores.members.broker_id]
-        started = [event for event in await broker.stores.audit.tail(100) if event["event_type"] == "broker_started"]
-        assert len(started) == 1
+        assert (broker.authority._ports.epoch.current, broker.authority._ports.lease.term) == (epoch, term)
+        assert broker.authority._ports.lease.stands()
 
 
 async def test_a_clock_that_is_set_while_the_broker_runs(ca: PrivateCa, postgres_url: str, tmp_path: Path) -> None:
@@ -130,3 +134,26 @@ async def test_a_clock_that_is_set_while_the_broker_runs(ca: PrivateCa, postgres
         clock.shift = timedelta()
         await until(lambda: lease.stands() and abs(skew()) < 3000, what="a renewal by the right clock")
         assert one.authority._ports.lease.stands()
+
+
+async def test_two_that_start_in_the_same_moment_on_an_empty_database(
+    ca: PrivateCa, postgres_url: str, tmp_path: Path
+) -> None:
+    """One schema, one account, and a start of each in the audit log: both serve, and differ in nothing."""
+    sites = [Site(tmp_path / name, ca, postgres_url) for name in ("first", "second")]
+    ready, end = asyncio.Barrier(2), asyncio.Barrier(2)
+
+    async def run(site: Site) -> None:
+        await ready.wait()
+        async with site.broker() as broker:
+            await end.wait()
+            answer = await site.brokers(broker)
+            assert len(answer.brokers) == 2
+            assert list(answer.differences) == []
+            events = await broker.stores.audit.tail(100)
+            assert sum(event["event_type"] == "broker_started" for event in events) == 2
+            await end.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for site in sites:
+            group.create_task(run(site))

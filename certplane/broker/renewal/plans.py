@@ -54,7 +54,6 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RenewalChe
         self._learnt: dict[str, datetime] = {}
         """Since the last refresh began: what it reads may be older."""
         self._learning = asyncio.Lock()
-        self._refreshing = asyncio.Lock()
         self._working: set[asyncio.Task[Any]] = set()
         self._tidied: datetime | None = None
         self._on_change: list[Callable[[Sequence[RenewalPlan]], None]] = []
@@ -112,14 +111,13 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RenewalChe
         Raises:
             RefusalError: STORE_UNAVAILABLE; what was known stays.
         """
-        async with self._refreshing:  # or a second one would forget what was learnt during the first
-            self._learnt = {}
-            times: dict[str, datetime] = {}
-            after = ""
-            while page := await self._store.renew_times(after, _PAGE):
-                times.update((certificate_id, time) for certificate_id, time in page if time is not None)
-                after = page[-1][0]
-            self._times = times | self._learnt
+        self._learnt = {}
+        times: dict[str, datetime] = {}
+        after = ""
+        while page := await self._store.renew_times(after, _PAGE):
+            times.update((certificate_id, time) for certificate_id, time in page if time is not None)
+            after = page[-1][0]
+        self._times = times | self._learnt
 
     async def tidy(self, now: datetime) -> None:
         """Have the store forget what has expired; at first, and after a clock was set back, it finds what it lost.

@@ -249,20 +249,16 @@ class SqlChangeFeed(ChangeFeed):
 
     async def run(self, *, remove: bool) -> None:
         """Look on and on, until cancelled; with `remove`, also drop the rows that every reader has read long ago."""
+        remove_time = self._clock.monotonic()
         async with asyncio.TaskGroup() as group:
-            if remove:
-                group.create_task(self._remove_on(), name="remove changes")
             while True:
                 await self._clock.sleep(_INTERVAL)
                 await self._look()
                 for following in self._others:
                     following.go_on(group)
-
-    async def _remove_on(self) -> None:
-        """Beside the looks: what a fleet that came back has left takes seconds."""
-        while True:
-            await self._remove_old()
-            await self._clock.sleep(_REMOVE_INTERVAL)
+                if remove and self._clock.monotonic() >= remove_time:
+                    remove_time = self._clock.monotonic() + _REMOVE_INTERVAL.total_seconds()
+                    await self._remove_old()
 
     async def _read(self) -> None:
         """Note for each follower what it has to read."""

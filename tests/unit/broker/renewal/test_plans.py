@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -137,32 +137,3 @@ async def test_a_database_that_can_not_be_read_leaves_what_was_known(world: Worl
     world.stores.database.down = False
     await world.plans.changed([record.certificate_id])
     assert world.plans.renew_time(record) == world.clock.now()
-
-
-async def test_two_refreshes_at_once_lose_nothing_that_is_learnt_meanwhile(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of the feed's and one of the hour's: what is planned while the first one reads holds, however late it ends."""
-    record = await world.issue()
-    read, answer, pages = world.stores.renewal_plans.renew_times, asyncio.Event(), 0
-
-    async def slow(after: str, limit: int) -> Sequence[tuple[str, datetime | None]]:
-        nonlocal pages
-        pages += 1
-        found = await read(after, limit)
-        if pages == 1:
-            await answer.wait()
-        return found
-
-    monkeypatch.setattr(world.plans._store, "renew_times", slow)
-    first = asyncio.create_task(world.plans.refresh())
-    await until(lambda: pages == 1)
-    await world.plans.set_plans([world.plan(record)])
-    second = asyncio.create_task(world.plans.reread(world.clock.now()))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    answer.set()
-    await first
-    assert world.plans.renew_time(record) == world.plan(record).renew_time
-    await second
-    assert world.plans.renew_time(record) == world.plan(record).renew_time
