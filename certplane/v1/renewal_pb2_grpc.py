@@ -57,9 +57,9 @@ class RenewalServiceServicer:
         """StreamRenewalStatus is a host's one long call. The host says hello first, with all that it holds; then it reports
         each step, and the broker acknowledges what is durable. The broker sends directives, one at a time: the next one
         comes after the host has answered, and says what is wanted then, so that a slow host costs no more than a fast one.
-        A second stream of the same identity ends the first with STREAM_DISPLACED. The stream ends with UNAUTHENTICATED the
-        moment the identity's certificate expires, is retired or is denied. A report that was acknowledged once is
-        acknowledged again and counted once: sending it again is safe.
+        A second stream of the same identity, at this broker or at another one that shares its database, ends the first with
+        STREAM_DISPLACED. The stream ends with UNAUTHENTICATED the moment the identity's certificate expires, is retired or is
+        denied. A report that was acknowledged once is acknowledged again and counted once: sending it again is safe.
         Callers: hosts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -22,9 +22,9 @@ class RenewalServiceStub:
     """StreamRenewalStatus is a host's one long call. The host says hello first, with all that it holds; then it reports
     each step, and the broker acknowledges what is durable. The broker sends directives, one at a time: the next one
     comes after the host has answered, and says what is wanted then, so that a slow host costs no more than a fast one.
-    A second stream of the same identity ends the first with STREAM_DISPLACED. The stream ends with UNAUTHENTICATED the
-    moment the identity's certificate expires, is retired or is denied. A report that was acknowledged once is
-    acknowledged again and counted once: sending it again is safe.
+    A second stream of the same identity, at this broker or at another one that shares its database, ends the first with
+    STREAM_DISPLACED. The stream ends with UNAUTHENTICATED the moment the identity's certificate expires, is retired or is
+    denied. A report that was acknowledged once is acknowledged again and counted once: sending it again is safe.
     Callers: hosts.
     """
     WatchRenewals: _aio.UnaryStreamMultiCallable[_renewal_pb2.WatchRenewalsRequest, _renewal_pb2.WatchRenewalsResponse]
@@ -47,9 +47,9 @@ class RenewalServiceServicer(metaclass=_abc_1.ABCMeta):
         """StreamRenewalStatus is a host's one long call. The host says hello first, with all that it holds; then it reports
         each step, and the broker acknowledges what is durable. The broker sends directives, one at a time: the next one
         comes after the host has answered, and says what is wanted then, so that a slow host costs no more than a fast one.
-        A second stream of the same identity ends the first with STREAM_DISPLACED. The stream ends with UNAUTHENTICATED the
-        moment the identity's certificate expires, is retired or is denied. A report that was acknowledged once is
-        acknowledged again and counted once: sending it again is safe.
+        A second stream of the same identity, at this broker or at another one that shares its database, ends the first with
+        STREAM_DISPLACED. The stream ends with UNAUTHENTICATED the moment the identity's certificate expires, is retired or is
+        denied. A report that was acknowledged once is acknowledged again and counted once: sending it again is safe.
         Callers: hosts.
         """
 
