@@ -33,7 +33,7 @@ from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
 from certplane.broker.ports import Issuer, OrderChange
 from certplane.errors import Reason, Refusal, RefusalError
-from certplane.pki.chain import MOST_CAME, check_issued_chain
+from certplane.pki.chain import MOST_CAME, IssuedChain, check_issued_chain
 from certplane.pki.chain_path import ChainError
 from certplane.runtime.failpoints import failpoint
 
@@ -301,10 +301,9 @@ class OrderSteps:
             case IssuerOrderStatus.PENDING:
                 return await self._validate(acme)
             case IssuerOrderStatus.READY:
-                await self._authorisation.ask_again(self.order)
-                with self._step("journal_finalizing"):
-                    await self._journal.write(OrderChange(state=OrderState.FINALIZING))
-                return None
+                return await self._decide()
+            case IssuerOrderStatus.VALID if await self._is_ours(acme):
+                return await self._decide()
             case IssuerOrderStatus.INVALID:
                 # There is nothing left to answer; asked that way, the CA says why the order is invalid.
                 await self._issuer.answer_challenges(acme, self._timeout(self._settings.call_timeout))
@@ -312,6 +311,24 @@ class OrderSteps:
             case _:
                 why = f"it is {acme.status.value} although its CSR was never sent"
                 return Abandoned(why, Refusal(Reason.ISSUER_REJECTED, f"the CA's order can't be used: {why}"))
+
+    async def _decide(self) -> Outcome:
+        await self._authorisation.ask_again(self.order)
+        with self._step("journal_finalizing"):
+            await self._journal.write(OrderChange(state=OrderState.FINALIZING))
+        return None
+
+    async def _is_ours(self, acme: IssuerOrder) -> bool:
+        """Whether the CA has issued for our key, although nothing here says that our CSR was sent.
+
+        So it is after the database was restored from before that: another order would be a second certificate.
+        """
+        fullchain_pem = await self._issuer.download(acme, self._timeout(self._settings.call_timeout))
+        try:
+            self._check_chain(fullchain_pem)
+        except ChainError:
+            return False
+        return True
 
     async def _validate(self, acme: IssuerOrder) -> Outcome:
         profile = await self._authorisation.ask_again(self.order)
@@ -356,13 +373,7 @@ class OrderSteps:
         with self._step("download"):
             fullchain_pem = await self._issuer.download(acme, self._settings.call_timeout)
         try:
-            chain = check_issued_chain(
-                fullchain_pem,
-                public_key_sha256=self.order.public_key_sha256,
-                dns_names=self.order.dns_names,
-                now=self._ports.clock.now(),
-                most=MOST_CAME,
-            )
+            chain = self._check_chain(fullchain_pem)
         except ChainError as error:
             return self._unusable_chain(error)
         if chain.dropped:
@@ -374,6 +385,15 @@ class OrderSteps:
             await self._journal.finish(record, [self._events.issued(record, self._ports.policy)])
         self._ports.renewals.note_issued(record)
         return None
+
+    def _check_chain(self, fullchain_pem: str) -> IssuedChain:
+        return check_issued_chain(
+            fullchain_pem,
+            public_key_sha256=self.order.public_key_sha256,
+            dns_names=self.order.dns_names,
+            now=self._ports.clock.now(),
+            most=MOST_CAME,
+        )
 
     def _unusable_chain(self, error: ChainError) -> Failed | Over:
         """Fetch it again for a while where that may help: another order would bring the same, and cost one more."""

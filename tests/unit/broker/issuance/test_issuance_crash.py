@@ -130,6 +130,21 @@ async def test_killed_after_the_csr_was_sent_the_start_downloads(status: IssuerO
     one_certificate_and_no_trace(world)
 
 
+async def test_an_order_that_was_finalised_after_the_database_was_copied_is_issued_once() -> None:
+    """Restored, the database knows nothing of the CSR that was sent: the certificate that the CA has made is taken."""
+    world = await killed_at("order.answer.before")
+    (url,) = world.ca.orders
+    world.ca.set_status(url, IssuerOrderStatus.READY)
+    world.ca.finalize(url, world.order.csr_der)
+
+    await world.started()
+    await world.run_on()
+
+    assert world.issuer.faults.count("create_order") == world.issuer.faults.count("finalize") == 0
+    assert world.logged(AuditEventType.ORDER_ABANDONED) == 0
+    one_certificate_and_no_trace(world)
+
+
 def forget(world: World) -> None:
     for url in list(world.ca.orders):
         world.ca.forget(url)
