@@ -27,12 +27,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo_command.add_argument(
         "--folder", type=Path, metavar="DIR", help="keep all files in this empty folder (default: a temporary one)"
     )
+    demo_command.add_argument(
+        "--brokers",
+        type=int,
+        choices=range(1, 6),
+        default=1,
+        metavar="N",
+        help="2 to 5: several brokers on one PostgreSQL, of which one is killed while it works, and one stops",
+    )
     options = parser.parse_args(arguments)
     if options.command == "demo":
         # Imported here since it brings what `parts`, which scripts/setup asks, does without.
         from certplane.sandbox.demo import DemoOptions, run_demo  # noqa: PLC0415
 
-        return run_demo(DemoOptions(keep=options.keep, folder=options.folder))
+        return run_demo(DemoOptions(keep=options.keep, folder=options.folder, brokers=options.brokers))
     return _show_parts(options)
 
 

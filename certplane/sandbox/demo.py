@@ -27,6 +27,7 @@ from certplane.runtime.clock import SystemClock
 from certplane.runtime.progress import open_progress
 from certplane.sandbox import demo_commands, parts
 from certplane.sandbox.demo_display import CommandFailedError, Display
+from certplane.sandbox.demo_fleet import FleetDemo
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.errors import PartMissingError, ServerStartError
 from certplane.sandbox.operator import Operator
@@ -77,10 +78,12 @@ class DemoOptions:
         keep: leave everything running until a signal comes.
         folder: for all files, empty or not there yet; a new one below the temporary directory by default, which is
             removed in the end unless something failed.
+        brokers: with more than one the story is that of several brokers on one PostgreSQL (`demo_fleet`).
     """
 
     keep: bool = False
     folder: Path | None = None
+    brokers: int = 1
 
 
 def run_demo(options: DemoOptions) -> int:
@@ -117,6 +120,7 @@ class _Demo:
     def __init__(self, folder: Path, options: DemoOptions) -> None:
         self._folder = folder
         self._keep = options.keep
+        self._brokers = options.brokers
         self._programs = Path(sys.executable).parent
         self._show = Display(folder, self._programs)
 
@@ -128,6 +132,14 @@ class _Demo:
         self._show.lines("Certplane's demo: a host, its broker, and all that they talk to, on this machine alone.\n")
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._show.lines, "\nEverything that was started is stopped.")
+            if self._brokers > 1:
+                fleet = await stack.enter_async_context(FleetDemo.started(self._folder, self._brokers, self._show))
+                self._name_left_out()
+                self._tell_to_follow()
+                await fleet.tell()
+                if self._keep:
+                    await self._wait(fleet.to_try(self._programs, os.getpid()))
+                return 0
             with open_progress(SystemClock(), as_json=False, stream=sys.stdout) as progress:
                 options = DeploymentOptions(_POLICY)
                 deployment = await stack.enter_async_context(Deployment(self._folder, options, progress))
@@ -153,9 +165,13 @@ class _Demo:
             lines = (f"  {name} ({reason}): {stand_ins[name]}" for name, reason in left_out.items())
             self._show.lines("\n".join(["\nLeft out:", *lines]))
 
+    def _tell_to_follow(self) -> None:
+        lines = f"\nTo follow in another terminal:\n  cd {self._folder}\n  export PATH={self._programs}:$PATH"
+        self._show.lines(lines)
+
     async def _tell(self, deployment: Deployment, host: Host) -> None:
         show = self._show
-        show.lines(f"\nTo follow in another terminal:\n  cd {self._folder}\n  export PATH={self._programs}:$PATH")
+        self._tell_to_follow()
         show.heading("1. Policy: the broker decides who gets which names")
         await show.run("cat", "broker/policy.yml")
 
@@ -235,16 +251,20 @@ class _Demo:
             await show.run("openssl", "verify", "-CAfile", "pebble/root.pem", "-untrusted", chain, certificate)
 
     async def _leave_running(self, deployment: Deployment, host: Host) -> None:
-        """Start the agent for good, say what can be tried, and wait for SIGINT or SIGTERM."""
+        """Start the agent for good, say what can be tried, and wait."""
         await host.start()
         await host.until_running()
+        await self._wait(demo_commands.to_try(deployment, host, Path(_CTL[2]), self._programs, os.getpid()))
+
+    async def _wait(self, to_try: str) -> None:
+        """Say what can be tried, and wait for SIGINT or SIGTERM."""
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
             loop.add_signal_handler(number, stopping.set)
         self._show.heading("Running")
-        self._show.lines(demo_commands.to_try(deployment, host, Path(_CTL[2]), self._programs, os.getpid()))
+        self._show.lines(to_try)
         await stopping.wait()
 
 

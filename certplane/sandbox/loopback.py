@@ -6,9 +6,13 @@ Starting a server is therefore tried again on another port (`process.start_on_fr
 
 from __future__ import annotations
 
+import random
 import socket
 
 LOOPBACK = "127.0.0.1"
+_STEADY = range(10_240, 32_768)
+"""Below those that the kernel gives to outgoing connections (32768 and up): nobody takes the port of a server that is
+down, and no connection to it can meet itself."""
 
 
 def free_port(addresses: tuple[str, ...] = (LOOPBACK,), *, udp: bool = False) -> int:
@@ -38,3 +42,19 @@ def free_port(addresses: tuple[str, ...] = (LOOPBACK,), *, udp: bool = False) ->
             for sock in opened:
                 sock.close()
     raise OSError("no port is free on all addresses") from last
+
+
+def steady_port() -> int:
+    """A port that is free, and stays so while the server that has it is down for a while.
+
+    Raises:
+        OSError: none of a hundred is free.
+    """
+    for port in random.sample(_STEADY, 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return port
+    raise OSError("none of a hundred ports is free")

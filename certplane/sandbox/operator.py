@@ -18,12 +18,13 @@ class Operator:
         self._host = Host(deployment, name)
         self._host.write_token()
         self._host.write_config([])
+        self.write_config(f"https://localhost:{deployment.broker_port}")
+
+    def write_config(self, url: str) -> None:
+        """Write ctl.yml for the broker at `url`."""
         cert, key = self._host.identity
         settings = {
-            "broker": {
-                "url": f"https://localhost:{deployment.broker_port}",
-                "server_ca_bundle": str(deployment.broker_folder / "root.crt"),
-            },
+            "broker": {"url": url, "server_ca_bundle": str(self._deployment.broker_folder / "root.crt")},
             "identity": {"cert": str(cert), "key": str(key)},
         }
         self.config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

@@ -5,16 +5,17 @@ async with Cable.to("127.0.0.1", port) as cable:
     cable.pull()        # nothing passes any more, and nobody is told: packets that are dropped
     cable.plug()
 
-While it is pulled, what either end sends stays in the kernel, as what TCP sends again and again, and a new connection is
-accepted by nobody (the kernel's own handshake says little: TLS and PostgreSQL wait for the first word). What was on its
-way arrives when the cable is plugged in again, unless `plug` is told that connections have not lasted that long.
+While it is pulled, what either end sends stays in the kernel, as what TCP sends again and again, and new connections are
+heard of by nobody (the kernel's own handshake says little: TLS and PostgreSQL wait for the first word). What was on its
+way arrives when the cable is plugged in again, unless the ends have given up meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from datetime import timedelta
 from typing import Self
 
 from certplane.sandbox.loopback import LOOPBACK
@@ -30,6 +31,7 @@ class Cable:
         self._whole = asyncio.Event()
         self._whole.set()
         self._ends: set[asyncio.StreamWriter] = set()
+        self._breaking: asyncio.TimerHandle | None = None
         self.port = 0
 
     @classmethod
@@ -43,19 +45,26 @@ class Cable:
             yield cable
         finally:
             listener.close()
-            cable.plug(lasting=False)
+            cable.plug()
+            cable._break(cable._ends)
             await cable._gone()
 
-    def pull(self) -> None:
-        """Nothing passes from now on."""
+    def pull(self, patience: timedelta | None = None) -> None:
+        """Nothing passes from now on; connections that there are break after `patience`, the kernel's of one that waits."""
         self._whole.clear()
+        if patience is not None:
+            ends = set(self._ends)
+            self._breaking = asyncio.get_running_loop().call_later(patience.total_seconds(), self._break, ends)
 
-    def plug(self, *, lasting: bool = True) -> None:
-        """All passes again; `lasting` says whether connections of before are still there."""
-        if not lasting:
-            for end in self._ends:
-                end.transport.abort()
+    def plug(self) -> None:
+        """All passes again."""
+        if self._breaking is not None:
+            self._breaking.cancel()
         self._whole.set()
+
+    def _break(self, ends: Iterable[asyncio.StreamWriter]) -> None:
+        for end in ends:
+            end.transport.abort()
 
     async def _gone(self) -> None:
         while self._ends:  # noqa: ASYNC110 - each connection takes itself out; a loop's turn or two

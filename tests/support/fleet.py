@@ -26,12 +26,15 @@ from cryptography import x509
 
 from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key, public_key_sha256
+from certplane.sandbox.certificates import Credential
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.sandbox.loopback import steady_port
 from certplane.sandbox.pebble import PebbleOptions
 from certplane.v1 import certificate_pb2, fleet_pb2_grpc, renewal_pb2
 from certplane.v1 import fleet_pb2 as pb
+from tests.support.cable import Cable
 from tests.support.deployed_broker import DeployedBroker, issue
-from tests.support.killing import events, settle_on_a_port, steady_port
+from tests.support.killing import events, settle_on_a_port
 from tests.support.limits import UNLIMITED
 from tests.support.several_brokers import Broker
 from tests.support.waiting import HANG, until
@@ -124,9 +127,13 @@ class Fleet:
 
     # ---- callers ---------------------------------------------------------------------------------------------------
 
-    def channel(self, name: str, broker: Broker) -> AbstractAsyncContextManager[grpc.aio.Channel]:
+    def channel(self, name: str, broker: Broker | Cable) -> AbstractAsyncContextManager[grpc.aio.Channel]:
         """A channel to a broker with the identity of this name, which is made at its first use."""
         return self._asking.channel(name, broker.port)
+
+    async def identity(self, name: str) -> Credential:
+        """The identity of this name."""
+        return await self._asking.identity(name)
 
     async def enroll(self, *names: str) -> None:
         """Make identities, so that no test waits for them in the midst of it."""
@@ -172,11 +179,11 @@ class Fleet:
         """The hosts that a broker shows as connected, at whatever broker."""
         return {name for name, host in (await self.hosts(broker)).items() if host.connected}
 
-    async def ask_for_renewal(self, broker: Broker, *hosts: str, reason: str) -> pb.RequestRenewalResponse:
-        """`RequestRenewal` of an operator, of all that these hosts have."""
+    async def ask_for_renewal(self, broker: Broker, **selection: Any) -> pb.RequestRenewalResponse:
+        """`RequestRenewal` of an operator; `selection` has the fields of `Selection`."""
         async with self.channel(OPERATOR, broker) as channel:
             stub: Any = fleet_pb2_grpc.FleetServiceStub(channel)
-            request = pb.RequestRenewalRequest(selection=pb.Selection(hosts=hosts), reason=reason)
+            request = pb.RequestRenewalRequest(selection=pb.Selection(**selection), reason="a drill")
             answer: pb.RequestRenewalResponse = await stub.RequestRenewal(request, timeout=HANG)
             return answer
 

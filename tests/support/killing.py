@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import random
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,34 +27,19 @@ from certplane.pki.keys import public_key_sha256
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
-from certplane.sandbox.loopback import LOOPBACK
+from certplane.sandbox.loopback import steady_port
 from certplane.sandbox.process import ServerProcess
 from tests.support.lineages import pair_problem
 from tests.support.waiting import until
 
 KILLED = -9
 _EVENTS = 100_000
-_PORTS = range(10_240, 32_768)
-"""Below those that the kernel gives to outgoing connections (32768 and up): nobody takes the port of a broker that is
-down, and no connection to it can meet itself."""
 
 
 def settle_on_a_port(deployment: Deployment) -> None:
     """Give a broker, which must not have been started, a port that stays free while it is down."""
     deployment.broker_port = steady_port()
     deployment.write_broker_config()
-
-
-def steady_port() -> int:
-    """A port that nobody takes while the broker that has it is down."""
-    for port in random.sample(_PORTS, 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-            return port
-    raise OSError("none of a hundred ports is free")
 
 
 class BrokerBeside(Deployment):
