@@ -30,10 +30,6 @@ class KnownMembers(ChangeFollower, OtherBrokers):
         """All, by their start."""
         return sorted((*self._others, self._me()), key=lambda member: (member.start_time, member.broker_id))
 
-    def is_there(self, broker_id: str) -> bool:
-        """Whether this broker has a lease, as far as has been heard; this one's own is always."""
-        return broker_id == self._store.broker_id or self.find(broker_id) is not None
-
     @property
     @override
     def alone(self) -> bool:

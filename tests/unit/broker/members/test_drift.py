@@ -77,9 +77,8 @@ async def test_each_knows_all_brokers() -> None:
     for broker in (world.first, world.second):
         assert [member.name for member in broker.membership.known.members] == ["machine1", "machine2"]
         assert broker.meter.levels[metrics.BROKERS] == 2
-        for other in (world.first, world.second):
-            assert broker.membership.known.is_there(other.stores.members.broker_id)
-        assert not broker.membership.known.is_there("nobody")
+    assert world.first.membership.known.find(world.second.stores.members.broker_id) is not None
+    assert world.first.membership.known.find(world.first.stores.members.broker_id) is None, "it is no other"
 
 
 async def test_a_policy_that_differs_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
