@@ -9,32 +9,35 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from certplane import __version__
+from certplane.broker.command_line import (
+    DEFAULT_CONFIG,
+    print_json,
+    print_record,
+    print_rows,
+    settings_of,
+)
+from certplane.broker.policy_cli import add_policy_commands
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime import command
 from certplane.runtime.command import say, wants_json
 from certplane.runtime.logging import escape, setup
-from certplane.runtime.tables import table_lines
 
 if TYPE_CHECKING:  # a command loads no more than it needs
     from certplane.broker.model import DenyEntry
-    from certplane.broker.settings import BrokerSettings
-
-_DEFAULT_CONFIG: Final = Path("/etc/certplane/broker.yml")
 
 _EPILOG: Final = """\
 exit statuses:
   0  done (serve: stopped as asked)
-  1  failed: the store, a port or another running broker prevents it (preflight: a check has failed; store check:
-     the database is damaged)
+  1  failed: the store, a port or another running broker prevents it (preflight: a check has failed; policy test: a
+     case has failed; store check: the database is damaged)
   2  the configuration, the policy or an argument is wrong; each problem is a line on standard error
 
 With output that isn't a terminal, or with --json, lists are JSON, one object a line.
@@ -44,8 +47,6 @@ the same, and prints the result.
 
 _ENTRY_COLUMNS: Final = ("name", "issuer", "serial_number", "since", "reason")
 _IDENTITY_COLUMNS: Final = ("state", "name", "issuer", "serial_number", "since", "source_ip", "reason")
-
-Rows = Iterable[Mapping[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,13 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"certplane-broker {__version__}")
     parser.add_argument(
-        "-c", "--config", type=Path, default=_DEFAULT_CONFIG, metavar="FILE", help=f"default: {_DEFAULT_CONFIG}"
+        "-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"default: {DEFAULT_CONFIG}"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
     common = argparse.ArgumentParser(add_help=False)
     # Without a default, so that what stands before the command isn't overwritten.
     common.add_argument(
-        "-c", "--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=f"default: {_DEFAULT_CONFIG}"
+        "-c", "--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=f"default: {DEFAULT_CONFIG}"
     )
     common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, one object a line")
 
@@ -94,14 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     looking = command(commands, "preflight", _preflight, "check what a profile's orders need; changes nothing")
     looking.add_argument("--profile", required=True, metavar="NAME", help="the profile, as in the policy")
 
-    policy = group("policy", "validate policy files")
-    validate = command(
-        policy, "validate", _validate_policy, "check a policy file, and show which identity may have which profiles"
-    )
-    validate.add_argument(
-        "--policy", type=Path, required=True, metavar="FILE", help="the policy file; - is standard input"
-    )
-
+    add_policy_commands(group, command)
     _add_account(group, command)
     _add_certificates(group, command)
 
@@ -196,7 +190,7 @@ def _positive(text: str) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    settings = _settings(options)
+    settings = settings_of(options)
     setup(settings.logging.level, settings.logging.format, settings.logging.destination)
     from certplane.broker.serving import serve
     from certplane.runtime.lookups import service_loop
@@ -207,7 +201,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    settings = _settings(options)
+    settings = settings_of(options)
     from certplane.broker.checking import check
     from certplane.broker.reload import trust_fields
 
@@ -220,7 +214,7 @@ def _check(options: argparse.Namespace) -> int:
         "policy_hash": prepared.policy.current.hash,
         **trust_fields(prepared.trust),
     }
-    return _print_record(options, row)
+    return print_record(options, row)
 
 
 def _check_store(options: argparse.Namespace) -> int:
@@ -228,8 +222,8 @@ def _check_store(options: argparse.Namespace) -> int:
 
     # SQLite reads in one piece, in which Python hears no signal; a command that only reads may end anywhere.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    rows = asyncio.run(store_commands.check_store(_settings(options), full=options.full))
-    _print_rows(options, rows, store_commands.COLUMNS)
+    rows = asyncio.run(store_commands.check_store(settings_of(options), full=options.full))
+    print_rows(options, rows, store_commands.COLUMNS)
     if store_commands.damaged(rows):
         say(f"certplane-broker: the database is damaged: {store_commands.REMEDY}")
         return 1
@@ -240,10 +234,10 @@ def _copy_store(options: argparse.Namespace) -> int:
     from certplane.broker import copy_command
     from certplane.broker.settings import load_settings
 
-    source = asyncio.run(copy_command.place(_settings(options)))
+    source = asyncio.run(copy_command.place(settings_of(options)))
     target = asyncio.run(copy_command.place(load_settings(options.to)))
     rows = copy_command.copy_store(source, target, lambda line: say(f"certplane-broker: {line}"))
-    return _print_rows(options, rows, copy_command.COLUMNS)
+    return print_rows(options, rows, copy_command.COLUMNS)
 
 
 def _reload(options: argparse.Namespace) -> int:
@@ -251,7 +245,7 @@ def _reload(options: argparse.Namespace) -> int:
     from certplane.broker.surroundings import state_folder_of
 
     try:
-        folder = _settings(options).spill_path.parent
+        folder = settings_of(options).spill_path.parent
     except ConfigurationError:
         # The running broker says what it refuses of the file, and takes everything else, such as a renewed certificate.
         found = state_folder_of(options.config)
@@ -260,7 +254,7 @@ def _reload(options: argparse.Namespace) -> int:
         folder = found
     result = asyncio.run(request_reload(control_socket(folder, options.config)))
     if wants_json(options):
-        _print_json([{"ok": result.ok, "lines": result.lines}])
+        print_json([{"ok": result.ok, "lines": result.lines}])
     elif result.ok:
         for line in result.lines:
             print(escape(line))
@@ -273,49 +267,23 @@ def _reload(options: argparse.Namespace) -> int:
 def _preflight(options: argparse.Namespace) -> int:
     from certplane.broker import preflight
 
-    checks = asyncio.run(preflight.preflight(_settings(options), options.profile))
-    _print_rows(options, preflight.rows(checks), preflight.COLUMNS)
+    checks = asyncio.run(preflight.preflight(settings_of(options), options.profile))
+    print_rows(options, preflight.rows(checks), preflight.COLUMNS)
     return 1 if preflight.failed(checks) else 0
-
-
-def _validate_policy(options: argparse.Namespace) -> int:
-    from certplane.broker.commands import policy_rows
-
-    found = policy_rows(options.policy, _private_issuers(options))
-    for notice in found["notices"]:
-        say(f"{options.policy}: {notice}")
-    if wants_json(options):
-        _print_json([found])
-        return 0
-    print(f"{escape(str(options.policy))} is valid, hash {found['policy_hash']}\n")
-    _print_table(found["profiles"], ("profile", "type", "dns_names"))
-    print()
-    _print_table(found["identities"], ("identity", "kind", "label", "profiles", "roles"))
-    return 0
-
-
-def _private_issuers(options: argparse.Namespace) -> frozenset[str] | None:
-    """The private CAs of the broker.yml that was named, or that is here; None where there is none that can be read."""
-    if options.config != _DEFAULT_CONFIG:
-        return _settings(options).private_issuers
-    try:
-        return _settings(options).private_issuers
-    except ConfigurationError:
-        return None
 
 
 def _list_certificates(options: argparse.Namespace) -> int:
     from certplane.broker.commands import newest_certificates
 
-    rows = asyncio.run(newest_certificates(_settings(options), options.limit))
+    rows = asyncio.run(newest_certificates(settings_of(options), options.limit))
     columns = ("certificate_id", "identity", "profile", "dns_names", "serial_number", "not_after", "renew", "state")
-    return _print_rows(options, rows, columns)
+    return print_rows(options, rows, columns)
 
 
 def _show_certificate(options: argparse.Namespace) -> int:
     from certplane.broker.commands import certificate_of, certificate_row
 
-    record = asyncio.run(certificate_of(_settings(options), options.certificate_id))
+    record = asyncio.run(certificate_of(settings_of(options), options.certificate_id))
     pem = record.certificate_pem + (record.chain_pem if options.chain else "")
     if options.pem or options.chain:
         sys.stdout.write(pem)
@@ -323,7 +291,7 @@ def _show_certificate(options: argparse.Namespace) -> int:
     row = certificate_row(record)
     if wants_json(options):
         row |= {"certificate_pem": record.certificate_pem, "chain_pem": record.chain_pem}
-    return _print_record(options, row)
+    return print_record(options, row)
 
 
 def _revoke_certificate(options: argparse.Namespace) -> int:
@@ -335,54 +303,54 @@ def _revoke_certificate(options: argparse.Namespace) -> int:
         wanted = f"is {text[:40]!a}, must be one of {', '.join(RevocationReason)}"
         raise ConfigurationError([ConfigurationProblem("certplane-broker", None, "--reason", wanted)])
     revocation = RevocationCommand(options.certificate_id, RevocationReason(text), options.key)
-    rows = asyncio.run(revoke_certificate(_settings(options), revocation))
+    rows = asyncio.run(revoke_certificate(settings_of(options), revocation))
     if rows[1:]:
         say("certplane-broker: the key is compromised, so that its other certificates are revoked too")
-    return _print_rows(options, rows, ("certificate_id", "identity", "profile", "serial_number", "revoked", "state"))
+    return print_rows(options, rows, ("certificate_id", "identity", "profile", "serial_number", "revoked", "state"))
 
 
 def _show_account(options: argparse.Namespace) -> int:
     from certplane.broker.account_commands import account_row
 
-    return _print_record(options, asyncio.run(account_row(_settings(options), options.issuer)))
+    return print_record(options, asyncio.run(account_row(settings_of(options), options.issuer)))
 
 
 def _change_account_key(options: argparse.Namespace) -> int:
     from certplane.broker.account_commands import change_account_key
 
-    return _print_record(options, asyncio.run(change_account_key(_settings(options), options.issuer)))
+    return print_record(options, asyncio.run(change_account_key(settings_of(options), options.issuer)))
 
 
 def _import_account_key(options: argparse.Namespace) -> int:
     from certplane.broker.account_key_commands import import_account_key
 
-    return _print_record(options, asyncio.run(import_account_key(_settings(options), options.file, options.issuer)))
+    return print_record(options, asyncio.run(import_account_key(settings_of(options), options.file, options.issuer)))
 
 
 def _export_account_key(options: argparse.Namespace) -> int:
     from certplane.broker.account_key_commands import export_account_key
 
-    return _print_record(options, asyncio.run(export_account_key(_settings(options), options.file, options.issuer)))
+    return print_record(options, asyncio.run(export_account_key(settings_of(options), options.file, options.issuer)))
 
 
 def _reseal_account_keys(options: argparse.Namespace) -> int:
     from certplane.broker.account_key_commands import RESEAL_COLUMNS, reseal_account_keys
 
-    return _print_rows(options, asyncio.run(reseal_account_keys(_settings(options))), RESEAL_COLUMNS)
+    return print_rows(options, asyncio.run(reseal_account_keys(settings_of(options))), RESEAL_COLUMNS)
 
 
 def _tail_audit(options: argparse.Namespace) -> int:
     from certplane.broker.commands import audit_tail
 
-    rows = asyncio.run(audit_tail(_settings(options), options.limit))
+    rows = asyncio.run(audit_tail(settings_of(options), options.limit))
     columns = ("timestamp", "event_type", "identity", "profile_name", "reason_code", "request_id", "reason")
-    return _print_rows(options, rows, columns)
+    return print_rows(options, rows, columns)
 
 
 def _deny(options: argparse.Namespace) -> int:
     from certplane.broker.identity_commands import deny_identity, is_stranger, known_issuer
 
-    settings, entry = _settings(options), _identity_entry(options)
+    settings, entry = settings_of(options), _identity_entry(options)
     entry, others = asyncio.run(known_issuer(settings, entry))
     row = asyncio.run(deny_identity(settings, entry))
     if others:
@@ -398,36 +366,29 @@ def _deny(options: argparse.Namespace) -> int:
         notice = f"the CA may issue for orders that it has already: {' '.join(orders)}"
         remedy = "the broker hands such a certificate to nobody; revoke it once `certplane-broker certs list` shows it"
         say(f"certplane-broker: {notice}; {remedy}")
-    return _print_rows(options, [row], _ENTRY_COLUMNS)
+    return print_rows(options, [row], _ENTRY_COLUMNS)
 
 
 def _allow(options: argparse.Namespace) -> int:
     from certplane.broker.identity_commands import allow_identity, known_issuer
 
-    settings = _settings(options)
+    settings = settings_of(options)
     entry, _ = asyncio.run(known_issuer(settings, _identity_entry(options), listed=True))
     row = asyncio.run(allow_identity(settings, entry))
-    return _print_rows(options, [row], (*_ENTRY_COLUMNS[:3], "result"))
+    return print_rows(options, [row], (*_ENTRY_COLUMNS[:3], "result"))
 
 
 def _list_identities(options: argparse.Namespace) -> int:
     from certplane.broker.identity_commands import listed_identities
 
-    rows = asyncio.run(listed_identities(_settings(options), everything=options.all))
+    rows = asyncio.run(listed_identities(settings_of(options), everything=options.all))
     columns = (*_IDENTITY_COLUMNS, "displaced_streams") if options.all else _IDENTITY_COLUMNS
-    status = _print_rows(options, rows, columns)
+    status = print_rows(options, rows, columns)
     if not wants_json(options):
         for row in rows:
             if "remedy" in row:
                 print(f"\n{escape(row['state'])}: {escape(row['remedy'])}")
     return status
-
-
-def _settings(options: argparse.Namespace) -> BrokerSettings:
-    from certplane.broker.settings import load_settings
-
-    setup("warning", "text", "stderr")  # until the configuration says otherwise, and for the other commands
-    return load_settings(options.config)
 
 
 def _identity_entry(options: argparse.Namespace) -> DenyEntry:
@@ -442,42 +403,6 @@ def _identity_entry(options: argparse.Namespace) -> DenyEntry:
         )
     except ValueError as error:
         raise ConfigurationError([ConfigurationProblem("certplane-broker", None, "identity", str(error))]) from error
-
-
-def _print_rows(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
-    if wants_json(options):
-        _print_json(rows)
-    else:
-        _print_table(rows, columns)
-    return 0
-
-
-def _print_record(options: argparse.Namespace, row: Mapping[str, Any]) -> int:
-    """One thing, a line for each of its facts."""
-    if wants_json(options):
-        _print_json([row])
-        return 0
-    for key, value in row.items():
-        for line in value if isinstance(value, list) and value else [_cell(value)]:
-            print(f"{key:24} {escape(str(line))}")
-    return 0
-
-
-def _print_json(rows: Rows) -> None:
-    for row in rows:
-        print(json.dumps(row, default=str))
-    sys.stdout.flush()
-
-
-def _print_table(rows: Rows, columns: Sequence[str]) -> None:
-    header = tuple(column.replace("_", " ").upper() for column in columns)
-    lines = [header, *(tuple(_cell(row.get(column, "")) for column in columns) for row in rows)]
-    print("\n".join(table_lines(lines)), flush=True)
-
-
-def _cell(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return escape(text) or "-"
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ _COMMANDS = {
         "preflight",
         "policy",
         "policy validate",
+        "policy test",
+        "policy diff",
         "account",
         "account show",
         "account rollover",

@@ -1,0 +1,72 @@
+"""What the commands of `certplane-broker` share: the configuration that they are given, and how they print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from certplane.runtime.command import wants_json
+from certplane.runtime.logging import escape, setup
+from certplane.runtime.tables import table_lines
+
+if TYPE_CHECKING:  # a command loads no more than it needs
+    from certplane.broker.settings import BrokerSettings
+
+DEFAULT_CONFIG: Final = Path("/etc/certplane/broker.yml")
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def settings_of(options: argparse.Namespace) -> BrokerSettings:
+    """The configuration that a command was given.
+
+    Raises:
+        ConfigurationError: everything that is wrong with it.
+    """
+    from certplane.broker.settings import load_settings  # noqa: PLC0415 - `--help` answers at once
+
+    setup("warning", "text", "stderr")  # until the configuration says otherwise, and for the other commands
+    return load_settings(options.config)
+
+
+def print_rows(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
+    """A list, for people or for tools; the exit status of a command that has done its work."""
+    if wants_json(options):
+        print_json(rows)
+    else:
+        print_table(rows, columns)
+    return 0
+
+
+def print_record(options: argparse.Namespace, row: Mapping[str, Any]) -> int:
+    """One thing, a line for each of its facts."""
+    if wants_json(options):
+        print_json([row])
+        return 0
+    for key, value in row.items():
+        for line in value if isinstance(value, list) and value else [_cell(value)]:
+            print(f"{key:24} {escape(str(line))}")
+    return 0
+
+
+def print_json(rows: Rows) -> None:
+    """Rows as JSON, an object a line."""
+    for row in rows:
+        print(json.dumps(row, default=str))
+    sys.stdout.flush()
+
+
+def print_table(rows: Rows, columns: Sequence[str]) -> None:
+    """Rows as a table with these columns."""
+    header = tuple(column.replace("_", " ").upper() for column in columns)
+    lines = [header, *(tuple(_cell(row.get(column, "")) for column in columns) for row in rows)]
+    print("\n".join(table_lines(lines)), flush=True)
+
+
+def _cell(value: Any) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return escape(text) or "-"
