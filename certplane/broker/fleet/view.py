@@ -19,7 +19,7 @@ from certplane.broker.fleet.ports import FleetStore, StreamPlaces
 from certplane.broker.members.ports import OtherBrokers
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import DenyList, IdentityLedger, PolicySource
-from certplane.broker.renewal.model import RenewalPlan
+from certplane.broker.renewal.model import InForce, RenewalPlan
 from certplane.broker.renewal.ports import RenewalPlanStore
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus
@@ -120,7 +120,7 @@ class FleetView:
             if grant is None or grant.kind is not IdentityKind.HOST:
                 raise HostNotFoundError
             record = HostRecord(name, None)
-        return await self._view(record, (await self._revoked([name]))[name])
+        return self._view(record, (await self._revoked([name]))[name], await self._in_force([record]))
 
     async def health(self, host: str, status: CertificateStatus) -> Health:
         """How bad it is with a certificate that the host has just reported.
@@ -183,6 +183,16 @@ class FleetView:
             disconnected_only: Only those without a stream.
         """
         expected = self._policy.current.host_names
+
+        def wanted(record: HostRecord) -> bool:
+            if states and not any(status.state in states for status in record.certificates):
+                return False
+            if disconnected_only and self._broker_of(record) is not None:
+                return False
+            return not healths or not healths.isdisjoint(
+                each.word for each in self._health(record, revoked[record.host])
+            )
+
         while True:
             records = await self._store.list_hosts(after=after, limit=_PAGE)
             is_last = len(records) < _PAGE
@@ -190,22 +200,26 @@ class FleetView:
             revoked = await self._revoked([record.host for record in records if record.certificates])
             until = len(expected) if is_last else bisect_right(expected, records[-1].host)
             silent = [HostRecord(name, None) for name in expected[bisect_right(expected, after) : until]]
-            merged = heapq.merge(
-                records, (each for each in silent if each.host not in known), key=lambda each: each.host
-            )
+            found = [record for record in records if wanted(record)]
+            in_force = await self._in_force(found)
+            merged = heapq.merge(found, (each for each in silent if each.host not in known), key=lambda each: each.host)
             for number, record in enumerate(merged, 1):
                 if number % _SLICE == 0:  # the policy may name many that never came, and nobody may want them
                     await asyncio.sleep(0)
-                if states and not any(status.state in states for status in record.certificates):
-                    continue
-                if disconnected_only and self._broker_of(record) is not None:
-                    continue
-                if healths and healths.isdisjoint(each.word for each in self._health(record, revoked[record.host])):
-                    continue
-                yield await self._view(record, revoked[record.host])
+                if record.host in known or wanted(record):
+                    yield self._view(record, revoked[record.host], in_force)
             if is_last:
                 return
             after = records[-1].host
+
+    async def _in_force(self, records: Sequence[HostRecord]) -> Mapping[str, Sequence[InForce]]:
+        """The certificates in force of hosts without a stream here; a stream knows what its host doesn't know."""
+        away = [one.host for one in records if one.certificates and one.host not in self._hub.registry]
+        found: dict[str, list[InForce]] = defaultdict(list)
+        if away:
+            for each in await self._plans.in_force_of(away, self._clock.now()):
+                found[each.host].append(each)
+        return found
 
     async def _revoked(self, hosts: Sequence[str] | None) -> Mapping[str, Revoked]:
         """The revoked certificates of these hosts, or of all."""
@@ -236,15 +250,12 @@ class FleetView:
         host, now = self._knowledge(record, revoked), self._clock.now()
         return [certificate_health(status, host, now) for status in record.certificates]
 
-    async def _view(self, record: HostRecord, revoked: Revoked) -> HostView:
+    def _view(self, record: HostRecord, revoked: Revoked, in_force: Mapping[str, Sequence[InForce]]) -> HostView:
         stream = self._hub.registry.place_of(record.host)
         if stream is not None:
             pending = stream.session.pending_renewals()
-        elif record.certificates:
-            in_force = await self._plans.in_force(record.host, self._clock.now())
-            pending = tuple(unknown_plans(in_force, record.certificates))
         else:
-            pending = ()
+            pending = tuple(unknown_plans(in_force.get(record.host, ()), record.certificates))
         grant = self._policy.current.find_grant(record.host)
         known = self._identities.known(record.host)
         return HostView(
