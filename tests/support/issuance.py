@@ -15,7 +15,7 @@ from unittest import mock
 from certplane.broker.audit import RepeatCoalescer
 from certplane.broker.audit.fallback import FailureMode
 from certplane.broker.events import AuditEventType
-from certplane.broker.issuance import steps
+from certplane.broker.issuance import order_context
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.commands import IssueCommand
 from certplane.broker.issuance.context import IssuancePorts
@@ -263,7 +263,7 @@ class World:
     @contextmanager
     def at_failpoints(self, hook: Callable[[str], None]) -> Iterator[None]:
         """Call `hook` at each failpoint that an order passes."""
-        with mock.patch.object(steps, "failpoint", hook):  # the one seam that a crash needs
+        with mock.patch.object(order_context, "failpoint", hook):  # the one seam that a crash needs
             yield
 
 

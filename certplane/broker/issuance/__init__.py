@@ -16,6 +16,7 @@ nor SQL. Read in this order:
 | `elsewhere` | orders that another broker runs, for those who wait for them here |
 | `execution` | one order's run to its end: step after step, and what follows from each outcome |
 | `steps` | the steps at the CA, each journalled before the next, and their outcomes; `FAILPOINTS` |
+| `order_context` | what all orders under way share; the lease asked before each step outside |
 | `failover` | which issuer an order goes to, and which ones are out |
 | `holds` | what the issuers are not to be asked for now, and which are out of reach |
 | `validation` | the DNS part of that way: records journalled, written, seen, answered for, removed |

@@ -35,9 +35,9 @@ from certplane.broker.issuance.flights import Flight, Flights, OrderKey
 from certplane.broker.issuance.holds import IssuerHolds
 from certplane.broker.issuance.journal import Journal, OrderTakenError
 from certplane.broker.issuance.lanes import SharedLanes
+from certplane.broker.issuance.order_context import OrderContext
 from certplane.broker.issuance.queue import OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.issuance.steps import OrderContext
 from certplane.broker.issuance.tenure import LeaseLostError, Tenure
 from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.issuance.waiting import see_through, within

@@ -27,6 +27,7 @@ from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.flights import Flight
 from certplane.broker.issuance.journal import Journal, OrderEndedError
+from certplane.broker.issuance.order_context import OrderContext
 from certplane.broker.issuance.outcome import (
     Consequence,
     End,
@@ -40,7 +41,7 @@ from certplane.broker.issuance.outcome import (
     scopes_of,
 )
 from certplane.broker.issuance.queue import Place
-from certplane.broker.issuance.steps import Abandoned, Elsewhere, Failed, OrderContext, OrderSteps, Outcome, Over
+from certplane.broker.issuance.steps import Abandoned, Elsewhere, Failed, OrderSteps, Outcome, Over
 from certplane.broker.model import Order, OrderState
 from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, Refusal, RefusalError
@@ -97,7 +98,8 @@ class OrderExecution:
                 if self._started is None:
                     self._flight.begun = True
                     self._started = self._ports.clock.monotonic()
-                    await self._journal.refresh()
+                    if not self._ports.lease.shared:  # else its row was read when it got its turn
+                        await self._journal.refresh()
                 moved = await self._work(place)
                 if not moved:
                     await self._finish()  # its turn lasts until its records are removed

@@ -1,0 +1,67 @@
+"""What all orders under way in this process share, and what surrounds each of their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from certplane.broker import metrics
+from certplane.broker.issuance.authorisation import OrderAuthorisation
+from certplane.broker.issuance.condition import IssuanceCondition
+from certplane.broker.issuance.context import IssuancePorts
+from certplane.broker.issuance.failover import IssuerChoice
+from certplane.broker.issuance.holds import IssuerHolds
+from certplane.broker.issuance.lanes import SharedLanes
+from certplane.broker.issuance.queue import Lane, OrderQueue
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuance.tenure import Tenure
+from certplane.broker.issuance.validation import ChallengeRecords
+from certplane.broker.model import Order, Profile
+from certplane.runtime.failpoints import failpoint
+
+_OUTSIDE = frozenset({"create", "present", "answer", "finalize", "remove"})
+"""What can't be undone, at the CA or in the DNS. What is known already is written down all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderContext:
+    """What all orders under way share."""
+
+    ports: IssuancePorts
+    settings: IssuanceSettings
+    tenure: Tenure
+    queue: OrderQueue
+    lanes: SharedLanes
+    holds: IssuerHolds
+    choice: IssuerChoice
+    condition: IssuanceCondition
+    records: ChallengeRecords
+    authorisation: OrderAuthorisation
+
+    def lane_of(self, order: Order) -> Lane:
+        """Where the order has to take its turn: another one after it has moved."""
+        profile = self.ports.profile_of(order)
+        return Lane(order.issuer, profile.acme_profile if profile is not None else "", order.dns_names)
+
+    def next_issuer(self, order: Order, profile: Profile, left: frozenset[str]) -> str:
+        """The next of the profile's issuers that isn't out, beside those that the order has `left`; empty for none."""
+        issuers, now = self.ports.issuers_of(profile), self.ports.clock.now()
+        return self.choice.choose(issuers, order.dns_names, profile.acme_profile, now, but=left | {order.issuer})
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """A step of `steps.STEPS`: its failpoints, and its time when it succeeds.
+
+        Raises:
+            LeaseLostError: it would do something outside, where another broker may be at work on the order by now.
+        """
+        if name in _OUTSIDE:
+            self.tenure.check()
+        failpoint(f"order.{name}.before")
+        started = self.ports.clock.monotonic()
+        yield
+        spent = timedelta(seconds=self.ports.clock.monotonic() - started)
+        self.ports.meter.observe(metrics.STEP_DURATION, spent, step=name)
+        failpoint(f"order.{name}.after")
