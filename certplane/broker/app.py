@@ -6,7 +6,7 @@ problems at once), the store with its lock, spilled audit events, `broker_starte
 NOT_SERVING, calls that issue are told to come back, running orders end or are parked, hosts hear goodbye, the port
 closes, `broker_stopped` is written, the store closes, the issuing process ends.
 
-`serving.serve` is the program; `background` has what runs beside the calls.
+`serving.serve` is the program; `background` has what runs beside the calls, `wiring` and `sharing` make single parts.
 """
 
 from __future__ import annotations
@@ -14,20 +14,17 @@ from __future__ import annotations
 import logging
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import starmap
 from typing import Final
 
 from certplane import __version__
-from certplane.broker import metrics
 from certplane.broker.accounts.in_use import AccountsInUse
-from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
 from certplane.broker.configured import secret_source
-from certplane.broker.descriptors import most_connections
 from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.elsewhere import BrokersElsewhere, follow_others
 from certplane.broker.fleet.health_watch import HealthWatch
@@ -35,15 +32,9 @@ from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.view import FleetView
-from certplane.broker.identity.activation import FirstUse
-from certplane.broker.identity.admission import AdmissionControl
-from certplane.broker.identity.allowances import Allowances, AllowanceSettings
-from certplane.broker.identity.authentication import Authenticator
 from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
-from certplane.broker.issuance.settings import IssuanceSettings
-from certplane.broker.issuers.dns.settings import propagation_limit
 from certplane.broker.issuing import messages
 from certplane.broker.issuing.accounts import AccountAnswers
 from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
@@ -56,24 +47,30 @@ from certplane.broker.members.view import BrokersView
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
 from certplane.broker.policy.source import FilePolicySource
-from certplane.broker.ports import Meter
 from certplane.broker.prepared import Prepared
 from certplane.broker.reload import Reloader, trust_fields
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
-from certplane.broker.retention import Retention
 from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.edge import Edge
 from certplane.broker.services.renewal import RenewalServicer
-from certplane.broker.services.server import BrokerServer, Servicer
+from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import TrustInForce
-from certplane.broker.settings import BrokerSettings, StoreDriver
-from certplane.broker.sharing import accounts_in_use, roles_of, share_accounts, stores_of_a_broker
+from certplane.broker.settings import BrokerSettings
+from certplane.broker.sharing import accounts_in_use, membership_of, roles_of, share_accounts, stores_of_a_broker
 from certplane.broker.soundness import SoundnessWatch
 from certplane.broker.store import Stores
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
+from certplane.broker.wiring import (
+    admission_control,
+    coalescing,
+    issuance_settings,
+    listening_server,
+    metrics_listener,
+    retention_of,
+)
 from certplane.errors import RefusalError
 from certplane.runtime.clock import Clock, SystemClock
 from certplane.runtime.ids import TimeOrderedIds
@@ -140,7 +137,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         )
         issuing_started = await stack.enter_async_context(issuing.running())
         stores = await stack.enter_async_context(stores_of_a_broker(settings, secrets, clock, meter))
-        denials, repeats = await stack.enter_async_context(_coalescing(stores, clock, new_id, meter))
+        denials, repeats = await stack.enter_async_context(coalescing(stores, clock, new_id, meter))
         await stores.audit.append(_start_events(prepared, trail))
 
         plans = RenewalPlans(stores.renewal_plans)
@@ -148,7 +145,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         solver = RemoteSolver(issuing, clock)
         trust = TrustInForce(prepared.trust, clock.now())
         accounts = await accounts_in_use(settings, stores, issuers, issuing, issuing_started)
-        membership = _membership(settings, stores, lambda: _member(broker), clock=clock, meter=meter)
+        membership = membership_of(settings, stores, lambda: _member(broker), clock=clock, meter=meter)
         authority = RegistrationAuthority(
             IssuancePorts(
                 policies=prepared.policy,
@@ -176,9 +173,9 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 rng=rng,
                 new_id=new_id,
             ),
-            _issuance_settings(settings, accounts),
+            issuance_settings(settings, accounts),
         )
-        admission = _admission(prepared, trust, stores, clock=clock, trail=trail, meter=meter)
+        admission = admission_control(prepared, trust, stores, clock=clock, trail=trail, meter=meter)
         edge = Edge(admission=admission, denials=denials, meter=meter, clock=clock, trail=trail)
         hub = FleetHub(
             store=stores.fleet,
@@ -206,7 +203,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             name=socket.gethostname(),
             others=membership.known if membership else NoOtherBrokers(),
         )
-        server = _listening(
+        server = listening_server(
             settings,
             trust,
             edge,
@@ -227,7 +224,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 BrokersView(stores.members, lambda: _member(broker), membership or LastingLease()),
             ),
         )
-        listener = stack.enter_context(_metrics(settings, meter))
+        listener = stack.enter_context(metrics_listener(settings, meter))
         reloader = Reloader(
             trust=trust,
             files=prepared.trust_files,
@@ -278,7 +275,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             settings=hub.context.settings,
         )
         soundness = SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter)
-        retention = _retention(settings, stores, files, clock=clock, meter=meter)
+        retention = retention_of(settings, stores, files, clock=clock, meter=meter)
         lease = membership or LastingLease()
         roles = roles_of(
             stores,
@@ -314,27 +311,6 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         ):
             await stack.enter_async_context(running(work, name))
         yield broker
-
-
-@contextmanager
-def _metrics(settings: BrokerSettings, meter: PrometheusMeter) -> Iterator[MetricsListener | None]:
-    """The listener for metrics, where there is to be one."""
-    if settings.metrics.address is None:
-        yield None
-        return
-    with closing(MetricsListener(settings.metrics.address, meter.registry)) as listener:
-        yield listener
-
-
-def _membership(
-    settings: BrokerSettings, stores: Stores, me: Callable[[], Member], *, clock: Clock, meter: Meter
-) -> Membership | None:
-    """This broker's, where others can open the same database."""
-    if settings.store.driver is StoreDriver.SQLITE:
-        meter.level(metrics.LEASE, 1)  # the file's lock is its lease
-        meter.level(metrics.BROKERS, 1)
-        return None
-    return Membership(stores.members, me, clock, meter)
 
 
 @asynccontextmanager
@@ -375,86 +351,6 @@ def _member(broker: Broker) -> Member:
         audit_mode=broker.settings.audit.mode,
         account_keys=tuple(starmap(AccountKey, sorted(broker.accounts.keys.items()))),
         reuse_port=broker.settings.server.reuse_port,
-    )
-
-
-@asynccontextmanager
-async def _coalescing(
-    stores: Stores, clock: Clock, new_id: Callable[[], str], meter: Meter
-) -> AsyncIterator[tuple[DenialCoalescer, RepeatCoalescer]]:
-    """What counts repeated audit events, after the counts of a broker that was killed have become events."""
-    await stores.repeats.recover()
-    denials = DenialCoalescer(stores.audit, clock, new_id)
-    repeats = RepeatCoalescer(stores.audit, stores.repeats, clock, new_id, meter=meter)
-    async with denials.running(), repeats.running():
-        yield denials, repeats
-
-
-def _retention(
-    settings: BrokerSettings, stores: Stores, files: BlockingPool, *, clock: Clock, meter: Meter
-) -> Retention:
-    places = {"store": settings.store.path.parent} if settings.store.driver is StoreDriver.SQLITE else {}
-    if settings.audit.enabled:
-        places["spill"] = settings.spill_path.parent
-    return Retention(
-        stores.upkeep,
-        keep_audit=settings.audit.keep.span,
-        keep_ended=settings.store.keep.span,
-        places=places,
-        clock=clock,
-        meter=meter,
-        files=files,
-    )
-
-
-def _issuance_settings(settings: BrokerSettings, account_keys_sha256: Collection[str]) -> IssuanceSettings:
-    defaults = IssuanceSettings()
-    # The check ends by itself at its own limit, with the server's name in its error; this one only backs it.
-    propagation_timeout = propagation_limit(settings.issuer.acme, settings.dns) + timedelta(seconds=10)
-    return IssuanceSettings(
-        limits=settings.rate_limits.durable_limits,
-        account_keys_sha256=account_keys_sha256,
-        propagation_timeout=propagation_timeout,
-        order_time_limit=max(defaults.order_time_limit, 2 * propagation_timeout),
-    )
-
-
-def _admission(
-    prepared: Prepared,
-    trust: TrustInForce,
-    stores: Stores,
-    *,
-    clock: Clock,
-    trail: AuditTrail,
-    meter: Meter,
-) -> AdmissionControl:
-    server = prepared.settings.server
-    allowances = AllowanceSettings(
-        calls_per_second=server.calls_per_identity_per_second, calls_burst=server.calls_burst
-    )
-    return AdmissionControl(
-        authenticator=Authenticator(
-            trust=trust,
-            policy=prepared.policy,
-            deny_list=stores.deny_list,
-            min_tls_version=server.tls.min_version,
-            provisioners=server.mtls.accepted_provisioners,
-            clock=clock,
-        ),
-        first_use=FirstUse(ledger=stores.identities, clock=clock, trail=trail, meter=meter),
-        allowances=Allowances(allowances, clock),
-        clock=clock,
-    )
-
-
-def _listening(settings: BrokerSettings, trust: TrustInForce, edge: Edge, *servicers: Servicer) -> BrokerServer:
-    return BrokerServer(
-        address=settings.server.address.target,
-        reuse_port=settings.server.reuse_port,
-        connections=most_connections(),
-        tls=trust.tls,
-        edge=edge,
-        servicers=servicers,
     )
 
 

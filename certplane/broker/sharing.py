@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from functools import partial
@@ -20,6 +20,7 @@ from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.issuing.remote import RemoteIssuer
 from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.membership import Membership
+from certplane.broker.members.model import Member
 from certplane.broker.members.ports import LastingLease, MemberStore
 from certplane.broker.members.roles import FLEET_HEALTH, SOUNDNESS, UPKEEP, Roles, SoleRoleStore, renewal_information
 from certplane.broker.members.skew import check_clock
@@ -78,6 +79,17 @@ async def succeed(lock: SpillLock, members: MemberStore) -> None:
         fields = {"broker_id": before}
         _logger.info("the broker that ran here before was killed: its orders are free", extra={"fields": fields})
     lock.name(members.broker_id)
+
+
+def membership_of(
+    settings: BrokerSettings, stores: Stores, me: Callable[[], Member], *, clock: Clock, meter: Meter
+) -> Membership | None:
+    """This broker's, where others can open the same database."""
+    if settings.store.driver is StoreDriver.SQLITE:
+        meter.level(metrics.LEASE, 1)  # the file's lock is its lease
+        meter.level(metrics.BROKERS, 1)
+        return None
+    return Membership(stores.members, me, clock, meter)
 
 
 def roles_of(

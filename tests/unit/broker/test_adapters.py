@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from certplane.broker import adapters, database
-from certplane.broker.app import _issuance_settings
 from certplane.broker.checking import check
 from certplane.broker.issuers.attempts import Deadline
 from certplane.broker.issuers.dns.dns_messages import name_of
@@ -23,6 +22,7 @@ from certplane.broker.issuers.dns.solver import DnsSolver
 from certplane.broker.model import PreflightResult
 from certplane.broker.preflight import preflight
 from certplane.broker.settings import BrokerSettings, load_settings
+from certplane.broker.wiring import issuance_settings
 from certplane.errors import ConfigurationError
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.pool import BlockingPool
@@ -288,7 +288,7 @@ async def test_account_key_is_made_once(files: BrokerFiles) -> None:
     first = (await account_keys(made))["default"]
     assert (await account_keys(made))["default"].public_key_sha256 == first.public_key_sha256
     assert (files.directory / "account.key").stat().st_mode & 0o777 == 0o600
-    assert _issuance_settings(made, {first.public_key_sha256}).account_keys_sha256 == {first.public_key_sha256}
+    assert issuance_settings(made, {first.public_key_sha256}).account_keys_sha256 == {first.public_key_sha256}
 
 
 async def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
@@ -308,7 +308,7 @@ async def test_every_issuer_has_its_own_account(files: BrokerFiles) -> None:
     assert issuers["other"].directory == "https://other.test/directory"
     keys = {account.public_key_sha256 for account in accounts.values()}
     assert len(keys) == 2
-    assert _issuance_settings(made, keys).account_keys_sha256 is keys
+    assert issuance_settings(made, keys).account_keys_sha256 is keys
 
 
 async def test_what_is_wrong_with_a_further_issuer_is_told_of_it(files: BrokerFiles) -> None:
@@ -384,7 +384,7 @@ def test_limits_and_times_reach_the_story(files: BrokerFiles) -> None:
         rate_limits={"per_identity_per_hour": 7, "per_identity_profile_per_hour": 0},
         issuer__acme__propagation={"timeout": "20m", "settle": "10s", "nameservers": ["127.0.0.1:9"]},
     )
-    story = _issuance_settings(made, [])
+    story = issuance_settings(made, [])
     assert story.limits.per_identity_per_hour == 7
     assert story.limits.per_identity_profile_per_hour is None
     assert story.propagation_timeout.total_seconds() > 20 * 60

@@ -1,0 +1,123 @@
+"""Parts of a broker that follow from its settings and from a few others, put together for `app`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from datetime import timedelta
+
+from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
+from certplane.broker.descriptors import most_connections
+from certplane.broker.events import AuditTrail
+from certplane.broker.identity.activation import FirstUse
+from certplane.broker.identity.admission import AdmissionControl
+from certplane.broker.identity.allowances import Allowances, AllowanceSettings
+from certplane.broker.identity.authentication import Authenticator
+from certplane.broker.issuance.settings import IssuanceSettings
+from certplane.broker.issuers.dns.settings import propagation_limit
+from certplane.broker.metrics_listener import MetricsListener
+from certplane.broker.ports import Meter
+from certplane.broker.prepared import Prepared
+from certplane.broker.retention import Retention
+from certplane.broker.services.interceptors.edge import Edge
+from certplane.broker.services.server import BrokerServer, Servicer
+from certplane.broker.services.trust import TrustInForce
+from certplane.broker.settings import BrokerSettings, StoreDriver
+from certplane.broker.store import Stores
+from certplane.broker.telemetry import PrometheusMeter
+from certplane.runtime.clock import Clock
+from certplane.runtime.pool import BlockingPool
+
+
+@contextmanager
+def metrics_listener(settings: BrokerSettings, meter: PrometheusMeter) -> Iterator[MetricsListener | None]:
+    """The listener for metrics, where there is to be one."""
+    if settings.metrics.address is None:
+        yield None
+        return
+    with closing(MetricsListener(settings.metrics.address, meter.registry)) as listener:
+        yield listener
+
+
+@asynccontextmanager
+async def coalescing(
+    stores: Stores, clock: Clock, new_id: Callable[[], str], meter: Meter
+) -> AsyncIterator[tuple[DenialCoalescer, RepeatCoalescer]]:
+    """What counts repeated audit events, after the counts of a broker that was killed have become events."""
+    await stores.repeats.recover()
+    denials = DenialCoalescer(stores.audit, clock, new_id)
+    repeats = RepeatCoalescer(stores.audit, stores.repeats, clock, new_id, meter=meter)
+    async with denials.running(), repeats.running():
+        yield denials, repeats
+
+
+def retention_of(
+    settings: BrokerSettings, stores: Stores, files: BlockingPool, *, clock: Clock, meter: Meter
+) -> Retention:
+    """What keeps the database small, and watches the room that it has."""
+    places = {"store": settings.store.path.parent} if settings.store.driver is StoreDriver.SQLITE else {}
+    if settings.audit.enabled:
+        places["spill"] = settings.spill_path.parent
+    return Retention(
+        stores.upkeep,
+        keep_audit=settings.audit.keep.span,
+        keep_ended=settings.store.keep.span,
+        places=places,
+        clock=clock,
+        meter=meter,
+        files=files,
+    )
+
+
+def issuance_settings(settings: BrokerSettings, account_keys_sha256: Collection[str]) -> IssuanceSettings:
+    """The issuance core's, as broker.yml has them; `account_keys_sha256` are the keys that no certificate may have."""
+    defaults = IssuanceSettings()
+    # The check ends by itself at its own limit, with the server's name in its error; this one only backs it.
+    propagation_timeout = propagation_limit(settings.issuer.acme, settings.dns) + timedelta(seconds=10)
+    return IssuanceSettings(
+        limits=settings.rate_limits.durable_limits,
+        account_keys_sha256=account_keys_sha256,
+        propagation_timeout=propagation_timeout,
+        order_time_limit=max(defaults.order_time_limit, 2 * propagation_timeout),
+    )
+
+
+def admission_control(
+    prepared: Prepared,
+    trust: TrustInForce,
+    stores: Stores,
+    *,
+    clock: Clock,
+    trail: AuditTrail,
+    meter: Meter,
+) -> AdmissionControl:
+    """What every call passes."""
+    server = prepared.settings.server
+    allowances = AllowanceSettings(
+        calls_per_second=server.calls_per_identity_per_second, calls_burst=server.calls_burst
+    )
+    return AdmissionControl(
+        authenticator=Authenticator(
+            trust=trust,
+            policy=prepared.policy,
+            deny_list=stores.deny_list,
+            min_tls_version=server.tls.min_version,
+            provisioners=server.mtls.accepted_provisioners,
+            clock=clock,
+        ),
+        first_use=FirstUse(ledger=stores.identities, clock=clock, trail=trail, meter=meter),
+        allowances=Allowances(allowances, clock),
+        clock=clock,
+    )
+
+
+def listening_server(settings: BrokerSettings, trust: TrustInForce, edge: Edge, *servicers: Servicer) -> BrokerServer:
+    """The server, which doesn't listen yet."""
+    return BrokerServer(
+        address=settings.server.address.target,
+        reuse_port=settings.server.reuse_port,
+        connections=most_connections(),
+        tls=trust.tls,
+        edge=edge,
+        servicers=servicers,
+    )
