@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from certplane.sandbox.deployment import run_program
 from certplane.v1 import fleet_pb2 as pb
 from certplane.v1 import fleet_pb2_grpc
 from tests.support.fleet import OPERATOR, Fleet, policy_of
+from tests.support.killing import killing_at
 from tests.support.next_release import NEXT_REVISION, NEXT_VERSION, next_release
 from tests.support.parts import need_part
 from tests.support.several_brokers import Broker
@@ -51,7 +53,7 @@ async def _refused_start(broker: Broker, environment: dict[str, str]) -> str:
 
 
 async def test_brokers_are_upgraded_one_by_one_and_back(tmp_path: Path, postgres_url: str) -> None:
-    """The later one migrates while the other serves; both issue; the older one starts again, and takes its place again."""
+    """The later one migrates while the other serves, and both issue. The older one starts again, and takes its place."""
     need_part("pebble")
     later = next_release(tmp_path / "later")
     async with Fleet.running(tmp_path / "fleet", _POLICY, [postgres_url] * 2) as fleet:
@@ -72,7 +74,13 @@ async def test_brokers_are_upgraded_one_by_one_and_back(tmp_path: Path, postgres
         assert f"the database has the schema {NEXT_REVISION} of a newer certplane-broker" in staying.log
         await _each_issues(fleet, staying, upgraded)
 
+        # The way back, from the midst of an order: what the later one has begun, the older ones end.
+        await upgraded.start({**later, **killing_at("order.finalize.before")})
+        csr = fleet.csr(*_NAMES)
+        asking = asyncio.create_task(fleet.certificate(_HOST, "web", csr, upgraded, staying))
+        await until(lambda: not upgraded.process.running, what="the kill")
         await upgraded.start()
+        await asking
         await _each_issues(fleet, staying, upgraded)
         assert not (await _brokers(fleet, upgraded)).differences
         assert await _revision(fleet) == NEXT_REVISION
