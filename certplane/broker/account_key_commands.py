@@ -18,7 +18,7 @@ from certplane.broker.commands import Row
 from certplane.broker.configured import located, secret_source
 from certplane.broker.database import open_store
 from certplane.broker.events import AuditTrail
-from certplane.broker.issuers.acme_account import AccountKey, create_key_file, unwritable
+from certplane.broker.issuers.acme_account import AccountKey, create_key_file, unusable_file
 from certplane.broker.issuers.acme_keeping import KeptInStore, Seal
 from certplane.broker.settings import BrokerSettings
 from certplane.broker.store import Stores
@@ -91,7 +91,7 @@ async def export_account_key(settings: BrokerSettings, path: Path, name: str = "
         try:
             made = create_key_file(path, key.pem())
         except OSError as error:
-            raise unwritable(path, error, "account export") from error
+            raise unusable_file(path, error, "account export") from error
         if not made:
             raise OperationError(f"{path} is there already", remedy="name a new file: none is overwritten")
     return _row(ca, key)

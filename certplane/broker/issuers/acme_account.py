@@ -73,7 +73,7 @@ class AccountKey:
                 create_key_file(path, private_key_pem(generate_private_key(KeyType.EC_P256)))
                 pem = _read(path, setting) or b""
         except OSError as error:
-            raise unwritable(path, error, setting) from error
+            raise unusable_file(path, error, setting) from error
         return cls.from_pem(pem, str(path), setting, remedy=_PUT_OR_MOVE)
 
     @classmethod
@@ -132,7 +132,7 @@ class AccountKeyFile:
                 self._next, self._setting
             )  # never made here: the change may be confirmed by another at this moment
         except OSError as error:
-            raise unwritable(self._next, error, self._setting) from error
+            raise unusable_file(self._next, error, self._setting) from error
         return None if pem is None else AccountKey.from_pem(pem, str(self._next), self._setting, remedy=_PUT_OR_MOVE)
 
     def prepare(self) -> AccountKey:
@@ -146,7 +146,7 @@ class AccountKeyFile:
                 self._next.replace(self._path)
             _sync_folder(self._path)
         except OSError as error:
-            raise unwritable(self._path, error, self._setting) from error
+            raise unusable_file(self._path, error, self._setting) from error
 
     def discard(self) -> None:
         """The CA has refused the new key."""
@@ -154,7 +154,7 @@ class AccountKeyFile:
             self._next.unlink(missing_ok=True)
             _sync_folder(self._path)
         except OSError as error:
-            raise unwritable(self._next, error, self._setting) from error
+            raise unusable_file(self._next, error, self._setting) from error
 
 
 def _read(path: Path, setting: str) -> bytes | None:
@@ -206,7 +206,7 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def unwritable(path: Path, error: OSError, setting: str) -> ConfigurationError:
+def unusable_file(path: Path, error: OSError, setting: str) -> ConfigurationError:
     """The error of a key's file that can't be read or made."""
     remedy = "check the folder and its owner"
     if isinstance(error, PermissionError):

@@ -30,9 +30,7 @@ from certplane.runtime.pool import BlockingPool
 _log = logging.getLogger(__name__)
 
 NEXT: Final = ".next"
-"""After the name of a file or a secret: that of the new key while a change is under way."""
-
-
+"""After the name of a secret: that of the new key while a change is under way."""
 _SEAL_SETTING: Final = "store.seal_secret"
 _HOW_TO_MAKE_A_KEY: Final = "`openssl ecparam -name prime256v1 -genkey -noout` makes one"
 
@@ -99,15 +97,27 @@ class KeptInSecret(AccountKeeper):
     def __init__(self, secrets: SecretSource, name: str, setting: str) -> None:
         """Nothing is read yet; `setting` is the key that names the secret, for errors."""
         self._secrets, self._name, self._setting = secrets, name, setting
-        self._told = ""
+        self._settled: tuple[str, bool] = ("", False)
+        self._replaced: dict[str, str] = {}
+        """The keys that were the account's, and which took their places (SHA-256), as far as this process knows."""
 
     @override
     async def find(self) -> AccountKey:
-        return await self._read(self._name)
+        key = await self._read(self._name)
+        taken = self._replaced.get(key.public_key_sha256)
+        if taken is None:
+            return key
+        # It isn't copied yet. Whoever asked the CA with the old key would make a second account.
+        new = await self.pending()
+        if new is not None and new.public_key_sha256 == taken:
+            return new
+        message = f"the secret {self._name!r} isn't the account's key any more, which is {taken}"
+        remedy = f"put into it what was in {self._name + NEXT!r}; for another account, restart the broker"
+        raise _problem(self._setting, message, remedy)
 
     @override
     async def load(self) -> AccountKey:
-        return await self._read(self._name)
+        return await self.find()
 
     @override
     async def pending(self) -> AccountKey | None:
@@ -125,20 +135,21 @@ class KeptInSecret(AccountKeeper):
         if new is None:
             remedy = f"put a new key into the secret {name!r} ({_HOW_TO_MAKE_A_KEY}), then repeat the command"
             raise _problem(self._setting, f"the broker writes no secrets, and there is none named {name!r}", remedy)
-        if new.public_key_sha256 == (await self.find()).public_key_sha256:
+        if new.public_key_sha256 == (await self._read(self._name)).public_key_sha256:
             message = f"the secrets {self._name!r} and {name!r} hold the same key"
             raise _problem(self._setting, message, f"put a new one into {name!r}: {_HOW_TO_MAKE_A_KEY}")
         return new
 
     @override
     async def settle(self, new: AccountKey, *, taken: bool) -> None:
-        if self._told == new.public_key_sha256:
+        name, sha256 = self._name + NEXT, new.public_key_sha256
+        before, self._settled = self._settled, (sha256, taken)
+        if before == self._settled:
             return
-        self._told = new.public_key_sha256
-        name = self._name + NEXT
         if not taken:
             _log.warning("the CA has refused the key of the secret %r, which isn't used", name)
-        elif (await self.find()).public_key_sha256 != new.public_key_sha256:
+        elif (old := (await self._read(self._name)).public_key_sha256) != sha256:
+            self._replaced[old] = sha256
             _log.warning("the account's key is that of the secret %r now: put it into %r too", name, self._name)
 
     async def _read(self, name: str, *, there: bool = True) -> AccountKey:

@@ -6,6 +6,7 @@ What crosses is sealed. The broker reads no seal secret, so that the keys are in
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 
 from typing_extensions import override
@@ -13,7 +14,9 @@ from typing_extensions import override
 from certplane.broker.accounts.model import Account
 from certplane.broker.accounts.ports import AccountRows
 from certplane.broker.issuing import messages as m
-from certplane.errors import Reason, RefusalError
+from certplane.errors import Reason, Refusal, RefusalError
+
+_logger = logging.getLogger(__name__)
 
 _UNREACHABLE = "the broker's database can't be reached by its issuing process"
 
@@ -101,6 +104,10 @@ class AccountAnswers:
                     return m.AccountAnswer(question.number, self._known[which], None)
                 case _:
                     return m.AccountAnswer(question.number, None, error.refusal)
+        except Exception:  # a bug, or a store that is just being closed: who asked must not wait for ever
+            _logger.exception("a question of the issuing process about an account failed unexpectedly")
+            refusal = Refusal(Reason.STORE_UNAVAILABLE, _UNREACHABLE)
+            return m.AccountAnswer(question.number, None, refusal)
 
     async def _answer(self, question: m.FindAccount | m.ChangeAccount) -> Account | None:
         if self._rows is None:

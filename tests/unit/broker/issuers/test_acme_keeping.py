@@ -107,7 +107,14 @@ async def test_the_operator_ends_a_change_of_a_secret(places: Places, caplog: py
     new = await keeper.prepare()
     for _ in range(2):
         await keeper.settle(new, taken=True)
+        assert sha(await keeper.find()) == sha(new)
     assert caplog.text.count("put it into 'acme/key' too") == 1
+    taken = places.secrets.secrets.pop("acme/key.next")
+    with pytest.raises(ConfigurationError, match="isn't the account's key any more, which is " + sha(new)):
+        await keeper.find()
+    places.secrets.secrets["acme/key"], old = pem(), places.secrets.secrets["acme/key"]
+    assert sha(await keeper.find()) not in ("", sha(new)), "a later change, of which this broker hasn't heard"
+    places.secrets.secrets |= {"acme/key": old, "acme/key.next": taken}
     places.secrets.secrets["acme/key"] = places.secrets.secrets["acme/key.next"]
     assert sha(await keeper.find()) == sha(new)
     with pytest.raises(ConfigurationError, match=r"hold the same key; put a new one into 'acme/key\.next'"):

@@ -70,6 +70,17 @@ async def test_a_refusal_is_one_there_too() -> None:
         assert caught.value.refusal == UNAVAILABLE.refusal
 
 
+async def test_a_bug_is_an_answer_too(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has it whole, and the issuing process doesn't wait for ever."""
+    pair, rows = Pair(), FakeAccounts()
+    pair.answers.open(rows, lambda _issuer, _sha256: None)
+    rows.faults.fail("find", RuntimeError("closed"))
+    with pytest.raises(RefusalError) as caught:
+        await pair.asked.find("default", DIRECTORY)
+    assert caught.value.refusal.reason is Reason.STORE_UNAVAILABLE
+    assert "RuntimeError: closed" in caplog.text
+
+
 async def test_an_answer_that_nobody_waits_for_any_more() -> None:
     """It is passed over, as is one to no question."""
     pair = Pair()
