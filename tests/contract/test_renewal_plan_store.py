@@ -45,7 +45,7 @@ def plan_of(record: CertificateRecord, **values: Any) -> RenewalPlan:
 
 
 async def in_force(store: StoreHarness, host: str = WEB1) -> list[InForce]:
-    return list(await store.stores.renewal_plans.in_force_of([host], store.clock.now()))
+    return list(await store.stores.renewal_plans.in_force(host, store.clock.now()))
 
 
 async def ids_to_check(store: StoreHarness, limit: int = 100) -> list[str]:

@@ -197,7 +197,7 @@ async def test_a_spread_and_a_dry_run(edge: EdgeServer, fleet: Any) -> None:
     response = await fleet.RequestRenewal(request, timeout=HANG)
     left = response.last_renew_time.ToDatetime(UTC) - edge.clock.now()
     assert timedelta(seconds=2900) < left < timedelta(seconds=3001)
-    assert not any(one.plan for one in await edge.stores.renewal_plans.in_force_of([HOST], edge.clock.now()))
+    assert not any(one.plan for one in await edge.stores.renewal_plans.in_force(HOST, edge.clock.now()))
 
 
 NOTHING = pb.Selection()

@@ -127,7 +127,7 @@ async def test_what_the_ca_says_reaches_the_host(world: World, caplog: pytest.Lo
         first = (await issue(channel, profile="web", csr_pem=csr_pem())).certificate
 
         async def plan() -> RenewalPlan | None:
-            found = await broker.stores.renewal_plans.in_force_of([HOST], world.clock.now())
+            found = await broker.stores.renewal_plans.in_force(HOST, world.clock.now())
             return next((one.plan for one in found if one.certificate_id == first.certificate_id), None)
 
         async def shown() -> datetime:

@@ -215,6 +215,8 @@ class FleetView:
     async def _in_force(self, records: Sequence[HostRecord]) -> Mapping[str, Sequence[InForce]]:
         """The certificates in force of hosts without a stream here; a stream knows what its host doesn't know."""
         away = [one.host for one in records if one.certificates and one.host not in self._hub.registry]
+        if len(away) == 1:  # whom a watcher is told of, mostly
+            return {away[0]: await self._plans.in_force(away[0], self._clock.now())}
         found: dict[str, list[InForce]] = defaultdict(list)
         if away:
             for each in await self._plans.in_force_of(away, self._clock.now()):

@@ -170,6 +170,10 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RenewalChe
         return kept
 
     @override
+    async def in_force(self, host: str, now: datetime) -> Sequence[InForce]:
+        return await self._store.in_force(host, now)
+
+    @override
     async def in_force_of(self, hosts: Sequence[str], now: datetime) -> Sequence[InForce]:
         return await self._store.in_force_of(hosts, now)
 

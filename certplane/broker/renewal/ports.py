@@ -33,8 +33,12 @@ class RenewalPlanStore(Protocol):
         """
         ...
 
+    async def in_force(self, host: str, now: datetime) -> Sequence[InForce]:
+        """The certificates in force of one identity, with their plans."""
+        ...
+
     async def in_force_of(self, hosts: Sequence[str], now: datetime) -> Sequence[InForce]:
-        """The certificates in force of these identities, with their plans, by host."""
+        """Those of several identities, by host."""
         ...
 
     async def find(self, certificate_id: str, now: datetime) -> InForce | None:

@@ -76,6 +76,7 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RenewalChecks):
         plan = tuple(plans[name] for name in PLAN.names)
         row = (*(certificates.c[name] for name in _CERTIFICATE_COLUMNS), *plan)
         standing = select(*row).select_from(planned).where(_in_force(renewal_plans))
+        self._of_host = compiler(standing.where(plans.host == bindparam("host")).order_by(plans.certificate_id))
         self._of_hosts = compiler(standing.where(plans.host.in_(HOSTS)))
         self._of_certificate = compiler(standing.where(plans.certificate_id == bindparam("certificate_id")))
         selected = (
@@ -183,6 +184,12 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RenewalChecks):
         self._rows.set(session, plans)
         for plan in plans:
             self._changes.add_shared(session, ChangeKind.PLAN, plan.certificate_id)
+
+    @override
+    async def in_force(self, host: str, now: datetime) -> Sequence[InForce]:
+        with reading():
+            rows = await self._database.all(self._of_host, {"host": host, "now": to_micros(now)})
+        return [_in_force_from_row(row) for row in rows]
 
     @override
     async def in_force_of(self, hosts: Sequence[str], now: datetime) -> Sequence[InForce]:

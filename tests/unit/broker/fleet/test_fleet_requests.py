@@ -150,7 +150,7 @@ async def test_an_empty_selection_picks_nothing(desk: Desk) -> None:
 
 async def report(desk: Desk, number: int, *, again: timedelta, failures: int = 3) -> None:
     """The host has its certificate, and waits after a failure."""
-    (certificate,) = await desk.plans.in_force_of([f"web{number}.example"], desk.clock.now())
+    (certificate,) = await desk.plans.in_force(f"web{number}.example", desk.clock.now())
     now = desk.clock.now()
     status = CertificateStatus(
         "web",
@@ -168,7 +168,7 @@ async def report(desk: Desk, number: int, *, again: timedelta, failures: int = 3
 
 
 async def due(desk: Desk, number: int) -> str:
-    (certificate,) = await desk.plans.in_force_of([f"web{number}.example"], desk.clock.now())
+    (certificate,) = await desk.plans.in_force(f"web{number}.example", desk.clock.now())
     past = RenewalPlan(certificate.certificate_id, certificate.host, desk.clock.now() - HOUR, RenewalCause.OPERATOR)
     await desk.plans.set_plans([past])
     return certificate.certificate_id
@@ -225,7 +225,7 @@ async def test_a_host_that_comes_back_hears_what_was_asked_for_while_it_waited(
     desk: Desk, cause: RenewalCause, failed: timedelta, told: bool
 ) -> None:
     """Though it means to renew that certificate already: the wait is what it should give up."""
-    (certificate,) = await desk.plans.in_force_of(["web0.example"], desk.clock.now())
+    (certificate,) = await desk.plans.in_force("web0.example", desk.clock.now())
     now = desk.clock.now()
     plan = RenewalPlan(certificate.certificate_id, certificate.host, now, cause)
     status = CertificateStatus(
