@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from certplane.broker.members.model import Member
+from certplane.broker.model import DenyEntry
 from certplane.broker.store import files, postgresql, postgresql_schema
 from certplane.broker.store.schema import READABLE_FROM, SCHEMA_REVISION
 from certplane.errors import ConfigurationError
@@ -128,3 +129,15 @@ async def test_a_migration_shuts_out_nobody_who_runs(
         store_place.execute(f"UPDATE brokers SET schema_revision = '{NEXT}'")  # noqa: S608 - of this file
         async with store_place.open(ManualClock()):
             assert "migrated" in caplog.text
+
+
+async def test_what_a_newer_release_tells_of_is_passed_over(place: StorePlace) -> None:
+    """A kind of change that this program doesn't know is nobody's; what follows it is heard."""
+    clock = ManualClock()
+    async with place.open(clock) as stores, place.open(clock, exclusive=False) as beside:
+        await stores.changes.look()
+        place.execute("INSERT INTO changes (writer, number, kind, key, time) VALUES ('newer', 1, 'budget', 'web', 1)")
+        await beside.deny_list.deny(DenyEntry(name="web1"), [])
+        await stores.changes.look()
+        assert stores.ready()
+        assert stores.deny_list.denied("web1", "", "") is not None
