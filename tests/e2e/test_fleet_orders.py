@@ -62,13 +62,13 @@ PROFILES = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
-    """Four brokers; the CA takes a second to validate, so that orders last long enough to be met in the midst."""
+    """Four brokers; the CA validates for longer than they wait when they stop, so that orders are met in the midst."""
     need_part("pebble")
     policy = policy_of({name: [name_of(name)] for name in PROFILES}, {HOST: PROFILES})
     async with PostgresCluster(part=need_part("postgresql")) as cluster:
         url = await cluster.create_database(DATABASE)
         folder = tmp_path_factory.mktemp("fleet-orders")
-        pebble = PebbleOptions(validation_sleep=timedelta(seconds=1))
+        pebble = PebbleOptions(validation_sleep=timedelta(seconds=2))
         async with Fleet.running(folder, policy, [url] * 4, pebble=pebble) as made:
             await made.enroll(HOST)
             yield made

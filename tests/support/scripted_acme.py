@@ -74,7 +74,7 @@ class ScriptedAcme:
     Attributes:
         requests: what arrived, in order.
         slow_looks: how often a finalised order is still shown as processing.
-        validation: status of an authorization whose challenge was answered.
+        validation: status of an authorization whose challenge was answered; "processing" is of the challenge alone.
         retry_after: value of Retry-After on orders.
         alternates: how many further chains a certificate has.
         renewal_info: the directory names a renewalInfo URL; what is asked there has to be scripted.
@@ -260,6 +260,8 @@ class ScriptedAcme:
         if status == "invalid":
             error = {"type": f"{_URN}unauthorized", "detail": "Incorrect TXT record\x1b[31m found", "status": 403}
             challenge |= {"status": "invalid", "error": error}
+        elif status == "processing":  # RFC 8555 7.1.6: until it is validated the authorization is pending
+            challenge["status"], status = "processing", "pending"
         shown = {
             "status": status,
             "identifier": {"type": "dns", "value": order.names[index].removeprefix("*.")},

@@ -124,11 +124,12 @@ class AcmeOrders:
         except AcmeError as error:
             if error.refusal.reason is not Reason.ISSUER_REJECTED:
                 raise
-            # It was answered before, by a try whose answer was lost or before a restart: then it isn't pending now.
+            # It was answered before, by a try whose answer was lost, before a restart, or by the broker that had the
+            # order: then it isn't pending now, though the authorization is for as long as the CA validates.
             seen = await self._exchanges.call(
                 lambda client: client.fetch_authorization(challenge.authorization_url), deadline
             )
-            if seen.status == "pending":
+            if seen.status == "pending" and not seen.answered:
                 raise
 
     def was_sent(self, url: str) -> bool:

@@ -89,13 +89,17 @@ class AcmeOrder:
 
 @dataclass(frozen=True, slots=True)
 class AcmeAuthorization:
-    """An authorization object (RFC 8555 7.1.4): `status` as the CA writes it; `challenge` is its dns-01, if any."""
+    """An authorization object (RFC 8555 7.1.4): `status` as the CA writes it; `challenge` is its dns-01, if any.
+
+    `answered` says whether the CA has taken an answer to that: while it validates, the authorization is still pending.
+    """
 
     url: str
     domain: str
     status: str
     challenge: DnsChallenge | None
     problems: tuple[ProblemDocument, ...]
+    answered: bool = False
 
     @classmethod
     def parse(cls, url: str, body: object, thumbprint: str) -> AcmeAuthorization:
@@ -121,6 +125,7 @@ class AcmeAuthorization:
             status=_text(fields, "status"),
             challenge=_dns_challenge(url, domain, dns[0], thumbprint) if dns else None,
             problems=tuple(problems[:MOST_PROBLEMS]),
+            answered=bool(dns) and dns[0].get("status", "pending") != "pending",
         )
 
 

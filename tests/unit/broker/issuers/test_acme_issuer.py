@@ -403,6 +403,19 @@ async def test_lost_answer_to_a_challenge_is_no_failure(ca: ScriptedAcme, issuer
     assert (await issuer.answer_challenges(created, LONG)).status is IssuerOrderStatus.READY
 
 
+async def test_a_challenge_that_the_ca_is_at_work_on_takes_no_second_answer(
+    ca: ScriptedAcme, issuer: AcmeIssuer
+) -> None:
+    """Whoever takes an order over while the CA validates answers again: refused, and the order goes on."""
+    created = await issuer.create_order(csr_der(), PROFILE, LONG)
+    ca.validation = "processing"
+    ca.orders[1].names.append("third.test")
+    assert (await issuer.answer_challenges(created, SHORT)).status is IssuerOrderStatus.PENDING
+    ca.orders[1].names.pop()
+    ca.orders[1].status = "ready"
+    assert (await issuer.answer_challenges(created, LONG)).status is IssuerOrderStatus.READY
+
+
 async def test_refused_challenge_that_is_pending_is_a_failure(ca: ScriptedAcme, issuer: AcmeIssuer) -> None:
     """A refusal to take an answer is the CA's word as long as the authorization is pending."""
     created = await issuer.create_order(csr_der(), PROFILE, LONG)
