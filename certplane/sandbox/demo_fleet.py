@@ -127,9 +127,10 @@ class FleetDemo:
         show.say("A broker that stops gives back what it hasn't finished: another one goes on within a second.")
         await self._installed(stopped)
         await show.run(*_CTL, "host", "web1", table=True)
-        await self._start_again()
 
         show.heading("5. Nothing is lost, and nothing is there twice")
+        await self._start_again()
+        await show.run(*_CTL, "brokers", table=True)
         broker = ("certplane-broker", "-c", "broker/1/broker.yml")
         await show.run(*broker, "audit", "tail", "--limit", "25", table=True)
         await show.run(*broker, "certs", "list", table=True)
@@ -213,7 +214,7 @@ class FleetDemo:
     async def _start_again(self) -> None:
         for number, broker in enumerate(self._brokers, start=1):
             if not broker.process.running:
-                self._show.lines(f"\n$ certplane-broker -c broker/{number}/broker.yml serve &")
+                self._show.lines(f"$ certplane-broker -c broker/{number}/broker.yml serve &\n")
                 await broker.start()
 
 

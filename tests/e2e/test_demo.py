@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -32,14 +33,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(temporary)}
 
 
-def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(environment: dict[str, str], *arguments: str, timeout: float = HANG) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*_COMMAND, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=HANG,
+        timeout=timeout,
         check=False,
     )
 
@@ -92,6 +93,26 @@ def test_whole_story(environment: dict[str, str]) -> None:
     assert output.rstrip().endswith(_STOPPED)
     assert "PRIVATE KEY" not in output
     assert list(Path(environment["TMPDIR"]).iterdir()) == [], "the temporary folder is gone"
+
+
+def test_several_brokers(environment: dict[str, str]) -> None:
+    """One is killed and one stops, each in the midst of an order: each order ends at another one, and ends once."""
+    need_part("postgresql")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # PostgreSQL runs as another user where we are root
+        finished = run({**environment, "TMPDIR": folder}, "--brokers", "3", timeout=2 * HANG)  # a lease is waited for
+        assert list(Path(folder).iterdir()) == [], "the temporary folders are gone"
+    output = finished.stdout
+    assert finished.returncode == 0, output
+    for part, living in (("1. ", 3), ("3. ", 2), ("5. ", 3)):
+        shown = output_of(output[output.index(f"\n{part}") :], f"{CTL} brokers")
+        assert len(re.findall(r"\bheld\b", shown)) == living, part
+    assert re.search(r"^\$ kill -9 \d+$", output, re.MULTILINE)
+    assert re.search(r"^\$ kill \d+$", output, re.MULTILINE)
+    audit = output_of(output, "certplane-broker -c broker/1/broker.yml audit tail")
+    assert len(re.findall(r"\bcertificate_issued\b", audit)) == 3
+    assert "The CA says the same: 3 orders, 3 finalisations, 3 certificates." in output
+    assert output.rstrip().endswith(_STOPPED)
 
 
 def test_terminal(environment: dict[str, str]) -> None:
