@@ -1001,7 +1001,7 @@ class WatchRenewalsResponse(_message.Message):
     @_builtins.property
     def host(self) -> Global___Host:
         """A host as it is: of the snapshot, or since it came, left, or answered a directive, or since time or a revocation
-        made the health of one of its certificates another one.
+        made the health of one of its certificates another one, or since the broker may have missed what others recorded.
         """
 
     @_builtins.property

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from certplane.broker import metrics
 from certplane.broker.fleet.refusals import draining
@@ -67,6 +67,10 @@ class FleetChanged:
 Change: TypeAlias = HostChanged | CertificateChanged | CertificateRemoved | CertificateRecorded | FleetChanged
 
 
+_ALL: Final = ("", "")
+"""In the place of a host and a certificate's name."""
+
+
 class Watcher:
     """One watcher's changes that were not told yet."""
 
@@ -87,9 +91,13 @@ class Watcher:
             self._changes[key] = change
             self._some.set()
 
+    def will_read(self, host: str) -> bool:
+        """Whether the host with all its certificates is still to be read for it."""
+        return (host, "") in self._changes or _ALL in self._changes
+
     def put_all(self, change: FleetChanged) -> None:
         """Add that all is to be read, in the place of everything."""
-        self._changes = {("", ""): change}
+        self._changes = {_ALL: change}
         self._some.set()
 
     async def next_change(self) -> Change | None:
@@ -172,8 +180,9 @@ class Watchers:
         if not names:
             self.host_changed(host, time)
         for watcher in self._watchers:
-            for name in names:
-                watcher.put((host, name), CertificateRecorded(host, name, time))
+            if not watcher.will_read(host):
+                for name in names:
+                    watcher.put((host, name), CertificateRecorded(host, name, time))
 
     def fleet_changed(self, time: datetime) -> None:
         """Anything may have changed at other brokers."""

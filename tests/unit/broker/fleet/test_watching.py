@@ -53,6 +53,19 @@ async def test_what_another_broker_recorded_takes_the_place_of_what_is_known(wat
         assert await told(watcher) == [CertificateChanged("web1.example", WEB, NOW)]
 
 
+async def test_what_is_read_with_its_host_is_not_read_alone_too(watchers: Watchers) -> None:
+    """A host that comes to another broker says all that it has: one reading, not one for each certificate."""
+    with watchers.watching(lambda _: True) as watcher:
+        watchers.host_changed("web1.example", NOW)
+        watchers.recorded_elsewhere("web1.example", ["web", "mail"], NOW)
+        assert await told(watcher) == [HostChanged("web1.example", NOW)]
+        watchers.fleet_changed(NOW)
+        watchers.recorded_elsewhere("web1.example", ["web"], NOW)
+        assert await told(watcher) == [FleetChanged(NOW)]
+        watchers.recorded_elsewhere("web1.example", ["web"], NOW)
+        assert await told(watcher) == [CertificateRecorded("web1.example", "web", NOW)]
+
+
 async def test_a_fleet_that_is_to_be_read_again_is_so_once(watchers: Watchers) -> None:
     """It stands for all that was not told yet, and what comes after it is told after it."""
     with watchers.watching(lambda host: host == "web1.example") as watcher:
