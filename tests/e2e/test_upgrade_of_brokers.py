@@ -68,7 +68,7 @@ async def test_brokers_are_upgraded_one_by_one_and_back(tmp_path: Path, postgres
             answer = await _brokers(fleet, broker)
             assert {each.version for each in answer.brokers} == {__version__, NEXT_VERSION}
             assert [each.subject for each in answer.differences] == [pb.BrokerDifference.SUBJECT_VERSION]
-        await until(lambda: "the version differs" in staying.log, what="the line of the one that stays")
+        await until(lambda: "versions differ" in staying.log, what="the line of the one that stays")
 
         await staying.start()  # as after a crash of its machine
         assert f"the database has the schema {NEXT_REVISION} of a newer certplane-broker" in staying.log

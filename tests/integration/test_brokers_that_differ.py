@@ -89,7 +89,7 @@ async def test_two_brokers_that_differ(
             told = [each.subject for each in answer.differences]
             assert told == [pb.BrokerDifference.SUBJECT_POLICY, pb.BrokerDifference.SUBJECT_AUDIT_MODE]
         await until(lambda: _level(one, "policy") == _level(other, "policy") == 1, what="the metric at both")
-        assert sum("the policy differs" in record.message for record in caplog.records) == 2
+        assert sum("policies differ" in record.message for record in caplog.records) == 2
 
         second.set_policy(policy)
         assert (await other.reloader.request()).ok

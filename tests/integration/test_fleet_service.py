@@ -396,7 +396,7 @@ async def test_what_differs_is_marked(edge: EdgeServer, fleet: Any) -> None:
     assert [list(broker.differs_in) for broker in response.brokers] == [[], [], [policy]]
     (difference,) = response.differences
     assert (difference.subject, list(difference.broker_ids)) == (policy, [response.brokers[2].broker_id])
-    assert "the policy differs: " in difference.text
+    assert "policies differ: " in difference.text
     assert "certplane-broker reload" in difference.remedy
 
 

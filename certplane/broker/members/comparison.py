@@ -53,27 +53,27 @@ class Difference:
 
 _ALIKE: Final[Mapping[Subject, tuple[str, Callable[[Member], str], str]]] = {
     Subject.POLICY: (
-        "the policy",
+        "policies",
         lambda member: member.policy_hash,
         "give all brokers the same policy.yml, and reload it at each (`certplane-broker reload`)",
     ),
     Subject.TRUST: (
-        "the CAs of the identities",
+        "CAs of the identities",
         lambda member: member.trust_hash,
         "give all brokers the same server.mtls.agent_ca_bundle, and reload it at each (`certplane-broker reload`)",
     ),
     Subject.CONFIGURATION: (
-        "the configuration",
+        "configurations",
         lambda member: member.configuration_hash,
         "compare their broker.yml (addresses, files, secrets and logs may differ), and restart those that are wrong",
     ),
     Subject.AUDIT_MODE: (
-        "the audit log's mode",
+        "audit modes",
         lambda member: member.audit_mode,
         "set audit.enabled and audit.failure_mode alike at all brokers, and restart those that are wrong",
     ),
     Subject.VERSION: (
-        "the version",
+        "versions",
         lambda member: member.version,
         "upgrade the brokers that run the older one",
     ),
@@ -124,7 +124,7 @@ def _unlike(
     unlike = [group for group in groups.values() if most == second or len(group) < most]
     parts = [f"{each[:_SHOWN]} at {_all_of(group)}" for each, group in groups.items()]
     ids = tuple(member.broker_id for group in unlike for member in group)
-    return Difference(subject, f"{what} differs: {'; '.join(parts)}", remedy, ids)
+    return Difference(subject, f"{what} differ: {'; '.join(parts)}", remedy, ids)
 
 
 def _accounts(members: Sequence[Member]) -> Iterator[Difference]:
@@ -133,7 +133,7 @@ def _accounts(members: Sequence[Member]) -> Iterator[Difference]:
     }
     remedy = "let all brokers use one key (issuer.acme.account_key: {secret: NAME} or {store: true})"
     for issuer in sorted({issuer for accounts in keys.values() for issuer in accounts}):
-        what = f"the ACME account of the issuer {issuer}"
+        what = f"ACME accounts of the issuer {issuer}"
         difference = _unlike(
             Subject.ACCOUNT,
             what,

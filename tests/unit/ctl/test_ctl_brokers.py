@@ -61,8 +61,8 @@ def test_what_differs_is_marked_and_explained() -> None:
     ]
     assert marked == [(1, "POLICY")]
     assert rows[1][1] == "[::]:8443 (shared)"
-    difference = pb.BrokerDifference(subject=POLICY, text="the policy differs: a at x; b at y", remedy="reload it")
-    assert difference_lines([difference]) == ["* the policy differs: a at x; b at y; reload it"]
+    difference = pb.BrokerDifference(subject=POLICY, text="policies differ: a at x; b at y", remedy="reload it")
+    assert difference_lines([difference]) == ["* policies differ: a at x; b at y; reload it"]
 
 
 def test_a_broker_that_says_little() -> None:

@@ -37,15 +37,15 @@ def test_what_is_alike_differs_in_nothing() -> None:
 @pytest.mark.parametrize(
     ("facts", "subject", "said"),
     [
-        ({"policy_hash": "policy-b"}, Subject.POLICY, "the policy differs"),
-        ({"trust_hash": "trust-b"}, Subject.TRUST, "the CAs of the identities differs"),
-        ({"configuration_hash": "other"}, Subject.CONFIGURATION, "the configuration differs"),
-        ({"audit_mode": "off"}, Subject.AUDIT_MODE, "the audit log's mode differs"),
-        ({"version": "1.1"}, Subject.VERSION, "the version differs"),
+        ({"policy_hash": "policy-b"}, Subject.POLICY, "policies differ"),
+        ({"trust_hash": "trust-b"}, Subject.TRUST, "CAs of the identities differ"),
+        ({"configuration_hash": "other"}, Subject.CONFIGURATION, "configurations differ"),
+        ({"audit_mode": "off"}, Subject.AUDIT_MODE, "audit modes differ"),
+        ({"version": "1.1"}, Subject.VERSION, "versions differ"),
         (
             {"account_keys": (AccountKey("default", "account-b"),)},
             Subject.ACCOUNT,
-            "the ACME account of the issuer default differs",
+            "ACME accounts of the issuer default differ",
         ),
         ({"clock_skew": timedelta(hours=-1)}, Subject.CLOCK, "the clock of machine3 [::]:8443 is 1h 0m behind"),
     ],
@@ -63,7 +63,7 @@ def test_without_a_majority_all_are_named() -> None:
     """Nobody can say which of two is the right one."""
     (difference,) = compare([member(1), member(2, policy_hash="policy-b")])
     assert difference.broker_ids == ("id-1", "id-2")
-    assert difference.text == ("the policy differs: policy-a at machine1 [::]:8443; policy-b at machine2 [::]:8443")
+    assert difference.text == ("policies differ: policy-a at machine1 [::]:8443; policy-b at machine2 [::]:8443")
 
 
 def test_what_an_older_release_doesn_t_say_is_no_difference() -> None:

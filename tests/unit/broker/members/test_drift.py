@@ -96,7 +96,7 @@ async def test_a_policy_that_differs_is_said_once(caplog: pytest.LogCaptureFixtu
     assert (world.first.differs("policy"), world.second.differs("policy")) == (0, 0)
     said = [record for record in caplog.records if "brokers that share this database" in record.message]
     assert [record.levelname for record in said] == ["WARNING", "WARNING", "INFO", "INFO"]
-    assert "the policy differs: policy-a at machine1" in said[0].message
+    assert "policies differ: policy-a at machine1" in said[0].message
     assert said[0].fields["remedy"]  # type: ignore[attr-defined]
 
 
