@@ -20,7 +20,7 @@ REFUSAL = Refusal(
     problems=(ProblemDocument("urn:ietf:params:acme:error:rateLimited", "later", 429),),
     violations=(Violation("domain:shop.test", "too many"),),
 )
-HOLD = IssuerHold("a ca", "domain:shop.test", "", NOW + HOUR, REFUSAL, "")
+HOLD = IssuerHold("a ca", "https://ca.test/dir", "domain:shop.test", "", NOW + HOUR, REFUSAL, "")
 GUESS = replace(HOLD, scope="account", retry_epoch="one")
 
 
@@ -31,7 +31,7 @@ async def test_what_was_written_is_found(store: StoreHarness) -> None:
     await holds.write_holds([HOLD, GUESS, *sets], [], NOW)
     assert {hold.key: hold for hold in await holds.holds()} == {hold.key: hold for hold in (HOLD, GUESS, *sets)}
     assert await holds.find_hold(HOLD.key) == HOLD
-    assert await holds.find_hold(("a ca", "name_set", "cc")) is None
+    assert await holds.find_hold(("a ca", "https://ca.test/dir", "name_set", "cc")) is None
 
 
 async def test_a_longer_one_takes_its_place_and_a_shorter_one_does_not(store: StoreHarness) -> None:

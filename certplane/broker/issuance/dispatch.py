@@ -66,7 +66,8 @@ class OrderDispatcher:
         self._events = events
         self._authorisation = OrderAuthorisation(ports, settings.account_keys_sha256)
         queue = OrderQueue(settings.parallel_orders, settings.orders_asked_for)
-        self.holds = IssuerHolds(ports.holds, lambda: ports.epoch.current)
+        directories = {name: issuer.directory for name, issuer in ports.issuers.items()}
+        self.holds = IssuerHolds(ports.holds, directories, lambda: ports.epoch.current)
         self._choice = IssuerChoice(self.holds)
         self.condition = IssuanceCondition(ports.meter, ports.epoch)
         self._conditions = ConditionFollower(self.condition, ports.policies, ports.orders, ports.conditions)

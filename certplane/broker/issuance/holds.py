@@ -17,7 +17,7 @@ read, what is known here stays in force, and is written later.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -44,19 +44,19 @@ _OUT_OF_REACH: Final = "out_of_reach"
 """The scope of a suspicion: no CA's word, and so no `Scope`."""
 
 
-HoldKey: TypeAlias = tuple[str, str, str]
-"""Issuer, scope, and the hash of the names."""
+HoldKey: TypeAlias = tuple[str, str, str, str]
+"""Issuer, directory, scope, and the hash of the names."""
 
 
 def key_text(key: HoldKey) -> str:
-    """The key as the change feed has it: neither a scope nor a hash has a space."""
+    """The key as the change feed has it: no URL, scope or hash has a space."""
     return " ".join(key)
 
 
 def parse_key(text: str) -> HoldKey:
     """The key of `key_text`."""
-    issuer, scope, names = text.rsplit(" ", 2)
-    return issuer, scope, names
+    issuer, directory_url, scope, names = text.rsplit(" ", 3)
+    return issuer, directory_url, scope, names
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class IssuerHold:
 
     Attributes:
         issuer: Its name in the configuration.
+        directory_url: Which CA that was: what a staging CA said holds up nobody once the name is another CA's.
         scope: The text of a `Scope`, or that the issuer is out of reach.
         names_sha256: For a set of names, which one; else empty.
         until: When it ends, by the clock of the broker that was told.
@@ -73,6 +74,7 @@ class IssuerHold:
     """
 
     issuer: str
+    directory_url: str
     scope: str
     names_sha256: str
     until: datetime
@@ -82,7 +84,7 @@ class IssuerHold:
     @property
     def key(self) -> HoldKey:
         """What makes it the same hold: a longer one takes its place."""
-        return (self.issuer, self.scope, self.names_sha256)
+        return (self.issuer, self.directory_url, self.scope, self.names_sha256)
 
     def stands(self, now: datetime, epoch: str) -> bool:
         """Whether it counts at `now`, in this retry epoch."""
@@ -123,9 +125,10 @@ class HoldStore(Protocol):
 class IssuerHolds(ChangeFollower):
     """Remembers them. For the event loop's thread."""
 
-    def __init__(self, store: HoldStore, epoch: Callable[[], str]) -> None:
-        """None are known before `reread`; `epoch` says the retry epoch."""
+    def __init__(self, store: HoldStore, directories: Mapping[str, str], epoch: Callable[[], str]) -> None:
+        """None are known before `reread`; `directories` has each issuer's URL, and `epoch` says the retry epoch."""
         self._store = store
+        self._directories = directories
         self._epoch = epoch
         self._holds: dict[HoldKey, IssuerHold] = {}
         self._unsaved: dict[HoldKey, IssuerHold] = {}
@@ -149,7 +152,7 @@ class IssuerHolds(ChangeFollower):
             Whether anything is held now, or for longer, that was not before.
         """
         news = False
-        for key in _keys(lane, scopes):
+        for key in self._keys(lane, scopes):
             news = self._add(key, until, refusal, now) or news
         return news
 
@@ -158,7 +161,7 @@ class IssuerHolds(ChangeFollower):
         if not self._holds:
             return None
         epoch = self._epoch()
-        found = filter(None, map(self._holds.get, _keys(lane, Scope.over(lane.dns_names))))
+        found = filter(None, map(self._holds.get, self._keys(lane, Scope.over(lane.dns_names))))
         covering = [hold for hold in found if hold.stands(now, epoch)]
         if not covering:
             return None
@@ -171,18 +174,18 @@ class IssuerHolds(ChangeFollower):
         `save` is to follow.
         """
         until = now + max(refusal.retry_after or timedelta(), _SUSPECT_FOR)
-        self._add(_suspicion(issuer), until, refusal, now)
+        self._add(self._suspicion(issuer), until, refusal, now)
 
     def suspected(self, issuer: str, now: datetime) -> tuple[datetime, Refusal] | None:
         """Until when, and why, the issuer is thought to be out of reach; None if it isn't."""
-        suspicion = self._holds.get(_suspicion(issuer))
+        suspicion = self._holds.get(self._suspicion(issuer))
         if suspicion is None or not suspicion.stands(now, self._epoch()):
             return None
         return suspicion.until, suspicion.refusal
 
     def works(self, issuer: str) -> None:
         """The issuer has issued: it isn't suspected any more. `save` is to follow."""
-        suspicion = self._holds.pop(key := _suspicion(issuer), None)
+        suspicion = self._holds.pop(key := self._suspicion(issuer), None)
         if suspicion is not None:
             self._unsaved.pop(key, None)
             self._ended[key] = suspicion
@@ -235,16 +238,15 @@ class IssuerHolds(ChangeFollower):
         self._ended.pop(key, None)
         return True
 
+    def _keys(self, lane: Lane, scopes: Iterable[Scope]) -> Iterator[HoldKey]:
+        """The holds of these scopes, where they are about an order of `lane`."""
+        directory_url = self._directories.get(lane.issuer, "")
+        for scope in scopes:
+            names = names_sha256(lane.dns_names) if scope.kind is ScopeKind.NAME_SET else ""
+            yield lane.issuer, directory_url, str(scope), names
 
-def _keys(lane: Lane, scopes: Iterable[Scope]) -> Iterator[HoldKey]:
-    """The holds of these scopes, where they are about an order of `lane`."""
-    for scope in scopes:
-        names = names_sha256(lane.dns_names) if scope.kind is ScopeKind.NAME_SET else ""
-        yield lane.issuer, str(scope), names
-
-
-def _suspicion(issuer: str) -> HoldKey:
-    return issuer, _OUT_OF_REACH, ""
+    def _suspicion(self, issuer: str) -> HoldKey:
+        return issuer, self._directories.get(issuer, ""), _OUT_OF_REACH, ""
 
 
 def _tell(hold: IssuerHold) -> None:

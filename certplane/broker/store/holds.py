@@ -22,7 +22,7 @@ from certplane.broker.store.statements import limited_to
 from certplane.broker.store.writer import Writer
 
 _HOLD: Final = Columns(IssuerHold)
-_KEY: Final = ("issuer", "scope", "names_sha256")
+_KEY: Final = ("issuer", "directory_url", "scope", "names_sha256")
 _REMOVE_AT_ONCE: Final = 512
 """Rows of one transaction: some milliseconds of the writer."""
 

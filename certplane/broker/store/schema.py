@@ -336,6 +336,7 @@ issuer_holds = Table(
     "issuer_holds",
     metadata,
     Column("issuer", _Text, primary_key=True),
+    Column("directory_url", _Text, primary_key=True),
     Column("scope", _Text, primary_key=True),
     # Of a scope that is about one set of names; else empty.
     Column("names_sha256", _Text, primary_key=True),

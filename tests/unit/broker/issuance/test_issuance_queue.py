@@ -90,7 +90,7 @@ async def test_at_most_so_many_orders_at_once_and_a_waiting_lane_takes_no_place(
 async def test_a_limit_that_one_meets_spares_the_ca_the_rest() -> None:
     """Twenty orders with a turn each, two of which may ask at once: one refusal of the account, and eighteen hold back."""
     queue, now = OrderQueue(20, asking=2), ManualClock().now()
-    holds = IssuerHolds(MemoryStores.open(ManualClock()).holds, str)
+    holds = IssuerHolds(MemoryStores.open(ManualClock()).holds, {}, str)
     asked: list[int] = []
     until = now + timedelta(hours=1)
     limited = Refusal(Reason.ISSUER_RATE_LIMITED, "too many new orders")

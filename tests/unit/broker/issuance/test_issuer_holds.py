@@ -35,8 +35,8 @@ class Brokers:
         self.epoch = "one"
         self.database = MemoryDatabase(ManualClock())
 
-    def holds(self) -> IssuerHolds:
-        return IssuerHolds(MemoryStores.over(self.database).holds, lambda: self.epoch)
+    def holds(self, directory_url: str = "https://ca.test/dir") -> IssuerHolds:
+        return IssuerHolds(MemoryStores.over(self.database).holds, {"ca": directory_url}, lambda: self.epoch)
 
     async def started(self) -> IssuerHolds:
         holds = self.holds()
@@ -205,7 +205,7 @@ async def test_of_two_that_were_told_at_once_the_longer_one_stands(brokers: Brok
     short.hold(LANE, ACCOUNT, NOW + HOUR / 2, LIMITED, NOW)
     await long.save(NOW)
     await short.save(NOW)
-    await short.changed(["ca account "])
+    await short.changed(["ca https://ca.test/dir account "])
     for each in (long, short, await brokers.started()):
         assert each.held(LANE, NOW) == (NOW + HOUR, LIMITED)
 
@@ -221,7 +221,7 @@ async def test_a_certificate_at_any_broker_ends_a_suspicion_but_no_newer_one(bro
     second.works("ca")
     await second.save(NOW)
     assert (await brokers.started()).suspected("ca", NOW) is not None
-    await second.changed(["ca out_of_reach "])
+    await second.changed(["ca https://ca.test/dir out_of_reach "])
     second.works("ca")
     await second.save(NOW)
     assert (await brokers.started()).suspected("ca", NOW) is None
@@ -268,3 +268,21 @@ async def test_a_reading_that_was_overtaken_hides_nothing(brokers: Brokers, monk
     go_on.set()
     await rereading
     assert holds.held(LANE, NOW) is not None
+
+
+async def test_what_a_staging_ca_said_holds_up_nobody_at_another(brokers: Brokers) -> None:
+    """An issuer whose directory was corrected since keeps its name, and not what was said to it."""
+    staging = brokers.holds("https://staging.test/dir")
+    staging.hold(LANE, ACCOUNT, NOW + HOUR, LIMITED, NOW)
+    staging.suspect("ca", NOW, AWAY_TOLD)
+    await staging.save(NOW)
+    production = await brokers.started()
+    assert production.held(LANE, NOW) is None
+    assert production.suspected("ca", NOW) is None
+    production.works("ca")
+    production.hold(LANE, ACCOUNT, NOW + HOUR / 2, LIMITED, NOW)
+    await production.save(NOW)
+    again = brokers.holds("https://staging.test/dir")
+    await again.reread(NOW)
+    assert again.held(LANE, NOW) == (NOW + HOUR, LIMITED)
+    assert again.suspected("ca", NOW) is not None

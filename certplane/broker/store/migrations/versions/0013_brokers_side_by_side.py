@@ -40,12 +40,13 @@ def upgrade() -> None:
     op.create_table(
         "issuer_holds",
         sa.Column("issuer", _text, nullable=False),
+        sa.Column("directory_url", _text, nullable=False),
         sa.Column("scope", _text, nullable=False),
         sa.Column("names_sha256", _text, nullable=False),
         sa.Column("until", _time, nullable=False),
         sa.Column("refusal", _text, nullable=False),
         sa.Column("retry_epoch", _text, nullable=False),
-        sa.PrimaryKeyConstraint("issuer", "scope", "names_sha256", name="pk_issuer_holds"),
+        sa.PrimaryKeyConstraint("issuer", "directory_url", "scope", "names_sha256", name="pk_issuer_holds"),
         sqlite_strict=True,
     )
     op.create_index("ix_issuer_holds_until", "issuer_holds", ["until"])
