@@ -144,7 +144,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         issuers = {name: RemoteIssuer(issuing, name, ca.directory_url) for name, ca in settings.cas.items()}
         solver = RemoteSolver(issuing, clock)
         trust = TrustInForce(prepared.trust, clock.now())
-        accounts = await accounts_in_use(settings, stores, issuers, issuing, issuing_started)
+        accounts = await accounts_in_use(settings, stores, issuers, issuing, issuing_started, clock=clock)
         membership = membership_of(settings, stores, lambda: _member(broker), clock=clock, meter=meter)
         authority = RegistrationAuthority(
             IssuancePorts(
@@ -306,6 +306,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             ("event loop", watch_loop(meter, clock)),
             ("roles", roles.run()),
             ("free space", retention.watch()),
+            ("accounts at the CAs", accounts.run()),
             ("DNS accounts", check_dns_accounts(solver, prepared.policy)),
             ("CA directories", check_directories(issuers.values())),
         ):

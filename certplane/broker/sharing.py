@@ -149,6 +149,8 @@ async def accounts_in_use(
     issuers: Mapping[str, RemoteIssuer],
     issuing: IssuingProcess,
     started: Awaitable[object],
+    *,
+    clock: Clock,
 ) -> AccountsInUse:
     """The keys of the accounts, as the issuing process has found them when it has `started`.
 
@@ -160,7 +162,7 @@ async def accounts_in_use(
         name: AccountPlace(ca.directory_url, f"{settings.ca_section(name)}.account_key", in_store=ca.account_key.store)
         for name, ca in settings.cas.items()
     }
-    accounts = AccountsInUse(stores.accounts, places, lambda name: issuers[name].look_at_account_key(_KEY_LOOK))
+    accounts = AccountsInUse(stores.accounts, places, lambda name: issuers[name].look_at_account_key(_KEY_LOOK), clock)
     issuing.accounts.open(stores.accounts, accounts.note)
     await started
     return accounts

@@ -21,9 +21,10 @@ import pytest_asyncio
 from certplane.broker.app import Broker, open_broker
 from certplane.broker.cli import main
 from certplane.broker.issuing.remote import RemoteIssuer
+from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.prepared import prepare
 from certplane.broker.settings import load_settings
-from certplane.errors import ConfigurationError
+from certplane.errors import ConfigurationError, Reason, RefusalError
 from certplane.pki.keys import KeyType, generate_private_key, private_key_pem
 from certplane.sandbox.pebble import Pebble, PebbleOptions
 from certplane.sandbox.ports import DnsServer
@@ -205,6 +206,24 @@ async def test_the_seal_secret_is_replaced(brokers: Brokers, capsys: pytest.Capt
             assert key_of(other) == key_of(broker)
 
 
+async def test_an_issuing_process_that_is_started_again_while_the_database_is_away(
+    brokers: Brokers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the key that was read last; what it would write waits."""
+
+    async def away(*_: object) -> None:
+        raise RefusalError(Reason.STORE_UNAVAILABLE, "away")
+
+    async with brokers.open(1, STORE) as broker:
+        process = issuer_of(broker)._calls
+        assert isinstance(process, IssuingProcess)
+        before = process.pid
+        monkeypatch.setattr(broker.stores.accounts, "find", away)
+        os.kill(before, signal.SIGKILL)
+        await until(lambda: process.up and process.pid != before, what="another process")
+        assert await look(broker) == key_of(broker)
+
+
 @pytest_asyncio.fixture
 async def pebble(tmp_path: Path, dns_server: DnsServer) -> AsyncIterator[Pebble]:
     options = PebbleOptions(always_valid=True)
@@ -279,9 +298,13 @@ async def test_a_change_that_is_killed(
 
 async def look(broker: Broker) -> str:
     """Have its issuing process read the key again."""
+    return await issuer_of(broker).look_at_account_key(timedelta(seconds=HANG))
+
+
+def issuer_of(broker: Broker) -> RemoteIssuer:
     issuer = broker.authority._ports.issuers["default"]
     assert isinstance(issuer, RemoteIssuer)
-    return await issuer.look_at_account_key(timedelta(seconds=HANG))
+    return issuer
 
 
 async def command(capsys: pytest.CaptureFixture[str], config: str, *arguments: str) -> tuple[int, str]:

@@ -6,15 +6,17 @@ Rules:
   secret doesn't hold the recorded key says so and ends, as long as another one lives that has another key than it.
 - A key that the database keeps is never recorded over: nobody may have it elsewhere.
 - What another program has changed is heard through the change feed. The issuing process reads the key again; it would
-  find out by itself, but only when the CA has refused a request of the old key.
+  find out by itself, but only when the CA has refused a request of the old key. Nobody else's news waits for that
+  (`run`): a vault or the CA may be asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from typing_extensions import override
@@ -24,9 +26,12 @@ from certplane.broker.accounts.ports import AccountRows
 from certplane.broker.members.model import Member
 from certplane.broker.ports import ChangeFollower
 from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+from certplane.runtime.clock import Clock
 
 _log = logging.getLogger(__name__)
 
+_RETRY: Final = timedelta(seconds=1)
+"""Before the database is asked again."""
 _TRIES: Final = 10
 """Each is lost to another broker's start in the same moment."""
 
@@ -54,6 +59,7 @@ class AccountsInUse(ChangeFollower, Collection[str]):
         rows: AccountRows,
         places: Mapping[str, AccountPlace],
         look: Callable[[str], Awaitable[str]],
+        clock: Clock,
     ) -> None:
         """Nothing is read yet.
 
@@ -61,8 +67,12 @@ class AccountsInUse(ChangeFollower, Collection[str]):
             rows: The accounts that all brokers share.
             places: By issuer.
             look: Has the issuing process read the issuer's key again; returns the SHA-256 of the one in use then.
+            clock: For pauses.
         """
-        self._rows, self._places, self._look = rows, places, look
+        self._rows, self._places, self._look, self._clock = rows, places, look, clock
+        self._news: set[str] = set()
+        """Issuers whose accounts may have changed."""
+        self._wake = asyncio.Event()
         self._all: set[str] = set()
         self._foreign: dict[str, str] = {}
         """Keys of the record that this broker can't find where it looks, by issuer: said once each."""
@@ -138,14 +148,32 @@ class AccountsInUse(ChangeFollower, Collection[str]):
 
     @override
     async def changed(self, keys: Collection[str]) -> None:
-        for issuer in keys:
-            if issuer in self._places:
-                await self._compare(issuer)
+        self._news.update(self._places.keys() & set(keys))
+        self._wake.set()
 
     @override
     async def reread(self, since: datetime) -> None:
-        for issuer in self._places:
-            await self._compare(issuer)
+        await self.changed(self._places.keys())
+
+    async def run(self) -> None:
+        """Take in what others have changed, on and on, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if not await self.catch_up():
+                await self._clock.sleep(_RETRY)
+                self._wake.set()
+
+    async def catch_up(self) -> bool:
+        """Take in what has changed; whether the database could be read."""
+        while self._news:
+            issuer = min(self._news)
+            try:
+                await self._compare(issuer)
+            except RefusalError:  # who reads the feed says that the database is away
+                return False
+            self._news.discard(issuer)
+        return True
 
     async def _compare(self, issuer: str) -> None:
         place = self._places[issuer]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -13,6 +14,8 @@ from certplane.broker.accounts.model import Account
 from certplane.broker.members.model import AccountKey, Member
 from certplane.errors import ConfigurationError, Reason, RefusalError
 from tests.fakes.accounts import FakeAccounts
+from tests.fakes.clock import ManualClock
+from tests.support.waiting import until
 
 DIRECTORY = "https://ca.example/directory"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -26,6 +29,7 @@ class Fleet:
         self.rows = FakeAccounts()
         self.members: dict[str, Member] = {}
         self.looks: list[str] = []
+        self.clock = ManualClock()
 
     async def living(self) -> Sequence[Member]:
         return list(self.members.values())
@@ -41,9 +45,18 @@ class Fleet:
 
         keys = (AccountKey("default", key),)
         self.members[name] = Member(name, name, ":8443", "1", NOW, "", "", "", account_keys=keys)
-        accounts = AccountsInUse(self.rows, {"default": replace(PLACE, in_store=in_store)}, look)
+        accounts = AccountsInUse(self.rows, {"default": replace(PLACE, in_store=in_store)}, look, self.clock)
         accounts.note("default", key)
         return accounts
+
+    async def change(self, key: str) -> None:
+        """What a command beside another broker writes."""
+        await self.rows.change(self.rows.rows["default", DIRECTORY], Account("default", DIRECTORY, key))
+
+    async def hear(self, accounts: AccountsInUse, *issuers: str) -> bool:
+        """What the feed tells, and what comes of it."""
+        await accounts.changed(issuers or ("default",))
+        return await accounts.catch_up()
 
     async def claim(self, accounts: AccountsInUse, name: str) -> None:
         await accounts.claim(name, self.living)
@@ -106,12 +119,13 @@ async def test_another_brokers_change_is_taken(fleet: Fleet) -> None:
     """Only where the record is another one is the process asked; the old key stays one that no certificate may have."""
     broker = fleet.broker("a", "key-1", kept="key-2")
     await fleet.claim(broker, "a")
-    await broker.changed(["default", "none-of-ours"])
+    await fleet.hear(broker, "default", "none-of-ours")
     assert fleet.looks == []
-    await fleet.rows.change(fleet.rows.rows["default", DIRECTORY], Account("default", DIRECTORY, "key-2"))
-    await broker.changed(["default"])
+    await fleet.change("key-2")
+    await fleet.hear(broker)
     assert (fleet.looks, broker.keys) == (["a default"], {"default": "key-2"})
     await broker.reread(NOW)
+    await broker.catch_up()
     assert fleet.looks == ["a default"]
     assert "key-1" in broker
     assert "key-2" in broker
@@ -124,9 +138,9 @@ async def test_a_key_that_this_broker_does_not_have_is_said_once(
     """Its orders will be refused by the CA: the log has both keys and the setting to look at."""
     broker = fleet.broker("a", "key-1")
     await fleet.claim(broker, "a")
-    await fleet.rows.change(fleet.rows.rows["default", DIRECTORY], Account("default", DIRECTORY, "key-2"))
+    await fleet.change("key-2")
     for _ in range(3):
-        await broker.changed(["default"])
+        await fleet.hear(broker)
     said = [record for record in caplog.records if record.levelname == "ERROR"]
     assert [record.getMessage() for record in said] == [
         "another broker has another key for the account: give this one the same, and look at issuer.acme.account_key"
@@ -138,9 +152,28 @@ async def test_a_process_that_has_ended_tells_its_key_by_itself(fleet: Fleet, ca
     """The one that is asked in vain is no reason to say that the key is missing here."""
     broker = fleet.broker("a", "key-1", kept="away")
     await fleet.claim(broker, "a")
-    await fleet.rows.change(fleet.rows.rows["default", DIRECTORY], Account("default", DIRECTORY, "key-2"))
-    await broker.changed(["default"])
+    await fleet.change("key-2")
+    await fleet.hear(broker)
     assert "another broker has another key" not in caplog.text
     broker.note("default", "key-2")
-    await broker.changed(["default"])
+    await fleet.hear(broker)
     assert broker.keys == {"default": "key-2"}
+
+
+async def test_news_is_taken_in_beside_the_feed_and_asked_for_again(fleet: Fleet) -> None:
+    """The feed doesn't wait for a CA or a vault; a database that is away is asked again, and nothing is forgotten."""
+    broker = fleet.broker("a", "key-1", kept="key-2")
+    await fleet.claim(broker, "a")
+    await fleet.change("key-2")
+    fleet.rows.faults.fail("find", RefusalError(Reason.STORE_UNAVAILABLE, "away"), times=2)
+    running = asyncio.create_task(broker.run())
+    await broker.changed(["default"])
+    assert broker.keys == {"default": "key-1"}
+    for _ in range(2):
+        await until(lambda: fleet.clock.sleepers == 1, what="the pause")
+        fleet.clock.advance(timedelta(seconds=1))
+        await asyncio.sleep(0)
+    await until(lambda: broker.keys == {"default": "key-2"}, what="the new key")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
