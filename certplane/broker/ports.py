@@ -236,6 +236,14 @@ class SharedOrders(Protocol):
         """
         ...
 
+    async def leaving_records(self, records: Sequence[TxtRecord]) -> Collection[tuple[str, str]]:
+        """Name and value of those of `records` that an ended order still lists: its broker may be removing them.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class CertificateQuery:

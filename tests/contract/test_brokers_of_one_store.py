@@ -342,8 +342,10 @@ async def test_records_that_another_open_order_lists_are_needed(store: StoreHarn
     assert await needed(records, but=first.order_id) == set(named[10:])
     assert await needed([TxtRecord("", "another.example.org", "value_3")]) == set()
     assert await needed([]) == set()
+    assert await store.stores.shared_orders.leaving_records(records) == set()
     await other.stores.orders.change_order(second, OrderChange(state=OrderState.FAILED))
     assert await needed(records, but=first.order_id) == set()
+    assert await store.stores.shared_orders.leaving_records(records) == set(named[10:])
 
 
 async def test_a_limit_is_kept_by_brokers_that_are_asked_in_one_moment(

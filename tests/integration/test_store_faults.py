@@ -23,7 +23,9 @@ import pytest
 import pytest_asyncio
 
 from certplane.broker.audit import SpillFallback, import_spill
+from certplane.broker.ports import DurableLimits, OrderChange
 from certplane.broker.store import files, postgresql
+from certplane.broker.store.limits import LimitCheck
 from certplane.errors import CertplaneError, ConfigurationError, OperationError, Reason, RefusalError
 from tests.fakes.clock import ManualClock
 from tests.support.old_data import make_sqlite
@@ -208,6 +210,51 @@ async def test_a_short_lock_is_waited_for(sqlite_place: StorePlace) -> None:
         other.execute("ROLLBACK")
         other.close()
         await wait
+
+
+async def test_a_lock_of_a_decision_that_stays_refuses_those_who_want_one(postgres_place: StorePlace) -> None:
+    """A broker stands still in a transaction: what is written with them stands, and others go on after that."""
+    async with postgres_place.open(ManualClock(), **IMPATIENT) as stores:
+        store = StoreHarness(postgres_place, ManualClock(), stores)
+        order = await store.open_order()
+        (key,) = LimitCheck.locks(draft(), NO_LIMITS)
+        with psycopg.connect(postgres_place.url) as other:
+            other.execute("SELECT pg_advisory_xact_lock(%s, %s)", (postgresql._LOCK, key))
+            results = await asyncio.gather(
+                store.open_order(public_key_sha256="key-b"),
+                stores.audit.append([store.event()]),
+                stores.orders.change_order(order, OrderChange(acme_order_url="https://ca.example/1")),
+                return_exceptions=True,
+            )
+            assert await refusal_of(store.open_order(public_key_sha256="key-b")) is Reason.STORE_UNAVAILABLE
+            await store.open_order(public_key_sha256="key-c", identity="another")
+        refused, appended, changed = results
+        assert isinstance(refused, RefusalError)
+        assert refused.refusal.reason is Reason.STORE_UNAVAILABLE
+        assert appended is None
+        assert changed == await stores.orders.get_order(order.order_id)
+        assert len(await store.event_ids()) == 1
+        await store.open_order(public_key_sha256="key-b")
+
+
+async def test_a_server_that_repeats_reads_by_default_has_exact_limits(postgres_place: StorePlace) -> None:
+    """What is counted after a lock was had is what stands there then, and not what stood there at the beginning."""
+    async with postgres_place.open(ManualClock()):
+        pass
+    name = postgres_place.url.rpartition("/")[2].partition("?")[0]
+    postgres_place.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    limits = DurableLimits(per_identity_per_hour=3)
+    async with (
+        postgres_place.open(ManualClock()) as one,
+        postgres_place.open(ManualClock(), exclusive=False) as two,
+    ):
+        wanted = [(stores, f"key-{number}-{stores is one}") for number in range(8) for stores in (one, two)]
+        opened = await asyncio.gather(
+            *(stores.orders.open_order(draft(public_key_sha256=key), limits, []) for stores, key in wanted),
+            return_exceptions=True,
+        )
+    reasons = [result.refusal.reason for result in opened if isinstance(result, RefusalError)]
+    assert reasons == [Reason.RATE_LIMITED] * 13
 
 
 # Row 19: what stands at the path is no sound database

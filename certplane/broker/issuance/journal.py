@@ -100,6 +100,10 @@ class Journal:
         """Another order, as it durably is."""
         return await self._persist(lambda: self._ports.orders.get_order(order_id))
 
+    async def leaving(self, records: Sequence[TxtRecord]) -> Collection[tuple[str, str]]:
+        """Name and value of those of `records` that some broker may be removing for an order that has ended."""
+        return await self._persist(lambda: self._ports.shared_orders.leaving_records(records))
+
     async def needed_elsewhere(self, records: Sequence[TxtRecord]) -> Collection[tuple[str, str]]:
         """Name and value of those of `records` that another open order of any broker lists."""
         return await self._persist(lambda: self._ports.shared_orders.needed_records(records, but=self.order.order_id))

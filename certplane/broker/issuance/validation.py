@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from typing import Final
 
 from certplane.broker import metrics
 from certplane.broker.issuance.context import IssuancePorts
@@ -28,6 +29,9 @@ from certplane.broker.ports import OrderChange
 from certplane.errors import RefusalError
 
 logger = logging.getLogger(__name__)
+
+_REMOVAL: Final = timedelta(seconds=1)
+"""Between looks at whether others' removals of a record are over."""
 
 
 def merge_records(journalled: Iterable[TxtRecord], latest: Iterable[TxtRecord]) -> tuple[TxtRecord, ...]:
@@ -85,6 +89,7 @@ class ChallengeRecords:
         if len(records) < len(journalled):
             left = await self._remove_unneeded(journal)
             await journal.write(OrderChange(txt_records=(*left, *records)))
+        await self._see_removals_out(journal, records)
         with step("present"):
             self._writing[journal.order.order_id] = records
             written = await solver.present(records, timeout(settings.dns_timeout))
@@ -100,6 +105,17 @@ class ChallengeRecords:
             logger.warning(
                 "a name server does not answer; the order continues without it: %s", line, extra={"fields": fields}
             )
+
+    async def _see_removals_out(self, journal: Journal, records: Sequence[TxtRecord]) -> None:
+        """Wait, for a while, until no other order is ending that has one of these records and found nobody to need it.
+
+        From now on the order lists them, so that who looks leaves them alone; who has looked already removes them.
+        """
+        if not self._ports.lease.shared:
+            return
+        until = self._ports.clock.monotonic() + self._settings.dns_timeout.total_seconds()
+        while await journal.leaving(records) and self._ports.clock.monotonic() < until:
+            await self._ports.clock.sleep(_REMOVAL)
 
     def pop_late(self, runs: Callable[[str], object]) -> list[tuple[str, Sequence[TxtRecord]]]:
         """What may have been written for an order after another broker had taken it; `runs` says if it hasn't.

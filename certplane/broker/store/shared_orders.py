@@ -67,7 +67,6 @@ class SqlSharedOrders(SharedOrders):
         self._listing = compiler(
             SELECT_ORDER.where(
                 text(UNFINISHED),
-                text("end_time IS NULL"),
                 orders.c.order_id != bindparam("but"),
                 or_(*(orders.c.txt_records.contains(bindparam(f"value_{number}")) for number in range(_AT_ONCE))),
             )
@@ -117,14 +116,22 @@ class SqlSharedOrders(SharedOrders):
 
     @override
     async def needed_records(self, records: Sequence[TxtRecord], *, but: str = "") -> Collection[tuple[str, str]]:
+        return await self._listed(records, but, still_open=True)
+
+    @override
+    async def leaving_records(self, records: Sequence[TxtRecord]) -> Collection[tuple[str, str]]:
+        return await self._listed(records, "", still_open=False)
+
+    async def _listed(self, records: Sequence[TxtRecord], but: str, *, still_open: bool) -> Collection[tuple[str, str]]:
+        """Those of `records` that other orders than `but` list which are open, or have ended."""
         wanted = {(record.name, record.value) for record in records}
-        needed: set[tuple[str, str]] = set()
+        found: set[tuple[str, str]] = set()
         texts = sorted({value for _, value in wanted})
         for start in range(0, len(texts), _AT_ONCE):
             some = texts[start : start + _AT_ONCE]
             values = {f"value_{number}": some[min(number, len(some) - 1)] for number in range(_AT_ONCE)}
             with reading():
                 rows = await self._database.all(self._listing, {"but": but, **values})
-            listed = (record for row in rows for record in ORDER.value(row).txt_records)
-            needed.update((record.name, record.value) for record in listed)
-        return needed & wanted
+            listing = (order for order in map(ORDER.value, rows) if order.state.is_open is still_open)
+            found.update((record.name, record.value) for order in listing for record in order.txt_records)
+        return found & wanted

@@ -221,6 +221,35 @@ async def test_a_record_that_two_orders_share_stays_for_the_other(world: World, 
     assert not any(each.txt_records for each in world.orders)
 
 
+async def test_a_record_that_is_being_removed_is_written_after_that(world: World, brokers: Brokers) -> None:
+    """Its order had ended and found nobody who needs it; another one, just then, is given the same challenge."""
+    first, second = brokers
+    world.ca.shares_challenges = True
+    gate = first.solver.faults.hold("remove")
+    await ask(first, 1)
+    order = await ask(second, 2, profile="more")
+    assert states(world) == [OrderState.ISSUED, OrderState.VALIDATING]
+    assert second.solver.faults.count("present") == 0
+    gate.set()
+    await tick(world, first, second, seconds=2)
+    assert states(world) == [OrderState.ISSUED] * 2
+    assert second.issuer.faults.count("create_order") == 1
+    assert order.trouble == ""
+    assert world.dns.records == {}
+
+
+async def test_a_removal_that_never_ends_is_not_waited_for(world: World, brokers: Brokers) -> None:
+    """Its provider is away, say: the record stands, and does for the other order too."""
+    first, second = brokers
+    world.ca.shares_challenges = True
+    first.solver.faults.fail_always("remove", unavailable())
+    await ask(first, 1)
+    await ask(second, 2, profile="more")
+    assert states(world) == [OrderState.ISSUED, OrderState.VALIDATING]
+    await tick(world, first, second, seconds=70)
+    assert states(world) == [OrderState.ISSUED] * 2
+
+
 @pytest.mark.parametrize("needed", [False, True], ids=["needed by none", "needed by another"])
 async def test_a_record_that_was_written_too_late(world: World, brokers: Brokers, *, needed: bool) -> None:
     """A broker stood still right before it wrote; its heir had ended the order by then, so nobody lists the record."""
