@@ -236,6 +236,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             meter=meter,
             clock=clock,
             trail=trail,
+            shut_out=lambda anchors: (hub.registry.count_without(anchors), len(hub.registry)),
             ask_again=epoch.ask_again,
             take_limits=authority.take_limits,
             take_level=issuing.set_level,

@@ -90,7 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     checking.add_argument("--offline", action="store_true", help="don't fetch the CAs' directories")
 
     text = "make the running broker reload its files, and show what it loaded and what it refused"
-    command(commands, "reload", _reload, text)
+    reloading = command(commands, "reload", _reload, text)
+    reloading.add_argument(
+        "--confirm",
+        action="store_true",
+        help="also take a policy that removes many hosts or grants, and a bundle that shuts out connected hosts",
+    )
 
     looking = command(commands, "preflight", _preflight, "check what a profile's orders need; changes nothing")
     looking.add_argument("--profile", required=True, metavar="NAME", help="the profile, as in the policy")
@@ -252,7 +257,7 @@ def _reload(options: argparse.Namespace) -> int:
         if found is None or not os.path.lexists(control_socket(found, options.config)):
             raise
         folder = found
-    result = asyncio.run(request_reload(control_socket(folder, options.config)))
+    result = asyncio.run(request_reload(control_socket(folder, options.config), confirm=options.confirm))
     if wants_json(options):
         print_json([{"ok": result.ok, "lines": result.lines}])
     elif result.ok:

@@ -2,8 +2,9 @@
 
 A signal has no answer, so that `systemctl reload` would say yes whatever happens. A socket in a directory of mode 0700
 beside the broker's state has one: the client sends `{"command": "reload"}`, a line, and gets
-`{"ok": BOOL, "lines": [TEXT, ...]}`, a line. Only the broker's user and root can connect. A broker that can't make its
-socket serves all the same: SIGHUP still reloads, without an answer.
+`{"ok": BOOL, "lines": [TEXT, ...]}`, a line; `"confirm": true` beside the command confirms what was refused for want of
+that. Only the broker's user and root can connect. A broker that can't make its socket serves all the same: SIGHUP still
+reloads, without an answer.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import hashlib
 import json
 import logging
 import os
+import pwd
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from certplane.config.files import denied_remedy
 from certplane.errors import OperationError
 from certplane.runtime.files import give_to_service
+
+if TYPE_CHECKING:  # the command that asks needs no policy
+    from certplane.broker.policy.changes import PolicyChanges
 
 _DIRECTORY: Final = "broker-control"
 _MOST_BYTES: Final = 1024 * 1024
@@ -35,11 +41,49 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadRequest:
+    """Who wants what to be read again.
+
+    Attributes:
+        by: Who or what asks, for people.
+        confirmed: Whether it is meant that a file takes much away.
+        policy_only: Whether the policy alone is read.
+        identity: The identity of an operator who asks; empty for all else.
+        request_id: Of an operator's call.
+    """
+
+    by: str
+    confirmed: bool = False
+    policy_only: bool = False
+    identity: str = ""
+    request_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """Who asks, and whether it was confirmed."""
+        return f"{self.by}, confirmed" if self.confirmed else self.by
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What audit events say of it."""
+        return {"identity": self.identity, "request_id": self.request_id}
+
+
+@dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """What a reload did: `ok` if nothing was refused; `lines` for a person, refusals first."""
+    """What a reload did.
+
+    Attributes:
+        ok: Whether nothing was refused.
+        lines: What was taken and refused, for a person, refusals first.
+        unconfirmed: Whether something was refused that could have been confirmed.
+        changes: What the policy that was loaded changes; None if none was.
+    """
 
     ok: bool
     lines: tuple[str, ...]
+    unconfirmed: bool = False
+    changes: PolicyChanges | None = None
 
 
 def control_socket(state: Path, configuration: Path) -> Path:
@@ -56,7 +100,7 @@ def control_socket(state: Path, configuration: Path) -> Path:
 class ControlServer:
     """The broker's end. An async context manager: it listens while entered."""
 
-    def __init__(self, path: Path, reload: Callable[[], Awaitable[ReloadResult]]) -> None:
+    def __init__(self, path: Path, reload: Callable[[ReloadRequest], Awaitable[ReloadResult]]) -> None:
         """`path` is `control_socket`'s; `reload` carries a reload out and waits for its end."""
         self._path = path
         self._reload = reload
@@ -105,8 +149,10 @@ class ControlServer:
         try:
             async with asyncio.timeout(_PATIENCE):
                 line = await reader.readline()
-            if json.loads(line or b"null") == {"command": "reload"}:
-                result = await self._reload()
+            asked = json.loads(line or b"null")
+            if asked in ({"command": "reload"}, {"command": "reload", "confirm": True}):
+                by = f"`certplane-broker reload` of {_user(writer)}"
+                result = await self._reload(ReloadRequest(by, confirmed="confirm" in asked))
             else:
                 result = ReloadResult(
                     ok=False, lines=("this broker doesn't know that command; is it another release?",)
@@ -117,6 +163,16 @@ class ControlServer:
             _logger.debug("a control connection ended: %s", error)
         finally:
             await _close(writer)
+
+
+def _user(writer: asyncio.StreamWriter) -> str:
+    """Who is at the other end, as the kernel has it."""
+    credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    number = int.from_bytes(credentials[4:8], sys.byteorder)
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"uid {number}"
 
 
 def _bound(path: Path) -> socket.socket:
@@ -151,8 +207,10 @@ def _answers(path: Path) -> bool:
     return False
 
 
-async def request_reload(path: Path) -> ReloadResult:
+async def request_reload(path: Path, *, confirm: bool = False) -> ReloadResult:
     """Have the broker that listens at `path` read everything again, and wait for the result.
+
+    `confirm`: take what removes much, too.
 
     Raises:
         OperationError: no broker listens there, it isn't ours to ask, or it ended meanwhile.
@@ -168,7 +226,8 @@ async def request_reload(path: Path) -> ReloadResult:
         remedy = denied_remedy(path, "check its log")
         raise OperationError(f"the broker at {path} can't be asked: {error}", remedy=remedy) from error
     try:
-        writer.write(b'{"command": "reload"}\n')
+        command = {"command": "reload", "confirm": True} if confirm else {"command": "reload"}
+        writer.write(json.dumps(command).encode() + b"\n")
         async with asyncio.timeout(_RELOAD_PATIENCE):
             answer = json.loads(await reader.readline() or b"null")
     except (OSError, TimeoutError, ValueError) as error:

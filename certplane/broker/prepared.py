@@ -35,7 +35,7 @@ def prepare(settings: BrokerSettings) -> Prepared:
         agent_ca_bundle=settings.server.mtls.agent_ca_bundle,
         locate=lambda key: settings.source.problem(key, ""),
     )
-    policy = FilePolicySource(settings.policy.path, settings.cas, settings.private_issuers)
+    policy = FilePolicySource(settings.policy.path, settings.cas, settings.private_issuers, guard=settings.policy.guard)
     text = trust = None
     try:
         text = files.read()

@@ -9,10 +9,10 @@ Rules it keeps:
   expired already, a bundle of which everything has ended, and a file that can't be read for longer than a replacement
   takes: it may be the renewed one, and what is in force ends meanwhile.
 - What is in force, and until when, is in the log with its hashes.
+- What takes away so much that it may be a mistake (`certplane.broker.policy.guard`; a bundle that shuts out connected
+  hosts) is refused in the same way unless a person confirms it. A renewed pair beside such a bundle is taken.
 
-The broker's own certificate is looked at all the time: its end is announced in the log a quarter and an eighth of its
-life ahead, and then as an error. So are the CAs of the bundle: one that ends is dropped from the next handshake on, and
-its end is announced 30 days ahead.
+A CA of the bundle that ends is dropped from the next handshake on.
 """
 
 from __future__ import annotations
@@ -22,23 +22,27 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
-from enum import IntEnum
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from certplane.broker import metrics
 from certplane.broker.changes import TAKEN, changed_keys, take_logging, waiting_keys
-from certplane.broker.control import ReloadResult
+from certplane.broker.control import ReloadRequest, ReloadResult
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
+from certplane.broker.expiry import ExpiryAnnouncer
+from certplane.broker.policy.document import PolicyDocument
+from certplane.broker.policy.guard import UnconfirmedError, summary
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import AuditLog, DurableLimits, Meter
 from certplane.broker.services.trust import LoadedTrust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.broker.settings.common import common_hash
-from certplane.errors import ConfigurationError, ConfigurationProblem, RefusalError
+from certplane.broker.trust_checks import ShutOut, check_in_force, check_shut_out
+from certplane.errors import ConfigurationError, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
+from certplane.runtime.text import printable
 
 _logger = logging.getLogger(__name__)
 
@@ -54,25 +58,8 @@ _PATIENCE: Final = timedelta(minutes=1)
 _LONGEST_REASON: Final = 1000
 """Characters of an audit event's reason."""
 
-
-class ExpiryLevel(IntEnum):
-    """How near the end of a certificate is."""
-
-    FINE = 0
-    QUARTER = 1
-    EIGHTH = 2
-    EXPIRED = 3
-
-
-def expiry_level(not_before: datetime, not_after: datetime, now: datetime) -> ExpiryLevel:
-    """How near the end is: fractions of the life, so that they mean the same for a day as for a year. Pure."""
-    left = not_after - now
-    life = not_after - not_before
-    if left <= timedelta():
-        return ExpiryLevel.EXPIRED
-    if left * 8 <= life:
-        return ExpiryLevel.EIGHTH
-    return ExpiryLevel.QUARTER if left * 4 <= life else ExpiryLevel.FINE
+_SIGNAL: Final = ReloadRequest("SIGHUP")
+_FILE: Final = ReloadRequest("a change of the file")
 
 
 def trust_fields(trust: LoadedTrust) -> dict[str, Any]:
@@ -101,6 +88,7 @@ class Reloader:
         meter: Meter,
         clock: Clock,
         trail: AuditTrail,
+        shut_out: ShutOut | None = None,
         ask_again: Callable[[str], None] | None = None,
         settings: BrokerSettings | None = None,
         take_limits: Callable[[DurableLimits], None] | None = None,
@@ -110,9 +98,10 @@ class Reloader:
     ) -> None:
         """Take what is in force; `loaded` is the text that it was made of.
 
-        `ask_again` is called when a person had everything read again: what hosts wait for may be mended.
-        `settings` are those in force; without them broker.yml is not looked at. `take_limits` puts its limits in force,
-        `take_level` the log's level where this process isn't all that logs.
+        `shut_out` counts the connected hosts that a bundle would shut out. `ask_again` is called when a person had
+        everything read again: what hosts wait for may be mended. `settings` are those in force; without them broker.yml
+        is not looked at. `take_limits` puts its limits in force, `take_level` the log's level where this process isn't
+        all that logs.
         """
         self._trust = trust
         self._files = files
@@ -123,31 +112,37 @@ class Reloader:
         self._meter = meter
         self._clock = clock
         self._trail = trail
+        self._shut_out = shut_out
         self._ask_again = ask_again
         self._interval = interval
         self._settle = settle
         self._pool = BlockingPool("reload", 1)
         self._requested = asyncio.Event()
-        self._waiting: list[asyncio.Future[ReloadResult]] = []
+        self._waiting: list[tuple[ReloadRequest, asyncio.Future[ReloadResult]]] = []
+        self.policy_since = clock.now()
+        """Since when the policy in force is in force here."""
+        self.policy_by = "the start of the broker"
+        """Who had it put in force, as far as the broker knows."""
         self._settings = settings
         self.common_hash = "" if settings is None else common_hash(settings)
         """Of the settings in force, as brokers compare it."""
         self._take_limits = take_limits
         self._take_level = take_level
         self._refused: dict[str, str] = {}
+        self._unconfirmed = False
+        """Whether the reload that is under way has refused something that could have been confirmed."""
         self._unreadable: dict[str, float] = {}
         """Since when, in monotonic seconds; infinity once it was told."""
         self.on_refused: Callable[[tuple[str, ...]], None] | None = None
         """Called with `refused` whenever it changes, whoever had the files read."""
-        self._announced = ("", ExpiryLevel.FINE)
-        self._announced_cas: frozenset[str] = frozenset()
+        self._expiry = ExpiryAnnouncer(trust, files, clock)
         self._note_trust()
-        self._announce_expiry()
+        self._expiry.announce()
 
-    def request(self) -> asyncio.Future[ReloadResult]:
-        """Read everything again soon, as SIGHUP asks; the result comes when all was taken or refused."""
+    def request(self, asked: ReloadRequest = _SIGNAL) -> asyncio.Future[ReloadResult]:
+        """Read everything again soon, as was asked; the result comes when all was taken or refused."""
         result: asyncio.Future[ReloadResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append(result)
+        self._waiting.append((asked, result))
         self._requested.set()
         return result
 
@@ -164,27 +159,39 @@ class Reloader:
                 if self._requested.is_set():
                     self._requested.clear()
                     waiting, self._waiting = self._waiting, []
-                    result = await self._reload_all()
+                    results = {
+                        asked: await self._reload(asked) for asked in dict.fromkeys(asked for asked, _ in waiting)
+                    }
                     if self._ask_again is not None:
                         self._ask_again("the files were read again")
-                    for each in waiting:
+                    for asked, each in waiting:
                         if not each.done():  # whoever asked may have gone
-                            each.set_result(result)
+                            each.set_result(results[asked])
                 else:
                     await self._look()
                 await self._drop_ended()
-                self._announce_expiry()
+                self._expiry.announce()
         finally:
             self._pool.close()
 
-    async def _reload_all(self) -> ReloadResult:
-        trust = await self.reload_trust()
-        policy = await self.reload_policy()
-        settings = await self._reload_settings()
-        lines = [*self.refused]
+    async def _reload(self, asked: ReloadRequest) -> ReloadResult:
+        """Read again what was asked for."""
+        self._unconfirmed = False
+        trust = settings = None
+        if not asked.policy_only:
+            trust = await self._reload_trust(asked)
+        policy = await self._reload_policy(asked)
+        if not asked.policy_only:
+            settings = await self._reload_settings()
+        refused = self._refused if not asked.policy_only else {"policy": self._refused.get("policy", "")}
+        lines = [*filter(None, refused.values())]
         lines += ["server certificate and agent CA bundle loaded"] if trust else []
-        lines += [f"policy loaded, hash {self._policy.current.hash}"] if policy else []
-        return ReloadResult(trust and policy and settings is not None, (*lines, *(settings or ())))
+        changes = self._policy.loaded.changes if policy else None
+        if policy:
+            lines.append(f"policy loaded, hash {self._policy.current.hash}")
+            lines += [f"policy: {text}"] if changes is not None and (text := summary(changes)) else []
+        ok = policy and (asked.policy_only or (bool(trust) and settings is not None))
+        return ReloadResult(ok, (*lines, *(settings or ())), self._unconfirmed, changes)
 
     async def _reload_settings(self) -> list[str] | None:
         """Look at broker.yml and take what can be taken; lines that say what of it waits. None if it is refused."""
@@ -213,29 +220,40 @@ class Reloader:
             _logger.log(logging.WARNING if waiting else logging.INFO, "%s", line)
         return lines
 
-    async def reload_trust(self) -> bool:
+    async def _reload_trust(self, asked: ReloadRequest) -> bool:
         """Read pair and bundle and put them in force; False if they were refused."""
         try:
             text = await self._pool.run(self._files.read)
         except ConfigurationError as error:
             self._unreadable["trust"] = math.inf
-            await self._reject("trust", AuditEventType.TRUST_REJECTED, error)
+            await self._reject("trust", AuditEventType.TRUST_REJECTED, error, asked)
             return False
-        return await self._take(text)
+        return await self._take(text, asked)
 
-    async def reload_policy(self) -> bool:
+    async def _reload_policy(self, asked: ReloadRequest) -> bool:
         """Read the policy and put it in force; False if it was refused."""
         try:
-            policy = await self._pool.run(self._policy.reload)
+            policy = await self._pool.run(self._load_policy, asked)
         except ConfigurationError as error:
-            await self._reject("policy", AuditEventType.POLICY_REJECTED, error)
+            await self._reject("policy", AuditEventType.POLICY_REJECTED, error, asked)
             return False
-        _logger.info("policy loaded", extra={"fields": {"policy_hash": policy.hash, "file": str(self._policy.path)}})
+        self.policy_since, self.policy_by = self._clock.now(), asked.by
+        changes = self._policy.loaded.changes
+        text = "" if changes is None else summary(changes)
+        fields = {"policy_hash": policy.hash, "file": str(self._policy.path), "by": asked.by}
+        _logger.info("policy loaded", extra={"fields": {**fields, "changes": text} if text else fields})
         self._accept("policy")
-        reason = f"loaded {self._policy.path}"[:_LONGEST_REASON]
-        await self._record(self._trail.event(AuditEventType.POLICY_LOADED, policy_hash=policy.hash, reason=reason))
+        reason = f"loaded {self._policy.path}, by {asked.text}{f': {text}' if text else ''}"
+        trail = self._trail.carrying(**asked.facts)
+        event = trail.event(
+            AuditEventType.POLICY_LOADED, policy_hash=policy.hash, reason=printable(reason, _LONGEST_REASON)
+        )
+        await self._record(event)
         self._meter.count(metrics.RELOADS, what="policy", result="loaded")
         return True
+
+    def _load_policy(self, asked: ReloadRequest) -> PolicyDocument:
+        return self._policy.reload(confirmed=asked.confirmed)
 
     async def _wait(self) -> None:
         """Until something is requested, or it is time to look."""
@@ -254,10 +272,10 @@ class Reloader:
             await self._clock.sleep(self._settle)
             again = await self._read_changed_trust()
             if again is not None and again.fingerprint == text.fingerprint:
-                await self._take(again)
+                await self._take(again, _FILE)
         if self._watch_policy and await self._has_policy_changed():
             await self._clock.sleep(self._settle)
-            await self.reload_policy()
+            await self._reload_policy(_FILE)
 
     async def _read_changed_trust(self) -> TrustText | None:
         """The files' text if it is another than when it was last taken or refused; None too if it can't be read."""
@@ -289,38 +307,38 @@ class Reloader:
         """Whether it was told that it isn't."""
         return self._unreadable.pop(what, 0.0) == math.inf
 
-    async def _take(self, text: TrustText) -> bool:
+    async def _take(self, text: TrustText, asked: ReloadRequest) -> bool:
         self._seen = text.fingerprint
         try:
             trust = await self._pool.run(self._files.check, text)
-            self._check_not_expired(trust)
+            check_in_force(self._files, trust, self._clock.now())
         except ConfigurationError as error:
-            await self._reject("trust", AuditEventType.TRUST_REJECTED, error)
+            await self._reject("trust", AuditEventType.TRUST_REJECTED, error, asked)
             return False
+        try:
+            if not asked.confirmed and self._shut_out is not None:
+                check_shut_out(self._files, self._trust.bundle, trust.bundle, self._shut_out)
+        except UnconfirmedError as error:
+            await self._reject("trust", AuditEventType.TRUST_REJECTED, error, asked)
+            trust = replace(trust, bundle=self._trust.bundle)
+            if trust.pair != self._trust.current.pair:  # one that is renewed must not wait for the bundle
+                await self._put_in_force(trust, asked)
+            return False
+        self._accept("trust")
+        await self._put_in_force(trust, asked)
+        return True
+
+    async def _put_in_force(self, trust: LoadedTrust, asked: ReloadRequest) -> None:
         self._trust.replace(trust, self._clock.now())
         self._note_trust()
-        self._accept("trust")
         _logger.info("server certificate and agent CA bundle loaded", extra={"fields": trust_fields(trust)})
         reason = (
             f"server certificate {trust.server.serial_number}, agent CA bundle {trust.bundle.hash} "
-            f"({len(trust.bundle.certificates)} CAs)"
+            f"({len(trust.bundle.certificates)} CAs), by {asked.text}"
         )
-        await self._record(self._trail.event(AuditEventType.TRUST_RELOADED, reason=reason[:_LONGEST_REASON]))
+        trail = self._trail.carrying(**asked.facts)
+        await self._record(trail.event(AuditEventType.TRUST_RELOADED, reason=reason[:_LONGEST_REASON]))
         self._meter.count(metrics.RELOADS, what="trust", result="loaded")
-        return True
-
-    def _check_not_expired(self, trust: LoadedTrust) -> None:
-        if trust.server.not_after <= self._clock.now():
-            at = self._files.locate("server.tls.cert")
-            message = f"{self._files.cert} expired at {trust.server.not_after:%Y-%m-%dT%H:%M:%SZ}"
-            raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, "renew it")])
-        if problem := trust.ca_problem(self._clock.now()):
-            at = self._files.locate("server.mtls.agent_ca_bundle")
-            message, remedy = (
-                f"{self._files.agent_ca_bundle} {problem}",
-                "put the identity CA's current certificate there",
-            )
-            raise ConfigurationError([ConfigurationProblem(at.file, at.line, at.key, message, remedy)])
 
     def _refuse(self, what: str, error: ConfigurationError) -> None:
         for problem in error.problems:
@@ -337,10 +355,13 @@ class Reloader:
         if self.on_refused is not None:
             self.on_refused(self.refused)
 
-    async def _reject(self, what: str, event_type: AuditEventType, error: ConfigurationError) -> None:
+    async def _reject(
+        self, what: str, event_type: AuditEventType, error: ConfigurationError, asked: ReloadRequest = _FILE
+    ) -> None:
         self._refuse(what, error)
+        self._unconfirmed = self._unconfirmed or isinstance(error, UnconfirmedError)
         reason = "; ".join(str(problem) for problem in error.problems[:5])
-        event = self._trail.event(
+        event = self._trail.carrying(**asked.facts).event(
             event_type, severity=AuditSeverity.ERROR, decision=AuditDecision.ERROR, reason=reason[:_LONGEST_REASON]
         )
         await self._record(event)
@@ -367,30 +388,3 @@ class Reloader:
         ends = {"server": trust.server.not_after, "agent_ca": trust.ca_not_after(self._clock.now())}
         for certificate, end in ends.items():
             self._meter.level(metrics.CERTIFICATE_NOT_AFTER, end.timestamp(), certificate=certificate)
-
-    def _announce_cas(self) -> None:
-        """Log once what has ended of the bundle, and what soon will."""
-        trust, now = self._trust.current, self._clock.now()
-        problem = trust.ca_problem(now)
-        lines = frozenset([problem] if problem else trust.ca_warnings(now))
-        for line in sorted(lines - self._announced_cas):
-            level = logging.ERROR if problem else logging.WARNING
-            text = f"{line}: no agent can connect" if problem else line
-            _logger.log(level, "%s: %s", self._files.agent_ca_bundle, text)
-        self._announced_cas = lines
-
-    def _announce_expiry(self) -> None:
-        """Log each step towards the end of the broker's certificate once, and of the CAs."""
-        self._announce_cas()
-        server = self._trust.current.server
-        level = expiry_level(server.not_before, server.not_after, self._clock.now())
-        serial, announced = self._announced
-        if server.serial_number == serial and level <= announced:
-            return
-        self._announced = (server.serial_number, level)
-        text = f"the broker's own certificate {server.serial_number}"
-        end = f"{server.not_after:%Y-%m-%dT%H:%M:%SZ}"
-        if level is ExpiryLevel.EXPIRED:
-            _logger.error("%s expired at %s: agents can't connect; renew %s", text, end, self._files.cert)
-        elif level is not ExpiryLevel.FINE:
-            _logger.warning("%s ends at %s; renew %s", text, end, self._files.cert)

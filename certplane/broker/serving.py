@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from certplane.broker.app import Broker, open_broker
-from certplane.broker.control import ControlServer, ReloadResult, control_socket
+from certplane.broker.control import ControlServer, ReloadRequest, ReloadResult, control_socket
 from certplane.broker.descriptors import raise_file_limit, too_few
 from certplane.broker.model import IdentityKind
 from certplane.broker.prepared import Prepared, prepare
@@ -93,13 +93,13 @@ class _Reloading:
 
     def signalled(self) -> None:
         """Reload; nobody waits for the result but the log."""
-        task = asyncio.create_task(self.reload(), name="reload on SIGHUP")
+        task = asyncio.create_task(self.reload(ReloadRequest("SIGHUP")), name="reload on SIGHUP")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def reload(self) -> ReloadResult:
+    async def reload(self, asked: ReloadRequest) -> ReloadResult:
         """Reload, and wait for the result."""
         self._notifier.reloading()
-        result = await self._broker.reloader.request()
+        result = await self._broker.reloader.request(asked)
         self._notifier.ready(self.status)
         return result

@@ -152,3 +152,31 @@ def test_a_broken_file_is_told_and_keeps_nothing_else_out(files: BrokerFiles) ->
     stopped = run("reload", "-c", files.config)
     assert stopped.returncode == 2
     assert "bogus: is not a known key" in stopped.stderr
+
+
+def test_asks_before_it_removes_much(files: BrokerFiles, manager: Manager) -> None:
+    """A policy that removes more than `policy.guard` is refused with what it would remove, and taken with --confirm."""
+    hosts = "".join(f"  host{n}: {{identity: host{n}.certplane.test, profiles: [web]}}\n" for n in range(4))
+    whole = POLICY.replace("operators:", f"{hosts}operators:")
+    files.policy.write_text(whole)
+    with serving(files, NOTIFY_SOCKET=f"@{manager.name}") as program:
+        before = get_identity(files, program.port)
+        files.policy.write_text(POLICY)
+        refused = run("reload", "-c", files.config)
+        phrase = "would remove 4 of 5 (80 %) hosts and 4 of 5 (80 %) grants, and policy.guard allows 10 %: host host0."
+        assert refused.returncode == 1
+        assert phrase in refused.stderr
+        assert "`certplane-broker reload --confirm`" in refused.stderr
+        assert phrase in manager.status_after("refused")
+        assert get_identity(files, program.port) == before
+        confirmed = run("reload", "-c", files.config, "--confirm", "--json")
+        assert confirmed.returncode == 0
+        lines = json.loads(confirmed.stdout)["lines"]
+        assert any(line.startswith("policy: hosts 5 -> 1 (+0 -4); grants 5 -> 1 (+0 -4); lost: host") for line in lines)
+        assert get_identity(files, program.port) != before
+        events = [json.loads(line) for line in run("audit", "tail", "-c", files.config, "--json").stdout.splitlines()]
+        assert program.stop() == 0
+    kinds = {event["event_type"]: event for event in events}
+    assert "would remove 4 of 5" in kinds["policy_rejected"]["reason"]
+    assert ", confirmed: hosts 5 -> 1 (+0 -4)" in kinds["policy_loaded"]["reason"]
+    assert "by `certplane-broker reload` of" in kinds["policy_loaded"]["reason"]

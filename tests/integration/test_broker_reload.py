@@ -18,6 +18,7 @@ import grpc
 import pytest
 
 from certplane.broker.app import Broker, open_broker
+from certplane.broker.control import ReloadRequest
 from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.prepared import prepare
 from certplane.broker.settings import load_settings
@@ -28,11 +29,17 @@ from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import channel_credentials
 from certplane.rpc.status import refusal_from_error
 from certplane.runtime.clock import Clock
-from certplane.v1 import certificate_pb2, certificate_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
+from certplane.v1 import (
+    certificate_pb2,
+    certificate_pb2_grpc,
+    enrollment_pb2,
+    enrollment_pb2_grpc,
+)
 from tests.support.broker_files import POLICY, BrokerFiles
 from tests.support.bundles import DAY, named_root, pem
 from tests.support.ca import Leaf, PrivateCa
 from tests.support.edge import ShiftedClock
+from tests.support.streams import HostStreamClient
 from tests.support.waiting import HANG, until
 
 pytestmark = pytest.mark.integration
@@ -142,6 +149,32 @@ async def test_agent_ca_is_added_and_taken_away(files: BrokerFiles) -> None:
             await until(lambda: reload_count(broker, "trust", "loaded") == 3)
             await get_identity(other)
         assert await refused(get_identity(channel)) is Reason.IDENTITY_UNKNOWN
+
+
+async def test_bundle_that_shuts_connected_hosts_out_is_asked_about(files: BrokerFiles) -> None:
+    """It is refused with their number, the CA and the remedy, the pair renewed beside it is taken; then it is confirmed."""
+    successor = PrivateCa("successor")
+    files.write_bundle(files.ca, successor)
+    async with running(files) as broker, connected(broker, files) as channel:
+        await HostStreamClient(channel).hello()
+        await until(lambda: len(broker.hub.registry) == 1)
+        files.write_bundle(successor)
+        renewed = files.ca.issue_server(["localhost", "127.0.0.1"])
+        files.write_pair(renewed)
+        await until(lambda: broker.reloader.refused)
+        (line,) = broker.reloader.refused
+        assert "would shut out 1 of the 1 hosts that are connected to this broker: it lacks CN=internal" in line
+        assert "`certplane-broker reload --confirm`" in line
+        await until(lambda: broker.trust.current.server.serial_number == renewed.serial_number)
+        refusal = await broker.reloader.request()
+        assert (refusal.ok, refusal.unconfirmed) == (False, True)
+        await get_identity(channel)
+        assert (await broker.reloader.request(ReloadRequest("alice", confirmed=True))).ok
+        assert not broker.reloader.refused
+        assert await refused(get_identity(channel)) is Reason.IDENTITY_UNKNOWN
+        recorded = [event for event in await events(broker) if event["event_type"].startswith("trust_")]
+    assert "would shut out 1 of the 1 hosts" in recorded[-2]["reason"]
+    assert recorded[-1]["reason"].endswith("(1 CAs), by alice, confirmed")
 
 
 def renewed_root(ca: PrivateCa, *, begins: timedelta, ends: timedelta) -> bytes:

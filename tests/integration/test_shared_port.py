@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from certplane.broker.control import ControlServer, ReloadResult, _short, control_socket, request_reload
+from certplane.broker.control import ControlServer, ReloadRequest, ReloadResult, _short, control_socket, request_reload
 from certplane.broker.services.server import PortError
 from tests.support.ca import PrivateCa
 from tests.support.deployed_broker import get_identity
@@ -101,10 +101,10 @@ async def test_two_brokers_of_one_file_keep_the_firsts_socket(tmp_path: Path, ca
     def named(name: str) -> ReloadResult:
         return ReloadResult(ok=True, lines=(name,))
 
-    async def first() -> ReloadResult:
+    async def first(_: ReloadRequest) -> ReloadResult:
         return named("first")
 
-    async def second() -> ReloadResult:
+    async def second(_: ReloadRequest) -> ReloadResult:
         return named("second")
 
     async with ControlServer(path, first):

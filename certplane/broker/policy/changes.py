@@ -9,7 +9,8 @@ A certificate is *issued again* where identity and profile stay and what decides
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -93,8 +94,15 @@ class PolicyChanges:
         return sum(change.change is Change.ISSUED_AGAIN for change in self.changes)
 
 
-_Key = tuple[str, str, str]
-"""Identity, profile, name."""
+_Key = tuple[Subject, str, str, str]
+"""Subject, identity, profile, name."""
+
+_ORDER: Final = {subject: number for number, subject in enumerate(Subject)}
+_SUBJECTS: Final = {
+    IdentityKind.HOST: Subject.HOST,
+    IdentityKind.SERVICE: Subject.SERVICE,
+    IdentityKind.OPERATOR: Subject.OPERATOR,
+}
 
 _FACTS: Final[Mapping[str, Callable[[Profile], object]]] = {
     "type": lambda profile: profile.kind,
@@ -111,16 +119,8 @@ _FACTS: Final[Mapping[str, Callable[[Profile], object]]] = {
 
 def compare(before: PolicyDocument, after: PolicyDocument) -> PolicyChanges:
     """What `after` takes away from `before`, and what it adds."""
-    counts = []
-    lost: list[PolicyChange] = []
-    gained: list[PolicyChange] = []
-    old_things, new_things = _things(before), _things(after)
-    for subject, had in old_things.items():
-        has = new_things[subject]
-        gone, come = had - has, has - had
-        counts.append(Count(subject, len(had), len(has), len(come), len(gone)))
-        lost += (PolicyChange(Change.LOST, subject, *key) for key in sorted(gone))
-        gained += (PolicyChange(Change.GAINED, subject, *key) for key in sorted(come))
+    lost, gained = (sorted(_lost(*pair), key=_place) for pair in ((before, after), (after, before)))
+    counts = _counts(before, after, lost, gained)
     changed = dict(_changed_profiles(before, after))
     details = [
         PolicyChange(Change.CHANGED, Subject.PROFILE, profile=name, detail=text)
@@ -128,31 +128,75 @@ def compare(before: PolicyDocument, after: PolicyDocument) -> PolicyChanges:
         if text
     ]
     again = [
-        PolicyChange(Change.ISSUED_AGAIN, Subject.CERTIFICATE, identity, profile, detail=_why_again(old, new))
-        for identity, profile, _ in sorted(old_things[Subject.GRANT] & new_things[Subject.GRANT])
+        PolicyChange(Change.ISSUED_AGAIN, Subject.CERTIFICATE, grant.name, profile, detail=_why_again(old, new))
+        for grant in before.grants
+        for profile in grant.profiles
         if profile in changed
+        and (kept := after.find_grant(grant.name)) is not None
+        and profile in kept.profiles
         and (old := before.find_profile(profile)) is not None
         and (new := after.find_profile(profile)) is not None
         and old.hash != new.hash
     ]
-    return PolicyChanges(before.hash, after.hash, tuple(counts), (*lost, *gained, *details, *again))
+    return PolicyChanges(
+        before.hash,
+        after.hash,
+        counts,
+        (
+            *(PolicyChange(Change.LOST, *key) for key in lost),
+            *(PolicyChange(Change.GAINED, *key) for key in gained),
+            *details,
+            *sorted(again, key=lambda change: (change.identity, change.profile)),
+        ),
+    )
 
 
-def _things(policy: PolicyDocument) -> dict[Subject, set[_Key]]:
-    """All that can be gained or lost."""
-    grants = policy.grants
-    kinds = {
-        Subject.HOST: IdentityKind.HOST,
-        Subject.SERVICE: IdentityKind.SERVICE,
-        Subject.OPERATOR: IdentityKind.OPERATOR,
-    }
-    return {
-        **{subject: {(each.name, "", "") for each in grants if each.kind is kind} for subject, kind in kinds.items()},
-        Subject.ROLE: {(each.name, "", role) for each in grants for role in each.roles},
-        Subject.GRANT: {(each.name, profile, "") for each in grants for profile in each.profiles},
-        Subject.PROFILE: {("", profile.name, "") for profile in policy.profiles},
-        Subject.NAME: {("", profile.name, name) for profile in policy.profiles for name in profile.dns_names},
-    }
+def _lost(before: PolicyDocument, after: PolicyDocument) -> Iterator[_Key]:
+    """What the one has and the other hasn't; the other way round it is what is gained.
+
+    Nothing is made of what stays: a policy may be large, and a broker compares it beside its calls.
+    """
+    for grant in before.grants:
+        kept = after.find_grant(grant.name)
+        if kept is None or kept.kind is not grant.kind:
+            yield _SUBJECTS[grant.kind], grant.name, "", ""
+        roles, profiles = ((), ()) if kept is None else (kept.roles, kept.profiles)
+        yield from ((Subject.ROLE, grant.name, "", str(role)) for role in grant.roles if role not in roles)
+        yield from ((Subject.GRANT, grant.name, name, "") for name in grant.profiles if name not in profiles)
+    for profile in before.profiles:
+        other = after.find_profile(profile.name)
+        if other is None:
+            yield Subject.PROFILE, "", profile.name, ""
+        names = () if other is None else other.dns_names
+        yield from ((Subject.NAME, "", profile.name, name) for name in profile.dns_names if name not in names)
+
+
+def _counts(
+    before: PolicyDocument, after: PolicyDocument, lost: Sequence[_Key], gained: Sequence[_Key]
+) -> tuple[Count, ...]:
+    old, new = _sizes(before), _sizes(after)
+    gone, come = (Counter(subject for subject, *_ in keys) for keys in (lost, gained))
+    return tuple(
+        Count(subject, old[subject], new[subject], come[subject], gone[subject])
+        for subject in Subject
+        if subject is not Subject.CERTIFICATE
+    )
+
+
+def _sizes(policy: PolicyDocument) -> Counter[Subject]:
+    sizes = Counter(_SUBJECTS[grant.kind] for grant in policy.grants)
+    for grant in policy.grants:
+        sizes[Subject.ROLE] += len(grant.roles)
+        sizes[Subject.GRANT] += len(grant.profiles)
+    sizes[Subject.PROFILE] = len(policy.profiles)
+    sizes[Subject.NAME] = sum(len(profile.dns_names) for profile in policy.profiles)
+    return sizes
+
+
+def _place(key: _Key) -> tuple[int, str, str, str]:
+    """Where it stands among changes: by subject, then by names."""
+    subject, identity, profile, name = key
+    return _ORDER[subject], identity, profile, name
 
 
 def _changed_profiles(before: PolicyDocument, after: PolicyDocument) -> Iterator[tuple[str, str]]:

@@ -7,48 +7,52 @@ read from any thread. When and why to reload (SIGHUP, `watch`), and telling it t
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from typing_extensions import override
 
-from certplane.broker.model import IdentityKind
+from certplane.broker.policy.changes import PolicyChanges, compare
 from certplane.broker.policy.document import PolicyDocument, check_issuers, read_policy
+from certplane.broker.policy.guard import UnconfirmedError, check_removal
 from certplane.broker.ports import PolicySource
 from certplane.config.document import MAX_BYTES, Document
 from certplane.config.files import read_file
-from certplane.errors import ConfigurationError, ConfigurationProblem, Reason, RefusalError
+from certplane.errors import Reason, RefusalError
 from certplane.runtime.turns import let_go, short_turns
 
 
-def check_removal(before: PolicyDocument, after: PolicyDocument, file: str) -> None:
-    """Whether a policy may take the place of another while a broker runs.
+@dataclass(frozen=True, slots=True)
+class LoadedPolicy:
+    """A policy, its text, and what it changed.
 
-    A fleet is shut out within seconds, so a change that leaves nobody who can get a certificate is taken for a mistake
-    of whatever wrote the file. A start takes such a policy: a person who means it restarts the broker.
-
-    Raises:
-        ConfigurationError: `after` removes every host and service, or every profile that one had.
+    Attributes:
+        policy: The policy.
+        packed: The file's bytes, compressed: a policy for a hundred thousand hosts has ten megabytes.
+        changes: What the policy before it gave and this one doesn't, and so on; None for the first one.
     """
-    if before.grants:
-        after.check_grants()
-    served = [grant for grant in before.grants if grant.kind is not IdentityKind.OPERATOR]
-    left = [grant for grant in after.grants if grant.kind is not IdentityKind.OPERATOR]
-    message = ""
-    if served and not left:
-        message = f"would lock out all {len(served)} hosts and services of the policy in force"
-    elif any(grant.profiles for grant in served) and not any(grant.profiles for grant in left):
-        message = "would leave no host or service a profile, so that nobody gets a certificate any more"
-    if message:
-        remedy = "check what wrote the file; if this is intended, restart the broker with it"
-        raise ConfigurationError([ConfigurationProblem(file, None, "", message, remedy)])
+
+    policy: PolicyDocument
+    packed: bytes
+    changes: PolicyChanges | None = None
+
+    def text(self) -> bytes:
+        """The file's bytes. Blocks for some milliseconds for a large one."""
+        return zlib.decompress(self.packed)
 
 
 class FilePolicySource(PolicySource):
     """`certplane.broker.ports.PolicySource` over a file; nothing is read before the first `reload`."""
 
     def __init__(
-        self, path: Path, issuers: Collection[str] | None = None, private_issuers: Collection[str] = ()
+        self,
+        path: Path,
+        issuers: Collection[str] | None = None,
+        private_issuers: Collection[str] = (),
+        *,
+        guard: int = 100,
     ) -> None:
         """Nothing is read yet.
 
@@ -56,11 +60,13 @@ class FilePolicySource(PolicySource):
             path: the file.
             issuers: those that profiles may name; None takes any, where there is no broker.yml to ask.
             private_issuers: as `load_policy`'s.
+            guard: how many per cent of hosts or grants a reload may remove unless it is confirmed.
         """
+        self._guard = guard
         self._private_issuers = private_issuers
         self._path = path
         self._issuers = issuers
-        self._current: PolicyDocument | None = None
+        self._loaded: LoadedPolicy | None = None
         self._seen = ""
 
     @property
@@ -71,35 +77,79 @@ class FilePolicySource(PolicySource):
     @property
     @override
     def current(self) -> PolicyDocument:
-        current = self._current
-        if current is None:
-            raise RefusalError(Reason.POLICY_UNAVAILABLE, "no policy is loaded; the broker's log says why")
-        return current
+        return self.loaded.policy
 
-    def reload(self) -> PolicyDocument:
-        """Read the file and put it in force. Blocks.
+    @property
+    def loaded(self) -> LoadedPolicy:
+        """What is in force, with its text.
 
         Raises:
-            ConfigurationError: it doesn't load, or shuts everybody out; what was in force stays so.
+            RefusalError: POLICY_UNAVAILABLE.
+        """
+        loaded = self._loaded
+        if loaded is None:
+            raise RefusalError(Reason.POLICY_UNAVAILABLE, "no policy is loaded; the broker's log says why")
+        return loaded
+
+    def reload(self, *, confirmed: bool = False) -> PolicyDocument:
+        """Read the file and put it in force; `confirmed`: whatever it removes. Blocks.
+
+        Raises:
+            ConfigurationError: it doesn't load; what was in force stays so.
+            UnconfirmedError: it removes too much, and isn't confirmed; as well.
         """
         with short_turns():
-            return self._load(read_file(self._path, max_bytes=MAX_BYTES))
+            return self._load(read_file(self._path, max_bytes=MAX_BYTES), confirmed=confirmed)
 
-    def _load(self, content: bytes) -> PolicyDocument:
+    def _load(self, content: bytes, *, confirmed: bool) -> PolicyDocument:
         self._seen = hashlib.sha256(content).hexdigest()
         document = Document.parse(content, str(self._path))
+        policy = self._read(document)
+        before = None if self._loaded is None else self._loaded.policy
+        changes = None
+        if before is not None:
+            if before.grants:
+                policy.check_grants()
+            changes = compare(before, policy)
+            if not confirmed:
+                check_removal(before, policy, changes, file=str(self._path), guard=self._guard)
+        # What a large one and its text were is freed in pieces: the event loop has its turn between them.
+        left: list[object] = [*document.entries()]
+        if before is not None:
+            left += (*before.profiles, *before.grants)
+        self._loaded = LoadedPolicy(policy, zlib.compress(content, 1), changes)
+        del document, before
+        let_go(left)
+        return policy
+
+    def plan(self, content: bytes, name: str) -> tuple[PolicyDocument, PolicyChanges, str]:
+        """What would come of a text in place of the policy in force. Blocks; changes nothing.
+
+        Args:
+            content: The text.
+            name: What problems name as the file.
+
+        Returns:
+            The policy, what it changes, and why a reload would want it confirmed; empty if it wouldn't.
+
+        Raises:
+            ConfigurationError: everything for which a reload would refuse it.
+        """
+        with short_turns():
+            before = self.current
+            policy = self._read(Document.parse(content, name))
+            policy.check_grants()
+            changes = compare(before, policy)
+            try:
+                check_removal(before, policy, changes, file=name, guard=self._guard)
+            except UnconfirmedError as error:
+                return policy, changes, error.problems[0].message
+            return policy, changes, ""
+
+    def _read(self, document: Document) -> PolicyDocument:
         policy = read_policy(document, self._private_issuers)
         if self._issuers is not None:
             check_issuers(policy, document.source, self._issuers)
-        if self._current is not None:
-            check_removal(self._current, policy, str(self._path))
-        # What a large one and its text were is freed in pieces: the event loop has its turn between them.
-        left: list[object] = [*document.entries()]
-        if self._current is not None:
-            left += (*self._current.profiles, *self._current.grants)
-        self._current = policy
-        del document
-        let_go(left)
         return policy
 
     def changed(self) -> bool:

@@ -22,6 +22,10 @@ def _provisioner_kinds(kinds: tuple[str, ...]) -> str | None:
     return None if kinds else "must name at least one kind"
 
 
+def _per_cent(number: int) -> str | None:
+    return None if 0 <= number <= 100 else f"is {number}, must be a number of per cent, 0 to 100"
+
+
 class TlsVersion(StrEnum):
     """The oldest TLS version that a client may speak."""
 
@@ -99,10 +103,14 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """Where policy.yml is; `watch` reloads it when its content changes."""
+    """Where policy.yml is; `watch` reloads it when its content changes.
+
+    `guard`: a reload that removes more per cent of the hosts, or of the grants, wants to be confirmed.
+    """
 
     path: InputPath
     watch: bool = False
+    guard: Annotated[int, Check(_per_cent)] = 10
 
 
 @dataclass(frozen=True, slots=True)

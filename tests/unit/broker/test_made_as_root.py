@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from certplane.broker.audit import SpillFile, SpillLock
-from certplane.broker.control import ControlServer, ReloadResult
+from certplane.broker.control import ControlServer, ReloadRequest, ReloadResult
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.store.files import StateLock, open_writer
 from certplane.config.files import denied_remedy
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def nothing() -> ReloadResult:
+async def nothing(_: ReloadRequest) -> ReloadResult:
     return ReloadResult(ok=True, lines=())
 
 

@@ -9,11 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from certplane.broker import metrics
+from certplane.broker.expiry import ExpiryLevel, expiry_level
 from certplane.broker.identity_commands import identity_entry
 from certplane.broker.metrics import Counter, Gauge, Histogram, Metric
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import DenyEntry
-from certplane.broker.reload import ExpiryLevel, expiry_level
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
 from certplane.config.values import ListenAddress
 from certplane.errors import OperationError

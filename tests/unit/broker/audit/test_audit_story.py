@@ -23,6 +23,7 @@ import pytest
 from certplane import __version__
 from certplane.broker import account_commands, app, copy_command, identity_commands
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
+from certplane.broker.control import ReloadRequest
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.events import report_events
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
@@ -300,11 +301,12 @@ async def operators() -> list[AuditEvent]:
         _trail=AuditTrail(clock, lambda: "event-1"),
         _record=AsyncMock(side_effect=reloads.append),
         _pool=MagicMock(run=AsyncMock(return_value=SimpleNamespace(hash="policy"))),
-        _policy=SimpleNamespace(path="policy.yml", reload=None),
+        _policy=SimpleNamespace(path="policy.yml", reload=None, loaded=SimpleNamespace(changes=None)),
+        _unconfirmed=False,
     )
     wrong = ConfigurationError([ConfigurationProblem("policy.yml", None, "", "no such key")])
     with patch("certplane.broker.reload.trust_fields"):
-        await Reloader.reload_policy(reloader)
+        await Reloader._reload_policy(reloader, ReloadRequest("SIGHUP"))
         await Reloader._reject(reloader, "trust", AuditEventType.TRUST_REJECTED, wrong)
         await Reloader._reject(reloader, "policy", AuditEventType.POLICY_REJECTED, wrong)
         await Reloader._drop_ended(reloader)
