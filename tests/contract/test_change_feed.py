@@ -140,6 +140,29 @@ async def test_what_is_undone_is_not_told(store: StoreHarness, follower: Followe
         assert store.stores.deny_list.denied("done", "", "")
 
 
+async def test_of_a_group_what_was_undone_draws_no_number(
+    store: StoreHarness, follower: Follower, beside: Open
+) -> None:
+    """A change that is refused after it has noted something, between others in one transaction."""
+    async with beside() as other:
+        log = other.deny_list._rows._changes
+
+        def change(name: str, session: Any) -> Done[None]:
+            log.add(session, KIND, name)
+            if name == "undone":
+                raise RefusalError(Reason.KEY_REUSED, "not this one")
+            return Done(None)
+
+        names = ("first", "undone", "last")
+        writes = (other.writer.write(partial(change, name), ()) for name in names)
+        results = await asyncio.gather(*writes, return_exceptions=True)
+        assert [isinstance(result, RefusalError) for result in results] == [False, True, False]
+        await store.stores.changes.look()
+        assert (follower.told, len(follower.rereads)) == (["first", "last"], 1)
+        with pytest.raises(RuntimeError, match="no transaction"):
+            log.add(other.writer._commit._session, KIND, "nowhere")
+
+
 async def test_a_gap_in_a_writers_numbers_is_noticed(store: StoreHarness, follower: Follower, beside: Open) -> None:
     """Whatever has left it: everything is read again."""
     async with beside() as other:
