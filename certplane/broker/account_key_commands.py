@@ -47,7 +47,8 @@ async def import_account_key(settings: BrokerSettings, path: Path, name: str = "
 
     Raises:
         ConfigurationError: it is no key, or the seal secret can't be used.
-        OperationError: the issuer's key isn't to be in the database, or another one is there or in use.
+        OperationError: the issuer's key isn't to be in the database, another one is there or in use, or it is another
+            issuer's.
         RefusalError: AUDIT_UNAVAILABLE or STORE_UNAVAILABLE.
     """
     ca = _stored(configured_ca(settings, name))
@@ -55,6 +56,11 @@ async def import_account_key(settings: BrokerSettings, path: Path, name: str = "
     which = ca.name, ca.acme.directory_url
     async with _open(settings) as store:
         row = await store.stores.accounts.find(*which)
+        for other in await store.stores.accounts.all():
+            if other.public_key_sha256 == key.public_key_sha256 and other.issuer != ca.name:
+                # As two issuers of the configuration may not name one file.
+                message = f"this is also the key of the issuer {other.issuer}"
+                raise OperationError(message, remedy="give each issuer its own key")
         if row is not None and row.public_key_sha256 != key.public_key_sha256:
             await _need_nobody(store.stores, row)
         elif row is not None and row.sealed_key is not None:

@@ -8,16 +8,20 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 
+from certplane.broker import account_commands
 from certplane.broker.app import Broker, open_broker
 from certplane.broker.cli import main
 from certplane.broker.issuing.remote import RemoteIssuer
@@ -176,6 +180,12 @@ async def test_a_key_that_moves_into_the_database_and_out(
     assert await command(capsys, config, "import", str(file)) == (0, mine)
     other.write_text(pem())
     assert await command(capsys, config, "import", str(other)) == (1, "")
+    second = brokers.configuration(1, STORE)
+    settings = yaml.safe_load(second.read_text())
+    settings["issuers"] = {"second": {"acme": {"directory_url": "https://127.0.0.1:9/other", "account_key": STORE}}}
+    second.write_text(yaml.safe_dump(settings))
+    assert await command(capsys, config, "import", str(file), "--issuer", "second") == (1, "")
+    brokers.configuration(1, STORE)
     async with brokers.open(1, STORE) as stored:
         assert key_of(stored) == mine
     out = tmp_path / "out.key"
@@ -264,6 +274,23 @@ async def test_a_new_key_is_every_brokers_within_a_second(
         assert after in first.accounts
         assert brokers.rows() == [(after, kind != "store", "")]
     assert len(brokers.audited()) == (3 if kind == "secret" else 2)
+
+
+async def test_a_file_of_which_other_machines_have_copies(
+    brokers: Brokers, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key isn't changed while brokers there live, which would be left with the old one."""
+    config = str(brokers.configuration(1, str(tmp_path / "account.key")))
+    async with brokers.open(1, str(tmp_path / "account.key")) as broker:
+        before = key_of(broker)
+        monkeypatch.setattr(account_commands, "socket", SimpleNamespace(gethostname=lambda: "another-machine"))
+        assert await asyncio.to_thread(main, ["-c", config, "account", "rollover"]) == 1
+        said = capsys.readouterr().err
+        assert f"brokers on {socket.gethostname()} have the account's key in files of their own" in said
+        assert "`account_key: {store: true}`" in said
+        assert await look(broker) == before
+        assert not (tmp_path / "account.key.next").exists()
+        assert brokers.audited() == []
 
 
 @pytest.mark.parametrize("kind", ["file", "secret", "store"])
