@@ -13,6 +13,7 @@ The broker that ran the order says so, for all.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import partial
@@ -49,14 +50,14 @@ class IssuanceCondition:
         self._blocked: set[str] = set()
         self._in_trouble: dict[tuple[str, str], datetime] = {}
         """Profiles and issuers whose last order failed for what isn't of its caller, and when it did."""
-        self.ends = 0
-        """How many orders have ended here."""
+        self.ends = Counter[str]()
+        """How many orders of each profile have ended here."""
         self.changed: set[str] = set()
         """Profiles whose condition is another since an order has ended here: for others to hear of."""
 
     def order_ended(self, order: Order) -> None:
         """An order has ended here and now."""
-        self.ends += 1
+        self.ends[order.profile] += 1
         for kind, name in self._note(order, mends_since=None):
             self._epoch.move(f"{kind} {name} has certificates again")
 
@@ -137,21 +138,20 @@ class ConditionFollower(ChangeFollower):
 
     async def tell(self) -> None:
         """Tell the other brokers what has changed here; what can't be told is, the next time. Never raises."""
-        changed = {*self._condition.changed}
+        changed = self._condition.changed
         if not changed:
             return
+        self._condition.changed = set()
         self._profiles |= changed
-        ends = self._condition.ends
         try:
             await self._teller.tell_conditions(changed)
         except RefusalError as error:
             if not self._failing:
                 logger.warning("could not tell other brokers which profiles have changed; will retry: %s", error)
+            self._condition.changed |= changed
             self._failing = True
             return
         self._failing = False
-        if ends == self._condition.ends:  # else told once more: what has changed since may be of the same profile
-            self._condition.changed -= changed
 
     @override
     async def changed(self, keys: Collection[str]) -> None:
@@ -169,7 +169,7 @@ class ConditionFollower(ChangeFollower):
             RefusalError: STORE_UNAVAILABLE.
         """
         self._profiles.add(name)
-        ended = await undisturbed(partial(self._orders.last_ended, name), lambda: self._condition.ends)
+        ended = await undisturbed(partial(self._orders.last_ended, name), lambda: self._condition.ends[name])
         profile = self._policies.current.find_profile(name)
         said: list[Order] = []
         for order in ended:

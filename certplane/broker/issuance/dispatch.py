@@ -233,7 +233,7 @@ class OrderDispatcher:
         await asyncio.wait({self._supervisor})
         if not self._supervisor.cancelled():
             self._supervisor.result()
-        await self.holds.save(self._ports.clock.now())
+        await self._tell_others()
         try:
             await self._ports.orders.give_back_orders()
         except RefusalError as error:

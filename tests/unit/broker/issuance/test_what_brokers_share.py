@@ -144,3 +144,16 @@ async def test_a_database_that_hangs_lets_no_order_go_on_of_who_was_shut_out(
     assert flight is not None
     assert flight.stopped
     await kill_all()
+
+
+async def test_a_broker_that_stops_tells_what_it_knows(world: World, brokers: Brokers) -> None:
+    """What it was told a moment before, and which profile it has found blocked: nobody would tell it later."""
+    first, second = brokers
+    world.solver.faults.fail("present", RefusalError(Reason.DNS_REJECTED, "the token was revoked"))
+    await second.authority.issue(caller(), issue("one", wait=NO_WAIT))
+    await settle()
+    second.authority._dispatcher.holds.suspect("fake-ca", world.clock.now(), unavailable().refusal)
+    await second.drain()
+    await first.look()
+    assert first.authority.blocked(["shop"]) == {"shop"}
+    assert first.authority._dispatcher.holds.suspected("fake-ca", world.clock.now()) is not None
