@@ -174,7 +174,9 @@ class OrderDispatcher:
         """
         if self.draining:
             raise draining_refusal()
-        return self.run(order) if order.holder == self._ports.orders.holder else self.elsewhere.see(order)
+        if order.holder == self._ports.orders.holder:
+            return self.run(order)
+        return self.flights.find(order.order_id) or self.elsewhere.see(order)  # taken since it was read, perhaps
 
     def choose_issuer(self, profile: Profile) -> str:
         """The issuer for a new order of `profile`: the first of its list that isn't known to be out."""
@@ -275,8 +277,9 @@ class OrderDispatcher:
                 return  # what was parked hasn't ended yet, or nothing can be taken
         try:
             self._run_all(await self._tenure.take())
+            await self.elsewhere.catch_up()
         except RefusalError as error:
-            logger.debug("could not look for orders that others have left: %s", error)
+            logger.debug("could not look for orders of other brokers: %s", error)
         for order_id, records in self._records.pop_late(self.flights.find):
             self._owner.create_task(self._records.remove_late(order_id, records, self._tenure.stand))
 

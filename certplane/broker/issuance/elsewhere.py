@@ -23,11 +23,26 @@ class OrdersElsewhere(ChangeFollower):
     def __init__(self, orders: OrderStore) -> None:
         self._orders = orders
         self.flights = Flights()
+        self._unread: set[str] = set()
+        """Followed since they were read: one that ended in between has been told of while nobody here listened."""
 
     def see(self, order: Order, flight: Flight | None = None) -> Flight:
         """The flight of an open order of another broker; `flight` is what it was here until now."""
         known = self.flights.find(order.order_id)
-        return known if known is not None and flight is None else self.flights.add(order, flight)
+        if known is not None and flight is None:
+            return known
+        self._unread.add(order.order_id)
+        return self.flights.add(order, flight)
+
+    async def catch_up(self) -> None:
+        """Read those once that are followed since the last time.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE; what is left is read the next time.
+        """
+        for order_id in tuple(self._unread):
+            await self._look(order_id)
+            self._unread.discard(order_id)
 
     def take_over(self, order: Order) -> Flight | None:
         """The order is run here from now on: its flight, if anybody here has waited for it."""
@@ -56,8 +71,13 @@ class OrdersElsewhere(ChangeFollower):
             return
         order = await self._orders.get_order(order_id)
         flight = self.flights.find(order_id)
-        if flight is None or order is None or order.holder == self._orders.holder:
+        if flight is None:
             return  # it is run here by now
+        if order is None:  # the database was restored from before it was opened
+            self.flights.remove(flight)
+            return
+        if order.state.is_open and order.holder == self._orders.holder:
+            return  # it is about to be run here
         flight.publish(order)
         if not order.state.is_open:
             self.flights.remove(flight)

@@ -69,6 +69,51 @@ async def test_an_order_is_watched_from_another_broker(world: World, brokers: Br
     assert await watching == [OrderState.FINALIZING, OrderState.ISSUED]
 
 
+async def test_an_order_that_ends_while_it_is_joined_is_waited_for_by_nobody(
+    world: World, brokers: Brokers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feed told of its end before anybody here followed it: the caller, and the next one, get the certificate."""
+    first, second = brokers
+    gate = first.issuer.faults.hold("finalize")
+    await first.authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    opening = second.orders.open_order
+
+    async def open_slowly(*arguments: Any, **named: Any) -> Any:
+        opened = await opening(*arguments, **named)
+        gate.set()
+        await settle()
+        await second.look()
+        return opened
+
+    monkeypatch.setattr(second.orders, "open_order", open_slowly)
+    joining = asyncio.create_task(second.authority.issue(caller(), issue()))
+    await settle()
+    assert world.order.state is OrderState.ISSUED
+    await tick(world, second, seconds=2)
+    assert joining.done()
+    assert (await joining).order.state is OrderState.ISSUED
+    assert (await second.authority.issue(caller(), issue())).source == "cache"
+
+
+async def test_an_order_that_a_restored_database_lacks_is_followed_no_more(world: World, brokers: Brokers) -> None:
+    """Who waits for it is told to come back, and then orders anew."""
+    first, second = brokers
+    first.issuer.faults.hold("create_order")
+    await first.authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    joining = asyncio.create_task(second.authority.issue(caller(), issue()))
+    await settle()
+    first.kill()
+    world.database.forget("orders")
+    second.database_stores.changes._positions.clear()
+    second.database_stores.changes._look_time = None  # as after a connection to the server was lost
+    await second.look()
+    await settle()
+    assert joining.done()
+    assert second.authority._dispatcher.find((await joining).order.order_id) is None
+
+
 @pytest.mark.parametrize("operation", ["create_order", "answer_challenges", "finalize", "download"])
 async def test_an_order_of_a_killed_broker_goes_on_elsewhere(world: World, brokers: Brokers, operation: str) -> None:
     """After its lease, and within a second; who waits for it at the other broker gets its certificate."""
