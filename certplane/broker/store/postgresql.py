@@ -51,6 +51,7 @@ from certplane.broker.store.servers import (
     own_session,
     place,
     refuse_shared_session,
+    run,
     several_hosts,
     standby_notices,
 )
@@ -321,7 +322,9 @@ class PostgresqlSession(SqlSession):
     @override
     def _run(self, sql: str, arguments: Sequence[object] | None = None) -> psycopg.Cursor[Row]:
         try:
-            return self._connection.execute(sql.encode(), arguments)
+            if arguments is None:
+                return self._connection.execute(sql.encode())
+            return run(self._connection, sql, arguments)
         except errors.ReadOnlySqlTransaction as error:
             # Nothing that is begun here will ever be written, and the next connection finds the server that writes.
             _log.warning("the server at %s can only be read now; it is left", place(self._connection))

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import pq
 from typing_extensions import override
 
-from certplane.broker.store.servers import Connection, connect, fault_of, own_session, place
+from certplane.broker.store.servers import Connection, connect, fault_of, own_session, place, run
 from certplane.broker.store.session import Database, Fault, SqlError
 from certplane.broker.store.statements import Compiler, Row, Statement
 from certplane.runtime.pool import BlockingPool
@@ -91,7 +91,7 @@ class PostgresqlReader(Database):
             try:
                 if self._pooled:
                     return self._fetch_pooled(connection, statement, arguments)
-                return connection.execute(statement.sql.encode(), arguments).fetchall()
+                return run(connection, statement.sql, arguments).fetchall()
             except psycopg.Error as error:
                 if connection.closed:
                     self._standing.lost(number)
@@ -108,7 +108,7 @@ class PostgresqlReader(Database):
         timeout = 4 * (self._wait // timedelta(milliseconds=1))
         try:
             connection.execute(f"BEGIN READ ONLY; SET LOCAL statement_timeout = {timeout}".encode())
-            rows = connection.execute(statement.sql.encode(), arguments).fetchall()
+            rows = run(connection, statement.sql, arguments).fetchall()
             connection.execute("COMMIT")
             return rows
         finally:

@@ -12,11 +12,14 @@ them to whoever gets the session next, so first comes the question whether it is
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import logging
 import os
+import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -247,6 +250,24 @@ def _cut_off(connection: Connection) -> Iterator[None]:
         timer.cancel()
         timer.join()
         line.close()
+
+
+def run(connection: Connection, sql: str, arguments: Sequence[object]) -> psycopg.Cursor[Row]:
+    """Execute a statement with `%s` for its parameters.
+
+    psycopg reads such a text in Python, and remembers short ones alone: one that writes 128 rows took 4 ms each time.
+
+    Raises:
+        psycopg.Error: whatever the server said.
+    """
+    return psycopg.RawCursor(connection).execute(_numbered(sql), arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def _numbered(sql: str) -> bytes:
+    """The statement with the server's own placeholders, `$1` and so on."""
+    numbers = itertools.count(1)
+    return re.sub("%([%s])", lambda found: "%" if found[1] == "%" else f"${next(numbers)}", sql).encode()
 
 
 def standby_notices(connection: Connection, *, expected: bool) -> list[str]:
