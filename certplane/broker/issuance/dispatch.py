@@ -332,10 +332,10 @@ class OrderDispatcher:
         order = flight.order
         refusal = Refusal(Reason.INTERNAL, f"internal error; when you report it, quote order {order.order_id}")
         try:
-            if order.state is OrderState.FINALIZING:
-                await execution.leave_lane()
-            elif order.state.is_open:
+            if order.state.is_open and order.state is not OrderState.FINALIZING:
                 await execution.fail(refusal)
+            else:
+                await execution.leave_lane()
         except OrderTakenError:
             self._hand_over(flight)
         except LeaseLostError:

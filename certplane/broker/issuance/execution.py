@@ -26,7 +26,7 @@ from certplane.broker import metrics
 from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.flights import Flight
-from certplane.broker.issuance.journal import Journal, OrderEndedError
+from certplane.broker.issuance.journal import Journal, OrderEndedError, OrderTakenError
 from certplane.broker.issuance.order_context import OrderContext
 from certplane.broker.issuance.outcome import (
     Consequence,
@@ -42,6 +42,7 @@ from certplane.broker.issuance.outcome import (
 )
 from certplane.broker.issuance.queue import Place
 from certplane.broker.issuance.steps import Abandoned, Elsewhere, Failed, OrderSteps, Outcome, Over
+from certplane.broker.issuance.tenure import LeaseLostError
 from certplane.broker.model import Order, OrderState
 from certplane.broker.ports import OrderChange
 from certplane.errors import Reason, Refusal, RefusalError
@@ -117,15 +118,25 @@ class OrderExecution:
         await self.clean_up()
 
     async def clean_up(self) -> None:
-        """Remove the records of an ended order; those that can't be removed stay journalled."""
+        """Remove the records of an ended order; those that can't be removed stay journalled, and keep no others out."""
+        try:
+            await self._remove_records()
+        except (OrderTakenError, LeaseLostError):
+            raise  # whoever has the order next has its turn too
+        except Exception:
+            await self.leave_lane()
+            raise
+        await self.leave_lane()
+
+    async def _remove_records(self) -> None:
         records = self.order.txt_records
-        if records:
-            with self._context.step("remove"):
-                left = await self._context.records.remove(self._journal)
-            if left != records:
-                with self._context.step("journal_removed"):
-                    await self._journal.write(OrderChange(txt_records=left))
-        await self.leave_lane()  # what can't be removed must not keep others out
+        if not records:
+            return
+        with self._context.step("remove"):
+            left = await self._context.records.remove(self._journal)
+        if left != records:
+            with self._context.step("journal_removed"):
+                await self._journal.write(OrderChange(txt_records=left))
 
     async def leave_lane(self) -> None:
         """Let other brokers' orders of the same names go on."""

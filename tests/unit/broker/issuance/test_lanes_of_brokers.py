@@ -103,6 +103,21 @@ async def test_records_that_cannot_be_removed_hold_up_nobody(world: World, broke
     assert left.lane is None
 
 
+@pytest.mark.parametrize(("operation", "state"), [("finalize", OrderState.FINALIZING), ("remove", OrderState.ISSUED)])
+async def test_a_bug_in_one_order_holds_up_no_other(
+    world: World, brokers: Brokers, operation: str, state: OrderState
+) -> None:
+    """The order stays as it is until the next start, but for its turn."""
+    first, second = brokers
+    faults = first.solver.faults if operation == "remove" else first.issuer.faults
+    faults.fail_always(operation, RuntimeError("a bug"))
+    await ask(first, 1)
+    await ask(second, 2)
+    await hear(second)
+    assert states(world) == [state, OrderState.ISSUED]
+    assert all(order.lane is None for order in world.orders)
+
+
 async def test_who_waits_longest_is_next(world: World, brokers: Brokers) -> None:
     """A broker whose order ends doesn't let its own younger ones pass those of others."""
     first, second = brokers
