@@ -57,7 +57,10 @@ class ChallengeRecords:
         self._users = Counter[tuple[str, str]]()
         """How many orders need a record: to look at each order for each record grows with the square of a burst."""
         self._writing: dict[str, Sequence[TxtRecord]] = {}
-        """What is being written for an order, until it is known that the order was this broker's all the while."""
+        """What is being written for an order, until it is known that the order was this broker's all the while.
+
+        As planned, and so found by its value: an id may be that of a record which an heir has removed.
+        """
 
     def need(self, order_id: str, records: Iterable[TxtRecord]) -> None:
         """The order is about to use these records: nobody else removes them."""
@@ -91,7 +94,7 @@ class ChallengeRecords:
             await journal.write(OrderChange(txt_records=(*left, *records)))
         await self._see_removals_out(journal, records)
         with step("present"):
-            self._writing[journal.order.order_id] = records
+            self._writing[journal.order.order_id] = planned
             written = await solver.present(records, timeout(settings.dns_timeout))
         with step("journal_record_ids"):
             await journal.write(OrderChange(txt_records=merge_records(journal.order.txt_records, written)))
@@ -142,11 +145,12 @@ class ChallengeRecords:
                 continue
             try:
                 needed = await self._ports.shared_orders.needed_records(left)
-            except RefusalError as error:
-                logger.debug("could not read which TXT records are needed: %s", error)
+                late = [record for record in left if (record.name, record.value) not in {*needed, *self._users}]
+                stuck = await self._ports.solver.remove(late, self._settings.dns_timeout) if late else ()
+            except Exception as error:
+                bug = None if isinstance(error, RefusalError) else error
+                logger.warning("could not remove what was written too late; will retry: %s", error, exc_info=bug)
                 continue
-            late = [record for record in left if (record.name, record.value) not in {*needed, *self._users}]
-            stuck = await self._ports.solver.remove(late, self._settings.dns_timeout) if late else ()
             for record in late:
                 logger.warning(
                     "a TXT record was written after another broker had ended the order; it %s",

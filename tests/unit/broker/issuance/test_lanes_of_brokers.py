@@ -265,8 +265,18 @@ async def test_a_removal_that_never_ends_is_not_waited_for(world: World, brokers
     assert states(world) == [OrderState.ISSUED] * 2
 
 
-@pytest.mark.parametrize("needed", [False, True], ids=["needed by none", "needed by another"])
-async def test_a_record_that_was_written_too_late(world: World, brokers: Brokers, *, needed: bool) -> None:
+@pytest.mark.parametrize(
+    ("needed", "trouble"),
+    [
+        pytest.param(False, None, id="needed by none"),
+        pytest.param(True, None, id="needed by another"),
+        pytest.param(False, unavailable(), id="the provider is away"),
+        pytest.param(False, RuntimeError("a bug"), id="a bug"),
+    ],
+)
+async def test_a_record_that_was_written_too_late(
+    world: World, brokers: Brokers, *, needed: bool, trouble: Exception | None
+) -> None:
     """A broker stood still right before it wrote; its heir had ended the order by then, so nobody lists the record."""
     first, second = brokers
     world.ca.shares_challenges = True
@@ -281,6 +291,8 @@ async def test_a_record_that_was_written_too_late(world: World, brokers: Brokers
     if needed:
         held = second.issuer.faults.hold("answer_challenges")
         await ask(second, 2)
+    if trouble is not None:
+        first.solver.faults.fail("remove", trouble)
     gate.set()
     await settle()
     assert len(world.dns.records) == 2
