@@ -148,6 +148,7 @@ class ChallengeRecords:
                 late = [record for record in left if (record.name, record.value) not in {*needed, *self._users}]
                 stuck = await self._ports.solver.remove(late, self._settings.dns_timeout) if late else ()
             except Exception as error:
+                # Bugs too: what this task raises would end those of all orders.
                 bug = None if isinstance(error, RefusalError) else error
                 logger.warning("could not remove what was written too late; will retry: %s", error, exc_info=bug)
                 continue
