@@ -71,6 +71,15 @@ def test_of_several_hosts_the_one_that_can_be_written_is_wanted(
 
 
 @pytest.mark.integration
+def test_a_statement_is_sent_with_the_server_s_placeholders(postgres_url: str) -> None:
+    """In their order, however many; `%%` is a per cent sign, and a text for the server may hold either."""
+    with closing(servers.connect(postgres_url, timedelta(seconds=5))) as connection:
+        numbers = ", ".join(["%s::int"] * 300)
+        found = servers.run(connection, f"SELECT %s::text, 'a' LIKE 'a%%', ARRAY[{numbers}]", ("$1 %s", *range(300)))
+        assert found.fetchone() == ("$1 %s", True, list(range(300)))
+
+
+@pytest.mark.integration
 async def test_an_order_that_another_program_ends_meanwhile_stays_ended(postgres_url: str, tmp_path: Path) -> None:
     """A step of a running order waits for a command that is denying its identity, and then finds it ended."""
     place = StorePlace("postgresql", tmp_path / "x", postgres_url)
