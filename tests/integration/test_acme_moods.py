@@ -438,7 +438,7 @@ async def test_a_pending_order_handed_back_for_another_key(world: Moody, own_nam
     world.proxy.add(faults.problem("rateLimited", status=429, retry_after=HOUR), AUTHORIZATION)
     given_up = await world.issue(own_name)
     assert given_up.state is OrderState.FAILED
-    world.authority._dispatcher._context.queue._holds.clear()  # the hour is over
+    world.authority._dispatcher.holds._holds.clear()  # the hour is over
 
     orders = await asyncio.gather(*(world.issue(own_name, host=f"web{number}.test") for number in (2, 3)))
     assert [order.state for order in orders] == [OrderState.ISSUED, OrderState.ISSUED]
