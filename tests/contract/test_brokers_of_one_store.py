@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from typing_extensions import override
 
@@ -442,6 +443,21 @@ async def test_a_member_whose_lease_has_ended_is_removed(store: StoreHarness, ot
     await other.stores.members.renew(member(other), SPAN)
     await store.stores.members.renew(member(store), timedelta())
     assert [each.broker_id for each in await other.stores.members.living()] == [other.stores.members.broker_id]
+
+
+async def test_a_member_that_is_stopped_while_it_renews_is_not_waited_for(
+    store: StoreHarness, other: StoreHarness
+) -> None:
+    """Its row is locked for as long; were it waited for, the lease of each other broker would end too."""
+    if store.place.kind != "postgresql":
+        pytest.skip("one broker has no others")
+    await store.stores.members.renew(member(store), timedelta())
+    stopped = await psycopg.AsyncConnection.connect(store.place.url)
+    async with stopped:
+        await stopped.execute("UPDATE brokers SET stream_count = 1")
+        assert not (await other.stores.members.renew(member(other), SPAN)).removed
+        await stopped.rollback()
+    assert (await other.stores.members.renew(member(other), SPAN)).removed
 
 
 class Heard(ChangeFollower):

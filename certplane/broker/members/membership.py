@@ -83,8 +83,10 @@ class Membership(Lease):
         """
         asked = self._clock.monotonic(), self._clock.now()
         renewal = await self._store.renew(replace(self._me(), clock_skew=self.skew.current), SPAN)
-        if self._renewed is not None and not (renewal.stood and (self.stands() or not self._failing)):
-            # After a try that failed, the lease that stood may be that try's: it was written, and the answer lost.
+        if self._renewed is not None and not (renewal.stood and self.stands()):
+            # What the database found counts only if it was durable in time: others see a lease that is renewed once
+            # that is committed, and a commit may wait (for a standby, a disk). And the lease that stood may be that of
+            # a try before, which was written and whose answer was lost.
             self._term += 1
             if not self._said_lost:
                 logger.warning("this broker's lease had ended before it was renewed; what it ran is taken anew")

@@ -70,8 +70,13 @@ class SqlMemberStore(MemberStore, DatabaseClock):
             ).returning(brokers.c.lease_until)
         )
         self._remove = compiler(delete(brokers).where(brokers.c.broker_id == bindparam("which")))
+        # One that renews it in this moment, or was stopped while it did, isn't waited for: two that were both late
+        # would wait for each other, and a lease must not end for what another broker does.
+        ended = select(brokers.c.broker_id).where(
+            brokers.c.lease_until <= now, brokers.c.broker_id != bindparam("broker_id")
+        )
         self._remove_ended = compiler(
-            delete(brokers).where(brokers.c.lease_until <= now, brokers.c.broker_id != bindparam("broker_id"))
+            delete(brokers).where(brokers.c.broker_id.in_(ended.with_for_update(skip_locked=True)))
         )
         self._time = compiler(select(now))
         self._roles = compiler(select(leases.c.holder, leases.c.role).order_by(leases.c.role))
