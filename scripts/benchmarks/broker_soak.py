@@ -35,6 +35,8 @@ _WISHES = 3.0
 """Seconds between two operators' requests."""
 _PAUSE = (4.0, 12.0)
 """Seconds between two losses."""
+_RESTART = 2.0
+"""Seconds until a program that has ended is started again, as by the units of packaging/."""
 _STILL = 25.0
 """Longer than a lease."""
 
@@ -132,11 +134,14 @@ class FleetSoak:
         while True:
             try:
                 await broker.start()
+                await asyncio.sleep(_RESTART)
             except Exception as error:  # noqa: BLE001 - whatever the sandbox says of a program that ended
                 print(f"a broker did not start and is started again: {error}", file=sys.stderr)
-                await asyncio.sleep(2)
+                await asyncio.sleep(_RESTART)
             else:
-                return
+                if broker.process.running:
+                    return
+                print(f"a broker has ended and is started again:\n{broker.process.log_tail()}", file=sys.stderr)
 
     async def _kill_agents(self) -> None:
         program = self._rng.choice(self.crowd.programs)
