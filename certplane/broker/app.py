@@ -23,9 +23,10 @@ from typing import Final
 
 from certplane import __version__
 from certplane.broker.accounts.in_use import AccountsInUse
+from certplane.broker.announced import log_started, start_events, stop_event, who
 from certplane.broker.background import check_directories, check_dns_accounts, running, watch_readiness
 from certplane.broker.configured import secret_source
-from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
+from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.elsewhere import BrokersElsewhere, follow_others
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
@@ -48,7 +49,7 @@ from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.prepared import Prepared
-from certplane.broker.reload import Reloader, trust_fields
+from certplane.broker.reload import Reloader
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.services.certificates import CertificateServicer
@@ -138,7 +139,8 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         issuing_started = await stack.enter_async_context(issuing.running())
         stores = await stack.enter_async_context(stores_of_a_broker(settings, secrets, clock, meter))
         denials, repeats = await stack.enter_async_context(coalescing(stores, clock, new_id, meter))
-        await stores.audit.append(_start_events(prepared, trail))
+        broker_name = who(settings, stores.members.broker_id)
+        await stores.audit.append(start_events(prepared, trail, broker_name))
 
         plans = RenewalPlans(stores.renewal_plans)
         issuers = {name: RemoteIssuer(issuing, name, ca.directory_url) for name, ca in settings.cas.items()}
@@ -259,9 +261,9 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         issuing.in_trouble = lambda: authority.in_trouble
         await stack.enter_async_context(_among_others(membership, broker, epoch))
         await authority.start([profile.name for profile in prepared.policy.current.profiles])
-        stack.push_async_callback(_stop, broker, trail)
+        stack.push_async_callback(_stop, broker, trail, broker_name)
         await server.start()
-        _log_started(prepared, broker)
+        log_started(prepared, stores.members.broker_id, broker.port)
         await stack.enter_async_context(running(reloader.run(), "reload"))
         sources = {
             name: RemoteRenewalInfo(issuing, name) for name, ca in settings.cas.items() if ca.renewal_info.enabled
@@ -324,7 +326,7 @@ async def _among_others(membership: Membership | None, broker: Broker, epoch: Re
         return
     broker.authority.follow_others(broker.stores.changes)
     broker.stores.changes.follow(ChangeKind.MEMBER, membership.known, what="other brokers")
-    DriftWatch(membership.known, broker.meter)
+    DriftWatch(membership.known, broker.meter, broker.hub.context.clock)
     BrokersElsewhere(membership.known, broker.hub.watchers, broker.hub.context.clock)
     await epoch.share(broker.stores.retry_epoch)
     broker.stores.changes.follow(ChangeKind.RETRY_EPOCH, epoch, what="the retry epoch")
@@ -356,43 +358,13 @@ def _member(broker: Broker) -> Member:
     )
 
 
-def _start_events(prepared: Prepared, trail: AuditTrail) -> list[AuditEvent]:
-    policy_hash = prepared.policy.current.hash
-    trust = prepared.trust
-    started = (
-        f"version {__version__}, configuration {prepared.settings.hash}, server certificate "
-        f"{trust.server.serial_number}, agent CA bundle {trust.bundle.hash}"
-    )
-    return [
-        trail.event(event_type, policy_hash=policy_hash, reason=reason)
-        for event_type, reason in (
-            (AuditEventType.BROKER_STARTED, started),
-            (AuditEventType.POLICY_LOADED, f"loaded {prepared.policy.path}"),
-        )
-    ]
-
-
-def _log_started(prepared: Prepared, broker: Broker) -> None:
-    fields = {
-        "version": __version__,
-        "address": str(broker.settings.server.address),
-        "port": broker.port,
-        "configuration_hash": broker.settings.hash,
-        "policy_hash": prepared.policy.current.hash,
-        "issuers": ", ".join(f"{name} {ca.directory_url}" for name, ca in broker.settings.cas.items()),
-        "store": broker.settings.store.driver.value,
-        **trust_fields(prepared.trust),
-    }
-    _logger.info("serving", extra={"fields": fields})
-
-
-async def _stop(broker: Broker, trail: AuditTrail) -> None:
+async def _stop(broker: Broker, trail: AuditTrail, broker_name: str) -> None:
     await broker.server.drain(_COME_BACK)
     await broker.authority.drain(broker.settings.server.drain_timeout)
     await broker.hub.drain()
     await broker.server.stop(_STOP_GRACE)
     try:
-        await broker.stores.audit.append([trail.event(AuditEventType.BROKER_STOPPED)])
+        await broker.stores.audit.append([stop_event(trail, broker_name)])
     except RefusalError:
         _logger.exception("the stop could not be audited")
     _logger.info("stopped")

@@ -62,7 +62,7 @@ async def watch_readiness(
     alarms: nobody is kept away for it.
     """
     ready = well = True
-    blocked: Collection[str] = ()
+    blocked: Collection[str] = frozenset()
     while True:
         await clock.sleep(_READY_INTERVAL)
         now_blocked = authority.blocked([profile.name for profile in policy.current.profiles])

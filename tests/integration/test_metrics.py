@@ -90,7 +90,7 @@ async def a_member(_folder: Path) -> Collection[Metric]:
     me = Member("", "machine", "[::]:8443", "1", clock.now(), "policy", "trust", "configuration")
     await MemoryStores.over(stores.database).members.renew(replace(me, policy_hash="another"), timedelta(minutes=1))
     membership = Membership(stores.members, lambda: me, clock, meter)
-    DriftWatch(membership.known, meter)
+    DriftWatch(membership.known, meter, clock)
     await membership.join()
     await membership.known.read()
     return meter.moved

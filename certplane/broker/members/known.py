@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from typing_extensions import override
@@ -10,6 +11,8 @@ from typing_extensions import override
 from certplane.broker.members.model import Member
 from certplane.broker.members.ports import MemberStore, OtherBrokers
 from certplane.broker.ports import ChangeFollower
+
+logger = logging.getLogger(__name__)
 
 
 class KnownMembers(ChangeFollower, OtherBrokers):
@@ -43,14 +46,31 @@ class KnownMembers(ChangeFollower, OtherBrokers):
         """Call `heard` when others have changed, and with each renewal of this one's lease. It must not raise."""
         self._hearing.append(heard)
 
-    async def read(self) -> None:
-        """Read them anew.
+    async def read(self, named: Collection[str] = ()) -> None:
+        """Read them anew, and log who has come and gone.
+
+        Args:
+            named: Whom the change feed has named: a broker that stops names itself, one that was killed can't.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE; what was known stays.
         """
         own = self._store.broker_id
+        before = _by_id(self._others)
         self._others = tuple(member for member in await self._store.living() if member.broker_id != own)
+        now = _by_id(self._others)
+        for broker_id in now.keys() - before.keys():
+            logger.info("another broker shares this database", extra={"fields": _fields(now[broker_id])})
+        for broker_id in before.keys() - now.keys():
+            fields = {"fields": _fields(before[broker_id])}
+            if broker_id in named:
+                logger.info("another broker has left", extra=fields)
+            else:
+                logger.warning(
+                    "another broker's lease has ended, and it hasn't said that it stops: others take over what it did; "
+                    "see whether it runs, and reaches the database",
+                    extra=fields,
+                )
         self.tell()
 
     def tell(self) -> None:
@@ -64,4 +84,17 @@ class KnownMembers(ChangeFollower, OtherBrokers):
 
     @override
     async def changed(self, keys: Collection[str]) -> None:
-        await self.read()
+        await self.read(keys)
+
+
+def _by_id(members: Iterable[Member]) -> Mapping[str, Member]:
+    return {member.broker_id: member for member in members}
+
+
+def _fields(member: Member) -> Mapping[str, str]:
+    return {
+        "name": member.name,
+        "address": member.address,
+        "version": member.version,
+        "broker_id": member.broker_id,
+    }

@@ -22,6 +22,7 @@ import pytest
 
 from certplane import __version__
 from certplane.broker import account_commands, app, copy_command, identity_commands
+from certplane.broker.announced import start_events
 from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.control import ReloadRequest
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
@@ -315,7 +316,7 @@ async def operators() -> list[AuditEvent]:
     damaged: Any = SimpleNamespace(damage=AsyncMock(return_value=["the index uq_orders_open is invalid"]))
     trail_4 = AuditTrail(clock, lambda: "event-4")
     await SoundnessWatch(damaged, audit=stores.audit, trail=trail_4, clock=clock, meter=FakeMeter())._look()
-    await app._stop(broker, AuditTrail(clock, lambda: "event-3"))
+    await app._stop(broker, AuditTrail(clock, lambda: "event-3"), "broker machine1 [::]:8443 (b1)")
     return [
         identity_commands._event(
             trail, DenyEntry(name="web1.test"), AuditEventType.IDENTITY_DENIED, AuditDecision.DENY
@@ -327,7 +328,7 @@ async def operators() -> list[AuditEvent]:
             trail, AuditEventType.CERTIFICATE_REVOKED, issued.certificate, RevocationReason.KEY_COMPROMISE, None
         ),
         *reloads,
-        *app._start_events(prepared, AuditTrail(clock, lambda: "event-2")),
+        *start_events(prepared, AuditTrail(clock, lambda: "event-2"), "broker machine1 [::]:8443 (b1)"),
         *stores.database.events,
         copy_command._event(AuditTrail(clock, lambda: "event-5"), "broker.db", [CopiedTable("orders", 7, "0c")]),
     ]

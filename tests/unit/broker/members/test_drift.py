@@ -12,7 +12,7 @@ import pytest
 from certplane.broker import metrics
 from certplane.broker.members.drift import DriftWatch
 from certplane.broker.members.membership import SPAN, Membership
-from certplane.broker.members.model import Member
+from certplane.broker.members.model import AccountKey, Member
 from certplane.broker.members.ports import LastingLease
 from certplane.broker.members.view import BrokersView
 from certplane.errors import Reason, RefusalError
@@ -34,7 +34,7 @@ class Broker:
         self.facts: dict[str, Any] = {"policy_hash": "policy-a"}
         self.start_time = clock.now() + number * SECOND
         self.membership = Membership(stores.members, self.me, clock, self.meter)
-        DriftWatch(self.membership.known, self.meter)
+        DriftWatch(self.membership.known, self.meter, clock)
 
     def me(self) -> Member:
         return Member(
@@ -98,6 +98,55 @@ async def test_a_policy_that_differs_is_said_once(caplog: pytest.LogCaptureFixtu
     assert [record.levelname for record in said] == ["WARNING", "WARNING", "INFO", "INFO"]
     assert "policies differ: policy-a at machine1" in said[0].message
     assert said[0].fields["remedy"]  # type: ignore[attr-defined]
+
+
+async def test_a_new_account_key_is_no_difference_while_brokers_hear_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Each reads it by itself, within a second: after `account rollover` a warning would tell of a fault where none is."""
+    caplog.set_level(logging.INFO, "certplane.broker.members.drift")
+    world = World()
+    old, new = ((AccountKey("default", key),) for key in ("old", "new"))
+    world.first.facts["account_keys"] = world.second.facts["account_keys"] = old
+    await world.hear()
+    world.first.facts["account_keys"] = new
+    await world.hear()
+    assert world.first.differs("account") == 1
+    world.second.facts["account_keys"] = new
+    await world.hear()
+    assert (world.first.differs("account"), caplog.records) == (0, [])
+    world.second.facts["account_keys"] = old
+    await world.hear()
+    world.first.clock.advance(9 * SECOND)
+    await world.hear()
+    assert caplog.records == []
+    world.first.clock.advance(SECOND)
+    await world.hear()
+    assert "ACME accounts of the issuer default differ" in caplog.text
+
+
+async def test_who_comes_and_goes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """One that stops names itself in the change feed; one that was killed is missed, which is a warning."""
+    caplog.set_level(logging.INFO, "certplane.broker.members.known")
+    world = World()
+    await world.hear()
+    known, second = world.first.membership.known, world.second
+    await second.membership.leave()
+    await known.changed([second.stores.members.broker_id])
+    await second.membership.join()
+    await known.changed([second.stores.members.broker_id])
+    world.first.clock.advance(SPAN + SECOND)
+    await known.changed([])
+    said = [(record.levelname, record.message.partition(",")[0]) for record in caplog.records]
+    assert said == [
+        ("INFO", "another broker shares this database"),  # the second at the first
+        ("INFO", "another broker shares this database"),  # and the other way round
+        ("INFO", "another broker has left"),
+        ("INFO", "another broker shares this database"),
+        ("WARNING", "another broker's lease has ended"),
+    ]
+    (fields,) = {str(record.fields) for record in caplog.records[2:]}  # type: ignore[attr-defined]
+    assert (
+        f"'name': 'machine2', 'address': '[::]:8443', 'version': '1', 'broker_id': '{second.me().broker_id}'" in fields
+    )
 
 
 async def test_its_own_change_is_compared_with_the_next_renewal() -> None:
