@@ -174,8 +174,8 @@ class OrderStore(Protocol):
         """
         ...
 
-    async def give_back_orders(self) -> None:
-        """Let others take what this broker holds and hasn't finished.
+    async def give_back_orders(self, order_ids: Collection[str] | None = None) -> None:
+        """Let others take what this broker holds and hasn't finished; None: all of it.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE.

@@ -76,6 +76,17 @@ async def test_what_was_given_back_is_taken_at_once(store: StoreHarness, other: 
     assert (await store.stores.orders.get_order(ended.order_id)).holder == store.stores.members.broker_id
 
 
+async def test_some_orders_are_given_back_and_others_kept(store: StoreHarness, other: StoreHarness) -> None:
+    """Those that were named, and are its own."""
+    await store.stores.members.renew(member(store), SPAN)
+    await other.stores.members.renew(member(other), SPAN)
+    waiting, running = [await store.open_order(public_key_sha256=key) for key in ("a", "b")]
+    await other.stores.orders.give_back_orders([running.order_id])
+    await store.stores.orders.give_back_orders([waiting.order_id])
+    await store.stores.orders.give_back_orders([])
+    assert [order.order_id for order in await other.stores.orders.take_orders(10)] == [waiting.order_id]
+
+
 async def test_an_ended_order_with_records_is_taken_too(store: StoreHarness, other: StoreHarness) -> None:
     """Somebody has to remove them."""
     order = await store.open_order()

@@ -10,15 +10,15 @@ Rules:
   runs here too (`protect`).
 - An order whose identity was shut out, by whatever program, or whose CA isn't trusted any more, is stopped within a
   second: what it waits for is given up, and what the store says by then, or asking again, ends it.
-- `drain` lets running orders finish for a while, parks the rest (their journal is all they need), gives them back to
-  other brokers and takes no new ones.
+- `drain` lets running orders finish for a while, parks the rest (their journal is all they need) and gives them back to
+  other brokers, those that wait for their turn at once; it takes no new ones.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -223,9 +223,11 @@ class OrderDispatcher:
         self.elsewhere.land_all()
         if self._supervisor is None:
             return
-        for flight in self.flights:
-            if not flight.begun:
-                _park(flight)
+        waiting = [flight for flight in self.flights if not flight.begun]
+        for flight in waiting:
+            _park(flight)
+        if waiting and self._ports.lease.shared:  # others needn't wait for those that are under way here
+            self._owner.create_task(self._give_back([flight.order.order_id for flight in waiting]))
         await within(self._ports.clock, timeout, self._idle)
         for flight in self.flights:
             _park(flight)
@@ -236,8 +238,12 @@ class OrderDispatcher:
         if not self._supervisor.cancelled():
             self._supervisor.result()
         await self._tell_others()
+        await self._give_back()
+
+    async def _give_back(self, order_ids: Collection[str] | None = None) -> None:
+        """Let other brokers go on with these, or with all."""
         try:
-            await self._ports.orders.give_back_orders()
+            await self._ports.orders.give_back_orders(order_ids)
         except RefusalError as error:
             logger.warning(
                 "orders could not be given back; they are taken when this broker's lease has ended: %s", error

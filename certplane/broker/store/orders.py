@@ -6,7 +6,7 @@ orders decides: who comes second joins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from operator import itemgetter
@@ -97,11 +97,13 @@ class SqlOrderStore(OrderStore):
             .order_by(orders.c.end_time.desc(), orders.c.order_id.desc())
             .suffix_with(limited_to(_LAST_ENDED))
         )
-        self._give_back = compiler(
+        give_back = (
             update(orders)
             .where(text(UNFINISHED), orders.c.holder == bindparam("which"))
             .values(holder="", epoch=orders.c.epoch + 1)
         )
+        self._give_back = compiler(give_back)
+        self._give_back_one = compiler(give_back.where(orders.c.order_id == bindparam("one")))
         left = (text(UNFINISHED), orders.c.holder != bindparam("holder"), ~holder_lives(compiler))
         self._any_left = compiler(select(orders.c.order_id).where(*left).suffix_with(limited_to(1)))
         self._left = compiler(
@@ -268,9 +270,15 @@ class SqlOrderStore(OrderStore):
         return await self._writer.write(take, ())
 
     @override
-    async def give_back_orders(self) -> None:
+    async def give_back_orders(self, order_ids: Collection[str] | None = None) -> None:
+        statement = self._give_back if order_ids is None else self._give_back_one
+        which = [
+            statement.arguments({"which": self.holder, "one": one})
+            for one in ([""] if order_ids is None else order_ids)
+        ]
+
         def give_back(session: Session) -> Done[None]:
-            if session.execute(self._give_back, self._give_back.arguments({"which": self.holder})):
+            if sum(session.execute(statement, arguments) for arguments in which):
                 self._changes.add_shared(session, ChangeKind.MEMBER, self.holder)
             return Done(None)
 

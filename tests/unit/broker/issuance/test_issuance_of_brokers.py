@@ -153,6 +153,30 @@ async def test_a_broker_that_stops_gives_its_orders_back(world: World, brokers: 
     assert world.ca.finalisations == 1
 
 
+async def test_a_broker_that_stops_gives_back_at_once_what_waits_for_its_turn(world: World, brokers: Brokers) -> None:
+    """The other one goes on with it, while the stopping one still ends what it has begun, and is its own."""
+    first, second = brokers
+    gate = first.issuer.faults.hold("finalize")
+    calls = [
+        asyncio.create_task(first.authority.issue(caller(name), issue(name))) for name in ("web1.test", "web2.test")
+    ]
+    await settle()
+    assert sum(flight.begun for flight in first.authority._dispatcher.flights) == 1, "of the same names"
+    draining = asyncio.create_task(first.authority.drain(LONG))
+    await settle()
+    await tick(world, second, seconds=2)
+    holders = [order.holder for order in world.orders]
+    assert sorted(holders) == sorted((first.orders.holder, second.orders.holder))
+    gate.set()
+    await settle()
+    await draining
+    await asyncio.gather(*calls)
+    for _ in range(100):
+        await tick(world, second)
+    assert [order.state for order in world.orders] == [OrderState.ISSUED] * 2
+    assert world.ca.finalisations == 2
+
+
 async def test_a_broker_without_its_lease_opens_no_order(brokers: Brokers) -> None:
     """It says what it has lost, and that another one can answer."""
     first, _ = brokers
