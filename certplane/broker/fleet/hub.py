@@ -239,7 +239,7 @@ class FleetHub:
         """The stream has ended, however it did."""
         stream.close()
         if self.registry.remove(stream):
-            stream.record_seen(ended=True)
+            stream.record_end()
             self.watchers.host_changed(stream.host, self._clock.now())
 
     # The end.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from certplane.broker import metrics
@@ -35,6 +36,9 @@ class Recorder:
     meter: Meter
     trail: AuditTrail
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _pausing: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Those of the tasks that wait for another try."""
+    _finishing: bool = False
     _works: bool = True
     """Whether what was last recorded in the background could be."""
 
@@ -84,7 +88,22 @@ class Recorder:
 
     def note(self, write: Awaitable[None]) -> None:
         """Record something that nobody waits for."""
-        self.start(self._try(write), "fleet-record")
+        self.start(self._note(write), "fleet-record")
+
+    async def insist(self, write: Callable[[], Awaitable[None]], pauses: Callable[[int], timedelta]) -> None:
+        """Record something that others go by, again and again while the store fails; after `finish` once.
+
+        `pauses` says how long before another try, from how many have failed.
+        """
+        task, failures = asyncio.current_task(), 0
+        assert task is not None
+        while not (await self._try(write()) or self._finishing):
+            failures += 1
+            self._pausing.add(task)
+            try:
+                await self.clock.sleep(pauses(failures))
+            finally:
+                self._pausing.discard(task)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Work on beside the streams; `finish` waits for it."""
@@ -94,21 +113,29 @@ class Recorder:
         return task
 
     async def finish(self, deadline: float) -> None:
-        """Wait for what is under way, at most until `deadline`, of the monotonic clock."""
+        """Wait for what is under way, at most until `deadline`, of the monotonic clock; nothing is tried again."""
+        self._finishing = True
+        for task in tuple(self._pausing):
+            task.cancel()
         while self._tasks and (left := deadline - self.clock.monotonic()) > 0:
             await asyncio.wait(self._tasks, timeout=left)
 
-    async def _try(self, write: Awaitable[None]) -> None:
+    async def _note(self, write: Awaitable[None]) -> None:
+        await self._try(write)
+
+    async def _try(self, write: Awaitable[None]) -> bool:
+        """Whether it is recorded, by whoever is to record it."""
         try:
             await write
         except RefusalError as error:
             if error.refusal.reason is Reason.STREAM_DISPLACED:
-                return  # who has the host's stream now records it
+                return True  # who has the host's stream now records it
             if self._works:  # a store that is down is said once, not for each of ten thousand hosts
                 _logger.warning("could not record the state of a host's stream: %s", error)
             self._works = False
-        else:
-            self._works = True
+            return False
+        self._works = True
+        return True
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

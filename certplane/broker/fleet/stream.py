@@ -153,14 +153,22 @@ class ServedStream:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
-    def record_seen(self, *, ended: bool = False) -> None:
-        """Record when the host was last heard, and whether the stream has ended."""
+    def record_seen(self) -> None:
+        """Record when the host was last heard."""
         self.recorded_time = self._context.clock.monotonic()
-        self._context.recorder.note(self._record_state(ended=ended))
+        self._context.recorder.note(self._record_state(self._state()))
 
-    async def _record_state(self, *, ended: bool) -> None:
+    def record_end(self) -> None:
+        """Record that the stream has ended, however long the store is away: other brokers go by what it has."""
+        self._context.recorder.start(self._record_end(), "fleet-record")
+
+    async def _record_end(self) -> None:
+        state, rng = self._state(ended=True), self._context.rng
+        await self._context.recorder.insist(lambda: self._record_state(state), lambda count: RETRY.wait(count, rng))
+
+    async def _record_state(self, state: HostStream) -> None:
         try:
-            await self._context.recorder.store.record_stream(self._state(ended=ended))
+            await self._context.recorder.store.record_stream(state)
         except RefusalError as error:
             if error.refusal.reason is Reason.STREAM_DISPLACED:
                 self.end(error)
@@ -168,7 +176,7 @@ class ServedStream:
 
     async def _end_begun(self, beginning: asyncio.Future[RecordedReports]) -> None:
         self.stream_epoch = (await beginning).stream_epoch
-        await self._record_state(ended=True)
+        await self._record_end()
 
     def _state(self, *, ended: bool = False) -> HostStream:
         clock, session = self._context.clock, self.session

@@ -16,6 +16,7 @@ from certplane.broker.model import IdentityUse
 from certplane.broker.ports import ChangeFollower
 from certplane.errors import Reason, RefusalError
 from tests.support.hub import SECOND, Host, World, settled
+from tests.support.waiting import no_hang
 
 HOST = "web1.example"
 
@@ -264,3 +265,25 @@ async def test_a_host_that_hangs_up_before_it_is_welcome_is_not_left_open(here: 
     await settled()
     stream = await stream_of(here)
     assert (stream.stream_epoch, stream.end_time) == (1, here.clock.now())
+
+
+async def test_an_end_is_recorded_once_the_store_is_back(here: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Other brokers go by the row alone: a host that left while the store was away would be connected there for good."""
+    caplog.set_level(logging.WARNING)
+    async with come(here):
+        here.stores.database.down = True
+    left = here.clock.now()
+    await here.pass_time(timedelta(minutes=5))
+    here.stores.database.down = False
+    assert (await stream_of(here)).end_time is None
+    await here.pass_time(timedelta(seconds=30))
+    assert (await stream_of(here)).end_time == left
+    assert caplog.text.count("could not record the state of a host's stream") == 1
+
+
+async def test_an_end_waits_for_no_store_at_a_stop(here: World) -> None:
+    """The lease is given back, and with it all streams are over."""
+    async with come(here):
+        here.stores.database.down = True
+    async with no_hang():
+        await here.hub.drain()
