@@ -8,8 +8,8 @@ import socket
 from certplane import __version__
 from certplane.broker.events import AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.prepared import Prepared
-from certplane.broker.reload import trust_fields
 from certplane.broker.settings import BrokerSettings
+from certplane.broker.trust_checks import trust_fields
 
 _logger = logging.getLogger("certplane.broker")
 

@@ -5,7 +5,6 @@ problems at once), the store with its lock, spilled audit events, `broker_starte
 (which starts beside all that), the port, the orders of the run before, then calls. A stop goes backwards: health says
 NOT_SERVING, calls that issue are told to come back, running orders end or are parked, hosts hear goodbye, the port
 closes, `broker_stopped` is written, the store closes, the issuing process ends.
-
 `serving.serve` is the program; `background` has what runs beside the calls, `wiring` and `sharing` make single parts.
 """
 
@@ -48,6 +47,7 @@ from certplane.broker.members.view import BrokersView
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import ChangeKind
 from certplane.broker.policy.source import FilePolicySource
+from certplane.broker.policy_desk import policy_service
 from certplane.broker.prepared import Prepared
 from certplane.broker.reload import Reloader
 from certplane.broker.renewal.planner import RenewalPlanner
@@ -205,6 +205,22 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             name=socket.gethostname(),
             others=membership.known if membership else NoOtherBrokers(),
         )
+        reloader = Reloader(
+            trust=trust,
+            files=prepared.trust_files,
+            loaded=prepared.trust_text,
+            policy=prepared.policy,
+            watch_policy=settings.policy.watch,
+            settings=settings,
+            audit=stores.audit,
+            meter=meter,
+            clock=clock,
+            trail=trail,
+            shut_out=lambda anchors: (hub.registry.count_without(anchors), len(hub.registry)),
+            ask_again=epoch.ask_again,
+            take_limits=authority.take_limits,
+            take_level=issuing.set_level,
+        )
         server = listening_server(
             settings,
             trust,
@@ -225,24 +241,9 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none),
                 BrokersView(stores.members, lambda: _member(broker), membership or LastingLease()),
             ),
+            policy_service(prepared.policy, reloader, stores.fleet),
         )
         listener = stack.enter_context(metrics_listener(settings, meter))
-        reloader = Reloader(
-            trust=trust,
-            files=prepared.trust_files,
-            loaded=prepared.trust_text,
-            policy=prepared.policy,
-            watch_policy=settings.policy.watch,
-            settings=settings,
-            audit=stores.audit,
-            meter=meter,
-            clock=clock,
-            trail=trail,
-            shut_out=lambda anchors: (hub.registry.count_without(anchors), len(hub.registry)),
-            ask_again=epoch.ask_again,
-            take_limits=authority.take_limits,
-            take_level=issuing.set_level,
-        )
         broker = Broker(
             settings,
             prepared.policy,

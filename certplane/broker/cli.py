@@ -208,7 +208,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     from certplane.broker.checking import check
-    from certplane.broker.reload import trust_fields
+    from certplane.broker.trust_checks import trust_fields
 
     prepared, doubts = asyncio.run(check(settings, offline=options.offline))
     for notice in (*settings.notices, *doubts):

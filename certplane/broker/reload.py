@@ -23,26 +23,28 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from certplane.broker import metrics
 from certplane.broker.changes import TAKEN, changed_keys, take_logging, waiting_keys
 from certplane.broker.control import ReloadRequest, ReloadResult
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.expiry import ExpiryAnnouncer
-from certplane.broker.policy.document import PolicyDocument
 from certplane.broker.policy.guard import UnconfirmedError, summary
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import AuditLog, DurableLimits, Meter
 from certplane.broker.services.trust import LoadedTrust, TrustFiles, TrustInForce, TrustText
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.broker.settings.common import common_hash
-from certplane.broker.trust_checks import ShutOut, check_in_force, check_shut_out
-from certplane.errors import ConfigurationError, RefusalError
+from certplane.broker.trust_checks import ShutOut, check_in_force, check_shut_out, trust_fields
+from certplane.errors import ConfigurationError, Reason, RefusalError
 from certplane.runtime.clock import Clock
 from certplane.runtime.pool import BlockingPool
 from certplane.runtime.text import printable
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -60,17 +62,7 @@ _LONGEST_REASON: Final = 1000
 
 _SIGNAL: Final = ReloadRequest("SIGHUP")
 _FILE: Final = ReloadRequest("a change of the file")
-
-
-def trust_fields(trust: LoadedTrust) -> dict[str, Any]:
-    """What a log line says of a pair and bundle."""
-    return {
-        "server_serial_number": trust.server.serial_number,
-        "server_not_after": f"{trust.server.not_after:%Y-%m-%dT%H:%M:%SZ}",
-        "server_names": " ".join((*trust.server.dns_names, *trust.server.uris)),
-        "agent_ca_bundle_hash": trust.bundle.hash,
-        "agent_cas": len(trust.bundle.certificates),
-    }
+_STOPPING: Final = ReloadResult(ok=False, lines=("the broker is stopping; ask again shortly",))
 
 
 class Reloader:
@@ -117,6 +109,7 @@ class Reloader:
         self._interval = interval
         self._settle = settle
         self._pool = BlockingPool("reload", 1)
+        self._ended = False
         self._requested = asyncio.Event()
         self._waiting: list[tuple[ReloadRequest, asyncio.Future[ReloadResult]]] = []
         self.policy_since = clock.now()
@@ -129,8 +122,7 @@ class Reloader:
         self._take_limits = take_limits
         self._take_level = take_level
         self._refused: dict[str, str] = {}
-        self._unconfirmed = False
-        """Whether the reload that is under way has refused something that could have been confirmed."""
+        self._unconfirmed = False  # whether the reload under way refused what could have been confirmed
         self._unreadable: dict[str, float] = {}
         """Since when, in monotonic seconds; infinity once it was told."""
         self.on_refused: Callable[[tuple[str, ...]], None] | None = None
@@ -142,6 +134,9 @@ class Reloader:
     def request(self, asked: ReloadRequest = _SIGNAL) -> asyncio.Future[ReloadResult]:
         """Read everything again soon, as was asked; the result comes when all was taken or refused."""
         result: asyncio.Future[ReloadResult] = asyncio.get_running_loop().create_future()
+        if self._ended:
+            result.set_result(_STOPPING)
+            return result
         self._waiting.append((asked, result))
         self._requested.set()
         return result
@@ -150,6 +145,21 @@ class Reloader:
     def refused(self) -> tuple[str, ...]:
         """What the last look at each file refused, a line each: what is in force is older than the file."""
         return tuple(self._refused.values())
+
+    @property
+    def policy_refusal(self) -> str:
+        """What the last look at the policy's file refused; empty where it is in force."""
+        return self._refused.get("policy", "")
+
+    async def on_thread(self, work: Callable[[], T]) -> T:
+        """Do something with a large policy, on the thread that reads them: one at a time.
+
+        Raises:
+            RefusalError: DRAINING.
+        """
+        if self._ended:
+            raise RefusalError(Reason.DRAINING, _STOPPING.lines[0])
+        return await self._pool.run(work)
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -172,6 +182,10 @@ class Reloader:
                 await self._drop_ended()
                 self._expiry.announce()
         finally:
+            self._ended = True
+            for _, each in self._waiting:
+                if not each.done():
+                    each.set_result(_STOPPING)
             self._pool.close()
 
     async def _reload(self, asked: ReloadRequest) -> ReloadResult:
@@ -183,8 +197,7 @@ class Reloader:
         policy = await self._reload_policy(asked)
         if not asked.policy_only:
             settings = await self._reload_settings()
-        refused = self._refused if not asked.policy_only else {"policy": self._refused.get("policy", "")}
-        lines = [*filter(None, refused.values())]
+        lines = [*filter(None, (self.policy_refusal,))] if asked.policy_only else [*self.refused]
         lines += ["server certificate and agent CA bundle loaded"] if trust else []
         changes = self._policy.loaded.changes if policy else None
         if policy:
@@ -233,7 +246,7 @@ class Reloader:
     async def _reload_policy(self, asked: ReloadRequest) -> bool:
         """Read the policy and put it in force; False if it was refused."""
         try:
-            policy = await self._pool.run(self._load_policy, asked)
+            policy = await self._pool.run(partial(self._policy.reload, confirmed=asked.confirmed))
         except ConfigurationError as error:
             await self._reject("policy", AuditEventType.POLICY_REJECTED, error, asked)
             return False
@@ -251,9 +264,6 @@ class Reloader:
         await self._record(event)
         self._meter.count(metrics.RELOADS, what="policy", result="loaded")
         return True
-
-    def _load_policy(self, asked: ReloadRequest) -> PolicyDocument:
-        return self._policy.reload(confirmed=asked.confirmed)
 
     async def _wait(self) -> None:
         """Until something is requested, or it is time to look."""

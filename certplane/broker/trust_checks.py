@@ -1,9 +1,10 @@
-"""Whether a pair and a bundle that were read may be put in force while the broker runs."""
+"""Whether a pair and a bundle that were read may be put in force while the broker runs, and what logs say of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from datetime import datetime
+from typing import Any
 
 from certplane.broker.policy.guard import UnconfirmedError
 from certplane.broker.services.trust import LoadedTrust, TrustFiles
@@ -60,3 +61,14 @@ def check_shut_out(files: TrustFiles, before: TrustBundle, after: TrustBundle, s
         f"it lacks {'; '.join(names[:_MOST_CAS])}{more}"
     )
     raise UnconfirmedError(at.file, message, line=at.line, key=at.key)
+
+
+def trust_fields(trust: LoadedTrust) -> dict[str, Any]:
+    """What a log line says of a pair and bundle."""
+    return {
+        "server_serial_number": trust.server.serial_number,
+        "server_not_after": f"{trust.server.not_after:%Y-%m-%dT%H:%M:%SZ}",
+        "server_names": " ".join((*trust.server.dns_names, *trust.server.uris)),
+        "agent_ca_bundle_hash": trust.bundle.hash,
+        "agent_cas": len(trust.bundle.certificates),
+    }

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from certplane import __version__
 from certplane.config.durations import DurationError, parse_duration
+from certplane.ctl.policy import add_policy_commands, policy
 from certplane.errors import (
     ConfigurationError,
     ConfigurationProblem,
@@ -76,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--json", action="store_true", help="the broker's messages, one JSON object a line")
     parser = argparse.ArgumentParser(
-        prog="certplanectl", description="Shows the hosts of a broker and renews their certificates.", parents=[common]
+        prog="certplanectl",
+        description="Shows the hosts of a broker, renews their certificates, and shows, plans and reloads its policy.",
+        parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"certplanectl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -119,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Shows the brokers that serve the fleet together. What differs though it should be alike is marked "
         "with *, and explained below; the exit status is 1 then.",
     )
+
+    add_policy_commands(commands, [common, output])
 
     renew = commands.add_parser(
         "renew",
@@ -308,7 +313,14 @@ async def _agreed(question: str) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
-_COMMANDS: Final = {"fleet": _fleet, "watch": _watch, "host": _host, "brokers": _brokers, "renew": _renew}
+_COMMANDS: Final = {
+    "fleet": _fleet,
+    "watch": _watch,
+    "host": _host,
+    "brokers": _brokers,
+    "policy": policy,
+    "renew": _renew,
+}
 
 
 def _misuse(message: str, remedy: str) -> ConfigurationError:

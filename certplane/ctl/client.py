@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 import grpc
@@ -30,11 +30,15 @@ from certplane.rpc.status import refusal_from_error
 from certplane.runtime.clock import SystemClock
 from certplane.runtime.connection import ConnectionFailure
 from certplane.runtime.pool import BlockingPool
-from certplane.v1 import fleet_pb2, fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
+from certplane.v1 import fleet_pb2, fleet_pb2_grpc, policy_pb2, policy_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 
 T = TypeVar("T")
 
 _PAGE: Final = 200
+_PIECE: Final = 12_000
+"""Characters of a policy's text in a message, which has room for as many of four octets each."""
+_PLAN_SECONDS: Final = 180.0
+"""A large policy takes some seconds to be read, and others may be planning theirs."""
 _REMEDIES: Final = {
     ConnectionFailure.NOT_FOUND: "check broker.url and this machine's resolver",
     ConnectionFailure.UNREACHABLE: "check that the broker runs and its port is open",
@@ -63,7 +67,7 @@ class HostFilter:
 
 
 class FleetClient:
-    """FleetService and WatchRenewals for one caller. An async context manager; on one event loop."""
+    """FleetService, PolicyService and WatchRenewals for one caller. An async context manager; on one event loop."""
 
     def __init__(self, settings: CtlSettings) -> None:
         """Read the files and open the channel; nothing is sent.
@@ -100,6 +104,7 @@ class FleetClient:
             proxy=settings.broker.proxy,
         )
         self._fleet = fleet_pb2_grpc.FleetServiceStub(self._channel)
+        self._policies: Any = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._renewals = renewal_pb2_grpc.RenewalServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -159,6 +164,48 @@ class FleetClient:
         )
         request.spread_duration.FromTimedelta(spread)
         return await self._answer(self._fleet.RequestRenewal(request, timeout=self._seconds))
+
+    async def policy(self, *, with_text: bool) -> tuple[policy_pb2.LoadedPolicy, str]:
+        """What is known of the policy in force, and its text if it is wanted."""
+        request = policy_pb2.GetPolicyRequest(request_id=_request_id(), without_text=not with_text)
+        loaded, pieces = policy_pb2.LoadedPolicy(), []
+        try:
+            async for message in self._policies.GetPolicy(request, timeout=self._seconds):
+                loaded.MergeFrom(message.policy)
+                pieces.append(message.policy_text)
+        except grpc.aio.AioRpcError as error:
+            raise await self._error(error) from error
+        return loaded, "".join(pieces)
+
+    async def plan_policy(self, content: bytes) -> policy_pb2.PlanPolicyResponse:
+        """What would come of a text, the answer's messages put together."""
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            problem = policy_pb2.PolicyProblem(message=f"is not UTF-8: {error.reason}", remedy="save it as UTF-8")
+            return policy_pb2.PlanPolicyResponse(problems=[problem])
+        whole = policy_pb2.PlanPolicyResponse()
+        call = self._policies.PlanPolicy(timeout=_PLAN_SECONDS)
+        hello = policy_pb2.PlanPolicyRequest.Hello(request_id=_request_id())
+        try:
+            await call.write(policy_pb2.PlanPolicyRequest(hello=hello))
+            await call.initial_metadata()  # sent when it is this call's turn, or when it is refused
+            for start in range(0, len(text), _PIECE):
+                if call.done():  # refused: to write on would hide why
+                    break
+                await call.write(policy_pb2.PlanPolicyRequest(policy_text=text[start : start + _PIECE]))
+            if not call.done():
+                await call.done_writing()
+            async for message in call:
+                whole.MergeFrom(message)
+        except grpc.aio.AioRpcError as error:
+            raise await self._error(error) from error
+        return whole
+
+    async def reload_policy(self, *, confirm: bool) -> policy_pb2.ReloadPolicyResponse:
+        """Have the policy file read again. Safe to repeat."""
+        request = policy_pb2.ReloadPolicyRequest(request_id=_request_id(), confirm=confirm)
+        return await self._answer(self._policies.ReloadPolicy(request, timeout=_PLAN_SECONDS))
 
     async def watch(self, hosts: Sequence[str]) -> AsyncGenerator[renewal_pb2.WatchRenewalsResponse, None]:
         """The fleet as it is, and each change, until the broker ends it: the first failure is raised."""

@@ -17,9 +17,16 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from google.rpc import error_details_pb2
 
 from certplane.runtime.command import exit_status
-from certplane.v1 import certificate_pb2, enrollment_pb2, fleet_pb2, renewal_pb2
+from certplane.v1 import certificate_pb2, enrollment_pb2, fleet_pb2, policy_pb2, renewal_pb2
 
-_MODULES = (certificate_pb2, enrollment_pb2, fleet_pb2, renewal_pb2, error_details_pb2)  # the last is what errors carry
+_MODULES = (
+    certificate_pb2,
+    enrollment_pb2,
+    fleet_pb2,
+    policy_pb2,
+    renewal_pb2,
+    error_details_pb2,  # what errors carry
+)
 FILES: tuple[FileDescriptor, ...] = tuple(each.DESCRIPTOR for each in _MODULES)
 
 

@@ -51,7 +51,18 @@ _COMMANDS = {
         "identity allow",
         "identity list",
     ],
-    "certplane.ctl": ["", "fleet", "watch", "host", "brokers", "renew"],
+    "certplane.ctl": [
+        "",
+        "fleet",
+        "watch",
+        "host",
+        "brokers",
+        "policy",
+        "policy show",
+        "policy plan",
+        "policy reload",
+        "renew",
+    ],
     "certplane.sandbox": ["", "demo", "parts"],
 }
 

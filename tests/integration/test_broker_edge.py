@@ -586,6 +586,7 @@ async def test_reflection_describes_every_service(edge: EdgeServer, version: str
         "certplane.v1.CertificateService",
         "certplane.v1.EnrollmentService",
         "certplane.v1.FleetService",
+        "certplane.v1.PolicyService",
         "certplane.v1.RenewalService",
         "grpc.channelz.v1.Channelz",
         "grpc.health.v1.Health",

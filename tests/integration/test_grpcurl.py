@@ -45,6 +45,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "ListHosts": {"states": ["STATE_FAILED"]},
     "GetHost": {"host": "web1"},
     "RequestRenewal": {"selection": {"all": True}, "spreadDuration": "3600s", "reason": "drill", "dryRun": True},
+    "PlanPolicy": {"hello": {"requestId": "plan-1"}},
     "RevokeCertificate": {"certificateId": "c-1", "reason": "REVOCATION_REASON_SUPERSEDED"},
 }
 """What a method needs; an empty request is enough for those that aren't listed."""

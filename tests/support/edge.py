@@ -35,6 +35,7 @@ from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.edge import Edge
+from certplane.broker.services.policy import PolicyServicer
 from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import LoadedTrust, TrustInForce
@@ -47,6 +48,7 @@ from certplane.runtime.clock import SystemClock
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.policy import FakePolicy, FakePolicySource
+from tests.fakes.policy_desk import FakePolicyDesk
 from tests.support.ca import Leaf, PrivateCa
 from tests.support.memory_store import MemoryStores
 
@@ -196,6 +198,7 @@ class EdgeServer:
                     ),
                     BrokersView(self.stores.members, self.me, self.lease),
                 ),
+                PolicyServicer(FakePolicyDesk()),
             ],
         )
 

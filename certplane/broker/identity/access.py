@@ -81,6 +81,14 @@ METHODS: Final[Mapping[str, Access]] = {
             "ListBrokers": _VIEWERS,
         },
     ),
+    **_rows(
+        "certplane.v1.PolicyService",
+        {
+            "GetPolicy": _VIEWERS,
+            "PlanPolicy": _VIEWERS,
+            "ReloadPolicy": Access(_STAFF, roles=frozenset({"operator"})),
+        },
+    ),
     **_rows("grpc.health.v1.Health", {"Check": _ANYONE, "List": _ANYONE, "Watch": _ANYONE}),
     **_rows("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": _ANYONE}),
     **_rows("grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": _ANYONE}),

@@ -32,6 +32,16 @@ def current_call() -> tuple[Caller, str]:
     return call.caller, call.request_id
 
 
+def take_request_id(text: str) -> None:
+    """Take the request's id of a stream's first message, where it has one.
+
+    Raises:
+        EdgeRefusalError: REQUEST_INVALID.
+    """
+    if text:
+        serving.get().request_id = valid_request_id(text)
+
+
 def take_messages(count: int) -> None:
     """Have a message counted as so many more, before what it lists is read.
 

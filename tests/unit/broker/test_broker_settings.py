@@ -102,6 +102,7 @@ EXPECTED = {
     "server.reuse_port": True,
     "policy.path": Path("/etc/certplane/policy.yml"),
     "policy.watch": True,
+    "policy.guard": 25,
     "issuers.second.provider": "acme",
     "issuers.second.acme.eab.kid": "kid-2",
     "issuers.second.acme.eab.hmac_secret": "acme/eab-2",
@@ -274,6 +275,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (settings.server.calls_per_identity_per_second, settings.server.drain_timeout) == (20, _seconds(30))
     assert (settings.server.stream_age, settings.server.reuse_port) == (StreamAge(timedelta(hours=3.5)), False)
     assert settings.policy.watch is False
+    assert settings.policy.guard == 10
     assert (settings.issuer.name, settings.issuer.provider) == ("default", "acme")
     acme = settings.issuer.acme
     assert acme.cloudflare.base_url == "https://api.cloudflare.com/client/v4"
@@ -362,6 +364,10 @@ def _with(**replaced: str) -> str:
     ("text", "problem"),
     [
         pytest.param("", " policy.path: is required; add `path: ...`", id="empty-file"),
+        pytest.param(
+            MINIMAL.replace("path: /policy.yml", "path: /policy.yml\n  guard: 101"),
+            "policy.guard: is 101, must be a number of per cent, 0 to 100", id="policy-guard",
+        ),
         pytest.param(
             _with(cloudflare="route53"), "10: issuer.acme.dns_provider: is 'route53', must be one of cloudflare, httpreq, rfc2136, acme-dns, exec, lexicon",
             id="dns-provider",

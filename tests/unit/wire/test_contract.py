@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 
-from certplane.v1 import certificate_pb2, enrollment_pb2, fleet_pb2, renewal_pb2
+from certplane.v1 import certificate_pb2, enrollment_pb2, fleet_pb2, policy_pb2, renewal_pb2
 
 FILES: tuple[FileDescriptor, ...] = (
     certificate_pb2.DESCRIPTOR,
     enrollment_pb2.DESCRIPTOR,
     fleet_pb2.DESCRIPTOR,
+    policy_pb2.DESCRIPTOR,
     renewal_pb2.DESCRIPTOR,
 )
 PRIVATE = re.compile(r"private|secret|passw|token$|(^|_)key(_pem|_der)?$|pkcs8|pkcs12|pfx|keystore")

@@ -113,6 +113,12 @@ def test_check(method: str, kind: IdentityKind, allowed: bool) -> None:
         pytest.param("FleetService/GetHost", IdentityKind.SERVICE, ("billing",), False, id="another-role"),
         pytest.param("FleetService/RequestRenewal", IdentityKind.OPERATOR, ("viewer",), False, id="viewer-requests"),
         pytest.param("FleetService/RequestRenewal", IdentityKind.OPERATOR, ("x", "operator"), True, id="operator"),
+        pytest.param("PolicyService/GetPolicy", IdentityKind.OPERATOR, ("viewer",), True, id="viewer-sees-policy"),
+        pytest.param("PolicyService/GetPolicy", IdentityKind.OPERATOR, (), False, id="no-role-no-policy"),
+        pytest.param("PolicyService/PlanPolicy", IdentityKind.SERVICE, ("viewer",), True, id="service-plans"),
+        pytest.param("PolicyService/PlanPolicy", IdentityKind.HOST, ("operator",), False, id="host-plans"),
+        pytest.param("PolicyService/ReloadPolicy", IdentityKind.OPERATOR, ("viewer",), False, id="viewer-reloads"),
+        pytest.param("PolicyService/ReloadPolicy", IdentityKind.OPERATOR, ("operator",), True, id="operator-reloads"),
     ],
 )
 def test_roles(method: str, kind: IdentityKind, roles: tuple[str, ...], allowed: bool) -> None:

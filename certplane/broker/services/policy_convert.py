@@ -1,0 +1,119 @@
+"""The policy, its changes and plans as messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Final
+
+from certplane.broker.policy.changes import PolicyChange, PolicyChanges
+from certplane.broker.policy.planned import Mismatch, PolicyInForce, PolicyPlan
+from certplane.broker.services.fleet_convert import MESSAGE_ROOM
+from certplane.errors import ConfigurationProblem
+from certplane.rpc.times import timestamp
+from certplane.runtime.text import printable
+from certplane.v1 import policy_pb2 as pb
+
+_MOST_TEXT: Final = 2000
+"""Of a text for people, so that each message has room for many."""
+
+_PIECE: Final = 12_000
+"""Characters of the text in a message: four octets each at most."""
+
+
+def in_force_message(policy: PolicyInForce) -> pb.LoadedPolicy:
+    """What is known of a policy."""
+    return pb.LoadedPolicy(
+        policy_hash=policy.hash,
+        load_time=timestamp(policy.load_time),
+        loaded_by=printable(policy.loaded_by, _MOST_TEXT),
+        file=printable(policy.file, _MOST_TEXT),
+        refusal=printable(policy.refusal, _MOST_TEXT),
+        broker_id=policy.broker_id,
+        broker_name=policy.broker_name,
+    )
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces that messages have room for."""
+    return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+
+
+def count_messages(changes: PolicyChanges | None) -> list[pb.PolicyCount]:
+    """What there was and is."""
+    return [
+        pb.PolicyCount(
+            subject=count.subject, before=count.before, after=count.after, gained=count.gained, lost=count.lost
+        )
+        for count in (() if changes is None else changes.counts)
+    ]
+
+
+def summary_message(plan: PolicyPlan, in_force: PolicyInForce) -> pb.PlanPolicyResponse:
+    """What a plan comes to."""
+    return pb.PlanPolicyResponse(
+        summary=pb.PlanPolicyResponse.Summary(
+            policy=in_force_message(in_force),
+            policy_hash=plan.hash,
+            counts=count_messages(plan.changes),
+            change_count=len(plan.changes.changes),
+            issued_again_count=plan.changes.issued_again,
+            confirmation=printable(plan.confirmation, _MOST_TEXT),
+        )
+    )
+
+
+def plan_messages(plan: PolicyPlan) -> Iterator[pb.PlanPolicyResponse]:
+    """What follows a plan's summary, as much in each message as it has room for."""
+    changes = (pb.PlanPolicyResponse(changes=[_change_message(change)]) for change in plan.changes.changes)
+    return _filled(
+        chain(changes, (pb.PlanPolicyResponse(mismatches=[_mismatch_message(each)]) for each in plan.mismatches))
+    )
+
+
+def problem_messages(problems: Iterable[ConfigurationProblem]) -> Iterator[pb.PlanPolicyResponse]:
+    """All that is wrong with a text."""
+    return _filled(pb.PlanPolicyResponse(problems=[_problem_message(problem)]) for problem in problems)
+
+
+def _filled(parts: Iterable[pb.PlanPolicyResponse]) -> Iterator[pb.PlanPolicyResponse]:
+    message, size = pb.PlanPolicyResponse(), 0
+    for part in parts:
+        size += part.ByteSize()
+        if size > MESSAGE_ROOM:
+            yield message
+            message, size = pb.PlanPolicyResponse(), part.ByteSize()
+        message.MergeFrom(part)
+    if size:
+        yield message
+
+
+def _problem_message(problem: ConfigurationProblem) -> pb.PolicyProblem:
+    return pb.PolicyProblem(
+        line=problem.line or 0,
+        key_path=printable(problem.key, _MOST_TEXT),
+        message=printable(problem.message, _MOST_TEXT),
+        remedy=printable(problem.remedy, _MOST_TEXT),
+    )
+
+
+def _change_message(change: PolicyChange) -> pb.PolicyChange:
+    return pb.PolicyChange(
+        change=change.change,
+        subject=change.subject,
+        identity=change.identity,
+        profile=change.profile,
+        name=change.name,
+        detail=printable(change.detail, _MOST_TEXT),
+    )
+
+
+def _mismatch_message(mismatch: Mismatch) -> pb.PolicyMismatch:
+    return pb.PolicyMismatch(
+        host=mismatch.host,
+        certificate=mismatch.certificate,
+        profile=mismatch.profile,
+        reason=mismatch.reason,
+        message=printable(mismatch.message, _MOST_TEXT),
+        refused_now=mismatch.refused_now,
+    )
