@@ -203,6 +203,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             deny_list=stores.deny_list,
             clock=clock,
             name=socket.gethostname(),
+            address=str(settings.server.address),
             others=membership.known if membership else NoOtherBrokers(),
         )
         reloader = Reloader(

@@ -112,7 +112,7 @@ def change_line(message: renewal_pb2.WatchRenewalsResponse, now: datetime) -> st
             ill = [
                 f"{each.name} {_health(each)}" for each in _by_health(message.host.certificates) if not _is_well(each)
             ]
-            link = _link(message.host, now) + _at(message.host)
+            link = _link(message.host, now) + _at(message.host, machine=False)
             line = ", ".join([f"{message.host.label or message.host.name}: {link}", *ill])
             return printable(line, _MOST_TEXT)
         case "certificate_change":
@@ -145,9 +145,10 @@ def fleet_rows(hosts: Iterable[renewal_pb2.Host], now: datetime) -> list[tuple[s
     """
     rows: list[tuple[str, ...]] = [HEADER]
     hosts = list(hosts)
-    several = len({host.broker_id for host in hosts if host.broker_id}) > 1
+    several = len(brokers := {host.broker_id: host.broker_name for host in hosts if host.broker_id}) > 1
+    machines = len(set(brokers.values())) == len(brokers)
     for host in hosts:
-        name, link = host.label or host.name, _link(host, now) + (_at(host) if several else "")
+        name, link = host.label or host.name, _link(host, now) + (_at(host, machine=machines) if several else "")
         if not host.certificates:
             rows.append((name, link, *["-"] * (len(HEADER) - 2)))
         for status in _by_health(host.certificates):
@@ -165,7 +166,7 @@ def host_lines(host: renewal_pb2.Host, now: datetime) -> list[str]:
     facts = [
         ("host", host.name if not host.label else f"{host.name} ({host.label} in the policy)"),
         ("link", _link(host, now) + (f" from {host.source_ip}" if host.source_ip else "")),
-        *([("broker", f"{host.broker_name or 'of no name'} ({host.broker_id})")] if host.broker_id else []),
+        *([("broker", _broker(host))] if host.broker_id else []),
         ("agent", host.agent_version or "unknown"),
         ("identity", _identity(host, now)),
     ]
@@ -265,9 +266,14 @@ def _link(host: renewal_pb2.Host, now: datetime) -> str:
     return f"{state}{'up' if host.connected else 'down'}{span}"
 
 
-def _at(host: renewal_pb2.Host) -> str:
-    """At which broker it is, behind a link; a broker of an older release doesn't say."""
-    return f" at {host.broker_name}" if host.broker_name else ""
+def _at(host: renewal_pb2.Host, *, machine: bool) -> str:
+    """At which broker it is, behind a link, by the machine alone where that tells it; an older broker doesn't say."""
+    names = (host.broker_name, "" if machine else host.broker_address)
+    return f" at {' '.join(filter(None, names))}" if host.broker_name else ""
+
+
+def _broker(host: renewal_pb2.Host) -> str:
+    return " ".join(filter(None, (host.broker_name or "of no name", host.broker_address, f"({host.broker_id})")))
 
 
 def _identity(host: renewal_pb2.Host, now: datetime) -> str:

@@ -820,6 +820,7 @@ class Host(_message.Message):
     CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
     BROKER_ID_FIELD_NUMBER: _builtins.int
     BROKER_NAME_FIELD_NUMBER: _builtins.int
+    BROKER_ADDRESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its identity's name."""
     label: _builtins.str
@@ -844,6 +845,8 @@ class Host(_message.Message):
     """The broker that has its stream, as in ListBrokers; empty where it isn't connected, and of an older broker."""
     broker_name: _builtins.str
     """The name of that broker's machine."""
+    broker_address: _builtins.str
+    """What that broker listens on, which tells it from others on its machine; empty of an older one."""
     @_builtins.property
     def identity_expire_time(self) -> _timestamp_pb2.Timestamp:
         """End of that certificate's validity."""
@@ -893,10 +896,11 @@ class Host(_message.Message):
         certificate_count: _builtins.int = ...,
         broker_id: _builtins.str = ...,
         broker_name: _builtins.str = ...,
+        broker_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "connect_time", b"connect_time", "directive_error", b"directive_error", "identity_expire_time", b"identity_expire_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "broker_id", b"broker_id", "broker_name", b"broker_name", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "displaced_streams", b"displaced_streams", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "broker_address", b"broker_address", "broker_id", b"broker_id", "broker_name", b"broker_name", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "displaced_streams", b"displaced_streams", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "source_ip", b"source_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,7 +84,7 @@ async def test_each_broker_answers_for_a_host_of_the_other(edges: tuple[EdgeServ
         await stream.hello(reports=[report(1)])
         for edge in edges:
             host = await host_at(edge)
-            assert (host.connected, host.broker_name) == (True, "machine-2")
+            assert (host.connected, host.broker_name, host.broker_address) == (True, "machine-2", "[::]:8443")
             assert host.broker_id == second.stores.members.broker_id
             assert await renewed_hosts(edge) == 1
             assert HOST not in await away_at(edge)

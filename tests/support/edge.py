@@ -159,6 +159,7 @@ class EdgeServer:
             deny_list=self.stores.deny_list,
             clock=self.clock,
             name=self.name,
+            address="[::]:8443",
             others=self.known,
         )
         self.health = HealthWatch(

@@ -46,10 +46,11 @@ class RecordedStream:
 
 @dataclass(frozen=True, slots=True)
 class StreamBroker:
-    """The broker that has a host's stream; `name` is its machine's, for people."""
+    """The broker that has a host's stream; `name` is its machine's and `address` what it listens on, for people."""
 
     broker_id: str
     name: str
+    address: str
 
 
 @dataclass(frozen=True, slots=True)

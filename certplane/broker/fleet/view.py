@@ -74,11 +74,15 @@ class FleetView:
         deny_list: DenyList,
         clock: Clock,
         name: str,
+        address: str,
         others: OtherBrokers,
     ) -> None:
-        """Reads with the streams of `hub`, this broker's, whose machine is called `name`, and of the `others`."""
+        """Reads with the streams of `hub`, this broker's, and of the `others`.
+
+        This broker's machine is called `name`, and it listens on `address`.
+        """
         self._hub = hub
-        self._here = StreamBroker(store.broker_id, name)
+        self._here = StreamBroker(store.broker_id, name, address)
         self._others = others
         self._store = store
         self._plans = plans
@@ -246,7 +250,7 @@ class FleetView:
         if record.stream is None or record.stream.end_time is not None:
             return None
         other = self._others.find(record.stream.broker_id)
-        return None if other is None else StreamBroker(other.broker_id, other.name)
+        return None if other is None else StreamBroker(other.broker_id, other.name, other.address)
 
     def _health(self, record: HostRecord, revoked: Revoked) -> Sequence[Health]:
         host, now = self._knowledge(record, revoked), self._clock.now()

@@ -56,9 +56,9 @@ class KnownMembers(ChangeFollower, OtherBrokers):
             RefusalError: STORE_UNAVAILABLE; what was known stays.
         """
         own = self._store.broker_id
-        before = _by_id(self._others)
-        self._others = tuple(member for member in await self._store.living() if member.broker_id != own)
-        now = _by_id(self._others)
+        others = tuple(member for member in await self._store.living() if member.broker_id != own)
+        before, now = _by_id(self._others), _by_id(others)  # after the wait: another read may have ended meanwhile
+        self._others = others
         for broker_id in now.keys() - before.keys():
             logger.info("another broker shares this database", extra={"fields": _fields(now[broker_id])})
         for broker_id in before.keys() - now.keys():

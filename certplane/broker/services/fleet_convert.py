@@ -43,6 +43,7 @@ def host_message(view: HostView) -> renewal_pb2.Host:
     )
     if view.broker is not None:
         message.broker_id, message.broker_name = view.broker.broker_id, view.broker.name
+        message.broker_address = view.broker.address
     stream = view.record.stream
     if stream is not None:
         write_facts(stream.facts, message)

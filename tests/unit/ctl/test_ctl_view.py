@@ -142,6 +142,12 @@ def test_hosts_of_several_brokers_say_where_they_are() -> None:
         "up 5m",
     ]
     assert [row[1] for row in fleet_rows([one, away], NOW)[1:]] == ["up 5m", "up 5m"]
+    for host, port in ((one, 8443), (other, 8444)):
+        host.broker_name, host.broker_address = "machine-1", f"[::]:{port}"
+    assert [row[1] for row in fleet_rows([one, other], NOW)[1:]] == [
+        "up 5m at machine-1 [::]:8443",
+        "up 5m at machine-1 [::]:8444",
+    ]
 
 
 def test_health_with_its_cause_and_what_to_do() -> None:
@@ -177,7 +183,7 @@ def test_one_host_in_full() -> None:
     host.contested = True
     host.clock_skew.FromTimedelta(timedelta(hours=-1))
     host.directive_error.message = "no such certificate"
-    host.broker_id, host.broker_name = "b-1", "machine-2"
+    host.broker_id, host.broker_name, host.broker_address = "b-1", "machine-2", "[::]:8443"
     renewal = host.pending_renewals.add(certificate_id="c-1", cause=renewal_pb2.Renewal.CAUSE_ISSUER, reason="incident")
     renewal.explanation_url = "https://ca.example/incident"
     renewal.renew_time.FromDatetime(NOW)
@@ -185,7 +191,7 @@ def test_one_host_in_full() -> None:
     for part in (
         "web1.example.test (web1 in the policy)",
         "CONTESTED, up 5m",
-        "broker     machine-2 (b-1)",
+        "broker     machine-2 [::]:8443 (b-1)",
         "1h 0m behind the broker's",
         "2 streams",
         "refused    the last directive: no such certificate",

@@ -127,8 +127,10 @@ async def test_who_comes_and_goes_is_logged(caplog: pytest.LogCaptureFixture) ->
     """One that stops names itself in the change feed; one that was killed is missed, which is a warning."""
     caplog.set_level(logging.INFO, "certplane.broker.members.known")
     world = World()
-    await world.hear()
     known, second = world.first.membership.known, world.second
+    for broker in (world.first, second):
+        await broker.membership.join()
+    await asyncio.gather(known.read(), known.read(), second.membership.known.read())  # a start's, and the feed's first
     await second.membership.leave()
     await known.changed([second.stores.members.broker_id])
     await second.membership.join()
