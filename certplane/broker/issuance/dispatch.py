@@ -170,13 +170,15 @@ class OrderDispatcher:
         """The flight of an open order: it runs here if it is ours; if not, its broker is followed.
 
         Raises:
-            RefusalError: DRAINING.
+            RefusalError: DRAINING, or STORE_UNAVAILABLE.
         """
         if self.draining:
             raise draining_refusal()
-        if order.holder == self._ports.orders.holder:
-            return self.run(order)
-        return self.flights.find(order.order_id) or self.elsewhere.see(order)  # taken since it was read, perhaps
+        if order.holder != self._ports.orders.holder:
+            return self.flights.find(order.order_id) or self.elsewhere.see(order)  # taken since it was read, perhaps
+        if not self._tenure.stand():  # all that is held is taken anew, once nothing is run here
+            raise leaseless_refusal()
+        return self.run(order)
 
     def choose_issuer(self, profile: Profile) -> str:
         """The issuer for a new order of `profile`: the first of its list that isn't known to be out."""
@@ -223,8 +225,7 @@ class OrderDispatcher:
         self.elsewhere.land_all()
         if self._supervisor is None:
             return
-        waiting = [flight for flight in self.flights if not flight.begun]
-        for flight in waiting:
+        for flight in (waiting := [flight for flight in self.flights if not flight.begun]):
             _park(flight)
         if waiting and self._ports.lease.shared:  # others needn't wait for those that are under way here
             self._owner.create_task(self._give_back([flight.order.order_id for flight in waiting]))

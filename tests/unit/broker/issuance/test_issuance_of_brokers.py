@@ -250,6 +250,38 @@ async def test_orders_are_taken_anew_when_the_lease_is_back(world: World, broker
     assert world.ca.finalisations == 1
 
 
+async def test_who_watches_without_end_keeps_no_broker_from_its_orders(world: World, brokers: Brokers) -> None:
+    """What it held isn't run before it is taken anew: each run would have to end first."""
+    first, _ = brokers
+    first.issuer.faults.hold("answer_challenges")
+    await first.authority.issue(caller(), issue(wait=NO_WAIT))
+    await settle()
+    epoch = world.order.epoch
+    first.lease.held = False
+    await tick(world, first, seconds=3)
+    first.issuer.faults.heal()
+    gate = first.issuer.faults.hold("get_order")
+    first.lease.held = True
+
+    async def watch() -> None:
+        async for _ in first.authority.watch_order(caller(), "w", world.order.order_id):
+            pass
+
+    watching = []
+    for _ in range(5):
+        watching.append(asyncio.create_task(watch()))
+        await settle()
+        await tick(world, first)
+    assert world.order.epoch > epoch
+    gate.set()
+    for _ in range(100):
+        await tick(world, first)
+    assert world.order.state is OrderState.ISSUED
+    ends = await asyncio.gather(*watching, return_exceptions=True)
+    assert isinstance(ends[0], RefusalError)
+    assert ends[0].refusal.reason is Reason.STORE_UNAVAILABLE
+
+
 async def disturb(rng: random.Random, broker: IssuingBroker, calls: list[asyncio.Task[Any]]) -> None:
     """One of the things that may happen to a broker."""
     match rng.randrange(5):
