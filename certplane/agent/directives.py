@@ -27,6 +27,7 @@ from certplane.agent.renewal.plan import newest_version
 from certplane.errors import OperationError, Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.clock import Clock
+from certplane.runtime.finishing import uninterrupted
 from certplane.runtime.pool import BlockingPool
 
 logger = logging.getLogger(__name__)
@@ -91,12 +92,9 @@ class HostDirectives(DirectiveTaker):
         for look in range(_LOOKS):
             # Asked first: a certificate that comes in between is found.
             expected = await self._disk.run(self._is_expecting)
-            (changed, left, unknown, fault), cost = await self._disk.run(_measured, self._keep, missing)
+            unknown, fault, cost = await uninterrupted(self._take_over(missing))
             if cost > _CHEAP:  # a host with many certificates: whoever directs it much gets a tenth of a processor
                 await self._clock.sleep(cost * _REST)
-            self._wake(changed)
-            for certificate_id, name in left.items():
-                self._runners[name].note_revoked(certificate_id)
             if fault is not None:
                 raise fault
             missing = [each for each in missing if each.certificate_id in unknown]
@@ -109,6 +107,19 @@ class HostDirectives(DirectiveTaker):
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
             message = f"this host has no certificate {named}{more}"
             raise RefusalError(Reason.CERTIFICATE_NOT_FOUND, message)
+
+    async def _take_over(
+        self, renewals: Sequence[DirectedRenewal]
+    ) -> tuple[list[str], OperationError | None, timedelta]:
+        """Keep what is new and wake whom it concerns; what isn't here, a fault of the disk, and the time it took.
+
+        Both, though the stream may end meanwhile: told again by another broker it is nothing new, and wakes nobody.
+        """
+        (changed, left, unknown, fault), cost = await self._disk.run(_measured, self._keep, renewals)
+        self._wake(changed)
+        for certificate_id, name in left.items():
+            self._runners[name].note_revoked(certificate_id)
+        return unknown, fault, cost
 
     async def _ask_instead(self, missing: Sequence[DirectedRenewal]) -> None:
         """An operator wants what this host doesn't have: it lost its state, say, or the broker a day of its database.

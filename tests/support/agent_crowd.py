@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 import time
+from contextvars import ContextVar
 from pathlib import Path
 
 from certplane.agent.app import Agent
@@ -24,6 +26,8 @@ from certplane.runtime.logging import setup
 
 _AT_ONCE = 8
 """Agents that enroll together."""
+_host: ContextVar[str] = ContextVar("host", default="")
+"""Whose agent a task is of; those that it starts inherit it."""
 
 
 class Teller:
@@ -44,9 +48,16 @@ class Teller:
         sys.stdout.flush()
 
 
+def naming(record: logging.LogRecord) -> bool:
+    """Put the host's name before its line."""
+    record.msg = f"{_host.get()}: {record.msg}"
+    return True
+
+
 async def live(config: Path, stop: asyncio.Event, turns: asyncio.Semaphore) -> None:
     """One agent from its token to the end."""
     host = Host(load_settings(config))
+    _host.set(host.settings.identity.name)
     events = FanOut()
     try:
         with host.lock():
@@ -66,6 +77,8 @@ async def live(config: Path, stop: asyncio.Event, turns: asyncio.Semaphore) -> N
 async def main(configs: list[Path]) -> None:
     """All agents until SIGTERM; the first that fails ends them all."""
     setup("info", "text", "stderr")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(naming)
     stop, turns = asyncio.Event(), asyncio.Semaphore(_AT_ONCE)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with asyncio.TaskGroup() as group:

@@ -6,17 +6,19 @@ The agents run in one program or in several (`agent_crowd`), which can be killed
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+
 import tests.support.agent_crowd
 from certplane.sandbox.deployment import Host
 from certplane.sandbox.process import ServerProcess
 from tests.support.fleet import Fleet, is_waiting, policy_of
-from tests.support.killing import leaf_of
 from tests.support.waiting import until
 
 
@@ -74,11 +76,12 @@ class Crowd:
 
     def serials(self) -> dict[str, str]:
         """Which certificate each host has in use, by its files; none where it hasn't one yet."""
-        return {
-            name: format(leaf_of(host, "web").serial_number, "x")
-            for name, host in self.hosts.items()
-            if host.output("web", "cert").exists()
-        }
+        serials = {}
+        for name, host in self.hosts.items():
+            with contextlib.suppress(FileNotFoundError):
+                leaf = x509.load_pem_x509_certificate(host.output("web", "cert").read_bytes())
+                serials[name] = format(leaf.serial_number, "x")
+        return serials
 
     async def unlike(self, old: dict[str, str]) -> list[str]:
         """What isn't as it is to be: hosts that have not got another certificate than `old`, or that brokers see otherwise."""
@@ -113,8 +116,17 @@ class Crowd:
 
         try:
             await until(settled, poll=0.5)
-        except AssertionError:
-            raise AssertionError(f"{len(unlike)} unlike: {unlike[:8]}") from None
+        except AssertionError as error:
+            told = await self._said_of(*unlike)
+            raise AssertionError(f"{len(unlike)} unlike: {unlike[:8]}\n{told}") from error
+
+    async def _said_of(self, *unlike: str) -> str:
+        """Of the host of the first thing that is unlike: what is planned for it, and the last that its agent has said."""
+        name = "".join(unlike[:1]).partition(" ")[0]
+        said = [line for program in self.programs for line in program.log_text().splitlines() if name in line]
+        rows = await self.fleet.query("SELECT host, row_to_json(renewal_plans)::text FROM renewal_plans")
+        plans = [plan for host, plan in rows if host == name]
+        return "\n".join([*plans, *(line[:500] for line in said[-12:])])
 
     async def renew(self, names: Sequence[str]) -> dict[str, str]:
         """Ask a broker, by chance, for their renewal; which certificates they have now."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
+from unittest import mock
 
 import pytest
 
@@ -95,6 +97,29 @@ async def test_a_certificate_that_is_on_its_way_is_waited_for(world: AgentWorld)
     assert life.woken == 1
     assert lineage.directive is not None
     assert lineage.directive.load() == directed
+
+
+async def test_a_directive_is_followed_though_its_stream_ends_meanwhile(world: AgentWorld) -> None:
+    """What is on disk wakes its certificate: told again by the next broker it would be nothing new."""
+    life = Life()
+    taker, lineage = await directives_of(world, life)
+    known = lineage.versions.versions()[-1].certificate_id
+    assert lineage.directive is not None
+    keep, reached, go_on = lineage.directive.save, threading.Event(), threading.Event()
+
+    def slowly(directed: DirectedRenewal) -> None:
+        reached.set()
+        assert go_on.wait(HANG)
+        keep(directed)
+
+    with mock.patch.object(lineage.directive, "save", slowly):
+        task = asyncio.create_task(taker.renew([DirectedRenewal(known, world.clock.now(), RenewalCause.OPERATOR)]))
+        await until(reached.is_set, what="a directive that the disk takes")
+        task.cancel()
+        go_on.set()
+        await asyncio.wait([task])
+    assert task.cancelled()
+    assert life.woken == 1
 
 
 async def test_a_certificate_that_never_comes_is_not_waited_for_long(world: AgentWorld) -> None:
