@@ -9,7 +9,7 @@ import asyncio
 import json
 import shlex
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from certplane.runtime.progress import open_progress
 from certplane.sandbox.demo_display import Display
 from certplane.sandbox.deployment import Deployment, DeploymentOptions, Host
 from certplane.sandbox.errors import ServerStartError
-from certplane.sandbox.fleet_broker import FleetBroker
+from certplane.sandbox.fleet_broker import FleetBroker, shared
 from certplane.sandbox.loopback import steady_port
 from certplane.sandbox.operator import Operator
 from certplane.sandbox.pebble import PebbleOptions
@@ -72,11 +72,13 @@ class FleetDemo:
                 cluster = await stack.enter_async_context(PostgresCluster())
                 url = await cluster.create_database("certplane")
                 progress.done("database", f"PostgreSQL at {url}")
-                settings: Mapping[str, Any] = {
-                    "store": {"driver": "postgresql", "url": url},
-                    "server": {"drain_timeout": "1s"},
-                }
-                options = DeploymentOptions(_POLICY, broker=settings, pebble=PebbleOptions(validation_sleep=_VALIDATES))
+                common, secrets = shared(url)
+                options = DeploymentOptions(
+                    _POLICY,
+                    broker={**common, "server": {"drain_timeout": "1s"}},
+                    secrets=secrets,
+                    pebble=PebbleOptions(validation_sleep=_VALIDATES),
+                )
                 deployment = await stack.enter_async_context(Deployment(folder, options, progress))
                 deployment.broker_port = steady_port()
                 deployment.write_broker_config()
@@ -98,7 +100,8 @@ class FleetDemo:
         """The whole story."""
         show = self._show
         show.heading("1. The brokers: what they share is in one PostgreSQL; a file of each says where")
-        await show.run("grep", "-A3", "^store:", "broker/1/broker.yml")
+        await show.run("grep", "-A4", "^store:", "broker/1/broker.yml")
+        await show.run("grep", "-A1", "account_key:", "broker/1/broker.yml")
         await show.run("certplane-agent", "-c", f"hosts/{_OPERATOR}/agent.yml", "enroll")
         await show.run(*_CTL, "brokers", table=True)
 

@@ -56,6 +56,7 @@ class DeploymentOptions:
         policy: content of policy.yml.
         dns_provider: `cloudflare` (the local API) or `rfc2136` (the DNS server itself).
         broker: laid over broker.yml, section by section; None as a value removes a key.
+        secrets: what the broker finds in its environment beside the secrets of its DNS providers.
         identities: how long identities live and what may be renewed.
         pebble: how the public CA behaves.
         proxied: whether a fault proxy stands between the broker and the public CA, for tests that count or meddle.
@@ -64,6 +65,7 @@ class DeploymentOptions:
     policy: Mapping[str, Any]
     dns_provider: str = "cloudflare"
     broker: Mapping[str, Any] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
     identities: IdentityRules | None = None
     pebble: PebbleOptions | None = None
     proxied: bool = False
@@ -157,7 +159,8 @@ class Deployment:
     @property
     def broker_environment(self) -> dict[str, str]:
         """The secrets that broker.yml names, as the `env` provider reads them."""
-        return {"CLOUDFLARE_SANDBOX": self.cloudflare.token, "RFC2136_SANDBOX": self.dns.endpoint.key.secret}
+        dns = {"CLOUDFLARE_SANDBOX": self.cloudflare.token, "RFC2136_SANDBOX": self.dns.endpoint.key.secret}
+        return {**dns, **self.options.secrets}
 
     @property
     def broker_process(self) -> ServerProcess:

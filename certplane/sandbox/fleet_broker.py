@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,18 @@ from certplane.sandbox.loopback import LOOPBACK, free_port
 from certplane.sandbox.process import ServerProcess, accepts_tcp
 
 
+def shared(store_url: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What brokers have in common that share a database: settings to lay over broker.yml, and secrets.
+
+    Database and ACME account: the account's key is in the database, sealed with a secret that each of them has.
+    """
+    settings = {
+        "store": {"driver": "postgresql", "url": store_url, "seal_secret": "sandbox/seal"},
+        "issuer": {"acme": {"account_key": {"store": True}}},
+    }
+    return settings, {"SANDBOX_SEAL": base64.b64encode(secrets.token_bytes(32)).decode("ascii")}
+
+
 class FleetBroker:
     """One of several, with files of its own in `broker/NUMBER`; `url` is what agent.yml has.
 
@@ -19,8 +33,8 @@ class FleetBroker:
         deployment: The servers, and the first one's port.
         number: From 1.
         port: Where it listens; a free one if none is given, and the deployment's for the first.
-        store_url: The database that it shares with others, and the ACME account with it. By default it has a database
-            and an account of its own.
+        store_url: The database that it shares with others, as it is to reach it; the deployment's settings are `shared`
+            then. By default it has a database and an account of its own.
         server: Laid over the section `server`.
     """
 

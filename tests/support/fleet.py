@@ -28,6 +28,7 @@ from certplane.pki.csr import build_csr
 from certplane.pki.keys import KeyType, generate_private_key, public_key_sha256
 from certplane.sandbox.certificates import Credential
 from certplane.sandbox.deployment import Deployment, DeploymentOptions
+from certplane.sandbox.fleet_broker import shared
 from certplane.sandbox.loopback import steady_port
 from certplane.sandbox.pebble import PebbleOptions
 from certplane.v1 import certificate_pb2, fleet_pb2_grpc, renewal_pb2
@@ -92,12 +93,9 @@ class Fleet:
             commands_url: The same for commands beside, and for tests; the first broker's unless given.
             pebble: How the CA behaves.
         """
-        broker = {
-            "rate_limits": UNLIMITED,
-            "server": _SERVER,
-            "store": {"driver": "postgresql", "url": commands_url or store_urls[0]},
-        }
-        options = DeploymentOptions(policy, dns_provider="rfc2136", broker=broker, pebble=pebble)
+        common, secrets = shared(commands_url or store_urls[0])
+        broker = {**common, "rate_limits": UNLIMITED, "server": _SERVER}
+        options = DeploymentOptions(policy, dns_provider="rfc2136", broker=broker, secrets=secrets, pebble=pebble)
         async with Deployment(folder, options) as deployment:
             settle_on_a_port(deployment)
             fleet = cls(deployment, store_urls)
@@ -108,10 +106,8 @@ class Fleet:
                 await fleet.stop()
 
     async def start(self) -> None:
-        """Start all: the first makes the schema and the ACME account, and the others come together."""
-        first, *others = self.brokers
-        await first.start()
-        await asyncio.gather(*(broker.start() for broker in others))
+        """Start all together: one of them makes the schema and the ACME account, whichever it is."""
+        await asyncio.gather(*(broker.start() for broker in self.brokers))
 
     async def stop(self) -> None:
         """Stop all, those too that stand still."""
