@@ -19,6 +19,7 @@ import tests.support.agent_crowd
 from certplane.sandbox.deployment import Host
 from certplane.sandbox.process import ServerProcess
 from tests.support.fleet import Fleet, is_waiting, policy_of
+from tests.support.several_brokers import Broker
 from tests.support.waiting import until
 
 
@@ -128,10 +129,10 @@ class Crowd:
         plans = [plan for host, plan in rows if host == name]
         return "\n".join([*plans, *(line[:500] for line in said[-12:])])
 
-    async def renew(self, names: Sequence[str]) -> dict[str, str]:
-        """Ask a broker, by chance, for their renewal; which certificates they have now."""
+    async def renew(self, names: Sequence[str], at: Broker | None = None) -> dict[str, str]:
+        """Ask this broker, or one by chance, for their renewal; which certificates they have now."""
         old = self.serials()
-        broker = random.choice([each for each in self.fleet.brokers if each.process.running])
+        broker = at or random.choice([each for each in self.fleet.brokers if each.process.running])
         answer = await self.fleet.ask_for_renewal(broker, hosts=list(names))
         assert answer.changed_count == len(names)
         return old
