@@ -21,10 +21,17 @@ class KnownMembers(ChangeFollower, OtherBrokers):
     How many streams the others have, and how far their clocks are off, is as of the last change of any other fact.
     """
 
-    def __init__(self, store: MemberStore, me: Callable[[], Member]) -> None:
-        """Nobody else is known before the first `read`; `me` is what this broker says of itself."""
+    def __init__(self, store: MemberStore, me: Callable[[], Member], stands: Callable[[], bool] = lambda: True) -> None:
+        """Nobody else is known before the first `read`.
+
+        Args:
+            store: Who has a lease.
+            me: What this broker says of itself.
+            stands: Whether its own lease does: where the database was away from all, none has, and no broker is gone.
+        """
         self._store = store
         self._me = me
+        self._stands = stands
         self._others: tuple[Member, ...] = ()
         self._hearing: list[Callable[[], None]] = []
 
@@ -65,6 +72,8 @@ class KnownMembers(ChangeFollower, OtherBrokers):
             fields = {"fields": _fields(before[broker_id])}
             if broker_id in named:
                 logger.info("another broker has left", extra=fields)
+            elif not self._stands():
+                logger.info("another broker's lease has ended as this one's has", extra=fields)
             else:
                 logger.warning(
                     "another broker's lease has ended, and it hasn't said that it stops: others take over what it did; "

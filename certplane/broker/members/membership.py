@@ -48,7 +48,7 @@ class Membership(Lease):
         self._clock = clock
         self._meter = meter
         self.skew = ClockSkew(meter)
-        self.known = KnownMembers(store, me)
+        self.known = KnownMembers(store, me, self.stands)
         self._unread = False
         """Whether members were removed by this broker itself, of which it hears nothing from the change feed."""
         self._renewed: tuple[float, datetime] | None = None

@@ -136,19 +136,32 @@ async def test_who_comes_and_goes_is_logged(caplog: pytest.LogCaptureFixture) ->
     await second.membership.join()
     await known.changed([second.stores.members.broker_id])
     world.first.clock.advance(SPAN + SECOND)
+    await world.first.membership.join()
     await known.changed([])
-    said = [(record.levelname, record.message.partition(",")[0]) for record in caplog.records]
-    assert said == [
+    told = [record for record in caplog.records if record.name.endswith(".known")]
+    assert [(record.levelname, record.message.partition(",")[0]) for record in told] == [
         ("INFO", "another broker shares this database"),  # the second at the first
         ("INFO", "another broker shares this database"),  # and the other way round
         ("INFO", "another broker has left"),
         ("INFO", "another broker shares this database"),
         ("WARNING", "another broker's lease has ended"),
     ]
-    (fields,) = {str(record.fields) for record in caplog.records[2:]}  # type: ignore[attr-defined]
+    (fields,) = {str(record.fields) for record in told[2:]}  # type: ignore[attr-defined]
     assert (
         f"'name': 'machine2', 'address': '[::]:8443', 'version': '1', 'broker_id': '{second.me().broker_id}'" in fields
     )
+
+
+async def test_a_database_that_was_away_from_all_is_no_fault_of_another(caplog: pytest.LogCaptureFixture) -> None:
+    """All leases end meanwhile: each broker has said so of itself, and says of none that it may be down."""
+    caplog.set_level(logging.INFO, "certplane.broker.members.known")
+    world = World()
+    await world.hear()
+    caplog.clear()
+    world.first.clock.advance(SPAN + SECOND)
+    await world.first.membership.known.reread(world.first.clock.now())
+    (said,) = caplog.records
+    assert (said.levelname, said.message) == ("INFO", "another broker's lease has ended as this one's has")
 
 
 async def test_its_own_change_is_compared_with_the_next_renewal() -> None:
