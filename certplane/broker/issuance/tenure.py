@@ -18,6 +18,7 @@ from typing_extensions import override
 from certplane.broker.members.ports import Lease
 from certplane.broker.model import Order
 from certplane.broker.ports import ChangeFollower, OrderStore
+from certplane.errors import RefusalError
 
 _AT_ONCE: Final = 256
 """Orders of one transaction."""
@@ -67,7 +68,12 @@ class Tenure(ChangeFollower):
             self._term, self._lost = term, False
         taken: list[Order] = []
         while True:
-            some = await self._orders.take_orders(_AT_ONCE)
+            try:
+                some = await self._orders.take_orders(_AT_ONCE)
+            except RefusalError:
+                if not taken:
+                    raise
+                return taken  # these are to be run; the others are still there at the next look
             taken += some
             if len(some) < _AT_ONCE:
                 return taken

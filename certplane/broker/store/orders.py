@@ -263,9 +263,15 @@ class SqlOrderStore(OrderStore):
             if await self._database.one(self._any_left, values) is None:
                 return []  # as nearly always: each broker asks each second
 
+        taken: list[Order] = []
+
         def take(session: Session) -> Done[Sequence[Order]]:
+            nonlocal taken
+            # An earlier try may have been committed, and the answer lost: nobody would run what it took.
+            before = [order for order in taken if self._rows.get(session, order.order_id) == order]
             left = map(ORDER.value, session.all(statement, values)[:limit])
-            return Done([self._rows.take(session, order, self.holder) for order in left])
+            taken = [*before, *(self._rows.take(session, order, self.holder) for order in left)]
+            return Done(taken)
 
         return await self._writer.write(take, ())
 

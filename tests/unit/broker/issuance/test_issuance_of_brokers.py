@@ -250,6 +250,36 @@ async def test_orders_are_taken_anew_when_the_lease_is_back(world: World, broker
     assert world.ca.finalisations == 1
 
 
+async def test_orders_that_were_taken_before_the_store_failed_are_run(
+    world: World, brokers: Brokers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many that a broker has left, some are its heir's by then: nobody else takes those."""
+    first, second = brokers
+    first.issuer.faults.hold("create_order")
+    for name in ("web1.test", "web2.test"):
+        await first.authority.issue(caller(name), issue(name, wait=NO_WAIT))
+    await settle()
+    first.kill()
+    await first.renew(timedelta())
+    monkeypatch.setattr("certplane.broker.issuance.tenure._AT_ONCE", 1)
+    take, takes = second.orders.take_orders, 0
+
+    async def take_once(limit: int) -> Any:
+        nonlocal takes
+        takes += 1
+        if takes > 1:
+            raise unavailable()
+        return await take(limit)
+
+    monkeypatch.setattr(second.orders, "take_orders", take_once)
+    await tick(world, second, seconds=3)
+    (taken,) = [order for order in world.orders if order.holder == second.orders.holder]
+    for _ in range(100):
+        await tick(world, second)
+    (order,) = [order for order in world.orders if order.order_id == taken.order_id]
+    assert order.state is OrderState.ISSUED
+
+
 async def test_who_watches_without_end_keeps_no_broker_from_its_orders(world: World, brokers: Brokers) -> None:
     """What it held isn't run before it is taken anew: each run would have to end first."""
     first, _ = brokers

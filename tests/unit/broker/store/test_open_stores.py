@@ -90,6 +90,18 @@ async def test_lost_answers_are_found_again(sqlite_store: StoreHarness) -> None:
     assert await stores.orders.unfinished_orders() == []
 
 
+async def test_orders_that_were_taken_without_an_answer_are_run(sqlite_store: StoreHarness) -> None:
+    """The second try finds nothing left, and tells what the first one has taken: nobody else would run it."""
+    store, orders = sqlite_store, sqlite_store.stores.orders
+    opened = [await store.open_order(public_key_sha256=key) for key in ("key-a", "key-b")]
+    await orders.give_back_orders()
+    with answer_lost(store):
+        taken = await orders.take_orders(10)
+    assert {order.order_id for order in taken} == {order.order_id for order in opened}
+    assert [await orders.get_order(order.order_id) for order in taken] == taken
+    assert await orders.take_orders(10) == []
+
+
 async def test_with_auditing_switched_off_no_event_is_written(sqlite_place: StorePlace) -> None:
     """Changes are made, the log stays as it is, and nothing is spilled."""
     clock = ManualClock()
