@@ -32,7 +32,7 @@ from certplane.broker.changes import TAKEN, changed_keys, take_logging, waiting_
 from certplane.broker.control import ReloadRequest, ReloadResult
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
 from certplane.broker.expiry import ExpiryAnnouncer
-from certplane.broker.policy.guard import UnconfirmedError, summary
+from certplane.broker.policy.guard import UnconfirmedError
 from certplane.broker.policy.source import FilePolicySource
 from certplane.broker.ports import AuditLog, DurableLimits, Meter
 from certplane.broker.services.trust import LoadedTrust, TrustFiles, TrustInForce, TrustText
@@ -202,7 +202,7 @@ class Reloader:
         changes = self._policy.loaded.changes if policy else None
         if policy:
             lines.append(f"policy loaded, hash {self._policy.current.hash}")
-            lines += [f"policy: {text}"] if changes is not None and (text := summary(changes)) else []
+            lines += [f"policy: {text}"] if (text := self._policy.loaded.summary) else []
         ok = policy and (asked.policy_only or (bool(trust) and settings is not None))
         return ReloadResult(ok, (*lines, *(settings or ())), self._unconfirmed, changes)
 
@@ -251,8 +251,7 @@ class Reloader:
             await self._reject("policy", AuditEventType.POLICY_REJECTED, error, asked)
             return False
         self.policy_since, self.policy_by = self._clock.now(), asked.by
-        changes = self._policy.loaded.changes
-        text = "" if changes is None else summary(changes)
+        text = self._policy.loaded.summary
         fields = {"policy_hash": policy.hash, "file": str(self._policy.path), "by": asked.by}
         _logger.info("policy loaded", extra={"fields": {**fields, "changes": text} if text else fields})
         self._accept("policy")

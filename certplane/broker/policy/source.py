@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from certplane.broker.policy.changes import PolicyChanges, compare
 from certplane.broker.policy.document import PolicyDocument, check_issuers, read_policy
-from certplane.broker.policy.guard import UnconfirmedError, check_removal
+from certplane.broker.policy.guard import UnconfirmedError, check_removal, summary
 from certplane.broker.ports import PolicySource
 from certplane.config.document import MAX_BYTES, Document
 from certplane.config.files import read_file
@@ -32,11 +32,13 @@ class LoadedPolicy:
         policy: The policy.
         packed: The file's bytes, compressed: a policy for a hundred thousand hosts has ten megabytes.
         changes: What the policy before it gave and this one doesn't, and so on; None for the first one.
+        summary: That in a line (`certplane.broker.policy.guard`), made here since there may be very many.
     """
 
     policy: PolicyDocument
     packed: bytes
     changes: PolicyChanges | None = None
+    summary: str = ""
 
     def text(self) -> bytes:
         """The file's bytes. Blocks for some milliseconds for a large one."""
@@ -117,7 +119,8 @@ class FilePolicySource(PolicySource):
         left: list[object] = [*document.entries()]
         if before is not None:
             left += (*before.profiles, *before.grants)
-        self._loaded = LoadedPolicy(policy, zlib.compress(content, 1), changes)
+        said = "" if changes is None else summary(changes)
+        self._loaded = LoadedPolicy(policy, zlib.compress(content, 1), changes, said)
         del document, before
         let_go(left)
         return policy

@@ -302,7 +302,7 @@ async def operators() -> list[AuditEvent]:
         _trail=AuditTrail(clock, lambda: "event-1"),
         _record=AsyncMock(side_effect=reloads.append),
         _pool=MagicMock(run=AsyncMock(return_value=SimpleNamespace(hash="policy"))),
-        _policy=SimpleNamespace(path="policy.yml", reload=None, loaded=SimpleNamespace(changes=None)),
+        _policy=SimpleNamespace(path="policy.yml", reload=MagicMock(), loaded=SimpleNamespace(summary="")),
         _unconfirmed=False,
     )
     wrong = ConfigurationError([ConfigurationProblem("policy.yml", None, "", "no such key")])
