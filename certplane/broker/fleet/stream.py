@@ -140,8 +140,12 @@ class ServedStream:
             self._context.recorder.note(self._end_begun(beginning))
             raise
         self.stream_epoch = recorded.stream_epoch
-        for start in range(_AT_ONCE, len(reports), _AT_ONCE):
-            recorded = await self._record(reports[start : start + _AT_ONCE])
+        try:
+            for start in range(_AT_ONCE, len(reports), _AT_ONCE):
+                recorded = await self._record(reports[start : start + _AT_ONCE])
+        except BaseException:
+            self.record_end()  # it has begun, and gets no place whose end would be seen
+            raise
         return recorded.acknowledged_sequence
 
     async def record_pending(self) -> None:

@@ -7,14 +7,19 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
-from certplane.broker.fleet.messages import Acknowledgement, Goodbye
+from certplane.broker.fleet.messages import Acknowledgement, Goodbye, Hello
 from certplane.broker.fleet.model import HostStream
+from certplane.broker.fleet.ports import RecordedReports
 from certplane.broker.model import IdentityUse
 from certplane.broker.ports import ChangeFollower
 from certplane.errors import Reason, RefusalError
+from certplane.fleet_report.model import CertificateState, CertificateStatus, HostFacts, Report
+from tests.support.callers import caller
 from tests.support.hub import SECOND, Host, World, settled
 from tests.support.waiting import no_hang
 
@@ -287,3 +292,37 @@ async def test_an_end_waits_for_no_store_at_a_stop(here: World) -> None:
         here.stores.database.down = True
     async with no_hang():
         await here.hub.drain()
+
+
+@pytest.mark.parametrize("hangs_up", [False, True], ids=["the store fails", "the host hangs up"])
+async def test_a_long_hello_that_is_not_taken_to_its_end_leaves_no_stream_open(here: World, *, hangs_up: bool) -> None:
+    """Its first reports were taken, and with them the stream had begun."""
+    recorded = asyncio.Event()
+    record = here.store.record_reports
+
+    async def once(*arguments: Any, **more: Any) -> RecordedReports:
+        if recorded.is_set():
+            here.store.held = asyncio.Event() if hangs_up else None
+            here.stores.database.down = not hangs_up
+        recorded.set()
+        return await record(*arguments, **more)
+
+    here.store.record_reports = once  # type: ignore[method-assign]
+    reports = tuple(Report(number, CertificateStatus("web", CertificateState.DUE)) for number in range(1, 100))
+
+    async def live() -> None:
+        stream = here.hub.attach(caller(name=HOST), "r-1", AsyncMock())
+        try:
+            await here.hub.hello(stream, Hello(HostFacts("0.1.0"), "epoch-1", ("web",), reports, here.clock.now()))
+        finally:
+            here.hub.detach(stream)
+
+    task = asyncio.create_task(live())
+    await settled()
+    task.cancel()
+    await asyncio.wait({task})
+    here.stores.database.down = False
+    await settled()
+    await here.pass_time(timedelta(seconds=30))
+    assert (await stream_of(here)).end_time is not None
+    assert HOST not in here.hub.registry
