@@ -105,7 +105,7 @@ def _calls(broker: Broker, policy: FilePolicySource, hosts: int) -> Calls:
     stores, plans, clock = broker.stores, broker.renewal_plans, SystemClock()
     view = FleetView(
         hub=broker.hub, store=stores.fleet, plans=plans, policy=policy, identities=stores.identities,
-        deny_list=stores.deny_list, clock=clock, name="bench", others=NoOtherBrokers(),
+        deny_list=stores.deny_list, clock=clock, name="bench", address="bench:1", others=NoOtherBrokers(),
     )  # fmt: skip
     requests = RenewalRequests(plans, stores.fleet, clock, AuditTrail(clock), why_none=view.why_none)
     middle = hosts // 2
