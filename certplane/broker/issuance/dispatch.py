@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -282,11 +283,9 @@ class OrderDispatcher:
                 _park(flight)
             if len(self.flights) or not self._ports.lease.stands():
                 return  # what was parked hasn't ended yet, or nothing can be taken
-        try:
-            self._run_all(await self._tenure.take())
+        self._run_all(await self._tenure.take_left())
+        with suppress(RefusalError):  # the next look reads them
             await self.elsewhere.catch_up()
-        except RefusalError as error:
-            logger.debug("could not look for orders of other brokers: %s", error)
         for order_id, records in self._records.pop_late(self.flights.find):
             self._owner.create_task(self._records.remove_late(order_id, records, self._tenure.stand))
 

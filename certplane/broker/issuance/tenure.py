@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection
 from datetime import datetime
 from typing import Final
@@ -19,6 +20,8 @@ from certplane.broker.members.ports import Lease
 from certplane.broker.model import Order
 from certplane.broker.ports import ChangeFollower, OrderStore
 from certplane.errors import RefusalError
+
+logger = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 256
 """Orders of one transaction."""
@@ -36,6 +39,7 @@ class Tenure(ChangeFollower):
         self._lease = lease
         self._term = lease.term
         self._lost = False
+        self._failing = False
         self.left = asyncio.Event()
         """Set when a broker may have left orders."""
 
@@ -77,6 +81,22 @@ class Tenure(ChangeFollower):
             taken += some
             if len(some) < _AT_ONCE:
                 return taken
+
+    async def take_left(self) -> list[Order]:
+        """`take` beside all else: what fails is tried again at the next look. Never raises."""
+        try:
+            taken = await self.take()
+        except RefusalError as error:
+            logger.debug("could not look for orders that others have left: %s", error)
+            return []
+        except Exception:
+            # At the row of one order perhaps: what is raised here would end all orders that this broker runs.
+            if not self._failing:
+                logger.exception("could not take orders that others have left; will retry")
+            self._failing = True
+            return []
+        self._failing = False
+        return taken
 
     @override
     async def changed(self, keys: Collection[str]) -> None:

@@ -280,6 +280,29 @@ async def test_orders_that_were_taken_before_the_store_failed_are_run(
     assert order.state is OrderState.ISSUED
 
 
+async def test_a_row_that_cannot_be_read_ends_no_order_of_its_heirs(
+    world: World, brokers: Brokers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What one order brings out at who would take it is said once, and the others are run."""
+    first, second = brokers
+
+    async def fail(_limit: int) -> Any:
+        raise ValueError("no such state")
+
+    monkeypatch.setattr(second.orders, "take_orders", fail)
+    await tick(world, first, second, seconds=3)
+    assert (await second.authority.issue(caller(), issue())).order.state is OrderState.ISSUED
+    monkeypatch.undo()
+    first.issuer.faults.hold("create_order")
+    await first.authority.issue(caller("web2.test"), issue("two", wait=NO_WAIT))
+    first.kill()
+    await first.renew(timedelta())
+    for _ in range(100):
+        await tick(world, second)
+    assert [order.state for order in world.orders] == [OrderState.ISSUED] * 2
+    assert caplog.text.count("could not take orders that others have left") == 1
+
+
 async def test_who_watches_without_end_keeps_no_broker_from_its_orders(world: World, brokers: Brokers) -> None:
     """What it held isn't run before it is taken anew: each run would have to end first."""
     first, _ = brokers
