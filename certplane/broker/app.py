@@ -148,6 +148,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         trust = TrustInForce(prepared.trust, clock.now())
         accounts = await accounts_in_use(settings, stores, issuers, issuing, issuing_started, clock=clock)
         membership = membership_of(settings, stores, lambda: _member(broker), clock=clock, meter=meter)
+        lease = membership or LastingLease()
         authority = RegistrationAuthority(
             IssuancePorts(
                 policies=prepared.policy,
@@ -165,7 +166,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 revokers=issuers,
                 solver=solver,
                 preflight=RemotePreflight(issuing),
-                lease=membership or LastingLease(),
+                lease=lease,
                 holds=stores.holds,
                 conditions=stores.conditions,
                 epoch=epoch,
@@ -240,7 +241,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             FleetServicer(
                 view,
                 RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none),
-                BrokersView(stores.members, lambda: _member(broker), membership or LastingLease()),
+                BrokersView(stores.members, lambda: _member(broker), lease),
             ),
             policy_service(prepared.policy, reloader, stores.fleet),
         )
@@ -281,7 +282,6 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         )
         soundness = SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter)
         retention = retention_of(settings, stores, files, clock=clock, meter=meter)
-        lease = membership or LastingLease()
         roles = roles_of(
             stores,
             membership,

@@ -24,7 +24,7 @@ def migrated_by_the_next(place: StorePlace, readable_from: str) -> None:
     """As a newer release leaves a database: more columns and tables, and who can read it."""
     place.execute("ALTER TABLE orders ADD COLUMN slot TEXT; CREATE TABLE budgets (name TEXT PRIMARY KEY)")
     place.execute(f"UPDATE alembic_version SET version_num = '{NEXT}'")  # noqa: S608 - of this file
-    place.execute(f"UPDATE shared_values SET value = '{readable_from}' WHERE name = 'schema_readable_from'")  # noqa: S608
+    place.execute(f"UPDATE shared_values SET value = '{readable_from}' WHERE name = 'schema_readable_from'")  # noqa: S608 - a revision of the test
 
 
 def look_at(place: StorePlace) -> list[str]:

@@ -77,7 +77,7 @@ async def holding(url: str) -> AsyncIterator[tuple[Stores, Roles]]:
     """A broker's lease and roles; it ends like one that was killed, without a word."""
     clock = SystemClock()
     async with open_stores(driver="postgresql", url=url, audit=None, clock=clock) as stores:
-        harness = StoreHarness(StorePlace("postgresql", Path(), url), clock, stores)  # type: ignore[arg-type]
+        harness = StoreHarness(StorePlace("postgresql", Path(), url), clock, stores)  # type: ignore[arg-type] # the harness is given its stores
         lease = Membership(stores.members, lambda: member(harness), clock, NullMeter())
         roles = Roles(stores.roles, lease, clock, NullMeter())
         stores.changes.follow(ChangeKind.MEMBER, lease.known, what="other brokers")

@@ -30,12 +30,12 @@ def kill_at(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return run(self, *arguments, **options)
 
-    DefaultImpl._exec = counted  # type: ignore[method-assign]
+    DefaultImpl._exec = counted  # type: ignore[method-assign] # counts the statements
 
 
 async def start(kind: str, path: Path, url: str) -> None:
     """Start and stop."""
-    async with open_stores(driver=kind, path=path, url=url, audit=None):  # type: ignore[arg-type]
+    async with open_stores(driver=kind, path=path, url=url, audit=None):  # type: ignore[arg-type] # a word of the command line
         pass
 
 

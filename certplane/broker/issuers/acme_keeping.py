@@ -211,8 +211,7 @@ class KeptInStore(AccountKeeper):
         row = await self._row()
         if row is None:
             made = _new_key()
-            sealed = (await self._seal.keys()).seal(made.pem(), self._context)
-            mine = Account(self._issuer, self._directory, made.public_key_sha256, sealed)
+            mine = Account(self._issuer, self._directory, made.public_key_sha256, await self._sealed(made))
             row = await self._rows.change(None, mine)
             if row == mine:
                 fields = {"issuer": self._issuer, "public_key_sha256": made.public_key_sha256}
@@ -231,10 +230,8 @@ class KeptInStore(AccountKeeper):
             raise RuntimeError("a change of a key begins with the key")
         if row.sealed_next_key is None:
             made = _new_key()
-            sealed = (await self._seal.keys()).seal(made.pem(), self._context)
-            row = await self._rows.change(
-                row, replace(row, next_key_sha256=made.public_key_sha256, sealed_next_key=sealed)
-            )
+            begun = replace(row, next_key_sha256=made.public_key_sha256, sealed_next_key=await self._sealed(made))
+            row = await self._rows.change(row, begun)
         new = await self._next(row)
         if new is None:  # another program has ended the change of before between the two
             raise RefusalError(Reason.STORE_UNAVAILABLE, "the account's key was just changed by another program")
@@ -243,7 +240,7 @@ class KeptInStore(AccountKeeper):
     @override
     async def settle(self, new: AccountKey, *, taken: bool) -> None:
         sha256 = new.public_key_sha256
-        sealed = (await self._seal.keys()).seal(new.pem(), self._context) if taken else None
+        sealed = await self._sealed(new) if taken else None
         while True:
             row = await self._row()
             after = Account(self._issuer, self._directory, sha256, sealed)
@@ -270,6 +267,9 @@ class KeptInStore(AccountKeeper):
         if row.sealed_next_key is None:
             return None
         return await self._unsealed(row.sealed_next_key, row.next_key_sha256)
+
+    async def _sealed(self, key: AccountKey) -> bytes:
+        return (await self._seal.keys()).seal(key.pem(), self._context)
 
     async def _unsealed(self, sealed: bytes, sha256: str) -> AccountKey:
         keys = await self._seal.keys()

@@ -29,7 +29,7 @@ def broker(**fields: object) -> pb.Broker:
         roles=["retention"],
     )
     made.clock_skew.FromTimedelta(timedelta(seconds=-7))
-    made.MergeFrom(pb.Broker(**fields))  # type: ignore[arg-type]
+    made.MergeFrom(pb.Broker(**fields))  # type: ignore[arg-type] # fields by name
     return made
 
 

@@ -68,7 +68,7 @@ def test_what_is_no_seal_secret(secret: str, said: str) -> None:
 )
 def test_what_cannot_be_unsealed(spoil: object, said: str) -> None:
     """Nothing of it comes out, and the text says what to look at."""
-    sealed = spoil(SealKeys(ONE).seal(b"x", CONTEXT))  # type: ignore[operator]
+    sealed = spoil(SealKeys(ONE).seal(b"x", CONTEXT))  # type: ignore[operator] # a parameter of the test
     with pytest.raises(SealError, match=said):
         SealKeys(ONE).unseal(sealed, CONTEXT)
 

@@ -307,7 +307,7 @@ async def test_a_long_hello_that_is_not_taken_to_its_end_leaves_no_stream_open(h
         recorded.set()
         return await record(*arguments, **more)
 
-    here.store.record_reports = once  # type: ignore[method-assign]
+    here.store.record_reports = once  # type: ignore[method-assign] # fails once
     reports = tuple(Report(number, CertificateStatus("web", CertificateState.DUE)) for number in range(1, 100))
 
     async def live() -> None:

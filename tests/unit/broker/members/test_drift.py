@@ -97,7 +97,7 @@ async def test_a_policy_that_differs_is_said_once(caplog: pytest.LogCaptureFixtu
     said = [record for record in caplog.records if "brokers that share this database" in record.message]
     assert [record.levelname for record in said] == ["WARNING", "WARNING", "INFO", "INFO"]
     assert "policies differ: policy-a at machine1" in said[0].message
-    assert said[0].fields["remedy"]  # type: ignore[attr-defined]
+    assert said[0].fields["remedy"]  # type: ignore[attr-defined] # a field of `extra`
 
 
 async def test_a_new_account_key_is_no_difference_while_brokers_hear_of_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -146,7 +146,7 @@ async def test_who_comes_and_goes_is_logged(caplog: pytest.LogCaptureFixture) ->
         ("INFO", "another broker shares this database"),
         ("WARNING", "another broker's lease has ended"),
     ]
-    (fields,) = {str(record.fields) for record in told[2:]}  # type: ignore[attr-defined]
+    (fields,) = {str(record.fields) for record in told[2:]}  # type: ignore[attr-defined] # a field of `extra`
     assert (
         f"'name': 'machine2', 'address': '[::]:8443', 'version': '1', 'broker_id': '{second.me().broker_id}'" in fields
     )

@@ -63,7 +63,7 @@ class Broker:
             self.working.discard(role)
 
     async def join(self, span: timedelta = SPAN) -> None:
-        harness = StoreHarness(StorePlace("memory", Any), self.clock, self.stores)  # type: ignore[arg-type]
+        harness = StoreHarness(StorePlace("memory", Any), self.clock, self.stores)  # type: ignore[arg-type] # the harness is given its stores
         await self.stores.members.renew(member(harness), span)
 
     async def pass_time(self, seconds: int = 1) -> None:

@@ -28,7 +28,7 @@ class World:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.stores = MemoryStores.open(self.clock)
-        self.harness = StoreHarness(StorePlace("memory", None), self.clock, self.stores)  # type: ignore[arg-type]
+        self.harness = StoreHarness(StorePlace("memory", None), self.clock, self.stores)  # type: ignore[arg-type] # in memory there is no path
         self.plans = RenewalPlans(self.stores.renewal_plans)
         self.told: list[RenewalPlan] = []
         self.unknown = 0
