@@ -17,12 +17,24 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from google.rpc import error_details_pb2
 
 from certplane.runtime.command import exit_status
-from certplane.v1 import certificate_pb2, enrollment_pb2, fleet_pb2, policy_pb2, renewal_pb2
-
-_MODULES = (
+from certplane.v1 import (
+    audit_pb2,
+    broker_pb2,
     certificate_pb2,
     enrollment_pb2,
     fleet_pb2,
+    order_pb2,
+    policy_pb2,
+    renewal_pb2,
+)
+
+_MODULES = (
+    audit_pb2,
+    broker_pb2,
+    certificate_pb2,
+    enrollment_pb2,
+    fleet_pb2,
+    order_pb2,
     policy_pb2,
     renewal_pb2,
     error_details_pb2,  # what errors carry

@@ -3,6 +3,7 @@
 isort:skip_file
 The operators' half of the broker's interface: which hosts there are, what they hold, and renewals for many of them."""
 
+from certplane.v1 import certificate_pb2 as _certificate_pb2
 from certplane.v1 import renewal_pb2 as _renewal_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -22,6 +23,154 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _FleetOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FleetOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FleetOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FLEET_ORDER_UNSPECIFIED: _FleetOrder.ValueType  # 0
+    """By name."""
+    FLEET_ORDER_NAME: _FleetOrder.ValueType  # 1
+    """By name."""
+    FLEET_ORDER_HEALTH: _FleetOrder.ValueType  # 2
+    """The worst health first, then the soonest end of what is in use."""
+    FLEET_ORDER_EXPIRE_TIME: _FleetOrder.ValueType  # 3
+    """The soonest end of what is in use first."""
+    FLEET_ORDER_RENEW_TIME: _FleetOrder.ValueType  # 4
+    """The soonest renewal first."""
+    FLEET_ORDER_LAST_SEEN_TIME: _FleetOrder.ValueType  # 5
+    """Who was heard longest ago first, who never came before all."""
+
+class FleetOrder(_FleetOrder, metaclass=_FleetOrderEnumTypeWrapper):
+    """FleetOrder is the order of a list."""
+
+FLEET_ORDER_UNSPECIFIED: FleetOrder.ValueType  # 0
+"""By name."""
+FLEET_ORDER_NAME: FleetOrder.ValueType  # 1
+"""By name."""
+FLEET_ORDER_HEALTH: FleetOrder.ValueType  # 2
+"""The worst health first, then the soonest end of what is in use."""
+FLEET_ORDER_EXPIRE_TIME: FleetOrder.ValueType  # 3
+"""The soonest end of what is in use first."""
+FLEET_ORDER_RENEW_TIME: FleetOrder.ValueType  # 4
+"""The soonest renewal first."""
+FLEET_ORDER_LAST_SEEN_TIME: FleetOrder.ValueType  # 5
+"""Who was heard longest ago first, who never came before all."""
+Global___FleetOrder: _TypeAlias = FleetOrder  # noqa: Y015
+
+@_typing.final
+class FleetFilter(_message.Message):
+    """FleetFilter picks hosts by what they are and by certificates that they have. One that is empty picks all; a field that is
+    set must match, and of a field with several values one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    DISCONNECTED_ONLY_FIELD_NUMBER: _builtins.int
+    UNHEARD_FOR_FIELD_NUMBER: _builtins.int
+    BLOCKED_ONLY_FIELD_NUMBER: _builtins.int
+    AGENT_VERSIONS_FIELD_NUMBER: _builtins.int
+    HEALTHS_FIELD_NUMBER: _builtins.int
+    CAUSES_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    EXPIRING_WITHIN_FIELD_NUMBER: _builtins.int
+    RENEWING_WITHIN_FIELD_NUMBER: _builtins.int
+    PROFILES_FIELD_NUMBER: _builtins.int
+    ISSUERS_FIELD_NUMBER: _builtins.int
+    DNS_NAMES_FIELD_NUMBER: _builtins.int
+    SERIAL_NUMBERS_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEYS_SHA256_FIELD_NUMBER: _builtins.int
+    disconnected_only: _builtins.bool
+    """Only those without a stream at any broker."""
+    blocked_only: _builtins.bool
+    """Only those that policy no longer has, or that it denies."""
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By identity name or label."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_renewal_pb2.HostKind.ValueType]:
+        """Host or service."""
+
+    @_builtins.property
+    def unheard_for(self) -> _duration_pb2.Duration:
+        """Not heard for at least so long, or never."""
+
+    @_builtins.property
+    def agent_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Version of the agent."""
+
+    @_builtins.property
+    def healths(self) -> _containers.RepeatedScalarFieldContainer[_renewal_pb2.Health.ValueType]:
+        """Certificates: with one of these healths."""
+
+    @_builtins.property
+    def causes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With one of these causes of its health, as in CertificateStatus.health_cause."""
+
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_renewal_pb2.CertificateStatus.State.ValueType]:
+        """In one of these states."""
+
+    @_builtins.property
+    def expiring_within(self) -> _duration_pb2.Duration:
+        """What is in use ends within this time, or has ended."""
+
+    @_builtins.property
+    def renewing_within(self) -> _duration_pb2.Duration:
+        """To be renewed within this time, or now."""
+
+    @_builtins.property
+    def profiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of one of these profiles."""
+
+    @_builtins.property
+    def issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """From one of these issuers, by their names in the broker's configuration."""
+
+    @_builtins.property
+    def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With one of these names: lower case, A-labels."""
+
+    @_builtins.property
+    def serial_numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With this serial number, issued, installed or served."""
+
+    @_builtins.property
+    def public_keys_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With this SHA-256 of the SubjectPublicKeyInfo (DER), lower-case hexadecimal."""
+
+    def __init__(
+        self,
+        *,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        kinds: _abc.Iterable[_renewal_pb2.HostKind.ValueType] | None = ...,
+        disconnected_only: _builtins.bool = ...,
+        unheard_for: _duration_pb2.Duration | None = ...,
+        blocked_only: _builtins.bool = ...,
+        agent_versions: _abc.Iterable[_builtins.str] | None = ...,
+        healths: _abc.Iterable[_renewal_pb2.Health.ValueType] | None = ...,
+        causes: _abc.Iterable[_builtins.str] | None = ...,
+        states: _abc.Iterable[_renewal_pb2.CertificateStatus.State.ValueType] | None = ...,
+        expiring_within: _duration_pb2.Duration | None = ...,
+        renewing_within: _duration_pb2.Duration | None = ...,
+        profiles: _abc.Iterable[_builtins.str] | None = ...,
+        issuers: _abc.Iterable[_builtins.str] | None = ...,
+        dns_names: _abc.Iterable[_builtins.str] | None = ...,
+        serial_numbers: _abc.Iterable[_builtins.str] | None = ...,
+        public_keys_sha256: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expiring_within", b"expiring_within", "renewing_within", b"renewing_within", "unheard_for", b"unheard_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_versions", b"agent_versions", "blocked_only", b"blocked_only", "causes", b"causes", "disconnected_only", b"disconnected_only", "dns_names", b"dns_names", "expiring_within", b"expiring_within", "healths", b"healths", "hosts", b"hosts", "issuers", b"issuers", "kinds", b"kinds", "profiles", b"profiles", "public_keys_sha256", b"public_keys_sha256", "renewing_within", b"renewing_within", "serial_numbers", b"serial_numbers", "states", b"states", "unheard_for", b"unheard_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FleetFilter: _TypeAlias = FleetFilter  # noqa: Y015
+
 @_typing.final
 class ListHostsRequest(_message.Message):
     """Request of ListHosts."""
@@ -34,6 +183,9 @@ class ListHostsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     DISCONNECTED_ONLY_FIELD_NUMBER: _builtins.int
     HEALTHS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    BRIEF_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional. Correlates logs, audit events and traces: up to 64 of [A-Za-z0-9._-]; the broker makes one if empty."""
     page_size: _builtins.int
@@ -42,6 +194,10 @@ class ListHostsRequest(_message.Message):
     """Optional. next_page_token of the page before."""
     disconnected_only: _builtins.bool
     """Optional. Only hosts without a stream at any broker."""
+    order_by: Global___FleetOrder.ValueType
+    """Optional, default by name."""
+    brief: _builtins.bool
+    """Optional. The first certificates of each host alone, the worst first: at most 5."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_renewal_pb2.CertificateStatus.State.ValueType]:
         """Optional. Only hosts that have a certificate in one of these states."""
@@ -49,6 +205,10 @@ class ListHostsRequest(_message.Message):
     @_builtins.property
     def healths(self) -> _containers.RepeatedScalarFieldContainer[_renewal_pb2.Health.ValueType]:
         """Optional. Only hosts that have a certificate of one of these healths."""
+
+    @_builtins.property
+    def filter(self) -> Global___FleetFilter:
+        """Optional. Only hosts that this picks, by themselves or by one of their certificates."""
 
     def __init__(
         self,
@@ -59,10 +219,13 @@ class ListHostsRequest(_message.Message):
         states: _abc.Iterable[_renewal_pb2.CertificateStatus.State.ValueType] | None = ...,
         disconnected_only: _builtins.bool = ...,
         healths: _abc.Iterable[_renewal_pb2.Health.ValueType] | None = ...,
+        filter: Global___FleetFilter | None = ...,
+        order_by: Global___FleetOrder.ValueType = ...,
+        brief: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disconnected_only", b"disconnected_only", "healths", b"healths", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brief", b"brief", "disconnected_only", b"disconnected_only", "filter", b"filter", "healths", b"healths", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -76,25 +239,67 @@ class ListHostsResponse(_message.Message):
 
     HOSTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    HOST_COUNT_FIELD_NUMBER: _builtins.int
+    CONNECTED_HOST_COUNT_FIELD_NUMBER: _builtins.int
+    HEALTH_COUNTS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty on the last one."""
+    host_count: _builtins.int
+    """How many hosts there are on all pages, as counted now."""
+    connected_host_count: _builtins.int
+    """How many of them are connected."""
     @_builtins.property
     def hosts(self) -> _containers.RepeatedCompositeFieldContainer[_renewal_pb2.Host]:
-        """The hosts, by name. Where not all certificates of one fit into the message, those of the worst health are there."""
+        """The hosts, by name unless asked otherwise. Where not all certificates of one fit into the message, those of the worst
+        health are there. A page that is not by name begins where the one before ended, in the order of that moment.
+        """
+
+    @_builtins.property
+    def health_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HealthCount]:
+        """Their certificates by health; of a filter that picks certificates, those that it picks."""
 
     def __init__(
         self,
         *,
         hosts: _abc.Iterable[_renewal_pb2.Host] | None = ...,
         next_page_token: _builtins.str = ...,
+        host_count: _builtins.int = ...,
+        connected_host_count: _builtins.int = ...,
+        health_counts: _abc.Iterable[Global___HealthCount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected_host_count", b"connected_host_count", "health_counts", b"health_counts", "host_count", b"host_count", "hosts", b"hosts", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListHostsResponse: _TypeAlias = ListHostsResponse  # noqa: Y015
+
+@_typing.final
+class HealthCount(_message.Message):
+    """HealthCount counts certificates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEALTH_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
+    health: _renewal_pb2.Health.ValueType
+    """Of this health."""
+    certificate_count: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        health: _renewal_pb2.Health.ValueType = ...,
+        certificate_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_count", b"certificate_count", "health", b"health"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthCount: _TypeAlias = HealthCount  # noqa: Y015
 
 @_typing.final
 class GetHostRequest(_message.Message):
@@ -166,8 +371,13 @@ class Selection(_message.Message):
     ISSUERS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_IDS_FIELD_NUMBER: _builtins.int
     DNS_NAMES_FIELD_NUMBER: _builtins.int
+    IDENTITIES_FIELD_NUMBER: _builtins.int
     all: _builtins.bool
     """All certificates in force; together with other fields it changes nothing."""
+    identities: _builtins.bool
+    """The identities of the hosts that `hosts` names, or with `all` of all hosts, instead of their certificates. Fields of
+    certificates can't be set then.
+    """
     @_builtins.property
     def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of these hosts, by name or label."""
@@ -197,10 +407,11 @@ class Selection(_message.Message):
         issuers: _abc.Iterable[_builtins.str] | None = ...,
         certificate_ids: _abc.Iterable[_builtins.str] | None = ...,
         dns_names: _abc.Iterable[_builtins.str] | None = ...,
+        identities: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "certificate_ids", b"certificate_ids", "dns_names", b"dns_names", "hosts", b"hosts", "issuers", b"issuers", "profiles", b"profiles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "certificate_ids", b"certificate_ids", "dns_names", b"dns_names", "hosts", b"hosts", "identities", b"identities", "issuers", b"issuers", "profiles", b"profiles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -337,6 +548,841 @@ class RequestRenewalResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestRenewalResponse: _TypeAlias = RequestRenewalResponse  # noqa: Y015
+
+@_typing.final
+class SummarizeFleetRequest(_message.Message):
+    """Request of SummarizeFleet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. As in ListHostsRequest."""
+    @_builtins.property
+    def filter(self) -> Global___FleetFilter:
+        """Optional. Only what this picks; events and brokers are shown whole."""
+
+    @_builtins.property
+    def period(self) -> _duration_pb2.Duration:
+        """Optional, default 24 hours, at most 7 days: what ends within it is next, and what changed within it is shown."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        filter: Global___FleetFilter | None = ...,
+        period: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "period", b"period"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "period", b"period", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummarizeFleetRequest: _TypeAlias = SummarizeFleetRequest  # noqa: Y015
+
+@_typing.final
+class SummarizeFleetResponse(_message.Message):
+    """Response of SummarizeFleet. Lists are cut; counts say how many there are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Cause(_message.Message):
+        """Certificates that one cause affects."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        HEALTH_FIELD_NUMBER: _builtins.int
+        CAUSE_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        REMEDY_FIELD_NUMBER: _builtins.int
+        ACTOR_FIELD_NUMBER: _builtins.int
+        CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
+        HOST_COUNT_FIELD_NUMBER: _builtins.int
+        HOSTS_FIELD_NUMBER: _builtins.int
+        SINCE_TIME_FIELD_NUMBER: _builtins.int
+        NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+        health: _renewal_pb2.Health.ValueType
+        """Their health."""
+        cause: _builtins.str
+        """The cause, as in CertificateStatus."""
+        reason: _builtins.str
+        """What one of them says, for people."""
+        remedy: _builtins.str
+        """What to do."""
+        actor: _renewal_pb2.HealthActor.ValueType
+        """Who can."""
+        certificate_count: _builtins.int
+        """How many certificates."""
+        host_count: _builtins.int
+        """Of how many hosts."""
+        @_builtins.property
+        def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Some of those, at most 5."""
+
+        @_builtins.property
+        def since_time(self) -> _timestamp_pb2.Timestamp:
+            """Since when, the first of them."""
+
+        @_builtins.property
+        def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+            """The next try of any of them."""
+
+        def __init__(
+            self,
+            *,
+            health: _renewal_pb2.Health.ValueType = ...,
+            cause: _builtins.str = ...,
+            reason: _builtins.str = ...,
+            remedy: _builtins.str = ...,
+            actor: _renewal_pb2.HealthActor.ValueType = ...,
+            certificate_count: _builtins.int = ...,
+            host_count: _builtins.int = ...,
+            hosts: _abc.Iterable[_builtins.str] | None = ...,
+            since_time: _timestamp_pb2.Timestamp | None = ...,
+            next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["next_attempt_time", b"next_attempt_time", "since_time", b"since_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cause", b"cause", "certificate_count", b"certificate_count", "health", b"health", "host_count", b"host_count", "hosts", b"hosts", "next_attempt_time", b"next_attempt_time", "reason", b"reason", "remedy", b"remedy", "since_time", b"since_time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Change(_message.Message):
+        """Something that an operator, the CA or a broker did."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        EVENT_TIME_FIELD_NUMBER: _builtins.int
+        EVENT_TYPE_FIELD_NUMBER: _builtins.int
+        TEXT_FIELD_NUMBER: _builtins.int
+        IDENTITY_FIELD_NUMBER: _builtins.int
+        COUNT_FIELD_NUMBER: _builtins.int
+        event_type: _builtins.str
+        """The event's type in the audit log."""
+        text: _builtins.str
+        """What it was, for people."""
+        identity: _builtins.str
+        """By whom, or of whom."""
+        count: _builtins.int
+        """How often, of events that were counted together."""
+        @_builtins.property
+        def event_time(self) -> _timestamp_pb2.Timestamp:
+            """When."""
+
+        def __init__(
+            self,
+            *,
+            event_time: _timestamp_pb2.Timestamp | None = ...,
+            event_type: _builtins.str = ...,
+            text: _builtins.str = ...,
+            identity: _builtins.str = ...,
+            count: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "event_time", b"event_time", "event_type", b"event_type", "identity", b"identity", "text", b"text"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Missing(_message.Message):
+        """A host that isn't there."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        HOST_FIELD_NUMBER: _builtins.int
+        LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        SOONEST_NOT_AFTER_TIME_FIELD_NUMBER: _builtins.int
+        host: _builtins.str
+        """Its name."""
+        reason: _builtins.str
+        """Why, as far as that is known."""
+        @_builtins.property
+        def last_seen_time(self) -> _timestamp_pb2.Timestamp:
+            """When it was last heard; unset if never."""
+
+        @_builtins.property
+        def soonest_not_after_time(self) -> _timestamp_pb2.Timestamp:
+            """The soonest end of what it has in use."""
+
+        def __init__(
+            self,
+            *,
+            host: _builtins.str = ...,
+            last_seen_time: _timestamp_pb2.Timestamp | None = ...,
+            reason: _builtins.str = ...,
+            soonest_not_after_time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_time", b"last_seen_time", "soonest_not_after_time", b"soonest_not_after_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "last_seen_time", b"last_seen_time", "reason", b"reason", "soonest_not_after_time", b"soonest_not_after_time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Ending(_message.Message):
+        """How many certificates end within a time."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        WITHIN_FIELD_NUMBER: _builtins.int
+        CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
+        certificate_count: _builtins.int
+        """How many."""
+        @_builtins.property
+        def within(self) -> _duration_pb2.Duration:
+            """Within this."""
+
+        def __init__(
+            self,
+            *,
+            within: _duration_pb2.Duration | None = ...,
+            certificate_count: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["within", b"within"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_count", b"certificate_count", "within", b"within"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AgentVersion(_message.Message):
+        """Hosts whose agents have one version."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        VERSION_FIELD_NUMBER: _builtins.int
+        HOST_COUNT_FIELD_NUMBER: _builtins.int
+        version: _builtins.str
+        """The version; empty of hosts that never came."""
+        host_count: _builtins.int
+        """How many."""
+        def __init__(
+            self,
+            *,
+            version: _builtins.str = ...,
+            host_count: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["host_count", b"host_count", "version", b"version"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class IssuerState(_message.Message):
+        """How an issuer fares."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ISSUER_FIELD_NUMBER: _builtins.int
+        USABLE_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        UNTIL_TIME_FIELD_NUMBER: _builtins.int
+        issuer: _builtins.str
+        """Its name in the broker's configuration."""
+        usable: _builtins.bool
+        """Whether orders go there."""
+        reason: _builtins.str
+        """Why not, for people."""
+        @_builtins.property
+        def until_time(self) -> _timestamp_pb2.Timestamp:
+            """Until when, where that is known."""
+
+        def __init__(
+            self,
+            *,
+            issuer: _builtins.str = ...,
+            usable: _builtins.bool = ...,
+            reason: _builtins.str = ...,
+            until_time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["until_time", b"until_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer", "reason", b"reason", "until_time", b"until_time", "usable", b"usable"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SUMMARY_TIME_FIELD_NUMBER: _builtins.int
+    HOST_COUNT_FIELD_NUMBER: _builtins.int
+    CONNECTED_HOST_COUNT_FIELD_NUMBER: _builtins.int
+    SERVICE_COUNT_FIELD_NUMBER: _builtins.int
+    HEALTH_COUNTS_FIELD_NUMBER: _builtins.int
+    HURT_FIELD_NUMBER: _builtins.int
+    HURT_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    NEXT_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_WONT_HEAL_COUNT_FIELD_NUMBER: _builtins.int
+    CAUSES_FIELD_NUMBER: _builtins.int
+    CAUSE_COUNT_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    MISSING_COUNT_FIELD_NUMBER: _builtins.int
+    ENDINGS_FIELD_NUMBER: _builtins.int
+    AGENT_VERSIONS_FIELD_NUMBER: _builtins.int
+    ISSUERS_FIELD_NUMBER: _builtins.int
+    OPEN_ORDER_COUNT_FIELD_NUMBER: _builtins.int
+    TROUBLED_ORDER_COUNT_FIELD_NUMBER: _builtins.int
+    host_count: _builtins.int
+    """Hosts of the fleet, services left out."""
+    connected_host_count: _builtins.int
+    """How many have a stream."""
+    service_count: _builtins.int
+    """Services that have certificates."""
+    hurt_count: _builtins.int
+    """How many."""
+    next_count: _builtins.int
+    """How many."""
+    next_wont_heal_count: _builtins.int
+    """How many of those won't heal by themselves."""
+    cause_count: _builtins.int
+    """How many."""
+    missing_count: _builtins.int
+    """How many."""
+    open_order_count: _builtins.int
+    """Open orders."""
+    troubled_order_count: _builtins.int
+    """Those of them that a step has failed for."""
+    @_builtins.property
+    def summary_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was so."""
+
+    @_builtins.property
+    def health_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HealthCount]:
+        """Certificates by health: each that there is one of, worst first."""
+
+    @_builtins.property
+    def hurt(self) -> _containers.RepeatedCompositeFieldContainer[Global___FleetCertificate]:
+        """Who is hurt now: certificates that are EXPIRED, REVOKED_IN_USE or FOREIGN_SERVED, worst first. At most 20."""
+
+    @_builtins.property
+    def next(self) -> _containers.RepeatedCompositeFieldContainer[Global___FleetCertificate]:
+        """Who is next: those that end within the period and aren't hurt yet, the soonest end first. At most 20."""
+
+    @_builtins.property
+    def causes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SummarizeFleetResponse.Cause]:
+        """One cause or many: what is not OK, by health and cause, the worst and most frequent first. At most 20."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SummarizeFleetResponse.Change]:
+        """What changed before that: the newest first. At most 20."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___SummarizeFleetResponse.Missing]:
+        """Who is missing: hosts that are unheard, never came, are blocked, or were retired. At most 20, longest first."""
+
+    @_builtins.property
+    def endings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SummarizeFleetResponse.Ending]:
+        """Ends of what is in use: how many within 1, 7, 14, 30 and 90 days, each with those of the one before."""
+
+    @_builtins.property
+    def agent_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SummarizeFleetResponse.AgentVersion]:
+        """Agents by version, the most frequent first. At most 10."""
+
+    @_builtins.property
+    def issuers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SummarizeFleetResponse.IssuerState]:
+        """How the issuers fare."""
+
+    def __init__(
+        self,
+        *,
+        summary_time: _timestamp_pb2.Timestamp | None = ...,
+        host_count: _builtins.int = ...,
+        connected_host_count: _builtins.int = ...,
+        service_count: _builtins.int = ...,
+        health_counts: _abc.Iterable[Global___HealthCount] | None = ...,
+        hurt: _abc.Iterable[Global___FleetCertificate] | None = ...,
+        hurt_count: _builtins.int = ...,
+        next: _abc.Iterable[Global___FleetCertificate] | None = ...,
+        next_count: _builtins.int = ...,
+        next_wont_heal_count: _builtins.int = ...,
+        causes: _abc.Iterable[Global___SummarizeFleetResponse.Cause] | None = ...,
+        cause_count: _builtins.int = ...,
+        changes: _abc.Iterable[Global___SummarizeFleetResponse.Change] | None = ...,
+        missing: _abc.Iterable[Global___SummarizeFleetResponse.Missing] | None = ...,
+        missing_count: _builtins.int = ...,
+        endings: _abc.Iterable[Global___SummarizeFleetResponse.Ending] | None = ...,
+        agent_versions: _abc.Iterable[Global___SummarizeFleetResponse.AgentVersion] | None = ...,
+        issuers: _abc.Iterable[Global___SummarizeFleetResponse.IssuerState] | None = ...,
+        open_order_count: _builtins.int = ...,
+        troubled_order_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary_time", b"summary_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_versions", b"agent_versions", "cause_count", b"cause_count", "causes", b"causes", "changes", b"changes", "connected_host_count", b"connected_host_count", "endings", b"endings", "health_counts", b"health_counts", "host_count", b"host_count", "hurt", b"hurt", "hurt_count", b"hurt_count", "issuers", b"issuers", "missing", b"missing", "missing_count", b"missing_count", "next", b"next", "next_count", b"next_count", "next_wont_heal_count", b"next_wont_heal_count", "open_order_count", b"open_order_count", "service_count", b"service_count", "summary_time", b"summary_time", "troubled_order_count", b"troubled_order_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummarizeFleetResponse: _TypeAlias = SummarizeFleetResponse  # noqa: Y015
+
+@_typing.final
+class FleetCertificate(_message.Message):
+    """FleetCertificate is a certificate with its holder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_SHA256_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The holder's identity name."""
+    label: _builtins.str
+    """Its label in the policy."""
+    kind: _renewal_pb2.HostKind.ValueType
+    """Host or service."""
+    issuer: _builtins.str
+    """The issuer of what is in use, by its name in the broker's configuration; empty where it isn't known."""
+    public_key_sha256: _builtins.str
+    """SHA-256 of the key of what is in use (SPKI), lower-case hexadecimal; empty where it isn't known."""
+    @_builtins.property
+    def certificate(self) -> _renewal_pb2.CertificateStatus:
+        """Where it is. Of a service: what the broker issued, state WAITING."""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        label: _builtins.str = ...,
+        kind: _renewal_pb2.HostKind.ValueType = ...,
+        certificate: _renewal_pb2.CertificateStatus | None = ...,
+        issuer: _builtins.str = ...,
+        public_key_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "host", b"host", "issuer", b"issuer", "kind", b"kind", "label", b"label", "public_key_sha256", b"public_key_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FleetCertificate: _TypeAlias = FleetCertificate  # noqa: Y015
+
+@_typing.final
+class ListFleetCertificatesRequest(_message.Message):
+    """Request of ListFleetCertificates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_IDENTITIES_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. As in ListHostsRequest."""
+    order_by: Global___FleetOrder.ValueType
+    """Optional, default by name of the host."""
+    page_size: _builtins.int
+    """Optional, default 50, at most 500. A page ends earlier where the answer would be larger than a message may be."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    include_identities: _builtins.bool
+    """Optional. The hosts' identities too."""
+    @_builtins.property
+    def filter(self) -> Global___FleetFilter:
+        """Optional. Only what this picks."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        filter: Global___FleetFilter | None = ...,
+        order_by: Global___FleetOrder.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        include_identities: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "include_identities", b"include_identities", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFleetCertificatesRequest: _TypeAlias = ListFleetCertificatesRequest  # noqa: Y015
+
+@_typing.final
+class ListFleetCertificatesResponse(_message.Message):
+    """Response of ListFleetCertificates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty on the last one."""
+    certificate_count: _builtins.int
+    """How many there are on all pages, as counted now."""
+    @_builtins.property
+    def certificates(self) -> _containers.RepeatedCompositeFieldContainer[Global___FleetCertificate]:
+        """The certificates."""
+
+    def __init__(
+        self,
+        *,
+        certificates: _abc.Iterable[Global___FleetCertificate] | None = ...,
+        next_page_token: _builtins.str = ...,
+        certificate_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_count", b"certificate_count", "certificates", b"certificates", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFleetCertificatesResponse: _TypeAlias = ListFleetCertificatesResponse  # noqa: Y015
+
+@_typing.final
+class GetRenewalRequestRequest(_message.Message):
+    """Request of GetRenewalRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RENEWAL_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. As in ListHostsRequest."""
+    renewal_request_id: _builtins.str
+    """Required. As RequestRenewal answered."""
+    page_size: _builtins.int
+    """Optional, default 50, at most 500."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        renewal_request_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "renewal_request_id", b"renewal_request_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRenewalRequestRequest: _TypeAlias = GetRenewalRequestRequest  # noqa: Y015
+
+@_typing.final
+class GetRenewalRequestResponse(_message.Message):
+    """Response of GetRenewalRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Progress:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ProgressEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[GetRenewalRequestResponse._Progress.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PROGRESS_UNSPECIFIED: GetRenewalRequestResponse._Progress.ValueType  # 0
+        """Not said."""
+        PROGRESS_FAILED: GetRenewalRequestResponse._Progress.ValueType  # 1
+        """A step has failed; it is tried again, or waits for a person."""
+        PROGRESS_UNHEARD: GetRenewalRequestResponse._Progress.ValueType  # 2
+        """Its host hasn't heard of it, since it isn't connected."""
+        PROGRESS_PLANNED: GetRenewalRequestResponse._Progress.ValueType  # 3
+        """Its time hasn't come."""
+        PROGRESS_REQUESTING: GetRenewalRequestResponse._Progress.ValueType  # 4
+        """It is being ordered."""
+        PROGRESS_ISSUED: GetRenewalRequestResponse._Progress.ValueType  # 5
+        """Issued, not in use yet."""
+        PROGRESS_DONE: GetRenewalRequestResponse._Progress.ValueType  # 6
+        """In use, and seen served where the host looks."""
+        PROGRESS_GONE: GetRenewalRequestResponse._Progress.ValueType  # 7
+        """Its host no longer has it."""
+        PROGRESS_OVERTAKEN: GetRenewalRequestResponse._Progress.ValueType  # 8
+        """It was renewed, or asked for again, for another reason."""
+
+    class Progress(_Progress, metaclass=_ProgressEnumTypeWrapper):
+        """How far one certificate is."""
+
+    PROGRESS_UNSPECIFIED: GetRenewalRequestResponse.Progress.ValueType  # 0
+    """Not said."""
+    PROGRESS_FAILED: GetRenewalRequestResponse.Progress.ValueType  # 1
+    """A step has failed; it is tried again, or waits for a person."""
+    PROGRESS_UNHEARD: GetRenewalRequestResponse.Progress.ValueType  # 2
+    """Its host hasn't heard of it, since it isn't connected."""
+    PROGRESS_PLANNED: GetRenewalRequestResponse.Progress.ValueType  # 3
+    """Its time hasn't come."""
+    PROGRESS_REQUESTING: GetRenewalRequestResponse.Progress.ValueType  # 4
+    """It is being ordered."""
+    PROGRESS_ISSUED: GetRenewalRequestResponse.Progress.ValueType  # 5
+    """Issued, not in use yet."""
+    PROGRESS_DONE: GetRenewalRequestResponse.Progress.ValueType  # 6
+    """In use, and seen served where the host looks."""
+    PROGRESS_GONE: GetRenewalRequestResponse.Progress.ValueType  # 7
+    """Its host no longer has it."""
+    PROGRESS_OVERTAKEN: GetRenewalRequestResponse.Progress.ValueType  # 8
+    """It was renewed, or asked for again, for another reason."""
+
+    @_typing.final
+    class Count(_message.Message):
+        """How many certificates are how far."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PROGRESS_FIELD_NUMBER: _builtins.int
+        CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
+        progress: Global___GetRenewalRequestResponse.Progress.ValueType
+        """How far."""
+        certificate_count: _builtins.int
+        """How many."""
+        def __init__(
+            self,
+            *,
+            progress: Global___GetRenewalRequestResponse.Progress.ValueType = ...,
+            certificate_count: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_count", b"certificate_count", "progress", b"progress"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Item(_message.Message):
+        """One certificate."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        HOST_FIELD_NUMBER: _builtins.int
+        CERTIFICATE_NAME_FIELD_NUMBER: _builtins.int
+        CERTIFICATE_ID_FIELD_NUMBER: _builtins.int
+        PROGRESS_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+        RENEW_TIME_FIELD_NUMBER: _builtins.int
+        NEW_CERTIFICATE_ID_FIELD_NUMBER: _builtins.int
+        host: _builtins.str
+        """The host's name."""
+        certificate_name: _builtins.str
+        """The certificate's name in the host's configuration; empty where the host never said."""
+        certificate_id: _builtins.str
+        """What was to be replaced; empty of an identity."""
+        progress: Global___GetRenewalRequestResponse.Progress.ValueType
+        """How far it is."""
+        reason: _builtins.str
+        """What failed last or what it waits for, for people."""
+        new_certificate_id: _builtins.str
+        """What has taken its place."""
+        @_builtins.property
+        def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+            """When what failed is tried again."""
+
+        @_builtins.property
+        def renew_time(self) -> _timestamp_pb2.Timestamp:
+            """When it was to renew."""
+
+        def __init__(
+            self,
+            *,
+            host: _builtins.str = ...,
+            certificate_name: _builtins.str = ...,
+            certificate_id: _builtins.str = ...,
+            progress: Global___GetRenewalRequestResponse.Progress.ValueType = ...,
+            reason: _builtins.str = ...,
+            next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+            renew_time: _timestamp_pb2.Timestamp | None = ...,
+            new_certificate_id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["next_attempt_time", b"next_attempt_time", "renew_time", b"renew_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_id", b"certificate_id", "certificate_name", b"certificate_name", "host", b"host", "new_certificate_id", b"new_certificate_id", "next_attempt_time", b"next_attempt_time", "progress", b"progress", "reason", b"reason", "renew_time", b"renew_time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUEST_TIME_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    LAST_RENEW_TIME_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    requested_by: _builtins.str
+    """By whom: an identity's name."""
+    reason: _builtins.str
+    """Why."""
+    next_page_token: _builtins.str
+    """For the next page; empty on the last one."""
+    done: _builtins.bool
+    """Whether all have ended: done, gone or overtaken."""
+    @_builtins.property
+    def request_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def last_renew_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last of them is to renew."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetRenewalRequestResponse.Count]:
+        """How many certificates it was for, by how far they are."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetRenewalRequestResponse.Item]:
+        """The certificates: those that failed first, those that are done last."""
+
+    def __init__(
+        self,
+        *,
+        request_time: _timestamp_pb2.Timestamp | None = ...,
+        requested_by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        last_renew_time: _timestamp_pb2.Timestamp | None = ...,
+        counts: _abc.Iterable[Global___GetRenewalRequestResponse.Count] | None = ...,
+        items: _abc.Iterable[Global___GetRenewalRequestResponse.Item] | None = ...,
+        next_page_token: _builtins.str = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_renew_time", b"last_renew_time", "request_time", b"request_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "items", b"items", "last_renew_time", b"last_renew_time", "next_page_token", b"next_page_token", "reason", b"reason", "request_time", b"request_time", "requested_by", b"requested_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRenewalRequestResponse: _TypeAlias = GetRenewalRequestResponse  # noqa: Y015
+
+@_typing.final
+class ForgetHostRequest(_message.Message):
+    """Request of ForgetHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. As in ListHostsRequest."""
+    host: _builtins.str
+    """Required. The host's identity name."""
+    reason: _builtins.str
+    """Required. Why: for the audit log. Printable, at most 500 bytes."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        host: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetHostRequest: _TypeAlias = ForgetHostRequest  # noqa: Y015
+
+@_typing.final
+class ForgetHostResponse(_message.Message):
+    """Response of ForgetHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    VALID_CERTIFICATE_COUNT_FIELD_NUMBER: _builtins.int
+    valid_certificate_count: _builtins.int
+    """How many of its certificates are valid still, and so neither renewed nor watched any more."""
+    @_builtins.property
+    def host(self) -> _renewal_pb2.Host:
+        """What was known of it last."""
+
+    def __init__(
+        self,
+        *,
+        host: _renewal_pb2.Host | None = ...,
+        valid_certificate_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "valid_certificate_count", b"valid_certificate_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetHostResponse: _TypeAlias = ForgetHostResponse  # noqa: Y015
+
+@_typing.final
+class FleetServiceRevokeCertificateRequest(_message.Message):
+    """Request of RevokeCertificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_ID_FIELD_NUMBER: _builtins.int
+    REVOCATION_REASON_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. As in ListHostsRequest."""
+    certificate_id: _builtins.str
+    """Required. The broker's name for the certificate."""
+    revocation_reason: _certificate_pb2.RevocationReason.ValueType
+    """Optional. Why, for the CA."""
+    reason: _builtins.str
+    """Required. Why, for the audit log and the holder. Printable, at most 500 bytes."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        certificate_id: _builtins.str = ...,
+        revocation_reason: _certificate_pb2.RevocationReason.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_id", b"certificate_id", "reason", b"reason", "request_id", b"request_id", "revocation_reason", b"revocation_reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FleetServiceRevokeCertificateRequest: _TypeAlias = FleetServiceRevokeCertificateRequest  # noqa: Y015
+
+@_typing.final
+class FleetServiceRevokeCertificateResponse(_message.Message):
+    """Response of RevokeCertificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    ALREADY_REVOKED_FIELD_NUMBER: _builtins.int
+    HOLDER_TOLD_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    """Its holder."""
+    already_revoked: _builtins.bool
+    """Whether it had been revoked before."""
+    holder_told: _builtins.bool
+    """Whether its holder was told to renew: at once, or when it comes back. Not a service."""
+    @_builtins.property
+    def certificate(self) -> _certificate_pb2.Certificate:
+        """The certificate, with revoke_time set, without PEM fields."""
+
+    def __init__(
+        self,
+        *,
+        certificate: _certificate_pb2.Certificate | None = ...,
+        identity: _builtins.str = ...,
+        already_revoked: _builtins.bool = ...,
+        holder_told: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_revoked", b"already_revoked", "certificate", b"certificate", "holder_told", b"holder_told", "identity", b"identity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FleetServiceRevokeCertificateResponse: _TypeAlias = FleetServiceRevokeCertificateResponse  # noqa: Y015
 
 @_typing.final
 class ListBrokersRequest(_message.Message):

@@ -55,6 +55,31 @@ class FleetServiceStub:
                 request_serializer=certplane_dot_v1_dot_fleet__pb2.ListBrokersRequest.SerializeToString,
                 response_deserializer=certplane_dot_v1_dot_fleet__pb2.ListBrokersResponse.FromString,
                 _registered_method=True)
+        self.SummarizeFleet = channel.unary_unary(
+                '/certplane.v1.FleetService/SummarizeFleet',
+                request_serializer=certplane_dot_v1_dot_fleet__pb2.SummarizeFleetRequest.SerializeToString,
+                response_deserializer=certplane_dot_v1_dot_fleet__pb2.SummarizeFleetResponse.FromString,
+                _registered_method=True)
+        self.ListFleetCertificates = channel.unary_unary(
+                '/certplane.v1.FleetService/ListFleetCertificates',
+                request_serializer=certplane_dot_v1_dot_fleet__pb2.ListFleetCertificatesRequest.SerializeToString,
+                response_deserializer=certplane_dot_v1_dot_fleet__pb2.ListFleetCertificatesResponse.FromString,
+                _registered_method=True)
+        self.GetRenewalRequest = channel.unary_unary(
+                '/certplane.v1.FleetService/GetRenewalRequest',
+                request_serializer=certplane_dot_v1_dot_fleet__pb2.GetRenewalRequestRequest.SerializeToString,
+                response_deserializer=certplane_dot_v1_dot_fleet__pb2.GetRenewalRequestResponse.FromString,
+                _registered_method=True)
+        self.ForgetHost = channel.unary_unary(
+                '/certplane.v1.FleetService/ForgetHost',
+                request_serializer=certplane_dot_v1_dot_fleet__pb2.ForgetHostRequest.SerializeToString,
+                response_deserializer=certplane_dot_v1_dot_fleet__pb2.ForgetHostResponse.FromString,
+                _registered_method=True)
+        self.RevokeCertificate = channel.unary_unary(
+                '/certplane.v1.FleetService/RevokeCertificate',
+                request_serializer=certplane_dot_v1_dot_fleet__pb2.FleetServiceRevokeCertificateRequest.SerializeToString,
+                response_deserializer=certplane_dot_v1_dot_fleet__pb2.FleetServiceRevokeCertificateResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
@@ -98,6 +123,49 @@ class FleetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SummarizeFleet(self, request, context):
+        """SummarizeFleet answers what an operator asks at night: who is hurt, who is next and whether it heals by itself, one cause
+        or many, what changed before, who is missing. Read only.
+        Callers: operators and services, with the role viewer or operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFleetCertificates(self, request, context):
+        """ListFleetCertificates returns certificates of hosts and services. Read only.
+        Callers: operators and services, with the role viewer or operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRenewalRequest(self, request, context):
+        """GetRenewalRequest says how far a renewal has come that RequestRenewal asked for. Read only.
+        Callers: operators and services, with the role viewer or operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetHost(self, request, context):
+        """ForgetHost removes what the broker knows of a host that is gone: its reports and plans, not its certificates nor its
+        audit events. A host that is connected, or that policy still has, is refused. Audited. One that comes back is a new host.
+        Callers: operators and services, with the role operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeCertificate(self, request, context):
+        """RevokeCertificate revokes a certificate of any holder at its CA, and has the holder renew it. Audited. Idempotent: a
+        certificate that is revoked stays as it is.
+        Callers: operators and services, with the role operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +188,31 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.ListBrokers,
                     request_deserializer=certplane_dot_v1_dot_fleet__pb2.ListBrokersRequest.FromString,
                     response_serializer=certplane_dot_v1_dot_fleet__pb2.ListBrokersResponse.SerializeToString,
+            ),
+            'SummarizeFleet': grpc.unary_unary_rpc_method_handler(
+                    servicer.SummarizeFleet,
+                    request_deserializer=certplane_dot_v1_dot_fleet__pb2.SummarizeFleetRequest.FromString,
+                    response_serializer=certplane_dot_v1_dot_fleet__pb2.SummarizeFleetResponse.SerializeToString,
+            ),
+            'ListFleetCertificates': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFleetCertificates,
+                    request_deserializer=certplane_dot_v1_dot_fleet__pb2.ListFleetCertificatesRequest.FromString,
+                    response_serializer=certplane_dot_v1_dot_fleet__pb2.ListFleetCertificatesResponse.SerializeToString,
+            ),
+            'GetRenewalRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRenewalRequest,
+                    request_deserializer=certplane_dot_v1_dot_fleet__pb2.GetRenewalRequestRequest.FromString,
+                    response_serializer=certplane_dot_v1_dot_fleet__pb2.GetRenewalRequestResponse.SerializeToString,
+            ),
+            'ForgetHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetHost,
+                    request_deserializer=certplane_dot_v1_dot_fleet__pb2.ForgetHostRequest.FromString,
+                    response_serializer=certplane_dot_v1_dot_fleet__pb2.ForgetHostResponse.SerializeToString,
+            ),
+            'RevokeCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeCertificate,
+                    request_deserializer=certplane_dot_v1_dot_fleet__pb2.FleetServiceRevokeCertificateRequest.FromString,
+                    response_serializer=certplane_dot_v1_dot_fleet__pb2.FleetServiceRevokeCertificateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -231,6 +324,141 @@ class FleetService:
             '/certplane.v1.FleetService/ListBrokers',
             certplane_dot_v1_dot_fleet__pb2.ListBrokersRequest.SerializeToString,
             certplane_dot_v1_dot_fleet__pb2.ListBrokersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SummarizeFleet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/certplane.v1.FleetService/SummarizeFleet',
+            certplane_dot_v1_dot_fleet__pb2.SummarizeFleetRequest.SerializeToString,
+            certplane_dot_v1_dot_fleet__pb2.SummarizeFleetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFleetCertificates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/certplane.v1.FleetService/ListFleetCertificates',
+            certplane_dot_v1_dot_fleet__pb2.ListFleetCertificatesRequest.SerializeToString,
+            certplane_dot_v1_dot_fleet__pb2.ListFleetCertificatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRenewalRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/certplane.v1.FleetService/GetRenewalRequest',
+            certplane_dot_v1_dot_fleet__pb2.GetRenewalRequestRequest.SerializeToString,
+            certplane_dot_v1_dot_fleet__pb2.GetRenewalRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/certplane.v1.FleetService/ForgetHost',
+            certplane_dot_v1_dot_fleet__pb2.ForgetHostRequest.SerializeToString,
+            certplane_dot_v1_dot_fleet__pb2.ForgetHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/certplane.v1.FleetService/RevokeCertificate',
+            certplane_dot_v1_dot_fleet__pb2.FleetServiceRevokeCertificateRequest.SerializeToString,
+            certplane_dot_v1_dot_fleet__pb2.FleetServiceRevokeCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

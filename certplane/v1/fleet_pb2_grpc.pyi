@@ -37,6 +37,29 @@ class FleetServiceStub:
     they differ though they should be alike. Read only.
     Callers: operators and services, with the role viewer or operator.
     """
+    SummarizeFleet: _aio.UnaryUnaryMultiCallable[_fleet_pb2.SummarizeFleetRequest, _fleet_pb2.SummarizeFleetResponse]
+    """SummarizeFleet answers what an operator asks at night: who is hurt, who is next and whether it heals by itself, one cause
+    or many, what changed before, who is missing. Read only.
+    Callers: operators and services, with the role viewer or operator.
+    """
+    ListFleetCertificates: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListFleetCertificatesRequest, _fleet_pb2.ListFleetCertificatesResponse]
+    """ListFleetCertificates returns certificates of hosts and services. Read only.
+    Callers: operators and services, with the role viewer or operator.
+    """
+    GetRenewalRequest: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetRenewalRequestRequest, _fleet_pb2.GetRenewalRequestResponse]
+    """GetRenewalRequest says how far a renewal has come that RequestRenewal asked for. Read only.
+    Callers: operators and services, with the role viewer or operator.
+    """
+    ForgetHost: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ForgetHostRequest, _fleet_pb2.ForgetHostResponse]
+    """ForgetHost removes what the broker knows of a host that is gone: its reports and plans, not its certificates nor its
+    audit events. A host that is connected, or that policy still has, is refused. Audited. One that comes back is a new host.
+    Callers: operators and services, with the role operator.
+    """
+    RevokeCertificate: _aio.UnaryUnaryMultiCallable[_fleet_pb2.FleetServiceRevokeCertificateRequest, _fleet_pb2.FleetServiceRevokeCertificateResponse]
+    """RevokeCertificate revokes a certificate of any holder at its CA, and has the holder renew it. Audited. Idempotent: a
+    certificate that is revoked stays as it is.
+    Callers: operators and services, with the role operator.
+    """
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     """FleetService shows hosts and asks for renewals."""
@@ -84,6 +107,59 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         """ListBrokers returns the brokers that serve the fleet together, the one that was started first at the top, and in what
         they differ though they should be alike. Read only.
         Callers: operators and services, with the role viewer or operator.
+        """
+
+    @_abc_1.abstractmethod
+    def SummarizeFleet(
+        self,
+        request: _fleet_pb2.SummarizeFleetRequest,
+        context: _aio.ServicerContext[_fleet_pb2.SummarizeFleetRequest, _abc.Awaitable[_fleet_pb2.SummarizeFleetResponse]],
+    ) -> _abc.Awaitable[_fleet_pb2.SummarizeFleetResponse]:
+        """SummarizeFleet answers what an operator asks at night: who is hurt, who is next and whether it heals by itself, one cause
+        or many, what changed before, who is missing. Read only.
+        Callers: operators and services, with the role viewer or operator.
+        """
+
+    @_abc_1.abstractmethod
+    def ListFleetCertificates(
+        self,
+        request: _fleet_pb2.ListFleetCertificatesRequest,
+        context: _aio.ServicerContext[_fleet_pb2.ListFleetCertificatesRequest, _abc.Awaitable[_fleet_pb2.ListFleetCertificatesResponse]],
+    ) -> _abc.Awaitable[_fleet_pb2.ListFleetCertificatesResponse]:
+        """ListFleetCertificates returns certificates of hosts and services. Read only.
+        Callers: operators and services, with the role viewer or operator.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRenewalRequest(
+        self,
+        request: _fleet_pb2.GetRenewalRequestRequest,
+        context: _aio.ServicerContext[_fleet_pb2.GetRenewalRequestRequest, _abc.Awaitable[_fleet_pb2.GetRenewalRequestResponse]],
+    ) -> _abc.Awaitable[_fleet_pb2.GetRenewalRequestResponse]:
+        """GetRenewalRequest says how far a renewal has come that RequestRenewal asked for. Read only.
+        Callers: operators and services, with the role viewer or operator.
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetHost(
+        self,
+        request: _fleet_pb2.ForgetHostRequest,
+        context: _aio.ServicerContext[_fleet_pb2.ForgetHostRequest, _abc.Awaitable[_fleet_pb2.ForgetHostResponse]],
+    ) -> _abc.Awaitable[_fleet_pb2.ForgetHostResponse]:
+        """ForgetHost removes what the broker knows of a host that is gone: its reports and plans, not its certificates nor its
+        audit events. A host that is connected, or that policy still has, is refused. Audited. One that comes back is a new host.
+        Callers: operators and services, with the role operator.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeCertificate(
+        self,
+        request: _fleet_pb2.FleetServiceRevokeCertificateRequest,
+        context: _aio.ServicerContext[_fleet_pb2.FleetServiceRevokeCertificateRequest, _abc.Awaitable[_fleet_pb2.FleetServiceRevokeCertificateResponse]],
+    ) -> _abc.Awaitable[_fleet_pb2.FleetServiceRevokeCertificateResponse]:
+        """RevokeCertificate revokes a certificate of any holder at its CA, and has the holder renew it. Audited. Idempotent: a
+        certificate that is revoked stays as it is.
+        Callers: operators and services, with the role operator.
         """
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _aio.Server) -> None: ...

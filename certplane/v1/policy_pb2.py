@@ -22,42 +22,49 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x65rtplane/v1/policy.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x01\n\x0cLoadedPolicy\x12\x13\n\x0bpolicy_hash\x18\x01 \x01(\t\x12-\n\tload_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tloaded_by\x18\x03 \x01(\t\x12\x0c\n\x04\x66ile\x18\x04 \x01(\t\x12\x0f\n\x07refusal\x18\x05 \x01(\t\x12\x11\n\tbroker_id\x18\x06 \x01(\t\x12\x13\n\x0b\x62roker_name\x18\x07 \x01(\t\"[\n\x0bPolicyCount\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x05\x12\x0e\n\x06gained\x18\x04 \x01(\x05\x12\x0c\n\x04lost\x18\x05 \x01(\x05\"p\n\x0cPolicyChange\x12\x0e\n\x06\x63hange\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x0f\n\x07profile\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"z\n\x0ePolicyMismatch\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x13\n\x0brefused_now\x18\x06 \x01(\x08\"P\n\rPolicyProblem\x12\x0c\n\x04line\x18\x01 \x01(\x05\x12\x10\n\x08key_path\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"<\n\x10GetPolicyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cwithout_text\x18\x02 \x01(\x08\"T\n\x11GetPolicyResponse\x12*\n\x06policy\x18\x01 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicy\x12\x13\n\x0bpolicy_text\x18\x02 \x01(\t\"\x8a\x01\n\x11PlanPolicyRequest\x12\x36\n\x05hello\x18\x01 \x01(\x0b\x32%.certplane.v1.PlanPolicyRequest.HelloH\x00\x12\x15\n\x0bpolicy_text\x18\x02 \x01(\tH\x00\x1a\x1b\n\x05Hello\x12\x12\n\nrequest_id\x18\x01 \x01(\tB\t\n\x07message\"\x9d\x03\n\x12PlanPolicyResponse\x12\x39\n\x07summary\x18\x01 \x01(\x0b\x32(.certplane.v1.PlanPolicyResponse.Summary\x12+\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1a.certplane.v1.PolicyChange\x12\x30\n\nmismatches\x18\x03 \x03(\x0b\x32\x1c.certplane.v1.PolicyMismatch\x12-\n\x08problems\x18\x04 \x03(\x0b\x32\x1b.certplane.v1.PolicyProblem\x1a\xbd\x01\n\x07Summary\x12*\n\x06policy\x18\x01 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicy\x12\x13\n\x0bpolicy_hash\x18\x02 \x01(\t\x12)\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x19.certplane.v1.PolicyCount\x12\x14\n\x0c\x63hange_count\x18\x04 \x01(\x05\x12\x1a\n\x12issued_again_count\x18\x05 \x01(\x05\x12\x14\n\x0c\x63onfirmation\x18\x06 \x01(\t\":\n\x13ReloadPolicyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\x08\"\xab\x01\n\x14ReloadPolicyResponse\x12\x0e\n\x06loaded\x18\x01 \x01(\x08\x12\x1d\n\x15\x63onfirmation_required\x18\x02 \x01(\x08\x12\r\n\x05lines\x18\x03 \x03(\t\x12*\n\x06policy\x18\x04 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicy\x12)\n\x06\x63ounts\x18\x05 \x03(\x0b\x32\x19.certplane.v1.PolicyCount2\x8b\x02\n\rPolicyService\x12N\n\tGetPolicy\x12\x1e.certplane.v1.GetPolicyRequest\x1a\x1f.certplane.v1.GetPolicyResponse0\x01\x12S\n\nPlanPolicy\x12\x1f.certplane.v1.PlanPolicyRequest\x1a .certplane.v1.PlanPolicyResponse(\x01\x30\x01\x12U\n\x0cReloadPolicy\x12!.certplane.v1.ReloadPolicyRequest\x1a\".certplane.v1.ReloadPolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x65rtplane/v1/policy.proto\x12\x0c\x63\x65rtplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n\x19ListPolicyVersionsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x1aListPolicyVersionsResponse\x12-\n\x08versions\x18\x01 \x03(\x0b\x32\x1b.certplane.v1.PolicyVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbf\x01\n\rPolicyVersion\x12\x13\n\x0bpolicy_hash\x18\x01 \x01(\t\x12-\n\tload_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tloaded_by\x18\x03 \x01(\t\x12\x13\n\x0b\x62roker_name\x18\x04 \x01(\t\x12)\n\x06\x63ounts\x18\x05 \x03(\x0b\x32\x19.certplane.v1.PolicyCount\x12\x17\n\x0ftext_size_bytes\x18\x06 \x01(\x03\"\xac\x01\n\x0cLoadedPolicy\x12\x13\n\x0bpolicy_hash\x18\x01 \x01(\t\x12-\n\tload_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tloaded_by\x18\x03 \x01(\t\x12\x0c\n\x04\x66ile\x18\x04 \x01(\t\x12\x0f\n\x07refusal\x18\x05 \x01(\t\x12\x11\n\tbroker_id\x18\x06 \x01(\t\x12\x13\n\x0b\x62roker_name\x18\x07 \x01(\t\"[\n\x0bPolicyCount\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x05\x12\x0e\n\x06gained\x18\x04 \x01(\x05\x12\x0c\n\x04lost\x18\x05 \x01(\x05\"p\n\x0cPolicyChange\x12\x0e\n\x06\x63hange\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x0f\n\x07profile\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"z\n\x0ePolicyMismatch\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x13\n\x0brefused_now\x18\x06 \x01(\x08\"P\n\rPolicyProblem\x12\x0c\n\x04line\x18\x01 \x01(\x05\x12\x10\n\x08key_path\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"Q\n\x10GetPolicyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cwithout_text\x18\x02 \x01(\x08\x12\x13\n\x0bpolicy_hash\x18\x03 \x01(\t\"T\n\x11GetPolicyResponse\x12*\n\x06policy\x18\x01 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicy\x12\x13\n\x0bpolicy_text\x18\x02 \x01(\t\"\x8a\x01\n\x11PlanPolicyRequest\x12\x36\n\x05hello\x18\x01 \x01(\x0b\x32%.certplane.v1.PlanPolicyRequest.HelloH\x00\x12\x15\n\x0bpolicy_text\x18\x02 \x01(\tH\x00\x1a\x1b\n\x05Hello\x12\x12\n\nrequest_id\x18\x01 \x01(\tB\t\n\x07message\"\x89\x04\n\x12PlanPolicyResponse\x12\x39\n\x07summary\x18\x01 \x01(\x0b\x32(.certplane.v1.PlanPolicyResponse.Summary\x12+\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1a.certplane.v1.PolicyChange\x12\x30\n\nmismatches\x18\x03 \x03(\x0b\x32\x1c.certplane.v1.PolicyMismatch\x12-\n\x08problems\x18\x04 \x03(\x0b\x32\x1b.certplane.v1.PolicyProblem\x1a\xa9\x02\n\x07Summary\x12*\n\x06policy\x18\x01 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicy\x12\x13\n\x0bpolicy_hash\x18\x02 \x01(\t\x12)\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x19.certplane.v1.PolicyCount\x12\x14\n\x0c\x63hange_count\x18\x04 \x01(\x05\x12\x1a\n\x12issued_again_count\x18\x05 \x01(\x05\x12\x14\n\x0c\x63onfirmation\x18\x06 \x01(\t\x12\x13\n\x0border_count\x18\x07 \x01(\x05\x12\x31\n\x0eorder_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x1a\x63onnected_hosts_lost_count\x18\t \x01(\x05\":\n\x13ReloadPolicyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\x08\"\xab\x01\n\x14ReloadPolicyResponse\x12\x0e\n\x06loaded\x18\x01 \x01(\x08\x12\x1d\n\x15\x63onfirmation_required\x18\x02 \x01(\x08\x12\r\n\x05lines\x18\x03 \x03(\t\x12*\n\x06policy\x18\x04 \x01(\x0b\x32\x1a.certplane.v1.LoadedPolicy\x12)\n\x06\x63ounts\x18\x05 \x03(\x0b\x32\x19.certplane.v1.PolicyCount2\xf4\x02\n\rPolicyService\x12N\n\tGetPolicy\x12\x1e.certplane.v1.GetPolicyRequest\x1a\x1f.certplane.v1.GetPolicyResponse0\x01\x12S\n\nPlanPolicy\x12\x1f.certplane.v1.PlanPolicyRequest\x1a .certplane.v1.PlanPolicyResponse(\x01\x30\x01\x12U\n\x0cReloadPolicy\x12!.certplane.v1.ReloadPolicyRequest\x1a\".certplane.v1.ReloadPolicyResponse\x12g\n\x12ListPolicyVersions\x12\'.certplane.v1.ListPolicyVersionsRequest\x1a(.certplane.v1.ListPolicyVersionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'certplane.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOADEDPOLICY']._serialized_start=77
-  _globals['_LOADEDPOLICY']._serialized_end=249
-  _globals['_POLICYCOUNT']._serialized_start=251
-  _globals['_POLICYCOUNT']._serialized_end=342
-  _globals['_POLICYCHANGE']._serialized_start=344
-  _globals['_POLICYCHANGE']._serialized_end=456
-  _globals['_POLICYMISMATCH']._serialized_start=458
-  _globals['_POLICYMISMATCH']._serialized_end=580
-  _globals['_POLICYPROBLEM']._serialized_start=582
-  _globals['_POLICYPROBLEM']._serialized_end=662
-  _globals['_GETPOLICYREQUEST']._serialized_start=664
-  _globals['_GETPOLICYREQUEST']._serialized_end=724
-  _globals['_GETPOLICYRESPONSE']._serialized_start=726
-  _globals['_GETPOLICYRESPONSE']._serialized_end=810
-  _globals['_PLANPOLICYREQUEST']._serialized_start=813
-  _globals['_PLANPOLICYREQUEST']._serialized_end=951
-  _globals['_PLANPOLICYREQUEST_HELLO']._serialized_start=913
-  _globals['_PLANPOLICYREQUEST_HELLO']._serialized_end=940
-  _globals['_PLANPOLICYRESPONSE']._serialized_start=954
-  _globals['_PLANPOLICYRESPONSE']._serialized_end=1367
-  _globals['_PLANPOLICYRESPONSE_SUMMARY']._serialized_start=1178
-  _globals['_PLANPOLICYRESPONSE_SUMMARY']._serialized_end=1367
-  _globals['_RELOADPOLICYREQUEST']._serialized_start=1369
-  _globals['_RELOADPOLICYREQUEST']._serialized_end=1427
-  _globals['_RELOADPOLICYRESPONSE']._serialized_start=1430
-  _globals['_RELOADPOLICYRESPONSE']._serialized_end=1601
-  _globals['_POLICYSERVICE']._serialized_start=1604
-  _globals['_POLICYSERVICE']._serialized_end=1871
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_start=108
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=194
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=196
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=296
+  _globals['_POLICYVERSION']._serialized_start=299
+  _globals['_POLICYVERSION']._serialized_end=490
+  _globals['_LOADEDPOLICY']._serialized_start=493
+  _globals['_LOADEDPOLICY']._serialized_end=665
+  _globals['_POLICYCOUNT']._serialized_start=667
+  _globals['_POLICYCOUNT']._serialized_end=758
+  _globals['_POLICYCHANGE']._serialized_start=760
+  _globals['_POLICYCHANGE']._serialized_end=872
+  _globals['_POLICYMISMATCH']._serialized_start=874
+  _globals['_POLICYMISMATCH']._serialized_end=996
+  _globals['_POLICYPROBLEM']._serialized_start=998
+  _globals['_POLICYPROBLEM']._serialized_end=1078
+  _globals['_GETPOLICYREQUEST']._serialized_start=1080
+  _globals['_GETPOLICYREQUEST']._serialized_end=1161
+  _globals['_GETPOLICYRESPONSE']._serialized_start=1163
+  _globals['_GETPOLICYRESPONSE']._serialized_end=1247
+  _globals['_PLANPOLICYREQUEST']._serialized_start=1250
+  _globals['_PLANPOLICYREQUEST']._serialized_end=1388
+  _globals['_PLANPOLICYREQUEST_HELLO']._serialized_start=1350
+  _globals['_PLANPOLICYREQUEST_HELLO']._serialized_end=1377
+  _globals['_PLANPOLICYRESPONSE']._serialized_start=1391
+  _globals['_PLANPOLICYRESPONSE']._serialized_end=1912
+  _globals['_PLANPOLICYRESPONSE_SUMMARY']._serialized_start=1615
+  _globals['_PLANPOLICYRESPONSE_SUMMARY']._serialized_end=1912
+  _globals['_RELOADPOLICYREQUEST']._serialized_start=1914
+  _globals['_RELOADPOLICYREQUEST']._serialized_end=1972
+  _globals['_RELOADPOLICYRESPONSE']._serialized_start=1975
+  _globals['_RELOADPOLICYRESPONSE']._serialized_end=2146
+  _globals['_POLICYSERVICE']._serialized_start=2149
+  _globals['_POLICYSERVICE']._serialized_end=2521
 # @@protoc_insertion_point(module_scope)

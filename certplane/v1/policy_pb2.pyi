@@ -9,6 +9,7 @@ FleetService.ListBrokers shows whether their policies differ.
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -22,6 +23,110 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class ListPolicyVersionsRequest(_message.Message):
+    """Request of ListPolicyVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional. As in GetPolicyRequest."""
+    page_size: _builtins.int
+    """Optional, default 50, at most 100."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyVersionsRequest: _TypeAlias = ListPolicyVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListPolicyVersionsResponse(_message.Message):
+    """Response of ListPolicyVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty on the last one."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyVersion]:
+        """The policies."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___PolicyVersion] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyVersionsResponse: _TypeAlias = ListPolicyVersionsResponse  # noqa: Y015
+
+@_typing.final
+class PolicyVersion(_message.Message):
+    """PolicyVersion is a policy that was put in force at a broker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_HASH_FIELD_NUMBER: _builtins.int
+    LOAD_TIME_FIELD_NUMBER: _builtins.int
+    LOADED_BY_FIELD_NUMBER: _builtins.int
+    BROKER_NAME_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    TEXT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    policy_hash: _builtins.str
+    """SHA-256 of the file's bytes, lower-case hexadecimal."""
+    loaded_by: _builtins.str
+    """Who had it loaded, as in LoadedPolicy."""
+    broker_name: _builtins.str
+    """The name of that broker's machine."""
+    text_size_bytes: _builtins.int
+    """Size of its text in bytes. Zero: it was too large to be kept, or is of a broker that didn't keep it."""
+    @_builtins.property
+    def load_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was put in force, first at any broker."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyCount]:
+        """What changed against the policy before, by subject; empty for the first one."""
+
+    def __init__(
+        self,
+        *,
+        policy_hash: _builtins.str = ...,
+        load_time: _timestamp_pb2.Timestamp | None = ...,
+        loaded_by: _builtins.str = ...,
+        broker_name: _builtins.str = ...,
+        counts: _abc.Iterable[Global___PolicyCount] | None = ...,
+        text_size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load_time", b"load_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_name", b"broker_name", "counts", b"counts", "load_time", b"load_time", "loaded_by", b"loaded_by", "policy_hash", b"policy_hash", "text_size_bytes", b"text_size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyVersion: _TypeAlias = PolicyVersion  # noqa: Y015
 
 @_typing.final
 class LoadedPolicy(_message.Message):
@@ -239,19 +344,23 @@ class GetPolicyRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     WITHOUT_TEXT_FIELD_NUMBER: _builtins.int
+    POLICY_HASH_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional. Correlates logs, audit events and traces: up to 64 of [A-Za-z0-9._-]; the broker makes one if empty."""
     without_text: _builtins.bool
     """Optional. Leave the text out."""
+    policy_hash: _builtins.str
+    """Optional. An earlier policy of ListPolicyVersions, by its whole hash; NOT_FOUND if it isn't kept."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         without_text: _builtins.bool = ...,
+        policy_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "without_text", b"without_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_hash", b"policy_hash", "request_id", b"request_id", "without_text", b"without_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,6 +462,9 @@ class PlanPolicyResponse(_message.Message):
         CHANGE_COUNT_FIELD_NUMBER: _builtins.int
         ISSUED_AGAIN_COUNT_FIELD_NUMBER: _builtins.int
         CONFIRMATION_FIELD_NUMBER: _builtins.int
+        ORDER_COUNT_FIELD_NUMBER: _builtins.int
+        ORDER_DURATION_FIELD_NUMBER: _builtins.int
+        CONNECTED_HOSTS_LOST_COUNT_FIELD_NUMBER: _builtins.int
         policy_hash: _builtins.str
         """SHA-256 of the text."""
         change_count: _builtins.int
@@ -361,6 +473,10 @@ class PlanPolicyResponse(_message.Message):
         """How many certificates would be issued again."""
         confirmation: _builtins.str
         """Why a reload with this text would have to be confirmed; empty if it wouldn't."""
+        order_count: _builtins.int
+        """How many orders at public CAs that comes to, of certificates that are issued again and of hosts that are added."""
+        connected_hosts_lost_count: _builtins.int
+        """How many hosts that are connected now would lose all certificates."""
         @_builtins.property
         def policy(self) -> Global___LoadedPolicy:
             """The policy in force."""
@@ -368,6 +484,12 @@ class PlanPolicyResponse(_message.Message):
         @_builtins.property
         def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyCount]:
             """What there is before and after, by subject."""
+
+        @_builtins.property
+        def order_duration(self) -> _duration_pb2.Duration:
+            """How long those orders take at least, by the limits of this broker and of the CAs as far as they are configured or
+            known, all asked for at once.
+            """
 
         def __init__(
             self,
@@ -378,10 +500,13 @@ class PlanPolicyResponse(_message.Message):
             change_count: _builtins.int = ...,
             issued_again_count: _builtins.int = ...,
             confirmation: _builtins.str = ...,
+            order_count: _builtins.int = ...,
+            order_duration: _duration_pb2.Duration | None = ...,
+            connected_hosts_lost_count: _builtins.int = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["order_duration", b"order_duration", "policy", b"policy"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["change_count", b"change_count", "confirmation", b"confirmation", "counts", b"counts", "issued_again_count", b"issued_again_count", "policy", b"policy", "policy_hash", b"policy_hash"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["change_count", b"change_count", "confirmation", b"confirmation", "connected_hosts_lost_count", b"connected_hosts_lost_count", "counts", b"counts", "issued_again_count", b"issued_again_count", "order_count", b"order_count", "order_duration", b"order_duration", "policy", b"policy", "policy_hash", b"policy_hash"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,11 @@ class PolicyServiceStub:
                 request_serializer=certplane_dot_v1_dot_policy__pb2.ReloadPolicyRequest.SerializeToString,
                 response_deserializer=certplane_dot_v1_dot_policy__pb2.ReloadPolicyResponse.FromString,
                 _registered_method=True)
+        self.ListPolicyVersions = channel.unary_unary(
+                '/certplane.v1.PolicyService/ListPolicyVersions',
+                request_serializer=certplane_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.SerializeToString,
+                response_deserializer=certplane_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -84,6 +89,15 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPolicyVersions(self, request, context):
+        """ListPolicyVersions returns the policies that were in force at any broker of the fleet, the newest first; the last 100
+        are kept. Read only.
+        Callers: operators and services, with the role viewer or operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -101,6 +115,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.ReloadPolicy,
                     request_deserializer=certplane_dot_v1_dot_policy__pb2.ReloadPolicyRequest.FromString,
                     response_serializer=certplane_dot_v1_dot_policy__pb2.ReloadPolicyResponse.SerializeToString,
+            ),
+            'ListPolicyVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicyVersions,
+                    request_deserializer=certplane_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.FromString,
+                    response_serializer=certplane_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -185,6 +204,33 @@ class PolicyService:
             '/certplane.v1.PolicyService/ReloadPolicy',
             certplane_dot_v1_dot_policy__pb2.ReloadPolicyRequest.SerializeToString,
             certplane_dot_v1_dot_policy__pb2.ReloadPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicyVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/certplane.v1.PolicyService/ListPolicyVersions',
+            certplane_dot_v1_dot_policy__pb2.ListPolicyVersionsRequest.SerializeToString,
+            certplane_dot_v1_dot_policy__pb2.ListPolicyVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,11 @@ class PolicyServiceStub:
     an answer, not an error. Audited either way. Safe to repeat.
     Callers: operators and services, with the role operator.
     """
+    ListPolicyVersions: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListPolicyVersionsRequest, _policy_pb2.ListPolicyVersionsResponse]
+    """ListPolicyVersions returns the policies that were in force at any broker of the fleet, the newest first; the last 100
+    are kept. Read only.
+    Callers: operators and services, with the role viewer or operator.
+    """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """PolicyService shows the policy, plans another, and has the broker read its file again."""
@@ -72,6 +77,17 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """ReloadPolicy makes the broker read its policy file again, and answers with what that did: a file that is refused is
         an answer, not an error. Audited either way. Safe to repeat.
         Callers: operators and services, with the role operator.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPolicyVersions(
+        self,
+        request: _policy_pb2.ListPolicyVersionsRequest,
+        context: _aio.ServicerContext[_policy_pb2.ListPolicyVersionsRequest, _abc.Awaitable[_policy_pb2.ListPolicyVersionsResponse]],
+    ) -> _abc.Awaitable[_policy_pb2.ListPolicyVersionsResponse]:
+        """ListPolicyVersions returns the policies that were in force at any broker of the fleet, the newest first; the last 100
+        are kept. Read only.
+        Callers: operators and services, with the role viewer or operator.
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _aio.Server) -> None: ...

@@ -46,10 +46,15 @@ class _HealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Health.ValueTy
     """The service serves an older certificate than the newest, and nothing holds that one back."""
     HEALTH_OK: _Health.ValueType  # 8
     """None of these."""
+    HEALTH_MISMATCHED: _Health.ValueType  # 9
+    """What its host's configuration asks for is not what the policy allows: the next renewal will be refused."""
+    HEALTH_UNHEARD: _Health.ValueType  # 10
+    """Its host has been silent for longer than its mode allows."""
 
 class Health(_Health, metaclass=_HealthEnumTypeWrapper):
-    """Health says whether anybody is hurt by the state of a certificate, or will be: the first of these, from EXPIRED on, that
-    is true. New ones may follow: take one that you don't know for a warning.
+    """Health says whether anybody is hurt by the state of a certificate, or will be: the first that is true in the order
+    EXPIRED, REVOKED_IN_USE, FOREIGN_SERVED, WONT_HEAL, OVERDUE, FAILING, STALE_SERVED, MISMATCHED, UNHEARD, OK. New ones may
+    follow: take one that you don't know for a warning.
     """
 
 HEALTH_UNSPECIFIED: Health.ValueType  # 0
@@ -70,7 +75,95 @@ HEALTH_STALE_SERVED: Health.ValueType  # 7
 """The service serves an older certificate than the newest, and nothing holds that one back."""
 HEALTH_OK: Health.ValueType  # 8
 """None of these."""
+HEALTH_MISMATCHED: Health.ValueType  # 9
+"""What its host's configuration asks for is not what the policy allows: the next renewal will be refused."""
+HEALTH_UNHEARD: Health.ValueType  # 10
+"""Its host has been silent for longer than its mode allows."""
 Global___Health: _TypeAlias = Health  # noqa: Y015
+
+class _HealthActor:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HealthActorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HealthActor.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEALTH_ACTOR_UNSPECIFIED: _HealthActor.ValueType  # 0
+    """Not said."""
+    HEALTH_ACTOR_NOBODY: _HealthActor.ValueType  # 1
+    """Nobody needs to: it heals by itself."""
+    HEALTH_ACTOR_HOST: _HealthActor.ValueType  # 2
+    """Whoever keeps the host."""
+    HEALTH_ACTOR_OPERATOR: _HealthActor.ValueType  # 3
+    """Whoever keeps the broker and its policy."""
+    HEALTH_ACTOR_DNS: _HealthActor.ValueType  # 4
+    """Whoever keeps the DNS of the names."""
+    HEALTH_ACTOR_ISSUER: _HealthActor.ValueType  # 5
+    """The CA."""
+
+class HealthActor(_HealthActor, metaclass=_HealthActorEnumTypeWrapper):
+    """HealthActor says who can act on a health."""
+
+HEALTH_ACTOR_UNSPECIFIED: HealthActor.ValueType  # 0
+"""Not said."""
+HEALTH_ACTOR_NOBODY: HealthActor.ValueType  # 1
+"""Nobody needs to: it heals by itself."""
+HEALTH_ACTOR_HOST: HealthActor.ValueType  # 2
+"""Whoever keeps the host."""
+HEALTH_ACTOR_OPERATOR: HealthActor.ValueType  # 3
+"""Whoever keeps the broker and its policy."""
+HEALTH_ACTOR_DNS: HealthActor.ValueType  # 4
+"""Whoever keeps the DNS of the names."""
+HEALTH_ACTOR_ISSUER: HealthActor.ValueType  # 5
+"""The CA."""
+Global___HealthActor: _TypeAlias = HealthActor  # noqa: Y015
+
+class _AgentMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AgentModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AGENT_MODE_UNSPECIFIED: _AgentMode.ValueType  # 0
+    """Not said, as by older agents: taken for a daemon."""
+    AGENT_MODE_DAEMON: _AgentMode.ValueType  # 1
+    """All the time; it keeps a stream."""
+    AGENT_MODE_TIMER: _AgentMode.ValueType  # 2
+    """Once in a while, started by a timer; it keeps a stream as long as it has work."""
+
+class AgentMode(_AgentMode, metaclass=_AgentModeEnumTypeWrapper):
+    """AgentMode is how a host's agent runs."""
+
+AGENT_MODE_UNSPECIFIED: AgentMode.ValueType  # 0
+"""Not said, as by older agents: taken for a daemon."""
+AGENT_MODE_DAEMON: AgentMode.ValueType  # 1
+"""All the time; it keeps a stream."""
+AGENT_MODE_TIMER: AgentMode.ValueType  # 2
+"""Once in a while, started by a timer; it keeps a stream as long as it has work."""
+Global___AgentMode: _TypeAlias = AgentMode  # noqa: Y015
+
+class _HostKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HostKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HostKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HOST_KIND_UNSPECIFIED: _HostKind.ValueType  # 0
+    """Not said."""
+    HOST_KIND_HOST: _HostKind.ValueType  # 1
+    """A host, with an agent."""
+    HOST_KIND_SERVICE: _HostKind.ValueType  # 2
+    """A service that calls the broker itself: it has no agent, and reports nothing."""
+
+class HostKind(_HostKind, metaclass=_HostKindEnumTypeWrapper):
+    """HostKind is what an identity of the fleet is."""
+
+HOST_KIND_UNSPECIFIED: HostKind.ValueType  # 0
+"""Not said."""
+HOST_KIND_HOST: HostKind.ValueType  # 1
+"""A host, with an agent."""
+HOST_KIND_SERVICE: HostKind.ValueType  # 2
+"""A service that calls the broker itself: it has no agent, and reports nothing."""
+Global___HostKind: _TypeAlias = HostKind  # noqa: Y015
 
 @_typing.final
 class CertificateStatus(_message.Message):
@@ -241,6 +334,9 @@ class CertificateStatus(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     HEALTH_REASON_FIELD_NUMBER: _builtins.int
     HEALTH_REMEDY_FIELD_NUMBER: _builtins.int
+    HEALTH_CAUSE_FIELD_NUMBER: _builtins.int
+    HEALTH_SINCE_TIME_FIELD_NUMBER: _builtins.int
+    HEALTH_ACTOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. The certificate's name in the host's configuration: 1 to 64 of [A-Za-z0-9._-]; "identity" is the host's
     own identity certificate. On a stream, one of the names that hello said.
@@ -269,6 +365,13 @@ class CertificateStatus(_message.Message):
     """Set by the broker; a host's is ignored. What that is here, for a person; empty for HEALTH_OK. At most 500 bytes."""
     health_remedy: _builtins.str
     """Set by the broker; a host's is ignored. What a person can do about it. At most 500 bytes."""
+    health_cause: _builtins.str
+    """Set by the broker; a host's is ignored. What causes it, the same for all certificates that one cause affects: a reason
+    of docs/errors.md or the step that fails, in upper case, and what it is about where that is known, such as
+    "DNS_UNAVAILABLE ns2.example.org" or "RELOAD nginx.service". Empty for HEALTH_OK. At most 200 bytes.
+    """
+    health_actor: Global___HealthActor.ValueType
+    """Set by the broker; a host's is ignored. Who can act on it."""
     @_builtins.property
     def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names that the host's configuration wants: lower case, A-labels, sorted. At most 100."""
@@ -301,6 +404,10 @@ class CertificateStatus(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When this became so, by the host's clock."""
 
+    @_builtins.property
+    def health_since_time(self) -> _timestamp_pb2.Timestamp:
+        """Set by the broker; a host's is ignored. Since when it is so, as far as the broker can tell."""
+
     def __init__(
         self,
         *,
@@ -323,10 +430,13 @@ class CertificateStatus(_message.Message):
         health: Global___Health.ValueType = ...,
         health_reason: _builtins.str = ...,
         health_remedy: _builtins.str = ...,
+        health_cause: _builtins.str = ...,
+        health_since_time: _timestamp_pb2.Timestamp | None = ...,
+        health_actor: Global___HealthActor.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "installed", b"installed", "issued", b"issued", "next_attempt_time", b"next_attempt_time", "renew_time", b"renew_time", "served", b"served", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "health_since_time", b"health_since_time", "installed", b"installed", "issued", b"issued", "next_attempt_time", b"next_attempt_time", "renew_time", b"renew_time", "served", b"served", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "activation_failures", b"activation_failures", "dns_names", b"dns_names", "failed_step", b"failed_step", "health", b"health", "health_reason", b"health_reason", "health_remedy", b"health_remedy", "installed", b"installed", "issued", b"issued", "last_error", b"last_error", "name", b"name", "next_attempt_time", b"next_attempt_time", "profile", b"profile", "renew_reason", b"renew_reason", "renew_time", b"renew_time", "request_failures", b"request_failures", "served", b"served", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "activation_failures", b"activation_failures", "dns_names", b"dns_names", "failed_step", b"failed_step", "health", b"health", "health_actor", b"health_actor", "health_cause", b"health_cause", "health_reason", b"health_reason", "health_remedy", b"health_remedy", "health_since_time", b"health_since_time", "installed", b"installed", "issued", b"issued", "last_error", b"last_error", "name", b"name", "next_attempt_time", b"next_attempt_time", "profile", b"profile", "renew_reason", b"renew_reason", "renew_time", b"renew_time", "request_failures", b"request_failures", "served", b"served", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,6 +460,10 @@ class StreamRenewalStatusRequest(_message.Message):
         CERTIFICATE_NAMES_FIELD_NUMBER: _builtins.int
         REPORTS_FIELD_NUMBER: _builtins.int
         HOST_TIME_FIELD_NUMBER: _builtins.int
+        AGENT_MODE_FIELD_NUMBER: _builtins.int
+        RUN_INTERVAL_FIELD_NUMBER: _builtins.int
+        BROKER_ROOTS_SHA256_FIELD_NUMBER: _builtins.int
+        FEATURES_FIELD_NUMBER: _builtins.int
         request_id: _builtins.str
         """Optional. Correlates logs, audit events and traces of the stream: up to 64 of [A-Za-z0-9._-]."""
         agent_version: _builtins.str
@@ -358,6 +472,8 @@ class StreamRenewalStatusRequest(_message.Message):
         """Required. Names the counting of sequence: 1 to 64 of [A-Za-z0-9._-]. A host whose counter starts anew (a new
         state directory) takes a new one; the broker then forgets the old one's count.
         """
+        agent_mode: Global___AgentMode.ValueType
+        """Optional. How the agent runs."""
         @_builtins.property
         def certificate_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
             """Required. The names of all certificates that the host has, its identity's included, 1 to 1000: what isn't named
@@ -374,6 +490,22 @@ class StreamRenewalStatusRequest(_message.Message):
         def host_time(self) -> _timestamp_pb2.Timestamp:
             """Required. The host's clock."""
 
+        @_builtins.property
+        def run_interval(self) -> _duration_pb2.Duration:
+            """Optional, of AGENT_MODE_TIMER: how often it is started, as far as it knows."""
+
+        @_builtins.property
+        def broker_roots_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Optional. The roots by which the host knows its broker: SHA-256 of each certificate (DER), 64 lower-case hexadecimal
+            digits. At most 20.
+            """
+
+        @_builtins.property
+        def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Optional. What the agent can do that older ones can't: "identity" (it follows Renewal.identity). At most 20 of
+            [a-z0-9_-], 32 each.
+            """
+
         def __init__(
             self,
             *,
@@ -383,10 +515,14 @@ class StreamRenewalStatusRequest(_message.Message):
             certificate_names: _abc.Iterable[_builtins.str] | None = ...,
             reports: _abc.Iterable[Global___StreamRenewalStatusRequest.Report] | None = ...,
             host_time: _timestamp_pb2.Timestamp | None = ...,
+            agent_mode: Global___AgentMode.ValueType = ...,
+            run_interval: _duration_pb2.Duration | None = ...,
+            broker_roots_sha256: _abc.Iterable[_builtins.str] | None = ...,
+            features: _abc.Iterable[_builtins.str] | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["host_time", b"host_time"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["host_time", b"host_time", "run_interval", b"run_interval"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_names", b"certificate_names", "epoch", b"epoch", "host_time", b"host_time", "reports", b"reports", "request_id", b"request_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_mode", b"agent_mode", "agent_version", b"agent_version", "broker_roots_sha256", b"broker_roots_sha256", "certificate_names", b"certificate_names", "epoch", b"epoch", "features", b"features", "host_time", b"host_time", "reports", b"reports", "request_id", b"request_id", "run_interval", b"run_interval"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -550,8 +686,9 @@ class Renewal(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPLANATION_URL_FIELD_NUMBER: _builtins.int
     RENEWAL_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     certificate_id: _builtins.str
-    """The certificate that is to be replaced."""
+    """The certificate that is to be replaced. Empty for an identity."""
     cause: Global___Renewal.Cause.ValueType
     """Why."""
     reason: _builtins.str
@@ -560,6 +697,8 @@ class Renewal(_message.Message):
     """Where the CA explains it (RFC 9773 4.2): printable, never fetched by broker or host. Empty mostly."""
     renewal_request_id: _builtins.str
     """The RequestRenewal call that asked for it; empty otherwise."""
+    identity: _builtins.bool
+    """What is to be renewed is the host's identity, at the internal CA. Sent only to agents with the feature "identity"."""
     @_builtins.property
     def renew_time(self) -> _timestamp_pb2.Timestamp:
         """When; now if it is past."""
@@ -573,10 +712,11 @@ class Renewal(_message.Message):
         reason: _builtins.str = ...,
         explanation_url: _builtins.str = ...,
         renewal_request_id: _builtins.str = ...,
+        identity: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["renew_time", b"renew_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "certificate_id", b"certificate_id", "explanation_url", b"explanation_url", "reason", b"reason", "renew_time", b"renew_time", "renewal_request_id", b"renewal_request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "certificate_id", b"certificate_id", "explanation_url", b"explanation_url", "identity", b"identity", "reason", b"reason", "renew_time", b"renew_time", "renewal_request_id", b"renewal_request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -821,6 +961,13 @@ class Host(_message.Message):
     BROKER_ID_FIELD_NUMBER: _builtins.int
     BROKER_NAME_FIELD_NUMBER: _builtins.int
     BROKER_ADDRESS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    AGENT_MODE_FIELD_NUMBER: _builtins.int
+    RUN_INTERVAL_FIELD_NUMBER: _builtins.int
+    BROKER_ROOTS_SHA256_FIELD_NUMBER: _builtins.int
+    DISCONNECT_TIME_FIELD_NUMBER: _builtins.int
+    BLOCKED_REASON_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its identity's name."""
     label: _builtins.str
@@ -847,6 +994,14 @@ class Host(_message.Message):
     """The name of that broker's machine."""
     broker_address: _builtins.str
     """What that broker listens on, which tells it from others on its machine; empty of an older one."""
+    kind: Global___HostKind.ValueType
+    """Host or service."""
+    agent_mode: Global___AgentMode.ValueType
+    """How its agent runs."""
+    blocked_reason: _builtins.str
+    """Why it gets no certificates whatever it asks for (denied, contested, not in the policy); empty if it does. For people."""
+    health: Global___Health.ValueType
+    """The worst health of its certificates, or UNHEARD."""
     @_builtins.property
     def identity_expire_time(self) -> _timestamp_pb2.Timestamp:
         """End of that certificate's validity."""
@@ -875,6 +1030,18 @@ class Host(_message.Message):
     def directive_error(self) -> _status_pb2.Status:
         """Why it refused the last directive; unset when it took it."""
 
+    @_builtins.property
+    def run_interval(self) -> _duration_pb2.Duration:
+        """How often that is, of AGENT_MODE_TIMER."""
+
+    @_builtins.property
+    def broker_roots_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The roots by which it knows its broker, as in Hello."""
+
+    @_builtins.property
+    def disconnect_time(self) -> _timestamp_pb2.Timestamp:
+        """When its last stream ended; unset while it is connected."""
+
     def __init__(
         self,
         *,
@@ -897,10 +1064,17 @@ class Host(_message.Message):
         broker_id: _builtins.str = ...,
         broker_name: _builtins.str = ...,
         broker_address: _builtins.str = ...,
+        kind: Global___HostKind.ValueType = ...,
+        agent_mode: Global___AgentMode.ValueType = ...,
+        run_interval: _duration_pb2.Duration | None = ...,
+        broker_roots_sha256: _abc.Iterable[_builtins.str] | None = ...,
+        disconnect_time: _timestamp_pb2.Timestamp | None = ...,
+        blocked_reason: _builtins.str = ...,
+        health: Global___Health.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "connect_time", b"connect_time", "directive_error", b"directive_error", "identity_expire_time", b"identity_expire_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "connect_time", b"connect_time", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "identity_expire_time", b"identity_expire_time", "last_seen_time", b"last_seen_time", "run_interval", b"run_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "broker_address", b"broker_address", "broker_id", b"broker_id", "broker_name", b"broker_name", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "displaced_streams", b"displaced_streams", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_mode", b"agent_mode", "agent_version", b"agent_version", "blocked_reason", b"blocked_reason", "broker_address", b"broker_address", "broker_id", b"broker_id", "broker_name", b"broker_name", "broker_roots_sha256", b"broker_roots_sha256", "certificate_count", b"certificate_count", "certificates", b"certificates", "clock_skew", b"clock_skew", "connect_time", b"connect_time", "connected", b"connected", "contested", b"contested", "directive_error", b"directive_error", "disconnect_time", b"disconnect_time", "displaced_streams", b"displaced_streams", "health", b"health", "identity_expire_time", b"identity_expire_time", "identity_serial_number", b"identity_serial_number", "kind", b"kind", "label", b"label", "last_seen_time", b"last_seen_time", "name", b"name", "pending_renewals", b"pending_renewals", "run_interval", b"run_interval", "source_ip", b"source_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -38,6 +38,7 @@ _OPERATORS: Final = Access(frozenset({IdentityKind.OPERATOR}))
 _STAFF: Final = frozenset({IdentityKind.OPERATOR, IdentityKind.SERVICE})
 _VIEWERS: Final = Access(_STAFF, roles=ROLES)
 """An operator may do what a viewer may."""
+_OPERATING: Final = Access(_STAFF, roles=frozenset({"operator"}))
 
 
 def _rows(service: str, rows: Mapping[str, Access]) -> dict[str, Access]:
@@ -77,8 +78,13 @@ METHODS: Final[Mapping[str, Access]] = {
         {
             "ListHosts": _VIEWERS,
             "GetHost": _VIEWERS,
-            "RequestRenewal": Access(_STAFF, roles=frozenset({"operator"})),
+            "RequestRenewal": _OPERATING,
             "ListBrokers": _VIEWERS,
+            "SummarizeFleet": _VIEWERS,
+            "ListFleetCertificates": _VIEWERS,
+            "GetRenewalRequest": _VIEWERS,
+            "ForgetHost": _OPERATING,
+            "RevokeCertificate": _OPERATING,
         },
     ),
     **_rows(
@@ -86,8 +92,23 @@ METHODS: Final[Mapping[str, Access]] = {
         {
             "GetPolicy": _VIEWERS,
             "PlanPolicy": _VIEWERS,
-            "ReloadPolicy": Access(_STAFF, roles=frozenset({"operator"})),
+            "ReloadPolicy": _OPERATING,
+            "ListPolicyVersions": _VIEWERS,
         },
+    ),
+    **_rows("certplane.v1.OrderService", {"ListOrders": _VIEWERS, "WatchOrders": _VIEWERS}),
+    **_rows(
+        "certplane.v1.AuditService",
+        {
+            "ListAuditEvents": _VIEWERS,
+            "TailAuditEvents": _VIEWERS,
+            "VerifyAuditLog": _VIEWERS,
+            "ExportAuditLog": _VIEWERS,
+        },
+    ),
+    **_rows(
+        "certplane.v1.BrokerService",
+        {"ReloadBrokers": _OPERATING, "DrainBroker": _OPERATING, "PlanTrustBundle": _VIEWERS},
     ),
     **_rows("grpc.health.v1.Health", {"Check": _ANYONE, "List": _ANYONE, "Watch": _ANYONE}),
     **_rows("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": _ANYONE}),

@@ -118,3 +118,31 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         response, last = brokers_page(await self._brokers.read(), after=after, most=most)
         response.next_page_token = token_from_cursor(last)
         return response
+
+    async def SummarizeFleet(
+        self, request: pb.SummarizeFleetRequest, _context: RpcContext
+    ) -> pb.SummarizeFleetResponse:
+        """The five questions of a night."""
+        raise NotImplementedError
+
+    async def ListFleetCertificates(
+        self, request: pb.ListFleetCertificatesRequest, _context: RpcContext
+    ) -> pb.ListFleetCertificatesResponse:
+        """A page of certificates."""
+        raise NotImplementedError
+
+    async def GetRenewalRequest(
+        self, request: pb.GetRenewalRequestRequest, _context: RpcContext
+    ) -> pb.GetRenewalRequestResponse:
+        """How far a renewal has come."""
+        raise NotImplementedError
+
+    async def ForgetHost(self, request: pb.ForgetHostRequest, _context: RpcContext) -> pb.ForgetHostResponse:
+        """Remove what is known of a host that is gone."""
+        raise NotImplementedError
+
+    async def RevokeCertificate(
+        self, request: pb.FleetServiceRevokeCertificateRequest, _context: RpcContext
+    ) -> pb.FleetServiceRevokeCertificateResponse:
+        """Revoke a certificate of any holder."""
+        raise NotImplementedError

@@ -127,6 +127,12 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             counts=count_messages(result.changes),
         )
 
+    async def ListPolicyVersions(
+        self, request: pb.ListPolicyVersionsRequest, _context: RpcContext
+    ) -> pb.ListPolicyVersionsResponse:
+        """The policies that were in force."""
+        raise NotImplementedError
+
 
 async def _greet(requests: AsyncIterator[pb.PlanPolicyRequest]) -> None:
     """Hear the first message.
