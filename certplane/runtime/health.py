@@ -19,6 +19,7 @@ class HealthWord(StrEnum):
     FAILING = "FAILING"
     STALE_SERVED = "STALE_SERVED"
     MISMATCHED = "MISMATCHED"
+    UNHEARD = "UNHEARD"
     OK = "OK"
 
     @property

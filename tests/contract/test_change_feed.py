@@ -22,7 +22,7 @@ from certplane.broker.store.session import Fault, SqlError
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
 from tests.support.stores import StoreHarness
-from tests.support.waiting import until
+from tests.support.waiting import until, until_in_time
 
 CA = "CN=Example Intermediate CA"
 KIND = ChangeKind.DENY_ENTRY
@@ -334,8 +334,6 @@ async def test_a_change_is_told_within_half_a_second(store: StoreHarness, follow
     """By the looks that the broker makes by itself."""
     async with beside() as other:
         await other.deny_list.deny(DenyEntry(name="web1"), [])
-
-        for _ in range(2):
-            await until(lambda: store.clock.sleepers)
-            store.clock.advance(timedelta(milliseconds=250))
-        await until(lambda: follower.told, what="the change")
+        await until_in_time(store.clock, lambda: follower.told, what="the change")
+        await until(lambda: store.clock.next_wake, what="the pause")
+        assert store.clock.next_wake <= timedelta(milliseconds=500)

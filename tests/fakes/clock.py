@@ -50,6 +50,11 @@ class ManualClock:
         self._now += span
 
     @property
+    def next_wake(self) -> timedelta:
+        """How long the first of those sleeps still who sleep now; zero if nobody does, or one is about to go on."""
+        return timedelta(seconds=max(0, min((due - self._monotonic for due, _ in self._sleepers), default=0)))
+
+    @property
     def sleepers(self) -> int:
         """How many tasks sleep now."""
         return len(self._sleepers)

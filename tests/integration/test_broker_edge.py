@@ -28,6 +28,7 @@ from certplane.broker import metrics
 from certplane.broker.identity.allowances import AllowanceSettings
 from certplane.broker.issuance.commands import IssueResult
 from certplane.broker.model import DenyEntry, Grant, IdentityKind, OrderState, Profile
+from certplane.broker.services.calls import CallerGoneError
 from certplane.broker.services.server import PortError, server_options
 from certplane.errors import ProblemDocument, Reason, Refusal, RefusalError, Violation
 from certplane.rpc.channel import target_from_url
@@ -546,6 +547,47 @@ async def test_caller_that_leaves_cancels_its_handler(edge: EdgeServer) -> None:
         "reason": "",
     }
     assert edge.meter.total(metrics.RPC_CALLS, **labels) == 1
+
+
+async def test_message_to_a_caller_that_has_gone_is_no_fault(
+    ca: PrivateCa, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is sent before the handler hears of it ends the call as that does, and the log has no traceback."""
+    from certplane.broker.identity.access import METHODS, Access
+    from certplane.broker.services.interceptors import edge as edge_module
+
+    faults = []
+
+    async def stream(_request: bytes, context: Any) -> None:
+        await context.write(b"first")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            try:
+                await context.write(b"second")
+            except Exception as error:
+                faults.append(error)
+                raise
+
+    monkeypatch.setattr(edge_module, "METHODS", {**METHODS, "/x.Service/Method": Access(frozenset(IdentityKind))})
+    edge = EdgeServer(ca)
+    service = grpc.method_handlers_generic_handler(
+        "x.Service", {"Method": grpc.unary_stream_rpc_method_handler(stream)}
+    )
+    edge.server._server.add_generic_rpc_handlers((service,))
+    await edge.server.start()
+    try:
+        async with edge.channel(ca.issue([HOST])) as channel:
+            call = channel.unary_stream("/x.Service/Method")(b"question", timeout=HANG)
+            assert await call.read() == b"first"
+            call.cancel()
+            labels = {"method": "/x.Service/Method", "code": "CANCELLED", "reason": ""}
+            await until(lambda: edge.meter.total(metrics.RPC_CALLS, **labels) == 1)
+    finally:
+        await edge.server.stop(timedelta())
+    (fault,) = faults
+    assert isinstance(fault, CallerGoneError)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 # --- who may call what --------------------------------------------------------------------------------------------------

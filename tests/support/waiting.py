@@ -10,7 +10,8 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from datetime import timedelta
+from typing import Any, Protocol
 
 PATIENCE = float(os.environ.get("CERTPLANE_TEST_PATIENCE", "1"))
 """How much slower than usual this machine may be."""
@@ -19,6 +20,13 @@ HANG = 120.0 * PATIENCE
 """In seconds: whatever takes longer hangs. For the `timeout` of calls, programs and sockets."""
 
 _POLL = 0.02
+
+
+class MovedClock(Protocol):
+    """A clock that the test moves."""
+
+    def advance(self, span: timedelta) -> None:
+        """Move time forward."""
 
 
 def no_hang() -> asyncio.Timeout:
@@ -49,6 +57,23 @@ async def until(
             by.result()
         assert loop.time() < end, f"{what} has not happened within {HANG:g} seconds"
         await asyncio.sleep(poll)
+
+
+async def until_in_time(
+    clock: MovedClock, condition: Callable[[], Any], *, step: timedelta = timedelta(milliseconds=250), what: str = "it"
+) -> None:
+    """Let a test's clock go on in small steps until `condition` is true of something.
+
+    How many steps that takes says nothing: what is to wake may be at work still when the clock moves, and sleep only then.
+    """
+
+    def goes_on() -> Any:
+        found = condition()
+        if not found:
+            clock.advance(step)
+        return found
+
+    await until(goes_on, what=what)
 
 
 def blocking_until(condition: Callable[[], Any], *, poll: float = _POLL, what: str = "it") -> Any:

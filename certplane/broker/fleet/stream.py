@@ -278,10 +278,11 @@ class ServedStream:
                     return
         except RefusalError as error:
             self.end(error)
+        except ConnectionError:
+            self.end()  # what serves the stream learns of it too
         except Exception:  # noqa: BLE001 - logged with its traceback, below
-            # Mostly the connection has gone: what serves the stream learns of it too.
             if not self.ended:
-                context.log(logging.INFO, "could not send a message to a host", {"host": self.host}, exc_info=True)
+                context.log(logging.ERROR, "could not send a message to a host", {"host": self.host}, exc_info=True)
             self.end()
         finally:
             self._pumping = None

@@ -21,6 +21,10 @@ class EdgeRefusalError(RefusalError):
     """A servicer refuses a request before the story sees it; the edge audits it, since nobody else will."""
 
 
+class CallerGoneError(ConnectionError):
+    """A message can't be sent since its call has ended at the other end: no fault of anybody's here."""
+
+
 serving: ContextVar[Call] = ContextVar("certplane_call")
 
 

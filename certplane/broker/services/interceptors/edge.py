@@ -15,6 +15,7 @@ parser, and a message that can't be read is a refusal like any other.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable
@@ -31,7 +32,7 @@ from certplane.broker.identity.admission import AdmissionControl, Call
 from certplane.broker.identity.denials import Denials
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import DenialRecorder, Meter
-from certplane.broker.services.calls import EdgeRefusalError, is_request_id, serving, valid_request_id
+from certplane.broker.services.calls import CallerGoneError, EdgeRefusalError, is_request_id, serving, valid_request_id
 from certplane.broker.services.interceptors.access_log import AccessLog
 from certplane.broker.services.interceptors.handlers import (
     Behaviour,
@@ -196,6 +197,8 @@ class Edge(grpc.aio.ServerInterceptor):
             await abort(call, context, error.refusal, checked)
         except grpc.aio.AbortError:
             raise
+        except CallerGoneError:
+            raise asyncio.CancelledError from None  # as grpc does where it hears of it before a message is written
         except Exception:
             # The caller learns the request's id, the log has the rest.
             logged_request_id.set(call.named())

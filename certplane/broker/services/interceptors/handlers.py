@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from certplane.broker.services.calls import EdgeRefusalError
+from certplane.broker.services.calls import CallerGoneError, EdgeRefusalError
 from certplane.errors import Reason, Violation
 
 RpcContext = grpc.aio.ServicerContext[Any, Any]
@@ -56,7 +56,11 @@ class CheckedContext:
         self._idle: asyncio.Future[None] | None = None
 
     async def write(self, message: Any) -> None:
-        """Send a message, if the check lets it out."""
+        """Send a message, if the check lets it out.
+
+        Raises:
+            CallerGoneError
+        """
         self._check()
         writer = asyncio.current_task()
         if writer is None or writer is self._handler:  # which may be cancelled meanwhile, as no other writer is
@@ -67,12 +71,15 @@ class CheckedContext:
             return
         self._writers = (*self._writers, writer)
         try:
-            await self._context.write(message)
+            await self._write(message)
         finally:
             self._sent(writer)
 
     async def _write(self, message: Any) -> None:
-        await self._context.write(message)
+        try:
+            await self._context.write(message)
+        except grpc.aio.InternalError as error:  # grpc's core doesn't take it: the call has ended at its other end
+            raise CallerGoneError("the caller has gone") from error
 
     def _sent(self, writer: asyncio.Task[Any]) -> None:
         self._writers = tuple(other for other in self._writers if other is not writer)
