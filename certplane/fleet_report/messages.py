@@ -24,7 +24,7 @@ from certplane.fleet_report.model import (
     RenewalStep,
 )
 from certplane.rpc.times import put_time, time_of
-from certplane.runtime.health import HealthWord
+from certplane.runtime.health import HealthActor, HealthWord
 from certplane.v1 import renewal_pb2 as pb
 
 E = TypeVar("E", bound=StrEnum)
@@ -51,6 +51,8 @@ CAUSES: Final = _words(pb.Renewal.Cause.items(), "CAUSE_", RenewalCause)
 HEALTHS: Final = _words(pb.Health.items(), "HEALTH_", HealthWord)
 CAUSE_NUMBERS: Final = {word: pb.Renewal.Cause.ValueType(number) for number, word in CAUSES.items()}
 HEALTH_NUMBERS: Final = {word: pb.Health.ValueType(number) for number, word in HEALTHS.items()}
+ACTORS: Final = _words(pb.HealthActor.items(), "HEALTH_ACTOR_", HealthActor)
+ACTOR_NUMBERS: Final = {word: pb.HealthActor.ValueType(number) for number, word in ACTORS.items()}
 
 _ENUMS: Final[Mapping[type, Mapping[int, StrEnum]]] = {CertificateState: STATES, RenewalStep: STEPS}
 _WIRE_NAMES: Final = {"not_before": "not_before_time", "not_after": "not_after_time"}

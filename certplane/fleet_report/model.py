@@ -25,6 +25,15 @@ class RenewalCause(StrEnum):
     REVOKED = "revoked"
 
 
+class AgentMode(StrEnum):
+    """How a host's agent runs; values are stored and shown."""
+
+    DAEMON = "daemon"
+    """All the time; an agent that doesn't say is taken for one."""
+    TIMER = "timer"
+    """Once in a while, started by a timer."""
+
+
 class CertificateState(StrEnum):
     """Where one certificate of a host is; values are stored and shown. `agent.renewal.machine` has the transitions."""
 

@@ -39,13 +39,42 @@ class Severity(StrEnum):
     OK = "ok"
 
 
+class HealthActor(StrEnum):
+    """Who can act on a health; values are shown."""
+
+    NOBODY = "nobody"
+    """Nobody needs to: it heals by itself."""
+    HOST = "host"
+    """Whoever keeps the host."""
+    OPERATOR = "operator"
+    """Whoever keeps the broker and its policy."""
+    DNS = "dns"
+    """Whoever keeps the DNS of the names."""
+    ISSUER = "issuer"
+    """The CA."""
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The worst of what is wrong: `text` says what it is, `remedy` what a person can do. Both may be empty for OK."""
+    """The worst of what is wrong: `text` says what it is, `remedy` what a person can do. Both may be empty for OK.
+
+    Attributes:
+        word: How bad it is.
+        text: What it is, for a person.
+        remedy: What a person can do.
+        cause: What causes it, the same text wherever one cause does: a `Reason` or the step that fails, in upper case,
+            and after a space what it is about where that is known ("DNS_UNAVAILABLE ns2.example.org"). At most
+            `MOST_CAUSE` characters, empty for OK.
+        actor: Who can act.
+        since: Since when it is so; None where that isn't known.
+    """
 
     word: HealthWord
     text: str = ""
     remedy: str = ""
+    cause: str = ""
+    actor: HealthActor = HealthActor.NOBODY
+    since: datetime | None = None
 
     @property
     def severity(self) -> Severity:
@@ -54,6 +83,8 @@ class Health:
             return Severity.OK
         return Severity.CRITICAL if self.word.rank <= HealthWord.OVERDUE.rank else Severity.WARNING
 
+
+MOST_CAUSE: Final = 200
 
 NONE_YET: Final = Health(HealthWord.OK, "there is none yet", "the agent asks for it once it runs")
 """Of a certificate that nothing has failed for, and nobody serves: before the first run that is as it should be."""

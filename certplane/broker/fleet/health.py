@@ -33,7 +33,7 @@ from certplane.runtime.health import (
     overdue_time,
 )
 
-FLEET_WORDS: Final = tuple(word for word in HealthWord if word is not HealthWord.MISMATCHED)
+FLEET_WORDS: Final = tuple(word for word in HealthWord if word not in {HealthWord.MISMATCHED, HealthWord.UNHEARD})
 """Those that are found here, worst first."""
 
 _IDENTITY: Final = "identity"

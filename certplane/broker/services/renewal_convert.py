@@ -29,12 +29,19 @@ from certplane.broker.services.calls import valid_request_id
 from certplane.broker.services.convert import invalid_request
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.fields import FieldError
-from certplane.fleet_report.messages import CAUSE_NUMBERS, HEALTH_NUMBERS, read_facts, read_status, write_status
+from certplane.fleet_report.messages import (
+    ACTOR_NUMBERS,
+    CAUSE_NUMBERS,
+    HEALTH_NUMBERS,
+    read_facts,
+    read_status,
+    write_status,
+)
 from certplane.fleet_report.model import NAME, CertificateStatus, HostFacts, Report
 from certplane.rpc.status import refusal_from_status
 from certplane.rpc.times import put_time
 from certplane.rpc.times import time_of as moment_of
-from certplane.runtime.health import Health
+from certplane.runtime.health import MOST_CAUSE, Health
 from certplane.runtime.sharing import SharedTexts
 from certplane.runtime.text import printable
 from certplane.v1 import renewal_pb2 as pb
@@ -202,6 +209,10 @@ def status_message(status: CertificateStatus, health: Health) -> pb.CertificateS
         health=HEALTH_NUMBERS[health.word],
         health_reason=printable(health.text, _MAX_REASON),
         health_remedy=printable(health.remedy, _MAX_REASON),
+        health_cause=printable(health.cause, MOST_CAUSE),
+        health_actor=ACTOR_NUMBERS[health.actor],
     )
+    if health.since is not None:
+        put_time(health.since, message.health_since_time)
     write_status(status, message)
     return message

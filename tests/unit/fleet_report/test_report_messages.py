@@ -8,6 +8,7 @@ import pytest
 
 from certplane.fleet_report.fields import FieldError
 from certplane.fleet_report.messages import (
+    ACTORS,
     CAUSES,
     HEALTHS,
     STATES,
@@ -25,7 +26,7 @@ from certplane.fleet_report.model import (
     RenewalCause,
     RenewalStep,
 )
-from certplane.runtime.health import HealthWord
+from certplane.runtime.health import HealthActor, HealthWord
 from certplane.v1 import renewal_pb2 as pb
 
 NOW = datetime(2026, 11, 28, 3, 14, 15, 926535, tzinfo=UTC)
@@ -70,11 +71,12 @@ def test_every_field_is_the_messages() -> None:
 
 
 def test_every_word_has_its_number() -> None:
-    """Of the enums of the protocol; `MISMATCHED` is an agent's own to find."""
+    """Of the enums of the protocol."""
     assert set(STATES.values()) == set(CertificateState)
     assert set(STEPS.values()) == set(RenewalStep)
     assert set(CAUSES.values()) == set(RenewalCause)
-    assert set(HEALTHS.values()) == set(HealthWord) - {HealthWord.MISMATCHED}
+    assert set(HEALTHS.values()) == set(HealthWord)
+    assert set(ACTORS.values()) == set(HealthActor)
 
 
 WRONG: dict[str, tuple[str, str, object]] = {

@@ -1,0 +1,192 @@
+"""The whole fleet in memory: a small value for each host, kept current, so that questions about all cost no read.
+
+Each broker has one, whether or not it leads. A question whose answer shows few hosts picks them here and reads them in
+the store (`view`): texts for people aren't kept. Every host of the policy is here, those that never came too; every
+host that is recorded though the policy no longer has it; and every service that has a certificate in force.
+
+What this broker's own hosts do is in it at once. What other brokers record is in it a second or two later.
+
+For the event loop's thread. Values are immutable: a host that changes is another value. Whoever goes through all of
+them uses `walk`, which gives others their turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import msgspec
+
+from certplane.broker.model import IdentityKind
+from certplane.fleet_report.model import AgentMode, CertificateState
+from certplane.runtime.health import HealthActor, HealthWord
+
+
+class IndexedCertificate(msgspec.Struct, frozen=True, gc=False):
+    """A certificate of a host's configuration, or one that was issued to a service.
+
+    `gc=False`: the garbage collector needn't go through forty thousand of these, which refer to texts and times alone.
+
+    Attributes:
+        name: In the host's configuration; "identity" for its own; of a service the certificate's id.
+        profile: Of the policy; empty for an identity.
+        state: Where it is in its renewal. Of a service WAITING.
+        dns_names: What the configuration wants; of a service what was issued.
+        health: How bad it is.
+        cause: What causes that, as in `Health`.
+        actor: Who can act on it.
+        since: Since when it is so; None for OK.
+        certificate_id: The broker's name for what is in use; empty if there is none, or it isn't the broker's.
+        serial_number: Of what is in use (installed; before anything is, issued); empty if there is none.
+        issued_serial_number: Of the newest on the host's disk.
+        served_serial_number: Of what the service was last seen to serve; empty without a look.
+        not_before: Start of the validity of what is in use.
+        not_after: End of the validity of what is in use; None if there is none.
+        renew_time: When the host means to renew.
+        next_attempt_time: When what failed is tried again; None if nothing failed.
+        issuer: Of what is in use, by its name in the broker's configuration; empty where it isn't known.
+        public_key_sha256: Of what is in use (SPKI), lower-case hexadecimal; empty where it isn't known.
+    """
+
+    name: str
+    profile: str
+    state: CertificateState
+    dns_names: tuple[str, ...] = ()
+    health: HealthWord = HealthWord.OK
+    cause: str = ""
+    actor: HealthActor = HealthActor.NOBODY
+    since: datetime | None = None
+    certificate_id: str = ""
+    serial_number: str = ""
+    issued_serial_number: str = ""
+    served_serial_number: str = ""
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+    renew_time: datetime | None = None
+    next_attempt_time: datetime | None = None
+    issuer: str = ""
+    public_key_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedHost:
+    """A host, or a service.
+
+    Attributes:
+        name: The identity's name.
+        label: In the policy; empty when policy no longer has it.
+        kind: Host or service.
+        connected: Whether it has a stream at any broker. Never of a service.
+        broker_id: The broker that has it.
+        connect_time: When its last stream began; None if it never came.
+        last_seen_time: When it was last heard, as recorded: of a host with a stream some minutes ago. None if never.
+        end_time: When its last stream ended; None while it has one.
+        agent_version: As it last said; empty if it never came.
+        mode: How its agent runs.
+        run_interval: How often that is, of a timer; None where it isn't known.
+        blocked: Why it gets no certificates whatever it asks for, for people; empty if it does.
+        unheard_since: Since when it has been silent for longer than its mode allows; None if it isn't, or never came.
+        certificates: By name; the identity among them.
+    """
+
+    name: str
+    label: str = ""
+    kind: IdentityKind = IdentityKind.HOST
+    connected: bool = False
+    broker_id: str = ""
+    connect_time: datetime | None = None
+    last_seen_time: datetime | None = None
+    end_time: datetime | None = None
+    agent_version: str = ""
+    mode: AgentMode = AgentMode.DAEMON
+    run_interval: timedelta | None = None
+    blocked: str = ""
+    unheard_since: datetime | None = None
+    certificates: tuple[IndexedCertificate, ...] = ()
+
+    @property
+    def health(self) -> HealthWord:
+        """The worst of its certificates; UNHEARD where it is nothing worse and silent for too long."""
+        worst = min((each.health for each in self.certificates), key=lambda word: word.rank, default=HealthWord.OK)
+        return HealthWord.UNHEARD if worst is HealthWord.OK and self.unheard_since is not None else worst
+
+
+Picked = Callable[[IndexedHost], Iterable[IndexedCertificate]]
+"""Which certificates of a host a question is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class CauseGroup:
+    """Certificates that one cause makes of one health.
+
+    Attributes:
+        health: Their health.
+        cause: As in `Health`.
+        actor: Who can act.
+        certificate_count: How many.
+        host_count: Of how many hosts and services.
+        hosts: Some of those, by name: at most 5.
+        example: One of the certificates, as host and name.
+        since: Since when, the first of them; None where that isn't known.
+        next_attempt_time: The soonest next try of any of them; None if none is made.
+    """
+
+    health: HealthWord
+    cause: str
+    actor: HealthActor
+    certificate_count: int
+    host_count: int
+    hosts: tuple[str, ...]
+    example: tuple[str, str]
+    since: datetime | None = None
+    next_attempt_time: datetime | None = None
+
+
+class FleetIndex(Protocol):
+    """The fleet in memory."""
+
+    @property
+    def hosts(self) -> Mapping[str, IndexedHost]:
+        """Hosts and services by name, as they are now. Don't go through it across an `await`: see `walk`."""
+        ...
+
+    @property
+    def services(self) -> int:
+        """How many of those are services."""
+        ...
+
+    def counts(self) -> Mapping[HealthWord, int]:
+        """Certificates of each health, identities and services' included; a word without any has 0. At no cost."""
+        ...
+
+    async def causes(self, picked: Picked | None = None) -> Sequence[CauseGroup]:
+        """What is not OK, by health and cause: the worst health first, of one health the most certificates first.
+
+        Certificates of a host that are all right but for its silence are UNHEARD, with it as their cause.
+
+        Args:
+            picked: Which certificates; None for all.
+        """
+        ...
+
+    def walk(self) -> AsyncIterator[IndexedHost]:
+        """All hosts and services by name, each as it is when its turn comes; others get theirs each millisecond."""
+        ...
+
+    def listen(self, told: Callable[[str], None]) -> None:
+        """Have `told` called with the name of each host that has become another value, or is gone.
+
+        At once, and never from within a read of the index; several changes of one host may be told once. After
+        something that changes all (a policy) it is called for each that is another one then.
+        """
+        ...
+
+    async def settled(self) -> None:
+        """Wait until the fleet has been read once, and what was told by now of other brokers' hosts has been too.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE: it can't be read.
+        """
+        ...
