@@ -23,6 +23,7 @@ from certplane.broker.commands import Row, certificate_row, operator
 from certplane.broker.configured import located, locating, secret_source
 from certplane.broker.database import open_store
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditSeverity, AuditTrail
+from certplane.broker.issuance.revocation import is_left_to_revoke
 from certplane.broker.issuers.acme import AccountInfo, AcmeIssuer
 from certplane.broker.issuers.acme_account import AccountKey
 from certplane.broker.issuers.acme_errors import AcmeError
@@ -123,10 +124,11 @@ async def _record_key(ca: Ca, stores: Stores, old: str, new: str) -> None:
         await stores.accounts.change(row, Account(*which, new))
 
 
-async def revoke_certificate(settings: BrokerSettings, revocation: RevocationCommand) -> list[Row]:
+async def revoke_certificate(settings: BrokerSettings, revocation: RevocationCommand) -> tuple[list[Row], bool]:
     """Revoke a certificate at the CA, then here; of a compromised key the identity's others too.
 
-    Doing it again completes what was cut off. The rows are of what was revoked, the certificate that was named first.
+    Doing it again completes what was cut off; a certificate that is revoked stays as it is, without another event. The
+    rows are of what was revoked, the certificate that was named first; whether that had been revoked before.
 
     Raises:
         ConfigurationError: the key's file can't be used, or isn't that certificate's key.
@@ -139,11 +141,14 @@ async def revoke_certificate(settings: BrokerSettings, revocation: RevocationCom
         if named is None:
             raise OperationError("there is no such certificate", remedy="`certs list` shows their ids")
         key = None if revocation.key_file is None else _certificate_key(revocation.key_file, named)
-        rows = [await _revoke(settings, stores, named, revocation.reason, key)]
+        if await is_left_to_revoke(named, revocation.reason, stores.keys, by_holder=False):
+            rows = [await _revoke(settings, stores, named, revocation.reason, key)]
+        else:
+            rows = [certificate_row(named)]
         if revocation.reason is RevocationReason.KEY_COMPROMISE:
             others = await stores.certificates.usable_of_key(named.identity, named.public_key_sha256, clock.now())
             rows += [await _revoke(settings, stores, other, revocation.reason, key) for other in others]
-    return rows
+    return rows, named.revoke_time is not None
 
 
 async def _revoke(

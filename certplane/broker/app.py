@@ -242,6 +242,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 view,
                 RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none),
                 BrokersView(stores.members, lambda: _member(broker), lease),
+                authority,
             ),
             policy_service(prepared.policy, reloader, stores.fleet),
         )

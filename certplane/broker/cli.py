@@ -308,7 +308,9 @@ def _revoke_certificate(options: argparse.Namespace) -> int:
         wanted = f"is {text[:40]!a}, must be one of {', '.join(RevocationReason)}"
         raise ConfigurationError([ConfigurationProblem("certplane-broker", None, "--reason", wanted)])
     revocation = RevocationCommand(options.certificate_id, RevocationReason(text), options.key)
-    rows = asyncio.run(revoke_certificate(settings_of(options), revocation))
+    rows, was_revoked = asyncio.run(revoke_certificate(settings_of(options), revocation))
+    if was_revoked:
+        say("certplane-broker: it had been revoked before; its time and reason stay as they are")
     if rows[1:]:
         say("certplane-broker: the key is compromised, so that its other certificates are revoked too")
     return print_rows(options, rows, ("certificate_id", "identity", "profile", "serial_number", "revoked", "state"))

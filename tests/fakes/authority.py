@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from certplane.broker.issuance.commands import IssueCommand, IssueResult
+from certplane.broker.issuance.revocation import RevokedByOperator
 from certplane.broker.model import Caller, CertificateRecord, Order, OrderState, RevocationReason
 from certplane.broker.ports import CertificateQuery
 from certplane.errors import RefusalError
@@ -113,6 +114,15 @@ class FakeAuthority:
         self.asked.append(("revoke", caller.name, request_id, certificate_id, reason))
         self._fail()
         return replace(self.certificates[0], revoke_time=NOW, revocation_reason=reason)
+
+    async def revoke_of_anybody(
+        self, caller: Caller, request_id: str, certificate_id: str, reason: RevocationReason, why: str
+    ) -> RevokedByOperator:
+        self.asked.append(("revoke_of_anybody", caller.name, request_id, certificate_id, reason, why))
+        self._fail()
+        record = self.certificates[0]
+        revoked = replace(record, revoke_time=record.revoke_time or NOW, revocation_reason=reason)
+        return RevokedByOperator(revoked, was_revoked=record.revoke_time is not None)
 
     def _fail(self) -> None:
         if isinstance(self.error, RefusalError):

@@ -17,11 +17,12 @@ from certplane.broker.model import CertificateRecord, RevocationReason
 from certplane.broker.services.brokers_convert import difference_message
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HeldCertificate, HostFacts, Report
+from certplane.v1 import certificate_pb2, fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
 from certplane.v1 import fleet_pb2 as pb
-from certplane.v1 import fleet_pb2_grpc, renewal_pb2, renewal_pb2_grpc
+from tests.fakes.authority import sample_certificate
 from tests.support.ca import PrivateCa
 from tests.support.calls import refused
-from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
+from tests.support.edge import HOST, OPERATOR, SERVICE, EdgeServer, serve_edge
 from tests.support.memory_store import MemoryStores
 from tests.support.stores import NO_LIMITS, certificate, draft
 from tests.support.streams import HostStreamClient
@@ -428,3 +429,29 @@ async def test_brokers_while_the_store_is_away(edge: EdgeServer, fleet: Any) -> 
     for bad in ({"page_size": -1}, {"page_token": "?"}):
         wrong = await refused(fleet.ListBrokers(pb.ListBrokersRequest(**bad), timeout=HANG))
         assert wrong.reason is Reason.REQUEST_INVALID
+
+
+async def test_a_certificate_is_revoked_for_its_holder(edge: EdgeServer, fleet: Any) -> None:
+    """What was done is told, with the holder and whether it hears of it; why is required, for the audit log."""
+    request = pb.FleetServiceRevokeCertificateRequest(
+        certificate_id="certificate-1",
+        revocation_reason=certificate_pb2.REVOCATION_REASON_SUPERSEDED,
+        reason="moved to the new cluster",
+    )
+    answer = await fleet.RevokeCertificate(request, timeout=HANG)
+    assert (answer.identity, answer.already_revoked, answer.holder_told) == (HOST, False, True)
+    assert answer.certificate.HasField("revoke_time")
+    assert not answer.certificate.certificate_pem
+    _, name, _, *asked = edge.authority.asked[-1]
+    assert (name, *asked) == (OPERATOR, "certificate-1", RevocationReason.SUPERSEDED, "moved to the new cluster")
+
+    edge.authority.certificates = [replace(sample_certificate(), identity=SERVICE, revoke_time=edge.clock.now())]
+    answer = await fleet.RevokeCertificate(request, timeout=HANG)
+    assert (answer.already_revoked, answer.holder_told) == (True, False)
+
+    for field in ("certificate_id", "reason"):
+        wrong = pb.FleetServiceRevokeCertificateRequest()
+        wrong.CopyFrom(request)
+        wrong.ClearField(field)  # type: ignore[arg-type]  # by name
+        found = await refused(fleet.RevokeCertificate(wrong, timeout=HANG))
+        assert (found.reason, found.refusal.violations[0].subject) == (Reason.REQUEST_INVALID, field)

@@ -198,6 +198,7 @@ class EdgeServer:
                         why_none=self.view.why_none,
                     ),
                     BrokersView(self.stores.members, self.me, self.lease),
+                    self.authority,  # type: ignore[arg-type]  # a fake
                 ),
                 PolicyServicer(FakePolicyDesk()),
             ],

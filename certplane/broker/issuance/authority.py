@@ -30,7 +30,7 @@ from certplane.broker.issuance.delivery import Delivery
 from certplane.broker.issuance.dispatch import OrderDispatcher, draining_refusal, leaseless_refusal
 from certplane.broker.issuance.events import CallEvents, EventFactory
 from certplane.broker.issuance.flights import Flight
-from certplane.broker.issuance.revocation import Revocation
+from certplane.broker.issuance.revocation import Revocation, RevokedByOperator
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.waiting import within
 from certplane.broker.issuance.wants import LimitsTold, Wants
@@ -205,6 +205,19 @@ class RegistrationAuthority:
         events = self._events.of_call(caller, request_id)
         async with self._audited_refusals(events, certificate_id=certificate_id):
             return await self._dispatcher.protect(self._revocation.revoke(caller, certificate_id, reason, events))
+
+    async def revoke_of_anybody(
+        self, caller: Caller, request_id: str, certificate_id: str, reason: RevocationReason, why: str
+    ) -> RevokedByOperator:
+        """Revoke whoever's certificate for an operator who says `why`; a cancelled call doesn't stop it half way.
+
+        Raises:
+            RefusalError: see `Revocation.revoke_of_anybody`; DRAINING.
+        """
+        events = self._events.of_call(caller, request_id)
+        async with self._audited_refusals(events, certificate_id=certificate_id):
+            work = self._revocation.revoke_of_anybody(certificate_id, reason, why, events)
+            return await self._dispatcher.protect(work)
 
     async def _find_or_open(
         self, caller: Caller, command: IssueCommand, asked: AuthorisedRequest, events: CallEvents

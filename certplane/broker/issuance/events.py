@@ -76,6 +76,10 @@ class CallEvents:
         digest = hashlib.sha256(csr_pem.encode("utf-8", "surrogatepass")).hexdigest()
         self._trail.learn(csr_sha256=digest)
 
+    def learn_purpose(self, why: str) -> None:
+        """What an operator does it for, and to whom."""
+        self._trail.learn(reason=why)
+
     def learn_policy(self, policy: Policy, profile: Profile | None) -> None:
         """Policy was asked; `profile` is what it has of the wanted name, granted or not."""
         self._trail.learn(policy_hash=policy.hash)

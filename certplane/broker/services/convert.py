@@ -145,15 +145,15 @@ def cursor_from_token(token: str) -> str:
     return cursor
 
 
-def revocation_reason(number: int) -> RevocationReason:
-    """The reason for a revocation.
+def revocation_reason(number: int, *, field: str = "reason") -> RevocationReason:
+    """The reason for a revocation, of the request's `field`.
 
     Raises:
         EdgeRefusalError: REQUEST_INVALID, not one of the enum.
     """
     reason = _REASONS.get(certificate_pb2.RevocationReason.ValueType(number))
     if reason is None:
-        raise invalid_request("reason", "is not a reason that a subscriber may give")
+        raise invalid_request(field, "is not a reason that a subscriber may give")
     return reason
 
 

@@ -10,14 +10,18 @@ import grpc
 
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
 from certplane.broker.fleet.view import FleetView
+from certplane.broker.issuance.authority import RegistrationAuthority
 from certplane.broker.members.view import BrokersView
 from certplane.broker.services.brokers_convert import brokers_page
 from certplane.broker.services.calls import current_call
 from certplane.broker.services.convert import (
+    certificate_message,
     cursor_from_token,
     invalid_request,
     page_size,
     required,
+    required_id,
+    revocation_reason,
     token_from_cursor,
 )
 from certplane.broker.services.fleet_convert import (
@@ -44,8 +48,11 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
 
     service = pb.DESCRIPTOR.services_by_name["FleetService"].full_name
 
-    def __init__(self, view: FleetView, requests: RenewalRequests, brokers: BrokersView) -> None:
+    def __init__(
+        self, view: FleetView, requests: RenewalRequests, brokers: BrokersView, authority: RegistrationAuthority
+    ) -> None:
         self._view = view
+        self._authority = authority
         self._brokers = brokers
         self._requests = requests
 
@@ -145,4 +152,15 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         self, request: pb.FleetServiceRevokeCertificateRequest, _context: RpcContext
     ) -> pb.FleetServiceRevokeCertificateResponse:
         """Revoke a certificate of any holder."""
-        raise NotImplementedError
+        caller, request_id = current_call()
+        certificate_id = required_id("certificate_id", request.certificate_id)
+        reason = revocation_reason(request.revocation_reason, field="revocation_reason")
+        why = text_of("reason", request.reason)
+        revoked = await self._authority.revoke_of_anybody(caller, request_id, certificate_id, reason, why)
+        record = revoked.certificate
+        return pb.FleetServiceRevokeCertificateResponse(
+            certificate=certificate_message(record, with_pem=False),
+            identity=record.identity,
+            already_revoked=revoked.was_revoked,
+            holder_told=not self._view.why_none(record.identity),
+        )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
 from certplane.broker.events import AuditEventType
 from certplane.broker.issuance.authority import RegistrationAuthority
-from certplane.broker.model import RevocationReason
+from certplane.broker.model import IdentityKind, OrderCause, RevocationReason
 from certplane.broker.ports import CertificateQuery
 from certplane.errors import Reason, RefusalError
 from tests.support.issuance import NO_WAIT, World, caller, csr, issue, policy, settle, unavailable
@@ -233,6 +234,51 @@ async def test_revoking_again_answers_as_the_first_time_did() -> None:
     assert again == first
     assert world.revoker.faults.count("revoke") == 1
     assert world.logged(AuditEventType.CERTIFICATE_REVOKED) == 1
+
+
+async def test_an_operator_revokes_anybodys_certificate() -> None:
+    """The event says who did it, of whom and why; what the holder asks for next is what a revocation wants."""
+    world = World()
+    authority, _, certificate_id = await issued(world)
+    alice = replace(caller("alice.test"), kind=IdentityKind.OPERATOR, profiles=(), roles=("operator",))
+
+    done = await authority.revoke_of_anybody(alice, "r", certificate_id, RevocationReason.SUPERSEDED, "ticket 7")
+
+    assert (done.was_revoked, done.certificate.identity) == (False, caller().name)
+    event = world.database.events[-1]
+    assert (event.event_type, event.identity) == (AuditEventType.CERTIFICATE_REVOKED, "alice.test")
+    assert (event.reason, event.reason_code) == (f"of {caller().name}: ticket 7", "superseded")
+    again = await authority.issue(caller(), issue("two", replaces=certificate_id))
+    assert again.order.cause is OrderCause.REVOKED
+
+
+async def test_an_operator_is_told_what_was_revoked_before() -> None:
+    """It stays as it is, and nothing is logged twice; what its holder had revoked is an operator's from then on."""
+    world = World()
+    authority, _, certificate_id = await issued(world)
+    alice = replace(caller("alice.test"), kind=IdentityKind.OPERATOR, profiles=(), roles=("operator",))
+    await authority.revoke(caller(), "r", certificate_id, RevocationReason.SUPERSEDED)
+    assert world.database.certificates[certificate_id].withdrawn
+
+    for reason in (RevocationReason.UNSPECIFIED, RevocationReason.CESSATION_OF_OPERATION):
+        done = await authority.revoke_of_anybody(alice, "r", certificate_id, reason, "ticket 7")
+        assert (done.was_revoked, done.certificate.revocation_reason) == (True, RevocationReason.SUPERSEDED)
+
+    assert not world.database.certificates[certificate_id].withdrawn
+    assert world.logged(AuditEventType.CERTIFICATE_REVOKED) == 2
+
+
+async def test_what_an_operator_can_not_revoke_is_refused_and_audited() -> None:
+    """Which ids there are is no secret to an operator, and the refusal says where they are found."""
+    world = World()
+    authority, *_ = await issued(world)
+    alice = replace(caller("alice.test"), kind=IdentityKind.OPERATOR, profiles=(), roles=("operator",))
+
+    with pytest.raises(RefusalError, match="there is no such certificate; ListFleetCertificates"):
+        await authority.revoke_of_anybody(alice, "r", "nothing", RevocationReason.SUPERSEDED, "ticket 7")
+
+    assert world.kinds()[-1] == AuditEventType.CERTIFICATE_DENIED
+    assert world.ca.revoked == {}
 
 
 async def test_a_key_found_compromised_after_the_revocation_is_blocked_all_the_same() -> None:
