@@ -31,7 +31,7 @@ from sqlalchemy import (
 APPLICATION_ID: Final = 0x43504C4E
 """`CPLN`: SQLite's application_id, so that a wrong file is told from an empty one before anything is written to it."""
 
-SCHEMA_REVISION: Final = "0013"
+SCHEMA_REVISION: Final = "0014"
 """The newest migration: what a command that may not migrate asks for."""
 
 READABLE_FROM: Final = "0013"
@@ -448,13 +448,73 @@ renewal_requests = Table(
 Index("ix_renewal_requests_create_time", renewal_requests.c.create_time)  # which are old enough to be pruned
 
 audit_events = Table(
+    # Rows never change. What is stored of an event is `body`, or `record` where that is NULL (`audit_records`).
     "audit_events",
     metadata,
     Column("sequence", _Sequence, primary_key=True, autoincrement=True),
     # Makes the import of spilled events happen once. Ids that sort by age keep its index an append.
     Column("event_id", _Text, nullable=False, unique=True),
     Column("create_time", _Time, nullable=False),
+    # The event as text: of releases before `body` was there, and of events that were made elsewhere; else `{}`.
     Column("record", _Text, nullable=False),
+    # Its place in the chain of its writer (`audit_chain`); NULL where a release without chains wrote it.
+    Column("chain_id", Integer),
+    Column("number", _Sequence),
+    Column("hash", LargeBinary),
+    Column("body", LargeBinary),
+    # The event's type where it is one of the few that tell of a change by people or programs, so that they are found.
+    Column("kind", _Text),
+    sqlite_strict=True,
+)
+
+Index(
+    "ix_audit_events_kind",  # what changed lately
+    audit_events.c.sequence,
+    sqlite_where=text("kind IS NOT NULL"),
+    postgresql_where=text("kind IS NOT NULL"),
+)
+
+audit_chains = Table(
+    # One of each start of a broker, and of each command that has written events. They stay when their events are gone.
+    "audit_chains",
+    metadata,
+    Column("chain_id", Integer, primary_key=True, autoincrement=True),
+    Column("writer_id", _Text, nullable=False),
+    Column("start_time", _Time, nullable=False),
+    # The newest event of the log when the chain began, of whichever chain: so no chain can be taken out between others.
+    Column("after_chain_id", Integer, nullable=False),
+    Column("after_number", _Sequence, nullable=False),
+    Column("after_hash", LargeBinary, nullable=False),
+    # No event of the chain stands before this place.
+    Column("first_sequence", _Sequence, nullable=False),
+    # Events up to this number were removed by age, or are being removed: a checkpoint has it.
+    Column("pruned_number", _Sequence, nullable=False, server_default="0"),
+    # Since when its writer has ended and its last event has a checkpoint; NULL before.
+    Column("end_time", _Time),
+    sqlite_strict=True,
+    sqlite_autoincrement=True,
+)
+
+Index(
+    "ix_audit_chains_open",  # whose ends another broker may have to seal
+    audit_chains.c.chain_id,
+    sqlite_where=text("end_time IS NULL"),
+    postgresql_where=text("end_time IS NULL"),
+)
+
+audit_checkpoints = Table(
+    # How far a chain had come at a time, and its hash there, signed.
+    "audit_checkpoints",
+    metadata,
+    Column("chain_id", Integer, primary_key=True, autoincrement=False),
+    Column("number", _Sequence, primary_key=True, autoincrement=False),
+    # Of the event with this number.
+    Column("sequence", _Sequence, nullable=False),
+    Column("time", _Time, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    # Which key has signed it; empty without a signature.
+    Column("key_id", _Text, nullable=False),
+    Column("signature", LargeBinary),
     sqlite_strict=True,
 )
 

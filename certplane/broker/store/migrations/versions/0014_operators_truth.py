@@ -1,0 +1,64 @@
+"""What operators and auditors ask for: an audit log that can be proven."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0014"
+down_revision = "0013"
+branch_labels = None
+depends_on = None
+
+_time = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+def upgrade() -> None:
+    """Events of before are in no chain, and brokers of before go on writing such."""
+    op.add_column("audit_events", sa.Column("chain_id", sa.Integer()))
+    op.add_column("audit_events", sa.Column("number", _time))
+    op.add_column("audit_events", sa.Column("hash", sa.LargeBinary()))
+    op.add_column("audit_events", sa.Column("body", sa.LargeBinary()))
+    op.add_column("audit_events", sa.Column("kind", _text))
+    there = sa.text("kind IS NOT NULL")
+    op.create_index("ix_audit_events_kind", "audit_events", ["sequence"], sqlite_where=there, postgresql_where=there)
+    op.create_table(
+        "audit_chains",
+        sa.Column("chain_id", sa.Integer(), nullable=False, autoincrement=True),
+        sa.Column("writer_id", _text, nullable=False),
+        sa.Column("start_time", _time, nullable=False),
+        sa.Column("after_chain_id", sa.Integer(), nullable=False),
+        sa.Column("after_number", _time, nullable=False),
+        sa.Column("after_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("first_sequence", _time, nullable=False),
+        sa.Column("pruned_number", _time, nullable=False, server_default="0"),
+        sa.Column("end_time", _time),
+        sa.PrimaryKeyConstraint("chain_id", name="pk_audit_chains"),
+        sqlite_strict=True,
+        sqlite_autoincrement=True,
+    )
+    ended = sa.text("end_time IS NULL")
+    op.create_index("ix_audit_chains_open", "audit_chains", ["chain_id"], sqlite_where=ended, postgresql_where=ended)
+    op.create_table(
+        "audit_checkpoints",
+        sa.Column("chain_id", sa.Integer(), nullable=False, autoincrement=False),
+        sa.Column("number", _time, nullable=False),
+        sa.Column("sequence", _time, nullable=False),
+        sa.Column("time", _time, nullable=False),
+        sa.Column("hash", sa.LargeBinary(), nullable=False),
+        sa.Column("key_id", _text, nullable=False),
+        sa.Column("signature", sa.LargeBinary()),
+        sa.PrimaryKeyConstraint("chain_id", "number", name="pk_audit_checkpoints"),
+        sqlite_strict=True,
+    )
+
+
+def downgrade() -> None:
+    """An older release reads whole records alone: what is written compactly is lost to it."""
+    op.drop_table("audit_checkpoints")
+    op.drop_index("ix_audit_chains_open", "audit_chains")
+    op.drop_table("audit_chains")
+    op.drop_index("ix_audit_events_kind", "audit_events")
+    for name in ("kind", "body", "hash", "number", "chain_id"):
+        op.drop_column("audit_events", name)
