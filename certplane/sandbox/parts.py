@@ -161,6 +161,14 @@ KINDS = (
         extra_folders=("/usr/sbin", "/usr/local/sbin"),
     ),
     PartKind(
+        name="prometheus",
+        program="prometheus",
+        used_for="reads the metrics; promtool lies beside it",
+        had_by="scripts/setup installs Debian's prometheus as root",
+        minimum=(2, 42),
+        version_arguments=("--version",),
+    ),
+    PartKind(
         name="openssl",
         program="openssl",
         used_for="a second view of certificates",
