@@ -37,6 +37,7 @@ from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuing import messages
 from certplane.broker.issuing.accounts import AccountAnswers
+from certplane.broker.issuing.measured import MeasuredCalls
 from certplane.broker.issuing.remote import RemoteIssuer, RemotePreflight, RemoteRenewalInfo, RemoteSolver
 from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.drift import DriftWatch
@@ -143,8 +144,8 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         await stores.audit.append(start_events(prepared, trail, broker_name))
 
         plans = RenewalPlans(stores.renewal_plans)
-        issuers = {name: RemoteIssuer(issuing, name, ca.directory_url) for name, ca in settings.cas.items()}
-        solver = RemoteSolver(issuing, clock)
+        solver = RemoteSolver(calls := MeasuredCalls(issuing, clock, meter), clock)
+        issuers = {name: RemoteIssuer(calls, name, ca.directory_url) for name, ca in settings.cas.items()}
         trust = TrustInForce(prepared.trust, clock.now())
         accounts = await accounts_in_use(settings, stores, issuers, issuing, issuing_started, clock=clock)
         membership = membership_of(settings, stores, lambda: _member(broker), clock=clock, meter=meter)
@@ -269,9 +270,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
         await server.start()
         log_started(prepared, stores.members.broker_id, broker.port)
         await stack.enter_async_context(running(reloader.run(), "reload"))
-        sources = {
-            name: RemoteRenewalInfo(issuing, name) for name, ca in settings.cas.items() if ca.renewal_info.enabled
-        }
+        sources = {name: RemoteRenewalInfo(calls, name) for name, ca in settings.cas.items() if ca.renewal_info.enabled}
         planner = RenewalPlanner(plans, sources, prepared.policy, clock=clock, rng=rng, trail=trail, meter=meter)
         health = HealthWatch(
             view=view,
@@ -280,6 +279,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             clock=clock,
             meter=meter,
             settings=hub.context.settings,
+            most_hosts=settings.metrics.certificates_up_to_hosts,
         )
         soundness = SoundnessWatch(stores.soundness, audit=stores.audit, trail=trail, clock=clock, meter=meter)
         retention = retention_of(settings, stores, files, clock=clock, meter=meter)

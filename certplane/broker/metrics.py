@@ -5,12 +5,16 @@ the start, before it has moved. Names and labels are public: docs/monitoring.md 
 the rows with this module and sees each metric move.
 
 Labels are bounded: methods are those of the access table, codes and reasons those of the error table, profiles and
-issuers those of the files; never a name that a caller chose.
+issuers those of the files; never a name that a caller chose. A `Table` alone is as long as the fleet: it has a bound of
+its own in broker.yml.
+
+A name ends in its unit: `_duration_seconds` is a span, `_timestamp_seconds` a moment in Unix time. A metric whose name
+was another one before shows both for one release (`formerly`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -27,6 +31,8 @@ class Metric:
     name: str
     help: str
     labels: tuple[str, ...] = ()
+    formerly: str = field(default="", kw_only=True)
+    """The name that it is shown under too, until the next release."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,13 +46,22 @@ class Gauge(Metric):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Table(Gauge):
+    """One whose rows are shown together, by `Meter.table`: a row that isn't there the next time is gone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Histogram(Metric):
     """Spans of time, in seconds; its name ends in `_seconds`."""
 
     buckets: tuple[float, ...] = _SECONDS
 
 
-# The broker among others.
+# The broker and others.
+
+BUILD_INFO: Final = Gauge(
+    "certplane_build_info", "1; its labels say which release this is, and which Python runs it.", ("version", "python")
+)
 
 LEASE: Final = Gauge("certplane_lease", "1 while this broker holds its lease on the database, and may issue.")
 BROKERS: Final = Gauge("certplane_brokers", "Brokers that share the database and have a lease, this one included.")
@@ -68,10 +83,11 @@ RPC_CALLS: Final = Counter(
     ("method", "code", "reason"),
 )
 RPC_SECONDS: Final = Histogram(
-    "certplane_rpc_seconds",
+    "certplane_rpc_duration_seconds",
     "Time from the arrival of a call with one answer to its end; streams are left out.",
     ("method",),
     _CALL_SECONDS,
+    formerly="certplane_rpc_seconds",
 )
 RPC_IN_FLIGHT: Final = Gauge("certplane_rpc_in_flight", "Calls being served.")
 LOOP_LAG: Final = Histogram(
@@ -85,10 +101,11 @@ RELOADS: Final = Counter(
     ("what", "result"),
 )
 CERTIFICATE_NOT_AFTER: Final = Gauge(
-    "certplane_certificate_not_after_seconds",
+    "certplane_certificate_not_after_timestamp_seconds",
     "End of validity, Unix time: the broker's own certificate (server) and the CA of the agents that ends first "
     "(agent_ca).",
     ("certificate",),
+    formerly="certplane_certificate_not_after_seconds",
 )
 
 # Requests and orders.
@@ -161,6 +178,19 @@ ISSUING_CALLS: Final = Gauge(
     "certplane_issuing_calls_in_flight", "Calls of the process that does ACME and DNS that are under way."
 )
 
+CA_CALLS: Final = Histogram(
+    "certplane_ca_call_duration_seconds",
+    "Operations at a CA, with all that they ask it for, by their result: ok, the reason of a refusal, or cut_off.",
+    ("issuer", "call", "result"),
+    _CALL_SECONDS,
+)
+DNS_CALLS: Final = Histogram(
+    "certplane_dns_call_duration_seconds",
+    "Operations on the DNS, waits for propagation among them, by their result: ok, a refusal's reason, or cut_off.",
+    ("call", "result"),
+    _CALL_SECONDS,
+)
+
 # Identities, renewals and the fleet.
 
 IDENTITIES_CONTESTED: Final = Gauge(
@@ -189,7 +219,9 @@ REPORTS: Final = Counter(
 )
 DIRECTIVES: Final = Counter("certplane_directives_total", "Directives: sent, taken, refused.", ("result",))
 DIRECTIVE_SECONDS: Final = Histogram(
-    "certplane_directive_answer_seconds", "Time until a host has answered a directive."
+    "certplane_directive_answer_duration_seconds",
+    "Time until a host has answered a directive.",
+    formerly="certplane_directive_answer_seconds",
 )
 CERTIFICATES: Final = Gauge(
     "certplane_host_certificates", "Certificates of all hosts, by the state that was reported last.", ("state",)
@@ -200,12 +232,27 @@ SOONEST_END: Final = Gauge(
     "The soonest end of what hosts use, Unix time; +Inf for none.",
     ("profile",),
 )
+ENDING: Final = Gauge(
+    "certplane_fleet_certificates_ending",
+    "Certificates that hosts use and that end within that many days, those that have ended among them.",
+    ("profile", "days"),
+)
+NOT_AFTER: Final = Table(
+    "certplane_fleet_certificate_not_after_timestamp_seconds",
+    "End of what a host uses, Unix time; none in a fleet of more hosts than metrics.certificates_up_to_hosts.",
+    ("host", "certificate", "profile", "issuer"),
+)
+HOSTS: Final = Gauge(
+    "certplane_hosts", "Hosts by their link: up, down, or never for those of the policy that never came.", ("link",)
+)
 WATCHERS: Final = Gauge("certplane_renewal_watchers", "Streams of WatchRenewals.")
 
 # The database and the audit log.
 
 STORE_GROUP: Final = Histogram(
-    "certplane_store_group_seconds", "Time until a group of writes to the database was durable."
+    "certplane_store_group_duration_seconds",
+    "Time until a group of writes to the database was durable.",
+    formerly="certplane_store_group_seconds",
 )
 ROWS_PRUNED: Final = Counter(
     "certplane_store_rows_pruned_total", "Rows that were removed because they had ended long ago.", ("table",)

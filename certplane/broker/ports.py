@@ -30,7 +30,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent, EventKind
-from certplane.broker.metrics import Counter, Gauge, Histogram
+from certplane.broker.metrics import Counter, Gauge, Histogram, Table
 from certplane.broker.model import (
     CertificateRecord,
     ChangeKind,
@@ -614,6 +614,10 @@ class Meter(Protocol):
         """Set what now is."""
         ...
 
+    def table(self, table: Table, rows: Mapping[tuple[str, ...], float]) -> None:
+        """Show these rows, by the values of their labels in the table's order, and no others."""
+        ...
+
     def forget(self, gauge: Gauge) -> None:
         """Show the gauge no more, whatever its labels, until it is set again: another broker tells it."""
         ...
@@ -639,6 +643,10 @@ class NullMeter(Meter):
 
     @override
     def level(self, gauge: Gauge, value: float, **labels: str) -> None:
+        pass
+
+    @override
+    def table(self, table: Table, rows: Mapping[tuple[str, ...], float]) -> None:
         pass
 
     @override

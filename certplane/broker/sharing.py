@@ -16,6 +16,7 @@ from certplane.broker.audit import SpillLock, import_spill
 from certplane.broker.background import running
 from certplane.broker.configured import located
 from certplane.broker.database import stores
+from certplane.broker.fleet.figures import SHOWN
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.issuing.remote import RemoteIssuer
 from certplane.broker.issuing.supervision import IssuingProcess
@@ -119,7 +120,7 @@ def roles_of(
     stores.changes.removes = lambda: roles.holds(UPKEEP)
     roles.add(UPKEEP, upkeep)
     roles.add(SOUNDNESS, soundness.run, (metrics.STORE_CHECKED, metrics.STORE_DAMAGED))
-    roles.add(FLEET_HEALTH, health.lead, (metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END))
+    roles.add(FLEET_HEALTH, health.lead, SHOWN)
     for issuer in planner.issuers:
         roles.add(renewal_information(issuer), partial(planner.watch, issuer))
     return roles

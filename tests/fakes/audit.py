@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 from typing_extensions import override
 
 from certplane.broker.events import AuditEvent, EventKind
 from certplane.broker.metrics import Counter as CounterMetric
-from certplane.broker.metrics import Gauge, Histogram, Metric
+from certplane.broker.metrics import Gauge, Histogram, Metric, Table
 from certplane.broker.ports import AuditLog, Meter
 
 
@@ -49,8 +49,10 @@ class FakeMeter(Meter):
     def __init__(self) -> None:
         self.counts: Counter[tuple[Metric, tuple[tuple[str, str], ...]]] = Counter()
         self.spans: dict[Metric, list[timedelta]] = {}
+        self.timed: list[tuple[Metric, tuple[tuple[str, str], ...]]] = []
         self.levels: dict[Metric, float] = {}
         self.labelled: dict[tuple[Metric, tuple[tuple[str, str], ...]], float] = {}
+        self.tables: dict[Metric, Mapping[tuple[str, ...], float]] = {}
         self.watched: dict[Metric, Callable[[], float]] = {}
         self._moved: set[Metric] = set()
 
@@ -70,6 +72,7 @@ class FakeMeter(Meter):
     def observe(self, histogram: Histogram, span: timedelta, **labels: str) -> None:
         self._check(histogram, labels)
         self.spans.setdefault(histogram, []).append(span)
+        self.timed.append((histogram, tuple(sorted(labels.items()))))
         self._moved.add(histogram)
 
     @override
@@ -81,8 +84,16 @@ class FakeMeter(Meter):
             self._moved.add(gauge)
 
     @override
+    def table(self, table: Table, rows: Mapping[tuple[str, ...], float]) -> None:
+        assert all(len(row) == len(table.labels) for row in rows), f"{table.name} has labels {table.labels}"
+        self.tables[table] = dict(rows)
+        if rows:
+            self._moved.add(table)
+
+    @override
     def forget(self, gauge: Gauge) -> None:
         self.levels.pop(gauge, None)
+        self.tables.pop(gauge, None)
 
     @override
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:

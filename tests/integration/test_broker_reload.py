@@ -408,14 +408,14 @@ async def test_own_certificate_s_end_is_announced(files: BrokerFiles, caplog: py
     files.write_pair(ending)
     async with running(files) as broker:
         labels = {"certificate": "server"}
-        value = broker.meter.registry.get_sample_value("certplane_certificate_not_after_seconds", labels)
+        value = broker.meter.registry.get_sample_value("certplane_certificate_not_after_timestamp_seconds", labels)
         assert value == ending.certificate.not_valid_after_utc.timestamp()
         warnings = [record for record in caplog.records if "own certificate" in record.getMessage()]
         assert [record.levelname for record in warnings] == ["WARNING"]
         renewed = files.ca.issue_server(["localhost"])
         files.write_pair(renewed)
         await until(lambda: reload_count(broker, "trust", "loaded") == 2)
-        value = broker.meter.registry.get_sample_value("certplane_certificate_not_after_seconds", labels)
+        value = broker.meter.registry.get_sample_value("certplane_certificate_not_after_timestamp_seconds", labels)
         assert value == renewed.certificate.not_valid_after_utc.timestamp()
     assert len([record for record in caplog.records if "own certificate" in record.getMessage()]) == 1
 

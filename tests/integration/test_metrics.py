@@ -26,6 +26,9 @@ from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuing import messages
+from certplane.broker.issuing.child import ChildEndedError
+from certplane.broker.issuing.measured import MeasuredCalls
+from certplane.broker.issuing.remote import Calls, RemoteIssuer, RemoteRenewalInfo, RemoteSolver
 from certplane.broker.issuing.supervision import Bounds, IssuingProcess
 from certplane.broker.members.drift import DriftWatch
 from certplane.broker.members.membership import Membership
@@ -36,7 +39,7 @@ from certplane.broker.metrics import Metric
 from certplane.broker.model import Grant, IdentityKind, Profile, RevocationReason
 from certplane.broker.ports import DurableLimits, PruneBefore, Soundness, Upkeep
 from certplane.broker.prepared import prepare
-from certplane.broker.renewal.model import RenewalInfo, RenewalPlan
+from certplane.broker.renewal.model import RenewalInfo, RenewalInfoUnsupportedError, RenewalPlan
 from certplane.broker.renewal.planner import RenewalPlanner
 from certplane.broker.renewal.plans import RenewalPlans
 from certplane.broker.retention import Retention
@@ -123,6 +126,43 @@ async def a_store_and_a_dns_in_trouble(_folder: Path) -> Collection[Metric]:
     return world.meter.moved
 
 
+class Answers(Calls):
+    """An issuing process that has one answer."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    @override
+    async def ask(self, call: messages.Call[Any], tell: Callable[[str], object] | None = None) -> Any:
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+async def calls_of_the_issuing_process(_folder: Path) -> Collection[Metric]:
+    """A CA and the DNS are asked; they answer, refuse, and their process ends."""
+    clock, meter = ManualClock(), FakeMeter()
+    calls = MeasuredCalls(answers := Answers(()), clock, meter)
+    await RemoteSolver(calls, clock).present([], HOUR)
+    answers.answer = ChildEndedError("killed")
+    with pytest.raises(RefusalError):
+        await RemoteSolver(calls, clock).present([], HOUR)
+    answers.answer = unavailable()
+    with pytest.raises(RefusalError):
+        await RemoteIssuer(calls, "ca", "https://ca.test/dir").get_order("https://ca.test/1", HOUR)
+    answers.answer = RenewalInfoUnsupportedError("no renewalInfo")
+    with pytest.raises(RenewalInfoUnsupportedError):
+        await RemoteRenewalInfo(calls, "ca").renewal_info("", HOUR)
+    assert [tuple(value for _, value in labels) for metric, labels in meter.timed if metric is metrics.DNS_CALLS] == [
+        ("present", "ok"), ("present", "cut_off"),
+    ]  # fmt: skip
+    assert [dict(labels) for metric, labels in meter.timed if metric is metrics.CA_CALLS] == [
+        {"issuer": "ca", "call": "get_order", "result": "ISSUER_UNAVAILABLE"},
+        {"issuer": "ca", "call": "renewal_info", "result": "unsupported"},
+    ]
+    return meter.moved
+
+
 async def a_revoked_dns_token(_folder: Path) -> Collection[Metric]:
     """The profile waits for a person."""
     world = World()
@@ -198,6 +238,7 @@ async def a_stream(_folder: Path) -> Collection[Metric]:
         await host.answer((await host.directive()).nonce)
         await host.answer("never-asked")
         awaited = {metrics.WATCHERS, metrics.STREAM_MISUSES, metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END}
+        awaited |= {metrics.ENDING, metrics.NOT_AFTER, metrics.HOSTS}
         await until(lambda: awaited <= edge.meter.moved)
         watch.cancel()
         other = HostStreamClient(channel)
@@ -358,13 +399,14 @@ MOVED: dict[Scenario, set[Metric]] = {
     an_issuer_out_of_reach: {metrics.FAILOVERS, metrics.STEP_FAILURES},
     an_order_lost_by_its_ca: {metrics.ORDERS_ABANDONED},
     a_store_and_a_dns_in_trouble: {metrics.JOURNAL_RETRIES, metrics.SERVERS_SILENT, metrics.RECORDS_LEFT},
+    calls_of_the_issuing_process: {metrics.CA_CALLS, metrics.DNS_CALLS},
     a_revoked_dns_token: {metrics.PROFILES_BLOCKED},
     a_host_in_a_loop: {metrics.LIMITS_REACHED},
     a_ca_that_moves_a_renewal: {metrics.RENEWAL_CHECKS, metrics.RENEWAL_PLANS_MOVED},
     a_stream: {
         metrics.STREAMS, metrics.STREAMS_ENDED, metrics.STREAM_MISUSES, metrics.REPORTS, metrics.DIRECTIVES,
         metrics.DIRECTIVE_SECONDS, metrics.CERTIFICATES, metrics.HEALTH, metrics.SOONEST_END, metrics.WATCHERS,
-        metrics.RPC_IN_FLIGHT,
+        metrics.ENDING, metrics.NOT_AFTER, metrics.HOSTS, metrics.RPC_IN_FLIGHT,
     },
     a_full_disk: {
         metrics.ROWS_PRUNED, metrics.STORE_SIZE, metrics.STORE_GROWTH, metrics.SPACE_LOW,
@@ -377,7 +419,7 @@ MOVED: dict[Scenario, set[Metric]] = {
     a_broker: {
         metrics.RPC_CALLS, metrics.RPC_SECONDS, metrics.LOOP_LAG, metrics.DRAINING,
         metrics.RELOADS, metrics.CERTIFICATE_NOT_AFTER, metrics.IDENTITIES_CONTESTED, metrics.IDENTITY_ACTIVATIONS,
-        metrics.STORE_GROUP, metrics.FREE_SPACE, metrics.EVENTS_COALESCED,
+        metrics.STORE_GROUP, metrics.FREE_SPACE, metrics.EVENTS_COALESCED, metrics.BUILD_INFO,
     },
 }  # fmt: skip
 

@@ -12,21 +12,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-from collections import Counter
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Final
 
-from certplane.broker import metrics
-from certplane.broker.fleet.health import FLEET_WORDS, in_use, next_change
+from certplane.broker.fleet.figures import FleetFigures, Link
+from certplane.broker.fleet.health import in_use, next_change
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.fleet.watching import Watchers
 from certplane.broker.ports import Meter, PolicySource
 from certplane.errors import RefusalError
-from certplane.fleet_report.model import CertificateState, CertificateStatus
+from certplane.fleet_report.model import CertificateStatus
 from certplane.runtime.clock import Clock
 
 _logger = logging.getLogger("certplane.broker.fleet")
@@ -51,6 +48,7 @@ class HealthWatch:
         clock: Clock,
         meter: Meter,
         settings: StreamSettings,
+        most_hosts: int = 1000,
     ) -> None:
         """Nothing is known yet.
 
@@ -61,6 +59,7 @@ class HealthWatch:
             clock: The time.
             meter: Measures.
             settings: How often.
+            most_hosts: Up to how large a fleet each certificate is shown.
         """
         self._view = view
         self._watchers = watchers
@@ -68,6 +67,7 @@ class HealthWatch:
         self._clock = clock
         self._meter = meter
         self._settings = settings
+        self._most_hosts = most_hosts
         self._leading = False
         self._pause = settings.figures_interval
         self._due: dict[tuple[str, str], datetime] = {}
@@ -76,7 +76,7 @@ class HealthWatch:
         """Until when such moments are noted; until when watchers were told of them, or there were none."""
         self._unread: dict[str, None] = {}
         """Hosts that have reported to other brokers since the round began."""
-        self._profiles: set[str] = set()
+        self._profiles: frozenset[str] = frozenset()
         watchers.listen(self._note, self._note_elsewhere)
 
     async def lead(self) -> None:
@@ -112,40 +112,34 @@ class HealthWatch:
             await self._tell_until(self._clock.monotonic() + self._pause.total_seconds())
 
     async def _compute(self) -> None:
-        counts: Counter[str] = Counter()
-        states: Counter[CertificateState] = Counter()
-        soonest: dict[str, datetime] = {}
-        self._horizon = self._clock.now() + 2 * self._pause  # the next round may come late
+        policy, now = self._policy.current, self._clock.now()
+        figures = FleetFigures(now, self._most_hosts, lambda profile: policy.find_profile(profile) is not None)
+        expected = set(policy.host_names)
+        self._horizon = now + 2 * self._pause  # the next round may come late
         self._due.clear()
         self._unread.clear()
         number = 0
         async for record, healths in self._view.survey():
+            expected.discard(record.host)
+            figures.add_host(Link.UP if self._view.is_connected(record) else Link.DOWN)
             for status, health in zip(record.certificates, healths, strict=True):
-                counts[health.word] += 1
-                states[status.state] += 1
-                self._note(record.host, status)
                 held = in_use(status)
-                if status.profile and held is not None and held.not_after is not None:
-                    soonest[status.profile] = min(held.not_after, soonest.get(status.profile, held.not_after))
+                figures.add_certificate(
+                    record.host,
+                    status.name,
+                    profile=status.profile,
+                    issuer="",
+                    state=status.state,
+                    health=health.word,
+                    not_after=None if held is None else held.not_after,
+                )
+                self._note(record.host, status)
             number += 1
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
+        figures.add_host(Link.NEVER, len(expected))
         if self._leading:
-            self._show(counts, states, soonest)
-
-    def _show(
-        self, counts: Mapping[str, int], states: Mapping[CertificateState, int], soonest: Mapping[str, datetime]
-    ) -> None:
-        for state in CertificateState:
-            self._meter.level(metrics.CERTIFICATES, states[state], state=state.value)
-        for word in FLEET_WORDS:
-            self._meter.level(metrics.HEALTH, counts[word], health=word.value)
-        policy = self._policy.current
-        known = {profile for profile in soonest if policy.find_profile(profile) is not None}
-        for profile in known | self._profiles:
-            moment = soonest[profile].timestamp() if profile in known else math.inf
-            self._meter.level(metrics.SOONEST_END, moment, profile=profile)
-        self._profiles |= known
+            self._profiles = figures.show(self._meter, self._profiles)
 
     def _note(self, host: str, status: CertificateStatus) -> None:
         """Note when time will change the health of a certificate, if that is before the next round; or just has."""

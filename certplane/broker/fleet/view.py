@@ -243,6 +243,10 @@ class FleetView:
             revoked=revoked,
         )
 
+    def is_connected(self, record: HostRecord) -> bool:
+        """Whether the host has a stream, at whichever broker."""
+        return self._broker_of(record) is not None
+
     def _broker_of(self, record: HostRecord) -> StreamBroker | None:
         """Which broker has the host's stream: this one by its memory, others by what is recorded while they live."""
         if record.host in self._hub.registry:

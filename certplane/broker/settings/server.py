@@ -26,6 +26,10 @@ def _per_cent(number: int) -> str | None:
     return None if 0 <= number <= 100 else f"is {number}, must be a number of per cent, 0 to 100"
 
 
+def _count(number: int) -> str | None:
+    return None if number >= 0 else f"is {number}, must be a number of hosts, or 0 for none"
+
+
 class TlsVersion(StrEnum):
     """The oldest TLS version that a client may speak."""
 
@@ -115,9 +119,13 @@ class PolicySettings:
 
 @dataclass(frozen=True, slots=True)
 class MetricsSettings:
-    """Where Prometheus metrics are served, plain HTTP without authentication: loopback, say. Unset is off."""
+    """Where Prometheus metrics are served, plain HTTP without authentication: loopback, say. Unset is off.
+
+    `certificates_up_to_hosts`: in a larger fleet no certificate has a series of its own.
+    """
 
     address: ListenAddress | None = None
+    certificates_up_to_hosts: Annotated[int, Check(_count)] = 1000
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ def _seconds(count: float) -> timedelta:
 EXPECTED = {
     "server.address": ListenAddress("127.0.0.1", 9443),
     "metrics.address": ListenAddress("127.0.0.1", 9464),
+    "metrics.certificates_up_to_hosts": 500,
     "server.read_timeout": _seconds(15),
     "server.read_header_timeout": _seconds(5),
     "server.write_timeout": _seconds(30),

@@ -6,20 +6,28 @@ import re
 from pathlib import Path
 
 from certplane.broker.events import AuditEventType
-from certplane.broker.metrics import METRICS
+from certplane.broker.metrics import METRICS, Counter, Histogram
 
 _ROOT = Path(__file__).parents[3]
 _DOCUMENT = (_ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+_FORMER_ROW = re.compile(r"^\| `(certplane_\w+)` \| `(certplane_\w+)` \|$", re.MULTILINE)
 _METRIC_ROW = re.compile(r"^\| `(certplane_\w+)` \| (\w+) \| (.*?) \| .+ \|$", re.MULTILINE)
+
+KINDS = {Counter: "counter", Histogram: "histogram"}
 
 
 def test_metrics() -> None:
     """Each metric has a row with its kind and its labels, and a row is a metric."""
     documented = {name: (kind, labels) for name, kind, labels in _METRIC_ROW.findall(_DOCUMENT)}
     assert documented == {
-        metric.name: (type(metric).__name__.lower(), ", ".join(f"`{label}`" for label in metric.labels))
+        metric.name: (KINDS.get(type(metric), "gauge"), ", ".join(f"`{label}`" for label in metric.labels))
         for metric in METRICS
     }
+
+
+def test_former_names() -> None:
+    """Each metric that had another name stands there with it."""
+    assert dict(_FORMER_ROW.findall(_DOCUMENT)) == {each.name: each.formerly for each in METRICS if each.formerly}
 
 
 def test_audit_events() -> None:

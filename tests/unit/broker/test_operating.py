@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import prometheus_client
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, parser
+from prometheus_client.openmetrics import exposition as openmetrics_exposition
+from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from certplane.broker import metrics
 from certplane.broker.expiry import ExpiryLevel, expiry_level
 from certplane.broker.identity_commands import identity_entry
-from certplane.broker.metrics import Counter, Gauge, Histogram, Metric
+from certplane.broker.metrics import Counter, Gauge, Histogram, Metric, Table
 from certplane.broker.metrics_listener import MetricsListener
 from certplane.broker.model import DenyEntry
 from certplane.broker.telemetry import PrometheusMeter, watch_loop
@@ -68,14 +71,61 @@ def test_meter_makes_metrics() -> None:
     meter.level(metrics.ORDERS_OPEN, 7)
     sample = meter.registry.get_sample_value
     assert sample("certplane_audit_events_rescued_total", {"to": "spill"}) == 2
-    assert sample("certplane_store_group_seconds_count") == 1
-    assert sample("certplane_store_group_seconds_bucket", {"le": "0.005"}) == 1
+    assert sample("certplane_store_group_duration_seconds_count") == 1
+    assert sample("certplane_store_group_duration_seconds_bucket", {"le": "0.005"}) == 1
     assert sample("certplane_orders_open") == 7
     exported = {
         f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in meter.registry.collect()
     }
-    assert exported == {metric.name for metric in metrics.METRICS}
-    assert len(exported) == len(metrics.METRICS)
+    former = {metric.formerly for metric in metrics.METRICS if metric.formerly}
+    assert exported == {metric.name for metric in metrics.METRICS} | former
+    assert len(exported) == len(metrics.METRICS) + len(former)
+
+
+def test_a_former_name_shows_the_same() -> None:
+    """Whoever alerts on the former name of a metric is served until the next release."""
+    meter = PrometheusMeter()
+    meter.observe(metrics.STORE_GROUP, timedelta(milliseconds=3))
+    meter.level(metrics.CERTIFICATE_NOT_AFTER, 17, certificate="server")
+    sample = meter.registry.get_sample_value
+    assert sample("certplane_store_group_seconds_bucket", {"le": "0.005"}) == 1
+    assert sample("certplane_store_group_seconds_count") == 1
+    assert sample("certplane_certificate_not_after_seconds", {"certificate": "server"}) == 17
+
+
+def test_a_table_shows_its_rows_alone() -> None:
+    """A row that isn't there the next time is gone, and the whole table where another broker shows it."""
+    meter = PrometheusMeter()
+
+    def row(host: str) -> float | None:
+        labels = {"host": host, "certificate": "web", "profile": "web", "issuer": "ca"}
+        return meter.registry.get_sample_value(metrics.NOT_AFTER.name, labels)
+
+    meter.table(metrics.NOT_AFTER, {("a", "web", "web", "ca"): 1, ("b", "web", "web", "ca"): 2})
+    assert (row("a"), row("b")) == (1, 2)
+    meter.table(metrics.NOT_AFTER, {("b", "web", "web", "ca"): 3})
+    assert (row("a"), row("b")) == (None, 3)
+    meter.forget(metrics.NOT_AFTER)
+    assert row("b") is None
+    meter.table(metrics.NOT_AFTER, {("a", "web", "web", "ca"): 4})
+    assert (row("a"), row("b")) == (4, None)
+
+
+NAUGHTY = 'a "b"\\n\n{c="d"} \\ é 😀 #\r'
+
+
+def test_labels_full_of_quotes_and_newlines() -> None:
+    """Whatever a label holds, the exposition is read back as it was, in both formats."""
+    meter = PrometheusMeter()
+    meter.table(metrics.NOT_AFTER, {(NAUGHTY, "web", "web", "ca"): 1})
+    meter.level(metrics.PROFILES_BLOCKED, 1, profile=NAUGHTY)
+    for encode, parse in (
+        (prometheus_client.generate_latest, parser.text_string_to_metric_families),
+        (openmetrics_exposition.generate_latest, openmetrics_parser.text_string_to_metric_families),
+    ):
+        samples = [each for family in parse(encode(meter.registry).decode()) for each in family.samples]
+        assert [each.labels["host"] for each in samples if each.name == metrics.NOT_AFTER.name] == [NAUGHTY]
+        assert [each.labels["profile"] for each in samples if each.name == metrics.PROFILES_BLOCKED.name] == [NAUGHTY]
 
 
 @pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda metric: metric.name)
@@ -90,6 +140,9 @@ def test_metrics_can_be_used_as_declared(metric: Metric) -> None:
         case Histogram():
             meter.observe(metric, timedelta(seconds=1), **labels)
             value = meter.registry.get_sample_value(f"{metric.name}_sum", labels)
+        case Table():
+            meter.table(metric, {tuple(labels.values()): 1})
+            value = meter.registry.get_sample_value(metric.name, labels)
         case Gauge():
             meter.level(metric, 1, **labels)
             value = meter.registry.get_sample_value(metric.name, labels)

@@ -46,6 +46,9 @@ class View:
             raise self.fault
         return [HostRecord(host, None, (self.statuses[host],)) for host in hosts]
 
+    def is_connected(self, record: HostRecord) -> bool:
+        return False
+
     async def survey(self) -> AsyncIterator[tuple[HostRecord, Sequence[Health]]]:
         self.looks += 1
         if self.fault is not None:
