@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
 from certplane.broker.fleet.view import HostView
 from certplane.broker.renewal.model import HeldUp, Selection
 from certplane.broker.services.convert import invalid_request
+from certplane.broker.services.filter_convert import known_words
 from certplane.broker.services.renewal_convert import renewal_message, status_message
 from certplane.fleet_report.messages import HEALTHS, STATES, write_facts
 from certplane.fleet_report.model import CertificateState, CertificateStatus
@@ -27,8 +28,6 @@ MESSAGE_ROOM: Final = MAX_MESSAGE_BYTES - 4096
 _MAX_REASON: Final = 500
 _MAX_SPREAD: Final = timedelta(days=30)
 _PENDING_ROOM: Final = MESSAGE_ROOM // 4
-
-_Word = TypeVar("_Word")
 
 
 def host_message(view: HostView) -> renewal_pb2.Host:
@@ -115,7 +114,7 @@ def states_of(numbers: Iterable[int]) -> frozenset[CertificateState]:
     Raises:
         EdgeRefusalError: REQUEST_INVALID.
     """
-    return _known("states", numbers, STATES)
+    return known_words("states", numbers, STATES)
 
 
 def healths_of(numbers: Iterable[int]) -> frozenset[HealthWord]:
@@ -124,18 +123,7 @@ def healths_of(numbers: Iterable[int]) -> frozenset[HealthWord]:
     Raises:
         EdgeRefusalError: REQUEST_INVALID.
     """
-    return _known("healths", numbers, HEALTHS)
-
-
-def _known(field: str, numbers: Iterable[int], table: Mapping[int, _Word]) -> frozenset[_Word]:
-    """What the enum's numbers of a filter stand for."""
-    found = set()
-    for number in numbers:
-        word = table.get(number)
-        if word is None:
-            raise invalid_request(field, "has one that this broker doesn't know")
-        found.add(word)
-    return frozenset(found)
+    return known_words("healths", numbers, HEALTHS)
 
 
 def selection_of(message: fleet_pb2.Selection, identity: Callable[[str], str]) -> Selection:

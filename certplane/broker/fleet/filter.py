@@ -1,0 +1,182 @@
+"""Which hosts and certificates a question is about: an operator's filter, asked of the values of the index. Pure.
+
+A field that is set must match, and of a field with several values one. Fields about certificates are asked of one
+certificate: what expires within a day *and* fails is one that does both. A host is picked by itself, and then, if a
+field about certificates is set, by one of its certificates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
+from certplane.broker.model import IdentityKind
+from certplane.fleet_report.model import CertificateState
+from certplane.runtime.health import HealthWord
+
+IDENTITY: Final = "identity"
+"""The name of a host's own certificate among its certificates."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFilter:
+    """What is asked for; the proto file's message of this name has each field's meaning. Empty or None: not asked.
+
+    `serial_numbers` are as they are stored: lower-case hexadecimal without leading zeros.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    kinds: frozenset[IdentityKind] = frozenset()
+    disconnected_only: bool = False
+    unheard_for: timedelta | None = None
+    blocked_only: bool = False
+    agent_versions: frozenset[str] = frozenset()
+    healths: frozenset[HealthWord] = frozenset()
+    causes: frozenset[str] = frozenset()
+    states: frozenset[CertificateState] = frozenset()
+    expiring_within: timedelta | None = None
+    renewing_within: timedelta | None = None
+    profiles: frozenset[str] = frozenset()
+    issuers: frozenset[str] = frozenset()
+    dns_names: frozenset[str] = frozenset()
+    serial_numbers: frozenset[str] = frozenset()
+    public_keys_sha256: frozenset[str] = frozenset()
+
+    def at(self, now: datetime, *, identities: bool = False) -> PickedAt:
+        """The filter at a moment.
+
+        Args:
+            now: The moment that the times within are counted from.
+            identities: Whether the times pick identities too, which are renewed so often that each fleet would be in
+                the list at any time.
+        """
+        return PickedAt(self, now, identities=identities)
+
+
+UNHEARD_CAUSE: Final = HealthWord.UNHEARD.value
+"""What certificates of a silent host are counted under that are all right otherwise."""
+
+
+def shown_health(host: IndexedHost, certificate: IndexedCertificate) -> HealthWord:
+    """How bad it is with a certificate of the host: its own health, or the host's silence where nothing is worse."""
+    if certificate.health is HealthWord.OK and host.unheard_since is not None:
+        return HealthWord.UNHEARD
+    return certificate.health
+
+
+def shown_cause(host: IndexedHost, certificate: IndexedCertificate) -> str:
+    """The cause of that."""
+    if certificate.health is HealthWord.OK and host.unheard_since is not None:
+        return UNHEARD_CAUSE
+    return certificate.cause
+
+
+def silent_since(host: IndexedHost) -> datetime | None:
+    """Since when nothing was heard of a host: None if it never came, or is there."""
+    return None if host.connected else host.end_time or host.last_seen_time
+
+
+_HostTest = Callable[[IndexedHost], bool]
+_CertificateTest = Callable[[IndexedHost, IndexedCertificate], bool]
+
+
+class PickedAt:
+    """What a filter picks at one moment.
+
+    Only the fields that are set cost anything: a page of a large fleet is picked from forty thousand certificates.
+    """
+
+    def __init__(self, wanted: FleetFilter, now: datetime, *, identities: bool = False) -> None:
+        self._host_tests = _host_tests(wanted, now)
+        self._tests = _certificate_tests(wanted, now, identities=identities)
+        self._healths_alone = wanted.healths if len(self._tests) == 1 else frozenset[HealthWord]()
+
+    @property
+    def picks_certificates(self) -> bool:
+        """Whether a field about certificates is set."""
+        return bool(self._tests)
+
+    def picks_host(self, host: IndexedHost) -> bool:
+        """Whether the host, or the service, is picked."""
+        for test in self._host_tests:
+            if not test(host):
+                return False
+        if not self._tests or any(self._picks(host, each) for each in host.certificates):
+            return True
+        # One that has no certificates has a health all the same.
+        return not host.certificates and host.health in self._healths_alone
+
+    def picked(self, host: IndexedHost) -> Sequence[IndexedCertificate]:
+        """The certificates of the host that are picked; none of a host that isn't."""
+        for test in self._host_tests:
+            if not test(host):
+                return ()
+        if not self._tests:
+            return host.certificates
+        return [each for each in host.certificates if self._picks(host, each)]
+
+    def _picks(self, host: IndexedHost, one: IndexedCertificate) -> bool:
+        return all(test(host, one) for test in self._tests)
+
+
+def _host_tests(wanted: FleetFilter, now: datetime) -> list[_HostTest]:
+    tests: list[_HostTest] = []
+    if wanted.hosts:
+        tests.append(lambda host: host.name in wanted.hosts or (host.label != "" and host.label in wanted.hosts))
+    if wanted.kinds:
+        tests.append(lambda host: host.kind in wanted.kinds)
+    if wanted.disconnected_only or wanted.unheard_for is not None:
+        # A service has no stream that it could lack.
+        tests.append(lambda host: not host.connected and host.kind is IdentityKind.HOST)
+    if wanted.unheard_for is not None:
+        latest = now - wanted.unheard_for
+        tests.append(lambda host: (since := silent_since(host)) is None or since <= latest)
+    if wanted.blocked_only:
+        tests.append(lambda host: host.blocked != "")
+    if wanted.agent_versions:
+        tests.append(lambda host: host.agent_version in wanted.agent_versions)
+    return tests
+
+
+_ONE_VALUE: Final[Mapping[str, Callable[[IndexedHost, IndexedCertificate], object]]] = {
+    "healths": shown_health,
+    "causes": shown_cause,
+    "states": lambda _, one: one.state,
+    "profiles": lambda _, one: one.profile,
+    "issuers": lambda _, one: one.issuer,
+    "public_keys_sha256": lambda _, one: one.public_key_sha256,
+}
+"""What must be among a field's values."""
+_SEVERAL_VALUES: Final[Mapping[str, Callable[[IndexedCertificate], Sequence[str]]]] = {
+    "dns_names": lambda one: one.dns_names,
+    "serial_numbers": lambda one: (one.serial_number, one.issued_serial_number, one.served_serial_number),
+}
+"""Of what one must be among them."""
+_TIMES: Final[Mapping[str, Callable[[IndexedCertificate], datetime | None]]] = {
+    "expiring_within": lambda one: one.not_after,
+    "renewing_within": lambda one: one.renew_time,
+}
+"""What must be a moment within the field's time."""
+
+
+def _certificate_tests(wanted: FleetFilter, now: datetime, *, identities: bool) -> list[_CertificateTest]:
+    def is_one(value: Callable[[IndexedHost, IndexedCertificate], object], of: frozenset[object]) -> _CertificateTest:
+        return lambda host, one: value(host, one) in of
+
+    def has_one(values: Callable[[IndexedCertificate], Sequence[str]], of: frozenset[str]) -> _CertificateTest:
+        return lambda _, one: not of.isdisjoint(values(one))
+
+    def is_until(time: Callable[[IndexedCertificate], datetime | None], end: datetime) -> _CertificateTest:
+        def test(_: IndexedHost, one: IndexedCertificate) -> bool:
+            found = time(one)
+            return found is not None and found <= end and (identities or one.name != IDENTITY)
+
+        return test
+
+    tests = [is_one(value, of) for name, value in _ONE_VALUE.items() if (of := getattr(wanted, name))]
+    tests += [has_one(values, of) for name, values in _SEVERAL_VALUES.items() if (of := getattr(wanted, name))]
+    within = ((time, getattr(wanted, name)) for name, time in _TIMES.items())
+    return tests + [is_until(time, now + span) for time, span in within if span is not None]
