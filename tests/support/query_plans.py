@@ -59,6 +59,9 @@ ALLOWED: Final = (
     Allowed("brokers", "brokers", "a row a broker: as many as are started within some seconds"),
     Allowed("leases", "ORDER BY leases.role", "a row for each kind of work: some; read when an operator asks"),
     Allowed("issuer_holds", "ORDER BY issuer_holds.issuer", "read whole into memory: a start, a gap; they are few"),
+    Allowed("notification_troubles", "ORDER BY notification_troubles", "read whole by one broker: a start, a change"),
+    Allowed("notification_outbox", "GROUP BY notification_outbox", "counted likewise; a hundred rows a notifier"),
+    Allowed("ix_notification_outbox_notifier", "GROUP BY notification_outbox", "the same by its index"),
     Allowed(
         "ix_orders_unfinished", "end_time IS NULL", "partial: orders under way, for a start and for who is shut out"
     ),

@@ -376,6 +376,40 @@ acme_accounts = Table(
     sqlite_strict=True,
 )
 
+notification_troubles = Table(
+    # What notifiers were told of, and not yet that it is over.
+    "notification_troubles",
+    metadata,
+    Column("notifier", _Text, primary_key=True),
+    Column("cause", _Text, primary_key=True),
+    Column("word", _Text, nullable=False),
+    Column("certificate_count", _Sequence, nullable=False),
+    Column("open_time", _Time, nullable=False),
+    Column("tell_time", _Time, nullable=False),
+    sqlite_strict=True,
+)
+
+notification_outbox = Table(
+    # Messages that their receivers don't have yet, as far as anybody knows.
+    "notification_outbox",
+    metadata,
+    Column("message_id", _Text, primary_key=True),
+    Column("notifier", _Text, nullable=False),
+    Column("kind", _Text, nullable=False),
+    Column("create_time", _Time, nullable=False),
+    Column("troubles", _Text),
+    Column("trouble_count", _Sequence, nullable=False),
+    Column("fleet", _Text),
+    # Begun, whatever came of it.
+    Column("attempts", _Sequence, nullable=False),
+    # NULL before the first attempt.
+    Column("next_attempt_time", _Time),
+    Column("error", _Text, nullable=False),
+    sqlite_strict=True,
+)
+
+Index("ix_notification_outbox_notifier", notification_outbox.c.notifier, notification_outbox.c.message_id)  # the oldest
+
 enrollment_reports = Table(
     "enrollment_reports",
     metadata,

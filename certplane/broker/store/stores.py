@@ -32,6 +32,7 @@ from certplane.broker.store.holds import SqlHoldStore
 from certplane.broker.store.identities import SqlIdentityLedger
 from certplane.broker.store.members import SqlMemberStore
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
+from certplane.broker.store.outbox import SqlOutbox
 from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
 from certplane.broker.store.repeats import SqlRepeatCounts
 from certplane.broker.store.retry_epoch import SqlEpochStore
@@ -88,6 +89,7 @@ class Stores:
     repeats: SqlRepeatCounts
     upkeep: SqlUpkeep
     changes: SqlChangeFeed
+    outbox: SqlOutbox
     soundness: SqliteSoundness | ServerSoundness
     writer: Writer
 
@@ -232,6 +234,7 @@ def assemble(
         repeats=SqlRepeatCounts(reader, writer, log, audit or _NoAudit(), clock=clock, broker_id=writer_id),
         upkeep=SqlUpkeep(reader, writer, path),
         changes=feed,
+        outbox=SqlOutbox(reader, writer, clock),
         soundness=ServerSoundness(reader) if path is None else SqliteSoundness(path, database),
         writer=writer,
     )

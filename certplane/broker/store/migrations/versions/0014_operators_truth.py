@@ -52,10 +52,39 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("chain_id", "number", name="pk_audit_checkpoints"),
         sqlite_strict=True,
     )
+    op.create_table(
+        "notification_troubles",
+        sa.Column("notifier", _text, nullable=False),
+        sa.Column("cause", _text, nullable=False),
+        sa.Column("word", _text, nullable=False),
+        sa.Column("certificate_count", _time, nullable=False),
+        sa.Column("open_time", _time, nullable=False),
+        sa.Column("tell_time", _time, nullable=False),
+        sa.PrimaryKeyConstraint("notifier", "cause", name="pk_notification_troubles"),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        "notification_outbox",
+        sa.Column("message_id", _text, nullable=False),
+        sa.Column("notifier", _text, nullable=False),
+        sa.Column("kind", _text, nullable=False),
+        sa.Column("create_time", _time, nullable=False),
+        sa.Column("troubles", _text),
+        sa.Column("trouble_count", _time, nullable=False),
+        sa.Column("fleet", _text),
+        sa.Column("attempts", _time, nullable=False),
+        sa.Column("next_attempt_time", _time),
+        sa.Column("error", _text, nullable=False),
+        sa.PrimaryKeyConstraint("message_id", name="pk_notification_outbox"),
+        sqlite_strict=True,
+    )
+    op.create_index("ix_notification_outbox_notifier", "notification_outbox", ["notifier", "message_id"])
 
 
 def downgrade() -> None:
     """An older release reads whole records alone: what is written compactly is lost to it."""
+    op.drop_table("notification_outbox")
+    op.drop_table("notification_troubles")
     op.drop_table("audit_checkpoints")
     op.drop_index("ix_audit_chains_open", "audit_chains")
     op.drop_table("audit_chains")

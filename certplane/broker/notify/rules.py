@@ -1,0 +1,141 @@
+"""Which certificates a notifier hears of, grouped by what causes their trouble. Pure.
+
+Groups are of a cause alone, whatever the health: a cause that makes more and more certificates OVERDUE is one trouble
+that gets worse, not one that ends while another begins. (`FleetIndex.causes` tells each health apart, as a table does,
+and has none of those that are `OK`.)
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
+from certplane.broker.notify.model import Trouble
+from certplane.broker.notify.settings import NotificationRule
+from certplane.runtime.health import Health, HealthActor, HealthWord, Severity
+from certplane.runtime.text import printable
+
+_HOSTS: Final = 10
+"""Named in a message; the others are counted."""
+_CAUSE: Final = 200
+_NAME: Final = 100
+"""Octets: a cause is at most that anyway, and names of hosts are cut."""
+
+
+def picks(rule: NotificationRule, certificate: IndexedCertificate, word: HealthWord, now: datetime) -> bool:
+    """Whether the rule is about this certificate, which has the health `word` now."""
+    if rule.profiles and certificate.profile not in rule.profiles:
+        return False
+    if rule.life_left is not None and not _ends(certificate, rule.life_left, now):
+        return False
+    if rule.healths and word not in rule.healths:
+        return False
+    severity = Health(word).severity
+    if rule.severity is Severity.CRITICAL:
+        return severity is Severity.CRITICAL
+    return severity is not Severity.OK or _any_health(rule)
+
+
+def _any_health(rule: NotificationRule) -> bool:
+    return rule.severity is None and not rule.healths and rule.life_left is not None
+
+
+def _ends(certificate: IndexedCertificate, per_cent: int, now: datetime) -> bool:
+    """Whether at most this share of the life of what is in use is left."""
+    start, end = certificate.not_before, certificate.not_after
+    if start is None or end is None:
+        return False
+    return (end - now) * 100 <= (end - start) * per_cent
+
+
+@dataclass(slots=True)
+class _Group:
+    """What a trouble is made of."""
+
+    worst: tuple[HealthWord, IndexedHost, IndexedCertificate]
+    count: int = 0
+    hosts: dict[str, int] = field(default_factory=dict)
+    """Each with the rank of its worst certificate."""
+    since: datetime | None = None
+    next_attempt: datetime | None = None
+    end: datetime | None = None
+
+    def add(self, word: HealthWord, host: IndexedHost, certificate: IndexedCertificate) -> None:
+        self.count += 1
+        name = host.label or host.name
+        self.hosts[name] = min(word.rank, self.hosts.get(name, word.rank))
+        if word.rank < self.worst[0].rank:
+            self.worst = word, host, certificate
+        silent = word is HealthWord.UNHEARD
+        self.since = _earlier(self.since, host.unheard_since if silent else certificate.since)
+        self.next_attempt = _earlier(self.next_attempt, certificate.next_attempt_time)
+        self.end = _earlier(self.end, certificate.not_after)
+
+
+class Gathering:
+    """Collects the troubles of one notifier, a host at a time: the fleet is looked at in slices."""
+
+    def __init__(self, rules: Sequence[NotificationRule], now: datetime) -> None:
+        """Nothing is wrong yet; `now` is when shares of lives are looked at."""
+        self._rules = rules
+        self._now = now
+        self._fine = any(map(_any_health, rules))
+        """Whether a certificate that is `OK` may be picked: most are, and are passed over else."""
+        self._groups: dict[str, _Group] = {}
+
+    def add(self, host: IndexedHost) -> None:
+        """Look at one more host."""
+        for certificate in host.certificates:
+            word = certificate.health
+            if word is HealthWord.OK:
+                if host.unheard_since is not None:
+                    word = HealthWord.UNHEARD  # as in FleetIndex.causes
+                elif not self._fine:
+                    continue
+            rule = next((rule for rule in self._rules if picks(rule, certificate, word, self._now)), None)
+            if rule is None:
+                continue
+            if word is HealthWord.OK:
+                cause = f"LIFE_LEFT {rule.life_left}%"
+            elif word is HealthWord.UNHEARD:
+                cause = word.value
+            else:
+                cause = printable(certificate.cause, _CAUSE) or word.value
+            group = self._groups.get(cause)
+            if group is None:
+                group = self._groups[cause] = _Group((word, host, certificate))
+            group.add(word, host, certificate)
+
+    def troubles(self) -> Mapping[str, Trouble]:
+        """What was collected, by cause."""
+        return {cause: _trouble(cause, group) for cause, group in self._groups.items()}
+
+
+def _trouble(cause: str, group: _Group) -> Trouble:
+    hosts: list[tuple[int, str]] = []
+    for name, rank in group.hosts.items():  # not sorted as a whole: there may be ten thousand
+        if len(hosts) < _HOSTS or (rank, name) < hosts[-1]:
+            bisect.insort(hosts, (rank, name))
+            del hosts[_HOSTS:]
+    word, host, certificate = group.worst
+    return Trouble(
+        cause=cause,
+        word=word,
+        certificate_count=group.count,
+        host_count=len(group.hosts),
+        hosts=tuple(printable(name, _NAME) for _, name in hosts),
+        example_host=host.name,
+        example_certificate=certificate.name,
+        actor={HealthWord.UNHEARD: HealthActor.HOST, HealthWord.OK: None}.get(word, certificate.actor),
+        since=group.since,
+        next_attempt=group.next_attempt,
+        soonest_end=group.end,
+    )
+
+
+def _earlier(first: datetime | None, second: datetime | None) -> datetime | None:
+    return second if first is None else first if second is None else min(first, second)
