@@ -57,6 +57,7 @@ from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.edge import Edge
+from certplane.broker.services.orders import OrderServicer
 from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
 from certplane.broker.services.trust import TrustInForce
@@ -244,6 +245,13 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none),
                 BrokersView(stores.members, lambda: _member(broker), lease),
                 authority,
+            ),
+            OrderServicer(
+                authority.overview(
+                    stores.order_listing,
+                    (membership.known if membership else NoOtherBrokers()).find,
+                    name=socket.gethostname(),
+                )
             ),
             policy_service(prepared.policy, reloader, stores.fleet),
         )

@@ -179,6 +179,32 @@ class OrderDraft:
 
 
 @dataclass(frozen=True, slots=True)
+class OrderProgress:
+    """What an open order is at. Whoever runs it knows; where a step fails or waits, others soon do, by its row.
+
+    Attributes:
+        step: The step under way, or that is tried again: one of `issuance.steps.STEPS`, or a word of
+            `issuance.progress` for what comes before. Empty: nothing is under way.
+        step_time: When it began, or began to wait.
+        failures: How often it has failed in a row.
+        trouble: Why it failed last, for people; stays until the order's state changes.
+        next_attempt: When what failed is tried again.
+        wait: What it waits for, for people; empty while it works.
+    """
+
+    step: str = ""
+    step_time: datetime | None = None
+    failures: int = 0
+    trouble: str = ""
+    next_attempt: datetime | None = None
+    wait: str = ""
+
+
+NO_PROGRESS: Final = OrderProgress()
+"""Of an order that nobody has begun to run, or that has ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class Order(OrderDraft):
     """A durable order with its journal of what was done outside.
 
@@ -206,8 +232,13 @@ class Order(OrderDraft):
     database, until its records are removed."""
     turn_time: datetime | None = None
     """Since when it has its turn in its lane: no other order of any broker has then."""
-    trouble: str = field(default="", metadata={"stored": False})
-    """Why its last step failed and is tried again; known to the process alone that works on it, and not stored."""
+    progress: OrderProgress = NO_PROGRESS
+    """What it is at; in its row as `issuance.progress` has written it last."""
+
+    @property
+    def trouble(self) -> str:
+        """Why its last step failed and is tried again, or what it goes on without."""
+        return self.progress.trouble
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,16 @@ class OrderStore(Protocol):
         """Open orders and ended ones that still list TXT records, oldest first, whoever holds them."""
         ...
 
+    async def note_progress(self, orders: Sequence[Order]) -> None:
+        """Write what these orders are at, for other brokers and the next start; the epoch and the state count.
+
+        One that was taken, went on or has ended meanwhile is passed over. What an order is at ends with its state.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        ...
+
 
 class LaneTry(NamedTuple):
     """What came of an order's try to have its turn in a lane."""

@@ -156,7 +156,7 @@ class Order(_message.Message):
     """The certificate; set when state is ISSUED."""
     trouble: _builtins.str
     """What keeps an open order from going on, for people: the reason and message of the last step that failed and is tried
-    again, one line. It stays until the state changes; empty if nothing has failed, and after a restart of the broker.
+    again, one line. It stays until the state changes; empty if nothing has failed.
     """
     @_builtins.property
     def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -123,7 +123,10 @@ class OrderStatus(_message.Message):
     request_id: _builtins.str
     """The request_id of the call that opened it."""
     step: _builtins.str
-    """The step that is under way, or that is tried again; empty of an order that has ended. For people."""
+    """The step that is under way, or that is tried again, as the metric of steps has it (create, present, propagate, answer,
+    finalize, download, ...), or lane, turn, preflight or look; empty of an order that has ended, and where it isn't known:
+    of another broker's order only a step that fails or waits for long is. For people.
+    """
     step_failures: _builtins.int
     """How often that step has failed in a row."""
     wait_reason: _builtins.str
@@ -221,7 +224,9 @@ class ListOrdersResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     OPEN_ORDER_COUNT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """For the next page; empty on the last one."""
+    """For the next page; empty on the last one. A page may be short, or empty, and not be the last: for one page only some
+    thousand orders are looked at.
+    """
     open_order_count: _builtins.int
     """How many orders are open in the fleet, whatever the filter."""
     @_builtins.property

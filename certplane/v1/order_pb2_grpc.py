@@ -52,7 +52,8 @@ class OrderServiceServicer:
     """
 
     def ListOrders(self, request, context):
-        """ListOrders returns orders, open ones first, each newest first. Read only.
+        """ListOrders returns orders: open ones first, newest first; then those that have ended, what ended last first (of one
+        identity alone: the newest first). Read only.
         Callers: operators and services, with the role viewer or operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

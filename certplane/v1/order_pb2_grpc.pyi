@@ -17,7 +17,8 @@ class OrderServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListOrders: _aio.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]
-    """ListOrders returns orders, open ones first, each newest first. Read only.
+    """ListOrders returns orders: open ones first, newest first; then those that have ended, what ended last first (of one
+    identity alone: the newest first). Read only.
     Callers: operators and services, with the role viewer or operator.
     """
     WatchOrders: _aio.UnaryStreamMultiCallable[_order_pb2.WatchOrdersRequest, _order_pb2.WatchOrdersResponse]
@@ -35,7 +36,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.ListOrdersRequest,
         context: _aio.ServicerContext[_order_pb2.ListOrdersRequest, _abc.Awaitable[_order_pb2.ListOrdersResponse]],
     ) -> _abc.Awaitable[_order_pb2.ListOrdersResponse]:
-        """ListOrders returns orders, open ones first, each newest first. Read only.
+        """ListOrders returns orders: open ones first, newest first; then those that have ended, what ended last first (of one
+        identity alone: the newest first). Read only.
         Callers: operators and services, with the role viewer or operator.
         """
 

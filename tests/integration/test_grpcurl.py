@@ -108,13 +108,17 @@ async def test_services_are_listed_and_described(edge: EdgeServer, client: Grpcu
 @pytest.mark.parametrize("method", [name for name in METHODS if name.startswith("/certplane.")])
 async def test_every_method_takes_a_json_body(edge: EdgeServer, client: Grpcurl, method: str) -> None:
     """Each RPC of ours is called with JSON and answers with JSON."""
-    *_, service, name = re.split("[./]", method)
-    body = json.dumps(BODIES.get(f"{service}/{name}") or BODIES.get(name, {}))
+    *_, service, rpc = re.split("[./]", method)
+    body = json.dumps(BODIES.get(f"{service}/{rpc}") or BODIES.get(rpc, {}))
     name = HOST if IdentityKind.HOST in METHODS[method].kinds else OPERATOR
-    if method.endswith("WatchRenewals"):
-        asyncio.get_running_loop().call_later(1, edge.hub.watchers.close)  # it ends with the broker alone
+    endless = {
+        "WatchRenewals": edge.hub.watchers,
+        "WatchOrders": edge.orders.watchers,
+    }  # they end with the broker alone
+    if (watchers := endless.get(rpc)) is not None:
+        asyncio.get_running_loop().call_later(1, watchers.close)
     status, out, err = await client.run("-d", body, method.removeprefix("/"), identity=edge.ca.issue([name]))
-    assert status == 0 or (method.endswith("WatchRenewals") and "DRAINING" in err), err
+    assert status == 0 or (rpc in endless and "DRAINING" in err), err
     first, _ = json.JSONDecoder().raw_decode(out)  # a stream's messages follow each other
     assert isinstance(first, dict)
 

@@ -25,6 +25,7 @@ from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import AdmissionControl
 from certplane.broker.identity.allowances import Allowances, AllowanceSettings
 from certplane.broker.identity.authentication import Authenticator
+from certplane.broker.issuance.overview import OrdersView
 from certplane.broker.members.known import KnownMembers
 from certplane.broker.members.model import Member
 from certplane.broker.members.ports import LastingLease, Lease
@@ -35,6 +36,7 @@ from certplane.broker.services.certificates import CertificateServicer
 from certplane.broker.services.enrollment import EnrollmentServicer
 from certplane.broker.services.fleet import FleetServicer
 from certplane.broker.services.interceptors.edge import Edge
+from certplane.broker.services.orders import OrderServicer
 from certplane.broker.services.policy import PolicyServicer
 from certplane.broker.services.renewal import RenewalServicer
 from certplane.broker.services.server import BrokerServer
@@ -47,6 +49,7 @@ from certplane.rpc.credentials import KeyPair, channel_credentials
 from certplane.runtime.clock import SystemClock
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.authority import FakeAuthority
+from tests.fakes.orders import NoOrdersHere
 from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.fakes.policy_desk import FakePolicyDesk
 from tests.support.ca import Leaf, PrivateCa
@@ -170,6 +173,15 @@ class EdgeServer:
             meter=self.meter,
             settings=self.streams,
         )
+        self.orders = OrdersView(
+            NoOrdersHere(self.stores.holds),
+            self.stores.order_listing,
+            self.policy,
+            self.known.find,
+            self.clock,
+            holder=self.stores.orders.holder,
+            name=self.name,
+        )
         self.server = BrokerServer(
             address=self.address,
             reuse_port=self.reuse_port,
@@ -200,6 +212,7 @@ class EdgeServer:
                     BrokersView(self.stores.members, self.me, self.lease),
                     self.authority,  # type: ignore[arg-type]  # a fake
                 ),
+                OrderServicer(self.orders),
                 PolicyServicer(FakePolicyDesk()),
             ],
         )

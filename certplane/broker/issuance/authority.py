@@ -16,7 +16,7 @@ Who the caller is, and whether it may call at all, was decided before (`certplan
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -27,13 +27,17 @@ from certplane.broker.issuance.caching import answers, answers_again
 from certplane.broker.issuance.commands import IssueCommand, IssueResult
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.delivery import Delivery
-from certplane.broker.issuance.dispatch import OrderDispatcher, draining_refusal, leaseless_refusal
+from certplane.broker.issuance.dispatch import OrderDispatcher
 from certplane.broker.issuance.events import CallEvents, EventFactory
 from certplane.broker.issuance.flights import Flight
+from certplane.broker.issuance.listing import OrderListing
+from certplane.broker.issuance.overview import OrdersView
+from certplane.broker.issuance.refusals import draining_refusal, leaseless_refusal
 from certplane.broker.issuance.revocation import Revocation, RevokedByOperator
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.waiting import within
 from certplane.broker.issuance.wants import LimitsTold, Wants
+from certplane.broker.members.model import Member
 from certplane.broker.model import Caller, CertificateRecord, Order, OrderDraft, OrderState, RevocationReason
 from certplane.broker.ports import CacheLook, CertificateQuery, ChangeFeed, DenialRecorder, DurableLimits
 from certplane.errors import Reason, RefusalError
@@ -98,6 +102,19 @@ class RegistrationAuthority:
     def follow_others(self, feed: ChangeFeed) -> None:
         """Hear of the other brokers of the database."""
         self._dispatcher.follow_others(feed)
+
+    def overview(self, listing: OrderListing, find_member: Callable[[str], Member | None], *, name: str) -> OrdersView:
+        """The orders of all brokers as operators see them; `find_member` knows the others, `name` is this machine's."""
+        ports = self._ports
+        return OrdersView(
+            self._dispatcher,
+            listing,
+            ports.policies,
+            find_member,
+            ports.clock,
+            holder=ports.orders.holder,
+            name=name,
+        )
 
     @property
     def in_trouble(self) -> bool:

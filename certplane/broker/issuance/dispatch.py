@@ -37,11 +37,14 @@ from certplane.broker.issuance.holds import IssuerHolds
 from certplane.broker.issuance.journal import Journal, OrderTakenError
 from certplane.broker.issuance.lanes import SharedLanes
 from certplane.broker.issuance.order_context import OrderContext
+from certplane.broker.issuance.progress import ProgressWriter, TroubleTold
 from certplane.broker.issuance.queue import OrderQueue
+from certplane.broker.issuance.refusals import draining_refusal, leaseless_refusal
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.tenure import LeaseLostError, Tenure
 from certplane.broker.issuance.validation import ChallengeRecords
 from certplane.broker.issuance.waiting import see_through, within
+from certplane.broker.issuance.watching import OrderWatchers
 from certplane.broker.model import ChangeKind, Order, OrderDraft, OrderState, Profile
 from certplane.broker.ports import CacheLook, ChangeFeed, OpenedOrder
 from certplane.errors import Reason, Refusal, RefusalError
@@ -50,9 +53,6 @@ from certplane.runtime.logging import request_id
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-_COME_BACK = timedelta(seconds=5)
-"""A restarting broker is usually back by then."""
 
 _LOOK = timedelta(seconds=1)
 """Between looks at whether the identities that have asked still stand: from memory."""
@@ -86,6 +86,7 @@ class OrderDispatcher:
             condition=self.condition,
             records=self._records,
             authorisation=self._authorisation,
+            told=TroubleTold(),
         )
         self._group: asyncio.TaskGroup | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -93,7 +94,9 @@ class OrderDispatcher:
         self._protected = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self.flights = Flights()
+        self._progress = ProgressWriter(ports.orders)
+        self.watchers = OrderWatchers()
+        self.flights = Flights(self.watchers.note)
         self.elsewhere = OrdersElsewhere(ports.orders)
         self.limits = settings.limits
         """What new orders have to keep: a reload may change it."""
@@ -120,6 +123,7 @@ class OrderDispatcher:
         """Hear of the other brokers of the database: of their orders, what they were told, and those that go."""
         feed.follow(ChangeKind.ORDER, self.elsewhere, what="other brokers' orders")
         feed.follow(ChangeKind.ORDER, self._lanes, what="whose turn it is at other brokers")
+        feed.follow(ChangeKind.ORDER, self.watchers, what="other brokers' orders, for those who watch")
         feed.follow(ChangeKind.HOLD, self.holds, what="what issuers are not to be asked for")
         feed.follow(ChangeKind.CONDITION, self._conditions, what="which profiles can have certificates")
         feed.follow(ChangeKind.MEMBER, self._tenure, what="which brokers there are")
@@ -239,6 +243,7 @@ class OrderDispatcher:
         await asyncio.wait({self._supervisor})
         if not self._supervisor.cancelled():
             self._supervisor.result()
+        self.watchers.close()
         await self._tell_others()
         await self._give_back()
 
@@ -268,11 +273,13 @@ class OrderDispatcher:
     async def _tell_others(self) -> None:
         """Write what this broker was told; beside all else: a database that takes its time holds up nobody."""
         try:
-            await self.holds.save(self._ports.clock.now())
+            now = self._ports.clock.now()
+            await self.holds.save(now)
+            await self._progress.write((flight.order for flight in self.flights), now)
             if self._ports.lease.shared:
                 await self._conditions.tell()
         except Exception:
-            logger.exception("other brokers could not be told of holds, or of blocked profiles; will retry")
+            logger.exception("other brokers could not be told of holds, orders, or blocked profiles; will retry")
 
     async def _keep_orders(self) -> None:
         """Take what other brokers leave, and let go of what may be theirs."""
@@ -372,17 +379,6 @@ class OrderDispatcher:
             self._idle.clear()
         else:
             self._idle.set()
-
-
-def draining_refusal() -> RefusalError:
-    """The broker is stopping."""
-    return RefusalError(Reason.DRAINING, "the broker is stopping; ask again", retry_after=_COME_BACK)
-
-
-def leaseless_refusal() -> RefusalError:
-    """This broker can't know whether it alone would run an order."""
-    message = "this broker has lost its lease on the database: another one, or this one in some seconds, can answer"
-    return RefusalError(Reason.STORE_UNAVAILABLE, message, retry_after=_COME_BACK)
 
 
 def _stop(flight: Flight) -> None:

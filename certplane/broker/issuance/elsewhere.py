@@ -79,5 +79,6 @@ class OrdersElsewhere(ChangeFollower):
         if order.state.is_open and order.holder == self._orders.holder:
             return  # it is about to be run here
         flight.publish(order)
+        flight.note(order.progress)
         if not order.state.is_open:
             self.flights.remove(flight)

@@ -17,6 +17,7 @@ at the CA's order, then do what its state and ours ask for.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -40,6 +41,7 @@ from certplane.broker.issuance.outcome import (
     pause_before_new_order,
     scopes_of,
 )
+from certplane.broker.issuance.progress import TURN, cut
 from certplane.broker.issuance.queue import Place
 from certplane.broker.issuance.steps import Abandoned, Elsewhere, Failed, OrderSteps, Outcome, Over
 from certplane.broker.issuance.tenure import LeaseLostError
@@ -106,11 +108,13 @@ class OrderExecution:
                     await self._finish()  # its turn lasts until its records are removed
 
     def _turn(self) -> AbstractAsyncContextManager[Place]:
-        queue = self._context.queue
+        queue, waits = self._context.queue, self._journal.begin
         if self._ports.lease.shared and self.order.turn_time is not None:
             # Of a broker that has gone: here it must not queue behind those that wait for its end.
+            waits(TURN)
             return queue.place()
-        return queue.turn(self._lane, others=partial(self._context.lanes.take, self._journal, self._lane))
+        others = partial(self._context.lanes.take, self._journal, self._lane)
+        return queue.turn(self._lane, others=others, waits=waits)
 
     async def fail(self, refusal: Refusal) -> None:
         """End the order for a reason that lies outside of it, and remove its records."""
@@ -132,10 +136,10 @@ class OrderExecution:
         records = self.order.txt_records
         if not records:
             return
-        with self._context.step("remove"):
+        with self._context.step(self._journal, "remove"):
             left = await self._context.records.remove(self._journal)
         if left != records:
-            with self._context.step("journal_removed"):
+            with self._context.step(self._journal, "journal_removed"):
                 await self._journal.write(OrderChange(txt_records=left))
 
     async def leave_lane(self) -> None:
@@ -189,7 +193,7 @@ class OrderExecution:
             rng=self._ports.rng,
         )
         finalizing = self.order.state is OrderState.FINALIZING
-        self._log_failure(refusal, stuck=isinstance(verdict, End) and finalizing)
+        self._note_failure(refusal, stuck=isinstance(verdict, End) and finalizing)
         issuer = self._next_issuer(refusal, verdict)
         if issuer:
             await self._move(Elsewhere(issuer, refusal))
@@ -197,7 +201,8 @@ class OrderExecution:
         if isinstance(verdict, TryAgain):
             self._ending = None
             await self._hold(refusal, verdict.wait)
-            await self._ports.clock.sleep(verdict.wait)
+            told = is_told(refusal)
+            await self._wait(verdict.wait, "the time that the other side has named" if told else "its next try")
         elif finalizing:
             # The CA may have the CSR: what it says when it is looked at again decides, however long that takes.
             self._ending = verdict
@@ -205,19 +210,32 @@ class OrderExecution:
             wait = self._settings.retry.wait(self._failures, self._ports.rng)
             if refusal.retry_after is not None and refusal.reason is not Reason.ISSUER_RATE_LIMITED:
                 wait = max(wait, refusal.retry_after)  # a rate limit is on finalising, not on looking
-            await self._ports.clock.sleep(wait)
+            await self._wait(wait, "the CA, which alone can end it")
         else:
             left_open = bool(self.order.acme_order_url) and refusal.reason is not Reason.ISSUER_REJECTED
             await self._end(Over(verdict, left_open=left_open))
         return False
 
-    def _log_failure(self, refusal: Refusal, *, stuck: bool) -> None:
-        """Once for each cause, not with each try; what a person should see (`stuck`: only the CA can end it) louder."""
-        news = self._journal.tell(f"{refusal.reason}: {refusal.message}")
-        level = logging.WARNING if stuck else logging.INFO
+    async def _wait(self, span: timedelta, what: str) -> None:
+        self._journal.note(next_attempt=self._ports.clock.now() + span, wait=what)
+        await self._ports.clock.sleep(span)
+
+    def _note_failure(self, refusal: Refusal, *, stuck: bool) -> None:
+        """For who looks at the order; and in the log, once for each cause, not with each try.
+
+        Louder where a person should see it: only the CA can end it (`stuck`), or it is the first of all orders to meet
+        this trouble of its issuer or DNS provider, which may go on for long.
+        """
+        trouble = cut(f"{refusal.reason}: {refusal.message}")
+        news = trouble != self.order.trouble
+        self._journal.note(trouble=trouble, failures=self._failures, next_attempt=None, wait="")
+        subject = self._subjects.get(refusal.reason, "")
+        first = bool(subject) and self._context.told.is_news(subject, refusal.reason)
+        level = logging.WARNING if stuck or first else logging.INFO
         fields = {
             "order_id": self.order.order_id,
             "state": self.order.state.value,
+            "issuer": self.order.issuer,
             "reason": refusal.reason.value,
             "failures": self._failures,
         }
@@ -226,6 +244,22 @@ class OrderExecution:
             "a step of an order failed: %s",
             refusal.message,
             extra={"fields": fields},
+        )
+
+    @property
+    def _subjects(self) -> Mapping[Reason, str]:
+        """What a failure of a step is laid at the door of."""
+        profile = self._ports.profile_of(self.order)
+        credentials = (profile.credentials if profile is not None else "") or "default"
+        issuer, dns = f"issuer {self.order.issuer}", f"DNS with the credentials {credentials}"
+        return {Reason.ISSUER_UNAVAILABLE: issuer, Reason.DNS_UNAVAILABLE: dns}
+
+    def _works(self) -> None:
+        """Issuer and DNS provider did what they are for."""
+        fields = {"order_id": self.order.order_id}
+        self._context.told.works(
+            sorted(set(self._subjects.values())),
+            lambda subject: logger.info("%s works again", subject, extra={"fields": fields}),
         )
 
     def _next_issuer(self, refusal: Refusal, verdict: TryAgain | End) -> str:
@@ -261,6 +295,7 @@ class OrderExecution:
         self._left |= {order.issuer}
         self._failures = 0
         self._out_since = None
+        self._journal.note(failures=0)
         events = self._abandoning(refusal.message) if order.acme_order_url else []
         events.append(self._events.failed_over(elsewhere.issuer, refusal))
         await self._journal.write(OrderChange(issuer=elsewhere.issuer, acme_order_url=""), events)
@@ -307,6 +342,7 @@ class OrderExecution:
         self._ports.meter.count(metrics.ORDERS_ENDED, profile=self.order.profile, reason=reason)
         self._context.condition.order_ended(self.order)
         if self.order.state is OrderState.ISSUED:
+            self._works()
             self._context.holds.works(self.order.issuer)
             await self._context.holds.save(self._ports.clock.now())
         await self.clean_up()

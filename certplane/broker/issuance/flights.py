@@ -7,10 +7,10 @@ order. A follower sees every state that the order goes through, however slow it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 
-from certplane.broker.model import Order
+from certplane.broker.model import Order, OrderProgress
 
 OrderKey = tuple[str, str, tuple[str, ...], str, str]
 
@@ -21,6 +21,8 @@ class Flight:
     def __init__(self, order: Order) -> None:
         self._states = [order]
         self._changed = asyncio.Event()
+        self.on_change: Callable[[Order], None] | None = None
+        """Called with the order whenever anything of it is another, its progress too. It must not raise."""
         self.task: asyncio.Task[None] | None = None
         self.begun = False
         """Whether the order has had its turn: one that hasn't is parked at once when the broker stops."""
@@ -37,20 +39,24 @@ class Flight:
     def publish(self, order: Order) -> None:
         """Tell the followers; only a new state is an event for them, and ends what was in its way."""
         if order.state is self.order.state:
-            self._states[-1] = replace(order, trouble=self.order.trouble)
+            self._states[-1] = replace(order, progress=self.order.progress)
+            self._tell()
             return
         self._states.append(order)
+        self._tell()
         self._wake()
         if not order.state.is_open:
             self.land()
 
-    def tell(self, trouble: str) -> bool:
-        """Tell the followers what is in the way of the open order; False if they know."""
-        if trouble == self.order.trouble or not self.order.state.is_open:
-            return False
-        self._states[-1] = replace(self.order, trouble=trouble)
-        self._wake()
-        return True
+    def note(self, progress: OrderProgress) -> None:
+        """What the open order is at; the followers are told if something else is in its way."""
+        before = self.order
+        if progress == before.progress or not before.state.is_open:
+            return
+        self._states[-1] = replace(before, progress=progress)
+        self._tell()
+        if progress.trouble != before.trouble:
+            self._wake()
 
     def land(self) -> None:
         """Nothing more will be published."""
@@ -77,6 +83,10 @@ class Flight:
                 return
             await self._changed.wait()
 
+    def _tell(self) -> None:
+        if self.on_change is not None:
+            self.on_change(self.order)
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
@@ -85,7 +95,9 @@ class Flight:
 class Flights:
     """Orders under way, by id and by what makes them unique."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[Order], None] | None = None) -> None:
+        """`on_change` is that of each flight (`Flight.on_change`); it is called with each new one, too."""
+        self._on_change = on_change
         self._by_id: dict[str, Flight] = {}
         self._by_key: dict[OrderKey, Flight] = {}
 
@@ -110,8 +122,11 @@ class Flights:
             flight = Flight(order)
         else:
             flight.publish(order)
+        flight.on_change = self._on_change
         self._by_id[order.order_id] = flight
         self._by_key[order.key] = flight
+        if self._on_change is not None:
+            self._on_change(flight.order)
         return flight
 
     def remove(self, flight: Flight) -> None:

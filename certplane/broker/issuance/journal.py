@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from certplane.broker import metrics
 from certplane.broker.events import AuditEvent
@@ -50,9 +51,20 @@ class Journal:
         """The order as it durably is."""
         return self._flight.order
 
-    def tell(self, trouble: str) -> bool:
-        """Tell those who wait what is in the order's way; False if they know. Nothing is written."""
-        return self._flight.tell(trouble)
+    def note(self, **changes: Any) -> None:
+        """Say what the order is at: fields of `OrderProgress`. Written soon, where it is worth it (`progress`)."""
+        self._flight.note(replace(self.order.progress, **changes))
+
+    def begin(self, step: str, *, wait: str = "") -> None:
+        """The order is at this step from now on, and waits for what `wait` says."""
+        before = self.order.progress
+        again = before.step == step and before.failures
+        self.note(
+            step=step,
+            step_time=before.step_time if again else self._ports.clock.now(),
+            wait=wait,
+            next_attempt=None,
+        )
 
     async def refresh(self) -> None:
         """Read the order anew: it may have waited long for its turn, and have ended meanwhile.

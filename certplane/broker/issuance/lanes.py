@@ -49,6 +49,7 @@ class SharedLanes(ChangeFollower):
             level = logging.DEBUG if said else logging.INFO
             logger.log(level, "an order waits for one of the same names at another broker", extra={"fields": fields})
             said = True
+            journal.note(wait=f"order {behind} of the same names, at another broker")
             await self._wait(journal, behind, lane.digest)
 
     async def _wait(self, journal: Journal, order_id: str, lane: str) -> None:

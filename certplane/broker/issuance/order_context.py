@@ -13,7 +13,9 @@ from certplane.broker.issuance.condition import IssuanceCondition
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.failover import IssuerChoice
 from certplane.broker.issuance.holds import IssuerHolds
+from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.lanes import SharedLanes
+from certplane.broker.issuance.progress import WAITS, TroubleTold
 from certplane.broker.issuance.queue import Lane, OrderQueue
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuance.tenure import Tenure
@@ -39,6 +41,7 @@ class OrderContext:
     condition: IssuanceCondition
     records: ChallengeRecords
     authorisation: OrderAuthorisation
+    told: TroubleTold
 
     def lane_of(self, order: Order) -> Lane:
         """Where the order has to take its turn: another one after it has moved."""
@@ -51,14 +54,15 @@ class OrderContext:
         return self.choice.choose(issuers, order.dns_names, profile.acme_profile, now, but=left | {order.issuer})
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """A step of `steps.STEPS`: its failpoints, and its time when it succeeds.
+    def step(self, journal: Journal, name: str) -> Iterator[None]:
+        """A step of `steps.STEPS`: the order is at it, its failpoints, and its time when it succeeds.
 
         Raises:
             LeaseLostError: it would do something outside, where another broker may be at work on the order by now.
         """
         if name in _OUTSIDE:
             self.tenure.check()
+        journal.begin(name, wait=WAITS.get(name, ""))
         failpoint(f"order.{name}.before")
         started = self.ports.clock.monotonic()
         yield

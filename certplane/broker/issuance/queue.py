@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from certplane.broker.issuance.progress import LANE, TURN
 from certplane.runtime.keyed_lock import KeyedLock
 
 
@@ -65,14 +66,25 @@ class OrderQueue:
         self._lanes = KeyedLock[Lane]()
 
     @asynccontextmanager
-    async def turn(self, lane: Lane, *, others: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[Place]:
+    async def turn(
+        self,
+        lane: Lane,
+        *,
+        others: Callable[[], Awaitable[None]] | None = None,
+        waits: Callable[[str], object] = lambda _: None,
+    ) -> AsyncIterator[Place]:
         """Wait for the lane and a place, and keep both for the length of the block, or until the place is left.
 
-        `others` waits until no order of another broker is in the way; of this broker's orders one a lane at a time.
+        Args:
+            lane: Whose turn it is.
+            others: Waits until no order of another broker is in the way; of this broker's orders one a lane at a time.
+            waits: Hears what is waited for: `progress.LANE`, then `progress.TURN`.
         """
+        waits(LANE)
         async with self._lanes.holding(lane):
             if others is not None:
                 await others()
+            waits(TURN)
             async with self.place() as place:
                 yield place
 

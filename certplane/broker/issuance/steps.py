@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TypeAlias
 
 from certplane.broker.issuance.events import OrderEvents
 from certplane.broker.issuance.journal import Journal
 from certplane.broker.issuance.order_context import OrderContext
 from certplane.broker.issuance.outcome import End, fails_over, is_told, pause_before_new_order
+from certplane.broker.issuance.progress import LOOK, PREFLIGHT
 from certplane.broker.issuance.queue import Lane
 from certplane.broker.issuance.storing import record_of
 from certplane.broker.model import IssuerOrder, IssuerOrderStatus, Order, OrderState, Profile
@@ -111,7 +113,7 @@ class OrderSteps:
         self._ports = context.ports
         self._settings = context.settings
         self._authorisation = context.authorisation
-        self._step = context.step
+        self._step = partial(context.step, journal)
         self._journal = journal
         self._events = events
         self._lane = lane
@@ -170,8 +172,10 @@ class OrderSteps:
         replaces = await self._replaced_pem()
         if not self._preconditions_checked:
             self._preconditions_checked = True
+            self._journal.begin(PREFLIGHT)
             timeout = self._timeout(self._settings.preflight_timeout)
             await self._ports.preflight.check_order(self.order.dns_names, self.order.issuer, timeout)
+        self._journal.begin("create", wait="its turn to ask the CA for an order")
         async with self._context.queue.asking(self._lane):
             profile = await self._authorisation.ask_again(self.order)
             self._check_held()
@@ -223,6 +227,7 @@ class OrderSteps:
         elif self.order.issuer not in self._ports.issuers:
             message = f"the issuer {self.order.issuer} is no longer in the broker's configuration"
             return Over(_rejected(message), unaccounted=True)
+        self._journal.begin(LOOK)
         try:
             self._acme = await self._issuer.get_order(url, self._timeout(self._settings.call_timeout))
         except RefusalError as error:

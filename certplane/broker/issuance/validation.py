@@ -23,6 +23,7 @@ from typing import Final
 from certplane.broker import metrics
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.journal import Journal
+from certplane.broker.issuance.progress import cut
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.model import DnsChallenge, OrderState, Profile, TxtRecord
 from certplane.broker.ports import OrderChange
@@ -100,9 +101,11 @@ class ChallengeRecords:
             await journal.write(OrderChange(txt_records=merge_records(journal.order.txt_records, written)))
         self._writing.pop(journal.order.order_id, None)
         with step("propagate"):
-            silent = await solver.wait_until_visible(written, timeout(settings.propagation_timeout), journal.tell)
+            silent = await solver.wait_until_visible(
+                written, timeout(settings.propagation_timeout), lambda text: journal.note(trouble=cut(text))
+            )
         for line in silent:
-            journal.tell(f"continues without a name server that does not answer: {line}")
+            journal.note(trouble=cut(f"continues without a name server that does not answer: {line}"))
             self._ports.meter.count(metrics.SERVERS_SILENT)
             fields = {"order_id": journal.order.order_id}
             logger.warning(

@@ -39,7 +39,7 @@ _KINDS: Final = {
     IdentityKind.SERVICE: enrollment_pb2.Identity.KIND_SERVICE,
     IdentityKind.OPERATOR: enrollment_pb2.Identity.KIND_OPERATOR,
 }
-_STATES: Final = {
+STATES: Final = {
     OrderState.PENDING: certificate_pb2.Order.STATE_PENDING,
     OrderState.AUTHORIZED: certificate_pb2.Order.STATE_AUTHORIZED,
     OrderState.VALIDATING: certificate_pb2.Order.STATE_VALIDATING,
@@ -177,7 +177,7 @@ def order_message(order: Order) -> certificate_pb2.Order:
     """An order as its caller sees it; nothing of what the broker does at the CA and in DNS."""
     message = certificate_pb2.Order(
         order_id=order.order_id,
-        state=_STATES[order.state],
+        state=STATES[order.state],
         profile=order.profile,
         dns_names=order.dns_names,
         public_key_sha256=order.public_key_sha256,

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, bindparam, exists, select, update
 
-from certplane.broker.model import ChangeKind, Order, OrderDraft
+from certplane.broker.model import NO_PROGRESS, ChangeKind, Order, OrderDraft
 from certplane.broker.store.cells import ORDER
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.members import database_time
@@ -43,6 +43,15 @@ class OrderRows:
             update(orders).where(orders.c.order_id == bindparam("which"), orders.c.epoch == bindparam("decided_under")),
             _CHANGING,
         )
+        self._note = compiler(
+            update(orders)
+            .where(
+                orders.c.order_id == bindparam("which"),
+                orders.c.epoch == bindparam("decided_under"),
+                orders.c.state == bindparam("same_state"),
+            )
+            .values(progress=bindparam("at"))
+        )
 
     def get(self, session: Session, order_id: str) -> Order | None:
         """The order, to be changed by this transaction alone."""
@@ -51,7 +60,10 @@ class OrderRows:
 
     def add(self, session: Session, order: Order) -> bool:
         """Write a new order; False if another broker has just opened an equal one."""
-        return bool(session.execute(self._insert, self._insert.arguments(_values(order))))
+        if not session.execute(self._insert, self._insert.arguments(_values(order))):
+            return False
+        self._changes.add_shared(session, ChangeKind.ORDER, order.order_id)
+        return True
 
     def put(self, session: Session, order: Order) -> Order:
         """Write what may change of an order; returned is what stands there then: without a lane if all is over.
@@ -60,6 +72,17 @@ class OrderRows:
             RefusalError: ORDER_NOT_FOUND: the row is gone, or the order was taken since.
         """
         return self._put(session, order, order.epoch)
+
+    def note_progress(self, session: Session, order: Order) -> None:
+        """Write what an order is at, unless it was taken or went on."""
+        values = {
+            "which": order.order_id,
+            "decided_under": order.epoch,
+            "same_state": str(order.state),
+            "at": ORDER.values(order)["progress"],
+        }
+        if session.execute(self._note, self._note.arguments(values)):
+            self._changes.add_shared(session, ChangeKind.ORDER, order.order_id)
 
     def take(self, session: Session, order: Order, holder: str) -> Order:
         """Let `holder` run the order from now on.
@@ -75,6 +98,8 @@ class OrderRows:
     def _put(self, session: Session, order: Order, decided_under: int) -> Order:
         if not (order.state.is_open or order.txt_records):
             order = replace(order, lane=None, turn_time=None)
+        if not order.state.is_open:
+            order = replace(order, progress=NO_PROGRESS)
         values = {**_values(order), "which": order.order_id, "decided_under": decided_under}
         if not session.execute(self._update, self._update.arguments(values)):
             raise order_not_found()

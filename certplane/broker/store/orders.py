@@ -18,7 +18,7 @@ from typing_extensions import override
 from certplane.broker.events import AuditEvent
 from certplane.broker.issuance.events import because
 from certplane.broker.issuance.outcome import still_answers
-from certplane.broker.model import CertificateRecord, ChangeKind, KeyUse, Order, OrderDraft, OrderState
+from certplane.broker.model import NO_PROGRESS, CertificateRecord, ChangeKind, KeyUse, Order, OrderDraft, OrderState
 from certplane.broker.policy.limits import AHEAD
 from certplane.broker.ports import CacheLook, DurableLimits, KeyLedger, OpenedOrder, OrderChange, OrderStore
 from certplane.broker.store.audit_log import SqlAuditLog, reading
@@ -308,6 +308,15 @@ class SqlOrderStore(OrderStore):
             rows = await self._database.all(self._unfinished, {})
         return [ORDER.value(row) for row in rows]
 
+    @override
+    async def note_progress(self, orders: Sequence[Order]) -> None:
+        def note(session: Session) -> Done[None]:
+            for order in orders:
+                self._rows.note_progress(session, order)
+            return Done(None)
+
+        await self._writer.write(note, ())
+
     def _find(self, session: Session, draft: OrderDraft, now: datetime) -> Order | None:
         """The order of the same key that is open, or failed and not yet to be tried again."""
         values = {
@@ -355,6 +364,7 @@ def _changed(order: Order, change: OrderChange, now: datetime) -> Order:
     }
     if change.state is not None and change.state is not order.state:
         values["update_time"] = now
+        values["progress"] = NO_PROGRESS
         if change.state is OrderState.FINALIZING:
             values["finalize_time"] = now
     if change.issuer is not None:

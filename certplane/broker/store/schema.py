@@ -95,6 +95,8 @@ orders = Table(
     Column("lane", _Text),
     # Since when it has its turn; NULL while it waits.
     Column("turn_time", _Time),
+    # What it is at, where a step fails or waits for long: for operators, and who takes the order.
+    Column("progress", _Text),
     sqlite_strict=True,
 )
 

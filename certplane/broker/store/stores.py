@@ -31,6 +31,7 @@ from certplane.broker.store.fleet import SqlFleetStore
 from certplane.broker.store.holds import SqlHoldStore
 from certplane.broker.store.identities import SqlIdentityLedger
 from certplane.broker.store.members import SqlMemberStore
+from certplane.broker.store.order_listing import SqlOrderListing
 from certplane.broker.store.orders import SqlKeyLedger, SqlOrderStore
 from certplane.broker.store.outbox import SqlOutbox
 from certplane.broker.store.renewal_plans import SqlRenewalPlanStore
@@ -72,6 +73,7 @@ class Stores:
 
     orders: SqlOrderStore
     shared_orders: SqlSharedOrders
+    order_listing: SqlOrderListing
     members: SqlMemberStore
     accounts: SqlAccounts
     holds: SqlHoldStore
@@ -217,6 +219,7 @@ def assemble(
     return Stores(
         orders=SqlOrderStore(reader, writer, log, clock, new_id, holder=writer_id, changes=changes),
         shared_orders=SqlSharedOrders(reader, writer, clock, holder=writer_id, changes=changes),
+        order_listing=SqlOrderListing(reader),
         members=SqlMemberStore(reader, writer, clock, writer_id, changes),
         accounts=SqlAccounts(reader, writer, clock, changes),
         holds=SqlHoldStore(reader, writer, changes),

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from certplane.broker.model import IdentityKind, OrderState, RevocationReason
+from certplane.broker.model import IdentityKind, OrderProgress, OrderState, RevocationReason
 from certplane.broker.services.calls import EdgeRefusalError
 from certplane.broker.services.convert import (
     certificate_message,
@@ -56,7 +56,10 @@ def test_every_revocation_reason_of_the_wire_is_known() -> None:
 
 def test_order_message_tells_what_is_in_the_way() -> None:
     """What an open order's last step met is there, for people: one printable line of bounded length."""
-    order = sample_order(state=OrderState.VALIDATING, trouble=f"DNS_UNAVAILABLE: ns2\x1b[2J\nlacks it {'x' * 900}")
+    order = sample_order(
+        state=OrderState.VALIDATING,
+        progress=OrderProgress(trouble=f"DNS_UNAVAILABLE: ns2\x1b[2J\nlacks it {'x' * 900}"),
+    )
     told = order_message(order).trouble
     assert (told.startswith("DNS_UNAVAILABLE: ns2"), told.isprintable(), len(told) <= 500) == (True, True, True)
     assert order_message(sample_order()).trouble == ""
