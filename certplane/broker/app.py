@@ -27,6 +27,7 @@ from certplane.broker.background import check_directories, check_dns_accounts, r
 from certplane.broker.configured import secret_source
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.elsewhere import BrokersElsewhere, follow_others
+from certplane.broker.fleet.followed import FollowedRequests
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -245,6 +246,7 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none),
                 BrokersView(stores.members, lambda: _member(broker), lease),
                 authority,
+                FollowedRequests(plans, stores.fleet, clock, view.holder_now),
             ),
             OrderServicer(
                 authority.overview(

@@ -375,6 +375,8 @@ class ChangeKind(StrEnum):
     """What an issuer is not to be asked for, or that it is out of reach; the key is `issuance.holds.key_text`'s."""
     CONDITION = "condition"
     """A profile's orders bring certificates again, or fail for another reason than before; the key is its name."""
+    IDENTITY_RENEWAL = "identity_renewal"
+    """An operator wants a host's identity renewed; the key is the host's name."""
     RETRY_EPOCH = "retry_epoch"
     """What was refused may succeed now; the key is empty."""
     ACCOUNT = "account"

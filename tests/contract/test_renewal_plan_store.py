@@ -12,7 +12,15 @@ import pytest
 from certplane.broker.events import AuditEventType
 from certplane.broker.model import CertificateRecord, OrderState, RevocationReason
 from certplane.broker.ports import OrderChange
-from certplane.broker.renewal.model import HeldUp, InForce, RenewalPlan, RequestedRenewal, Selection
+from certplane.broker.renewal.model import (
+    HeldUp,
+    InForce,
+    RecordedRequest,
+    RenewalPlan,
+    RequestedRenewal,
+    RequestItem,
+    Selection,
+)
 from certplane.broker.store import renewal_plans
 from certplane.errors import Reason, RefusalError
 from certplane.fleet_report.model import RenewalCause
@@ -143,6 +151,51 @@ async def test_what_came_of_a_request_is_kept_whole(store: StoreHarness) -> None
     assert await requests.find_request("bob", "r-1") is None
     assert await requests.set_requested([later], "bob", again, now) == again
     assert await requests.planned([record.certificate_id]) == [later]
+
+
+async def test_what_a_request_was_for_is_followed(store: StoreHarness) -> None:
+    """Its items by their numbers, in pages, each with what the database has of it by then."""
+    requests, now = store.stores.renewal_plans, store.clock.now()
+    records = [await store.issue(dns_names=(f"n{number}.example.org",)) for number in range(4)]
+    items = [RequestItem(WEB1, record.certificate_id, now + HOUR) for record in records]
+    items[3] = replace(items[3], planned=False)
+    identity = RequestItem(WEB2, "", now + HOUR, serial_number="1f")
+    plans = [plan_of(record, renewal_request_id="r-1") for record in records[:3]]
+    asked = RequestedRenewal("r-1", 5, 4, now + HOUR)
+    await requests.set_requested(plans, "alice", asked, now, reason="drill", items=[*items, identity])
+    await store.issue(replaces_certificate_id=records[0].certificate_id)
+    await store.stores.certificates.mark_revoked(records[1].certificate_id, RevocationReason.UNSPECIFIED, now, [])
+    await requests.set_plans([replace(plans[2], renewal_request_id="r-2")])
+
+    recorded = await requests.get_request("r-1", "")
+    assert recorded == RecordedRequest("alice", "r-1", now, "drill", now + HOUR)
+    pages = [await requests.follow_items(recorded, after, 3) for after in (0, 3)]
+    assert [[each.number for each in page] for page in pages] == [[1, 2, 3], [4, 5]]
+    found = [each for page in pages for each in page]
+    assert [each.item for each in found] == [*items, identity]
+    assert [(each.in_force, each.plan_request_id) for each in found] == [
+        (False, ""), (False, ""), (True, "r-2"), (True, ""), (False, ""),
+    ]  # fmt: skip
+    assert [bool(each.new_certificate_id) for each in found] == [True, False, False, False, False]
+    assert [each.revoke_time for each in found] == [None, now, None, None, None]
+    assert [(each.profile, each.dns_names) for each in found] == [
+        *((record.profile, record.dns_names) for record in records), ("", ())
+    ]  # fmt: skip
+
+
+async def test_a_request_is_found_by_its_id(store: StoreHarness) -> None:
+    """The asker's own, else the newest of that id; what was planned for an identity last is the newest request's."""
+    requests, now = store.stores.renewal_plans, store.clock.now()
+    for number, requester in enumerate(("alice", "bob")):
+        items = [RequestItem(WEB1, "", now + number * HOUR, serial_number=f"{number}f")]
+        time = now + timedelta(seconds=number)
+        await requests.set_requested([], requester, RequestedRenewal("r-1", 1, 1), time, reason=requester, items=items)
+    found = [await requests.get_request("r-1", name) for name in ("alice", "carol")]
+    assert [each.requester for each in found] == ["alice", "bob"]
+    assert await requests.get_request("r-2", "alice") is None
+    assert await requests.identity_renewals([WEB1, WEB2]) == [
+        ("1f", RenewalPlan("", WEB1, now + HOUR, RenewalCause.OPERATOR, "bob", renewal_request_id="r-1"))
+    ]
 
 
 async def test_a_request_whose_plans_can_not_be_set_is_not_kept(store: StoreHarness) -> None:

@@ -9,7 +9,7 @@ import pytest
 from certplane.broker.fleet.model import HostStream
 from certplane.broker.model import CertificateRecord, EnrollmentReport, Order, OrderState, RevocationReason, TxtRecord
 from certplane.broker.ports import OrderChange, PruneBefore
-from certplane.broker.renewal.model import RenewalPlan, RequestedRenewal
+from certplane.broker.renewal.model import RecordedRequest, RenewalPlan, RequestedRenewal, RequestItem
 from certplane.errors import Reason, Refusal
 from certplane.fleet_report.model import CertificateState, CertificateStatus, HostFacts, RenewalCause, Report
 from tests.support.stores import StoreHarness
@@ -205,9 +205,12 @@ async def test_a_host_that_is_gone_for_long_is_forgotten(store: StoreHarness) ->
 
 
 async def test_old_renewal_requests_are_forgotten(store: StoreHarness) -> None:
-    """They are kept so that asking again changes nothing; nobody repeats a call after so long."""
+    """They are kept so that asking again changes nothing; nobody repeats a call after so long. Their items go too."""
     for name in ("first", "second"):
-        await store.stores.renewal_plans.set_requested([], "op", RequestedRenewal(name, 1, 1), store.clock.now())
+        items = [RequestItem("web1.example", "", store.clock.now(), serial_number="1f")] * 2
+        await store.stores.renewal_plans.set_requested(
+            [], "op", RequestedRenewal(name, 1, 1), store.clock.now(), items=items
+        )
         store.clock.advance(KEEP)
     store.clock.advance(DAY)
     assert await prune(store, 1) == {"renewal_requests": 1}
@@ -215,6 +218,8 @@ async def test_old_renewal_requests_are_forgotten(store: StoreHarness) -> None:
     assert await prune(store) == {}
     assert await store.stores.renewal_plans.find_request("op", "first") is None
     assert await store.stores.renewal_plans.find_request("op", "second") is not None
+    left = [RecordedRequest("op", name, store.clock.now(), "", None) for name in ("first", "second")]
+    assert [len(await store.stores.renewal_plans.follow_items(each, 0, 9)) for each in left] == [0, 2]
 
 
 async def test_size(store: StoreHarness) -> None:

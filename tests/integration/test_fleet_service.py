@@ -455,3 +455,73 @@ async def test_a_certificate_is_revoked_for_its_holder(edge: EdgeServer, fleet: 
         wrong.ClearField(field)  # type: ignore[arg-type]  # by name
         found = await refused(fleet.RevokeCertificate(wrong, timeout=HANG))
         assert (found.reason, found.refusal.violations[0].subject) == (Reason.REQUEST_INVALID, field)
+
+
+async def progress_of(fleet: Any, request_id: str, **fields: Any) -> tuple[Any, list[Any]]:
+    """The first answer, and the items of all pages."""
+    request = pb.GetRenewalRequestRequest(renewal_request_id=request_id, **fields)
+    first, items = None, []
+    while True:
+        response = await fleet.GetRenewalRequest(request, timeout=HANG)
+        assert response.ByteSize() < 64 * 1024
+        first = first or response
+        items += response.items
+        if not response.next_page_token:
+            return first, items
+        request.page_token = response.next_page_token
+
+
+async def test_a_renewal_can_be_followed(edge: EdgeServer, fleet: Any) -> None:
+    """Of each certificate how far it is, those that need a person first; the request has ended when all have."""
+    word = pb.GetRenewalRequestResponse
+    records = [await issue(edge, HOST, f"n{number}.example") for number in range(3)]
+    held = [HeldCertificate(each.serial_number, certificate_id=each.certificate_id) for each in records]
+    at_work = [
+        CertificateStatus("a", CertificateState.SERVING, installed=held[0], renew_time=edge.clock.now()),
+        CertificateStatus("b", CertificateState.FAILED, installed=held[1], request_failures=1, last_error="no DNS"),
+        CertificateStatus("c", CertificateState.REQUESTING, installed=held[2]),
+    ]
+    await known(edge, HOST, *at_work)
+    selection = pb.Selection(hosts=["web1"])
+    asked = await fleet.RequestRenewal(pb.RequestRenewalRequest(selection=selection, reason="drill"), timeout=HANG)
+    first, items = await progress_of(fleet, asked.renewal_request_id, page_size=2)
+    assert (first.requested_by, first.reason, first.done) == (OPERATOR, "drill", False)
+    assert first.HasField("request_time")
+    assert first.HasField("last_renew_time")
+    assert [(each.certificate_name, each.progress) for each in items] == [
+        ("b", word.PROGRESS_FAILED),
+        ("a", word.PROGRESS_PLANNED),
+        ("c", word.PROGRESS_REQUESTING),
+    ]
+    assert items[0].reason == "no DNS"
+    assert {each.certificate_id for each in items} == {each.certificate_id for each in records}
+    assert [(each.progress, each.certificate_count) for each in first.counts] == [
+        (word.PROGRESS_FAILED, 1),
+        (word.PROGRESS_PLANNED, 1),
+        (word.PROGRESS_REQUESTING, 1),
+    ]
+
+    for each in records:
+        await edge.stores.certificates.mark_revoked(
+            each.certificate_id, RevocationReason.UNSPECIFIED, edge.clock.now(), []
+        )
+    edge.clock.lapse += timedelta(minutes=1)  # what was found is answered again for a moment
+    last, _ = await progress_of(fleet, asked.renewal_request_id)
+    assert last.done
+    assert [each.progress for each in last.counts] == [word.PROGRESS_OVERTAKEN]
+
+
+async def test_each_request_can_be_followed(edge: EdgeServer, fleet: Any) -> None:
+    """The broker names those that the caller doesn't, and one id of all calls of a program doesn't make them one."""
+    await issue(edge)
+    request = pb.RequestRenewalRequest(selection=pb.Selection(all=True), reason="drill")
+    metadata = (("x-request-id", "job-7"),)
+    ids = [(await fleet.RequestRenewal(request, metadata=metadata, timeout=HANG)).renewal_request_id for _ in range(3)]
+    assert ids == ["job-7", "job-7.2", "job-7.3"]
+    for request_id in ids:
+        _, items = await progress_of(fleet, request_id)
+        assert [each.reason for each in items] == ["its host never came"]
+    found = await refused(fleet.GetRenewalRequest(pb.GetRenewalRequestRequest(renewal_request_id="no"), timeout=HANG))
+    assert found.reason is Reason.ORDER_NOT_FOUND
+    wrong = pb.GetRenewalRequestRequest(renewal_request_id=ids[0], page_token="d2Vi")
+    assert (await refused(fleet.GetRenewalRequest(wrong, timeout=HANG))).fields == ["page_token"]

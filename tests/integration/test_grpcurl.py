@@ -17,6 +17,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from certplane.broker.identity.access import METHODS
 from certplane.broker.model import IdentityKind
+from certplane.broker.renewal.model import RequestedRenewal
 from certplane.errors import Reason, RefusalError, Violation
 from certplane.rpc.protoset import descriptor_set
 from tests.support.ca import Leaf
@@ -45,6 +46,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "ListHosts": {"states": ["STATE_FAILED"]},
     "GetHost": {"host": "web1"},
     "RequestRenewal": {"selection": {"all": True}, "spreadDuration": "3600s", "reason": "drill", "dryRun": True},
+    "GetRenewalRequest": {"renewalRequestId": "r-1"},
     "PlanPolicy": {"hello": {"requestId": "plan-1"}},
     "CertificateService/RevokeCertificate": {"certificateId": "c-1", "reason": "REVOCATION_REASON_SUPERSEDED"},
     "FleetService/RevokeCertificate": {"certificateId": "c-1", "reason": "the machine was sold"},
@@ -108,6 +110,7 @@ async def test_services_are_listed_and_described(edge: EdgeServer, client: Grpcu
 @pytest.mark.parametrize("method", [name for name in METHODS if name.startswith("/certplane.")])
 async def test_every_method_takes_a_json_body(edge: EdgeServer, client: Grpcurl, method: str) -> None:
     """Each RPC of ours is called with JSON and answers with JSON."""
+    await edge.plans.set_requested([], OPERATOR, RequestedRenewal("r-1", 0, 0), edge.clock.now())
     *_, service, rpc = re.split("[./]", method)
     body = json.dumps(BODIES.get(f"{service}/{rpc}") or BODIES.get(rpc, {}))
     name = HOST if IdentityKind.HOST in METHODS[method].kinds else OPERATOR

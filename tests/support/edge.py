@@ -16,6 +16,7 @@ import grpc
 from certplane.broker import metrics
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.elsewhere import follow_others
+from certplane.broker.fleet.followed import FollowedRequests
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -211,6 +212,7 @@ class EdgeServer:
                     ),
                     BrokersView(self.stores.members, self.me, self.lease),
                     self.authority,  # type: ignore[arg-type]  # a fake
+                    FollowedRequests(self.plans, self.stores.fleet, self.clock, self.view.holder_now),
                 ),
                 OrderServicer(self.orders),
                 PolicyServicer(FakePolicyDesk()),

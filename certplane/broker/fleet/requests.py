@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.model import HostRecord
 from certplane.broker.fleet.ports import FleetStore
 from certplane.broker.model import Caller
-from certplane.broker.renewal.model import HeldUp, RenewalPlan, RequestedRenewal, Selected, Selection
+from certplane.broker.renewal.model import HeldUp, RenewalPlan, RequestedRenewal, RequestItem, Selected, Selection
 from certplane.broker.renewal.ports import RenewalPlanStore, RenewalRequestLog
 from certplane.fleet_report.model import RenewalCause
 from certplane.runtime.clock import Clock
@@ -28,6 +28,9 @@ _READ: Final = 128
 """Hosts that are read about together."""
 _AT_ONCE: Final = 256
 """Certificates that are looked at before the loop has its turn: about a millisecond."""
+
+_LONGEST_ID: Final = 64
+"""Of a request (proto, ListHostsRequest.request_id)."""
 
 T = TypeVar("T")
 
@@ -110,20 +113,27 @@ async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
             await asyncio.sleep(0)
 
 
-async def _all_of(renewals: Iterable[RenewalPlan | None]) -> tuple[list[RenewalPlan], set[str], datetime | None]:
-    """The plans that there are, their hosts, and the last one's time."""
-    plans: list[RenewalPlan] = []
-    hosts: set[str] = set()
+@dataclass(slots=True)
+class _Planned:
+    """What is done for a request: an item of all that it is for, and plans for those that get another time."""
+
+    items: list[RequestItem] = field(default_factory=list)
+    plans: list[RenewalPlan] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
     last: datetime | None = None
-    async for plan in _in_turns(renewals):
-        if plan is not None:
-            plans.append(plan)
-            hosts.add(plan.host)
-            last = plan.renew_time if last is None else max(last, plan.renew_time)
-    return plans, hosts, last
+
+    async def add(self, picked: Iterable[Selected], renewals: Iterable[RenewalPlan | None]) -> None:
+        """Add what was picked, each with its plan or without one."""
+        async for one, plan in _in_turns(zip(picked, renewals, strict=True)):
+            time = one.renew_time if plan is None else plan.renew_time
+            self.items.append(RequestItem(one.host, one.certificate_id, time, planned=plan is not None))
+            if plan is not None:
+                self.plans.append(plan)
+                self.hosts.add(plan.host)
+                self.last = time if self.last is None else max(self.last, time)
 
 
-async def _let_go(things: list[T]) -> None:
+async def _let_go(things: list[Any]) -> None:
     """Free what a list has the last references to, in turns: at once, a whole fleet's takes a tenth of a second."""
     while things:
         del things[-_AT_ONCE:]
@@ -190,29 +200,40 @@ class RenewalRequests:
                 held_up.add(HeldUp(one.host, one.certificate_id, reasons[one.host]))
         for held in stuck:
             held_up.add(held)
+        request_id = order.request_id if order.chosen_id else await self._unused_id(caller, order.request_id)
         renewals = spread_renewals(
             picked,
             waiting,
             order.spread,
             now,
             reason=order.reason,
-            request_id=order.request_id,
+            request_id=request_id,
             stuck={one.certificate_id for one in stuck},
         )
-        plans, hosts, last = await _all_of(renewals)
+        done = _Planned()
+        await done.add(picked, renewals)
+        hosts = frozenset(done.hosts)
         requested = RequestedRenewal(
-            order.request_id, len(picked), len(plans), last, tuple(held_up.named), held_up.count
+            request_id, len(picked), len(done.plans), done.last, tuple(held_up.named), held_up.count
         )
-        events = [self._event(caller, order, requested)]
-        if order.chosen_id and not order.dry_run:
-            kept = await self._plans.set_requested(plans, caller.name, requested, now, events)
+        if not order.dry_run:
+            events = [self._event(caller, order, requested)]
+            kept = await self._plans.set_requested(
+                done.plans, caller.name, requested, now, events, reason=order.reason, items=done.items
+            )
             if kept != requested:
-                requested, hosts = kept, set()
-        elif not order.dry_run:
-            await self._plans.set_plans(plans, events)
-        await _let_go(plans)
-        await _let_go(picked)
-        return requested, frozenset(hosts)
+                requested, hosts = kept, frozenset()
+        for things in (done.plans, done.items, picked):
+            await _let_go(things)
+        return requested, hosts
+
+    async def _unused_id(self, caller: Caller, request_id: str) -> str:
+        """The call's id names the request, unless the caller has others of it: programs give all their calls one id."""
+        candidate, number = request_id, 1
+        while await self._plans.find_request(caller.name, candidate) is not None:
+            number += 1
+            candidate = f"{request_id[: _LONGEST_ID - 8]}.{number}"
+        return candidate
 
     async def _stuck(self, picked: Sequence[Selected], now: datetime) -> list[HeldUp]:
         due = {one.certificate_id: one.host async for one in _in_turns(picked) if one.renew_time <= now}

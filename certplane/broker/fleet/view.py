@@ -16,6 +16,7 @@ from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.knowledge import unknown_plans
 from certplane.broker.fleet.model import HostRecord, RevokedCertificate, StreamBroker
 from certplane.broker.fleet.ports import FleetStore, StreamPlaces
+from certplane.broker.fleet.progress import HolderNow
 from certplane.broker.members.ports import OtherBrokers
 from certplane.broker.model import IdentityKind
 from certplane.broker.ports import DenyList, IdentityLedger, PolicySource
@@ -109,6 +110,16 @@ class FleetView:
         if known is not None and known.contest is not None:
             return "two holders use its identity; decide with `certplane-broker identity allow`"
         return ""
+
+    def holder_now(self, name: str, record: HostRecord | None) -> HolderNow:
+        """What is known of the identity of this name, whose `record` was read, for how far its renewals are."""
+        grant = self._policy.current.find_grant(name)
+        return HolderNow(
+            record,
+            connected=record is not None and self._broker_of(record) is not None,
+            why_none=self.why_none(name),
+            is_service=grant is not None and grant.kind is IdentityKind.SERVICE,
+        )
 
     async def host(self, name_or_label: str) -> HostView:
         """One host.

@@ -51,7 +51,8 @@ class RenewalPlan:
 
     `window_start`, `window_end` are the CA's window, None where it gave none; for cause ISSUER `renew_time` was picked
     in it once, at random. `next_check_time` is when the CA is asked again, None before it was asked for the first time.
-    `renewal_request_id` names the operator's request for cause OPERATOR.
+    `renewal_request_id` names the operator's request for cause OPERATOR. One with an empty `certificate_id` is for the
+    host's identity: it is an item of that request, and has no row of its own.
     """
 
     certificate_id: str
@@ -65,6 +66,11 @@ class RenewalPlan:
     next_check_time: datetime | None = None
     check_failures: int = 0
     renewal_request_id: str = ""
+
+    @property
+    def is_of_identity(self) -> bool:
+        """Whether it is for the host's identity, which the internal CA renews."""
+        return not self.certificate_id
 
     @property
     def told(self) -> tuple[object, ...]:
@@ -119,7 +125,10 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Certificates in force that match every field that isn't empty; nothing when all are empty and `all` is False."""
+    """Certificates in force that match every field that isn't empty; nothing when all are empty and `all` is False.
+
+    With `identities` it is the identities of `hosts`, or of `all` hosts, instead.
+    """
 
     all: bool = False
     hosts: tuple[str, ...] = ()
@@ -127,6 +136,7 @@ class Selection:
     issuers: tuple[str, ...] = ()
     certificate_ids: tuple[str, ...] = ()
     dns_names: tuple[str, ...] = ()
+    identities: bool = False
 
     def matcher(self) -> Callable[[str, str, str, str, Sequence[str]], bool]:
         """Says whether a certificate's id, host, profile, issuer and names are what is selected."""
@@ -175,3 +185,60 @@ class RequestedRenewal:
     last_renew_time: datetime | None = None
     held_up: tuple[HeldUp, ...] = ()
     held_up_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestItem:
+    """One certificate that a request was for, or a host's identity.
+
+    Attributes:
+        host: The holder.
+        certificate_id: What is to be replaced; empty of an identity.
+        renew_time: When.
+        planned: Whether the request gave it that time; else it was due as early anyway.
+        serial_number: Of the identity's certificate that is to be replaced; else empty.
+    """
+
+    host: str
+    certificate_id: str
+    renew_time: datetime
+    planned: bool = True
+    serial_number: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """An operator's request as it is recorded."""
+
+    requester: str
+    request_id: str
+    create_time: datetime
+    reason: str
+    last_renew_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedItem:
+    """What a request was for, and what the database has of it by now; all but the first three only of a certificate.
+
+    Attributes:
+        number: Its place in the request.
+        item: What it was for.
+        plan_request_id: The request that planned its renewal last; empty if none did.
+        in_force: Whether it is in force.
+        new_certificate_id: What was issued in its place; empty if nothing was.
+        not_after: End of its validity; None if the certificate is no longer kept.
+        revoke_time: When it was revoked.
+        profile: Of the policy.
+        dns_names: Its names.
+    """
+
+    number: int
+    item: RequestItem
+    plan_request_id: str = ""
+    in_force: bool = False
+    new_certificate_id: str = ""
+    not_after: datetime | None = None
+    revoke_time: datetime | None = None
+    profile: str = ""
+    dns_names: tuple[str, ...] = ()

@@ -18,8 +18,18 @@ from typing_extensions import override
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import CertificateRecord, OrderCause
 from certplane.broker.ports import ChangeFollower, RenewalTimes
-from certplane.broker.renewal.model import DueCheck, InForce, RenewalPlan, RequestedRenewal, Selected, Selection
-from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore, RenewalRequestLog
+from certplane.broker.renewal.model import (
+    DueCheck,
+    FollowedItem,
+    InForce,
+    RecordedRequest,
+    RenewalPlan,
+    RequestedRenewal,
+    RequestItem,
+    Selected,
+    Selection,
+)
+from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore, RenewalRequestLog, RequestItems
 from certplane.fleet_report.model import RenewalCause
 
 _logger = logging.getLogger(__name__)
@@ -37,11 +47,11 @@ _AT_ONCE: Final = 64
 """Plans that are told before the loop has its turn: each may make a stream write, which takes 0.1 ms."""
 
 
-class _Store(RenewalPlanStore, RenewalRequestLog, RenewalChecks, Protocol):
+class _Store(RenewalPlanStore, RenewalRequestLog, RequestItems, RenewalChecks, Protocol):
     pass
 
 
-class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RenewalChecks, ChangeFollower):
+class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RequestItems, RenewalChecks, ChangeFollower):
     """`RenewalPlanStore` and `RenewalChecks` over a store of theirs, and `RenewalTimes` from memory.
 
     It follows the plans of other brokers.
@@ -153,21 +163,31 @@ class RenewalPlans(RenewalTimes, RenewalPlanStore, RenewalRequestLog, RenewalChe
         requested: RequestedRenewal,
         time: datetime,
         events: Sequence[AuditEvent] = (),
+        *,
+        reason: str = "",
+        items: Sequence[RequestItem] = (),
     ) -> RequestedRenewal:
-        return await self._to_its_end(self._set_requested(plans, requester, requested, time, events))
+        async def set_requested() -> RequestedRenewal:
+            kept = await self._store.set_requested(
+                plans, requester, requested, time, events, reason=reason, items=items
+            )
+            if kept == requested:
+                await self._learn(plans)
+            return kept
 
-    async def _set_requested(
-        self,
-        plans: Sequence[RenewalPlan],
-        requester: str,
-        requested: RequestedRenewal,
-        time: datetime,
-        events: Sequence[AuditEvent],
-    ) -> RequestedRenewal:
-        kept = await self._store.set_requested(plans, requester, requested, time, events)
-        if kept == requested:
-            await self._learn(plans)
-        return kept
+        return await self._to_its_end(set_requested())
+
+    @override
+    async def get_request(self, request_id: str, requester: str) -> RecordedRequest | None:
+        return await self._store.get_request(request_id, requester)
+
+    @override
+    async def follow_items(self, request: RecordedRequest, after: int, limit: int) -> Sequence[FollowedItem]:
+        return await self._store.follow_items(request, after, limit)
+
+    @override
+    async def identity_renewals(self, hosts: Sequence[str]) -> Sequence[tuple[str, RenewalPlan]]:
+        return await self._store.identity_renewals(hosts)
 
     @override
     async def in_force(self, host: str, now: datetime) -> Sequence[InForce]:

@@ -10,10 +10,13 @@ from certplane.broker.events import AuditEvent
 from certplane.broker.model import CertificateRecord
 from certplane.broker.renewal.model import (
     DueCheck,
+    FollowedItem,
     InForce,
+    RecordedRequest,
     RenewalInfo,
     RenewalPlan,
     RequestedRenewal,
+    RequestItem,
     Selected,
     Selection,
 )
@@ -54,7 +57,7 @@ class RenewalPlanStore(Protocol):
 
 
 class RenewalRequestLog(Protocol):
-    """What operators have asked for, so that asking again changes nothing."""
+    """What operators have asked for, so that asking again changes nothing, and what becomes of it can be told."""
 
     async def find_request(self, requester: str, request_id: str) -> RequestedRenewal | None:
         """What came of the request with this id of this caller; None if there was none."""
@@ -67,14 +70,39 @@ class RenewalRequestLog(Protocol):
         requested: RequestedRenewal,
         time: datetime,
         events: Sequence[AuditEvent] = (),
+        *,
+        reason: str = "",
+        items: Sequence[RequestItem] = (),
     ) -> RequestedRenewal:
         """Replace plans as `set_plans` does and keep what came of the request, in one transaction with the events.
+
+        `items` are all that the request was for, by host, and `reason` is the requester's.
 
         The first request of an id is the only one, at whichever broker: of a later one nothing is written, and what
         came of the first is the answer.
 
         Raises:
             RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
+        """
+        ...
+
+
+class RequestItems(Protocol):
+    """What requests were for, and what has become of that."""
+
+    async def get_request(self, request_id: str, requester: str) -> RecordedRequest | None:
+        """The request of this id: of this requester's own, else the newest; None if there is none."""
+        ...
+
+    async def follow_items(self, request: RecordedRequest, after: int, limit: int) -> Sequence[FollowedItem]:
+        """Its items, those after one by their numbers, which begin at 1, with what the database has of each now."""
+        ...
+
+    async def identity_renewals(self, hosts: Sequence[str]) -> Sequence[tuple[str, RenewalPlan]]:
+        """The newest request for the identity of each of these hosts, that has one: as a plan.
+
+        Each with the serial number of the identity's certificate that is to be replaced: it is over once the host has
+        another one.
         """
         ...
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from certplane.broker.fleet.followed import FollowedRequests
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.issuance.authority import RegistrationAuthority
@@ -36,6 +37,7 @@ from certplane.broker.services.fleet_convert import (
     states_of,
     text_of,
 )
+from certplane.broker.services.progress_convert import place_from_token, progress_response
 from certplane.rpc.times import timestamp
 from certplane.v1 import fleet_pb2 as pb
 from certplane.v1 import fleet_pb2_grpc
@@ -49,9 +51,15 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     service = pb.DESCRIPTOR.services_by_name["FleetService"].full_name
 
     def __init__(
-        self, view: FleetView, requests: RenewalRequests, brokers: BrokersView, authority: RegistrationAuthority
+        self,
+        view: FleetView,
+        requests: RenewalRequests,
+        brokers: BrokersView,
+        authority: RegistrationAuthority,
+        followed: FollowedRequests,
     ) -> None:
         self._view = view
+        self._followed = followed
         self._authority = authority
         self._brokers = brokers
         self._requests = requests
@@ -141,8 +149,12 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     async def GetRenewalRequest(
         self, request: pb.GetRenewalRequestRequest, _context: RpcContext
     ) -> pb.GetRenewalRequestResponse:
-        """How far a renewal has come."""
-        raise NotImplementedError
+        """How far a renewal has come, with a page of what it was for."""
+        caller, _ = current_call()
+        renewal_request_id = required_id("renewal_request_id", request.renewal_request_id)
+        after, most = place_from_token(request.page_token), page_size(request.page_size)
+        progress = await self._followed.follow(renewal_request_id, caller.name)
+        return progress_response(progress, after=after, most=most)
 
     async def ForgetHost(self, request: pb.ForgetHostRequest, _context: RpcContext) -> pb.ForgetHostResponse:
         """Remove what is known of a host that is gone."""

@@ -30,14 +30,30 @@ from typing_extensions import override
 
 from certplane.broker.events import AuditEvent
 from certplane.broker.model import ChangeKind
-from certplane.broker.renewal.model import DueCheck, InForce, RenewalPlan, RequestedRenewal, Selected, Selection
-from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore, RenewalRequestLog
+from certplane.broker.renewal.model import (
+    DueCheck,
+    FollowedItem,
+    InForce,
+    RecordedRequest,
+    RenewalPlan,
+    RequestedRenewal,
+    RequestItem,
+    Selected,
+    Selection,
+)
+from certplane.broker.renewal.ports import RenewalChecks, RenewalPlanStore, RenewalRequestLog, RequestItems
 from certplane.broker.store.audit_log import SqlAuditLog, reading
 from certplane.broker.store.batch import Done
 from certplane.broker.store.cells import PLAN, decode_names
 from certplane.broker.store.change_feed import ChangeLog
 from certplane.broker.store.plan_rows import BEGUN, PlanRows
-from certplane.broker.store.request_rows import RequestRows, request_from_row
+from certplane.broker.store.request_rows import (
+    RequestRows,
+    followed_from_row,
+    identity_plan,
+    recorded_from_row,
+    request_from_row,
+)
 from certplane.broker.store.rows import from_micros, to_micros
 from certplane.broker.store.schema import certificates, orders, renewal_plans
 from certplane.broker.store.session import Database, Session
@@ -60,8 +76,8 @@ _AT_ONCE: Final = 512
 """Rows of one transaction of a chore."""
 
 
-class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RenewalChecks):
-    """`RenewalPlanStore`, `RenewalRequestLog` and `RenewalChecks` over the database."""
+class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RequestItems, RenewalChecks):
+    """`RenewalPlanStore`, `RenewalRequestLog`, `RequestItems` and `RenewalChecks` over the database."""
 
     def __init__(self, database: Database, writer: Writer, audit: SqlAuditLog, changes: ChangeLog) -> None:
         self._database = database
@@ -167,18 +183,48 @@ class SqlRenewalPlanStore(RenewalPlanStore, RenewalRequestLog, RenewalChecks):
         requested: RequestedRenewal,
         time: datetime,
         events: Sequence[AuditEvent] = (),
+        *,
+        reason: str = "",
+        items: Sequence[RequestItem] = (),
     ) -> RequestedRenewal:
         values = {"requester": requester, "request_id": requested.request_id}
 
         def change(session: Session) -> Done[RequestedRenewal]:
-            if not self._requests.add(session, requester, requested, time):
+            if not self._requests.add(session, requester, requested, time, reason=reason, items=items):
                 first = session.one(self._requests.find, values)
                 assert first is not None
                 return Done(request_from_row(first), audited=False)
             self._set(session, plans)
+            for item in items:
+                if not item.certificate_id:
+                    self._changes.add_shared(session, ChangeKind.IDENTITY_RENEWAL, item.host)
             return Done(requested)
 
         return await self._writer.write(change, self._audit.encode(events))
+
+    @override
+    async def get_request(self, request_id: str, requester: str) -> RecordedRequest | None:
+        with reading():
+            rows = await self._database.all(self._requests.recorded, {"request_id": request_id})
+        found = [recorded_from_row(row) for row in rows]
+        own = [each for each in found if each.requester == requester]
+        return next(reversed(own or found), None)
+
+    @override
+    async def follow_items(self, request: RecordedRequest, after: int, limit: int) -> Sequence[FollowedItem]:
+        most = max(0, limit)
+        values = {"requester": request.requester, "request_id": request.request_id, "after": after}
+        with reading():
+            rows = await self._database.all(self._requests.follow.at_most(most), values)
+        return [followed_from_row(row) for row in rows[:most]]
+
+    @override
+    async def identity_renewals(self, hosts: Sequence[str]) -> Sequence[tuple[str, RenewalPlan]]:
+        with reading():
+            which = hosts_parameters(sorted(set(hosts)))
+            rows = [row for some in which for row in await self._database.all(self._requests.identities, some)]
+        newest = {plan.host: (serial_number, plan) for serial_number, plan in map(identity_plan, rows)}
+        return [*newest.values()]
 
     def _set(self, session: Session, plans: Sequence[RenewalPlan]) -> None:
         self._rows.set(session, plans)
@@ -309,7 +355,12 @@ def _in_force(dated: Table) -> ColumnElement[bool]:
     replacement = exists().where(
         orders.c.replaces_certificate_id == certificates.c.certificate_id, text("state = 'ISSUED'")
     )
-    return and_(text("revoke_time IS NULL"), dated.c.not_after > bindparam("now"), ~replacement)
+    return and_(
+        text("revoke_time IS NULL"),
+        certificates.c.forget_time.is_(null()),
+        dated.c.not_after > bindparam("now"),
+        ~replacement,
+    )
 
 
 def _place(one: InForce | Selected) -> tuple[str, str]:

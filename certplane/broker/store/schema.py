@@ -181,6 +181,8 @@ certificates = Table(
     Column("revoke_time", _Time),
     Column("revocation_reason", _Text),
     Column("withdrawn", Integer, nullable=False, server_default="0"),
+    # Its holder was forgotten: nobody renews it, and nothing plans for it.
+    Column("forget_time", _Time),
     sqlite_strict=True,
 )
 
@@ -467,7 +469,7 @@ certificate_statuses = Table(
 )
 
 renewal_requests = Table(
-    # What operators asked for, by the id that they chose: asked again, it changes nothing.
+    # What operators asked for, by the id that they or the broker chose: asked again, it changes nothing.
     "renewal_requests",
     metadata,
     Column("requester", _Text, primary_key=True),
@@ -478,10 +480,37 @@ renewal_requests = Table(
     Column("last_renew_time", _Time),
     Column("held_up", _Text),
     Column("held_up_count", _Sequence, nullable=False, server_default="0"),
+    Column("reason", _Text, nullable=False, server_default=""),
     sqlite_strict=True,
 )
 
 Index("ix_renewal_requests_create_time", renewal_requests.c.create_time)  # which are old enough to be pruned
+Index("ix_renewal_requests_request_id", renewal_requests.c.request_id)  # one whose requester isn't known
+
+renewal_request_items = Table(
+    # What a request was for: certificates, and identities of hosts. Written with it, and never changed.
+    "renewal_request_items",
+    metadata,
+    Column("requester", _Text, primary_key=True),
+    Column("request_id", _Text, primary_key=True),
+    Column("number", _Sequence, primary_key=True, autoincrement=False),
+    Column("host", _Text, nullable=False),
+    # Empty of an identity.
+    Column("certificate_id", _Text, nullable=False),
+    # Of the identity's certificate that is to be replaced; else empty.
+    Column("serial_number", _Text, nullable=False),
+    Column("renew_time", _Time, nullable=False),
+    # Whether the request gave it that time; else it was due as early anyway.
+    Column("planned", Integer, nullable=False),
+    sqlite_strict=True,
+)
+
+Index(
+    "ix_renewal_request_items_identity",  # what a host should be told of its identity
+    renewal_request_items.c.host,
+    sqlite_where=text("certificate_id = ''"),
+    postgresql_where=text("certificate_id = ''"),
+)
 
 audit_events = Table(
     # Rows never change. What is stored of an event is `body`, or `record` where that is NULL (`audit_records`).

@@ -29,6 +29,7 @@ from certplane.broker.store.schema import (
     host_streams,
     orders,
     renewal_plans,
+    renewal_request_items,
     renewal_requests,
     report_sequences,
 )
@@ -114,11 +115,13 @@ class SqlUpkeep(Upkeep):
                 audit_events.c.sequence <= bindparam("last"), audit_events.c.create_time < before
             )
         )
-        self._delete_request = compiler(
-            delete(renewal_requests).where(
-                renewal_requests.c.requester == bindparam("requester"),
-                renewal_requests.c.request_id == bindparam("request_id"),
+        self._delete_items, self._delete_request = (
+            compiler(
+                delete(table).where(
+                    table.c.requester == bindparam("requester"), table.c.request_id == bindparam("request_id")
+                )
             )
+            for table in (renewal_request_items, renewal_requests)
         )
         self._delete_plans = self._deleting(renewal_plans, "certificate_id")
         self._delete_certificates = self._deleting(certificates, "certificate_id")
@@ -196,6 +199,8 @@ class SqlUpkeep(Upkeep):
         requests = await self._rows(self._requests, values, most)
 
         def change(session: Session) -> Done[dict[str, int]]:
+            for row in requests:
+                session.execute(self._delete_items, tuple(row))
             counts = {
                 "host_streams": self._delete(session, self._delete_streams, hosts, values),
                 "enrollment_reports": self._delete(session, self._delete_reports, reports, values),

@@ -80,12 +80,40 @@ def upgrade() -> None:
         sqlite_strict=True,
     )
     op.create_index("ix_notification_outbox_notifier", "notification_outbox", ["notifier", "message_id"])
+    op.add_column("certificates", sa.Column("forget_time", _time))
+    op.add_column("renewal_requests", sa.Column("reason", _text, nullable=False, server_default=""))
+    op.create_index("ix_renewal_requests_request_id", "renewal_requests", ["request_id"])
+    op.create_table(
+        "renewal_request_items",
+        sa.Column("requester", _text, nullable=False),
+        sa.Column("request_id", _text, nullable=False),
+        sa.Column("number", _time, nullable=False, autoincrement=False),
+        sa.Column("host", _text, nullable=False),
+        sa.Column("certificate_id", _text, nullable=False),
+        sa.Column("serial_number", _text, nullable=False),
+        sa.Column("renew_time", _time, nullable=False),
+        sa.Column("planned", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("requester", "request_id", "number", name="pk_renewal_request_items"),
+        sqlite_strict=True,
+    )
+    identity = sa.text("certificate_id = ''")
+    op.create_index(
+        "ix_renewal_request_items_identity",
+        "renewal_request_items",
+        ["host"],
+        sqlite_where=identity,
+        postgresql_where=identity,
+    )
 
 
 def downgrade() -> None:
     """An older release reads whole records alone: what is written compactly is lost to it."""
     op.drop_table("notification_outbox")
     op.drop_table("notification_troubles")
+    op.drop_table("renewal_request_items")
+    op.drop_index("ix_renewal_requests_request_id", "renewal_requests")
+    op.drop_column("renewal_requests", "reason")
+    op.drop_column("certificates", "forget_time")
     op.drop_table("audit_checkpoints")
     op.drop_index("ix_audit_chains_open", "audit_chains")
     op.drop_table("audit_chains")
