@@ -39,6 +39,7 @@ from certplane.runtime.progress import Progress
 
 if TYPE_CHECKING:  # a host that has no service looked at needs no probe
     from certplane.agent.install.probe import TlsProbe
+    from certplane.agent.textfile import Textfile
 
 _REPORT = Backoff(first=timedelta(seconds=10), most=timedelta(minutes=30), floor=timedelta(seconds=1))
 _REFRESH = timedelta(seconds=30)
@@ -107,6 +108,7 @@ class Agent:
         self._in_use: Version | None = None
         self._to_report = asyncio.Event()
         self._following = orders_followed()
+        self._textfile = textfile_of(host)
         self._identity = self._runner(
             host.identity,
             requester=self._renew_identity,
@@ -145,6 +147,8 @@ class Agent:
             tasks.append(group.create_task(self._refresh_link(), name="refresh link"))
             if self._stream is not None:
                 tasks.append(group.create_task(self._stream.run(), name="status stream"))
+            if self._textfile is not None:
+                tasks.append(group.create_task(self._textfile.keep(), name="textfile"))
             logger.info("the agent runs: %d certificates", len(self._certificates))
             if show is not None:
                 show.ready(f"certificates: {len(self._certificates)}")
@@ -177,6 +181,8 @@ class Agent:
             if again:
                 errors |= await self._settle_all(again, statuses)
                 await self._stream.deliver()
+        if self._textfile is not None:
+            await self._textfile.write()
         if errors:
             raise next(iter(errors.values()))
         return statuses
@@ -413,6 +419,15 @@ def link(
         rng=host.rng,
         moved=moved,
     )
+
+
+def textfile_of(host: Host) -> Textfile | None:
+    """What writes this host's metrics; None where that isn't configured."""
+    if (path := host.settings.metrics.textfile) is None:
+        return None
+    from certplane.agent.textfile import Textfile  # noqa: PLC0415 - most hosts have none
+
+    return Textfile(host, path)
 
 
 def probe_of(settings: CertificateSettings, clock: Clock) -> TlsProbe | None:

@@ -13,7 +13,6 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +25,7 @@ if TYPE_CHECKING:  # a command loads no more than it needs
     from certplane.agent.control import Outcome
     from certplane.agent.host import Host
     from certplane.agent.inspection import Finding
-    from certplane.agent.lineage import Lineage
     from certplane.agent.settings import AgentSettings
-    from certplane.agent.status import LineageReport
     from certplane.config.values import LogLevel
     from certplane.runtime.progress import Progress
 
@@ -209,6 +206,7 @@ async def _check(options: argparse.Namespace, host: Host, _: Progress) -> int:
 
 async def _status(options: argparse.Namespace, host: Host, progress: Progress) -> int:
     from certplane.agent.control import ask  # noqa: PLC0415 - as in `main`
+    from certplane.agent.overview import lineage_reports  # noqa: PLC0415
     from certplane.agent.status import (  # noqa: PLC0415
         StatusReport,
         link_report,
@@ -222,28 +220,18 @@ async def _status(options: argparse.Namespace, host: Host, progress: Progress) -
     except CertplaneError:
         running = "by another user"
     now = host.clock.now()
+    identity, certificates = await lineage_reports(host, now)
     report = StatusReport(
         identity_name=host.settings.identity.name,
         running=running,
-        identity=await _lineage_report(host.identity, now, identity=True),
-        certificates=tuple([await _lineage_report(lineage, now) for lineage in host.certificates.values()]),
+        identity=identity,
+        certificates=certificates,
         broker=link_report(
             await host.disk.run(host.link_file.load), running=bool(running), unacknowledged=host.reports.unacknowledged
         ),
     )
     print(to_json(report) if options.json else to_text(report, now))
     return OK
-
-
-async def _lineage_report(lineage: Lineage, now: datetime, *, identity: bool = False) -> LineageReport:
-    """One lineage as it is; one whose state can't be read hides no other."""
-    from certplane.agent.faults import as_error  # noqa: PLC0415 - as in `main`
-    from certplane.agent.status import lineage_report, unreadable_report  # noqa: PLC0415
-
-    try:
-        return lineage_report(lineage.spec, await lineage.facts(now), now, identity=identity)
-    except Exception as error:  # noqa: BLE001 - see above
-        return unreadable_report(lineage.spec, str(as_error(lineage.name, error)), now)
 
 
 _COMMANDS = {"enroll": _enroll, "run": _run_once, "check": _check, "status": _status, "renew": _renew}

@@ -278,6 +278,18 @@ class CertificateSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """Where node_exporter's textfile collector reads this host's figures; unset, nowhere."""
+
+    textfile: OwnPath | None = None
+
+    def problems(self) -> Iterator[KeyProblem]:
+        """The collector reads `*.prom` alone."""
+        if self.textfile is not None and self.textfile.suffix != ".prom":
+            yield KeyProblem("textfile", "must end in .prom: node_exporter reads no other file", "rename it")
+
+
+@dataclass(frozen=True, slots=True)
 class LoggingSettings:
     """The agent's log."""
 
@@ -295,6 +307,7 @@ class AgentSettings:
     state_dir: OwnPath = Path("/var/lib/certplane/agent")
     certificates: tuple[CertificateSettings, ...] = ()
     logging: LoggingSettings = LoggingSettings()
+    metrics: MetricsSettings = MetricsSettings()
     source: Source = field(kw_only=True)
 
     @property
@@ -313,6 +326,7 @@ class AgentSettings:
             if first != where:
                 yield KeyProblem(f"{where}.name", f"is that of {first} too", "give each certificate its own name")
             outputs.extend((where, kind, path) for kind, path in certificate.outputs.items())
+        outputs.append(("metrics", "textfile", self.metrics.textfile))
         for where, kind, path in outputs:
             if path is None:
                 continue

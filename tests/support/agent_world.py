@@ -58,9 +58,11 @@ class AgentWorld:
         *,
         identity: Mapping[str, Any] | None = None,
         clock: ManualClock | None = None,
+        metrics: Mapping[str, str] | None = None,
         **ca: Any,
     ) -> None:
         self.folder = folder
+        self.metrics = metrics or {}
         self.clock = clock or ManualClock(SystemClock().now().replace(microsecond=0))
         self.broker = FakeBroker(self.clock, LocalIssuer(now=self.clock.now()))
         self.authority = FakeIdentityAuthority(self.clock, **ca)
@@ -81,6 +83,7 @@ class AgentWorld:
                 "step_ca": {"url": "https://127.0.0.1:1", "fingerprint": "ab" * 32},
             },
             "broker": {"url": "https://127.0.0.1:1", "server_ca_bundle": str(self.folder / "broker-ca.crt")},
+            "metrics": dict(self.metrics),
             "certificates": [
                 {
                     "profile": "web",

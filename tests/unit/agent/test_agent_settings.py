@@ -105,6 +105,7 @@ def test_every_key_of_the_format() -> None:
     assert www.reload_command == "systemctl reload nginx"
     assert (www.key_type, www.key_rotation, www.install) == (KeyType.RSA_3072, KeyRotation.REUSE, InstallMode.COPY)
     assert (mail.name, mail.outputs) == ("mail.internal_1", {})
+    assert settings.metrics.textfile == Path("/var/lib/node_exporter/certplane.prom")
     logging = settings.logging
     assert (logging.level, logging.format, logging.destination) == (
         LogLevel.DEBUG, LogFormat.JSON, LogDestination.STDOUT,
@@ -119,6 +120,7 @@ def test_the_example_has_every_key() -> None:
     sections: dict[str, Any] = {
         "": settings, "identity": settings.identity, "identity.step_ca": settings.identity.step_ca,
         "broker": settings.broker, "certificates": settings.certificates[0], "logging": settings.logging,
+        "metrics": settings.metrics,
     }  # fmt: skip
     expected = {
         f"{prefix}.{name}".lstrip(".")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from certplane.agent.textfile import METRICS as AGENT_METRICS
 from certplane.broker.metrics import METRICS, Histogram
 from certplane.broker.metrics import Counter as CounterMetric
 from tests.support.prometheus import alert_rules, dashboard, dashboard_queries
@@ -23,6 +24,7 @@ _NAMES = {
         else [metric.name]
     )
 }
+_AGENT_LABELS = {name: labels for name, (labels, _) in AGENT_METRICS.items()}
 _SELECTOR = re.compile(r"(certplane_\w+)(?:\{([^}]*)\})?")
 _LABEL = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"')
 _TARGET_LABELS = {"job", "instance"}
@@ -38,6 +40,9 @@ def test_what_is_asked_for_is_there(expression: str) -> None:
     found = _SELECTOR.findall(expression)
     assert found or re.match(r"up\{|process_", expression)
     for name, selector in found:
+        if name in _AGENT_LABELS:
+            assert set(_LABEL.findall(selector)) <= {*_AGENT_LABELS[name], *_TARGET_LABELS}
+            continue
         metric = _NAMES[name]
         extra = {"le"} if isinstance(metric, Histogram) else set()
         assert set(_LABEL.findall(selector)) <= {*metric.labels, *_TARGET_LABELS, *extra}, name
