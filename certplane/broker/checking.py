@@ -16,11 +16,12 @@ from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime, timedelta
 
 from certplane.broker import adapters
-from certplane.broker.configured import locating, secret_source
+from certplane.broker.configured import located, locating, secret_source
 from certplane.broker.database import look_at_server
 from certplane.broker.issuers.acme_account import AccountKeyFile
 from certplane.broker.issuers.acme_ca import AcmeCa
 from certplane.broker.issuers.acme_errors import AcmeError
+from certplane.broker.notifiers.making import open_notifiers
 from certplane.broker.ports import SecretSource
 from certplane.broker.prepared import Prepared, prepare
 from certplane.broker.secrets.env import EnvSecrets
@@ -83,6 +84,8 @@ async def check(
         with _gathering(problems):
             solver = adapters.solver(settings, secrets, clock, rng)
             stack.push_async_callback(solver.close)
+        with _gathering(problems), located(settings):
+            await stack.enter_async_context(open_notifiers(settings.notifications, secrets, clock))
         wrong, away = await _directories(settings, {} if offline else usable)
         with _gathering(problems):
             folders.update([] if offline else await look_at_server(settings, secrets, pool))

@@ -24,6 +24,7 @@ from certplane.broker.command_line import (
     print_rows,
     settings_of,
 )
+from certplane.broker.notify_cli import add_notify_commands
 from certplane.broker.policy_cli import add_policy_commands
 from certplane.errors import ConfigurationError, ConfigurationProblem
 from certplane.runtime import command
@@ -37,7 +38,7 @@ _EPILOG: Final = """\
 exit statuses:
   0  done (serve: stopped as asked)
   1  failed: the store, a port or another running broker prevents it (preflight: a check has failed; policy test: a
-     case has failed; store check: the database is damaged)
+     case has failed; notify test: one has not arrived; store check: the database is damaged)
   2  the configuration, the policy or an argument is wrong; each problem is a line on standard error
 
 With output that isn't a terminal, or with --json, lists are JSON, one object a line.
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     looking.add_argument("--profile", required=True, metavar="NAME", help="the profile, as in the policy")
 
     add_policy_commands(group, command)
+    add_notify_commands(group, command)
     _add_account(group, command)
     _add_certificates(group, command)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import pwd
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -74,9 +75,10 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
             note(ca.eab.hmac_secret, f"{settings.ca_section(issuer)}.eab.hmac_secret")
     acme = settings.issuer.acme
     section, place = acme.required_section(acme.dns_provider), f"issuer.acme.{acme.dns_provider.section}"
-    for field in dataclasses.fields(section):
-        if field.name.endswith("_secret"):
-            note(getattr(section, field.name), f"{place}.{field.name}")
+    notified = {f"notifications.{name}.{each.kind}": each.place for name, each in settings.notifications.items()}
+    for at, each in {place: section, **notified}.items():
+        for key, name in _named(each):
+            note(name, f"{at}.{key}")
     profiles = () if prepared is None else prepared.policy.current.profiles
     for profile in profiles:
         if profile.credentials:
@@ -85,6 +87,13 @@ def secret_names(settings: BrokerSettings, prepared: Prepared | None) -> dict[st
     if any(not profile.credentials for profile in profiles):
         note(getattr(section, section.profiles_key, ""), f"{place}.{section.profiles_key}")
     return names
+
+
+def _named(section: Any) -> Iterator[tuple[str, object]]:
+    """A section's keys that name a secret, with what they name."""
+    for field in dataclasses.fields(section):
+        if field.name.endswith("_secret"):
+            yield field.name, getattr(section, field.name)
 
 
 def looks_where_the_service_does(settings: BrokerSettings) -> bool:

@@ -31,6 +31,8 @@ _COMMANDS = {
         "policy validate",
         "policy test",
         "policy diff",
+        "notify",
+        "notify test",
         "account",
         "account show",
         "account rollover",

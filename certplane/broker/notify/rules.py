@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from certplane.broker.fleet.filter import shown_cause, shown_health
 from certplane.broker.fleet.index import IndexedCertificate, IndexedHost
 from certplane.broker.notify.model import Trouble
 from certplane.broker.notify.settings import NotificationRule
@@ -90,21 +91,15 @@ class Gathering:
     def add(self, host: IndexedHost) -> None:
         """Look at one more host."""
         for certificate in host.certificates:
-            word = certificate.health
-            if word is HealthWord.OK:
-                if host.unheard_since is not None:
-                    word = HealthWord.UNHEARD  # as in FleetIndex.causes
-                elif not self._fine:
-                    continue
+            word = shown_health(host, certificate)
+            if word is HealthWord.OK and not self._fine:
+                continue
             rule = next((rule for rule in self._rules if picks(rule, certificate, word, self._now)), None)
             if rule is None:
                 continue
-            if word is HealthWord.OK:
+            cause = printable(shown_cause(host, certificate), _CAUSE) or word.value
+            if word is HealthWord.OK:  # it has no cause but that little of its life is left
                 cause = f"LIFE_LEFT {rule.life_left}%"
-            elif word is HealthWord.UNHEARD:
-                cause = word.value
-            else:
-                cause = printable(certificate.cause, _CAUSE) or word.value
             group = self._groups.get(cause)
             if group is None:
                 group = self._groups[cause] = _Group((word, host, certificate))

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Self
 
 from certplane.config.decoding import Check, KeyProblem
-from certplane.config.values import PositiveSpan
 from certplane.runtime.health import HealthWord, Severity
 
 NOTIFIER_NAME: Final = re.compile(r"[a-z0-9._-]{1,64}", re.ASCII)
@@ -99,7 +98,3 @@ class RulesSettings:
         """Something is told at all."""
         if not self.rules and self.digest.weekday is None:
             yield KeyProblem("rules", "is empty, and there is no digest: nothing would be told", "write a rule")
-
-
-TIMEOUT: Final[PositiveSpan] = timedelta(seconds=10)
-"""For a receiver to take a message, unless configured."""

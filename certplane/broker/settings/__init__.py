@@ -13,6 +13,7 @@ the format's one exception.
 | a DNS provider's, below `issuer.acme` | beside its adapter, in `certplane.broker.issuers.dns` |
 | `dns` | `certplane.broker.issuers.dns.settings` |
 | `secrets` | beside its adapters, in `certplane.broker.secrets` |
+| `notifications` | `certplane.broker.notify.receivers`, and `.settings` for the rules |
 | `store`, `audit`, `rate_limits` | `records` |
 
 What an adapter takes stands beside the adapter, so that nothing is copied from one class into another; adapters never

@@ -10,6 +10,8 @@ from pathlib import Path
 from certplane.broker.accounts.seal import HOW_TO_MAKE
 from certplane.broker.issuers.acme_settings import AcmeCaSettings
 from certplane.broker.issuers.dns.settings import DnsSettings
+from certplane.broker.notify.receivers import NotifierSettings
+from certplane.broker.notify.settings import NOTIFIER_NAME
 from certplane.broker.secrets.source import SecretsSettings
 from certplane.broker.settings.issuers import FurtherIssuerSettings, IssuerSettings
 from certplane.broker.settings.records import AuditSettings, RateLimitSettings, StoreSettings
@@ -36,6 +38,7 @@ class BrokerSettings:
     rate_limits: RateLimitSettings = field(default_factory=RateLimitSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
+    notifications: Mapping[str, NotifierSettings] = field(default_factory=dict)
     source: Source = field(kw_only=True)
 
     def problems(self) -> Iterator[KeyProblem]:
@@ -52,6 +55,9 @@ class BrokerSettings:
                 problem = f"is also the key of {first}"
                 own = "secret" if issuer.acme.account_key.secret else "file"
                 yield KeyProblem(f"issuers.{name}.acme.account_key", problem, f"give each issuer its own {own}")
+        for name in self.notifications:
+            if not NOTIFIER_NAME.fullmatch(name):
+                yield KeyProblem(f"notifications.{name}", "must be named with 1 to 64 of a-z, 0-9, '.', '_', '-'")
         kept = [name for name, ca in self.cas.items() if ca.account_key.store]
         if kept and not self.store.seal_secret:
             remedy = "name the secret that seals the key: " + HOW_TO_MAKE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,12 +17,14 @@ import pytest
 from certplane.broker.issuers.acme_settings import EabAlgorithm
 from certplane.broker.issuers.dns.providers import DnsProviderName
 from certplane.broker.issuers.dns.settings import DnsPropagationSettings, DnsZoneSettings, Follow, Mode, ZoneName
+from certplane.broker.notify.settings import NotificationRule, WeeklyTime
 from certplane.broker.ports import DurableLimits
 from certplane.broker.settings import BrokerSettings, load_settings
 from certplane.broker.settings.records import Keep
 from certplane.broker.settings.server import StreamAge
 from certplane.config.values import DnsServerAddress, HostPort, ListenAddress
 from certplane.errors import ConfigurationError
+from certplane.runtime.health import HealthWord, Severity
 
 ISSUERS = ("issuer", "issuers.second")
 EXAMPLE = Path(__file__).parent.parent / "config" / "examples" / "broker.yml"
@@ -80,6 +83,15 @@ def _is_leaf(value: Any) -> bool:
 
 def _seconds(count: float) -> timedelta:
     return timedelta(seconds=count)
+
+
+def _notifier(name: str, **keys: Any) -> dict[str, Any]:
+    """The keys of one of `notifications`, with the defaults of its rules."""
+    rules = {"rules": (NotificationRule(),), "after": _seconds(120), "repeat": timedelta(hours=24), "over": True}
+    places = dict.fromkeys(("webhook", "mail", "apprise"))
+    values = {**rules, "digest": WeeklyTime(None), **places, **keys}
+    written = {f"{place}.{key}": value for place in places if values[place] for key, value in values.pop(place).items()}
+    return {f"notifications.{name}.{key}": value for key, value in {**values, **written}.items()}
 
 
 EXPECTED = {
@@ -237,6 +249,56 @@ EXPECTED = {
     "logging.level": "warning",
     "logging.format": "text",
     "logging.destination": "stderr",
+    **_notifier(
+        "oncall",
+        rules=(
+            NotificationRule(severity=Severity.CRITICAL, profiles=("web",)),
+            NotificationRule(healths=(HealthWord.MISMATCHED, HealthWord.UNHEARD), life_left=20),
+        ),
+        after=_seconds(300),
+        repeat=timedelta(hours=12),
+        over=False,
+        digest=WeeklyTime(0, 8),
+        webhook={
+            "url": "https://hooks.example/certplane",
+            "url_secret": "",
+            "signing_secret": "notify/key",
+            "token_secret": "notify/token",
+            "template": '{"text": "$subject"}',
+            "content_type": "application/json; charset=utf-8",
+            "ca_bundle": Path("/etc/certplane/hooks-ca.pem"),
+            "allow_http": False,
+            "timeout": _seconds(5),
+        },
+    ),
+    **_notifier(
+        "chat",
+        webhook={
+            "url": None,
+            "url_secret": "notify/chat",
+            "signing_secret": "",
+            "token_secret": "",
+            "template": "",
+            "content_type": "application/json",
+            "ca_bundle": None,
+            "allow_http": False,
+            "timeout": _seconds(10),
+        },
+    ),
+    **_notifier(
+        "post",
+        mail={
+            "server": HostPort("mail.example", 465),
+            "sender": "certplane@example.com",
+            "recipients": ("ops@example.com",),
+            "tls": "tls",
+            "username_secret": "mail/user",
+            "password_secret": "mail/password",
+            "ca_bundle": Path("/etc/certplane/mail-ca.pem"),
+            "timeout": _seconds(20),
+        },
+    ),
+    **_notifier("phone", apprise={"url_secret": "notify/phone", "timeout": _seconds(15)}),
 }
 
 
@@ -248,7 +310,14 @@ def test_every_key_of_the_format() -> None:
     assert found == EXPECTED
     written = set(settings.source.lines)
     one_of_three = {f"{issuer}.acme.account_key.{place}" for issuer in ISSUERS for place in ("file", "secret", "store")}
-    assert {key for key, _ in _sections(settings)} - written - one_of_three == {"secrets.vault.token"}
+    # Of the notifiers one has all that each of them may have.
+    unwritten = {key for key, _ in _sections(settings) if not re.match(r"notifications\.(chat|post|phone)\.", key)}
+    not_beside = {
+        "notifications.oncall.mail",
+        "notifications.oncall.apprise",
+        "notifications.oncall.webhook.url_secret",
+    }
+    assert unwritten - written - one_of_three - not_beside == {"secrets.vault.token"}
     assert settings.hash == hashlib.sha256(EXAMPLE.read_bytes()).hexdigest()
     assert settings.spill_path == Path("/srv/certplane/spill.jsonl")
 
