@@ -34,6 +34,7 @@ from certplane.broker.fleet.requests import RenewalRequests
 from certplane.broker.fleet.settings import StreamSettings
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.issuance.authority import RegistrationAuthority
+from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.context import IssuancePorts
 from certplane.broker.issuance.epoch import RetryEpoch
 from certplane.broker.issuing import messages
@@ -300,6 +301,13 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
             health=health,
             retention=retention,
             soundness=soundness,
+            budget=BudgetWatch(
+                stores.order_listing,
+                lambda: prepared.policy.current.profiles,
+                lambda: authority.limits,
+                clock=clock,
+                meter=meter,
+            ),
             clock=clock,
             meter=meter,
         )

@@ -123,6 +123,11 @@ REVOCATIONS: Final = Counter("certplane_certificate_revocations_total", "Certifi
 LIMITS_REACHED: Final = Counter(
     "certplane_limits_reached_total", "Requests that a limit of rate_limits has refused, by its key.", ("limit",)
 )
+CERTIFICATES_LEFT: Final = Table(
+    "certplane_certificates_left",
+    "Certificates of a profile's names that rate_limits.certificates_per_name_set_per_week leaves now.",
+    ("profile",),
+)
 PROFILES_BLOCKED: Final = Gauge(
     "certplane_profiles_blocked",
     "1 while the last order of a profile failed with an error that only a person can fix.",

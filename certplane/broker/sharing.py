@@ -18,6 +18,7 @@ from certplane.broker.configured import located
 from certplane.broker.database import stores
 from certplane.broker.fleet.figures import SHOWN
 from certplane.broker.fleet.health_watch import HealthWatch
+from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuing.remote import RemoteIssuer
 from certplane.broker.issuing.supervision import IssuingProcess
 from certplane.broker.members.membership import Membership
@@ -101,6 +102,7 @@ def roles_of(
     health: HealthWatch,
     retention: Retention,
     soundness: SoundnessWatch,
+    budget: BudgetWatch,
     clock: Clock,
     meter: Meter,
 ) -> Roles:
@@ -120,7 +122,12 @@ def roles_of(
     stores.changes.removes = lambda: roles.holds(UPKEEP)
     roles.add(UPKEEP, upkeep)
     roles.add(SOUNDNESS, soundness.run, (metrics.STORE_CHECKED, metrics.STORE_DAMAGED))
-    roles.add(FLEET_HEALTH, health.lead, SHOWN)
+
+    async def measure() -> None:
+        async with running(budget.run(), "what limits leave"):
+            await health.lead()
+
+    roles.add(FLEET_HEALTH, measure, (*SHOWN, metrics.CERTIFICATES_LEFT))
     for issuer in planner.issuers:
         roles.add(renewal_information(issuer), partial(planner.watch, issuer))
     return roles

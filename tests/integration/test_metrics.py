@@ -24,6 +24,7 @@ from certplane.broker.app import open_broker
 from certplane.broker.audit.fallback import SpillFallback
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.settings import StreamSettings
+from certplane.broker.issuance.budget import BudgetWatch
 from certplane.broker.issuance.settings import IssuanceSettings
 from certplane.broker.issuing import messages
 from certplane.broker.issuing.child import ChildEndedError
@@ -84,6 +85,16 @@ async def an_order(_folder: Path) -> Collection[Metric]:
     result = await authority.issue(caller(), issue())
     assert result.certificate is not None
     await authority.revoke(caller(), "r", result.certificate.certificate_id, RevocationReason.SUPERSEDED)
+    profile = Profile("web", "multi_san", result.certificate.dns_names, "h")
+    limits = DurableLimits(certificates_per_name_set_per_week=4)
+    budget = BudgetWatch(
+        world.stores.order_listing, lambda: [profile], lambda: limits, clock=world.clock, meter=world.meter
+    )
+    await budget.count()
+    assert world.meter.tables[metrics.CERTIFICATES_LEFT] == {("web",): 3}
+    limits = DurableLimits()
+    await budget.count()
+    assert world.meter.tables[metrics.CERTIFICATES_LEFT] == {}
     return world.meter.moved
 
 
@@ -392,7 +403,7 @@ Scenario = Callable[[Path], Awaitable[Collection[Metric]]]
 MOVED: dict[Scenario, set[Metric]] = {
     an_order: {
         metrics.REQUESTS, metrics.DELIVERIES, metrics.REVOCATIONS, metrics.ORDERS_OPENED, metrics.ORDERS_OPEN,
-        metrics.ORDERS_ENDED, metrics.ORDER_DURATION, metrics.STEP_DURATION,
+        metrics.ORDERS_ENDED, metrics.ORDER_DURATION, metrics.STEP_DURATION, metrics.CERTIFICATES_LEFT,
     },
     a_member: {metrics.LEASE, metrics.CLOCK_SKEW, metrics.BROKERS, metrics.BROKERS_DIFFER},
     a_role: {metrics.ROLES_HELD},

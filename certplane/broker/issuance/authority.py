@@ -129,6 +129,11 @@ class RegistrationAuthority:
         """
         await self._dispatcher.start(profiles)
 
+    @property
+    def limits(self) -> DurableLimits:
+        """The durable limits in force."""
+        return self._dispatcher.limits
+
     def take_limits(self, limits: DurableLimits) -> None:
         """Keep these durable limits from now on."""
         self._dispatcher.limits = limits
