@@ -28,6 +28,7 @@ from certplane.broker.configured import secret_source
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.elsewhere import BrokersElsewhere, follow_others
 from certplane.broker.fleet.followed import FollowedRequests
+from certplane.broker.fleet.forgetting import HostForgetting
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -246,8 +247,17 @@ async def open_broker(prepared: Prepared, *, clock: Clock | None = None) -> Asyn
                 view,
                 RenewalRequests(plans, stores.fleet, clock, trail, why_none=view.why_none),
                 BrokersView(stores.members, lambda: _member(broker), lease),
-                authority,
-                FollowedRequests(plans, stores.fleet, clock, view.holder_now),
+                authority=authority,
+                followed=FollowedRequests(plans, stores.fleet, clock, view.holder_now),
+                forgetting=HostForgetting(
+                    view=view,
+                    store=stores.host_removal,
+                    plans=plans,
+                    policy=prepared.policy,
+                    watchers=hub.watchers,
+                    clock=clock,
+                    trail=trail,
+                ),
             ),
             OrderServicer(
                 authority.overview(

@@ -62,6 +62,7 @@ class AuditEventType(StrEnum):
     DENIALS_COALESCED = "denials_coalesced"
     ENROLLMENT_REPORTED = "enrollment_reported"
     EVENTS_COALESCED = "events_coalesced"
+    HOST_FORGOTTEN = "host_forgotten"
     IDENTITY_ACTIVATED = "identity_activated"
     IDENTITY_ALLOWED = "identity_allowed"
     IDENTITY_CONTESTED = "identity_contested"

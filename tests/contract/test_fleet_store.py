@@ -336,3 +336,43 @@ async def test_what_hosts_report_is_told_to_other_brokers(store: StoreHarness, f
     told = store.place.query("SELECT key FROM changes WHERE kind = 'report' ORDER BY number")
     shared = store.place.kind == "postgresql"
     assert told == ([(f"{HOST} web mail",), (f"{HOST} c0 mail",), (HOST,)] if shared else [])
+
+
+async def test_a_host_that_is_gone_is_forgotten(store: StoreHarness) -> None:
+    """Nothing of it is left that is planned or reported, and no start takes its certificates up again."""
+    fleet, plans = store.stores.fleet, store.stores.renewal_plans
+    now = store.clock.now()
+    valid = await store.issue(identity=HOST, key="k1")
+    other = await store.issue(identity="web2.example", key="k2", dns_names=("b.example",))
+    await fleet.record_reports(HOST, "e", [Report(1, FULL)], stream=stream())
+    await fleet.record_stream(stream("web2.example"))
+    known = await fleet.get_host(HOST)
+    assert known is not None
+    event = store.event(AuditEventType.HOST_FORGOTTEN)
+    assert await store.stores.host_removal.forget_host(HOST, known.stream, now, [event])
+
+    assert await fleet.get_host(HOST) is None
+    assert await plans.in_force_of([HOST, "web2.example"], now) == await plans.in_force("web2.example", now)
+    assert [each.certificate_id for each in await plans.in_force("web2.example", now)] == [other.certificate_id]
+    assert await plans.adopt(now) == 0
+    assert await store.stores.certificates.get_certificate(valid.certificate_id) == valid
+    assert await store.event_ids() == [event.event_id]
+    again = await fleet.record_reports(HOST, "e", [Report(1, FULL)], stream=stream())
+    assert again.new, "one that comes back is a new host"
+
+
+async def test_a_host_that_has_come_back_is_not_forgotten(store: StoreHarness) -> None:
+    """Between the look and the removal it may say hello: then nothing is removed, and nothing is audited."""
+    fleet, now = store.stores.fleet, store.clock.now()
+    removal = store.stores.host_removal
+    await fleet.record_stream(stream())
+    known = await fleet.get_host(HOST)
+    assert known is not None
+    await fleet.record_reports(HOST, "e", [Report(1, FULL)], stream=stream())
+    for seen in (known.stream, None):
+        assert not await removal.forget_host(HOST, seen, now, [store.event(AuditEventType.HOST_FORGOTTEN)])
+    kept = await fleet.get_host(HOST)
+    assert kept is not None
+    assert kept.certificates == (FULL,) or kept.certificates[0].name == FULL.name
+    assert await store.event_ids() == []
+    assert await removal.forget_host("never.example", None, now, [])

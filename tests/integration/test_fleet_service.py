@@ -525,3 +525,31 @@ async def test_each_request_can_be_followed(edge: EdgeServer, fleet: Any) -> Non
     assert found.reason is Reason.ORDER_NOT_FOUND
     wrong = pb.GetRenewalRequestRequest(renewal_request_id=ids[0], page_token="d2Vi")
     assert (await refused(fleet.GetRenewalRequest(wrong, timeout=HANG))).fields == ["page_token"]
+
+
+async def test_a_host_that_is_gone_is_forgotten(edge: EdgeServer, fleet: Any) -> None:
+    """What was known of it is the answer; its certificates are valid still, and count."""
+    gone = "old.example"
+    await issue(edge, gone, "old.example")
+    await known(edge, gone, status())
+    request = pb.ForgetHostRequest(host=gone, reason="the machine was sold")
+    answer = await fleet.ForgetHost(request, timeout=HANG)
+    assert (answer.host.name, answer.valid_certificate_count) == (gone, 1)
+    assert [each.name for each in answer.host.certificates] == ["web"]
+    assert gone not in (await listed(fleet))[0]
+    (event,) = (each for each in edge.stores.database.events if each.event_type == "host_forgotten")
+    assert (event.identity, event.count) == (OPERATOR, 1)
+    assert event.reason == "old.example, with 1 valid certificate: the machine was sold"
+    assert (await refused(fleet.ForgetHost(request, timeout=HANG))).reason is Reason.HOST_NOT_FOUND
+    everything = pb.RequestRenewalRequest(selection=pb.Selection(all=True), reason="drill")
+    assert (await fleet.RequestRenewal(everything, timeout=HANG)).certificate_count == 0
+
+
+async def test_a_host_that_is_there_or_expected_stays(edge: EdgeServer, fleet: Any) -> None:
+    """A mistyped name makes no host disappear that is merely down; the refusal says what to do first."""
+    await known(edge, HOST, status())
+    for name in (HOST, "web1"):
+        found = await refused(fleet.ForgetHost(pb.ForgetHostRequest(host=name, reason="gone"), timeout=HANG))
+        assert (found.reason, found.fields) == (Reason.REQUEST_INVALID, ["host"])
+        assert "remove it from policy.yml" in found.refusal.message
+    assert all(each.event_type != "host_forgotten" for each in edge.stores.database.events)

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
+from certplane.broker.fleet.model import HostStream
 from certplane.broker.identity.access import METHODS
 from certplane.broker.model import IdentityKind
 from certplane.broker.renewal.model import RequestedRenewal
 from certplane.errors import Reason, RefusalError, Violation
+from certplane.fleet_report.model import HostFacts
 from certplane.rpc.protoset import descriptor_set
 from tests.support.ca import Leaf
 from tests.support.edge import HOST, OPERATOR, EdgeServer, serve_edge
@@ -46,6 +48,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "ListHosts": {"states": ["STATE_FAILED"]},
     "GetHost": {"host": "web1"},
     "RequestRenewal": {"selection": {"all": True}, "spreadDuration": "3600s", "reason": "drill", "dryRun": True},
+    "ForgetHost": {"host": "gone.example", "reason": "the machine was sold"},
     "GetRenewalRequest": {"renewalRequestId": "r-1"},
     "PlanPolicy": {"hello": {"requestId": "plan-1"}},
     "CertificateService/RevokeCertificate": {"certificateId": "c-1", "reason": "REVOCATION_REASON_SUPERSEDED"},
@@ -110,7 +113,10 @@ async def test_services_are_listed_and_described(edge: EdgeServer, client: Grpcu
 @pytest.mark.parametrize("method", [name for name in METHODS if name.startswith("/certplane.")])
 async def test_every_method_takes_a_json_body(edge: EdgeServer, client: Grpcurl, method: str) -> None:
     """Each RPC of ours is called with JSON and answers with JSON."""
-    await edge.plans.set_requested([], OPERATOR, RequestedRenewal("r-1", 0, 0), edge.clock.now())
+    now = edge.clock.now()
+    gone = HostStream("gone.example", HostFacts("0.1.0"), "1f", now, "192.0.2.1", now, now, now)
+    await edge.stores.fleet.record_stream(gone)
+    await edge.plans.set_requested([], OPERATOR, RequestedRenewal("r-1", 0, 0), now)
     *_, service, rpc = re.split("[./]", method)
     body = json.dumps(BODIES.get(f"{service}/{rpc}") or BODIES.get(rpc, {}))
     name = HOST if IdentityKind.HOST in METHODS[method].kinds else OPERATOR

@@ -17,6 +17,7 @@ from certplane.broker import metrics
 from certplane.broker.events import AuditTrail
 from certplane.broker.fleet.elsewhere import follow_others
 from certplane.broker.fleet.followed import FollowedRequests
+from certplane.broker.fleet.forgetting import HostForgetting
 from certplane.broker.fleet.health_watch import HealthWatch
 from certplane.broker.fleet.hub import FleetHub
 from certplane.broker.fleet.requests import RenewalRequests
@@ -211,8 +212,17 @@ class EdgeServer:
                         why_none=self.view.why_none,
                     ),
                     BrokersView(self.stores.members, self.me, self.lease),
-                    self.authority,  # type: ignore[arg-type]  # a fake
-                    FollowedRequests(self.plans, self.stores.fleet, self.clock, self.view.holder_now),
+                    authority=self.authority,  # type: ignore[arg-type]  # a fake
+                    followed=FollowedRequests(self.plans, self.stores.fleet, self.clock, self.view.holder_now),
+                    forgetting=HostForgetting(
+                        view=self.view,
+                        store=self.stores.host_removal,
+                        plans=self.plans,
+                        policy=self.policy,
+                        watchers=self.hub.watchers,
+                        clock=self.clock,
+                        trail=trail,
+                    ),
                 ),
                 OrderServicer(self.orders),
                 PolicyServicer(FakePolicyDesk()),

@@ -106,6 +106,32 @@ class FleetStore(Protocol):
         ...
 
 
+class HostRemoval(Protocol):
+    """Forgets hosts."""
+
+    async def forget_host(
+        self, host: str, stream: HostStream | None, time: datetime, events: Sequence[AuditEvent]
+    ) -> bool:
+        """Remove what the host has reported and what is planned for it, durable, in one transaction with the events.
+
+        Its certificates stay, and are in force no longer: nobody plans for them. So do the keys and which identity
+        certificates it has used, by which a copy of an old one is still known.
+
+        Args:
+            host: The identity's name; a service's too, which has reported nothing.
+            stream: Its last stream as it was read; None if it had none.
+            time: Of the forgetting.
+            events: What is audited.
+
+        Returns:
+            False, and nothing is changed, if it has had another stream since.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE, AUDIT_UNAVAILABLE; nothing changed.
+        """
+        ...
+
+
 class StreamPlaces(Protocol):
     """At which broker each host's stream is."""
 

@@ -137,6 +137,15 @@ class FleetView:
             record = HostRecord(name, None)
         return self._view(record, (await self._revoked([name]))[name], await self._in_force([record]))
 
+    async def last_known(self, name: str) -> HostView:
+        """The identity of this name as it was last known, whatever the policy says; its record may be empty.
+
+        Raises:
+            RefusalError: STORE_UNAVAILABLE.
+        """
+        record = await self._store.get_host(name) or HostRecord(name, None)
+        return self._view(record, (await self._revoked([name]))[name], await self._in_force([record]))
+
     async def health(self, host: str, status: CertificateStatus) -> Health:
         """How bad it is with a certificate that the host has just reported.
 

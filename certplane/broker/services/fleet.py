@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from certplane.broker.fleet.followed import FollowedRequests
+from certplane.broker.fleet.forgetting import HostForgetting, HostStaysError
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
 from certplane.broker.fleet.view import FleetView
 from certplane.broker.issuance.authority import RegistrationAuthority
@@ -55,11 +56,14 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         view: FleetView,
         requests: RenewalRequests,
         brokers: BrokersView,
+        *,
         authority: RegistrationAuthority,
         followed: FollowedRequests,
+        forgetting: HostForgetting,
     ) -> None:
         self._view = view
         self._followed = followed
+        self._forgetting = forgetting
         self._authority = authority
         self._brokers = brokers
         self._requests = requests
@@ -158,7 +162,15 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
 
     async def ForgetHost(self, request: pb.ForgetHostRequest, _context: RpcContext) -> pb.ForgetHostResponse:
         """Remove what is known of a host that is gone."""
-        raise NotImplementedError
+        caller, request_id = current_call()
+        name, why = required("host", request.host), text_of("reason", request.reason)
+        try:
+            forgotten = await self._forgetting.forget(caller, request_id, name, why)
+        except HostStaysError as error:
+            raise invalid_request("host", f"can't be forgotten: {error}") from error
+        message = host_message(forgotten.view)
+        add_worst(message, forgotten.view)
+        return pb.ForgetHostResponse(host=message, valid_certificate_count=forgotten.valid_certificates)
 
     async def RevokeCertificate(
         self, request: pb.FleetServiceRevokeCertificateRequest, _context: RpcContext

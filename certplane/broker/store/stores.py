@@ -28,6 +28,7 @@ from certplane.broker.store.deny_list import SqlDenyList
 from certplane.broker.store.enrollments import SqlEnrollmentStore
 from certplane.broker.store.files import StateLock, open_writer
 from certplane.broker.store.fleet import SqlFleetStore
+from certplane.broker.store.forgetting import SqlHostRemoval
 from certplane.broker.store.holds import SqlHoldStore
 from certplane.broker.store.identities import SqlIdentityLedger
 from certplane.broker.store.members import SqlMemberStore
@@ -86,6 +87,7 @@ class Stores:
     identities: SqlIdentityLedger
     renewal_plans: SqlRenewalPlanStore
     enrollments: SqlEnrollmentStore
+    host_removal: SqlHostRemoval
     fleet: SqlFleetStore
     audit: SqlAuditLog
     repeats: SqlRepeatCounts
@@ -232,6 +234,7 @@ def assemble(
         identities=SqlIdentityLedger(reader, writer, log, meter, changes=changes, feed=feed),
         renewal_plans=SqlRenewalPlanStore(reader, writer, log, changes),
         enrollments=SqlEnrollmentStore(reader, writer, log),
+        host_removal=SqlHostRemoval(reader, writer, log, changes),
         fleet=SqlFleetStore(reader, writer, log, broker_id=writer_id, changes=changes),
         audit=log,
         repeats=SqlRepeatCounts(reader, writer, log, audit or _NoAudit(), clock=clock, broker_id=writer_id),

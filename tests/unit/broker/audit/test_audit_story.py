@@ -27,7 +27,9 @@ from certplane.broker.audit import DenialCoalescer, RepeatCoalescer
 from certplane.broker.control import ReloadRequest
 from certplane.broker.events import AuditDecision, AuditEvent, AuditEventType, AuditTrail
 from certplane.broker.fleet.events import report_events
+from certplane.broker.fleet.forgetting import HostForgetting
 from certplane.broker.fleet.requests import RenewalRequest, RenewalRequests
+from certplane.broker.fleet.watching import Watchers
 from certplane.broker.identity.activation import FirstUse
 from certplane.broker.identity.admission import Call
 from certplane.broker.identity.authentication import AuthenticationError, Peer
@@ -57,6 +59,7 @@ from certplane.v1 import enrollment_pb2 as pb
 from tests.fakes.audit import FakeDenialRecorder, FakeEventRecorder, FakeMeter
 from tests.fakes.clock import ManualClock
 from tests.fakes.issuer import FakeIssuer
+from tests.fakes.policy import FakePolicy, FakePolicySource
 from tests.support.issuance import NO_WAIT, World, caller, issue, kill_all, lose_order, unavailable
 from tests.support.memory_store import MemoryStores
 
@@ -253,7 +256,19 @@ async def fleet() -> list[AuditEvent]:
     order = RenewalRequest(selection=Selection(all=True), reason="drill", request_id="r-1", spread=timedelta(hours=1))
     requested = await requests.request(caller("admin.test"), order)
     assert requested
-    return [*(each.event for each in told.values()), *stores.database.events]
+    last_known = AsyncMock(return_value=SimpleNamespace(record=SimpleNamespace(stream=object()), broker=None))
+    forgetting = HostForgetting(
+        view=SimpleNamespace(last_known=last_known),  # type: ignore[arg-type]  # all that is asked of it
+        store=SimpleNamespace(forget_host=AsyncMock(return_value=True)),  # type: ignore[arg-type]  # its event is told here
+        plans=stores.renewal_plans,
+        policy=FakePolicySource(FakePolicy.of([])),
+        watchers=Watchers(1, FakeMeter()),
+        clock=clock,
+        trail=trail,
+    )
+    await forgetting.forget(caller("admin.test"), "r-2", "web9.test", "it was sold")
+    ((*_, [forgotten]),) = (call.args for call in forgetting._store.forget_host.call_args_list)  # type: ignore[attr-defined]
+    return [*(each.event for each in told.values()), *stores.database.events, forgotten]
 
 
 @story
