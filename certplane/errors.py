@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from typing import Final
 
 
 class Reason(StrEnum):
@@ -52,6 +53,12 @@ class Reason(StrEnum):
     STREAM_DISPLACED = "STREAM_DISPLACED"
     STREAM_TIMED_OUT = "STREAM_TIMED_OUT"
     INTERNAL = "INTERNAL"
+
+
+OF_ONE_BROKER: Final = frozenset(
+    {Reason.DRAINING, Reason.STORE_UNAVAILABLE, Reason.AUDIT_UNAVAILABLE, Reason.POLICY_UNAVAILABLE}
+)
+"""Refusals that say something of the broker that gave them; every other one would be the same at all brokers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
-from certplane.agent.broker_settings import BrokerUrl
 from certplane.agent.control import ControlServer, FanOut, Outcome
 from certplane.agent.host import Host
 from certplane.agent.install.activation import ActivationResult, Activator, Reload, command_reload
@@ -31,6 +30,7 @@ from certplane.agent.renewal.skew import ClockSkew
 from certplane.agent.request import BrokerRequest, orders_followed
 from certplane.agent.settings import AgentSettings, CertificateSettings, KeyRotation
 from certplane.agent.streaming import status_stream
+from certplane.config.broker_urls import BrokerUrl
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.runtime.backoff import Backoff
 from certplane.runtime.clock import Clock

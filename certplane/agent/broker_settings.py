@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Self
-from urllib.parse import urlsplit
 
+from certplane.config.broker_urls import BrokerUrl, all_urls, url_problems
 from certplane.config.decoding import InputPath, KeyProblem
-from certplane.config.values import HttpsUrl, PositiveSpan
+from certplane.config.values import PositiveSpan
 from certplane.rpc.proxy import ProxyUse
-
-_DEFAULT_HTTPS_PORT = 443
-_MOST_BROKERS = 32
-"""A call tries each that it finds unwell, one after the other."""
-_BY_NAME = "give them one DNS name with several addresses"
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerUrl:
-    """Where the broker is; `https://host:port` because that is what the public format has."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """`https://host:port`, with or without a final slash; the port is 443 when it isn't written."""
-        parts = urlsplit(HttpsUrl.parse(text))
-        if parts.path not in {"", "/"} or parts.query:
-            raise ValueError("must be https://host:port without a path")
-        assert parts.hostname is not None
-        return cls(parts.hostname, parts.port or _DEFAULT_HTTPS_PORT)
-
-    @property
-    def target(self) -> str:
-        """The address as gRPC dials it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"https://{self.target}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +28,8 @@ class BrokerLinkSettings:
     @property
     def all_urls(self) -> tuple[BrokerUrl, ...]:
         """Where the brokers are; one or more."""
-        return self.urls if self.url is None else (self.url,)
+        return all_urls(self.url, self.urls)
 
-    def problems(self) -> Iterator[KeyProblem]:
+    def problems(self) -> Iterable[KeyProblem]:
         """There is one URL, or there are several different ones."""
-        if self.url is not None and self.urls:
-            yield KeyProblem("urls", "goes without `url`", "put that URL into the list, and drop `url`")
-        elif not self.all_urls:
-            remedy = "write https://host:port, or a list of them as `urls`"
-            yield KeyProblem("url", "is required", remedy)
-        if len(self.urls) > _MOST_BROKERS:
-            yield KeyProblem("urls", f"names {len(self.urls)} brokers, at most {_MOST_BROKERS} are allowed", _BY_NAME)
-        first: dict[BrokerUrl, int] = {}
-        for number, url in enumerate(self.urls):
-            if first.setdefault(url, number) != number:
-                yield KeyProblem(
-                    f"urls[{number}]", f"is the same broker as urls[{first[url]}]", "name each broker once"
-                )
+        return url_problems(self.url, self.urls)

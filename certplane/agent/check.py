@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from certplane.agent.app import link
-from certplane.agent.broker_settings import BrokerUrl
 from certplane.agent.host import Host
 from certplane.agent.inspection import (
     Finding,
@@ -25,6 +24,7 @@ from certplane.agent.inspection import (
 from certplane.agent.model import IdentityView, Version
 from certplane.agent.ports import CertificateLookup
 from certplane.agent.settings import CertificateSettings
+from certplane.config.broker_urls import BrokerUrl
 from certplane.errors import CertplaneError, RefusalError
 
 _MOST_SKEW = timedelta(minutes=1)

@@ -15,7 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 
 from certplane.agent.app import not_enrolled, probe_of
-from certplane.agent.broker_settings import BrokerUrl
 from certplane.agent.host import IDENTITY, Host
 from certplane.agent.install.hook_programs import hook_problem
 from certplane.agent.install.trial import Obstacle, own_obstacles
@@ -28,6 +27,7 @@ from certplane.agent.renewal.health import lineage_health
 from certplane.agent.renewal.plan import due_time
 from certplane.agent.renewal.status import revoked
 from certplane.agent.settings import CertificateSettings
+from certplane.config.broker_urls import BrokerUrl
 from certplane.config.bundles import read_ca_bundle
 from certplane.config.files import read_private_file
 from certplane.errors import CertplaneError, ConfigurationError, OperationError

@@ -1,111 +1,74 @@
-"""The broker's operator calls over one channel, with errors that say what to do.
+"""The broker's operator calls, one method each. Messages go in and out as they are: `certplane.ctl.show` shows them.
 
-Messages go out as they came: `view` shows them. Only `RefusalError` (the broker's word) and `OperationError` (no
-connection, no Certplane broker, too late) escape.
+Lists come page by page, so that a long one is shown as it comes and a page has its totals. All that a method raises is
+`Connection`'s.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import Any, Final, Self, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import grpc
 
-from certplane import __version__
-from certplane.config.bundles import read_ca_bundle, require_in_force
-from certplane.config.files import read_file, read_private_file
-from certplane.ctl.settings import CtlSettings
-from certplane.errors import CertplaneError, ConfigurationError, OperationError, Reason, RefusalError
-from certplane.pki.bundle import presentable
-from certplane.rpc.channel import open_channel
-from certplane.rpc.credentials import PairError, channel_credentials, client_pair
-from certplane.rpc.failures import failed_call, words_of
-from certplane.rpc.handshake import handshake_failure
-from certplane.rpc.proxy import ProxyUse, proxy_for
-from certplane.rpc.status import refusal_from_error
-from certplane.runtime.clock import SystemClock
-from certplane.runtime.connection import ConnectionFailure
-from certplane.runtime.pool import BlockingPool
-from certplane.v1 import fleet_pb2, fleet_pb2_grpc, policy_pb2, policy_pb2_grpc, renewal_pb2, renewal_pb2_grpc
+from certplane.ctl.connection import Connection
+from certplane.ctl.settings import Context
+from certplane.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    broker_pb2,
+    broker_pb2_grpc,
+    enrollment_pb2,
+    enrollment_pb2_grpc,
+    fleet_pb2,
+    fleet_pb2_grpc,
+    order_pb2,
+    order_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+    renewal_pb2,
+    renewal_pb2_grpc,
+)
 
 T = TypeVar("T")
+P = TypeVar("P", bound="_Page")
 
-_PAGE: Final = 200
+PAGE: Final = 200
 _PIECE: Final = 12_000
 """Characters of a policy's text in a message, which has room for as many of four octets each."""
-_PLAN_SECONDS: Final = 180.0
-"""A large policy takes some seconds to be read, and others may be planning theirs."""
-_REMEDIES: Final = {
-    ConnectionFailure.NOT_FOUND: "check broker.url and this machine's resolver",
-    ConnectionFailure.UNREACHABLE: "check that the broker runs and its port is open",
-    ConnectionFailure.PROXY: "correct the proxy variables, put the broker into no_proxy, or drop broker.proxy",
-    ConnectionFailure.TIMEOUT: "check the network between here and the broker",
-    ConnectionFailure.NO_TLS: "check that broker.url is the broker's own port",
-    ConnectionFailure.UNTRUSTED: "check broker.server_ca_bundle against the CA of the broker's certificate",
-    ConnectionFailure.WRONG_NAME: "use a name of the broker's certificate in broker.url",
-    ConnectionFailure.WRONG_TIME: "check this machine's clock first, then the broker's own certificate",
-}
-_OPERATORS_REMEDIES: Final = {
-    Reason.ROLE_REQUIRED: "use another identity in ctl.yml, or give this one the role in policy.yml",
-    Reason.IDENTITY_UNKNOWN: "add it to the operators in policy.yml, with a role",
-    Reason.IDENTITY_EXPIRED: "get a new one from the internal CA in the same way as the first one",
-}
-"""What an operator can do about a refusal whose message is for any caller."""
+_LONG_SECONDS: Final = 180.0
+"""A large policy takes some seconds to be read, and others may be planning theirs; a reload reads many files."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostFilter:
-    """Which hosts to list; all by default."""
+_Fleet: Final = fleet_pb2_grpc.FleetServiceStub
+_Renewal: Final = renewal_pb2_grpc.RenewalServiceStub
+_Order: Final = order_pb2_grpc.OrderServiceStub
+_Audit: Final = audit_pb2_grpc.AuditServiceStub
+_Policy: Final = policy_pb2_grpc.PolicyServiceStub
+_Broker: Final = broker_pb2_grpc.BrokerServiceStub
+_Enrollment: Final = enrollment_pb2_grpc.EnrollmentServiceStub
 
-    states: tuple[renewal_pb2.CertificateStatus.State.ValueType, ...] = ()
-    disconnected_only: bool = False
-    healths: tuple[renewal_pb2.Health.ValueType, ...] = ()
+
+class _Page(Protocol):
+    next_page_token: str
 
 
-class FleetClient:
-    """FleetService, PolicyService and WatchRenewals for one caller. An async context manager; on one event loop."""
+class Client:
+    """Calls of one identity at the brokers of one context. An async context manager; on one event loop.
 
-    def __init__(self, settings: CtlSettings) -> None:
+    Args:
+        context: The fleet.
+        urls: Only these of its brokers; all without it.
+    """
+
+    def __init__(self, context: Context, urls: Sequence[str] = ()) -> None:
         """Read the files and open the channel; nothing is sent.
 
         Raises:
             ConfigurationError: a file that the settings name can't be used.
         """
-        source = settings.source
-        self._settings = settings
-        self._key = settings.path(settings.identity.key)
-        self._chain = settings.path(settings.identity.cert)
-        self._bundle = settings.path(settings.broker.server_ca_bundle)
-        now = SystemClock().now()
-        key_pem = read_private_file(self._key, at=source.problem("identity.key", ""))
-        chain_pem = presentable(read_file(self._chain, at=source.problem("identity.cert", "")), now)
-        try:
-            pair = client_pair(key_pem, chain_pem)
-        except PairError as error:
-            key, path, why = (
-                ("identity.key", self._key, error.key) if error.key else ("identity.cert", self._chain, error.chain)
-            )
-            remedy = "put the identity's certificate with its chain and its private key, in PEM, into the two files"
-            raise ConfigurationError([source.problem(key, f"{path} {why}", remedy)]) from error
-        at = source.problem("broker.server_ca_bundle", "")
-        bundle = read_ca_bundle(self._bundle, at=at, only_cas=False)
-        require_in_force(bundle, now, self._bundle, at=at)
-        self._server_ca_pem = bundle.pem(now)
-        credentials = channel_credentials(self._server_ca_pem, pair)
-        self._files = BlockingPool("ctl-files", 1)
-        self._channel = open_channel(
-            settings.broker.url,
-            credentials,
-            user_agent=f"certplanectl/{__version__}",
-            proxy=settings.broker.proxy,
-        )
-        self._fleet = fleet_pb2_grpc.FleetServiceStub(self._channel)
-        self._policies: Any = policy_pb2_grpc.PolicyServiceStub(self._channel)
-        self._renewals = renewal_pb2_grpc.RenewalServiceStub(self._channel)
+        self._connection = Connection(context, urls)
 
     async def __aenter__(self) -> Self:
         """The client itself."""
@@ -113,68 +76,129 @@ class FleetClient:
 
     async def __aexit__(self, *_: object) -> None:
         """End the channel."""
-        await self._channel.close()
-        self._files.close()
+        await self._connection.__aexit__()
 
-    async def hosts(self, wanted: HostFilter) -> AsyncGenerator[renewal_pb2.Host, None]:
-        """All hosts that match, by name, page by page."""
-        token = ""
-        while True:
-            request = fleet_pb2.ListHostsRequest(
-                request_id=_request_id(),
-                page_size=_PAGE,
-                page_token=token,
-                states=wanted.states,
-                disconnected_only=wanted.disconnected_only,
-                healths=wanted.healths,
-            )
-            page = await self._answer(self._fleet.ListHosts(request, timeout=self._seconds))
-            for host in page.hosts:
-                yield host
-            token = page.next_page_token
-            if not token:
-                return
+    @property
+    def url(self) -> str:
+        """The broker that answers."""
+        return self._connection.url
+
+    # The fleet.
+
+    async def hosts(self, request: fleet_pb2.ListHostsRequest) -> AsyncGenerator[fleet_pb2.ListHostsResponse, None]:
+        """The hosts that match, page by page."""
+        async for page in self._pages(request, lambda channel: _Fleet(channel).ListHosts):
+            yield page
 
     async def host(self, name: str) -> renewal_pb2.Host:
-        """One host by its identity's name, or its label in the policy."""
-        request = fleet_pb2.GetHostRequest(request_id=_request_id(), host=name)
-        return (await self._answer(self._fleet.GetHost(request, timeout=self._seconds))).host
-
-    async def brokers(self) -> fleet_pb2.ListBrokersResponse:
-        """All brokers, by their start, and in what they differ."""
-        before = fleet_pb2.ListBrokersResponse()
+        """One host by its identity's name or its label in the policy, with all its certificates."""
+        request = fleet_pb2.GetHostRequest(request_id=request_id(), host=name)
+        host: renewal_pb2.Host | None = None
         while True:
-            request = fleet_pb2.ListBrokersRequest(
-                request_id=_request_id(), page_size=_PAGE, page_token=before.next_page_token
-            )
-            answer = await self._answer(self._fleet.ListBrokers(request, timeout=self._seconds))
-            before.brokers.extend(answer.brokers)
+            answer = await self._one(request, lambda channel: _Fleet(channel).GetHost)
+            if host is None:
+                host = answer.host
+            else:
+                host.certificates.extend(answer.host.certificates)
             if not answer.next_page_token:
-                del answer.brokers[:]
-                answer.brokers.extend(before.brokers)
-                return answer
-            before.next_page_token = answer.next_page_token
+                return host
+            request.page_token = answer.next_page_token
 
-    async def request_renewal(
-        self, selection: fleet_pb2.Selection, *, reason: str, spread: timedelta, request_id: str, dry_run: bool
-    ) -> fleet_pb2.RequestRenewalResponse:
+    async def summarize(self, request: fleet_pb2.SummarizeFleetRequest) -> fleet_pb2.SummarizeFleetResponse:
+        """What an operator asks at night."""
+        return await self._one(request, lambda channel: _Fleet(channel).SummarizeFleet)
+
+    async def certificates(
+        self, request: fleet_pb2.ListFleetCertificatesRequest
+    ) -> AsyncGenerator[fleet_pb2.ListFleetCertificatesResponse, None]:
+        """Certificates of hosts and services, page by page."""
+        async for page in self._pages(request, lambda channel: _Fleet(channel).ListFleetCertificates):
+            yield page
+
+    async def request_renewal(self, request: fleet_pb2.RequestRenewalRequest) -> fleet_pb2.RequestRenewalResponse:
         """Ask for renewals. Safe to repeat with the same `request_id`."""
-        request = fleet_pb2.RequestRenewalRequest(
-            request_id=request_id, selection=selection, reason=reason, dry_run=dry_run
-        )
-        request.spread_duration.FromTimedelta(spread)
-        return await self._answer(self._fleet.RequestRenewal(request, timeout=self._seconds))
+        return await self._one(request, lambda channel: _Fleet(channel).RequestRenewal)
 
-    async def policy(self, *, with_text: bool) -> tuple[policy_pb2.LoadedPolicy, str]:
-        """What is known of the policy in force, and its text if it is wanted."""
-        request = policy_pb2.GetPolicyRequest(request_id=_request_id(), without_text=not with_text)
+    async def renewal_request(self, renewal_request_id: str) -> fleet_pb2.GetRenewalRequestResponse:
+        """How far a renewal has come, with all its certificates."""
+        request = fleet_pb2.GetRenewalRequestRequest(renewal_request_id=renewal_request_id)
+        whole: fleet_pb2.GetRenewalRequestResponse | None = None
+        async for page in self._pages(request, lambda channel: _Fleet(channel).GetRenewalRequest):
+            if whole is None:
+                whole = page
+            else:
+                whole.items.extend(page.items)
+        assert whole is not None
+        return whole
+
+    async def forget(self, host: str, reason: str) -> fleet_pb2.ForgetHostResponse:
+        """Have the broker forget a host that is gone."""
+        request = fleet_pb2.ForgetHostRequest(host=host, reason=reason)
+        return await self._one(request, lambda channel: _Fleet(channel).ForgetHost)
+
+    async def revoke(
+        self, request: fleet_pb2.FleetServiceRevokeCertificateRequest
+    ) -> fleet_pb2.FleetServiceRevokeCertificateResponse:
+        """Revoke a certificate. Safe to repeat."""
+        return await self._one(request, lambda channel: _Fleet(channel).RevokeCertificate)
+
+    async def watch(self, hosts: Sequence[str]) -> AsyncGenerator[renewal_pb2.WatchRenewalsResponse, None]:
+        """The fleet as it is, and each change, until the broker ends it: the first failure is raised."""
+        request = renewal_pb2.WatchRenewalsRequest(request_id=request_id(), hosts=hosts)
+        async for message in self._connection.stream(lambda channel: _Renewal(channel).WatchRenewals(request)):
+            yield message
+
+    # Orders and audit events.
+
+    async def orders(self, request: order_pb2.ListOrdersRequest) -> AsyncGenerator[order_pb2.ListOrdersResponse, None]:
+        """Orders, open ones first, page by page."""
+        async for page in self._pages(request, lambda channel: _Order(channel).ListOrders):
+            yield page
+
+    async def watch_orders(self, wanted: order_pb2.OrderFilter) -> AsyncGenerator[order_pb2.WatchOrdersResponse, None]:
+        """Open orders and then each change of any, until the broker ends it."""
+        request = order_pb2.WatchOrdersRequest(request_id=request_id(), filter=wanted)
+        async for message in self._connection.stream(lambda channel: _Order(channel).WatchOrders(request)):
+            yield message
+
+    async def audit_events(
+        self, request: audit_pb2.ListAuditEventsRequest
+    ) -> AsyncGenerator[audit_pb2.ListAuditEventsResponse, None]:
+        """Audit events, page by page; a page may be empty without being the last."""
+        async for page in self._pages(request, lambda channel: _Audit(channel).ListAuditEvents):
+            yield page
+
+    async def tail_audit(self, wanted: audit_pb2.AuditFilter, past: int) -> AsyncGenerator[audit_pb2.AuditEvent, None]:
+        """The last events and then each new one, until the broker ends it; `past` -1 is none of the past."""
+        request = audit_pb2.TailAuditEventsRequest(request_id=request_id(), filter=wanted, past_count=past)
+        async for message in self._connection.stream(lambda channel: _Audit(channel).TailAuditEvents(request)):
+            yield message.event
+
+    async def verify_audit(self) -> AsyncGenerator[audit_pb2.VerifyAuditLogResponse, None]:
+        """Progress, findings and the result of a check of the whole log."""
+        request = audit_pb2.VerifyAuditLogRequest(request_id=request_id())
+        async for message in self._connection.stream(lambda channel: _Audit(channel).VerifyAuditLog(request)):
+            yield message
+
+    async def export_audit(self, request: audit_pb2.ExportAuditLogRequest) -> AsyncGenerator[bytes, None]:
+        """Whole lines of the audit log."""
+        request.request_id = request_id()
+        async for message in self._connection.stream(lambda channel: _Audit(channel).ExportAuditLog(request)):
+            yield message.lines
+
+    # The policy.
+
+    async def policy(self, *, with_text: bool, policy_hash: str = "") -> tuple[policy_pb2.LoadedPolicy, str]:
+        """What is known of the policy in force, or of an earlier one, and its text if it is wanted."""
+        request = policy_pb2.GetPolicyRequest(
+            request_id=request_id(), without_text=not with_text, policy_hash=policy_hash
+        )
         loaded, pieces = policy_pb2.LoadedPolicy(), []
-        try:
-            async for message in self._policies.GetPolicy(request, timeout=self._seconds):
-                loaded.MergeFrom(message.policy)
-                pieces.append(message.policy_text)
-        except grpc.aio.AioRpcError as error:
-            raise await self._error(error) from error
+        async for message in self._connection.stream(
+            lambda channel: _Policy(channel).GetPolicy(request, timeout=self._seconds)
+        ):
+            loaded.MergeFrom(message.policy)
+            pieces.append(message.policy_text)
         return loaded, "".join(pieces)
 
     async def plan_policy(self, content: bytes) -> policy_pb2.PlanPolicyResponse:
@@ -184,91 +208,108 @@ class FleetClient:
         except UnicodeDecodeError as error:
             problem = policy_pb2.PolicyProblem(message=f"is not UTF-8: {error.reason}", remedy="save it as UTF-8")
             return policy_pb2.PlanPolicyResponse(problems=[problem])
-        whole = policy_pb2.PlanPolicyResponse()
-        call = self._policies.PlanPolicy(timeout=_PLAN_SECONDS)
-        hello = policy_pb2.PlanPolicyRequest.Hello(request_id=_request_id())
-        try:
-            await call.write(policy_pb2.PlanPolicyRequest(hello=hello))
-            await call.initial_metadata()  # sent when it is this call's turn, or when it is refused
-            for start in range(0, len(text), _PIECE):
-                if call.done():  # refused: to write on would hide why
-                    break
-                await call.write(policy_pb2.PlanPolicyRequest(policy_text=text[start : start + _PIECE]))
-            if not call.done():
-                await call.done_writing()
-            async for message in call:
-                whole.MergeFrom(message)
-        except grpc.aio.AioRpcError as error:
-            raise await self._error(error) from error
-        return whole
+        return await self._connection.answer(lambda channel: _plan(channel, text))
 
     async def reload_policy(self, *, confirm: bool) -> policy_pb2.ReloadPolicyResponse:
         """Have the policy file read again. Safe to repeat."""
-        request = policy_pb2.ReloadPolicyRequest(request_id=_request_id(), confirm=confirm)
-        return await self._answer(self._policies.ReloadPolicy(request, timeout=_PLAN_SECONDS))
+        request = policy_pb2.ReloadPolicyRequest(confirm=confirm)
+        return await self._one(request, lambda channel: _Policy(channel).ReloadPolicy, seconds=_LONG_SECONDS)
 
-    async def watch(self, hosts: Sequence[str]) -> AsyncGenerator[renewal_pb2.WatchRenewalsResponse, None]:
-        """The fleet as it is, and each change, until the broker ends it: the first failure is raised."""
-        request = renewal_pb2.WatchRenewalsRequest(request_id=_request_id(), hosts=hosts)
-        call = self._renewals.WatchRenewals(request)
-        try:
-            async for message in call:
-                yield message
-        except grpc.aio.AioRpcError as error:
-            raise await self._error(error) from error
-        finally:
-            call.cancel()
+    async def policy_versions(self) -> list[policy_pb2.PolicyVersion]:
+        """The policies that were in force, the newest first."""
+        versions: list[policy_pb2.PolicyVersion] = []
+        request = policy_pb2.ListPolicyVersionsRequest(page_size=100)
+        async for page in self._pages(request, lambda channel: _Policy(channel).ListPolicyVersions):
+            versions += page.versions
+        return versions
+
+    # The brokers.
+
+    async def brokers(self) -> fleet_pb2.ListBrokersResponse:
+        """All brokers, by their start, and in what they differ."""
+        brokers: list[fleet_pb2.Broker] = []
+        async for page in self._pages(fleet_pb2.ListBrokersRequest(), lambda channel: _Fleet(channel).ListBrokers):
+            brokers += page.brokers
+            answer = page
+        del answer.brokers[:]
+        answer.brokers.extend(brokers)
+        return answer
+
+    async def reload_brokers(
+        self, broker_ids: Sequence[str], *, everywhere: bool, confirm: bool
+    ) -> broker_pb2.ReloadBrokersResponse:
+        """Have brokers read their files again. Safe to repeat."""
+        request = broker_pb2.ReloadBrokersRequest(broker_ids=broker_ids, all=everywhere, confirm=confirm)
+        return await self._one(request, lambda channel: _Broker(channel).ReloadBrokers, seconds=_LONG_SECONDS)
+
+    async def drain_broker(self, broker_id: str, reason: str, *, undo: bool) -> broker_pb2.DrainBrokerResponse:
+        """Take a broker out of service, or back. Safe to repeat."""
+        request = broker_pb2.DrainBrokerRequest(broker_id=broker_id, reason=reason, undo=undo)
+        return await self._one(request, lambda channel: _Broker(channel).DrainBroker)
+
+    async def plan_trust_bundle(self, bundle_pem: str) -> broker_pb2.PlanTrustBundleResponse:
+        """What would come of an agent CA bundle."""
+        request = broker_pb2.PlanTrustBundleRequest(bundle_pem=bundle_pem)
+        return await self._one(request, lambda channel: _Broker(channel).PlanTrustBundle, seconds=_LONG_SECONDS)
+
+    async def identity(self) -> enrollment_pb2.GetIdentityResponse:
+        """Who the broker takes this caller for."""
+        request = enrollment_pb2.GetIdentityRequest()
+        return await self._one(request, lambda channel: _Enrollment(channel).GetIdentity)
+
+    async def is_serving(self) -> bool:
+        """Whether the broker's own word is that it serves (grpc.health.v1, of the whole server)."""
+
+        # By hand: the message is a number, and operators' machines need no package for it.
+        def check(channel: grpc.aio.Channel) -> Awaitable[bytes]:
+            ask: Callable[..., Awaitable[bytes]] = channel.unary_unary("/grpc.health.v1.Health/Check")
+            return ask(b"", timeout=self._seconds)
+
+        answer = await self._connection.answer(check)
+        return answer == b"\x08\x01"  # HealthCheckResponse.status = SERVING
 
     @property
     def _seconds(self) -> float:
-        return self._settings.timeout.total_seconds()
+        return self._connection.seconds
 
-    async def _answer(self, call: Awaitable[T]) -> T:
-        try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise await self._error(error) from error
+    async def _one(
+        self, request: Any, of: Callable[[grpc.aio.Channel], Callable[..., Awaitable[T]]], seconds: float = 0
+    ) -> T:
+        """The answer to one call; it gets a request id unless its caller has chosen one."""
+        request.request_id = request.request_id or request_id()
+        return await self._connection.answer(lambda channel: of(channel)(request, timeout=max(seconds, self._seconds)))
 
-    async def _error(self, error: grpc.aio.AioRpcError) -> CertplaneError:
-        refusal = refusal_from_error(error)
-        if refusal is not None:
-            remedy = _OPERATORS_REMEDIES.get(refusal.reason)
-            return RefusalError.of(replace(refusal, message=f"{refusal.message}; {remedy}") if remedy else refusal)
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return await self._files.run(self._why_unreachable, words_of(error))
-        late = "check the broker's log and its load, or raise timeout in ctl.yml"
-        return failed_call(error, self._settings.broker.url, late=late)
-
-    def _why_unreachable(self, said: str) -> CertplaneError:
-        broker = f"the broker at {self._settings.broker.url}"
-        proxy = self._settings.broker.proxy
-        failure = handshake_failure(
-            str(self._settings.broker.url),
-            server_ca_pem=self._server_ca_pem,
-            chain=self._chain,
-            key=self._key,
-            proxy=proxy,
-        )
-        if failure is None:
-            remedy = "try again; if it keeps failing, see the broker's log"
-            return OperationError(
-                f"the connection to {broker} has ended{_way(str(self._settings.broker.url), proxy)} "
-                f"({said}), though a TLS handshake there succeeds",
-                remedy=remedy,
-            )
-        if failure.refused:
-            remedy = f"check that {self._chain} hasn't expired and comes from the CA in the broker's agent_ca_bundle"
-            return OperationError(f"{broker} doesn't accept this identity", remedy=remedy)
-        if failure.kind is None:
-            remedy = f"check {self._bundle}, {self._chain} and {self._key}"
-            return OperationError(f"the files for the connection can't be used: {failure.phrase}", remedy=remedy)
-        return OperationError(f"{broker} {failure.phrase}", remedy=_REMEDIES[failure.kind])
+    async def _pages(
+        self, request: Any, of: Callable[[grpc.aio.Channel], Callable[..., Awaitable[P]]]
+    ) -> AsyncGenerator[P, None]:
+        """Each page of a list, one or more."""
+        request.page_size = request.page_size or PAGE
+        while True:
+            page = await self._one(request, of)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
 
-def _way(url: str, use: ProxyUse) -> str:
-    proxy = proxy_for(urlsplit(url).hostname or "", use)
-    return "" if proxy is None else f" through the proxy {proxy}"
+async def _plan(channel: grpc.aio.Channel, text: str) -> policy_pb2.PlanPolicyResponse:
+    whole = policy_pb2.PlanPolicyResponse()
+    stub: Any = _Policy(channel)
+    call = stub.PlanPolicy(timeout=_LONG_SECONDS)
+    hello = policy_pb2.PlanPolicyRequest.Hello(request_id=request_id())
+    await call.write(policy_pb2.PlanPolicyRequest(hello=hello))
+    await call.initial_metadata()  # sent when it is this call's turn, or when it is refused
+    for start in range(0, len(text), _PIECE):
+        if call.done():  # refused: to write on would hide why
+            break
+        await call.write(policy_pb2.PlanPolicyRequest(policy_text=text[start : start + _PIECE]))
+    if not call.done():
+        await call.done_writing()
+    async for message in call:
+        whole.MergeFrom(message)
+    return whole
 
 
-def _request_id() -> str:
+def request_id() -> str:
+    """A new name of a call."""
     return secrets.token_hex(16)

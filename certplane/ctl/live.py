@@ -16,7 +16,9 @@ from typing import Protocol, Self, TextIO
 from rich.live import Live
 from rich.table import Table
 
-from certplane.ctl.view import FleetView, change_line, fleet_rows, json_line, urgency
+from certplane.ctl.output import json_line
+from certplane.ctl.show.fleet import urgency
+from certplane.ctl.view import FleetView, change_line, fleet_rows
 from certplane.runtime.tables import table_lines
 from certplane.v1 import renewal_pb2
 

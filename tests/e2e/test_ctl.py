@@ -87,7 +87,7 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet
 
 async def test_the_fleet_as_tables_and_as_lines(fleet: Fleet) -> None:
     """Piped, each host is a line of JSON; `host` shows one by its label, with what it holds."""
-    host, never_came = await fleet.lines("fleet")
+    host, never_came = await fleet.lines("fleet", "--sort", "name")
     assert (host["name"], host["label"], host["connected"]) == ("web1.certplane.test", "web1", True)
     assert {each["name"] for each in host["certificates"]} == {"identity", "web"}
     assert await fleet.lines("fleet", "--state", "degraded") == []
@@ -104,7 +104,7 @@ async def test_the_brokers(fleet: Fleet) -> None:
     assert (broker["version"], broker["auditMode"], broker["streamCount"]) == (__version__, "fail_closed", "1")
     assert len(broker["policyHash"]) == len(broker["configurationHash"]) == 64
     assert [key["issuer"] for key in broker["accountKeys"]] == ["default"]
-    shown = await on_a_terminal(fleet.bob.command("brokers"))
+    shown = await on_a_terminal(fleet.bob.command("brokers", "-o", "wide"))
     assert f":{fleet.deployment.broker_port}" in shown
     assert "RUNS FOR ALL" in shown
 

@@ -14,11 +14,20 @@ from pathlib import Path
 import pytest
 
 from certplane import __version__
+from certplane.ctl.cli import COMMANDS
 from tests.support.waiting import HANG
 
 pytestmark = pytest.mark.e2e
 
 _FOLDER = Path(__file__).parent / "help"
+
+
+def _parts(name: str) -> list[str]:
+    """A command, and the group before it."""
+    group = name.rpartition(" ")[0]
+    return [group, name] if group else [name]
+
+
 _COMMANDS = {
     "certplane.agent": ["", "enroll", "run", "check", "status", "renew"],
     "certplane.broker": [
@@ -53,18 +62,7 @@ _COMMANDS = {
         "identity allow",
         "identity list",
     ],
-    "certplane.ctl": [
-        "",
-        "fleet",
-        "watch",
-        "host",
-        "brokers",
-        "policy",
-        "policy show",
-        "policy plan",
-        "policy reload",
-        "renew",
-    ],
+    "certplane.ctl": ["", *dict.fromkeys(part for each in COMMANDS for part in _parts(each.name))],
     "certplane.sandbox": ["", "demo", "parts"],
 }
 
@@ -115,9 +113,9 @@ def test_every_command_is_compared() -> None:
             assert {f"{command} {each}".strip() for each in listed} <= set(commands)
 
 
-@pytest.mark.parametrize("program", ["certplane-agent", "certplane-broker"])
+@pytest.mark.parametrize("program", ["certplane-agent", "certplane-broker", "certplanectl"])
 def test_installed_programs(program: str) -> None:
-    """Both programs are installed beside Python under their names and say their version."""
+    """All programs are installed beside Python under their names and say their version."""
     installed = Path(sys.executable).parent / program
     said = subprocess.run([installed, "--version"], capture_output=True, text=True, timeout=HANG, check=True).stdout
     assert said == f"{program} {__version__}\n"

@@ -2,7 +2,7 @@
 
 A channel keeps its certificate and its CAs for life, so a renewed identity is a new channel, and so are another bundle
 and another broker: the next call uses it, and the old one ends when its calls have. Of several brokers one is in use,
-for calls and stream alike. A call that it doesn't take, or refuses for a reason of its own (`choice.OF_ONE_BROKER`), is
+for calls and stream alike. A call that it doesn't take, or refuses for a reason of its own (`errors.OF_ONE_BROKER`), is
 made at the next one, once at each, which is safe since the same request joins the same order. Nothing else is repeated
 here: a call that failed is the caller's to repeat.
 """
@@ -23,14 +23,14 @@ import grpc
 from typing_extensions import override
 
 from certplane import __version__
-from certplane.agent.link.choice import AVOID, OF_ONE_BROKER, BrokerChoice
+from certplane.agent.link.choice import AVOID, BrokerChoice
 from certplane.agent.link.convert import identity_view, moment, order_view
 from certplane.agent.link.diagnosis import expired_identity, none_reachable, unreachable
 from certplane.agent.link.host_facts import host_facts
 from certplane.agent.link.server_cas import ServerCas
 from certplane.agent.model import IdentityView, OrderView, Version
 from certplane.agent.ports import Broker, CertificateLookup, OrderFollower
-from certplane.errors import CertplaneError, OperationError, RefusalError
+from certplane.errors import OF_ONE_BROKER, CertplaneError, OperationError, RefusalError
 from certplane.pki.bundle import presentable
 from certplane.rpc.channel import open_channel
 from certplane.rpc.credentials import PairError, channel_credentials, client_pair

@@ -14,15 +14,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-from certplane.errors import Reason
-
 AVOID: Final = timedelta(minutes=1)
 """How long a broker that failed is the last choice: so calls and streams together make one round of tries a minute."""
-
-OF_ONE_BROKER: Final = frozenset(
-    {Reason.DRAINING, Reason.STORE_UNAVAILABLE, Reason.AUDIT_UNAVAILABLE, Reason.POLICY_UNAVAILABLE}
-)
-"""Refusals that say something of the broker that gave them; every other one would be the same at all brokers."""
 
 
 class BrokerChoice:

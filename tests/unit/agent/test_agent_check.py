@@ -19,11 +19,11 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from certplane.agent.broker_settings import BrokerUrl
 from certplane.agent.check import findings
 from certplane.agent.inspection import Finding, Level, address_findings
 from certplane.agent.install.status import JsonStatusFile
 from certplane.agent.model import ServedLeaf, ServiceView, Version
+from certplane.config.broker_urls import BrokerUrl
 from certplane.errors import CertplaneError, OperationError, Reason, RefusalError
 from certplane.runtime.health import HealthWord
 from certplane.sandbox.certificates import CertificateAuthority

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from certplane.agent.broker_settings import BrokerUrl
 from certplane.agent.model import InstallMode
 from certplane.agent.renewal.window import ActivationWindow
 from certplane.agent.settings import (
@@ -23,6 +22,7 @@ from certplane.agent.settings import (
     VerifySettings,
     load_settings,
 )
+from certplane.config.broker_urls import BrokerUrl
 from certplane.config.values import DnsName, HostPort, LogDestination, LogFormat, LogLevel
 from certplane.errors import ConfigurationError
 from certplane.pki.keys import KeyType

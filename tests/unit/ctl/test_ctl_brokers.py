@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from certplane.ctl.brokers import broker_rows, difference_lines
+from certplane.ctl.show.brokers import broker_columns, difference_lines, reload_lines
 from certplane.rpc.times import timestamp
+from certplane.v1 import broker_pb2
 from certplane.v1 import fleet_pb2 as pb
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -33,10 +34,17 @@ def broker(**fields: object) -> pb.Broker:
     return made
 
 
+def shown(made: pb.Broker, *, wide: bool = False) -> dict[str, str]:
+    """What is shown of it, by column."""
+    return {
+        column.title: (column.wide_text if wide and column.wide_text else column.text)(made)
+        for column in broker_columns(NOW)
+    }
+
+
 def test_a_row_for_each_broker() -> None:
     """With all that it says of itself, hashes cut short."""
-    header, row = broker_rows([broker()], NOW)
-    assert dict(zip(header, row, strict=True)) == {
+    assert shown(broker()) == {
         "BROKER": "machine1",
         "ADDRESS": "[::]:8443",
         "VERSION": "1.0",
@@ -50,22 +58,31 @@ def test_a_row_for_each_broker() -> None:
         "ACCOUNTS": "default 3456789a",
         "CLOCK": "-7s",
         "RUNS FOR ALL": "retention",
+        "ID": "id-1",
     }
+    assert shown(broker(), wide=True)["POLICY"] == "0123456789ab"
 
 
 def test_what_differs_is_marked_and_explained() -> None:
     """The one that differs, in its column; below, a line with what to do. A newer broker's subject marks nothing."""
-    header, *rows = broker_rows([broker(), broker(differs_in=[POLICY, 99], reuse_port=True)], NOW)
-    marked = [
-        (number, header[column]) for number, row in enumerate(rows) for column, cell in enumerate(row) if "*" in cell
-    ]
-    assert marked == [(1, "POLICY")]
-    assert rows[1][1] == "[::]:8443 (shared)"
+    differing = shown(broker(differs_in=[POLICY, 99], reuse_port=True))
+    assert [title for title, text in differing.items() if "*" in text] == ["POLICY"]
+    assert not [title for title, text in shown(broker()).items() if "*" in text]
+    assert differing["ADDRESS"] == "[::]:8443 (shared)"
     difference = pb.BrokerDifference(subject=POLICY, text="policies differ: a at x; b at y", remedy="reload it")
     assert difference_lines([difference]) == ["* policies differ: a at x; b at y; reload it"]
 
 
 def test_a_broker_that_says_little() -> None:
     """One without a lease, or of a release that doesn't say all."""
-    _, row = broker_rows([pb.Broker(name="machine1", version="1.0")], NOW)
-    assert row == ("machine1", "", "1.0", "-", "-", "0", "-", "-", "-", "-", "-", "+0s", "-")
+    said = shown(pb.Broker(name="machine1", version="1.0"))
+    assert (said["BROKER"], said["VERSION"], said["LEASE"], said["STREAMS"]) == ("machine1", "1.0", "-", "0")
+    assert (said["POLICY"], said["CLOCK"], said["UP"]) == ("-", "+0s", "")
+
+
+def test_what_a_reload_did() -> None:
+    """Each line with the broker that says it; one that says nothing is named too."""
+    reload = broker_pb2.ReloadBrokersResponse.Reload
+    answered = reload(broker_id="1", broker_name="m1", done=True, lines=["policy: loaded", "limits: unchanged"])
+    assert reload_lines(answered) == ["m1: policy: loaded", "m1: limits: unchanged"]
+    assert reload_lines(reload(broker_id="2")) == ["2: said nothing"]

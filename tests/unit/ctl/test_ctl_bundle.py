@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from certplane.ctl.client import FleetClient
+from certplane.ctl.client import Client
 from certplane.ctl.settings import load_settings
 from certplane.errors import ConfigurationError, OperationError
 from certplane.runtime.clock import SystemClock
@@ -20,7 +20,7 @@ from tests.support.bundles import DAY, pem, root
 from tests.support.lineages import LocalIssuer
 
 
-def client(folder: Path, url: str, ca: CertificateAuthority, bundle: bytes) -> FleetClient:
+def client(folder: Path, url: str, ca: CertificateAuthority, bundle: bytes) -> Client:
     """A client by this bundle, with an identity of the same CA."""
     ca.issue("alice", ["alice.example"]).write(folder, "operator")
     (folder / "bundle.pem").write_bytes(bundle)
@@ -29,7 +29,7 @@ def client(folder: Path, url: str, ca: CertificateAuthority, bundle: bytes) -> F
         "identity": {"cert": "operator.crt", "key": "operator.key"},
     }
     (folder / "ctl.yml").write_text(yaml.safe_dump(settings))
-    return FleetClient(load_settings(folder / "ctl.yml"))
+    return Client(load_settings(folder / "ctl.yml").named(""))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from certplane.ctl import cli
+from certplane.ctl.session import agreed as ask
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def keyboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 )
 async def test_the_question_takes_a_yes_alone(keyboard: int, typed: bytes, agreed: bool) -> None:
     """Anything else is a no."""
-    asking = asyncio.create_task(cli._agreed("2 certificates would be renewed"))
+    asking = asyncio.create_task(ask("2 certificates would be renewed"))
     await asyncio.sleep(0)
     os.write(keyboard, typed)
     assert await asking is agreed
@@ -43,7 +43,7 @@ async def test_the_question_takes_a_yes_alone(keyboard: int, typed: bytes, agree
 async def test_a_question_that_is_left_holds_up_nothing(keyboard: int) -> None:
     """Ctrl-C at the question ends the program: no thread goes on waiting for the Enter key."""
     threads = set(threading.enumerate())
-    asking = asyncio.create_task(cli._agreed("2 certificates would be renewed"))
+    asking = asyncio.create_task(ask("2 certificates would be renewed"))
     for _ in range(5):
         await asyncio.sleep(0.01)
     asking.cancel()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
-from certplane.ctl.policy import plan_lines, problem_line
+from certplane.ctl.show.policy import change_columns, count_columns, mismatch_columns, problem_line, summary_lines
+from certplane.runtime.columns import column_lines
+from certplane.runtime.terminal import Terminal
 from certplane.v1 import policy_pb2 as pb
 
 
@@ -16,6 +19,9 @@ def test_plan() -> None:
             counts=[pb.PolicyCount(subject="host", before=5, after=1, lost=4)],
             issued_again_count=1,
             confirmation="would remove 4 of 5 hosts",
+            order_count=7,
+            order_duration=Duration(seconds=7200),
+            connected_hosts_lost_count=3,
         ),
         changes=[pb.PolicyChange(change="lost", subject="host", identity="web2.example")],
         mismatches=[
@@ -25,19 +31,24 @@ def test_plan() -> None:
         ],
     )
     own = "each broker has its own policy; `certplanectl brokers` shows whether they differ"
-    assert plan_lines(plan) == [
+    terminal = Terminal()
+    assert column_lines(change_columns(), plan.changes, terminal) == [
         "CHANGE  SUBJECT  IDENTITY      PROFILE  NAME  DETAIL",
         "lost    host     web2.example  -        -     -",
-        "",
-        "hosts that ask for what would be refused, as they last reported it:",
+    ]
+    assert column_lines(mismatch_columns(), plan.mismatches, terminal) == [
         "HOST          CERTIFICATE  PROFILE  REASON             NOW  MESSAGE",
         "web1.example  web          web      NAMES_NOT_ALLOWED  -    lacks a",
-        "",
+    ]
+    assert column_lines(count_columns(), plan.summary.counts, terminal) == [
         "SUBJECT  BEFORE  AFTER  GAINED  LOST",
         "host     5       1      0       4",
-        "",
+    ]
+    assert summary_lines(plan) == [
         "certificates issued again: 1",
         "hosts' certificates that would be refused: 1",
+        "orders at public CAs: 7, which take 2h 0m at least",
+        "hosts connected now that would lose all certificates: 3",
         "a reload would have to be confirmed: it would remove 4 of 5 hosts",
         f"compared with the policy of broker1; {own}",
     ]

@@ -14,6 +14,8 @@ broker: {url: "https://broker.example:8443", server_ca_bundle: root.crt}
 identity: {cert: /etc/certplane/alice.crt, key: alice.key}
 """
 
+FLEET = '{broker: {url: "https://b.example", server_ca_bundle: root.crt}, identity: {cert: a.crt, key: a.key}}'
+
 
 def written(folder: Path, text: str) -> Path:
     file = folder / "ctl.yml"
@@ -23,18 +25,40 @@ def written(folder: Path, text: str) -> Path:
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     """The same file works from any directory."""
-    settings = load_settings(written(tmp_path, RIGHT))
-    assert settings.path(settings.identity.key) == tmp_path / "alice.key"
-    assert settings.path(settings.identity.cert) == Path("/etc/certplane/alice.crt")
+    context = load_settings(written(tmp_path, RIGHT)).named("")
+    assert context.path(context.settings.identity.key) == tmp_path / "alice.key"
+    assert context.path(context.settings.identity.cert) == Path("/etc/certplane/alice.crt")
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        pytest.param(RIGHT.replace("8443", "8443/api"), "ctl.yml:2: broker.url: has a path", id="url-with-a-path"),
+        pytest.param(
+            RIGHT.replace("8443", "8443/api"),
+            "ctl.yml:2: broker.url: must be https://host:port without a path",
+            id="url-with-a-path",
+        ),
         pytest.param(RIGHT.replace("https", "http"), "broker.url", id="no-tls"),
         pytest.param(RIGHT.replace("alice.key}", "alice.key, token: x}"), "identity.token", id="unknown-key"),
-        pytest.param("broker: {}\n", "identity", id="nothing-there"),
+        pytest.param("broker: {}\n", "broker.server_ca_bundle: is required", id="nothing-there"),
+        pytest.param("timeout: 3s\n", "identity: is required; add `identity:`, or `contexts:`", id="no-identity"),
+        pytest.param(f"{RIGHT}context: a\n", "context: there are no contexts", id="context-without-contexts"),
+        pytest.param(f"{RIGHT}contexts: {{a: {FLEET}}}\n", "broker: goes without `contexts`", id="both"),
+        pytest.param(f"contexts: {{a: {FLEET}}}\ncontext: b\n", "there is no context b; use one of: a", id="no-such"),
+        pytest.param(f"contexts: {{a b: {FLEET}}}\n", "contexts.a b: isn't a name", id="name-of-a-context"),
+        pytest.param(
+            f"contexts:\n  a: {FLEET.replace('https', 'http')}\n", "ctl.yml:2: contexts.a.broker.url", id="in-a-context"
+        ),
+        pytest.param(
+            RIGHT.replace("url: ", 'urls: ["https://a", "https://a:443"], url: '),
+            "goes without `url`",
+            id="url-and-urls",
+        ),
+        pytest.param(
+            RIGHT.replace('url: "https://broker.example:8443"', 'urls: ["https://a", "https://a:443"]'),
+            "broker.urls[1]: is the same broker as urls[0]",
+            id="twice-the-same",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, text: str, said: str) -> None:

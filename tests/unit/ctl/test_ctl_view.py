@@ -9,25 +9,28 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from certplane.ctl.live import open_display
-from certplane.ctl.view import (
-    HEALTHS,
-    STATES,
-    FleetView,
-    alarms,
-    change_line,
-    fleet_rows,
-    held_up_lines,
-    host_lines,
-    json_line,
-    renewal_line,
-    urgency,
-)
+from certplane.ctl.output import json_line
+from certplane.ctl.show.fleet import host_columns, host_rows, totals, urgency
+from certplane.ctl.show.host import sections
+from certplane.ctl.show.renewals import held_up_lines, renewal_line
+from certplane.ctl.show.words import HEALTHS, STATES
+from certplane.ctl.show.words import alarms as alarming_ones
+from certplane.ctl.view import FleetView, change_line, fleet_rows
 from certplane.errors import OperationError
 from certplane.v1 import fleet_pb2, renewal_pb2
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 Status = renewal_pb2.CertificateStatus
 Message = renewal_pb2.WatchRenewalsResponse
+
+
+def alarms(host: renewal_pb2.Host) -> bool:
+    return alarming_ones(host.certificates)
+
+
+def host_lines(host: renewal_pb2.Host, now: datetime) -> list[str]:
+    """All that `host` shows, without what is empty."""
+    return [f"{name:11}{value}" for facts, _ in sections(host, now) for name, value in facts if value]
 
 
 def held(serial: str, **fields: object) -> renewal_pb2.CertificateStatus.Held:
@@ -150,11 +153,45 @@ def test_hosts_of_several_brokers_say_where_they_are() -> None:
     ]
 
 
+def shown(hosts: list[renewal_pb2.Host], *titles: str) -> list[tuple[str, ...]]:
+    """These columns of `fleet`."""
+    columns = {column.title: column for column in host_columns(hosts, NOW)}
+    return [tuple(columns[title].text(row).strip() for title in titles) for row in host_rows(hosts)]
+
+
+def test_a_row_for_each_host_and_for_what_is_wrong() -> None:
+    """A host that is well is one row, without its identity; each further certificate that isn't well is one more."""
+    well = a_host("a", serving("identity"), serving("mail"), serving("web"))
+    ill = a_host("b", serving("identity"), serving("mail"), expired("web"), expired("zone"))
+    ill.certificate_count = 9
+    nothing = a_host("c")
+    nothing.health, nothing.blocked_reason = renewal_pb2.HEALTH_UNHEARD, "not in the policy"
+    assert shown([well, ill, nothing], "HOST", "HEALTH", "CERTIFICATE", "EXPIRES", "CAUSE") == [
+        ("a", "OK", "mail (+2)", "in 30d 0h", ""),
+        ("b", "EXPIRED", "web (+7)", "in 30d 0h", "expired at 2026-05-04 03:00:00 UTC"),
+        ("", "EXPIRED", "zone", "in 30d 0h", "expired at 2026-05-04 03:00:00 UTC"),
+        ("c", "UNHEARD", "", "", "not in the policy"),
+    ]
+    ill.certificates[2].health_cause = "UNHEARD"
+    assert shown([ill], "CAUSE")[0] == ("UNHEARD",)
+
+
+def test_totals_are_the_worst_first() -> None:
+    """Each health that there is one of."""
+    counts = [
+        fleet_pb2.HealthCount(health=renewal_pb2.HEALTH_OK, certificate_count=371),
+        fleet_pb2.HealthCount(health=renewal_pb2.HEALTH_OVERDUE),
+        fleet_pb2.HealthCount(health=renewal_pb2.HEALTH_UNHEARD, certificate_count=5),
+        fleet_pb2.HealthCount(health=renewal_pb2.HEALTH_EXPIRED, certificate_count=3),
+    ]
+    assert [text for text, _ in totals(counts)] == ["3 EXPIRED", "5 UNHEARD", "371 OK"]
+
+
 def test_health_with_its_cause_and_what_to_do() -> None:
     """`host` has both as lines; one that is well has neither."""
     text = "\n".join(host_lines(a_host("a", expired()), NOW))
-    assert "health     EXPIRED: expired at 2026-05-04 03:00:00 UTC" in text
-    assert "remedy     see that its host runs" in text
+    assert "health   EXPIRED: expired at 2026-05-04 03:00:00 UTC" in text
+    assert "remedy   see that its host runs" in text
     assert "remedy" not in "\n".join(host_lines(a_host("a", serving()), NOW))
 
 
@@ -270,6 +307,7 @@ def test_json_is_the_proto3_mapping_on_one_line() -> None:
         pytest.param(0, 0, False, "no certificate in force matches", id="nothing"),
         pytest.param(3, 0, False, "due earlier anyway", id="all-due-earlier"),
         pytest.param(3, 2, False, "2 of 3 matching certificates will be renewed, the last at 2026-05-04", id="done"),
+        pytest.param(3, 2, False, "(the others are due earlier anyway)", id="one-due-earlier"),
         pytest.param(1, 1, True, "1 of 1 matching certificate would be renewed", id="dry-run"),
     ],
 )
@@ -288,13 +326,23 @@ def test_a_renewal_tells_what_holds_certificates_up() -> None:
     waits = answer.held_up.add(host="web1.test", certificate_name="web", reason="RATE_LIMITED: 2 in a day")
     waits.next_attempt_time.FromDatetime(NOW)
     answer.held_up.add(host="web2.test", reason="two holders use its identity")
-    assert "(the others are due earlier anyway)" in renewal_line(answer, dry_run=False)
+    assert "(the others are due earlier anyway, or held up: 1)" in renewal_line(answer, dry_run=False)
     assert held_up_lines(answer, dry_run=False) == [
         f"web1.test: web waited until {NOW:%Y-%m-%d %H:%M:%S}Z and is told to try now: RATE_LIMITED: 2 in a day",
         "web2.test gets no certificate: two holders use its identity",
         "and 3 more",
     ]
     assert "would be told to try now" in held_up_lines(answer, dry_run=True)[0]
+
+
+def test_what_is_held_up_is_not_due_anyway() -> None:
+    """Where nothing but what needs a person is left over, nobody hears that it is due earlier."""
+    answer = fleet_pb2.RequestRenewalResponse(certificate_count=1, held_up_count=1)
+    answer.held_up.add(host="web2.test", reason="two holders use its identity")
+    line = renewal_line(answer, dry_run=False)
+    assert line == "0 of 1 matching certificate will be renewed (what holds up the others is below)"
+    answer.certificate_count = answer.changed_count = 2
+    assert renewal_line(answer, dry_run=False, identities=True).startswith("2 of 2 matching identities will be renewed")
 
 
 class Terminal(io.StringIO):

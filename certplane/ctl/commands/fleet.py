@@ -1,0 +1,73 @@
+"""`certplanectl fleet`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from certplane.ctl.filters import fleet_filter, order_of
+from certplane.ctl.session import Session
+from certplane.ctl.show.fleet import counts_of, host_columns, host_rows, hosts_total, totals, urgency
+from certplane.ctl.show.words import alarms
+from certplane.runtime.command import FAILED, OK
+from certplane.v1 import fleet_pb2, renewal_pb2
+
+_SCREEN: Final = 20
+"""Rows after which the totals are told again: those on top may have left the screen."""
+
+
+async def fleet(options: argparse.Namespace, session: Session) -> int:
+    """All hosts that match, the worst first."""
+    out = session.out
+    wanted = fleet_filter(options)
+    request = fleet_pb2.ListHostsRequest(
+        filter=wanted,
+        order_by=order_of(options),
+        brief=out.format is out.format.TABLE,
+        # What releases before the filter know.
+        states=wanted.states,
+        disconnected_only=wanted.disconnected_only,
+        healths=wanted.healths,
+    )
+    hosts: list[renewal_pb2.Host] = []
+    first = fleet_pb2.ListHostsResponse()
+    alarmed = False
+    async with session.client() as client:
+        async for page in client.hosts(request):
+            if not first.ByteSize():
+                first.CopyFrom(page)
+            for host in page.hosts:
+                alarmed = alarmed or (options.check and alarms(host.certificates))
+                if not out.for_people:
+                    out.message(host, host.name)
+            if out.for_people:
+                hosts += page.hosts
+    if out.for_people:
+        _show(session, options, hosts, first, filtered=bool(wanted.ByteSize()))
+    return FAILED if alarmed else OK
+
+
+def _show(
+    session: Session,
+    options: argparse.Namespace,
+    hosts: list[renewal_pb2.Host],
+    first: fleet_pb2.ListHostsResponse,
+    *,
+    filtered: bool,
+) -> None:
+    out = session.out
+    if not hosts:
+        out.lines(["no host matches" if filtered else "no host has reported yet"])
+        return
+    if options.sort == "health" and not first.host_count:
+        hosts.sort(key=urgency)  # an older broker has sent them by name, and counts nothing
+    count = first.host_count or len(hosts)
+    connected = first.connected_host_count if first.host_count else sum(host.connected for host in hosts)
+    counts = totals(first.health_counts or counts_of(hosts))
+    rows = host_rows(hosts)
+    out.parts(hosts_total(count, connected), counts)
+    out.lines([""])
+    out.table(host_columns(hosts, session.now()), rows)
+    if len(rows) > _SCREEN:
+        out.lines([""])
+        out.parts(hosts_total(count, connected), counts)

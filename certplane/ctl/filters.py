@@ -1,0 +1,226 @@
+"""What is asked of lists: the filters that are typed, as the broker's messages. Pure.
+
+One grammar for options and for `--filter KEY=VALUE`: the key is the option's name without its dashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from certplane.config.durations import DurationError
+from certplane.ctl.arguments.broker import ORDER_STATES
+from certplane.ctl.arguments.command import SORTS, parse_span
+from certplane.ctl.session import misuse
+from certplane.ctl.show.words import HEALTHS, STATES
+from certplane.errors import ConfigurationError
+from certplane.rpc.times import put_time
+from certplane.v1 import audit_pb2, certificate_pb2, fleet_pb2, order_pb2, renewal_pb2
+
+_KINDS: Final = {"host": renewal_pb2.HOST_KIND_HOST, "service": renewal_pb2.HOST_KIND_SERVICE}
+_ORDERS: Final = dict(
+    zip(
+        SORTS,
+        (
+            fleet_pb2.FLEET_ORDER_HEALTH,
+            fleet_pb2.FLEET_ORDER_NAME,
+            fleet_pb2.FLEET_ORDER_EXPIRE_TIME,
+            fleet_pb2.FLEET_ORDER_RENEW_TIME,
+            fleet_pb2.FLEET_ORDER_LAST_SEEN_TIME,
+        ),
+        strict=True,
+    )
+)
+_ORDER_STATES: Final = {word: certificate_pb2.Order.State.Value(f"STATE_{word.upper()}") for word in ORDER_STATES}
+
+Word = Callable[[str], Any]
+
+
+def _text(word: str) -> str:
+    return word
+
+
+def _one_of(key: str, known: Mapping[str, Any], other: str = "") -> Word:
+    def read(word: str) -> Any:
+        found = known.get(word.lower().replace("-", "_"))
+        if found is None:
+            also = f"; {other}" if other else ""
+            raise misuse(f"--{key} {word}: there is no such {key}", f"use one of: {', '.join(known)}{also}")
+        return found
+
+    return read
+
+
+_LISTS: Final[Mapping[str, tuple[str, Word]]] = {
+    "host": ("hosts", _text),
+    "kind": ("kinds", _one_of("kind", _KINDS)),
+    "health": ("healths", _one_of("health", HEALTHS, f"or --state with one of: {', '.join(STATES)}")),
+    "state": ("states", _one_of("state", STATES, f"or --health with one of: {', '.join(HEALTHS)}")),
+    "cause": ("causes", _text),
+    "profile": ("profiles", _text),
+    "issuer": ("issuers", _text),
+    "name": ("dns_names", str.lower),
+    "serial": ("serial_numbers", lambda word: word.lower().replace(":", "").lstrip("0")),
+    "key": ("public_keys_sha256", lambda word: word.lower().replace(":", "")),
+    "agent-version": ("agent_versions", _text),
+}
+"""Keys with several values: the field of FleetFilter, and what a word stands for."""
+_SPANS: Final = {
+    "expiring-within": "expiring_within",
+    "renewing-within": "renewing_within",
+    "unheard-for": "unheard_for",
+}
+_SWITCHES: Final = {"disconnected": "disconnected_only", "blocked": "blocked_only"}
+
+
+def fleet_filter(options: argparse.Namespace) -> fleet_pb2.FleetFilter:
+    """What the options of `add_filter` pick.
+
+    Raises:
+        ConfigurationError: a word stands for nothing.
+    """
+    wanted = fleet_pb2.FleetFilter()
+    for key in _LISTS:
+        for word in getattr(options, key.replace("-", "_")):
+            _put(wanted, key, word)
+    for field in _SPANS.values():
+        given: timedelta | None = getattr(options, field)
+        if given is not None:
+            getattr(wanted, field).FromTimedelta(given)
+    for key, field in _SWITCHES.items():
+        if getattr(options, key):
+            setattr(wanted, field, True)
+    for text in options.filter:
+        _put_text(wanted, text)
+    return wanted
+
+
+def filter_of(texts: Iterable[str]) -> fleet_pb2.FleetFilter:
+    """What texts like `health=expired,overdue`, `unheard-for=2d` or `blocked` pick.
+
+    Raises:
+        ConfigurationError: one can't be understood.
+    """
+    wanted = fleet_pb2.FleetFilter()
+    for text in texts:
+        _put_text(wanted, text)
+    return wanted
+
+
+def _put_text(wanted: fleet_pb2.FleetFilter, text: str) -> None:
+    key, equals, words = text.partition("=")
+    if key in _SWITCHES and not equals:
+        setattr(wanted, _SWITCHES[key], True)
+    elif key in _SPANS and equals:
+        getattr(wanted, _SPANS[key]).FromTimedelta(_span(f"--filter {text}", words))
+    elif key in _LISTS and words:
+        for word in words.split(","):
+            _put(wanted, key, word)
+    else:
+        keys = ", ".join([*(f"{each}=..." for each in (*_LISTS, *_SPANS)), *_SWITCHES])
+        raise misuse(f"--filter {text}: can't be understood", f"use one of: {keys}")
+
+
+def _put(wanted: fleet_pb2.FleetFilter, key: str, word: str) -> None:
+    field, read = _LISTS[key]
+    getattr(wanted, field).append(read(word))
+
+
+def _span(what: str, text: str) -> timedelta:
+    try:
+        return parse_span(text)
+    except DurationError as error:
+        raise misuse(f"{what}: is not a span of time", "write it like 30m, 24h or 7d") from error
+
+
+def order_of(options: argparse.Namespace) -> fleet_pb2.FleetOrder.ValueType:
+    """What --sort stands for."""
+    return _ORDERS[options.sort]
+
+
+def order_filter(options: argparse.Namespace) -> order_pb2.OrderFilter:
+    """What the options of `orders` pick.
+
+    Raises:
+        ConfigurationError: a word stands for nothing.
+    """
+    state = _one_of("state", _ORDER_STATES)
+    wanted = order_pb2.OrderFilter(
+        order_ids=options.id,
+        states=[state(word) for word in options.state],
+        open_only=options.open,
+        identities=options.identity,
+        profiles=options.profile,
+        issuers=options.issuer,
+        dns_names=map(str.lower, options.name),
+        reasons=map(str.upper, options.error),
+    )
+    if options.within is not None:
+        wanted.within.FromTimedelta(options.within)
+    return wanted
+
+
+def audit_filter(options: argparse.Namespace, now: datetime) -> audit_pb2.AuditFilter:
+    """What the options of `audit list` and `audit tail` pick.
+
+    Raises:
+        ConfigurationError: a time can't be understood.
+    """
+    _, serial = _LISTS["serial"]
+    wanted = audit_pb2.AuditFilter(
+        identities=options.identity,
+        dns_names=map(str.lower, options.name),
+        serial_numbers=map(serial, options.serial),
+        event_types=options.type,
+        reason_codes=map(str.upper, options.error),
+        ids=options.id,
+        profiles=options.profile,
+        severity=options.severity or "",
+    )
+    put_period(wanted, options, now)
+    return wanted
+
+
+def put_period(
+    message: audit_pb2.AuditFilter | audit_pb2.ExportAuditLogRequest, options: argparse.Namespace, now: datetime
+) -> None:
+    """Set the times of --since and --until.
+
+    Raises:
+        ConfigurationError: one can't be understood, or the end isn't after the start.
+    """
+    since, until = (
+        None if text is None else moment_of(f"--{option}", text, now)
+        for option, text in (("since", options.since), ("until", options.until))
+    )
+    if since is not None and until is not None and until <= since:
+        raise misuse("--until isn't after --since", "exchange them")
+    if since is not None:
+        put_time(since, message.start_time)
+    if until is not None:
+        put_time(until, message.end_time)
+
+
+def moment_of(option: str, text: str, now: datetime) -> datetime:
+    """A time that is typed: a span before now (`7d`), a day, or a time (RFC 3339); UTC unless it says otherwise.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    try:
+        return now - parse_span(text)
+    except (DurationError, OverflowError):
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise _no_moment(option, text) from error
+
+
+def _no_moment(option: str, text: str) -> ConfigurationError:
+    return misuse(
+        f"{option} {text}: is neither a span nor a time", "write it like 7d, 2026-01-02 or 2026-01-02T03:04:05Z"
+    )
